@@ -80,22 +80,19 @@ def _print_list(found: Sequence[DropView]) -> None:
             drop.rows,
             drop.first_run,
             clock(drop.received_at),
-            ": ".join(filter(None, (place_words(drop), _why(drop)))),
+            _name_words(drop),
         )
         for drop in found
     ]
     print_table(("DROP", "TRACK", "STATE", "ROWS", "RUN", "RECEIVED", "NAME"), rows)
 
 
-def place_words(drop: DropView) -> str:
-    """Return a drop's name as it lay in its track's inbox: below heldout/, if it is held out."""
-    return f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
-
-
-def _why(drop: DropView) -> str:
-    """Return why a drop is in the state that it is in, or what is odd in it; empty where there is nothing to say."""
+def _name_words(drop: DropView) -> str:
+    """Return a drop's name in its track's inbox, and why it is in its state or what is odd in it, if anything."""
+    place = f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
-    return waiting_words(drop) or drop.on_trial or drop.reason or same or drop.unlikely or ""
+    why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.unlikely
+    return f"{place}: {why}" if why else place
 
 
 def accept(

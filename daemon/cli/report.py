@@ -52,7 +52,7 @@ def report(
         print_json(report=report_data(overview, run))
         return
     page = report_folder(overview, run).absolute() / PAGE_NAME
-    if not path and _has_display():
+    if not path and (sys.platform == "darwin" or any(map(os.environ.get, _DISPLAYS))):
         webbrowser.open(page.as_uri())
     print_line(str(page))
 
@@ -150,10 +150,6 @@ def _read_key() -> str:
     key = typer.getchar()
     print_line(key)
     return key.lower()
-
-
-def _has_display() -> bool:
-    return sys.platform == "darwin" or any(os.environ.get(name) for name in _DISPLAYS)
 
 
 def _heads(found: Comparison) -> tuple[str, str]:

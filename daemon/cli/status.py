@@ -85,7 +85,8 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
         print_line(f"daemon: running{process}" if daemon.alive else "daemon: not running; start it: dropforge run")
         print_line(f"inbox: {settings.inbox}")
         print_line(f"state: {settings.state}")
-        _print_disk(settings)
+        disk = _disk(settings)
+        print_line(disk["shortage"] or f"disk: {size_words(disk['free_bytes'])} free")
         _print_inbox(settings, overview, alive=daemon.alive)
         for whose, words in (overview.troubles() if daemon.alive else {}).items():
             print_line(f"trouble: {whose}: {words}")
@@ -183,11 +184,6 @@ def _disk(settings: Settings) -> dict[str, Any]:
         "low_water_bytes": disk.low_water_bytes,
         "shortage": disk.shortage() or None,
     }
-
-
-def _print_disk(settings: Settings) -> None:
-    found = _disk(settings)
-    print_line(found["shortage"] or f"disk: {size_words(found['free_bytes'])} free")
 
 
 def _print_inbox(settings: Settings, overview: Overview, *, alive: bool) -> None:

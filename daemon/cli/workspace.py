@@ -93,11 +93,7 @@ def open_overview(context: typer.Context) -> Overview:
 
 
 def open_writer(context: typer.Context) -> "Engine":
-    """
-    Return an engine that writes to the workspace's database, beside the daemon or without it.
-
-    Raises `DatabaseUnusable` if there is none yet.
-    """
+    """Return an engine that writes to the workspace's database. Raises `DatabaseUnusable` if there is none yet."""
     from daemon.state import database  # noqa: PLC0415 - a quick start
 
     return database.open_writer(load_settings(context).state_folder / DATABASE_NAME)

@@ -344,11 +344,7 @@ class Dispatcher:
         self._drop(claim)
 
     def _set_apart(self, claim: claims.Claim, error: OSError | DBAPIError, now: int) -> None:
-        """
-        Let a run that has trouble with its own files wait, uncounted; its step stops with a checkpoint.
-
-        Raises an error that is no run's own: a full disk and a locked database pass, for all of them.
-        """
+        """Let a run with damaged files wait, uncounted. Raises errors that concern every run, as of a full disk."""
         if isinstance(error, DBAPIError) or is_full(error):
             raise error
         attempt = attempts.open_attempt(self._engine, claim.run_id)

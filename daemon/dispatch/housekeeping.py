@@ -36,11 +36,7 @@ class Upkeep:
         self.bases = Bases(engine, settings)
 
     def settle(self, now: int) -> None:
-        """
-        Finish what a dead process left half-done, a person's rollback too, if it was not looked for just now.
-
-        And let no run wait for what a clock said that was ahead.
-        """
+        """Finish what a dead process left half-done, and shorten waits by a clock that was ahead; twice a minute."""
         # The clock may be set back: then the last look lies ahead.
         if abs(now - self._settled_at) < _LOOK_MS:
             return

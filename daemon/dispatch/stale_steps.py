@@ -89,11 +89,7 @@ def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
 
 
 def retry_words(engine: Engine, settings: Settings, run_id: int, now: int) -> str:
-    """
-    Say what of a run would stand, and what be done again, if it were retried now; empty where nobody can tell.
-
-    Raises `DropforgeError` if it cannot be retried.
-    """
+    """Return what a retry would keep and do again; empty if nobody can tell. Raises `DropforgeError` as `retry`."""
     run = run_queue.preview_retry(engine, run_id, now, lambda _session, track: compose(settings, track))
     try:
         return "" if run is None else what_remains(engine, settings.state_folder, run).words
@@ -226,7 +222,7 @@ class _Past:
         """
         Return whether data leaves out what a former champion knew, and nothing was trained on it yet.
 
-        Too little data, too, may be so only for that champion. Where none was left out, no other one leaves more to ask.
+        Too little data may be so for that champion only. Where none was left out, another champion leaves no more.
         """
         dataset = run_files.load_dataset(self.folder, self.run_id)
         if dataset is None or "train" in whole or not (dataset.seen_by_champion or self.config.gate.on == "seen"):

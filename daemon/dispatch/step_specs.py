@@ -9,7 +9,7 @@ from sqlmodel import Session, col, select
 
 from daemon.champions import history, journal
 from daemon.dispatch.orders import step_command
-from daemon.queue.snapshots import judged_before
+from daemon.queue.snapshots import judged_before, snapshot_ids
 from daemon.queue.yardstick import yardstick_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
@@ -72,11 +72,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
 
 
 def memory_before(session: Session, state_folder: Path, run: Run) -> MemoryPlan | None:
-    """
-    Return how the latest training like that of `run` came to fit into its device's memory.
-
-    That is one on the same base, under the same settings of memory, on whatever track: what ran out is not tried twice.
-    """
+    """Return the memory plan of the latest training on the same base and settings of memory, on any track."""
     asked = _asks(run.config or {})
     others = select(Run).where(Run.id != run.id, col(Run.config).is_not(None)).order_by(col(Run.id).desc())
     for other in session.exec(others.limit(_LOOKED_AT)):
@@ -132,7 +128,7 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
 def _twin(session: Session, settings: Settings, run: Run, champion: str) -> TwinRun | None:
     """Return the run that a trial repeats; `None` for any other run, and where the two have not the same to say."""
     blamed = session.exec(select(Suspect.blamed_run).where(Suspect.trial_run == run.id)).first()
-    if blamed is None or _drops(session.get_one(Run, blamed)) != _drops(run):
+    if blamed is None or snapshot_ids(session.get_one(Run, blamed)) != snapshot_ids(run):
         return None
     try:
         verdict = run_files.load_verdict(settings.state_folder, blamed)
@@ -141,10 +137,6 @@ def _twin(session: Session, settings: Settings, run: Run, champion: str) -> Twin
     if verdict is None or verdict.gain is None or verdict.champion_model_id != champion:
         return None
     return TwinRun(run=blamed, gain=verdict.gain)
-
-
-def _drops(run: Run) -> set[object]:
-    return {drop["id"] for drop in run.snapshot or ()}
 
 
 def key_of(attempt: Attempt) -> str:

@@ -46,11 +46,7 @@ def look(name: bytes, folder_fd: int) -> os.stat_result:
 
 
 def identity(info: os.stat_result) -> str:
-    """
-    Return what tells this very file, unmoved and unchanged, from any other.
-
-    A rename changes the ctime: a file that was moved away and back is another one by this.
-    """
+    """Return what tells this file, unmoved and unchanged, from any other: a rename changes the ctime."""
     return f"{info.st_ino}:{info.st_ctime_ns}:{info.st_size}"
 
 

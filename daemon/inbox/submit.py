@@ -19,11 +19,7 @@ _MODE = 0o640
 
 
 def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> Path:
-    """
-    Copy `source` into the inbox of a declared `track`, or its held-out folder; return the copy.
-
-    Raises what `incoming` and `place` do, and `OSError` if `source` cannot be read.
-    """
+    """Copy `source` into a declared track's inbox; return the copy. Raises as `incoming` and `place`, or `OSError`."""
     require_usable(source.name)
     with incoming(settings) as new:
         _copy(source, new.file)

@@ -36,11 +36,7 @@ class Claim:
 
 
 def held_run(session: Session, claim: Claim) -> Run:
-    """
-    Return the claim's run. Raises `LostClaim` if it is not running under the claim's token.
-
-    The caller's transaction holds the write lock, so that the answer is still true when it writes.
-    """
+    """Return the claim's run in a transaction that writes. Raises `LostClaim` if it does not run under the token."""
     run = session.exec(_HELD, params={"held_id": claim.run_id, "held_token": claim.token}).first()
     if run is None:
         message = f"run {claim.run_id} is not held by this daemon any more"

@@ -44,11 +44,7 @@ class Withdrawal(NamedTuple):
 
 
 def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:
-    """
-    Let a proposed drop count from the next snapshot on, by this person's word. Raises `DropforgeError`.
-
-    Pinned records for want of which the last run ended start one.
-    """
+    """Let a proposed drop count, and start the run that ended for want of records. Raises `DropforgeError`."""
     with transaction(engine) as session:
         drop = _known(session, drop_id)
         if drop.state != DropState.PROPOSED:

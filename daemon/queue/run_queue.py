@@ -66,11 +66,7 @@ class Ending:
 
 
 def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
-    """
-    Open the track's one queued run, or put off the one that is open to `not_before` if that is later.
-
-    Works in the caller's transaction, so that a drop and its run are there together or not at all.
-    """
+    """Open the track's queued run in the caller's transaction, or put off the open one to a later `not_before`."""
     ensure_track(session, track, now)
     run = _opened(session, track)
     if run is None:
@@ -181,11 +177,7 @@ def finish(
 
 
 def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetrySettings) -> RunState:
-    """
-    Count a failure of the run's own; let it wait for another try, or end it; return its new state.
-
-    The wait is `backoff_seconds`, doubled at each further failure, an hour at most.
-    """
+    """Count a failure; let the run wait (`backoff_seconds`, doubled up to an hour) or end it; return its state."""
     with transaction(engine) as session:
         run = held_run(session, claim)
         failures = run.failures + 1
@@ -254,11 +246,7 @@ def require_retriable(engine: Engine, run_id: int) -> None:
 def preview_retry(
     engine: Engine, run_id: int, now: int, configure: Callable[[Session, Track], RunConfig]
 ) -> Run | None:
-    """
-    Return a run with the settings and drops that it would go on with after a retry; `None` if it would not.
-
-    Nothing is written. Raises `DropforgeError` where `retry` does.
-    """
+    """Return a run as it would go on after `retry`, which raises the same; `None` if it would not. Writes nothing."""
     with Session(engine, expire_on_commit=False) as session:  # never committed
         _retry(session, run_id, now)
         run = known_run(session, run_id)
@@ -269,11 +257,7 @@ def preview_retry(
 
 
 def rescue(engine: Engine, now: int) -> list[Claim]:
-    """
-    Adopt every running run under a new token, uncounted, oldest first.
-
-    For the start of a daemon that holds the state folder's lock, so that no other owner can be alive.
-    """
+    """Adopt every running run under a new token, uncounted, oldest first; the caller holds the state folder's lock."""
     claims = []
     with transaction(engine) as session:
         for run in session.exec(select(Run).where(Run.state == RunState.RUNNING).order_by(col(Run.id))):

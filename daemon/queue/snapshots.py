@@ -39,6 +39,11 @@ def as_snapshot(drops: Sequence[Drop]) -> list[dict[str, object]]:
     return [_as_artifact(drop).model_dump(mode="json") for drop in drops]
 
 
+def snapshot_ids(run: Run) -> frozenset[int]:
+    """Return the numbers of the drops in a run's snapshot."""
+    return frozenset(int(str(drop["id"])) for drop in run.snapshot or ())
+
+
 def next_drops(session: Session, track: str) -> Sequence[Drop]:
     """Return the drops that a run of the track which began now would see, oldest first."""
     return _free(session, None, col(Drop.track) == track)
@@ -62,11 +67,7 @@ def _taken(session: Session, run: Run, which: ColumnElement[bool]) -> list[dict[
 
 
 def waiting_drops(session: Session, track: str, owner: str | None = None) -> int:
-    """
-    Return how many accepted drops for training no snapshot holds yet; those on trial wait for nothing.
-
-    With `owner` those that this user dropped are counted.
-    """
+    """Return how many accepted training drops, of `owner` if named, wait for a run; those on trial do not."""
     return _count(session, _WAITING, track, owner)
 
 

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.queue import run_queue
-from daemon.queue.snapshots import JUDGED, as_snapshot
+from daemon.queue.snapshots import JUDGED, as_snapshot, snapshot_ids
 from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
@@ -97,11 +97,7 @@ def is_on_trial(session: Session, drop: Drop) -> bool:
 
 
 def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | None:
-    """
-    End the search for one drop by a person's word; return the trial of it that is to be ended, if there is one.
-
-    Works in the caller's transaction, which has changed the drop.
-    """
+    """End the search for a drop that the caller's transaction has changed; return its open trial, if there is one."""
     found = session.exec(_open().where(Suspect.drop_id == drop.id)).first()
     if found is None:
         return None
@@ -114,7 +110,7 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | N
 def try_again_without(session: Session, drop: Drop) -> None:
     """Let the drop that a trial tries be tried anew, since `drop`, which the trial was made with too, was withdrawn."""
     for suspect in session.exec(_open().where(Suspect.track == drop.track, col(Suspect.trial_run).is_not(None))).all():
-        if suspect.drop_id != drop.id and drop.id in _ids(session.get_one(Run, suspect.trial_run)):
+        if suspect.drop_id != drop.id and drop.id in snapshot_ids(session.get_one(Run, suspect.trial_run)):
             _try_again(session, suspect)
 
 
@@ -137,7 +133,7 @@ def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, 
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
     unlikely = {one.drop for one in verdict.champion_losses if one.stands_out}
-    new = _accepted(session, _ids(run) - known)
+    new = _accepted(session, snapshot_ids(run) - known)
     pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, drop not in unlikely, -drop))
     for drop in pending[:MOST]:
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0, opened_at=now))
@@ -158,8 +154,8 @@ def _came_when_lost(session: Session, run: Run, lost: Iterable[int]) -> set[int]
         while streak < len(before) and drop in _numbers(lost_in.get(before[streak])):
             streak += 1
         if streak:
-            began = _ids(session.get_one(Run, before[streak - 1]))
-            well = _ids(session.get_one(Run, before[streak])) if streak < len(before) else set()
+            began = snapshot_ids(session.get_one(Run, before[streak - 1]))
+            well = snapshot_ids(session.get_one(Run, before[streak])) if streak < len(before) else frozenset()
             came |= began - well
     return came
 
@@ -304,12 +300,8 @@ def _trials(session: Session, track: str, now: int) -> int:
 
 def _train_ids(session: Session, run: Run) -> set[int]:
     """Return the drops for training in a run."""
-    asked = select(Drop.id).where(col(Drop.id).in_(_ids(run)), Drop.role == "train")
+    asked = select(Drop.id).where(col(Drop.id).in_(snapshot_ids(run)), Drop.role == "train")
     return {number for number in session.exec(asked).all() if number}
-
-
-def _ids(run: Run) -> set[int]:
-    return {int(str(drop["id"])) for drop in run.snapshot or ()}
 
 
 def _numbers(value: object) -> list[int]:

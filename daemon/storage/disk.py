@@ -87,11 +87,7 @@ class Disk(FreeSpace):
         self._was_low = False
 
     def require(self, needs: Mapping[str, int], *, margin: bool = True) -> None:
-        """
-        Raise `DropforgeError` unless the disk has room for what each step needs, in bytes by step.
-
-        With `margin` the low-water mark stays free beside.
-        """
+        """Raise `DropforgeError` unless each step's bytes fit, with `margin` above the low-water mark."""
         need = sum(needs.values())
         free = self.free_bytes()
         kept = self.low_water_bytes if margin else 0
@@ -104,11 +100,7 @@ class Disk(FreeSpace):
         raise DropforgeError(message, hint)
 
     def look(self, engine: Engine, now: int) -> str:
-        """
-        Return what `shortage` does, and leave an event when that changed.
-
-        Raises what the database raises on a full disk.
-        """
+        """Return what `shortage` does, and record a change. Raises what the database raises on a full disk."""
         words = self.shortage()
         if bool(words) != self._was_low:
             with transaction(engine) as session:

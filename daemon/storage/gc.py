@@ -109,11 +109,7 @@ def collecting(state_folder: Path) -> Iterator[None]:
 
 
 def empty_trash(state_folder: Path) -> None:
-    """
-    Delete what was collected, now or by a collection that was cut off.
-
-    Raises `OSError` if something cannot be deleted, once all else is.
-    """
+    """Delete what was collected. Raises `OSError` if something cannot be deleted, once all else is."""
     trash = state_folder / TRASH_NAME
     refused = []
     for path in list(trash.iterdir()) if trash.is_dir() else ():

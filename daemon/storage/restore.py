@@ -108,11 +108,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
 
 
 def _keep_settings(settings: Settings, source: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """
-    Put a backup's settings beside the database, where a person reads them and nothing else does.
-
-    Returns where they are, and the tracks that they declare; `None` where they are today's but for places.
-    """
+    """Keep a backup's settings for a person, unless they are today's; return the file and the tracks declared there."""
     found = durable.read_object(source / SETTINGS) if source.is_dir() else {}
     today = settings.model_dump(mode="json")
     if all(found.get(name) == value for name, value in today.items() if name not in _PLACES) or not found:
@@ -200,11 +196,7 @@ def _open_backup(source: Path) -> tuple[Path, Manifest]:
 
 
 def _put_runs_aside(root: Path, database: Path, replaced: Path) -> None:
-    """
-    Move away what later runs left, and all orders to the worker.
-
-    Their numbers are given again, and a new run must not find an old one's results under its own.
-    """
+    """Move away later runs, whose numbers are given again, and all orders to the worker."""
     with closing(sqlite3.connect(database)) as connection:
         over = {str(row[0]) for row in connection.execute(_SUCCEEDED)}
     (replaced / "runs").mkdir()

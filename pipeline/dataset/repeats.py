@@ -143,11 +143,7 @@ def repeat_lines(file: Path, found: Repeats) -> list[str]:
 
 
 def likely_metric(path: Path) -> str | None:
-    """
-    Return the metric that `evaluate.metric = "auto"` takes for a drop's first answers; `None` if it has no record.
-
-    A run decides by its held-out records, of all drops. Raises `OSError`.
-    """
+    """Return the metric that "auto" takes for a drop's first answers; `None` without records. Raises `OSError`."""
     records = (row for row in read_records(path, _LIMITS) if isinstance(row, Record))
     return metric_of([row.output for row in islice(records, _MOST_ANSWERS)])
 

@@ -10,11 +10,7 @@ if TYPE_CHECKING:
 
 
 def outline(value: Any) -> Any:
-    """
-    Return a small row that breaks the schema where `value` does, but for tags that are too many: it has none then.
-
-    jsonschema looks at every item of a list, and repeats in each error the whole value that it is about.
-    """
+    """Return a small row that breaks the schema as `value` does, so that errors stay small; without too many tags."""
     if not isinstance(value, dict):
         return _small(value)
     small = {key: _small(value[key]) for key in (*KEYS, *LABELS) if key in value}

@@ -21,11 +21,7 @@ _MOST_BYTES = 1 << 20
 
 
 def read(folder: Folder, name: str | bytes) -> bytes | None:
-    """
-    Return a regular file of the daemon's user, or its first `_MOST_BYTES`; `None` if there is no such file.
-
-    Raises `OSError` if it cannot be read.
-    """
+    """Return the first `_MOST_BYTES` of a regular file of the daemon's user; `None` if there is none."""
     try:
         fd = os.open(name, _READ, dir_fd=folder.fd)
     except OSError:

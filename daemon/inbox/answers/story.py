@@ -12,6 +12,7 @@ from sqlmodel import Session, col, select
 
 from daemon.inbox.answers.receipts import iso_time
 from daemon.inbox.answers.remarks import begins_when, loss_words, unlikely_words, use_of_pinned
+from daemon.queue.snapshots import snapshot_ids
 from daemon.queue.states import RETRIABLE
 from daemon.settings.model import Settings
 from daemon.state.states import (
@@ -70,11 +71,6 @@ class TrackPast:
             if number is not None and drop.id in self._held[number]:
                 return session.get_one(Run, number)
         return None
-
-
-def snapshot_ids(run: Run) -> frozenset[int]:
-    """Return the drops in a run's snapshot."""
-    return frozenset(int(str(drop["id"])) for drop in run.snapshot or ())
 
 
 def tell(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> str:

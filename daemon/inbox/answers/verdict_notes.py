@@ -16,8 +16,9 @@ from sqlmodel import Session, col, select
 
 from daemon.inbox.answers import own_files
 from daemon.inbox.answers.receipts import RECEIPT, home_of, names_for
-from daemon.inbox.answers.story import TrackPast, snapshot_ids, tell
+from daemon.inbox.answers.story import TrackPast, tell
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
+from daemon.queue.snapshots import snapshot_ids
 from daemon.settings.model import Settings
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.states import DropState

@@ -15,11 +15,7 @@ from pipeline.errors import DropforgeError
 
 
 def pause(engine: Engine, track: str, word: Word) -> None:
-    """
-    Let the track begin no run until `resume`, whether or not it has had one before; the caller knows that it is one.
-
-    Raises `DropforgeError` if it is paused already: nobody's reason is lost.
-    """
+    """Let a known track begin no run until `resume`. Raises `DropforgeError` if it is paused already."""
     with transaction(engine) as session:
         row = ensure_track(session, track, word.at)
         if row.paused is not None:
