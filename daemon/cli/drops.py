@@ -58,7 +58,7 @@ def drops(
         chosen_tracks(context, track)
     overview = open_overview(context)
     found = overview.drops(track, state, None if whole else MOST_LISTED)
-    older = count_older(overview, "drop", {"track": track, "state": state}, found)
+    older = count_older(overview, "drop", found[-1].id if found else None, track=track, state=state)
     if as_json:
         print_json(drops=dump(found), older=older)
         return

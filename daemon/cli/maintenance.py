@@ -18,7 +18,7 @@ from daemon.cli.workspace import (
     open_writer,
     refuse_missing,
 )
-from daemon.settings.model import Settings, SettingsError
+from daemon.settings.model import Settings
 from daemon.settings.origins import origins
 from daemon.settings.text import nearest
 from daemon.system.clock import now_ms
@@ -78,14 +78,8 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
     model is not there or cannot be trained, or a package or program that a setting needs is not installed. Changes
     nothing; the daemon reads its settings when it starts.
     """
-    from daemon.views.doctor import bases  # noqa: PLC0415 - `config` needs no database
-
-    settings = load_settings(context)
-    where = str(chosen_file(context))
-    bad = [one for one in bases(settings) if one.level == "bad"]
-    if bad:
-        raise SettingsError(f"{where}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}", bad[0].remedy)
-    refuse_missing(context, settings)
+    settings, where = load_settings(context), str(chosen_file(context))
+    refuse_missing(context, settings, with_bases=True)
     if as_json:
         print_json(ok=True, file=where, tracks=list(settings.track_names))
     else:

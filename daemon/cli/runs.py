@@ -67,7 +67,7 @@ def runs(
         chosen_tracks(context, track)
     overview = open_overview(context)
     found = overview.runs(track, None if state is None else [state], None if whole else MOST_LISTED)
-    older = count_older(overview, "run", {"track": track, "state": state}, found)
+    older = count_older(overview, "run", found[-1].id if found else None, track=track, state=state)
     if as_json:
         print_json(runs=dump(found), older=older)
         return

@@ -16,13 +16,9 @@ from daemon.views.reader import count_rows
 from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sqlalchemy import Engine
 
     from daemon.state.events import Word
-    from daemon.views.drop_lineage import DropView
-    from daemon.views.overview import RunView
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AllOption = Annotated[
@@ -76,13 +72,13 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
     return settings
 
 
-def refuse_missing(context: typer.Context, settings: Settings) -> None:
-    """Raise `SettingsError` naming each package, program, suite and address that settings need and that is not here."""
+def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bool = False) -> None:
+    """Raise `SettingsError` naming each package, program, suite and address, and base, that settings need and lack."""
     from daemon.messages.addresses import examine  # noqa: PLC0415 - a quick start
-    from daemon.views.doctor import needs  # noqa: PLC0415 - a quick start
+    from daemon.views.doctor import bases, needs  # noqa: PLC0415 - a quick start
 
-    file = chosen_file(context)
-    bad = [one for one in (*needs(settings), *examine(settings.messages, file)) if one.level == "bad"]
+    file, looked = chosen_file(context), bases(settings) if with_bases else ()
+    bad = [one for one in (*looked, *needs(settings), *examine(settings.messages, file)) if one.level == "bad"]
     if bad:
         raise SettingsError(f"{file}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}", bad[0].remedy)
 
@@ -147,11 +143,6 @@ RunArgument = Annotated[
 ]
 
 
-def count_older(
-    overview: Overview,
-    table: str,
-    wanted: dict[str, str | list[str] | None],
-    found: "Sequence[DropView] | Sequence[RunView]",
-) -> int:
-    """Return how many rows with the `wanted` values are older than the last that was found."""
-    return sum(overview.read(lambda base: [count_rows(base, table, wanted, found[-1].id)])) if found else 0
+def count_older(overview: Overview, table: str, last: int | None, **wanted: str | list[str] | None) -> int:
+    """Return how many rows with the `wanted` values are older than the `last` one of a list; 0 if there is none."""
+    return 0 if last is None else overview.read(lambda base: [count_rows(base, table, wanted, last)])[0]

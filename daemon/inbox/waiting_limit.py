@@ -19,6 +19,8 @@ from daemon.state.database import transaction
 from daemon.system.programs import name_of
 from pipeline.wording import count
 
+_LIMIT = "the limit (intake.max_waiting_drops)"
+
 
 class WaitingLimit:
     """Holds `intake.max_waiting_drops`; used by the intake's thread."""
@@ -31,7 +33,7 @@ class WaitingLimit:
         self._full: set[tuple[str, int]] = set()
 
     def is_full(self, settled: Settled, info: os.stat_result) -> bool:
-        """Say without a question whether a file was found to be one too many; `full_tracks` sees when there is room."""
+        """Return whether an earlier file of the owner was one too many, without a query; `full_tracks` looks again."""
         return settled.role == "train" and (settled.track, info.st_uid) in self._full
 
     def full_tracks(self) -> list[str]:
@@ -43,30 +45,27 @@ class WaitingLimit:
 
     def why_full(self, session: Session, settled: Settled, info: os.stat_result) -> str:
         """Return in words that a file would be one too many; empty if not."""
+        track, owner = settled.track, name_of(info.st_uid)
         if settled.role == "train":
-            if not self._wait(session, settled.track, info.st_uid):
-                return ""
-            self._full.add((settled.track, info.st_uid))
-            return self.words(info)
-        owner = name_of(info.st_uid)
-        if not self.why_it_waits(settled, info) or proposed_drops(session, settled.track, owner) < self._most:
-            return ""
-        files = count(self._most, "held-out file", "held-out files")
-        limit = "the limit (intake.max_waiting_drops)"
-        return f"{files} of {owner} wait for approval, {limit}: dropforge drops accept DROP"
+            if self._wait(session, track, info.st_uid):
+                self._full.add((track, info.st_uid))
+                return self.words(info)
+        elif self.why_it_waits(settled, info) and proposed_drops(session, track, owner) >= self._most:
+            files = count(self._most, "held-out file")
+            return f"{files} of {owner} wait for approval, {_LIMIT}: dropforge drops accept DROP"
+        return ""
 
     def words(self, info: os.stat_result) -> str:
-        """Say that too many drops of a file's owner wait for a run."""
-        waiting = count(self._most, "drop", "drops")
-        return f"{waiting} of {name_of(info.st_uid)} wait for a run, the limit (intake.max_waiting_drops)"
+        """Return that too many drops of a file's owner wait for a run."""
+        return f"{count(self._most, 'drop')} of {name_of(info.st_uid)} wait for a run, {_LIMIT}"
 
     def why_it_waits(self, settled: Settled, info: os.stat_result) -> str | None:
-        """Return why a held-out file waits for a person; `None` if it counts at once."""
+        """Return why a held-out file waits for approval; `None` if it counts at once."""
         why = why_it_waits(self._settings, settled.track, info.st_uid, info.st_mode)
         return why or self._inbox.why_movable()
 
     def needs_approval(self, settled: Settled) -> bool:
-        """Say whether a file would wait for a person; one that cannot be looked at does not."""
+        """Return whether a file would wait for approval; one that cannot be looked at does not."""
         if settled.role != "heldout":
             return False
         try:
