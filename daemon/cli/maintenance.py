@@ -191,7 +191,7 @@ def _tracks(names: Sequence[str]) -> str:
 
 
 def _is_outside(context: typer.Context) -> bool:
-    """Say whether the settings are the service's, and this process runs without what its unit sets."""
+    """Return whether the settings are the service's and this process runs outside of its unit."""
     return chosen_file(context) == SERVICE_FILE and "STATE_DIRECTORY" not in os.environ
 
 

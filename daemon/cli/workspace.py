@@ -46,7 +46,7 @@ def config_path(context: typer.Context) -> Path | None:
 
 
 def _is_workspace() -> bool:
-    """Say whether variables name a workspace, or the current folder is one."""
+    """Return whether variables name a workspace, or the current folder is one."""
     set_here = {name for name in os.environ if name.startswith(ENV_PREFIX)} - OTHER_VARIABLES | {"DROPFORGE_CONFIG"}
     # `access` raises nothing in a folder that this user may not enter.
     return any(map(os.environ.get, set_here)) or any(os.access(name, os.F_OK) for name in (FILE_NAME, ".dropforge"))
@@ -96,7 +96,7 @@ def open_writer(context: typer.Context) -> "Engine":
 
 
 def word_of_user(reason: str = "") -> "Word":
-    """Return what the user who started this command says now, and why."""
+    """Return the manual decision of the user who started this command."""
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.state.events import Word  # noqa: PLC0415
 

@@ -319,7 +319,7 @@ class Dispatcher:
         report = run_files.load_evaluation(self._root, claim.run_id)
         if dataset is None or report is None:
             return
-        # Fewer at once than it was told to: memory did not hold more.
+        # Smaller than the setting: more did not fit into memory.
         ran_out = report.batch_size < spec.config.evaluate.batch_size
         tracks.fix_track(
             self._engine,

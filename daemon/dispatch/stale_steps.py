@@ -58,7 +58,7 @@ class Remains:
     certain: bool
     """Whether `stands` is sure: not where `prepare` is done again and may come to other rows."""
     left: str = ""
-    """Which model, no longer the champion, the training went on from; empty if none."""
+    """The former champion that the training started from, in words; empty if none."""
 
     @property
     def words(self) -> str:
@@ -82,7 +82,7 @@ def up_to_date(engine: Engine, state_folder: Path, run: Run, now: int) -> dict[s
 
 
 def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
-    """Say whether the step of `spec`, which runs, is for a training that began from a model that serves no more."""
+    """Return whether the running step of `spec` belongs to a training from a former champion."""
     with transaction(engine) as session:
         serving = champion(session, run.track)
     return serving.model_id != spec.champion.model_id and bool(_Past(engine, Path(spec.root), run).left)
@@ -168,7 +168,7 @@ class _Past:
         with transaction(engine) as session:
             self.serving = champion(session, run.track)
             is_champion = promotion_of(session, self.run_id) is not None
-        #: By step: which model, no longer the champion, it goes on from; its own model may have taken that one's place.
+        #: By step: the former champion that it was trained from, in words; none if its own model was promoted.
         self.left = {} if is_champion else self._left()
 
     def _left(self) -> dict[str, str]:

@@ -79,7 +79,7 @@ class _Source(NamedTuple):
     earlier: tuple[Drop, dict[str, object]] | None = None
     """The drop that this very file was recorded as before the daemon died, with the detail of its event."""
     pinned: Sequence[str] = ()
-    """The sha256 of what a file of training rows must not be among."""
+    """The sha256 of the track's pinned drops, for a file of training rows."""
 
 
 class Intake:

@@ -29,22 +29,22 @@ class WaitingLimit:
         """Count in the database of `engine`."""
         self._engine, self._settings, self._inbox = engine, settings, inbox
         self._most = settings.intake.max_waiting_drops
-        #: Tracks and the users of whose drops too many wait there for a run.
+        #: Tracks and users whose limit of drops that wait for a run is reached.
         self._full: set[tuple[str, int]] = set()
 
     def is_full(self, settled: Settled, info: os.stat_result) -> bool:
-        """Return whether an earlier file of the owner was one too many, without a query; `full_tracks` looks again."""
+        """Return whether the owner's limit was reached when it was last counted; `full_tracks` counts again."""
         return settled.role == "train" and (settled.track, info.st_uid) in self._full
 
     def full_tracks(self) -> list[str]:
-        """Return the tracks for which a file had to stay in the inbox, as too many of its owner's drops wait there."""
+        """Return the tracks with files in the inbox that exceed their owner's limit."""
         if self._full:
             with transaction(self._engine) as session:
                 self._full = {(track, uid) for track, uid in self._full if self._wait(session, track, uid)}
         return sorted({track for track, _uid in self._full})
 
     def why_full(self, session: Session, settled: Settled, info: os.stat_result) -> str:
-        """Return in words that a file would be one too many; empty if not."""
+        """Return that a file exceeds its owner's limit, in words; empty if it does not."""
         track, owner = settled.track, name_of(info.st_uid)
         if settled.role == "train":
             if self._wait(session, track, info.st_uid):
@@ -76,6 +76,6 @@ class WaitingLimit:
         return self.why_it_waits(settled, info) is not None
 
     def _wait(self, session: Session, track: str, uid: int) -> bool:
-        # Whose they are takes longer to ask than how many there are.
+        # The count by owner is slower, and rarely needed.
         most = self._most
         return waiting_drops(session, track) >= most and waiting_drops(session, track, name_of(uid)) >= most

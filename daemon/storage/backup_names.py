@@ -137,7 +137,7 @@ def _as_read(kind: object, value: object) -> object:
 
 
 def is_below(name: str) -> bool:
-    """Say whether a path is relative and leads to no place above, by way of no other one."""
+    """Return whether a path is relative and has no part `.` or `..`."""
     return name.isprintable() and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 

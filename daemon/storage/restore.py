@@ -39,7 +39,7 @@ _BEGIN_AGAIN = (
     SELECT :now, 'run_interrupted', track, id, '{}' FROM run WHERE state = 'running'
     """,
     "UPDATE run SET state = 'waiting', token = NULL WHERE state = 'running'",
-    # By the states: what `ended_at` says is the backup's word.
+    # By the states: `ended_at` of a backup may be anything.
     "UPDATE run SET config = NULL WHERE state NOT IN ('succeeded', 'failed', 'crashed', 'cancelled')",
 )
 

@@ -207,7 +207,7 @@ def leftovers(attempt: Path) -> Iterator[Path]:
 
 
 def large_files(root: Path) -> Iterator[Path]:
-    """Yield what takes most of a state folder: models, and what runs left beside their story."""
+    """Yield the large files of a state folder: models, and the working files of runs."""
     yield from root.glob("models/*")
     for folder in root.glob("runs/*"):
         yield from working_files(folder)

@@ -20,7 +20,7 @@ from pipeline.wording import count
 MOST_ROWS = 1_000_000
 #: Answers that tell which metric suits a file.
 _MOST_ANSWERS = 200
-#: Parts that the rows are compared in.
+#: Parts in which rows are compared: the dictionaries of one part are in memory at a time.
 _PARTS = 1024
 #: Rows of a pinned file that are read together.
 _TOGETHER = 1000
@@ -41,7 +41,7 @@ class Repeats(NamedTuple):
     """Prompts with more than one answer."""
     first_prompt: int = 0
     too_long: int = 0
-    """Rows that have more tokens than fit, whatever the tokenizer makes of them."""
+    """Rows that are longer than `train.max_length` with any tokenizer."""
     first_too_long: int = 0
 
 

@@ -31,7 +31,7 @@ def command(program: str) -> str:
 
 
 def other_format(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Return the key that gives a row of another format away, what it is, and how it becomes a record."""
+    """Return the key that identifies another format, the format's name, and how its rows become records."""
     if "instruction" in row:
         return None
     if "conversations" in row:

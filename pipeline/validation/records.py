@@ -53,7 +53,7 @@ _ALIASES = {
 }
 
 
-#: Told lines of good records, each with its end but for the last of a file, and the number of the first.
+#: Called with the number of a line, and with good records from this line on as JSON Lines.
 Look = Callable[[int, bytes], None]
 
 

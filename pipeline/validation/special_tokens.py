@@ -22,7 +22,7 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _ADDED = re.compile(rb'"added_tokens"\s*:\s*(?=\[)')
 #: Of special tokens, and of the list of added ones in tokenizer.json; the most of any model are some thousand.
 _MOST_TOKENS, _MOST_CHARACTERS, _LISTED_BYTES = 1 << 14, 1 << 18, 4 << 20
-#: Beginnings of beginnings that a pattern goes down to: each is a bracket in a bracket.
+#: Most groups within each other in a pattern of tokens.
 _DEEPEST = 20
 
 
@@ -36,7 +36,7 @@ def special_tokens(folder: Path) -> tuple[str, ...]:
 
 
 def token_problem(folder: Path) -> str:
-    """Return why nobody should look for the special tokens of the tokenizer in `folder`; empty if one can."""
+    """Return why the special tokens of the tokenizer in `folder` cannot be used; empty if they can."""
     return _read(tuple(signature(folder / name) for name in FILES))[1]
 
 

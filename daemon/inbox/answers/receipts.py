@@ -170,7 +170,7 @@ def iso_time(milliseconds: int) -> str:
 
 
 def _told(findings: Sequence[Finding]) -> Sequence[Finding]:
-    """Return the findings that are written, by their place: the first of each rule and kind, then the others."""
+    """Return the findings to write, in their order: the first of each rule and kind, and then others."""
     rules: dict[str, int] = {}
     kinds: dict[tuple[str, str], int] = {}
     for number, finding in enumerate(findings):

@@ -132,7 +132,7 @@ def owner_of(session: Session, drop: Drop) -> str | None:
 
 
 def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:
-    """Return the name under which a drop was filed away: the document of this ending beside it is about the drop."""
+    """Return the name under which a drop was filed away: the document with this ending beside it names the drop."""
     for name in _names(drop):
         document = own_files.read(folder, name + ending)
         if document is not None and _is_about(document, drop):
@@ -146,7 +146,7 @@ def _names(drop: Drop) -> Iterator[str]:
 
 
 def _is_about(document: bytes, drop: Drop) -> bool:
-    """Return whether this is a document of a drop; what somebody dropped under such a name lies there, too."""
+    """Return whether this is a document of a drop; a dropped file may have such a name, too."""
     try:
         value = json.loads(document)
     except (ValueError, RecursionError):
