@@ -11,7 +11,6 @@ from pathlib import Path
 from time import monotonic
 
 from sqlalchemy import Engine
-from sqlmodel import Session
 
 from daemon.champions import journal, promotion
 from daemon.champions.history import blocked, forcing
@@ -19,6 +18,7 @@ from daemon.champions.journal import alone, carry_out, champion, intend
 from daemon.champions.model_files import TryOut, check_files, later, require_there
 from daemon.champions.promotion import Candidate
 from daemon.champions.review.blind_review import require_reviewed
+from daemon.queue.states import known_run
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import Word
@@ -35,7 +35,7 @@ def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Prom
     files have changed; `ChampionMoved`, `Blocked` if it was rolled back from, `Cancelled`.
     """
     with transaction(engine) as session:
-        run = _known(session, run_id)
+        run = known_run(session, run_id)
         past = journal.history(session, run.track)
     _require_waiting(state_folder, run, past)
     with transaction(engine) as session:
@@ -64,7 +64,7 @@ def force(
     blocked; suspended drops stay suspended. Raises `DropforgeError`, or `ChampionMoved` if another change came first.
     """
     with transaction(engine) as session:
-        run = _known(session, run_id)
+        run = known_run(session, run_id)
         serving = champion(session, run.track)
     identity = _model_of(state_folder, run)
     if identity == serving.model_id:
@@ -103,13 +103,6 @@ def who() -> str:
         name = f"user {os.getuid()}"
     behind = os.environ.get("SUDO_USER", "")
     return f"{name}, by sudo of {behind}" if behind and behind != name else name
-
-
-def _known(session: Session, run_id: int) -> Run:
-    run = session.get(Run, run_id)
-    if run is None:
-        raise DropforgeError(f"there is no run {run_id}", "list them: dropforge runs")
-    return run
 
 
 def _blocked_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:

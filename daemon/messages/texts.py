@@ -41,63 +41,52 @@ class Text(NamedTuple):
     """A line for a message of several events of this kind; without it each event is a message."""
 
 
-class _Told(NamedTuple):
-    """What a function below gives: the title's end and the lines."""
-
-    level: str
-    title: str
-    lines: tuple[str, ...]
-    brief: str = ""
-
-
 def text_of(session: Session, state_folder: Path, event: Event) -> Text | None:
     """Return the message that an event is told by at once; `None` if it is left to the digest."""
     tell = _AT_ONCE.get(event.kind)
-    told = None if tell is None else tell(session, state_folder, event)
-    if told is None:
-        return None
-    return Text(event.kind, told.level, f"[dropforge] {told.title}", "\n".join(filter(None, told.lines)), told.brief)
+    return None if tell is None else tell(session, state_folder, event)
 
 
-def _promoted(_session: Session, _root: Path, event: Event) -> _Told:
+def _text(event: Event, level: str, title: str, *lines: str, brief: str = "") -> Text:
+    return Text(event.kind, level, f"[dropforge] {title}", "\n".join(filter(None, lines)), brief)
+
+
+def _promoted(_session: Session, _root: Path, event: Event) -> Text:
     by = _by(event, "approved")
     gain, *warning = _said(event, "reason").removeprefix(_WON).split("; ", 1)
-    return _Told(
+    return _text(
+        event,
         "success",
         f"PROMOTED: {event.track}, generation {event.detail.get('generation')}",
-        (
-            "; ".join([f"{gain}, over the champion before", *warning]),
-            f"it is the model of run {event.run_id}{by}",
-            f"the evidence: dropforge report {event.run_id}",
-            f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT",
-        ),
+        "; ".join([f"{gain}, over the champion before", *warning]),
+        f"it is the model of run {event.run_id}{by}",
+        f"the evidence: dropforge report {event.run_id}",
+        f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT",
     )
 
 
-def _forced(_session: Session, _root: Path, event: Event) -> _Told:
-    return _Told(
+def _forced(_session: Session, _root: Path, event: Event) -> Text:
+    return _text(
+        event,
         "warning",
         f"FORCED: {event.track}, generation {event.detail.get('generation')}",
-        (
-            f"the model of run {event.run_id} is the champion, whatever its verdict{_by(event, 'forced')}",
-            f"the reason: {_said(event, 'reason')}",
-            f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT",
-        ),
+        f"the model of run {event.run_id} is the champion, whatever its verdict{_by(event, 'forced')}",
+        f"the reason: {_said(event, 'reason')}",
+        f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT",
     )
 
 
-def _rolled_back(_session: Session, _root: Path, event: Event) -> _Told:
-    return _Told(
+def _rolled_back(_session: Session, _root: Path, event: Event) -> Text:
+    return _text(
+        event,
         "failure" if event.detail.get("by") is None else "warning",
         f"ROLLED BACK: {event.track}, generation {event.detail.get('generation')}",
-        (
-            f"{_said(event, 'reason')}{_by(event, 'asked for')}",
-            f"what serves now, and what did: dropforge history --track {event.track}",
-        ),
+        f"{_said(event, 'reason')}{_by(event, 'asked for')}",
+        f"what serves now, and what did: dropforge history --track {event.track}",
     )
 
 
-def _awaits(session: Session, root: Path, event: Event) -> _Told | None:
+def _awaits(session: Session, root: Path, event: Event) -> Text | None:
     run = session.get_one(Run, event.run_id)
     # Whoever was quicker than this message has answered it.
     if event.detail.get("outcome") != AWAITING or run.outcome != AWAITING:
@@ -106,24 +95,23 @@ def _awaits(session: Session, root: Path, event: Event) -> _Told | None:
     said = true_sentence(run.id or 0, AWAITING, (run.sentence or "").removeprefix(_WON), against)
     yes = f"to take it: dropforge promote {run.id}" if against is None else ""
     evidence = f"the evidence: dropforge report {run.id}"
-    return _Told("warning", f"WAITS FOR APPROVAL: {run.track}, run {run.id}", (inert(said), evidence, yes))
+    return _text(event, "warning", f"WAITS FOR APPROVAL: {run.track}, run {run.id}", inert(said), evidence, yes)
 
 
-def _ended_badly(session: Session, _root: Path, event: Event) -> _Told:
+def _ended_badly(session: Session, _root: Path, event: Event) -> Text:
     run = session.get_one(Run, event.run_id)
     crashed = event.kind == "run_crashed"
     how = (
         "its processes vanished again and again" if crashed else f"{count(max(run.failures, 1), 'failure')} of its own"
     )
-    return _Told(
+    return _text(
+        event,
         "failure",
         f"{'CRASHED' if crashed else 'FAILED'}: {run.track}, run {run.id}",
-        (
-            f"it was given up at step {run.step}, after {how}" if not crashed else f"at step {run.step} {how}",
-            f"the last error: {_cause(event)}",
-            f"more: dropforge show {run.id}, dropforge logs {run.id}",
-            f"to go on where it stopped: dropforge retry {run.id}",
-        ),
+        f"it was given up at step {run.step}, after {how}" if not crashed else f"at step {run.step} {how}",
+        f"the last error: {_cause(event)}",
+        f"more: dropforge show {run.id}, dropforge logs {run.id}",
+        f"to go on where it stopped: dropforge retry {run.id}",
     )
 
 
@@ -151,44 +139,42 @@ _SERVER_TROUBLE = {
 }
 
 
-def _server_trouble(_session: Session, _root: Path, event: Event) -> _Told:
+def _server_trouble(_session: Session, _root: Path, event: Event) -> Text:
     title, command, *lines = _SERVER_TROUBLE[event.kind]
     told = (line.format(track=event.track) for line in lines)
-    return _Told("failure", f"{title}: {event.track}", (f"{command}: {_said(event, 'error')}", *told))
+    return _text(event, "failure", f"{title}: {event.track}", f"{command}: {_said(event, 'error')}", *told)
 
 
-def _disk_low(_session: Session, _root: Path, event: Event) -> _Told:
+def _disk_low(_session: Session, _root: Path, event: Event) -> Text:
     free = event.detail.get("free_bytes")
     left = size_words(free) if isinstance(free, int) else "too little"
-    return _Told(
+    return _text(
+        event,
         "failure",
         f"LOW DISK: {left} free",
-        (
-            "no run begins, and files stay in the inbox, until there is room",
-            "what can be given back: dropforge gc --dry-run",
-        ),
+        "no run begins, and files stay in the inbox, until there is room",
+        "what can be given back: dropforge gc --dry-run",
     )
 
 
-def _rejected(session: Session, _root: Path, event: Event) -> _Told:
+def _rejected(session: Session, _root: Path, event: Event) -> Text:
     drop = session.get_one(Drop, event.drop_id)
     rules = event.detail.get("rules")
     kinds = [f"{number} {inert(rule)}" for rule, number in rules.items()] if isinstance(rules, Mapping) else []
     found = f"{count(drop.findings, 'finding')} in {count(drop.rows, 'row')}"
     owner = f", dropped by {inert(str(event.detail['owner']))}" if event.detail.get("owner") else ""
     where, wrong, remedy = _first_finding(event)
-    return _Told(
+    return _text(
+        event,
         "warning",
         f"REJECTED: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
-        (
-            f"the file: {inert(drop.name)}, drop {drop.id}{owner}",
-            found + (f" ({', '.join(kinds)})" if kinds else ""),
-            f"{where}{wrong}",
-            # A command that `inert` changes, one with a pipe say, would not work.
-            f"what to do: {remedy}" if remedy and inert(remedy) == remedy else "",
-            "each with its line and what to do: beside the file, in rejected/",
-        ),
-        f"{inert(drop.name)}, drop {drop.id}: {wrong or found}",
+        f"the file: {inert(drop.name)}, drop {drop.id}{owner}",
+        found + (f" ({', '.join(kinds)})" if kinds else ""),
+        f"{where}{wrong}",
+        # A command that `inert` changes, one with a pipe say, would not work.
+        f"what to do: {remedy}" if remedy and inert(remedy) == remedy else "",
+        "each with its line and what to do: beside the file, in rejected/",
+        brief=f"{inert(drop.name)}, drop {drop.id}: {wrong or found}",
     )
 
 
@@ -203,20 +189,19 @@ def _first_finding(event: Event) -> tuple[str, str, str]:
     return f"line {first['line']}: " if first.get("line") else "", inert(wrong), remedy
 
 
-def _suspended(session: Session, _root: Path, event: Event) -> _Told:
+def _suspended(session: Session, _root: Path, event: Event) -> Text:
     drop = session.get_one(Drop, event.drop_id)
-    return _Told(
+    return _text(
+        event,
         "warning",
         f"SUSPENDED: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
-        (
-            f"the file: {inert(drop.name)}, drop {drop.id}",
-            f"the reason: {_said(event, 'reason')}",
-            f"to train on it all the same: dropforge drops restore {drop.id} --reason TEXT",
-        ),
+        f"the file: {inert(drop.name)}, drop {drop.id}",
+        f"the reason: {_said(event, 'reason')}",
+        f"to train on it all the same: dropforge drops restore {drop.id} --reason TEXT",
     )
 
 
-_AT_ONCE: dict[str, Callable[[Session, Path, Event], _Told | None]] = {
+_AT_ONCE: dict[str, Callable[[Session, Path, Event], Text | None]] = {
     "promoted": _promoted,
     "forced": _forced,
     "rolled_back": _rolled_back,

@@ -175,12 +175,10 @@ def _chosen(session: "Session", run_id: int) -> list[Mapping[str, Any]]:
 
 
 def _known(session: "Session", run_id: int) -> "Run":
-    """Return a run that has a verdict."""
-    from daemon.state.tables import Run  # noqa: PLC0415 - as above
+    """Return a run that has ended."""
+    from daemon.queue.states import known_run  # noqa: PLC0415 - as above
 
-    run = session.get(Run, run_id)
-    if run is None:
-        raise DropforgeError(f"there is no run {run_id}", "list them: dropforge runs")
+    run = known_run(session, run_id)
     if run.ended_at is None:
         message = f"run {run_id} has not ended, and may still make other answers"
         raise DropforgeError(message, f"see how far it is: dropforge show {run_id}")
