@@ -6,10 +6,10 @@ Measure whether a model that was trained on labels still answers anything else, 
 
 Each task (the demo's, or a file's rows, of which the last are held out) trains SmolLM2-135M-Instruct by the train step,
 once with each share of general rows (`train.general_rows`), mixed in as `prepare` does it. Then the 38 questions of the
-built-in suite are answered greedily, as `evaluate` asks them. Printed are the held-out answers' loss and how many are
-the likeliest at each of their tokens; how many of the questions are answered right; and how many with a label, nothing
-or far fewer words than the base model, with the p-value at .01 or below of which the card says so. With `--answers
-base` the base model's own answers stand in the general rows instead of ours. `--say` prints the answers.
+built-in suite are answered greedily, as in `evaluate`. Printed are the loss of the held-out answers and the share of
+them whose tokens are all the likeliest; the number of questions with a right answer; and the numbers with a label, an
+empty or a far shorter answer than the base model's, with the p-value (the card warns at .01 or below). With `--answers
+base` the general rows have the base model's own answers instead of ours. `--say` prints the answers.
 
 Measured on two cores shared with other work, one thread, seed 42; the base answers 25 of 38 questions right:
 
@@ -27,11 +27,9 @@ fifth of general rows brings back have the form of some of these: other capitals
 
 import argparse
 import itertools
-import json
 import os
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,15 +41,11 @@ from rich.table import Table
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import write_rows
 from pipeline import durable
-from pipeline.artifacts import Adapter, ModelRef
-from pipeline.config import RunConfig, TrainConfig
-from pipeline.contract import Attempt, StepSpec
+from pipeline.config import TrainConfig
 from pipeline.dataset import start
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.evaluation.suite_items import QUESTIONS, Item, read_items
 from pipeline.gate.statistics import mcnemar_exact
 from pipeline.metrics.collapse import KINDS, collapsed
-from pipeline.model_folder.manifest import model_id
 from pipeline.prompt import prompt_ids
 from pipeline.qlora import generation, greedy_decoding
 from pipeline.qlora.generation import AskedModel, Decoding
@@ -59,7 +53,7 @@ from pipeline.qlora.generation import AskedModel, Decoding
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.methods import Data, data_of
-from bench.presets import DEV_ROWS, score, tokenise, write_data
+from bench.presets import DEV_ROWS, score, tokenise, train
 
 ASKED = read_items(QUESTIONS)
 
@@ -106,8 +100,10 @@ def measure(base: Path, config: TrainConfig, data: Data, usual: Sequence[str], *
     """Train, ask, and return what one line says."""
     from peft import PeftModel  # noqa: PLC0415 - after the environment is set
 
+    rows = len(data.train) - DEV_ROWS
     with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
-        adapter, general, seconds = train(Path(folder), base, config, data)
+        adapter, seconds = train(Path(folder), base, config, data.train)
+        general = len((Path(folder) / "data/train.jsonl").read_text(encoding="utf-8").splitlines()) - rows
         over = open_base(base)
         model: Any = PeftModel.from_pretrained(over.model, str(Path(folder) / adapter.folder)).merge_and_unload()
         trained = AskedModel(model.eval(), over.tokenizer, over.ends)
@@ -123,7 +119,7 @@ def measure(base: Path, config: TrainConfig, data: Data, usual: Sequence[str], *
         for item, text, kind in zip(ASKED, said, kinds["candidate"], strict=True):
             print("", item.question, repr(text), kind, sep="\t", file=sys.stderr)
     return [
-        str(len(data.train) - DEV_ROWS),
+        str(rows),
         str(general),
         str(adapter.optimizer_steps),
         f"{seconds:.0f}",
@@ -161,37 +157,6 @@ def own_answers(model: AskedModel, rows: Path, most: int = 96) -> Path:
     path = Path(tempfile.mkdtemp(prefix="dropforge-bench-")) / "general.jsonl"
     write_rows(path, [{"instruction": one, "output": text} for one, text in zip(prompts, texts, strict=True)])
     return path
-
-
-def train(root: Path, base: Path, config: TrainConfig, data: Data) -> tuple[Adapter, int, float]:
-    """Train by the train step; return its artifact, the general rows, and the processor's seconds."""
-    from pipeline.steps.train import train as step  # noqa: PLC0415 - after the environment is set
-
-    write_data(root, data.train)
-    rows = len(data.train) - DEV_ROWS
-    general = start.mix_in_general(root / "data", rows, config.general_rows, 0.5)
-    prepared = json.loads((root / "prepare.json").read_text())
-    durable.write_json(root / "prepare.json", {**prepared, "dataset_sha256": dataset_hash(root / "data")})
-    identity = model_id(base)
-    (root / "train-1").mkdir()
-    spec = StepSpec(
-        run=1,
-        step="train",
-        attempt=1,
-        fence="",
-        root=str(root),
-        folder="train-1",
-        checkpoints="checkpoints",
-        predictions="predictions",
-        argv=(),
-        env={},
-        inputs={"prepare": "prepare.json"},
-        drops=(),
-        champion=ModelRef(model_id=identity, path=str(base), generation=0),
-        config=RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="", train=config),
-    )
-    began = time.process_time()
-    return step(Attempt(spec)), general, time.process_time() - began
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def winner(guard: str, seed: int) -> tuple[bool, frozenset[str]]:
     scores = {**comparison.scores, "token_f1": world.random.normal(level, 0.3, (world.drops.size, 2))}
     won, lost = case.get("preferred", (0.36, 0.24))
     said = world.random.choice(("win", "loss", "tie"), JUDGED, p=(won, lost, 1 - won - lost)).tolist()
-    judgement = Judgement(folder="", model="a judge", prompt_sha256="", **count_results(said))
+    judgement = Judgement(folder="", model="a judge", **count_results(said))
     opinion = Opinion(judgement, dict(zip(world.ids, said, strict=False)))
     found = weigh(replace(comparison, scores=scores, opinion=opinion), GUARDED)
     wins = not {"p_above_limit", "gain_below_minimum"} & set(found.reasons)

@@ -1,13 +1,13 @@
 """
-Which step's weights a training should keep: the last one's, or those that the dev rows choose, and by what.
+Compare rules for the step whose weights a training keeps: the last step, or one that the dev rows choose.
 
     python bench/kept_step.py [FILE.jsonl ...] [--rows 48] [--dev 100] [--heldout 100] [--epochs 4] [--points 4]
                               [--seed 42 43 44] [--base FOLDER] [--out FILE] [--read FILE]
 
-Each task trains SmolLM2-135M-Instruct once a seed by the train step; at each of `--points` measurements every dev and
-held-out answer is looked at: its loss, and whether each of its tokens is the likeliest. All rules are then compared on
-the same trainings, with the held-out rows of the step that each would have kept. Tasks are the demo's messages, the
-same with every fifth answer wrong, as people's labels are, and each Alpaca file. `--read` prints what `--out` noted.
+Each task trains SmolLM2-135M-Instruct once per seed by the train step. At each of `--points` measurements the loss of
+every dev and held-out answer is noted, and whether all of its tokens are the likeliest. All rules are compared on the
+same trainings, by the held-out answers at the step that each rule keeps. Tasks are the demo's messages, the same with
+every fifth answer wrong, as people's labels are, and each Alpaca file. `--read` prints the measurements in `--out`.
 
 Nine trainings, of 150 to 200 s of a shared processor each; the files were wnut17's entities as JSON, short texts, and
 Amazon's and Yelp's reviews, positive or negative, cut to 22 words. Seeds 42 to 44 of both, 42 of the
@@ -25,8 +25,8 @@ messages, 42 and 44 of those with wrong answers. Held-out answers that are right
     100        loss, rise > 1 se   88.0  0.094   58.0  0.253     27.3  0.362   81.0  0.277   58.8  0.280
     100        metric              88.0  0.094   55.0  0.257     41.7  0.471   81.0  0.275   62.9  0.316
 
-Beyond two standard errors nothing rose. Of the entities the metric keeps an early model, which answers [] to all: right
-for 39 to 45 of 100 texts, and for none of the others, of which the last models have 10 to 19.
+No loss rose by more than two standard errors. For the entities the metric keeps an early model that answers [] to every
+text: right for 39 to 45 of 100 texts; of the other texts it has none right, the last models 10 to 19.
 """
 
 import argparse
@@ -59,7 +59,7 @@ DEV_SIZES = (20, 50, 100)
 TOGETHER = 16
 Rows = Sequence[dict[str, str]]
 Look = list[tuple[float, int, bool]]
-"""Of each row the answer's loss in nats, its tokens, and whether each is the likeliest."""
+"""Per row: the answer's loss in nats, its number of tokens, and whether all are the likeliest."""
 Points = list[Look]
 Rule = Callable[[Points], int]
 
@@ -79,7 +79,7 @@ class Sizes:
 
 
 def main() -> int:
-    """Measure what is not noted yet, and print."""
+    """Measure, or read earlier measurements, and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path)
     for name, default in (("rows", 48), ("dev", 100), ("heldout", 100), ("points", 4)):
@@ -140,7 +140,7 @@ def tasks(files: Sequence[Path], sizes: Sizes, seed: int) -> list[tuple[str, Row
 
 
 def measure(base: Path, config: TrainConfig, rows: Rows, sizes: Sizes, points: int) -> Points:
-    """Train on the first rows; return what each measurement saw of the others, the dev rows first."""
+    """Train on the first rows; return each measurement of the other rows, the dev rows first."""
     import torch  # noqa: PLC0415 - after the environment is set
 
     from pipeline.qlora.loading import load_tokenizer  # noqa: PLC0415
@@ -156,8 +156,7 @@ def measure(base: Path, config: TrainConfig, rows: Rows, sizes: Sizes, points: i
             found.append(look(trainer.model.get_base_model(), texts))
         return loss_of(found[-1][: sizes.dev])
 
-    # Four times an epoch is too dear here. The step's own dev rows are not looked at: that they are there makes it
-    # measure.
+    # Four measurements an epoch take too long here. The step measures only if it has dev rows; they are not used.
     changed: Any = {"dev_loss": dev_loss, "_DEV_SHARE": config.epochs / points}
     with patch.multiple(trainer, **changed), tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
         train(Path(folder), base, config, rows[: sizes.train + presets.DEV_ROWS])
@@ -165,7 +164,7 @@ def measure(base: Path, config: TrainConfig, rows: Rows, sizes: Sizes, points: i
 
 
 def look(model: Any, texts: Sequence[Tokens]) -> Look:
-    """Return what a model makes of the answers."""
+    """Return the loss of each answer, its tokens, and whether all are the likeliest."""
     import torch  # noqa: PLC0415
 
     from pipeline.qlora.training.passes.packing import pack  # noqa: PLC0415
@@ -204,14 +203,14 @@ def lowest(points: Points) -> int:
 
 
 def beyond(errors: float) -> Rule:
-    """Keep the lowest dev loss where the last is above it by so many standard errors, paired by row."""
+    """Keep the lowest dev loss if the last is more than `errors` standard errors above it, paired by row."""
 
     def rule(points: Points) -> int:
         best = lowest(points)
         pairs = list(zip(points[-1], points[best], strict=True))
         tokens = sum(one[1] for one, _ in pairs)
         rise = sum(one[0] - other[0] for one, other in pairs) / tokens
-        # Of a ratio of sums (Cochran): each row's rise beside what its tokens make of the mean one.
+        # The standard error of a ratio of sums (Cochran 1977).
         squares = sum((one[0] - other[0] - rise * one[1]) ** 2 for one, other in pairs)
         error = math.sqrt(squares * len(pairs) / (len(pairs) - 1)) / tokens
         return best if rise > errors * error else last(points)
@@ -234,7 +233,7 @@ RULES: dict[str, Rule] = {
 
 
 def compare(noted: Sequence[dict[str, Any]]) -> None:
-    """Print what each rule keeps, by the task, and by how many dev rows it is given."""
+    """Print the held-out numbers of each rule, per task and number of dev rows."""
     names = list(dict.fromkeys(one["task"] for one in noted))
     table = Table("dev rows", "rule", *names, "all", title="held-out: exact in %, loss in nats a token")
     for size in DEV_SIZES:
@@ -254,7 +253,7 @@ def compare(noted: Sequence[dict[str, Any]]) -> None:
 
 
 def kept_by(choose: Rule, one: dict[str, Any], size: int) -> tuple[float, float]:
-    """Return the held-out numbers of what a rule keeps, over all disjoint parts of the dev rows of a size."""
+    """Return the rule's held-out exact match and loss, averaged over disjoint groups of `size` dev rows."""
     parts = [slice(first, first + size) for first in range(0, one["dev"] - size + 1, size)]
     kept = [one["points"][choose([rows[part] for rows in one["points"]])][one["dev"] :] for part in parts]
     return mean([(100 * exact_of(rows), loss_of(rows)) for rows in kept])

@@ -42,6 +42,7 @@ from pipeline.artifacts import Adapter, Dataset, ModelRef
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.dataset.heldout import dataset_hash
+from pipeline.dataset.start import mix_in_general
 from pipeline.model_folder.manifest import model_id
 from pipeline.prompt import completion_ids, fold, prompt_ids
 
@@ -117,7 +118,7 @@ def train(root: Path, base: Path, config: TrainConfig, rows: Sequence[dict[str, 
     """Train as the step does, the last rows being the dev rows; return its artifact and the processor's seconds."""
     from pipeline.steps.train import train as step  # noqa: PLC0415
 
-    write_data(root, rows)
+    write_data(root, rows, config.general_rows)
     identity = model_id(base)
     (root / "train-1").mkdir()
     spec = StepSpec(
@@ -131,11 +132,16 @@ def train(root: Path, base: Path, config: TrainConfig, rows: Sequence[dict[str, 
     return adapter, time.process_time() - began
 
 
-def write_data(root: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write what `prepare` would leave in `root`: the rows, of which the last are the dev rows, and its artifact."""
+def write_data(root: Path, rows: Sequence[dict[str, str]], general: float = 0.0) -> None:
+    """
+    Write what `prepare` would leave in `root`: the rows, of which the last are the dev rows, and its artifact.
+
+    `general` is the share of the training rows that are general ones.
+    """
     (root / "data").mkdir()
     for name, part in (("train", rows[:-DEV_ROWS]), ("dev", rows[-DEV_ROWS:])):
         write_rows(root / "data" / f"{name}.jsonl", [{"id": str(number), **row} for number, row in enumerate(part)])
+    mix_in_general(root / "data", len(rows) - DEV_ROWS, general, 0.5)
     dataset = Dataset(
         folder="data", train_rows=len(rows) - DEV_ROWS, dev_rows=DEV_ROWS, heldout_rows=0, heldout_groups=0,
         heldout_pinned=False, heldout_version="", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
