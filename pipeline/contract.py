@@ -248,6 +248,11 @@ class Attempt:
         """Let curve.json follow two growing lists of (step, loss): of training, and of the dev rows."""
         self._losses = losses, dev
 
+    def earlier(self, name: str) -> list[Path]:
+        """Return the files of this name that earlier attempts at the step left in their folders, the oldest first."""
+        folders = (self.folder.with_name(f"{self.spec.step}-{number}") for number in range(1, self.spec.attempt))
+        return [folder / name for folder in folders if (folder / name).is_file()]
+
     def check_stop(self) -> None:
         """Raise `Interrupted` if the step was asked to stop: call it where nothing would be lost."""
         if self.stop.is_set():
@@ -266,10 +271,9 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Step:
-    """One room of the pipeline: what it needs, what it makes, and the function that does it."""
+    """One room of the pipeline: what it makes, and the function that does it."""
 
     name: str
-    reads: tuple[type[Artifact], ...]
     writes: type[Artifact]
     load: Callable[[], Callable[[Attempt], Artifact]]
     """Imports the step's module and returns its function: so that the daemon can read STEPS without the stack."""

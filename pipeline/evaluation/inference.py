@@ -60,7 +60,7 @@ def predict(attempt: Attempt, pending: Pending, folder: Path, pace: Pace) -> Res
     requests = pending.requests
     digest, setup = requests.key.digest, requests.key.setup
     decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size, requests.window)
-    log = BatchLog(folder / f"{digest}{_LOG}", _earlier_logs(attempt, f"{folder.name}/{digest}{_LOG}"))
+    log = BatchLog(folder / f"{digest}{_LOG}", attempt.earlier(f"{folder.name}/{digest}{_LOG}"))
     pace.begin(pending)
     inference = _Inference(attempt, pending, log, pace)
     try:
@@ -85,12 +85,6 @@ def predict(attempt: Attempt, pending: Pending, folder: Path, pace: Pace) -> Res
     return Result(ordered, len(pending.without_answer), inference.resumed, seconds, pending.suites, repeated)
 
 
-def _earlier_logs(attempt: Attempt, name: str) -> list[Path]:
-    """Return the logs called `name` of the run's earlier attempts at this step, in their order."""
-    folders = (attempt.folder.with_name(f"{attempt.spec.step}-{number}") for number in range(1, attempt.spec.attempt))
-    return [folder / name for folder in folders if (folder / name).is_file()]
-
-
 class _Inference:
     """Computes what is missing, a batch at a time; the model is loaded once, and only if a batch needs it."""
 
@@ -111,7 +105,7 @@ class _Inference:
         for batch in generation.likelihood_batches(pairs, batch_size, vocabulary):
             asked = [pairs[index] for index in batch]
             places = [pending.without_nll[index] for index in batch]
-            found, _ = self._batch("likelihood", asked, partial(self._weigh, asked, places), _read(asked))
+            found, _ = self._batch("likelihood", asked, partial(self._weigh, asked, places))
             for place, (nll, tokens) in zip(places, found, strict=True):
                 pending.nll[place] = (nll, tokens)
 
@@ -159,8 +153,7 @@ class _Inference:
             return
         for batch in multiple_choice.choice_batches(questions, size, generation.vocabulary(self._requests.folder)):
             asked = [questions[index] for index in batch]
-            read = sum(len(prompt) + sum(map(len, choices)) for prompt, choices in asked)
-            found, _ = self._batch("choice", asked, partial(self._choices, asked), read)
+            found, _ = self._batch("choice", asked, partial(self._choices, asked))
             for index, losses in zip(batch, found, strict=True):
                 item = suite_requests.suite.items[places[index]]
                 self._note(suite_requests.suite, item.id, item.category, item.score_choice(losses))
@@ -183,7 +176,7 @@ class _Inference:
             items = [suite_requests.suite.items[places[index]] for index in batch]
             may_loop = {row for row, item in enumerate(items) if any(map(is_looping, item.references))}
             compute = partial(self._generate, asked, roomy, may_loop)
-            found, _ = self._batch("suite answer", asked, compute)
+            found, _ = self._batch("suite answer", asked, compute, writes=True)
             for item, (text, *_) in zip(items, found, strict=True):
                 score = item.score_text(text) if item.words else token_f1(text, item.references)
                 self._note(suite_requests.suite, item.id, item.category, score, text)
@@ -206,25 +199,25 @@ class _Inference:
     def _answers(self, kind: str, batch: Sequence[int], decoding: Decoding) -> tuple[Sequence[Any], bool]:
         asked = [self._requests.prompts[place] for place in batch]
         may_loop = {row for row, place in enumerate(batch) if self._pending.may_loop(place)}
-        return self._batch(kind, asked, partial(self._generate, asked, decoding, may_loop))
+        return self._batch(kind, asked, partial(self._generate, asked, decoding, may_loop), writes=True)
 
     def _batch(
-        self, kind: str, asked: Sequence[Any], compute: Callable[[], Sequence[Any]], read: int = 0
+        self, kind: str, asked: Sequence[Any], compute: Callable[[], Sequence[Any]], *, writes: bool = False
     ) -> tuple[Sequence[Any], bool]:
         """
         Return a batch's values, one for each that is asked, and whether an earlier attempt had computed them.
 
-        `read` are the tokens that are read; of answers, `compute` says itself how far it is.
+        Where `compute` writes answers, it says itself how far it is.
         """
         name = batch_id(kind, asked)
         known = self._log.find(name, len(asked))
         if known is not None:
-            self._pace.skip(len(asked), read)
+            self._pace.skip(len(asked))
             return known, True
         found = compute()
         self._log.add(name, found)
-        if read:
-            self._pace.advance("read", len(asked), read)
+        if not writes:
+            self._pace.advance(len(asked))
         return found, False
 
     def _generate(
@@ -237,7 +230,7 @@ class _Inference:
 
         def watch(answers: int, tokens: int) -> None:
             nonlocal told
-            self._pace.advance("written", answers - told[0], tokens - told[1])
+            self._pace.advance(answers - told[0], tokens - told[1])
             told = (answers, tokens)
 
         found = engine.answers(asked, decoding, watch, may_loop)
@@ -257,14 +250,12 @@ class _Inference:
     def _engine(self) -> Engine:
         if self._opened is None:
             if self._requests.key.setup.engine == PLAIN:
-                self._opened = self._load()
+                model = generation.open_model(self._requests.folder, self._requests.tokenizer, chosen_device())
+                self._opened = InStep(model)
             else:
                 self._opened = self._serve()
             self._pace.resume()
         return self._opened
-
-    def _load(self) -> InStep:
-        return InStep(generation.open_model(self._requests.folder, self._requests.tokenizer, chosen_device()))
 
     def _loaded(self) -> generation.AskedModel:
         """Return the model itself: a task of lm-eval is not run by another engine."""
@@ -284,7 +275,3 @@ class _Inference:
         self._opened = engine
         server.wait(self._attempt.check_stop)
         return engine
-
-
-def _read(pairs: Sequence[tuple[generation.Tokens, generation.Tokens]]) -> int:
-    return sum(len(prompt) + len(completion) for prompt, completion in pairs)

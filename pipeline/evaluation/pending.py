@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import HeldoutRecord
@@ -17,8 +16,6 @@ NOISE_RECORDS = 32
 
 #: Text, tokens, whether it ended, and its share of the seconds.
 Answered = tuple[str, int, bool, float]
-#: What takes time: a token that is read, an answer that is written.
-Kind = Literal["read", "written"]
 
 
 class Pending:
@@ -80,20 +77,6 @@ class Pending:
         """Return how many likelihoods, answers and items of suites are asked for; a task of lm-eval is not counted."""
         return len(self.without_nll) + len(self.without_answer) + len(self.again) + len(self._items_missing())
 
-    def tokens_to_read(self) -> int:
-        """Return how many tokens have to be read for likelihoods: those of references and of choices."""
-        references = sum(len(self.requests.prompts[at]) + len(self.requests.completions[at]) for at in self.without_nll)
-        return references + sum(
-            len(asked.prompts[place]) + sum(map(len, asked.answers[place]))
-            for asked, place in self._items_missing()
-            if asked.suite.items[place].choices
-        )
-
-    def answers_to_write(self) -> int:
-        """Return how many answers have to be generated, those to suites among them."""
-        free = sum(not asked.suite.items[place].choices for asked, place in self._items_missing())
-        return len(self.without_answer) + len(self.again) + free
-
     def is_done(self) -> bool:
         """Say whether nothing is left to ask: a task of lm-eval is known or not as a whole."""
         tasks = any(
@@ -127,13 +110,9 @@ class Pace:
     def __init__(self, attempt: Attempt, asked: Sequence[Pending]) -> None:
         """Count what is asked of all models."""
         self._attempt = attempt
-        self._left: dict[Kind, int] = {
-            "read": sum(pending.tokens_to_read() for pending in asked),
-            "written": sum(pending.answers_to_write() for pending in asked),
-        }
-        self._done: dict[Kind, int] = {"read": 0, "written": 0}
-        self._seconds: dict[Kind, float] = {"read": 0.0, "written": 0.0}
-        self._records = self._total = self._tokens = 0
+        self._left = sum(pending.requests_left() for pending in asked)
+        self._computed = self._records = self._total = self._tokens = 0
+        self._seconds = self._writing = 0.0
         self._phase = ""
         self._since = time.monotonic()
 
@@ -147,33 +126,29 @@ class Pace:
         """Count no time that went by since the last batch: a model was loaded."""
         self._since = time.monotonic()
 
-    def skip(self, records: int, read: int) -> None:
-        """Count a batch that an earlier attempt had done: `read` tokens, or, without any, answers."""
-        self._left["read" if read else "written"] -= read or records
+    def skip(self, records: int) -> None:
+        """Count a batch that an earlier attempt had done."""
+        self._left -= records
         self._records += records
         self._tell()
 
-    def advance(self, kind: Kind, records: int, tokens: int) -> None:
-        """Count `records` that were read, or answered, with the tokens that took; raises `Interrupted`."""
-        now = time.monotonic()
-        amount = tokens if kind == "read" else records
-        self._left[kind] -= amount
-        self._done[kind] += amount
-        self._seconds[kind] += now - self._since
-        self._since = now
-        self._records += records
-        self._tokens += tokens if kind == "written" else 0
-        self._tell()
+    def advance(self, records: int, tokens: int = 0) -> None:
+        """Count `records` that were computed, and the `tokens` that were generated meanwhile; raises `Interrupted`."""
+        took, self._since = time.monotonic() - self._since, time.monotonic()
+        self._seconds += took
+        self._writing += took if tokens else 0.0
+        self._computed += records
+        self._tokens += tokens
+        self.skip(records)
         self._attempt.check_stop()
 
     def _tell(self) -> None:
-        speed = self._tokens / self._seconds["written"] if self._tokens else None
-        known = all(self._done[kind] or not left for kind, left in self._left.items())
-        left = sum(self._left[kind] * self._seconds[kind] / self._done[kind] for kind in self._left if self._done[kind])
+        # What is only read takes far less time than an answer: alone it says nothing of how long the rest takes.
+        known = self._tokens and self._computed
         self._attempt.progress(
             self._records,
             self._total,
             phase=self._phase,
-            tokens_per_second=speed,
-            eta_seconds=left if known else None,
+            tokens_per_second=self._tokens / self._writing if self._tokens else None,
+            eta_seconds=self._left * self._seconds / self._computed if known else None,
         )

@@ -72,7 +72,7 @@ class ModelRequests:
     def window(self) -> int:
         """The most tokens that the model was made for, prompt and answer together."""
         # vLLM generates a token after what it only reads, too.
-        return (read_window(self.folder) or sys.maxsize) - (self.key.setup.engine != PLAIN)
+        return read_window(self.folder) - (self.key.setup.engine != PLAIN)
 
     def longest(self) -> int:
         """Return the most tokens of a prompt with its answer, or with a reference and one token after it."""
@@ -326,12 +326,9 @@ def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
 
 def _noted_size(attempt: Attempt, folder: str, wanted: int) -> int:
     """Return how many prompts are generated together by the run's latest note, at most `wanted`; 0 if none says."""
-    for number in range(attempt.spec.attempt - 1, 0, -1):
-        earlier = attempt.folder.with_name(f"{attempt.spec.step}-{number}") / folder / _FOUND_NAME
-        if earlier.is_file():
-            noted = int(durable.read_json(earlier))
-            return min(noted, wanted or noted)
-    return wanted
+    notes = attempt.earlier(f"{folder}/{_FOUND_NAME}")
+    noted = int(durable.read_json(notes[-1])) if notes else wanted
+    return min(noted, wanted or noted)
 
 
 def halve_batches(folder: Path, size: int, error: OutOfMemory) -> OutOfMemory:

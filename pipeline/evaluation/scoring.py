@@ -143,34 +143,21 @@ def score_suites(
         if not items:
             continue
         with_base = all(item in third for item in items)
-        name = f"suite-{number}.jsonl"
         by_role = {"candidate": one, "champion": other, **({"base": third} if with_base else {})}
+        lines: list[Line] = [
+            {"id": item, "category": one[item].category, **{role: own[item].score for role, own in by_role.items()}}
+            for item in items
+        ]
         # A choice has no text: in a suite of both it would pass for an empty answer.
-        free = bool(suite.items) and all(item.words for item in suite.items)
-        collapsed = _collapsed(by_role, items, train) if free else {}
-        _write(
-            folder / name,
-            (
-                {
-                    "id": item,
-                    "category": one[item].category,
-                    **{role: scores[item].score for role, scores in by_role.items()},
-                    **({"texts": {role: scores[item].text for role, scores in by_role.items()}} if free else {}),
-                    **({"collapsed": {role: kinds[place] for role, kinds in collapsed.items()}} if free else {}),
-                }
-                for place, item in enumerate(items)
-            ),
-        )
-        found.append(
-            SuiteScores(
-                name=suite.name,
-                records=len(items),
-                file=name,
-                candidate=_POINTS * fmean(one[item].score for item in items),
-                champion=_POINTS * fmean(other[item].score for item in items),
-                base=_POINTS * fmean(third[item].score for item in items) if with_base else None,
-            )
-        )
+        if suite.items and all(item.words for item in suite.items):
+            kinds = _collapsed(by_role, items, train)
+            for place, line in enumerate(lines):
+                line["texts"] = {role: own[line["id"]].text for role, own in by_role.items()}
+                line["collapsed"] = {role: kinds[role][place] for role in by_role}
+        name = f"suite-{number}.jsonl"
+        _write(folder / name, lines)
+        points = {role: _POINTS * fmean(line[role] for line in lines) for role in by_role}
+        found.append(SuiteScores(name=suite.name, records=len(items), file=name, **points))
     return tuple(found)
 
 

@@ -17,7 +17,7 @@ from scipy import special
 from pipeline.artifacts import GuardResult
 from pipeline.config import GuardConfig
 from pipeline.gate import statistics
-from pipeline.gate.comparison import DEGENERATE, Comparison, Flags, Former
+from pipeline.gate.comparison import DEGENERATE, Comparison
 from pipeline.gate.reasons import HARM_P_VALUE
 from pipeline.gate.slices import LEAST_TESTED, POINTS, Known, Slice
 from pipeline.gate.statistics import Floats
@@ -146,19 +146,10 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
             own = seen & (comparison.drops == drop) & ~np.isnan(former.scores)
             if own.any():
                 name = ("anchor", f"{known.label(drop)} against the champion of generation {former.generation}")
-                row = _tested(name, _beside_former(comparison, former, own), margin, level=LEVEL)
+                scores = np.column_stack((comparison.scores[comparison.metric][:, 0], former.scores))
+                row = _tested(name, comparison.by_group(scores, own), margin, level=LEVEL)
                 found.append(_no_further(row, comparison.differences(own)))
-        yield from _worst(found)
-
-
-def _beside_former(comparison: Comparison, former: Former, mask: Flags) -> Floats:
-    """Return the candidate's and a former champion's scores by group within `mask`."""
-    return comparison.by_group(np.column_stack((comparison.scores[comparison.metric][:, 0], former.scores)), mask)
-
-
-def _worst(rows: Sequence[GuardResult]) -> Sequence[GuardResult]:
-    """Return the one row of alike ones that says most against the candidate; none of none."""
-    return sorted(rows, key=lambda row: (row.state != "failed", row.state == "shown", row.change))[:1]
+        yield from sorted(found, key=lambda row: (row.state != "failed", row.state == "shown", row.change))[:1]
 
 
 def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
