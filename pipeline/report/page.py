@@ -11,7 +11,7 @@ from pipeline.report import plots, tables
 from pipeline.report.cost import cost_words
 from pipeline.report.examples import MOST_CHARACTERS
 from pipeline.report.facts import BlindReview, Report, is_nearly_failed
-from pipeline.report.story import BADGES, p_value_words, review_words
+from pipeline.report.story import p_value_words, review_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,7 +37,7 @@ def render_page(report: Report) -> str:
         verdict=report.verdict,
         dataset=report.dataset,
         evaluation=report.evaluation,
-        badge=BADGES[report.verdict.outcome],
+        badge=report.verdict.outcome.replace("_", " ").capitalize(),
         settings=json.dumps(report.settings, indent=2, ensure_ascii=False, sort_keys=True),
         versions=_versions(report),
     )

@@ -48,14 +48,6 @@ _FOUND = {
 }
 #: What the p-value of a blind review is read beside.
 _SURE_OF_REVIEW = 0.05
-BADGES: dict[Outcome, str] = {
-    "promoted": "Promoted",
-    "worse": "Worse",
-    "not_shown_better": "Not shown better",
-    "insufficient_evidence": "Insufficient evidence",
-    "guard_failed": "Guard failed",
-    "contaminated": "Contaminated",
-}
 
 
 def reasons(verdict: Verdict) -> tuple[Reason, ...]:
