@@ -1,5 +1,6 @@
 """The sizes in a model's config.json: whole numbers that a model can have, before anything is laid out by them."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **(text if isinstance(text, dict) else {})}
 
 
-def read_window(folder: Path) -> int | None:
-    """Return the most tokens that the model in `folder` was made for; `None` if it does not say."""
+def read_window(folder: Path) -> int:
+    """Return the most tokens that the model in `folder` was made for; no limit if it does not say."""
     part = text_part(try_read_object(folder / "config.json") or {})
-    return next((part[name] for name in _WINDOWS if isinstance(part.get(name), int)), None)
+    return next((part[name] for name in _WINDOWS if isinstance(part.get(name), int)), sys.maxsize)
 
 
 def size_problem(config: Mapping[str, Any]) -> str:

@@ -36,9 +36,8 @@ class Window:
 
     def __init__(self, base: Path, most: int) -> None:
         """Take `most`, or the window of the base model in a folder where that is shorter."""
-        self.tokens = min(most, read_window(base) or most)
+        self.tokens = min(most, read_window(base))
         self._path = base / _NAME
-        self._longest = _longest(signature(self._path))
 
     @property
     def counts(self) -> bool:
@@ -50,7 +49,7 @@ class Window:
         if sum(map(len, texts)) <= self.tokens:
             return False
         words = [word for text in texts for word in text.split()]
-        longest = self._longest
+        longest = _longest(signature(self._path))
         return max(sum(map(len, words)) / longest.characters, len(words) / longest.words) > self.tokens
 
     def count(self, text: str) -> int:

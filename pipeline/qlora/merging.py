@@ -6,21 +6,19 @@ base has it, so that memory holds a few rows at a time. PEFT merges what this ca
 """
 
 import dataclasses
-import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.model_folder.manifest import PICKLES
-from pipeline.model_folder.safetensors_files import NotSafetensorsError, read_header, read_shapes
+from pipeline.model_folder.safetensors_files import Header, NotSafetensorsError, read_header, read_shapes
 from pipeline.model_folder.text_files import try_read_object
 from pipeline.prompt import Format, template_for
 from pipeline.qlora.loading import load_model, quiet
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 ADAPTER_FILE = "adapter_model.safetensors"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_LENGTH_BYTES = 8
-_READABLE = 0o644
 _AGAIN = "train it again: dropforge retry RUN --from train"
 #: What an adapter's config may say other than PEFT's defaults. Everything else may change what a merge has to do.
 _OPTIONS = {
@@ -65,17 +61,9 @@ class Answering:
     """Tokens that end an answer."""
 
 
-@dataclass(frozen=True)
-class Merged:
-    """A merged folder: the name of its dtype, and why the whole model was in memory, empty if it was not."""
-
-    dtype: str
-    whole_because: str
-
-
-def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answering: Answering) -> Merged:
+def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answering: Answering) -> str:
     """
-    Save base and what was trained to the new folder `target`, in the base's dtype.
+    Save base and what was trained to the new folder `target`; return its dtype's name, which is the base's.
 
     `trained` is PEFT's folder of an adapter, or a safetensors file of weights that take the place of the base's of the
     same names. The folder carries the tokenizer, a chat template that renders the trained format, and a generation
@@ -87,24 +75,25 @@ def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answerin
     generation = _generation(tokenizer, answering)
     try:
         model, config = _empty_model(base)
-        files = _check_files(base, model, config)
+        headers, dtype = _check_files(base, model, config)
         changes = _replacements(trained) if trained.is_file() else _updates(model, trained)
     except NeedsWholeModel as why:
         sys.stderr.write(f"merged with the whole model in memory: {why}\n")
-        merged = Merged(_merge_whole(base, trained, target, generation), str(why))
+        dtype = _merge_whole(base, trained, target, generation)
     else:
         target.mkdir()
-        for path in files:
-            _write_merged(path, changes, target / path.name)
-        if (base / _INDEX).is_file() and files[0].name != _WHOLE:
+        for path, header in headers.items():
+            _write_merged(path, header, changes, target / path.name)
+        if not (target / _WHOLE).exists():
             shutil.copyfile(base / _INDEX, target / _INDEX)
-        merged = Merged(str(next(iter(_dtypes(files)))), "")
-        config.architectures, config.dtype = [type(model).__name__], merged.dtype
+        config.architectures, config.dtype = [type(model).__name__], dtype
         config.save_pretrained(target)
         generation.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    _tidy(target)
-    return merged
+    for path in target.rglob("*.safetensors"):
+        # safetensors writes files that nobody else can read; whoever serves the model has to.
+        shutil.copymode(target / "config.json", path)
+    return dtype
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -119,8 +108,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _check_weights(base: Path, weights: Path) -> None:
     """Compare a file of trained weights with the base's. Raises `StepFailed` naming a tensor that is not there so."""
-    shapes = {name: shape for path in weight_files(base) for name, shape in read_shapes(path)[0].items()}
-    for name, shape in read_shapes(weights)[0].items():
+    shapes = {name: shape for path in weight_files(base) for name, shape in read_shapes(path).items()}
+    for name, shape in read_shapes(weights).items():
         if shapes.get(name) != shape:
             raise StepFailed(
                 f"the trained weights hold {name} of the shape {shape}, and the base model has no such tensor", _AGAIN
@@ -168,38 +157,34 @@ def _empty_model(folder: Path) -> tuple[Any, Any]:
     return model, config
 
 
-def _check_files(base: Path, model: Any, config: Any) -> list[Path]:
-    """Return the base's weight files. Raises `NeedsWholeModel` if their tensors are not the model's."""
-    files = weight_files(base)
+def _check_files(base: Path, model: Any, config: Any) -> tuple[dict[Path, Header], str]:
+    """Return the base's weight files and their dtype. Raises `NeedsWholeModel` if their tensors are not the model's."""
     try:
-        found = {(name, *shape) for path in files for name, shape in read_shapes(path)[0].items()}
-        dtypes = _dtypes(files)
+        headers = {path: read_header(path)[0] for path in weight_files(base)}
     except (OSError, NotSafetensorsError) as error:
         raise NeedsWholeModel(f"a weight file cannot be read: {error}") from error
+    tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
+    found = {(name, *tensor.shape) for name, tensor in tensors.items()}
     tied = model.all_tied_weights_keys
     own = {(name, *held.shape) for name, held in model.named_parameters(remove_duplicate=False) if name not in tied}
     if found != own:
         raise NeedsWholeModel(f"{min(found ^ own)[0]} is not both in the base's files and in the model")
-    is_other = config.dtype is not None and f"torch.{min(dtypes)}" != str(config.dtype)
-    if len(dtypes) > 1 or not dtypes <= set(_DTYPES.values()) or is_other:
+    dtype, *others = sorted({_DTYPES.get(tensor.dtype, tensor.dtype) for tensor in tensors.values()})
+    is_other = config.dtype is not None and f"torch.{dtype}" != str(config.dtype)
+    if others or dtype not in _DTYPES.values() or is_other:
         raise NeedsWholeModel(
-            f"its weights are in {', '.join(sorted(dtypes))}, and its config.json says {config.dtype}"
+            f"its weights are in {', '.join([dtype, *others])}, and its config.json says {config.dtype}"
         )
-    return files
-
-
-def _dtypes(files: Sequence[Path]) -> set[str]:
-    entries = (entry for path in files for entry in read_header(path)[0].values())
-    return {_DTYPES.get(str(entry["dtype"]), str(entry["dtype"])) for entry in entries}
+    return headers, dtype
 
 
 def _replacements(weights: Path) -> dict[str, Change]:
     file: Any = safe_open(weights, framework="pt")
 
-    def replacement(name: str) -> Change:
-        return lambda block, rows: file.get_tensor(name)[rows].view(block.shape)
+    def replaced(name: str, block: "torch.Tensor", rows: slice) -> Any:
+        return file.get_slice(name)[rows].view(block.shape)
 
-    return {name: replacement(name) for name in read_header(weights)[0]}
+    return {name: partial(replaced, name) for name in file.keys()}  # noqa: SIM118 - it is no dict
 
 
 def _updates(model: Any, adapter: Path) -> dict[str, Change]:
@@ -266,7 +251,7 @@ def check_pairs(model: Any, adapter: Path) -> None:
     parameters = dict(model.named_parameters())
     saved = get_peft_model_state_dict(model, state_dict=parameters, save_embedding_layers=False)
     wanted = {(name, *held.shape) for name, held in saved.items() if "lora_" in name}
-    found = {(name, *shape) for name, shape in read_shapes(adapter / ADAPTER_FILE)[0].items() if "lora_" in name}
+    found = {(name, *shape) for name, shape in read_shapes(adapter / ADAPTER_FILE).items() if "lora_" in name}
     if missing := sorted(wanted - found):
         raise StepFailed(f"the adapter lacks {missing[0][0]}, which its adapter_config.json speaks of", _AGAIN)
     if strange := sorted(found - wanted):
@@ -287,16 +272,16 @@ def _lora_layers(model: Any) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def _write_merged(source: Path, changes: Mapping[str, Change], target: Path) -> None:
+def _write_merged(source: Path, header: Header, changes: Mapping[str, Change], target: Path) -> None:
     """Write the safetensors file `source` again, with the same header and changed weights."""
     import torch
 
-    header, length = read_header(source)
+    begins = source.stat().st_size - max(tensor.data_offsets[1] for tensor in header.values())
     with open_regular(source) as file, target.open("wb") as out, torch.inference_mode():
-        out.write(file.read(_LENGTH_BYTES + length))
-        for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
-            count, width = (*entry["shape"], 1)[0], math.prod(entry["shape"][1:])
-            dtype = getattr(torch, _DTYPES[entry["dtype"]])
+        out.write(file.read(begins))
+        for name, tensor in sorted(header.items(), key=lambda item: item[1].data_offsets):
+            count, width = (*tensor.shape, 1)[0], math.prod(tensor.shape[1:])
+            dtype = getattr(torch, _DTYPES[tensor.dtype])
             step = max(1, _BLOCK // max(1, width))
             for begin in range(0, count if width else 0, step):
                 rows = slice(begin, min(begin + step, count))
@@ -343,22 +328,3 @@ def _merge_whole(base: Path, trained: Path, target: Path, generation: Any) -> st
     model.generation_config = generation
     model.save_pretrained(target, max_shard_size="5GB")
     return str(model.dtype).removeprefix("torch.")
-
-
-def _tidy(folder: Path) -> None:
-    """Make the files readable for whoever serves the model, and refuse what no plain model folder holds."""
-    if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        raise StepFailed("the merged model still claims to be quantised", "report this: merging works on 16-bit bases")
-    for path in folder.rglob("*"):
-        if path.suffix in PICKLES:
-            raise StepFailed(
-                f"saving the merged model wrote {path.name}, which is no safetensors file", "update transformers"
-            )
-        if path.is_file():
-            path.chmod(_READABLE & ~_umask())
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.qlora import merging
 from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.merging import Answering, Merged, NeedsWholeModel, merge_into
+from pipeline.qlora.merging import Answering, NeedsWholeModel, merge_into
 from tests.made_adapters import save_adapter
 
 #: PEFT warns of much that is meant here.
@@ -78,24 +78,35 @@ def differing(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
     return [name for name, weight in found.items() if not weight.equal(expected[name])]
 
 
+class Merged(NamedTuple):
+    """The name of the folder's dtype, and why the whole model was in memory, empty if it was not."""
+
+    dtype: str
+    whole_because: str
+
+
 @pytest.fixture
-def merge(tmp_path: Path, tiny_llama: Path) -> Callable[..., tuple[Merged, Path]]:
+def merge(tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Merged, Path]]:
     """Merge as the step does, into a new folder: merge(base, trained)."""
 
     def make(base: Path, trained: Path, name: str = "merged") -> tuple[Merged, Path]:
         target = tmp_path / name
-        return merge_into(base, trained, load_tokenizer(tiny_llama), target, Answering("alpaca", 8, 1.0, [2])), target
+        capsys.readouterr()
+        dtype = merge_into(base, trained, load_tokenizer(tiny_llama), target, Answering("alpaca", 8, 1.0, [2]))
+        said = capsys.readouterr().err.partition("merged with the whole model in memory: ")[2]
+        return Merged(dtype, said.partition("\n")[0]), target
 
     return make
 
 
-def whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each merge go by the whole model."""
+def go(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each merge go "by file", as it does by itself, or by the "whole" model."""
 
     def not_this_one(*_: Any) -> None:
         raise NeedsWholeModel("the test says so")
 
-    monkeypatch.setattr(merging, "_empty_model", not_this_one)
+    if how == "whole":
+        monkeypatch.setattr(merging, "_empty_model", not_this_one)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,8 +145,7 @@ def test_trained_weights_take_the_place_of_the_bases_rounded_once(
     base = save_base(tmp_path / "base")
     made = save_trained(base, tmp_path / "weights.safetensors")
     with monkeypatch.context() as patch:
-        if how == "whole":
-            whole(patch)
+        go(how, patch)
         merged, folder = merge(base, tmp_path / "weights.safetensors")
     assert (merged.whole_because == "") == (how == "by file")
     stored = weights(base)
@@ -152,8 +162,7 @@ def test_a_tensor_that_the_base_does_not_have_is_refused_by_its_name(
     tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, ...], how: str
 ) -> None:
     base = save_base(tmp_path / "base")
-    if how == "whole":
-        whole(monkeypatch)
+    go(how, monkeypatch)
     save_file({name: torch.zeros(shape)}, tmp_path / "weights.safetensors")
     with pytest.raises(StepFailed, match=rf"the trained weights hold {name} of the shape .* has no such tensor"):
         merge(base, tmp_path / "weights.safetensors")
@@ -168,8 +177,7 @@ def test_a_trained_weight_that_is_no_number_in_the_bases_dtype_is_refused(
     made = save_trained(base, tmp_path / "weights.safetensors")
     made[UP][3, 5] = broken
     save_file(made, tmp_path / "weights.safetensors")
-    if how == "whole":
-        whole(monkeypatch)
+    go(how, monkeypatch)
     with pytest.raises(CannotTrain, match=r"layers\.1\.mlp\.up_proj\.weight would hold numbers that are not finite"):
         merge(base, tmp_path / "weights.safetensors")
 
@@ -210,8 +218,7 @@ def test_an_adapter_file_without_a_pair_is_refused_by_its_name(
         if lost == "rank":
             pairs[name] = (taken[:2] if "lora_A" in name else taken[:, :2]).contiguous()
     save_file(pairs, path)
-    if how == "whole":
-        whole(monkeypatch)
+    go(how, monkeypatch)
     with pytest.raises(StepFailed, match=rf"lacks {names[0]}".replace(".", r"\.")):
         merge(base, adapter)
 
@@ -222,8 +229,7 @@ def test_a_pair_that_meets_no_weight_is_refused_by_its_name(
 ) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "adapter")
-    if how == "whole":
-        whole(monkeypatch)
+    go(how, monkeypatch)
     path = adapter / "adapter_model.safetensors"
     pairs = load_file(path)
     extra = {name.replace("layers.1.", "layers.9."): tensor for name, tensor in pairs.items() if name.startswith(LOST)}
@@ -256,7 +262,7 @@ def one_in_float32(base: Path) -> None:
     ],
 )
 def test_what_the_files_do_not_show_goes_to_peft_and_says_so(
-    tmp_path: Path, merge: Any, capsys: pytest.CaptureFixture[str], change: Any, options: Any, reason: str
+    tmp_path: Path, merge: Any, change: Any, options: Any, reason: str
 ) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "adapter", **options)
@@ -264,7 +270,6 @@ def test_what_the_files_do_not_show_goes_to_peft_and_says_so(
         change(base)
     merged, folder = merge(base, adapter)
     assert reason in merged.whole_because
-    assert f"merged with the whole model in memory: {merged.whole_because}" in capsys.readouterr().err
     expected = merged_by_peft(base, adapter, torch.bfloat16)
     assert differing(loaded(folder).state_dict(), loaded(base).state_dict()) != []
     # PEFT rounds the update, then the sum.
@@ -310,7 +315,7 @@ def test_the_folder_is_the_one_that_peft_would_have_left(
     base = save_base(tmp_path / "base", dtype=torch.float32)
     adapter = save_adapter(base, tmp_path / "adapter")
     _, ours = merge(base, adapter, "ours")
-    whole(monkeypatch)
+    go("whole", monkeypatch)
     _, theirs = merge(base, adapter, "theirs")
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
     for path in sorted(ours.glob("*.json")) + sorted(ours.glob("*.jinja")):
