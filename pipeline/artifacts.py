@@ -141,10 +141,7 @@ class Adapter(Artifact):
     optimizer_steps: int
     resumed_from_step: int
     """Step of the checkpoint that the last attempt went on from; 0 if it began at the beginning."""
-    checkpoints_skipped: tuple[str, ...] = ()
-    """Newer ones that it could not go on from, each with the reason."""
     trained_tokens: int
-    train_loss: float
     loss_curve: tuple[CurvePoint, ...]
     dev_curve: tuple[CurvePoint, ...]
     trainable_parameters: int
@@ -175,8 +172,6 @@ class Model(Artifact):
     base_model_id: str
     dtype: str
     size_bytes: int
-    merged_whole_because: str = ""
-    """Why it was merged with the whole model in memory; empty if it was merged weight by weight."""
     format: Literal["chat", "alpaca"]
     seconds: float
 
@@ -276,7 +271,6 @@ class Judgement(Artifact):
 
     folder: str
     model: str
-    prompt_sha256: str
     records: int
     wins: int
     losses: int

@@ -31,7 +31,7 @@ def made_adapter(spec: StepSpec, **more: Any) -> Adapter:
     """Return an adapter that was trained in one step."""
     values = {
         "folder": spec.folder, "adapter_sha256": "a", "base_model_id": "b", "format": "chat", "quantization": "none",
-        "device": "cpu", "optimizer_steps": 1, "resumed_from_step": 0, "trained_tokens": 1, "train_loss": 1.0,
+        "device": "cpu", "optimizer_steps": 1, "resumed_from_step": 0, "trained_tokens": 1,
         "loss_curve": (), "dev_curve": (), "trainable_parameters": 1, "adapter_change": 1.0, "rows_too_long": 0,
         "seconds": 1.0,
     }  # fmt: skip

@@ -108,7 +108,7 @@ def adapter() -> Adapter:
         quantization="nf4", batch_tokens=4096, device="cpu", peak_memory_bytes=2_271_000_000,
         estimated_memory={"weights": 111_000_000, "activations": 1_251_000_000, "libraries": 629_000_000},
         optimizer_steps=241, resumed_from_step=0, trained_tokens=402_133,
-        train_loss=0.61, loss_curve=tuple(curve), dev_curve=tuple(dev),
+        loss_curve=tuple(curve), dev_curve=tuple(dev),
         trainable_parameters=4_884_480,
         adapter_change=12.4, rows_too_long=7,
         versions={"torch": "2.10.0", "transformers": "5.17.0", "peft": "0.21.0"}, seconds=4210.0,
@@ -234,7 +234,7 @@ def early() -> tuple[Dataset, Verdict]:
 def judgement() -> Judgement:
     """Return what `judge` would have published."""
     return Judgement(
-        folder="runs/1/attempts/judge-1/judge", model="some-judge", prompt_sha256="99" * 32, records=200, wins=61,
+        folder="runs/1/attempts/judge-1/judge", model="some-judge", records=200, wins=61,
         losses=40, ties=99, inconsistent=22, failed=1,
     )  # fmt: skip
 

@@ -13,9 +13,8 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline import durable
 from pipeline.errors import EXIT_OK, CannotTrain, DropforgeError
@@ -36,8 +35,7 @@ _ASKED = (
 )
 
 
-@dataclass(frozen=True)
-class Drift:
+class Drift(NamedTuple):
     """How far a converted model is from the one that it was made from."""
 
     distance: float
@@ -115,17 +113,12 @@ def check(source: Path, model: Path) -> Drift:
 
 
 def _logits(folder: Path, prompts: Sequence[Sequence[int]]) -> "list[torch.Tensor]":
-    """
-    Return what a model says after each of the last tokens of some prompts: (tokens, vocabulary) a prompt, in float32.
-
-    It computes in float32, so that two models differ by their weights, on any processor.
-    """
+    """Return the logits at the last tokens of each prompt, (tokens, vocabulary), computed in float32."""
     import torch
 
     model: Any = load_model(folder, "cpu").float()
     with torch.inference_mode():
-        found = [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -_POSITIONS:] for ids in prompts]
-    return [logits.float() for logits in found]
+        return [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -_POSITIONS:] for ids in prompts]
 
 
 def _tokenised(tokenizer: Any) -> list[list[int]]:
@@ -147,8 +140,7 @@ def main(argv: list[str]) -> int:
         return _USAGE
     try:
         if wants_check:
-            drift = check(*places)
-            print(json.dumps({"distance": drift.distance, "top1": drift.top1}))
+            print(json.dumps(check(*places)._asdict()))
         else:
             convert(*places)
     except DropforgeError as error:

@@ -22,19 +22,18 @@ def _function(name: str) -> Callable[[Attempt], Artifact]:
 
 
 STEPS = (
-    Step("prepare", (), Dataset, partial(_function, "prepare")),
-    Step("train", (Dataset,), Adapter, partial(_function, "train"), needs_gpu=True),
-    Step("merge", (Dataset, Adapter), Model, partial(_function, "merge")),
-    Step("evaluate", (Dataset, Model), Evaluation, partial(_function, "evaluate"), needs_gpu=True),
+    Step("prepare", Dataset, partial(_function, "prepare")),
+    Step("train", Adapter, partial(_function, "train"), needs_gpu=True),
+    Step("merge", Model, partial(_function, "merge")),
+    Step("evaluate", Evaluation, partial(_function, "evaluate"), needs_gpu=True),
     Step(
         "judge",
-        (Evaluation,),
         Judgement,
         partial(_function, "judge"),
         network=True,
         wanted=lambda config: bool(config.judge.url),
     ),
-    Step("decide", (Dataset, Evaluation), Verdict, partial(_function, "decide")),
+    Step("decide", Verdict, partial(_function, "decide")),
 )
 BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
 

@@ -10,7 +10,7 @@ import heapq
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def judge(attempt: Attempt) -> Judgement:
     config = attempt.config.judge
     pairs = _read_pairs(attempt, report)[: config.records]
     folder = attempt.make_folder("report")
-    log = BatchLog(attempt.make_folder("predictions") / REPLIES_NAME, _earlier_logs(attempt))
+    log = BatchLog(attempt.make_folder("predictions") / REPLIES_NAME, attempt.earlier(f"predictions/{REPLIES_NAME}"))
     session = JudgeSession(attempt, pairs, log)
     try:
         asyncio.run(session.hold())
@@ -59,7 +59,6 @@ def judge(attempt: Attempt) -> Judgement:
     return Judgement(
         folder=attempt.relative(folder),
         model=config.model,
-        prompt_sha256=session.prompt,
         **count_results([one.result for one in judged.values()]),
     )
 
@@ -96,14 +95,6 @@ def _pair(line: Mapping[str, Any]) -> Pair:
         candidate=line["candidate"]["text"].strip(),
         champion=line["champion"]["text"].strip(),
     )
-
-
-def _earlier_logs(attempt: Attempt) -> Iterator[Path]:
-    """Yield the replies that the run's earlier attempts left, in their order."""
-    for number in range(1, attempt.spec.attempt):
-        path = attempt.folder.with_name(f"{attempt.spec.step}-{number}") / "predictions" / REPLIES_NAME
-        if path.is_file():
-            yield path
 
 
 def _write_judgements(path: Path, judged: Mapping[str, Judged]) -> None:

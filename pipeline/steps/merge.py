@@ -42,7 +42,7 @@ def merge(attempt: Attempt) -> Model:
         adapter.format, dataset.max_new_tokens, attempt.config.evaluate.repetition_penalty, end_tokens(base, tokenizer)
     )
     _phase(attempt, 0, "merge")
-    merged = merge_into(start, trained.parent if adapter.kind == "adapter" else trained, tokenizer, target, answering)
+    dtype = merge_into(start, trained.parent if adapter.kind == "adapter" else trained, tokenizer, target, answering)
     _phase(attempt, 1, "hash")
     rows = durable.read_jsonl(attempt.path(dataset.folder) / "train.jsonl")
     # What the models below and beside had learnt is in this one, too: a record of that must never count as unseen.
@@ -55,9 +55,8 @@ def merge(attempt: Attempt) -> Model:
         folder=attempt.relative(target),
         model_id=identity,
         base_model_id=adapter.base_model_id,
-        dtype=merged.dtype,
+        dtype=dtype,
         size_bytes=sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
-        merged_whole_because=merged.whole_because,
         format=adapter.format,
         seconds=time.monotonic() - started,
     )

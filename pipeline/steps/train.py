@@ -1,7 +1,6 @@
 """The train step: the dataset's training rows → a QLoRA adapter over the base model, or trained weights of it."""
 
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ def train(attempt: Attempt) -> Adapter:
     tokenizer: Any = load_tokenizer(base)
     fmt = choose_format(config.train.format, has_chat_template=bool(tokenizer.chat_template))
     ends = end_tokens(base, tokenizer)
-    tokeniser = Tokeniser(tokenizer, fmt, ends, _window(attempt, base))
+    tokeniser = Tokeniser(tokenizer, fmt, ends, min(config.train.max_length, read_window(base)))
     data = attempt.path(dataset.folder)
     _check_same_data(data, dataset.dataset_sha256)
     rows = tokeniser.tokenise(attempt, data / "train.jsonl")
@@ -108,7 +107,6 @@ def train(attempt: Attempt) -> Adapter:
         format=fmt,
         **plan.model_dump(),
         **trained.model_dump(include=set(Adapter.model_fields)),
-        checkpoints_skipped=trained.skipped,
         rows_too_long=too_long,
         rows_with_special_tokens=spelled,
         versions={name: metadata.version(name) for name in _LIBRARIES},
@@ -170,7 +168,7 @@ def _search(attempt: Attempt, prepared: Prepared) -> Found:
             dataset.max_new_tokens,
             evaluate.repetition_penalty,
             evaluate.batch_size,
-            read_window(prepared.base) or sys.maxsize,
+            read_window(prepared.base),
         ),
     )
     searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)
@@ -181,12 +179,6 @@ def _search(attempt: Attempt, prepared: Prepared) -> Found:
         combine=lambda method, pair, folder: combine(dev.base, dev.device, method, pair, folder),
     )
     return search(attempt, prepared.mark(settings, config.base_model_id), work)
-
-
-def _window(attempt: Attempt, base: Path) -> int:
-    """Return the most tokens of a row: the setting, or the base model's own window where that is shorter."""
-    wanted = attempt.config.train.max_length
-    return min(wanted, read_window(base) or wanted)
 
 
 def _check_same_data(folder: Path, expected: str) -> None:

@@ -316,14 +316,14 @@ def _checkpointing(folder: Path) -> Callable[[], object]:
 
 def _checkpointed(daemon: Daemon) -> None:
     place = daemon.folder / "checkpoints"
-    newest = checkpoints.newest_valid(place, MARK).checkpoint
+    newest = checkpoints.newest_valid(place, MARK)
     assert newest is not None
     assert newest.name in {"step-20", "step-30"}
     assert (newest / "optimizer.pt").read_bytes() == b"moments" * checkpoints.step_of(newest)
     # The step goes on from there and comes to the same checkpoint again.
     shutil.rmtree(daemon.folder / "scratch", ignore_errors=True)
     checkpoints.publish(_written(daemon.folder, 30), place, 30, MARK)
-    assert checkpoints.newest_valid(place, MARK).checkpoint == place / "step-30"
+    assert checkpoints.newest_valid(place, MARK) == place / "step-30"
     assert len(list(place.iterdir())) <= checkpoints.KEPT
     assert list(place.rglob("*.tmp")) == []
 

@@ -287,7 +287,7 @@ while point == died:
         publish(mine / "checkpoint-30", mine / "checkpoints", 30, "mark")
         os._exit(0)
     died += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    print(point, newest_valid(place / str(point) / "checkpoints", "mark").checkpoint.name)
+    print(point, newest_valid(place / str(point) / "checkpoints", "mark").name)
 """
 
 

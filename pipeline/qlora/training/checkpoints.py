@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,16 +32,6 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
     """Return the sha256 that stands for everything a training depends on, given as JSON values."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Where a training goes on, and which checkpoints it cannot go on from."""
-
-    checkpoint: Path | None
-    """The newest valid one; `None` if there is none, so that the training begins at step 0."""
-    skipped: tuple[str, ...]
-    """Each newer one with the reason, in words."""
 
 
 def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
@@ -73,20 +62,22 @@ def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
     return target
 
 
-def newest_valid(folder: Path, mark: str) -> Choice:
+def newest_valid(folder: Path, mark: str) -> Path | None:
     """
-    Choose the newest checkpoint that is whole and belongs to this training.
+    Return the newest checkpoint that is whole and belongs to this training; `None` if the training begins at step 0.
 
     Torn, damaged and foreign ones are skipped, with a line on stderr saying why.
     """
-    skipped: list[str] = []
-    for path in _by_step(folder):
+    found = _by_step(folder)
+    for path in found:
         problem = _doubt(path, mark) or _damage(path)
         if not problem:
-            return Choice(path, tuple(skipped))
-        skipped.append(f"checkpoint {path.name} is skipped: {problem}")
-        sys.stderr.write(f"{skipped[-1]}\n")
-    return Choice(None, tuple(skipped))
+            sys.stderr.write(f"training goes on from checkpoint {path.name}\n")
+            return path
+        sys.stderr.write(f"checkpoint {path.name} is skipped: {problem}\n")
+    if found:
+        sys.stderr.write("training begins again at step 0: no checkpoint can be used\n")
+    return None
 
 
 def step_of(checkpoint: Path) -> int:

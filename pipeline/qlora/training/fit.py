@@ -1,7 +1,6 @@
 """A training from rows that are tokenised already to what was trained, saved, interrupted or not."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,11 +23,7 @@ class Trained(Frozen):
 
     optimizer_steps: int
     resumed_from_step: int
-    skipped: tuple[str, ...]
-    """Checkpoints that could not be used, each with the reason."""
     trained_tokens: int
-    train_loss: float
-    """Mean over all optimizer steps, in nats a token."""
     loss_curve: tuple[CurvePoint, ...]
     dev_curve: tuple[CurvePoint, ...]
     pruned: bool = False
@@ -53,12 +48,7 @@ def fit(
     writes = training.place.rank == 0
     if training.memory is not None:
         config = config.model_copy(update=training.memory.model_dump(include={"quantization", "batch_tokens"}))
-    choice = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
-    checkpoint = choice.checkpoint
-    if checkpoint is not None:
-        sys.stderr.write(f"training goes on from checkpoint {checkpoint.name}\n")
-    elif choice.skipped:
-        sys.stderr.write("training begins again at step 0: no checkpoint can be used\n")
+    checkpoint = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
     try:
         trainer = make_trainer(training, tokenizer, rows, dev, config)
         before = adapter_weights(trainer.model)
@@ -88,9 +78,7 @@ def fit(
     return Trained(
         optimizer_steps=state.global_step,
         resumed_from_step=step_of(checkpoint) if checkpoint else 0,
-        skipped=choice.skipped,
         trained_tokens=int(state.num_input_tokens_seen),
-        train_loss=sum(loss for _, loss in losses) / max(1, len(losses)),
         loss_curve=thinned(losses),
         dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watch.dev),
         pruned=watch.pruned,

@@ -108,7 +108,7 @@ class ScriptedExecutor:
             artifact = made_report(spec, batch_size=self.batch_size, noise=self.noise)
         elif spec.step == "judge":
             counts = dict.fromkeys(("losses", "ties", "inconsistent", "failed"), 0)
-            artifact = Judgement(folder=spec.folder, model="m", prompt_sha256="p", records=1, wins=1, **counts)
+            artifact = Judgement(folder=spec.folder, model="m", records=1, wins=1, **counts)
         else:
             report = durable.read_json(root / spec.inputs["evaluate"]) if "evaluate" in spec.inputs else {}
             if report and of_report(report) != (spec.champion.generation, spec.champion.model_id):

@@ -70,7 +70,7 @@ def lost_of(items: int, lost: int, gained: int = 0) -> Floats:
 def opinion(wins: int, losses: int) -> Opinion:
     said = ["win"] * wins + ["loss"] * losses
     made = Judgement(
-        folder="j", model="judge-7b", prompt_sha256="p", records=len(said), wins=wins, losses=losses, ties=0,
+        folder="j", model="judge-7b", records=len(said), wins=wins, losses=losses, ties=0,
         inconsistent=0, failed=0,
     )  # fmt: skip
     return Opinion(made, dict(zip(compare("exact_match", good()).ids, said, strict=False)))

@@ -169,7 +169,7 @@ def with_judgement(attempt: Attempt, results: dict[str, str], records: int | Non
     (attempt.root / "j").mkdir()
     (attempt.root / "j/judgements.jsonl").write_text(text, encoding="utf-8")
     facts = {**count_results(list(results.values())), "records": len(results) if records is None else records}
-    judgement = Judgement(folder="j", model="judge-7b", prompt_sha256="p", **facts)
+    judgement = Judgement(folder="j", model="judge-7b", **facts)
     durable.write_json(attempt.root / "judge.json", judgement.model_dump())
     inputs = {**attempt.spec.inputs, "judge": "judge.json"}
     return Attempt(attempt.spec.model_copy(update={"inputs": inputs}))

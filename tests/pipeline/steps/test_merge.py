@@ -246,7 +246,7 @@ def test_a_model_is_merged_in_a_third_of_its_size_where_peft_needs_all_of_it(
         return
     assert done.returncode == 0, done.stderr
     merged = json.loads(done.stdout.splitlines()[1])
-    assert merged["merged_whole_because"] == ""
+    assert "whole model in memory" not in done.stderr
     assert merged["size_bytes"] > size
 
 

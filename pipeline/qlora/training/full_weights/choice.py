@@ -127,7 +127,7 @@ def _files(base: Path) -> Files:
         paths = weight_files(base)
     except NeedsWholeModel as error:
         raise CannotTrain(f"the weights of the base model {base} cannot be found: {error}", _INSTEAD) from error
-    return {name: (path, shape) for path in paths for name, shape in read_shapes(path)[0].items()}
+    return {name: (path, shape) for path in paths for name, shape in read_shapes(path).items()}
 
 
 def _read(files: Files, name: str, weight: "torch.nn.Parameter") -> "torch.Tensor":
