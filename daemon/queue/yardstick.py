@@ -29,7 +29,7 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 def why_it_waits(settings: Settings, track: str, uid: int, mode: int) -> str | None:
     """
-    Return why a file in a track's heldout folder waits for a person's word; `None` if it counts at once.
+    Return why a file in a track's heldout folder waits for approval; `None` if it counts at once.
 
     `uid` and `mode` are those of the very file whose bytes were taken: its owner answers for it, unless others could
     write into it.

@@ -15,7 +15,7 @@ class DropState(StrEnum):
 
     #: It passed validation and is in every later snapshot of its track; a person withdraws it, a verdict suspends it.
     ACCEPTED = "accepted"
-    #: A held-out file that waits for a person's word, in no snapshot: accepted or withdrawn by a person.
+    #: A held-out file that waits for approval, in no snapshot: accepted or withdrawn by a person.
     PROPOSED = "proposed"
     #: It failed validation and was given back with its findings; final.
     REJECTED = "rejected"
