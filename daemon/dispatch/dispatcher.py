@@ -14,10 +14,9 @@ from sqlmodel import Session
 from daemon.champions import journal, promotion
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude
-from daemon.dispatch.executor import Executor, JobState
 from daemon.dispatch.housekeeping import Upkeep, needs_gpu
 from daemon.dispatch.run_config import compose, warn_of_fixed
-from daemon.dispatch.spool import Spool
+from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.stale_steps import invalidate, is_in_vain, up_to_date
 from daemon.dispatch.step_specs import key_of, spec_of
 from daemon.queue import attempts, cancelling, claims, run_queue, suspects, tracks
@@ -45,7 +44,7 @@ class Dispatcher:
     """Moves one run at a time through the pipeline."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, executor: Executor, troubles: Troubles | None = None
+        self, engine: Engine, settings: Settings, executor: LocalExecutor, troubles: Troubles | None = None
     ) -> None:
         """Dispatch for the state folder of `settings`, from `recover` and `tick` on; tracks tell `troubles` theirs."""
         self._engine = engine

@@ -1,13 +1,13 @@
 """
-The own machine: a spool folder that `dropforge worker` serves.
+The spool: the folders in which the daemon orders attempts and `dropforge worker` takes them.
 
     spool/queue/KEY.json     ordered; written by the executor
     spool/running/KEY.json   taken by the worker, with the identity of its process
-    spool/cancel/KEY         somebody wants it stopped
-    spool/refused/           what lay there and is not the daemon's word
+    spool/cancel/KEY         to be stopped
     spool/worker.lock        held by the living worker
 
-KEY is the attempt's and the content its fence, as `orders` reads it.
+KEY is the attempt's run, step and number, the content the fence of its spec: an entry names no path and no program.
+Only the state folder's owner can write one, as the folder is closed to others.
 
 The worker writes result.json before it takes the entry out of `running`, so an attempt that is in neither folder and
 has no result is lost.
@@ -15,22 +15,77 @@ has no result is lost.
 
 import contextlib
 import os
-import stat
-import uuid
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import structlog
+from pydantic import BaseModel
 
-from daemon.dispatch.executor import JobState
-from daemon.dispatch.orders import process_of
 from daemon.state.layout import WORKER_LOCK
+from daemon.state.run_files import attempt_folder
 from daemon.system.processes import Identity, is_alive, lock_holder
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepSpec
 
-#: Of a refused entry's name that is kept: room is left for what makes it unique.
-_LONGEST_NAME = 200
+#: What of a spec's environment a step is given: the program sets no other.
+STEP_VARIABLES = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY", "DROPFORGE_DEVICE")
+_NAME = re.compile(r"([1-9][0-9]*)-([a-z]+)-([1-9][0-9]*)\.json")
 log = structlog.get_logger()
+
+
+class JobState(StrEnum):
+    """How far an attempt is."""
+
+    #: It is ordered and has not begun.
+    QUEUED = "queued"
+    #: Its process runs, or is about to end.
+    RUNNING = "running"
+    #: Its result.json is there.
+    ENDED = "ended"
+    #: It is not in the spool and has no result.
+    LOST = "lost"
+
+
+class _Entry(BaseModel):
+    """Content of a file in the spool."""
+
+    fence: str
+    process: Identity | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """An attempt in the spool, and its process once the worker has written it down."""
+
+    entry: Path
+    spec: StepSpec
+    process: Identity | None
+
+
+def step_command(step: str, spec: Path) -> tuple[str, ...]:
+    """Return the argument list that does a step; `spec` is the absolute path of its spec."""
+    # -P: the folder that it is started in must not be looked through for modules.
+    return (sys.executable, "-P", "-m", "pipeline", step, str(spec))
+
+
+def read_order(root: Path, entry: Path) -> Order:
+    """
+    Return the order that a file in the spool of `root` stands for.
+
+    Raises `OSError` or `ValueError` if it, or its spec, cannot be read, is torn or another attempt's.
+    """
+    if (name := _NAME.fullmatch(entry.name)) is None:
+        raise ValueError("its name is no attempt's")
+    content = _Entry.model_validate_json(entry.read_bytes())
+    path = root / attempt_folder(int(name[1]), name[2], int(name[3])) / SPEC_NAME
+    spec = StepSpec.model_validate_json(path.read_bytes())
+    if (spec.key, spec.fence) != (entry.stem, content.fence) or not Path(spec.root).samefile(root):
+        raise ValueError(f"{path} has another key, fence or root")
+    return Order(entry, spec, content.process)
 
 
 class Spool:
@@ -43,11 +98,8 @@ class Spool:
         self.queue = self.folder / "queue"
         self.running = self.folder / "running"
         self.cancelled = self.folder / "cancel"
-        self.refused = self.folder / "refused"
         self.worker_lock = state_folder / WORKER_LOCK
-        #: What could not even be moved, so that it is told once.
-        self._stuck: set[Path] = set()
-        for folder in (self.queue, self.running, self.cancelled, self.refused):
+        for folder in (self.queue, self.running, self.cancelled):
             folder.mkdir(parents=True, exist_ok=True)
 
     def remove_leftovers(self) -> None:
@@ -55,35 +107,32 @@ class Spool:
         durable.remove_leftovers(self.queue)
 
     def entries(self, folder: Path) -> list[Path]:
-        """Return what lies in `queue` or `running`, the oldest first, whatever it is; names with a dot are asides."""
+        """Return the files in `queue` or `running`, the oldest first, but for those that are being written."""
         found = []
         with os.scandir(folder) as listed:
             for entry in listed:
-                # A queued one may be called off meanwhile.
+                # A queued one may be cancelled meanwhile.
                 with contextlib.suppress(FileNotFoundError):
-                    if not entry.name.startswith("."):
-                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, folder / entry.name))
-        return [path for _, path in sorted(found) if path not in self._stuck]
+                    if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+                        found.append((entry.stat().st_mtime_ns, folder / entry.name))
+        return [path for _, path in sorted(found)]
 
-    def set_aside(self, path: Path, why: str) -> None:
-        """Move what is not the daemon's word out of the way, with a line in the log; nothing if it is gone."""
-        try:
-            path.rename(self.refused / f"{path.name[:_LONGEST_NAME]}.{uuid.uuid4().hex}")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            self._stuck.add(path)
-            why = f"{why}; it stays where it is: {error.strerror}"
-        log.warning("order_refused", entry=str(path.relative_to(self.folder)), why=why)
-
-    def make_way(self, path: Path) -> None:
-        """Set aside what lies at an entry's or mark's place and is no file."""
-        if os.path.lexists(path) and not is_file(path):
-            self.set_aside(path, "it is no file")
+    def accept(self, folder: Path) -> Iterator[Order]:
+        """Yield the orders in `queue` or `running`, the oldest first; remove files that are none."""
+        for entry in self.entries(folder):
+            try:
+                order = read_order(self.root, entry)
+            except (OSError, ValueError) as error:
+                # An order that was cancelled meanwhile is not there any more.
+                with contextlib.suppress(FileNotFoundError):
+                    entry.unlink()
+                    log.warning("order_removed", entry=f"{folder.name}/{entry.name}", error=str(error))
+            else:
+                yield order
 
     def is_cancelled(self, key: str) -> bool:
         """Say whether somebody wants an attempt stopped."""
-        return is_file(self.cancelled / key)
+        return (self.cancelled / key).exists()
 
     def has_living(self) -> bool:
         """Say whether the process of a step is there, one that was told to stop included."""
@@ -92,19 +141,14 @@ class Spool:
 
     def process_of(self, key: str) -> Identity | None:
         """Return the process that the worker wrote down for an attempt, if it has."""
-        return process_of(self.running / f"{key}.json")
-
-
-def is_file(path: Path) -> bool:
-    """Say whether a regular file is there itself, and no link to one."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False
+        try:
+            return _Entry.model_validate_json((self.running / f"{key}.json").read_bytes()).process
+        except (FileNotFoundError, ValueError):
+            return None
 
 
 class LocalExecutor:
-    """Executor over the spool folder."""
+    """Orders attempts from the worker of this machine."""
 
     def __init__(self, state_folder: Path) -> None:
         """Use the spool in `state_folder`."""
@@ -118,16 +162,14 @@ class LocalExecutor:
             return
         durable.write_json(folder / SPEC_NAME, spec.model_dump(mode="json"))
         durable.fsync_folder(folder.parent)
-        entry = self._spool.queue / f"{spec.key}.json"
-        self._spool.make_way(entry)
-        durable.write_json(entry, {"fence": spec.fence})
+        durable.write_json(self._spool.queue / f"{spec.key}.json", {"fence": spec.fence})
 
     def poll(self, spec: StepSpec) -> JobState:
         """Say how far an attempt is, from the files alone."""
         # In the order of an attempt's life, so that one moving on meanwhile is not taken for lost.
-        if is_file(self._spool.queue / f"{spec.key}.json"):
+        if (self._spool.queue / f"{spec.key}.json").exists():
             return JobState.QUEUED
-        running = is_file(self._spool.running / f"{spec.key}.json")
+        running = (self._spool.running / f"{spec.key}.json").exists()
         if (Path(spec.root) / spec.folder / RESULT_NAME).exists():
             return JobState.ENDED
         if not running:
@@ -139,12 +181,9 @@ class LocalExecutor:
 
     def cancel(self, key: str) -> None:
         """Take it out of the queue if no worker has begun it, else leave a mark that the worker acts on."""
-        entry, mark = self._spool.queue / f"{key}.json", self._spool.cancelled / key
-        self._spool.make_way(entry)
-        entry.unlink(missing_ok=True)
+        (self._spool.queue / f"{key}.json").unlink(missing_ok=True)
         if self._is_known(key):
-            self._spool.make_way(mark)
-            mark.touch()
+            (self._spool.cancelled / key).touch()
 
     def _is_known(self, key: str) -> bool:
-        return any(is_file(folder / f"{key}.json") for folder in (self._spool.queue, self._spool.running))
+        return any((folder / f"{key}.json").exists() for folder in (self._spool.queue, self._spool.running))

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from daemon.champions import history, journal
-from daemon.dispatch.orders import step_command
+from daemon.dispatch.spool import step_command
 from daemon.queue.snapshots import judged_before, snapshot_ids
 from daemon.queue.yardstick import yardstick_before
 from daemon.settings.model import Settings
@@ -28,7 +28,7 @@ _FORMER = 3
 _LOOKED_AT = 50
 #: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
 #: the step itself most of all (README.md has the numbers). The daemon's own setting goes before ours. The worker
-#: passes on no other than `orders.STEP_VARIABLES`.
+#: passes on no other than `spool.STEP_VARIABLES`.
 _STEP_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",

@@ -1,11 +1,12 @@
 """
 Takes step specs from the spool, one at a time, and runs each in a process of its own.
 
-The worker touches no database, and takes neither a path nor a program from an order (`orders`). Each step gets a
+The worker touches no database, and takes neither a path nor a program from an order (`spool`). Each step gets a
 session and process group of its own, and one end of a pipe: when the worker dies, however it dies, the step notices and
 stops. A new worker starts nothing before the old one's step is gone.
 """
 
+import contextlib
 import errno
 import fnmatch
 import os
@@ -13,14 +14,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import structlog
 
-from daemon.dispatch.orders import STEP_VARIABLES, Order, OrderRefused, read_order, step_command
-from daemon.dispatch.spool import Spool
+from daemon.dispatch.spool import STEP_VARIABLES, Order, Spool, step_command
 from daemon.state.ownership import OwnFolder, StateFolderGone
 from daemon.system.processes import FileLock, identify, is_alive, kill_group, signal_name, wait_until_dead
 from daemon.system.signals import on_stop
@@ -126,7 +126,7 @@ class Worker:
 
     def _clear_leftovers(self) -> None:
         """Wait for the steps of a dead worker, which are stopping by themselves, and end those that do not."""
-        for entry, order in _running(self._spool):
+        for order in self._spool.accept(self._spool.running):
             process = order.process
             if process is not None and is_alive(process):
                 log.warning("orphan_found", key=order.spec.key, pid=process.pid)
@@ -134,23 +134,15 @@ class Worker:
                     kill_group(process.pid, signal.SIGKILL)
                 while not wait_until_dead(process, 60):
                     log.error("orphan_will_not_die", key=order.spec.key, pid=process.pid)
-            entry.unlink()
+            order.entry.unlink()
 
     def _take(self) -> Order | None:
-        """Move the oldest order of the queue to `running` and return it; set aside what is none."""
-        for entry in self._spool.entries(self._spool.queue):
-            try:
-                order = read_order(self._spool.root, entry)
-            except OrderRefused as error:
-                self._spool.set_aside(entry, error.message)
-                continue
-            taken = self._spool.running / entry.name
-            self._spool.make_way(taken)
-            try:
-                entry.rename(taken)
-            except FileNotFoundError:
-                continue  # it was called off meanwhile
-            return order
+        """Move the oldest order of the queue to `running` and return it."""
+        for order in self._spool.accept(self._spool.queue):
+            # It may be cancelled meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                order.entry.rename(self._spool.running / order.entry.name)
+                return order
         return None
 
     def _run(self, order: Order) -> None:
@@ -172,9 +164,7 @@ class Worker:
             if not (place / RESULT_NAME).exists():
                 self._word(place, _result_of_dead(spec, process.returncode, stopped=stopped))
             log.info("step_ended", key=spec.key, exit_code=process.returncode)
-        mark = self._spool.cancelled / spec.key
-        self._spool.make_way(mark)
-        mark.unlink(missing_ok=True)
+        (self._spool.cancelled / spec.key).unlink(missing_ok=True)
         entry.unlink(missing_ok=True)
 
     def _begin_with_room(self, entry: Path, spec: StepSpec, place: Path) -> tuple[subprocess.Popen[bytes], int] | None:
@@ -278,25 +268,15 @@ def end_steps_now(state_folder: Path) -> None:
     For the end without grace. The caller is the worker, or has ended it. The steps count as interrupted: that somebody
     was in a hurry is no fault of the run's.
     """
-    for entry, order in _running(Spool(state_folder)):
+    spool = Spool(state_folder)
+    for order in spool.accept(spool.running):
         if order.process is not None and is_alive(order.process):
             kill_group(order.process.pid, signal.SIGKILL)
             wait_until_dead(order.process, _KILL_SECONDS)
         place = state_folder / order.spec.folder
         if not (place / RESULT_NAME).exists():
             durable.write_json(place / RESULT_NAME, _result_of_dead(order.spec, 0, stopped=True).model_dump())
-        entry.unlink(missing_ok=True)
-
-
-def _running(spool: Spool) -> Iterator[tuple[Path, Order]]:
-    """Yield what a worker has in hand, or had when it died; set aside what is no order."""
-    for entry in spool.entries(spool.running):
-        try:
-            order = read_order(spool.root, entry)
-        except OrderRefused as error:
-            spool.set_aside(entry, error.message)
-        else:
-            yield entry, order
+        order.entry.unlink(missing_ok=True)
 
 
 def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = _own_command) -> int:

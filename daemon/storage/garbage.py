@@ -8,8 +8,8 @@ from sqlmodel import Session, select
 
 from daemon.settings.model import Settings
 from daemon.state.layout import TRASH_NAME
-from daemon.state.states import AttemptState, RunState
-from daemon.state.tables import Attempt, Run
+from daemon.state.states import RunState
+from daemon.state.tables import Run
 from daemon.storage.retention import DAY_MS, Kept, models_of, working_files
 from pipeline.artifacts import Frozen
 from pipeline.durable import read_object
@@ -42,7 +42,6 @@ def find_garbage(
         yield from finder.run(run)
     yield from finder.unknown_runs()
     yield from finder.asides()
-    yield from finder.spool(session)
     if session.exec(select(Run.id).where(Run.state == RunState.RUNNING)).first() is None:
         # Nobody reads the caches now.
         yield from finder.predictions(settings.gc.predictions_bytes)
@@ -93,14 +92,6 @@ class _Finder:
         for path in sorted(path for pattern in patterns for path in self._root.glob(pattern)):
             if self._is_old(path):
                 yield self._item(path, "left by a process that died while it wrote")
-
-    def spool(self, session: Session) -> Iterator[Item]:
-        rows = session.exec(select(Attempt).where(Attempt.state == AttemptState.SUBMITTED)).all()
-        known = {f"{row.run_id}-{row.step}-{row.number}" for row in rows}
-        for folder in ("queue", "running", "cancel", "refused"):
-            for path in sorted((self._root / "spool" / folder).glob("[!.]*")):
-                if path.name.removesuffix(".json") not in known and self._is_old(path):
-                    yield self._item(path, "an order for an attempt that has ended")
 
     def predictions(self, most: int) -> Iterator[Item]:
         """Yield cached predictions beyond `most` bytes, the oldest first, never those of champions and open runs."""

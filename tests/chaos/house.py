@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.orders import read_order
-from daemon.dispatch.spool import LocalExecutor, Spool
+from daemon.dispatch.spool import LocalExecutor, Spool, read_order
 from daemon.inbox.intake import Intake, Outcome
 from daemon.inbox.watcher import Watcher, make_inbox
 from daemon.queue import tracks

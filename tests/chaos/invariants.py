@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from daemon.dispatch.orders import read_order
+from daemon.dispatch.spool import read_order
 from daemon.inbox.answers.verdict_notes import VERDICT
 from daemon.queue.states import ALLOWED
 from daemon.state.layout import DATABASE_NAME

@@ -18,7 +18,7 @@ from unittest import mock
 
 from sqlmodel import select
 
-from daemon.dispatch.orders import read_order
+from daemon.dispatch.spool import read_order
 from daemon.inbox import safe_copy
 from daemon.inbox.watcher import make_inbox
 from daemon.queue import run_queue

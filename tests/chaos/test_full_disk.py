@@ -21,9 +21,7 @@ from sqlmodel import select
 from daemon import service
 from daemon.champions import promotion
 from daemon.dispatch import dispatcher
-from daemon.dispatch.executor import JobState
-from daemon.dispatch.orders import read_order
-from daemon.dispatch.spool import LocalExecutor
+from daemon.dispatch.spool import JobState, LocalExecutor, read_order
 from daemon.dispatch.worker import Worker
 from daemon.inbox import intake
 from daemon.queue import run_queue

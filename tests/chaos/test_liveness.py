@@ -16,8 +16,7 @@ from sqlmodel import select
 
 from daemon.cli import main
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.executor import JobState
-from daemon.dispatch.spool import LocalExecutor, Spool
+from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.worker import Worker, end_steps_now
 from daemon.inbox.watcher import make_inbox
 from daemon.queue import run_queue, tracks

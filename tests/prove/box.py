@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sqlmodel import col, select
 
-from daemon.dispatch.orders import read_order
+from daemon.dispatch.spool import read_order
 from daemon.inbox.watcher import make_inbox
 from daemon.state.database import transaction
 from daemon.state.states import TRIAL

@@ -12,8 +12,7 @@ from sqlmodel import select
 
 from daemon.champions import history, journal, promotion, rollback
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.executor import JobState
-from daemon.dispatch.spool import LocalExecutor
+from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.queue import attempts, cancelling, drops, run_queue, tracks
 from daemon.settings.model import CostSettings, Settings
 from daemon.state import run_files
@@ -39,7 +38,7 @@ NOW = 1_750_000_000_000
 JUDGE = JudgeConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="JUDGE_KEY")
 
 
-class ScriptedExecutor:
+class ScriptedExecutor(LocalExecutor):
     """Does a step when it is polled; `script` may give another result than the good one for a step."""
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from daemon.dispatch.executor import JobState
-from daemon.dispatch.spool import LocalExecutor, Spool
+from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.worker import Worker
 from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.config import JudgeConfig, RunConfig
-from pipeline.contract import RESULT_NAME, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA
 from pipeline.model_folder.untrusted_code import ENDED_BY
 
@@ -112,6 +113,58 @@ def test_an_attempt_is_queued_run_and_ended(tmp_path: Path) -> None:
     assert orders(tmp_path) == []
     executor.submit(spec)
     assert orders(tmp_path) == [], "an attempt that has ended is not run again"
+
+
+def no_order(root: Path, what: str) -> Path:
+    """Order an attempt, spoil its entry and return that."""
+    spec = spec_of(root, GOOD, run=2)
+    LocalExecutor(root).submit(spec)
+    entry, place = Spool(root).queue / f"{spec.key}.json", root / spec.folder / SPEC_NAME
+    match what:
+        case "torn":
+            entry.write_bytes(b'{"fence": "')
+        case "empty":
+            entry.write_bytes(b"")
+        case "another fence":
+            durable.write_json(entry, {"fence": "guessed"})
+        case "no spec":
+            place.unlink()
+        case "a file for a folder":
+            shutil.rmtree(place.parent)
+            place.parent.touch()
+        case "another attempt's spec":
+            durable.write_json(place, spec.model_copy(update={"run": 3}).model_dump(mode="json"))
+        case "another root":
+            durable.write_json(place, spec.model_copy(update={"root": str(root.parent)}).model_dump(mode="json"))
+        case _:
+            entry = entry.rename(entry.with_name(what))
+    return entry
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["torn", "empty", "another fence", "no spec", "a file for a folder", "another attempt's spec", "another root", "2"],
+)
+@pytest.mark.parametrize("folder", ["queue", "running"])
+def test_an_entry_that_is_no_order_is_removed_with_a_line_and_the_next_one_runs(
+    tmp_path: Path, what: str, folder: str
+) -> None:
+    entry = no_order(tmp_path, what)
+    entry.rename(tmp_path / "spool" / folder / entry.name)
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
+    with capture_logs() as logged:
+        worker = Worker(tmp_path, as_scripted)
+        thread = threading.Thread(target=worker.serve)
+        thread.start()
+        wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+        worker.stop.set()
+        thread.join()
+    removed = [line["entry"] for line in logged if line["event"] == "order_removed"]
+    assert removed == [f"{folder}/{entry.name}"]
+    assert orders(tmp_path) == []
+    assert not (tmp_path / "runs/2/attempts/train-1/log.txt").exists(), "it was not run"
+    assert executor.poll(spec_of(tmp_path, GOOD, run=2)) is JobState.LOST, "so that it is ordered again"
 
 
 def test_a_step_sees_no_secret_of_the_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

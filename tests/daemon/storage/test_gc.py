@@ -237,7 +237,7 @@ def test_leftovers_of_dead_processes_go_when_they_are_older_than_a_day(history: 
     made = history()
     stale = [
         "incoming/1.tmp", ".watcher.json.5.tmp", "tracks/default/.base.json.1.tmp", "spool/queue/.x.json.1.tmp",
-        "spool/cancel/1-train-1", "spool/running/9-train-1.json", "models/unknown", "runs/77",
+        "models/unknown", "runs/77",
     ]  # fmt: skip
     for path in stale:
         write(made.root / path / ("file" if path in {"models/unknown", "runs/77"} else ""), "x")
@@ -262,13 +262,6 @@ def test_a_run_that_cannot_be_read_keeps_what_might_be_its_own_and_no_other_garb
     folder.unlink()
     (made.root / "aside").rename(folder)
     assert made.there(f"models/{other:04d}", f"runs/{other}/checkpoints") == [True, True]
-
-
-def test_an_order_for_an_attempt_that_is_open_stays_in_the_spool(history: Callable[..., History]) -> None:
-    made = history()
-    run = made.run("running", attempts=("submitted",))
-    write(made.root / f"spool/running/{run}-train-1.json", "{}")
-    assert made.collect().items == ()
 
 
 def test_the_oldest_predictions_go_and_never_those_of_a_champion(history: Callable[..., History]) -> None:
