@@ -42,13 +42,13 @@ from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import write_rows
 from pipeline import durable
 from pipeline.config import TrainConfig
-from pipeline.dataset import start
-from pipeline.evaluation.suite_items import QUESTIONS, Item, read_items
-from pipeline.gate.statistics import mcnemar_exact
+from pipeline.decide.statistics import mcnemar_exact
+from pipeline.evaluate.suite_items import QUESTIONS, Item, read_items
 from pipeline.metrics.collapse import KINDS, collapsed
-from pipeline.prompt import prompt_ids
-from pipeline.qlora import generation, greedy_decoding
-from pipeline.qlora.generation import AskedModel, Decoding
+from pipeline.models import generation, greedy_decoding
+from pipeline.models.generation import AskedModel, Decoding
+from pipeline.models.prompt import prompt_ids
+from pipeline.prepare import start
 
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -138,7 +138,7 @@ def right(item: Item, text: str) -> bool:
 
 def open_base(base: Path) -> AskedModel:
     """Load the base model."""
-    from pipeline.qlora.loading import load_tokenizer  # noqa: PLC0415 - after the environment is set
+    from pipeline.models.loading import load_tokenizer  # noqa: PLC0415 - after the environment is set
 
     return generation.open_model(base, load_tokenizer(base), "cpu")
 

@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.dataset.decontaminate import find_overlaps
-from pipeline.dataset.overlaps import Overlaps, Part
-from pipeline.near_duplicates.signatures import Signatures
-from pipeline.near_duplicates.word_hashes import WordHasher
+from pipeline.prepare.decontaminate import find_overlaps
+from pipeline.prepare.near_duplicates.signatures import Signatures
+from pipeline.prepare.near_duplicates.word_hashes import WordHasher
+from pipeline.prepare.overlaps import Overlaps, Part
 
 #: Seconds on two cores.
 BUDGET = 10.0

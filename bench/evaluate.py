@@ -36,13 +36,13 @@ from rich.table import Table
 
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data
-from pipeline.evaluation.engines.vllm import Vllm
-from pipeline.evaluation.engines.vllm_server import Served, Server
+from pipeline.evaluate.engines.vllm import Vllm
+from pipeline.evaluate.engines.vllm_server import Served, Server
 from pipeline.metrics.degenerate import is_looping
-from pipeline.prompt import fold, prompt_ids
-from pipeline.qlora import generation, greedy_decoding
-from pipeline.qlora.generation import Answer, AskedModel, Decoding, pad_left
-from pipeline.qlora.loading import chosen_device, load_tokenizer
+from pipeline.models import generation, greedy_decoding
+from pipeline.models.generation import Answer, AskedModel, Decoding, pad_left
+from pipeline.models.loading import chosen_device, load_tokenizer
+from pipeline.models.prompt import fold, prompt_ids
 
 ROWS = 16
 #: Ours against fixed batches on `long`.

@@ -4,7 +4,7 @@ Measure the gate with the loop around it: how often luck wins, honest data is he
     python bench/gate.py [--months 1000] [--candidates 2000] [--cards 30] [--processes 2]
 
 Each row is a question, asked of the rules of 2026-11-25 (modelled in `gate_world`, or quoted as measured then) and of
-those that decide now (`pipeline.gate.verdict.weigh`, with the search of `daemon.queue.suspects`). In brackets 95 %
+those that decide now (`pipeline.decide.verdict.weigh`, with the search of `daemon.queue.suspects`). In brackets 95 %
 intervals: Clopper and Pearson's of shares, exact Poisson ones of counts, else normal ones. A row with a bar says
 whether it is kept; exit code 1 if one is missed, be it by luck. Exact match on 500 held-out records of five drops, of
 which the newest is new, unless a row says otherwise.
@@ -31,10 +31,10 @@ from scipy import stats
 
 from pipeline.artifacts import Judgement
 from pipeline.config import GuardConfig
-from pipeline.gate.comparison import Comparison, Opinion, count_results
-from pipeline.gate.power import smallest_gain
-from pipeline.gate.slices import POINTS, Known
-from pipeline.gate.verdict import Rules, promotes, weigh
+from pipeline.decide.comparison import Comparison, Opinion, count_results
+from pipeline.decide.power import smallest_gain
+from pipeline.decide.slices import POINTS, Known
+from pipeline.decide.verdict import Rules, promotes, weigh
 
 # A script finds only the files beside it, and a test loads this one from elsewhere.
 sys.path.insert(0, str(Path(__file__).parents[1]))

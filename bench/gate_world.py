@@ -15,11 +15,11 @@ from scipy import special
 
 from pipeline.artifacts import Outcome
 from pipeline.config import GuardConfig
-from pipeline.gate import statistics
-from pipeline.gate.comparison import DEGENERATE, Comparison, Flags, Former, Suite
-from pipeline.gate.slices import Known
-from pipeline.gate.statistics import Floats
-from pipeline.gate.verdict import Decision, Rules, _blames, weigh
+from pipeline.decide import statistics
+from pipeline.decide.comparison import DEGENERATE, Comparison, Flags, Former, Suite
+from pipeline.decide.slices import Known
+from pipeline.decide.statistics import Floats
+from pipeline.decide.verdict import Decision, Rules, _blames, weigh
 
 EXACT, ROUGE = "exact_match", "rougeL"
 SUITE_ITEMS, TOKENS, RATE = 300, 10, 0.02

@@ -33,11 +33,11 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo.data import INSTRUCTION, generate_messages
-from pipeline.dataset import groups
-from pipeline.dataset.decontaminate import HeldoutTexts, find_overlaps
-from pipeline.dataset.overlaps import Overlaps, Part
-from pipeline.near_duplicates.signatures import Signatures
-from pipeline.near_duplicates.word_hashes import WordHasher
+from pipeline.prepare import groups
+from pipeline.prepare.decontaminate import HeldoutTexts, find_overlaps
+from pipeline.prepare.near_duplicates.signatures import Signatures
+from pipeline.prepare.near_duplicates.word_hashes import WordHasher
+from pipeline.prepare.overlaps import Overlaps, Part
 
 SIMILARITY = 0.5
 SHARES = (1.0, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)

@@ -30,8 +30,8 @@ from jsonschema import Draft202012Validator
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.dataset.repeats import RowCounts
-from pipeline.validation.validate import Options, validate
+from pipeline.records.repeats import RowCounts
+from pipeline.records.validate import Options, validate
 
 TARGET_RATIO = 5.0
 MOST_GROWTH_MB = 36.0

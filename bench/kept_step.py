@@ -143,8 +143,8 @@ def measure(base: Path, config: TrainConfig, rows: Rows, sizes: Sizes, points: i
     """Train on the first rows; return each measurement of the other rows, the dev rows first."""
     import torch  # noqa: PLC0415 - after the environment is set
 
-    from pipeline.qlora.loading import load_tokenizer  # noqa: PLC0415
-    from pipeline.qlora.training import trainer  # noqa: PLC0415
+    from pipeline.models.loading import load_tokenizer  # noqa: PLC0415
+    from pipeline.train import trainer  # noqa: PLC0415
 
     tokenizer: Any = load_tokenizer(base)
     texts = [tokenise(tokenizer, row) for row in rows[sizes.train :]]
@@ -167,7 +167,7 @@ def look(model: Any, texts: Sequence[Tokens]) -> Look:
     """Return the loss of each answer, its tokens, and whether all are the likeliest."""
     import torch  # noqa: PLC0415
 
-    from pipeline.qlora.training.passes.packing import pack  # noqa: PLC0415
+    from pipeline.train.passes.packing import pack  # noqa: PLC0415
 
     found: Look = []
     for first in range(0, len(texts), TOGETHER):

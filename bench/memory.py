@@ -30,9 +30,9 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, ModelRef
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.dataset.heldout import dataset_hash
-from pipeline.model_folder.manifest import model_id
-from pipeline.wording import size_words
+from pipeline.models.manifest import model_id
+from pipeline.records.heldout import dataset_hash
+from pipeline.words import size_words
 
 TOLERANCE = 1 / 3
 

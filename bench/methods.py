@@ -60,8 +60,8 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Model, ModelRef
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.model_folder.manifest import model_id
-from pipeline.wording import size_words
+from pipeline.models.manifest import model_id
+from pipeline.words import size_words
 
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -123,7 +123,7 @@ def data_of(files: Sequence[Path], rows: int, heldout: int) -> Data:
 
 def measure(base: Path, trainings: Sequence[tuple[str, TrainConfig]], data: Data) -> int:
     """Train and merge each, and print one table."""
-    from pipeline.qlora.loading import load_model, load_tokenizer  # noqa: PLC0415 - after the environment is set
+    from pipeline.models.loading import load_model, load_tokenizer  # noqa: PLC0415 - after the environment is set
 
     tokenizer: Any = load_tokenizer(base)
     task, general = [tokenise(tokenizer, record) for record in data.heldout], list(passages(tokenizer))

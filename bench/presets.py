@@ -41,10 +41,10 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, ModelRef
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec
-from pipeline.dataset.heldout import dataset_hash
-from pipeline.dataset.start import mix_in_general
-from pipeline.model_folder.manifest import model_id
-from pipeline.prompt import completion_ids, fold, prompt_ids
+from pipeline.models.manifest import model_id
+from pipeline.models.prompt import completion_ids, fold, prompt_ids
+from pipeline.prepare.start import mix_in_general
+from pipeline.records.heldout import dataset_hash
 
 DEV_ROWS = 24
 PASSAGES, PASSAGE_TOKENS = 24, 128
@@ -90,7 +90,7 @@ def measure(base: Path, presets: dict[str, TrainConfig], rows: int, heldout: int
     """Train each preset on the demo's first `rows` rows and print one table."""
     from peft import PeftModel  # noqa: PLC0415 - after the environment is set
 
-    from pipeline.qlora.loading import load_model, load_tokenizer  # noqa: PLC0415
+    from pipeline.models.loading import load_model, load_tokenizer  # noqa: PLC0415
 
     tokenizer: Any = load_tokenizer(base)
     data = make_data(first=rows + DEV_ROWS, heldout=heldout, second=1)
@@ -116,7 +116,7 @@ def measure(base: Path, presets: dict[str, TrainConfig], rows: int, heldout: int
 
 def train(root: Path, base: Path, config: TrainConfig, rows: Sequence[dict[str, str]]) -> tuple[Adapter, float]:
     """Train as the step does, the last rows being the dev rows; return its artifact and the processor's seconds."""
-    from pipeline.steps.train import train as step  # noqa: PLC0415
+    from pipeline.train.step import train as step  # noqa: PLC0415
 
     write_data(root, rows, config.general_rows)
     identity = model_id(base)

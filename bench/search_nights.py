@@ -4,10 +4,11 @@ Measure whether a search lets luck win more often: several trials a night, of wh
     python bench/search_nights.py [--months 400] [--processes 2]
 
 Thirty nights of candidates that are truly as good as the champion, in the world and loop of `bench/gate.py`. A model
-of each trial answers 200 dev records and 500 held-out ones; `pipeline.search.choice.choose` takes one by the first, the
-gate judges it on the second. Two models differ on 20 % of the records, as two seeds of one training do. In brackets
-95 % intervals (Clopper and Pearson 1934). Bar: by a chi-squared test at .05 the share of months with a promotion does
-not depend on the number of trials. The contrast peeks: the held-out scores decide what they are then the proof of.
+of each trial answers 200 dev records and 500 held-out ones; `pipeline.train.search.choice.choose` takes one by the
+first, the gate judges it on the second. Two models differ on 20 % of the records, as two seeds of one training do. In
+brackets 95 % intervals (Clopper and Pearson 1934). Bar: by a chi-squared test at .05 the share of months with a
+promotion does not depend on the number of trials. The contrast peeks: the held-out scores decide what they are then the
+proof of.
 
 Measured, months with a promotion in per cent, put together of runs that were stopped before their 400: 1 trial 9.0
 [5.4-13.9] (200 months), 4 trials 9.5 [5.8-14.4] (200), 16 trials 9.0 [3.4-18.5] (67). With a peek: 4 trials 20.7
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from pipeline.search.choice import DevScores, choose
+from pipeline.train.search.choice import DevScores, choose
 
 # A script finds only the files beside it, and a test loads this one from elsewhere.
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -46,7 +46,7 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Drop, Model, ModelRef
 from pipeline.config import RunConfig, SplitConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec
-from pipeline.model_folder.manifest import model_id
+from pipeline.models.manifest import model_id
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -83,8 +83,8 @@ class House:
 
     def night(self, name: str, drops: tuple[Drop, ...], champion: ModelRef, **train: Any) -> "Night":
         """Prepare, train and merge."""
-        from pipeline.steps.prepare import prepare  # noqa: PLC0415 - after the environment is set
-        from pipeline.steps.train import train as train_step  # noqa: PLC0415
+        from pipeline.prepare.step import prepare  # noqa: PLC0415 - after the environment is set
+        from pipeline.train.step import train as train_step  # noqa: PLC0415
 
         began = time.process_time()
         dataset = prepare(self.attempt(name, drops, champion, "prepare", {}, **train))
@@ -94,7 +94,7 @@ class House:
 
     def soup(self, method: str, first: "Night", second: "Night", champion: ModelRef) -> "Night":
         """Combine the adapters of two nights and merge the result."""
-        from pipeline.qlora.training.search.soup import combine  # noqa: PLC0415 - after the environment is set
+        from pipeline.train.search.soup import combine  # noqa: PLC0415 - after the environment is set
 
         began = time.process_time()
         folder = self.attempt(method, (), champion, "train", {}).folder / "adapter"
@@ -109,7 +109,7 @@ class House:
 
     def merge(self, name: str, drops: tuple[Drop, ...], champion: ModelRef, made: dict[str, Artifact]) -> Model:
         """Merge what was trained."""
-        from pipeline.steps.merge import merge  # noqa: PLC0415 - after the environment is set
+        from pipeline.merge.step import merge  # noqa: PLC0415 - after the environment is set
 
         return merge(self.attempt(name, drops, champion, "merge", made))
 
@@ -216,7 +216,7 @@ def aisle_rows(count: int) -> Iterator[dict[str, str]]:
 
 def look(house: House, folder: Path, heldout: Sequence[dict[str, Any]]) -> tuple[float, float, float, float]:
     """Return a model's loss and share of exact answers on old and new held-out records."""
-    from pipeline.qlora.loading import load_model, load_tokenizer  # noqa: PLC0415 - after the environment is set
+    from pipeline.models.loading import load_model, load_tokenizer  # noqa: PLC0415 - after the environment is set
 
     tokenizer, model = load_tokenizer(house.base), load_model(folder, "cpu")
     model.eval()

@@ -105,7 +105,7 @@ def measure(peer: str, base: Path, rows: Path, batch_size: int, unsloth: Path) -
     import torch  # noqa: PLC0415 - after the environment is set
     from trl import SFTConfig  # noqa: F401, PLC0415 - its import is not the training's
 
-    from pipeline.qlora.loading import load_tokenizer  # noqa: PLC0415
+    from pipeline.models.loading import load_tokenizer  # noqa: PLC0415
 
     train, dev = json.loads(rows.read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(base)
@@ -157,8 +157,8 @@ def by_unsloth(python: Path, base: Path, scratch: Path, rows: Any, batch_size: i
 def ours(base: Path, scratch: Path, tokenizer: Any, rows: Any, settings: dict[str, Any]) -> Any:
     """Return the trainer that the train step builds."""
     from pipeline.config import TrainConfig  # noqa: PLC0415
-    from pipeline.qlora.loading import chosen_device  # noqa: PLC0415
-    from pipeline.qlora.training.trainer import Training, make_trainer  # noqa: PLC0415
+    from pipeline.models.loading import chosen_device  # noqa: PLC0415
+    from pipeline.train.trainer import Training, make_trainer  # noqa: PLC0415
 
     config = TrainConfig.model_validate({**settings, "learning_rate": LEARNING_RATE})
     job = Training(base, chosen_device(), scratch / "adapter", scratch, "bench")
@@ -213,8 +213,8 @@ def answer_loss(model: Any, row: Any) -> tuple[float, int]:
 
 def tokenise(tokenizer: Any, record: dict[str, str]) -> Any:
     """Return a record as the train step tokenises it."""
-    from pipeline.prompt import completion_ids, fold, prompt_ids  # noqa: PLC0415
-    from pipeline.qlora.training.trainer import TokenRow  # noqa: PLC0415
+    from pipeline.models.prompt import completion_ids, fold, prompt_ids  # noqa: PLC0415
+    from pipeline.train.trainer import TokenRow  # noqa: PLC0415
 
     content = fold(record["instruction"], record.get("input", ""))
     prompt = prompt_ids(tokenizer, "chat", content)
@@ -224,7 +224,7 @@ def tokenise(tokenizer: Any, record: dict[str, str]) -> Any:
 
 def as_messages(record: dict[str, str]) -> dict[str, list[dict[str, str]]]:
     """Return a record as TRL's guide has it."""
-    from pipeline.prompt import fold  # noqa: PLC0415
+    from pipeline.models.prompt import fold  # noqa: PLC0415
 
     content = fold(record["instruction"], record.get("input", ""))
     return {

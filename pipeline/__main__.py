@@ -38,8 +38,8 @@ from pipeline.errors import (
     StartAgain,
     is_disk_full,
 )
-from pipeline.model_folder.manifest import MANIFEST_NAME
-from pipeline.model_folder.training_memory import peak_resident
+from pipeline.models.manifest import MANIFEST_NAME
+from pipeline.models.memory_estimate import peak_resident
 from pipeline.steps import BY_NAME
 
 #: Variable of a process that began again in its own place: the worker has given its word already. It holds, as JSON,

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipeline.described import Frozen as Frozen  # noqa: PLC0414 - it is everybody's word for an artifact's parts
-from pipeline.search.candidate import Candidate
+from pipeline.trial import Candidate
 
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import Frozen, NoiseFloor
 from pipeline.described import known_fields
-from pipeline.search.settings import SearchConfig, check_search, check_soup
+from pipeline.search_settings import SearchConfig, check_search, check_soup
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 #: More records, points or times than anybody has: a number beyond is a slip.
@@ -37,7 +37,7 @@ class SplitConfig(Frozen):
         return self
 
 
-#: What a preset sets that is no default below; pipeline/qlora/README.md says why, and what it was measured to do.
+#: What a preset sets that is no default below; pipeline/train/README.md says why, and what it was measured to do.
 PRESETS: dict[str, dict[str, float]] = {
     "fast": {"learning_rate": 4e-4},
     "balanced": {},
@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, float]] = {
 
 #: Methods that train weights of the base itself instead of an adapter beside it.
 FULL_WEIGHTS = ("galore", "spectrum", "full")
-#: By how much the learning rates that are the default for adapters are too large: pipeline/qlora/README.md.
+#: By how much the learning rates that are the default for adapters are too large: pipeline/train/README.md.
 _TOO_LARGE = {"galore": 1, "spectrum": 2, "full": 2}
 
 

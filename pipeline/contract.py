@@ -14,7 +14,7 @@ from pipeline import durable
 from pipeline.artifacts import Artifact, CurvePoint, Drop, Frozen, ModelRef
 from pipeline.config import MemoryPlan, RunConfig
 from pipeline.errors import Interrupted, StepFailed
-from pipeline.wording import duration, size_words
+from pipeline.words import duration, size_words
 
 SPEC_NAME = "spec.json"
 RESULT_NAME = "result.json"

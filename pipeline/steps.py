@@ -1,9 +1,9 @@
 """
-The pipeline, top to bottom: prepare, train, merge, evaluate, judge (if there is one), decide.
+The table of steps, in their order: prepare, train, merge, evaluate, judge (optional), decide.
 
-In: an `Attempt`: an order and the artifacts of earlier steps. Out: one artifact. Each step is a module with a function
-of the same name; steps never import each other. Adding one is a module, its artifact and a line in `STEPS`.
-Open this file, then `prepare`.
+Each step is `step.py` in a folder of its name, with a function of the same name: from an `Attempt` (an order and the
+artifacts of earlier steps) to one artifact. Steps never import each other. To add one, write its folder, its artifact
+and a line in `STEPS`.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from pipeline.contract import Attempt, Step
 
 
 def _function(name: str) -> Callable[[Attempt], Artifact]:
-    """Import `pipeline.steps.<name>` and return its public function of the same name."""
-    return cast("Callable[[Attempt], Artifact]", getattr(importlib.import_module(f"pipeline.steps.{name}"), name))
+    """Import `pipeline.<name>.step` and return its function of the same name."""
+    return cast("Callable[[Attempt], Artifact]", getattr(importlib.import_module(f"pipeline.{name}.step"), name))
 
 
 STEPS = (

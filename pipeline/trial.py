@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from pipeline.described import Frozen
-from pipeline.wording import duration, listed, plain
+from pipeline.words import duration, listed, plain
 
 
 class Candidate(Frozen):

@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import TrainConfig
-from pipeline.qlora.loading import load_tokenizer, quiet
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
+from pipeline.models.loading import load_tokenizer, quiet
+from pipeline.train.trainer import TokenRow, Training, make_trainer
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

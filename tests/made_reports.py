@@ -28,7 +28,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
-from pipeline.gate.explain import short_line
+from pipeline.decide.explain import short_line
 
 BASE, OLD, NEW = "ba" * 32, "c1" * 32, "d2" * 32
 HELDOUT, DATA = "4e" * 32, "da" * 32

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pipeline.model_folder.manifest import model_id, write_manifest
+from pipeline.models.manifest import model_id, write_manifest
 
 
 def write_model(folder: Path, weights: bytes) -> str:

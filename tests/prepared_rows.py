@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Dataset
-from pipeline.dataset.heldout import dataset_hash
+from pipeline.records.heldout import dataset_hash
 
 Row = Mapping[str, Any]
 

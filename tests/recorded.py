@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from pipeline import durable
-from pipeline.dataset.heldout import HeldoutRecord
-from pipeline.evaluation.prediction_cache import Prediction
-from pipeline.evaluation.scoring import score_answers, write_records
+from pipeline.evaluate.prediction_cache import Prediction
+from pipeline.evaluate.scoring import score_answers, write_records
+from pipeline.records.heldout import HeldoutRecord
 from tests.chaos.house import Daemon
 
 

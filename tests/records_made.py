@@ -8,9 +8,9 @@ from scipy import special
 from pipeline.artifacts import Dataset, Drop, ModelRef, Verdict
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import StepSpec
-from pipeline.evaluation.scoring import compare
-from pipeline.gate.comparison import DEGENERATE, Comparison, Suite
-from pipeline.gate.statistics import Floats
+from pipeline.decide.comparison import DEGENERATE, Comparison, Suite
+from pipeline.decide.score_files import compare
+from pipeline.decide.statistics import Floats
 from pipeline.metrics.registry import METRICS
 from pipeline.report.story import tell
 

@@ -11,9 +11,9 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
-from pipeline.dataset.prompt_hash import hash_place, normalise
-from pipeline.prompt import fold
-from pipeline.steps.prepare import prepare
+from pipeline.models.prompt import fold
+from pipeline.prepare.step import prepare
+from pipeline.records.prompt_hash import hash_place, normalise
 
 Rows = Sequence[Mapping[str, Any]]
 LOOSE = GateConfig(min_records=1, min_records_continuous=1)

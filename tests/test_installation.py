@@ -68,7 +68,7 @@ def test_a_daemon_starts_and_its_champion_is_exported_as_gguf_without_a_further_
     bin_folder: Path, smollm2: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
     """The converter is one that copies the file of which the base model was made; it says as much as a real one."""
-    dropforge, gguf = bin_folder / "dropforge", (bin_folder / "python", "-P", "-m", "pipeline.qlora.gguf")
+    dropforge, gguf = bin_folder / "dropforge", (bin_folder / "python", "-P", "-m", "pipeline.models.gguf")
     run(*gguf, smollm2, tmp_path / "base")
     run(dropforge, "init", "--base-model", "base", folder=tmp_path)
     converter = tmp_path / "convert"

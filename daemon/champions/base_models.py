@@ -21,7 +21,7 @@ from daemon.system.sd_notify import showing_life
 from pipeline import durable
 from pipeline.durable import read_object
 from pipeline.errors import CannotTrain, DropforgeError
-from pipeline.model_folder.manifest import check_base, model_files, model_id
+from pipeline.models.manifest import check_base, model_files, model_id
 from pipeline.regular_files import signature
 
 _NOTE = "base.json"

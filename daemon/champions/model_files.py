@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import DropforgeError
-from pipeline.model_folder.manifest import model_id, verify_manifest
+from pipeline.models.manifest import model_id, verify_manifest
 
 TryOut = Callable[[Path], object]
 

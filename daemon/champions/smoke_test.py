@@ -40,7 +40,7 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
     if not can_try():
         log.warning("model_not_tried", folder=str(folder), reason="the training stack is not installed here")
         return
-    argv = [sys.executable, "-P", "-m", "pipeline.qlora.smoke_test", str(folder.absolute())]
+    argv = [sys.executable, "-P", "-m", "pipeline.models.smoke_test", str(folder.absolute())]
     with subprocess.Popen(  # noqa: S603 - our own module
         argv,
         env=child_environment({"DROPFORGE_DEVICE": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}),
@@ -64,7 +64,7 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
 
 def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
     """
-    Yield what models say to one prompt while they say it; request and yield are those of `pipeline.qlora.ask`.
+    Yield what models say to one prompt while they say it; request and yield are those of `pipeline.models.ask`.
 
     The process that loads them ends with the caller's interest. Raises `DropforgeError`.
     """
@@ -72,7 +72,7 @@ def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
         message = "the training stack, which loads models, is not installed here"
         raise DropforgeError(message, "ask where the daemon's worker runs")
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "pipeline.qlora.ask"],
+        [sys.executable, "-P", "-m", "pipeline.models.ask"],
         env=child_environment({"DROPFORGE_DEVICE": device, "OMP_WAIT_POLICY": "PASSIVE"}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -22,7 +22,7 @@ from daemon.system.clock import now_ms
 from daemon.views.champion_history import ChampionView, serving_at
 from daemon.views.details import deeds
 from pipeline.report.cost import cost_words
-from pipeline.wording import count, signed
+from pipeline.words import count, signed
 
 
 def champion(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from daemon.cli.output import print_line
 from daemon.inbox.quarantine import Ruling
-from pipeline.validation.conversions import command
-from pipeline.validation.records import Limits, Row, nearest_key, read_rows
-from pipeline.validation.validate import MOST_FINDINGS, MOST_KINDS, Validation
-from pipeline.wording import count
+from pipeline.records.conversions import command
+from pipeline.records.records import Limits, Row, nearest_key, read_rows
+from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation
+from pipeline.words import count
 
 #: Readings of a file whose keys are other ones that are offered.
 _MOST_READINGS = 3

@@ -22,15 +22,15 @@ from daemon.system.programs import user
 from daemon.views.details.drop import drop_of_file
 from daemon.views.drop_lineage import DropView
 from daemon.views.overview import Overview
-from pipeline.dataset.repeats import RowCounts, repeat_lines
 from pipeline.durable import sha256_file
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
-from pipeline.model_folder.manifest import check_base
-from pipeline.model_folder.token_counts import Window
-from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
-from pipeline.validation.special_tokens import FILES
-from pipeline.validation.validate import Validation, validate
-from pipeline.wording import count
+from pipeline.models.manifest import check_base
+from pipeline.models.token_counts import Window
+from pipeline.records.file_formats import HEAD_BYTES, foreign_format
+from pipeline.records.repeats import RowCounts, repeat_lines
+from pipeline.records.special_tokens import FILES
+from pipeline.records.validate import Validation, validate
+from pipeline.words import count
 
 #: Each commented line is right where it stands when it alone is uncommented: what follows a section belongs to it.
 _START_FILE = """\

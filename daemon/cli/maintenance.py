@@ -23,7 +23,7 @@ from daemon.settings.origins import origins
 from daemon.settings.text import nearest
 from daemon.system.clock import now_ms
 from pipeline.errors import EXIT_FAILED, DropforgeError
-from pipeline.wording import count, listed, size_words
+from pipeline.words import count, listed, size_words
 
 _MOST_NAMED = 20
 _OUTSIDE = "looked from outside of the service's unit, which hides files and sets variables"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.wording import count, duration, printable, signed, span
+from pipeline.words import count, duration, printable, signed, span
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -26,7 +26,7 @@ from daemon.views.compare_runs import Comparison, report_data, report_folder
 from daemon.views.compare_runs import compare as beside
 from pipeline.artifacts import PAGE_NAME
 from pipeline.errors import DropforgeError
-from pipeline.wording import count, signed
+from pipeline.words import count, signed
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 OtherRunArgument = Annotated[

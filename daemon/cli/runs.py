@@ -32,11 +32,11 @@ from daemon.views.details import deeds
 from daemon.views.overview import NotThere, Overview, RunDetail
 from pipeline.artifacts import Verdict
 from pipeline.durable import read_object
-from pipeline.prompt import prompt_form
+from pipeline.models.prompt import prompt_form
 from pipeline.report.cost import cost_words
-from pipeline.search.candidate import candidate_words
 from pipeline.steps import BY_NAME
-from pipeline.wording import count, duration
+from pipeline.trial import candidate_words
+from pipeline.words import count, duration
 
 StateOption = Annotated[
     str | None,

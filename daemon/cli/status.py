@@ -34,7 +34,7 @@ from daemon.views.live.queue import open_runs
 from daemon.views.overview import Overview, RunView
 from pipeline.errors import DropforgeError
 from pipeline.report.cost import cost_words
-from pipeline.wording import count, printable, size_words
+from pipeline.words import count, printable, size_words
 
 EXIT_UNAVAILABLE = 69
 _LATEST = 5

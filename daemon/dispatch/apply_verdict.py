@@ -23,7 +23,7 @@ from daemon.system.sd_notify import showing_life
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
-from pipeline.model_folder.manifest import verify_manifest
+from pipeline.models.manifest import verify_manifest
 
 
 def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, now: int) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from daemon.inbox.drop_folders import DONE
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import name_of
 from pipeline.errors import DropforgeError
-from pipeline.wording import printable
+from pipeline.words import printable
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH

@@ -32,11 +32,11 @@ from daemon.state.tables import Drop, Event
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
 from pipeline import durable
-from pipeline.dataset.repeats import RowCounts
-from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
-from pipeline.validation.records import FileFinding
-from pipeline.validation.validate import Notice, Validation, validate
-from pipeline.wording import printable, size_words
+from pipeline.records.file_formats import HEAD_BYTES, foreign_format
+from pipeline.records.records import FileFinding
+from pipeline.records.repeats import RowCounts
+from pipeline.records.validate import Notice, Validation, validate
+from pipeline.words import printable, size_words
 
 Taken = Literal["accepted", "proposed", "rejected", "duplicate"]
 Kind = Taken | Literal["changed", "gone", "queue_full", "unreadable", "no_room", "not_moved"]

@@ -10,7 +10,7 @@ from shlex import quote
 
 from daemon.system.programs import user
 from pipeline.errors import DropforgeError
-from pipeline.wording import printable
+from pipeline.words import printable
 
 _CHUNK_BYTES = 1 << 20
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY

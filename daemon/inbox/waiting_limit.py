@@ -17,7 +17,7 @@ from daemon.queue.yardstick import why_it_waits
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.system.programs import name_of
-from pipeline.wording import count
+from pipeline.words import count
 
 _LIMIT = "the limit (intake.max_waiting_drops)"
 

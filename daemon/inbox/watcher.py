@@ -28,7 +28,7 @@ from daemon.settings.model import Settings
 from daemon.settings.text import nearest
 from daemon.system.file_lease import has_writer
 from pipeline.artifacts import Role
-from pipeline.wording import printable
+from pipeline.words import printable
 
 #: Seconds between looks at a file that somebody still has open for writing.
 WRITER_SECONDS = 1.0

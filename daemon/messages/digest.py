@@ -13,7 +13,7 @@ from daemon.settings.messages import MessageSettings
 from daemon.state.states import AWAITING, DropState
 from daemon.state.tables import Drop, Event, Run, waits
 from daemon.system.clock import utc
-from pipeline.wording import count
+from pipeline.words import count
 
 #: What is counted, and what one and several of it are called; in the order in which it is told.
 _COUNTED = {

@@ -3,7 +3,7 @@
 import re
 
 from daemon.settings.model import Settings
-from pipeline.wording import printable
+from pipeline.words import printable
 
 #: Characters that make links, mentions, emphasis or markup somewhere, and what looks like them and makes none.
 _LOOKALIKES = str.maketrans("<>@*`[]|~#\\&", "‹›＠∗ˋ［］¦∼＃＼＆")  # noqa: RUF001 - they are to look alike

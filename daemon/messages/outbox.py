@@ -20,7 +20,7 @@ from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.states import MessageState
 from daemon.state.tables import Event, Message, Outbox
-from pipeline.wording import count
+from pipeline.words import count
 
 if TYPE_CHECKING:
     from sqlmodel.sql.expression import SelectOfScalar

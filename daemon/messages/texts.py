@@ -18,8 +18,8 @@ from daemon.messages.inert import inert
 from daemon.state.run_files import run_folder
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Run
-from pipeline.validation.fast_path import KEYS
-from pipeline.wording import count, size_words
+from pipeline.records.fast_path import KEYS
+from pipeline.words import count, size_words
 
 #: The beginning of an error that nobody foresaw: what follows may quote the data.
 _UNFORESEEN = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit|Interrupt)): ")

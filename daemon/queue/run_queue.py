@@ -26,7 +26,7 @@ from daemon.state.tables import Drop, Run, Track, promotion_of
 from daemon.state.troubles import SetApart
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
-from pipeline.search.settings import SearchConfig
+from pipeline.search_settings import SearchConfig
 
 CONFIGURE_AGAIN_MS = 30_000
 LONGEST_BACKOFF_MS = 3_600_000

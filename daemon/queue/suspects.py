@@ -23,7 +23,7 @@ from daemon.state.events import record_event
 from daemon.state.states import MEASURED, TRIAL, DropState, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
-from pipeline.wording import count
+from pipeline.words import count
 
 #: Drops that one verdict puts on trial at most: the newest and six more.
 MOST = 7

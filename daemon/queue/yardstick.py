@@ -22,7 +22,7 @@ from daemon.system.programs import name_of, user
 from pipeline.artifacts import Dataset, Verdict
 from pipeline.config import RunConfig, past_setting
 from pipeline.contract import YardstickBefore
-from pipeline.wording import count
+from pipeline.words import count
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

@@ -14,7 +14,7 @@ from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Ve
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Curve, Progress, StepResult, StepSpec
 from pipeline.errors import DropforgeError, StepFailed
 from pipeline.steps import BY_NAME, STEPS
-from pipeline.wording import listed
+from pipeline.words import listed
 
 #: What a training leaves in its checkpoint folder as it gets further, by itself or as the trials of a search.
 _FURTHER = ("step-*/COMPLETE", "trial-*/step-*/COMPLETE", "trial-*/ended.json")

@@ -21,7 +21,7 @@ from daemon.state.layout import BALLAST_NAME
 from daemon.storage.free_space import FreeSpace
 from daemon.system.sd_notify import notify
 from pipeline.errors import DropforgeError, is_disk_full
-from pipeline.wording import size_words
+from pipeline.words import size_words
 
 _MEGABYTE = 1 << 20
 log = structlog.get_logger()

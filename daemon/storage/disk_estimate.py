@@ -13,11 +13,11 @@ from daemon.state.tables import Drop, Run
 from daemon.storage.retention import tree_bytes
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import DropforgeError
-from pipeline.model_folder.manifest import model_files
-from pipeline.model_folder.training_memory import base_sizes, moment_numbers, trained_numbers
-from pipeline.search.settings import largest, most_trials
+from pipeline.models.manifest import model_files
+from pipeline.models.memory_estimate import base_sizes, moment_numbers, trained_numbers
+from pipeline.search_settings import largest, most_trials
 
-#: Checkpoints that are there at once: those that are kept (KEPT in pipeline.qlora.training.checkpoints) and the one
+#: Checkpoints that are there at once: those that are kept (KEPT in pipeline.train.checkpoints) and the one
 #: being written.
 CHECKPOINTS = 3
 #: What the best adapter is combined with, each way of `train.soup`: the champion's, and the second best.

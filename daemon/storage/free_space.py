@@ -3,7 +3,7 @@
 import os
 
 from daemon.settings.model import Settings
-from pipeline.wording import size_words
+from pipeline.words import size_words
 
 
 class FreeSpace:

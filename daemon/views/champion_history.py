@@ -14,7 +14,7 @@ from daemon.views.cost import cost_of
 from daemon.views.reader import champions_of, drops_with
 from pipeline.artifacts import Dataset, Frozen
 from pipeline.report.facts import RunCost
-from pipeline.wording import start_words
+from pipeline.words import start_words
 
 if TYPE_CHECKING:
     from daemon.state.tables import Promotion

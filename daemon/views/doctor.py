@@ -31,9 +31,9 @@ from daemon.views.memory_needs import memory_needs
 from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
 from pipeline.errors import DropforgeError
-from pipeline.model_folder.manifest import check_base, model_files
+from pipeline.models.manifest import check_base, model_files
 from pipeline.regular_files import open_regular
-from pipeline.wording import count, size_words
+from pipeline.words import count, size_words
 
 Level = Literal["ok", "warn", "bad"]
 _LEAST_WATCHES = 1024

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from daemon.settings.model import Settings
 from pipeline.config import MemoryPlan
-from pipeline.model_folder.training_memory import MARGIN, available_memory, base_sizes, estimate
-from pipeline.wording import size_words
+from pipeline.models.memory_estimate import MARGIN, available_memory, base_sizes, estimate
+from pipeline.words import size_words
 
 _DEVICES = Path("/dev")
 

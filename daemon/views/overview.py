@@ -39,7 +39,7 @@ from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 from pipeline.report.facts import RunCost
-from pipeline.wording import start_words
+from pipeline.words import start_words
 
 if TYPE_CHECKING:
     from daemon.state.tables import Run

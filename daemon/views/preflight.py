@@ -10,9 +10,9 @@ from pathlib import Path
 from daemon.settings.model import Settings
 from daemon.system.programs import find_program, user
 from pipeline.errors import DropforgeError
-from pipeline.evaluation.engines.vllm_server import read_version
-from pipeline.evaluation.suite_items import BUILTIN, HARNESS, read_items
-from pipeline.wording import count
+from pipeline.evaluate.engines.vllm_server import read_version
+from pipeline.evaluate.suite_items import BUILTIN, HARNESS, read_items
+from pipeline.words import count
 
 
 def needs(settings: Settings) -> Iterator[tuple[str, Callable[[], str], bool]]:

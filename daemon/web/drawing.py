@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from daemon.web.security import holds_token
 from daemon.web.site import site_of
-from pipeline import wording
+from pipeline import words as wording
 from pipeline.report import plots
 from pipeline.report.cost import cost_words
 

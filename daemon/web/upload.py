@@ -21,7 +21,7 @@ from daemon.web.actions import Done
 from daemon.web.drawing import draw
 from daemon.web.site import Site, SiteOf
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
-from pipeline.wording import size_words
+from pipeline.words import size_words
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

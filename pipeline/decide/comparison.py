@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.artifacts import Judgement
-from pipeline.gate.statistics import Floats
+from pipeline.decide.statistics import Floats
 
 Flags = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]

@@ -1,8 +1,8 @@
 """A verdict in one short line, as lists and the history show it; the report's story has the rest."""
 
 from pipeline.artifacts import GuardResult, Verdict
-from pipeline.gate.reasons import HARM_P_VALUE
-from pipeline.wording import count, listed, signed, span
+from pipeline.decide.reasons import HARM_P_VALUE
+from pipeline.words import count, listed, signed, span
 
 #: What general questions are answered with instead of an answer, by `pipeline.metrics.collapse.KINDS`.
 _INSTEAD = {

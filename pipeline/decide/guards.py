@@ -16,11 +16,11 @@ from scipy import special
 
 from pipeline.artifacts import GuardResult
 from pipeline.config import GuardConfig
-from pipeline.gate import statistics
-from pipeline.gate.comparison import DEGENERATE, Comparison
-from pipeline.gate.reasons import HARM_P_VALUE
-from pipeline.gate.slices import LEAST_TESTED, POINTS, Known, Slice
-from pipeline.gate.statistics import Floats
+from pipeline.decide import statistics
+from pipeline.decide.comparison import DEGENERATE, Comparison
+from pipeline.decide.reasons import HARM_P_VALUE
+from pipeline.decide.slices import LEAST_TESTED, POINTS, Known, Slice
+from pipeline.decide.statistics import Floats
 from pipeline.metrics.collapse import KINDS
 from pipeline.metrics.registry import METRICS
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.gate.comparison import Comparison, Suite
-from pipeline.gate.statistics import Floats
+from pipeline.decide.comparison import Comparison, Suite
+from pipeline.decide.statistics import Floats
 
 #: How often a gain that is called the smallest is promoted.
 POWER = 0.8

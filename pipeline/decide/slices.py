@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from pipeline.artifacts import SliceResult
-from pipeline.gate import statistics
-from pipeline.gate.comparison import Comparison, Flags, Places
+from pipeline.decide import statistics
+from pipeline.decide.comparison import Comparison, Flags, Places
 from pipeline.metrics.registry import METRICS
 
 Name = TypeVar("Name", int, str)

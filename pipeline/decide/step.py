@@ -1,22 +1,15 @@
 """The gate: from both models' scores on the same records to a verdict, its numbers and the words that say it."""
 
-from dataclasses import replace
-from pathlib import Path
-
-import numpy as np
-
-from pipeline import durable
-from pipeline.artifacts import JUDGEMENTS_NAME, Dataset, Evaluation, Judgement, Model, SuiteScores, Verdict
+from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.contract import Attempt, StepSpec, YardstickBefore
-from pipeline.dataset.heldout import version_of
+from pipeline.decide.score_files import read_comparison
+from pipeline.decide.slices import Known
+from pipeline.decide.verdict import Rules, decide_verdict, early_verdict, on_part
 from pipeline.errors import StepFailed
-from pipeline.evaluation.scoring import EVALUATE_AGAIN, compare, finite
-from pipeline.gate.comparison import Comparison, Former, Opinion, Suite
-from pipeline.gate.slices import Known
-from pipeline.gate.verdict import Rules, decide_verdict, early_verdict, on_part
+from pipeline.records.heldout import version_of
 from pipeline.report import write
 from pipeline.report.drop_losses import measure_drop_losses
-from pipeline.wording import plain
+from pipeline.words import plain
 
 
 def decide(attempt: Attempt) -> Verdict:
@@ -93,49 +86,6 @@ def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:
         ),
         seen_by_candidate=found.records_seen_by_candidate,
     )
-
-
-def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None) -> Comparison:
-    """
-    Return what the report's files below `root` hold.
-
-    Raises `StepFailed` if the files are not the report's, or hold a score that is no number.
-    """
-    folder = root / report.folder
-    lines = list(durable.read_jsonl(folder / "records.jsonl"))
-    if len({line["id"] for line in lines}) != report.records or len(lines) != report.records:
-        message = f"the report speaks of {report.records} records and its file holds {len(lines)}"
-        raise StepFailed(message, EVALUATE_AGAIN)
-    own = compare(report.metric, lines)
-    former = []
-    for one in report.former:
-        scores = {line["id"]: finite(line["score"]) for line in durable.read_jsonl(folder / one.file)}
-        former.append(Former(one.generation, np.array([scores.get(name, np.nan) for name in own.ids])))
-    return replace(
-        own,
-        suites=tuple(_suite(folder, one) for one in report.suites),
-        held_to_base=report.base_model_id is not None,
-        former=tuple(former),
-        opinion=None if judgement is None else _opinion(root, judgement),
-    )
-
-
-def _suite(folder: Path, found: SuiteScores) -> Suite:
-    items = sorted(durable.read_jsonl(folder / found.file), key=lambda line: str(line["id"]))
-    pairs = np.array([[finite(item[role]) for role in ("candidate", "champion")] for item in items], dtype=np.float64)
-    base = None if found.base is None else np.array([finite(item["base"]) for item in items], dtype=np.float64)
-    collapsed = {role: tuple(item["collapsed"][role] for item in items) for role in items[0].get("collapsed", {})}
-    categories = tuple(item["category"] for item in items)
-    return Suite(found.name, pairs.reshape(-1, 2), base, categories, collapsed or None)
-
-
-def _opinion(root: Path, judgement: Judgement) -> Opinion:
-    path = root / judgement.folder / JUDGEMENTS_NAME
-    results = {str(line["id"]): str(line["result"]) for line in durable.read_jsonl(path)} if path.is_file() else {}
-    if len(results) != judgement.records:
-        message = f"the judgement speaks of {judgement.records} records and its file holds {len(results)}"
-        raise StepFailed(message, "ask the judge again: dropforge retry RUN --from judge")
-    return Opinion(judgement, results)
 
 
 def yardstick_words(before: YardstickBefore, records: int, champion_score: float | None) -> str:

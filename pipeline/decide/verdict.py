@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from pipeline.artifacts import Dataset, GuardResult, Outcome, Shortfall, Verdict
 from pipeline.config import GateConfig, GuardConfig
-from pipeline.gate import guards, statistics
-from pipeline.gate.comparison import Comparison
-from pipeline.gate.explain import short_line
-from pipeline.gate.power import records_needed, smallest_gain
-from pipeline.gate.reasons import BLAMING, GUARD_REASONS, HARM_P_VALUE
-from pipeline.gate.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
-from pipeline.gate.statistics import Floats
+from pipeline.decide import guards, statistics
+from pipeline.decide.comparison import Comparison
+from pipeline.decide.explain import short_line
+from pipeline.decide.power import records_needed, smallest_gain
+from pipeline.decide.reasons import BLAMING, GUARD_REASONS, HARM_P_VALUE
+from pipeline.decide.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
+from pipeline.decide.statistics import Floats
 from pipeline.metrics.registry import METRICS
 
 #: The same for an old drop or the likelihood of a candidate that did not win. At .001 a drop that ruined an old one was

@@ -1,7 +1,7 @@
 """
-Ask models and score their answers.
+Evaluate models and score their answers.
 
-In: model folders, held-out records, suites of general abilities. Out: predictions, cached under all that they depend
-on, and scores for the gate. `plan` says what is asked of whom, `inference` asks, `scoring` scores; `judge_session` asks
-the optional LLM judge. README.md says why. Open `plan` first.
+In: model folders, held-out records, suites of general abilities. Out: predictions, cached by a key of all that they
+depend on, and scores for the gate. `plan` says what each model is prompted with, `inference` prompts it, `scoring`
+scores. README.md says why. Open `plan` first.
 """

@@ -16,20 +16,21 @@ from typing import Any
 from pipeline import durable
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.evaluation.batch_log import BatchLog, batch_id
-from pipeline.evaluation.engines.engine import Engine
-from pipeline.evaluation.engines.in_step import InStep
-from pipeline.evaluation.engines.vllm import Vllm
-from pipeline.evaluation.engines.vllm_server import Served, Server
-from pipeline.evaluation.pending import Answered, Pace, Pending
-from pipeline.evaluation.plan import SuiteRequests
-from pipeline.evaluation.prediction_cache import PLAIN, ItemScore, Prediction
-from pipeline.evaluation.suites import Suite
+from pipeline.evaluate import lm_eval
+from pipeline.evaluate.batch_log import BatchLog, batch_id
+from pipeline.evaluate.engines.engine import Engine
+from pipeline.evaluate.engines.in_step import InStep
+from pipeline.evaluate.engines.vllm import Vllm
+from pipeline.evaluate.engines.vllm_server import Served, Server
+from pipeline.evaluate.pending import Answered, Pace, Pending
+from pipeline.evaluate.plan import SuiteRequests
+from pipeline.evaluate.prediction_cache import PLAIN, ItemScore, Prediction
+from pipeline.evaluate.suites import Suite
 from pipeline.metrics.degenerate import is_looping
 from pipeline.metrics.registry import token_f1
-from pipeline.qlora import generation, greedy_decoding, lm_eval, multiple_choice
-from pipeline.qlora.generation import Decoding
-from pipeline.qlora.loading import chosen_device
+from pipeline.models import generation, greedy_decoding, multiple_choice
+from pipeline.models.generation import Decoding
+from pipeline.models.loading import chosen_device
 
 _LOG = ".batches.jsonl"
 

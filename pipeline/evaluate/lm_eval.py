@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CannotTrain
-from pipeline.qlora.generation import AskedModel
+from pipeline.models.generation import AskedModel
 
 #: Scores of a sample that count, the first that a task has.
 _SCORES = ("acc", "exact_match")

@@ -4,11 +4,11 @@ import time
 from collections.abc import Sequence
 
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import HeldoutRecord
-from pipeline.evaluation.plan import ModelRequests, SuiteRequests
-from pipeline.evaluation.prediction_cache import Prediction, PredictionCache, hash_tokens
+from pipeline.evaluate.plan import ModelRequests, SuiteRequests
+from pipeline.evaluate.prediction_cache import Prediction, PredictionCache, hash_tokens
 from pipeline.metrics.degenerate import is_looping
-from pipeline.qlora import greedy_decoding
+from pipeline.models import greedy_decoding
+from pipeline.records.heldout import HeldoutRecord
 
 #: About so many answers are generated twice for the noise floor, in whole batches.
 NOISE_RECORDS = 32

@@ -9,19 +9,19 @@ from typing import Any, Literal
 from pipeline import durable
 from pipeline.artifacts import Model
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import HeldoutRecord
 from pipeline.errors import CannotTrain, DropforgeError
-from pipeline.evaluation.engines import vllm_server
-from pipeline.evaluation.prediction_cache import PLAIN, PredictionKey, Setup, hash_tokens
-from pipeline.evaluation.suites import Suite
-from pipeline.model_folder.manifest import model_id
-from pipeline.model_folder.sizes import read_window
-from pipeline.model_folder.trained_ids import trained_ids
-from pipeline.prompt import Format, completion_ids, fold, prompt_ids
-from pipeline.qlora import auto_batch_size, generation
-from pipeline.qlora.generation import Decoding
-from pipeline.qlora.loading import OutOfMemory, chosen_device, load_tokenizer
-from pipeline.wording import count
+from pipeline.evaluate.engines import vllm_server
+from pipeline.evaluate.prediction_cache import PLAIN, PredictionKey, Setup, hash_tokens
+from pipeline.evaluate.suites import Suite
+from pipeline.models import auto_batch_size, generation
+from pipeline.models.generation import Decoding
+from pipeline.models.loading import OutOfMemory, chosen_device, load_tokenizer
+from pipeline.models.manifest import model_id
+from pipeline.models.prompt import Format, completion_ids, fold, prompt_ids
+from pipeline.models.sizes import read_window
+from pipeline.models.trained_ids import trained_ids
+from pipeline.records.heldout import HeldoutRecord
+from pipeline.words import count
 
 #: The request whose prompt tokens stand for a model's template.
 _PROBE = fold("Repeat the word.", "word")

@@ -6,27 +6,20 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import numpy as np
-
 from pipeline import durable
 from pipeline.artifacts import FormerScores, NoiseFloor, Scores, SuiteScores
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import HeldoutRecord
-from pipeline.errors import StepFailed
-from pipeline.evaluation.inference import Result
-from pipeline.evaluation.plan import ModelRequests
-from pipeline.evaluation.prediction_cache import ItemScore, Prediction, PredictionCache, PredictionKey, hash_tokens
-from pipeline.evaluation.suites import Suite
-from pipeline.gate.comparison import DEGENERATE, Comparison
-from pipeline.gate.statistics import Floats
+from pipeline.evaluate.inference import Result
+from pipeline.evaluate.plan import ModelRequests
+from pipeline.evaluate.prediction_cache import ItemScore, Prediction, PredictionCache, PredictionKey, hash_tokens
+from pipeline.evaluate.suites import Suite
 from pipeline.metrics import collapse
 from pipeline.metrics.degenerate import KINDS, degenerate
 from pipeline.metrics.registry import METRICS, Metric
 from pipeline.metrics.tokens import tokens
-from pipeline.model_folder import trained_ids
+from pipeline.models import trained_ids
+from pipeline.records.heldout import HeldoutRecord
 
-EVALUATE_AGAIN = "evaluate again: dropforge retry RUN --from evaluate"
-_ROLES = ("candidate", "champion")
 _POINTS = 100
 
 Line = dict[str, Any]
@@ -239,57 +232,3 @@ def _length_ratio(records: Sequence[HeldoutRecord], answers: Sequence[Prediction
 def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     durable.write_bytes(path, text.encode())
-
-
-def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
-    """
-    Return the comparison that lines of records.jsonl make, in any order.
-
-    Raises `StepFailed` if they were scored by different metrics, or a score is no finite number.
-    """
-    lines = sorted(lines, key=lambda line: str(line["id"]))
-    names = _metrics(metric, lines)
-    kinds = {tag for line in lines for tag in line["tags"]}
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(line["group"] for line in lines))}
-    return Comparison(
-        metric=metric,
-        ids=tuple(str(line["id"]) for line in lines),
-        scores={name: _pair(lines, lambda side, name=name: finite(side["scores"].get(name))) for name in names},
-        drops=np.array([line["drop"] for line in lines], dtype=np.int64),
-        pinned=np.array([line["pinned"] for line in lines], dtype=np.bool_),
-        groups=np.array([numbers[line["group"]] for line in lines], dtype=np.int64),
-        tags={tag: np.array([tag in line["tags"] for line in lines]) for tag in sorted(kinds)},
-        nll=_nll(lines),
-        degenerate={kind: _pair(lines, lambda side, kind=kind: kind in side["degenerate"]) for kind in DEGENERATE},
-    )
-
-
-def _metrics(metric: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the metrics, sorted. Raises `StepFailed` if a line lacks one that says something about each record."""
-    named = [[frozenset(line[role]["scores"]) for role in _ROLES] for line in lines]
-    every = frozenset().union({metric}, *(names for both in named for names in both))
-    some = {name for name in every if not all(name in names for both in named for names in both)}
-    alike = all(own == other for own, other in named)
-    if not alike or metric in some or every - METRICS.keys() or any(METRICS[name].applies is None for name in some):
-        raise StepFailed(f"the answers were not all scored by the same metrics, {metric} among them", EVALUATE_AGAIN)
-    return sorted(every)
-
-
-def _pair(lines: Sequence[Mapping[str, Any]], of: Any) -> Floats:
-    rows = [[of(line[role]) for role in _ROLES] for line in lines]
-    return np.array(rows, dtype=np.float64).reshape(-1, 2)
-
-
-def _nll(lines: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
-    # What JSON has no number for is null in the file.
-    sums = _pair(lines, lambda side: np.nan if side["nll_sum"] is None else side["nll_sum"])
-    return sums, _pair(lines, lambda side: side["nll_tokens"])
-
-
-def finite(score: float | None) -> float:
-    """Return a score, NaN for none. Raises `StepFailed` if it is not finite."""
-    if score is None:
-        return np.nan
-    if not np.isfinite(score):
-        raise StepFailed("a record's score is not a finite number", EVALUATE_AGAIN)
-    return score

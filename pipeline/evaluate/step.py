@@ -6,16 +6,16 @@ from pathlib import Path
 
 from pipeline.artifacts import Dataset, Evaluation
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import HeldoutRecord, read_heldout
 from pipeline.errors import CannotTrain
-from pipeline.evaluation import prediction_cache, scoring
-from pipeline.evaluation.inference import Result, predict
-from pipeline.evaluation.pending import Pace, Pending
-from pipeline.evaluation.plan import ModelRequests, halve_batches, make_plan, say_base_is_not_asked
-from pipeline.evaluation.prediction_cache import PredictionCache
-from pipeline.evaluation.suites import read_suites
-from pipeline.qlora.generation import Decoding
-from pipeline.qlora.loading import OutOfMemory
+from pipeline.evaluate import prediction_cache, scoring
+from pipeline.evaluate.inference import Result, predict
+from pipeline.evaluate.pending import Pace, Pending
+from pipeline.evaluate.plan import ModelRequests, halve_batches, make_plan, say_base_is_not_asked
+from pipeline.evaluate.prediction_cache import PredictionCache
+from pipeline.evaluate.suites import read_suites
+from pipeline.models.generation import Decoding
+from pipeline.models.loading import OutOfMemory
+from pipeline.records.heldout import HeldoutRecord, read_heldout
 
 RECORDS_NAME = "records.jsonl"
 

@@ -15,9 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
-from pipeline.prompt import fold
-from pipeline.validation.records import Finding, Limits, read_records
-from pipeline.validation.strict_json import BadJson, StrictParser
+from pipeline.models.prompt import fold
+from pipeline.records.records import Finding, Limits, read_records
+from pipeline.records.strict_json import BadJson, StrictParser
 
 BUILTIN, QUESTIONS = "builtin", "questions"
 HARNESS = "lm-eval:"

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import CannotTrain
-from pipeline.evaluation.suite_items import BUILTIN, HARNESS, QUESTIONS, Item, read_items
-from pipeline.qlora.lm_eval import check_task
+from pipeline.evaluate.lm_eval import check_task
+from pipeline.evaluate.suite_items import BUILTIN, HARNESS, QUESTIONS, Item, read_items
 
 #: Part of every suite's hash: another way to score makes other scores.
 _SCORING = "choices by mean likelihood a token, records by token F1, questions by words: 2"

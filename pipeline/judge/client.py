@@ -18,7 +18,7 @@ from typing import Self
 import httpx2
 
 from pipeline.config import JudgeConfig
-from pipeline.evaluation.judge_prompt import SAMPLING, Chat
+from pipeline.judge.prompt import SAMPLING, Chat
 
 #: Statuses that pass: a busy or broken server, not a wrong question.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})

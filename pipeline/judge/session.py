@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.contract import Attempt
-from pipeline.evaluation.batch_log import BatchLog, batch_id
-from pipeline.evaluation.judge_client import Endpoint, NoAnswerError, read_key
-from pipeline.evaluation.judge_prompt import Chat, Choice, Question, messages, prompt_sha256, read_choice
+from pipeline.evaluate.batch_log import BatchLog, batch_id
+from pipeline.judge.client import Endpoint, NoAnswerError, read_key
+from pipeline.judge.prompt import Chat, Choice, Question, messages, prompt_sha256, read_choice
 
 PARALLEL = 4
 

@@ -19,14 +19,14 @@ import numpy as np
 from pipeline import durable
 from pipeline.artifacts import JUDGEMENTS_NAME, Evaluation, Judgement
 from pipeline.contract import Attempt
+from pipeline.decide.comparison import count_results
+from pipeline.decide.slices import Known, judged_on
 from pipeline.errors import StepFailed
-from pipeline.evaluation.batch_log import BatchLog
-from pipeline.evaluation.judge_client import NoAnswerError
-from pipeline.evaluation.judge_session import SHOWN_REPLY, Judged, JudgeSession, Outcome, Pair
-from pipeline.gate.comparison import count_results
-from pipeline.gate.slices import Known, judged_on
-from pipeline.prompt import fold
-from pipeline.wording import count
+from pipeline.evaluate.batch_log import BatchLog
+from pipeline.judge.client import NoAnswerError
+from pipeline.judge.session import SHOWN_REPLY, Judged, JudgeSession, Outcome, Pair
+from pipeline.models.prompt import fold
+from pipeline.words import count
 
 #: In the attempt's folder `predictions`, which no clearing up touches while the run goes on: replies may cost money.
 REPLIES_NAME = "judge.replies.jsonl"

@@ -18,17 +18,23 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.model_folder.safetensors_files import Header, NotSafetensorsError, read_header, read_shapes
-from pipeline.model_folder.text_files import try_read_object
-from pipeline.prompt import Format, template_for
-from pipeline.qlora.loading import load_model, quiet
+from pipeline.models.loading import load_model, quiet
+from pipeline.models.prompt import Format, template_for
+from pipeline.models.safetensors_files import (
+    INDEX,
+    WHOLE,
+    Header,
+    NotSafetensorsError,
+    read_header,
+    read_shapes,
+    weight_files,
+)
 from pipeline.regular_files import open_regular
 
 if TYPE_CHECKING:
     import torch
 
 ADAPTER_FILE = "adapter_model.safetensors"
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _AGAIN = "train it again: dropforge retry RUN --from train"
 #: What an adapter's config may say other than PEFT's defaults. Everything else may change what a merge has to do.
@@ -84,8 +90,8 @@ def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answerin
         target.mkdir()
         for path, header in headers.items():
             _write_merged(path, header, changes, target / path.name)
-        if not (target / _WHOLE).exists():
-            shutil.copyfile(base / _INDEX, target / _INDEX)
+        if not (target / WHOLE).exists():
+            shutil.copyfile(base / INDEX, target / INDEX)
         config.architectures, config.dtype = [type(model).__name__], dtype
         config.save_pretrained(target)
         generation.save_pretrained(target)
@@ -94,16 +100,6 @@ def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answerin
         # safetensors writes files that nobody else can read; whoever serves the model has to.
         shutil.copymode(target / "config.json", path)
     return dtype
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers loads: the whole one, or those that the index names."""
-    if (folder / _WHOLE).is_file():
-        return [folder / _WHOLE]
-    shards = (try_read_object(folder / _INDEX) or {}).get("weight_map")
-    if not isinstance(shards, dict):
-        raise NeedsWholeModel(f"the folder has neither {_WHOLE} nor an index")
-    return [folder / Path(str(name)).name for name in sorted(set(shards.values()))]
 
 
 def _check_weights(base: Path, weights: Path) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 from pipeline import durable
 from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, Model
 from pipeline.contract import Attempt
-from pipeline.dataset.start import require_start
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.model_folder.manifest import Lineage, model_id, read_lineage, write_manifest
-from pipeline.model_folder.trained_ids import trained_ids, write_trained_ids
-from pipeline.qlora.generation import end_tokens
-from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.merging import Answering, merge_into
+from pipeline.merge.merging import Answering, merge_into
+from pipeline.models.generation import end_tokens
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.manifest import Lineage, model_id, read_lineage, require_start, write_manifest
+from pipeline.models.trained_ids import trained_ids, write_trained_ids
 
 _PHASES = 2
 

@@ -1,6 +1,8 @@
 """
-A model as a folder: what has to be in it, read without trusting who wrote it.
+Model folders: checked without trusting who wrote them, loaded, prompted.
 
-In: a folder from anybody. Out: its identity and manifest, or what is wrong with it. `manifest` names a model by the
-hashes of its files; each other module reads one kind of file, within bounds. Open `manifest` first.
+In: a folder, prompts. Out: its identity and manifest, or what is wrong with it; answers and likelihoods. `manifest`
+names a model by the hashes of its files, `loading` loads it, `prompt` formats a prompt, `generation` and
+`greedy_decoding` answer, `gguf` converts. torch and transformers are imported inside functions: the daemon imports this
+folder without them. Open `manifest` first, then `loading`.
 """

@@ -1,5 +1,5 @@
 """
-Answers one prompt as in an evaluation, and says so while it does: python -m pipeline.qlora.ask < REQUEST.
+Answers one prompt as in an evaluation, and says so while it does: python -m pipeline.models.ask < REQUEST.
 
 The request is an `Ask` as JSON. For each model a line of JSON {"folder": PATH} on standard output, then {"text": PART}
 for each part of its answer, then {"tokens": N, "ended": whether it ended by itself}; last, if something is wrong,
@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from pipeline.artifacts import Frozen
 from pipeline.errors import EXIT_FAILED, DropforgeError
-from pipeline.prompt import choose_format, fold, prompt_ids
-from pipeline.qlora.generation import Decoding, close_model, open_model
-from pipeline.qlora.greedy_decoding import answer_aloud
-from pipeline.qlora.loading import chosen_device, load_tokenizer
+from pipeline.models.generation import Decoding, close_model, open_model
+from pipeline.models.greedy_decoding import answer_aloud
+from pipeline.models.loading import chosen_device, load_tokenizer
+from pipeline.models.prompt import choose_format, fold, prompt_ids
 
 #: What a decoder writes for a character of which it has not all bytes yet.
 _UNFINISHED = "\ufffd"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StepFailed
-from pipeline.qlora.generation import Tokens, accepted, close_model, device_of, memory_errors, open_model, pad_left
-from pipeline.qlora.loading import chosen_device
+from pipeline.models.generation import Tokens, accepted, close_model, device_of, memory_errors, open_model, pad_left
+from pipeline.models.loading import chosen_device
 
 #: Answers are made room for in multiples of so many tokens.
 ROUND = 16

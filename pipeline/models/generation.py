@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.prompt import stop_ids
-from pipeline.qlora.loading import Device, OutOfMemory, arithmetic_dtype, is_out_of_memory, load_model
+from pipeline.models.loading import Device, OutOfMemory, arithmetic_dtype, is_out_of_memory, load_model
+from pipeline.models.prompt import stop_ids
 
 #: Most memory that one batch's float32 logits may take when references are scored.
 _LOGITS_BYTES = 1 << 28

@@ -1,5 +1,5 @@
 """
-`python -m pipeline.qlora.gguf SOURCE.gguf TARGET`: a GGUF file becomes a plain transformers folder in bf16.
+`python -m pipeline.models.gguf SOURCE.gguf TARGET`: a GGUF file becomes a plain transformers folder in bf16.
 
 The folder can then be a base model. It appears whole or not at all: it is written aside, synced and renamed. With
 `--check MODEL` instead of a target nothing is kept: the file is compared with the model that it was made from, and a
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline import durable
 from pipeline.errors import EXIT_OK, CannotTrain, DropforgeError
-from pipeline.qlora.loading import load_model, load_tokenizer, quiet
+from pipeline.models.loading import load_model, load_tokenizer, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ def main(argv: list[str]) -> int:
     wants_check = "--check" in argv
     places = [Path(word) for word in argv if word != "--check"]
     if len(places) != 2:  # noqa: PLR2004 - source, and target or model
-        print("usage: python -m pipeline.qlora.gguf SOURCE.gguf (TARGET_FOLDER | --check MODEL)", file=sys.stderr)
+        print("usage: python -m pipeline.models.gguf SOURCE.gguf (TARGET_FOLDER | --check MODEL)", file=sys.stderr)
         return _USAGE
     try:
         if wants_check:

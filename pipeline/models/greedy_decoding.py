@@ -13,7 +13,16 @@ from typing import Any
 
 from pipeline.errors import CannotTrain
 from pipeline.metrics.degenerate import is_looping
-from pipeline.qlora.generation import Answer, AskedModel, Decoding, Tokens, accepted, device_of, memory_errors, pad_left
+from pipeline.models.generation import (
+    Answer,
+    AskedModel,
+    Decoding,
+    Tokens,
+    accepted,
+    device_of,
+    memory_errors,
+    pad_left,
+)
 
 #: So many prompts to a row are answered as one: the last answers of each leave rows empty.
 _PER_ROW = 8

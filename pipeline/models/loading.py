@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.model_folder.training_memory import MARGIN, available_memory
-from pipeline.model_folder.untrusted_code import foreign_code
-from pipeline.wording import count, size_words
+from pipeline.models.memory_estimate import MARGIN, available_memory
+from pipeline.models.untrusted_code import foreign_code
+from pipeline.words import count, size_words
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# The libraries read these when they are imported, in functions, which is later than this: no network, no progress bars.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+# Steps tokenise a few thousand rows in one process; the Rust threads would only slow torch's.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 Device = Literal["cpu", "cuda"]
 

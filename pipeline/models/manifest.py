@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import durable
+from pipeline.artifacts import ModelRef
+from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError
-from pipeline.model_folder.safetensors_files import NotSafetensorsError, read_all_shapes
-from pipeline.model_folder.sizes import size_problem, text_part, too_few_weights
-from pipeline.model_folder.text_files import try_read_object, unfit_file
-from pipeline.validation.special_tokens import token_problem
+from pipeline.models.safetensors_files import INDEX, NotSafetensorsError, read_all_shapes
+from pipeline.models.sizes import size_problem, text_part, too_few_weights
+from pipeline.models.text_files import try_read_object, unfit_file
+from pipeline.records.special_tokens import token_problem
 
 MANIFEST_NAME = "dropforge-manifest.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 _WEIGHTS = "*.safetensors"
-_INDEX = "model.safetensors.index.json"
 #: What a model answers with depends on these alone; cards, licences and the manifest are no part of its identity.
 _IDENTITY = (
     _WEIGHTS,
@@ -177,14 +178,14 @@ def _weights_problem(folder: Path) -> Problem:
 
 
 def _index_problem(folder: Path, names: set[str]) -> Problem | None:
-    if not (folder / _INDEX).exists():
+    if not (folder / INDEX).exists():
         return None
-    index = try_read_object(folder / _INDEX)
+    index = try_read_object(folder / INDEX)
     shards = index.get("weight_map") if index else None
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        return f"has no readable {_INDEX}", "download the model again"
+        return f"has no readable {INDEX}", "download the model again"
     missing = sorted(set(shards.values()) - names)
-    return (f"lacks the shard {missing[0]} that {_INDEX} names", "download the model again") if missing else None
+    return (f"lacks the shard {missing[0]} that {INDEX} names", "download the model again") if missing else None
 
 
 def _shards_problem(folder: Path, weights: Iterable[Path]) -> Problem | None:
@@ -222,3 +223,21 @@ def _difference(path: Path, entry: Mapping[str, Any]) -> str:
     if path.stat().st_size != entry.get("size"):
         return f"has {path.stat().st_size} bytes instead of {entry.get('size')}"
     return "" if durable.sha256_file(path) == entry.get("sha256") else "has changed"
+
+
+def require_start(attempt: Attempt, start: ModelRef) -> Path:
+    """
+    Return the folder of the champion that the run goes on from.
+
+    Raises `CannotTrain` unless every file is as its manifest says, the list of what it was trained on among them.
+    """
+    folder = attempt.path(start.path)
+    try:
+        problem = "" if verify_manifest(folder) == start.model_id else f"{folder} holds another model"
+    except DropforgeError as error:
+        problem = error.message
+    if problem:
+        message = f"the training goes on from the champion of generation {start.generation}, and {problem}"
+        hint = 'restore it from a backup, or set train.start = "base"'
+        raise CannotTrain(message, f"{hint}; then: dropforge retry {attempt.spec.run}")
+    return folder

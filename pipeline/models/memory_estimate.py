@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import MemoryPlan, TrainConfig
-from pipeline.model_folder.safetensors_files import read_all_shapes
-from pipeline.model_folder.sizes import text_part
-from pipeline.model_folder.text_files import try_read_object
+from pipeline.models.safetensors_files import read_all_shapes
+from pipeline.models.sizes import text_part
+from pipeline.models.text_files import try_read_object
 from pipeline.regular_files import signature
 
 #: Share of the free memory that a training may be estimated at to be said to fit.
@@ -34,7 +34,7 @@ OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
 #: Python, torch and the libraries as they are imported; a card's context is there before its free memory is asked.
 _LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 0}
 #: Logits of a chunk in float32, their copy in 16 bits, and the gradients of both; a chunk as in
-#: pipeline.qlora.training.passes.answer_loss.
+#: pipeline.train.passes.answer_loss.
 LOGITS_BYTES = 1 << 26
 _LOGITS_COPIES = 3
 _WIDE, _NARROW = 4, 2

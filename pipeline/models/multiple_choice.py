@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.qlora.generation import AskedModel, Tokens, accepted, device_of, likelihoods, memory_errors, pad_left
+from pipeline.models.generation import AskedModel, Tokens, accepted, device_of, likelihoods, memory_errors, pad_left
 
 #: Most memory that the float32 logits of one batch's answers may take.
 _LOGITS_BYTES = 1 << 28

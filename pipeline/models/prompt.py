@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from pipeline.errors import CannotTrain
-from pipeline.model_folder.untrusted_code import foreign_code
+from pipeline.models.untrusted_code import foreign_code
 
 Format = Literal["chat", "alpaca"]
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from pipeline.model_folder.text_files import parse_json
+from pipeline.models.text_files import parse_json, try_read_object
 from pipeline.regular_files import open_regular
 
 #: Of all headers of a model together: what the largest ones have, several times over.
@@ -21,6 +21,7 @@ MOST_TENSORS = 100_000
 _VALUES = 16
 """Brackets and commas of a tensor in a header, and some more."""
 _LENGTH_BYTES = 8
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: A file that has less than this share of its bytes on the disk is mostly a hole; file systems that compress save less.
 _LEAST_STORED = 1 / 16
 _BLOCK_BYTES = 512
@@ -49,6 +50,20 @@ class NotSafetensorsError(ValueError):
 def read_shapes(path: Path) -> Shapes:
     """Return the shape of each tensor in a safetensors file. Raises what `read_header` raises."""
     return {name: tensor.shape for name, tensor in read_header(path)[0].items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """
+    Return the weight files that transformers loads: the whole one, or those that the index names.
+
+    Raises `NotSafetensorsError` if there is neither.
+    """
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    shards = (try_read_object(folder / INDEX) or {}).get("weight_map")
+    if not isinstance(shards, dict):
+        raise NotSafetensorsError(f"the folder has neither {WHOLE} nor an index")
+    return [folder / Path(str(name)).name for name in sorted(set(shards.values()))]
 
 
 def read_all_shapes(paths: Iterable[Path]) -> Iterator[tuple[Path, Shapes, int]]:

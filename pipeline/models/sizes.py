@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.model_folder.text_files import try_read_object
+from pipeline.models.text_files import try_read_object
 
 _FAR = 1 << 24
 _LAYERS = 1 << 12

@@ -1,5 +1,5 @@
 """
-Loads a model folder as a server does and lets it generate one token: python -m pipeline.qlora.smoke_test FOLDER.
+Loads a model folder as a server does and lets it generate one token: python -m pipeline.models.smoke_test FOLDER.
 
 Ends with 0, or says in one line of JSON on standard output what is wrong and what to do, and ends with the error's
 code. A process of its own, for callers that must never load the training stack.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import EXIT_FAILED, DropforgeError, StepFailed
-from pipeline.qlora.loading import chosen_device, load_model, load_tokenizer
+from pipeline.models.loading import chosen_device, load_model, load_tokenizer
 
 _PROMPT = "Hello"
 

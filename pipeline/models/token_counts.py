@@ -12,9 +12,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.model_folder.sizes import read_window
-from pipeline.model_folder.text_files import read_text
-from pipeline.model_folder.untrusted_code import foreign_code
+from pipeline.models.sizes import read_window
+from pipeline.models.text_files import read_text
+from pipeline.models.untrusted_code import foreign_code
 from pipeline.regular_files import signature
 
 _NAME = "tokenizer.json"

@@ -18,10 +18,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset.overlaps import RULES, Overlaps, Part
-from pipeline.near_duplicates.jaccard import LONG_RUN, SHINGLE, Boilerplate, NearTexts
-from pipeline.near_duplicates.ngrams import FrequentHashes, Hashes, Indices, Texts, cut, join, members, ngrams, shingles
-from pipeline.near_duplicates.signatures import Block, Signatures
+from pipeline.prepare.near_duplicates.jaccard import LONG_RUN, SHINGLE, Boilerplate, NearTexts
+from pipeline.prepare.near_duplicates.ngrams import (
+    FrequentHashes,
+    Hashes,
+    Indices,
+    Texts,
+    cut,
+    join,
+    members,
+    ngrams,
+    shingles,
+)
+from pipeline.prepare.near_duplicates.signatures import Block, Signatures
+from pipeline.prepare.overlaps import RULES, Overlaps, Part
 
 #: What is in more than this share of the prompts, and in more than so many of them, is the task's, not the row's.
 COMMON_SHARE = 0.01

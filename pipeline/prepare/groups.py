@@ -12,9 +12,9 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.dataset.decontaminate import HeldoutTexts, slices
-from pipeline.near_duplicates.jaccard import LEAST_SHARED, NearTexts
-from pipeline.near_duplicates.ngrams import Indices
+from pipeline.prepare.decontaminate import HeldoutTexts, slices
+from pipeline.prepare.near_duplicates.jaccard import LEAST_SHARED, NearTexts
+from pipeline.prepare.near_duplicates.ngrams import Indices
 
 #: Of `split.similarity`. Lower finds more paraphrases, and takes more rows of one form for such.
 GROUP_SHARE = 0.5

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.artifacts import Overlap
-from pipeline.dataset.partitions import PartitionRow
-from pipeline.prompt import fold
+from pipeline.models.prompt import fold
+from pipeline.prepare.partitions import PartitionRow
 
 Rule = Literal["answer", "ngram", "minhash"]
 RULES: tuple[Rule, ...] = ("answer", "ngram", "minhash")

@@ -6,15 +6,15 @@ from pathlib import Path
 from pipeline import durable
 from pipeline.artifacts import Drop
 from pipeline.contract import Attempt
-from pipeline.dataset.partitions import PartitionRow, Partitions
-from pipeline.dataset.prompt_hash import hash_id, hash_place, normalise
 from pipeline.errors import CannotTrain
-from pipeline.model_folder.token_counts import Window
-from pipeline.near_duplicates.signatures import Signatures
-from pipeline.near_duplicates.word_hashes import WordHasher
-from pipeline.prompt import fold
-from pipeline.validation.records import Finding, Limits, Record, read_records
-from pipeline.validation.special_tokens import special_tokens
+from pipeline.models.prompt import fold
+from pipeline.models.token_counts import Window
+from pipeline.prepare.near_duplicates.signatures import Signatures
+from pipeline.prepare.near_duplicates.word_hashes import WordHasher
+from pipeline.prepare.partitions import PartitionRow, Partitions
+from pipeline.records.prompt_hash import hash_id, hash_place, normalise
+from pipeline.records.records import Finding, Limits, Record, read_records
+from pipeline.records.special_tokens import special_tokens
 
 CHECK_EVERY = 1000
 

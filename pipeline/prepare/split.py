@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Self
 
 from pipeline.config import SplitConfig
-from pipeline.dataset.overlaps import Examples, Overlaps
-from pipeline.dataset.partitions import PartitionRow
 from pipeline.metrics import json_fields
-from pipeline.model_folder.token_counts import Window
-from pipeline.prompt import fold
+from pipeline.models.prompt import fold
+from pipeline.models.token_counts import Window
+from pipeline.prepare.overlaps import Examples, Overlaps
+from pipeline.prepare.partitions import PartitionRow
 
 SplitName = Literal["train", "dev", "heldout"]
 #: Fewer dev rows say nothing and go to training.

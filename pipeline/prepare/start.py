@@ -14,13 +14,12 @@ from typing import NamedTuple
 from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import NAMES
-from pipeline.dataset.prompt_hash import normalise, prompt_id
-from pipeline.errors import CannotTrain, DropforgeError
-from pipeline.model_folder.manifest import read_lineage, verify_manifest
-from pipeline.model_folder.trained_ids import trained_ids
-from pipeline.prompt import fold
-from pipeline.wording import count, listed
+from pipeline.models.manifest import read_lineage
+from pipeline.models.prompt import fold
+from pipeline.models.trained_ids import trained_ids
+from pipeline.records.heldout import NAMES
+from pipeline.records.prompt_hash import normalise, prompt_id
+from pipeline.words import count, listed
 
 GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")
 #: Words in a row that near prompts share.
@@ -124,21 +123,3 @@ def _runs(prompt: str) -> frozenset[tuple[str, ...]]:
     """Return the runs of three words in a prompt, or all of a shorter one."""
     words = normalise(prompt).split()
     return frozenset(tuple(words[start : start + _SHINGLE]) for start in range(max(1, len(words) - _SHINGLE + 1)))
-
-
-def require_start(attempt: Attempt, start: ModelRef) -> Path:
-    """
-    Return the folder of the champion that the run goes on from.
-
-    Raises `CannotTrain` unless every file is as its manifest says, the list of what it was trained on among them.
-    """
-    folder = attempt.path(start.path)
-    try:
-        problem = "" if verify_manifest(folder) == start.model_id else f"{folder} holds another model"
-    except DropforgeError as error:
-        problem = error.message
-    if problem:
-        message = f"the training goes on from the champion of generation {start.generation}, and {problem}"
-        hint = 'restore it from a backup, or set train.start = "base"'
-        raise CannotTrain(message, f"{hint}; then: dropforge retry {attempt.spec.run}")
-    return folder

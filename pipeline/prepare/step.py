@@ -4,7 +4,7 @@ The snapshot's drops → train, dev and held-out rows: deduplicated, and split s
 A record's split depends on its prompt alone: u = sha256(salt, normalised prompt), length-prefixed, read as a number in
 [0, 1). The prompt is what the model reads, instruction and input folded into one text: a record that comes folded
 already is the same record. Rows are sorted by it on disk, in parts; what grows in memory with the data is what rows are
-compared by (`pipeline.dataset.decontaminate`).
+compared by (`pipeline.prepare.decontaminate`).
 """
 
 import math
@@ -16,16 +16,19 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, ModelRef, Shortfall
 from pipeline.config import SplitConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.decontaminate import HeldoutTexts, find_overlaps
-from pipeline.dataset.groups import find_groups
-from pipeline.dataset.heldout import dataset_hash, version_of, write_groups
-from pipeline.dataset.overlaps import Overlaps
-from pipeline.dataset.partitions import Partitions
-from pipeline.dataset.prompt_hash import rows_for
-from pipeline.dataset.snapshot_reader import CHECK_EVERY, SnapshotReader
-from pipeline.dataset.split import Familiar, SplitWriter, Totals, prompts
-from pipeline.dataset.start import Kept, choose_start, keep_new_rows, mix_in_general
-from pipeline.dataset.warnings import (
+from pipeline.errors import CannotTrain
+from pipeline.evaluate.suites import read_suites
+from pipeline.metrics.automatic import metric_of
+from pipeline.models.token_counts import Window
+from pipeline.models.trained_ids import trained_ids
+from pipeline.prepare.decontaminate import HeldoutTexts, find_overlaps
+from pipeline.prepare.groups import find_groups
+from pipeline.prepare.overlaps import Overlaps
+from pipeline.prepare.partitions import Partitions
+from pipeline.prepare.snapshot_reader import CHECK_EVERY, SnapshotReader
+from pipeline.prepare.split import Familiar, SplitWriter, Totals, prompts
+from pipeline.prepare.start import Kept, choose_start, keep_new_rows, mix_in_general
+from pipeline.prepare.warnings import (
     contamination_warnings,
     data_warnings,
     group_warnings,
@@ -34,12 +37,9 @@ from pipeline.dataset.warnings import (
     reference_warnings,
     seen_warnings,
 )
-from pipeline.errors import CannotTrain
-from pipeline.evaluation.suites import read_suites
-from pipeline.metrics.automatic import metric_of
-from pipeline.model_folder.token_counts import Window
-from pipeline.model_folder.trained_ids import trained_ids
-from pipeline.wording import count
+from pipeline.records.heldout import dataset_hash, version_of, write_groups
+from pipeline.records.prompt_hash import rows_for
+from pipeline.words import count
 
 _TOKENS_STEP = 16
 _MOST_TOKENS = 1024

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from pipeline.artifacts import Drop, ModelRef
-from pipeline.dataset.overlaps import RULES, Overlaps
-from pipeline.dataset.split import Totals
-from pipeline.wording import count
+from pipeline.prepare.overlaps import RULES, Overlaps
+from pipeline.prepare.split import Totals
+from pipeline.words import count
 
 #: From this share of a split on, what is left out is worth a word.
 LARGE_SHARE = 0.2

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import durable
 from pipeline.errors import StepFailed
-from pipeline.prompt import fold
+from pipeline.models.prompt import fold
 
 #: What `prepare` freezes, and `dataset_hash` is of.
 NAMES = ("train.jsonl", "dev.jsonl", "heldout.jsonl")

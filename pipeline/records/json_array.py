@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from pipeline.validation.strict_json import BadJson, StrictParser, has_surrogate_escape
+from pipeline.records.strict_json import BadJson, StrictParser, has_surrogate_escape
 
 _CHUNK_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.validation.fast_path import KEYS
-from pipeline.validation.records import LABELS, LONGEST_TAG, MOST_TAGS
+from pipeline.records.fast_path import KEYS
+from pipeline.records.records import LABELS, LONGEST_TAG, MOST_TAGS
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError

@@ -4,7 +4,7 @@ import hashlib
 import math
 import unicodedata
 
-from pipeline.prompt import fold
+from pipeline.models.prompt import fold
 
 #: So many standard deviations above the mean lie 5 in 100 cases.
 _SURE = 1.645

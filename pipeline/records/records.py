@@ -18,12 +18,12 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.artifacts import Frozen
-from pipeline.validation.fast_path import KEYS, MOST_KEYS, PlainRows, has_many_keys
-from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
-from pipeline.validation.json_array import read_array
-from pipeline.validation.likeness import nearest
-from pipeline.validation.strict_json import BadJson, StrictParser, has_surrogate_escape
-from pipeline.wording import printable
+from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows, has_many_keys
+from pipeline.records.file_formats import HEAD_BYTES, foreign_format
+from pipeline.records.json_array import read_array
+from pipeline.records.likeness import nearest
+from pipeline.records.strict_json import BadJson, StrictParser, has_surrogate_escape
+from pipeline.words import printable
 
 _BOM = b"\xef\xbb\xbf"
 #: What JSON calls blank; a form feed is none.

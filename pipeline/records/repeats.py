@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from pydantic_core import from_json
 
-from pipeline.dataset.prompt_hash import normalise
 from pipeline.metrics.automatic import metric_of
-from pipeline.model_folder.token_counts import Window
-from pipeline.prompt import fold
-from pipeline.validation.records import Limits, Record, read_records
-from pipeline.wording import count
+from pipeline.models.prompt import fold
+from pipeline.models.token_counts import Window
+from pipeline.records.prompt_hash import normalise
+from pipeline.records.records import Limits, Record, read_records
+from pipeline.words import count
 
 #: Rows that are looked at for repetitions: 28 bytes of memory each.
 MOST_ROWS = 1_000_000

@@ -12,7 +12,7 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
-from pipeline.model_folder.text_files import read_bytes, try_read_object
+from pipeline.models.text_files import read_bytes, try_read_object
 from pipeline.regular_files import signature
 
 #: The files of a model folder that name them.

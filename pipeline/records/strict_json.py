@@ -6,7 +6,7 @@ import re
 from itertools import accumulate
 from typing import Any
 
-from pipeline.wording import printable
+from pipeline.words import printable
 
 #: Python itself reads no more, by default.
 _MAX_DIGITS = 4300

@@ -4,9 +4,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from pipeline.validation.fast_path import KEYS
-from pipeline.validation.special_tokens import token_pattern
-from pipeline.wording import printable
+from pipeline.records.fast_path import KEYS
+from pipeline.records.special_tokens import token_pattern
+from pipeline.words import printable
 
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f]"
 #: UTF-8 that was read as Windows-1252 or Latin-1 (Ã©, Â°, â€™, Ð¿Ñ, ï»¿), and the character for what could not be read.

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.artifacts import Frozen
-from pipeline.validation.conversions import other_format
-from pipeline.validation.fast_path import KEYS, MOST_KEYS, PlainRows
-from pipeline.validation.outline import meant, outline
-from pipeline.validation.records import (
+from pipeline.records.conversions import other_format
+from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
+from pipeline.records.outline import meant, outline
+from pipeline.records.records import (
     FEWER_KEYS,
     LABELS,
     LONGEST_TAG,
@@ -35,8 +35,8 @@ from pipeline.validation.records import (
     record_of,
     scan_rows,
 )
-from pipeline.validation.text_checks import ODDITIES, TextRules
-from pipeline.wording import count, printable, shown
+from pipeline.records.text_checks import ODDITIES, TextRules
+from pipeline.words import count, printable, shown
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator

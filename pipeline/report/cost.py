@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, StepResult
 from pipeline.report.facts import RunCost
-from pipeline.wording import count, duration, size_words
+from pipeline.words import count, duration, size_words
 
 #: From here on a price has two decimals, below two digits.
 _SMALL_PRICE = 0.1

@@ -3,8 +3,8 @@
 import numpy as np
 
 from pipeline.artifacts import DropLoss
-from pipeline.gate.comparison import Comparison
-from pipeline.gate.slices import Known
+from pipeline.decide.comparison import Comparison
+from pipeline.decide.slices import Known
 
 #: A mean over fewer held-out records says nothing of its drop.
 _LEAST = 10

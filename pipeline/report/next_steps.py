@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
-from pipeline.gate.explain import lost_most
+from pipeline.decide.explain import lost_most
 from pipeline.report.facts import NextStep
-from pipeline.wording import count, listed, plain
+from pipeline.words import count, listed, plain
 
 _KEPT = "No drop is suspended for this: all are trained on again, together with the next ones."
 #: More held-out records than so many times today's are no advice that anybody can follow.

@@ -5,7 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import durable, wording
+from pipeline import durable
+from pipeline import words as wording
 from pipeline.artifacts import JSON_NAME, PAGE_NAME
 from pipeline.report import plots, tables
 from pipeline.report.cost import cost_words

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.artifacts import Adapter, GuardResult, SliceResult, Verdict
 from pipeline.report.facts import harm_share
-from pipeline.wording import plain, tick, ticks
+from pipeline.words import plain, tick, ticks
 
 #: The loss curve's own area: left edge and width in per cent, top and height in pixels.
 _LEFT, _WIDTH, _TOP, _HEIGHT = 11, 86, 12, 156

@@ -2,11 +2,11 @@
 
 from pipeline.artifacts import Adapter, Dataset, Evaluation, GuardResult, Outcome, Verdict
 from pipeline.contract import StepSpec
-from pipeline.gate.explain import change_words, collapse_words, in_groups, lost_most
-from pipeline.gate.reasons import GUARD_REASONS, HARM_P_VALUE
+from pipeline.decide.explain import change_words, collapse_words, in_groups, lost_most
+from pipeline.decide.reasons import GUARD_REASONS, HARM_P_VALUE
 from pipeline.report.facts import BlindReview, Reason, Story
 from pipeline.report.next_steps import GENERAL_SHARE, next_steps
-from pipeline.wording import beside, count, listed, luck, p_words, plain, signed
+from pipeline.words import beside, count, listed, luck, p_words, plain, signed
 
 #: What each code of a verdict's reasons means. `gain_from_new_data` is the only one that a promoted verdict can have.
 REASONS = {

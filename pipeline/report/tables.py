@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.artifacts import Adapter, Evaluation, FormerScores, GuardResult, Overlap, SliceResult, Verdict
-from pipeline.gate.explain import change_words, digits
+from pipeline.decide.explain import change_words, digits
 from pipeline.report.facts import Report, is_nearly_failed
 from pipeline.report.plots import Axis, Bar, guard_bar, slice_axis
 from pipeline.report.story import margin_words
-from pipeline.search.candidate import settings_words
-from pipeline.wording import duration, plain, signed, span
+from pipeline.trial import settings_words
+from pipeline.words import duration, plain, signed, span
 
 _GUARD_STATES = {"passed": "✓ passed", "failed": "✗ failed", "shown": "shown only"}
 _RULES = {

@@ -8,12 +8,12 @@ from pipeline.artifacts import CurvePoint, Frozen
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt, thinned
 from pipeline.errors import CannotTrain, Interrupted
-from pipeline.qlora.loading import OutOfMemory, is_out_of_memory
-from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
-from pipeline.qlora.training.full_weights.choice import save_trained
-from pipeline.qlora.training.memory import peak_memory
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
-from pipeline.qlora.training.watcher import StepRows, adapter_weights, watcher
+from pipeline.models.loading import OutOfMemory, is_out_of_memory
+from pipeline.train.checkpoints import keeper, newest_valid, step_of
+from pipeline.train.memory import peak_memory
+from pipeline.train.methods.choice import save_trained
+from pipeline.train.trainer import TokenRow, Training, make_trainer
+from pipeline.train.watcher import StepRows, adapter_weights, watcher
 
 _ERROR_CHARACTERS = 200
 

@@ -15,9 +15,9 @@ from pipeline import durable
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import StartAgain, StepFailed
-from pipeline.model_folder.training_memory import MARGIN, BaseSizes, base_sizes, estimate, peak_resident
-from pipeline.qlora.loading import Device, OutOfMemory, arithmetic_dtype, free_memory
-from pipeline.wording import size_words
+from pipeline.models.loading import Device, OutOfMemory, arithmetic_dtype, free_memory
+from pipeline.models.memory_estimate import MARGIN, BaseSizes, base_sizes, estimate, peak_resident
+from pipeline.words import size_words
 
 NOTE_NAME = "memory.json"
 _LEAST_LENGTH = 16

@@ -11,24 +11,23 @@ from typing import Any, Literal
 from pipeline import durable
 from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import dataset_hash
-from pipeline.dataset.start import require_start
 from pipeline.errors import CannotTrain
-from pipeline.model_folder.manifest import check_base, model_id
-from pipeline.model_folder.sizes import read_window
-from pipeline.prompt import Format, choose_format
-from pipeline.qlora.generation import Decoding, end_tokens
-from pipeline.qlora.loading import Device, OutOfMemory, chosen_device, load_tokenizer
-from pipeline.qlora.training.checkpoints import fingerprint
-from pipeline.qlora.training.data_parallel.launch import fit_in_processes, process_count
-from pipeline.qlora.training.data_parallel.sharing import Place
-from pipeline.qlora.training.memory import find_fit, go_on_with_less
-from pipeline.qlora.training.search.dev_scores import DevSet, score_dev
-from pipeline.qlora.training.search.run import Found, Work, search
-from pipeline.qlora.training.search.soup import combine
-from pipeline.qlora.training.search.trial_files import TrainedOnce
-from pipeline.qlora.training.tokenise import Tokeniser
-from pipeline.qlora.training.trainer import DEV_ROWS, TokenRow, Training
+from pipeline.models.generation import Decoding, end_tokens
+from pipeline.models.loading import Device, OutOfMemory, chosen_device, load_tokenizer
+from pipeline.models.manifest import check_base, model_id, require_start
+from pipeline.models.prompt import Format, choose_format
+from pipeline.models.sizes import read_window
+from pipeline.records.heldout import dataset_hash
+from pipeline.train.checkpoints import fingerprint
+from pipeline.train.data_parallel.launch import fit_in_processes, process_count
+from pipeline.train.data_parallel.sharing import Place
+from pipeline.train.memory import find_fit, go_on_with_less
+from pipeline.train.search.dev_scores import DevSet, score_dev
+from pipeline.train.search.run import Found, Work, search
+from pipeline.train.search.soup import combine
+from pipeline.train.search.trial_files import TrainedOnce
+from pipeline.train.tokenise import Tokeniser
+from pipeline.train.trainer import DEV_ROWS, TokenRow, Training
 
 #: Settings of a search that say how long it goes on; trials that are there stay of use whatever these are.
 _BUDGET = {"when", "trials", "hours"}

@@ -9,9 +9,9 @@ from typing import Any
 from pipeline import durable
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.prompt import Format, completion_ids, fold, holds_special_token, prompt_ids
-from pipeline.qlora.training.trainer import TokenRow
-from pipeline.wording import count
+from pipeline.models.prompt import Format, completion_ids, fold, holds_special_token, prompt_ids
+from pipeline.train.trainer import TokenRow
+from pipeline.words import count
 
 CHECK_EVERY = 500
 

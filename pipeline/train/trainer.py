@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.errors import CannotTrain
-from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
-from pipeline.qlora.training.data_parallel.sharing import Place, seed_step, summed
-from pipeline.qlora.training.full_weights.choice import keeping_weights, optimizer, unfreeze
-from pipeline.qlora.training.method import lora_config, method_arguments
-from pipeline.qlora.training.passes.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
-from pipeline.qlora.training.passes.lora_linear import fuse
-from pipeline.qlora.training.passes.packed_attention import enable_packing
-from pipeline.qlora.training.passes.packing import collate, passes
-from pipeline.qlora.training.row_order import LengthGroups
-from pipeline.qlora.training.watcher import dev_loss
+from pipeline.models.loading import Device, arithmetic_dtype, load_model
+from pipeline.train.data_parallel.sharing import Place, seed_step, summed
+from pipeline.train.method import lora_config, method_arguments
+from pipeline.train.methods.choice import keeping_weights, optimizer, unfreeze
+from pipeline.train.passes.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
+from pipeline.train.passes.lora_linear import fuse
+from pipeline.train.passes.packed_attention import enable_packing
+from pipeline.train.passes.packing import collate, passes
+from pipeline.train.row_order import LengthGroups
+from pipeline.train.watcher import dev_loss
 
 DEV_ROWS = 20
 """Fewest dev rows worth a loss curve."""

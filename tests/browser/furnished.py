@@ -21,7 +21,7 @@ from pipeline import durable
 from pipeline.artifacts import CurvePoint
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, Curve, Progress
-from pipeline.model_folder.manifest import write_manifest
+from pipeline.models.manifest import write_manifest
 from pipeline.report.write import write_report
 from tests.daemon.conftest import BASE_ID, LivedIn
 

@@ -20,7 +20,7 @@ from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.tables import Promotion
 from daemon.views.overview import Overview
-from pipeline.model_folder.manifest import model_id
+from pipeline.models.manifest import model_id
 from tests.browser.furnished import HOSTILE_NAME, HOSTILE_TEXT, begin, furnish, judge, progress, rows, running
 from tests.browser.served import Served
 from tests.daemon.conftest import LivedIn, make_workspace

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.validation.validate import Options
+from pipeline.records.validate import Options
 
 TOKENS = (
     "<|im_start|>",

@@ -21,9 +21,9 @@ from daemon.state.layout import DATABASE_NAME
 from pipeline import durable
 from pipeline.artifacts import Artifact
 from pipeline.contract import RESULT_NAME, StepResult, StepSpec
+from pipeline.decide.step import yardstick_words
 from pipeline.errors import EXIT_INTERRUPTED
-from pipeline.model_folder.manifest import MANIFEST_NAME
-from pipeline.steps.decide import yardstick_words
+from pipeline.models.manifest import MANIFEST_NAME
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
 

@@ -14,7 +14,7 @@ from daemon.inbox.answers.verdict_notes import VERDICT
 from daemon.queue.states import ALLOWED
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import RunState
-from pipeline.model_folder.manifest import model_id, verify_manifest
+from pipeline.models.manifest import model_id, verify_manifest
 
 #: Where each event takes its run; one that is not named leaves it.
 _MOVES = {

@@ -22,7 +22,7 @@ from daemon.state.events import Word
 from daemon.state.states import DropState, PromotionState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline.errors import DropforgeError
-from pipeline.qlora.training import checkpoints
+from pipeline.train import checkpoints
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
 
 NOW = START + DAY + 3_600_000

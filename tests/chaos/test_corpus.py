@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.validation.validate import Options, good_rows, validate
+from pipeline.records.validate import Options, good_rows, validate
 from tests.chaos.corpus import OPTIONS, PLAINER, Case, bad_files, clean_files
 
 SCRIPT = Path(sys.executable).parent / "dropforge"

@@ -37,7 +37,7 @@ from pipeline.artifacts import Artifact, ModelRef
 from pipeline.config import RunConfig
 from pipeline.contract import RESULT_NAME, StepResult, StepSpec
 from pipeline.contract import Attempt as StepAttempt
-from pipeline.model_folder.manifest import MANIFEST_NAME
+from pipeline.models.manifest import MANIFEST_NAME
 from pipeline.steps import BY_NAME
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.chaos.scripted_steps import ARTIFACTS

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from pipeline.validation.fast_path import PlainRows
-from pipeline.validation.records import Limits, Row, record_of, scan_rows
-from pipeline.validation.validate import Options, RowJudge, good_rows, validate
+from pipeline.records.fast_path import PlainRows
+from pipeline.records.records import Limits, Row, record_of, scan_rows
+from pipeline.records.validate import Options, RowJudge, good_rows, validate
 from tests.chaos.corpus import GOOD, TOKENS, bad_files, clean_files
 
 SECONDS = float(os.environ.get("DROPFORGE_FUZZ_SECONDS") or 20)

@@ -41,7 +41,7 @@ from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline.artifacts import Model, Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
-from pipeline.model_folder.manifest import model_id
+from pipeline.models.manifest import model_id
 from tests.chaos.faults import Death, Trouble
 from tests.chaos.house import MEMORY, START, Daemon, build, records
 from tests.chaos.invariants import broken

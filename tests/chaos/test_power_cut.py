@@ -23,7 +23,7 @@ from daemon.state.database_file import DatabaseUnusable
 from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline import durable
 from pipeline.errors import DropforgeError
-from pipeline.model_folder.manifest import MANIFEST_NAME, verify_manifest
+from pipeline.models.manifest import MANIFEST_NAME, verify_manifest
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.chaos.power_cut_target import House
 from tests.model_folder import write_model

@@ -20,9 +20,9 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, ModelRef, NoiseFloor
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.dataset.heldout import dataset_hash
-from pipeline.model_folder.manifest import model_id
-from pipeline.qlora.training.checkpoints import COMPLETE, step_of
+from pipeline.models.manifest import model_id
+from pipeline.records.heldout import dataset_hash
+from pipeline.train.checkpoints import COMPLETE, step_of
 from tests.made_artifacts import heldout_row
 
 STEPS = 21
@@ -251,7 +251,7 @@ def test_a_training_asked_to_stop_leaves_a_checkpoint_at_the_next_step_and_exits
 
 PUBLISH = """
 import os, pathlib, signal, sys
-from pipeline.qlora.training.checkpoints import newest_valid, publish
+from pipeline.train.checkpoints import newest_valid, publish
 place, left = pathlib.Path(sys.argv[1]), 0
 
 def counted(real):

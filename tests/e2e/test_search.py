@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.search.candidate import settings_words
+from pipeline.trial import settings_words
 from tests.e2e.test_second_night import drop
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.model_folder.untrusted_code import ENDED_BY
+from pipeline.models.untrusted_code import ENDED_BY
 
 #: Seconds after which a command that should be refused at once hangs.
 PATIENCE = 120
@@ -100,8 +100,8 @@ import re, resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
 from pipeline.errors import CannotTrain
-from pipeline.model_folder.manifest import check_base
-from pipeline.validation.special_tokens import special_tokens, token_pattern
+from pipeline.models.manifest import check_base
+from pipeline.records.special_tokens import special_tokens, token_pattern
 try:
     check_base(Path(sys.argv[1]))
 except CannotTrain as error:
@@ -217,8 +217,8 @@ _LOAD = """
 import sys
 from pathlib import Path
 from pipeline.errors import DropforgeError
-from pipeline.qlora.generation import arithmetic, end_tokens, open_model
-from pipeline.qlora.loading import load_tokenizer
+from pipeline.models.generation import arithmetic, end_tokens, open_model
+from pipeline.models.loading import load_tokenizer
 folder = Path(sys.argv[1])
 for use in (
     lambda: load_tokenizer(folder), lambda: end_tokens(folder, load_tokenizer(folder)),
@@ -257,9 +257,9 @@ def test_its_code_is_never_run_even_where_nobody_checks(
 _ASK = """
 import sys
 from pathlib import Path
-from pipeline.model_folder import untrusted_code
-from pipeline.prompt import prompt_ids
-from pipeline.qlora.loading import load_tokenizer
+from pipeline.models import untrusted_code
+from pipeline.models.prompt import prompt_ids
+from pipeline.models.loading import load_tokenizer
 tokenizer = load_tokenizer(Path(sys.argv[1]))
 untrusted_code.SECONDS = 1.0
 print("loaded", flush=True)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from pipeline.contract import Attempt
-from pipeline.evaluation import judge_client
-from pipeline.evaluation.judge_client import Patience
-from pipeline.steps.judge import judge
-from tests.pipeline.steps.test_judge import Bench, lines
+from pipeline.judge import client as judge_client
+from pipeline.judge.client import Patience
+from pipeline.judge.step import judge
+from tests.pipeline.judge.test_step import Bench, lines
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 _MIB = 1 << 20

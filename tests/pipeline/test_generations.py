@@ -14,12 +14,12 @@ from pipeline.artifacts import Adapter, Artifact, Dataset, Model, ModelRef, Nois
 from pipeline.config import EvaluateConfig, SplitConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted
-from pipeline.model_folder.manifest import Lineage, model_id, read_lineage
-from pipeline.model_folder.trained_ids import trained_ids
-from pipeline.steps.evaluate import evaluate
-from pipeline.steps.merge import merge
-from pipeline.steps.prepare import prepare
-from pipeline.steps.train import train
+from pipeline.evaluate.step import evaluate
+from pipeline.merge.step import merge
+from pipeline.models.manifest import Lineage, model_id, read_lineage
+from pipeline.models.trained_ids import trained_ids
+from pipeline.prepare.step import prepare
+from pipeline.train.step import train
 from tests.made_artifacts import heldout_row
 from tests.snapshot import Snapshot
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config import TrainConfig
-from pipeline.search.settings import grid, most_trials, with_settings
+from pipeline.search_settings import grid, most_trials, with_settings
 
 
 def train(**search: Any) -> TrainConfig:

@@ -1,6 +1,6 @@
 """What is told of a search's candidates, a line each."""
 
-from pipeline.search.candidate import Candidate, candidate_words
+from pipeline.trial import Candidate, candidate_words
 
 
 def test_a_candidate_is_told_in_a_line() -> None:

@@ -23,7 +23,7 @@ from pipeline import __main__ as step_process
 from pipeline import durable
 from pipeline.artifacts import Dataset, Model, Verdict
 from pipeline.contract import RESULT_NAME, StepResult, StepSpec
-from pipeline.dataset.heldout import dataset_hash
+from pipeline.records.heldout import dataset_hash
 from tests.chaos.house import DAY, START, Daemon
 
 Rows = Sequence[Mapping[str, Any]]

@@ -2,7 +2,7 @@
 What is proven on: SmolLM2-135M in NF4, which really learns. `make prove` alone runs these tests.
 
 What a model learns differs from processor to processor; that the gate decides rightly on given predictions is tested
-in tests/pipeline/gate and tests/pipeline/steps/test_decide.py, what follows from it in tests/daemon/dispatch.
+in tests/pipeline/decide and tests/pipeline/decide/test_step.py, what follows from it in tests/daemon/dispatch.
 """
 
 import json

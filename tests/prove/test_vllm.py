@@ -17,14 +17,14 @@ from daemon.champions.handover import switch
 from daemon.champions.handover.smoke_prompts import SmokePrompts, adapter_of, write_smoke_prompts
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data
-from pipeline.evaluation.engines.in_step import InStep
-from pipeline.evaluation.engines.vllm import Vllm
-from pipeline.evaluation.engines.vllm_server import Served, Server, read_version
-from pipeline.model_folder.manifest import model_id
-from pipeline.prompt import completion_ids, fold, prompt_ids
-from pipeline.qlora import generation
-from pipeline.qlora.generation import Decoding
-from pipeline.qlora.loading import load_tokenizer
+from pipeline.evaluate.engines.in_step import InStep
+from pipeline.evaluate.engines.vllm import Vllm
+from pipeline.evaluate.engines.vllm_server import Served, Server, read_version
+from pipeline.models import generation
+from pipeline.models.generation import Decoding
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.manifest import model_id
+from pipeline.models.prompt import completion_ids, fold, prompt_ids
 from tests.made_adapters import save_adapter
 from tests.prove.box import Box
 
@@ -38,7 +38,7 @@ OF_ONE, OF_ALL = 0.25, 0.02
 def program() -> str:
     named = os.environ.get("VLLM_PROGRAM")
     if not named:
-        pytest.fail("VLLM_PROGRAM does not name the program vllm: pipeline/evaluation/README.md says how to install it")
+        pytest.fail("VLLM_PROGRAM does not name the program vllm: pipeline/evaluate/README.md says how to install it")
     return named
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from daemon.champions.smoke_test import can_try
 from pipeline import durable
 from pipeline.errors import DropforgeError
-from pipeline.model_folder.manifest import MANIFEST_NAME, model_files, model_id
-from pipeline.model_folder.trained_ids import NAME as TRAINED_IDS
-from pipeline.wording import count
+from pipeline.models.manifest import MANIFEST_NAME, model_files, model_id
+from pipeline.models.trained_ids import NAME as TRAINED_IDS
+from pipeline.words import count
 
 #: Files beside those that make up the model.
 _BESIDE = ("LICENSE*", "NOTICE*", MANIFEST_NAME, TRAINED_IDS)
@@ -108,7 +108,7 @@ def _compared(champion: Path, file: Path) -> str:
     """Return how near a GGUF file is to the champion, in words. Raises `DropforgeError` if that is not near enough."""
     if not can_try():
         return "not compared with the champion, since the training stack is not installed here"
-    argv = [sys.executable, "-P", "-m", "pipeline.qlora.gguf", str(file), "--check", str(champion.absolute())]
+    argv = [sys.executable, "-P", "-m", "pipeline.models.gguf", str(file), "--check", str(champion.absolute())]
     done = _run(argv, dict(os.environ))
     if done.returncode:
         sys.stderr.write(done.stderr)

@@ -6,7 +6,7 @@ from pathlib import Path
 from daemon.state import run_files
 from pipeline.artifacts import Adapter, Dataset, Evaluation, Verdict
 from pipeline.errors import DropforgeError
-from pipeline.wording import count, printable, signed, span, start_words
+from pipeline.words import count, printable, signed, span, start_words
 
 
 def hub_readme(state_folder: Path, run_id: int | None, model_id: str, name: str) -> str:

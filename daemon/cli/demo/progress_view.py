@@ -13,7 +13,7 @@ from daemon.state.states import state_words
 from daemon.views.overview import Overview, RunDetail
 from pipeline import contract
 from pipeline.steps import STEPS
-from pipeline.wording import duration, printable
+from pipeline.words import duration, printable
 
 #: The demo sets no judge.
 _STEPS = tuple(step for step in STEPS if not step.network)

@@ -13,7 +13,7 @@ from daemon.cli.workspace import JsonOption, chosen_tracks, load_settings, open_
 from daemon.views.champion_history import ChampionView
 from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
-from pipeline.wording import count, printable
+from pipeline.words import count, printable
 
 #: The longest answer where no run of the track has fixed another length.
 _TOKENS = 256

@@ -19,7 +19,7 @@ from daemon.views.live.now import Now, Stage
 from daemon.views.overview import RunView
 from pipeline.artifacts import CurvePoint
 from pipeline.contract import Curve, Progress
-from pipeline.wording import duration, printable
+from pipeline.words import duration, printable
 
 _MARKS = {"done": "✓", "running": "▶", "to do": "·"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"

@@ -9,8 +9,8 @@ from daemon.queue.run_queue import enqueue_by_hand
 from daemon.settings.model import SettingsError
 from daemon.state.states import SEARCH
 from daemon.system.clock import now_ms
-from pipeline.search.settings import Range, SearchConfig, Value, most_trials
-from pipeline.wording import count, listed
+from pipeline.search_settings import Range, SearchConfig, Value, most_trials
+from pipeline.words import count, listed
 
 _EXAMPLE = "name what to try in [train.search], as space = { learning_rate = [1e-4, 2e-4, 4e-4], rank = [8, 32] }"
 

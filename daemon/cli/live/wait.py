@@ -18,7 +18,7 @@ from daemon.views.drop_lineage import DropView
 from daemon.views.live.awaited import Settled, drop_awaited, run_awaited
 from daemon.views.overview import Overview, RunView
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
-from pipeline.wording import printable
+from pipeline.words import printable
 
 #: The exit code of each verdict; `--help` has them.
 EXIT_CODES = {

@@ -17,7 +17,7 @@ from daemon.cli.workspace import open_overview
 from daemon.state.states import state_words
 from daemon.views.live.now import Now, look
 from daemon.views.overview import RunView
-from pipeline.wording import duration
+from pipeline.words import duration
 
 _LOOK_SECONDS = 1.0
 

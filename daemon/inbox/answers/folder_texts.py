@@ -19,7 +19,7 @@ from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Track
 from pipeline.errors import is_disk_full
-from pipeline.wording import printable
+from pipeline.words import printable
 
 log = structlog.get_logger()
 

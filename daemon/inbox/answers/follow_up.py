@@ -11,7 +11,7 @@ from daemon.queue.yardstick import accepted_rows, records_came
 from daemon.settings.model import Settings
 from daemon.state.states import DropState
 from daemon.state.tables import Drop
-from pipeline.validation.validate import Notice
+from pipeline.records.validate import Notice
 
 
 def follow_up(

@@ -3,7 +3,7 @@
 from daemon.inbox.answers.remarks import begins_when, rows_for_verdict
 from daemon.inbox.answers.wanted import WANTED
 from daemon.settings.model import IntakeSettings, Settings, TrackSettings
-from pipeline.wording import count, size_words
+from pipeline.words import count, size_words
 
 README = "README.txt"
 

@@ -21,9 +21,9 @@ from daemon.state.states import DropState
 from daemon.state.tables import Drop
 from daemon.system.clock import utc
 from pipeline import durable
-from pipeline.validation.records import Finding
-from pipeline.validation.validate import Notice, Validation
-from pipeline.wording import count
+from pipeline.records.records import Finding
+from pipeline.records.validate import Notice, Validation
+from pipeline.words import count
 
 Document = dict[str, Any]
 RECEIPT = ".receipt.json"

@@ -22,7 +22,7 @@ from daemon.state.states import DropState, MessageState
 from daemon.state.tables import Drop, Event, Message
 from daemon.storage.garbage import Item
 from daemon.storage.retention import DAY_MS
-from pipeline.wording import printable
+from pipeline.words import printable
 
 
 def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = False) -> tuple[Item, ...]:

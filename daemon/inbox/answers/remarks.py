@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from daemon.settings.model import Settings, TrackSettings
-from pipeline.dataset.prompt_hash import rows_for
 from pipeline.metrics.automatic import SHORT_WORDS
-from pipeline.wording import count, plain
+from pipeline.records.prompt_hash import rows_for
+from pipeline.words import count, plain
 
 _TENS = 10
 _IF_LONG = f"where answers are JSON or longer than {SHORT_WORDS} words"
@@ -51,7 +51,7 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
 
 def metric_of_drop(state_folder: Path, sha256: str) -> str | None:
     """Return the metric that an accepted drop is likely to be judged by; `None` if its file cannot be read."""
-    from pipeline.dataset.repeats import likely_metric  # noqa: PLC0415 - a quick start
+    from pipeline.records.repeats import likely_metric  # noqa: PLC0415 - a quick start
 
     try:
         return likely_metric(state_folder / "drops" / f"{sha256}.jsonl")

@@ -26,7 +26,7 @@ from daemon.state.states import (
     RunState,
 )
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
-from pipeline.wording import count, printable
+from pipeline.words import count, printable
 
 _WON, _TOO_LITTLE = "promoted: ", "insufficient evidence: "
 _AGAIN = "It is trained on again, together with the next drops."

@@ -11,12 +11,12 @@ from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict
 from daemon.state.states import PromotionState
 from daemon.state.tables import Promotion, Run, Track
 from pipeline.artifacts import SliceResult, Verdict
-from pipeline.wording import count, plain, printable
+from pipeline.words import count, plain, printable
 
 WANTED = "WANTED.md"
 #: Slices that are listed, the weakest; verdicts that are looked through for one on today's champion.
 _MOST, _MOST_VERDICTS = 20, 50
-#: Fewer groups of records say little (`pipeline.gate.slices.LEAST_TESTED`; numpy is not for the daemon).
+#: Fewer groups of records say little (`pipeline.decide.slices.LEAST_TESTED`; numpy is not for the daemon).
 _LEAST_GROUPS = 30
 #: Guards that more rows of a kind help against, and those that general ones do.
 _ROWS_HELP, _GENERAL = {"slice", "anchor", "floor"}, {"general", "general_base"}

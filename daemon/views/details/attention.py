@@ -15,7 +15,7 @@ from daemon.views.details.drop import findings_of
 from daemon.views.drop_lineage import DropView
 from daemon.views.overview import NotThere, Overview, RunView
 from pipeline.artifacts import Frozen
-from pipeline.wording import count
+from pipeline.words import count
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -9,7 +9,7 @@ from daemon.state.run_files import VerdictDamaged
 from daemon.views.drop_lineage import DropView
 from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
-from pipeline.validation.records import Limits, Row, read_rows
+from pipeline.records.records import Limits, Row, read_rows
 
 #: Rows that one page shows, and the longest text of one.
 MOST_ROWS = 20

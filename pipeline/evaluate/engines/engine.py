@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from pipeline.qlora.generation import Answer, Decoding, Likelihood, Tokens
-from pipeline.qlora.multiple_choice import Question
+from pipeline.models.generation import Answer, Decoding, Likelihood, Tokens
+from pipeline.models.multiple_choice import Question
 
 #: Told how many answers are complete and how many tokens there are; what it raises ends the batch.
 Watch = Callable[[int, int], None]

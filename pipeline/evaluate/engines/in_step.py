@@ -3,10 +3,10 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from pipeline.evaluation.engines.engine import Watch
-from pipeline.qlora import generation, greedy_decoding, multiple_choice
-from pipeline.qlora.generation import Answer, AskedModel, Decoding, Likelihood, Tokens
-from pipeline.qlora.multiple_choice import Question
+from pipeline.evaluate.engines.engine import Watch
+from pipeline.models import generation, greedy_decoding, multiple_choice
+from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Tokens
+from pipeline.models.multiple_choice import Question
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pipeline.errors import StepFailed
-from pipeline.evaluation.engines.engine import Watch
-from pipeline.evaluation.engines.vllm_server import Server
-from pipeline.qlora.generation import Answer, Decoding, Likelihood, Tokens
-from pipeline.qlora.multiple_choice import Question
-from pipeline.wording import count
+from pipeline.evaluate.engines.engine import Watch
+from pipeline.evaluate.engines.vllm_server import Server
+from pipeline.models.generation import Answer, Decoding, Likelihood, Tokens
+from pipeline.models.multiple_choice import Question
+from pipeline.words import count
 
 _LOOK_SECONDS = 0.5
 #: What vLLM writes for a probability of nothing.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.evaluation.engines import process_guard
+from pipeline.evaluate.engines import process_guard
 from pipeline.http_request import request as ask
 
 #: Loading a large model, and compiling it the first time, takes minutes.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.near_duplicates.ngrams import (
+from pipeline.prepare.near_duplicates.ngrams import (
     Hashes,
     HashFilter,
     Indices,

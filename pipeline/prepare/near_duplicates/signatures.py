@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.near_duplicates.word_hashes import WordHasher
+from pipeline.prepare.near_duplicates.word_hashes import WordHasher
 
 #: Fewer words make no answer that would be known again.
 LONG_ANSWER_WORDS = 8

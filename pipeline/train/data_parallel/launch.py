@@ -29,10 +29,10 @@ from pipeline.errors import (
     StepFailed,
     is_disk_full,
 )
-from pipeline.qlora.loading import Device, OutOfMemory, load_tokenizer
-from pipeline.qlora.training.data_parallel.sharing import Place
-from pipeline.qlora.training.fit import Trained, fit
-from pipeline.qlora.training.trainer import TokenRow, Training
+from pipeline.models.loading import Device, OutOfMemory, load_tokenizer
+from pipeline.train.data_parallel.sharing import Place
+from pipeline.train.fit import Trained, fit
+from pipeline.train.trainer import TokenRow, Training
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0

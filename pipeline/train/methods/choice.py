@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import TRAINED_FILES
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
-from pipeline.model_folder.safetensors_files import read_shapes
-from pipeline.qlora.merging import NeedsWholeModel, weight_files
-from pipeline.qlora.training.data_parallel.sharing import Place
-from pipeline.qlora.training.full_weights.galore import galore
-from pipeline.qlora.training.full_weights.spectrum import chosen_layers
-from pipeline.qlora.training.method import target_layers
+from pipeline.models.safetensors_files import NotSafetensorsError, read_shapes, weight_files
+from pipeline.train.data_parallel.sharing import Place
+from pipeline.train.method import target_layers
+from pipeline.train.methods.galore import galore
+from pipeline.train.methods.spectrum import chosen_layers
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +124,7 @@ def _files(base: Path) -> Files:
     """Return in which of the base's files each tensor is, and its shape."""
     try:
         paths = weight_files(base)
-    except NeedsWholeModel as error:
+    except NotSafetensorsError as error:
         raise CannotTrain(f"the weights of the base model {base} cannot be found: {error}", _INSTEAD) from error
     return {name: (path, shape) for path in paths for name, shape in read_shapes(path).items()}
 

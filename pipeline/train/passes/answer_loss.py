@@ -3,7 +3,7 @@ The loss of the answers' tokens, computed where there is a label and nowhere els
 
 TRL's trainer measures entropy and accuracy at each pass, and on a CPU sends every position through the output head.
 Here the hidden states of the positions whose next token has a label are picked out first, and go through the head in
-chunks of bounded size. Loss and gradients are TRL's (tests/pipeline/qlora/training/test_answer_loss.py).
+chunks of bounded size. Loss and gradients are TRL's (tests/pipeline/train/test_answer_loss.py).
 """
 
 import functools

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from pipeline.qlora.training.passes.packing import pack
+from pipeline.train.passes.packing import pack
 
 _NAME = "packed_records"
 _PROBE = (5, 7)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from pipeline.qlora.training.passes.answer_loss import NO_LABEL
+from pipeline.train.passes.answer_loss import NO_LABEL
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.metrics.registry import METRICS
-from pipeline.qlora.generation import (
+from pipeline.models.generation import (
     AskedModel,
     Decoding,
     close_model,
@@ -17,9 +17,9 @@ from pipeline.qlora.generation import (
     likelihoods,
     memory_errors,
 )
-from pipeline.qlora.greedy_decoding import answer_batches, answers
-from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
-from pipeline.qlora.training.trainer import TokenRow
+from pipeline.models.greedy_decoding import answer_batches, answers
+from pipeline.models.loading import Device, arithmetic_dtype, load_model
+from pipeline.train.trainer import TokenRow
 
 #: Dev rows from which on their answers are scored; fewer differ too much by chance to tell two trials apart.
 METRIC_ROWS = 100

@@ -11,15 +11,15 @@ from typing import Any
 
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StartAgain, StepFailed, is_disk_full
-from pipeline.qlora.training.search.dev_scores import Scored
-from pipeline.qlora.training.search.soup import why_not
-from pipeline.qlora.training.search.suggest import MedianRule, Tried, suggest
-from pipeline.qlora.training.search.trial_attempt import BudgetTooSmall, TrialAttempt
-from pipeline.qlora.training.search.trial_files import MOST_DEATHS, Begun, Ended, TrainedOnce, TrialFiles
-from pipeline.search.candidate import Candidate, settings_words
-from pipeline.search.choice import DevScores, choose
-from pipeline.search.settings import most_trials, with_settings
-from pipeline.wording import count
+from pipeline.search_settings import most_trials, with_settings
+from pipeline.train.search.choice import DevScores, choose
+from pipeline.train.search.dev_scores import Scored
+from pipeline.train.search.soup import why_not
+from pipeline.train.search.suggest import MedianRule, Tried, suggest
+from pipeline.train.search.trial_attempt import BudgetTooSmall, TrialAttempt
+from pipeline.train.search.trial_files import MOST_DEATHS, Begun, Ended, TrainedOnce, TrialFiles
+from pipeline.trial import Candidate, settings_words
+from pipeline.words import count
 
 _TRIAL = "trial "
 _HOUR = 3600.0

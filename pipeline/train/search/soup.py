@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.qlora.generation import memory_errors
-from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
+from pipeline.models.generation import memory_errors
+from pipeline.models.loading import Device, arithmetic_dtype, load_model
 
 _SAME_RANK = {"ties", "dare_ties"}
 #: Share of each adapter's numbers that `ties` and `dare_ties` keep, and what they weigh: they take a mean themselves.

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
-from pipeline.search.settings import Range, SearchConfig, grid
+from pipeline.search_settings import Range, SearchConfig, grid
 
 if TYPE_CHECKING:
     import optuna

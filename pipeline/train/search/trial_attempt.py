@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.wording import duration
+from pipeline.words import duration
 
 _HOUR = 3600.0
 #: Optimizer steps after which the time that a training takes is known well enough, or a quarter of them all.

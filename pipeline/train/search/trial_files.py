@@ -13,9 +13,9 @@ from typing import Any, Literal
 from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.config import MemoryPlan
-from pipeline.qlora.training.checkpoints import latest_step, remove_checkpoints
-from pipeline.qlora.training.fit import Trained
-from pipeline.qlora.training.memory import NOTE_NAME
+from pipeline.train.checkpoints import latest_step, remove_checkpoints
+from pipeline.train.fit import Trained
+from pipeline.train.memory import NOTE_NAME
 
 #: Processes that may vanish in one trial without getting any further: then it is lost.
 MOST_DEATHS = 2

@@ -19,7 +19,7 @@ from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run
 from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
-from pipeline.model_folder.manifest import model_id, write_manifest
+from pipeline.models.manifest import model_id, write_manifest
 
 
 class Power(BaseException):

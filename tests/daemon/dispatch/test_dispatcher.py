@@ -30,7 +30,7 @@ from pipeline.artifacts import (
 from pipeline.config import GateConfig, JudgeConfig, MemoryPlan
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
 from pipeline.errors import DropforgeError
-from pipeline.model_folder.manifest import check_base
+from pipeline.models.manifest import check_base
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
 

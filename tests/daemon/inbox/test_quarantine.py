@@ -12,8 +12,8 @@ from daemon.inbox.quarantine import sift, validation_options
 from daemon.settings.model import Settings
 from daemon.state.tables import Drop, Event, Run
 from pipeline import durable
-from pipeline.validation.records import Limits, Record, read_records
-from pipeline.validation.validate import Options, validate
+from pipeline.records.records import Limits, Record, read_records
+from pipeline.records.validate import Options, validate
 from tests.daemon.inbox.test_intake import CUTS, FINDINGS, NOW, Box, PowerCut, jsonl
 
 GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(98)]

@@ -28,8 +28,8 @@ from daemon.system.processes import lock_holder
 from pipeline.config import EvaluateConfig, RunConfig, SplitConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import DiskFull, DropforgeError, StepFailed, is_disk_full
-from pipeline.qlora.training import checkpoints
-from pipeline.wording import size_words
+from pipeline.train import checkpoints
+from pipeline.words import size_words
 
 NOW = 1_764_000_000_000
 GB = 10**9
@@ -92,10 +92,10 @@ def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_fro
     tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt], method: str
 ) -> None:
     from pipeline.artifacts import Dataset  # noqa: PLC0415 - with the steps below, which load torch
-    from pipeline.dataset.heldout import dataset_hash  # noqa: PLC0415
-    from pipeline.model_folder.manifest import model_id  # noqa: PLC0415
-    from pipeline.steps.merge import merge  # noqa: PLC0415
-    from pipeline.steps.train import train  # noqa: PLC0415
+    from pipeline.merge.step import merge  # noqa: PLC0415
+    from pipeline.models.manifest import model_id  # noqa: PLC0415
+    from pipeline.records.heldout import dataset_hash  # noqa: PLC0415
+    from pipeline.train.step import train  # noqa: PLC0415
 
     config = RunConfig(
         track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.gate import power
+from pipeline.decide import power
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.artifacts import Evaluation, FormerScores, Scores, SuiteScores
+from pipeline.decide.comparison import Comparison
+from pipeline.decide.score_files import compare, read_comparison
 from pipeline.errors import StepFailed
-from pipeline.evaluation.scoring import compare
-from pipeline.gate.comparison import Comparison
-from pipeline.steps.decide import read_comparison
 from tests.records_made import yes_or_no
 
 Read = Callable[..., Comparison]

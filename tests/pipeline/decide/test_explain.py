@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import GuardResult
-from pipeline.gate.explain import short_line
+from pipeline.decide.explain import short_line
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 from pipeline.config import GateConfig
-from pipeline.evaluation.scoring import compare
-from pipeline.gate.comparison import Comparison
-from pipeline.gate.slices import Known
-from pipeline.gate.verdict import Rules, decide_verdict, weigh
+from pipeline.decide.comparison import Comparison
+from pipeline.decide.score_files import compare
+from pipeline.decide.slices import Known
+from pipeline.decide.verdict import Rules, decide_verdict, weigh
 from tests.records_made import lines_of, world, yes_or_no
 
 RULES = Rules(gate=GateConfig(min_records=80, min_records_continuous=80))

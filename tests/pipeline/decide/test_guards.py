@@ -11,12 +11,12 @@ from scipy import stats
 
 from pipeline.artifacts import GuardResult, Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig, GuardName, MetricName
-from pipeline.evaluation.scoring import compare
-from pipeline.gate.comparison import Comparison, Former, Opinion, Suite
-from pipeline.gate.reasons import GUARD_REASONS
-from pipeline.gate.slices import LEAST_TESTED, Known
-from pipeline.gate.statistics import Floats
-from pipeline.gate.verdict import Rules, decide_verdict, weigh
+from pipeline.decide.comparison import Comparison, Former, Opinion, Suite
+from pipeline.decide.reasons import GUARD_REASONS
+from pipeline.decide.score_files import compare
+from pipeline.decide.slices import LEAST_TESTED, Known
+from pipeline.decide.statistics import Floats
+from pipeline.decide.verdict import Rules, decide_verdict, weigh
 from pipeline.metrics.registry import METRICS
 from pipeline.report.story import REASONS, guard_words
 from tests.records_made import lines_of, paired, story_text, yes_or_no

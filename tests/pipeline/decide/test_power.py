@@ -9,12 +9,12 @@ import pytest
 from scipy import stats
 
 from pipeline.config import GateConfig, GuardConfig
-from pipeline.evaluation.scoring import compare
-from pipeline.gate import power
-from pipeline.gate.comparison import Comparison
-from pipeline.gate.power import records_needed, smallest_gain
-from pipeline.gate.slices import Known
-from pipeline.gate.verdict import Rules, decide_verdict, promotes, weigh
+from pipeline.decide import power
+from pipeline.decide.comparison import Comparison
+from pipeline.decide.power import records_needed, smallest_gain
+from pipeline.decide.score_files import compare
+from pipeline.decide.slices import Known
+from pipeline.decide.verdict import Rules, decide_verdict, promotes, weigh
 from tests.records_made import lines_of, paired, world, yes_or_no
 
 ALL_DRAWS = power.DRAWS

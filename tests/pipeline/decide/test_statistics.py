@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.gate import statistics
-from pipeline.gate.statistics import Floats
+from pipeline.decide import statistics
+from pipeline.decide.statistics import Floats
 
 
 def mean(sample: Floats, axis: int) -> Floats:

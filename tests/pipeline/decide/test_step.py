@@ -23,12 +23,12 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec, YardstickBefore
-from pipeline.dataset.heldout import version_of
+from pipeline.decide import power
+from pipeline.decide.comparison import count_results
+from pipeline.decide.step import decide
 from pipeline.errors import StepFailed
-from pipeline.gate import power
-from pipeline.gate.comparison import count_results
+from pipeline.records.heldout import version_of
 from pipeline.report.facts import Report
-from pipeline.steps.decide import decide
 from tests.records_made import yes_or_no
 
 Lines = list[dict[str, Any]]
@@ -36,7 +36,7 @@ Lines = list[dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the smallest gain rest on few draws: tests/pipeline/gate looks at it."""
+    """Let the smallest gain rest on few draws: tests/pipeline/decide looks at it."""
     monkeypatch.setattr(power, "DRAWS", 10)
 
 

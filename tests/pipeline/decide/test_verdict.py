@@ -11,14 +11,14 @@ from scipy import stats
 
 from pipeline.artifacts import Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig
+from pipeline.decide.comparison import DEGENERATE, Comparison, Former, Opinion, Suite
+from pipeline.decide.score_files import compare
+from pipeline.decide.slices import Known
+from pipeline.decide.statistics import Floats
+from pipeline.decide.verdict import Rules, decide_verdict, weigh
 from pipeline.errors import StepFailed
-from pipeline.evaluation.scoring import compare
-from pipeline.gate.comparison import DEGENERATE, Comparison, Former, Opinion, Suite
-from pipeline.gate.slices import Known
-from pipeline.gate.statistics import Floats
-from pipeline.gate.verdict import Rules, decide_verdict, weigh
 from pipeline.report.story import REASONS, p_value_words
-from pipeline.wording import p_words
+from pipeline.words import p_words
 from tests.records_made import lines_of, paired, story_text, world, yes_or_no
 
 Lines = list[dict[str, Any]]

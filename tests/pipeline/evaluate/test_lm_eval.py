@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline.errors import CannotTrain
-from pipeline.evaluation.suites import read_suite
-from pipeline.qlora import lm_eval as harness
-from pipeline.qlora.generation import AskedModel
+from pipeline.evaluate import lm_eval as harness
+from pipeline.evaluate.suites import read_suite
+from pipeline.models.generation import AskedModel
 
 ASKED = AskedModel("the model", "the tokenizer", (0,))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CannotTrain
-from pipeline.evaluation.prediction_cache import (
+from pipeline.evaluate.prediction_cache import (
     Prediction,
     PredictionCache,
     PredictionKey,

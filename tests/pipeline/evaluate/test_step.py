@@ -19,19 +19,19 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor, SuiteScores
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
+from pipeline.decide.score_files import read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
-from pipeline.evaluation import inference, plan, suites
-from pipeline.evaluation.prediction_cache import Prediction
+from pipeline.evaluate import inference, lm_eval, plan, suites
+from pipeline.evaluate.prediction_cache import Prediction
+from pipeline.evaluate.step import evaluate
 from pipeline.metrics import collapse
 from pipeline.metrics.degenerate import degenerate
 from pipeline.metrics.registry import METRICS
-from pipeline.model_folder.manifest import model_id
-from pipeline.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
-from pipeline.qlora import auto_batch_size, generation, greedy_decoding, lm_eval, multiple_choice
-from pipeline.qlora.generation import Decoding
-from pipeline.qlora.loading import load_tokenizer
-from pipeline.steps.decide import read_comparison
-from pipeline.steps.evaluate import evaluate
+from pipeline.models import auto_batch_size, generation, greedy_decoding, multiple_choice
+from pipeline.models.generation import Decoding
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.manifest import model_id
+from pipeline.models.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
 from tests.made_artifacts import heldout_row
 
 RECORDS = 10

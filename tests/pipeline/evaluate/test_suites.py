@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from pipeline import durable
-from pipeline.dataset.prompt_hash import prompt_id
-from pipeline.dataset.start import GENERAL_ROWS
 from pipeline.errors import CannotTrain
-from pipeline.evaluation import suites
-from pipeline.evaluation.suite_items import Item
-from pipeline.evaluation.suites import read_suite, read_suites
+from pipeline.evaluate import suites
+from pipeline.evaluate.suite_items import Item
+from pipeline.evaluate.suites import read_suite, read_suites
+from pipeline.prepare.start import GENERAL_ROWS
+from pipeline.records.prompt_hash import prompt_id
 
 #: Share of their pieces of four characters that two items may have in common.
 MOST_ALIKE = 0.5
@@ -196,7 +196,7 @@ def test_the_right_choice_counts_where_it_is_the_likeliest() -> None:
 
 
 def test_lm_eval_that_is_not_installed_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.qlora.lm_eval.find_spec", lambda _name: None)
+    monkeypatch.setattr("pipeline.evaluate.lm_eval.find_spec", lambda _name: None)
     with pytest.raises(CannotTrain, match="lm-eval is not installed") as caught:
         read_suite("lm-eval:arc_easy")
     assert "pip install 'lm-eval" in caught.value.hint

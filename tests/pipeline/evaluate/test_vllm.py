@@ -18,10 +18,10 @@ from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
-from pipeline.evaluation.engines import vllm_server
-from pipeline.evaluation.prediction_cache import Prediction
-from pipeline.model_folder.manifest import model_id
-from pipeline.steps.evaluate import evaluate
+from pipeline.evaluate.engines import vllm_server
+from pipeline.evaluate.prediction_cache import Prediction
+from pipeline.evaluate.step import evaluate
+from pipeline.models.manifest import model_id
 from tests.made_artifacts import heldout_row
 from tests.stand_in_vllm import LIVES, VERSION, install
 
@@ -171,7 +171,7 @@ def test_its_version_is_read_where_it_is_installed_and_the_slow_program_not_aske
 def test_a_vllm_killed_in_the_middle_costs_what_was_in_hand_and_the_next_attempt_goes_on(
     attempt: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.qlora.greedy_decoding._PER_ROW", 1)
+    monkeypatch.setattr("pipeline.models.greedy_decoding._PER_ROW", 1)
     first = attempt("killed")
     assert LIVES > RECORDS, "all likelihoods, and some answers"
     assert "vLLM answers no more" in failure(first).message
@@ -202,7 +202,7 @@ def test_a_step_that_is_killed_leaves_no_process_behind(attempt: Make) -> None:
     spec.write_text(made.spec.model_dump_json())
     program = (
         "import sys; from pathlib import Path; from pipeline.contract import Attempt, StepSpec; "
-        "from pipeline.steps.evaluate import evaluate; "
+        "from pipeline.evaluate.step import evaluate; "
         "evaluate(Attempt(StepSpec.model_validate_json(Path(sys.argv[1]).read_text())))"
     )
     step = subprocess.Popen([sys.executable, "-c", program, str(spec)], env=os.environ)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.evaluation import judge_prompt
-from pipeline.evaluation.judge_prompt import Question, messages, prompt_sha256, read_choice
+from pipeline.judge import prompt as judge_prompt
+from pipeline.judge.prompt import Question, messages, prompt_sha256, read_choice
 
 TEXTS = st.text(max_size=60)
 

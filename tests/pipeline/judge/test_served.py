@@ -18,10 +18,10 @@ from pipeline import durable
 from pipeline.artifacts import Evaluation, Scores
 from pipeline.config import JudgeConfig, RunConfig
 from pipeline.contract import Attempt
-from pipeline.evaluation import judge_client
-from pipeline.evaluation.judge_client import Patience
-from pipeline.qlora.gguf import convert
-from pipeline.steps.judge import judge
+from pipeline.judge import client as judge_client
+from pipeline.judge.client import Patience
+from pipeline.judge.step import judge
+from pipeline.models.gguf import convert
 
 RESULTS = {
     ("A", "B"): "win",

@@ -22,10 +22,10 @@ from pipeline.artifacts import Evaluation, Judgement, Scores
 from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
 from pipeline.errors import Interrupted, StepFailed
-from pipeline.evaluation import judge_client
-from pipeline.evaluation.judge_client import Patience
-from pipeline.evaluation.judge_session import PARALLEL, STRIKES
-from pipeline.steps.judge import judge
+from pipeline.judge import client as judge_client
+from pipeline.judge.client import Patience
+from pipeline.judge.session import PARALLEL, STRIKES
+from pipeline.judge.step import judge
 
 KEY = "sk-0123-never-written"
 RECORDS = 6

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.qlora import merging
-from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.merging import Answering, NeedsWholeModel, merge_into
+from pipeline.merge import merging
+from pipeline.merge.merging import Answering, NeedsWholeModel, merge_into
+from pipeline.models.loading import load_tokenizer
 from tests.made_adapters import save_adapter
 
 #: PEFT warns of much that is meant here.

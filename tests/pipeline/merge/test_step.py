@@ -19,14 +19,14 @@ from pipeline.artifacts import Adapter, Dataset, Model, ModelRef
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
-from pipeline.model_folder.manifest import MANIFEST_NAME, model_id, verify_manifest
-from pipeline.model_folder.trained_ids import trained_ids, write_trained_ids
-from pipeline.prompt import fold, prompt_ids
-from pipeline.qlora.generation import Decoding, open_model
-from pipeline.qlora.greedy_decoding import answers
-from pipeline.qlora.loading import load_tokenizer
-from pipeline.steps.merge import merge
-from pipeline.steps.train import train
+from pipeline.merge.step import merge
+from pipeline.models.generation import Decoding, open_model
+from pipeline.models.greedy_decoding import answers
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.manifest import MANIFEST_NAME, model_id, verify_manifest
+from pipeline.models.prompt import fold, prompt_ids
+from pipeline.models.trained_ids import trained_ids, write_trained_ids
+from pipeline.train.step import train
 from tests.made_adapters import save_adapter
 from tests.prepared_rows import write_rows
 
@@ -204,8 +204,8 @@ _IN_LITTLE_MEMORY = """
 import json, re, resource, sys
 from pathlib import Path
 from pipeline.contract import Attempt, StepSpec
-from pipeline.qlora import merging
-from pipeline.steps.merge import merge
+from pipeline.merge import merging
+from pipeline.merge.step import merge
 
 def whole(*paths):
     raise merging.NeedsWholeModel("the test says so")

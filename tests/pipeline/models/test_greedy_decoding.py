@@ -13,10 +13,10 @@ import transformers
 from pipeline import durable
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.metrics.degenerate import degenerate, is_looping
-from pipeline.prompt import prompt_ids
-from pipeline.qlora import generation, greedy_decoding
-from pipeline.qlora.generation import AskedModel, Decoding
-from pipeline.qlora.loading import load_tokenizer
+from pipeline.models import generation, greedy_decoding
+from pipeline.models.generation import AskedModel, Decoding
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.prompt import prompt_ids
 
 RECORDS = 11
 NEW_TOKENS = 12

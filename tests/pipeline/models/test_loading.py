@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from pipeline.errors import CannotTrain
-from pipeline.model_folder.manifest import check_base
-from pipeline.prompt import prompt_ids
-from pipeline.qlora import generation, greedy_decoding, loading
-from pipeline.qlora.generation import Decoding
-from pipeline.qlora.loading import load_tokenizer
+from pipeline.models import generation, greedy_decoding, loading
+from pipeline.models.generation import Decoding
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.manifest import check_base
+from pipeline.models.prompt import prompt_ids
 
 
 def told(folder: Path, rows: list[dict[str, str]]) -> tuple[list[str], list[float]]:

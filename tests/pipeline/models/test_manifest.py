@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import CannotTrain, DropforgeError
-from pipeline.model_folder.manifest import (
+from pipeline.models.manifest import (
     MANIFEST_NAME,
     check_base,
     model_files,
@@ -19,7 +19,7 @@ from pipeline.model_folder.manifest import (
     verify_manifest,
     write_manifest,
 )
-from pipeline.model_folder.safetensors_files import HEADER_BYTES
+from pipeline.models.safetensors_files import HEADER_BYTES
 from pipeline.regular_files import open_regular
 
 

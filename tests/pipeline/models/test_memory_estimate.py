@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import MemoryPlan, TrainConfig
-from pipeline.model_folder import training_memory
-from pipeline.model_folder.training_memory import available_memory, base_sizes, estimate, trained_numbers
+from pipeline.models import memory_estimate as training_memory
+from pipeline.models.memory_estimate import available_memory, base_sizes, estimate, trained_numbers
 
 
 def a_plan(**values: Any) -> MemoryPlan:

@@ -9,7 +9,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from pipeline.errors import CannotTrain
-from pipeline.prompt import (
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.prompt import (
     ALPACA_TEMPLATE,
     alpaca_prompt,
     choose_format,
@@ -21,7 +22,6 @@ from pipeline.prompt import (
     stop_ids,
     template_for,
 )
-from pipeline.qlora.loading import load_tokenizer
 
 CONTENTS = [
     "Route it.",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.model_folder.token_counts import Window
+from pipeline.models.token_counts import Window
 
 TEXTS = st.one_of(
     st.text(max_size=200),

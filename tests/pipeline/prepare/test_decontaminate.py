@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import ModelRef
 from pipeline.config import GateConfig, SplitConfig
-from pipeline.dataset import decontaminate
-from pipeline.dataset.prompt_hash import prompt_id
 from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
-from pipeline.model_folder.trained_ids import NAME, trained_ids, write_trained_ids
-from pipeline.near_duplicates import signatures
+from pipeline.models.trained_ids import NAME, trained_ids, write_trained_ids
+from pipeline.prepare import decontaminate
+from pipeline.prepare.near_duplicates import signatures
+from pipeline.records.prompt_hash import prompt_id
 from tests.snapshot import Prepared, Snapshot, prompt_place, rows
 
 Row = Mapping[str, Any]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import ModelRef
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig
-from pipeline.evaluation.scoring import compare
-from pipeline.gate.slices import Known
-from pipeline.gate.verdict import Rules, decide_verdict
+from pipeline.decide.score_files import compare
+from pipeline.decide.slices import Known
+from pipeline.decide.verdict import Rules, decide_verdict
 from pipeline.metrics.registry import json_f1
 from tests.records_made import lines_of
 from tests.snapshot import Prepared, Rows, Snapshot, rows

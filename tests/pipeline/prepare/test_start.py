@@ -9,11 +9,11 @@ import pytest
 from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.config import TrainConfig
-from pipeline.dataset.start import GENERAL_ROWS, require_start
 from pipeline.errors import CannotTrain
-from pipeline.model_folder.manifest import Lineage, write_manifest
-from pipeline.model_folder.trained_ids import NAME, write_trained_ids
-from pipeline.wording import start_words
+from pipeline.models.manifest import Lineage, require_start, write_manifest
+from pipeline.models.trained_ids import NAME, write_trained_ids
+from pipeline.prepare.start import GENERAL_ROWS
+from pipeline.words import start_words
 from tests.model_folder import write_model
 from tests.snapshot import Prepared, Snapshot, rows
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from pipeline.config import EvaluateConfig, GateConfig, SplitConfig, TrainConfig
-from pipeline.dataset.prompt_hash import normalise, prompt_id
+from pipeline.decide.verdict import early_verdict
 from pipeline.errors import CannotTrain, Interrupted
-from pipeline.gate.verdict import early_verdict
-from pipeline.model_folder.token_counts import Window
-from pipeline.steps.prepare import _max_new_tokens, prepare
+from pipeline.models.token_counts import Window
+from pipeline.prepare.step import _max_new_tokens, prepare
+from pipeline.records.prompt_hash import normalise, prompt_id
 from tests.snapshot import PINNED, Prepared, Snapshot, prompt_place, rows
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import ModelRef
-from pipeline.dataset.prompt_hash import prompt_id
 from pipeline.errors import CannotTrain
-from pipeline.model_folder.trained_ids import write_trained_ids
+from pipeline.models.trained_ids import write_trained_ids
+from pipeline.records.prompt_hash import prompt_id
 from tests.snapshot import Snapshot, rows
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.validation.file_formats import foreign_format
-from pipeline.validation.validate import Options, validate
+from pipeline.records.file_formats import foreign_format
+from pipeline.records.validate import Options, validate
 
 
 def turns(who: str, says: str, *pairs: tuple[str, Any]) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.validation import json_array, records
-from pipeline.validation.fast_path import PlainRows
-from pipeline.validation.records import (
+from pipeline.records import json_array, records
+from pipeline.records.fast_path import PlainRows
+from pipeline.records.records import (
     Finding,
     Limits,
     Record,
@@ -21,7 +21,7 @@ from pipeline.validation.records import (
     record_of,
     scan_rows,
 )
-from pipeline.wording import printable
+from pipeline.words import printable
 
 GOOD = b'{"instruction": "a", "output": "b"}'
 JSON = st.recursive(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset import repeats
-from pipeline.dataset.repeats import Repeats, RowCounts, repeat_lines
-from pipeline.validation.validate import Options, validate
+from pipeline.records import repeats
+from pipeline.records.repeats import Repeats, RowCounts, repeat_lines
+from pipeline.records.validate import Options, validate
 from tests.snapshot import Snapshot, rows
 
 

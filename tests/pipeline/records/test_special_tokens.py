@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import prompt
-from pipeline.qlora.loading import load_tokenizer
-from pipeline.validation.special_tokens import special_tokens, token_pattern
+from pipeline.models import prompt
+from pipeline.models.loading import load_tokenizer
+from pipeline.records.special_tokens import special_tokens, token_pattern
 
 
 def write(folder: Path, name: str, value: Any) -> None:

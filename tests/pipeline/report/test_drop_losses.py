@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline import durable
-from pipeline.evaluation.scoring import compare
-from pipeline.gate.comparison import Comparison
-from pipeline.gate.slices import Known
+from pipeline.decide.comparison import Comparison
+from pipeline.decide.score_files import compare
+from pipeline.decide.slices import Known
 from pipeline.report.drop_losses import measure_drop_losses
 from pipeline.report.write import write_report
 from tests.records_made import yes_or_no

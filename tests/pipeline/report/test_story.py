@@ -11,7 +11,7 @@ from pipeline.config import TrainConfig
 from pipeline.contract import TwinRun
 from pipeline.report.story import tell
 from pipeline.report.write import write_report
-from pipeline.search.candidate import Candidate
+from pipeline.trial import Candidate
 from tests.records_made import story_text
 
 

@@ -18,7 +18,8 @@ from pipeline import durable
 from pipeline.artifacts import GuardResult
 from pipeline.config import TrainConfig
 from pipeline.contract import RESULT_NAME, Attempt, StepResult
-from pipeline.gate.reasons import BLAMING, GUARD_REASONS
+from pipeline.decide.reasons import BLAMING, GUARD_REASONS
+from pipeline.decide.step import decide
 from pipeline.report.examples import MOST_CHARACTERS, pick
 from pipeline.report.facts import Cost, NextStep, Report, RunCost, Story, harm_share, is_nearly_failed, schema_text
 from pipeline.report.page import render_page
@@ -26,9 +27,8 @@ from pipeline.report.plots import loss_chart
 from pipeline.report.story import guard_words, tell
 from pipeline.report.tables import candidates_table
 from pipeline.report.write import hash_settings, write_report
-from pipeline.search.candidate import Candidate
-from pipeline.steps.decide import decide
-from pipeline.wording import luck, plain, signed, ticks
+from pipeline.trial import Candidate
+from pipeline.words import luck, plain, signed, ticks
 
 OUTCOMES = ["promoted", "worse", "not_shown_better", "guard_failed", "contaminated", "early"]
 VOID = {"meta", "link", "br", "hr"}

@@ -14,11 +14,11 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import Interrupted
-from pipeline.model_folder.manifest import model_id
-from pipeline.qlora.training.checkpoints import COMPLETE, LISTING, fingerprint, newest_valid, publish, step_of
-from pipeline.steps.train import train
+from pipeline.models.manifest import model_id
+from pipeline.records.heldout import dataset_hash
+from pipeline.train.checkpoints import COMPLETE, LISTING, fingerprint, newest_valid, publish, step_of
+from pipeline.train.step import train
 from tests.prepared_rows import write_rows
 from tests.stopped_attempt import StoppedAfter
 

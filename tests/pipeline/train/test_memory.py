@@ -18,15 +18,15 @@ from pipeline.artifacts import Adapter
 from pipeline.config import MemoryPlan, RunConfig, TrainConfig
 from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
 from pipeline.errors import Interrupted, StartAgain, StepFailed
-from pipeline.model_folder.manifest import model_id
-from pipeline.model_folder.training_memory import LOGITS_BYTES, MARGIN, OVERHEAD, base_sizes, estimate
-from pipeline.qlora.loading import OutOfMemory, is_out_of_memory, load_tokenizer
-from pipeline.qlora.training import memory
-from pipeline.qlora.training.memory import Fit, find_fit, go_on_with_less, smaller
-from pipeline.qlora.training.passes import answer_loss
-from pipeline.qlora.training.passes.packing import collate
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
-from pipeline.steps.train import train
+from pipeline.models.loading import OutOfMemory, is_out_of_memory, load_tokenizer
+from pipeline.models.manifest import model_id
+from pipeline.models.memory_estimate import LOGITS_BYTES, MARGIN, OVERHEAD, base_sizes, estimate
+from pipeline.train import memory
+from pipeline.train.memory import Fit, find_fit, go_on_with_less, smaller
+from pipeline.train.passes import answer_loss
+from pipeline.train.passes.packing import collate
+from pipeline.train.step import train
+from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.prepared_rows import write_rows
 
 #: What a training may take beyond what its trainer has, measured: eight records a pass take 520 MB, one takes 115.
@@ -35,7 +35,7 @@ ROOM = 330 << 20
 LIMITED = f"""
 import resource, sys
 from pipeline.__main__ import main
-from pipeline.qlora.training import fit
+from pipeline.train import fit
 
 def limited(*arguments):
     trainer = make(*arguments)

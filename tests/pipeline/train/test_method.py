@@ -14,12 +14,12 @@ from safetensors import safe_open
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.model_folder.manifest import model_id
-from pipeline.qlora.loading import load_model, load_tokenizer
-from pipeline.qlora.training.method import target_layers
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
-from pipeline.steps.merge import merge
-from pipeline.steps.train import train
+from pipeline.merge.step import merge
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.manifest import model_id
+from pipeline.train.method import target_layers
+from pipeline.train.step import train
+from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.prepared_rows import write_rows
 
 MLP = {"gate_proj", "up_proj", "down_proj"}

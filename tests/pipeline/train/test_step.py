@@ -13,13 +13,13 @@ from pipeline.artifacts import Adapter
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt, Curve, thinned
 from pipeline.errors import CannotTrain, Interrupted
-from pipeline.model_folder.manifest import model_id
-from pipeline.prompt import alpaca_prompt, fold
-from pipeline.qlora.loading import load_model, load_tokenizer
-from pipeline.qlora.training.row_order import LengthGroups
-from pipeline.qlora.training.tokenise import Tokeniser
-from pipeline.qlora.training.trainer import Training, make_trainer
-from pipeline.steps.train import train
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.manifest import model_id
+from pipeline.models.prompt import alpaca_prompt, fold
+from pipeline.train.row_order import LengthGroups
+from pipeline.train.step import train
+from pipeline.train.tokenise import Tokeniser
+from pipeline.train.trainer import Training, make_trainer
 from tests.prepared_rows import write_rows
 
 Row = dict[str, str]

@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from pipeline.artifacts import Adapter
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain, Interrupted
-from pipeline.model_folder.manifest import model_id
-from pipeline.qlora.loading import load_model, load_tokenizer
-from pipeline.qlora.training import fit
-from pipeline.qlora.training import trainer as trainer_module
-from pipeline.qlora.training.passes.packing import pack
-from pipeline.qlora.training.row_order import LengthGroups
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
-from pipeline.qlora.training.watcher import StepRows, dev_loss, exploded, watcher
-from pipeline.steps.train import train
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.manifest import model_id
+from pipeline.records.heldout import dataset_hash
+from pipeline.train import fit
+from pipeline.train import trainer as trainer_module
+from pipeline.train.passes.packing import pack
+from pipeline.train.row_order import LengthGroups
+from pipeline.train.step import train
+from pipeline.train.trainer import TokenRow, Training, make_trainer
+from pipeline.train.watcher import StepRows, dev_loss, exploded, watcher
 from tests.prepared_rows import write_rows
 from tests.stopped_attempt import StoppedAfter
 

@@ -11,7 +11,7 @@ from daemon.champions.handover.export import Wanted, export
 from daemon.champions.handover.hub_readme import hub_readme
 from pipeline import durable
 from pipeline.errors import DropforgeError
-from pipeline.model_folder.manifest import model_id, verify_manifest
+from pipeline.models.manifest import model_id, verify_manifest
 from tests.chaos.house import START, Daemon, build, records
 from tests.recorded import record
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from daemon.cli.demo.data import TEAMS, WRONG, generate_messages, make_data, write_rows
-from pipeline.validation.validate import Options, validate
+from pipeline.records.validate import Options, validate
 
 
 def right_answers(count: int, seed: int = 7) -> dict[str, str]:

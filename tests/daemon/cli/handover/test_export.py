@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.model_folder.manifest import model_id
+from pipeline.models.manifest import model_id
 from tests.chaos.house import START, Daemon, build
 
 Command = Callable[..., Any]

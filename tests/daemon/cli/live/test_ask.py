@@ -12,10 +12,10 @@ import pytest
 
 from daemon.champions.smoke_test import ask as let_answer
 from pipeline.errors import DropforgeError
-from pipeline.prompt import choose_format, fold, prompt_ids
-from pipeline.qlora.generation import Decoding, open_model
-from pipeline.qlora.greedy_decoding import answer_aloud, answers
-from pipeline.qlora.loading import load_tokenizer
+from pipeline.models.generation import Decoding, open_model
+from pipeline.models.greedy_decoding import answer_aloud, answers
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.prompt import choose_format, fold, prompt_ids
 from tests.daemon.conftest import MODEL_ID
 from tests.tiny_llama import make_model
 
@@ -102,7 +102,7 @@ def test_what_is_yielded_ends_with_the_answer(llama: Path) -> None:
 
 def test_a_request_that_is_none_is_said_in_one_line_of_json() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.qlora.ask"], input="{}", capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pipeline.models.ask"], input="{}", capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert set(json.loads(done.stdout)) == {"error", "hint"}

@@ -19,8 +19,8 @@ from daemon.state.states import DropState, PromotionKind, PromotionState, RunSta
 from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline import durable
 from pipeline.artifacts import Dataset, GuardResult, SliceResult, Verdict
-from pipeline.gate.explain import short_line
-from pipeline.gate.reasons import GUARD_REASONS
+from pipeline.decide.explain import short_line
+from pipeline.decide.reasons import GUARD_REASONS
 from tests.daemon.inbox.test_intake import NOW, Box
 
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.near_duplicates import jaccard
-from pipeline.near_duplicates.jaccard import Boilerplate, NearTexts
-from pipeline.near_duplicates.ngrams import Hashes, Texts
-from pipeline.near_duplicates.ngrams import ngrams as hash_runs
+from pipeline.prepare.near_duplicates import jaccard
+from pipeline.prepare.near_duplicates.jaccard import Boilerplate, NearTexts
+from pipeline.prepare.near_duplicates.ngrams import Hashes, Texts
+from pipeline.prepare.near_duplicates.ngrams import ngrams as hash_runs
 
 ROW = st.lists(st.integers(0, 3), max_size=18)
 ROWS = st.lists(ROW, max_size=10)

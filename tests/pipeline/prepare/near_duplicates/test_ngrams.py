@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.near_duplicates import ngrams
-from pipeline.near_duplicates.ngrams import FrequentHashes, HashFilter, Texts, cut, distinct, join, members, shingles
+from pipeline.prepare.near_duplicates import ngrams
+from pipeline.prepare.near_duplicates.ngrams import (
+    FrequentHashes,
+    HashFilter,
+    Texts,
+    cut,
+    distinct,
+    join,
+    members,
+    shingles,
+)
 
 WORDS = st.lists(st.lists(st.integers(0, 4), max_size=20), max_size=8)
 

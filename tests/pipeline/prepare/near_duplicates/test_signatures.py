@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.near_duplicates import signatures
-from pipeline.near_duplicates.signatures import Signatures
-from pipeline.near_duplicates.word_hashes import WordHasher
+from pipeline.prepare.near_duplicates import signatures
+from pipeline.prepare.near_duplicates.signatures import Signatures
+from pipeline.prepare.near_duplicates.word_hashes import WordHasher
 
 ROWS = [("Do it", f"to the text {number}", "word " * (number % 12)) for number in range(10)]
 

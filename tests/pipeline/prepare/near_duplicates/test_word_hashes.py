@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.metrics.tokens import tokens
-from pipeline.near_duplicates import word_hashes
-from pipeline.near_duplicates.word_hashes import WordHasher
+from pipeline.prepare.near_duplicates import word_hashes
+from pipeline.prepare.near_duplicates.word_hashes import WordHasher
 
 TRICKY = (
     "Straße", "日本語 text", "ไทย", "한국어", "e\u0301", " \u0301x", "\u00b4", "\u200d", "🙂🙂",

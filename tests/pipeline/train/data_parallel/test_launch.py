@@ -21,11 +21,11 @@ from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
 from pipeline.config import FULL_WEIGHTS, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, CannotTrain
-from pipeline.model_folder.manifest import model_id
-from pipeline.qlora.training.data_parallel import launch
-from pipeline.qlora.training.data_parallel.launch import process_count
-from pipeline.steps.merge import merge
-from pipeline.steps.train import train
+from pipeline.merge.step import merge
+from pipeline.models.manifest import model_id
+from pipeline.train.data_parallel import launch
+from pipeline.train.data_parallel.launch import process_count
+from pipeline.train.step import train
 from tests.prepared_rows import write_rows
 
 #: How far, of what was learned, two processes may be from one: rounding, which Adam's first steps make larger.
@@ -38,7 +38,7 @@ SCRIPT = """
 import json, os, signal, sys
 import torch
 from pipeline.__main__ import main
-from pipeline.qlora.training.watcher import Watcher
+from pipeline.train.watcher import Watcher
 
 def on_step_begin(self, args, state, control, **kwargs):
     rank, step, attempt = torch.distributed.get_rank(), state.global_step, self.attempt

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.qlora.training.data_parallel.sharing import Place, any_process, seed_step, summed
-from pipeline.qlora.training.passes.packing import collate, passes
+from pipeline.train.data_parallel.sharing import Place, any_process, seed_step, summed
+from pipeline.train.passes.packing import collate, passes
 
 
 def step_of(count: int) -> dict[str, Any]:

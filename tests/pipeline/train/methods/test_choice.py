@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM
 from pipeline.artifacts import Adapter, Dataset, Model
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain, Interrupted
-from pipeline.model_folder.manifest import model_id, verify_manifest
-from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.training.full_weights.galore import STEPS_BETWEEN
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
-from pipeline.steps.merge import merge
-from pipeline.steps.train import train
+from pipeline.merge.step import merge
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.manifest import model_id, verify_manifest
+from pipeline.records.heldout import dataset_hash
+from pipeline.train.methods.galore import STEPS_BETWEEN
+from pipeline.train.step import train
+from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.stopped_attempt import StoppedAfter
 
 METHODS = ["galore", "spectrum", "full"]

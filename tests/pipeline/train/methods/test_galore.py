@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.qlora.training.full_weights import galore as module
-from pipeline.qlora.training.full_weights.galore import first_singular_vectors, galore
+from pipeline.train.methods import galore as module
+from pipeline.train.methods.galore import first_singular_vectors, galore
 
 RATE, SCALE, RANK = 1e-2, 2.0, 3
 

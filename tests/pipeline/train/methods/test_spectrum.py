@@ -8,7 +8,7 @@ import torch
 
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
-from pipeline.qlora.training.full_weights.spectrum import chosen_layers, signal_to_noise
+from pipeline.train.methods.spectrum import chosen_layers, signal_to_noise
 
 
 def noise(rows: int, columns: int, seed: int, signal: float = 0.0) -> torch.Tensor:

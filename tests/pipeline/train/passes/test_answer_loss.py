@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl import SFTTrainer
 
 from pipeline.config import TrainConfig
-from pipeline.qlora.loading import load_model, load_tokenizer
-from pipeline.qlora.training import trainer as trainer_module
-from pipeline.qlora.training.passes import answer_loss
-from pipeline.qlora.training.passes.answer_loss import has_plain_head, summed_loss
-from pipeline.qlora.training.passes.packing import collate, passes
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.train import trainer as trainer_module
+from pipeline.train.passes import answer_loss
+from pipeline.train.passes.answer_loss import has_plain_head, summed_loss
+from pipeline.train.passes.packing import collate, passes
+from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.made_adapters import trainer_of
 
 Gradients = dict[str, torch.Tensor]

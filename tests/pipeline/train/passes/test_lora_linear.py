@@ -8,8 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from pipeline.qlora.loading import load_model
-from pipeline.qlora.training.passes.lora_linear import fuse
+from pipeline.models.loading import load_model
+from pipeline.train.passes.lora_linear import fuse
 
 LINEAR_LAYERS = 14
 TOKENS = torch.arange(3, 27).reshape(2, 12)

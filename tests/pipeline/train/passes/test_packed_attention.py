@@ -13,11 +13,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import SFTTrainer
 
 from pipeline.config import TrainConfig
-from pipeline.qlora.loading import load_model, load_tokenizer
-from pipeline.qlora.training.passes import packed_attention
-from pipeline.qlora.training.passes.packed_attention import enable_packing
-from pipeline.qlora.training.passes.packing import collate, passes
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.train.passes import packed_attention
+from pipeline.train.passes.packed_attention import enable_packing
+from pipeline.train.passes.packing import collate, passes
+from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.made_adapters import token_rows, trainer_of
 
 Gradients = dict[str, torch.Tensor]

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.qlora.training import trainer as trainer_module
-from pipeline.qlora.training.passes.packing import collate, passes
-from pipeline.qlora.training.trainer import TokenRow
+from pipeline.train import trainer as trainer_module
+from pipeline.train.passes.packing import collate, passes
+from pipeline.train.trainer import TokenRow
 from tests import made_adapters
 from tests.made_adapters import token_rows
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from pipeline.search.choice import DevScores, choose
+from pipeline.train.search.choice import DevScores, choose
 
 
 def scores(*values: float, cost: float = 1.0, weights: tuple[float, ...] | None = None) -> DevScores:

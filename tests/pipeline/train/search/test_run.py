@@ -17,22 +17,22 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import SPEC_NAME, Attempt
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain, Interrupted, StartAgain
-from pipeline.model_folder.manifest import model_id
-from pipeline.qlora.training.search import run as search_run
-from pipeline.qlora.training.search.trial_attempt import BudgetTooSmall, TrialAttempt
-from pipeline.qlora.training.search.trial_files import Ended, TrialFiles
-from pipeline.search.choice import DevScores, choose
-from pipeline.search.settings import with_settings
-from pipeline.steps.train import train
+from pipeline.models.manifest import model_id
+from pipeline.records.heldout import dataset_hash
+from pipeline.search_settings import with_settings
+from pipeline.train.search import run as search_run
+from pipeline.train.search.choice import DevScores, choose
+from pipeline.train.search.trial_attempt import BudgetTooSmall, TrialAttempt
+from pipeline.train.search.trial_files import Ended, TrialFiles
+from pipeline.train.step import train
 
 Row = Mapping[str, Any]
 #: Kills its own process in a trial at a step, as no signal handler and no `finally` would notice.
 KILLED = """
 import os, signal, sys
 from pipeline.__main__ import main
-from pipeline.qlora.training.search.trial_attempt import TrialAttempt
+from pipeline.train.search.trial_attempt import TrialAttempt
 
 progress = TrialAttempt.progress
 
@@ -240,7 +240,7 @@ def test_an_error_that_nobody_foresaw_loses_the_trial_and_the_next_begins_in_a_f
         raise RuntimeError(message)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.steps.train.fit_in_processes", broken)
+        patch.setattr("pipeline.train.step.fit_in_processes", broken)
         with pytest.raises(StartAgain):
             train(attempt)
     adapter, _ = weights_of(bench.attempt({"rank": [2, 4]}))
@@ -257,7 +257,7 @@ def test_a_trial_whose_process_vanishes_twice_is_lost(bench: Bench, monkeypatch:
         raise Vanished
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.steps.train.fit_in_processes", vanish)
+        patch.setattr("pipeline.train.step.fit_in_processes", vanish)
         for _ in range(2):
             with pytest.raises(Vanished):
                 train(bench.attempt({"rank": [2, 4]}))

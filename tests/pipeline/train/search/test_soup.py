@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from pipeline import durable
 from pipeline.artifacts import Adapter, Drop, ModelRef
 from pipeline.contract import Attempt
-from pipeline.qlora.training.search.soup import combine, why_not
-from pipeline.steps.train import train
-from tests.pipeline.qlora.training.search.test_run import Bench
+from pipeline.train.search.soup import combine, why_not
+from pipeline.train.step import train
+from tests.pipeline.train.search.test_run import Bench
 
 DROP = Drop(id=1, sha256="01" * 32, name="a.jsonl", path="drops/1", role="train", rows=32)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import TrainConfig
-from pipeline.qlora.training.search.suggest import MedianRule, Tried, suggest
+from pipeline.train.search.suggest import MedianRule, Tried, suggest
 
 SPACE = {
     "learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},

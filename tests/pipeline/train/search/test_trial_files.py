@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.qlora.training.checkpoints import publish
-from pipeline.qlora.training.search.trial_files import MOST_DEATHS, Begun, Ended, TrialFiles
+from pipeline.train.checkpoints import publish
+from pipeline.train.search.trial_files import MOST_DEATHS, Begun, Ended, TrialFiles
 
 
 @pytest.fixture

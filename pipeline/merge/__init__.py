@@ -1,0 +1,6 @@
+"""
+Merge what was trained into the base model: a folder that serves by itself.
+
+In: a base model's folder, an adapter or trained weights. Out: a model folder in the base's dtype. Open `step` first,
+then `merging`.
+"""
