@@ -15,7 +15,7 @@ import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, BaseModel, StringConstraints
+from pydantic import AfterValidator, StringConstraints
 from sqlalchemy import CheckConstraint, ColumnElement, Index, LargeBinary, literal, text
 from sqlmodel import JSON, Column, Field, Session, SQLModel, col, select
 
@@ -30,7 +30,6 @@ from daemon.state.states import (
     RunState,
     SuspectEnd,
 )
-from pipeline import artifacts
 
 if TYPE_CHECKING:
     from sqlmodel.sql.expression import SelectOfScalar
@@ -46,14 +45,6 @@ def _is_snapshot(drops: list[dict[str, object]]) -> list[dict[str, object]]:
     return drops
 
 
-def _json_of(model: type[BaseModel]) -> AfterValidator:
-    def validate(value: dict[str, object]) -> dict[str, object]:
-        model.model_validate(value)
-        return value
-
-    return AfterValidator(validate)
-
-
 #: What paths are made of.
 Name = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$")]
@@ -61,22 +52,6 @@ StepName = Annotated[str, StringConstraints(pattern=r"^[a-z]+$")]
 BasePath = Annotated[str, StringConstraints(pattern=f"^{_ABSOLUTE}$")]
 ModelPath = Annotated[str, StringConstraints(pattern=f"^(models/[0-9a-f]+|{_ABSOLUTE})$")]
 Snapshot = Annotated[list[dict[str, object]], AfterValidator(_is_snapshot)]
-
-
-class Nightly(artifacts.Frozen):
-    """Since when and by which schedule a track runs nightly, and when that was last looked at."""
-
-    schedule: str
-    since: int
-    looked_at: int
-
-
-class Paused(artifacts.Frozen):
-    """Who paused a track, why and when."""
-
-    reason: str
-    by: str | None
-    at: int
 
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
@@ -97,16 +72,11 @@ class Track(SQLModel, table=True):
     max_new_tokens: int | None = None
     #: Prompts generated together, and the noise floor: as the first report has them.
     eval_batch_size: int | None = None
-    noise: Annotated[dict[str, object], _json_of(artifacts.NoiseFloor)] | None = Field(
-        default=None, sa_column=Column(JSON(none_as_null=True))
-    )
-    nightly: Annotated[dict[str, object], _json_of(Nightly)] | None = Field(
-        default=None, sa_column=Column(JSON(none_as_null=True))
-    )
-    #: `None` unless it is paused.
-    paused: Annotated[dict[str, object], _json_of(Paused)] | None = Field(
-        default=None, sa_column=Column(JSON(none_as_null=True))
-    )
+    noise: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: The schedule that it runs by at night, since when, and when that was last looked at.
+    nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: Why it is paused, by whom and when; `None` unless it is paused.
+    paused: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     base_path: BasePath | None = None
     base_model_id: str | None = None
     #: The champion: its row here is the truth, the link follows it. Generation 0 is the base model.

@@ -133,7 +133,7 @@ def check(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(durable.read_json(folder / MANIFEST))
     except (ValueError, OSError) as error:
         raise DropforgeError(f"{folder} is no whole backup: it has no readable {MANIFEST}", _ANOTHER) from error
-    refuse_names(folder, [*manifest.files, *manifest.champions, *manifest.missing])
+    refuse_names(folder, [*manifest.files, *manifest.champions])
     for name, seen in manifest.files.items():
         if _seen_if_there(folder / name) != seen:
             raise DropforgeError(f"the backup is damaged: {folder / name} is missing or has changed", _ANOTHER)

@@ -22,13 +22,12 @@ from daemon.state.database import known_revisions
 from daemon.state.database_file import BACKUPS, DatabaseUnusable, copy_database, refuse_network, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.storage.backup import Manifest, champions, check, named_files, stamp, unreadable_verdicts
-from daemon.storage.backup_names import SETTINGS, open_regular, refuse_rows, refuse_sidecars
+from daemon.storage.backup_names import SETTINGS, SIDECARS, open_regular, refuse_rows, refuse_sidecars
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import user
 from pipeline import durable
 from pipeline.errors import DropforgeError, is_disk_full
 
-_SIDECARS = ("-journal", "-wal", "-shm")
 #: The settings of a backup, in the state folder; settings that say where things are differ without harm.
 _KEPT, _PLACES = "settings-of-backup.json", {"inbox", "state"}
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
@@ -226,12 +225,12 @@ def _replace_database(root: Path, database: Path, replaced: Path, sha256: str) -
             copy_database(path, replaced / DATABASE_NAME)
         except (DatabaseUnusable, OSError):
             # It is damaged, which may be why somebody restores: kept as it is.
-            for suffix in ("", *_SIDECARS):
+            for suffix in ("", *SIDECARS):
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copyfile(f"{path}{suffix}", replaced / f"{DATABASE_NAME}{suffix}")
             durable.fsync_tree(replaced)
     # Before the new file has the name: SQLite would apply the old one's journal to it.
-    for suffix in _SIDECARS:
+    for suffix in SIDECARS:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     durable.fsync_folder(root)
     aside.rename(path)

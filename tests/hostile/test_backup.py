@@ -126,8 +126,6 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "name drops/../../dropforge.toml": (names("drops/../../dropforge.toml"), "drops/../../dropforge.toml"),
     "name ../outside": (names("../outside"), "../outside"),
     "absolute name": (names("/etc/passwd"), "/etc/passwd"),
-    "name with an empty part": (names(f"drops//{'a' * 64}.jsonl"), "drops//"),
-    "name with a dot part": (names(f"drops/./{'a' * 64}.jsonl"), "drops/./"),
     "empty name": (names(""), "''"),
     "name with NUL": (names("drops/a\0b.jsonl"), "drops/a"),
     "name with a line break": (names("drops/a\nb.jsonl"), "drops/a"),
@@ -140,7 +138,6 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "model that no row names": (names(f"models/{'a' * 64}/model.safetensors"), f"models/{'a' * 64}"),
     "champion ../../elsewhere": (lambda folder: change(folder, champions=["../../elsewhere"]), "../../elsewhere"),
     "champion /etc": (lambda folder: change(folder, champions=["/etc"]), "/etc"),
-    "missing ../../x": (lambda folder: change(folder, missing=["../../x"]), "../../x"),
     "drop is a link": (instead("drops/*", link_to("../../original")), "link"),
     "folder is a link": (instead("drops", link_to("../moved")), "link"),
     "verdict is a FIFO": (instead("runs/1/decide.json", os.mkfifo), "FIFO"),
@@ -159,7 +156,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "promotion.track": (row("UPDATE promotion SET track = '../x'"), "promotion.track"),
     "drop.sha256": (row("UPDATE \"drop\" SET sha256 = '../../dropforge.toml' WHERE id = 1"), "drop.sha256"),
     "run.snapshot": (row("UPDATE run SET snapshot = ? WHERE id = 1", SNAPSHOT), "run.snapshot"),
-    "run.snapshot, deep": (row("UPDATE run SET snapshot = ? WHERE id = 1", "[" * 50_000), "run.snapshot"),
+    "run.snapshot, deep": (row("UPDATE run SET snapshot = ? WHERE id = 1", "[" * 50_000), "run in row 1"),
     "attempt.step": (row("UPDATE attempt SET step = '../../x' WHERE id = 1"), "attempt.step"),
     "attempt.number": (row("UPDATE attempt SET number = '1/../../..' WHERE id = 1"), "attempt.number"),
     "trigger": (
@@ -221,7 +218,7 @@ def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
     assert "evil" not in spec
 
 
-GARBAGE = ("{", b"\xff\xfe", 1 << 62, "[1]")
+GARBAGE = ("{", b"\xff\xfe", "[1]")
 
 
 def garbled(database: Path, table: str, column: str, value: object) -> None:
