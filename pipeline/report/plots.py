@@ -8,10 +8,11 @@ readable.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.artifacts import Adapter, GuardResult, SliceResult, Verdict
+from pipeline.artifacts import Adapter, CurvePoint, GuardResult, SliceResult, Verdict
 from pipeline.report.facts import harm_share
 from pipeline.words import plain, tick, ticks
 
+_MOST_POINTS = 400
 #: The loss curve's own area: left edge and width in per cent, top and height in pixels.
 _LEFT, _WIDTH, _TOP, _HEIGHT = 11, 86, 12, 156
 
@@ -112,13 +113,32 @@ def guard_bar(guard: GuardResult) -> Bar | None:
     return Bar(kind, f"{start:.2f}%", f"{max(end - start, 0.6):.2f}%", words)
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One line of a picture of losses."""
+
+    kind: str
+    """Its class in the style sheet."""
+    name: str
+    points: Sequence[CurvePoint]
+
+
 def loss_chart(adapter: Adapter) -> Chart | None:
     """Return the loss curves of training and, where there is one, of the dev set."""
-    if len(adapter.loss_curve) < 2:  # noqa: PLR2004 - a line has two ends
+    train, dev = adapter.loss_curve, adapter.dev_curve
+    if len(train) < 2:  # noqa: PLR2004 - a line has two ends
         return None
-    named = (("trained", "training loss", adapter.loss_curve), ("dev", "dev loss", adapter.dev_curve))
-    curves = [(kind, name, curve) for kind, name, curve in named if curve]
-    points = [point for _, _, curve in curves for point in curve]
+    return curves_chart(
+        [Curve("trained", "training loss", train), Curve("dev", "dev loss", dev)], _loss_caption(adapter)
+    )
+
+
+def curves_chart(curves: Sequence[Curve], caption: str) -> Chart | None:
+    """Return curves over each other, on one scale; `None` without a point."""
+    curves = [curve for curve in curves if curve.points]
+    points = [point for curve in curves for point in curve.points]
+    if not points:
+        return None
     first, last = min(point.step for point in points), max(point.step for point in points)
     low, high = _padded([point.loss for point in points])
     across, down = Axis(first, last, 0.0, 100.0), Axis(-high, -low, 0.0, 100.0)
@@ -129,19 +149,26 @@ def loss_chart(adapter: Adapter) -> Chart | None:
     def y(loss: float) -> str:
         return f"{_TOP + _HEIGHT / 100 * down.place(-loss):.1f}"
 
+    steps = across.ticks(5) if first < last else []
     return Chart(
         description=", ".join(
-            f"{name} from {plain(curve[0].loss, 2)} to {plain(curve[-1].loss, 2)}" for _, name, curve in curves
+            f"{curve.name} from {plain(curve.points[0].loss, 2)} to {plain(curve.points[-1].loss, 2)}"
+            for curve in curves
         ),
-        caption=_loss_caption(adapter),
+        caption=caption,
         rungs=tuple((y(value), tick(value)) for value in ticks(low, high, most=4)),
-        names=tuple((x(value), tick(value)) for value in across.ticks(5) if value == int(value)),
+        names=tuple((x(value), tick(value)) for value in steps if value == int(value)),
         lines=tuple(
-            (kind, " ".join(f"{across.place(p.step):.2f},{down.place(-p.loss):.2f}" for p in curve))
-            for kind, _, curve in curves
-            if len(curve) > 1
+            (
+                curve.kind,
+                " ".join(f"{across.place(p.step):.2f},{down.place(-p.loss):.2f}" for p in _thinned(curve.points)),
+            )
+            for curve in curves
+            if len(curve.points) > 1
         ),
-        dots=tuple((kind, x(curve[0].step), y(curve[0].loss)) for kind, _, curve in curves if len(curve) == 1),
+        dots=tuple(
+            (curve.kind, x(curve.points[0].step), y(curve.points[0].loss)) for curve in curves if len(curve.points) == 1
+        ),
     )
 
 
@@ -162,3 +189,10 @@ def _padded(values: Iterable[float]) -> tuple[float, float]:
     low, high = min(known), max(known)
     room = 0.08 * (high - low) or 1.0
     return low - room, high + room
+
+
+def _thinned(curve: Sequence[CurvePoint]) -> list[CurvePoint]:
+    """Return at most about 400 points of a curve, its last one among them."""
+    every = -(-len(curve) // _MOST_POINTS)
+    kept = list(curve[::every])
+    return kept if kept[-1] == curve[-1] else [*kept, curve[-1]]
