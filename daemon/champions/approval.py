@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from daemon.champions import journal, promotion
 from daemon.champions.history import blocked, forcing
-from daemon.champions.journal import alone, carry_out, champion, intend
+from daemon.champions.journal import champion, change_champion
 from daemon.champions.model_files import TryOut, check_files, later, require_there
 from daemon.champions.promotion import Candidate
 from daemon.champions.review.blind_review import require_reviewed
@@ -74,8 +74,7 @@ def force(
     begun = monotonic()
     check_files(state_folder, path, identity, what, run.track)
     try_out(state_folder / path)
-    now = later(word.at, monotonic() - begun)
-    intent = Promotion(
+    change = Promotion(
         track=run.track,
         run_id=run_id,
         kind=PromotionKind.FORCED,
@@ -83,16 +82,14 @@ def force(
         model_id=identity,
         model_path=path,
         reason=word.reason,
-        created_at=now,
+        created_at=later(word.at, monotonic() - begun),
         approved_by=word.by,
         overrode=run.outcome or run.state,
     )
-    with alone(state_folder, run.track):
-        with transaction(engine) as session:
-            # A collection holds the write lock while it moves models away: one that is here now, stays.
-            require_there(state_folder / path, what, run.track)
-            intent = intend(session, intent, now)
-        return carry_out(engine, state_folder, intent, now)
+    with transaction(engine) as session:
+        # A collection holds the write lock while it moves models away: one that is here now, stays.
+        require_there(state_folder / path, what, run.track)
+        return change_champion(session, state_folder, change)
 
 
 def who() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine
 
-from daemon.champions.journal import alone, end_waiting, follow
+from daemon.champions.journal import end_waiting, sync_link
 from daemon.queue.tracks import ensure_track
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
@@ -131,12 +131,6 @@ def ensure_base(engine: Engine, state_folder: Path, track_name: str, base: Base,
     still the old base, the new one takes its place as the next generation. A base that only moved, with the same
     content, is followed to its new place.
     """
-    with alone(state_folder, track_name):
-        _set_base(engine, track_name, base, now)
-        follow(engine, state_folder, track_name)
-
-
-def _set_base(engine: Engine, track_name: str, base: Base, now: int) -> None:
     with transaction(engine) as session:
         track = ensure_track(session, track_name, now)
         path, base_model_id = str(base.folder.absolute()), base.model_id
@@ -160,6 +154,7 @@ def _set_base(engine: Engine, track_name: str, base: Base, now: int) -> None:
         if track.champion_model_id == base_model_id:
             track.champion_path = path
         session.add(track)
+        sync_link(session, state_folder, track_name)
 
 
 def _base_row(track: Track, reason: str, now: int) -> Promotion:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from daemon.champions.history import blocked, forcing
-from daemon.champions.journal import alone, carry_out, history, intend
+from daemon.champions.journal import change_champion, history
 from daemon.champions.model_files import require_there
 from daemon.queue.claims import Claim, held_run, require_not_cancelled
 from daemon.state.database import transaction
@@ -49,31 +49,29 @@ def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) 
     not the one that it was compared with, `Blocked` if the model was rolled back from, `Cancelled` if the run was
     cancelled, `DropforgeError` if the model is not there, `LostClaim` if the run is not the owner's.
     """
-    intent = Promotion(
-        track=candidate.track,
-        run_id=candidate.run_id,
-        generation=candidate.over + 1,
-        model_id=candidate.model_id,
-        model_path=candidate.path,
-        reason=candidate.reason,
-        created_at=now,
-        approved_by=candidate.approved_by,
-    )
-    with alone(state_folder, candidate.track):
-        with transaction(engine) as session:
-            done = promotion_of(session, candidate.run_id)
-            if done is not None:
-                return done
-            if candidate.token is not None:
-                held_run(session, Claim(candidate.run_id, candidate.token))
-            require_not_cancelled(session.get_one(Run, candidate.run_id))
-            if candidate.model_id in blocked(history(session, candidate.track)):
-                message = f"model {candidate.model_id[:12]} was rolled back from and does not come back by itself"
-                see = f"see why: dropforge history --track {candidate.track}"
-                raise Blocked(message, f"{see}; to bring it back: {forcing(candidate.run_id)}")
-            require_there(state_folder / candidate.path, f"the model of run {candidate.run_id}", candidate.track)
-            intent = intend(session, intent, now)
-        return carry_out(engine, state_folder, intent, now)
+    with transaction(engine) as session:
+        done = promotion_of(session, candidate.run_id)
+        if done is not None:
+            return done
+        if candidate.token is not None:
+            held_run(session, Claim(candidate.run_id, candidate.token))
+        require_not_cancelled(session.get_one(Run, candidate.run_id))
+        if candidate.model_id in blocked(history(session, candidate.track)):
+            message = f"model {candidate.model_id[:12]} was rolled back from and does not come back by itself"
+            see = f"see why: dropforge history --track {candidate.track}"
+            raise Blocked(message, f"{see}; to bring it back: {forcing(candidate.run_id)}")
+        require_there(state_folder / candidate.path, f"the model of run {candidate.run_id}", candidate.track)
+        change = Promotion(
+            track=candidate.track,
+            run_id=candidate.run_id,
+            generation=candidate.over + 1,
+            model_id=candidate.model_id,
+            model_path=candidate.path,
+            reason=candidate.reason,
+            created_at=now,
+            approved_by=candidate.approved_by,
+        )
+        return change_champion(session, state_folder, change)
 
 
 def has_promoted(engine: Engine, run_id: int) -> bool:

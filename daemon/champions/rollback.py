@@ -8,7 +8,7 @@ from time import monotonic
 from sqlalchemy import Engine
 
 from daemon.champions.history import blocked, unhealthy_models
-from daemon.champions.journal import alone, carry_out, champion, history, intend, require_generation
+from daemon.champions.journal import champion, change_champion, history, require_generation
 from daemon.champions.model_files import TryOut, check_files, later, other_ways, require_there
 from daemon.state.database import transaction
 from daemon.state.events import Word
@@ -57,23 +57,20 @@ def rollback(
     begun = monotonic()
     check_files(state_folder, target.model_path, target.model_id, what, track)
     try_out(folder)
-    now = later(word.at, monotonic() - begun)
-    intent = Promotion(
+    change = Promotion(
         track=track,
         kind=PromotionKind.ROLLBACK,
         generation=serving.generation + 1,
         model_id=target.model_id,
         model_path=target.model_path,
         reason=f"rolled back to generation {target.generation}: {word.reason}",
-        created_at=now,
+        created_at=later(word.at, monotonic() - begun),
         approved_by=word.by,
     )
-    with alone(state_folder, track):
-        with transaction(engine) as session:
-            # A collection holds the write lock while it moves models away: one that is here now, stays.
-            require_there(folder, what, track)
-            intent = intend(session, intent, now)
-        return carry_out(engine, state_folder, intent, now)
+    with transaction(engine) as session:
+        # A collection holds the write lock while it moves models away: one that is here now, stays.
+        require_there(folder, what, track)
+        return change_champion(session, state_folder, change)
 
 
 def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_folder: Path) -> Promotion:

@@ -1,4 +1,4 @@
-"""What is seen to beside the work on runs: changes of champion that were cut off, bases, garbage, the GPU, waits."""
+"""What is seen to beside the work on runs: the champions' links, bases, garbage, the GPU, waits."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,13 +36,13 @@ class Upkeep:
         self.bases = Bases(engine, settings)
 
     def settle(self, now: int) -> None:
-        """Finish what a dead process left half-done, and shorten waits by a clock that was ahead; twice a minute."""
+        """Make the champions' links equal to the rows, and shorten waits by a clock that was ahead; twice a minute."""
         # The clock may be set back: then the last look lies ahead.
         if abs(now - self._settled_at) < _LOOK_MS:
             return
         self._settled_at = now
         order.shorten_waits(self._engine, now, self._longest_wait_ms)
-        for track, error in journal.recover(self._engine, self._settings.state_folder, now).items():
+        for track, error in journal.sync_links(self._engine, self._settings.state_folder).items():
             self._tell(f"track {track}", error)
 
     def refresh_bases(self, now: int) -> None:

@@ -116,14 +116,10 @@ class PromotionKind(StrEnum):
 
 
 class PromotionState(StrEnum):
-    """How far one change of a champion is."""
+    """Every change of a champion is done; older versions also wrote `intent` and `abandoned`, which changed nothing."""
 
-    #: Journalled: the link may or may not have been swapped; finished or abandoned at the next start.
-    INTENT = "intent"
     #: The link points to `model_path` or did; final.
     DONE = "done"
-    #: Somebody else moved the champion first; final.
-    ABANDONED = "abandoned"
 
 
 class HookState(StrEnum):

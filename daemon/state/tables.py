@@ -216,10 +216,11 @@ class Attempt(SQLModel, table=True):
 
 
 class Promotion(SQLModel, table=True):
-    """One change of a track's champion; append-only but for its state and what became of its commands."""
+    """One change of a track's champion; append-only but for what became of its commands."""
 
     __table_args__ = (
-        _one_of("state", PromotionState),
+        # What older versions wrote, too.
+        CheckConstraint("state IN ('intent', 'done', 'abandoned')", name="state_known"),
         _one_of("kind", PromotionKind),
         _one_of("hook_state", HookState),
         _one_of("health_state", HookState),
@@ -238,7 +239,7 @@ class Promotion(SQLModel, table=True):
     track: Name = Field(index=True)
     run_id: int | None = Field(default=None, foreign_key="run.id")
     kind: str = Field(default=PromotionKind.PROMOTION, sa_column_kwargs={"server_default": "promotion"})
-    state: str = PromotionState.INTENT
+    state: str = PromotionState.DONE
     #: The new champion's generation; 0 is the base model.
     generation: int
     model_id: str

@@ -115,22 +115,15 @@ def _is_readable(run_folder: Path) -> bool:
 
 
 def _keep_champions(session: Session, root: Path, track: Track, former: int, kept: Kept) -> None:
-    """Keep the champion, the one before it, `former` more that it had, and what is being promoted right now."""
+    """Keep the champion, the one before it, and `former` more that the track had."""
     rows = session.exec(
         select(Promotion)
-        .where(Promotion.track == track.name, Promotion.state != PromotionState.ABANDONED)
+        .where(Promotion.track == track.name, Promotion.state == PromotionState.DONE)
         .order_by(col(Promotion.generation).desc(), col(Promotion.id).desc())
     ).all()
-    done = [row for row in rows if row.state == PromotionState.DONE]
-    paths = list(dict.fromkeys(row.model_path for row in done))[: 2 + former]
-    for row in rows:
-        if row.state == PromotionState.INTENT or row is done[0]:
-            kept.models |= _places(root, row.model_path, row.previous_path)
-        elif row.model_path not in paths:
-            continue
-        kept.models |= _places(root, row.model_path)
-        if row.run_id is not None:
-            kept.champion_runs.add(row.run_id)
+    paths = list(dict.fromkeys(row.model_path for row in rows))[: 2 + former]
+    kept.models |= _places(root, *paths, *(row.previous_path for row in rows[:1]))
+    kept.champion_runs |= {row.run_id for row in rows if row.run_id is not None and row.model_path in paths}
 
 
 def _keep_open(root: Path, run: Run, kept: Kept) -> None:

@@ -38,15 +38,12 @@ def broken(folder: Path) -> list[str]:
 
 
 def unnamed(folder: Path) -> list[str]:
-    """Return the champions' links that lead to a model which no journal row names; that may not be at any moment."""
+    """Return the champions' links that lead to no model of a run and to no base; that may not be at any moment."""
     state = folder / ".dropforge"
-    found = []
-    for link in (state / "tracks").glob("*/champion"):
-        with closing(sqlite3.connect(state / DATABASE_NAME)) as connection:
-            named = [path for (path,) in connection.execute("SELECT model_path FROM promotion")]
-        if link.resolve() not in [(state / path).resolve() for path in named]:
-            found.append(f"{link.relative_to(folder)} leads to {link.readlink()}, which no row names")
-    return found
+    merged = [json.loads(path.read_text())["model_id"] for path in state.glob("runs/*/merge.json")]
+    known = {(folder / "base").resolve(), *((state / "models" / name).resolve() for name in merged)}
+    links = (state / "tracks").glob("*/champion")
+    return [f"{link} leads to {link.readlink()}, which nobody made" for link in links if link.resolve() not in known]
 
 
 class _Rows:
@@ -181,10 +178,8 @@ def _attempts(state: Path, rows: _Rows) -> Iterator[str]:
 
 def _champions(state: Path, rows: _Rows) -> Iterator[str]:
     for track in rows.tracks:
-        changes = [row for row in rows.promotions if row["track"] == track["name"]]
-        done = sorted((row for row in changes if row["state"] == "done"), key=lambda row: row["generation"])
-        if any(row["state"] == "intent" for row in changes):
-            yield f"track {track['name']} has a half-done change"
+        changes = (row for row in rows.promotions if row["track"] == track["name"])
+        done = sorted(changes, key=lambda row: row["generation"])
         if [row["generation"] for row in done] != list(range(len(done))):
             yield f"generations of track {track['name']}: {[row['generation'] for row in done]}"
         if not done:

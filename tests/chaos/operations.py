@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-from sqlalchemy import delete
 from sqlmodel import col, select
 
 from daemon.champions import approval, journal, promotion, rollback
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.commands import Ended
 from daemon.champions.journal import ChampionMoved
-from daemon.queue import cancelling, drops, run_queue, suspects
+from daemon.queue import cancelling, drops, suspects
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import DropState, PromotionState, RunState
-from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
+from daemon.state.tables import Drop, Promotion, Run, Suspect
 from pipeline.errors import DropforgeError
 from pipeline.train import checkpoints
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
@@ -360,10 +359,10 @@ def _back(daemon: Daemon) -> None:
 
 
 def _half_promoted(folder: Path) -> None:
-    """A daemon that died between a promotion's intent and its done row, in the middle of its links."""
+    """A daemon that died in the middle of a promotion's links, before its row."""
     _at("decide", "promoted")(folder)
     daemon = Daemon(folder, START)
-    with patch.object(journal, "_point", side_effect=Death), suppress(Death):
+    with patch.object(journal, "fsync_folder", side_effect=Death), suppress(Death):
         daemon.dispatcher.tick(START)
 
 
@@ -558,19 +557,9 @@ def _started(daemon: Daemon) -> None:
 
 
 def _promoted_in_vain(folder: Path) -> None:
-    """A daemon that died before a promotion's done row, its links swapped; its model has been lost since."""
-    _at("decide", "promoted")(folder)
-    daemon = Daemon(folder, START)
-    with patch.object(run_queue, "finish", side_effect=Death), suppress(Death):
-        daemon.dispatcher.tick(START)
-    with transaction(daemon.engine) as session:
-        row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
-        row.state, row.done_at = PromotionState.INTENT, None
-        track = session.get_one(Track, "default")
-        before = row.previous_model_id, row.previous_path
-        track.champion_generation, (track.champion_model_id, track.champion_path) = 0, before
-        session.exec(delete(Event).where(col(Event.kind) == "promoted"))
-    (daemon.root / row.model_path).rename(folder / "lost")
+    """A daemon that died in the middle of a promotion's links; its model has been lost since."""
+    _half_promoted(folder)
+    (folder / ".dropforge/tracks/default/champion").resolve().rename(folder / "lost")
 
 
 def _kept(daemon: Daemon) -> None:

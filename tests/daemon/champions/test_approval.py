@@ -392,7 +392,7 @@ def test_a_model_that_does_not_answer_is_not_forced(house: House) -> None:
     with pytest.raises(DropforgeError, match="it says nothing"):
         house.force(run, try_out=mute)
     assert house.serves[0] == 0
-    assert "force_intended" not in house.events()
+    assert "forced" not in house.events()
 
 
 def test_a_blocked_model_is_brought_back_by_force_and_may_serve_again(tmp_path: Path) -> None:

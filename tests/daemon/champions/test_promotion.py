@@ -1,7 +1,7 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from daemon.champions import base_models, journal, promotion
 from daemon.champions.journal import ChampionMoved, NoChampion
 from daemon.champions.promotion import Candidate
 from daemon.queue import claims, tracks
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import migrate, open_engine, open_reader, transaction
 from daemon.state.states import PromotionState, RunState
 from daemon.state.tables import Event, Promotion, Run, Track
+from pipeline.durable import fsync_folder
 
 
 class PowerCut(BaseException):
@@ -208,29 +209,6 @@ def test_a_daemon_that_lost_the_run_promotes_nothing(engine: Engine, state: Path
     with pytest.raises(claims.LostClaim):
         promotion.promote(engine, state, stale, 20)
     assert serving(engine)[1] == 0
-    assert "promotion_intended" not in events(engine)
-
-
-@pytest.mark.usefixtures("track")
-def test_a_champion_that_moves_between_intent_and_swap_is_left_and_so_are_its_links(
-    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    late, early = candidate(engine, state, "late"), candidate(engine, state, "early")
-    point = journal._point
-    # The lock would let the second one wait for ever; what stands behind it must hold alone too.
-    monkeypatch.setattr(promotion, "alone", lambda *_: nullcontext())
-
-    def overtaken(*arguments: object) -> None:
-        monkeypatch.setattr(journal, "_point", point)
-        promotion.promote(engine, state, early, 20)
-        point(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(journal, "_point", overtaken)
-    with pytest.raises(ChampionMoved):
-        promotion.promote(engine, state, late, 10)
-    assert serving(engine) == ("early", 1)
-    assert (served(state), served(state, "previous")) == ("early", "base")
-    assert ("late", 1, "abandoned") in promotions(engine)
 
 
 def test_tracks_have_champions_of_their_own(engine: Engine, state: Path, base: Path, track: str) -> None:
@@ -272,13 +250,13 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, point: int) -> Iterator[list[str]]
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", rename)
         patch.setattr(os, "symlink", symlink)
-        for module in (promotion, journal):
+        for module in (promotion, journal, base_models):
             patch.setattr(module, "transaction", cut_transaction)
         yield reached
 
 
-#: intent, two links each made aside and renamed, done.
-POINTS = ("commit", "symlink", "rename", "symlink", "rename", "commit")
+#: Two links, each made aside and renamed, and the row.
+POINTS = ("symlink", "rename", "symlink", "rename", "commit")
 
 
 @pytest.mark.usefixtures("track")
@@ -293,83 +271,82 @@ def test_a_promotion_has_the_points_at_which_the_next_tests_cut_it(
 
 @pytest.mark.usefixtures("track")
 @pytest.mark.parametrize("point", range(1, len(POINTS) + 1))
-def test_a_promotion_that_was_cut_anywhere_ends_whole_or_not_begun_and_happens_once(
+def test_a_promotion_that_was_cut_anywhere_did_not_happen_and_is_done_by_the_next_try(
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:
     promotion.promote(engine, state, candidate(engine, state, "m1"), 5)
-    better = candidate(engine, state, "m2")
+    before = (events(engine), promotions(engine))
+    better = replace(candidate(engine, state, "m2"), over=1)
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
-        promotion.promote(engine, state, replace(better, over=1), 10)
-    assert served(state) in {"m1", "m2"}
-    journal.recover(engine, state, 20)
-    begun = point > 1
-    assert serving(engine) == (("m2", 2) if begun else ("m1", 1))
-    assert (served(state), served(state, "previous")) == (("m2", "m1") if begun else ("m1", "base"))
-    after = (events(engine), promotions(engine))
-    journal.recover(engine, state, 30)
-    assert (events(engine), promotions(engine)) == after
-    promotion.promote(engine, state, replace(better, over=1), 40)
+        promotion.promote(engine, state, better, 10)
+    assert served(state) == ("m1" if point < 3 else "m2")
+    journal.sync_links(engine, state)
+    assert (events(engine), promotions(engine), serving(engine)) == (*before, ("m1", 1))
+    assert (served(state), served(state, "previous")) == ("m1", "base")
+    assert sorted(path.name for path in (state / "tracks/default").iterdir()) == ["champion", "previous"]
+    promotion.promote(engine, state, better, 40)
     assert serving(engine) == ("m2", 2)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
-    assert [entry for entry in promotions(engine) if entry[2] != "done"] == []
     assert events(engine).count("promoted") == 2
 
 
 @pytest.mark.usefixtures("track")
-@pytest.mark.parametrize("point", range(1, 7))
-def test_a_recovery_that_is_cut_itself_is_finished_by_the_next(
+@pytest.mark.parametrize("point", range(1, len(POINTS) + 1))
+def test_mending_the_links_that_is_cut_itself_is_finished_by_the_next(
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:
-    with crash_at(monkeypatch, 2), pytest.raises(PowerCut):
-        promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 5)
+    with crash_at(monkeypatch, len(POINTS)), pytest.raises(PowerCut):
+        promotion.promote(engine, state, replace(candidate(engine, state, "m2"), over=1), 10)
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
-        journal.recover(engine, state, 20)
-    journal.recover(engine, state, 30)
-    assert serving(engine) == ("m1", 1)
+        journal.sync_links(engine, state)
+    journal.sync_links(engine, state)
     assert (served(state), served(state, "previous")) == ("m1", "base")
-    assert events(engine).count("promoted") == 1
 
 
 @pytest.mark.usefixtures("track")
-def test_a_promotion_that_failed_in_a_living_daemon_is_taken_up_again(
+def test_whoever_sees_the_row_of_a_promotion_finds_its_links(
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    better = candidate(engine, state, "m1")
-    with crash_at(monkeypatch, 3), pytest.raises(PowerCut):
-        promotion.promote(engine, state, better, 10)
-    promotion.promote(engine, state, better, 20)
-    assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "done")]
-    assert served(state) == "m1"
+    seen: list[tuple[str, int]] = []
+    reader = open_reader(state / "state.db")
+
+    def look(folder: Path) -> None:
+        fsync_folder(folder)
+        with transaction(reader) as session:
+            seen.append((served(state), journal.champion(session, "default").generation))
+
+    monkeypatch.setattr(journal, "fsync_folder", look)
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
+    assert seen == [("m1", 0)], "the base model's link to the one before it is right already"
+    assert serving(engine) == ("m1", 1)
 
 
 @pytest.mark.usefixtures("track")
-def test_a_half_done_promotion_is_abandoned_when_another_comes_before_its_recovery(
-    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
-        promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
-    promotion.promote(engine, state, candidate(engine, state, "m2"), 20)
-    journal.recover(engine, state, 30)
-    assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "abandoned"), ("m2", 1, "done")]
-    assert (served(state), served(state, "previous")) == ("m2", "base")
-
-
-@pytest.mark.usefixtures("track")
-def test_of_two_half_done_promotions_the_later_one_is_finished(
-    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("m1", "m2"):
-        with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
-            promotion.promote(engine, state, candidate(engine, state, name), 10)
-    journal.recover(engine, state, 30)
-    assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "abandoned"), ("m2", 1, "done")]
+def test_half_done_changes_of_an_older_version_changed_nothing(engine: Engine, state: Path) -> None:
+    for name, left in (("m1", "abandoned"), ("m2", "intent")):
+        left_over = Promotion(
+            track="default", state=left, generation=1, model_id=name, model_path=f"models/{name}",
+            previous_model_id="base-id", reason="better", created_at=5,
+        )  # fmt: skip
+        with transaction(engine) as session:
+            session.add(left_over)
+    link = state / "tracks/default/champion"
+    link.unlink()
+    link.symlink_to("../../models/m2")
+    journal.sync_links(engine, state)
+    assert (serving(engine), served(state)) == (("base-id", 0), "base")
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
+    assert (serving(engine), served(state)) == (("m1", 1), "m1")
+    with transaction(engine) as session:
+        assert [row.model_id for row in journal.history(session, "default")] == ["base-id", "m1"]
 
 
 @pytest.mark.usefixtures("track")
 def test_links_that_are_right_are_left_alone(engine: Engine, state: Path) -> None:
     link = state / "tracks/default/champion"
     before = link.lstat()
-    journal.recover(engine, state, 20)
+    journal.sync_links(engine, state)
     after = link.lstat()
     # Not the time of the last look: looking is what it does.
     assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
@@ -379,26 +356,13 @@ def test_links_that_are_right_are_left_alone(engine: Engine, state: Path) -> Non
     )
 
 
-@pytest.mark.usefixtures("track")
-def test_a_half_done_promotion_whose_model_is_gone_is_abandoned_and_the_link_goes_back(
-    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
-        promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
-    (state / "models/m1").rename(state / "models/lost")
-    journal.recover(engine, state, 20)
-    assert serving(engine) == ("base-id", 0)
-    assert served(state) == "base"
-    assert events(engine).count("promotion_abandoned") == 1
-
-
 @pytest.mark.parametrize("point", range(1, 6))
 def test_a_first_start_that_was_cut_anywhere_ends_whole(
     engine: Engine, state: Path, base: Path, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
         base_models.ensure_base(engine, state, "default", base_models.Base(base, "base-id"), 1)
-    journal.recover(engine, state, 2)
+    journal.sync_links(engine, state)
     base_models.ensure_base(engine, state, "default", base_models.Base(base, "base-id"), 3)
     assert promotions(engine) == [("base-id", 0, "done")]
     assert (served(state), served(state, "previous")) == ("base", "base")
@@ -411,7 +375,7 @@ def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(en
         link = state / "tracks/default" / name
         link.unlink()
         link.symlink_to("/nowhere")
-    journal.recover(engine, state, 20)
+    journal.sync_links(engine, state)
     assert (served(state), served(state, "previous")) == ("m1", "base")
 
 
@@ -420,6 +384,6 @@ def test_a_track_whose_link_cannot_be_mended_is_named_and_the_others_are_mended(
         base_models.ensure_base(engine, state, name, base_models.Base(state.parent / "base", "base"), 1)
         (state / "tracks" / name / "champion").unlink()
     (state / "tracks/bad/champion/kept").mkdir(parents=True)
-    found = journal.recover(engine, state, 2)
+    found = journal.sync_links(engine, state)
     assert {name: error is None for name, error in found.items()} == {"bad": False, "good": True}
     assert (state / "tracks/good/champion").is_symlink()

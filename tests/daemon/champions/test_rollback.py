@@ -1,6 +1,5 @@
 """Going back to a former champion: what moves, what is refused, and what cannot come back by itself."""
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,7 +91,7 @@ def test_a_rollback_moves_link_baseline_and_generation_to_the_model_before(house
     assert (house.linked(), house.linked("previous")) == (house.ids[2], house.ids[3])
     with transaction(house.engine) as session:
         kinds = [event.kind for event in session.exec(select(Event))]
-    assert kinds[-2:] == ["rollback_intended", "rolled_back"]
+    assert kinds[-1:] == ["rolled_back"]
 
 
 def test_a_model_that_takes_long_to_load_serves_from_when_it_was_loaded(
@@ -212,22 +211,22 @@ def test_a_champion_that_moves_while_the_files_are_checked_is_left(house: House)
     assert house.linked() == house.ids[4]
 
 
-def test_a_rollback_that_was_cut_off_is_finished_at_the_next_start(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def cut(*_: object) -> None:
+def test_a_rollback_that_was_cut_off_is_undone_at_the_next_start(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, point = house.serving, journal._point
+
+    def cut(*arguments: Any) -> None:
+        point(*arguments)
         raise Power
 
     with monkeypatch.context() as patch:
         patch.setattr(journal, "_point", cut)
         with pytest.raises(Power):
             house.back()
-    for now in (60, 70):
-        journal.recover(house.engine, house.state, now)
-        assert house.serving == (2, 4)
-        assert house.linked() == house.ids[2]
-    with pytest.raises(Blocked):
-        house.promote("three", 4)
+    assert house.linked() == house.ids[2]
+    journal.sync_links(house.engine, house.state)
+    assert (house.serving, house.linked()) == (before, house.ids[3])
+    house.back()
+    assert (house.serving, house.linked()) == ((2, 4), house.ids[2])
 
 
 def test_the_run_that_made_a_model_is_known_after_a_rollback_to_it(house: House) -> None:
@@ -237,16 +236,6 @@ def test_the_run_that_made_a_model_is_known_after_a_rollback_to_it(house: House)
     assert serving is not None
     assert (serving.kind, serving.run, serving.reason) == ("rollback", 1, "rolled back to generation 1: it swears")
     assert [one.kind for one in overview.history("default")] == ["base", *["promotion"] * 3, "rollback"]
-
-
-def test_a_promotion_waits_for_the_change_that_another_process_is_at(house: House) -> None:
-    with journal.alone(house.state, "default"), pytest.raises(BlockingIOError):
-        take_lock_at_once(house.state / "tracks/default/.lock")
-
-
-def take_lock_at_once(path: Path) -> None:
-    with path.open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_the_command_says_what_serves_now_and_what_is_blocked(

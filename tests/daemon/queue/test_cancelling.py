@@ -15,7 +15,7 @@ from daemon.queue.snapshots import waiting_drops
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import SEARCH
-from daemon.state.tables import Drop, Event, Promotion, Run
+from daemon.state.tables import Drop, Event, Run
 from pipeline.errors import DropforgeError
 from pipeline.steps import STEPS
 from tests.chaos.house import DAY, records
@@ -181,34 +181,24 @@ def test_a_run_whose_model_serves_already_ends_as_promoted(house: House, monkeyp
     assert (house.row(1).state, house.row(1).outcome) == ("succeeded", "promoted")
 
 
-@pytest.mark.parametrize("restarted", [False, True])
-def test_a_promotion_that_was_begun_and_is_not_done_is_abandoned(
-    house: House, monkeypatch: pytest.MonkeyPatch, restarted: bool
+def test_a_promotion_that_a_full_disk_stopped_is_not_tried_again_for_a_withdrawn_drop(
+    house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_good(house, "decide")
-    follow = journal.carry_out
 
-    def withdrawn_before(*arguments: Any) -> Promotion:
-        house.withdraw(1)
-        return follow(*arguments)
-
-    def full(*_arguments: Any) -> Promotion:
+    def full(_folder: Path) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(promotion, "carry_out", full if restarted else withdrawn_before)
-        if restarted:
-            with pytest.raises(OSError, match="no space"):
-                house.daemon.dispatcher.tick(house.now)
-            house.withdraw(1)
-            house.restart(PINNED)
-        else:
+        broken.setattr(journal, "fsync_folder", full)
+        with pytest.raises(OSError, match="no space"):
             house.daemon.dispatcher.tick(house.now)
+    house.withdraw(1)
+    house.restart(PINNED)
     assert house.serves == (0, b"base weights")
     house.daemon.finish_runs(house.now, "promoted")
     assert [outcome for outcome, _ in runs(house)] == ["cancelled", "promoted"]
     assert house.serves == (1, b"weights of run 2")
-    assert house.events().count("promotion_abandoned") == 1
 
 
 def test_a_win_is_not_approved_that_ends_while_its_files_are_checked(

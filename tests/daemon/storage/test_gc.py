@@ -21,7 +21,7 @@ from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import claims, run_queue, tracks
 from daemon.settings.model import GcSettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.states import AttemptState, PromotionState, RunState
+from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Track
 from daemon.storage import garbage, gc, retention
 from daemon.system.processes import lock_holder
@@ -127,25 +127,23 @@ class History:
             write(folder / "attempts/evaluate-1/report/records.jsonl", "r" * 10)
         return number
 
-    def promote(self, run: int, state: str = "done") -> str:
-        """Make a run's model the champion, or the one that is about to be."""
+    def promote(self, run: int) -> str:
+        """Make a run's model the champion."""
         name = durable.read_object(self.root / "runs" / str(run) / "merge.json")["model_id"]
         path = f"models/{name}"
         with transaction(self.engine) as session:
             track = session.get_one(Track, "default")
             generation = (track.champion_generation or 0) + 1
             session.add(Promotion(
-                track="default", run_id=run, state=state, generation=generation, model_id=name, model_path=path,
+                track="default", run_id=run, generation=generation, model_id=name, model_path=path,
                 previous_model_id=track.champion_model_id, previous_path=track.champion_path, reason="better",
-                created_at=NOW, done_at=NOW if state == "done" else None,
+                created_at=NOW, done_at=NOW,
             ))  # fmt: skip
-            if state == PromotionState.DONE:
-                previous = track.champion_path or ""
-                track.champion_generation, track.champion_model_id, track.champion_path = generation, name, path
-                session.add(track)
-        if state == PromotionState.DONE:
-            self.point("champion", self.root / path)
-            self.point("previous", self.root / previous)
+            previous = track.champion_path or ""
+            track.champion_generation, track.champion_model_id, track.champion_path = generation, name, path
+            session.add(track)
+        self.point("champion", self.root / path)
+        self.point("previous", self.root / previous)
         return path
 
     def point(self, name: str, target: Path) -> None:
@@ -279,21 +277,12 @@ def test_the_oldest_predictions_go_and_never_those_of_a_champion(history: Callab
 # --- what never goes
 
 
-def test_champion_previous_former_champions_and_a_promotion_in_the_middle_are_kept(
-    history: Callable[..., History],
-) -> None:
+def test_champion_previous_and_former_champions_are_kept(history: Callable[..., History]) -> None:
     made = history(keep_models=0, keep_champions=1, keep_days=0)
     paths = [made.promote(made.run(days=40 - age)) for age in range(4)]
-    intent = made.promote(made.run("running"), "intent")
     made.collect()
-    assert made.there(*paths, intent) == [False, True, True, True, True]
+    assert made.there(*paths) == [False, True, True, True]
     assert made.there("runs/4/attempts/train-1/adapter", "runs/1/attempts/train-1/adapter") == [True, False]
-
-
-_INTENT = (
-    "INSERT INTO promotion (track, kind, state, generation, model_id, model_path, previous_path, reason, created_at) "
-    "VALUES ('default', 'rollback', 'intent', 4, 'm', {}, {}, 'back', 1)"
-)
 
 
 @pytest.mark.parametrize(
@@ -304,9 +293,7 @@ _INTENT = (
         pytest.param("UPDATE track SET base_path = 'models/it'", id="base"),
         pytest.param("UPDATE promotion SET run_id = NULL, model_path = 'models/it' WHERE generation = 1", id="former"),
         pytest.param("UPDATE promotion SET previous_path = 'models/it' WHERE generation = 3", id="previous"),
-        pytest.param(_INTENT.format("'models/it'", "NULL"), id="about to be the champion"),
-        pytest.param(_INTENT.format("'models/2'", "'models/it'"), id="about to be the previous one"),
-        # After an older database was put back, and before a daemon has started on it.
+        # A promotion before its commit, and an older database that was put back, until a daemon starts on it.
         pytest.param("", id="link"),
     ],
 )
@@ -553,9 +540,7 @@ def test_a_collection_that_is_killed_anywhere_ends_the_same_when_it_is_run_again
 
 STATES = st.sampled_from([*ENDED, *OPEN, RunState.SUCCEEDED, RunState.FAILED])
 RUNS = st.lists(
-    st.tuples(
-        STATES, st.floats(0, 60), st.sampled_from(["", "shared"]), st.sampled_from(["no", "no", "done", "intent"])
-    ),
+    st.tuples(STATES, st.floats(0, 60), st.sampled_from(["", "shared"]), st.sampled_from([False, False, True])),
     max_size=8,
 )
 LIMITS = st.fixed_dictionaries({
@@ -577,24 +562,21 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 )
 @given(runs=RUNS, limits=LIMITS, seen=st.integers(0, 100 * DAY))
 def test_no_history_and_no_settings_let_a_collection_touch_what_is_protected(
-    places: Iterator[Path], runs: list[tuple[RunState, float, str, str]], limits: dict[str, Any], seen: int
+    places: Iterator[Path], runs: list[tuple[RunState, float, str, bool]], limits: dict[str, Any], seen: int
 ) -> None:
     made = History(next(places), **limits)
     champions: list[str] = ["base"]
-    intents: set[str] = set()
-    for state, days, model, promotion in runs:
+    for state, days, model, promoted in runs:
         number = made.run(state, days=days, model=model)
-        if promotion == "done" and state in ENDED:
+        if promoted and state in ENDED:
             champions.append(made.promote(number))
-        elif promotion == "intent" and state == RunState.RUNNING:
-            intents.add(made.promote(number, "intent"))
     with transaction(made.engine) as session:
         rows = session.exec(select(Run)).all()
         drops = [f"drops/{drop.sha256}.jsonl" for drop in session.exec(select(Drop)).all()]
     still_open = [row.id for row in rows if row.state in OPEN]
     # The serving champion, the one before it, and `keep_champions` more, each model once.
     distinct = list(dict.fromkeys(reversed(champions)))
-    protected = {path for path in distinct[: 2 + limits["keep_champions"]] if path != "base"} | intents
+    protected = {path for path in distinct[: 2 + limits["keep_champions"]] if path != "base"}
     protected |= {durable.read_object(made.root / f"runs/{run}/merge.json").get("folder", "") for run in still_open}
     protected |= {path for path in made.files() if any(path.startswith(f"runs/{run}/") for run in still_open)}
     protected |= {*drops, "tracks/default/champion"}
