@@ -144,7 +144,6 @@ class Service:
         self._folder.require_there()
         self._intake.require_alive()
         monotonic = time.monotonic()
-        self._dispatcher.disk.keep_ballast()
         if self._settings.worker == "child":
             self._worker.keep_alive(monotonic)
         if self._settings.web.enabled:
@@ -207,8 +206,6 @@ class Service:
             part(now_ms())
         except Exception as error:  # a full disk or a locked database passes; the daemon must outlive it
             self._folder.require_there()
-            if self._dispatcher.disk.make_way(error):
-                return True
             if is_full(error):
                 log.warning("disk_full", error=str(error))
                 # To be ended for it by systemd would help nobody.

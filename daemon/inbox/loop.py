@@ -82,8 +82,6 @@ class IntakeLoop:
         except DropforgeError as error:
             log.warning("intake_trouble", error=error.message, hint=error.hint)
         except Exception as error:  # the thread must outlive whatever one file or a full disk does to it
-            if self._disk.make_way(error):
-                return 0
             if is_full(error):
                 log.warning("disk_full", error=str(error))
             else:

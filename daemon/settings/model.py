@@ -75,8 +75,6 @@ class DiskSettings(Frozen):
 
     low_water_bytes: int = Field(default=1_000_000_000, ge=0, le=_MOST_BYTES)
     """Free bytes on the state folder's disk under which no run begins and files stay in the inbox."""
-    ballast_bytes: int = Field(default=16_777_216, ge=0, le=1 << 40)
-    """Size of a file that is given up when the disk is full, so that this can be recorded; 0 keeps none."""
 
 
 class CostSettings(Frozen):

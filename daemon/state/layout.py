@@ -13,8 +13,6 @@ TROUBLES_NOTE = "troubles.json"
 GPU_NOTE = "gpu-lent.json"
 #: There while a restore is under way; no daemon starts beside it.
 RESTORING = "restoring.json"
-#: Given up when the disk is full, so that the failure can be recorded.
-BALLAST_NAME = "ballast"
 #: Held while a collection moves files away, and while a result is published.
 GC_LOCK_NAME = "gc.lock"
 #: What was collected and is about to be deleted.

@@ -47,7 +47,7 @@ def work_until_the_cut(folder: Path, mode: str, acknowledgements: int, mutation:
     with LoopDisk(folder / "first", 96) as disk:
         settings = (
             f'base_model = "{base}"\nrun_after_quiet_seconds = 0\n[intake]\nsettle_seconds = 0\n'
-            "[disk]\nlow_water_bytes = 0\nballast_bytes = 0\n[gc]\nautomatic = false\n"
+            "[disk]\nlow_water_bytes = 0\n[gc]\nautomatic = false\n"
         )
         # Or the cut takes it, too, and a run that is queued then has no base model ever after.
         durable.write_bytes(disk.place / "dropforge.toml", settings.encode())

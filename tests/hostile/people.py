@@ -35,7 +35,6 @@ run_after_quiet_seconds = 3600
 [tracks.support]
 [disk]
 low_water_bytes = 0
-ballast_bytes = 0
 [intake]
 settle_seconds = 0
 """

@@ -1,4 +1,4 @@
-"""Room on the disk: what a run is said to need beside what it takes, the low-water mark, the ballast."""
+"""Room on the disk: what a run is said to need beside what it takes, the low-water mark."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Run
-from daemon.storage.disk import Ballast, Disk, is_full
+from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import CHECKPOINTS, needed_bytes
 from daemon.system.processes import lock_holder
 from pipeline.config import EvaluateConfig, RunConfig, SplitConfig, TrainConfig
@@ -46,8 +46,8 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return say
 
 
-def disk(folder: Path, low: int = GB, ballast: int = 1000) -> Disk:
-    limits = DiskSettings(low_water_bytes=low, ballast_bytes=ballast)
+def disk(folder: Path, low: int = GB) -> Disk:
+    limits = DiskSettings(low_water_bytes=low)
     return Disk(Settings(state=str(folder), disk=limits))
 
 
@@ -194,45 +194,6 @@ def test_crossing_the_mark_leaves_one_event_each_way(tmp_path: Path, free: Calla
 )
 def test_sizes_are_said_in_the_units_of_disks(size: int, words: str) -> None:
     assert size_words(size) == words
-
-
-# --- the ballast
-
-
-def test_the_ballast_is_really_there_and_given_up_for_a_full_disk_alone(tmp_path: Path) -> None:
-    one = disk(tmp_path, low=0, ballast=3_000_000)
-    one.keep_ballast()
-    found = (tmp_path / "ballast").stat()
-    assert found.st_size == 3_000_000
-    assert found.st_blocks * 512 >= 3_000_000
-    assert not one.make_way(ValueError("something else"))
-    assert (tmp_path / "ballast").exists()
-    assert one.make_way(OSError(errno.ENOSPC, "full"))
-    assert not (tmp_path / "ballast").exists()
-    assert not one.make_way(OSError(errno.ENOSPC, "full")), "there is nothing left to give up"
-    one.keep_ballast()
-    assert (tmp_path / "ballast").stat().st_size == 3_000_000
-
-
-def test_the_ballast_is_made_again_only_where_there_is_room(tmp_path: Path, free: Callable[[int], None]) -> None:
-    one = disk(tmp_path, low=1000, ballast=1000)
-    free(2999)
-    one.keep_ballast()
-    assert not (tmp_path / "ballast").exists()
-    free(3000)
-    one.keep_ballast()
-    assert (tmp_path / "ballast").exists()
-
-
-def test_a_torn_ballast_is_made_anew_and_none_is_kept_if_none_is_wanted(tmp_path: Path) -> None:
-    ballast = Ballast(tmp_path / "ballast", 5000)
-    (tmp_path / "ballast").write_bytes(b"x")
-    assert not ballast.there
-    ballast.make()
-    assert ballast.there
-    nothing = Ballast(tmp_path / "none", 0)
-    assert nothing.there
-    assert not nothing.release()
 
 
 # --- the queue and the dispatcher
