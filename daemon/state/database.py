@@ -9,7 +9,7 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from daemon.state.database_file import (
     copy_database,
     how_to_restore,
     journal_mode,
-    refuse_other_tables,
     revision,
     with_pragmas,
 )
@@ -49,11 +48,9 @@ def open_engine(path: Path, *, keep: bool = False) -> Engine:
 
 
 def open_reader(path: Path) -> Engine:
-    """Return a read-only engine. Raises `DatabaseUnusable` if the database is missing or of an unreleased version."""
+    """Return a read-only engine. Raises `DatabaseUnusable` if the database is missing."""
     if not path.exists():
         raise DatabaseUnusable(f"there is no database {path}", "start the daemon once: dropforge run")
-    with closing(_connect_read_only(path)) as connection:
-        refuse_other_tables(connection, path)
     return _engine(path, partial(_connect_read_only, path), "BEGIN")
 
 
@@ -93,7 +90,7 @@ def migrate(path: Path) -> None:
     A verified copy of a database that is to be changed is put into `backups/` beside it first. Foreign keys are off
     meanwhile, since a table that is rebuilt would take its children's rows with it, and are checked before the commit.
     Call it while no other process has the database open: the journal mode is chosen here too. Raises
-    `DatabaseUnusable` if the database is newer than the program or of an unreleased one, or is none.
+    `DatabaseUnusable` if the database is newer than the program, or is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = _engine(path, partial(_connect, path, foreign_keys=False), "BEGIN IMMEDIATE")
@@ -102,7 +99,6 @@ def migrate(path: Path) -> None:
             _choose_journal(connection)
             old = revision(path)
             if old == newest_revision():
-                refuse_other_tables(_driver(connection), path)
                 return
             _refuse_newer(path, old)
             if old is not None:
@@ -215,7 +211,6 @@ def _upgrade(connection: Connection, path: Path) -> None:
     if broken:
         message = f"the database {path} has rows that refer to missing ones: {broken[0]}"
         raise DatabaseUnusable(message, how_to_restore(path))
-    refuse_other_tables(_driver(connection), path)
 
 
 def _unusable(error: DatabaseError, path: Path) -> DatabaseUnusable:

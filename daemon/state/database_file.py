@@ -5,13 +5,10 @@ Plain `sqlite3`: it must work on a database that the rest of the program refuses
 """
 
 import os
-import re
 import sqlite3
 import uuid
-import zlib
 from contextlib import closing
 from pathlib import Path
-from shlex import quote
 
 from pipeline import durable
 from pipeline.errors import DropforgeError
@@ -47,22 +44,6 @@ _NETWORK = frozenset(
         "smbfs",
     }
 )
-
-
-#: The newest migration, and the mark of each table after it, as `table_mark` gives it: a test says the new ones.
-TABLES_OF = "0001"
-TABLES = {
-    "attempt": "361e51cf",
-    "drop": "e1d1d0ba",
-    "event": "0ab8bc04",
-    "message": "f5ff7eb7",
-    "outbox": "e4a29af3",
-    "promotion": "7c17190c",
-    "run": "d3b53f1e",
-    "slot": "2d3e5bba",
-    "suspect": "eba18f83",
-    "track": "f5f08d4a",
-}
 
 
 class DatabaseUnusable(DropforgeError):
@@ -159,37 +140,6 @@ def revision(path: Path) -> str | None:
     except sqlite3.DatabaseError:
         return None
     return None if row is None else str(row[0])
-
-
-def table_mark(sql: str) -> str:
-    """Return a checksum of the words of a table's definition: of its columns, types and rules."""
-    return f"{zlib.crc32(' '.join(re.findall(r'[a-z0-9_]+', sql.lower())).encode()):08x}"
-
-
-def other_table(connection: sqlite3.Connection) -> str | None:
-    """
-    Return the first table that is not as the migration whose number the database has makes it; `None` if all are.
-
-    A program from between two releases may have made it: migrations are edited until they are released.
-    """
-    cursor = connection.cursor()
-    cursor.row_factory = None
-    made = dict(cursor.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
-    if "alembic_version" not in made:
-        return None
-    if cursor.execute("SELECT version_num FROM alembic_version").fetchone() != (TABLES_OF,):
-        return None
-    return next((name for name, mark in TABLES.items() if table_mark(made.get(name, "")) != mark), None)
-
-
-def refuse_other_tables(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise `DatabaseUnusable` if the database at `path` has the newest number, and other tables than this program."""
-    other = other_table(connection)
-    if other is not None:
-        message = f"the database {path} is of an unreleased version of dropforge: its table {other} is another one"
-        aside = f"{path.parent}.old"
-        anew = f"stop the daemon and begin anew: mv {quote(str(path.parent))} {quote(aside)}; dropforge run"
-        raise DatabaseUnusable(message, f"it cannot be upgraded; {anew}; drop the files in {aside}/drops again")
 
 
 def copy_database(source: Path, target: Path) -> dict[str, int]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from daemon.settings.model import Settings
-from daemon.state.database_file import BACKUPS, copy_database, refuse_other_tables, revision, verify
+from daemon.state.database_file import BACKUPS, copy_database, revision, verify
 from daemon.state.layout import DATABASE_NAME
 from daemon.storage.backup_names import (
     SETTINGS,
@@ -182,8 +182,6 @@ def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
     if schema is None:
         message = f"{root / DATABASE_NAME} has no schema: a daemon is at its first start"
         raise DropforgeError(message, "try again when it is ready")
-    with closing(sqlite3.connect(aside / DATABASE_NAME)) as connection:
-        refuse_other_tables(connection, root / DATABASE_NAME)
     files = {DATABASE_NAME: _seen(aside / DATABASE_NAME)}
     durable.write_json(aside / SETTINGS, settings.model_dump(mode="json"))
     files[SETTINGS] = _seen(aside / SETTINGS)

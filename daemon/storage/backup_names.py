@@ -17,7 +17,6 @@ from typing import Any
 from pydantic import ValidationError, create_model
 from sqlmodel import JSON, SQLModel
 
-from daemon.state.database_file import other_table
 from daemon.state.tables import EVERY
 from pipeline.errors import DropforgeError
 
@@ -79,9 +78,6 @@ def refuse_rows(database: Path) -> None:
     try:
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("PRAGMA trusted_schema=OFF")
-            if (other := other_table(connection)) is not None:
-                message = f"{database} is of an unreleased version of dropforge: its table {other} is another one"
-                raise DropforgeError(message, f"it cannot be upgraded; drop the files in {database.parent}/drops again")
             for kind, name in connection.execute("SELECT type, name FROM sqlite_master").fetchall():
                 if kind not in {"table", "index"}:
                     raise _refusal(f"{database} has a {kind} of its own, {name!r}, which would change rows later")
@@ -99,6 +95,8 @@ def _parse_rows(connection: sqlite3.Connection, database: Path, table: type[SQLM
     # Its fields without what SQLAlchemy does at each assignment: 2 us a row instead of 80.
     fields: dict[str, Any] = {key: (field.rebuild_annotation(), None) for key, field in table.model_fields.items()}
     model = create_model(table.__name__, **fields)
+    if any(hidden for *_, hidden in connection.execute(f'PRAGMA table_xinfo("{name}")')):
+        raise _refusal(f"table {name} of {database} has a generated column, whose values would change later")
     # Closed by name: an error that somebody keeps would keep the cursor, and that the file's lock.
     with closing(connection.execute(f'SELECT rowid, * FROM "{name}"')) as rows:  # noqa: S608 - our own word
         keys = [description[0] for description in rows.description][1:]

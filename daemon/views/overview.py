@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from daemon.champions.blockers import blocker, true_sentence
 from daemon.champions.review.blind_review import CHOSEN, Review, review_of
-from daemon.state.database_file import DatabaseUnusable, refuse_other_tables
+from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict, run_folder
 from daemon.state.sqlite_errors import in_words
@@ -143,7 +143,6 @@ class Overview:
     def __init__(self, state_folder: Path) -> None:
         """Look at `state_folder`, which need not exist."""
         self.folder = state_folder
-        self._is_ours = False
 
     def daemon(self) -> DaemonView:
         """Say whether a daemon holds the state folder's lock."""
@@ -307,9 +306,6 @@ class Overview:
             return []
         try:
             with reading(path) as base:
-                if not self._is_ours:
-                    refuse_other_tables(base, path)
-                    self._is_ours = True
                 return question(base)
         except sqlite3.DatabaseError as error:
             if "no such table" in str(error):

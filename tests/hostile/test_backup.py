@@ -317,7 +317,7 @@ def test_a_restore_on_a_full_disk_names_the_disk_and_can_be_done_again(
         assert (state / "models" / MODEL_ID / "model.safetensors").read_bytes() == b"weights"
 
 
-@pytest.mark.parametrize("kind", ["FIFO", "journal beside it", "row that leads elsewhere"])
+@pytest.mark.parametrize("kind", ["FIFO", "journal beside it", "row that leads elsewhere", "generated column"])
 def test_a_database_alone_is_looked_at_as_one_in_a_backup_is(
     lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path, record_property: Record, kind: str
 ) -> None:
@@ -331,6 +331,9 @@ def test_a_database_alone_is_looked_at_as_one_in_a_backup_is(
     elif kind.startswith("row"):
         with closing(sqlite3.connect(alone)) as connection, connection:
             connection.execute("UPDATE promotion SET model_path = '../..'")
+    elif kind.startswith("generated"):
+        with closing(sqlite3.connect(alone)) as connection, connection:
+            connection.execute("ALTER TABLE promotion ADD COLUMN later TEXT AS (model_path)")
     done = dropforge("restore", alone)
     record_property("probe", [f"restore: database, {kind}", "refused", done.err.splitlines()[0][:90]])
     assert (done.code, done.out, everything(lived_in.folder)) == (1, "", before)

@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -27,7 +27,6 @@ from daemon.state.database import (
     newest_revision,
     open_engine,
     open_reader,
-    open_writer,
     transaction,
 )
 from daemon.state.database_file import (
@@ -36,7 +35,6 @@ from daemon.state.database_file import (
     file_system,
     journal_mode,
     refuse_network,
-    table_mark,
 )
 from daemon.state.tables import Attempt, Event, Run
 
@@ -128,52 +126,10 @@ def test_migrating_twice_changes_nothing(path: Path) -> None:
     assert schema(path) == before
 
 
-def test_the_marks_are_those_of_the_tables_that_the_newest_migration_makes(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        made = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
-    marks = {name: table_mark(sql) for name, sql in sorted(made.items()) if name != "alembic_version"}
-    assert (newest_revision(), marks) == (database_file.TABLES_OF, database_file.TABLES)
-
-
-#: How a database of the same number may differ: a column that came, a table, and what a state was called.
-OTHERS = {
-    "run": "ALTER TABLE run DROP COLUMN place",
-    "outbox": "DROP TABLE outbox",
-    "drop": "UPDATE sqlite_master SET sql = replace(sql, 'suspended', 'held') WHERE name = 'drop'",
-}
-
-
-def change(path: Path, statement: str) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA writable_schema = ON")
-        connection.execute(statement)
-        connection.commit()
-
-
-@pytest.mark.parametrize("table", OTHERS)
-@pytest.mark.parametrize("opens", [migrate, open_reader, open_writer])
-def test_a_database_of_the_same_number_with_other_tables_is_refused(
-    path: Path, table: str, opens: Callable[[Path], object]
-) -> None:
-    change(path, OTHERS[table])
-    with pytest.raises(DatabaseUnusable, match=f"unreleased version of dropforge: its table {table} is") as caught:
-        opens(path)
-    assert f"mv '{path.parent}' '{path.parent}.old'" in caught.value.hint
-
-
-def test_such_a_database_is_not_upgraded_either(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    change(path, OTHERS["run"])
-    before = schema(path)
-    with_next_step(monkeypatch, path.parent / "steps", 'op.drop_index("message_kinds")')
-    monkeypatch.setattr(database_file, "TABLES_OF", "0002")
-    with pytest.raises(DatabaseUnusable, match="its table run is another one"):
-        migrate(path)
-    assert schema(path) == before
-
-
 def test_what_a_person_adds_to_the_database_is_let_be(path: Path) -> None:
-    change(path, "CREATE TABLE notes (id INTEGER)")
-    change(path, "CREATE INDEX mine ON run (gain)")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE notes (id INTEGER)")
+        connection.execute("CREATE INDEX mine ON run (gain)")
     migrate(path)
     open_reader(path)
 

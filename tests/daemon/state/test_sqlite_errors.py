@@ -160,23 +160,6 @@ def test_a_database_of_another_version_says_who_upgrades_it(workspace: Any, drop
     assert "is not of this version: no such column: drop.reason" in done.err
 
 
-def test_a_database_from_between_two_releases_is_refused_by_every_command(
-    workspace: Any, dropforge: Callable[..., Any]
-) -> None:
-    with workspace.engine.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE 'drop' RENAME COLUMN reason TO why")
-    for words in (*CHANGES, *QUESTIONS, *OTHERS):
-        done = dropforge(*words)
-        said = done.out if words == ("doctor",) else done.err
-        assert done.code == 1, words
-        assert f"{DATABASE_NAME} is of an unreleased version of dropforge: its table drop is another one" in said, words
-        assert "drop the files in" in said, words
-    # In a process of its own: what it takes and sets stays with it.
-    ((code, _, err),) = as_user(workspace.folder, ("run",))
-    assert (code, words_of(err)[-2:]) == (1, ["error:", "hint:"]), err
-    assert "its table drop is another one" in err
-
-
 def test_an_error_of_our_own_keeps_its_traceback(
     workspace: Any, dropforge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
