@@ -10,7 +10,7 @@ from pipeline.decide import guards, statistics
 from pipeline.decide.comparison import Comparison
 from pipeline.decide.explain import short_line
 from pipeline.decide.power import records_needed, smallest_gain
-from pipeline.decide.reasons import BLAMING, GUARD_REASONS, HARM_P_VALUE
+from pipeline.decide.reasons import GUARDS, HARM_P_VALUE
 from pipeline.decide.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.decide.statistics import Floats
 from pipeline.metrics.registry import METRICS
@@ -117,7 +117,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
         "too_few_records": few and gate.on != "seen",
         "harm_shown": harm_p_value <= HARM_P_VALUE,
         "nll_not_finite": any(row.guard == "nll" and row.candidate is None for row in failed),
-        **{GUARD_REASONS[row.guard]: True for row in failed},
+        **{GUARDS[row.guard].reason: True for row in failed},
         "p_above_limit": p_value > gate.p_value,
         "gain_below_minimum": not _is_large(gain, gate),
         "gain_from_new_data": wins and not _wins_without_new(part, rules),
@@ -188,7 +188,7 @@ def _outcome(reasons: Sequence[str], failed: Sequence[GuardResult], *, wins: boo
         return "insufficient_evidence"
     if "harm_shown" in reasons:
         return "worse"
-    p_values = [row.p_value for row in failed if row.guard in BLAMING and row.p_value is not None]
+    p_values = [row.p_value for row in failed if GUARDS[row.guard].blames and row.p_value is not None]
     sure = bool(p_values) and min(p_values) <= GUARD_HARM_P_VALUE
     if failed and (wins or sure or "nll_not_finite" in reasons):
         return "guard_failed"
@@ -201,8 +201,8 @@ def _blames(found: Decision, known: Known) -> bool:
 
     Where it knows none, as a base model does, nothing tells a bad drop from a good one.
     """
-    failed = {row.guard for row in found.guards if row.state == "failed"}
-    lost = found.outcome == "worse" or (found.outcome == "guard_failed" and bool(failed & BLAMING))
+    blamed = any(row.state == "failed" and GUARDS[row.guard].blames for row in found.guards)
+    lost = found.outcome == "worse" or (found.outcome == "guard_failed" and blamed)
     return lost and bool(known.drops)
 
 

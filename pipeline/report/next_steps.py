@@ -1,29 +1,19 @@
 """What a person can do after a verdict: each step with its command, where there is one."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
 from pipeline.decide.explain import lost_most
+from pipeline.decide.reasons import GENERAL_SHARE, GUARDS
 from pipeline.report.facts import NextStep
 from pipeline.words import count, listed, plain
 
 _KEPT = "No drop is suspended for this: all are trained on again, together with the next ones."
 #: More held-out records than so many times today's are no advice that anybody can follow.
 _MANY_TIMES = 10
-#: Rows of general text that are a start against forgetting, as a share of the task's.
-GENERAL_SHARE = 0.2
-#: What helps against a guard that shows harm of this model.
-_REMEDIES: Mapping[str, str] = {
-    "slice": "Drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin.",
-    "collapse": f"Mix general rows into the training (train.general_rows = {GENERAL_SHARE:g}, or more).",
-    "nll": "Train less or on cleaner answers (train.epochs, train.learning_rate); guards.nll is the margin.",
-    "empty": "Look for empty answers in the new drops; guards.degenerate is the margin.",
-    "truncated": "Look for long answers in the new drops, or raise evaluate.max_new_tokens.",
-    "looping": "Train less or set evaluate.repetition_penalty; guards.degenerate is the margin.",
-}
 
 
 def next_steps(
@@ -67,10 +57,10 @@ def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[Ne
     """Return what helps against the guards that failed; only where one of them blames drops, these are looked at."""
     config, run = spec.config, spec.run
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
-    remedies = dict.fromkeys(_REMEDIES[guard.guard] for guard in failed if guard.guard in _REMEDIES)
     steps = _against_forgetting([guard for guard in failed if guard.guard == "general"], dataset, config.train)
-    steps += [NextStep(words=words) for words in remedies]
-    steps += dict.fromkeys(step for guard in failed for step in _against(guard, config))
+    for told in dict.fromkeys(GUARDS[guard.guard] for guard in failed):
+        if told.remedy:
+            steps.append(NextStep(words=told.remedy, command=told.command.format(track=config.track_option) or None))
     if {guard.guard for guard in failed} == {"judge"}:
         steps.append(
             NextStep(
@@ -105,37 +95,6 @@ def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: 
             "more rows of the task do not help."
         ),
     ]
-
-
-def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
-    """Return what helps against one guard that is about no loss of this model."""
-    rollback = f"dropforge rollback{config.track_option}"
-    missing = guard.candidate is None
-    steps = {
-        "general_base": [
-            NextStep(words="Add general rows: they bring back what was lost; guards.general_base is the margin."),
-            NextStep(
-                words="Or let the champion before today's serve again, if it lost less.",
-                command=f"{rollback} --reason TEXT",
-            ),
-        ],
-        "anchor": [
-            NextStep(words="Drop more rows of that old kind to bring back what was lost; guards.anchor is the margin."),
-            NextStep(
-                words="Or let the champion that was better on it serve again.",
-                command=f"{rollback} --to GENERATION --reason TEXT",
-            ),
-        ],
-        "floor": [
-            NextStep(
-                words="Take the floor out, or drop rows that it can be scored by (guards.floors)."
-                if missing
-                else "Drop more rows of the kind that the floor asks for, or lower it (guards.floors)."
-            )
-        ],
-        "judge": [NextStep(words="Read the answers that changed, in the report, and see whether the judge is right.")],
-    }
-    return steps.get(guard.guard, [])
 
 
 def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:

@@ -3,34 +3,11 @@
 from pipeline.artifacts import Adapter, Dataset, Evaluation, GuardResult, Outcome, Verdict
 from pipeline.contract import StepSpec
 from pipeline.decide.explain import change_words, collapse_words, in_groups, lost_most
-from pipeline.decide.reasons import GUARD_REASONS, HARM_P_VALUE
+from pipeline.decide.reasons import GENERAL_SHARE, GUARDS, HARM_P_VALUE, REASONS, Failure
 from pipeline.report.facts import BlindReview, Reason, Story
-from pipeline.report.next_steps import GENERAL_SHARE, next_steps
+from pipeline.report.next_steps import next_steps
 from pipeline.words import beside, count, listed, luck, p_words, plain, signed
 
-#: What each code of a verdict's reasons means. `gain_from_new_data` is the only one that a promoted verdict can have.
-REASONS = {
-    "trained_on_heldout": "The new model was trained on records that it was to be judged on.",
-    "no_pinned_heldout": "The gate is to judge on a held-out set of your own, and none was dropped.",
-    "too_few_seen": "Too few held-out records of drops that the champion knows.",
-    "too_few_records": "There are too few held-out records for a verdict.",
-    "harm_shown": "The loss is larger than chance would explain.",
-    "nll_not_finite": "The new model's likelihood of the expected answers is not a number: it is broken.",
-    "slice_lost": "A slice lost.",
-    "general_lost": "General abilities were lost.",
-    "general_below_base": "General abilities are far below the base model's.",
-    "collapsed": "General questions are answered with labels, or hardly at all.",
-    "anchor_lost": "An old drop is far below what a former champion made of it.",
-    "nll_rose": "The references became less likely.",
-    "empty_rose": "More answers are empty.",
-    "truncated_rose": "More answers are cut off.",
-    "looping_rose": "More answers loop.",
-    "below_floor": "A score is below its floor, or was not measured.",
-    "judge_prefers_champion": "The judge prefers the champion's answers.",
-    "p_above_limit": "The gain could well be chance.",
-    "gain_below_minimum": "The gain is smaller than the settings ask for.",
-    "gain_from_new_data": "The gain is only there on records of drops that the champion never saw.",
-}
 _HEADLINES: dict[Outcome, str] = {
     "promoted": "The new model is better.",
     "worse": "The new model is worse. The champion stays.",
@@ -39,20 +16,14 @@ _HEADLINES: dict[Outcome, str] = {
     "guard_failed": "The new model loses something that it must not lose. The champion stays.",
     "contaminated": "This result cannot be trusted. The champion stays.",
 }
-#: What a failed guard found, where it is no loss of this model: it may have lost nothing, or others before it.
-_FOUND = {
-    "general_base": "What was lost since the base model, earlier champions included",
-    "anchor": "What was lost since a former champion, by all since then",
-    "floor": "What is not reached",
-    "judge": "What the judge says",
-}
 #: What the p-value of a blind review is read beside.
 _SURE_OF_REVIEW = 0.05
 
 
 def reasons(verdict: Verdict) -> tuple[Reason, ...]:
     """Return what stood against promotion, each code with its words."""
-    return tuple(Reason(code=code, words=REASONS[code]) for code in verdict.reasons)
+    failed = {GUARDS[guard.guard].reason: guard_words(guard) for guard in verdict.guards if guard.state == "failed"}
+    return tuple(Reason(code=code, words={**REASONS, **failed}[code]) for code in verdict.reasons)
 
 
 def tell(
@@ -82,8 +53,8 @@ def tell(
 
 def _guarded(verdict: Verdict) -> str:
     """Return the headline where a guard failed: what is beyond one is not always something that this model lost."""
-    failed = {guard.guard for guard in verdict.guards if guard.state == "failed"}
-    if failed and failed <= set(_FOUND):
+    failed = [guard for guard in verdict.guards if guard.state == "failed"]
+    if failed and all(GUARDS[guard.guard].found != Failure.found for guard in failed):
         return "The new model gains, but a guard stands against it. The champion stays."
     headline = _HEADLINES["guard_failed"]
     gains = not {"p_above_limit", "gain_below_minimum"} & set(verdict.reasons)
@@ -146,10 +117,10 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
         seen = count(evaluation.records_seen_by_candidate, "record")
         return [f"{seen} of those that it was judged on were among its training rows."]
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
-    lost = [f"{_FOUND.get(guard.guard, 'What it loses')}: {guard_words(guard)}." for guard in failed]
+    lost = [f"{GUARDS[guard.guard].found}: {guard_words(guard)}." for guard in failed]
     if verdict.outcome == "guard_failed" and lost:
         return [*([told["nll_not_finite"]] if "nll_not_finite" in told else []), *lost]
-    unsaid = {GUARD_REASONS[guard.guard] for guard in failed}
+    unsaid = {GUARDS[guard.guard].reason for guard in failed}
     if verdict.gain is None:
         unsaid.add("too_few_records")
     if verdict.outcome == "worse":

@@ -20,7 +20,7 @@ from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline import durable
 from pipeline.artifacts import Dataset, GuardResult, SliceResult, Verdict
 from pipeline.decide.explain import short_line
-from pipeline.decide.reasons import GUARD_REASONS
+from pipeline.decide.reasons import GUARDS
 from tests.daemon.inbox.test_intake import NOW, Box
 
 
@@ -69,7 +69,7 @@ def measure(box: Box, slices: tuple[SliceResult, ...]) -> None:
 def refuse(box: Box, slices: tuple[SliceResult, ...], lost: GuardResult, *reasons: str) -> None:
     """Let run 2 have gained on the champion and lost what a guard watches."""
     verdict = Verdict(
-        outcome="guard_failed", reasons=(GUARD_REASONS[lost.guard], *reasons), sentence="", metric="exact_match",
+        outcome="guard_failed", reasons=(GUARDS[lost.guard].reason, *reasons), sentence="", metric="exact_match",
         records=400, groups=400, candidate_score=90.6, champion_score=43.0, gain=47.6, slices=slices, guards=(lost,),
         candidate_model_id="newer", champion_model_id="new",
     )  # fmt: skip
