@@ -74,12 +74,12 @@ def main() -> int:
 
 def ours(folder: Path, mode: str, runs: int) -> Rate:
     """Time our queue."""
-    from sqlmodel import Session  # noqa: PLC0415
-
     from daemon.queue import run_queue  # noqa: PLC0415
+    from daemon.queue.claims import Claim  # noqa: PLC0415
+    from daemon.queue.scheduling import order  # noqa: PLC0415
     from daemon.state import database  # noqa: PLC0415
     from daemon.state.states import DropState  # noqa: PLC0415
-    from daemon.state.tables import Drop, Track  # noqa: PLC0415
+    from daemon.state.tables import Drop  # noqa: PLC0415
     from pipeline.config import RunConfig  # noqa: PLC0415
 
     database.migrate(folder / "state.db")
@@ -99,13 +99,17 @@ def ours(folder: Path, mode: str, runs: int) -> Rate:
         with database.transaction(engine) as session:
             run_queue.enqueue(session, "default", "drop", 1, 1)
 
-    def configure(_session: Session, _track: Track) -> RunConfig:
-        return config
+    def claim() -> Claim:
+        with database.transaction(engine) as session:
+            run = order.due_runs(session, 2)[0]
+            run_queue.begin(session, run, config, 2)
+            return run_queue.claim(session, run, 2)
 
-    rate = timed(
-        "dropforge", runs, enqueue, lambda: run_queue.claim(engine, 2, configure),
-        lambda claim: run_queue.finish(engine, claim, run_queue.Ending("worse", "it lost"), 3),
-    )  # fmt: skip
+    def finish(held: Claim) -> None:
+        with database.transaction(engine) as session:
+            run_queue.finish(session, held, run_queue.Ending("worse", "it lost"), 3)
+
+    rate = timed("dropforge", runs, enqueue, claim, finish)
     engine.dispose()
     return rate
 

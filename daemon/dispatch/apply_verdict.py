@@ -8,15 +8,15 @@ import shutil
 from pathlib import Path
 
 from sqlalchemy import Engine
-from sqlmodel import Session
 
 from daemon.champions import promotion
 from daemon.champions.blockers import blocker, true_sentence
 from daemon.champions.journal import history, require_generation
-from daemon.queue import claims, run_queue, suspects
+from daemon.queue import claims, run_queue, suspects, tracks
 from daemon.queue.yardstick import note_change
 from daemon.settings.model import Settings
 from daemon.state import run_files
+from daemon.state.database import transaction
 from daemon.state.states import AWAITING
 from daemon.state.tables import Run
 from daemon.system.sd_notify import showing_life
@@ -24,6 +24,27 @@ from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
 from pipeline.models.manifest import verify_manifest
+
+
+def fix_measures(engine: Engine, state_folder: Path, claim: claims.Claim, config: RunConfig, now: int) -> None:
+    """Fix on the track what its first verdict was made by, so that later runs are judged by the same measure."""
+    dataset = run_files.load_dataset(state_folder, claim.run_id)
+    report = run_files.load_evaluation(state_folder, claim.run_id)
+    if dataset is None or report is None:
+        return
+    # Smaller than the setting: more did not fit into memory.
+    ran_out = report.batch_size < config.evaluate.batch_size
+    tracks.fix_track(
+        engine,
+        claim,
+        now,
+        anew={"eval_batch_size"} if ran_out else (),
+        metric=dataset.metric,
+        max_new_tokens=dataset.max_new_tokens,
+        split=config.split.model_dump(),
+        eval_batch_size=report.batch_size,
+        noise=report.noise.model_dump() if report.noise else None,
+    )
 
 
 def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, now: int) -> tuple[str, str]:
@@ -45,20 +66,15 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(run_files.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
-    against: str | None = None
-
-    def still(session: Session, held: Run) -> None:
-        # In the transaction that ends the run: no champion changes between the look and what follows from it.
-        nonlocal against
+    ending = run_queue.Ending(outcome, sentence, _heldout_version(settings, verdict, claim), verdict.gain)
+    # In one transaction: no champion changes between the look at it, the end of the run and what follows from that.
+    with transaction(engine) as session:
+        held = run_queue.finish(session, claim, ending, now)
         if bound:
             require_generation(session, held.track, verdict.champion_generation)
         suspects.follow_verdict(session, settings, held, verdict, now)
-        if waits:
-            against = blocker(run_files.run_folder(root, claim.run_id), history(session, held.track))
         note_change(session, held, verdict, now)
-
-    ending = run_queue.Ending(outcome, sentence, _heldout_version(settings, verdict, claim), verdict.gain)
-    run_queue.finish(engine, claim, ending, now, still)
+        against = blocker(run_files.run_folder(root, claim.run_id), history(session, held.track)) if waits else None
     return outcome, true_sentence(claim.run_id, outcome, sentence, against)
 
 

@@ -13,24 +13,24 @@ from sqlmodel import Session
 
 from daemon.champions import journal, promotion
 from daemon.champions.hooks.training import TrainingHooks
-from daemon.dispatch.apply_verdict import conclude
+from daemon.dispatch.apply_verdict import conclude, fix_measures
 from daemon.dispatch.housekeeping import Upkeep, needs_gpu
 from daemon.dispatch.run_config import compose, warn_of_fixed
 from daemon.dispatch.spool import JobState, LocalExecutor, Spool
-from daemon.dispatch.stale_steps import invalidate, is_in_vain, up_to_date
+from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
 from daemon.dispatch.step_specs import key_of, spec_of
 from daemon.queue import attempts, cancelling, claims, run_queue, suspects, tracks
 from daemon.queue.scheduling import order
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
-from daemon.state.states import AttemptState
-from daemon.state.tables import Attempt, Run, Track
+from daemon.state.states import AttemptState, RunState
+from daemon.state.tables import Attempt, Run
 from daemon.state.troubles import RunsApart, Troubles
 from daemon.storage import gc
 from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import needed_bytes, of_waiting_drops, still_needed
-from pipeline.artifacts import Artifact, Verdict
+from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Step, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
@@ -101,7 +101,7 @@ class Dispatcher:
             self._asked_at = now
             self._due = now  # should the claim fail, on a full disk say, it is tried again
             suspects.go_on(self._engine, self._settings, now)
-            claim = None if low else run_queue.claim(self._engine, now, self._configure, ready=self._goes_on)
+            claim = None if low else self._claim(now)
             if claim is None:
                 self._due = order.next_due(self._engine)
                 return
@@ -151,6 +151,23 @@ class Dispatcher:
 
     # --- one claim
 
+    def _claim(self, now: int) -> claims.Claim | None:
+        """Take the first run in the order of the queue that can go on now; write on those before it why they cannot."""
+        with transaction(self._engine) as session:
+            for run in order.due_runs(session, now):
+                try:
+                    if run.config is None:
+                        config = self._config_of(session, run, now)
+                        if not run_queue.begin(session, run, config, now):
+                            continue
+                    if run.state == RunState.WAITING:
+                        self._require_room(run)
+                except DropforgeError as error:
+                    run_queue.put_off(session, run, error, now)
+                else:
+                    return run_queue.claim(session, run, now)
+        return None
+
     def _work_on(self, claim: claims.Claim, now: int) -> None:
         """Take every step with a run that can be taken now; one whose published files are damaged fails by name."""
         try:
@@ -171,7 +188,8 @@ class Dispatcher:
             log.info("run_cancelled", run=claim.run_id)
             self._drop(claim)
             return False
-        done, step = self._next(run, now)
+        invalidate_stale(self._engine, self._root, run, now)
+        done, step = self._next(run)
         if step is None:
             return self._conclude(claim, run, now)
         if self.draining:
@@ -199,14 +217,17 @@ class Dispatcher:
         if spec is None:
             # The daemon died between the attempt's row and its spec: the same attempt is ordered now, unless what it
             # goes on from stands no more.
-            done, step = self._next(run, now)
+            invalidate_stale(self._engine, self._root, run, now)
+            done, step = self._next(run)
             if step is None or step.name != attempt.step:
                 self._end(claim, attempt, AttemptState.LOST, now, "another step was to be done again before it began")
                 return True
             self._submit(run, attempt, done)
             return False
         state = self._executor.poll(spec)
-        if state is JobState.LOST and not self._ordered_again(spec):
+        if state is JobState.LOST and not self._was_ordered(spec):
+            self._executor.submit(spec)
+        elif state is JobState.LOST:
             self._end(claim, attempt, AttemptState.LOST, now, "its process vanished")
             self._after_death(claim, attempt, f"step {attempt.step}: its process vanished without a result", now)
             return False
@@ -232,7 +253,8 @@ class Dispatcher:
                 self._end(claim, attempt, AttemptState.FAILED, now, error.message)
                 self._after_failure(claim, error.message, error.hint, now, retryable=True)
                 return False
-            self._fix_track(claim, spec, artifact, now)
+            if isinstance(artifact, Verdict) and artifact.outcome != "insufficient_evidence":
+                fix_measures(self._engine, self._root, claim, spec.config, now)
             self._end(claim, attempt, AttemptState.PUBLISHED, now, None)
             log.info("step_published", run=claim.run_id, step=spec.step, seconds=round(result.seconds, 1))
             return True
@@ -279,16 +301,17 @@ class Dispatcher:
 
     # --- small parts
 
-    def _configure(self, session: Session, track: Track) -> RunConfig:
-        """Return what a new run of `track` is told; raises `DropforgeError` while it cannot run."""
+    def _config_of(self, session: Session, run: Run, now: int) -> RunConfig:
+        """Return the configuration of a run that begins now. Raises `DropforgeError` if its track cannot run."""
+        track = tracks.ensure_track(session, run.track, now)
         self.bases.require(track.name)
         config = compose(self._settings, track)
         warn_of_fixed(self._settings, track)
         self.disk.require(needed_bytes(config, *of_waiting_drops(session, track.name)))
         return config
 
-    def _goes_on(self, run: Run) -> None:
-        """Raise `DropforgeError` if a run with its snapshot cannot go on now, for want of room or for its own files."""
+    def _require_room(self, run: Run) -> None:
+        """Raise `DropforgeError` if a waiting run cannot go on now, for want of room or for its own files."""
         try:
             self._has_room(run)
         except (OSError, ValueError) as error:
@@ -298,9 +321,9 @@ class Dispatcher:
         """Raise `DropforgeError` if the disk has no room for the rest of a run, `CannotTell` if that is unknown."""
         self.disk.require(still_needed(self._root, run), margin=margin)
 
-    def _next(self, run: Run, now: int) -> tuple[dict[str, str], Step | None]:
-        """Return the run's steps that stand, with their artifacts, and the one to do now: `None` after the last."""
-        done = up_to_date(self._engine, self._root, run, now)
+    def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
+        """Return the run's published steps, with their artifacts, and the one to do now: `None` after the last."""
+        done = run_files.published(self._root, run.id or 0)
         dataset = run_files.load_dataset(self._root, run.id or 0)
         return done, next_step(done, dataset, RunConfig.model_validate(run.config))
 
@@ -309,28 +332,6 @@ class Dispatcher:
 
     def _submit(self, run: Run, attempt: Attempt, done: dict[str, str]) -> None:
         self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
-
-    def _fix_track(self, claim: claims.Claim, spec: StepSpec, artifact: Artifact, now: int) -> None:
-        """Fix on the track what its first verdict was made by, so that later runs are judged by the same measure."""
-        if not isinstance(artifact, Verdict) or artifact.outcome == "insufficient_evidence":
-            return
-        dataset = run_files.load_dataset(self._root, claim.run_id)
-        report = run_files.load_evaluation(self._root, claim.run_id)
-        if dataset is None or report is None:
-            return
-        # Smaller than the setting: more did not fit into memory.
-        ran_out = report.batch_size < spec.config.evaluate.batch_size
-        tracks.fix_track(
-            self._engine,
-            claim,
-            now,
-            anew={"eval_batch_size"} if ran_out else (),
-            metric=dataset.metric,
-            max_new_tokens=dataset.max_new_tokens,
-            split=spec.config.split.model_dump(),
-            eval_batch_size=report.batch_size,
-            noise=report.noise.model_dump() if report.noise else None,
-        )
 
     def _end(self, claim: claims.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
         attempts.end_attempt(self._engine, claim, attempt.id or 0, attempts.Ending(state, error), now)
@@ -385,10 +386,6 @@ class Dispatcher:
         path = self._root / folder / SPEC_NAME
         return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
 
-    def _ordered_again(self, spec: StepSpec) -> bool:
-        """Order an attempt again whose spec was written and whose place in the spool was not."""
-        place = self._root / spec.folder
-        if {path.name for path in place.iterdir()} != {SPEC_NAME}:
-            return False
-        self._executor.submit(spec)
-        return True
+    def _was_ordered(self, spec: StepSpec) -> bool:
+        """Return whether more came of an attempt than its spec: the daemon may have died before the spool's entry."""
+        return {path.name for path in (self._root / spec.folder).iterdir()} != {SPEC_NAME}

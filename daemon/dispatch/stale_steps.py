@@ -19,11 +19,14 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import Engine
+from sqlmodel import Session
 
 from daemon.champions.journal import champion
 from daemon.dispatch.run_config import compose
 from daemon.queue import run_queue
 from daemon.queue.attempts import published_attempts
+from daemon.queue.states import known_run
+from daemon.queue.tracks import ensure_track
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
@@ -67,18 +70,18 @@ class Remains:
         return f"{self.left}: {again}" if self.left else again
 
 
-def up_to_date(engine: Engine, state_folder: Path, run: Run, now: int) -> dict[str, str]:
-    """Take back the steps of a run in hand that are stale; return the others: step name → path of its artifact."""
+def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> None:
+    """Unpublish the steps of a run in hand that are stale."""
     run_id = run.id or 0
-    if run.config is not None and run_files.published(state_folder, run_id):
-        found = what_remains(engine, state_folder, run)
-        if found.left:
-            with transaction(engine) as session:
-                record_event(session, "run_began_again", now, track=run.track, run_id=run_id, reason=found.left)
-        if found.stale:
-            log.info("steps_taken_back", run=run_id, words=found.words)
-            _unpublish(state_folder, run_id, found.stale)
-    return run_files.published(state_folder, run_id)
+    if run.config is None or not run_files.published(state_folder, run_id):
+        return
+    found = what_remains(engine, state_folder, run)
+    if found.left:
+        with transaction(engine) as session:
+            record_event(session, "run_began_again", now, track=run.track, run_id=run_id, reason=found.left)
+    if found.stale:
+        log.info("steps_taken_back", run=run_id, words=found.words)
+        _unpublish(state_folder, run_id, found.stale)
 
 
 def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
@@ -90,11 +93,25 @@ def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
 
 def retry_words(engine: Engine, settings: Settings, run_id: int, now: int) -> str:
     """Return what a retry would keep and do again; empty if nobody can tell. Raises `DropforgeError` as `retry`."""
-    run = run_queue.preview_retry(engine, run_id, now, lambda _session, track: compose(settings, track))
+    with Session(engine, expire_on_commit=False) as session:  # never committed
+        state = run_queue.retry_in(session, run_id, now)
+        run = known_run(session, run_id)
+        if state == RunState.QUEUED or not _can_begin(session, settings, run, now):
+            return ""
+        session.expunge(run)
     try:
-        return "" if run is None else what_remains(engine, settings.state_folder, run).words
+        return what_remains(engine, settings.state_folder, run).words
     except run_files.ArtifactDamaged:
         return ""  # the run says so when it comes to it
+
+
+def _can_begin(session: Session, settings: Settings, run: Run, now: int) -> bool:
+    """Begin a run by today's settings, in a transaction that is not committed; return whether it could."""
+    try:
+        config = compose(settings, ensure_track(session, run.track, now))
+    except DropforgeError:
+        return False  # the run says so when it comes to it
+    return run_queue.begin(session, run, config, now)
 
 
 def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str | None = None) -> tuple[str, str]:

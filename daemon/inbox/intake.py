@@ -16,14 +16,16 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from daemon.inbox.answers import receipts
-from daemon.inbox.answers.follow_up import follow_up, held_out_already, pinned_drops
 from daemon.inbox.answers.receipts import Document, Filing
+from daemon.inbox.answers.remarks import pinned_already, too_few
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
+from daemon.queue import run_queue, tracks
 from daemon.queue.suspects import is_on_trial
+from daemon.queue.yardstick import accepted_rows, pinned_drops
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
@@ -132,7 +134,8 @@ class Intake:
         if stuck is not None and identity(stuck[0].info) == identity(source.info):
             return self._file_away(*stuck, source.now)
         with transaction(self._engine) as session:
-            source = source._replace(earlier=_earlier(session, source), pinned=pinned_drops(session, settled))
+            pinned = pinned_drops(session, settled.track) if settled.role == "train" else ()
+            source = source._replace(earlier=_earlier(session, source), pinned=pinned)
             finished = self._finish_earlier(session, source)
             full = "" if finished is not None else self.limit.why_full(session, settled, source.info)
         if finished is not None:
@@ -205,14 +208,31 @@ class Intake:
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
-        held_out = held_out_already(drop, counts.pinned)
+        held_out = pinned_already(drop.name, counts.pinned, drop.rows)
         with transaction(self._engine) as session:
-            run, lacks = follow_up(session, self._settings, drop, source.now, counts.metric)
-            notices = (*validation.warnings, *held_out, *lacks)
+            tracks.ensure_track(session, drop.track, source.now)
+            session.add(drop)
+            session.flush()
+            queued = run_queue.enqueue_for_drop(session, self._settings, drop, source.now)
+            run = None if queued is None else queued.id
+            lacks = self._lacks(session, drop, counts.metric)
+            notices = (
+                *validation.warnings,
+                *_notice("held_out", counts.pinned, held_out),
+                *_notice("too_few_rows", drop.rows, lacks),
+            )
             _record(session, drop, source, notices, run=run, file_sha256=sha256, kinds=noted_kinds(validation))
         receipt = receipts.receipt(drop, run, None, notices, sha256)
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
         return self._answer(source, drop, receipt, run, errors)
+
+    def _lacks(self, session: Session, drop: Drop, metric: str | None) -> str | None:
+        """Return in words why the track of a new drop cannot get a verdict, if it cannot; `metric` is a likely one."""
+        track = self._settings.track(drop.track)
+        if drop.state != DropState.ACCEPTED or (drop.role == "heldout" and track.gate.on != "pinned"):
+            return None
+        fixed, rows = accepted_rows(session, drop.track)
+        return too_few(drop.track, track, fixed or metric, rows)
 
     def _reject(self, source: _Source, validation: Validation, reason: str, sha256: str) -> Outcome:
         """Record a bad file, unless a daemon that died recorded this very one already."""
@@ -289,6 +309,10 @@ class Intake:
 
 def _shown(settled: Settled) -> str:
     return printable(os.fsdecode(settled.name))
+
+
+def _notice(kind: str, rows: int, words: str | None) -> tuple[Notice, ...]:
+    return () if words is None else (Notice(kind=kind, key=None, rows=rows, message=words),)
 
 
 def _outcome(settled: Settled, kind: Kind, message: str) -> Outcome:

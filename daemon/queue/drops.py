@@ -11,7 +11,6 @@ from sqlmodel import Session, select
 
 from daemon.queue import cancelling, run_queue, suspects
 from daemon.queue.snapshots import next_drops, waiting_drops
-from daemon.queue.yardstick import records_came
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
@@ -54,8 +53,7 @@ def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop
         _set(session, drop, DropState.ACCEPTED, None)
         _record(session, "drop_accepted", drop, word)
         session.flush()
-        if records_came(session, settings, drop.track):
-            _enqueue(session, settings, drop.track, word.at)
+        run_queue.enqueue_for_drop(session, settings, drop, word.at)
         return drop
 
 
@@ -79,7 +77,7 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
         cancelled = cancelling.cancel_made_from(session, drop, word.at)
         begun = None
         if cancelled and waiting_drops(session, drop.track):
-            begun = _enqueue(session, settings, drop.track, word.at)
+            begun = run_queue.enqueue_when_quiet(session, settings, drop.track, word.at)
         searched = any(session.get_one(Run, run).trigger == SEARCH for run in cancelled)
         if searched and any(other.role == "train" for other in next_drops(session, drop.track)):
             # A person asked for it, whatever else begins runs on the track.
@@ -108,17 +106,8 @@ def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Dro
             cancelling.call_off(session, trial, word.at, f"drop {drop.id} ({drop.name}) was restored")
         _record(session, "drop_restored", drop, word)
         session.flush()
-        if drop.role == "train" or records_came(session, settings, drop.track):
-            _enqueue(session, settings, drop.track, word.at)
+        run_queue.enqueue_for_drop(session, settings, drop, word.at)
         return drop
-
-
-def _enqueue(session: Session, settings: Settings, name: str, now: int) -> Run | None:
-    """Start a run of track `name` as a new drop would; return `None` where a new drop would start none."""
-    if name not in settings.track_names:
-        return None
-    track = settings.track(name)
-    return run_queue.enqueue_when_quiet(session, name, track, now) if track.trigger in {"drop", "both"} else None
 
 
 def _known(session: Session, drop_id: int) -> Drop:

@@ -6,23 +6,23 @@ somebody else's. Every time is in whole milliseconds since the epoch and given b
 """
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, bindparam, func
+from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
 from daemon.queue.claims import Claim, held_run, require_not_cancelled
-from daemon.queue.scheduling.order import due_runs
 from daemon.queue.snapshots import next_drops, retake_snapshot, take_snapshot
 from daemon.queue.states import RETRIABLE, Move, change, known_run
 from daemon.queue.tracks import ensure_track
-from daemon.settings.model import RetrySettings, TrackSettings
+from daemon.queue.yardstick import records_came
+from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import SEARCH, TRIAL, RunState, state_words
-from daemon.state.tables import Drop, Run, Track, promotion_of
+from daemon.state.tables import Drop, Run, promotion_of
 from daemon.state.troubles import SetApart
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
@@ -32,7 +32,6 @@ CONFIGURE_AGAIN_MS = 30_000
 LONGEST_BACKOFF_MS = 3_600_000
 
 # Made once, like those of `claims`.
-_RUNNING = select(func.count()).select_from(Run).where(Run.state == RunState.RUNNING)
 _OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
 #: Largest seed that training takes.
 _MOST_SEED = 4_294_967_295
@@ -81,13 +80,26 @@ def enqueue(session: Session, track: str, trigger: str, now: int, not_before: in
     return run
 
 
-def enqueue_when_quiet(session: Session, name: str, track: TrackSettings, now: int) -> Run:
+def enqueue_for_drop(session: Session, settings: Settings, drop: Drop, now: int) -> Run | None:
+    """
+    Queue the run that a drop starts, in the caller's transaction, which has added the drop; `None` if it starts none.
+
+    Training records start a run; pinned records only where the track's last run ended for want of them.
+    """
+    starts = drop.role == "train" or records_came(session, settings, drop.track)
+    return enqueue_when_quiet(session, settings, drop.track, now) if starts else None
+
+
+def enqueue_when_quiet(session: Session, settings: Settings, name: str, now: int) -> Run | None:
     """
     Open track `name`'s queued run for a new drop, or put it off until the track is quiet again.
 
     Never further than `run_after_at_most_seconds` from when the run was opened: drops that keep coming cannot postpone
-    it for ever. Works in the caller's transaction.
+    it for ever. Works in the caller's transaction. Returns `None` if drops start no run of this track.
     """
+    track = settings.track(name) if name in settings.track_names else None
+    if track is None or track.trigger == "nightly":
+        return None
     opened = _opened(session, name)
     since = now if opened is None else opened.created_at
     latest = since + round(track.run_after_at_most_seconds * 1000)
@@ -114,48 +126,50 @@ def enqueue_by_hand(engine: Engine, track: str, now: int, trigger: str = "hand")
         return run.id or 0, drops
 
 
-def claim(
-    engine: Engine,
-    now: int,
-    configure: Callable[[Session, Track], RunConfig],
-    limit: int | None = 1,
-    ready: Callable[[Run], None] = lambda _run: None,
-) -> Claim | None:
+def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
     """
-    Take the next run that is due, or return `None` if there is none or `limit` runs are running already.
+    Give a run that is due its configuration and its snapshot; return whether it can be claimed.
 
-    They are claimed in the order of `scheduling.order`, those of paused tracks not at all. A queued run takes its
-    snapshot here: the track's accepted drops and what `configure` gives. So does one that a person retried, of the
-    drops that it had.
-    If `configure` raises `DropforgeError` the run stays where it is with the error on its row and is tried again after
-    30 s, or the pause of `SetApart`; so does a waiting run for which `ready` raises it. A run without any training
-    drop is cancelled. `configure` and `ready` must be quick and must not open a transaction of their own: they are
-    called while the write lock is held.
+    The snapshot is the track's accepted drops; that of a run that a person retried, those of its drops that still are.
+    A run without any training drop is cancelled.
     """
-    with transaction(engine) as session:
-        if limit is not None and session.exec(_RUNNING).one() >= limit:
-            return None
-        for run in due_runs(session, now):
-            if run.config is None and not _begin(session, run, now, configure):
-                continue
-            if run.state == RunState.WAITING and not _goes_on(session, run, now, ready):
-                continue
-            held = Claim(_id(run), uuid.uuid4().hex)
-            values = {"token": held.token, "started_at": run.started_at or now}
-            change(session, run, Move(RunState.RUNNING, "run_claimed", values), now)
-            return held
-    return None
+    snapshot = take_snapshot(session, run) if run.snapshot is None else retake_snapshot(session, run)
+    if not snapshot:
+        reason = f"no accepted drop of track {run.track} is left to train on"
+        values = {"error": reason, "hint": f"drop a file into the inbox of track {run.track}"}
+        change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, {"reason": reason}), now)
+        return False
+    if run.trigger == TRIAL:
+        # Another draw: what the seed did to the run that was worse must not be held against a drop once more.
+        seed = (config.train.seed + _id(run)) % (_MOST_SEED + 1)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+    if config.train.search.when == "asked" and run.trigger != SEARCH:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"search": SearchConfig()})})
+    run.snapshot, run.config = snapshot, config.model_dump(mode="json")
+    run.error = run.hint = None
+    session.add(run)
+    return True
 
 
-def finish(
-    engine: Engine,
-    claim: Claim,
-    ending: Ending,
-    now: int,
-    still: Callable[[Session, Run], None] = lambda _session, _run: None,
-) -> None:
+def put_off(session: Session, run: Run, error: DropforgeError, now: int) -> None:
+    """Write on a due run why it cannot be claimed, with an event the first time; it is due again after a pause."""
+    if (run.error, run.hint) != (error.message, error.hint):
+        record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
+    run.error, run.hint, run.not_before = error.message, error.hint, now + _pause_ms(error)
+    session.add(run)
+
+
+def claim(session: Session, run: Run, now: int) -> Claim:
+    """Take a due run that has begun, in the transaction that found it due."""
+    held = Claim(_id(run), uuid.uuid4().hex)
+    values = {"token": held.token, "started_at": run.started_at or now}
+    change(session, run, Move(RunState.RUNNING, "run_claimed", values), now)
+    return held
+
+
+def finish(session: Session, claim: Claim, ending: Ending, now: int) -> Run:
     """
-    End the run with its verdict, unless `still` raises, in the same transaction, that it does not hold any more.
+    End the run with its verdict, in the transaction that does what follows from it; return the run.
 
     Raises `LostClaim`, or `Cancelled` if a person cancelled the run and its model does not serve yet.
     """
@@ -168,12 +182,11 @@ def finish(
         "hint": None,
         "cancel_requested": False,
     }
-    with transaction(engine) as session:
-        run = held_run(session, claim)
-        if promotion_of(session, claim.run_id) is None:
-            require_not_cancelled(run)
-        still(session, run)
-        change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": ending.outcome}), now)
+    run = held_run(session, claim)
+    if promotion_of(session, claim.run_id) is None:
+        require_not_cancelled(run)
+    change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": ending.outcome}), now)
+    return run
 
 
 def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetrySettings) -> RunState:
@@ -234,26 +247,13 @@ def retry(engine: Engine, run_id: int, now: int) -> RunState:
     Raises `DropforgeError` for any other run, and for one without a snapshot whose track has an open run already.
     """
     with transaction(engine) as session:
-        return _retry(session, run_id, now)
+        return retry_in(session, run_id, now)
 
 
 def require_retriable(engine: Engine, run_id: int) -> None:
     """Raise `DropforgeError` if `retry` would refuse the run for the state that it is in."""
     with transaction(engine) as session:
         _retriable(session, run_id)
-
-
-def preview_retry(
-    engine: Engine, run_id: int, now: int, configure: Callable[[Session, Track], RunConfig]
-) -> Run | None:
-    """Return a run as it would go on after `retry`, which raises the same; `None` if it would not. Writes nothing."""
-    with Session(engine, expire_on_commit=False) as session:  # never committed
-        _retry(session, run_id, now)
-        run = known_run(session, run_id)
-        if run.state == RunState.QUEUED or not _begin(session, run, now, configure):
-            return None
-        session.expunge(run)
-        return run
 
 
 def rescue(engine: Engine, now: int) -> list[Claim]:
@@ -267,7 +267,8 @@ def rescue(engine: Engine, now: int) -> list[Claim]:
     return claims
 
 
-def _retry(session: Session, run_id: int, now: int) -> RunState:
+def retry_in(session: Session, run_id: int, now: int) -> RunState:
+    """Do the same in the caller's transaction."""
     run = _retriable(session, run_id)
     to = RunState.QUEUED if run.snapshot is None else RunState.WAITING
     opened = _opened(session, run.track)
@@ -277,50 +278,6 @@ def _retry(session: Session, run_id: int, now: int) -> RunState:
     cleared: dict[str, object] = dict.fromkeys(("config", "ended_at", "error", "hint"))
     values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now, "place": 0}
     return change(session, run, Move(to, "run_retried", values), now)
-
-
-def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, Track], RunConfig]) -> bool:
-    """Give a run its snapshot and configuration; say whether it can be claimed."""
-    track = ensure_track(session, run.track, now)
-    try:
-        config = configure(session, track)
-    except DropforgeError as error:
-        _put_off(session, run, error, now)
-        return False
-    snapshot = take_snapshot(session, run) if run.snapshot is None else retake_snapshot(session, run)
-    if not snapshot:
-        reason = f"no accepted drop of track {run.track} is left to train on"
-        values = {"error": reason, "hint": f"drop a file into the inbox of track {run.track}"}
-        change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, {"reason": reason}), now)
-        return False
-    if run.trigger == TRIAL:
-        # Another draw: what the seed did to the run that was worse must not be held against a drop once more.
-        seed = (config.train.seed + _id(run)) % (_MOST_SEED + 1)
-        config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
-    if config.train.search.when == "asked" and run.trigger != SEARCH:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"search": SearchConfig()})})
-    run.snapshot, run.config = snapshot, config.model_dump(mode="json")
-    run.error = run.hint = None
-    session.add(run)
-    return True
-
-
-def _goes_on(session: Session, run: Run, now: int, ready: Callable[[Run], None]) -> bool:
-    """Say whether nothing stands in the way of a waiting run."""
-    try:
-        ready(run)
-    except DropforgeError as error:
-        _put_off(session, run, error, now)
-        return False
-    return True
-
-
-def _put_off(session: Session, run: Run, error: DropforgeError, now: int) -> None:
-    """Write on a run that cannot be claimed what stands in its way, with an event the first time."""
-    if (run.error, run.hint) != (error.message, error.hint):
-        record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
-    run.error, run.hint, run.not_before = error.message, error.hint, now + _pause_ms(error)
-    session.add(run)
 
 
 def _pause_ms(error: DropforgeError) -> int:

@@ -249,10 +249,8 @@ def _run_again(session: Session, settings: Settings, suspect: Suspect, now: int)
     all_drops = session.exec(select(Drop.id).where(Drop.track == suspect.track)).all()
     ids = _accepted(session, {drop for drop in all_drops if drop} - _known(session, suspect.track))
     session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))
-    if ids and suspect.track in settings.track_names:
-        track = settings.track(suspect.track)
-        if track.trigger in {"drop", "both"}:
-            run_queue.enqueue_when_quiet(session, suspect.track, track, now)
+    if ids:
+        run_queue.enqueue_when_quiet(session, settings, suspect.track, now)
 
 
 # --- what is asked

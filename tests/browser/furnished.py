@@ -23,6 +23,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, Curve, Progress
 from pipeline.models.manifest import write_manifest
 from pipeline.report.write import write_report
+from tests import run_owner
 from tests.daemon.conftest import BASE_ID, LivedIn
 
 HOUR_MS = 3_600_000
@@ -60,7 +61,7 @@ def begin(made: LivedIn, rank: int = 16) -> claims.Claim:
         salt="s",
         train=TrainConfig(rank=rank, alpha=2 * rank),
     )
-    claim = run_queue.claim(made.engine, made.tick(), lambda _session, _track: config)
+    claim = run_owner.claim(made.engine, made.tick(), lambda _session, _track: config)
     assert claim is not None
     return claim
 
@@ -88,7 +89,7 @@ def judge(made: LivedIn, cards: Any, claim: claims.Claim, outcome: str, over: in
         candidate = promotion.Candidate("default", run, model, f"models/{model}", over, verdict.sentence)
         promotion.promote(made.engine, root, candidate, made.tick())
     ending = run_queue.Ending(AWAITING if waits else verdict.outcome, verdict.sentence)
-    run_queue.finish(made.engine, claim, ending, made.tick())
+    run_owner.finish(made.engine, claim, ending, made.tick())
     return run
 
 

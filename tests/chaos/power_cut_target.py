@@ -31,6 +31,7 @@ from daemon.system.clock import now_ms
 from pipeline import durable
 from pipeline.config import RunConfig
 from pipeline.contract import RESULT_NAME, Attempt, StepResult
+from tests import run_owner
 from tests.chaos.scripted_steps import ARTIFACTS
 
 Say = Callable[..., None]
@@ -101,10 +102,10 @@ def queue_(house: House, say: Say) -> None:
         with transaction(house.engine) as session:
             number = run_queue.enqueue(session, "default", "drop", now_ms(), 0).id
         say("queued", number)
-        claim = run_queue.claim(house.engine, now_ms(), lambda _session, _track: config)
+        claim = run_owner.claim(house.engine, now_ms(), lambda _session, _track: config)
         assert claim is not None
         say("running", number)
-        run_queue.finish(house.engine, claim, run_queue.Ending("worse", "worse"), now_ms())
+        run_owner.finish(house.engine, claim, run_queue.Ending("worse", "worse"), now_ms())
         say("succeeded", number)
 
 

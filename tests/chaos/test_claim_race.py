@@ -23,6 +23,7 @@ from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Event, Run, Track
 from pipeline.config import RunConfig
+from tests import run_owner
 
 PROCESSES = 4
 
@@ -116,7 +117,7 @@ def race(path: Path, begin: str) -> None:
     claims, lock_errors = [], 0
     while True:
         try:
-            claim = run_queue.claim(engine, 100, configure, limit=None)
+            claim = run_owner.claim(engine, 100, configure)
             if claim is None:
                 break
             claims.append(claim.run_id)
@@ -124,7 +125,7 @@ def race(path: Path, begin: str) -> None:
             lock_errors += 1
             continue
         try:
-            run_queue.finish(engine, claim, run_queue.Ending("worse", "it lost"), 200)
+            run_owner.finish(engine, claim, run_queue.Ending("worse", "it lost"), 200)
         except (OperationalError, LostClaim):
             lock_errors += 1
     print(json.dumps({"claims": claims, "lock_errors": lock_errors}))

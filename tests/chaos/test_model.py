@@ -42,6 +42,7 @@ from pipeline.artifacts import Model, Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id
+from tests import run_owner
 from tests.chaos.faults import Death, Trouble
 from tests.chaos.house import MEMORY, START, Daemon, build, records
 from tests.chaos.invariants import broken
@@ -239,7 +240,8 @@ class House(RuleBasedStateMachine):
 
         def act() -> None:
             suspects.go_on(self.daemon.engine, self.daemon.settings, self.now)
-            run_queue.claim(self.daemon.engine, self.now, configure)
+            if not self.claims():
+                run_owner.claim(self.daemon.engine, self.now, configure)
 
         self.do(act)
         self.world.go_on(self.now)
@@ -275,7 +277,7 @@ class House(RuleBasedStateMachine):
 
         def conclude(claim: Claim) -> None:
             follow = self._following("worse" if worse else "not_shown_better")
-            run_queue.finish(self.daemon.engine, claim, run_queue.Ending("worse", "it lost"), self.now, follow)
+            run_owner.finish(self.daemon.engine, claim, run_queue.Ending("worse", "it lost"), self.now, follow)
 
         self._end(conclude)
         self.world.judge(number, self.now, worse=worse)
@@ -306,9 +308,9 @@ class House(RuleBasedStateMachine):
             try:
                 promotion.promote(self.daemon.engine, self.daemon.root, candidate, self.now)
             except Blocked:
-                run_queue.finish(self.daemon.engine, claim, run_queue.Ending(AWAITING, "better"), self.now, follow)
+                run_owner.finish(self.daemon.engine, claim, run_queue.Ending(AWAITING, "better"), self.now, follow)
             else:
-                run_queue.finish(self.daemon.engine, claim, run_queue.Ending("promoted", "better"), self.now, follow)
+                run_owner.finish(self.daemon.engine, claim, run_queue.Ending("promoted", "better"), self.now, follow)
 
         self._end(conclude)
         if name in self.world.blocked:
@@ -341,7 +343,7 @@ class House(RuleBasedStateMachine):
                 require_generation(session, run.track, generation)
                 self._following("promoted")(session, run)
 
-            run_queue.finish(self.daemon.engine, claim, run_queue.Ending(AWAITING, "better"), self.now, still=still)
+            run_owner.finish(self.daemon.engine, claim, run_queue.Ending(AWAITING, "better"), self.now, still)
 
         self._end(conclude)
         self.world.wait(number, self.now)
@@ -412,7 +414,7 @@ class House(RuleBasedStateMachine):
         for claim in self.old_claims:
             if claim.token not in tokens:
                 with pytest.raises(LostClaim):
-                    run_queue.finish(
+                    run_owner.finish(
                         self.daemon.engine, claim, run_queue.Ending("promoted", "from the grave"), self.now
                     )
 
@@ -468,7 +470,7 @@ class House(RuleBasedStateMachine):
             with pytest.raises(Cancelled):
                 promotion.promote(self.daemon.engine, self.daemon.root, candidate, self.now)
             with pytest.raises(Cancelled):
-                run_queue.finish(self.daemon.engine, claim, run_queue.Ending("worse", "it lost"), self.now)
+                run_owner.finish(self.daemon.engine, claim, run_queue.Ending("worse", "it lost"), self.now)
 
         def act() -> None:
             for claim in self._cancelled_claims():

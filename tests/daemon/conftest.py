@@ -27,6 +27,7 @@ from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
+from tests import run_owner
 
 SCRIPT = Path(os.environ.get("TESTED_BIN", Path(sys.executable).parent)) / "dropforge"  # see tests/test_installation.py
 START = 1_764_000_000_000
@@ -56,7 +57,7 @@ class LivedIn:
     def claim(self) -> claims.Claim:
         """Let the next run begin."""
         config = RunConfig(track="default", base_model="/base", base_model_id=BASE_ID, salt="s")
-        claim = run_queue.claim(self.engine, self.tick(), lambda _session, _track: config)
+        claim = run_owner.claim(self.engine, self.tick(), lambda _session, _track: config)
         assert claim is not None
         return claim
 
@@ -104,7 +105,7 @@ class LivedIn:
         candidate = promotion.Candidate("default", claim.run_id, MODEL_ID, f"models/{MODEL_ID}", 0, verdict.sentence)
         promotion.promote(self.engine, root, candidate, self.tick())
         ending = run_queue.Ending(verdict.outcome, verdict.sentence, gain=verdict.gain)
-        run_queue.finish(self.engine, claim, ending, self.tick())
+        run_owner.finish(self.engine, claim, ending, self.tick())
 
     def fail(self, claim: claims.Claim) -> None:
         """Let the run end without a verdict."""

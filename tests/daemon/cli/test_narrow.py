@@ -12,6 +12,7 @@ import pytest
 from rich.cells import cell_len
 
 from daemon.queue import run_queue
+from tests import run_owner
 from tests.daemon.conftest import lines
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
@@ -36,7 +37,7 @@ def odd(lived_in: Any) -> Any:
     """The workspace `lived_in` with drops and runs in high numbers, and a file of an odd name."""
     claim = run_queue.rescue(lived_in.engine, lived_in.tick())[0]
     ending = run_queue.Ending("not_shown_better", "a sentence that is longer than any line of a list " * 3, gain=-12.3)
-    run_queue.finish(lived_in.engine, claim, ending, lived_in.tick())
+    run_owner.finish(lived_in.engine, claim, ending, lived_in.tick())
     lived_in.take(ODD, lines("x"))
     return lived_in
 
@@ -62,7 +63,7 @@ def test_a_verdict_in_a_list_is_a_word_and_a_number(odd: Any) -> None:
 def test_a_gain_beside_a_failed_guard_is_said_to_be_the_tasks(lived_in: Any) -> None:
     claim = run_queue.rescue(lived_in.engine, lived_in.tick())[0]
     sentence = "guard failed (builtin −6.0 points): +47.6 points on the task"
-    run_queue.finish(lived_in.engine, claim, run_queue.Ending("guard_failed", sentence, gain=47.6), lived_in.tick())
+    run_owner.finish(lived_in.engine, claim, run_queue.Ending("guard_failed", sentence, gain=47.6), lived_in.tick())
     for command in ("runs", "status"):
         (line,) = (line for line in on_terminal(lived_in.folder, command) if "guard failed" in line)
         assert line.endswith("guard failed, task +47.6")
@@ -73,7 +74,7 @@ def test_a_list_of_runs_says_that_a_model_answers_questions_with_labels(lived_in
     claim = run_queue.rescue(lived_in.engine, lived_in.tick())[0]
     labels = "; answers 18 of 38 general questions with a label of the training data"
     ending = run_queue.Ending("not_shown_better", f"not shown better: +4.7 points{labels}", gain=4.7)
-    run_queue.finish(lived_in.engine, claim, ending, lived_in.tick())
+    run_owner.finish(lived_in.engine, claim, ending, lived_in.tick())
     for command in ("runs", "status"):
         text = " ".join(" ".join(line.split()) for line in on_terminal(lived_in.folder, command))
         assert f"not better +4.7{labels}" in text

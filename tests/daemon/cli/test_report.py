@@ -18,6 +18,7 @@ from daemon.state.tables import Run, Track
 from pipeline import durable
 from pipeline.artifacts import NoiseFloor
 from pipeline.report.write import write_report
+from tests import run_owner
 
 Command = Callable[..., Any]
 Lines = list[dict[str, Any]]
@@ -36,7 +37,7 @@ def end(made: Any, cards: Any, outcome: str, change: Callable[[Lines], Lines] = 
     for step, fields in edits.items():
         value = durable.read_json(home / f"{step}.json")
         durable.write_json(home / f"{step}.json", {**value, **fields})
-    run_queue.finish(made.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), made.tick())
+    run_owner.finish(made.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), made.tick())
     return int(claim.run_id)
 
 

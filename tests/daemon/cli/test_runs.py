@@ -23,6 +23,7 @@ from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.contract import StepResult
+from tests import run_owner
 from tests.chaos.house import records
 from tests.daemon.champions.test_approval import House
 from tests.daemon.conftest import lines
@@ -219,13 +220,13 @@ def test_logs_follow_a_run_until_it_is_over(lived_in: Any, script: Command, tmp_
 def test_logs_of_a_run_that_has_not_begun_are_waited_for(
     lived_in: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_queue.finish(lived_in.engine, claim_of(lived_in, 3), run_queue.Ending("worse", "no"), lived_in.tick())
+    run_owner.finish(lived_in.engine, claim_of(lived_in, 3), run_queue.Ending("worse", "no"), lived_in.tick())
     lived_in.take("late.jsonl", lines("late"))
     assert dropforge("logs", "4").err.startswith("error: run 4 has no log")
     happens = iter((lambda: None, lambda: lived_in.attempt(lived_in.claim(), "prepare"), lambda: end(lived_in)))
 
     def end(workspace: Any) -> None:
-        run_queue.finish(workspace.engine, claim_of(workspace, 4), run_queue.Ending("worse", "no"), workspace.tick())
+        run_owner.finish(workspace.engine, claim_of(workspace, 4), run_queue.Ending("worse", "no"), workspace.tick())
 
     monkeypatch.setattr("daemon.cli.runs.time.sleep", lambda _seconds: next(happens)())
     ended = dropforge("logs", "4", "--follow")

@@ -246,6 +246,13 @@ def test_an_idle_dispatcher_asks_the_queue_only_when_somebody_has_changed_it(
     assert run_row(engine).state == RunState.SUCCEEDED, "nobody told that its time had come"
 
 
+def test_nothing_is_claimed_while_a_run_is_in_hand(engine: Engine, dispatcher: Dispatcher) -> None:
+    for now, name in enumerate("ab", NOW):
+        add_drop(engine, name)
+        dispatcher.tick(now)
+    assert [run_row(engine, number).state for number in (1, 2)] == [RunState.RUNNING, RunState.QUEUED]
+
+
 def test_a_claim_that_failed_is_tried_again(
     engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -620,7 +627,7 @@ def test_a_crash_between_the_attempts_row_and_its_spec_orders_the_same_attempt(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
     add_drop(engine, "a")
-    claim = run_queue.claim(engine, NOW, dispatcher._configure)
+    claim = dispatcher._claim(NOW)
     assert claim is not None
     attempts.begin_attempt(engine, claim, "prepare", NOW)
     ticks(new_dispatcher(engine, settings, executor))

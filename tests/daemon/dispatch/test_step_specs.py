@@ -16,6 +16,7 @@ from daemon.state.tables import Attempt, Drop, Run
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.contract import StepSpec, TwinRun
+from tests import run_owner
 from tests.daemon.conftest import BASE_ID, MODEL_ID
 from tests.made_artifacts import made_adapter
 
@@ -34,7 +35,7 @@ def end_worse(made: Any, claim: Claim, champion: str) -> None:
     def still(session: Session, run: Run) -> None:
         suspects.follow_verdict(session, made.settings, run, said, made.now)
 
-    run_queue.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
+    run_owner.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
 
 
 def spec(made: Any, claim: Claim) -> StepSpec:

@@ -15,6 +15,7 @@ from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import AWAITING, DropState
 from daemon.state.tables import Drop, Event
+from tests import run_owner
 
 
 def told(lived_in: Any) -> list[Text]:
@@ -109,7 +110,7 @@ def awaiting(new_workspace: Callable[[], Any]) -> tuple[Any, Any]:
 
 def test_a_win_that_waits_says_how_to_take_it(new_workspace: Callable[[], Any]) -> None:
     made, claim = awaiting(new_workspace)
-    run_queue.finish(made.engine, claim, run_queue.Ending(AWAITING, "promoted: +4.0 points"), made.tick())
+    run_owner.finish(made.engine, claim, run_queue.Ending(AWAITING, "promoted: +4.0 points"), made.tick())
     (waits,) = told(made)
     assert (waits.level, waits.title) == ("warning", "[dropforge] WAITS FOR APPROVAL: default, run 1")
     assert waits.body.splitlines() == [

@@ -18,6 +18,7 @@ from daemon.state.states import SEARCH
 from daemon.state.tables import Drop, Event, Run
 from pipeline.errors import DropforgeError
 from pipeline.steps import STEPS
+from tests import run_owner
 from tests.chaos.house import DAY, records
 from tests.daemon.champions.test_approval import MANUAL, House
 
@@ -385,7 +386,7 @@ def test_a_run_that_is_to_be_cancelled_gets_no_verdict(house: House, outcome: st
     house.withdraw(1)
     claim = Claim(1, house.row(1).token or "")
     with pytest.raises(Cancelled):
-        run_queue.finish(house.daemon.engine, claim, run_queue.Ending(outcome, "it did"), house.now)
+        run_owner.finish(house.daemon.engine, claim, run_queue.Ending(outcome, "it did"), house.now)
     candidate = promotion.Candidate("default", 1, "m", "models/m", 0, "better", claim.token)
     with pytest.raises(Cancelled):
         promotion.promote(house.daemon.engine, house.root, candidate, house.now)

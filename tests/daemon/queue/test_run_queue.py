@@ -10,12 +10,13 @@ from daemon.queue import attempts, cancelling, run_queue, snapshots, states, tra
 from daemon.queue import states as run_states
 from daemon.queue.claims import Claim, LostClaim
 from daemon.queue.run_queue import Failure
-from daemon.settings.model import RetrySettings, TrackSettings
+from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import AttemptState, DropState, RunState
 from daemon.state.tables import Attempt, Drop, Event, Run, Track
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import DropforgeError
+from tests import run_owner
 
 RETRY = RetrySettings(limit=3, backoff_seconds=30.0, deaths=2)
 BROKEN = Failure("no memory left", "lower train.batch_size", retryable=True)
@@ -59,7 +60,7 @@ def queue_run(engine: Engine, track: str = "default", now: int = 0, not_before: 
 
 
 def take(engine: Engine, now: int = 100) -> Claim:
-    claim = run_queue.claim(engine, now, configure)
+    claim = run_owner.claim(engine, now, configure)
     assert claim is not None
     return claim
 
@@ -92,11 +93,13 @@ def test_drops_of_one_track_share_its_one_queued_run_and_put_it_off(engine: Engi
 
 
 def test_drops_that_keep_coming_do_not_put_a_run_off_for_ever(engine: Engine) -> None:
-    track = TrackSettings(run_after_quiet_seconds=60, run_after_at_most_seconds=300)
+    settings = Settings(run_after_quiet_seconds=60, run_after_at_most_seconds=300)
     due = []
     for now in range(0, 600_000, 30_000):
         with transaction(engine) as session:
-            due.append(run_queue.enqueue_when_quiet(session, "default", track, now).not_before)
+            run = run_queue.enqueue_when_quiet(session, settings, "default", now)
+            assert run is not None
+            due.append(run.not_before)
     assert due[:3] == [60_000, 90_000, 120_000]
     assert max(due) == due[-1] == 300_000
 
@@ -183,7 +186,7 @@ def test_a_claimed_run_has_a_snapshot_of_the_accepted_drops_of_its_track(engine:
 
 def test_a_later_run_has_the_old_drops_too_and_leaves_their_first_run(engine: Engine) -> None:
     first = start_run(engine)
-    run_queue.finish(engine, first, run_queue.Ending("promoted", "better"), 200)
+    run_owner.finish(engine, first, run_queue.Ending("promoted", "better"), 200)
     queue_run(engine)
     second = take(engine)
     assert [row["id"] for row in load(engine, second.run_id).snapshot or ()] == [1, 2]
@@ -193,7 +196,7 @@ def test_a_later_run_has_the_old_drops_too_and_leaves_their_first_run(engine: En
 
 def test_a_run_is_not_claimed_before_its_time(engine: Engine) -> None:
     run_id = queue_run(engine, not_before=60_000)
-    assert run_queue.claim(engine, 59_999, configure) is None
+    assert run_owner.claim(engine, 59_999, configure) is None
     assert take(engine, 60_000).run_id == run_id
 
 
@@ -212,22 +215,6 @@ def test_a_run_that_waits_since_a_clock_that_was_ahead_is_claimed_when_it_is_rig
     assert take(engine, now=2 * HOUR_MS).run_id == run_id
 
 
-def test_nothing_is_claimed_while_a_run_is_running(engine: Engine) -> None:
-    first, second = queue_run(engine, "a"), queue_run(engine, "b")
-    claim = take(engine)
-    assert claim.run_id == first
-    assert run_queue.claim(engine, 100, configure) is None
-    run_queue.finish(engine, claim, run_queue.Ending("promoted", "better"), 200)
-    assert take(engine).run_id == second
-
-
-def test_a_limit_says_how_many_runs_may_run(engine: Engine) -> None:
-    for name in "abc":
-        queue_run(engine, name)
-    claims = [run_queue.claim(engine, 100, configure, limit=2) for _ in range(3)]
-    assert [claim is not None for claim in claims] == [True, True, False]
-
-
 def test_a_waiting_run_goes_before_an_older_queued_one_and_keeps_its_snapshot(engine: Engine) -> None:
     older, newer = queue_run(engine, "a", not_before=500), queue_run(engine, "b")
     claim = take(engine, 100)
@@ -243,7 +230,7 @@ def test_a_waiting_run_goes_before_an_older_queued_one_and_keeps_its_snapshot(en
 def test_the_oldest_of_two_waiting_runs_goes_first(engine: Engine) -> None:
     claims = [start_run(engine)]
     queue_run(engine, "other")
-    claims += [claim for claim in [run_queue.claim(engine, 100, configure, limit=2)] if claim is not None]
+    claims.append(take(engine))
     for claim in reversed(claims):
         run_queue.interrupt(engine, claim, 200)
     assert take(engine, 300).run_id == claims[0].run_id
@@ -255,15 +242,15 @@ def test_a_run_that_cannot_be_configured_stays_queued_says_why_once_and_lets_oth
     def only_b(session: Session, track: Track) -> RunConfig:
         return (refuse if track.name == "a" else configure)(session, track)
 
-    claim = run_queue.claim(engine, 100, only_b)
+    claim = run_owner.claim(engine, 100, only_b)
     assert claim is not None
     assert claim.run_id == other
     run = load(engine, blocked)
     assert (run.state, run.error, run.hint, run.not_before) == (
         RunState.QUEUED, "the base model is gone", "set base_model", 30_100,
     )  # fmt: skip
-    run_queue.finish(engine, claim, run_queue.Ending("promoted", "better"), 200)
-    assert run_queue.claim(engine, 30_100, refuse) is None
+    run_owner.finish(engine, claim, run_queue.Ending("promoted", "better"), 200)
+    assert run_owner.claim(engine, 30_100, refuse) is None
     assert events(engine, blocked) == ["run_queued", "run_blocked"]
     assert take(engine, 60_100).run_id == blocked
     assert load(engine, blocked).error is None
@@ -271,7 +258,7 @@ def test_a_run_that_cannot_be_configured_stays_queued_says_why_once_and_lets_oth
 
 def test_a_blocked_run_marks_no_drop_as_seen(engine: Engine) -> None:
     queue_run(engine)
-    run_queue.claim(engine, 100, refuse)
+    run_owner.claim(engine, 100, refuse)
     with transaction(engine) as session:
         assert snapshots.waiting_drops(session, "default") == 1
 
@@ -281,7 +268,7 @@ def test_a_run_with_nothing_left_to_train_on_is_cancelled_with_its_reason(engine
         drop(session, role="heldout")
         drop(session, state=DropState.WITHDRAWN)
         run_id = run_queue.enqueue(session, "default", "drop", 0, 0).id or 0
-    assert run_queue.claim(engine, 100, configure) is None
+    assert run_owner.claim(engine, 100, configure) is None
     run = load(engine, run_id)
     assert (run.state, run.error) == (RunState.CANCELLED, "no accepted drop of track default is left to train on")
     with transaction(engine) as session:
@@ -296,7 +283,7 @@ def test_claiming_counts_nothing(engine: Engine) -> None:
 # --- what an owner may do, and nobody else
 
 OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
-    "finish": lambda engine, claim: run_queue.finish(engine, claim, run_queue.Ending("promoted", "better"), 300),
+    "finish": lambda engine, claim: run_owner.finish(engine, claim, run_queue.Ending("promoted", "better"), 300),
     "fail": lambda engine, claim: run_queue.fail(engine, claim, BROKEN, 300, RETRY),
     "interrupt": lambda engine, claim: run_queue.interrupt(engine, claim, 300),
     "died": lambda engine, claim: run_queue.died(engine, claim, run_queue.Death("killed"), 300, RETRY),
@@ -329,7 +316,7 @@ def test_an_owner_with_an_old_token_changes_nothing(engine: Engine, name: str) -
 @pytest.mark.parametrize("name", OWNERS)
 def test_an_owner_of_a_run_that_has_ended_changes_nothing(engine: Engine, name: str) -> None:
     claim = start_run(engine)
-    run_queue.finish(engine, claim, run_queue.Ending("worse", "it lost"), 200)
+    run_owner.finish(engine, claim, run_queue.Ending("worse", "it lost"), 200)
     before = (load(engine, claim.run_id), events(engine))
     with pytest.raises(LostClaim):
         OWNERS[name](engine, claim)
@@ -339,15 +326,14 @@ def test_an_owner_of_a_run_that_has_ended_changes_nothing(engine: Engine, name: 
 def test_a_token_of_one_run_is_worth_nothing_for_another(engine: Engine) -> None:
     first = start_run(engine)
     queue_run(engine, "other")
-    second = run_queue.claim(engine, 100, configure, limit=2)
-    assert second is not None
+    second = take(engine)
     with pytest.raises(LostClaim):
-        run_queue.finish(engine, replace(first, run_id=second.run_id), run_queue.Ending("promoted", "better"), 300)
+        run_owner.finish(engine, replace(first, run_id=second.run_id), run_queue.Ending("promoted", "better"), 300)
 
 
 def test_a_finished_run_has_its_verdict_and_its_end(engine: Engine) -> None:
     claim = start_run(engine)
-    run_queue.finish(engine, claim, run_queue.Ending("not_shown_better", "no gain was shown"), 900)
+    run_owner.finish(engine, claim, run_queue.Ending("not_shown_better", "no gain was shown"), 900)
     run = load(engine, claim.run_id)
     assert (run.state, run.outcome, run.sentence) == (RunState.SUCCEEDED, "not_shown_better", "no gain was shown")
     assert (run.ended_at, run.token) == (900, None)
@@ -420,7 +406,7 @@ def test_a_waiting_run_is_cancelled_at_once(engine: Engine) -> None:
         run.error, run.hint = "its process vanished", "wait"
     assert cancelling.cancel(engine, claim.run_id, 300) == RunState.CANCELLED
     assert (load(engine, claim.run_id).error, load(engine, claim.run_id).hint) == (None, None)
-    assert run_queue.claim(engine, 400, configure) is None
+    assert run_owner.claim(engine, 400, configure) is None
 
 
 def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) -> None:
@@ -491,7 +477,7 @@ def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancell
     claim = start_run(engine)
     with pytest.raises(DropforgeError, match="is running"):
         run_queue.retry(engine, claim.run_id, 200)
-    run_queue.finish(engine, claim, run_queue.Ending("promoted", "better"), 300)
+    run_owner.finish(engine, claim, run_queue.Ending("promoted", "better"), 300)
     with pytest.raises(DropforgeError, match="succeeded"):
         run_queue.retry(engine, claim.run_id, 400)
     with pytest.raises(DropforgeError, match="has ended already: succeeded"):
@@ -505,7 +491,7 @@ def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Eng
     assert new.token != old.token
     run = load(engine, old.run_id)
     assert (run.state, run.failures, run.deaths) == (RunState.RUNNING, 0, 0)
-    run_queue.finish(engine, new, run_queue.Ending("promoted", "better"), 400)
+    run_owner.finish(engine, new, run_queue.Ending("promoted", "better"), 400)
 
 
 def test_every_state_a_run_can_be_in_has_its_exits_written_down() -> None:
@@ -622,9 +608,9 @@ def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(eng
     def changed(session: Session, track: Track) -> RunConfig:
         return configure(session, track).model_copy(update={"train": TrainConfig(batch_size=2)})
 
-    assert run_queue.claim(engine, 300, refuse) is None
+    assert run_owner.claim(engine, 300, refuse) is None
     assert "the base model is gone" in (load(engine, claim.run_id).error or "")
-    again = run_queue.claim(engine, 300 + run_queue.CONFIGURE_AGAIN_MS, changed)
+    again = run_owner.claim(engine, 300 + run_queue.CONFIGURE_AGAIN_MS, changed)
     assert again is not None
     run = load(engine, again.run_id)
     assert (run.id, run.error) == (claim.run_id, None)
@@ -663,7 +649,7 @@ def test_a_search_that_is_to_be_asked_for_is_left_out_of_other_runs(
 ) -> None:
     queued = queue_run(engine, now=1_000, not_before=HOUR_MS)
     assert run_queue.enqueue_by_hand(engine, "default", 2_000, trigger)[0] == queued, "the drop's run, which waited"
-    claim = run_queue.claim(engine, 3_000, configure_search(when))
+    claim = run_owner.claim(engine, 3_000, configure_search(when))
     assert claim is not None
     config = RunConfig.model_validate(load(engine, claim.run_id).config)
     assert bool(config.train.search.space) is searches

@@ -20,6 +20,7 @@ from daemon.state.states import AWAITING, DropState, PromotionState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
+from tests import run_owner
 
 DAY = 86_400_000
 SETTINGS = Settings(run_after_quiet_seconds=0)
@@ -58,7 +59,7 @@ class Box:
             return row.id or 0
 
     def claim(self) -> Run:
-        claim = run_queue.claim(self.engine, self.tick(), configure)
+        claim = run_owner.claim(self.engine, self.tick(), configure)
         assert claim is not None
         return self.row(claim.run_id)
 
@@ -72,7 +73,7 @@ class Box:
             self.serve(run)
         self.tick()
         claim = Claim(run.id or 0, run.token or "")
-        run_queue.finish(self.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), self.now, still)
+        run_owner.finish(self.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), self.now, still)
 
     def serve(self, run: Run) -> None:
         """Make a run's model the champion."""
@@ -106,7 +107,7 @@ class Box:
     def trial(self) -> Run | None:
         """Let the daemon be idle: queue the next trial, if there is one, and begin it."""
         self.go_on()
-        claim = run_queue.claim(self.engine, self.tick(), configure)
+        claim = run_owner.claim(self.engine, self.tick(), configure)
         run = None if claim is None else self.row(claim.run_id)
         assert run is None or run.trigger == "trial", "an ordinary run goes first"
         return run
@@ -658,7 +659,7 @@ def test_a_drop_whose_trial_won_and_waits_is_in_a_run_again_where_that_trial_is_
         suspects.follow_verdict(session, box.settings, held, WINS, box.now)
 
     claim = Claim(trial.id or 0, trial.token or "")
-    run_queue.finish(box.engine, claim, run_queue.Ending(AWAITING, "better"), box.tick(), still)
+    run_owner.finish(box.engine, claim, run_queue.Ending(AWAITING, "better"), box.tick(), still)
     assert box.states() == {1: "accepted", 2: "accepted", 3: "on trial", 4: "accepted"}
     done = drops.withdraw(box.engine, 1, Word("wrong customer", box.tick()), box.settings)
     assert done.cancelled == [trial.id]

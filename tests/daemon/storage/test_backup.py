@@ -38,6 +38,7 @@ from daemon.storage.restore import refuse_half_restored, restore
 from daemon.system.processes import FileLock, lock_holder
 from pipeline import durable
 from pipeline.errors import DropforgeError
+from tests import run_owner
 from tests.daemon.conftest import MODEL_ID, LivedIn, lines
 
 MODEL = f"models/{MODEL_ID}"
@@ -94,7 +95,7 @@ def test_a_backup_with_models_has_that_of_a_win_that_waits_for_approval(served: 
     (run,) = [row for row in rows(served.settings, Run) if row.state == "running"]
     place = served.settings.state_folder / "runs" / str(run.id)
     durable.write_json(place / "decide.json", {"outcome": "promoted", "candidate_model_id": folder.name})
-    run_queue.finish(
+    run_owner.finish(
         served.engine, claims.Claim(run.id, run.token), run_queue.Ending("awaiting_approval", "better"), served.tick()
     )
     made = make(served.settings, tmp_path / "kept", with_models=True)

@@ -271,7 +271,7 @@ def test_a_run_whose_base_was_damaged_waits_and_holds_up_nobody(dispatcher: Disp
         weights.write_bytes(b"cut")
         dispatcher.tick(NOW)
     else:
-        claim = run_queue.claim(dispatcher._engine, NOW, dispatcher._configure)
+        claim = dispatcher._claim(NOW)
         assert claim is not None
         dispatcher._claims = [claim]
         weights.write_bytes(b"cut")

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import pytest
 from sqlalchemy import Engine, event
 
-from daemon.queue import run_queue
 from daemon.queue.scheduling import order
 from daemon.state.states import OPEN_STATES
 from daemon.system.processes import FileLock
 from daemon.views.overview import NotThere, Overview
 from pipeline import durable
 from pipeline.config import RunConfig
+from tests import run_owner
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_claiming_and_intake_look_at_no_whole_history(lived_in: Any) -> None:
     engine = lived_in.engine
 
     def ask() -> None:
-        run_queue.claim(engine, lived_in.tick(), lambda _session, _track: CONFIG, limit=9)
+        run_owner.claim(engine, lived_in.tick(), lambda _session, _track: CONFIG)
         order.next_due(engine)
         lived_in.take("again.jsonl", '{"instruction": "say a", "output": "a"}\n')
         lived_in.take("bad.jsonl", "no record")

@@ -13,6 +13,7 @@ from daemon.state.database import transaction
 from daemon.state.tables import Run
 from daemon.views.overview import Overview
 from pipeline.artifacts import DropLoss, Verdict
+from tests import run_owner
 
 Command = Callable[..., Any]
 
@@ -30,7 +31,7 @@ def end_worse(made: Any, claim: Claim, losses: tuple[DropLoss, ...] = ()) -> Non
     def still(session: Session, run: Run) -> None:
         suspects.follow_verdict(session, made.settings, run, said, made.now)
 
-    run_queue.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
+    run_owner.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from daemon.web.app import make_app
 from daemon.web.security import cookie_name
 from pipeline import durable
 from pipeline.report.write import write_report
+from tests import run_owner
 from tests.daemon.web.conftest import HERE, TOKEN
 
 MARKUP = "<script>alert(1)</script>\x1b[31m\u202e"
@@ -35,7 +36,7 @@ def won(new_workspace: Callable[[], Any], made_reports: Any) -> Any:
     attempt, verdict = made_reports.case(root, "promoted", marked, run=claim.run_id)
     verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
     durable.write_json(root / "runs/1/decide.json", verdict.model_dump(mode="json"))
-    run_queue.finish(made.engine, claim, run_queue.Ending(AWAITING, verdict.sentence), made.tick())
+    run_owner.finish(made.engine, claim, run_queue.Ending(AWAITING, verdict.sentence), made.tick())
     with Session(made.engine) as session, session.begin():
         run = session.get_one(Run, 1)
         run.config = {**(run.config or {}), "gate": {"approval": "manual", "review": 2}}

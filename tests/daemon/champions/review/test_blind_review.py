@@ -18,6 +18,7 @@ from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.errors import DropforgeError
 from pipeline.report.write import write_report
+from tests import run_owner
 
 ASKED = 6
 
@@ -35,7 +36,7 @@ class Reviewed:
         durable.write_json(self.root / "runs/1/decide.json", verdict.model_dump(mode="json"))
         self.card = self.root / str(verdict.report)
         ending = run_queue.Ending(AWAITING if outcome == "promoted" else verdict.outcome, verdict.sentence)
-        run_queue.finish(made.engine, claim, ending, made.tick())
+        run_owner.finish(made.engine, claim, ending, made.tick())
         with Session(made.engine) as session, session.begin():
             run = session.get_one(Run, 1)
             run.config = {**(run.config or {}), "gate": {"approval": "manual", "review": ASKED}}

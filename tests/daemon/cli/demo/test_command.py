@@ -12,6 +12,7 @@ from daemon.queue import run_queue
 from daemon.state.tables import Drop, Run, Suspect
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
+from tests import run_owner
 
 Command = Callable[..., Any]
 
@@ -37,7 +38,7 @@ def judged(made: Any, outcome: str, *, doubted: bool) -> list[str]:
             (drop,) = session.exec(select(Drop).where(Drop.first_run == run.id)).all()
             session.add(Suspect(track=run.track, drop_id=drop.id or 0, blamed_run=run.id or 0, opened_at=made.now))
 
-    run_queue.finish(made.engine, second, run_queue.Ending(outcome, "so it is"), made.tick(), still=also)
+    run_owner.finish(made.engine, second, run_queue.Ending(outcome, "so it is"), made.tick(), also)
     overview = Overview(made.settings.state_folder)
     return command.unexpected(overview, overview.run(1), overview.run(2))
 

@@ -13,6 +13,7 @@ from daemon.queue.scheduling import order
 from daemon.settings.model import RetrySettings
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
+from tests import run_owner
 
 Command = Callable[..., Any]
 CODES = (
@@ -35,7 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("outcome", "code"), CODES)
 def test_the_exit_code_says_which_verdict(alive: Any, dropforge: Command, outcome: str, code: int) -> None:
     ending = run_queue.Ending(outcome, f"it is {outcome}", gain=1.5)
-    run_queue.finish(alive.engine, claimed(alive), ending, alive.tick())
+    run_owner.finish(alive.engine, claimed(alive), ending, alive.tick())
     ended = dropforge("wait", "3")
     assert (ended.code, ended.out.endswith(f"it is {outcome}\n")) == (code, True)
     found = dropforge("wait", "3", "--json")
@@ -84,7 +85,7 @@ def test_a_timeout_has_its_own_code_and_says_how_far_it_is(dropforge: Command) -
 
 def test_a_win_that_waits_for_a_person_has_no_verdict_yet(alive: Any, dropforge: Command) -> None:
     ending = run_queue.Ending("awaiting_approval", "better", gain=3.0)
-    run_queue.finish(alive.engine, claimed(alive), ending, alive.tick())
+    run_owner.finish(alive.engine, claimed(alive), ending, alive.tick())
     ended = dropforge("wait", "3", "--timeout", "0")
     assert (ended.code, "waits for approval: dropforge promote 3" in ended.err) == (15, True)
 
@@ -117,7 +118,7 @@ def test_it_ends_when_the_verdict_falls(alive: Any, dropforge: Command) -> None:
     claim = claimed(alive)
     ending = run_queue.Ending("worse", "worse by 3 points", gain=-3.0)
     seen = threading.Event()
-    real = run_queue.finish
+    real = run_owner.finish
     fall = threading.Thread(target=lambda: (seen.wait(60), real(alive.engine, claim, ending, alive.tick())))
     fall.start()
     asked = wait._state
@@ -145,7 +146,7 @@ def test_while_it_waits_it_says_how_far_the_run_is(
     def mark(found: Any) -> tuple[object, ...]:
         more = next(done, None)
         if more is None:
-            run_queue.finish(alive.engine, claimed(alive), run_queue.Ending("promoted", "better"), alive.tick())
+            run_owner.finish(alive.engine, claimed(alive), run_queue.Ending("promoted", "better"), alive.tick())
         else:
             alive.progress(alive.settings.state_folder / "runs/3/attempts/train-1", more)
         return asked(found)

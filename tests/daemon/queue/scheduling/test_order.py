@@ -12,6 +12,7 @@ from daemon.state.states import TRIAL
 from daemon.state.tables import Drop, Event, Run, Track
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
+from tests import run_owner
 
 
 def configure(_session: Session, track: Track) -> RunConfig:
@@ -42,7 +43,7 @@ def queue_runs(engine: Engine, *names: str) -> list[int]:
 
 
 def claim(engine: Engine, now: int = 100) -> Claim:
-    found = run_queue.claim(engine, now, configure, limit=None)
+    found = run_owner.claim(engine, now, configure)
     assert found is not None
     return found
 

@@ -13,6 +13,7 @@ from daemon.state.events import Word
 from daemon.state.tables import Drop, Event, Track
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
+from tests import run_owner
 
 WORD = Word("the card is lent out", 50, "ada")
 
@@ -49,19 +50,19 @@ def test_a_paused_track_begins_no_run_and_others_go_on(engine: Engine) -> None:
     queue_run(engine, "support")
     other = queue_run(engine, "legal")
     pausing.pause(engine, "support", WORD)
-    claim = run_queue.claim(engine, 100, configure, limit=None)
+    claim = run_owner.claim(engine, 100, configure)
     assert claim is not None
     assert claim.run_id == other
-    assert run_queue.claim(engine, 100, configure, limit=None) is None
+    assert run_owner.claim(engine, 100, configure) is None
     assert order.next_due(engine) is None
 
 
 def test_a_resumed_track_goes_on_where_it_was(engine: Engine) -> None:
     run = queue_run(engine, "support")
     pausing.pause(engine, "support", WORD)
-    assert run_queue.claim(engine, 100, configure) is None
+    assert run_owner.claim(engine, 100, configure) is None
     pausing.resume(engine, "support", Word("", 200, "ada"))
-    claim = run_queue.claim(engine, 300, configure)
+    claim = run_owner.claim(engine, 300, configure)
     assert claim is not None
     assert claim.run_id == run
     assert events(engine)[-2:] == [
@@ -72,17 +73,17 @@ def test_a_resumed_track_goes_on_where_it_was(engine: Engine) -> None:
 
 def test_a_running_run_of_a_paused_track_ends_and_an_interrupted_one_waits(engine: Engine) -> None:
     queue_run(engine, "support")
-    claim = run_queue.claim(engine, 100, configure)
+    claim = run_owner.claim(engine, 100, configure)
     assert claim is not None
     pausing.pause(engine, "support", WORD)
     assert run_queue.interrupt(engine, claim, 120) == "waiting"
-    assert run_queue.claim(engine, 130, configure) is None
+    assert run_owner.claim(engine, 130, configure) is None
 
 
 def test_a_paused_track_takes_drops_in_and_queues_its_run(engine: Engine) -> None:
     pausing.pause(engine, "support", WORD)
     queue_run(engine, "support")
-    claim = run_queue.claim(engine, 100, configure)
+    claim = run_owner.claim(engine, 100, configure)
     assert claim is None
     with transaction(engine) as session:
         assert session.get_one(Track, "support").paused is not None
@@ -102,9 +103,9 @@ def test_pausing_twice_and_resuming_what_is_not_paused_are_refused(engine: Engin
 
 def test_a_failure_of_a_run_that_runs_on_in_a_paused_track_is_counted_as_ever(engine: Engine) -> None:
     queue_run(engine, "support")
-    claim = run_queue.claim(engine, 100, configure)
+    claim = run_owner.claim(engine, 100, configure)
     assert claim is not None
     pausing.pause(engine, "support", WORD)
     failure = run_queue.Failure("no memory", "lower it", retryable=True)
     assert run_queue.fail(engine, claim, failure, 200, RetrySettings()) == "waiting"
-    assert run_queue.claim(engine, 10_000_000, configure) is None
+    assert run_owner.claim(engine, 10_000_000, configure) is None

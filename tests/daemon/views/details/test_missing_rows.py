@@ -13,6 +13,7 @@ from daemon.settings.model import Settings
 from daemon.views.details.missing_rows import missing_rows
 from daemon.views.overview import Overview
 from daemon.web.app import make_app
+from tests import run_owner
 from tests.daemon.conftest import lines
 
 LONG = "200 where answers are JSON or longer than 5 words"
@@ -31,10 +32,10 @@ def test_only_a_track_without_a_verdict_is_told_what_it_lacks(lived_in: Any) -> 
 def test_too_little_data_is_no_verdict(new_workspace: Callable[[], Any]) -> None:
     made = new_workspace()
     made.take("first.jsonl", lines("a", "b"))
-    run_queue.finish(made.engine, made.claim(), run_queue.Ending("insufficient_evidence", "too little"), made.tick())
+    run_owner.finish(made.engine, made.claim(), run_queue.Ending("insufficient_evidence", "too little"), made.tick())
     assert list(told(made)) == ["default", "support"]
     made.take("second.jsonl", lines("c"))
-    run_queue.finish(made.engine, made.claim(), run_queue.Ending("worse", "worse"), made.tick())
+    run_owner.finish(made.engine, made.claim(), run_queue.Ending("worse", "worse"), made.tick())
     assert list(told(made)) == ["support"]
 
 
