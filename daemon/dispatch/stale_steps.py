@@ -1,21 +1,21 @@
 """
-Which published steps of a run still stand.
+Which published steps of a run still stand: those whose key of today is the key that they were made by.
 
-A run that a person retries goes on with today's settings and without the drops that were taken out since. A published
-step is stale where settings of its own differ from those that it was made with, or where what it takes from the data
-does. `prepare` is quick, and other settings may well come to the same rows: it is done again alone, and once it is
-published anew what was made from the old data is looked at again. Any other stale step takes all later ones with it,
-and the verdict goes with each. So does an evaluation against a former champion, as long as there is no verdict on it
-(what such a verdict still means, `apply_verdict` says), and data without records that a former champion knew, until
-something was trained on it.
+The key of a step holds the settings that it reads, the drops, and what it takes of the data, by hash. The settings are
+today's, and the drops are without those that were taken out since the run began. A stale step takes all later ones
+with it. Only `prepare` is done again alone, with the verdict: it is quick and may well come to the same rows, and once
+it is published anew what was made from the old data is looked at again.
 
-A training that goes on from a champion, or is combined with one, is stale as soon as another model serves, and so is
-the data that was prepared for it, however far the run is: else a model that was rolled back would return as its child.
+The champion is part of a key where it matters. An evaluation against a former champion is stale as long as there is no
+verdict on it (what such a verdict still means, `apply_verdict` says), and data without records that a former champion
+knew is stale until something was trained on it. A training that goes on from a champion, or is combined with one, is
+stale as soon as another model serves, and so is the data that was prepared for it, however far the run is: else a model
+that was rolled back would return as its child.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import Engine
@@ -37,37 +37,19 @@ from pipeline import durable
 from pipeline.config import RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import DropforgeError
-from pipeline.steps import BY_NAME, STEPS, next_step
+from pipeline.steps import BY_NAME, STEPS
 
-#: What each step takes of the files that `prepare` made, by their hashes, and of its choices; `prepare` makes these.
-_FILES = {"train": ("data/train.jsonl", "data/dev.jsonl"), "evaluate": ("data/heldout.jsonl",)}
-_CHOICES = {
-    "prepare": ("metric", "max_new_tokens"),
-    "merge": ("max_new_tokens",),
-    "evaluate": ("metric", "max_new_tokens"),
-}
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Remains:
-    """What of a run's published steps stands."""
+class Remains(NamedTuple):
+    """What of a run's published steps does not stand, and in words what does."""
 
-    stands: tuple[str, ...]
     stale: tuple[str, ...]
-    """Published steps that are to be taken back."""
-    again: tuple[str, ...]
-    """The stale ones, and those that were taken back before and not done since."""
-    certain: bool
-    """Whether `stands` is sure: not where `prepare` is done again and may come to other rows."""
-    left: str = ""
+    left: str
     """The former champion that the training started from, in words; empty if none."""
-
-    @property
-    def words(self) -> str:
-        """What stands and what is done again, for a person."""
-        again = run_files.again_words(self.stands, self.again, certain=self.certain)
-        return f"{self.left}: {again}" if self.left else again
+    words: str
+    """What stands and what is done again, with those that were taken back before and not done since."""
 
 
 def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> None:
@@ -141,24 +123,15 @@ def invalidate(state_folder: Path, run_id: int, step: str) -> None:
 def what_remains(engine: Engine, state_folder: Path, run: Run) -> Remains:
     """Return what of a run stands, by the settings and the snapshot that it has. Raises `ArtifactDamaged`."""
     done = list(run_files.published(state_folder, run.id or 0))
-    past = _Past(engine, state_folder, run)
-    first = next((name for name in done if name != "prepare" and past.is_stale(name)), None)
-    stale = set() if first is None else set(done[done.index(first) :])
-    if "prepare" in done and past.is_stale("prepare"):
-        stale |= {"prepare", "decide"}
-    whole = [name for name in done if name not in stale]
-    if "evaluate" in whole and "decide" not in whole and not past.is_against_todays():
-        stale |= {"evaluate", "judge"}
-    if "prepare" in whole and past.is_left_for_another(whole):
-        stale |= {"prepare", "decide"}
-    stands = tuple(name for name in done if name not in stale)
-    return Remains(
-        stands=stands,
-        stale=tuple(name for name in done if name in stale),
-        again=tuple(step.name for step in STEPS if step.name in {*done, *past.made} and step.name not in stands),
-        certain="prepare" in stands or past.has_same_rows(),
-        left=next(iter(past.left.values()), ""),
-    )
+    past, stands = _Past(engine, state_folder, run), list(done)
+    for name in reversed(done):
+        if past.is_stale(name, stands):
+            stale = {"prepare", "decide"} if name == "prepare" else set(done[done.index(name) :])
+            stands = [one for one in stands if one not in stale]
+    again = [step.name for step in STEPS if step.name in {*done, *past.made} and step.name not in stands]
+    left = next(iter(past.left.values()), "")
+    words = run_files.again_words(stands, again, certain="prepare" in stands)
+    return Remains(tuple(name for name in done if name not in stands), left, f"{left}: {words}" if left else words)
 
 
 def _unpublish(state_folder: Path, run_id: int, steps: Collection[str]) -> None:
@@ -172,148 +145,108 @@ class _Past:
     """What a run's published steps were made from, and whether that is still so."""
 
     def __init__(self, engine: Engine, state_folder: Path, run: Run) -> None:
-        self.folder = state_folder
-        self.run_id = run.id or 0
-        self.config = RunConfig.model_validate(run.config)
+        self._folder, self._run = state_folder, run.id or 0
+        self._config = RunConfig.model_validate(run.config)
         self._drops = [drop["id"] for drop in run.snapshot or ()]
         #: By step: the number of the attempt that it was made by last, and of the one whose data that read.
         self.made: dict[str, int] = {}
         self._read: dict[str, int] = {}
-        for one in published_attempts(engine, self.run_id):
+        for one in published_attempts(engine, self._run):
             self.made[one.step] = one.number
             self._read[one.step] = self.made.get("prepare", 0)
         with transaction(engine) as session:
-            self.serving = champion(session, run.track)
-            is_champion = promotion_of(session, self.run_id) is not None
+            self._serving = champion(session, run.track)
+            is_champion = promotion_of(session, self._run) is not None
+        self._dataset = run_files.load_dataset(state_folder, self._run)
+        self._report = run_files.load_evaluation(state_folder, self._run)
         #: By step: the former champion that it was trained from, in words; none if its own model was promoted.
         self.left = {} if is_champion else self._left()
 
     def _left(self) -> dict[str, str]:
-        data = run_files.load_dataset(self.folder, self.run_id)
-        adapter = run_files.load_adapter(self.folder, self.run_id)
+        adapter = run_files.load_adapter(self._folder, self._run)
         behind = {
-            "prepare": () if data is None else (data.start,),
+            "prepare": () if self._dataset is None else (self._dataset.start,),
             "train": () if adapter is None else (adapter.start, *adapter.also_trained_on),
         }
         return {
             name: f"generation {model.generation}, from which it was trained, is not the champion any more"
             for name, models in behind.items()
             for model in models
-            if model is not None and model.model_id != self.serving.model_id
+            if model is not None and model.model_id != self._serving.model_id
         }
 
-    def is_stale(self, name: str) -> bool:
-        """Say whether a published step would be made from something else today."""
-        if name in self.left:
+    def is_stale(self, name: str, stands: Collection[str]) -> bool:
+        """Return whether a published step would be made from something else today; `stands` names those that stand."""
+        against = self._report if name == "evaluate" and "decide" not in stands else None
+        if name in self.left or (against is not None and not against.is_against(self._serving)):
             return True
         try:
-            made = self.spec(name)
-            if made is None:
+            spec = self._folder / run_files.attempt_folder(self._run, name, self.made.get(name, 0)) / SPEC_NAME
+            if not spec.exists():
                 return False
-            differs = _basis(name, made.config, _ids(made)) != _basis(name, self.config, self._drops)
-            return differs or self._asks_otherwise(name, made.config) or self._has_other_data(name)
+            made = StepSpec.model_validate_json(spec.read_bytes())
+            then = _key(name, made.config, [drop.id for drop in made.drops], self._data(self._read[name]))
+            today = _key(name, self._config, self._drops, self._data(self.made.get("prepare", 0)))
         except ValueError:
             return True  # it is damaged, so nobody knows what the step was made from
+        if name == "prepare" and self._leaves_out(stands):
+            # The same model knows the same, whatever served in between.
+            then, today = (*then, made.champion.model_id), (*today, self._serving.model_id)
+        return then != today or (name == "evaluate" and self._has_other_batches(made.config))
 
-    def spec(self, name: str) -> StepSpec | None:
-        """Return what the attempt that made a step was told, if that is there. Raises `ValueError` if it is damaged."""
-        path = self._attempt(name, self.made.get(name, 0)) / SPEC_NAME
-        return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
+    def _data(self, number: int) -> dict[str, Any]:
+        """Return what an attempt at `prepare` made, and its files' hashes. Raises `ValueError` if that is damaged."""
+        if not number:
+            return {}  # the daemon died before it noted which attempt made the data, and the run ended
+        folder = self._folder / run_files.attempt_folder(self._run, "prepare", number)
+        result = StepResult.model_validate(durable.read_json(folder / RESULT_NAME))
+        return {**(result.artifact or {}), **result.outputs}
 
-    def has_same_rows(self) -> bool:
-        """Say whether `prepare`, done again, has to come to the same rows: its settings and drops are the same."""
-        try:
-            made = self.spec("prepare")
-        except ValueError:
-            return False
-        if made is None or self.config.train.start == "champion":
-            return False  # another champion may serve, to which other rows are new
-        return _rows_from(made.config, _ids(made)) == _rows_from(self.config, self._drops)
-
-    def is_against_todays(self) -> bool:
-        """Return whether the run's report compares its candidate with the champion that serves now."""
-        report = run_files.load_evaluation(self.folder, self.run_id)
-        return report is None or report.is_against(self.serving)
-
-    def is_left_for_another(self, whole: Collection[str]) -> bool:
+    def _leaves_out(self, stands: Collection[str]) -> bool:
         """
-        Return whether data leaves out what a former champion knew, and nothing was trained on it yet.
+        Return whether data leaves out what a champion knew, and nothing was trained on it yet.
 
         Too little data may be so for that champion only. Where none was left out, another champion leaves no more.
         """
-        dataset = run_files.load_dataset(self.folder, self.run_id)
-        if dataset is None or "train" in whole or not (dataset.seen_by_champion or self.config.gate.on == "seen"):
+        data = self._dataset
+        if data is None or "train" in stands or not (data.seen_by_champion or self._config.gate.on == "seen"):
             return False
-        step = next_step(whole, dataset, self.config)
-        if step is BY_NAME["train"] and run_files.made_checkpoint(self.folder, self.run_id, 0):
-            return False  # it goes on with the very same files only
-        made = self.spec("prepare")
-        # The same model knows the same, whatever served in between.
-        return made is not None and made.champion.model_id != self.serving.model_id
+        # A training that has begun goes on with the very same files only.
+        return data.shortfall is not None or not run_files.made_checkpoint(self._folder, self._run, 0)
 
-    def _attempt(self, name: str, number: int) -> Path:
-        return self.folder / run_files.attempt_folder(self.run_id, name, number)
-
-    def _asks_otherwise(self, name: str, made: RunConfig) -> bool:
-        """Say whether the settings ask for another choice than was made, and do not leave it to the step."""
-        today = self.config.evaluate
-        if name == "evaluate":
-            report = run_files.load_evaluation(self.folder, self.run_id)
-            taken = 0 if report is None else report.batch_size
-            if today.batch_size not in {0, made.evaluate.batch_size, taken}:
-                return True
-        choices = _CHOICES.get(name, ())
-        dataset = run_files.load_dataset(self.folder, self.run_id) if choices else None
-        return dataset is not None and any(
-            getattr(today, choice) not in {"auto", 0, getattr(dataset, choice)} for choice in choices
-        )
-
-    def _has_other_data(self, name: str) -> bool:
-        """Say whether the data of today differs in what a step took of the data that it was made from."""
-        read, today = self._read[name], self.made.get("prepare", 0)
-        if read == today or "prepare" not in run_files.published(self.folder, self.run_id):
-            return False
-        return self._taken(name, read) != self._taken(name, today)
-
-    def _taken(self, name: str, number: int) -> list[object]:
-        """Return what a step takes of an attempt at `prepare`. Raises `ValueError` if its result is not there."""
-        result = StepResult.model_validate(durable.read_json(self._attempt("prepare", number) / RESULT_NAME))
-        data = result.artifact or {}
-        files = [result.outputs.get(file) for file in _FILES.get(name, ())]
-        begins = (data.get("start") or {}).get("model_id") if name == "train" else None
-        return [begins, *files, *(data.get(choice) for choice in _CHOICES.get(name, ()))]
+    def _has_other_batches(self, made: RunConfig) -> bool:
+        """Return whether another batch size is set than was, or was taken where that did not fit into memory."""
+        taken = 0 if self._report is None else self._report.batch_size
+        return self._config.evaluate.batch_size not in {0, made.evaluate.batch_size, taken}
 
 
-def _ids(spec: StepSpec) -> list[object]:
-    return [drop.id for drop in spec.drops]
-
-
-def _rows_from(config: RunConfig, drops: list[object]) -> tuple[object, ...]:
-    """Return what decides which rows are trained on, and over which model, beside the champion."""
-    of_data = (config.salt, config.split, config.base_model_id, config.special_tokens, config.gate.on, drops)
-    return (*of_data, config.train.max_length, config.train.beginning())
-
-
-def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, ...]:
+def _key(step: str, config: RunConfig, drops: list[object], data: dict[str, Any]) -> tuple[object, ...]:
     """
-    Return what a step is made from, beside the artifacts of the steps before it.
+    Return what a step is made from: settings, drops, and what it takes of `data`.
 
     The track's noise floor is none of it: a report that measured it has it.
     """
-    evaluate, gate, judge = config.evaluate, config.gate, config.judge
-    asked = (judge.url, judge.model, judge.records)
+    evaluate, gate, train = config.evaluate, config.gate, config.train
+    metric = data.get("metric") if evaluate.metric == "auto" else evaluate.metric
+    max_new_tokens = evaluate.max_new_tokens or data.get("max_new_tokens")
+    judge = (config.judge.url, config.judge.model, config.judge.records)
     match step:
         case "prepare":
-            return (*_rows_from(config, drops), gate.min_records, gate.min_records_continuous)
+            rows = (config.salt, config.split, config.base_model_id, config.special_tokens, gate.on, drops)
+            least = (gate.min_records, gate.min_records_continuous)
+            return (*rows, train.max_length, train.beginning(), *least, metric, max_new_tokens)
         case "train":
             # The drops by themselves: what a model is said to know is its run's snapshot, whatever rows that came to.
-            return (config.train.decisive(), config.base_model_id, drops)
+            start = (data.get("start") or {}).get("model_id")
+            files = (data.get("data/train.jsonl"), data.get("data/dev.jsonl"))
+            return (train.decisive(), config.base_model_id, drops, start, *files)
         case "merge":
-            return (evaluate.repetition_penalty,)
+            return (evaluate.repetition_penalty, max_new_tokens)
         case "evaluate":
-            return (evaluate.repetition_penalty, evaluate.general, evaluate.engine)
+            how = (evaluate.repetition_penalty, evaluate.general, evaluate.engine)
+            return (*how, metric, max_new_tokens, data.get("data/heldout.jsonl"))
         case "judge":
-            return asked
+            return judge
         case _:
             # A judge that was taken on or dismissed since is heard, or not.
-            return (gate, config.guards, *asked)
+            return (gate, config.guards, *judge)

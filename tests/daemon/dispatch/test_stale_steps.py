@@ -184,15 +184,15 @@ CHANGES: list[tuple[str, dict[str, object], list[str], str]] = [
     ("train", {"checkpoint_minutes": 1.0}, [], "training, merging and evaluation stand"),
     (
         "evaluate", {"max_new_tokens": 32}, ["prepare", "merge", "evaluate", "decide"],
-        "training stands; prepares, merges, evaluates and decides again",
+        "training stands if the data comes out the same; prepares, merges, evaluates and decides again",
     ),
     (
         "evaluate", {"metric": "rougeL"}, ["prepare", "evaluate", "decide"],
-        "training and merging stand; prepares, evaluates and decides again",
+        "training and merging stand if the data comes out the same; prepares, evaluates and decides again",
     ),
     (
         "gate", {"min_records": 50}, ["prepare", "decide"],
-        "training, merging and evaluation stand; prepares and decides again",
+        "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
     ),
     (
         "split", {"similarity": 0.9}, ["prepare", "decide"],
