@@ -1,5 +1,5 @@
 """
-A person's word on a run's model: yes to a win that waits for one, or the champion's place whatever the verdict.
+Manual decisions: approve a pending win, or make a run's model the champion whatever its verdict.
 
 A win that waits is `awaiting_approval` as long as the champion that it was compared with serves; then it is too late.
 """
@@ -8,15 +8,12 @@ import getpass
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
 
 from sqlalchemy import Engine
 
-from daemon.champions import journal, promotion
+from daemon.champions import promotion
 from daemon.champions.history import blocked, forcing
-from daemon.champions.journal import champion, change_champion
-from daemon.champions.model_files import TryOut, check_files, later, require_there
-from daemon.champions.promotion import Candidate
+from daemon.champions.promotion import Candidate, TryOut, champion, change_by_hand, check_files
 from daemon.champions.review.blind_review import require_reviewed
 from daemon.queue.states import known_run
 from daemon.state import run_files
@@ -36,7 +33,7 @@ def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Prom
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
-        past = journal.history(session, run.track)
+        past = promotion.champions_of(session, run.track)
     _require_waiting(state_folder, run, past)
     with transaction(engine) as session:
         require_reviewed(session, state_folder, run)
@@ -70,26 +67,19 @@ def force(
     if identity == serving.model_id:
         message = f"the model of run {run_id} is the champion of track {run.track} already"
         raise DropforgeError(message, f"look at it: dropforge champion --track {run.track}")
-    path, what = f"models/{identity}", f"the model of run {run_id}"
-    begun = monotonic()
-    check_files(state_folder, path, identity, what, run.track)
-    try_out(state_folder / path)
     change = Promotion(
         track=run.track,
         run_id=run_id,
         kind=PromotionKind.FORCED,
         generation=serving.generation + 1,
         model_id=identity,
-        model_path=path,
+        model_path=f"models/{identity}",
         reason=word.reason,
-        created_at=later(word.at, monotonic() - begun),
+        created_at=word.at,
         approved_by=word.by,
         overrode=run.outcome or run.state,
     )
-    with transaction(engine) as session:
-        # A collection holds the write lock while it moves models away: one that is here now, stays.
-        require_there(state_folder / path, what, run.track)
-        return change_champion(session, state_folder, change)
+    return change_by_hand(engine, state_folder, change, f"the model of run {run_id}", try_out)
 
 
 def who() -> str:

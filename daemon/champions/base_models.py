@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine
 
-from daemon.champions.journal import end_waiting, sync_link
+from daemon.champions.promotion import end_waiting, sync_link
 from daemon.queue.tracks import ensure_track
 from daemon.settings.model import Settings
 from daemon.state.database import transaction

@@ -1,15 +1,24 @@
-"""What the rows of a track's promotions say, whoever read them: former champions, blocked and unhealthy models."""
+"""What a track's promotion rows say, whoever read them: former champions, blocked models and wins, unhealthy models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemon.state.states import HookState, PromotionKind
+from daemon.state.states import AWAITING, OVERTAKEN, HookState, PromotionKind
 from pipeline.artifacts import ModelRef
+from pipeline.durable import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from daemon.state.tables import Promotion, Track
+
+#: What `decide` begins the sentence of a win with.
+_WON = "promoted: "
+#: What the outcome of a win is called that was not promoted.
+_WORDS = {
+    AWAITING: "won, waits for approval (dropforge promote {run})",
+    OVERTAKEN: "won, but another champion came first, with which it was not compared",
+}
 
 
 def unhealthy_models(past: "Sequence[Promotion]") -> set[str]:
@@ -71,3 +80,32 @@ def blocked(past: "Sequence[Promotion]") -> set[str]:
 def forcing(run_id: int) -> str:
     """Return the command that makes a run's model the champion whatever its verdict."""
     return f"dropforge promote {run_id} --force --reason TEXT"
+
+
+def blocker(folder: Path, past: "Sequence[Promotion]") -> str | None:
+    """
+    Return why the pending win of the run in `folder` cannot simply be approved; `None` if it can.
+
+    `past` are its track's champions. A damaged verdict names no model, so nothing is known to block it.
+    """
+    model_id = read_object(folder / "decide.json").get("candidate_model_id")
+    if not isinstance(model_id, str) or model_id not in blocked(past):
+        return None
+    rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
+    by = f", by {rows[-1].approved_by}" if rows[-1].approved_by else ""
+    return f"its model is blocked: the track was {rows[-1].reason}{by}"
+
+
+def true_sentence(run: int, outcome: str, sentence: str, against: str | None = None) -> str:
+    """
+    Return the sentence of a run that ended with `outcome`.
+
+    That of a win that was not promoted says what it waits for, or what is `against` it.
+    """
+    words = _WORDS.get(outcome)
+    if words is None:
+        return sentence
+    said = words.format(run=run)
+    if against is not None:
+        said = f"won, but {against} ({forcing(run)} takes it all the same)"
+    return f"{said}: {sentence.removeprefix(_WON)}"

@@ -1,22 +1,55 @@
 """
-Each track's champion: which model serves, and the rules by which one takes another's place.
+Each track's champion: which model serves, and the one way in which another takes its place.
 
-`journal` has the mechanics. A model that was rolled back from is blocked: no run promotes it again, only a person
-brings it back.
+The row is the truth, the links `tracks/<track>/champion` and `previous` are its picture in the state folder. They are
+renamed while the transaction that writes the row holds the database's write lock, and before it commits: whoever sees
+the row finds the links. What a crash or an error left of a change before its commit is a link, which `sync_links` puts
+back. A model that was rolled back from is blocked: no run promotes it again, only a person brings it back (`approval`,
+`rollback`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from sqlalchemy import Engine
+from sqlmodel import Session, col, select
 
 from daemon.champions.history import blocked, forcing
-from daemon.champions.journal import change_champion, history
-from daemon.champions.model_files import require_there
 from daemon.queue.claims import Claim, held_run, require_not_cancelled
-from daemon.state.database import transaction
-from daemon.state.tables import Promotion, Run, promotion_of
-from pipeline.errors import DropforgeError
+from daemon.state.database import newest_revision, open_engine, transaction
+from daemon.state.database_file import revision
+from daemon.state.events import record_event
+from daemon.state.layout import DATABASE_NAME
+from daemon.state.states import OVERTAKEN, HookState, PromotionKind, PromotionState
+from daemon.state.tables import Promotion, Run, Track, promotion_of, waits
+from pipeline.artifacts import ModelRef
+from pipeline.durable import fsync_folder
+from pipeline.errors import DropforgeError, is_disk_full
+from pipeline.models.manifest import model_id, verify_manifest
+
+#: Lets a model answer; raises `DropforgeError` if it does not.
+TryOut = Callable[[Path], object]
+#: The event of each change.
+_EVENTS = {
+    PromotionKind.PROMOTION: "promoted",
+    PromotionKind.FORCED: "forced",
+    PromotionKind.ROLLBACK: "rolled_back",
+}
+
+
+class ChampionMoved(DropforgeError):
+    """Another change came first: the candidate was not compared with today's champion."""
+
+
+class NoChampion(DropforgeError):
+    """The track has no champion, not even its base model."""
+
+    def __init__(self, track: str) -> None:
+        """Say so of `track`."""
+        hint = "set base_model in dropforge.toml and start the daemon: dropforge run"
+        super().__init__(f"track {track} has no champion yet", hint)
 
 
 class Blocked(DropforgeError):
@@ -41,6 +74,29 @@ class Candidate:
     """The person who said yes, where one was asked."""
 
 
+def champion(session: Session, track: str) -> ModelRef:
+    """Return the track's champion. Raises `NoChampion` before its base model is known."""
+    row = session.get(Track, track)
+    if row is None or row.champion_generation is None:
+        raise NoChampion(track)
+    return ModelRef.model_validate(
+        {"model_id": row.champion_model_id, "path": row.champion_path, "generation": row.champion_generation}
+    )
+
+
+def champions_of(session: Session, track: str) -> list[Promotion]:
+    """Return the track's champions, the base model first and today's last."""
+    done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
+    return list(session.exec(done.order_by(col(Promotion.generation))).all())
+
+
+def require_generation(session: Session, track: str, expected: int | None) -> None:
+    """Raise `ChampionMoved` if the track's champion is of another generation, or it is not known which was meant."""
+    if champion(session, track).generation != expected:
+        message = f"the champion of track {track} is not generation {expected} any more"
+        raise ChampionMoved(message, f"look at it: dropforge history --track {track}")
+
+
 def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) -> Promotion:
     """
     Make the candidate its track's champion and return the row that says so.
@@ -56,7 +112,7 @@ def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) 
         if candidate.token is not None:
             held_run(session, Claim(candidate.run_id, candidate.token))
         require_not_cancelled(session.get_one(Run, candidate.run_id))
-        if candidate.model_id in blocked(history(session, candidate.track)):
+        if candidate.model_id in blocked(champions_of(session, candidate.track)):
             message = f"model {candidate.model_id[:12]} was rolled back from and does not come back by itself"
             see = f"see why: dropforge history --track {candidate.track}"
             raise Blocked(message, f"{see}; to bring it back: {forcing(candidate.run_id)}")
@@ -74,7 +130,154 @@ def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) 
         return change_champion(session, state_folder, change)
 
 
+def change_by_hand(engine: Engine, state_folder: Path, change: Promotion, what: str, try_out: TryOut) -> Promotion:
+    """
+    Make a change that a person asked for, once the model's files are what they were and it answers; return the row.
+
+    `what` names the model. Loading a large one takes minutes, and the row's time is that of the change.
+    """
+    begun = monotonic()
+    check_files(state_folder, change.model_path, change.model_id, what, change.track)
+    try_out(state_folder / change.model_path)
+    change.created_at += 1000 * int(monotonic() - begun)
+    with transaction(engine) as session:
+        # A collection holds the write lock while it moves models away: one that is here now, stays.
+        require_there(state_folder / change.model_path, what, change.track)
+        return change_champion(session, state_folder, change)
+
+
+def check_files(state_folder: Path, path: str, identity: str, what: str, track: str) -> None:
+    """Compare the files of the model at `path`, as rows name it, with their hashes. Raises `DropforgeError`."""
+    folder = state_folder / path
+    require_there(folder, what, track)
+    try:
+        # A base model is the user's own folder, without a manifest of ours.
+        found = model_id(folder) if Path(path).is_absolute() else verify_manifest(folder)
+    except DropforgeError as error:
+        raise DropforgeError(f"{what} is not what it was: {error.message}", other_ways(track)) from error
+    if found != identity:
+        raise DropforgeError(f"{what} is not what it was: {folder} holds another model", other_ways(track))
+
+
+def require_there(folder: Path, what: str, track: str) -> None:
+    """Raise `DropforgeError` if the folder of a model, named by `what`, is not there any more."""
+    if not folder.is_dir():
+        raise DropforgeError(f"{what} is not there any more: {folder}", other_ways(track))
+
+
+def other_ways(track: str) -> str:
+    """Return what a person can do where a model's files are not what they were."""
+    return f"take another one: dropforge history --track {track}; or bring the folder back from a backup"
+
+
 def has_promoted(engine: Engine, run_id: int) -> bool:
     """Say whether a run's candidate became the champion by its verdict, though the run may not have ended yet."""
     with transaction(engine) as session:
         return promotion_of(session, run_id) is not None
+
+
+def change_champion(session: Session, state_folder: Path, change: Promotion) -> Promotion:
+    """
+    Make the model of `change` its track's champion: row, track and links; the last thing done in `session`.
+
+    With the row come the commands that the daemon has to run, and the end of waiting for all that waited for approval.
+    Raises `ChampionMoved` if today's champion is not of the generation before.
+    """
+    require_generation(session, change.track, change.generation - 1)
+    track = session.get_one(Track, change.track)
+    change.previous_model_id, change.previous_path = track.champion_model_id, track.champion_path
+    if change.run_id is not None:
+        # On the row, since a run that did not end well may be retried with fewer drops.
+        change.drops = [int(str(drop["id"])) for drop in session.get_one(Run, change.run_id).snapshot or ()]
+    change.done_at, change.hook_state = change.created_at, HookState.PENDING
+    # A former champion is known to work, and a way back from a way back would have no end.
+    change.health_state = None if change.kind == PromotionKind.ROLLBACK else HookState.PENDING
+    track.champion_generation, track.champion_model_id = change.generation, change.model_id
+    track.champion_path = change.model_path
+    session.add_all([change, track])
+    record_event(
+        session,
+        _EVENTS[PromotionKind(change.kind)],
+        change.created_at,
+        track=change.track,
+        run_id=change.run_id,
+        model_id=change.model_id,
+        generation=change.generation,
+        reason=change.reason,
+        by=change.approved_by,
+    )
+    end_waiting(session, change.track, change.run_id, change.created_at)
+    sync_link(session, state_folder, change.track)
+    return change
+
+
+def end_waiting(session: Session, track: str, promoted: int | None, now: int) -> None:
+    """Let no run of the track wait for approval any more: `promoted` has it, the others were overtaken."""
+    for run in session.exec(select(Run).where(Run.track == track, waits())).all():
+        if run.id == promoted:
+            run.outcome = "promoted"
+        else:
+            run.outcome = OVERTAKEN
+            record_event(session, "run_overtaken", now, track=track, run_id=run.id)
+        session.add(run)
+
+
+def sync_links(engine: Engine, state_folder: Path) -> dict[str, OSError | None]:
+    """
+    Make the links of all tracks equal to the rows; return by track what its files said against it, if they did.
+
+    Raises `OSError` if the disk is full.
+    """
+    found: dict[str, OSError | None] = {}
+    with transaction(engine) as session:
+        for name in session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all():
+            found[name] = None
+            try:
+                sync_link(session, state_folder, name)
+            except OSError as error:
+                if is_disk_full(error):
+                    raise
+                found[name] = error
+    return found
+
+
+def sync_link(session: Session, state_folder: Path, track: str) -> None:
+    """Make the track's links equal to its row, in a transaction that writes: no other change comes between."""
+    row = session.get_one(Track, track)
+    serving = select(Promotion).where(
+        Promotion.track == track,
+        Promotion.state == PromotionState.DONE,
+        Promotion.generation == row.champion_generation,
+    )
+    promotion = session.exec(serving).one()
+    path = row.champion_path or promotion.model_path
+    previous = promotion.previous_path or path
+    if promotion.previous_model_id == row.base_model_id and row.base_path is not None:
+        previous = row.base_path
+    _point(state_folder, track, "champion", path)
+    _point(state_folder, track, "previous", previous)
+
+
+def sync_restored_links(state_folder: Path) -> None:
+    """Make all links equal to the rows, if the database has this program's schema: else the daemon's start does."""
+    path = state_folder / DATABASE_NAME
+    if revision(path) != newest_revision():
+        return
+    for error in sync_links(open_engine(path), state_folder).values():
+        if error is not None:
+            raise error
+
+
+def _point(state_folder: Path, track: str, name: str, path: str) -> None:
+    """Make the link `name` of a track lead to a model, at every moment to the old one or to the new one, durably."""
+    folder = state_folder / "tracks" / track
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / name
+    target = Path(path) if Path(path).is_absolute() else Path("..", "..", path)
+    aside = folder / f".{name}.new"
+    aside.unlink(missing_ok=True)
+    if link.is_symlink() and link.readlink() == target:
+        return
+    aside.symlink_to(target)
+    aside.rename(link)
+    fsync_folder(folder)

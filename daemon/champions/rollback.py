@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 
 from sqlalchemy import Engine
 
 from daemon.champions.history import blocked, unhealthy_models
-from daemon.champions.journal import champion, change_champion, history, require_generation
-from daemon.champions.model_files import TryOut, check_files, later, other_ways, require_there
+from daemon.champions.promotion import TryOut, champion, champions_of, change_by_hand, other_ways, require_generation
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import PromotionKind
@@ -48,15 +46,11 @@ def rollback(
         serving = champion(session, track)
         if to.over is not None:
             require_generation(session, track, to.over)
-        row, past = session.get_one(Track, track), history(session, track)
+        row, past = session.get_one(Track, track), champions_of(session, track)
     for one in past:
         if one.model_id == row.base_model_id and row.base_path is not None:
             one.model_path = row.base_path
     target = _target(past, serving, to.generation, state_folder)
-    folder, what = state_folder / target.model_path, f"the model of generation {target.generation}"
-    begun = monotonic()
-    check_files(state_folder, target.model_path, target.model_id, what, track)
-    try_out(folder)
     change = Promotion(
         track=track,
         kind=PromotionKind.ROLLBACK,
@@ -64,13 +58,10 @@ def rollback(
         model_id=target.model_id,
         model_path=target.model_path,
         reason=f"rolled back to generation {target.generation}: {word.reason}",
-        created_at=later(word.at, monotonic() - begun),
+        created_at=word.at,
         approved_by=word.by,
     )
-    with transaction(engine) as session:
-        # A collection holds the write lock while it moves models away: one that is here now, stays.
-        require_there(folder, what, track)
-        return change_champion(session, state_folder, change)
+    return change_by_hand(engine, state_folder, change, f"the model of generation {target.generation}", try_out)
 
 
 def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_folder: Path) -> Promotion:

@@ -43,7 +43,7 @@ def champion(
     names = chosen_tracks(context, track or ("default" if path else None))
     found = [one for one in (overview.champion(name) for name in names) if one is not None]
     if not found:
-        from daemon.champions.journal import NoChampion  # noqa: PLC0415 - a quick start
+        from daemon.champions.promotion import NoChampion  # noqa: PLC0415 - a quick start
 
         raise NoChampion(names[0])
     if as_json:

@@ -163,12 +163,12 @@ def restore(
     What it replaces goes to backups/replaced-… in the state folder. Runs that were not over at the time of the backup
     begin again. The champions' links follow at once, or, of a backup by an older Dropforge, at the daemon's next start.
     """
-    from daemon.champions.journal import follow_all  # noqa: PLC0415 - `config` needs no database
+    from daemon.champions.promotion import sync_restored_links  # noqa: PLC0415 - `config` needs no database
     from daemon.storage.restore import restore as put_back  # noqa: PLC0415 - `config` needs no database
 
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
-    follow_all(settings.state_folder)
+    sync_restored_links(settings.state_folder)
     kept = None if done.settings is None else str(done.settings)
     if as_json:
         names = {"settings": kept, "tracks": done.tracks, "lost": done.lost, "missing": done.missing}

@@ -10,8 +10,8 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from daemon.champions import promotion
-from daemon.champions.blockers import blocker, true_sentence
-from daemon.champions.journal import history, require_generation
+from daemon.champions.history import blocker, true_sentence
+from daemon.champions.promotion import champions_of, require_generation
 from daemon.queue import claims, run_queue, suspects, tracks
 from daemon.queue.yardstick import note_change
 from daemon.settings.model import Settings
@@ -56,6 +56,7 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
     `DropforgeError` if the candidate cannot be promoted.
     """
     root = settings.state_folder
+    folder = run_files.run_folder(root, claim.run_id)
     verdict = run_files.load_verdict(root, claim.run_id)
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
         raise StepFailed(f"run {claim.run_id} has no verdict")
@@ -64,7 +65,7 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
     if wins and not waits:
         waits = not _promote(engine, root, _candidate(claim, run.track, verdict), now)
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
-    shutil.rmtree(run_files.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
     ending = run_queue.Ending(outcome, sentence, _heldout_version(settings, verdict, claim), verdict.gain)
     # In one transaction: no champion changes between the look at it, the end of the run and what follows from that.
@@ -74,7 +75,7 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
             require_generation(session, held.track, verdict.champion_generation)
         suspects.follow_verdict(session, settings, held, verdict, now)
         note_change(session, held, verdict, now)
-        against = blocker(run_files.run_folder(root, claim.run_id), history(session, held.track)) if waits else None
+        against = blocker(folder, champions_of(session, held.track)) if waits else None
     return outcome, true_sentence(claim.run_id, outcome, sentence, against)
 
 

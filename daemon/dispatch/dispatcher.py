@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
-from daemon.champions import journal, promotion
+from daemon.champions import promotion
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude, fix_measures
 from daemon.dispatch.housekeeping import Upkeep, needs_gpu
@@ -288,7 +288,7 @@ class Dispatcher:
             raise
         except claims.Cancelled:
             return True  # which ends it
-        except journal.ChampionMoved:
+        except promotion.ChampionMoved:
             log.info("champion_moved", run=claim.run_id)
             invalidate(self._root, claim.run_id, "evaluate")
             return True

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from daemon.champions import journal
+from daemon.champions import promotion
 from daemon.champions.base_models import Bases
 from daemon.dispatch.spool import Spool
 from daemon.inbox.answers import rejected
@@ -42,7 +42,7 @@ class Upkeep:
             return
         self._settled_at = now
         order.shorten_waits(self._engine, now, self._longest_wait_ms)
-        for track, error in journal.sync_links(self._engine, self._settings.state_folder).items():
+        for track, error in promotion.sync_links(self._engine, self._settings.state_folder).items():
             self._tell(f"track {track}", error)
 
     def refresh_bases(self, now: int) -> None:

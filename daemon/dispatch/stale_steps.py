@@ -21,7 +21,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from daemon.champions.journal import champion
+from daemon.champions.promotion import champion
 from daemon.dispatch.run_config import compose
 from daemon.queue import run_queue
 from daemon.queue.attempts import published_attempts

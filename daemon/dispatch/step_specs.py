@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from daemon.champions import history, journal
+from daemon.champions import history, promotion
 from daemon.dispatch.spool import step_command
 from daemon.queue.snapshots import judged_before, snapshot_ids
 from daemon.queue.yardstick import yardstick_before
@@ -88,8 +88,8 @@ def memory_before(session: Session, state_folder: Path, run: Run) -> MemoryPlan 
 
 def champion_adapter(session: Session, state_folder: Path, run: Run) -> str | None:
     """Return the folder of the adapter that the champion of the run's track was merged from, if it is of its base."""
-    serving = journal.champion(session, run.track)
-    past = journal.history(session, run.track)
+    serving = promotion.champion(session, run.track)
+    past = promotion.champions_of(session, run.track)
     made = [row.run_id for row in past if row.model_id == serving.model_id and row.run_id is not None]
     with suppress(run_files.ArtifactDamaged, OSError):
         adapter = run_files.load_adapter(state_folder, made[-1]) if made else None
@@ -108,7 +108,7 @@ def _asks(config: dict[str, object]) -> tuple[object, ...]:
 
 def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, object]:
     """Return the fields of a spec that come from the history of the run's track."""
-    serving, past = journal.champion(session, run.track), journal.history(session, run.track)
+    serving, past = promotion.champion(session, run.track), promotion.champions_of(session, run.track)
     uses, versions = judged_before(session, run.track, run.id or 0)
     proposed = select(DropRow.rows).where(DropRow.track == run.track, DropRow.state == DropState.PROPOSED)
     return {

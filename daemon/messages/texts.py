@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from sqlmodel import Session
 
-from daemon.champions.blockers import blocker, true_sentence
-from daemon.champions.journal import history
+from daemon.champions.history import blocker, true_sentence
+from daemon.champions.promotion import champions_of
 from daemon.messages.inert import inert
 from daemon.state.run_files import run_folder
 from daemon.state.states import AWAITING
@@ -91,7 +91,7 @@ def _awaits(session: Session, root: Path, event: Event) -> Text | None:
     # Whoever was quicker than this message has answered it.
     if event.detail.get("outcome") != AWAITING or run.outcome != AWAITING:
         return None
-    against = blocker(run_folder(root, run.id or 0), history(session, run.track))
+    against = blocker(run_folder(root, run.id or 0), champions_of(session, run.track))
     said = true_sentence(run.id or 0, AWAITING, (run.sentence or "").removeprefix(_WON), against)
     yes = f"to take it: dropforge promote {run.id}" if against is None else ""
     evidence = f"the evidence: dropforge report {run.id}"

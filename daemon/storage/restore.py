@@ -2,8 +2,9 @@
 Putting a backup in the place of a state folder's database, while no daemon runs.
 
 Nothing is thrown away: what a backup replaces goes to `backups/replaced-<time>/`. Links are not touched: they are
-derived from the rows afterwards (`journal.follow_all`). A mark stands in the state folder from the first change to the
-last, and no daemon starts while it is there, so that a restore that was cut off is done again and not lived with.
+derived from the rows afterwards (`promotion.sync_restored_links`). A mark stands in the state folder from the first
+change to the last, and no daemon starts while it is there, so that a restore that was cut off is done again and not
+lived with.
 """
 
 import contextlib

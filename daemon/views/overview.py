@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from daemon.champions.blockers import blocker, true_sentence
+from daemon.champions.history import blocker, true_sentence
 from daemon.champions.review.blind_review import CHOSEN, Review, review_of
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE

@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 from sqlmodel import col, select
 
-from daemon.champions import approval, journal, promotion, rollback
+from daemon.champions import approval, promotion, rollback
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.commands import Ended
-from daemon.champions.journal import ChampionMoved
+from daemon.champions.promotion import ChampionMoved
 from daemon.queue import cancelling, drops, suspects
 from daemon.state.database import transaction
 from daemon.state.events import Word
@@ -63,7 +63,7 @@ def _runs(daemon: Daemon) -> list[str]:
 def _serving(daemon: Daemon) -> tuple[int, list[int | None]]:
     """Return the champion's generation and the runs that were promoted, in their order."""
     with transaction(daemon.engine) as session:
-        generation = journal.champion(session, "default").generation
+        generation = promotion.champion(session, "default").generation
         done = select(Promotion.run_id).where(Promotion.state == PromotionState.DONE)
         return generation, list(session.exec(done.order_by(col(Promotion.generation))).all())
 
@@ -362,7 +362,7 @@ def _half_promoted(folder: Path) -> None:
     """A daemon that died in the middle of a promotion's links, before its row."""
     _at("decide", "promoted")(folder)
     daemon = Daemon(folder, START)
-    with patch.object(journal, "fsync_folder", side_effect=Death), suppress(Death):
+    with patch.object(promotion, "fsync_folder", side_effect=Death), suppress(Death):
         daemon.dispatcher.tick(START)
 
 

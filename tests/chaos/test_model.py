@@ -28,9 +28,8 @@ from hypothesis.stateful import (
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
-from daemon.champions import approval, journal, promotion, rollback
-from daemon.champions.journal import require_generation
-from daemon.champions.promotion import Blocked, Candidate
+from daemon.champions import approval, promotion, rollback
+from daemon.champions.promotion import Blocked, Candidate, require_generation
 from daemon.queue import cancelling, drops, run_queue, suspects
 from daemon.queue.claims import Cancelled, Claim, LostClaim
 from daemon.settings.model import RetrySettings
@@ -503,7 +502,7 @@ class House(RuleBasedStateMachine):
 
         def act() -> None:
             with transaction(self.daemon.engine) as session:
-                moved = journal.champion(session, "default").generation != generation
+                moved = promotion.champion(session, "default").generation != generation
             if not moved:
                 rollback.rollback(
                     self.daemon.engine, self.daemon.root, rollback.Target("default", to), Word("it swears", self.now)

@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlmodel import Session, col, or_, select
 
-from daemon.champions import journal, rollback
+from daemon.champions import promotion, rollback
 from daemon.champions.handover.smoke_prompts import adapter_of, write_smoke_prompts
 from daemon.champions.hooks.commands import Begin, Command, Ended, Running, last_line
 from daemon.champions.hooks.training import is_gpu_lent, whose_hooks
@@ -208,7 +208,7 @@ class Hooks:
             back = rollback.Target(row.track, over=row.generation)
             try_out = partial(self._try_out, stop=self._stop)
             rollback.rollback(self._engine, self._root, back, Word(reason, now), try_out=try_out)
-        except journal.ChampionMoved:
+        except promotion.ChampionMoved:
             return None  # somebody was quicker, and chose
         except DropforgeError as problem:
             log.warning("rollback_refused", track=row.track, error=problem.message, hint=problem.hint)
@@ -275,8 +275,8 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
         message = f"track {track} has no command to run after a change of champion"
         raise DropforgeError(message, "set hooks.after_promotion in dropforge.toml")
     with transaction(engine) as session:
-        generation = journal.champion(session, track).generation
-        row = next(one for one in journal.history(session, track) if one.generation == generation)
+        generation = promotion.champion(session, track).generation
+        row = next(one for one in promotion.champions_of(session, track) if one.generation == generation)
         if row.hook_state in _OPEN:
             message = f"hooks.after_promotion of track {track} is {row.hook_state} already"
             raise DropforgeError(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")

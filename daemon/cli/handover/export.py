@@ -8,7 +8,7 @@ import typer
 from daemon.champions.handover.export import Wanted
 from daemon.champions.handover.export import export as write
 from daemon.champions.handover.hub_readme import hub_readme
-from daemon.champions.journal import NoChampion
+from daemon.champions.promotion import NoChampion
 from daemon.cli.output import print_line
 from daemon.cli.workspace import chosen_tracks, load_settings, open_overview
 from pipeline.errors import DropforgeError

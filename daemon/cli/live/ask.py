@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from daemon.champions import smoke_test
-from daemon.champions.journal import NoChampion
+from daemon.champions.promotion import NoChampion
 from daemon.cli.output import print_json, print_line
 from daemon.cli.status import short_id
 from daemon.cli.workspace import JsonOption, chosen_tracks, load_settings, open_overview

@@ -9,10 +9,9 @@ import pytest
 import structlog
 from sqlmodel import col, select
 
-from daemon.champions import approval, base_models, journal, model_files, rollback
-from daemon.champions.blockers import true_sentence
-from daemon.champions.journal import ChampionMoved
-from daemon.champions.promotion import Blocked
+from daemon.champions import approval, base_models, promotion, rollback
+from daemon.champions.history import true_sentence
+from daemon.champions.promotion import Blocked, ChampionMoved
 from daemon.queue import drops
 from daemon.state.database import transaction
 from daemon.state.events import Word
@@ -80,7 +79,7 @@ class House:
     def serves(self) -> tuple[int, bytes]:
         """The champion's generation, and the weights that its link leads to."""
         with transaction(self.daemon.engine) as session:
-            generation = journal.champion(session, "default").generation
+            generation = promotion.champion(session, "default").generation
         return generation, (self.root / "tracks/default/champion/model.safetensors").read_bytes().rpartition(b"}")[2]
 
     def events(self) -> list[str]:
@@ -246,7 +245,7 @@ def test_a_champion_that_comes_while_it_is_approved_is_left(house: House, monkey
         house.run()
 
     def slow(*arguments: Any) -> None:
-        model_files.check_files(*arguments)
+        promotion.check_files(*arguments)
         monkeypatch.undo()
         house.approve(2)
 

@@ -9,9 +9,8 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.champions import base_models, journal, promotion
-from daemon.champions.journal import ChampionMoved, NoChampion
-from daemon.champions.promotion import Candidate
+from daemon.champions import base_models, promotion
+from daemon.champions.promotion import Candidate, ChampionMoved, NoChampion
 from daemon.queue import claims, tracks
 from daemon.state.database import migrate, open_engine, open_reader, transaction
 from daemon.state.states import PromotionState, RunState
@@ -71,7 +70,7 @@ def served(state: Path, link: str = "champion", track: str = "default") -> str:
 
 def serving(engine: Engine, track: str = "default") -> tuple[str, int]:
     with transaction(engine) as session:
-        model = journal.champion(session, track)
+        model = promotion.champion(session, track)
     return model.model_id, model.generation
 
 
@@ -93,8 +92,8 @@ def test_the_base_model_is_the_first_champion_and_both_links_lead_to_it(
     engine: Engine, state: Path, base: Path, track: str
 ) -> None:
     with transaction(engine) as session:
-        model = journal.champion(session, track)
-        (first,) = journal.history(session, track)
+        model = promotion.champion(session, track)
+        (first,) = promotion.champions_of(session, track)
     assert (model.model_id, model.path, model.generation) == ("base-id", str(base), 0)
     assert (first.generation, first.run_id, first.reason) == (0, None, "base model")
     assert (state / "tracks/default/champion").readlink() == base
@@ -130,8 +129,8 @@ def test_another_base_takes_the_place_of_a_base_that_still_is_champion(
     for now in (20, 30):
         base_models.ensure_base(engine, state, track, base_models.Base(other, "other-id"), now)
     with transaction(engine) as session:
-        model = journal.champion(session, track)
-        rows = journal.history(session, track)
+        model = promotion.champion(session, track)
+        rows = promotion.champions_of(session, track)
     assert (model.model_id, model.path, model.generation) == ("other-id", str(other), 1)
     assert [(row.generation, row.model_id) for row in rows] == [(0, "base-id"), (1, "other-id")]
     assert (served(state), served(state, "previous")) == ("other", "base")
@@ -150,14 +149,14 @@ def test_a_base_that_is_champion_and_moved_is_followed(engine: Engine, state: Pa
     base_models.ensure_base(engine, state, track, base_models.Base(moved, "base-id"), 20)
     assert served(state) == "base"
     with transaction(engine) as session:
-        assert journal.champion(session, track).path == str(moved)
+        assert promotion.champion(session, track).path == str(moved)
 
 
 def test_a_track_without_a_base_has_no_champion_and_the_error_says_what_to_do(engine: Engine) -> None:
     with transaction(engine) as session:
         tracks.ensure_track(session, "new", 1)
         with pytest.raises(NoChampion, match="track new has no champion") as missing:
-            journal.champion(session, "new")
+            promotion.champion(session, "new")
     assert "base_model" in missing.value.hint
 
 
@@ -172,7 +171,7 @@ def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state:
     promotion.promote(engine, state, replace(candidate(engine, state, "m2"), over=1), 20)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     with transaction(engine) as session:
-        assert [entry.model_id for entry in journal.history(session, track)] == ["base-id", "m1", "m2"]
+        assert [entry.model_id for entry in promotion.champions_of(session, track)] == ["base-id", "m1", "m2"]
     assert events(engine).count("promoted") == 2
 
 
@@ -250,7 +249,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, point: int) -> Iterator[list[str]]
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", rename)
         patch.setattr(os, "symlink", symlink)
-        for module in (promotion, journal, base_models):
+        for module in (promotion, base_models):
             patch.setattr(module, "transaction", cut_transaction)
         yield reached
 
@@ -280,7 +279,7 @@ def test_a_promotion_that_was_cut_anywhere_did_not_happen_and_is_done_by_the_nex
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
         promotion.promote(engine, state, better, 10)
     assert served(state) == ("m1" if point < 3 else "m2")
-    journal.sync_links(engine, state)
+    promotion.sync_links(engine, state)
     assert (events(engine), promotions(engine), serving(engine)) == (*before, ("m1", 1))
     assert (served(state), served(state, "previous")) == ("m1", "base")
     assert sorted(path.name for path in (state / "tracks/default").iterdir()) == ["champion", "previous"]
@@ -299,8 +298,8 @@ def test_mending_the_links_that_is_cut_itself_is_finished_by_the_next(
     with crash_at(monkeypatch, len(POINTS)), pytest.raises(PowerCut):
         promotion.promote(engine, state, replace(candidate(engine, state, "m2"), over=1), 10)
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
-        journal.sync_links(engine, state)
-    journal.sync_links(engine, state)
+        promotion.sync_links(engine, state)
+    promotion.sync_links(engine, state)
     assert (served(state), served(state, "previous")) == ("m1", "base")
 
 
@@ -314,9 +313,9 @@ def test_whoever_sees_the_row_of_a_promotion_finds_its_links(
     def look(folder: Path) -> None:
         fsync_folder(folder)
         with transaction(reader) as session:
-            seen.append((served(state), journal.champion(session, "default").generation))
+            seen.append((served(state), promotion.champion(session, "default").generation))
 
-    monkeypatch.setattr(journal, "fsync_folder", look)
+    monkeypatch.setattr(promotion, "fsync_folder", look)
     promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
     assert seen == [("m1", 0)], "the base model's link to the one before it is right already"
     assert serving(engine) == ("m1", 1)
@@ -334,19 +333,19 @@ def test_half_done_changes_of_an_older_version_changed_nothing(engine: Engine, s
     link = state / "tracks/default/champion"
     link.unlink()
     link.symlink_to("../../models/m2")
-    journal.sync_links(engine, state)
+    promotion.sync_links(engine, state)
     assert (serving(engine), served(state)) == (("base-id", 0), "base")
     promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
     assert (serving(engine), served(state)) == (("m1", 1), "m1")
     with transaction(engine) as session:
-        assert [row.model_id for row in journal.history(session, "default")] == ["base-id", "m1"]
+        assert [row.model_id for row in promotion.champions_of(session, "default")] == ["base-id", "m1"]
 
 
 @pytest.mark.usefixtures("track")
 def test_links_that_are_right_are_left_alone(engine: Engine, state: Path) -> None:
     link = state / "tracks/default/champion"
     before = link.lstat()
-    journal.sync_links(engine, state)
+    promotion.sync_links(engine, state)
     after = link.lstat()
     # Not the time of the last look: looking is what it does.
     assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
@@ -362,7 +361,7 @@ def test_a_first_start_that_was_cut_anywhere_ends_whole(
 ) -> None:
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
         base_models.ensure_base(engine, state, "default", base_models.Base(base, "base-id"), 1)
-    journal.sync_links(engine, state)
+    promotion.sync_links(engine, state)
     base_models.ensure_base(engine, state, "default", base_models.Base(base, "base-id"), 3)
     assert promotions(engine) == [("base-id", 0, "done")]
     assert (served(state), served(state, "previous")) == ("base", "base")
@@ -375,7 +374,7 @@ def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(en
         link = state / "tracks/default" / name
         link.unlink()
         link.symlink_to("/nowhere")
-    journal.sync_links(engine, state)
+    promotion.sync_links(engine, state)
     assert (served(state), served(state, "previous")) == ("m1", "base")
 
 
@@ -384,6 +383,6 @@ def test_a_track_whose_link_cannot_be_mended_is_named_and_the_others_are_mended(
         base_models.ensure_base(engine, state, name, base_models.Base(state.parent / "base", "base"), 1)
         (state / "tracks" / name / "champion").unlink()
     (state / "tracks/bad/champion/kept").mkdir(parents=True)
-    found = journal.sync_links(engine, state)
+    found = promotion.sync_links(engine, state)
     assert {name: error is None for name, error in found.items()} == {"bad": False, "good": True}
     assert (state / "tracks/good/champion").is_symlink()

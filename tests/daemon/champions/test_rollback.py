@@ -9,9 +9,8 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.champions import base_models, journal, promotion, rollback
-from daemon.champions.journal import ChampionMoved
-from daemon.champions.promotion import Blocked, Candidate
+from daemon.champions import base_models, promotion, rollback
+from daemon.champions.promotion import Blocked, Candidate, ChampionMoved
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import RunState
@@ -56,7 +55,7 @@ class House(NamedTuple):
     def serving(self) -> tuple[int, int]:
         """Which model serves, by its place in `ids`, and of which generation it is."""
         with transaction(self.engine) as session:
-            model = journal.champion(session, "default")
+            model = promotion.champion(session, "default")
         return self.ids.index(model.model_id), model.generation
 
     def linked(self, name: str = "champion") -> str:
@@ -97,7 +96,7 @@ def test_a_rollback_moves_link_baseline_and_generation_to_the_model_before(house
 def test_a_model_that_takes_long_to_load_serves_from_when_it_was_loaded(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollback, "monotonic", iter([5.0, 95.0]).__next__)
+    monkeypatch.setattr(promotion, "monotonic", iter([5.0, 95.0]).__next__)
     assert house.back().done_at == 50 + 90_000
 
 
@@ -212,18 +211,18 @@ def test_a_champion_that_moves_while_the_files_are_checked_is_left(house: House)
 
 
 def test_a_rollback_that_was_cut_off_is_undone_at_the_next_start(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, point = house.serving, journal._point
+    before, point = house.serving, promotion._point
 
     def cut(*arguments: Any) -> None:
         point(*arguments)
         raise Power
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "_point", cut)
+        patch.setattr(promotion, "_point", cut)
         with pytest.raises(Power):
             house.back()
     assert house.linked() == house.ids[2]
-    journal.sync_links(house.engine, house.state)
+    promotion.sync_links(house.engine, house.state)
     assert (house.serving, house.linked()) == (before, house.ids[3])
     house.back()
     assert (house.serving, house.linked()) == ((2, 4), house.ids[2])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from daemon.champions import journal, smoke_test
+from daemon.champions import promotion, smoke_test
 from daemon.champions.smoke_test import Stopped, require_answer
 from daemon.state.database import transaction
 from pipeline.errors import DropforgeError, StepFailed
@@ -82,7 +82,7 @@ def test_the_command_loads_the_model_before_anything_moves(
 
     def generation() -> int:
         with transaction(daemon.engine) as session:
-            return journal.champion(session, "default").generation
+            return promotion.champion(session, "default").generation
 
     # The scripted models are no models.
     refused = dropforge("promote", "2", "--force", "--reason", "I know better")

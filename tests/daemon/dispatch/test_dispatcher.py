@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import select
 
-from daemon.champions import history, journal, promotion, rollback
+from daemon.champions import history, promotion, rollback
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.queue import attempts, cancelling, drops, run_queue, tracks
@@ -805,7 +805,7 @@ def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: Scri
     ticks(dispatcher)
     assert run_row(engine).outcome == "promoted"
     with transaction(engine) as session:
-        executor.known = {journal.champion(session, "default").model_id: known}
+        executor.known = {promotion.champion(session, "default").model_id: known}
     executor.submitted.clear()
 
 
@@ -860,13 +860,13 @@ def test_preparing_for_one_champion_after_the_other_ends_when_the_champion_stays
 ) -> None:
     with_knowing_champion(engine, dispatcher, executor, 71)
     with transaction(engine) as session:
-        first = journal.champion(session, "default")
+        first = promotion.champion(session, "default")
         executor.known[session.get_one(Track, "default").base_model_id or ""] = 50
 
     def back_and_forth(spec: StepSpec) -> StepResult:
         result = executor.good(spec)
         with transaction(engine) as session:
-            serving = journal.champion(session, "default")
+            serving = promotion.champion(session, "default")
         if serving.generation < 4:
             to = 0 if serving.model_id == first.model_id else 1
             rollback.rollback(engine, settings.state_folder, rollback.Target("default", to), Word("a whim", NOW + 60))
@@ -969,7 +969,7 @@ def test_a_model_that_was_rolled_back_does_not_return_as_its_child(
     adapter = run_files.load_adapter(settings.state_folder, 2)
     assert adapter is not None
     with transaction(engine) as session:
-        past = journal.history(session, "default")
+        past = promotion.champions_of(session, "default")
     behind = {model.model_id for model in (adapter.start, *adapter.also_trained_on) if model is not None}
     assert not behind & history.blocked(past)
     assert run_row(engine, 2).outcome == ("promoted" if approval == "auto" else "awaiting_approval")
@@ -1558,7 +1558,7 @@ def test_a_rollback_whose_process_died_is_undone_by_the_daemon_that_lives_on(
     ticks(dispatcher)
     link = settings.state_folder / "tracks/default/champion"
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "fsync_folder", lambda _: 1 / 0)
+        patch.setattr(promotion, "fsync_folder", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             rollback.rollback(engine, settings.state_folder, rollback.Target("default"), Word("it swears", NOW))
     assert link.resolve() == Path(settings.base_model)
@@ -1566,7 +1566,7 @@ def test_a_rollback_whose_process_died_is_undone_by_the_daemon_that_lives_on(
     assert link.resolve() == Path(settings.base_model)
     dispatcher.tick(NOW + 61_000)
     with transaction(engine) as session:
-        serving = journal.champion(session, "default")
+        serving = promotion.champion(session, "default")
     assert (serving.generation, link.resolve()) == (1, settings.state_folder / serving.path)
 
 

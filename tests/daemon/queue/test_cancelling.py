@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 
-from daemon.champions import approval, journal, promotion
+from daemon.champions import approval, promotion
 from daemon.queue import cancelling, drops, run_queue
 from daemon.queue.claims import Cancelled, Claim
 from daemon.queue.snapshots import waiting_drops
@@ -191,7 +191,7 @@ def test_a_promotion_that_a_full_disk_stopped_is_not_tried_again_for_a_withdrawn
         raise OSError(errno.ENOSPC, "no space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(journal, "fsync_folder", full)
+        broken.setattr(promotion, "fsync_folder", full)
         with pytest.raises(OSError, match="no space"):
             house.daemon.dispatcher.tick(house.now)
     house.withdraw(1)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 
-from daemon.champions import journal
+from daemon.champions import promotion
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import claims, run_queue
@@ -271,8 +271,8 @@ def test_a_restored_database_of_another_schema_is_left_to_the_daemon(
 ) -> None:
     root = served.settings.state_folder
     shutil.rmtree(root / "tracks")
-    monkeypatch.setattr("daemon.champions.journal.newest_revision", lambda: "9999")
-    journal.follow_all(root)
+    monkeypatch.setattr("daemon.champions.promotion.newest_revision", lambda: "9999")
+    promotion.sync_restored_links(root)
     assert not (root / "tracks").exists()
 
 

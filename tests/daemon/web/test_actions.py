@@ -89,7 +89,7 @@ def test_a_rollback_wants_its_reason_and_happens(
 ) -> None:
     tried: list[str] = []
     monkeypatch.setattr("daemon.web.actions.require_answer", lambda folder: tried.append(folder.name))
-    monkeypatch.setattr("daemon.champions.rollback.check_files", lambda *_: None)
+    monkeypatch.setattr("daemon.champions.promotion.check_files", lambda *_: None)
     assert person.post("/tracks/default/rollback", data={"to": "0"}).status_code == 422
     champion = overview.champion("default")
     assert champion is not None

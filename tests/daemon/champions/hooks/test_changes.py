@@ -12,7 +12,7 @@ import pytest
 import structlog
 from sqlmodel import col, select
 
-from daemon.champions import approval, base_models, history, journal, rollback
+from daemon.champions import approval, base_models, history, promotion, rollback
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.commands import KEPT_OUTPUT, Command, last_line
 from daemon.state.database import transaction
@@ -21,7 +21,7 @@ from daemon.state.tables import Event, Promotion
 from daemon.state.troubles import Troubles
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
-from tests.daemon.champions.test_blockers import DAMAGED
+from tests.daemon.champions.test_history import DAMAGED
 from tests.model_folder import write_model
 
 WRITE = "import json, os, sys; open(sys.argv[1], 'a').write(json.dumps(dict(os.environ)) + '\\n')"
@@ -200,7 +200,7 @@ def test_a_hook_that_fails_is_recorded_and_undoes_nothing(
     assert (row.hook_state, row.hook_error, row.hook_output) == ("failed", error, "so sorry\n")
     assert "hook_failed" in house.events()
     with transaction(house.daemon.engine) as session:
-        assert journal.champion(session, "default").generation == 1
+        assert promotion.champion(session, "default").generation == 1
     for words in (("status",), ("history",)):
         assert f"track default, generation 1: hooks.after_promotion failed: {error}" in dropforge(*words).out
     assert dropforge("history", "--json").json["history"][0]["hook"]["output"] == "so sorry\n"
@@ -540,7 +540,7 @@ def test_an_unhealthy_model_is_rolled_back_by_itself_and_blocked(
     ):  # fmt: skip
         assert words in asked.err
     with transaction(house.daemon.engine) as session:
-        past = journal.history(session, "default")
+        past = promotion.champions_of(session, "default")
     assert history.blocked(past) == {unhealthy.model_id}
 
 
