@@ -22,8 +22,9 @@ from daemon.state.database import newest_revision, open_engine, transaction
 from daemon.state.database_file import revision
 from daemon.state.events import record_event
 from daemon.state.layout import DATABASE_NAME
+from daemon.state.questions import CHAMPIONS
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind, PromotionState
-from daemon.state.tables import Promotion, Run, Track, promotion_of, waits
+from daemon.state.tables import Promotion, Run, Track, promotion_of, rows_of, waits
 from pipeline.artifacts import ModelRef
 from pipeline.durable import fsync_folder
 from pipeline.errors import DropforgeError, is_disk_full
@@ -86,8 +87,7 @@ def champion(session: Session, track: str) -> ModelRef:
 
 def champions_of(session: Session, track: str) -> list[Promotion]:
     """Return the track's champions, the base model first and today's last."""
-    done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
-    return list(session.exec(done.order_by(col(Promotion.generation))).all())
+    return list(rows_of(session, Promotion, CHAMPIONS, track=track))
 
 
 def require_generation(session: Session, track: str, expected: int | None) -> None:

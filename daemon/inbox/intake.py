@@ -29,8 +29,9 @@ from daemon.queue.yardstick import accepted_rows, pinned_drops
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.questions import TAKEN_IN
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Event
+from daemon.state.tables import Drop, Event, rows_of
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
 from pipeline import durable
@@ -371,8 +372,7 @@ def _earlier(session: Session, source: _Source) -> tuple[Drop, dict[str, object]
     drop = session.exec(same.order_by(col(Drop.id).desc())).first()
     if drop is None:
         return None
-    events = select(Event).where(Event.drop_id == drop.id).order_by(col(Event.id))
-    first = session.exec(events).first()
+    first = rows_of(session, Event, TAKEN_IN, drop=drop.id).first()
     if first is None or first.detail.get("source") != identity(source.info):
         return None
     return drop, first.detail

@@ -9,12 +9,13 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sqlalchemy import func
+from sqlalchemy import func, text
 from sqlmodel import Session, col, select
 
 from daemon.queue.snapshots import JUDGED
 from daemon.settings.model import Settings
 from daemon.state.events import record_event
+from daemon.state.questions import ACCEPTED_ROWS
 from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict
 from daemon.state.states import CAME_IN, DropState
 from daemon.state.tables import Drop, Event, Run, Track
@@ -68,9 +69,9 @@ def records_came(session: Session, settings: Settings, track: str) -> bool:
 
 def accepted_rows(session: Session, track: str) -> tuple[str | None, dict[str, int]]:
     """Return the metric that a track's first run fixed, and how many rows its accepted drops of each role have."""
-    counted = select(Drop.role, func.sum(Drop.rows)).where(Drop.track == track, Drop.state == DropState.ACCEPTED)
-    known = session.get(Track, track)
-    return known.metric if known else None, dict(session.exec(counted.group_by(Drop.role)).all())
+    session.flush()
+    rows = session.connection().execute(text(ACCEPTED_ROWS), {"track": track})
+    return session.get_one(Track, track).metric, {row.role: row.rows for row in rows}
 
 
 def yardstick_before(session: Session, state_folder: Path, run: Run, champion: str) -> YardstickBefore | None:

@@ -13,14 +13,14 @@ program writes.
 
 import re
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import AfterValidator, StringConstraints
-from sqlalchemy import CheckConstraint, ColumnElement, Index, LargeBinary, literal, text
+from sqlalchemy import CheckConstraint, Index, LargeBinary, ScalarResult, TextClause, text
 from sqlmodel import JSON, Column, Field, Session, SQLModel, col, select
 
+from daemon.state.questions import AWAITS_APPROVAL
 from daemon.state.states import (
-    AWAITING,
     AttemptState,
     DropState,
     HookState,
@@ -34,6 +34,7 @@ from daemon.state.states import (
 if TYPE_CHECKING:
     from sqlmodel.sql.expression import SelectOfScalar
 
+T = TypeVar("T")
 #: An absolute path without . and .. in it.
 _ABSOLUTE = r"(/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+))+"
 _OUR_DROP = re.compile(r"drops/[0-9a-f]+\.jsonl").fullmatch
@@ -344,9 +345,14 @@ EVERY: tuple[type[SQLModel], ...] = (
 )  # fmt: skip
 
 
-def waits() -> ColumnElement[bool]:
-    """Return what is true of the runs that wait for approval; in words that let SQLite use their small index."""
-    return col(Run.outcome) == literal(AWAITING, literal_execute=True)
+def rows_of(session: Session, table: type[T], question: str, **values: object) -> ScalarResult[T]:
+    """Return the rows of `table` that SQL of `questions` finds."""
+    return session.scalars(select(table).from_statement(text(question)), values)
+
+
+def waits() -> TextClause:
+    """Return what is true of the runs that wait for approval."""
+    return text(AWAITS_APPROVAL)
 
 
 def on_trial_beside(run_id: int | None) -> "SelectOfScalar[int]":

@@ -15,6 +15,7 @@ from daemon.champions.history import blocker, true_sentence
 from daemon.champions.review.blind_review import CHOSEN, Review, review_of
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
+from daemon.state.questions import AWAITS_APPROVAL, CHAMPIONS
 from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict, run_folder
 from daemon.state.sqlite_errors import in_words
 from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState
@@ -172,9 +173,9 @@ class Overview:
 
     def champion(self, track: str) -> ChampionView | None:
         """Return the track's champion; `None` before its base model is known."""
-        done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' ORDER BY generation DESC LIMIT 1"
+        latest = f"{CHAMPIONS} DESC LIMIT 1"
         found = self.read(
-            lambda base: [champion_view(base, self.folder, row, None) for row in base.execute(done, (track,))]
+            lambda base: [champion_view(base, self.folder, row, None) for row in base.execute(latest, {"track": track})]
         )
         return found[0] if found else None
 
@@ -316,9 +317,9 @@ class Overview:
             message = f"the state database cannot be read: {error}"
             raise DatabaseUnusable(message, "see whether this user may read it; the daemon's log says more") from error
 
-    def rows(self, question: str, *values: object) -> list[Any]:
+    def rows(self, question: str, *values: object, **named: object) -> list[Any]:
         """Return what the database answers to a question; `daemon.views` alone asks it."""
-        return self.read(lambda base: base.execute(question, values).fetchall())
+        return self.read(lambda base: base.execute(question, named or values).fetchall())
 
     def _runs(self, which: str, *values: object) -> list[RunView]:
         """Return some runs, without their settings and snapshots: these are large, and read only where shown."""
@@ -331,8 +332,7 @@ class Overview:
         return self.read(lambda base: drop_views(base, which, values))
 
     def _wins(self) -> list[RunView]:
-        # The outcome as it stands, not as a value: so SQLite uses the small index of the runs that wait.
-        return self._runs("WHERE outcome = 'awaiting_approval' ORDER BY id")
+        return self._runs(f"WHERE {AWAITS_APPROVAL} ORDER BY id")
 
     def _run(self, base: Connection, row: "Run") -> dict[str, Any]:
         run_id, times = row.id or 0, ("created_at", "not_before", "started_at", "ended_at")

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from daemon.state.questions import CHAMPIONS
+
 _BUSY_SECONDS = 30.0
 
 sqlite3.register_converter("JSON", json.loads)
@@ -40,8 +42,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 def champions_of(base: sqlite3.Connection, track: str) -> list[Any]:
     """Return the promotions by which a track's champions came, the base model's first and today's last."""
-    done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' ORDER BY generation"
-    return base.execute(done, (track,)).fetchall()
+    return base.execute(CHAMPIONS, {"track": track}).fetchall()
 
 
 def newest_rows(

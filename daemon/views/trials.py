@@ -3,7 +3,7 @@
 from sqlite3 import Connection
 
 from daemon.inbox.answers.remarks import loss_words, unlikely_words
-from daemon.state.states import MEASURED
+from daemon.state.questions import LOSS
 
 
 def on_trial(base: Connection) -> dict[int, str]:
@@ -14,8 +14,7 @@ def on_trial(base: Connection) -> dict[int, str]:
 
 def champion_loss(base: Connection, drop_id: int) -> tuple[str | None, str | None]:
     """Describe the loss on a drop of the latest champion not trained on it, and the remedy if it stood out."""
-    found = "SELECT run_id, detail FROM event WHERE drop_id = ? AND kind = ? ORDER BY id DESC LIMIT 1"
-    row = base.execute(found, (drop_id, MEASURED)).fetchone()
+    row = base.execute(LOSS, {"drop": drop_id}).fetchone()
     if row is None:
         return None, None
     run = base.execute("SELECT outcome FROM run WHERE id = ?", (row.run_id,)).fetchone()

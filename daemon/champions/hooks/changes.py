@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlmodel import Session, col, or_, select
 
 from daemon.champions import promotion, rollback
@@ -25,6 +25,7 @@ from daemon.settings.model import HookSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.events import Word, record_event
+from daemon.state.questions import MAKER
 from daemon.state.states import HookState, PromotionState
 from daemon.state.tables import Event, Promotion, Track
 from daemon.state.troubles import Troubles
@@ -294,8 +295,7 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
 
 def _maker(session: Session, row: Promotion) -> int | None:
     """Return the run that made the model of a champion that was brought back."""
-    same = (Promotion.track == row.track, Promotion.model_id == row.model_id, col(Promotion.run_id).is_not(None))
-    return session.exec(select(Promotion.run_id).where(*same, Promotion.state == PromotionState.DONE)).first()
+    return session.scalars(text(MAKER), {"track": row.track, "model": row.model_id}).first()
 
 
 def _command(own: HookSettings, which: Which) -> tuple[tuple[str, ...], float]:

@@ -4,11 +4,11 @@ import os
 from collections.abc import Mapping
 
 import structlog
-from sqlmodel import Session, col, select
+from sqlalchemy import text
 
 from daemon.inbox.answers import own_files
 from daemon.inbox.answers.readme import README, readme_text
-from daemon.inbox.answers.remarks import metric_of_drop
+from daemon.inbox.answers.remarks import metric_of_track
 from daemon.inbox.answers.verdict_notes import VerdictNotes
 from daemon.inbox.answers.wanted import WANTED, wanted_text
 from daemon.inbox.drop_folders import DONE, WAITS, folder_names
@@ -16,8 +16,7 @@ from daemon.inbox.folders import InboxFolders, InboxUnusable
 from daemon.settings.model import Settings
 from daemon.state.database import open_reader, transaction
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.states import DropState
-from daemon.state.tables import Drop, Track
+from daemon.state.questions import METRIC
 from pipeline.errors import is_disk_full
 from pipeline.words import printable
 
@@ -39,11 +38,12 @@ class FolderTexts:
         for track in sorted(self._notes.touched):
             if track in self._settings.track_names:
                 with transaction(self._engine) as session:
-                    text = wanted_text(session, self._settings.state_folder, track)
-                    metric = self._metric(session, track)
+                    wanted = wanted_text(session, self._settings.state_folder, track)
+                    found = session.connection().execute(text(METRIC), {"track": track}).first()
                 folders = folder_names(track, "train")
+                metric = metric_of_track(self._settings.state_folder, found)
                 self._keep(folders, README, readme_text(self._settings, track, metric))
-                self._keep(folders, WANTED, text)
+                self._keep(folders, WANTED, wanted)
             self._notes.touched.discard(track)
         return more
 
@@ -58,14 +58,6 @@ class FolderTexts:
         for name in {name.removesuffix(WAITS) for name in there if name.endswith(WAITS)} | left.keys():
             text = f"{printable(name)} has not been taken, and is tried again: {left[name]}\n" if name in left else None
             self._keep(folders, name + WAITS, text)
-
-    def _metric(self, session: Session, track: str) -> str | None:
-        """Return what the track's first run fixed, before it what the newest drop is likely to be judged by."""
-        known = session.get(Track, track)
-        newest = select(Drop.sha256).where(Drop.track == track, Drop.state == DropState.ACCEPTED)
-        sha256 = session.exec(newest.order_by(col(Drop.id).desc()).limit(1)).first()
-        fixed = known.metric if known else None
-        return fixed or (metric_of_drop(self._settings.state_folder, sha256) if sha256 else None)
 
     def _keep(self, folders: tuple[str, ...], name: str, text: str | None) -> None:
         """Keep one text in a folder; one that cannot be written is logged and left, but for a full disk."""

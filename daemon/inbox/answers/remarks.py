@@ -49,12 +49,18 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
     return f'{said}: {when}{perhaps}{nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
 
 
-def metric_of_drop(state_folder: Path, sha256: str) -> str | None:
-    """Return the metric that an accepted drop is likely to be judged by; `None` if its file cannot be read."""
+def metric_of_track(state_folder: Path, found: Any) -> str | None:
+    """
+    Return the metric of the track whose `METRIC` was found; `None` if it is not known.
+
+    Before its first run that is the metric by which its newest drop is likely to be judged.
+    """
     from pipeline.records.repeats import likely_metric  # noqa: PLC0415 - a quick start
 
+    if found is None or found.metric or not found.newest:
+        return None if found is None else found.metric
     try:
-        return likely_metric(state_folder / "drops" / f"{sha256}.jsonl")
+        return likely_metric(state_folder / "drops" / f"{found.newest}.jsonl")
     except OSError:
         return None
 

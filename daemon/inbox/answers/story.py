@@ -7,25 +7,16 @@ compares it with the file.
 
 from collections.abc import Iterator
 
-from sqlalchemy import func
+from sqlalchemy import text
 from sqlmodel import Session, col, select
 
 from daemon.inbox.answers.receipts import iso_time
 from daemon.inbox.answers.remarks import begins_when, loss_words, unlikely_words, use_of_pinned
 from daemon.queue.snapshots import snapshot_ids
-from daemon.queue.states import RETRIABLE
 from daemon.settings.model import Settings
-from daemon.state.states import (
-    AWAITING,
-    CAME_IN,
-    MEASURED,
-    OVERTAKEN,
-    DropState,
-    PromotionKind,
-    PromotionState,
-    RunState,
-)
-from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
+from daemon.state.questions import CHAMPIONS, GAVE_BACK, LOSS
+from daemon.state.states import AWAITING, OVERTAKEN, DropState, PromotionKind, RunState
+from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
 from pipeline.words import count, printable
 
 _WON, _TOO_LITTLE = "promoted: ", "insufficient evidence: "
@@ -39,8 +30,7 @@ class TrackPast:
         """Read the champions of `track`; runs are read when asked for."""
         self._track = track
         self._held: dict[int, frozenset[int]] = {}
-        done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
-        promotions = session.exec(done.order_by(col(Promotion.generation))).all()
+        promotions = rows_of(session, Promotion, CHAMPIONS, track=track).all()
         #: The change by which a champion first was one that had been trained on a drop.
         self.first: dict[int, Promotion] = {}
         serving = session.get(Track, track)
@@ -56,15 +46,10 @@ class TrackPast:
 
     def last_run(self, session: Session, drop: Drop) -> Run | None:
         """Return the latest run that held a drop since it last came in; one without a verdict has given it back."""
-        runs = select(Run.id).where(Run.track == self._track)
-        if drop.first_run is not None:
-            runs = runs.where(col(Run.id) >= drop.first_run)
-        elif session.exec(runs.where(Run.state == RunState.QUEUED)).first() is not None:
-            return None  # that one will hold it
-        else:
-            came = select(func.max(Event.at)).where(Event.drop_id == drop.id, col(Event.kind).in_(CAME_IN))
-            since = session.exec(came).one() or drop.received_at
-            runs = runs.where(col(Run.state).in_(RETRIABLE), col(Run.ended_at) >= since)
+        if drop.first_run is None:
+            gave_back = session.scalars(text(GAVE_BACK), {"track": self._track, "drop": drop.id}).first()
+            return None if gave_back is None else session.get_one(Run, gave_back)
+        runs = select(Run.id).where(Run.track == self._track, col(Run.id) >= drop.first_run)
         for number in session.exec(runs.order_by(col(Run.id).desc())):
             if number is not None and number not in self._held:
                 self._held[number] = snapshot_ids(session.get_one(Run, number))
@@ -187,8 +172,7 @@ def _taken_out(drop: Drop, past: TrackPast) -> Iterator[str]:
 
 def _loss(session: Session, drop: Drop, past: TrackPast) -> Iterator[str]:
     """Yield the loss on a drop of the latest champion that did not know it; what serves needs no look any more."""
-    measured = select(Event).where(Event.drop_id == drop.id, Event.kind == MEASURED)
-    found = session.exec(measured.order_by(col(Event.id).desc())).first()
+    found = rows_of(session, Event, LOSS, drop=drop.id).first()
     if found is not None and found.detail["stands_out"] and drop.id not in past.champion:
         yield _as_sentence(unlikely_words(found.detail, found.run_id))
     elif found is not None:

@@ -21,8 +21,9 @@ from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.queue.snapshots import snapshot_ids
 from daemon.settings.model import Settings
 from daemon.state.database import ChangeWatch, transaction
+from daemon.state.questions import TAKEN_IN
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Event, Run
+from daemon.state.tables import Drop, Event, Run, rows_of
 from pipeline import durable
 from pipeline.errors import is_disk_full
 
@@ -126,7 +127,7 @@ class VerdictNotes:
 
 def owner_of(session: Session, drop: Drop) -> str | None:
     """Return the user who dropped a file, by the event that recorded it."""
-    first = session.exec(select(Event).where(Event.drop_id == drop.id).order_by(col(Event.id)).limit(1)).first()
+    first = rows_of(session, Event, TAKEN_IN, drop=drop.id).first()
     owner = first.detail.get("owner") if first is not None else None
     return owner if isinstance(owner, str) else None
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sqlalchemy import text
 from sqlmodel import Session, col, select
 
 from daemon.queue.snapshots import JUDGED
+from daemon.state.questions import MAKER
 from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict
-from daemon.state.states import PromotionState
-from daemon.state.tables import Promotion, Run, Track
+from daemon.state.tables import Run, Track
 from pipeline.artifacts import SliceResult, Verdict
 from pipeline.words import count, plain, printable
 
@@ -97,10 +98,7 @@ def _measured(session: Session, state_folder: Path, serving: Track) -> _Measured
 
 def _train_rows(session: Session, state_folder: Path, track: str, model_id: str) -> dict[str, int]:
     """Return the training rows of the champion's own run, by slice; none of a base model."""
-    made = select(Promotion.run_id).where(
-        Promotion.track == track, Promotion.model_id == model_id, Promotion.state == PromotionState.DONE
-    )
-    run = session.exec(made.where(col(Promotion.run_id).is_not(None)).order_by(col(Promotion.id).desc())).first()
+    run = session.scalars(text(MAKER), {"track": track, "model": model_id}).first()
     try:
         dataset = None if run is None else load_dataset(state_folder, run)
     except (ArtifactDamaged, OSError):

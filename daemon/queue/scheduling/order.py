@@ -8,25 +8,20 @@ all that have none. So a run that is running is before any that was moved meanwh
 
 from collections.abc import Sequence
 
-from sqlalchemy import BindParameter, Engine, bindparam, func, null, or_
+from sqlalchemy import Engine, func, text
 from sqlmodel import Session, col, select
 
 from daemon.queue.states import known_run
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.questions import IS_DUE, MAY_BEGIN
 from daemon.state.states import OPEN_STATES, RunState, queue_order, state_words
-from daemon.state.tables import Run, Track
+from daemon.state.tables import Run
 from pipeline.errors import DropforgeError
 
 # Made once, like those of `claims`.
-_now: BindParameter[int] = bindparam("now")
-# A run of the future is due: it was told to wait by a clock that was set back since.
-_due = or_(col(Run.not_before) <= _now, col(Run.created_at) > _now)
-_paused = select(Track.name).where(col(Track.paused).is_not(null()))
-_going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
-_begins = col(Run.track).not_in(_paused)
-_DUE = select(Run).where(_going, _due, _begins)
-_NEXT = select(func.min(Run.not_before)).where(_going, _begins)
+_DUE = select(Run).where(text(IS_DUE))
+_NEXT = select(func.min(Run.not_before)).where(text(MAY_BEGIN))
 _OPEN = select(Run).where(col(Run.state).in_(OPEN_STATES))
 
 
@@ -45,7 +40,8 @@ def next_due(engine: Engine) -> int | None:
 def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
     """Let every run begin now that is to wait for more than `most_ms`: a clock that was ahead has told it so."""
     with transaction(engine) as session:
-        for run in session.exec(select(Run).where(_going, col(Run.not_before) > now + most_ms)).all():
+        going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
+        for run in session.exec(select(Run).where(going, col(Run.not_before) > now + most_ms)).all():
             run.not_before = now
             session.add(run)
 

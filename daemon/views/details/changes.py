@@ -1,5 +1,6 @@
 """What a run did otherwise than the run that made the champion which it was compared with."""
 
+from daemon.state.questions import MAKER
 from daemon.views.compare_runs import Setting, differing_settings
 from daemon.views.overview import NotThere, Overview, RunDetail
 from pipeline.artifacts import Frozen
@@ -29,8 +30,7 @@ def changes_since_champion(overview: Overview, run: RunDetail) -> Changes | None
 def _champions_run(overview: Overview, run: RunDetail) -> int | None:
     """Return the run that made the champion which a run was compared with, or, before its verdict, today's."""
     if run.verdict is not None and run.verdict.champion_model_id is not None:
-        made = "SELECT max(run_id) AS run FROM promotion WHERE track = ? AND model_id = ? AND state = 'done'"
-        found: int | None = overview.rows(made, run.track, run.verdict.champion_model_id)[0].run
+        found: int | None = overview.rows(MAKER, track=run.track, model=run.verdict.champion_model_id)[0].run
         return found
     serving = overview.champion(run.track)
     return None if serving is None else serving.run

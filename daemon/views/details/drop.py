@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from daemon.state.questions import TAKEN_IN
 from daemon.state.run_files import VerdictDamaged
 from daemon.views.drop_lineage import DropView
 from daemon.views.overview import Overview
@@ -119,8 +120,7 @@ def drop_rows(overview: Overview, drop: DropView, after: int = 0, most: int = MO
 
 def _taken_in(overview: Overview, drop_id: int) -> dict[str, Any]:
     """Return what the intake noted when it took a drop in."""
-    first = "SELECT detail FROM event WHERE drop_id = ? ORDER BY id LIMIT 1"
-    return next((row.detail for row in overview.rows(first, drop_id)), {})
+    return next((row.detail for row in overview.rows(TAKEN_IN, drop=drop_id)), {})
 
 
 def _findings(noted: Iterable[dict[str, Any]] | None) -> tuple[FindingView, ...]:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from daemon.state.questions import GAVE_BACK
 from daemon.state.states import AWAITING, DropState, RunState
 from daemon.views.drop_lineage import DropView
 from daemon.views.overview import RunView
@@ -24,17 +25,6 @@ _BY_OUTCOME: dict[str, Literal["promoted", "insufficient_evidence"]] = {
     "promoted": "promoted",
     "insufficient_evidence": "insufficient_evidence",
 }
-
-
-#: The run without a verdict that gave a drop back since it last came in, unless a queued one is to hold it.
-_GAVE_BACK = """
-SELECT run.id FROM run, json_each(run.snapshot) AS held
-WHERE run.track = ? AND run.state IN ('failed', 'crashed', 'cancelled') AND json_extract(held.value, '$.id') = ?
-AND run.ended_at >=
-    (SELECT max(at) FROM event WHERE drop_id = ? AND kind IN ('drop_accepted', 'drop_restored'))
-AND NOT EXISTS (SELECT 1 FROM run AS other WHERE other.track = run.track AND other.state = 'queued')
-ORDER BY run.id DESC LIMIT 1
-"""
 
 
 class Settled(Frozen):
@@ -75,7 +65,7 @@ def drop_awaited(overview: "Overview", drop_id: int) -> Settled | RunView | Drop
     if drop.first_run is not None:
         return run_awaited(overview, drop.first_run)
     words = ": ".join(filter(None, (f"drop {drop.id} ({drop.name}) is {drop.state}", drop.reason)))
-    gave_back = overview.rows(_GAVE_BACK, drop.track, drop.id, drop.id) if drop.state == DropState.ACCEPTED else []
+    gave_back = overview.rows(GAVE_BACK, track=drop.track, drop=drop.id) if drop.state == DropState.ACCEPTED else []
     if gave_back:
         return run_awaited(overview, gave_back[0].id)
     if drop.state in _BY_DROP:

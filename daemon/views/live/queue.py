@@ -4,6 +4,7 @@ from datetime import datetime
 from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any
 
+from daemon.state.questions import IS_DUE
 from daemon.state.states import OPEN_STATES, queue_order
 from daemon.system.clock import now_ms
 from daemon.views.champion_history import utc
@@ -38,11 +39,8 @@ def pauses(base: Connection) -> list[PauseView]:
 
 def goes_after(base: Connection, run: Any) -> int | None:
     """Return the run before `run` in the queue, of those that may begin now; `None` for the first."""
-    due = (
-        "SELECT id, state, trigger, place FROM run WHERE state IN ('queued', 'waiting') AND not_before <= ? "
-        "AND track NOT IN (SELECT name FROM track WHERE paused IS NOT NULL)"
-    )
-    keys = {queue_order(one.state, one.trigger, one.place, one.id) for one in base.execute(due, (now_ms(),))}
+    due = base.execute(f"SELECT id, state, trigger, place FROM run WHERE {IS_DUE}", {"now": now_ms()})  # noqa: S608
+    keys = {queue_order(one.state, one.trigger, one.place, one.id) for one in due}
     before = [key for key in keys if key < queue_order(run.state, run.trigger, run.place, run.id)]
     return max(before)[-1] if before else None
 

@@ -1,0 +1,49 @@
+"""
+SQL of the questions that are asked twice: by the daemon through `tables.rows_of`, by commands through `views.reader`.
+
+It is not SQLAlchemy's, since that takes longer to load than all that `dropforge status` does.
+"""
+
+#: A track's champions, the base model first and today's last.
+CHAMPIONS = "SELECT * FROM promotion WHERE track = :track AND state = 'done' ORDER BY generation"
+
+#: The run that made a model of a track; NULL for a base model.
+MAKER = "SELECT max(run_id) AS run FROM promotion WHERE track = :track AND model_id = :model AND state = 'done'"
+
+#: True of the wins that wait for approval. A literal, so that SQLite uses the small index of these runs.
+AWAITS_APPROVAL = "outcome = 'awaiting_approval'"
+
+#: True of the runs that may begin once their time has come.
+MAY_BEGIN = "state IN ('queued', 'waiting') AND track NOT IN (SELECT name FROM track WHERE paused IS NOT NULL)"
+
+#: True of those that may begin now: a run of the future was told to wait by a clock that was set back since.
+IS_DUE = f"(not_before <= :now OR created_at > :now) AND {MAY_BEGIN}"
+
+#: Rows of a track's accepted drops, by role.
+ACCEPTED_ROWS = """
+SELECT role, sum(rows) AS rows FROM "drop" WHERE track = :track AND state = 'accepted' GROUP BY role
+"""
+
+#: The metric that a track's first run fixed, and the content of its newest accepted drop.
+METRIC = """
+SELECT metric, (
+    SELECT sha256 FROM "drop" WHERE "drop".track = track.name AND state = 'accepted' ORDER BY id DESC LIMIT 1
+) AS newest FROM track WHERE name = :track
+"""
+
+#: The event that recorded a drop: who dropped it, and what was found in it.
+TAKEN_IN = "SELECT * FROM event WHERE drop_id = :drop ORDER BY id LIMIT 1"
+
+#: The latest event with a champion's loss on a drop that it did not know.
+LOSS = "SELECT * FROM event WHERE drop_id = :drop AND kind = 'drop_measured' ORDER BY id DESC LIMIT 1"
+
+#: The run without a verdict that gave a drop back since it last came in, unless a queued one is to hold it.
+GAVE_BACK = """
+SELECT run.id FROM run, json_each(run.snapshot) AS held
+WHERE run.track = :track AND run.state IN ('failed', 'crashed', 'cancelled')
+AND json_extract(held.value, '$.id') = :drop
+AND run.ended_at >=
+    (SELECT max(at) FROM event WHERE drop_id = :drop AND kind IN ('drop_accepted', 'drop_restored'))
+AND NOT EXISTS (SELECT 1 FROM run AS other WHERE other.track = run.track AND other.state = 'queued')
+ORDER BY run.id DESC LIMIT 1
+"""
