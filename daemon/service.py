@@ -37,8 +37,8 @@ from daemon.system.clock import now_ms
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.sd_notify import notify, showing_life
 from daemon.system.signals import on_stop
-from daemon.views.live.queue import open_runs
 from daemon.views.overview import Overview
+from daemon.views.queue import open_runs
 from pipeline import durable
 from pipeline.errors import EXIT_FAILED, DropforgeError
 

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from daemon.queue import run_queue
+from daemon.queue import order, run_queue
 from daemon.queue.claims import Claim
-from daemon.queue.scheduling import order
 from daemon.queue.tracks import ensure_track
 from daemon.state.database import transaction
 from daemon.state.tables import Run, Track

@@ -15,7 +15,6 @@ STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "matplotlib", "pe
 NUMBERS = {"numpy", "scipy"}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "manager", "models", "types", "misc"}
 WINDOW = "Only the judge, messages and the server's hook speak to a network"
-MOST_LINES = 400
 MODULES = sorted(path for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("*.py"))
 
 
@@ -169,9 +168,8 @@ def test_a_loaded_torch_would_be_seen() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
+def test_a_module_says_what_it_is(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= MOST_LINES
     assert ast.get_docstring(ast.parse(text)) or not text.strip()
     assert path.stem not in VAGUE_NAMES
 

@@ -15,8 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
-from daemon.cli.help.commands import COMMANDS, GROUPS
-from daemon.cli.help.examples import add_examples, examples_of
+from daemon.cli.commands import COMMANDS, GROUPS, add_examples, examples_of
 from daemon.cli.output import show_error
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.programs import user

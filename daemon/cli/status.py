@@ -30,8 +30,8 @@ from daemon.views.details import attention as needs
 from daemon.views.details import deeds
 from daemon.views.details.attention import came_again
 from daemon.views.details.missing_rows import missing_rows
-from daemon.views.live.queue import open_runs
 from daemon.views.overview import Overview, RunView
+from daemon.views.queue import open_runs
 from pipeline.errors import DropforgeError
 from pipeline.report.cost import cost_words
 from pipeline.words import count, printable, size_words

@@ -19,8 +19,7 @@ from daemon.dispatch.run_config import compose, warn_of_fixed
 from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
 from daemon.dispatch.step_specs import key_of, spec_of
-from daemon.queue import attempts, cancelling, claims, run_queue, suspects, tracks
-from daemon.queue.scheduling import order
+from daemon.queue import attempts, cancelling, claims, order, run_queue, suspects, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction

@@ -10,8 +10,7 @@ from daemon.champions.base_models import Bases
 from daemon.dispatch.spool import Spool
 from daemon.inbox.answers import rejected
 from daemon.inbox.folders import InboxUnusable
-from daemon.queue import run_queue
-from daemon.queue.scheduling import order
+from daemon.queue import order, run_queue
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.troubles import Troubles

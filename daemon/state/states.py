@@ -76,7 +76,7 @@ OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
 def queue_order(state: str, trigger: str, place: int, run_id: int) -> tuple[bool, int, bool, bool, int]:
-    """Return the key that sorts open runs into the order in which they go; `queue.scheduling.order` says why."""
+    """Return the key that sorts open runs into the order in which they go; `queue.order` says why."""
     return state != RunState.RUNNING, place, trigger == TRIAL, state == RunState.QUEUED, run_id
 
 

@@ -27,7 +27,6 @@ from daemon.system.file_lease import take_read_lease
 from daemon.system.processes import lock_holder
 from daemon.system.programs import user
 from daemon.views import preflight
-from daemon.views.memory_needs import memory_needs
 from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
 from pipeline.errors import DropforgeError
@@ -268,7 +267,7 @@ def _memory(settings: Settings) -> Iterator[Finding]:
     for track in (name for name in settings.track_names if settings.track(name).base_model):
         # Why a base model cannot be read, the look at the bases says.
         with suppress(OSError, ValueError):
-            text, fits = memory_needs(settings, track)
+            text, fits = preflight.memory_needs(settings, track)
             remedy = "" if fits else "free memory, lower train.max_length, or use a smaller base model"
             yield Finding(name=f"memory of {track}", level="ok" if fits else "warn", text=text, remedy=remedy)
 

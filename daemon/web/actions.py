@@ -33,8 +33,7 @@ from daemon.champions.review import blind_review
 from daemon.champions.rollback import Target, rollback
 from daemon.champions.smoke_test import require_answer
 from daemon.dispatch import stale_steps
-from daemon.queue import cancelling, drops
-from daemon.queue.scheduling import order, pausing
+from daemon.queue import cancelling, drops, order
 from daemon.state.events import Word
 from daemon.system.clock import now_ms
 from daemon.views.details import attention, deeds
@@ -160,14 +159,14 @@ def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
 def pause(site: SiteOf, name: Name, body: Why) -> Done:
     """Let a track begin no run; one that runs ends as it would have."""
     site.settings.track(name)
-    pausing.pause(site.writer(), name, _word(body.reason))
+    order.pause(site.writer(), name, _word(body.reason))
     return _done(deeds.paused(name))
 
 
 @router.post("/tracks/{name}/resume")
 def resume(site: SiteOf, name: Name, body: PerhapsWhy) -> Done:
     """Let a paused track begin runs again."""
-    pausing.resume(site.writer(), name, _word(body.reason))
+    order.resume(site.writer(), name, _word(body.reason))
     return _done(deeds.resumed(name))
 
 

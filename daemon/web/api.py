@@ -6,14 +6,13 @@ from fastapi import APIRouter, Query
 
 from daemon.champions.review.blind_review import Review
 from daemon.views.champion_history import ChampionView, latest_champions
-from daemon.views.compare_runs import Comparison, compare, report_data
+from daemon.views.compare_runs import Changes, Comparison, changes_since_champion, compare, report_data
 from daemon.views.details.attention import Attention, attention
-from daemon.views.details.changes import Changes, changes_since_champion
-from daemon.views.details.curves import LiveRun, curves_of, live_run
 from daemon.views.details.drop import DropDetail, DropRow, drop_detail, drop_rows
 from daemon.views.drop_lineage import DropView
-from daemon.views.live.queue import PauseView, open_runs
+from daemon.views.now import LiveRun, curves_of, live_run
 from daemon.views.overview import DaemonView, RunDetail, RunView
+from daemon.views.queue import PauseView, open_runs
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import MOST, Number, SiteOf
 from pipeline.artifacts import Frozen

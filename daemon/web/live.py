@@ -16,7 +16,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from daemon.state.database import ChangeWatch, open_reader
 from daemon.state.layout import DATABASE_NAME
-from daemon.views.details.curves import LiveRun, live_run
+from daemon.views.now import LiveRun, live_run
 from daemon.web.site import Site, SiteOf
 
 router = APIRouter(tags=["read"])

@@ -7,14 +7,13 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import AfterValidator
 
 from daemon.views.champion_history import latest_champions
-from daemon.views.compare_runs import compare, report_folder, story_of
+from daemon.views.compare_runs import Changes, changes_since_champion, compare, report_folder, story_of
 from daemon.views.details.attention import attention, rejected_words
-from daemon.views.details.changes import Changes, changes_since_champion
-from daemon.views.details.curves import curves_of, live_run
 from daemon.views.details.drop import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.details.missing_rows import missing_rows
-from daemon.views.live.queue import open_runs
+from daemon.views.now import curves_of, live_run
 from daemon.views.overview import NotThere, Overview, RunDetail
+from daemon.views.queue import open_runs
 from daemon.web.drawing import draw
 from daemon.web.site import MOST, Number, Site, SiteOf
 from pipeline.artifacts import PAGE_NAME

@@ -15,7 +15,7 @@ from daemon.champions.base_models import Base
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled
 from daemon.queue.claims import Claim
-from daemon.queue.scheduling.pausing import pause
+from daemon.queue.order import pause
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.tables import Promotion

@@ -1,7 +1,7 @@
 """
-One thing in full, where a list has a line for it: what needs a person, a drop, a run's curves and settings.
+One thing in full, where a list has a line for it: what needs a person, a drop, what a track lacks.
 
 In: an `Overview`. Out: values that the page, the API and the command line show. `attention` is what to look at first,
-`drop` a drop with its rows and its findings, `curves` how a training goes, `changes` what a run did otherwise than the
-one that made the champion, `deeds` what came of a person's word. Open `attention` first.
+`drop` a drop with its rows and its findings, `missing_rows` what a track lacks for a verdict, `deeds` the
+confirmations of what people did. Open `attention` first.
 """

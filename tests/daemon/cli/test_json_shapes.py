@@ -17,7 +17,7 @@ from typer.main import get_command
 from daemon.champions import smoke_test
 from daemon.cli import app
 from daemon.messages import outbox
-from daemon.queue.scheduling import pausing
+from daemon.queue import order
 from daemon.settings.load import load
 from daemon.state.events import Word
 from daemon.state.states import AttemptState
@@ -113,7 +113,7 @@ def full(new_workspace: Callable[[], Any], made_reports: Any, monkeypatch: pytes
     made.take("fourth.jsonl", lines("d"))
     made.attempt(made.claim(), "train", None)
     made.take("case.jsonl", lines("e"), track="support")
-    pausing.pause(made.engine, "support", Word("the card is lent out", made.tick(), "ada"))
+    order.pause(made.engine, "support", Word("the card is lent out", made.tick(), "ada"))
     outbox.collect(made.engine, load(path, {}), made.tick())
     (made.folder / "bad.jsonl").write_text('{"instruction": "x"}\n')
 

@@ -24,7 +24,7 @@ from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.storage.disk_estimate import needed_bytes
 from daemon.system.processes import FileLock
 from daemon.system.programs import user
-from daemon.views import doctor, memory_needs, preflight
+from daemon.views import doctor, preflight
 from daemon.views.doctor import Finding, examine
 from daemon.views.overview import Overview
 from pipeline.config import JudgeConfig, TrainConfig
@@ -413,7 +413,7 @@ def test_a_fifo_where_a_file_should_be_is_told_and_not_waited_for(
 def test_a_training_takes_its_memory_on_each_of_several_cards(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_needs, "_DEVICES", tmp_path / "devices")
+    monkeypatch.setattr(preflight, "_DEVICES", tmp_path / "devices")
     for number in range(2):
         (tmp_path / f"devices/nvidia{number}").mkdir(parents=True)
     on_cards = settings.model_copy(update={"device": "cuda"})
@@ -431,7 +431,7 @@ def test_too_little_memory_for_a_training_is_told_beside_the_estimate(
     assert "in 4 bits, for 2,048 tokens a pass; " in found.text
     full = on_cpu.model_copy(update={"train": TrainConfig(method="full")})
     assert "with the base as it is, for 2,048 tokens a pass; " in lines(full)["memory of default"].text
-    monkeypatch.setattr(memory_needs, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 1_000_000)
     found = lines(on_cpu)["memory of default"]
     assert found.level == "warn"
     assert found.text.endswith("; 1.0 MB are free")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 from sqlalchemy import Engine, event
 
-from daemon.queue.scheduling import order
+from daemon.queue import order
 from daemon.state.states import OPEN_STATES
 from daemon.system.processes import FileLock
 from daemon.views.overview import NotThere, Overview

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from daemon.queue.scheduling.pausing import pause
+from daemon.queue.order import pause
 from daemon.settings.model import DiskSettings, HookSettings
 from daemon.state.events import Word
 from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from daemon.queue.scheduling import pausing
+from daemon.queue import order
 from daemon.state.events import Word
 from daemon.system.processes import FileLock
 from pipeline import durable
@@ -43,10 +43,10 @@ def busy(alive: Any) -> Any:
     durable.write_hint(root / "runs/3/attempts/train-1" / CURVE_NAME, curve.model_dump())
     alive.take("fourth.jsonl", lines("e"))
     alive.take("case.jsonl", lines("f"), track="support")
-    pausing.pause(alive.engine, "support", Word("the card is lent out", alive.tick(), "ada"))
+    order.pause(alive.engine, "support", Word("the card is lent out", alive.tick(), "ada"))
     return alive
 
 
 def pytest_report_header() -> str:
     """Say that screens are not looked at in a real terminal, for want of one."""
-    return "" if shutil.which("tmux") else "left out, no tmux: tests/daemon/cli/live in a terminal"
+    return "" if shutil.which("tmux") else "left out, no tmux: tests/daemon/cli in a terminal"

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from daemon.cli.live import wait
+from daemon.cli import wait
 from daemon.cli.status import progress_mark
-from daemon.queue import cancelling, run_queue
-from daemon.queue.scheduling import order
+from daemon.queue import cancelling, order, run_queue
 from daemon.settings.model import RetrySettings
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview

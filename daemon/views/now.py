@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from daemon.state.run_files import load_curve, published
 from daemon.state.states import RunState
 from daemon.views.attempts import AttemptView, attempts_of
-from daemon.views.live.queue import PauseView, open_runs
-from daemon.views.overview import DaemonView, RunView
+from daemon.views.overview import DaemonView, Overview, RunView
+from daemon.views.queue import PauseView, open_runs
 from pipeline.artifacts import Frozen
 from pipeline.config import RunConfig
 from pipeline.contract import Curve
@@ -16,7 +16,6 @@ from pipeline.steps import STEPS
 
 if TYPE_CHECKING:
     from daemon.state.tables import Run
-    from daemon.views.overview import Overview
 
 #: Ended runs that are looked at.
 LATEST = 12
@@ -51,7 +50,7 @@ class Now(Frozen):
     """Whose, and what."""
 
 
-def look(overview: "Overview") -> Now:
+def look(overview: Overview) -> Now:
     """Return what goes on now."""
     runs = open_runs(overview)
     running = next((run for run in runs if run.state == RunState.RUNNING), None)
@@ -69,7 +68,7 @@ def look(overview: "Overview") -> Now:
     )
 
 
-def stages(overview: "Overview", run_id: int) -> tuple[Stage, ...]:
+def stages(overview: Overview, run_id: int) -> tuple[Stage, ...]:
     """Return the steps that a run does with its settings, in order, and its progress in each. Raises `NotThere`."""
 
     def found(base: Connection, row: "Run") -> tuple[Stage, ...]:
@@ -92,3 +91,21 @@ def _stage(step: str, latest: AttemptView | None, *, is_done: bool) -> Stage:
     if not is_done:
         return Stage(step=step, state="to do")
     return Stage(step=step, state="done", seconds=None if latest is None else latest.seconds)
+
+
+class LiveRun(Frozen):
+    """The run that is worked on now."""
+
+    run: RunView
+    curves: Curve
+
+
+def curves_of(overview: Overview, run_id: int) -> Curve:
+    """Return the curves of a run's training; empty ones before it has begun."""
+    return load_curve(overview.folder, run_id) or Curve()
+
+
+def live_run(overview: Overview) -> LiveRun | None:
+    """Return the run that is worked on now, with its curves as far as they are; `None` if there is none."""
+    found = overview.runs(states=["running"], most=1)
+    return LiveRun(run=found[0], curves=curves_of(overview, found[0].id)) if found else None

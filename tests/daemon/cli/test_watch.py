@@ -15,10 +15,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from daemon.cli.live import screen, watch
-from daemon.cli.live.screen import Screen, spark, strip
+from daemon.cli import screen, watch
+from daemon.cli.screen import Screen, spark, strip
 from daemon.queue import run_queue
-from daemon.views.live.now import Now, Stage, look
+from daemon.views.now import Now, Stage, look
 from daemon.views.overview import Overview
 from pipeline.contract import PROGRESS_NAME
 

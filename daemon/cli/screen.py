@@ -1,5 +1,5 @@
 """
-What `watch` shows: one full screen, drawn anew each second from `daemon.views.live.now`.
+What `watch` shows: one full screen, drawn anew each second from `daemon.views.now`.
 
 It says nothing by colour alone. What does not fit the terminal is cut at the right, or counted.
 """
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from daemon.cli.output import clock, verdict_words
 from daemon.cli.status import describe_run
-from daemon.views.live.now import Now, Stage
+from daemon.views.now import Now, Stage
 from daemon.views.overview import RunView
 from pipeline.artifacts import CurvePoint
 from pipeline.contract import Curve, Progress

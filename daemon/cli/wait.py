@@ -14,8 +14,8 @@ from daemon.cli.output import print_json, print_line
 from daemon.cli.status import describe_run, files_in_inbox, progress_mark
 from daemon.cli.workspace import MOST, JsonOption, complete_run, load_settings, open_overview, small_enough
 from daemon.settings.model import Settings
+from daemon.views.awaited import Settled, drop_awaited, run_awaited
 from daemon.views.drop_lineage import DropView
-from daemon.views.live.awaited import Settled, drop_awaited, run_awaited
 from daemon.views.overview import Overview, RunView
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.words import printable

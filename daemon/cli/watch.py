@@ -10,12 +10,12 @@ from types import FrameType
 import typer
 from rich.live import Live
 
-from daemon.cli.live.screen import Screen
 from daemon.cli.output import make_console, print_line, verdict_words
+from daemon.cli.screen import Screen
 from daemon.cli.status import describe_run, progress_mark
 from daemon.cli.workspace import open_overview
 from daemon.state.states import state_words
-from daemon.views.live.now import Now, look
+from daemon.views.now import Now, look
 from daemon.views.overview import RunView
 from pipeline.words import duration
 

@@ -4,9 +4,8 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.queue import cancelling, run_queue, tracks
+from daemon.queue import cancelling, order, run_queue, tracks
 from daemon.queue.claims import Claim
-from daemon.queue.scheduling import order
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import TRIAL
 from daemon.state.tables import Drop, Event, Run, Track

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from daemon.views.details.changes import changes_since_champion
+from daemon.views.compare_runs import changes_since_champion
 from daemon.views.overview import Overview
 
 

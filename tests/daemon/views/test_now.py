@@ -8,7 +8,7 @@ import pytest
 
 from daemon.queue import run_queue
 from daemon.state import run_files
-from daemon.views.live.now import look, stages
+from daemon.views.now import look, stages
 from daemon.views.overview import NotThere, Overview
 from pipeline import durable
 from pipeline.artifacts import CurvePoint

@@ -1,9 +1,12 @@
 """
-The order in which runs begin, and a person's change of it.
+The order in which runs begin, and how people change it: a run is moved, a track is paused and resumed.
 
 By itself: what waits goes first, then what is queued, the oldest of each, and trials come last. A person who moves a
 run fixes the order of what is before it and of itself: each of these runs has a `Run.place`, below 0, and goes before
 all that have none. So a run that is running is before any that was moved meanwhile, and is first again if interrupted.
+
+A paused track begins no run, and none of its interrupted ones goes on; a running one ends as it would have. It takes in
+drops, queues its run and keeps its nights as ever.
 """
 
 from collections.abc import Sequence
@@ -12,11 +15,12 @@ from sqlalchemy import Engine, func, text
 from sqlmodel import Session, col, select
 
 from daemon.queue.states import known_run
+from daemon.queue.tracks import ensure_track
 from daemon.state.database import transaction
-from daemon.state.events import record_event
+from daemon.state.events import Word, record_event
 from daemon.state.questions import IS_DUE, MAY_BEGIN
 from daemon.state.states import OPEN_STATES, RunState, queue_order, state_words
-from daemon.state.tables import Run
+from daemon.state.tables import Run, Track
 from pipeline.errors import DropforgeError
 
 # Made once, like those of `claims`.
@@ -89,3 +93,26 @@ def _fix(session: Session, line: list[Run], moved: Run) -> None:
     for place, one in enumerate(line[: last + 1]):
         one.place = place - last - 1
         session.add(one)
+
+
+def pause(engine: Engine, track: str, word: Word) -> None:
+    """Let a known track begin no run until `resume`. Raises `DropforgeError` if it is paused already."""
+    with transaction(engine) as session:
+        row = ensure_track(session, track, word.at)
+        if row.paused is not None:
+            message = f"track {track} is paused already: {row.paused['reason']}"
+            raise DropforgeError(message, f"to let it go on: dropforge resume {track}")
+        row.paused = {"reason": word.reason, "by": word.by, "at": word.at}
+        session.add(row)
+        record_event(session, "track_paused", word.at, track=track, reason=word.reason, by=word.by)
+
+
+def resume(engine: Engine, track: str, word: Word) -> None:
+    """Let a paused track begin runs again; the reason may be empty. Raises `DropforgeError` if it is not paused."""
+    with transaction(engine) as session:
+        row = session.get(Track, track)
+        if row is None or row.paused is None:
+            raise DropforgeError(f"track {track} is not paused", "see what it waits for: dropforge status")
+        row.paused = None
+        session.add(row)
+        record_event(session, "track_resumed", word.at, track=track, reason=word.reason, by=word.by)

@@ -5,8 +5,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.queue import run_queue, tracks
-from daemon.queue.scheduling import order, pausing
+from daemon.queue import order, run_queue, tracks
 from daemon.settings.model import RetrySettings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
@@ -49,7 +48,7 @@ def events(engine: Engine) -> list[tuple[str, dict[str, Any]]]:
 def test_a_paused_track_begins_no_run_and_others_go_on(engine: Engine) -> None:
     queue_run(engine, "support")
     other = queue_run(engine, "legal")
-    pausing.pause(engine, "support", WORD)
+    order.pause(engine, "support", WORD)
     claim = run_owner.claim(engine, 100, configure)
     assert claim is not None
     assert claim.run_id == other
@@ -59,9 +58,9 @@ def test_a_paused_track_begins_no_run_and_others_go_on(engine: Engine) -> None:
 
 def test_a_resumed_track_goes_on_where_it_was(engine: Engine) -> None:
     run = queue_run(engine, "support")
-    pausing.pause(engine, "support", WORD)
+    order.pause(engine, "support", WORD)
     assert run_owner.claim(engine, 100, configure) is None
-    pausing.resume(engine, "support", Word("", 200, "ada"))
+    order.resume(engine, "support", Word("", 200, "ada"))
     claim = run_owner.claim(engine, 300, configure)
     assert claim is not None
     assert claim.run_id == run
@@ -75,13 +74,13 @@ def test_a_running_run_of_a_paused_track_ends_and_an_interrupted_one_waits(engin
     queue_run(engine, "support")
     claim = run_owner.claim(engine, 100, configure)
     assert claim is not None
-    pausing.pause(engine, "support", WORD)
+    order.pause(engine, "support", WORD)
     assert run_queue.interrupt(engine, claim, 120) == "waiting"
     assert run_owner.claim(engine, 130, configure) is None
 
 
 def test_a_paused_track_takes_drops_in_and_queues_its_run(engine: Engine) -> None:
-    pausing.pause(engine, "support", WORD)
+    order.pause(engine, "support", WORD)
     queue_run(engine, "support")
     claim = run_owner.claim(engine, 100, configure)
     assert claim is None
@@ -91,21 +90,21 @@ def test_a_paused_track_takes_drops_in_and_queues_its_run(engine: Engine) -> Non
 
 
 def test_pausing_twice_and_resuming_what_is_not_paused_are_refused(engine: Engine) -> None:
-    pausing.pause(engine, "support", WORD)
+    order.pause(engine, "support", WORD)
     with pytest.raises(DropforgeError, match="paused already: the card is lent out") as refused:
-        pausing.pause(engine, "support", Word("another", 60, "bob"))
+        order.pause(engine, "support", Word("another", 60, "bob"))
     assert refused.value.hint == "to let it go on: dropforge resume support"
-    pausing.resume(engine, "support", WORD)
+    order.resume(engine, "support", WORD)
     for name in ("support", "unknown"):
         with pytest.raises(DropforgeError, match=f"track {name} is not paused"):
-            pausing.resume(engine, name, WORD)
+            order.resume(engine, name, WORD)
 
 
 def test_a_failure_of_a_run_that_runs_on_in_a_paused_track_is_counted_as_ever(engine: Engine) -> None:
     queue_run(engine, "support")
     claim = run_owner.claim(engine, 100, configure)
     assert claim is not None
-    pausing.pause(engine, "support", WORD)
+    order.pause(engine, "support", WORD)
     failure = run_queue.Failure("no memory", "lower it", retryable=True)
     assert run_queue.fail(engine, claim, failure, 200, RetrySettings()) == "waiting"
     assert run_owner.claim(engine, 10_000_000, configure) is None

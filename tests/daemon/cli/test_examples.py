@@ -9,8 +9,7 @@ import typer
 from typer.main import get_command
 
 from daemon.cli import app
-from daemon.cli.help.commands import COMMANDS
-from daemon.cli.help.examples import EXAMPLES
+from daemon.cli.commands import COMMANDS, EXAMPLES
 
 ROOT: Any = get_command(app)
 for each in COMMANDS:
