@@ -1,5 +1,5 @@
 """
 `dropforge demo`: the whole loop on a real small model, through a real daemon.
 
-`command` runs it, `data` makes its files from a seed, `progress_view` shows a run as it goes. Open `command` first.
+`command` runs it, `data` makes its files from a seed. Open `command` first.
 """

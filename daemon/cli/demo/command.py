@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -19,13 +19,14 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from daemon.cli.demo.data import make_data, write_rows
-from daemon.cli.demo.progress_view import show_run
 from daemon.cli.output import drop_words, print_line, verdict_lines
 from daemon.cli.status import EXIT_UNAVAILABLE
+from daemon.cli.watch import print_changes
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
 from daemon.state.states import state_words
 from daemon.views.compare_runs import story_of
+from daemon.views.now import look
 from daemon.views.overview import Overview, RunDetail
 from pipeline import durable
 from pipeline.errors import DropforgeError
@@ -74,6 +75,8 @@ class _Stage:
     folder: Path
     overview: Overview
     daemon: subprocess.Popen[bytes]
+    said: dict[object, str] = field(default_factory=dict)
+    """What `print_changes` has printed."""
 
     @property
     def log(self) -> Path:
@@ -198,7 +201,7 @@ def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
     stage = _Stage(folder, Overview(folder / ".dropforge"), process)
     try:
         stage.wait(lambda: stage.overview.daemon().alive)
-        print_line(f"daemon: process {process.pid}, it watches {folder / 'inbox'}")
+        print_line(f"daemon: it watches {folder / 'inbox'}")
         stage.wait(lambda: stage.overview.champion("default"))
         yield stage
     finally:
@@ -229,9 +232,15 @@ def _drop_and_watch(stage: _Stage, file: Path, number: int) -> RunDetail:
 
 
 def _watch(stage: _Stage, number: int) -> RunDetail:
-    """Show a run and return it once it is over. Raises `DropforgeError` if it failed."""
+    """Print what `watch` prints until a run is over, and return it. Raises `DropforgeError` if it failed."""
+
+    def ended() -> RunDetail | None:
+        run = stage.overview.run(number)
+        print_changes(look(stage.overview), stage.said)
+        return run if run.ended_at else None
+
     stage.wait(lambda: len(stage.overview.runs()) >= number)
-    run = show_run(stage.overview, number, stage.wait)
+    run: RunDetail = stage.wait(ended)
     if run.verdict is None:
         message = f"run {number} {state_words(run.state)}: {run.error or 'no verdict'}"
         hint = f"the whole story: dropforge --config {stage.folder / 'dropforge.toml'} logs {number}"
