@@ -67,16 +67,16 @@ def holds_token(request: Request, token: str) -> bool:
     return _same(request.cookies.get(cookie_name(token), ""), token) or _in_header(request, token)
 
 
-def _bounded(receive: Receive) -> Receive:
-    """Return what gives a request's body up to its limit; the route that reads on is ended by a status of its own."""
-    left = _MOST_BODY
+def bounded(receive: Receive, most: int) -> Receive:
+    """Return a `receive` that gives `most` bytes of a request's body; a route that reads on ends with status 413."""
+    left = most
 
     async def give() -> Message:
         nonlocal left
         message = await receive()
         left -= len(message.get("body", b""))
         if left < 0:
-            raise HTTPException(_TOO_LARGE, f"a request has {_MOST_BODY:,} bytes at most")
+            raise HTTPException(_TOO_LARGE, f"a request has {most:,} bytes at most")
         return message
 
     return give
@@ -110,7 +110,7 @@ class Guard:
 
         answer = self._visit(request) or self._refusal(request)
         takes_files = request.url.path.endswith("/upload")
-        await (answer or self._app)(scope, receive if takes_files else _bounded(receive), with_headers)
+        await (answer or self._app)(scope, receive if takes_files else bounded(receive, _MOST_BODY), with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
         """Return why a request is not answered; `None` if it is."""

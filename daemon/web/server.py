@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -45,6 +46,8 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
 
     Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended.
     """
+    # For files that are uploaded: /tmp may be in memory.
+    tempfile.tempdir = str(settings.state_folder)
     app = make_app(settings, load_token(settings.state_folder))
     for noisy in (_log, logging.getLogger("asyncio")):
         noisy.addFilter(_once_a_minute())
