@@ -9,11 +9,9 @@ from daemon.cli.output import print_line
 from daemon.cli.workspace import (
     RunArgument,
     chosen_tracks,
-    complete_run,
     load_settings,
     open_overview,
     open_writer,
-    small_enough,
     word_of_user,
 )
 from daemon.queue import order
@@ -33,25 +31,15 @@ def move(
     *,
     run: RunArgument,
     first: Annotated[bool, typer.Option("--first", help="Before all that is not running.")] = False,
-    after: Annotated[
-        int | None,
-        typer.Option(
-            "--after",
-            metavar="RUN",
-            help="Right behind this run.",
-            autocompletion=complete_run,
-            callback=small_enough,
-        ),
-    ] = None,
 ) -> None:
     """
-    Let a queued or waiting run go before all others, or right behind another one.
+    Let a queued or waiting run go before all others.
 
     It still waits for its own time, as for its track's quiet. What comes later goes behind what was moved.
     """
-    if first == (after is not None):
-        raise typer.BadParameter("say where to: --first, or --after RUN")
-    print_line(moved(order.move(open_writer(context), run, now_ms(), who(), after)))
+    if not first:
+        raise typer.BadParameter("say where to: --first")
+    print_line(moved(order.move_first(open_writer(context), run, now_ms(), who())))
 
 
 def pause(

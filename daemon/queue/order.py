@@ -1,9 +1,8 @@
 """
 The order in which runs begin, and how people change it: a run is moved, a track is paused and resumed.
 
-By itself: what waits goes first, then what is queued, the oldest of each, and trials come last. A person who moves a
-run fixes the order of what is before it and of itself: each of these runs has a `Run.place`, below 0, and goes before
-all that have none. So a run that is running is before any that was moved meanwhile, and is first again if interrupted.
+By itself: what waits goes first, then what is queued, the oldest of each, and trials come last. `Run.place` goes before
+all of that, the lowest first: 0, until a person lets the run go first.
 
 A paused track begins no run, and none of its interrupted ones goes on; a running one ends as it would have. It takes in
 drops, queues its run and keeps its nights as ever.
@@ -50,49 +49,29 @@ def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
             session.add(run)
 
 
-def move(engine: Engine, run_id: int, now: int, by: str, after: int | None = None) -> list[int]:
+def move_first(engine: Engine, run_id: int, now: int, by: str) -> list[int]:
     """
-    Let a queued or waiting run go before all others, or right behind run `after`; return who then goes in which order.
+    Let a queued or waiting run go before all others that are not running; return the order in which they then go.
 
-    What is running stays before all that is not. `by` is the person. The run still waits for its own time: a back-off,
-    its track's quiet. Raises `DropforgeError` if the run, or `after`, is not one that can be moved, or gone behind.
+    `by` is the person. The run still waits for its own time: a back-off, its track's quiet. Raises `DropforgeError` if
+    the run cannot be moved.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
         if run.state not in {RunState.QUEUED, RunState.WAITING}:
             message = f"run {run_id} {state_words(run.state)}: only a queued or waiting run can be moved"
             raise DropforgeError(message, "list them: dropforge runs --state queued")
-        line = [one for one in _in_order(session.exec(_OPEN).all()) if one.id != run_id]
-        line.insert(_place_in(line, run_id, after), run)
-        _fix(session, line, run)
-        record_event(session, "run_moved", now, track=run.track, run_id=run_id, after=after, by=by)
-        return [one.id or 0 for one in line if one.state != RunState.RUNNING]
+        line = session.exec(_OPEN).all()
+        run.place = min(one.place for one in line) - 1
+        for one in line:
+            if one.state == RunState.RUNNING:
+                one.place = run.place - 1  # it goes on first if it is interrupted
+        record_event(session, "run_moved", now, track=run.track, run_id=run_id, by=by)
+        return [one.id or 0 for one in _in_order(line) if one.state != RunState.RUNNING]
 
 
 def _in_order(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: queue_order(run.state, run.trigger, run.place, run.id or 0))
-
-
-def _place_in(line: list[Run], run_id: int, after: int | None) -> int:
-    """Return where in `line`, which lacks the run, it is to stand."""
-    if after is None:
-        return sum(one.state == RunState.RUNNING for one in line)
-    if after == run_id:
-        message = f"run {run_id} cannot go behind itself"
-        raise DropforgeError(message, f"to let it go before all others: dropforge move {run_id} --first")
-    found = next((place for place, one in enumerate(line) if one.id == after), None)
-    if found is None:
-        message = f"run {after} is not open: nothing can go behind it"
-        raise DropforgeError(message, "list what is queued, with its order: dropforge status")
-    return max(found + 1, _place_in(line, run_id, None))
-
-
-def _fix(session: Session, line: list[Run], moved: Run) -> None:
-    """Write down the order up to the run that was moved, and of those behind it that have a place already."""
-    last = max(place for place, one in enumerate(line) if one is moved or one.place < 0)
-    for place, one in enumerate(line[: last + 1]):
-        one.place = place - last - 1
-        session.add(one)
 
 
 def pause(engine: Engine, track: str, word: Word) -> None:

@@ -144,7 +144,7 @@ class Run(SQLModel, table=True):
     created_at: int
     #: Not claimed before: the end of the track's quiet time, or of a back-off.
     not_before: int
-    #: Where a person put it in the queue, the lowest first; 0, behind these, where nobody did.
+    #: Its priority, the lowest first: 0, and below it if a person let it go first.
     place: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: Claim token: every write of the run's owner is conditional on it.
     token: str | None = None

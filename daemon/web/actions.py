@@ -5,7 +5,7 @@ Forms (POST, urlencoded) of the pages; each is answered with `done.html`: `words
 path to go on from; or with `error.html`.
 
     /runs/ID/cancel            /runs/ID/retry   since (a step, may be empty)
-    /runs/ID/move              after (a run, or empty: before all others)
+    /runs/ID/move              before all others
     /runs/ID/promote           reason (may be empty), force (true: whatever the verdict, then with a reason)
     /runs/ID/review            pair, key (1, 2 or 0; u: take it back); answered with the review's next pair
     /tracks/NAME/pause         reason
@@ -93,13 +93,6 @@ class From(Frozen):
     """This one and all later ones; `null` for those alone that do not stand."""
 
 
-class Behind(Frozen):
-    """Where a run goes in the queue."""
-
-    after: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    """The run that it goes right behind; `null`: before all others."""
-
-
 class Judged(Frozen):
     """One pair of a blind review, and what was found of it."""
 
@@ -130,10 +123,9 @@ def retry(site: SiteOf, run_id: Number, body: From) -> Done:
 
 
 @router.post("/runs/{run_id}/move")
-def move(site: SiteOf, run_id: Number, body: Behind) -> Done:
-    """Let a queued or waiting run go before all others, or right behind another one."""
-    line = order.move(site.writer(), run_id, now_ms(), _who(), body.after)
-    return _done(deeds.moved(line))
+def move(site: SiteOf, run_id: Number) -> Done:
+    """Let a queued or waiting run go before all others."""
+    return _done(deeds.moved(order.move_first(site.writer(), run_id, now_ms(), _who())))
 
 
 @router.post("/runs/{run_id}/promote")
@@ -210,7 +202,7 @@ def dismiss(site: SiteOf, key: Name) -> Done:
 _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
     ("runs", "cancel"): (cancel, None),
     ("runs", "retry"): (retry, From),
-    ("runs", "move"): (move, Behind),
+    ("runs", "move"): (move, None),
     ("runs", "promote"): (promote, Promote),
     ("runs", "review"): (judge_blind, Judged),
     ("tracks", "pause"): (pause, Why),

@@ -243,9 +243,9 @@ def test_the_queue_is_ordered_paused_and_shortened_by_its_buttons(served: Served
     served.open("/")
     queue = "#queue tbody th"
     assert served.texts(queue) == ["1. run 8", "2. run 9"]
-    press('#queue [aria-label="Let run 9 go earlier"]')
+    press('#queue [aria-label="Let run 9 go first"]')
     assert served.texts(queue) == ["1. run 9", "2. run 8"]
-    press('#queue [aria-label="Let run 9 go later"]')
+    press('#queue [aria-label="Let run 8 go first"]')
     assert served.texts(queue) == ["1. run 8", "2. run 9"]
     press("#queue details.act:last-of-type summary", "the box is lent")
     assert "the box is lent" in served.texts("#queue tbody tr")[1]

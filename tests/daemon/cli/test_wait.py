@@ -180,6 +180,6 @@ def test_what_is_not_there_is_said(dropforge: Command) -> None:
 
 
 def test_a_queued_run_says_what_it_waits_for(busy: Any, dropforge: Command) -> None:
-    order.move(busy.engine, 5, busy.tick(), "ada")
+    order.move_first(busy.engine, 5, busy.tick(), "ada")
     ended = dropforge("wait", "--drop", "8", "--timeout", "0")
     assert (ended.code, "drop 8 (case.jsonl) waits for a run of track support" in ended.err) == (15, True)

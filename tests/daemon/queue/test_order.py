@@ -55,28 +55,21 @@ def goes(engine: Engine) -> list[int]:
 
 def test_a_run_goes_to_the_front(engine: Engine) -> None:
     queue_runs(engine, "a", "b", "c")
-    assert order.move(engine, 3, 50, "ada") == [3, 1, 2]
+    assert order.move_first(engine, 3, 50, "ada") == [3, 1, 2]
     assert goes(engine) == [3, 1, 2]
     assert claim(engine).run_id == 3
 
 
-def test_a_run_goes_behind_another(engine: Engine) -> None:
-    queue_runs(engine, "a", "b", "c", "d")
-    assert order.move(engine, 1, 50, "ada", after=3) == [2, 3, 1, 4]
-    assert order.move(engine, 4, 50, "ada", after=2) == [2, 4, 3, 1]
-    assert goes(engine) == [2, 4, 3, 1]
-
-
 def test_a_later_move_to_the_front_goes_before_an_earlier_one(engine: Engine) -> None:
     queue_runs(engine, "a", "b", "c")
-    order.move(engine, 2, 50, "ada")
-    order.move(engine, 3, 51, "ada")
+    order.move_first(engine, 2, 50, "ada")
+    order.move_first(engine, 3, 51, "ada")
     assert goes(engine) == [3, 2, 1]
 
 
 def test_what_comes_later_goes_behind_what_was_moved(engine: Engine) -> None:
     queue_runs(engine, "a", "b")
-    order.move(engine, 2, 50, "ada")
+    order.move_first(engine, 2, 50, "ada")
     queue_runs(engine, "c")
     assert goes(engine) == [2, 1, 3]
 
@@ -89,24 +82,16 @@ def test_trials_stay_last_where_nobody_moved_them(engine: Engine) -> None:
         session.add(run)
     queue_runs(engine, "c")
     assert goes(engine) == [2, 3, 1]
-    order.move(engine, 3, 50, "ada")
+    order.move_first(engine, 3, 50, "ada")
     assert goes(engine) == [3, 2, 1]
-    order.move(engine, 1, 51, "ada")
+    order.move_first(engine, 1, 51, "ada")
     assert goes(engine) == [1, 3, 2]
 
 
 def test_an_interrupted_run_goes_on_first_though_another_was_moved_to_the_front_meanwhile(engine: Engine) -> None:
     queue_runs(engine, "a", "b", "c")
     running = claim(engine)
-    assert order.move(engine, 3, 150, "ada") == [3, 2]
-    run_queue.interrupt(engine, running, 90)
-    assert goes(engine) == [1, 3, 2]
-
-
-def test_behind_the_run_that_is_running_is_the_front(engine: Engine) -> None:
-    queue_runs(engine, "a", "b", "c")
-    running = claim(engine)
-    assert order.move(engine, 3, 150, "ada", after=running.run_id) == [3, 2]
+    assert order.move_first(engine, 3, 150, "ada") == [3, 2]
     run_queue.interrupt(engine, running, 90)
     assert goes(engine) == [1, 3, 2]
 
@@ -115,7 +100,7 @@ def test_a_person_may_put_a_run_before_one_that_waits(engine: Engine) -> None:
     queue_runs(engine, "a", "b")
     run_queue.interrupt(engine, claim(engine), 90)
     assert goes(engine) == [1, 2]
-    order.move(engine, 2, 95, "ada")
+    order.move_first(engine, 2, 95, "ada")
     assert goes(engine) == [2, 1]
 
 
@@ -123,13 +108,13 @@ def test_a_moved_run_still_waits_for_its_own_time(engine: Engine) -> None:
     queue_runs(engine, "a", "b")
     with transaction(engine) as session:
         run_queue.enqueue(session, "b", "drop", 0, 500)
-    order.move(engine, 2, 50, "ada")
+    order.move_first(engine, 2, 50, "ada")
     assert goes(engine) == [1]
 
 
 def test_a_retried_run_has_lost_its_place(engine: Engine) -> None:
     queue_runs(engine, "a", "b")
-    order.move(engine, 2, 50, "ada")
+    order.move_first(engine, 2, 50, "ada")
     cancelling.cancel(engine, 2, 60)
     run_queue.retry(engine, 2, 70)
     assert goes(engine) == [1, 2]
@@ -139,26 +124,19 @@ def test_what_cannot_be_moved_is_refused(engine: Engine) -> None:
     queue_runs(engine, "a", "b", "c")
     running = claim(engine)
     cancelling.cancel(engine, 3, 60)
-    for run, after, words in (
-        (running.run_id, None, "run 1 is running: only a queued or waiting run can be moved"),
-        (3, None, "run 3 was cancelled: only"),
-        (9, None, "there is no run 9"),
-        (2, 2, "run 2 cannot go behind itself"),
-        (2, 3, "run 3 is not open"),
-        (2, 9, "run 9 is not open"),
+    for run, words in (
+        (running.run_id, "run 1 is running: only a queued or waiting run can be moved"),
+        (3, "run 3 was cancelled: only"),
+        (9, "there is no run 9"),
     ):
         with pytest.raises(DropforgeError, match=words):
-            order.move(engine, run, 70, "ada", after=after)
+            order.move_first(engine, run, 70, "ada")
     assert goes(engine) == [2]
 
 
 def test_a_move_leaves_an_event_with_its_person(engine: Engine) -> None:
     queue_runs(engine, "a", "b")
-    order.move(engine, 2, 50, "ada")
-    order.move(engine, 2, 51, "bob", after=1)
+    order.move_first(engine, 2, 50, "ada")
     with transaction(engine) as session:
         found = session.exec(select(Event).where(Event.kind == "run_moved")).all()
-    assert [(one.run_id, one.track, one.detail) for one in found] == [
-        (2, "b", {"after": None, "by": "ada"}),
-        (2, "b", {"after": 1, "by": "bob"}),
-    ]
+    assert [(one.run_id, one.track, one.detail) for one in found] == [(2, "b", {"by": "ada"})]

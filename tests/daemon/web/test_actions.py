@@ -43,10 +43,9 @@ def test_a_step_that_there_is_not_is_refused_before_anything_is_taken_back(
 def test_a_run_goes_before_the_others(program: TestClient, lived_in: Any) -> None:
     program.post("/api/v1/runs/2/retry", json={})
     lived_in.take("fourth.jsonl", '{"instruction": "say e", "output": "e"}\n')
-    answer = program.post("/api/v1/runs/4/move", json={})
+    answer = program.post("/api/v1/runs/4/move")
     assert answer.json() == {"words": ["the order is now: run 4, run 2"]}
-    assert program.post("/api/v1/runs/4/move", json={"after": 2}).json()["words"][0].endswith("run 2, run 4")
-    assert program.post("/api/v1/runs/1/move", json={}).status_code == 409
+    assert program.post("/api/v1/runs/1/move").status_code == 409
 
 
 def test_a_track_is_paused_with_a_reason_and_goes_on(person: TestClient, overview: Overview) -> None:
