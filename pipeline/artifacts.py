@@ -369,7 +369,7 @@ class Verdict(Artifact):
     lost_drops: tuple[int, ...] = ()
     """Drops that the champion knows and on which the candidate lost."""
     champion_losses: tuple[DropLoss, ...] = ()
-    """By drop; they warn, and say which new drop is suspected first, and stop nothing."""
+    """By drop; they warn and stop nothing."""
     slices: tuple[SliceResult, ...] = ()
     slices_not_listed: int = 0
     """Further drops and tags, of too few records to decide anything."""

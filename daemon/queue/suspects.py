@@ -126,15 +126,13 @@ def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, 
     """
     Put the new drops of a run on trial, `MOST` of them at most, in the order in which they are to be tried.
 
-    First those that came when an old drop began to lose, then those that were never tried, then those whose answers the
-    champion finds unlikely, then the newest.
+    First those that came when an old drop began to lose, then those that were never tried, then the newest.
     """
     first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
-    unlikely = {one.drop for one in verdict.champion_losses if one.stands_out}
     new = _accepted(session, snapshot_ids(run) - known)
-    pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, drop not in unlikely, -drop))
+    pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop))
     for drop in pending[:MOST]:
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0, opened_at=now))
         session.flush()
