@@ -32,6 +32,7 @@ from daemon.views.details.attention import came_again
 from daemon.views.details.missing_rows import missing_rows
 from daemon.views.overview import Overview, RunView
 from daemon.views.queue import open_runs
+from pipeline.contract import Progress
 from pipeline.errors import DropforgeError
 from pipeline.report.cost import cost_words
 from pipeline.words import count, printable, size_words
@@ -119,9 +120,7 @@ def describe_run(run: RunView) -> str:
 
 def progress_mark(run: RunView) -> tuple[object, ...]:
     """Return what changes whenever the progress of a run is worth a new line: at each phase, and each 5 % of it."""
-    made = run.progress
-    if made is None:
-        return (run.step,)
+    made = run.progress or Progress(step=run.step or "")
     return made.step, made.phase, made.done * _PARTS // made.total if made.total else 0
 
 

@@ -20,6 +20,7 @@ from daemon.cli.screen import Screen, spark, strip
 from daemon.queue import run_queue
 from daemon.views.now import Now, Stage, look
 from daemon.views.overview import Overview
+from pipeline import durable
 from pipeline.contract import PROGRESS_NAME
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
@@ -143,6 +144,9 @@ def test_elsewhere_a_line_is_printed_once_for_what_changes(busy: Any, capsys: py
     (merging / PROGRESS_NAME).unlink()
     watch.print_changes(now_of(busy), said)
     assert capsys.readouterr().out.partition(" ")[2] == "run 3: merge\n", "it has begun, and has counted nothing yet"
+    durable.write_json(merging / PROGRESS_NAME, {"step": "merge"})
+    watch.print_changes(now_of(busy), said)
+    assert capsys.readouterr().out == "", "the same words are printed once"
 
 
 def test_elsewhere_what_comes_back_is_told_again(busy: Any, capsys: pytest.CaptureFixture[str]) -> None:
