@@ -55,10 +55,10 @@ def metric_of_track(state_folder: Path, found: Any) -> str | None:
 
     Before its first run that is the metric by which its newest drop is likely to be judged.
     """
-    from pipeline.records.repeats import likely_metric  # noqa: PLC0415 - a quick start
-
     if found is None or found.metric or not found.newest:
         return None if found is None else found.metric
+    from pipeline.records.repeats import likely_metric  # noqa: PLC0415 - a quick start
+
     try:
         return likely_metric(state_folder / "drops" / f"{found.newest}.jsonl")
     except OSError:
