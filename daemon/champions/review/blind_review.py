@@ -1,12 +1,12 @@
 """A run's blind review: how far it is, a choice that is added to it, and what came of it once all are made."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.champions.review.pairs import Pair, first_side, read_pairs
-from daemon.champions.review.sign_test import share_interval, sign_test
 from daemon.state import run_files
 from pipeline.artifacts import JSON_NAME, Frozen
 from pipeline.config import past_setting
@@ -27,6 +27,8 @@ UNDO = "u"
 ASKED = 20
 #: The event of one choice: the pair, whose answer was shown first, the key, and who pressed it.
 CHOSEN = "answer_chosen"
+#: The probability beyond each end of the interval, and how often its place is halved.
+_TAIL, _HALVINGS = 0.025, 60
 
 
 class Review(Frozen):
@@ -159,6 +161,37 @@ def _result(chosen: list[Mapping[str, Any]], differing: int) -> BlindReview:
         interval=share_interval(wins, losses),
         judged_by=tuple(sorted({str(one["by"]) for one in chosen})),
     )
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the two-sided p-value of the exact sign test (Arbuthnott 1710) without ties; 1 for no pairs."""
+    pairs = wins + losses
+    return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(max(wins, losses), pairs + 1)) / (1 << pairs))
+
+
+def share_interval(wins: int, losses: int) -> tuple[float, float]:
+    """
+    Return the 95 % interval of the share of wins, 0 to 1 (Clopper and Pearson 1934); found by halving, to 1e-15.
+
+    Its ends are the shares at which as many wins or more, and as few or fewer, have a probability of 2.5 % each.
+    """
+    return _lower_end(wins, losses), 1 - _lower_end(losses, wins)
+
+
+def _lower_end(wins: int, losses: int) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS if wins else 0):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _tail(wins, wins + losses, middle) > _TAIL else (middle, high)
+    return low
+
+
+def _tail(least: int, of: int, share: float) -> float:
+    """Return the probability of `least` or more of so many pairs, each with probability `share`."""
+    ways = math.lgamma(of + 1)
+    yes, no = math.log(share), math.log1p(-share)
+    logs = (ways - math.lgamma(k + 1) - math.lgamma(of - k + 1) + k * yes + (of - k) * no for k in range(least, of + 1))
+    return math.fsum(map(math.exp, logs))
 
 
 def _review(session: "Session", state_folder: Path, run: "Run") -> Review:

@@ -3,7 +3,7 @@
 import pytest
 from scipy.stats import binomtest
 
-from daemon.champions.review.sign_test import share_interval, sign_test
+from daemon.champions.review.blind_review import share_interval, sign_test
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 1), (1, 0), (5, 5), (12, 4), (3, 17), (20, 0), (0, 20), (540, 460)])
