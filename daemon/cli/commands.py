@@ -22,7 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "wait": ("wait", "Wait until a run, or the run that trains on a drop, has its verdict."),
         "ask": ("ask", "Let the champion answer as it was evaluated."),
         "search": ("queue", "Begin a run now that trains several times, with what [train.search] has to try."),
-        "move": ("queue", "Let a queued or waiting run go before all others, or right behind another one."),
+        "move": ("queue", "Let a queued or waiting run go before all others."),
         "pause": ("queue", "Let a track begin no run until it is resumed."),
         "resume": ("queue", "Let a paused track begin runs again."),
         "runs": ("runs", "List the runs, newest first."),
