@@ -15,10 +15,9 @@ from daemon.champions import promotion
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude, fix_measures
 from daemon.dispatch.housekeeping import Upkeep, needs_gpu
-from daemon.dispatch.run_config import compose, warn_of_fixed
 from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
-from daemon.dispatch.step_specs import key_of, spec_of
+from daemon.dispatch.step_specs import compose, key_of, spec_of, warn_of_fixed
 from daemon.queue import attempts, cancelling, claims, order, run_queue, suspects, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files

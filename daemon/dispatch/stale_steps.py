@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from daemon.champions.promotion import champion
-from daemon.dispatch.run_config import compose
+from daemon.dispatch.step_specs import compose
 from daemon.queue import run_queue
 from daemon.queue.attempts import published_attempts
 from daemon.queue.states import known_run

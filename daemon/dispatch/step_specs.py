@@ -1,9 +1,10 @@
-"""What a step is told: its data, its settings, today's champion, and what the track's history adds to the gate."""
+"""The configuration of a run, and the spec of a step: its data, today's champion, what the track's history adds."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
@@ -17,7 +18,7 @@ from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Run, Suspect, Track
 from daemon.state.tables import Drop as DropRow
-from pipeline.artifacts import Drop
+from pipeline.artifacts import Drop, NoiseFloor
 from pipeline.config import MemoryPlan, RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec, TwinRun
 from pipeline.steps import BY_NAME
@@ -34,6 +35,40 @@ _STEP_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
 }
+log = structlog.get_logger()
+
+
+def compose(settings: Settings, track: Track) -> RunConfig:
+    """Return the configuration of a run of `track` that begins now. Raises `SettingsError` if it is not declared."""
+    own = settings.track(track.name)
+    fixed = {
+        "metric": own.evaluate.metric if own.evaluate.metric != "auto" else track.metric,
+        "max_new_tokens": own.evaluate.max_new_tokens or track.max_new_tokens,
+        "batch_size": own.evaluate.batch_size or track.eval_batch_size,
+    }
+    return RunConfig(
+        track=track.name,
+        base_model=own.base_model,
+        base_model_id=track.base_model_id or "",
+        salt=track.salt,
+        special_tokens=settings.intake.special_tokens,
+        train=own.train,
+        gate=own.gate,
+        guards=own.guards,
+        judge=own.judge,
+        price_per_hour=settings.cost.per_hour,
+        noise=NoiseFloor.model_validate(track.noise) if track.noise else None,
+        split=own.split.model_copy(update=_fixed_shares(track)),
+        evaluate=own.evaluate.model_copy(update={key: value for key, value in fixed.items() if value}),
+    )
+
+
+def warn_of_fixed(settings: Settings, track: Track) -> None:
+    """Log which shares of the split are set otherwise than the track's first run fixed them: its shares hold."""
+    wanted = settings.track(track.name).split
+    for name, share in _fixed_shares(track).items():
+        if share != getattr(wanted, name):
+            log.warning("setting_is_fixed", track=track.name, setting=f"split.{name}", in_force=share)
 
 
 def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inputs: dict[str, str]) -> StepSpec:
@@ -123,6 +158,11 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         "suspect": session.exec(select(Suspect.drop_id).where(Suspect.trial_run == run.id)).first(),
         "proposed_rows": sum(session.exec(proposed).all()),
     }
+
+
+def _fixed_shares(track: Track) -> dict[str, float]:
+    """Return the shares that the track's first run fixed, so that no prompt changes sides."""
+    return {name: share for name, share in (track.split or {}).items() if name in {"heldout", "dev"}}
 
 
 def _twin(session: Session, settings: Settings, run: Run, champion: str) -> TwinRun | None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.run_config import compose
 from daemon.dispatch.spool import LocalExecutor
+from daemon.dispatch.step_specs import compose
 from daemon.settings.model import Settings
 from daemon.state.database import open_engine, transaction
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlmodel import Session
 
-from daemon.dispatch.run_config import compose
+from daemon.dispatch.step_specs import compose
 from daemon.queue import run_queue
 from daemon.settings.model import Settings
 from daemon.state.states import OVERTAKEN
