@@ -40,6 +40,7 @@ from daemon.system.signals import on_stop
 from daemon.views.overview import Overview
 from daemon.views.queue import open_runs
 from pipeline import durable
+from pipeline.contract import GRACE_SECONDS
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
 _TICK_SECONDS = 0.25
@@ -252,7 +253,7 @@ class Service:
 
     def _end_worker(self) -> None:
         self._worker.stop()
-        end = time.monotonic() + self._settings.grace_seconds + TROUBLE_SECONDS
+        end = time.monotonic() + GRACE_SECONDS + TROUBLE_SECONDS
         while self._worker.alive and time.monotonic() < end:
             self._tick()
             notify("WATCHDOG=1")

@@ -25,6 +25,8 @@ LOG_NAME = "log.txt"
 #: Variable with the number of the pipe by which a step notices that its worker is gone.
 LIFELINE = "DROPFORGE_LIFELINE_FD"
 PROGRESS_SECONDS = 2.0
+#: From SIGTERM to SIGKILL.
+GRACE_SECONDS = 60.0
 CURVE_POINTS = 200
 
 A = TypeVar("A", bound=Artifact)
@@ -99,8 +101,8 @@ class StepSpec(Frozen):
     needs_gpu: bool = False
     network: bool = False
     """Whether the step may speak to a network: it alone gets the environment's proxies and the judge's key."""
-    grace_seconds: float = 30.0
-    """Time from SIGTERM to SIGKILL."""
+    grace_seconds: float = GRACE_SECONDS
+    """Time to leave a checkpoint when it is asked to stop."""
 
     @property
     def key(self) -> str:

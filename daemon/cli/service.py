@@ -29,7 +29,7 @@ def run(context: typer.Context) -> None:
         refuse_missing(context, settings)
     except SettingsError as error:  # unlike wrong settings it may come, with a mount: the service is started again
         raise DropforgeError(error.message, error.hint) from error
-    logs.configure(settings.log_format)
+    logs.configure()
     raise typer.Exit(service.run(settings, config_path(context)))
 
 
@@ -50,7 +50,7 @@ def worker(
 
     processes.close_to_others()  # the judge's key is in its environment
     settings = load_settings(context, as_owner=False) if state is None else None
-    logs.configure("auto" if settings is None else settings.log_format)
+    logs.configure()
     folder = settings.state_folder if settings is not None else Path(state or "")
     raise typer.Exit(room.serve(folder, with_lifeline=lifeline))
 
@@ -81,7 +81,7 @@ def web(
     if url:
         print_line(server.address_words(address, token))
         return
-    logs.configure(settings.log_format)
+    logs.configure()
     listening = server.listen(address)
     if not lifeline:  # the daemon's log is for others to read
         port = address.port or (0 if address.socket else listening.getsockname()[1])

@@ -98,7 +98,6 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "config": RunConfig.model_validate(run.config),
             "needs_gpu": BY_NAME[attempt.step].needs_gpu,
             "network": BY_NAME[attempt.step].network,
-            "grace_seconds": settings.grace_seconds,
             "memory": memory,
             "champion_adapter": adapter,
             **of_track,

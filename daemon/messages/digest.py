@@ -9,7 +9,7 @@ from sqlmodel import Session, col, select
 from daemon.messages.inert import inert
 from daemon.messages.texts import Text
 from daemon.queue.nightly import last_due
-from daemon.settings.messages import MessageSettings
+from daemon.settings.model import Settings
 from daemon.state.states import AWAITING, DropState
 from daemon.state.tables import Drop, Event, Run, waits
 from daemon.system.clock import utc
@@ -46,15 +46,16 @@ _COUNTED = {
 _MOST_TOLD = 4
 
 
-def digest_due(settings: MessageSettings, last: int, now: int) -> int | None:
+def digest_due(settings: Settings, last: int, now: int) -> int | None:
     """Return the latest time of a digest after `last` and until `now`, in ms since the epoch; `None` for none."""
-    if not settings.schedule:
+    schedule = settings.messages.schedule
+    if not schedule:
         return None
-    due = last_due(settings.schedule, settings.timezone, utc(last), utc(now))
+    due = last_due(schedule, settings.timezone, utc(last), utc(now))
     return None if due is None else round(due.timestamp() * 1000)
 
 
-def digest_text(session: Session, settings: MessageSettings, after: int, last: int) -> Text | None:
+def digest_text(session: Session, settings: Settings, after: int, last: int) -> Text | None:
     """Return the digest of the events behind `after`; `last` is when the one before was due, in ms since the epoch."""
     wanted = select(Event).where(col(Event.id) > after, col(Event.kind).in_(_COUNTED)).order_by(col(Event.id))
     events = session.exec(wanted).all()

@@ -19,6 +19,7 @@ from daemon.system.sd_notify import silent_seconds
 from pipeline.errors import DropforgeError
 
 _TICK_SECONDS = 2.0
+_HEARTBEAT_SECONDS = 300.0
 #: Looked again though nobody has changed the database: a try is due, or the digest.
 _LOOK_SECONDS = 15.0
 #: After this without a sign of life the main loop counts as stuck: systemd's WatchdogSec.
@@ -78,7 +79,7 @@ class Messenger:
     def ping(self) -> None:
         """Ask for the heartbeat's address if it is time to and the main loop works."""
         monotonic = self._monotonic()
-        due = monotonic - self._pinged_at >= 60 * self._own.heartbeat_minutes
+        due = monotonic - self._pinged_at >= _HEARTBEAT_SECONDS
         if not self._own.heartbeat_url or not due or not self.is_well or silent_seconds() > _SILENT_SECONDS:
             return
         self._pinged_at = monotonic

@@ -83,10 +83,10 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
         if outbox.digest_at > now:
             outbox.digest_at = now  # it was noted by a clock that was ahead
             session.add(outbox)
-        due = digest_due(settings.messages, outbox.digest_at, now)
+        due = digest_due(settings, outbox.digest_at, now)
         if due is not None and len(events) < _MOST:
             after, last = outbox.digest_event_id, outbox.digest_at
-            text = _worded(partial(digest_text, session, settings.messages, after, last))
+            text = _worded(partial(digest_text, session, settings, after, last))
             if text is not None:
                 _put(session, settings, text, None, now)
             outbox.digest_at, outbox.digest_event_id = due, outbox.event_id

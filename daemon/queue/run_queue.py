@@ -220,7 +220,7 @@ def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> R
 
 def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySettings) -> RunState:
     """
-    Count a process of the run's that vanished; let the run wait, or quarantine it at `retry.deaths` of them in a row.
+    Count a process of the run's that vanished; let the run wait, or quarantine it at `retry.limit` of them in a row.
 
     With `progress` the count begins anew, or three reboots in a week would quarantine a training that a week is too
     short for.
@@ -231,7 +231,7 @@ def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySetti
         run = held_run(session, claim)
         deaths, detail = 1 if death.progress else run.deaths + 1, {"error": death.message}
         values = {"deaths": deaths, "error": death.message, "hint": None}
-        if deaths < retry.deaths:
+        if deaths < retry.limit:
             return _wait(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
         values["hint"] = f"free memory or lower train.batch_tokens, then: dropforge retry {run.id}"
         return change(session, run, Move(RunState.CRASHED, "run_crashed", values, detail), now)

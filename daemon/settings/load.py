@@ -22,6 +22,13 @@ from daemon.settings.places import absolute_paths, overlap
 from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
 from daemon.system.programs import owner_of
 
+#: Settings that earlier versions had.
+_GONE = frozenset({
+    "grace_seconds", "log_format", "retry.deaths", "disk.ballast_bytes", "messages.timezone",
+    "messages.heartbeat_minutes", "hooks.health_timeout_seconds", "train.report_to", "train.neftune", "train.loss",
+    "train.patience",
+})  # fmt: skip
+
 
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """
@@ -93,6 +100,8 @@ def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: s
             near = nearest(key, model.model_fields)
             known = ", ".join(model.model_fields)
             hint = f"did you mean {'.'.join((*place, near))!r}?" if near else f"known here: {known}"
+            if dotted.removeprefix(".".join(place[:2]) + "." if place[:1] == ("tracks",) else "") in _GONE:
+                hint = "it is no setting any more, leave it out: CHANGELOG.md says what holds instead"
             raise SettingsError(f"{source}: unknown setting {dotted!r}", hint)
         section = section_of(model.model_fields[key])
         if section is not None and isinstance(value, Mapping):

@@ -4,9 +4,8 @@ import re
 from hashlib import sha256
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import SecretStr, field_validator
 
-from daemon.settings.cron import check_timezone
 from pipeline.artifacts import Frozen
 
 #: Schemes whose URL has a host behind `://`; that of the others begins with a token (slack, tgram, ntfy, pbul).
@@ -43,13 +42,9 @@ class MessageSettings(Frozen):
     urls: tuple[SecretUrl, ...] = ()
     """Addresses as Apprise has them, as ["mailto://user:password@example.org", "slack://TOKEN"]; [] sends nothing."""
     digest: str = "08:00"
-    """Time of day of the digest of what was not told at once; empty: none."""
-    timezone: str = "UTC"
-    """IANA time zone of that time, as Europe/Berlin."""
+    """Time of day, by `timezone`, of the digest of what was not told at once; empty: none."""
     heartbeat_url: SecretUrl = SecretUrl("")
-    """http:// or https:// address that is asked for while the daemon works; its watcher calls when that stops."""
-    heartbeat_minutes: float = Field(default=5.0, ge=0.1, le=1440)
-    """Minutes between two heartbeats."""
+    """http:// or https:// address asked for every 5 minutes while the daemon works; its watcher tells when it stops."""
 
     @field_validator("urls")
     @classmethod
@@ -82,11 +77,6 @@ class MessageSettings(Frozen):
         if value and not (digits and value.isascii() and int(hour) < 24 and int(minute) < 60):  # noqa: PLR2004 - a clock
             raise ValueError('must be a time of day, such as "08:00", or "" for no digest')
         return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone_exists(cls, value: str) -> str:
-        return check_timezone(value)
 
     @property
     def schedule(self) -> str:

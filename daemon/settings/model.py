@@ -63,11 +63,9 @@ class RetrySettings(Frozen):
     """What happens after a run's step failed."""
 
     limit: int = Field(default=3, ge=1, le=_MANY)
-    """Failures of a run after which it is given up."""
+    """Failures of a run after which it is given up, or processes of it that vanish in a row (killed, no memory)."""
     backoff_seconds: float = Field(default=30.0, ge=0, le=_DAY)
     """Wait before the first retry; doubled at each further one, an hour at most."""
-    deaths: int = Field(default=3, ge=1, le=_MANY)
-    """Processes of one run that may vanish (killed, out of memory) before it is given up."""
 
 
 class DiskSettings(Frozen):
@@ -115,12 +113,10 @@ class HookSettings(Frozen):
 
     after_promotion: tuple[str, ...] = ()
     """Command, as ["systemctl", "reload", "vllm"], run at least once; PROMOTION_* variables say what changed."""
-    timeout_seconds: float = Field(default=60.0, ge=0.01, le=_DAY)
-    """Longest time of the command, and of those around a training."""
+    timeout_seconds: float = Field(default=300.0, ge=0.01, le=_DAY)
+    """Longest time of each of these commands."""
     health: tuple[str, ...] = ()
     """Command that is run after a promotion, but not after a rollback: if it fails, the former champion returns."""
-    health_timeout_seconds: float = Field(default=300.0, ge=0.01, le=_DAY)
-    """Longest time of the health command; beyond it the model counts as unhealthy."""
     before_training: tuple[str, ...] = ()
     """Command that frees the GPU, as ["systemctl", "stop", "vllm"]; if it fails the run waits. Not a track's own."""
     after_training: tuple[str, ...] = ()
@@ -154,7 +150,7 @@ class TrackSettings(Frozen):
     schedule: str = "0 2 * * *"
     """Cron expression of the nightly run: minute, hour, day of month, month, day of week."""
     timezone: str = "UTC"
-    """IANA time zone of the schedule, as Europe/Berlin."""
+    """IANA time zone of the schedule and, at the top level, of the digest, as Europe/Berlin."""
     run_after_quiet_seconds: float = Field(default=60.0, ge=0, le=365 * _DAY)
     """Seconds without a new drop after which a track's run begins, so that twenty drops make one run."""
     run_after_at_most_seconds: float = Field(default=3600.0, ge=0, le=365 * _DAY)
@@ -235,10 +231,6 @@ class Settings(TrackSettings):
     """Where steps run; `auto` takes CUDA where there is one."""
     worker: Literal["child", "separate"] = "child"
     """`child`: `dropforge run` starts the worker; `separate`: a unit of its own runs `dropforge worker`."""
-    grace_seconds: float = Field(default=60.0, ge=0.01, le=_DAY)
-    """Seconds that a step has to leave a checkpoint when it is asked to stop."""
-    log_format: Literal["auto", "console", "json"] = "auto"
-    """`auto` is console on a terminal and JSON elsewhere."""
     intake: IntakeSettings = IntakeSettings()
     retry: RetrySettings = RetrySettings()
     disk: DiskSettings = DiskSettings()

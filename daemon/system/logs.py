@@ -2,24 +2,19 @@
 
 import logging
 import sys
-from typing import Literal
 
 import structlog
 from structlog.typing import Processor
 
 
-def configure(log_format: Literal["auto", "console", "json"]) -> None:
-    """
-    Write every event of structlog, and what libraries log from WARNING up, to standard error in one form.
-
-    `auto` is `console` if standard error is a terminal and `json` elsewhere.
-    """
+def configure() -> None:
+    """Write every event of structlog, and what libraries log from WARNING up, to standard error in one form."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last = _last(log_format)
+    last = _last()
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -32,10 +27,8 @@ def configure(log_format: Literal["auto", "console", "json"]) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
-def _last(log_format: str) -> list[Processor]:
-    """Return what turns an event into a line."""
-    terminal = sys.stderr.isatty()
-    if log_format == "console" or (log_format == "auto" and terminal):
-        plain = structlog.dev.plain_traceback
-        return [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)]
+def _last() -> list[Processor]:
+    """Return what turns an event into a line: one for people on a terminal, JSON elsewhere."""
+    if sys.stderr.isatty():
+        return [structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]

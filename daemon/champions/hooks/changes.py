@@ -300,9 +300,7 @@ def _maker(session: Session, row: Promotion) -> int | None:
 
 def _command(own: HookSettings, which: Which) -> tuple[tuple[str, ...], float]:
     """Return a command's arguments and its longest time in seconds."""
-    if which == "hook":
-        return own.after_promotion, own.timeout_seconds
-    return own.health, own.health_timeout_seconds
+    return own.after_promotion if which == "hook" else own.health, own.timeout_seconds
 
 
 def _name(which: Which) -> str:

@@ -56,7 +56,7 @@ def test_failed_and_cancelled_runs_have_codes_and_their_reason(alive: Any, dropf
 
 def test_a_crashed_run_has_failed(alive: Any, dropforge: Command) -> None:
     death = run_queue.Death("its process vanished")
-    run_queue.died(alive.engine, claimed(alive), death, alive.tick(), RetrySettings(deaths=1))
+    run_queue.died(alive.engine, claimed(alive), death, alive.tick(), RetrySettings(limit=1))
     ended = dropforge("wait", "3")
     assert (ended.code, ended.out) == (13, "run 3 crashed: its process vanished\n")
 

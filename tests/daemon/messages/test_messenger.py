@@ -277,14 +277,14 @@ def rows(path: Path, table: type[Any]) -> int:
 def test_the_heartbeat_is_asked_for_while_the_main_loop_is_well(
     lived_in: Any, address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_messages(lived_in, heartbeat_url=address.page, heartbeat_minutes=1)
+    with_messages(lived_in, heartbeat_url=address.page)
     now, silent = 1000.0, 0.0
     monkeypatch.setattr(messenger, "silent_seconds", lambda: silent)
     beating = messenger.Messenger(lived_in.engine, lived_in.settings, Troubles(), lambda: now)
     counts = []
     for now, silent, beating.is_well in (  # noqa: B007 - the lambdas read them
-        (1000.0, 0.0, True), (1059.0, 0.0, True), (1060.0, 0.0, True),
-        (1200.0, 0.0, False), (1201.0, 121.0, True), (1202.0, 119.0, True),
+        (1000.0, 0.0, True), (1299.0, 0.0, True), (1300.0, 0.0, True),
+        (1700.0, 0.0, False), (1701.0, 121.0, True), (1702.0, 119.0, True),
     ):  # fmt: skip
         beating.ping()
         counts.append(len(address.asked))
@@ -293,13 +293,13 @@ def test_the_heartbeat_is_asked_for_while_the_main_loop_is_well(
 
 
 def test_a_heartbeat_that_is_not_taken_is_a_trouble_until_it_is(lived_in: Any, address: Address) -> None:
-    with_messages(lived_in, heartbeat_url=address.page, heartbeat_minutes=1)
+    with_messages(lived_in, heartbeat_url=address.page)
     now, troubles = 0.0, Troubles()
     beating = messenger.Messenger(lived_in.engine, lived_in.settings, troubles, lambda: now)
     address.answer = 503
     beating.ping()
     assert troubles.words == {"heartbeat": "http://127.0.0.1 was not reached: the answer was 503"}
-    now, address.answer = 61.0, 200
+    now, address.answer = 301.0, 200
     beating.ping()
     assert troubles.words == {}
 

@@ -11,6 +11,7 @@ from sqlmodel import col, select
 
 from daemon.messages import digest, outbox
 from daemon.settings.messages import MessageSettings
+from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.tables import Message, Outbox
@@ -232,7 +233,8 @@ def test_the_digest_counts_what_happened_since_the_last_one_at_its_time_of_day(
 ) -> None:
     made = new_workspace()
     at(made, "2026-11-25T09:00+01:00")
-    with_messages(made, urls=[URL], digest="08:00", timezone="Europe/Berlin")
+    with_messages(made, urls=[URL], digest="08:00")
+    made.settings = made.settings.model_copy(update={"timezone": "Europe/Berlin"})
     assert collect(made) == []
     made.take("one.jsonl", '{"instruction": "a", "output": "b"}\n')
     made.take("same.jsonl", '{"instruction": "a", "output": "b"}\n')
@@ -295,5 +297,5 @@ def test_a_digest_that_a_clock_noted_which_was_ahead_keeps_no_later_one_back(new
 
 def test_without_a_time_there_is_no_digest() -> None:
     now = round(datetime(2026, 11, 26, 9, tzinfo=UTC).timestamp() * 1000)
-    assert digest.digest_due(MessageSettings(digest=""), now - 9 * DAY, now) is None
-    assert digest.digest_due(MessageSettings(), now - DAY, now) == now - 3_600_000
+    assert digest.digest_due(Settings(messages=MessageSettings(digest="")), now - 9 * DAY, now) is None
+    assert digest.digest_due(Settings(), now - DAY, now) == now - 3_600_000

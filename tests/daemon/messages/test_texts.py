@@ -94,7 +94,7 @@ def test_a_run_whose_processes_vanish_is_told_once_it_is_given_up(new_workspace:
     made.take("a.jsonl", '{"instruction": "a", "output": "b"}\n')
     claim = made.claim()
     made.attempt(claim, "train", None)
-    run_queue.died(made.engine, claim, run_queue.Death("its process vanished"), made.tick(), RetrySettings(deaths=1))
+    run_queue.died(made.engine, claim, run_queue.Death("its process vanished"), made.tick(), RetrySettings(limit=1))
     (crashed,) = told(made)
     assert crashed.title == "[dropforge] CRASHED: default, run 1"
     assert crashed.body.startswith("at step train its processes vanished again and again\nthe last error: its process")

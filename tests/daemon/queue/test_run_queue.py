@@ -18,7 +18,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import DropforgeError
 from tests import run_owner
 
-RETRY = RetrySettings(limit=3, backoff_seconds=30.0, deaths=2)
+RETRY = RetrySettings(limit=3, backoff_seconds=30.0)
 BROKEN = Failure("no memory left", "lower train.batch_size", retryable=True)
 HOUR_MS = 3_600_000
 
@@ -379,11 +379,12 @@ def test_an_interrupted_run_waits_uncounted(engine: Engine) -> None:
 
 def test_vanished_processes_are_counted_apart_and_quarantine_the_run_with_a_remedy(engine: Engine) -> None:
     claim = start_run(engine)
-    assert run_queue.died(engine, claim, run_queue.Death("killed"), 500, RETRY) == RunState.WAITING
-    claim = take(engine, 500)
-    assert run_queue.died(engine, claim, run_queue.Death("killed"), 600, RETRY) == RunState.CRASHED
+    for now in (500, 600):
+        assert run_queue.died(engine, claim, run_queue.Death("killed"), now, RETRY) == RunState.WAITING
+        claim = take(engine, now)
+    assert run_queue.died(engine, claim, run_queue.Death("killed"), 700, RETRY) == RunState.CRASHED
     run = load(engine, claim.run_id)
-    assert (run.failures, run.deaths, run.error) == (0, 2, "killed")
+    assert (run.failures, run.deaths, run.error) == (0, 3, "killed")
     assert f"dropforge retry {claim.run_id}" in (run.hint or "")
 
 

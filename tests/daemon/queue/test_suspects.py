@@ -473,7 +473,7 @@ ENDINGS: dict[str, Callable[[Box, Run], object]] = {
         box.engine, Claim(run.id or 0, run.token or ""), GAVE_UP, box.tick(), RetrySettings()
     ),
     "crashed": lambda box, run: run_queue.died(
-        box.engine, Claim(run.id or 0, run.token or ""), run_queue.Death("killed"), box.tick(), RetrySettings(deaths=1)
+        box.engine, Claim(run.id or 0, run.token or ""), run_queue.Death("killed"), box.tick(), RetrySettings(limit=1)
     ),
     "cancelled": lambda box, run: cancelling.cancelled(box.engine, Claim(run.id or 0, run.token or ""), box.tick()),
 }

@@ -260,7 +260,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(
 
 
 def test_an_unknown_key_that_is_like_nothing_lists_what_is_known(file: Path) -> None:
-    assert "known here: limit, backoff_seconds, deaths" in refused(file, "[retry]\nzzzzzz = 1").hint
+    assert "known here: limit, backoff_seconds" in refused(file, "[retry]\nzzzzzz = 1").hint
+
+
+@pytest.mark.parametrize("text", ["grace_seconds = 9", "[train]\npatience = 2", "[tracks.a.train]\npatience = 2"])
+def test_a_setting_of_an_earlier_version_is_refused_with_what_to_do(file: Path, text: str) -> None:
+    assert refused(file, text).hint == "it is no setting any more, leave it out: CHANGELOG.md says what holds instead"
 
 
 def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -> None:
@@ -376,7 +381,7 @@ def test_what_cannot_be_a_track_is_refused(file: Path, text: str) -> None:
 
 
 def test_what_is_not_toml_is_refused_with_its_line(file: Path) -> None:
-    assert "line 2" in refused(file, 'inbox = "x"\nstate = \nlog_format = "json"\n').message
+    assert "line 2" in refused(file, 'inbox = "x"\nstate = \ndevice = "cpu"\n').message
 
 
 def test_a_missing_or_unreadable_file_says_what_to_do(file: Path, tmp_path: Path) -> None:

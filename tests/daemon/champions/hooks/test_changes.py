@@ -43,7 +43,7 @@ class House:
         path.write_text(
             f"{path.read_text()}[hooks]\n"
             f"after_promotion = {json.dumps(hook or [])}\nhealth = {json.dumps(health or [])}\n"
-            f"timeout_seconds = {seconds}\nhealth_timeout_seconds = {seconds}\n"
+            f"timeout_seconds = {seconds}\n"
         )
         self.daemon = Daemon(self.folder, self.now)
         self.hooks = self.new_hooks()
