@@ -24,7 +24,7 @@ from daemon.system.programs import owner_of
 
 #: Settings that earlier versions had.
 _GONE = frozenset({
-    "grace_seconds", "log_format", "retry.deaths", "disk.ballast_bytes", "messages.timezone",
+    "gc.predictions_bytes", "grace_seconds", "log_format", "retry.deaths", "disk.ballast_bytes", "messages.timezone",
     "messages.heartbeat_minutes", "hooks.health_timeout_seconds", "train.report_to", "train.neftune", "train.loss",
     "train.patience",
 })  # fmt: skip

@@ -95,8 +95,6 @@ class GcSettings(Frozen):
     """Days after which those are removed in any case."""
     keep_bytes: int = Field(default=100_000_000_000, ge=0, le=_MOST_BYTES)
     """Bytes that those of all tracks may take together, the newest first."""
-    predictions_bytes: int = Field(default=2_000_000_000, ge=0, le=_MOST_BYTES)
-    """Bytes of cached predictions; those of champions are kept."""
     rejected_days: float = Field(default=90.0, ge=1, le=36_500)
     """Days after which rejected files, their answers in the inbox and their rows in the database are removed."""
 

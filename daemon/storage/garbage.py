@@ -18,6 +18,8 @@ from pipeline.steps import STEPS
 #: Steps whose artifact names files that are collected; report and verdict of a run that has one stay.
 _WITH_FILES = ("merge", "train", "prepare")
 _STEPS = tuple(step.name for step in reversed(STEPS))
+#: Cached predictions that are kept.
+PREDICTIONS_BYTES = 2_000_000_000
 
 
 class Item(Frozen):
@@ -44,7 +46,7 @@ def find_garbage(
     yield from finder.asides()
     if session.exec(select(Run.id).where(Run.state == RunState.RUNNING)).first() is None:
         # Nobody reads the caches now.
-        yield from finder.predictions(settings.gc.predictions_bytes)
+        yield from finder.predictions()
 
 
 class _Finder:
@@ -93,8 +95,8 @@ class _Finder:
             if self._is_old(path):
                 yield self._item(path, "left by a process that died while it wrote")
 
-    def predictions(self, most: int) -> Iterator[Item]:
-        """Yield cached predictions beyond `most` bytes, the oldest first, never those of champions and open runs."""
+    def predictions(self) -> Iterator[Item]:
+        """Yield cached predictions beyond a size, the oldest first, never those of champions and open runs."""
         used = {
             key
             for run_id in self._kept.champion_runs | self._kept.open_runs
@@ -104,9 +106,9 @@ class _Finder:
         total = sum(stat.st_size for stats in files.values() for stat in stats)
         by_age = sorted(files, key=lambda path: (max((stat.st_mtime for stat in files[path]), default=0), path.name))
         for path in by_age:
-            if total > most and path.name not in used:
+            if total > PREDICTIONS_BYTES and path.name not in used:
                 total -= sum(stat.st_size for stat in files[path])
-                yield self._item(path, f"cached predictions beyond gc.predictions_bytes = {most}")
+                yield self._item(path, f"cached predictions beyond {PREDICTIONS_BYTES:,} bytes")
 
     # --- small parts
 

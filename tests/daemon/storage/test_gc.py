@@ -262,8 +262,11 @@ def test_a_run_that_cannot_be_read_keeps_what_might_be_its_own_and_no_other_garb
     assert made.there(f"models/{other:04d}", f"runs/{other}/checkpoints") == [True, True]
 
 
-def test_the_oldest_predictions_go_and_never_those_of_a_champion(history: Callable[..., History]) -> None:
-    made = history(keep_models=9, predictions_bytes=90)
+def test_the_oldest_predictions_go_and_never_those_of_a_champion(
+    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(garbage, "PREDICTIONS_BYTES", 90)
+    made = history(keep_models=9)
     made.promote(made.run())
     for age, name in enumerate(("b", "a")):
         made.run(model=name)
@@ -312,8 +315,11 @@ def test_whatever_names_a_champion_keeps_it_by_itself(history: Callable[..., His
     assert made.there("models/it") == [True]
 
 
-def test_nothing_of_a_run_that_is_not_over_is_touched(history: Callable[..., History]) -> None:
-    made = history(keep_models=0, keep_days=0, predictions_bytes=0)
+def test_nothing_of_a_run_that_is_not_over_is_touched(
+    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(garbage, "PREDICTIONS_BYTES", 0)
+    made = history(keep_models=0, keep_days=0)
     for state in OPEN:
         made.run(state, attempts=("failed", "published"))
     write(made.root / "runs/2/attempts/train-1/.old.tmp", "x")
@@ -496,7 +502,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
 
 
 def lived(folder: Path) -> History:
-    made = History(folder, keep_models=1, keep_champions=1, predictions_bytes=50)
+    made = History(folder, keep_models=1, keep_champions=1)
     made.promote(made.run(days=9))
     for days in (8, 7):
         made.run(days=days)
@@ -510,6 +516,7 @@ def lived(folder: Path) -> History:
 def test_a_collection_that_is_killed_anywhere_ends_the_same_when_it_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(garbage, "PREDICTIONS_BYTES", 50)
     made = lived(tmp_path / "first")
     whole = made.copy(tmp_path / "whole")
     whole.collect()
@@ -545,7 +552,7 @@ RUNS = st.lists(
 )
 LIMITS = st.fixed_dictionaries({
     "keep_models": st.integers(0, 2), "keep_champions": st.integers(1, 2), "keep_days": st.floats(0, 40),
-    "keep_bytes": st.integers(0, 600), "predictions_bytes": st.integers(0, 100),
+    "keep_bytes": st.integers(0, 600),
 })  # fmt: skip
 
 
