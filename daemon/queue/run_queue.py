@@ -30,6 +30,7 @@ from pipeline.search_settings import SearchConfig
 
 CONFIGURE_AGAIN_MS = 30_000
 LONGEST_BACKOFF_MS = 3_600_000
+_LONGEST_PUT_OFF_MS = 3_600_000
 
 # Made once, like those of `claims`.
 _OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
@@ -94,16 +95,16 @@ def enqueue_when_quiet(session: Session, settings: Settings, name: str, now: int
     """
     Open track `name`'s queued run for a new drop, or put it off until the track is quiet again.
 
-    Never further than `run_after_at_most_seconds` from when the run was opened: drops that keep coming cannot postpone
-    it for ever. Works in the caller's transaction. Returns `None` if drops start no run of this track.
+    Drops that keep coming put it off for an hour at most, or for one quiet time if that is longer. Works in the
+    caller's transaction. Returns `None` if drops start no run of this track.
     """
     track = settings.track(name) if name in settings.track_names else None
     if track is None or track.trigger == "nightly":
         return None
     opened = _opened(session, name)
     since = now if opened is None else opened.created_at
-    latest = since + round(track.run_after_at_most_seconds * 1000)
-    not_before = min(now + round(track.run_after_quiet_seconds * 1000), latest)
+    quiet = round(track.run_after_quiet_seconds * 1000)
+    not_before = min(now + quiet, since + max(quiet, _LONGEST_PUT_OFF_MS))
     return enqueue(session, name, "drop", now, not_before)
 
 

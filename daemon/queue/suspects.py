@@ -282,9 +282,9 @@ def _accepted(session: Session, drops: Iterable[int]) -> set[int]:
 
 
 def _budget(settings: Settings, track: str) -> int:
-    """Return how many trials a track may begin in a week; none where every drop is kept."""
+    """Return how many trials a track may begin in a week."""
     own = settings.track(track) if track in settings.track_names else settings
-    return own.gate.trials_per_week if own.on_worse == "suspend" else 0
+    return own.gate.trials_per_week
 
 
 def _trials(session: Session, track: str, now: int) -> int:

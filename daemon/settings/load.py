@@ -22,12 +22,23 @@ from daemon.settings.places import absolute_paths, overlap
 from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
 from daemon.system.programs import owner_of
 
-#: Settings that earlier versions had.
-_GONE = frozenset({
-    "gc.predictions_bytes", "grace_seconds", "log_format", "retry.deaths", "disk.ballast_bytes", "messages.timezone",
-    "messages.heartbeat_minutes", "hooks.health_timeout_seconds", "train.report_to", "train.neftune", "train.loss",
-    "train.patience",
-})  # fmt: skip
+#: Settings that earlier versions had, with what holds instead.
+_GONE = {
+    "disk.ballast_bytes": "no ballast is kept",
+    "gc.predictions_bytes": "2,000,000,000 bytes are kept",
+    "grace_seconds": "a step has 60 s to leave a checkpoint",
+    "hooks.health_timeout_seconds": "hooks.timeout_seconds is for hooks.health, too",
+    "log_format": "the log is for people on a terminal, and JSON elsewhere",
+    "messages.heartbeat_minutes": "the heartbeat is every 5 minutes",
+    "messages.timezone": "the digest is by timezone, at the top level",
+    "on_worse": "gate.trials_per_week = 0 keeps every drop",
+    "retry.deaths": "retry.limit counts vanished processes, too",
+    "run_after_at_most_seconds": "drops put a run off for an hour at most",
+    "train.loss": "it is the cross-entropy",
+    "train.neftune": "no noise is added",
+    "train.patience": "every training takes all its steps",
+    "train.report_to": "curves are on the page and the card",
+}
 
 
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -100,8 +111,8 @@ def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: s
             near = nearest(key, model.model_fields)
             known = ", ".join(model.model_fields)
             hint = f"did you mean {'.'.join((*place, near))!r}?" if near else f"known here: {known}"
-            if dotted.removeprefix(".".join(place[:2]) + "." if place[:1] == ("tracks",) else "") in _GONE:
-                hint = "it is no setting any more, leave it out: CHANGELOG.md says what holds instead"
+            instead = _GONE.get(".".join((*(place[2:] if place[:1] == ("tracks",) else place), key)))
+            hint = f"it is gone, leave it out: {instead}" if instead else hint
             raise SettingsError(f"{source}: unknown setting {dotted!r}", hint)
         section = section_of(model.model_fields[key])
         if section is not None and isinstance(value, Mapping):

@@ -135,7 +135,7 @@ class GateSettings(GateConfig):
     pinned_by: tuple[str, ...] = ()
     """Users whose files in heldout/ count at once, with on = "pinned", names or ids; [] is who owns the settings."""
     trials_per_week: int = Field(default=7, ge=0, le=_MANY)
-    """Most runs of a track in seven days that each try a drop alone which may have made one worse; 0 suspects none."""
+    """Most runs of a track in seven days that each try one new drop after a run lost badly; at 0 none is suspended."""
 
 
 class TrackSettings(Frozen):
@@ -150,11 +150,7 @@ class TrackSettings(Frozen):
     timezone: str = "UTC"
     """IANA time zone of the schedule and, at the top level, of the digest, as Europe/Berlin."""
     run_after_quiet_seconds: float = Field(default=60.0, ge=0, le=365 * _DAY)
-    """Seconds without a new drop after which a track's run begins, so that twenty drops make one run."""
-    run_after_at_most_seconds: float = Field(default=3600.0, ge=0, le=365 * _DAY)
-    """Seconds after a run was queued that further drops may put it off, however steadily they come."""
-    on_worse: Literal["suspend", "keep"] = "suspend"
-    """After a candidate that lost badly: try its new drops alone, suspend the one that does harm; or keep them all."""
+    """Seconds without a new drop after which a track's run begins, so that twenty drops make one; an hour at most."""
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -117,7 +117,7 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
     return [
         NextStep(
             words="Wait: each new drop is now tried alone, and only one that makes a model worse once more is "
-            'suspended (on_worse = "keep" tries none). This lists what is on trial or suspended.',
+            "suspended (gate.trials_per_week = 0 tries none). This lists what is on trial or suspended.",
             command="dropforge drops",
         ),
         NextStep(words=read),

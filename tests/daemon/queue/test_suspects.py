@@ -316,15 +316,14 @@ def test_a_trial_of_a_clock_that_was_ahead_does_not_use_up_the_week(box: Box) ->
     assert box.trial() is not None
 
 
-@pytest.mark.parametrize("changed", [{"on_worse": "keep"}, {"gate": {"trials_per_week": 0}}])
-def test_the_settings_can_keep_every_drop(box: Box, changed: dict[str, object]) -> None:
-    box.settings = Settings.model_validate(changed)
+def test_the_settings_can_keep_every_drop(box: Box) -> None:
+    box.settings = Settings.model_validate({"gate": {"trials_per_week": 0}})
     blamed(box, 2)
     assert box.order() == []
 
 
 def test_where_one_old_drop_loses_again_and_again_those_go_first_that_came_when_it_began_to(box: Box) -> None:
-    box.settings = Settings.model_validate({"on_worse": "keep", "run_after_quiet_seconds": 0})
+    box.settings = Settings.model_validate({"gate": {"trials_per_week": 0}, "run_after_quiet_seconds": 0})
     blamed(box, 1, QUIET)
     blamed(box, 2, verdict("guard_failed", blames=True, lost=(1,)))
     blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
@@ -341,7 +340,7 @@ def test_an_old_drop_that_lost_begins_the_line_also_where_that_spoke_against_non
 
 
 def test_a_loss_that_is_new_or_was_over_in_between_leaves_the_newest_first(box: Box) -> None:
-    box.settings = Settings.model_validate({"on_worse": "keep", "run_after_quiet_seconds": 0})
+    box.settings = Settings.model_validate({"gate": {"trials_per_week": 0}, "run_after_quiet_seconds": 0})
     for said in (verdict("guard_failed", blames=True, lost=(1,)), QUIET):
         blamed(box, 1, said)
     box.settings = SETTINGS

@@ -141,12 +141,12 @@ def test_settings_cannot_be_changed(file: Path) -> None:
 
 def test_a_track_has_the_top_level_settings_but_for_its_own(file: Path) -> None:
     file.write_text(
-        'on_worse = "keep"\n[train]\nepochs = 2\n[tracks.a]\ntrigger = "nightly"\n[tracks.a.train]\nrank = 4\n'
+        'schedule = "0 3 * * *"\n[train]\nepochs = 2\n[tracks.a]\ntrigger = "nightly"\n[tracks.a.train]\nrank = 4\n'
     )
     settings = load(file, {})
     track = settings.track("a")
     assert settings.track_names == ("default", "a")
-    assert (track.on_worse, track.trigger, track.train.epochs, track.train.rank) == ("keep", "nightly", 2, 4)
+    assert (track.schedule, track.trigger, track.train.epochs, track.train.rank) == ("0 3 * * *", "nightly", 2, 4)
     assert settings.track("default").train.rank == Settings().train.rank
 
 
@@ -263,9 +263,9 @@ def test_an_unknown_key_that_is_like_nothing_lists_what_is_known(file: Path) -> 
     assert "known here: limit, backoff_seconds" in refused(file, "[retry]\nzzzzzz = 1").hint
 
 
-@pytest.mark.parametrize("text", ["grace_seconds = 9", "[train]\npatience = 2", "[tracks.a.train]\npatience = 2"])
-def test_a_setting_of_an_earlier_version_is_refused_with_what_to_do(file: Path, text: str) -> None:
-    assert refused(file, text).hint == "it is no setting any more, leave it out: CHANGELOG.md says what holds instead"
+@pytest.mark.parametrize("text", ["[train]\npatience = 2", "[tracks.a.train]\npatience = 2"])
+def test_a_setting_of_an_earlier_version_is_refused_with_what_holds_instead(file: Path, text: str) -> None:
+    assert refused(file, text).hint == "it is gone, leave it out: every training takes all its steps"
 
 
 def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -> None:
