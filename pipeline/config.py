@@ -54,7 +54,7 @@ _TOO_LARGE = {"galore": 1, "spectrum": 2, "full": 2}
 #: Settings of [train] that say how and where it is computed, and nothing of what is learned.
 _OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes"}
 #: Those that choose what it begins with, which `prepare` does.
-_OF_THE_BEGINNING = {"start", "replay", "start_again_every", "general_rows"}
+_OF_THE_BEGINNING = {"start", "replay", "general_rows"}
 #: Settings that all trials of a search have in common: what is trained on, and what is not tried at all.
 _OF_THE_SEARCH = {*_OF_THE_MACHINE, *_OF_THE_BEGINNING, "format", "max_length", "search", "soup"}
 
@@ -68,8 +68,6 @@ class TrainConfig(Frozen):
     """What a training begins with: the base and all rows, or the champion, new rows and a share of the old ones."""
     replay: float = Field(default=0.2, ge=0, le=10)
     """With `champion`, old rows trained on again, as a share of the new ones: at 0.2 one to each five new ones."""
-    start_again_every: int = Field(default=10, ge=2, le=1_000_000)
-    """With `champion`, of so many promotions in a row one at least is of a training from the base."""
     general_rows: Fraction = 0.0
     """Share of the rows trained on that are general questions and answers of ours, against collapse: 0.2 is a fifth."""
     format: Literal["auto", "chat", "alpaca"] = "auto"
@@ -96,8 +94,6 @@ class TrainConfig(Frozen):
     """The learning rate after the warm-up: falls to 0 along a cosine or a line, or stays."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the optimizer steps spent warming up."""
-    clip: float = Field(default=1.0, ge=0, le=1_000_000)
-    """Largest L2 norm of a step's gradient; longer ones are shortened to it; 0 leaves them as they are."""
     epochs: float = Field(default=1.0, ge=0.001, le=10_000)
     """Passes over the training rows."""
     batch_size: int = Field(default=8, ge=1, le=65_536)
@@ -251,9 +247,12 @@ class GateConfig(Frozen):
     min_gain: float = Field(default=1.0, ge=0, le=100)
     """Smallest mean gain in points that promotes."""
     min_records: int = Field(default=100, ge=1, le=_MANY)
-    """Fewest held-out records for a verdict with exact match; paraphrases of each other count as one."""
-    min_records_continuous: int = Field(default=200, ge=1, le=_MANY)
-    """Fewest for a verdict with any other metric."""
+    """Fewest held-out records for a verdict with exact match, twice as many with others; paraphrases count as one."""
+
+    @property
+    def min_records_continuous(self) -> int:
+        """Fewest held-out records for a verdict with any metric but exact match."""
+        return 2 * self.min_records
 
     @model_validator(mode="after")
     def _somebody_reviews(self) -> "GateConfig":

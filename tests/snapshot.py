@@ -16,7 +16,7 @@ from pipeline.prepare.step import prepare
 from pipeline.records.prompt_hash import hash_place, normalise
 
 Rows = Sequence[Mapping[str, Any]]
-LOOSE = GateConfig(min_records=1, min_records_continuous=1)
+LOOSE = GateConfig(min_records=1)
 PINNED = LOOSE.model_copy(update={"on": "pinned"})
 NUMBERS = itertools.count(1)
 

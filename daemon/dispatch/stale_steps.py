@@ -233,8 +233,7 @@ def _key(step: str, config: RunConfig, drops: list[object], data: dict[str, Any]
     match step:
         case "prepare":
             rows = (config.salt, config.split, config.base_model_id, config.special_tokens, gate.on, drops)
-            least = (gate.min_records, gate.min_records_continuous)
-            return (*rows, train.max_length, train.beginning(), *least, metric, max_new_tokens)
+            return (*rows, train.max_length, train.beginning(), gate.min_records, metric, max_new_tokens)
         case "train":
             # The drops by themselves: what a model is said to know is its run's snapshot, whatever rows that came to.
             start = (data.get("start") or {}).get("model_id")

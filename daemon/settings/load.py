@@ -25,6 +25,7 @@ from daemon.system.programs import owner_of
 #: Settings that earlier versions had, with what holds instead.
 _GONE = {
     "disk.ballast_bytes": "no ballast is kept",
+    "gate.min_records_continuous": "it is twice gate.min_records",
     "gc.predictions_bytes": "2,000,000,000 bytes are kept",
     "grace_seconds": "a step has 60 s to leave a checkpoint",
     "hooks.health_timeout_seconds": "hooks.timeout_seconds is for hooks.health, too",
@@ -34,10 +35,12 @@ _GONE = {
     "on_worse": "gate.trials_per_week = 0 keeps every drop",
     "retry.deaths": "retry.limit counts vanished processes, too",
     "run_after_at_most_seconds": "drops put a run off for an hour at most",
+    "train.clip": "a gradient has a norm of 1 at most",
     "train.loss": "it is the cross-entropy",
     "train.neftune": "no noise is added",
     "train.patience": "every training takes all its steps",
     "train.report_to": "curves are on the page and the card",
+    "train.start_again_every": "every tenth training at least is from the base",
 }
 
 

@@ -199,12 +199,11 @@ class TrackSettings(Frozen):
                 'judges on nothing else; pin records and set gate.on = "pinned", or, before the first run, raise it'
             )
             raise ValueError(msg)
-        fields = {"auto": ("min_records", "min_records_continuous"), "exact_match": ("min_records",)}
-        least, field = min((getattr(gate, one), one) for one in fields.get(metric, ("min_records_continuous",)))
-        if self.split.scored_records < least:
+        twice = metric not in {"auto", "exact_match"}
+        if self.split.scored_records < (gate.min_records_continuous if twice else gate.min_records):
             msg = (
                 f"no verdict would ever be possible: split.scored_records = {self.split.scored_records} and "
-                f"gate.{field} = {least}; raise the former or lower the latter"
+                f"{'twice ' * twice}gate.min_records = {gate.min_records}; raise the former or lower the latter"
             )
             raise ValueError(msg)
         return self

@@ -24,6 +24,8 @@ from pipeline.words import count, listed
 GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")
 #: Words in a row that near prompts share.
 _SHINGLE = 3
+#: So many trainings in a row, each of the champion before it; then one is of the base.
+_MOST_TRAININGS = 10
 
 
 class Kept(NamedTuple):
@@ -49,7 +51,7 @@ def choose_start(attempt: Attempt) -> tuple[ModelRef | None, str]:
 
 def _against(attempt: Attempt, champion: ModelRef) -> str:
     """Say what stands against a training that goes on from a champion; empty if nothing does."""
-    name, every = f"generation {champion.generation}", attempt.config.train.start_again_every
+    name = f"generation {champion.generation}"
     lineage = read_lineage(attempt.path(champion.path))
     if lineage is None or lineage.base_model_id != attempt.config.base_model_id:
         return f"the manifest of {name} does not say that it was made from this base"
@@ -61,8 +63,10 @@ def _against(attempt: Attempt, champion: ModelRef) -> str:
     if gone:
         drops = f"drop{'s' if len(gone) > 1 else ''} {listed([str(drop) for drop in gone])}"
         return f"{name} was made from {drops}, and this run is not"
-    if lineage.trainings >= every:
-        return f"{name} is of {count(lineage.trainings, 'training')} in a row, and train.start_again_every is {every}"
+    if lineage.trainings >= _MOST_TRAININGS:
+        return (
+            f"{name} is of {count(lineage.trainings, 'training')} in a row, and every tenth at least is from the base"
+        )
     return ""
 
 

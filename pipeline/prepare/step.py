@@ -204,13 +204,14 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int, int], metric: str) -> S
     no number of rows would do.
     """
     gate, split = attempt.config.gate, attempt.config.split
-    field = "min_records" if metric == "exact_match" else "min_records_continuous"
-    needed: int = getattr(gate, field)
+    twice = metric != "exact_match"
+    needed = gate.min_records_continuous if twice else gate.min_records
     if gate.on != "pinned" and not split.heldout:
         message = "no verdict is ever possible: split.heldout = 0, which the track's first run fixed, holds nothing out"
         raise CannotTrain(message, 'set gate.on = "pinned", then pin records: dropforge submit --heldout FILE')
+    least = f"{'twice ' * twice}gate.min_records = {gate.min_records}"
     if split.scored_records < needed:
-        message = f"no verdict is ever possible: split.scored_records = {split.scored_records}, gate.{field} = {needed}"
+        message = f"no verdict is ever possible: split.scored_records = {split.scored_records}, {least}"
         raise CannotTrain(message, "raise the former or lower the latter in dropforge.toml")
     records, groups, judged = scored
     if judged >= needed:
@@ -218,7 +219,7 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int, int], metric: str) -> S
     if records >= split.scored_records and groups < needed:
         message = (
             f"no verdict is ever possible: the {count(records, 'record')} that split.scored_records lets count make "
-            f"{count(groups, 'group')} of alike ones, and gate.{field} = {needed} counts groups"
+            f"{count(groups, 'group')} of alike ones, and {least} counts groups"
         )
         enough = math.ceil(needed * records / groups)
         raise CannotTrain(message, f"raise split.scored_records to {enough} or more in dropforge.toml")

@@ -69,7 +69,6 @@ def method_arguments(config: TrainConfig) -> dict[str, Any]:
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": _SCHEDULES[config.schedule],
         "warmup_steps": config.warmup,
-        "max_grad_norm": config.clip,
     }
 
 

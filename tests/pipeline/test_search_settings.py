@@ -17,7 +17,7 @@ def train(**search: Any) -> TrainConfig:
     ("search", "words"),
     [
         ({"space": {"learningrate": [1e-4, 2e-4]}}, "there is no setting train.learningrate; did you mean 'learning_r"),
-        ({"space": {"zebra": [1, 2]}}, "there is no setting train.zebra; what can be tried: alpha, batch_size, clip, "),
+        ({"space": {"zebra": [1, 2]}}, "there is no setting train.zebra; what can be tried: alpha, batch_size, "),
         ({"space": {"rank": [8, 0]}}, "search.space.rank has 0: Input should be greater than or equal to 1"),
         ({"space": {"rank": [8, "many"]}}, "search.space.rank has 'many': Input should be a valid integer"),
         ({"space": {"method": ["lora", "lara"]}}, "search.space.method has 'lara': Input should be 'lora'"),

@@ -47,7 +47,7 @@ class Derived(ScriptedExecutor):
             return self._prepared(spec)
         if spec.step == "train":
             rows = [self._content(spec, data["folder"], name) for name in ("train", "dev")]
-            begins = {"start", "replay", "start_again_every", "general_rows"}
+            begins = {"start", "replay", "general_rows"}
             own = config.train.model_dump(exclude={"checkpoint_minutes", *begins})
             artifact = made_adapter(spec, adapter_sha256=digest(rows, own, config.base_model_id))
         elif spec.step == "merge":

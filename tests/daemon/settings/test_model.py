@@ -301,7 +301,6 @@ def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -
         ("[retry]\nlimit = true", "retry.limit", "must be a finite number"),
         ("[train]\nreplay = -0.1", "train.replay", "greater than or equal to 0"),
         ("[train]\nreplay = 20", "train.replay", "less than or equal to 10"),
-        ("[train]\nstart_again_every = 1", "train.start_again_every", "greater than or equal to 2"),
         ('[train]\nstart = "chapion"', "train.start", "'base' or 'champion'"),
     ],
 )
@@ -321,8 +320,7 @@ ADAPTERS = '[hooks]\nafter_promotion = ["dropforge", "serve-hook", "http://h", "
         ("[split]\nheldout = 0.6\ndev = 0.5", "split: ", "nothing is left to train on"),
         ("[gate]\nreview = 20", "gate: ", 'set gate.approval = "manual", or gate.review = 0'),
         ("[split]\nscored_records = 99", "", "split.scored_records = 99 and gate.min_records = 100; raise"),
-        ("[gate]\nmin_records = 2000\nmin_records_continuous = 1001", "", "gate.min_records_continuous = 1001"),
-        ('[split]\nscored_records = 150\n[evaluate]\nmetric = "chrf"', "", "gate.min_records_continuous = 200"),
+        ('[split]\nscored_records = 150\n[evaluate]\nmetric = "chrf"', "", "twice gate.min_records = 100"),
         ("[tracks.a.split]\nscored_records = 99", "tracks.a: ", "no verdict would ever be possible"),
         ("[split]\nheldout = 0", "", 'pin records and set gate.on = "pinned", or, before the first run, raise it'),
         ('[tracks.a]\nsplit.heldout = 0\ngate.on = "seen"', "tracks.a: ", 'holds nothing out, and gate.on = "seen"'),

@@ -13,7 +13,7 @@ from pipeline.decide.slices import Known
 from pipeline.decide.verdict import Rules, decide_verdict, weigh
 from tests.records_made import lines_of, world, yes_or_no
 
-RULES = Rules(gate=GateConfig(min_records=80, min_records_continuous=80))
+RULES = Rules(gate=GateConfig(min_records=40))
 NIGHTS = 400
 
 

@@ -18,7 +18,7 @@ from pipeline.decide.verdict import Rules, decide_verdict, promotes, weigh
 from tests.records_made import lines_of, paired, world, yes_or_no
 
 ALL_DRAWS = power.DRAWS
-RULES = Rules(gate=GateConfig(min_records=80, min_records_continuous=80), known=Known(frozenset({1, 2, 3, 4})))
+RULES = Rules(gate=GateConfig(min_records=40), known=Known(frozenset({1, 2, 3, 4})))
 
 
 def stated(comparison: Comparison, rules: Rules = RULES, seed: int = 1) -> float | None:
@@ -55,10 +55,10 @@ def test_the_gain_does_not_depend_on_the_order_of_the_records() -> None:
     lines = lines_of(candidate, champion, "rougeL")
     for place, line in enumerate(lines):
         line.update(drop=1 + place % 3, group=f"{place % 60}")
-    found = stated(compare("rougeL", lines), replace(RULES, gate=GateConfig(min_records_continuous=50)))
+    found = stated(compare("rougeL", lines), replace(RULES, gate=GateConfig(min_records=25)))
     assert found is not None
     turned = [lines[place] for place in np.random.default_rng(6).permutation(len(lines)).tolist()]
-    assert stated(compare("rougeL", turned), replace(RULES, gate=GateConfig(min_records_continuous=50))) == found
+    assert stated(compare("rougeL", turned), replace(RULES, gate=GateConfig(min_records=25))) == found
 
 
 def test_where_no_gain_is_promoted_none_is_stated() -> None:

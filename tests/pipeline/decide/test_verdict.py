@@ -235,7 +235,7 @@ def worlds(draw: st.DrawFn) -> Lines:
     return lines
 
 
-SMALL = GateConfig(min_records_continuous=40)
+SMALL = GateConfig(min_records=20)
 
 
 @settings(max_examples=8, deadline=None)

@@ -115,8 +115,8 @@ def test_where_no_row_is_new_the_base_is_trained_on_all(tmp_path: Path) -> None:
         (None, (1,), {}, "the manifest of generation 3 does not say that it was made from this base"),
         (Lineage("another", 1), (1,), {}, "the manifest of generation 3 does not say that it was made from this base"),
         (
-            Lineage("b", 2), (1,), {"start_again_every": 2},
-            "generation 3 is of 2 trainings in a row, and train.start_again_every is 2",
+            Lineage("b", 10), (1,), {},
+            "generation 3 is of 10 trainings in a row, and every tenth at least is from the base",
         ),
         (Lineage("b", 9), (1,), {}, ""),
         (OF_BASE, (1,), {"start": "base"}, ""),

@@ -122,27 +122,6 @@ def test_the_learning_rate_follows_the_schedule(trainer: Callable[..., Any], sch
     assert found == pytest.approx([0, 0.5e-3, *(1e-3 * share for share in expected[schedule])])
 
 
-@pytest.mark.parametrize(("clip", "most"), [(1e-3, 1e-3), (0.0, math.inf)])
-def test_a_long_gradient_is_shortened_where_that_is_asked(
-    trainer: Callable[..., Any], clip: float, most: float
-) -> None:
-    made = trainer(clip=clip)
-    norms = []
-    step = made.create_optimizer().step
-
-    def note(*arguments: Any, **named: Any) -> Any:
-        gradients = [weight.grad.norm() for weight in made.model.parameters() if weight.grad is not None]
-        norms.append(float(torch.stack(gradients).norm()))
-        return step(*arguments, **named)
-
-    made.optimizer.step = note
-    made.train()
-    logged = [entry["grad_norm"] for entry in made.state.log_history if "grad_norm" in entry]
-    assert len(norms) == len(logged) == 8
-    assert min(logged) > 1e-3, "what is logged is the length before"
-    assert norms == pytest.approx([min(norm, most) for norm in logged], rel=1e-3)
-
-
 @pytest.mark.parametrize("settings", [{"method": "dora"}, {"rslora": True}, {"method": "dora", "rslora": True}])
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_a_merged_model_answers_as_its_adapter(
