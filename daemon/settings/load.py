@@ -29,6 +29,8 @@ _GONE = {
     "gc.predictions_bytes": "2,000,000,000 bytes are kept",
     "grace_seconds": "a step has 60 s to leave a checkpoint",
     "hooks.health_timeout_seconds": "hooks.timeout_seconds is for hooks.health, too",
+    "intake.max_line_bytes": "a line has at most 4,000,000 bytes",
+    "intake.unknown_keys": "other keys are counted, not refused",
     "log_format": "the log is for people on a terminal, and JSON elsewhere",
     "messages.heartbeat_minutes": "the heartbeat is every 5 minutes",
     "messages.timezone": "the digest is by timezone, at the top level",

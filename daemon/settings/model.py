@@ -42,11 +42,7 @@ class IntakeSettings(Frozen):
     settle_seconds: float = Field(default=5.0, ge=0, le=_DAY)
     """Seconds without a change after which a file counts as complete."""
     max_bytes: int = Field(default=8_000_000_000, ge=1, le=_MOST_BYTES)
-    """Largest file, in bytes."""
-    max_line_bytes: int = Field(default=4_000_000, ge=64, le=1 << 31)
-    """Longest line, in bytes."""
-    unknown_keys: Literal["warn", "reject"] = "warn"
-    """A record's keys beside instruction, input and output: counted warning, or a finding that rejects the drop."""
+    """Largest file, in bytes; a line has 4,000,000 at most."""
     special_tokens: Literal["reject", "escape"] = "reject"
     """Records that hold a special token of the base model (<|im_end|>): bad rows, or read as plain text everywhere."""
     on_bad_rows: Literal["reject", "quarantine"] = "reject"

@@ -349,7 +349,7 @@ def _too_long(line: int, record: int | None, limits: Limits) -> Finding:
         record=record,
         rule="too_long",
         message=f"{what} is longer than {limits.max_line_bytes:,} bytes",
-        remedy="write one record a line; if it is one record, shorten it or raise intake.max_line_bytes",
+        remedy="write one record a line; if it is one record, shorten it",
     )
 
 

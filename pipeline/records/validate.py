@@ -57,8 +57,6 @@ class Options:
 
     max_line_bytes: int = 4_000_000
     """Longest line in bytes."""
-    unknown_keys: Literal["warn", "reject"] = "warn"
-    """A record's keys beside instruction, input and output: counted, or a finding each."""
     special_tokens: tuple[str, ...] = ()
     """Texts that the base model's tokenizer reads as special tokens."""
     on_special_tokens: Literal["reject", "escape"] = "reject"
@@ -167,13 +165,11 @@ class RowJudge:
 
     def __init__(self, options: Options) -> None:
         """Make the rules that `options` ask for."""
-        self._reject_unknown = options.unknown_keys == "reject"
         self.texts = TextRules(options.special_tokens, escape=options.on_special_tokens == "escape")
 
     def clean(self, record: Record) -> bool:
         """Say quickly whether there is nothing to say about a record, but for its unknown keys."""
-        known = not (record.unknown and self._reject_unknown)
-        return known and self.texts.clean(record.instruction, record.input, record.output)
+        return self.texts.clean(record.instruction, record.input, record.output)
 
     def findings(self, row: Row, record: Record | None) -> list[Finding]:
         """Return what is wrong with a row; `record` is what `record_of` made of it."""
@@ -181,8 +177,6 @@ class RowJudge:
         if found and found[0].rule == "format":
             return found
         found += [_finding(row, *fault) for fault in self.texts.faults(row.value)]
-        if record is not None and self._reject_unknown:
-            found += [_unknown_key(row, key) for key in record.unknown]
         return found
 
 
@@ -303,12 +297,6 @@ class _Tally:
 def _notice(kind: str, key: str, rows: int, line: int) -> Notice:
     words = f"the key {key!r} is not used" if kind == "unknown_key" else ODDITIES[kind].format(key)
     return Notice(kind=kind, key=key, rows=rows, line=line, message=words)
-
-
-def _unknown_key(row: Row, key: str) -> Finding:
-    name = printable(key[:_KEY_WIDTH])
-    remedy = 'leave it out, or set intake.unknown_keys = "warn" to have it ignored'
-    return _finding(row, name, "unknown_key", f"{name!r} is not a key of a record", remedy)
 
 
 def _worded(row: Row, error: "ValidationError") -> Finding:

@@ -290,7 +290,6 @@ def _shapes() -> Iterator[Case]:
             if not blank.isascii():
                 raw = json.dumps({**RECORD, field: blank}, ensure_ascii=False).encode()
                 yield Case(f"{field} is {blank!a} as it is", _between(raw), "blank", 2, field)
-    yield Case("other key refused", _row(id=1), "unknown_key", 2, "id", Options(unknown_keys="reject"))
 
 
 def _names() -> Iterator[Case]:

@@ -12,7 +12,7 @@ import pytest
 Record = Callable[[str, object], None]
 #: What the process may take; an honest file needs a tenth.
 MEMORY_KILOBYTES = 1_000_000
-#: A line just under `intake.max_line_bytes`.
+#: A line just under the longest that is read.
 LINE = 3_999_000
 GOOD = b'{"instruction": "a", "output": "b"}'
 HEAD = GOOD[:-1] + b', "'

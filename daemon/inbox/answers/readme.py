@@ -3,6 +3,7 @@
 from daemon.inbox.answers.remarks import begins_when, rows_for_verdict
 from daemon.inbox.answers.wanted import WANTED
 from daemon.settings.model import IntakeSettings, Settings, TrackSettings
+from pipeline.records.validate import Options
 from pipeline.words import count, size_words
 
 README = "README.txt"
@@ -21,8 +22,8 @@ A file that ends in .jsonl or .json, in UTF-8, a record a line:
   {{"instruction": "...", "input": "...", "output": "..."}}
 
 "input" may be left out. "tags": ["one", "two"] and "category": "one" name the
-kinds that scores are given for. {_other_keys(intake)}
-A file has at most {size_words(intake.max_bytes)}, a line {size_words(intake.max_line_bytes)}.
+kinds that scores are given for. Other keys are not used.
+A file has at most {size_words(intake.max_bytes)}, a line {size_words(Options().max_line_bytes)}.
 "dropforge check FILE" tells beforehand what is wrong with a file.
 
 {_what_judges(own, metric)}
@@ -51,10 +52,6 @@ def _what_judges(own: TrackSettings, metric: str | None) -> str:
     if own.gate.on == "pinned":
         return f"{never}:\nthe models are judged on them. {needed}"
     return f"{never}.\nThe models are judged on a share of each drop. {needed}"
-
-
-def _other_keys(intake: IntakeSettings) -> str:
-    return "Other keys are not used." if intake.unknown_keys == "warn" else "A file with other keys is given back."
 
 
 def _bad_rows(intake: IntakeSettings) -> str:

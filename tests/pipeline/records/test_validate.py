@@ -118,23 +118,19 @@ def test_a_file_that_cannot_be_read_is_not_called_empty_too(tmp_path: Path, data
     assert validate(path, Options()).findings_total == 1
 
 
-def test_other_keys_are_counted_or_refused_as_the_settings_say(tmp_path: Path) -> None:
+def test_other_keys_are_counted(tmp_path: Path) -> None:
     rows = [{**GOOD, "id": 1, "note\n": 2}, {**GOOD, "id": 2}, GOOD]
     found = check(tmp_path, *rows)
     assert found.ok
     assert [(notice.kind, notice.key, notice.rows) for notice in found.warnings] == [
         ("unknown_key", "id", 2), ("unknown_key", "note\\n", 1),
     ]  # fmt: skip
-    refused = check(tmp_path, *rows, options=Options(unknown_keys="reject"))
-    assert [(finding.line, finding.field) for finding in refused.findings] == [(1, "id"), (1, "note\\n"), (2, "id")]
-    assert (refused.good_rows, refused.warnings) == (1, ())
 
 
 def test_tags_and_category_are_keys_of_a_record(tmp_path: Path) -> None:
     rows = [{**GOOD, "tags": ["a", "b"], "category": "c"}, {**GOOD, "tags": []}, {**GOOD, "category": "x" * 64}]
-    for options in (Options(), Options(unknown_keys="reject")):
-        found = check(tmp_path, *rows, options=options)
-        assert (found.good_rows, found.warnings, found.findings) == (3, (), ())
+    found = check(tmp_path, *rows)
+    assert (found.good_rows, found.warnings, found.findings) == (3, (), ())
 
 
 def test_findings_and_kinds_of_warnings_are_bounded_and_counted_on(tmp_path: Path) -> None:

@@ -105,12 +105,11 @@ def test_each_track_has_its_own_readme_by_its_settings(box: Box) -> None:
 
 
 def test_a_readme_says_what_the_settings_say() -> None:
-    intake = {"on_bad_rows": "quarantine", "max_bad_rows": 7, "unknown_keys": "reject"}
+    intake = {"on_bad_rows": "quarantine", "max_bad_rows": 7}
     text = readme_text(Settings.model_validate({"intake": intake}), "default")
     assert "Up to 7 bad rows (1 % of the rows) are left out" in text
-    assert "A file with other keys is given back." in text
     pinned = readme_text(Settings.model_validate({"gate": {"on": "pinned", "min_records": 50}}), "default")
-    assert "trained on:\nthe models are judged on them. No model gets a verdict before\n50 records (200 where" in pinned
+    assert "trained on:\nthe models are judged on them. No model gets a verdict before\n50 records (100 where" in pinned
 
 
 def test_a_readme_is_written_again_only_where_the_settings_changed(box: Box) -> None:
