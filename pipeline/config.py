@@ -90,10 +90,8 @@ class TrainConfig(Frozen):
     """Layers that are trained: "all-linear", "mlp", or names of the base model's, as ["q_proj", "v_proj"]."""
     learning_rate: float = Field(default=2e-4, gt=0, le=10)
     """Peak learning rate; with `spectrum` and `full` the default, a preset's too, is a half of this."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """The learning rate after the warm-up: falls to 0 along a cosine or a line, or stays."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
-    """Share of the optimizer steps spent warming up."""
+    """Share of the optimizer steps spent warming up; then the learning rate falls to 0 along a cosine."""
     epochs: float = Field(default=1.0, ge=0.001, le=10_000)
     """Passes over the training rows."""
     batch_size: int = Field(default=8, ge=1, le=65_536)
@@ -196,19 +194,16 @@ class EvaluateConfig(Frozen):
     """Prompts generated together; 0 finds it at the track's first evaluation: 16 on a CPU, what fits on a GPU."""
     general: tuple[str, ...] = ("builtin",)
     """Suites against forgetting: `builtin`, or its free `questions` alone, your own files, `lm-eval:TASK`; or []."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What answers: `transformers`, in the step itself, or `vllm`, the program that `vllm` names."""
     vllm: str = ""
-    """Absolute path of vLLM's program, in an environment of its own: "/opt/vllm/bin/vllm"."""
+    """Absolute path of vLLM's program, to let it answer in place of transformers, as "/opt/vllm/bin/vllm"."""
 
     @model_validator(mode="after")
-    def _vllm_is_named(self) -> "EvaluateConfig":
-        if self.engine == "vllm" and not self.vllm.startswith("/"):
-            msg = 'evaluate.engine is "vllm": set evaluate.vllm to the absolute path of the program, /opt/vllm/bin/vllm'
-            raise ValueError(msg)
+    def _vllm_is_a_path(self) -> "EvaluateConfig":
+        if self.vllm and not self.vllm.startswith("/"):
+            raise ValueError("evaluate.vllm must be the absolute path of the program, /opt/vllm/bin/vllm")
         tasks = [name for name in self.general if name.startswith("lm-eval:")]
-        if self.engine == "vllm" and tasks:
-            msg = f'{tasks[0]} needs evaluate.engine = "transformers": set that, or take it out of evaluate.general'
+        if self.vllm and tasks:
+            msg = f'{tasks[0]} needs transformers: set evaluate.vllm = "", or take it out of evaluate.general'
             raise ValueError(msg)
         return self
 

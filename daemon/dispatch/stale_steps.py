@@ -242,7 +242,7 @@ def _key(step: str, config: RunConfig, drops: list[object], data: dict[str, Any]
         case "merge":
             return (evaluate.repetition_penalty, max_new_tokens)
         case "evaluate":
-            how = (evaluate.repetition_penalty, evaluate.general, evaluate.engine)
+            how = (evaluate.repetition_penalty, evaluate.general, bool(evaluate.vllm))
             return (*how, metric, max_new_tokens, data.get("data/heldout.jsonl"))
         case "judge":
             return judge

@@ -25,6 +25,7 @@ from daemon.system.programs import owner_of
 #: Settings that earlier versions had, with what holds instead.
 _GONE = {
     "disk.ballast_bytes": "no ballast is kept",
+    "evaluate.engine": "vLLM answers where evaluate.vllm is set",
     "gate.min_records_continuous": "it is twice gate.min_records",
     "gc.predictions_bytes": "2,000,000,000 bytes are kept",
     "grace_seconds": "a step has 60 s to leave a checkpoint",
@@ -42,6 +43,7 @@ _GONE = {
     "train.neftune": "no noise is added",
     "train.patience": "every training takes all its steps",
     "train.report_to": "curves are on the page and the card",
+    "train.schedule": "the learning rate falls along a cosine",
     "train.start_again_every": "every tenth training at least is from the base",
 }
 

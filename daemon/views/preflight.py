@@ -38,7 +38,7 @@ def needs(settings: Settings) -> Iterator[tuple[str, Callable[[], str], bool]]:
         for argv in (own.after_promotion, own.health):
             if argv:
                 yield f"hooks of {track}", partial(find_program, argv[0]), False
-        if evaluate.engine == "vllm":
+        if evaluate.vllm:
             yield f"vLLM of {track}", partial(try_vllm, evaluate.vllm), True
 
 

@@ -262,7 +262,7 @@ class _Inference:
         """Return the model itself: a task of lm-eval is not run by another engine."""
         engine = self._engine()
         if not isinstance(engine, InStep):
-            raise CannotTrain("a task of lm-eval runs on transformers alone", 'set evaluate.engine = "transformers"')
+            raise CannotTrain("a task of lm-eval runs on transformers alone", 'set evaluate.vllm = ""')
         return engine.model
 
     def _serve(self) -> Vllm:

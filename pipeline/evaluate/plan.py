@@ -143,12 +143,12 @@ def make_plan(
     kept = _unseen(records, trained_ids(other.folder))
     asked = [_requests(model, kept, suites, decoding) for model in (one, other)]
     settings = attempt.config.evaluate
-    if settings.engine == "vllm":
+    if settings.vllm:
         engine = f"vllm {vllm_server.read_version(settings.vllm)}"
         asked = [_with_setup(requests, engine=engine) for requests in asked]
     kept, (candidate, champion), too_long = _leave_out_too_long(kept, asked)
     size = _noted_size(attempt, folder.name, decoding.batch_size)
-    if not size and settings.engine == "vllm":
+    if not size and settings.vllm:
         size = _ROWS_VLLM
     elif not size:
         size = auto_batch_size.batch_size(

@@ -9,9 +9,6 @@ from pipeline.errors import CannotTrain
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-#: Transformers' "constant" leaves the warm-up out.
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-
 
 def lora_config(model: Any, config: TrainConfig) -> "LoraConfig":
     """
@@ -67,7 +64,7 @@ def method_arguments(config: TrainConfig) -> dict[str, Any]:
     """Return the arguments of `SFTConfig` that belong to the method."""
     return {
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": _SCHEDULES[config.schedule],
+        "lr_scheduler_type": "cosine",
         "warmup_steps": config.warmup,
     }
 

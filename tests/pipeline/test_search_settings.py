@@ -31,7 +31,6 @@ def train(**search: Any) -> TrainConfig:
         ({"method": "tpe", "space": {"dropout": {"low": 0, "high": 0.5, "log": True}}}, "with log = true above 0"),
         ({"method": "tpe", "space": {"rank": {"low": 0, "high": 8}}}, "search.space.rank has 0: Input should be"),
         ({"method": "tpe", "space": {"rank": {"low": 4.5, "high": 8}}}, "search.space.rank has 4.5: Input should be"),
-        ({"method": "tpe", "space": {"schedule": {"low": 0, "high": 8}}}, "train.schedule is no number"),
         ({"method": "tpe", "space": {"rslora": {"low": 0, "high": 1}}}, "train.rslora is no number"),
         ({"trials": 1, "space": {"rank": [8, 16]}}, "greater than or equal to 2"),
         ({"hours": -1}, "greater than or equal to 0"),

@@ -34,7 +34,7 @@ _OK = 200
 _REASON_LINES, _REASON_SIGNS = 4, 800
 #: Of this environment it gets no Python's and no key.
 _NOT_ITS_OWN = ("PYTHON", "VIRTUAL_ENV", "DROPFORGE_", "VLLM_API_KEY")
-_REMEDY = 'see evaluate.vllm, or set evaluate.engine = "transformers"'
+_REMEDY = 'see evaluate.vllm, or set evaluate.vllm = "" to let transformers answer'
 
 
 @dataclass(frozen=True)

@@ -1336,7 +1336,7 @@ def test_a_retried_run_evaluates_again_with_another_engine(
     ticks(dispatcher)
     run_queue.retry(engine, 1, NOW + 100)
     other = settings.model_copy(
-        update={"evaluate": settings.evaluate.model_copy(update={"engine": "vllm", "vllm": "/opt/vllm/bin/vllm"})}
+        update={"evaluate": settings.evaluate.model_copy(update={"vllm": "/opt/vllm/bin/vllm"})}
     )
     ticks(new_dispatcher(engine, other, executor), now=NOW + 200)
     assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide", "evaluate", "decide"]

@@ -185,19 +185,19 @@ def said_of(settings: Settings, name: str) -> list[tuple[str, str]]:
 
 
 def test_vllms_program_is_looked_for_where_it_is_to_answer(settings: Settings, tmp_path: Path) -> None:
-    def said(engine: str, program: str) -> list[tuple[str, str]]:
-        named = settings.evaluate.model_copy(update={"engine": engine, "vllm": program})
+    def said(program: str) -> list[tuple[str, str]]:
+        named = settings.evaluate.model_copy(update={"vllm": program})
         return said_of(settings.model_copy(update={"evaluate": named}), "vLLM of default")
 
     gone, other = str(tmp_path / "gone"), tmp_path / "other"
     other.write_text("#!/bin/sh\necho hello\n")
-    assert said("transformers", gone) == []
-    assert said("vllm", gone) == [("bad", f"there is no program {gone}")]
-    assert said("vllm", str(other)) == [("bad", f"user {user()} may not execute {other}")]
+    assert said("") == []
+    assert said(gone) == [("bad", f"there is no program {gone}")]
+    assert said(str(other)) == [("bad", f"user {user()} may not execute {other}")]
     other.chmod(0o755)
-    assert said("vllm", str(other)) == [("bad", f"{other} is not vLLM: asked for its version it said hello")]
+    assert said(str(other)) == [("bad", f"{other} is not vLLM: asked for its version it said hello")]
     there = install(tmp_path / "vllm", "fixed")
-    assert said("vllm", there) == [("ok", f"{there}: version {VERSION}")]
+    assert said(there) == [("ok", f"{there}: version {VERSION}")]
 
 
 def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Settings, tmp_path: Path) -> None:

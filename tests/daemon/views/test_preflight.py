@@ -16,7 +16,7 @@ Command = Callable[..., Any]
 NEEDS = {
     '[evaluate]\ngeneral = ["lm-eval:arc_easy"]': ("suites of default", "lm-eval is not installed", "pip install 'lm-"),
     '[evaluate]\ngeneral = ["gone.jsonl"]': ("suites of default", "there is no suite", "evaluate.general"),
-    '[evaluate]\nengine = "vllm"\nvllm = "/gone/vllm"': ("vLLM of default", "there is no program /gone/vllm", "path"),
+    '[evaluate]\nvllm = "/gone/vllm"': ("vLLM of default", "there is no program /gone/vllm", "path"),
     '[export]\ngguf = ["gone-gguf"]': ("export.gguf", "there is no program gone-gguf", "install it"),
     '[hooks]\nbefore_training = ["gone-stop"]': (
         "hooks.before_training",

@@ -54,7 +54,7 @@ def attempt(tmp_path: Path, make_attempt: Make, tiny: Any, tiny_llama: Path) -> 
             "size_bytes": 1, "format": "chat", "seconds": 1.0,
         })  # fmt: skip
         program = install(tmp_path / "vllm", behaviour)
-        evaluation = {"engine": "vllm", "vllm": program, "batch_size": 2, "general": (), **settings}
+        evaluation = {"vllm": program, "batch_size": 2, "general": (), **settings}
         config = RunConfig(
             track="default", base_model=str(tiny_llama), base_model_id=base_id, salt="s",
             noise=NoiseFloor(records=1, changed=0, points=0.0), evaluate=EvaluateConfig(**evaluation),
@@ -100,7 +100,7 @@ def test_it_answers_and_weighs_as_transformers_does_under_a_key_of_its_own(
 ) -> None:
     general = (str(tmp_path / "suite.jsonl"),)
     asked = attempt("model", general=general, repetition_penalty=penalty)
-    plain = attempt("model", general=general, repetition_penalty=penalty, engine="transformers")
+    plain = attempt("model", general=general, repetition_penalty=penalty, vllm="")
     reports = evaluate(asked), evaluate(plain)
     assert reports[0].versions["engine"] == f"vllm {VERSION}"
     for role in ("cand", asked.config.base_model_id):
@@ -148,7 +148,7 @@ def test_a_program_that_is_not_there_is_named(attempt: Make) -> None:
     Path(made.config.evaluate.vllm).unlink()
     with pytest.raises(CannotTrain, match=r"vLLM cannot be started: /.*/vllm: No such file") as caught:
         evaluate(made)
-    assert 'evaluate.engine = "transformers"' in caught.value.hint
+    assert 'evaluate.vllm = ""' in caught.value.hint
 
 
 @pytest.mark.parametrize("place", ["env/bin/vllm", "a link"])
@@ -220,9 +220,7 @@ def test_a_step_that_is_killed_leaves_no_process_behind(attempt: Make) -> None:
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ValidationError, match=r"set evaluate\.vllm to the absolute path"):
-        EvaluateConfig(engine="vllm")
-    with pytest.raises(ValidationError, match=r"set evaluate\.vllm to the absolute path"):
-        EvaluateConfig(engine="vllm", vllm="bin/vllm")
-    with pytest.raises(ValidationError, match=r"lm-eval:arc_easy needs evaluate\.engine"):
-        EvaluateConfig(engine="vllm", vllm="/opt/vllm/bin/vllm", general=("lm-eval:arc_easy",))
+    with pytest.raises(ValidationError, match=r"evaluate\.vllm must be the absolute path"):
+        EvaluateConfig(vllm="bin/vllm")
+    with pytest.raises(ValidationError, match="lm-eval:arc_easy needs transformers"):
+        EvaluateConfig(vllm="/opt/vllm/bin/vllm", general=("lm-eval:arc_easy",))

@@ -10,7 +10,7 @@ from pipeline.train.search.suggest import MedianRule, Tried, suggest
 SPACE = {
     "learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
     "rank": {"low": 4, "high": 64},
-    "schedule": ["cosine", "linear"],
+    "method": ["lora", "dora"],
     "targets": [["mlp"], ["all-linear"]],
 }
 
