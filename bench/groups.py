@@ -28,16 +28,14 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo.data import INSTRUCTION, generate_messages
 from pipeline.prepare import groups
-from pipeline.prepare.decontaminate import HeldoutTexts, find_overlaps
-from pipeline.prepare.near_duplicates.signatures import Signatures
-from pipeline.prepare.near_duplicates.word_hashes import WordHasher
-from pipeline.prepare.overlaps import Overlaps, Part
+from pipeline.prepare.decontaminate import Common, HeldOut
+from pipeline.prepare.partitions import PartitionRow
+from pipeline.prepare.split import Prompt, SplitName
 
 SIMILARITY = 0.5
 SHARES = (1.0, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -60,8 +58,8 @@ def main() -> int:
     kept = True
     for name, rows, every in sets(parser.parse_args().files):
         started = time.perf_counter()
-        scored, texts = compare(rows, every)
-        found = {share: linked(scored, texts, share) for share in SHARES}
+        scored, common = compare(rows, every)
+        found = {share: linked(scored, common, share) for share in SHARES}
         shown = (f"{len(sizes):,} ({max(sizes.values())})" for sizes in found.values())
         table.add_row(name, f"{len(scored):,}", *shown, f"{time.perf_counter() - started:.1f}")
         used = len(found[groups.GROUP_SHARE])
@@ -95,24 +93,22 @@ def changed(dice: random.Random, words: Sequence[str]) -> str:
     return " ".join(f"other{dice.randrange(10**9)}" if dice.random() < 0.1 else word for word in words)
 
 
-def compare(rows: list[Row], every: int) -> tuple[list[int], HeldoutTexts]:
-    """Return which held-out rows would be scored, by their number, and what they are compared by."""
-    held = np.arange(len(rows)) % every == 0
-    signatures = Signatures(WordHasher())
-    for row in rows:
-        signatures.add(*row)
-    overlaps = Overlaps([len(rows)])
-    overlaps.parts[0][:] = np.where(held, Part.HELDOUT, Part.TRAIN)
-    overlaps.units[0][held] = range(int(held.sum()))
-    overlaps.heldout = int(held.sum())
-    texts = find_overlaps([signatures], overlaps, SIMILARITY, lambda: None)
-    return np.flatnonzero(overlaps.repeats < 0).tolist(), texts
+def compare(rows: list[Row], every: int) -> tuple[list[Prompt], Common]:
+    """Return the held-out rows that would be scored, and what does not count of them."""
+    content = []
+    for number, row in enumerate(rows):
+        name = f"{number:09}"
+        split: SplitName = "train" if number % every else "heldout"
+        own = [PartitionRow(name, name, False, 0, number, 1, *row, ())]  # noqa: FBT003 - a field, not a flag
+        content.append(Prompt(split, own, (1,), [], 0, 0, changed=False))
+    heldout = HeldOut(content, SIMILARITY)
+    return [heldout.prompts[number] for number in heldout.near], heldout.common
 
 
-def linked(scored: list[int], texts: HeldoutTexts, share: float) -> Counter[str]:
+def linked(scored: list[Prompt], common: Common, share: float) -> Counter[str]:
     """Return the groups with their sizes."""
     with mock.patch.object(groups, "GROUP_SHARE", share):
-        return Counter(groups.find_groups(texts, scored, [f"{number:09}" for number in scored], SIMILARITY))
+        return Counter(groups.find_groups(scored, common, SIMILARITY))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 #: Each as a whole word, beside what is said instead.
 REPLACED = {
     r"exams?|Exams?|Paper|seats?|_?Seat|sitting|sit": "plan, requests, predict",
-    r"Sides|spill|Spill|SpilledRow|near_texts|plain_rows": "split, partitions, jaccard, fast_path",
+    r"Sides|spill|Spill|SpilledRow|near_texts|plain_rows": "split, partitions, near_duplicates, fast_path",
     r"control_tokens?|control tokens?|forged": "special_tokens",
     r"Card|card_[a-z]+|[a-z]+_card": "Report, report_*",
     r"established": "seen, unseen",

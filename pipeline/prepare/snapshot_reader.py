@@ -9,8 +9,6 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.models.prompt import fold
 from pipeline.models.token_counts import Window
-from pipeline.prepare.near_duplicates.signatures import Signatures
-from pipeline.prepare.near_duplicates.word_hashes import WordHasher
 from pipeline.prepare.partitions import PartitionRow, Partitions
 from pipeline.records.prompt_hash import hash_id, hash_place, normalise
 from pipeline.records.records import Finding, Limits, Record, read_records
@@ -24,14 +22,13 @@ _LIMITS = Limits(max_line_bytes=1 << 40)
 
 
 class SnapshotReader:
-    """Partition the rows of the drops, and make their signatures."""
+    """Partition the rows of the drops."""
 
     def __init__(self, attempt: Attempt, partitions: Partitions, window: Window) -> None:
         """Read into `partitions` what may fit into `window`."""
         self._window = window
         self._attempt = attempt
         self._partitions = partitions
-        self._hasher = WordHasher()
         tokens = special_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
         self._holds = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
         self._done = 0
@@ -40,10 +37,6 @@ class SnapshotReader:
         """Rows that hold special tokens and stay out of every split."""
         self.too_long = 0
         """Rows that certainly do not fit into the window and stay out of every split."""
-        self.signatures: list[Signatures] = []
-        """A drop each."""
-        self.counts: list[int] = []
-        """A drop each: its records."""
         attempt.progress(0, self._total, phase="reading")
 
     def read(self, order: int, drop: Drop) -> None:
@@ -51,17 +44,11 @@ class SnapshotReader:
         attempt = self._attempt
         path = attempt.path(drop.path)
         _check_whole(attempt, path, drop)
-        signatures = Signatures(self._hasher)
-        number = 0
-        for number, record in enumerate(read_records(path, _LIMITS), start=1):
+        for number, record in enumerate(read_records(path, _LIMITS)):
             if isinstance(record, Finding):
                 message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
                 raise CannotTrain(message, f"take it out: dropforge drops withdraw {drop.id} --reason 'bad row'")
-            signatures.add(record.instruction, record.input, record.output)
-            self._take(record, drop, order, number - 1)
-        signatures.close()
-        self.signatures.append(signatures)
-        self.counts.append(number)
+            self._take(record, drop, order, number)
 
     def _take(self, record: Record, drop: Drop, order: int, number: int) -> None:
         texts = (record.instruction, record.input, record.output)

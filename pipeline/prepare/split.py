@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -12,7 +13,6 @@ from pipeline.config import SplitConfig
 from pipeline.metrics import json_fields
 from pipeline.models.prompt import fold
 from pipeline.models.token_counts import Window
-from pipeline.prepare.overlaps import Examples, Overlaps
 from pipeline.prepare.partitions import PartitionRow
 
 SplitName = Literal["train", "dev", "heldout"]
@@ -123,10 +123,8 @@ class Totals:
     """Held-out prompts that would be scored if the champion had not been trained on them or on a near one."""
     trained_before: Counter[int] = field(default_factory=Counter)
     """Of those, the ones that it was trained on themselves, by a drop of its that has them; 0 if none has them now."""
-    heldout_ids: list[str] = field(default_factory=list)
+    scored: list[Prompt] = field(default_factory=list)
     """Scored prompts, by their hash."""
-    heldout_numbers: list[int] = field(default_factory=list)
-    """Their numbers among all held-out prompts."""
     pins_changed: Counter[int] = field(default_factory=Counter)
     """Scored pinned prompts to which a later drop gave other answers than an earlier one, by that drop."""
     not_json: Counter[int] = field(default_factory=Counter)
@@ -156,19 +154,14 @@ class Familiar(NamedTuple):
 
 
 class SplitWriter:
-    """Writes the three files; prompts must come from the lowest hash to the highest."""
+    """Writes the three files; prompts of a split must come from the lowest hash to the highest."""
 
-    def __init__(
-        self, folder: Path, overlaps: Overlaps, champion: Familiar, window: Window, *, most_scored: int
-    ) -> None:
+    def __init__(self, folder: Path, window: Window, *, most_scored: int) -> None:
         """Write into `folder`; at most `most_scored` held-out prompts are scored, all of which fit into `window`."""
         self._window = window
-        self._overlaps = overlaps
-        self._champion = champion
         self._most_scored = most_scored
         self._totals = Totals()
         self._early_dev: list[PartitionRow] = []
-        self.examples = Examples(overlaps)
         self._train, self._dev, self._heldout = (
             (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") for name in ("train", "dev", "heldout")
         )
@@ -182,19 +175,10 @@ class SplitWriter:
         for file in (self._train, self._dev, self._heldout):
             file.close()
 
-    def add(self, prompt: Prompt) -> None:
-        """Take in the next prompt."""
-        totals = self._totals
-        totals.rows += len(prompt.rows) + len(prompt.removed) + prompt.duplicates + prompt.replaced
-        totals.duplicates += prompt.duplicates
-        totals.replaced += prompt.replaced
-        totals.removed_heldout.update(row.drop for row in prompt.removed)
-        if prompt.split == "heldout":
-            self._hold_out(prompt)
-            return
-        self.examples.train(prompt.rows)
-        kept = self._overlaps.kept(prompt.rows)
-        totals.near_duplicates += len(prompt.rows) - len(kept)
+    def add(self, prompt: Prompt, kept: Sequence[PartitionRow]) -> None:
+        """Take in the next prompt that is not held out; `kept` are those of its rows that are no near-duplicates."""
+        self._count(prompt)
+        self._totals.near_duplicates += len(prompt.rows) - len(kept)
         for row in kept:
             own = row._replace(drop=prompt.drops[0])
             if prompt.split == "dev":
@@ -210,36 +194,42 @@ class SplitWriter:
                 self._write_train(row)
         return self._totals
 
-    def _hold_out(self, prompt: Prompt) -> None:
+    def hold_out(self, prompt: Prompt, near: AbstractSet[str] | None, champion: Familiar) -> None:
+        """Take in the next held-out prompt, with the ids of those near to it; `None` if it repeats an earlier one."""
+        self._count(prompt)
         totals, rows = self._totals, prompt.rows
-        number = totals.heldout_prompts
-        self.examples.hold_out(number, rows, prompt.removed)
         totals.heldout_prompts += 1
         totals.heldout_rows += len(rows)
-        if self._overlaps.repeats[number] >= 0:
+        if near is None:
             totals.heldout_duplicates += 1
-        elif len(totals.heldout_ids) >= self._most_scored:
+        elif len(totals.scored) >= self._most_scored:
             return
-        elif not self._champion.ids.isdisjoint([rows[0].id, *(near := self._overlaps.near(number))]):
+        elif not champion.ids.isdisjoint([rows[0].id, *near]):
             totals.seen_by_champion += 1
-            if rows[0].id in self._champion.ids:
-                by = (row.drop for row in (*prompt.removed, *rows) if row.drop in self._champion.drops)
+            if rows[0].id in champion.ids:
+                by = (row.drop for row in (*prompt.removed, *rows) if row.drop in champion.drops)
                 totals.trained_before[next(by, 0)] += 1
         elif self._fits(rows):
-            totals.heldout_ids.append(rows[0].id)
-            totals.heldout_numbers.append(number)
+            totals.scored.append(prompt)
             totals.heldout_answers += len(rows)
             tags = sorted({tag for row in rows for tag in row.tags})
             totals.heldout_tags.update(tags)
-            more = {"pinned": rows[0].pinned, "tags": tags, "near": near}
+            more = {"pinned": rows[0].pinned, "tags": tags, "near": sorted(near)}
             # A drop that came back may stand before those that the champion knows and that say the same.
-            drop = next((drop for drop in prompt.drops if drop in self._champion.drops), prompt.drops[0])
+            drop = next((drop for drop in prompt.drops if drop in champion.drops), prompt.drops[0])
             own = rows[0]._replace(drop=drop)
             if rows[0].pinned and prompt.changed:
                 totals.pins_changed[drop] += 1
             for row in rows:
                 self._look_for_json(row)
             _write(self._heldout, own, {"references": [row.output for row in rows]}, more)
+
+    def _count(self, prompt: Prompt) -> None:
+        totals = self._totals
+        totals.rows += len(prompt.rows) + len(prompt.removed) + prompt.duplicates + prompt.replaced
+        totals.duplicates += prompt.duplicates
+        totals.replaced += prompt.replaced
+        totals.removed_heldout.update(row.drop for row in prompt.removed)
 
     def _fits(self, rows: list[PartitionRow]) -> bool:
         """Say whether a prompt fits into the window with each of its answers, and note the longest one."""

@@ -3,12 +3,13 @@ The snapshot's drops → train, dev and held-out rows: deduplicated, and split s
 
 A record's split depends on its prompt alone: u = sha256(salt, normalised prompt), length-prefixed, read as a number in
 [0, 1). The prompt is what the model reads, instruction and input folded into one text: a record that comes folded
-already is the same record. Rows are sorted by it on disk, in parts; what grows in memory with the data is what rows are
-compared by (`pipeline.prepare.decontaminate`).
+already is the same record. Rows are sorted by it on disk, in parts; what grows in memory with the data is the held-out
+set (`pipeline.prepare.decontaminate`).
 """
 
 import math
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -21,12 +22,11 @@ from pipeline.evaluate.suites import read_suites
 from pipeline.metrics.automatic import metric_of
 from pipeline.models.token_counts import Window
 from pipeline.models.trained_ids import trained_ids
-from pipeline.prepare.decontaminate import HeldoutTexts, find_overlaps
+from pipeline.prepare.decontaminate import HeldOut
 from pipeline.prepare.groups import find_groups
-from pipeline.prepare.overlaps import Overlaps
 from pipeline.prepare.partitions import Partitions
 from pipeline.prepare.snapshot_reader import CHECK_EVERY, SnapshotReader
-from pipeline.prepare.split import Familiar, SplitWriter, Totals, prompts
+from pipeline.prepare.split import Familiar, Prompt, SplitWriter, Totals, prompts
 from pipeline.prepare.start import Kept, choose_start, keep_new_rows, mix_in_general
 from pipeline.prepare.warnings import (
     contamination_warnings,
@@ -68,27 +68,35 @@ def prepare(attempt: Attempt) -> Dataset:
         reading = SnapshotReader(attempt, partitions, window)
         for order, drop in enumerate(attempt.spec.drops):
             reading.read(order, drop)
-        overlaps, champion, texts = _compare(attempt, partitions, reading, pinned=pinned)
-        with SplitWriter(folder, overlaps, champion, window, most_scored=split.scored_records) as splits:
-            attempt.progress(0, partitions.parts, phase="splitting")
-            for number, rows in enumerate(partitions.sorted_parts()):
-                attempt.check_stop()
-                for prompt in prompts(rows, split, pinned=pinned):
-                    splits.add(prompt)
-                attempt.progress(number + 1, partitions.parts)
+        if reading.too_long:
+            sys.stderr.write(f"in no split: {count(reading.too_long, 'row')} longer than train.max_length\n")
+        if reading.spelled:
+            sys.stderr.write(
+                f"in no split: {count(reading.spelled, 'row')} with special tokens of the base model's tokenizer, from "
+                'before the base or the setting changed (intake.special_tokens = "escape" keeps such rows, as plain '
+                "text)\n"
+            )
+        heldout = HeldOut(_prompts(attempt, partitions, "comparing", pinned=pinned), split.similarity)
+        with SplitWriter(folder, window, most_scored=split.scored_records) as splits:
+            for prompt in _prompts(attempt, partitions, "splitting", pinned=pinned):
+                if prompt.split != "heldout":
+                    splits.add(prompt, heldout.keep(prompt))
+            champion = _familiar(attempt, heldout)
+            for number, prompt in enumerate(heldout.prompts):
+                splits.hold_out(prompt, heldout.near.get(number), champion)
             totals = splits.finish()
-    groups = find_groups(texts, totals.heldout_numbers, totals.heldout_ids, split.similarity)
+    groups = find_groups(totals.scored, heldout.common, split.similarity)
     write_groups(folder / "heldout.jsonl", groups)
     grouped = len(set(groups))
     metric = _metric(attempt)
     shortfall = _shortfall(attempt, (len(groups), grouped, _judged_groups(attempt, folder)), metric)
     if totals.train_rows == 0:
-        raise _nothing_to_train(attempt, totals, overlaps, reading)
+        raise _nothing_to_train(attempt, totals, heldout, reading)
     start, from_base, kept = _begin(attempt, folder, totals.train_rows)
     general = mix_in_general(folder, kept.new + kept.replayed, attempt.config.train.general_rows, split.similarity)
     warnings = (
         *pinned_warnings(attempt.spec.drops, attempt.config.gate.on),
-        *data_warnings(totals, overlaps, split.similarity),
+        *data_warnings(totals, heldout.removed, split.similarity),
         *group_warnings(len(groups), grouped),
         *contamination_warnings(totals, attempt.spec.drops),
         *seen_warnings(totals, attempt.spec.drops),
@@ -108,7 +116,7 @@ def prepare(attempt: Attempt) -> Dataset:
         heldout_rows=len(groups),
         heldout_groups=grouped,
         heldout_pinned=pinned and any(drop.role == "heldout" for drop in attempt.spec.drops),
-        heldout_version=version_of(totals.heldout_ids),
+        heldout_version=version_of([prompt.rows[0].id for prompt in totals.scored]),
         dataset_sha256=dataset_hash(folder),
         duplicates=totals.duplicates,
         replaced=totals.replaced,
@@ -116,7 +124,7 @@ def prepare(attempt: Attempt) -> Dataset:
         rows_too_long=reading.too_long + totals.too_long,
         rows_with_special_tokens=reading.spelled,
         near_duplicates=totals.near_duplicates,
-        overlaps=splits.examples.found(),
+        overlaps=heldout.examples(),
         heldout_duplicates=totals.heldout_duplicates,
         seen_by_champion=totals.seen_by_champion,
         warnings=warnings,
@@ -127,35 +135,20 @@ def prepare(attempt: Attempt) -> Dataset:
     )
 
 
-def _compare(
-    attempt: Attempt, partitions: Partitions, reading: SnapshotReader, *, pinned: bool
-) -> tuple[Overlaps, Familiar, HeldoutTexts]:
-    """Find what is too near to the held-out set; return that, what of it the champion knows, and what was compared."""
-    if reading.too_long:
-        sys.stderr.write(f"in no split: {count(reading.too_long, 'row')} longer than train.max_length\n")
-    if reading.spelled:
-        sys.stderr.write(
-            f"in no split: {count(reading.spelled, 'row')} with special tokens of the base model's tokenizer, from "
-            'before the base or the setting changed (intake.special_tokens = "escape" keeps such rows, as plain text)\n'
-        )
-    overlaps = Overlaps(reading.counts)
-    heldout: set[str] = set()
-    attempt.progress(0, partitions.parts, phase="sorting")
+def _prompts(attempt: Attempt, partitions: Partitions, phase: str, *, pinned: bool) -> Iterator[Prompt]:
+    """Yield all prompts, from the lowest hash to the highest."""
+    attempt.progress(0, partitions.parts, phase=phase)
     for number, rows in enumerate(partitions.sorted_parts()):
         attempt.check_stop()
-        for prompt in prompts(rows, attempt.config.split, pinned=pinned):
-            if prompt.split == "heldout":
-                overlaps.hold_out(prompt.rows, prompt.removed)
-                heldout.add(prompt.rows[0].id)
-            else:
-                overlaps.train(prompt.rows)
+        yield from prompts(rows, attempt.config.split, pinned=pinned)
         attempt.progress(number + 1, partitions.parts)
-    attempt.progress(0, 1, phase="comparing")
-    texts = find_overlaps(reading.signatures, overlaps, attempt.config.split.similarity, attempt.check_stop)
+
+
+def _familiar(attempt: Attempt, heldout: HeldOut) -> Familiar:
+    """Return what the champion was trained on of the held-out prompts and of those that are near to them."""
     champion = attempt.spec.champion
-    heldout.update(overlaps.near())
-    known = Familiar(trained_ids(attempt.path(champion.path), heldout), frozenset(champion.drops or ()))
-    return overlaps, known, texts
+    ids = {prompt.rows[0].id for prompt in heldout.prompts}.union(*heldout.near.values())
+    return Familiar(trained_ids(attempt.path(champion.path), ids), frozenset(champion.drops or ()))
 
 
 def _begin(attempt: Attempt, folder: Path, rows: int) -> tuple[ModelRef | None, str, Kept]:
@@ -230,7 +223,7 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int, int], metric: str) -> S
     return Shortfall(heldout_rows=judged, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
 
 
-def _nothing_to_train(attempt: Attempt, totals: Totals, overlaps: Overlaps, reading: SnapshotReader) -> CannotTrain:
+def _nothing_to_train(attempt: Attempt, totals: Totals, heldout: HeldOut, reading: SnapshotReader) -> CannotTrain:
     if not any(drop.role == "train" for drop in attempt.spec.drops):
         return CannotTrain(
             "the snapshot holds held-out records only", "drop training data into the track's inbox folder"
@@ -249,13 +242,13 @@ def _nothing_to_train(attempt: Attempt, totals: Totals, overlaps: Overlaps, read
     found = contamination_warnings(totals, attempt.spec.drops)
     if found:
         return CannotTrain("; ".join([message, *found]), "drop rows whose prompts are not in inbox/heldout")
-    return CannotTrain(message, _more_rows(attempt.config.split, totals, overlaps))
+    return CannotTrain(message, _more_rows(attempt.config.split, totals, heldout))
 
 
-def _more_rows(split: SplitConfig, totals: Totals, overlaps: Overlaps) -> str:
+def _more_rows(split: SplitConfig, totals: Totals, heldout: HeldOut) -> str:
     if totals.removed_heldout:
         return "drop rows whose prompts are not in inbox/heldout"
     if totals.near_duplicates:
-        alike = ", or raise split.similarity if they only look alike" if mostly_alike(overlaps) else ""
+        alike = ", or raise split.similarity if they only look alike" if mostly_alike(heldout.removed) else ""
         return f"drop rows that do not repeat held-out ones{alike}"
     return f"drop more rows: {split.heldout:.0%} of the prompts are held out, whichever they are"

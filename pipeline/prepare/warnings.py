@@ -1,30 +1,32 @@
 """What a person should know about a data set before believing what comes of it: a sentence each, with what to do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts import Drop, ModelRef
-from pipeline.prepare.overlaps import RULES, Overlaps
+from pipeline.prepare.decontaminate import Rule
 from pipeline.prepare.split import Totals
 from pipeline.words import count
 
 #: From this share of a split on, what is left out is worth a word.
 LARGE_SHARE = 0.2
-_WORDS = {"answer": "the same long answer", "ngram": "a run of 13 words in common", "minhash": "mostly the same words"}
+_WORDS: dict[Rule, str] = {
+    "answer": "the same long answer",
+    "ngram": "a run of 13 words in common",
+    "minhash": "mostly the same words",
+}
 
 
-def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tuple[str, ...]:
-    """Return the warnings of a split; `similarity` is `split.similarity`."""
+def data_warnings(totals: Totals, removed: Mapping[Rule, int], similarity: float) -> tuple[str, ...]:
+    """Return the warnings of a split; `removed` are near-duplicates by rule, `similarity` is `split.similarity`."""
     found = []
     train = totals.train_rows + totals.dev_rows + totals.near_duplicates
     if totals.near_duplicates > LARGE_SHARE * train:
-        reasons = ", ".join(
-            f"{number:,} with {_WORDS[rule]}" for rule, number in zip(RULES, overlaps.counts(), strict=True) if number
-        )
+        reasons = ", ".join(f"{removed[rule]:,} with {words}" for rule, words in _WORDS.items() if removed[rule])
         found.append(
             f"{totals.near_duplicates:,} of {train:,} training rows ({totals.near_duplicates / train:.0%}) are left "
             f"out because they are too near to a held-out record ({reasons}): drop rows that say new things"
         )
-        if mostly_alike(overlaps):
+        if mostly_alike(removed):
             wanted = f"raise split.similarity ({similarity:g})"
             found[-1] += f", or, if rows that are alike are what the task is like, {wanted}"
     if totals.heldout_duplicates > LARGE_SHARE * totals.heldout_prompts:
@@ -35,10 +37,9 @@ def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tupl
     return tuple(found)
 
 
-def mostly_alike(overlaps: Overlaps) -> bool:
-    """Say whether most rows that leave do so by `split.similarity`, so that raising it would keep them."""
-    counts = dict(zip(RULES, overlaps.counts(), strict=True))
-    return 2 * counts["minhash"] > sum(counts.values())
+def mostly_alike(removed: Mapping[Rule, int]) -> bool:
+    """Return whether most near-duplicates are removed by `split.similarity`, so that raising it would keep them."""
+    return 2 * removed["minhash"] > sum(removed.values())
 
 
 def contamination_warnings(totals: Totals, drops: Sequence[Drop]) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
 from pipeline.models.trained_ids import NAME, trained_ids, write_trained_ids
 from pipeline.prepare import decontaminate
-from pipeline.prepare.near_duplicates import signatures
 from pipeline.records.prompt_hash import prompt_id
 from tests.snapshot import Prepared, Snapshot, prompt_place, rows
 
@@ -166,14 +165,11 @@ def prepared(root: Path, drops: Sequence[Sequence[Row]]) -> Prepared:
 
 
 @settings(max_examples=150, deadline=None)
-@given(content=st.lists(variants(), min_size=1, max_size=50), words=st.sampled_from([1, 30, 1 << 20]))
+@given(content=st.lists(variants(), min_size=1, max_size=50))
 def test_the_sides_are_those_that_the_rules_give_read_aloud(
-    tmp_path_factory: pytest.TempPathFactory, content: list[dict[str, str]], words: int
+    tmp_path_factory: pytest.TempPathFactory, content: list[dict[str, str]]
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decontaminate, "_SLICE_WORDS", words)
-        patch.setattr(signatures, "_BLOCK_ROWS", 7)
-        made = prepared(tmp_path_factory.mktemp("aloud"), [content])
+    made = prepared(tmp_path_factory.mktemp("aloud"), [content])
     wanted = Oracle([*ANCHORS, *content], SPLIT)
     assert [prompt_place("s", row["instruction"], row["input"]) for row in made.heldout] == wanted.joined
     assert made.dataset.heldout_duplicates == wanted.repeats
@@ -298,8 +294,12 @@ def test_a_row_leaves_alone_by_its_answer_and_with_its_prompt_by_their_words(tmp
 INSTRUCTION = "Decide which of our teams should answer the following message from a customer of the shop we run"
 
 
-@pytest.mark.parametrize("folded", [False, True])
-def test_what_all_rows_have_in_common_does_not_count(tmp_path: Path, *, folded: bool) -> None:
+@pytest.mark.parametrize(("folded", "sample"), [(False, 10_000), (True, 10_000), (True, 40)])
+def test_what_all_rows_have_in_common_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: int, *, folded: bool
+) -> None:
+    monkeypatch.setattr(decontaminate, "SAMPLE", sample)
+
     def row(number: int) -> dict[str, str]:
         text = f"{words(number, 9)} thanks"
         if folded:
@@ -492,12 +492,8 @@ def test_a_record_held_out_by_hash_near_to_what_the_champion_was_trained_on_is_n
     assert len(to_base.heldout) - len(made.heldout) == made.dataset.seen_by_champion == len(both)
 
 
-@pytest.mark.parametrize("slice_words", [1, 1 << 19])
-def test_a_held_out_prompt_near_to_several_that_joined_is_noted_at_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_words: int
-) -> None:
+def test_a_held_out_prompt_near_to_several_that_joined_is_noted_at_each(tmp_path: Path) -> None:
     """The one that it repeats is the first of them; the champion knows the others by heart as well."""
-    monkeypatch.setattr(decontaminate, "_SLICE_WORDS", slice_words)
     found = set()
     for seed in range(10):
         texts = [words(3 * seed + number, 14) for number in range(3)]
@@ -540,11 +536,10 @@ ROLED = st.tuples(st.sampled_from(["train", "heldout"]), st.lists(variants(), mi
 
 
 @settings(max_examples=40, deadline=None)
-@given(drops=st.lists(ROLED, max_size=4), words=st.sampled_from([60, 1 << 20]), data=st.data())
+@given(drops=st.lists(ROLED, max_size=4), data=st.data())
 def test_what_is_scored_does_not_depend_on_the_order_of_drops_and_the_champion_knows_none_of_it(
-    tmp_path_factory: pytest.TempPathFactory, drops: list[tuple[str, list[dict[str, str]]]], words: int,
-    data: st.DataObject,
-) -> None:  # fmt: skip
+    tmp_path_factory: pytest.TempPathFactory, drops: list[tuple[str, list[dict[str, str]]]], data: st.DataObject
+) -> None:
     """Whatever it was trained on: rows of today's training split, held-out ones that repeat others, removed ones."""
     root = tmp_path_factory.mktemp("scored")
 
@@ -561,10 +556,7 @@ def test_what_is_scored_does_not_depend_on_the_order_of_drops_and_the_champion_k
         snapshot = Snapshot(root, split=SPLIT)
         for role, drop in some:
             snapshot.drop(drop, role)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(decontaminate, "_SLICE_WORDS", words)
-            made = taught(snapshot, known).prepare()
-        return [(row["id"], row["near"]) for row in made.heldout]
+        return [(row["id"], row["near"]) for row in taught(snapshot, known).prepare().heldout]
 
     joined = [(wanted.name(place), wanted.hits(place)) for place in wanted.joined]
     unknown = [(name, near) for name, near in joined if known.isdisjoint([name, *near])]
@@ -572,11 +564,7 @@ def test_what_is_scored_does_not_depend_on_the_order_of_drops_and_the_champion_k
     assert scored([*data.draw(st.permutations(content)), data.draw(st.sampled_from(content))]) == unknown
 
 
-@pytest.mark.parametrize("slice_words", [1, 1 << 19])
-def test_a_training_row_near_to_several_held_out_records_is_noted_at_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_words: int
-) -> None:
-    monkeypatch.setattr(decontaminate, "_SLICE_WORDS", slice_words)
+def test_a_training_row_near_to_several_held_out_records_is_noted_at_each(tmp_path: Path) -> None:
     texts = [words(number, 14) for number in range(3)]
     train = [ask(" ".join(texts), f"{LONG} 1"), ask(f"{texts[0]} more")]
     made = pinned(tmp_path, train, [*map(ask, texts), ask("something else", f"{LONG} 1")])

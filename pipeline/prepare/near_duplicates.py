@@ -1,0 +1,130 @@
+"""
+Find near-duplicates among texts, exactly: by runs of words that two texts share.
+
+Words are those of `pipeline.metrics.tokens` (a character each in scripts without spaces). A run of them is known by
+Python's hash of it, 64 bits, so two different runs pass for one with a chance of about 2^-64.
+"""
+
+import math
+from array import array
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple
+
+from pipeline.metrics.tokens import tokens
+
+SHINGLE = 3
+LONG_RUN = 13
+#: Where a part of a text is not counted, or little is asked, fewer shingles in common than this are chance: a product's
+#: name, a date.
+LEAST_SHARED = 3
+_ROUNDING = 1e-9
+_ASCII = bytes(
+    ord(chr(code).lower()) if chr(code).isalnum() and chr(code).isascii() else ord(" ") for code in range(256)
+)
+_LONGEST_CACHED = 64
+
+
+class Text(NamedTuple):
+    """What is compared of a text."""
+
+    words: Sequence[str]
+    every: AbstractSet[int]
+    """The hashes of its 3-word runs."""
+    shingles: AbstractSet[int]
+    """Those that count."""
+
+    @property
+    def partly(self) -> bool:
+        """Whether some shingles do not count."""
+        return len(self.shingles) < len(self.every)
+
+
+def words(text: str) -> Sequence[str]:
+    """Return what `tokens` returns, faster: no word reaches over a blank, and the pieces between blanks repeat."""
+    if text.isascii():
+        return text.encode().translate(_ASCII).decode().split()
+    pieces = (_words(piece) if len(piece) <= _LONGEST_CACHED else tokens(piece) for piece in text.split())
+    return [word for piece in pieces for word in piece]
+
+
+@lru_cache(1 << 16)
+def _words(piece: str) -> tuple[str, ...]:
+    return tuple(tokens(piece))
+
+
+def shingles(words: Sequence[str]) -> set[int]:
+    """Return the hashes of the 3-word runs of a text; a shorter one that is not empty is one run as a whole."""
+    return set(_ngrams(words)) or ({hash(tuple(words))} if words else set())
+
+
+def long_runs(words: Sequence[str]) -> set[int]:
+    """Return the hashes of the 13-word runs of a text."""
+    # The shingles from a run's words 0, 3, 6, 9 and 10 on are all of it.
+    at = list(_ngrams(words))
+    return set(map(hash, zip(at, at[3:], at[6:], at[9:], at[10:], strict=False)))
+
+
+def _ngrams(words: Sequence[str]) -> Iterator[int]:
+    return map(hash, zip(words, words[1:], words[2:], strict=False))
+
+
+class RunIndex:
+    """An index of the texts by their runs of 13 words: finds those that share one."""
+
+    def __init__(self, common: AbstractSet[int]) -> None:
+        """Leave out the runs in `common`."""
+        self._common = common
+        self._numbers: dict[int, int] = {}
+        self._some: set[int] = set()
+
+    def add(self, number: int, text: Text) -> None:
+        """Add a text that shares no run with those that are there."""
+        self._numbers.update(dict.fromkeys(long_runs(text.words) - self._common, number))
+        # Of the eleven shingles of any of its runs, one is among these.
+        self._some.update(islice(_ngrams(text.words), 0, None, LONG_RUN - SHINGLE + 1))
+
+    def find(self, text: Text) -> set[int]:
+        """Return the numbers of the texts that share a run with one."""
+        if self._some.isdisjoint(text.every):
+            return set()
+        return {self._numbers[run] for run in self._numbers.keys() & long_runs(text.words)}
+
+
+class SimilarityIndex:
+    """
+    An inverted index from shingles to the texts that have them: finds the texts whose Jaccard index is high enough.
+
+    A text that is similar to another has at least so many of its shingles in common with it, so it has one of any of
+    the other's shingles that leave out one less (prefix filtering, Chaudhuri et al. 2006). Only those are indexed, and
+    they are chosen such that few texts have them.
+    """
+
+    def __init__(self, similarity: float, least_shared: int = 1) -> None:
+        """Find texts from `similarity` on that share at least so many shingles."""
+        self._similarity = similarity
+        self._least_shared = least_shared
+        self._index: dict[int, tuple[int, ...]] = {}
+        self._texts: dict[int, tuple[array[int], bool]] = {}
+
+    def add(self, number: int, text: Text) -> None:
+        """Add a text; about 200 bytes a word."""
+        self._texts[number] = array("q", text.shingles), text.partly
+        shared = max(math.ceil(self._similarity * len(text.shingles) - _ROUNDING), 1)
+        rarest = sorted(text.shingles, key=lambda shingle: len(self._index.get(shingle, ())))
+        for shingle in rarest[: len(rarest) - shared + 1]:
+            self._index[shingle] = (*self._index.get(shingle, ()), number)
+
+    def find(self, text: Text) -> set[int]:
+        """Return the numbers of the texts that are similar to one."""
+        candidates = {number for shingle in self._index.keys() & text.shingles for number in self._index[shingle]}
+        return {number for number in candidates if self._is_similar(text, number)}
+
+    def _is_similar(self, text: Text, number: int) -> bool:
+        other, partly = self._texts[number]
+        shared = sum(map(text.shingles.__contains__, other))
+        union = len(text.shingles) + len(other) - shared
+        least = LEAST_SHARED if partly or text.partly else self._least_shared
+        return shared >= self._similarity * union - _ROUNDING and shared >= least
