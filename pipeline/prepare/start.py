@@ -17,13 +17,12 @@ from pipeline.contract import Attempt
 from pipeline.models.manifest import read_lineage
 from pipeline.models.prompt import fold
 from pipeline.models.trained_ids import trained_ids
+from pipeline.prepare.near_duplicates import shingles, words
 from pipeline.records.heldout import NAMES
-from pipeline.records.prompt_hash import normalise, prompt_id
+from pipeline.records.prompt_hash import prompt_id
 from pipeline.words import count, listed
 
 GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")
-#: Words in a row that near prompts share.
-_SHINGLE = 3
 #: So many trainings in a row, each of the champion before it; then one is of the base.
 _MOST_TRAININGS = 10
 
@@ -108,12 +107,12 @@ def mix_in_general(folder: Path, rows: int, share: float, similarity: float) -> 
     if not share:
         return 0
     general = {prompt_id(row["instruction"], ""): row for row in durable.read_jsonl(GENERAL_ROWS)}
-    runs = {name: _runs(row["instruction"]) for name, row in general.items()}
+    runs = {name: shingles(words(row["instruction"])) for name, row in general.items()}
     for file in NAMES:
         for row in durable.read_jsonl(folder / file) if (folder / file).exists() else ():
             general.pop(row["id"], None)
             if file == "heldout.jsonl":
-                own = _runs(fold(row["instruction"], row["input"]))
+                own = shingles(words(fold(row["instruction"], row["input"])))
                 for name, other in runs.items():
                     if len(own & other) >= similarity * len(own | other):
                         general.pop(name, None)
@@ -121,9 +120,3 @@ def mix_in_general(folder: Path, rows: int, share: float, similarity: float) -> 
     with (folder / "train.jsonl").open("a", encoding="utf-8", newline="\n") as lines:
         lines.writelines(json.dumps({"id": name, "input": "", **row}, ensure_ascii=False) + "\n" for name, row in mixed)
     return len(mixed)
-
-
-def _runs(prompt: str) -> frozenset[tuple[str, ...]]:
-    """Return the runs of three words in a prompt, or all of a shorter one."""
-    words = normalise(prompt).split()
-    return frozenset(tuple(words[start : start + _SHINGLE]) for start in range(max(1, len(words) - _SHINGLE + 1)))
