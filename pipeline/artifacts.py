@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipeline.described import Frozen as Frozen  # noqa: PLC0414 - it is everybody's word for an artifact's parts
-from pipeline.trial import Candidate
+from pipeline.search_settings import Trial
 
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
@@ -155,7 +155,7 @@ class Adapter(Artifact):
     estimated_memory: dict[str, int] = Field(default_factory=dict)
     """Bytes that the training was to take by arithmetic, by what takes them."""
     peak_memory_bytes: int = 0
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[Trial, ...] = ()
     """Of a search, all that were tried; what stands above is the chosen one's, the seconds are those of all."""
     #: Models whose training rows are in this adapter, too: it was combined with theirs.
     also_trained_on: tuple[ModelRef, ...] = ()

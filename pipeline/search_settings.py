@@ -1,4 +1,4 @@
-"""The table [train.search]: which settings of [train] are tried, how, and how often."""
+"""Hyperparameter search: the settings of [train.search], and a trial as artifacts and the evidence card show it."""
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.described import Frozen
+from pipeline.words import duration, listed, plain
 
 Bound = Annotated[float, Field(allow_inf_nan=False)]
 Value = bool | int | float | str | tuple[str, ...]
@@ -21,7 +22,7 @@ class Range(Frozen):
     low: int | Bound
     high: int | Bound
     log: bool = False
-    """Whether the number's logarithm is drawn: for one that is to be doubled or halved."""
+    """Whether values are drawn on a logarithmic scale."""
 
 
 class SearchConfig(Frozen):
@@ -39,17 +40,41 @@ class SearchConfig(Frozen):
     """Hours for the trainings together: none begins that would not fit, by the longest before it; 0: no limit."""
 
 
+class Trial(Frozen):
+    """One training of a search, or a combination of adapters, with its outcome."""
+
+    number: int
+    """From 1, in the order in which they ran."""
+    settings: dict[str, Any]
+    """The tried settings of [train]."""
+    outcome: Literal["finished", "pruned", "failed"]
+    """`pruned`: stopped early, its dev loss was above the median of earlier trials."""
+    dev_score: float | None = None
+    """What it was chosen by, higher is better: in points, or for `nll` the mean log-likelihood in nats per token."""
+    scored_by: str = ""
+    """The track's metric, or `nll` with few dev rows; empty if it was not scored."""
+    dev_loss: float | None = None
+    """The last measurement, in nats per token."""
+    seconds: float
+    tokens: int = 0
+    """Tokens that it was trained on."""
+    chosen: bool = False
+    """Whether it was merged and evaluated."""
+    why: str = ""
+    """Why it was chosen or failed."""
+
+
 def with_settings(train: T, settings: Mapping[str, Any]) -> T:
-    """Return `train` with other settings, without a search. Raises `ValidationError`."""
+    """Return a copy of `train` with other settings and without a search. Raises `ValidationError`."""
     plain = train.model_dump(exclude={"search", "soup"})
     return type(train).model_validate({**plain, **settings})
 
 
 def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> None:
     """
-    Raise `ValueError` unless each setting of the space is one of `train`'s that can be tried, with values for it.
+    Raise `ValueError` unless each name of the space is a setting of `train` that can be tried, with valid values.
 
-    `fixed` are settings that all trials have in common.
+    `fixed` are settings that all trials share.
     """
     for name, values in search.space.items():
         _check_name(name, type(train).model_fields, fixed)
@@ -73,14 +98,14 @@ def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> Non
 
 
 def check_soup(soup: Collection[str], search: SearchConfig, train: BaseModel) -> None:
-    """Raise `ValueError` if the adapters that these settings train cannot be combined as `soup` says."""
+    """Raise `ValueError` if adapters trained with these settings cannot be combined by the methods in `soup`."""
     if soup and _of(train, "start") != "base":
         raise ValueError('soup combines adapters over the base: set start = "base", or soup = []')
     made = {name: {_of(train, name)} | set(_listed(search, name)) for name in ("method", "rslora")}
     if soup and (made["method"] != {"lora"} or made["rslora"] != {False}):
         raise ValueError('soup combines plain LoRA alone: set method = "lora" and rslora = false, or soup = []')
     if {"ties", "dare_ties"} & set(soup) and "rank" in search.space:
-        msg = 'soup has "ties" or "dare_ties", which need equal ranks, and search.space tries ranks: use "cat" or "svd"'
+        msg = 'soup has "ties" or "dare_ties", which need equal ranks, and search.space varies rank: use "cat" or "svd"'
         raise ValueError(msg)
 
 
@@ -94,34 +119,34 @@ def _listed(search: SearchConfig, name: str) -> tuple[Value, ...]:
 
 
 def grid_size(search: SearchConfig) -> int:
-    """Return how many combinations a space of lists has."""
+    """Return the number of combinations in a space of lists."""
     return prod(len(values) for values in search.space.values() if not isinstance(values, Range))
 
 
 def grid(search: SearchConfig) -> Iterator[dict[str, Value]]:
-    """Yield all combinations of a space of lists, the last setting changing first."""
+    """Yield all combinations of a space of lists; the last setting varies fastest."""
     lists = [values for values in search.space.values() if not isinstance(values, Range)]
     for values in product(*lists):
         yield dict(zip(search.space, values, strict=True))
 
 
-def largest(search: SearchConfig, name: str, alone: float) -> float:
-    """Return the largest value of a numeric setting that is tried; `alone` where the search has it not."""
+def largest(search: SearchConfig, name: str, default: float) -> float:
+    """Return the largest value of a numeric setting in the search's space; `default` if it is not there."""
     values = search.space.get(name)
     if isinstance(values, Range):
         return values.high
-    return max((value for value in values or () if isinstance(value, int | float)), default=alone)
+    return max((value for value in values or () if isinstance(value, int | float)), default=default)
 
 
 def most_trials(search: SearchConfig) -> int:
-    """Return how many trials a search has at most."""
+    """Return the most trials that a search can have."""
     return grid_size(search) if search.method == "grid" else search.trials
 
 
 def _check_name(name: str, known: Mapping[str, object], fixed: set[str]) -> None:
     free = sorted(known.keys() - fixed)
     if name in fixed:
-        raise ValueError(f"search.space.{name}: all trials have it in common; what can be tried: {', '.join(free)}")
+        raise ValueError(f"search.space.{name}: all trials share it; what can be tried: {', '.join(free)}")
     if name not in known:
         near = difflib.get_close_matches(name, free, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"what can be tried: {', '.join(free)}"
@@ -132,10 +157,10 @@ def _check_range(values: Range, method: str, train: BaseModel, name: str) -> Non
     if values.low >= values.high or (values.log and values.low <= 0):
         raise ValueError(f"search.space.{name}: low must be below high, and with log = true above 0")
     if method == "grid":
-        msg = f'search.space.{name} is a range, of which a grid has no values: name them, or set search.method = "tpe"'
+        msg = f'search.space.{name} is a range, and a grid needs values: list them, or set search.method = "tpe"'
         raise ValueError(msg)
     if type(getattr(train, name)) not in {int, float}:
-        msg = f"search.space.{name} is a range, and train.{name} is no number: name its values, as in {name} = [...]"
+        msg = f"search.space.{name} is a range, and train.{name} is not a number: list its values, as in {name} = [...]"
         raise ValueError(msg)
 
 
@@ -145,3 +170,27 @@ def _check_value(train: BaseModel, name: str, value: Value) -> None:
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ValueError(f"search.space.{name} has {value!r}: {problem}") from error
+
+
+def settings_words(settings: dict[str, Any]) -> str:
+    """Return settings in one line, as "learning_rate 0.0004, rank 16"."""
+    return ", ".join(f"{name} {_value_words(value)}" for name, value in settings.items())
+
+
+def trial_words(trial: Trial) -> str:
+    """Return a trial in one line: its settings, outcome, scores and duration."""
+    tried = settings_words(trial.settings) or "settings of [train]"
+    parts = [f"{trial.number}. {tried}: {trial.outcome}"]
+    if trial.dev_score is not None and trial.scored_by != "nll":
+        parts.append(f"{plain(trial.dev_score)} points on the dev rows")
+    if trial.dev_loss is not None:
+        parts.append(f"dev loss {plain(trial.dev_loss, 3)}")
+    parts.append(duration(trial.seconds))
+    words = ", ".join(parts) + (", chosen" if trial.chosen else "")
+    return f"{words}; {trial.why}" if trial.why else words
+
+
+def _value_words(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return listed([str(item) for item in value]) if isinstance(value, (tuple, list)) else str(value)

@@ -34,8 +34,8 @@ from pipeline.artifacts import Verdict
 from pipeline.durable import read_object
 from pipeline.models.prompt import prompt_form
 from pipeline.report.cost import cost_words
+from pipeline.search_settings import trial_words
 from pipeline.steps import BY_NAME
-from pipeline.trial import candidate_words
 from pipeline.words import count, duration
 
 StateOption = Annotated[
@@ -130,7 +130,7 @@ def _print_candidates(overview: Overview, run: int) -> None:
     except ArtifactDamaged:
         return  # `status` and the run's error say so
     for one in adapter.candidates if adapter is not None else ():
-        print_line(f"trial {candidate_words(one)}")
+        print_line(f"trial {trial_words(one)}")
 
 
 def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None:

@@ -8,7 +8,7 @@ from pipeline.decide.explain import change_words, digits
 from pipeline.report.facts import Report, is_nearly_failed
 from pipeline.report.plots import Axis, Bar, guard_bar, slice_axis
 from pipeline.report.story import margin_words
-from pipeline.trial import settings_words
+from pipeline.search_settings import settings_words
 from pipeline.words import duration, plain, signed, span
 
 _GUARD_STATES = {"passed": "✓ passed", "failed": "✗ failed", "shown": "shown only"}

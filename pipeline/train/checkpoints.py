@@ -1,5 +1,5 @@
 """
-Checkpoints that can be trusted: written aside, hashed, renamed in, and marked complete last.
+Write and find checkpoints: written aside, hashed, renamed into process, and marked complete last.
 
 A checkpoint is a folder `step-<N>` with the trainer's files, `files.json` (the fingerprint of the training that it
 belongs to, size and sha256 of each file) and `COMPLETE`, which holds the hash of `files.json`.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import durable
 from pipeline.contract import Attempt
-from pipeline.train.data_parallel.sharing import Place, any_process
+from pipeline.train.data_parallel.sharing import ProcessRank, any_process
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -29,17 +29,17 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Return the sha256 that stands for everything a training depends on, given as JSON values."""
+    """Return the sha256 of everything that a training depends on, given as JSON values."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
     """
-    Move the trainer's checkpoint `source` to `folder`/step-`step`, durably; return its new place.
+    Move the trainer's checkpoint `source` to `folder`/step-`step`, durably; return its new path.
 
-    `source` must be on the same file system, `mark` is the training's fingerprint. The newest `KEPT` of this training
-    are left; what it skipped, or left torn, goes.
+    `source` must be on the same file system; `mark` is the training's fingerprint. The newest `KEPT` checkpoints of
+    this training are kept, all others are removed.
     """
     target = folder / f"{_PREFIX}{step}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,29 +54,29 @@ def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
     source.rename(target)
     durable.fsync_folder(folder)
     durable.write_json(target / COMPLETE, {"files_sha256": durable.sha256_file(target / LISTING)})
-    # A training goes on from its newest valid checkpoint: one of a later step is torn, damaged or another training's.
-    own = [path for path in _by_step(folder) if step_of(path) <= step and not _doubt(path, mark)]
+    # A training resumes from its newest valid checkpoint: one of a later step is torn, damaged or another training's.
+    valid = [path for path in _by_step(folder) if step_of(path) <= step and not _doubt(path, mark)]
     for path in _by_step(folder):
-        if path not in own[:KEPT]:
+        if path not in valid[:KEPT]:
             _remove(path)
     return target
 
 
 def newest_valid(folder: Path, mark: str) -> Path | None:
     """
-    Return the newest checkpoint that is whole and belongs to this training; `None` if the training begins at step 0.
+    Return the newest complete checkpoint of this training, or `None` if there is none.
 
-    Torn, damaged and foreign ones are skipped, with a line on stderr saying why.
+    Incomplete and damaged checkpoints and those of other trainings are skipped, with the reason on stderr.
     """
-    found = _by_step(folder)
-    for path in found:
+    checkpoints = _by_step(folder)
+    for path in checkpoints:
         problem = _doubt(path, mark) or _damage(path)
         if not problem:
-            sys.stderr.write(f"training goes on from checkpoint {path.name}\n")
+            sys.stderr.write(f"training resumes from checkpoint {path.name}\n")
             return path
         sys.stderr.write(f"checkpoint {path.name} is skipped: {problem}\n")
-    if found:
-        sys.stderr.write("training begins again at step 0: no checkpoint can be used\n")
+    if checkpoints:
+        sys.stderr.write("training starts again at step 0: no checkpoint can be used\n")
     return None
 
 
@@ -86,21 +86,21 @@ def step_of(checkpoint: Path) -> int:
 
 
 def latest_step(folder: Path) -> int:
-    """Return the step of the newest checkpoint in `folder` that was written to its end; 0 if there is none."""
+    """Return the step of the newest complete checkpoint in `folder`; 0 if there is none."""
     return next((step_of(path) for path in _by_step(folder) if (path / COMPLETE).exists()), 0)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints in `folder`: nobody goes on from them."""
+    """Remove all checkpoints in `folder`."""
     for path in _by_step(folder):
         _remove(path)
 
 
-def keeper(attempt: Attempt, scratch: Path, mark: str, place: Place) -> "TrainerCallback":
+def keeper(attempt: Attempt, scratch: Path, mark: str, process: ProcessRank) -> "TrainerCallback":
     """
-    Return the trainer's callback that checkpoints every `checkpoint_minutes`, and when the attempt is asked to stop.
+    Return the trainer callback that saves a checkpoint every `checkpoint_minutes`, and when the attempt is stopped.
 
-    It ends the training at the next optimizer step once `attempt.stop` is set in any of the training's processes.
+    The training ends at the next optimizer step once `attempt.stop` is set in any of its processes.
     """
     from transformers import TrainerCallback
 
@@ -108,7 +108,7 @@ def keeper(attempt: Attempt, scratch: Path, mark: str, place: Place) -> "Trainer
     seconds = attempt.config.train.checkpoint_minutes * 60
 
     class Keeper(TrainerCallback):
-        """Decides when to save, and takes the saved folder out of the trainer's hands."""
+        """Decides when to save, and publishes what the trainer saved."""
 
         def __init__(self) -> None:
             self.saved_at = time.monotonic()
@@ -116,9 +116,9 @@ def keeper(attempt: Attempt, scratch: Path, mark: str, place: Place) -> "Trainer
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step >= state.max_steps:
                 return
-            stopping = any_process(place, attempt.stop.is_set(), args.device)
+            stopping = any_process(process, attempt.stop.is_set(), args.device)
             control.should_training_stop = control.should_training_stop or stopping
-            control.should_save = place.rank == 0 and (stopping or time.monotonic() - self.saved_at >= seconds)
+            control.should_save = process.rank == 0 and (stopping or time.monotonic() - self.saved_at >= seconds)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             publish(scratch / f"checkpoint-{state.global_step}", folder, state.global_step, mark)
@@ -128,19 +128,19 @@ def keeper(attempt: Attempt, scratch: Path, mark: str, place: Place) -> "Trainer
 
 
 def _by_step(folder: Path) -> list[Path]:
-    """Return the checkpoint folders, the newest first."""
+    """Return the checkpoint folders, newest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(found, key=step_of, reverse=True)
+    checkpoints = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(checkpoints, key=step_of, reverse=True)
 
 
 def _doubt(path: Path, mark: str) -> str:
-    """Say why a checkpoint is not this training's, or was never finished, without reading its files; empty if it is."""
+    """Return why a checkpoint is incomplete or another training's, without reading its files; empty if neither."""
     try:
         complete = durable.read_json(path / COMPLETE)
         if complete is None:
-            return f"it has no {COMPLETE}, so writing it was cut off"
+            return f"it has no {COMPLETE}: writing it was interrupted"
         if complete["files_sha256"] != durable.sha256_file(path / LISTING):
             return f"{LISTING} has changed"
         if durable.read_json(path / LISTING)["fingerprint"] != mark:
@@ -151,14 +151,14 @@ def _doubt(path: Path, mark: str) -> str:
 
 
 def _damage(path: Path) -> str:
-    """Say which file of a checkpoint is not as it was written; empty if all are."""
+    """Return which file of a checkpoint is missing or changed; empty if none is."""
     try:
         listing = durable.read_json(path / LISTING)["files"]
         damaged = (name for name, entry in listing.items() if not _is_as_listed(path / name, entry))
         name = next(damaged, "")
     except _UNREADABLE as error:
         return f"it cannot be read ({error})"
-    return f"{name} is missing, cut off or changed" if name else ""
+    return f"{name} is missing, truncated or changed" if name else ""
 
 
 def _is_as_listed(file: Path, entry: Mapping[str, Any]) -> bool:
@@ -167,7 +167,7 @@ def _is_as_listed(file: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint so that a half-removed one is never taken for a whole one."""
+    """Remove a checkpoint; if interrupted, what is left is not marked complete."""
     if path.exists():
         (path / COMPLETE).unlink(missing_ok=True)
         durable.fsync_folder(path)

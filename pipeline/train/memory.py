@@ -1,8 +1,8 @@
 """
-Fitting a training into its device's memory: what it begins with, and what it goes on with when memory has run out.
+Plan a training's memory: the plan to start with, and a smaller one after memory has run out.
 
-A training whose memory ran out goes on in a fresh process, from its newest checkpoint, with less in a pass: what torch
-and the heap have in pieces is not to be had back otherwise. Neither records nor order nor gradients depend on it.
+A training that ran out of memory continues in a fresh process, from its newest checkpoint, with smaller micro-batches:
+fragmented memory cannot be recovered within the process. Records, their order and gradients do not depend on the plan.
 """
 
 import sys
@@ -21,48 +21,50 @@ from pipeline.words import size_words
 
 NOTE_NAME = "memory.json"
 _LEAST_LENGTH = 16
-"""The least that train.max_length may be."""
+"""The smallest allowed train.max_length."""
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How a training is to fit, and what is known of it."""
+class PlannedMemory:
+    """A training's memory plan, with the sizes that an estimate for it or another plan needs."""
 
     plan: MemoryPlan
     base: BaseSizes
     train: TrainConfig
     device: Device
     free: int
-    """Bytes that a process had on the device before anything was loaded."""
+    """Bytes free per process on the device before anything was loaded."""
     longest: int
     """Tokens of the longest record."""
     most: int
-    """Tokens of as many of that length as a process has of an optimizer step."""
+    """Tokens of a process's share of an optimizer step if all its records are that long."""
 
     def tokens(self, plan: MemoryPlan) -> int:
-        """Return how many tokens a pass by `plan` has at most."""
+        """Return the most tokens of a micro-batch under `plan`."""
         return max(self.longest, min(plan.batch_tokens, self.most))
 
     def bytes_of(self, plan: MemoryPlan) -> dict[str, int]:
-        """Return what a training by `plan` is estimated to take, in bytes, by what takes them."""
+        """Return the estimated memory of a training under `plan`, in bytes by purpose."""
         plan = plan.model_copy(update={"batch_tokens": self.tokens(plan)})
         narrow = arithmetic_dtype(self.device) is None
         return estimate(self.base, plan, self.train, self.device, arithmetic_in_16_bits=narrow)
 
-    def holds(self, plan: MemoryPlan) -> bool:
-        """Say whether a training by `plan` is estimated to fit."""
+    def fits(self, plan: MemoryPlan) -> bool:
+        """Return whether a training under `plan` is estimated to fit."""
         return sum(self.bytes_of(plan).values()) <= MARGIN * self.free
 
 
-def find_fit(attempt: Attempt, base: Path, device: Device, lengths: Sequence[int], processes: int = 1) -> Fit:
+def plan_memory(
+    attempt: Attempt, base: Path, device: Device, lengths: Sequence[int], processes: int = 1
+) -> PlannedMemory:
     """
-    Return how the training of records of `lengths` tokens is to fit, in each of its `processes`.
+    Return the memory plan for training on records of `lengths` tokens in `processes` processes.
 
-    What the run came down to before counts first, then what an earlier run on this device did, else the estimate does.
+    The plan that this run last used comes first, then that of an earlier run on this device, then the estimate.
     """
     config = attempt.config.train
     longest = max(lengths)
-    own = MemoryPlan(
+    asked = MemoryPlan(
         device=device_name(device),
         quantization="nf4" if config.quantization == "nf4" else "none",
         batch_tokens=config.batch_tokens,
@@ -70,57 +72,57 @@ def find_fit(attempt: Attempt, base: Path, device: Device, lengths: Sequence[int
     )
     most = longest * -(-config.batch_size // processes)
     free = free_memory(device) // (1 if device == "cuda" else processes)
-    fit = Fit(own, base_sizes(base), config, device, free, longest, most)
-    known = _noted(attempt, own.device) or _of_earlier(attempt, own)
-    plan = known or _estimated(fit, may_quantise=config.quantization == "auto")
+    memory = PlannedMemory(asked, base_sizes(base), config, device, free, longest, most)
+    known = _noted(attempt, asked.device) or _of_earlier(attempt, asked)
+    plan = known or _estimated(memory, may_quantise=config.quantization == "auto")
     _note(attempt, plan)
-    fit = replace(fit, plan=plan)
-    kept = "" if known in {None, own} else "; found before, and kept until train.batch_tokens is another number"
-    sys.stderr.write(f"memory: {_words(fit, plan)}; {size_words(fit.free)} are free{kept}\n")
-    return fit
+    memory = replace(memory, plan=plan)
+    kept = "" if known in {None, asked} else "; plan of an earlier training, used until train.batch_tokens changes"
+    sys.stderr.write(f"memory: {_words(memory, plan)}; {size_words(memory.free)} free{kept}\n")
+    return memory
 
 
-def go_on_with_less(attempt: Attempt, fit: Fit, error: OutOfMemory) -> NoReturn:
+def go_on_with_less(attempt: Attempt, memory: PlannedMemory, error: OutOfMemory) -> NoReturn:
     """
-    Note a plan that takes less and raise `StartAgain`.
+    Save a plan that needs less memory and raise `StartAgain`.
 
-    Raises `Interrupted` if the attempt is asked to stop, `StepFailed`, with what would fit, if nothing takes less.
+    Raises `Interrupted` if the attempt is stopped, `StepFailed`, saying what would fit, if there is no such plan.
     """
-    plan = smaller(fit, fit.plan)
+    plan = smaller(memory, memory.plan)
     if plan is None:
-        message = f"{error.message}: {_words(fit, fit.plan)}, and {size_words(fit.free)} were free"
-        raise StepFailed(message, _what_fits(fit)) from error
+        message = f"{error.message}: {_words(memory, memory.plan)}; {size_words(memory.free)} were free"
+        raise StepFailed(message, _what_fits(memory)) from error
     _note(attempt, plan)
-    message = f"{error.message}; it goes on in a fresh process: {_words(fit, plan)}"
+    message = f"{error.message}; training continues in a fresh process: {_words(memory, plan)}"
     sys.stderr.write(f"{message}\n")
     attempt.check_stop()
     raise StartAgain(message) from error
 
 
-def smaller(fit: Fit, plan: MemoryPlan) -> MemoryPlan | None:
+def smaller(memory: PlannedMemory, plan: MemoryPlan) -> MemoryPlan | None:
     """
-    Return the plan to try next; `None` after the last.
+    Return the next plan that needs less memory than `plan`; `None` if there is none.
 
-    Half the tokens a pass down to one record, then activations that are computed again, then, on a card, offloaded.
+    Micro-batches are halved down to one record, then activations are recomputed, then, on a GPU, offloaded.
     """
-    if fit.tokens(plan) > fit.longest:
-        return plan.model_copy(update={"batch_tokens": max(fit.longest, fit.tokens(plan) // 2)})
+    if memory.tokens(plan) > memory.longest:
+        return plan.model_copy(update={"batch_tokens": max(memory.longest, memory.tokens(plan) // 2)})
     if plan.activations == "kept":
         return plan.model_copy(update={"activations": "recomputed"})
-    if plan.activations == "recomputed" and fit.device == "cuda":
+    if plan.activations == "recomputed" and memory.device == "cuda":
         return plan.model_copy(update={"activations": "offloaded"})
     return None
 
 
 def device_name(device: Device) -> str:
-    """Return the card's name, or `cpu`."""
+    """Return the GPU's name, or `cpu`."""
     import torch
 
     return str(torch.cuda.get_device_name()) if device == "cuda" else "cpu"
 
 
 def peak_memory(device: Device) -> int:
-    """Return the most bytes that this process has had at once: on the card by torch, else resident."""
+    """Return this process's peak memory in bytes: allocated by torch on a GPU, else resident."""
     import torch
 
     if device == "cuda":
@@ -129,7 +131,7 @@ def peak_memory(device: Device) -> int:
 
 
 def _noted(attempt: Attempt, device: str) -> MemoryPlan | None:
-    """Return the plan that this run came down to on the same device, under the same settings."""
+    """Return the plan that this run last used on the same device, under the same settings."""
     note = durable.read_object(attempt.path(attempt.spec.checkpoints) / NOTE_NAME)
     if note.get("asked") != _asked(attempt.config.train):
         return None
@@ -140,21 +142,21 @@ def _noted(attempt: Attempt, device: str) -> MemoryPlan | None:
     return plan if plan.device == device else None
 
 
-def _of_earlier(attempt: Attempt, own: MemoryPlan) -> MemoryPlan | None:
-    """Return the plan of the latest run like this one if it was on the same device, with no more than this one asks."""
+def _of_earlier(attempt: Attempt, asked: MemoryPlan) -> MemoryPlan | None:
+    """Return the plan of the last comparable run on the same device, within the tokens of `asked`."""
     earlier, config = attempt.spec.memory, attempt.config.train
-    if earlier is None or earlier.device != own.device or config.quantization not in {"auto", earlier.quantization}:
+    if earlier is None or earlier.device != asked.device or config.quantization not in {"auto", earlier.quantization}:
         return None
-    return earlier.model_copy(update={"batch_tokens": min(earlier.batch_tokens, own.batch_tokens)})
+    return earlier.model_copy(update={"batch_tokens": min(earlier.batch_tokens, asked.batch_tokens)})
 
 
-def _estimated(fit: Fit, *, may_quantise: bool) -> MemoryPlan:
-    """Return the first plan that is estimated to fit, the last one if none is: 4 bits come first, then less a pass."""
-    plan = fit.plan
-    if may_quantise and not fit.holds(plan):
+def _estimated(memory: PlannedMemory, *, may_quantise: bool) -> MemoryPlan:
+    """Return the first plan that is estimated to fit, or else the smallest; NF4 is tried before smaller plans."""
+    plan = memory.plan
+    if may_quantise and not memory.fits(plan):
         plan = _quantised(plan)
-    while not fit.holds(plan):
-        less = smaller(fit, plan)
+    while not memory.fits(plan):
+        less = smaller(memory, plan)
         if less is None:
             break
         plan = less
@@ -162,7 +164,7 @@ def _estimated(fit: Fit, *, may_quantise: bool) -> MemoryPlan:
 
 
 def _note(attempt: Attempt, plan: MemoryPlan) -> None:
-    """Write down the plan that the run's trainings go on with, whatever becomes of this process."""
+    """Save the plan that the run's later processes train with."""
     folder = attempt.path(attempt.spec.checkpoints)
     folder.mkdir(parents=True, exist_ok=True)
     note = {"asked": _asked(attempt.config.train), "plan": plan.model_dump(mode="json")}
@@ -174,25 +176,25 @@ def _asked(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", include=of_memory)
 
 
-def _what_fits(fit: Fit) -> str:
-    """Return what to set so that the training is estimated to fit."""
-    lengths = [fit.longest // 2**times for times in range(1, fit.longest.bit_length())]
-    fits = (length for length in lengths if replace(fit, longest=length, most=length).holds(fit.plan))
-    may_quantise = fit.plan.quantization == "none" and not fit.train.trains_full_weights
-    if may_quantise and fit.holds(_quantised(fit.plan)):
-        found = 'train.quantization = "nf4"'
+def _what_fits(memory: PlannedMemory) -> str:
+    """Return the remedy: a setting with which the training is estimated to fit, or to free memory."""
+    lengths = [memory.longest // 2**times for times in range(1, memory.longest.bit_length())]
+    fits = (length for length in lengths if replace(memory, longest=length, most=length).fits(memory.plan))
+    may_quantise = memory.plan.quantization == "none" and not memory.train.trains_full_weights
+    if may_quantise and memory.fits(_quantised(memory.plan)):
+        setting = 'train.quantization = "nf4"'
     elif (length := next(fits, 0)) >= _LEAST_LENGTH:
-        found = f"train.max_length = {length}"
+        setting = f"train.max_length = {length}"
     else:
         return "free memory there, or use a smaller base model or a device with more memory"
-    return f"set {found}, which is estimated to fit, or free memory there"
+    return f"set {setting}, which is estimated to fit, or free memory there"
 
 
 def _quantised(plan: MemoryPlan) -> MemoryPlan:
     return plan.model_copy(update={"quantization": "nf4"})
 
 
-def _words(fit: Fit, plan: MemoryPlan) -> str:
-    base = "the base in 4 bits" if plan.quantization == "nf4" else "the base as it is"
-    takes = size_words(sum(fit.bytes_of(plan).values()))
-    return f"about {takes} with {base}, {fit.tokens(plan)} tokens a pass, activations {plan.activations}"
+def _words(memory: PlannedMemory, plan: MemoryPlan) -> str:
+    base = "NF4 base" if plan.quantization == "nf4" else "base as saved"
+    needs = size_words(sum(memory.bytes_of(plan).values()))
+    return f"estimated {needs}: {base}, micro-batches of {memory.tokens(plan)} tokens, activations {plan.activations}"

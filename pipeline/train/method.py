@@ -1,4 +1,4 @@
-"""The settings of [train] that say what is learned and how, as PEFT and the trainer take them."""
+"""Translate the settings of [train] into arguments of PEFT and of the trainer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 def lora_config(model: Any, config: TrainConfig) -> "LoraConfig":
     """
-    Return PEFT's description of the adapter.
+    Return PEFT's configuration of the adapter.
 
-    An update is `alpha / rank * B A`, with rsLoRA `alpha / sqrt(rank) * B A` (arXiv:2312.03732); DoRA trains the norm
-    of each output's weights beside it (arXiv:2402.09353). Raises `CannotTrain` if a target layer is not in `model`.
+    An update is `alpha / rank * B A`, with rsLoRA `alpha / sqrt(rank) * B A` (arXiv:2312.03732); DoRA also trains the
+    norm of each output's weights (arXiv:2402.09353). Raises `CannotTrain` if a target layer is not in `model`.
     """
     from peft import LoraConfig
 
@@ -34,15 +34,15 @@ def target_layers(model: Any, targets: Sequence[str]) -> list[str]:
     """
     Return the full names of the linear layers that get an adapter.
 
-    "all-linear" are all but the output head, "mlp" those within a module of that name; any other target is a layer's
-    name, or the end of it. Raises `CannotTrain` for one that no layer has, and for the output head.
+    "all-linear" selects all but the output head, "mlp" those within a module of that name; any other target is a
+    layer's name, or the end of it. Raises `CannotTrain` for a target without a layer, and for the output head.
     """
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, (Linear, Conv1D))}
     head = next((name for name, module in layers.items() if module is model.get_output_embeddings()), None)
-    found: set[str] = set()
+    selected: set[str] = set()
     for target in targets:
         if target == "all-linear":
             named = layers.keys() - {head}
@@ -51,17 +51,17 @@ def target_layers(model: Any, targets: Sequence[str]) -> list[str]:
         else:
             named = {name for name in layers if f".{name}".endswith(f".{target}")}
         if head in named:
-            message = f"train.targets has {target!r}, the output head, whose weight is often the input's as well"
+            message = f"train.targets has {target!r}, the output head, whose weight is often shared with the input"
             raise CannotTrain(message, f"take it out of train.targets; {_known(layers, head)}")
         if not named:
             message = f"train.targets has {target!r}, and the base model has no such linear layer"
             raise CannotTrain(message, _known(layers, head))
-        found |= named
-    return sorted(found)
+        selected |= named
+    return sorted(selected)
 
 
 def method_arguments(config: TrainConfig) -> dict[str, Any]:
-    """Return the arguments of `SFTConfig` that belong to the method."""
+    """Return the arguments of `SFTConfig` for learning rate, schedule, warm-up and gradient clipping."""
     return {
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "cosine",
@@ -71,4 +71,4 @@ def method_arguments(config: TrainConfig) -> dict[str, Any]:
 
 def _known(layers: Any, head: str | None) -> str:
     names = sorted({name.rsplit(".", 1)[-1] for name in layers if name != head})
-    return f'it knows "all-linear", "mlp" and the layers {", ".join(names)}'
+    return f'allowed are "all-linear", "mlp" and the layers {", ".join(names)}'

@@ -1,4 +1,4 @@
-"""The order in which a training meets its rows."""
+"""The order in which a training reads its rows."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 
 class LengthGroups:
     """
-    The rows' order: batches of like length in random order, the one with the longest row first so that OOM shows early.
+    A sampler of batches of similar length in random order, the longest row first so that OOM shows early.
 
-    It is a function of seed and epoch alone. Transformers' own sampler draws from the global generator, so a training
-    resumed in its second epoch would meet its rows in another order.
+    The order is a function of seed and epoch alone. Transformers' own sampler draws from the global generator, so a
+    training resumed in its second epoch would read its rows in another order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Keep the rows' `lengths` in tokens; `batch_size` rows that follow each other are one batch."""
+        """Take the rows' `lengths` in tokens; each `batch_size` consecutive rows are one batch."""
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
@@ -24,11 +24,11 @@ class LengthGroups:
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration belongs to; the trainer calls it."""
+        """Set the epoch of the next iteration; the trainer calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the rows' indices, each once."""
+        """Yield each row's index once."""
         dice = random.Random(f"{self.seed}/{self.epoch}")  # noqa: S311 - an order, not a secret
         order = list(range(len(self.lengths)))
         dice.shuffle(order)

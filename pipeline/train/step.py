@@ -1,4 +1,4 @@
-"""The train step: the dataset's training rows → a QLoRA adapter over the base model, or trained weights of it."""
+"""The train step: training rows → an adapter for the base model, or trained weights."""
 
 import shutil
 import time
@@ -19,24 +19,24 @@ from pipeline.models.prompt import Format, choose_format
 from pipeline.models.sizes import read_window
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import fingerprint
-from pipeline.train.data_parallel.launch import fit_in_processes, process_count
-from pipeline.train.data_parallel.sharing import Place
-from pipeline.train.memory import find_fit, go_on_with_less
+from pipeline.train.data_parallel.launch import process_count, train_in_processes
+from pipeline.train.data_parallel.sharing import ProcessRank
+from pipeline.train.memory import go_on_with_less, plan_memory
 from pipeline.train.search.dev_scores import DevSet, score_dev
-from pipeline.train.search.run import Found, Work, search
+from pipeline.train.search.run import SearchResult, Work, search
 from pipeline.train.search.soup import combine
 from pipeline.train.search.trial_files import TrainedOnce
 from pipeline.train.tokenise import Tokeniser
 from pipeline.train.trainer import DEV_ROWS, TokenRow, Training
 
-#: Settings of a search that say how long it goes on; trials that are there stay of use whatever these are.
+#: Settings of a search that only limit its length; finished trials stay valid when they change.
 _BUDGET = {"when", "trials", "hours"}
 _LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "transformers", "trl")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all trainings of a run have in common."""
+    """The tokenised data, base and tokenizer that all trainings of a run share."""
 
     base: Path
     device: Device
@@ -48,7 +48,7 @@ class Prepared:
     dataset: Dataset
 
     def mark(self, train: Mapping[str, object], base_model_id: str) -> str:
-        """Return the fingerprint of a training, or of a search, by these settings."""
+        """Return the fingerprint of a training, or of a search, with these settings."""
         return fingerprint(
             {
                 "dataset": self.dataset.dataset_sha256,
@@ -62,11 +62,11 @@ class Prepared:
 
 def train(attempt: Attempt) -> Adapter:
     """
-    Train on `prepare`'s rows over the base model, or the champion that `prepare` chose, once or as [train.search] says.
+    Train the base model, or the champion that `prepare` chose, on `prepare`'s rows, once or with a search.
 
-    Raises `CannotTrain` if base, data and settings can never work together, `StepFailed` if training went wrong,
-    `StartAgain` if it is to go on in a fresh process as memory ran out, and `Interrupted`, with a checkpoint left
-    behind, if it was asked to stop.
+    Raises `CannotTrain` if base, data and settings can never work together, `StepFailed` if training failed,
+    `StartAgain` if memory ran out and it must continue in a fresh process, and `Interrupted`, after saving a
+    checkpoint, if it was stopped.
     """
     started = time.monotonic()
     config = attempt.config
@@ -76,7 +76,7 @@ def train(attempt: Attempt) -> Adapter:
     _check_same_base(base, config.base_model_id)
     start = base if dataset.start is None else require_start(attempt, dataset.start)
     device = chosen_device()
-    process_count(config.train, device)  # which refuses what the machine has not
+    process_count(config.train, device)  # raises if there are not so many GPUs
     tokenizer: Any = load_tokenizer(base)
     fmt = choose_format(config.train.format, has_chat_template=bool(tokenizer.chat_template))
     ends = end_tokens(base, tokenizer)
@@ -88,13 +88,13 @@ def train(attempt: Attempt) -> Adapter:
     too_long, spelled = tokeniser.too_long, tokeniser.spelled
     dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     prepared = Prepared(start, device, tokenizer, fmt, ends, rows, dev, dataset)
-    found = _search(attempt, prepared) if config.train.search.space or config.train.soup else None
+    result = _search(attempt, prepared) if config.train.search.space or config.train.soup else None
     adapter = attempt.make_folder("adapter")
-    if found is None:
+    if result is None:
         once = _train_once(attempt, prepared, adapter)
     else:
-        once = found.once
-        shutil.copytree(found.adapter, adapter, dirs_exist_ok=True)
+        once = result.once
+        shutil.copytree(result.adapter, adapter, dirs_exist_ok=True)
     trained, plan = once.trained, once.plan
     kind: Literal["adapter", "weights"] = "weights" if config.train.trains_full_weights else "adapter"
     return Adapter(
@@ -110,27 +110,27 @@ def train(attempt: Attempt) -> Adapter:
         rows_with_special_tokens=spelled,
         versions={name: metadata.version(name) for name in _LIBRARIES},
         estimated_memory=once.estimated_memory,
-        candidates=found.candidates if found else (),
-        also_trained_on=(attempt.spec.champion,) if found and found.has_champion else (),
-        seconds=found.seconds if found else time.monotonic() - started,
+        candidates=result.trials if result else (),
+        also_trained_on=(attempt.spec.champion,) if result and result.has_champion else (),
+        seconds=result.seconds if result else time.monotonic() - started,
     )
 
 
 def _train_once(
     attempt: Attempt, prepared: Prepared, adapter: Path, prune: Callable[[Sequence[float]], bool] | None = None
 ) -> TrainedOnce:
-    """Train by the attempt's settings and leave the adapter in a folder. Raises what `train` raises."""
+    """Train with the attempt's settings and save the adapter in a folder. Raises what `train` raises."""
     config, base, device = attempt.config.train, prepared.base, prepared.device
-    place = Place(processes=process_count(config, device))
+    process = ProcessRank(count=process_count(config, device))
     scratch = attempt.make_folder("scratch")
-    memory = find_fit(attempt, base, device, [len(row.input_ids) for row in prepared.rows], place.processes)
+    memory = plan_memory(attempt, base, device, [len(row.input_ids) for row in prepared.rows], process.count)
     estimated = memory.bytes_of(memory.plan)
     attempt.progress(0, 0, phase="load", memory=sum(estimated.values()))
     settings = {**config.decisive(), "quantization": memory.plan.quantization}
     mark = prepared.mark(settings, attempt.config.base_model_id)
     try:
-        training = Training(base, device, adapter, scratch, mark, memory.plan, place, prune)
-        trained = fit_in_processes(training, prepared.tokenizer, prepared.rows, prepared.dev, attempt)
+        training = Training(base, device, adapter, scratch, mark, memory.plan, process, prune)
+        trained = train_in_processes(training, prepared.tokenizer, prepared.rows, prepared.dev, attempt)
     except OutOfMemory as error:
         adapter.rmdir()
         go_on_with_less(attempt, memory, error)
@@ -140,18 +140,16 @@ def _train_once(
     return TrainedOnce(trained=trained, plan=memory.plan, estimated_memory=estimated, cost=cost)
 
 
-def _search(attempt: Attempt, prepared: Prepared) -> Found:
+def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
     """
-    Train as often as [train.search] says, combine what train.soup says, and let the dev rows choose.
+    Run the trials of [train.search] and combinations of train.soup; return the best on the dev rows.
 
     Raises what `train` raises.
     """
     config, dataset = attempt.config, prepared.dataset
     if len(prepared.dev) < DEV_ROWS:
-        message = f"the dev rows are to choose, and there are {len(prepared.dev)} of them: {DEV_ROWS} are needed"
-        hint = (
-            "drop more data, or raise split.dev before a track's first run, or take out [train.search] and train.soup"
-        )
+        message = f"a search needs {DEV_ROWS} dev rows to choose by, and there are {len(prepared.dev)}"
+        hint = "drop more data, raise split.dev before a track's first run, or remove [train.search] and train.soup"
         raise CannotTrain(message, hint)
     outputs = [row["output"] for row in durable.read_jsonl(attempt.path(dataset.folder) / "dev.jsonl")]
     evaluate = config.evaluate
@@ -181,15 +179,15 @@ def _search(attempt: Attempt, prepared: Prepared) -> Found:
 
 
 def _check_same_data(folder: Path, expected: str) -> None:
-    """Raise `CannotTrain` if the run's rows are not those that `prepare` froze."""
+    """Raise `CannotTrain` if the run's rows have changed since `prepare`."""
     if dataset_hash(folder) != expected:
         message = f"the run's data in {folder} has changed since it was prepared"
         raise CannotTrain(message, "restore its files, or drop the data again to begin a new run")
 
 
 def _check_same_base(base: Path, expected: str) -> None:
-    """Raise `CannotTrain` if the base cannot be trained, or is not the one that the run was taken up with."""
+    """Raise `CannotTrain` if the base cannot be trained, or has changed since the run began."""
     check_base(base)
     if model_id(base) != expected:
-        message = f"the base model {base} has changed since the run was taken up"
+        message = f"the base model {base} has changed since the run began"
         raise CannotTrain(message, "restore its files, or train on the new one: dropforge retry RUN")

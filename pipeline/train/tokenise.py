@@ -1,4 +1,4 @@
-"""Rows of text → rows of tokens that the trainer takes: what does not fit is left out whole, and counted."""
+"""Tokenise training rows; rows longer than the window are left out whole, and counted."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ CHECK_EVERY = 500
 
 @dataclass
 class Tokeniser:
-    """Turns rows into tokens, leaving out what cannot be trained whole, and counting it."""
+    """Turns rows into tokens, and counts rows that are too long or hold special tokens."""
 
     tokenizer: Any
     format: Format
@@ -27,11 +27,11 @@ class Tokeniser:
     """Most tokens of prompt and answer together."""
     too_long: int = 0
     spelled: int = 0
-    """Rows whose text holds one of the tokenizer's special tokens; it is plain text to the model."""
+    """Rows whose text holds a special token of the tokenizer, which is encoded as plain text."""
     lengths: list[int] = field(default_factory=list)
 
     def tokenise(self, attempt: Attempt, path: Path) -> list[TokenRow]:
-        """Return the rows of a JSON Lines file that fit. Raises `Interrupted` if the attempt is asked to stop."""
+        """Return a file's rows that fit into the window. Raises `Interrupted` if the attempt is stopped."""
         self.too_long = self.spelled = 0
         self.lengths = []
         kept = []
@@ -55,7 +55,7 @@ class Tokeniser:
         return kept
 
     def refuse_none_left(self, rows: Sequence[TokenRow]) -> None:
-        """Raise `CannotTrain` if the latest file left nothing to train on."""
+        """Raise `CannotTrain` if `rows`, from the last file, are empty."""
         if rows:
             return
         shortest, longest = min(self.lengths), max(self.lengths)

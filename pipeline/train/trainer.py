@@ -1,4 +1,4 @@
-"""TRL's trainer as ours: what is trained, in which passes, with which loss."""
+"""Make TRL's trainer with this project's row order, micro-batches and completion-only loss."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,64 +10,64 @@ from typing import Any, Literal
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import Device, arithmetic_dtype, load_model
-from pipeline.train.data_parallel.sharing import Place, seed_step, summed
+from pipeline.train.data_parallel.sharing import ProcessRank, seed_step, summed
 from pipeline.train.method import lora_config, method_arguments
 from pipeline.train.methods.choice import keeping_weights, optimizer, unfreeze
 from pipeline.train.passes.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.train.passes.lora_linear import fuse
 from pipeline.train.passes.packed_attention import enable_packing
-from pipeline.train.passes.packing import collate, passes
+from pipeline.train.passes.packing import collate, micro_batches
 from pipeline.train.row_order import LengthGroups
 from pipeline.train.watcher import dev_loss
 
 DEV_ROWS = 20
-"""Fewest dev rows worth a loss curve."""
+"""Fewest dev rows for which a dev loss is measured."""
 _DEV_SHARE = 0.25
-"""Of an epoch, or of a shorter training, from one measurement of the dev loss to the next."""
+"""The dev loss is measured at each such share of an epoch, or of a training shorter than an epoch."""
 
 
-#: Divides what `collate` made of an optimizer step into the inputs of this process's forward passes.
-Passes = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
+#: Divides the output of `collate` for an optimizer step into the inputs of this process's micro-batches.
+Divide = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One record as the trainer takes it: prompt and answer, and which of the tokens are the answer's."""
+    """A tokenised record: prompt and answer, and a mask of the answer's tokens."""
 
     input_ids: list[int]
     completion_mask: list[int]
     line: int = 0
-    """Where it stands in train.jsonl, from 1."""
+    """Line number in train.jsonl, from 1."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What to train, where, and where to leave the adapter and the trainer's own files."""
+    """A training's base, device, output folders, fingerprint and memory plan."""
 
     base: Path
-    """Folder of the model below the adapter: the base, or the champion that the training goes on from."""
+    """Folder of the model that is trained: the base, or the champion that the training starts from."""
     device: Device
     adapter: Path
     scratch: Path
     fingerprint: str
     memory: MemoryPlan | None = None
-    """What goes before the settings, as far as memory goes; `None` leaves it to them."""
-    place: Place = field(default_factory=Place)
-    """This process's among those that share the training."""
+    """Memory plan; overrides the settings. `None`: use the settings."""
+    process: ProcessRank = field(default_factory=ProcessRank)
+    """This process's rank among those that share the training."""
     prune: Callable[[Sequence[float]], bool] | None = None
-    """Says, of the dev losses so far, whether to end it; `None` ends none."""
+    """Called with the dev losses so far; returns whether to stop the training. `None`: never stop."""
 
 
 def make_trainer(
     training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], config: TrainConfig
 ) -> Any:
-    """Load the base, put a fresh adapter on it or let its own weights be trained, and return the trainer."""
+    """Load the base, add a new adapter or make its own weights trainable, and return the trainer."""
     import torch
     from transformers import AutoConfig, PrinterCallback
     from trl import SFTConfig
 
     _check_card(training.device)
-    # Mixed precision is bf16's, which does not mix with float16; the merge goes into the base as it is.
+    # Mixed precision is bf16, which does not mix with float16; the merge uses the base's own dtype.
     saved: Any = AutoConfig.from_pretrained(training.base, local_files_only=True, trust_remote_code=False).dtype
     single = arithmetic_dtype(training.device)
     dtype = single or (torch.bfloat16 if saved == torch.float16 else None)
@@ -79,11 +79,11 @@ def make_trainer(
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
     mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
-    own = config.trains_full_weights
-    divide = partial(passes, batch_tokens=config.batch_tokens, packed=packed, share=training.place.share)
-    make: Any = _trainer_class(lengths, config, training.place, divide, plain_head=plain_head)
-    if own:
-        unfreeze(model, training.base, config, training.place)
+    trains_base = config.trains_full_weights
+    divide = partial(micro_batches, batch_tokens=config.batch_tokens, packed=packed, share=training.process.share)
+    make: Any = _trainer_class(lengths, config, training.process, divide, plain_head=plain_head)
+    if trains_base:
+        unfreeze(model, training.base, config, training.process)
         make = keeping_weights(make)
 
     trainer = make(
@@ -93,7 +93,7 @@ def make_trainer(
         eval_dataset=_dataset(dev) if len(dev) >= DEV_ROWS else None,
         processing_class=tokenizer,
         data_collator=collate,
-        peft_config=None if own else lora_config(model, config),
+        peft_config=None if trains_base else lora_config(model, config),
         optimizers=(optimizer(model, config), None),
     )
     # TRL trains the adapter of a quantised base in bf16, whose steps around a weight of 0.04 are as large as an update.
@@ -101,22 +101,22 @@ def make_trainer(
         if weight.requires_grad:
             weight.data = weight.data.float()
     fuse(trainer.model)
-    add_answer_loss(trainer.model if own else trainer.model.get_base_model())
+    add_answer_loss(trainer.model if trains_base else trainer.model.get_base_model())
     if not plain_head or trainer.aux_loss_enabled:
-        sys.stderr.write("the loss is TRL's own: this architecture scales or caps its logits, or has experts\n")
+        sys.stderr.write("TRL computes the loss: this architecture scales or caps its logits, or has experts\n")
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def _trainer_class(
-    lengths: Sequence[int], config: TrainConfig, place: Place, divide: Passes, *, plain_head: bool
+    lengths: Sequence[int], config: TrainConfig, process: ProcessRank, divide: Divide, *, plain_head: bool
 ) -> Any:
-    """Return TRL's trainer, changed where ours does otherwise, for records of these lengths."""
+    """Return the subclass of TRL's trainer for records of these lengths."""
     import torch
     from trl import SFTTrainer
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
-        """TRL's trainer, with an order of rows that survives a resume, passes by tokens, and the answers' loss."""
+        """TRL's trainer with a resumable row order, micro-batches by tokens, and completion-only loss."""
 
         loss_is_scaled_for_ga = True
         divide_step = staticmethod(divide)
@@ -127,25 +127,25 @@ def _trainer_class(
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             answers = answer_tokens(inputs["labels"])
-            parts = self._passes(inputs)
-            seed_step(place, config.seed, self.state.global_step)
+            parts = self._micro_batches(inputs)
+            seed_step(process, config.seed, self.state.global_step)
             losses = [SFTTrainer.training_step(self, model, part, answers) for part in parts]
-            return summed(place, self._sum(losses), (one for one in model.parameters() if one.requires_grad))
+            return summed(process, self._sum(losses), (weight for weight in model.parameters() if weight.requires_grad))
 
         def prediction_step(self, model: Any, inputs: Any, *_options: Any, **_named: Any) -> Any:
             answers = answer_tokens(inputs["labels"])
-            # The loss of a router says nothing of the answers.
+            # A router's loss is not part of the answers' loss.
             trained_with, self.aux_loss_enabled = self.aux_loss_enabled, False
             with torch.no_grad(), self.compute_loss_context_manager():
-                parts = self._passes(self._prepare_inputs(inputs))
+                parts = self._micro_batches(self._prepare_inputs(inputs))
                 losses = [self.compute_loss(model, part, num_items_in_batch=answers) for part in parts]
             self.aux_loss_enabled = trained_with
-            return summed(place, self._sum(losses)), None, None
+            return summed(process, self._sum(losses)), None, None
 
-        def _passes(self, step: Any) -> list[dict[str, Any]]:
+        def _micro_batches(self, step: Any) -> list[dict[str, Any]]:
             parts = self.divide_step(step)
             # TRL divides a router's loss by it.
-            self.current_gradient_accumulation_steps = len(parts) * place.processes
+            self.current_gradient_accumulation_steps = len(parts) * process.count
             return parts
 
         def _sum(self, losses: list[Any]) -> Any:
@@ -211,7 +211,7 @@ def _check_vocabulary(model: Any, rows: Sequence[TokenRow]) -> None:
     size = model.get_input_embeddings().weight.shape[0]
     highest = max(max(row.input_ids) for row in rows)
     if highest >= size:
-        message = f"the tokenizer gives token {highest}, and the base model knows {size} tokens"
+        message = f"the tokenizer has token {highest}, and the base model's vocabulary has {size} tokens"
         raise CannotTrain(message, "put the base model's own tokenizer into its folder")
 
 

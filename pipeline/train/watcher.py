@@ -1,4 +1,4 @@
-"""What looks at a training from outside: progress, dev loss, and the end of one gone wrong."""
+"""The trainer callback that reports progress, records the dev loss, and stops a diverged training."""
 
 import json
 import math
@@ -21,28 +21,28 @@ _WINDOW_STEPS = 20
 _LOG_LINES = 20
 _NAMED_LINES = 8
 _EXPLODED = 3.0
-"""A loss of so many times what the training began with is no learning, whatever the data."""
+"""Stop when the mean loss exceeds this multiple of the initial mean."""
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """Which rows each optimizer step sees: told by the order of the rows, so that nothing needs to be recorded."""
+    """Computes which rows each optimizer step reads, from the row order."""
 
     order: LengthGroups
     per_step: int
     lines: Sequence[int]
-    """Of each row, its line in train.jsonl, from 1."""
+    """Each row's line in train.jsonl, from 1."""
 
     def of(self, step: int) -> list[int]:
-        """Return the lines of the rows of optimizer step `step`, from 1, in ascending order."""
-        epoch, place = divmod(step - 1, math.ceil(len(self.order) / self.per_step))
+        """Return the sorted line numbers of the rows that optimizer step `step`, from 1, reads."""
+        epoch, index = divmod(step - 1, math.ceil(len(self.order) / self.per_step))
         self.order.set_epoch(epoch)
-        rows = islice(self.order, place * self.per_step, (place + 1) * self.per_step)
+        rows = islice(self.order, index * self.per_step, (index + 1) * self.per_step)
         return sorted(self.lines[row] for row in rows)
 
 
 def dev_loss(trainer: Any) -> float:
-    """Return the negative log-likelihood of the dev rows' answers, in nats a token: all tokens count the same."""
+    """Return the mean negative log-likelihood of the dev rows' answers, in nats per token."""
     import torch
 
     total = torch.zeros((), dtype=torch.float64, device=trainer.args.device)
@@ -62,10 +62,10 @@ def adapter_weights(model: Any) -> Mapping[str, Any]:
 
 
 class Watcher:
-    """Knows of the trainer what its log says, so that a resumed training is judged as an uninterrupted one."""
+    """Reads only the trainer's log, so that a resumed training is treated like an uninterrupted one."""
 
     def __init__(self, attempt: Attempt, rows: StepRows) -> None:
-        """Watch the training of an attempt on rows in this order."""
+        """Watch an attempt's training on rows in this order."""
         self.attempt = attempt
         self.rows = rows
         self.marks: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS + 1)
@@ -75,7 +75,7 @@ class Watcher:
         self.pruned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take up what an interrupted training had found."""
+        """Load the losses that an interrupted training had logged."""
         self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         self.dev = [(entry["step"], entry["eval_loss"]) for entry in state.log_history if "eval_loss" in entry]
         self.attempt.show_curve(self.losses, self.dev)
@@ -83,12 +83,12 @@ class Watcher:
         self.attempt.progress(state.global_step, state.max_steps, phase="train")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the last weights, too: they are what is kept."""
+        """Request a measurement of the final weights, which are the ones saved."""
         if args.eval_strategy != "no" and state.global_step == state.max_steps:
             control.should_evaluate = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Report the step, or end a training that diverged."""
+        """Report the step; raise `CannotTrain` if the training diverged."""
         logs = logs or {}
         for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm"), ("eval_loss", "dev loss")):
             if not math.isfinite(logs.get(name, 0.0)):
@@ -107,13 +107,15 @@ class Watcher:
             sys.stderr.write(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}\n")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Note the dev loss; end a training that others of its search did better than."""
+        """Record the dev loss; stop the training if `prune` says so."""
         self.dev.append((state.global_step, metrics["eval_loss"]))
         self._report(state)
         if self.prune is not None and state.global_step < state.max_steps:
             self.pruned = self.prune([loss for _, loss in self.dev])
         if self.pruned:
-            sys.stderr.write(f"training is pruned at step {state.global_step}: others of its search did better\n")
+            sys.stderr.write(
+                f"training pruned at step {state.global_step}: its dev loss is above the median of earlier trials\n"
+            )
             control.should_training_stop = True
             control.should_save = False
 
@@ -133,41 +135,41 @@ class Watcher:
 
 def watcher(attempt: Attempt, rows: StepRows) -> Watcher:
     """
-    Return the trainer's callback that reports each step.
+    Return the trainer callback that reports each step and raises `CannotTrain` if the training diverges.
 
-    `CannotTrain` ends a training whose loss or gradient is not finite, or whose loss exploded.
+    It diverges if loss or gradient are not finite, or the loss explodes.
     """
     from transformers import TrainerCallback
 
     class Callback(Watcher, TrainerCallback):
-        """The watcher as the trainer takes it."""
+        """The watcher as a trainer callback."""
 
     return Callback(attempt, rows)
 
 
 def exploded(losses: Sequence[tuple[int, float]], vocabulary: int) -> str | None:
     """
-    Say in words that the losses of the steps, in nats a token, left what any text costs a language model; else `None`.
+    Return a description of an exploded loss, or `None`; `losses` are (step, nats per token).
 
-    Means of 20 steps are compared, as a single batch may be odd: three times the first ones, and beyond half of
-    ln(vocabulary), which is a perplexity of the vocabulary's root. A model that still knows anything stays below.
+    The mean of the last 20 steps must exceed three times that of the first 20, and half of ln(vocabulary), which is a
+    perplexity of the square root of the vocabulary. Any model that still models language stays below.
     """
     first, last = (
         sum(loss for _, loss in part) / len(part) for part in (losses[:_WINDOW_STEPS], losses[-_WINDOW_STEPS:])
     )
     if last <= max(_EXPLODED * first, math.log(vocabulary) / 2):
         return None
-    return f"the mean loss of {_WINDOW_STEPS} steps rose from {first:.2f} to {last:.2f}, most of all at step {{}}"
+    return f"the mean loss of {_WINDOW_STEPS} steps rose from {first:.2f} to {last:.2f}, with its maximum at step {{}}"
 
 
 def _diverged(attempt: Attempt, rows: StepRows, step: int, words: str) -> CannotTrain:
-    """Return the error of a training that went wrong at `step`, and write to the log which records that step saw."""
+    """Return the error of a training that diverged at `step`, and log the records that the step read."""
     path = attempt.path(attempt.load(Dataset).folder) / "train.jsonl"
     lines = rows.of(step)
     wanted = set(lines)
     with path.open(encoding="utf-8") as file:
         records = {number: json.loads(line) for number, line in enumerate(file, start=1) if number in wanted}
-    sys.stderr.write(f"step {step} saw these records of {path}:\n")
+    sys.stderr.write(f"step {step} read these records of {path}:\n")
     for number, record in records.items():
         drop = f", from drop {record['drop']}" if "drop" in record else ""
         sys.stderr.write(f"  line {number}: {record['id']}{drop}\n")
@@ -176,5 +178,5 @@ def _diverged(attempt: Attempt, rows: StepRows, step: int, words: str) -> Cannot
     message = f"training diverged: {words.format(step)}; its records are lines {named} of {path.name}{more}"
     shown = "".join(f"{line}p;" for line in lines[:_NAMED_LINES])
     hint = f"lower train.learning_rate; to look at the records: sed -n '{shown}' {shlex.quote(str(path))}"
-    # The same rows in the same order come to the same end: another attempt would be in vain.
+    # The same rows in the same order diverge again: another attempt is pointless.
     return CannotTrain(message, hint)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.trial import settings_words
+from pipeline.search_settings import settings_words
 from tests.e2e.test_second_night import drop
 
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config import TrainConfig
-from pipeline.search_settings import grid, most_trials, with_settings
+from pipeline.search_settings import Trial, grid, most_trials, trial_words, with_settings
 
 
 def train(**search: Any) -> TrainConfig:
@@ -23,15 +23,15 @@ def train(**search: Any) -> TrainConfig:
         ({"space": {"method": ["lora", "lara"]}}, "search.space.method has 'lara': Input should be 'lora'"),
         ({"space": {"rank": [8, 8]}}, "search.space.rank must have values that differ"),
         ({"space": {"rank": []}}, "search.space.rank must have values that differ"),
-        ({"space": {"max_length": [256, 512]}}, "search.space.max_length: all trials have it in common"),
-        ({"space": {"search": [1, 2]}}, "search.space.search: all trials have it in common"),
-        ({"space": {"rank": {"low": 8, "high": 64}}}, 'a grid has no values: name them, or set search.method = "tpe"'),
+        ({"space": {"max_length": [256, 512]}}, "search.space.max_length: all trials share it"),
+        ({"space": {"search": [1, 2]}}, "search.space.search: all trials share it"),
+        ({"space": {"rank": {"low": 8, "high": 64}}}, 'a grid needs values: list them, or set search.method = "tpe"'),
         ({"space": {"rank": list(range(1, 10))}}, "9 combinations, and search.trials = 8: raise search.trials"),
         ({"method": "tpe", "space": {"rank": {"low": 9, "high": 8}}}, "low must be below high"),
         ({"method": "tpe", "space": {"dropout": {"low": 0, "high": 0.5, "log": True}}}, "with log = true above 0"),
         ({"method": "tpe", "space": {"rank": {"low": 0, "high": 8}}}, "search.space.rank has 0: Input should be"),
         ({"method": "tpe", "space": {"rank": {"low": 4.5, "high": 8}}}, "search.space.rank has 4.5: Input should be"),
-        ({"method": "tpe", "space": {"rslora": {"low": 0, "high": 1}}}, "train.rslora is no number"),
+        ({"method": "tpe", "space": {"rslora": {"low": 0, "high": 1}}}, "train.rslora is not a number"),
         ({"trials": 1, "space": {"rank": [8, 16]}}, "greater than or equal to 2"),
         ({"hours": -1}, "greater than or equal to 0"),
     ],
@@ -66,3 +66,19 @@ def test_a_search_survives_its_way_through_json() -> None:
     whole = train(method="tpe", space=space)
     assert TrainConfig.model_validate_json(whole.model_dump_json()) == whole
     assert whole.decisive() != train(method="tpe", space={"rank": [8, 16]}).decisive()
+
+
+def test_a_trial_is_told_in_a_line() -> None:
+    chosen = Trial(
+        number=2, settings={"learning_rate": 4e-4, "rslora": True, "targets": ["q_proj", "v_proj"]},
+        outcome="finished", dev_score=61.25, scored_by="exact_match", dev_loss=0.5, seconds=70, chosen=True,
+        why="the best on the dev rows",
+    )  # fmt: skip
+    assert trial_words(chosen) == (
+        "2. learning_rate 0.0004, rslora True, targets q_proj and v_proj: finished, 61.2 points on the dev rows, "
+        "dev loss 0.500, 1 min 10 s, chosen; the best on the dev rows"
+    )
+    failed = Trial(number=3, settings={"rank": 8}, outcome="failed", seconds=1, why="training diverged")
+    assert trial_words(failed) == "3. rank 8: failed, 1 s; training diverged"
+    few = Trial(number=1, settings={"rank": 8}, outcome="finished", dev_score=-1, scored_by="nll", seconds=1)
+    assert "points" not in trial_words(few)

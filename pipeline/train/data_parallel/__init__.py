@@ -1,8 +1,7 @@
 """
-One training in several processes, a card for each.
+Data-parallel training: one process per GPU.
 
-In: a training, its rows and settings. Out: how it went, as from one process. Each process holds the base and the
-adapter, sees the same optimizer steps, and computes a share of each one's records; `sharing` divides the records and
-sums the gradients, `launch` starts the processes, stops them, and ends them all with the first that dies.
-Open `launch` first.
+In: a training, its rows and settings. Out: its result, as from one process. Each process holds the base and the
+adapter, runs the same optimizer steps, and computes a share of each step's records; `sharing` divides the records and
+sums the gradients, `launch` starts and stops the processes, and ends all of them when one dies. Open `launch` first.
 """

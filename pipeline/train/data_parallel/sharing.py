@@ -1,8 +1,8 @@
 """
-What the processes of one training share: each optimizer step's records, and the sum of its gradients.
+Divide each optimizer step's records among processes, and sum their gradients.
 
-A pass divides its loss by the answers of the whole step (see `packing`), so the processes' gradients add up to those of
-one process, but for rounding, and all of them take the same step.
+A micro-batch divides its loss by the answer tokens of the whole step (see `packing`), so the processes' gradients add
+up to those of one process, but for rounding, and all of them take the same step.
 """
 
 import random
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A process's place in a training: its number `rank`, from 0, of `processes`. Number 0 alone writes files."""
+class ProcessRank:
+    """A process's `rank`, from 0, among the `count` processes of a training. Only rank 0 writes files."""
 
     rank: int = 0
-    processes: int = 1
+    count: int = 1
 
     @property
     def share(self) -> slice:
-        """Which of an optimizer step's records are its own: every so many, as neighbours are of like length."""
-        return slice(self.rank, None, self.processes)
+        """This process's records of an optimizer step: every `count`-th, as neighbours are of similar length."""
+        return slice(self.rank, None, self.count)
 
 
-def summed(place: Place, loss: "torch.Tensor", weights: Iterable["torch.Tensor"] = ()) -> "torch.Tensor":
+def summed(process: ProcessRank, loss: "torch.Tensor", weights: Iterable["torch.Tensor"] = ()) -> "torch.Tensor":
     """
-    Return `loss`, a scalar, summed over all processes, and sum the gradients of `weights` in place.
+    Return `loss`, a scalar, summed over all processes; sum the gradients of `weights` in place.
 
-    Every process gets the same numbers to the last bit. A process without a record of the step has gradients of 0.
+    Every process gets bitwise the same numbers. A process without a record of the step contributes gradients of 0.
     """
     import torch
     from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-    if place.processes == 1:
+    if process.count == 1:
         return loss
     trained = list(weights)
     for weight in trained:
@@ -49,20 +49,20 @@ def summed(place: Place, loss: "torch.Tensor", weights: Iterable["torch.Tensor"]
     return total[-1]
 
 
-def any_process(place: Place, flag: bool, device: "torch.device") -> bool:  # noqa: FBT001 - a value, no option
-    """Say whether `flag` is true in any of the processes: what one alone is told becomes a decision of all."""
+def any_process(process: ProcessRank, flag: bool, device: "torch.device") -> bool:  # noqa: FBT001 - a value, no option
+    """All-reduce `flag` over the processes with logical or."""
     import torch
 
-    return bool(summed(place, torch.tensor(float(flag), device=device)))
+    return bool(summed(process, torch.tensor(float(flag), device=device)))
 
 
-def seed_step(place: Place, seed: int, step: int) -> None:
+def seed_step(process: ProcessRank, seed: int, step: int) -> None:
     """
-    Give dropout and noise in this process numbers of their own for an optimizer step.
+    Seed this process's random numbers for an optimizer step, differently for each rank.
 
-    A checkpoint holds the generators of the first process alone; with this none of them needs its own back.
+    A checkpoint holds only the first process's generator state; seeded at each step, the others need none.
     """
     import torch
 
-    if place.processes > 1:
-        torch.manual_seed(random.Random(f"{seed}/{step}/{place.rank}").getrandbits(63))  # noqa: S311 - no secret
+    if process.count > 1:
+        torch.manual_seed(random.Random(f"{seed}/{step}/{process.rank}").getrandbits(63))  # noqa: S311 - no secret

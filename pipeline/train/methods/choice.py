@@ -1,9 +1,8 @@
 """
-Which of the base's weights are trained, as what, and where they are kept.
+Select the base's weights that are trained, hold them in float32, and save them.
 
-Trained weights are float32, as are their gradients and moments, whatever the base is: a bfloat16 weight of 0.1 has
-neighbours 0.0005 away, and a step of 2e-5 would be rounded away again. The forward pass rounds them to 16 bits, as it
-does an adapter's.
+Trained weights, their gradients and moments are float32 whatever the base is: a bfloat16 weight of 0.1 has neighbours
+0.0005 away, and a step of 2e-5 would be rounded away. The forward pass rounds them to 16 bits, as an adapter's.
 """
 
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pipeline.artifacts import TRAINED_FILES
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.models.safetensors_files import NotSafetensorsError, read_shapes, weight_files
-from pipeline.train.data_parallel.sharing import Place
+from pipeline.train.data_parallel.sharing import ProcessRank
 from pipeline.train.method import target_layers
 from pipeline.train.methods.galore import galore
 from pipeline.train.methods.spectrum import chosen_layers
@@ -23,23 +22,23 @@ if TYPE_CHECKING:
     import torch
 
 _FILE = TRAINED_FILES["weights"]
-#: By a tensor's name its file and shape.
+#: A tensor's file and shape by its name.
 Files = Mapping[str, tuple[Path, list[int]]]
 _INSTEAD = 'set train.method = "lora", which trains an adapter on any model'
 
 
-def unfreeze(model: Any, base: Path, config: TrainConfig, place: Place) -> None:
+def unfreeze(model: Any, base: Path, config: TrainConfig, process: ProcessRank) -> None:
     """
-    Let the weights that the method trains be trained, in float32 as the base's files have them, and no others.
+    Make the weights that the method trains trainable, in float32 as read from the base's files; freeze all others.
 
-    Raises `CannotTrain` if a weight is not in the files by the name and in the shape that the model has it, so that
-    nothing could be put in its place; if GaLore's rank is larger than a matrix; and as `target_layers` does.
+    Raises `CannotTrain` if a trained weight is not in the files under the model's name and shape, so that it could not
+    be merged; if GaLore's rank is larger than a matrix; and as `target_layers` does.
     """
     files = _files(base)
-    names = _trained_names(model, files, config, place)
+    names = _trained_names(model, files, config, process)
     embedding = model.get_input_embeddings()
     dtype = embedding.weight.dtype
-    # What a float32 embedding gives would be added up in float32 through all layers.
+    # The output of a float32 embedding would make all layers compute in float32.
     embedding.register_forward_hook(lambda _, __, made: made.to(dtype))
     for name, weight in model.named_parameters():
         weight.requires_grad_(name in names)
@@ -48,14 +47,14 @@ def unfreeze(model: Any, base: Path, config: TrainConfig, place: Place) -> None:
 
 
 def optimizer(model: Any, config: TrainConfig) -> "torch.optim.Optimizer | None":
-    """Return the method's own optimizer; `None` where it is the trainer's."""
+    """Return GaLore's optimizer, or `None` for the trainer's default."""
     if config.method != "galore":
         return None
     return galore(_trained(model).values(), config.learning_rate, config.rank, config.alpha / config.rank)
 
 
 def save_trained(model: Any, folder: Path) -> None:
-    """Write what was trained to `folder`: PEFT's adapter, or the weights by the base's names."""
+    """Save PEFT's adapter, or the trained weights under the base's names, in `folder`."""
     if hasattr(model, "peft_config"):
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
@@ -64,10 +63,10 @@ def save_trained(model: Any, folder: Path) -> None:
 
 
 def keeping_weights(trainer_class: Any) -> Any:
-    """Return a trainer's class whose checkpoints hold the weights that are trained, and not the base again."""
+    """Return a subclass of the trainer whose checkpoints hold only the trained weights."""
 
     class Trainer(trainer_class):  # type: ignore[misc, unused-ignore]
-        """The trainer, with other files in its checkpoints."""
+        """The trainer, saving and loading only the trained weights."""
 
         def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
             _save_weights(self.model, Path(output_dir))
@@ -75,9 +74,9 @@ def keeping_weights(trainer_class: Any) -> Any:
         def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
             from safetensors.torch import load_file
 
-            found = load_file(Path(resume_from_checkpoint) / _FILE)
+            saved = load_file(Path(resume_from_checkpoint) / _FILE)
             for name, weight in _trained(self.model).items():
-                weight.data.copy_(found[name])
+                weight.data.copy_(saved[name])
 
     return Trainer
 
@@ -93,8 +92,8 @@ def _trained(model: Any) -> "dict[str, torch.nn.Parameter]":
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def _trained_names(model: Any, files: Files, config: TrainConfig, place: Place) -> set[str]:
-    """Return the names of the weights that are trained: all, or those of linear layers."""
+def _trained_names(model: Any, files: Files, config: TrainConfig, process: ProcessRank) -> set[str]:
+    """Return the names of the trained weights: all, or those of the method's linear layers."""
     if config.method == "full":
         return {name for name, _ in model.named_parameters()}
     weights = {layer: model.get_submodule(layer).weight for layer in target_layers(model, config.targets)}
@@ -104,14 +103,14 @@ def _trained_names(model: Any, files: Files, config: TrainConfig, place: Place) 
         if config.rank > least:
             message = f"train.rank is {config.rank}, and the smallest matrix that GaLore is to train has {least} rows"
             raise CannotTrain(message, f"set train.rank = {least} or less")
-    elif place.rank == 0:
+    elif process.rank == 0:
         layers = chosen_layers(layers, lambda layer: _read(files, f"{layer}.weight", weights[layer]), config)
-    return {f"{layer}.weight" for layer in _from_first(layers, place)}
+    return {f"{layer}.weight" for layer in _from_first(layers, process)}
 
 
-def _from_first(layers: list[str], place: Place) -> list[str]:
-    """Return what the first process found: of two layers that are nearly alike, another one could take the other."""
-    if place.processes == 1:
+def _from_first(layers: list[str], process: ProcessRank) -> list[str]:
+    """Return the first process's layers in all processes; rankings could differ by rounding."""
+    if process.count == 1:
         return layers
     from torch import distributed
 
@@ -121,7 +120,7 @@ def _from_first(layers: list[str], place: Place) -> list[str]:
 
 
 def _files(base: Path) -> Files:
-    """Return in which of the base's files each tensor is, and its shape."""
+    """Return each tensor's file and shape in the base's folder."""
     try:
         paths = weight_files(base)
     except NotSafetensorsError as error:
@@ -130,12 +129,14 @@ def _files(base: Path) -> Files:
 
 
 def _read(files: Files, name: str, weight: "torch.nn.Parameter") -> "torch.Tensor":
-    """Return a weight of the model as the base's files have it: in float32, where the model has it."""
+    """Return a weight from the base's files in float32, on the device of the model's weight."""
     from safetensors import safe_open  # noqa: PLC0415
 
     if name not in files or files[name][1] != list(weight.shape):
-        message = f"{name} is not in the base model's files as the model has it: transformers converts its weights"
+        message = (
+            f"{name} in the base model's files has another name or shape than in the model: transformers converts it"
+        )
         raise CannotTrain(message, _INSTEAD)
     with safe_open(files[name][0], framework="pt") as file:
-        found: torch.Tensor = file.get_tensor(name)
-    return found.float().to(weight.device)
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor.float().to(weight.device)

@@ -1,5 +1,5 @@
 """
-GaLore: AdamW whose moments are those of a projected gradient (arXiv:2403.03507, algorithm 2).
+GaLore: AdamW on gradients projected to a low rank (arXiv:2403.03507, algorithm 2).
 
 It is written here because neither package survives a resume: galore-torch (1.0, 2024-03) and apollo-torch (1.0.3,
 2025-02) keep an object in the optimizer's state, which `torch.load(weights_only=True)` refuses, and neither has had a
@@ -23,16 +23,16 @@ def galore(
     weights: "Iterable[torch.nn.Parameter]", learning_rate: float, rank: int, scale: float
 ) -> "torch.optim.Optimizer":
     """
-    Return the optimizer of matrices.
+    Return the GaLore optimizer for matrices.
 
-    Of a gradient G, (m, n) and m <= n, or else of its transpose, P, (m, rank), are the first left singular vectors,
-    found anew every `STEPS_BETWEEN` steps. M and V are Adam's moments of P^T G, (rank, n), corrected for their bias;
+    P, (m, rank), holds the first left singular vectors of a gradient G, (m, n) with m <= n, or of its transpose,
+    recomputed every `STEPS_BETWEEN` steps. M and V are Adam's moments of P^T G, (rank, n), corrected for their bias;
     the weight falls by `learning_rate * scale * P (M / (sqrt(V) + 1e-8))`. The state holds tensors alone.
     """
     import torch
 
     class GaLore(torch.optim.Optimizer):
-        """AdamW without weight decay, in the space of the gradient's first singular vectors."""
+        """AdamW without weight decay on gradients projected onto their first singular vectors."""
 
         @torch.no_grad()
         def step(self, closure: Any = None) -> None:  # type: ignore[override, unused-ignore]
@@ -47,8 +47,8 @@ def galore(
 def _update(weight: Any, state: dict[str, Any], learning_rate: float, rank: int, scale: float) -> None:
     import torch
 
-    stands = weight.shape[0] > weight.shape[1]
-    gradient = weight.grad.T if stands else weight.grad
+    is_tall = weight.shape[0] > weight.shape[1]
+    gradient = weight.grad.T if is_tall else weight.grad
     done = int(state.get("step", 0))
     if done % STEPS_BETWEEN == 0:
         state["projector"] = first_singular_vectors(gradient, rank)
@@ -62,15 +62,15 @@ def _update(weight: Any, state: dict[str, Any], learning_rate: float, rank: int,
         state[name] / (1 - beta ** (done + 1)) for name, beta in zip(("mean", "square"), _BETAS, strict=True)
     )
     change = state["projector"] @ (mean / (square.sqrt() + _EPSILON))
-    weight.sub_(change.T if stands else change, alpha=learning_rate * scale)
+    weight.sub_(change.T if is_tall else change, alpha=learning_rate * scale)
 
 
 def first_singular_vectors(gradient: "torch.Tensor", rank: int) -> "torch.Tensor":
     """
     Return the first left singular vectors of a matrix (m, n), m <= n, in columns: (m, rank).
 
-    They are the eigenvectors of its product with its transpose, which takes a fraction of a singular value
-    decomposition's time. Of a matrix that is not finite they are not either: the watcher ends the training.
+    They are computed as eigenvectors of its product with its transpose, in a fraction of the time of a singular value
+    decomposition. For a matrix that is not finite they are NaN: the watcher then stops the training.
     """
     import torch
 

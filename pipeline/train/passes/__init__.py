@@ -1,7 +1,7 @@
 """
-What happens in a forward and backward pass.
+Micro-batches: how an optimizer step is divided, and the forward and backward pass of each part.
 
-In: the records of an optimizer step. Out: their loss, and gradients on what is trained. `packing` divides a step into
-passes, `packed_attention` keeps the records of one apart, `lora_linear` computes a layer with LoRA, `answer_loss` the
-loss where there is a label. Open `packing` first.
+In: the records of an optimizer step. Out: their loss, and gradients on the trained weights. `packing` divides a step
+into micro-batches, `packed_attention` attends within each record of one, `lora_linear` computes a LoRA layer,
+`answer_loss` the completion-only loss. Open `packing` first.
 """

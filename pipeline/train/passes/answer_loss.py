@@ -1,8 +1,8 @@
 """
-The loss of the answers' tokens, computed where there is a label and nowhere else.
+Completion-only loss: the output head is applied only to positions whose next token has a label.
 
-TRL's trainer measures entropy and accuracy at each pass, and on a CPU sends every position through the output head.
-Here the hidden states of the positions whose next token has a label are picked out first, and go through the head in
+TRL's trainer measures entropy and accuracy at each micro-batch, and on a CPU applies the output head to every position.
+Here the hidden states of the positions whose next token has a label are selected first, and go through the head in
 chunks of bounded size. Loss and gradients are TRL's (tests/pipeline/train/test_answer_loss.py).
 """
 
@@ -11,17 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 _LOGITS_BYTES = 1 << 26
-"""Most memory that the float32 logits of one chunk may take. Their 16-bit copy and their gradient come to it."""
+"""Most bytes of one chunk's float32 logits; their 16-bit copy and their gradient come on top."""
 _PROBED_TOKENS = 8
 NO_LABEL = -100
 
 
 def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
     """
-    Say whether the logits of `model` are its output head's product with its backbone's hidden states, and no more.
+    Return whether `model` computes its logits as the output head of the hidden states, without scaling or capping.
 
-    Some architectures scale or cap their logits. They are found by what the model does with the first few of `tokens`,
-    not by the names of their settings, of which each has its own.
+    It is tested on the first few of `tokens`, as each architecture has its own setting for it.
     """
     import torch
 
@@ -36,9 +35,9 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
 
 def add_answer_loss(model: Any) -> None:
     """
-    Let `model(..., labels=labels, answer_loss=True)` return the summed loss of the labelled tokens, in nats.
+    Patch `model` so that `model(..., labels=labels, answer_loss=True)` returns the answers' summed loss in nats.
 
-    It is computed in the model's own forward so that what is wrapped around that stays so, as mixed precision.
+    It is computed within the model's own forward so that wrappers around that, as mixed precision, still apply.
     """
     plain = model.forward
 
@@ -55,29 +54,29 @@ def add_answer_loss(model: Any) -> None:
 
 def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS_BYTES) -> Any:
     """
-    Return the summed cross-entropy of the labels that are not -100, each at the position before it, as a scalar.
+    Return the summed cross-entropy of all labels but -100, each predicted at the position before it, as a scalar.
 
-    `hidden` is (rows, tokens, width), `labels` (rows, tokens). Without any label the sum is 0, and has a gradient of 0.
+    `hidden` is (rows, tokens, width), `labels` (rows, tokens). Without a label the sum is 0, with a gradient of 0.
     """
-    rows, places = (labels[:, 1:] != NO_LABEL).nonzero(as_tuple=True)
+    rows, positions = (labels[:, 1:] != NO_LABEL).nonzero(as_tuple=True)
     size = max(1, logits_bytes // (4 * head.out_features))
-    chunks = zip(hidden[rows, places].split(size), labels[rows, places + 1].split(size), strict=True)
+    chunks = zip(hidden[rows, positions].split(size), labels[rows, positions + 1].split(size), strict=True)
     is_trained = any(weight.requires_grad for weight in head.parameters())
     chunk_loss = _loss_by_a_trained_head if is_trained else _chunk_loss()
     return sum(chunk_loss(chunk, targets, head) for chunk, targets in chunks)
 
 
 def answer_tokens(labels: Any) -> Any:
-    """Return how many of the `labels`, (rows, tokens), are predicted, as a scalar tensor."""
+    """Return the number of predicted labels in `labels`, (rows, tokens), as a scalar tensor."""
     return (labels[:, 1:] != NO_LABEL).sum()
 
 
 def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
     """
-    Return the loss of a forward pass in nats a token: its sum over `answers` tokens, by default the pass's own.
+    Return the summed loss of a micro-batch divided by `answers`, the number of answer tokens; in nats per token.
 
-    Where an optimizer step has several passes, `answers` are those of them all. This is for one process: where several
-    average their gradients, the loss would be multiplied by their number.
+    `answers` is by default the micro-batch's own; with several per optimizer step it is that of all of them. This is
+    for summed gradients: where processes average theirs, the loss must be multiplied by their number.
     """
     import torch
 
@@ -87,9 +86,9 @@ def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
 
 def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any) -> Any:
     """
-    Return the loss of one chunk, whose logits are computed again for their gradient instead of kept.
+    Return the loss of one chunk; its logits are recomputed in the backward pass.
 
-    The head's gradient is as large as the head: taken in the forward pass, one would be kept for each chunk.
+    The head's gradient is as large as the head: computed in the forward pass, one would be kept for each chunk.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -103,14 +102,14 @@ def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any) -> Any:
 @functools.cache
 def _chunk_loss() -> Any:
     """
-    Return the loss of one chunk as a function that takes its gradient in the forward pass, while the logits are there.
+    Return the loss function of one chunk, which computes its gradient in the forward pass.
 
-    Neither logits nor probabilities are kept for the backward pass, or computed again in it.
+    Neither logits nor probabilities are kept for the backward pass, or recomputed in it.
     """
     import torch
 
     class ChunkLoss(torch.autograd.Function):
-        """Cross-entropy of a head's product, whose gradient by the logits is the probabilities less the targets."""
+        """Cross-entropy of an output head; its gradient at the logits is the probabilities minus the targets."""
 
         @staticmethod
         def forward(ctx: Any, hidden: Any, targets: Any, head: Any) -> Any:

@@ -1,8 +1,8 @@
 """
-A linear layer with LoRA as one operation, with the gradients written out.
+A fused LoRA linear layer with a hand-written backward pass.
 
-PEFT's layer is a dozen operations forwards and as many backwards, with a copy of the input in float32. On records of
-some hundred tokens these cost a processor as much as the products that matter.
+PEFT's layer takes a dozen operations forwards and as many backwards, with a copy of the input in float32. On records of
+some hundred tokens they cost a CPU as much as the matrix products.
 """
 
 from functools import cache, partial
@@ -11,9 +11,9 @@ from typing import Any
 
 def fuse(model: Any) -> int:
     """
-    Let the LoRA layers of a PEFT `model` compute as one operation where they are plain; return how many do.
+    Replace the forward of each plain LoRA layer of a PEFT `model` by the fused one; return how many were replaced.
 
-    Plain is LoRA or rsLoRA without dropout and bias over an `nn.Linear` of 16 or 32 bits. The others stay PEFT's.
+    Plain is LoRA or rsLoRA without dropout and bias over an `nn.Linear` of 16 or 32 bits. Others keep PEFT's forward.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -51,7 +51,7 @@ def _product() -> Any:
     import torch
 
     class Product(torch.autograd.Function):
-        """Keeps of a pass what the gradients need: the input, and its product with A."""
+        """Saves only the input and its product with A for the backward pass."""
 
         @staticmethod
         def forward(ctx: Any, *given: Any) -> Any:

@@ -1,7 +1,7 @@
 """
-The records of one optimizer step, and the forward passes that they are divided into.
+Divide the records of an optimizer step into micro-batches, packed or padded.
 
-How they are divided is a matter of memory and speed alone: each pass divides its loss by the answer tokens of the whole
+The division affects memory and speed only: each micro-batch divides its loss by the answer tokens of the whole
 optimizer step, so that the gradients add up to the same.
 """
 
@@ -14,9 +14,9 @@ from pipeline.train.passes.answer_loss import NO_LABEL
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
-    Lay records end to end: `input_ids` and `labels` are (1, tokens), `lengths` holds each record's count of tokens.
+    Concatenate records: `input_ids` and `labels` are (1, tokens), `lengths` holds each record's number of tokens.
 
-    A record's first token has no label: what stands before it is another record's.
+    A record's first token has no label: the token before it is another record's.
     """
     import torch
 
@@ -29,14 +29,14 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def passes(
+def micro_batches(
     step: Mapping[str, Any], batch_tokens: int, *, packed: bool, share: slice = slice(None)
 ) -> list[dict[str, Any]]:
     """
-    Divide what `collate` made into the inputs of forward passes, packed into one row or padded to the longest record.
+    Divide the output of `collate` into the inputs of micro-batches, each packed into one row or padded.
 
-    Only the records of `share` are taken. A pass has at most `batch_tokens` tokens, with those of padding, or is a
-    single record that is longer.
+    Only the records of `share` are used. A micro-batch has at most `batch_tokens` tokens, padding included, or is a
+    single longer record.
     """
     lengths = step["lengths"][share]
     ids, labels = (step[name][0].split(step["lengths"])[share] for name in ("input_ids", "labels"))
@@ -47,7 +47,7 @@ def passes(
 
 
 def divide(lengths: Sequence[int], batch_tokens: int, *, packed: bool) -> Iterator[tuple[int, int]]:
-    """Yield the first record of each pass and the one after its last, in order: as many as fit, at least one."""
+    """Yield the range of records, first and end, of each micro-batch: as many as fit, at least one."""
     first = 0
     for end in range(1, len(lengths) + 1):
         wider = lengths[first : end + 1]
@@ -57,7 +57,7 @@ def divide(lengths: Sequence[int], batch_tokens: int, *, packed: bool) -> Iterat
 
 
 def pack(ids: Sequence[Any], labels: Sequence[Any] | None = None) -> dict[str, Any]:
-    """Return a forward pass's inputs with the records end to end, for `packed_attention`; positions begin anew."""
+    """Return the inputs of a forward pass of concatenated records; positions restart at each record."""
     import torch
 
     lengths = [len(row) for row in ids]

@@ -1,9 +1,9 @@
 """
-Several trainings in one run, of which the dev rows choose one.
+Hyperparameter search: several trainings (trials) in one run; the dev rows choose one.
 
-In: a run with a space in [train.search], and a function that trains once. Out: the chosen adapter, and what became of
-all candidates. `run` goes from trial to trial, `suggest` asks Optuna or the grid for settings and whether to go on,
-`trial_files` keeps what is known in the run's checkpoint folder, so that a killed search goes on where it was,
-`trial_attempt` is the step's attempt as one trial sees it, `dev_scores` asks a trained adapter the dev rows, `soup`
-combines two adapters. Open `run` first.
+In: a run with a space in [train.search], and a function that trains once. Out: the chosen adapter, and the outcome of
+every trial. `run` runs trial after trial, `suggest` draws settings from Optuna or the grid and prunes, `trial_files`
+stores the search's state in the run's checkpoint folder, so that a killed search resumes, `trial_attempt` is the
+attempt of one trial, `dev_scores` scores a trained adapter on the dev rows, `soup` combines two adapters. Open `run`
+first.
 """

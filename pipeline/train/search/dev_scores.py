@@ -1,8 +1,8 @@
-"""What a trained adapter makes of the dev rows: their answers scored, or their likelihood where they are few."""
+"""Score a trained adapter on the dev rows: by the track's metric, or by likelihood where they are few."""
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,16 @@ from pipeline.models.greedy_decoding import answer_batches, answers
 from pipeline.models.loading import Device, arithmetic_dtype, load_model
 from pipeline.train.trainer import TokenRow
 
-#: Dev rows from which on their answers are scored; fewer differ too much by chance to tell two trials apart.
+#: Fewest dev rows for scoring by the metric; with fewer its error is too large to compare trials.
 METRIC_ROWS = 100
-#: Dev rows asked together where the settings leave it open.
-_TOGETHER = 16
+#: Dev rows per batch where the settings leave it open.
+_BATCH_ROWS = 16
 NLL = "nll"
 
 
 @dataclass(frozen=True)
 class DevSet:
-    """The dev rows, and how a model is asked them."""
+    """The dev rows with their references, and how answers to them are generated and scored."""
 
     base: Path
     device: Device
@@ -39,38 +39,38 @@ class DevSet:
     """Tokens that end an answer."""
     rows: Sequence[TokenRow]
     references: Sequence[str]
-    """Of each row, the answer that it has."""
+    """Each row's answer."""
     metric: str
     decoding: Decoding
 
     @property
     def by(self) -> str:
-        """What candidates are chosen by: the track's metric, or "nll"."""
+        """What trials are compared by: the track's metric, or "nll"."""
         return self.metric if len(self.rows) >= METRIC_ROWS else NLL
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One candidate on the dev rows, in their order."""
+    """One trial's scores on the dev rows, in their order."""
 
     by: str
     scores: tuple[float, ...]
-    """Higher is better: of the metric 0 to 1, or the mean log-likelihood of the answer's tokens in nats."""
+    """Per row, higher is better: the metric from 0 to 1, or the mean log-likelihood of the answer's tokens in nats."""
     weights: tuple[float, ...]
-    """1 for a metric, else the answer's tokens."""
+    """Per row: 1 for a metric, else the number of answer tokens."""
 
 
 def score_dev(dev: DevSet, adapter: Path, attempt: Attempt) -> Scored:
     """
-    Return what the 16-bit base, which is merged and judged, makes of the dev rows with the adapter in a folder.
+    Return the dev scores of the 16-bit base with the adapter in a folder, as it would be merged.
 
-    Raises `Interrupted` if the attempt is asked to stop, `StepFailed` if memory does not suffice, or if the model says
-    something that is no number.
+    Raises `Interrupted` if the attempt is stopped, `StepFailed` if memory does not suffice or a likelihood is not
+    finite.
     """
     import torch
     from peft import PeftModel
 
-    # What trained it may still wait to be collected.
+    # The trainer may still wait for garbage collection.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -78,7 +78,7 @@ def score_dev(dev: DevSet, adapter: Path, attempt: Attempt) -> Scored:
     peft: Any = PeftModel
     with memory_errors():
         base: Any = load_model(dev.base, dev.device, dtype=arithmetic_dtype(dev.device))
-        # The base model's own class, its layers adapted: the wrapper hides which arguments it takes.
+        # The base model's own class with adapted layers: the wrapper hides its arguments.
         model = peft.from_pretrained(base, adapter).get_base_model().eval()
     asked = AskedModel(model, dev.tokenizer, dev.ends)
     try:
@@ -91,15 +91,15 @@ def _by_metric(dev: DevSet, asked: AskedModel, attempt: Attempt) -> Scored:
     prompts = [_parts(row)[0] for row in dev.rows]
     texts = [""] * len(prompts)
     done = 0
-    for batch in answer_batches(prompts, dev.decoding.batch_size or _TOGETHER):
+    for batch in answer_batches(prompts, dev.decoding.batch_size or _BATCH_ROWS):
 
         def watch(complete: int, _tokens: int, before: int = done) -> None:
             attempt.check_stop()
             attempt.progress(before + complete, len(prompts), phase="dev")
 
-        found = answers(asked, [prompts[place] for place in batch], _decoding(dev), watch)
-        for place, answer in zip(batch, found, strict=True):
-            texts[place] = answer.text
+        batch_answers = answers(asked, [prompts[index] for index in batch], _decoding(dev), watch)
+        for index, answer in zip(batch, batch_answers, strict=True):
+            texts[index] = answer.text
         done += len(batch)
     scores = METRICS[dev.metric].scores(texts, [[reference] for reference in dev.references])
     return Scored(dev.metric, tuple(scores), (1.0,) * len(scores))
@@ -110,23 +110,22 @@ def _by_likelihood(dev: DevSet, asked: AskedModel, attempt: Attempt) -> Scored:
     size = asked.model.get_output_embeddings().weight.shape[0]
     scores = [0.0] * len(pairs)
     done = 0
-    for batch in likelihood_batches(pairs, dev.decoding.batch_size or _TOGETHER, size):
+    for batch in likelihood_batches(pairs, dev.decoding.batch_size or _BATCH_ROWS, size):
         attempt.check_stop()
         attempt.progress(done, len(pairs), phase="dev")
-        for place, one in zip(batch, likelihoods(asked, [pairs[place] for place in batch]), strict=True):
-            scores[place] = -one.nll / one.tokens
+        for index, likelihood in zip(batch, likelihoods(asked, [pairs[index] for index in batch]), strict=True):
+            scores[index] = -likelihood.nll / likelihood.tokens
         done += len(batch)
     if not all(score > -float("inf") for score in scores):
-        raise StepFailed("the trained model's likelihoods of the dev rows are no numbers", "lower train.learning_rate")
+        raise StepFailed("the trained model's likelihoods of the dev rows are not finite", "lower train.learning_rate")
     return Scored(NLL, tuple(scores), tuple(float(len(answer)) for _, answer in pairs))
 
 
 def _decoding(dev: DevSet) -> Decoding:
-    one = dev.decoding
-    return Decoding(one.max_new_tokens, one.repetition_penalty, one.batch_size or _TOGETHER, one.window)
+    return replace(dev.decoding, batch_size=dev.decoding.batch_size or _BATCH_ROWS)
 
 
 def _parts(row: TokenRow) -> tuple[list[int], list[int]]:
-    """Return the tokens of prompt and answer."""
+    """Return a row's prompt tokens and answer tokens."""
     answer = sum(row.completion_mask)
     return row.input_ids[:-answer], row.input_ids[-answer:]

@@ -1,8 +1,8 @@
 """
-Two adapters of one base combined into a third, without training: PEFT's `add_weighted_adapter`.
+Combine two adapters of one base without training, by PEFT's `add_weighted_adapter`.
 
 `cat` and `svd` are the mean of both updates, exactly or at the larger of both ranks; `ties` and `dare_ties` first drop
-the smallest, or some at random, and what contradicts the majority (arXiv:2306.01708, arXiv:2311.03099).
+the smallest values, or random ones, and those whose sign contradicts the majority (arXiv:2306.01708, arXiv:2311.03099).
 """
 
 from pathlib import Path
@@ -13,16 +13,16 @@ from pipeline.models.generation import memory_errors
 from pipeline.models.loading import Device, arithmetic_dtype, load_model
 
 _SAME_RANK = {"ties", "dare_ties"}
-#: Share of each adapter's numbers that `ties` and `dare_ties` keep, and what they weigh: they take a mean themselves.
+#: Share of each adapter's values that `ties` and `dare_ties` keep, and the weights: these two average by themselves.
 _DENSITY, _WHOLE, _HALF = 0.5, 1.0, 0.5
 
 
 def why_not(method: str, first: Path, second: Path) -> str:
-    """Say why two adapters in folders cannot be combined by a method; empty if they can."""
+    """Return why the adapters in two folders cannot be combined by a method; empty if they can."""
     configs = [durable.read_object(folder / "adapter_config.json") for folder in (first, second)]
-    if any(one.get("use_dora") or one.get("use_rslora") for one in configs):
-        return "one of them is DoRA's or scaled by rsLoRA, which PEFT cannot combine"
-    ranks = [one.get("r") for one in configs]
+    if any(config.get("use_dora") or config.get("use_rslora") for config in configs):
+        return "one of them uses DoRA or rsLoRA, which PEFT cannot combine"
+    ranks = [config.get("r") for config in configs]
     if method in _SAME_RANK and ranks[0] != ranks[1]:
         return f'their ranks are {ranks[0]} and {ranks[1]}, and {method} needs equal ones; "cat" and "svd" do not'
     return ""
@@ -32,7 +32,7 @@ def combine(base: Path, device: Device, method: str, pair: tuple[Path, Path], ta
     """
     Save the combination of a pair of adapters in folders, both over `base`, into the empty folder `target`.
 
-    Raises `StepFailed` if memory does not hold the base.
+    Raises `StepFailed` if the base does not fit into memory.
     """
     import torch
     from peft import PeftModel
@@ -42,7 +42,7 @@ def combine(base: Path, device: Device, method: str, pair: tuple[Path, Path], ta
         loaded = load_model(base, device, dtype=arithmetic_dtype(device))
         model = peft.from_pretrained(loaded, pair[0], "first")
         model.load_adapter(pair[1], "second")
-        # `dare_ties` draws what it drops.
+        # `dare_ties` drops values at random.
         torch.manual_seed(0)
         weight = _WHOLE if method in _SAME_RANK else _HALF
         density = _DENSITY if method in _SAME_RANK else None

@@ -1,8 +1,8 @@
 """
-What to try next, and what to give up: the grid in its order, or Optuna, which is asked anew each time.
+Suggest the next trial's settings, from the grid or from Optuna, and decide which trial is pruned.
 
-Optuna keeps nothing: its study is made from the files of the trials before, with a seed that follows from the run's
-seed and the trial's number. So a search that was killed asks again what it would have asked.
+Optuna stores nothing: its study is rebuilt from the files of earlier trials, with a seed that follows from the run's
+seed and the trial's number. So a killed search draws the same settings again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from pipeline.search_settings import Range, SearchConfig, grid
 if TYPE_CHECKING:
     import optuna
 
-#: Trials that end whole before one may be pruned by their median.
+#: Trials that must finish before one may be pruned by their median.
 _UNPRUNED = 3
-#: Draws at random come first, this share of the trials, then those that follow from what was learned.
+#: Share of the trials that are drawn at random before the sampler uses their results.
 _RANDOM = 1 / 3
-#: Times that Optuna is asked for something else when it draws what was tried already.
+#: Draws before giving up when Optuna repeats settings that were tried already.
 _DRAWS = 10
 _SEEDS = 2**32
 
@@ -30,36 +30,36 @@ Losses = Sequence[float]
 
 @dataclass(frozen=True)
 class Tried:
-    """What a trial before came to."""
+    """An earlier trial's settings and result."""
 
     settings: Mapping[str, Any]
     score: float | None
-    """Higher is better; `None` of one that was pruned or failed."""
+    """Higher is better; `None` if it was pruned or failed."""
     losses: Losses
-    """None of one that failed."""
+    """Empty if it failed."""
 
 
 @dataclass(frozen=True)
 class MedianRule:
-    """Optuna's median pruner over the trials before."""
+    """Optuna's median pruner over earlier trials."""
 
     earlier: tuple[Losses, ...]
-    """Of those that ended whole."""
+    """Of the trials that finished."""
 
     def __call__(self, losses: Losses) -> bool:
-        """Say whether a training with these dev losses, the latest last, is to be ended: worse than the median."""
+        """Return whether to prune a training with these dev losses, the latest last: worse than the median."""
         import optuna
 
         study = _study(optuna.samplers.RandomSampler(seed=0))
-        for one in self.earlier:
-            study.add_trial(optuna.create_trial(value=min(one, default=0.0), intermediate_values=_numbered(one)))
-        own = optuna.create_trial(state=optuna.trial.TrialState.RUNNING, intermediate_values=_numbered(losses))
-        # Of Optuna's own it would be a number of numpy's.
-        return bool(optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED).prune(study, own))
+        for past in self.earlier:
+            study.add_trial(optuna.create_trial(value=min(past, default=0.0), intermediate_values=_numbered(past)))
+        trial = optuna.create_trial(state=optuna.trial.TrialState.RUNNING, intermediate_values=_numbered(losses))
+        # Optuna returns numpy's bool.
+        return bool(optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED).prune(study, trial))
 
 
 def suggest(train: TrainConfig, past: Sequence[Tried]) -> dict[str, Any] | None:
-    """Return the settings of the trial after `past`; `None` if all were tried, or nothing new was found."""
+    """Return the settings of the trial after `past`; `None` if the space or the number of trials is exhausted."""
     search = train.search
     if search.method == "grid":
         return next(islice(grid(search), len(past), None), None)
@@ -67,7 +67,7 @@ def suggest(train: TrainConfig, past: Sequence[Tried]) -> dict[str, Any] | None:
         return None
     for draw in range(_DRAWS):
         settings = _draw(train, past, (train.seed + len(past) + draw * search.trials) % _SEEDS)
-        if all(settings != one.settings for one in past):
+        if all(settings != tried.settings for tried in past):
             return settings
     return None
 
@@ -79,15 +79,15 @@ def _draw(train: TrainConfig, past: Sequence[Tried], seed: int) -> dict[str, Any
     kinds = {name: _distribution(train, name) for name in search.space}
     study = _study(optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(1, round(search.trials * _RANDOM))))
     states = optuna.trial.TrialState
-    for one in past:
-        state = states.COMPLETE if one.score is not None else states.PRUNED if one.losses else states.FAIL
+    for tried in past:
+        state = states.COMPLETE if tried.score is not None else states.PRUNED if tried.losses else states.FAIL
         study.add_trial(
             optuna.create_trial(
                 state=state,
-                value=None if one.score is None else -one.score,
-                params={name: _to_optuna(search, name, one.settings[name]) for name in kinds},
+                value=None if tried.score is None else -tried.score,
+                params={name: _to_optuna(search, name, tried.settings[name]) for name in kinds},
                 distributions=kinds,
-                intermediate_values=_numbered(one.losses),
+                intermediate_values=_numbered(tried.losses),
             )
         )
     drawn = study.ask(kinds).params
@@ -95,7 +95,7 @@ def _draw(train: TrainConfig, past: Sequence[Tried], seed: int) -> dict[str, Any
 
 
 def _numbered(losses: Losses) -> dict[int, float]:
-    # Optuna compares what has the same number.
+    # Optuna compares losses of the same number.
     return dict(enumerate(losses, start=1))
 
 
@@ -111,7 +111,7 @@ def _distribution(train: TrainConfig, name: str) -> Any:
 
     values = train.search.space[name]
     if not isinstance(values, Range):
-        # Places of the list: Optuna takes no lists as values.
+        # Indices: Optuna takes no lists as values.
         return CategoricalDistribution(range(len(values)))
     if isinstance(getattr(train, name), int):
         return IntDistribution(int(values.low), int(values.high), log=values.log)
@@ -127,6 +127,6 @@ def _from_optuna(search: SearchConfig, name: str, value: Any) -> Any:
     values = search.space[name]
     if isinstance(values, Range):
         return value
-    found = values[value]
-    # As a trial's file has it.
-    return list(found) if isinstance(found, tuple) else found
+    chosen = values[value]
+    # A list, as in a trial's file.
+    return list(chosen) if isinstance(chosen, tuple) else chosen

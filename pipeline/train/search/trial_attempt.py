@@ -1,4 +1,4 @@
-"""The step's attempt as one trial sees it: its own settings and checkpoints, the step's progress and stop."""
+"""The attempt of one trial: its own settings and checkpoints, with the step's progress and stop signal."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pipeline.errors import CannotTrain
 from pipeline.words import duration
 
 _HOUR = 3600.0
-#: Optimizer steps after which the time that a training takes is known well enough, or a quarter of them all.
+#: Optimizer steps, or the share of them, after which a training's duration can be estimated.
 _KNOWN_STEPS, _KNOWN_SHARE = 10, 0.25
 
 
@@ -19,10 +19,10 @@ class BudgetTooSmall(CannotTrain):
 
 
 class TrialAttempt(Attempt):
-    """A part of the step's attempt that trains with settings of its own."""
+    """One trial within the step's attempt, with its own settings, folder and checkpoints."""
 
     def __init__(self, whole: Attempt, number: int, train: TrainConfig, memory: MemoryPlan | None) -> None:
-        """Make the attempt at trial `number`; `memory` is how the trials before fitted."""
+        """Make the attempt of trial `number`; `memory` is the memory plan of earlier trials."""
         name = f"trial-{number}"
         update = {
             "config": whole.config.model_copy(update={"train": train}),
@@ -37,16 +37,16 @@ class TrialAttempt(Attempt):
         self.folder.mkdir(exist_ok=True)
 
     def describe(self, note: str, others: int, spent: float, each: float | None) -> None:
-        """Let progress say `note`; `others` are to come, `spent` seconds are over, one takes `each` as far as known."""
+        """Set progress's note and the ETA's inputs: trials to come, seconds spent, seconds per trial."""
         self._note, self._others, self._spent, self._each = note, others, spent, each
 
     @property
     def seconds(self) -> float:
-        """How long this process has worked on the trial."""
+        """Seconds that this process has spent on the trial."""
         return time.monotonic() - self._began
 
     def progress(self, done: int, total: int, **fields: Any) -> None:
-        """Say how far the trial is, and when the whole search will be. Raises `BudgetTooSmall`."""
+        """Report the trial's progress with the search's ETA. Raises `BudgetTooSmall`."""
         left = fields.get("eta_seconds")
         if left is not None:
             takes = self.seconds + left
@@ -56,7 +56,7 @@ class TrialAttempt(Attempt):
         self._whole.progress(done, total, note=self._note, **fields)
 
     def show_curve(self, losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> None:
-        """Let the step's curve be this trial's."""
+        """Show this trial's curve as the step's."""
         self._whole.show_curve(losses, dev)
 
     def _check_budget(self, takes: float) -> None:
@@ -65,6 +65,6 @@ class TrialAttempt(Attempt):
             message = f"one trial takes about {duration(takes)}, and train.search.hours = {hours:g}"
             raise BudgetTooSmall(message, "raise train.search.hours, or lower train.epochs")
 
-    def _within_budget(self, own: float, eta: float) -> float:
+    def _within_budget(self, trial: float, eta: float) -> float:
         hours = self._whole.config.train.search.hours
-        return max(own, min(eta, hours * _HOUR - self._spent - self.seconds)) if hours else eta
+        return max(trial, min(eta, hours * _HOUR - self._spent - self.seconds)) if hours else eta

@@ -11,7 +11,7 @@ from pipeline.config import TrainConfig
 from pipeline.contract import TwinRun
 from pipeline.report.story import tell
 from pipeline.report.write import write_report
-from pipeline.trial import Candidate
+from pipeline.search_settings import Trial
 from tests.records_made import story_text
 
 
@@ -64,7 +64,7 @@ def test_beyond_ten_times_the_set_the_advice_is_another_one_with_its_price(unpro
     assert "Wait for more drops" in story_text(unproven.model_copy(update={"groups": 100, "records_needed": 1001}))
 
 
-def steps_of(made_reports: Any, folder: Path, outcome: str, train: TrainConfig, *tried: Candidate, **spec: Any) -> str:
+def steps_of(made_reports: Any, folder: Path, outcome: str, train: TrainConfig, *tried: Trial, **spec: Any) -> str:
     """Return what is to be done after a verdict, of a run with other settings, told other things, after a search."""
     attempt, verdict = made_reports.case(folder, outcome)
     config = attempt.config.model_copy(update={"train": train})
@@ -80,7 +80,7 @@ def test_an_unproven_gain_sends_to_other_settings_and_beyond_the_edge_of_what_wa
     def said(rate: float, **space: Any) -> str:
         train = TrainConfig.model_validate({"search": {"space": {"learning_rate": (1e-4, 2e-4, 4e-4), **space}}})
         settings = {"learning_rate": rate, **{name: values[0] for name, values in space.items()}}
-        chosen = Candidate(number=3, settings=settings, outcome="finished", seconds=1.0, chosen=True)
+        chosen = Trial(number=3, settings=settings, outcome="finished", seconds=1.0, chosen=True)
         return steps_of(made_reports, tmp_path / str(len(list(tmp_path.iterdir()))), "not_shown_better", train, chosen)
 
     edge = "trial 3 was the best, at the edge of what was tried: the largest learning_rate (0.0004). Add values beyond"

@@ -27,7 +27,7 @@ from pipeline.report.plots import loss_chart
 from pipeline.report.story import guard_words, tell
 from pipeline.report.tables import candidates_table
 from pipeline.report.write import hash_settings, write_report
-from pipeline.trial import Candidate
+from pipeline.search_settings import Trial
 from pipeline.words import luck, plain, signed, ticks
 
 OUTCOMES = ["promoted", "worse", "not_shown_better", "guard_failed", "contaminated", "early"]
@@ -453,12 +453,12 @@ def test_the_card_shows_all_that_a_search_tried(made_reports: Any, tmp_path: Pat
     attempt, verdict = made_reports.case(tmp_path, "promoted")
     tried: dict[str, Any] = {"outcome": "finished", "scored_by": "exact_match", "tokens": 1000}
     candidates = (
-        Candidate(number=1, settings={"rank": 8}, dev_score=61.2, dev_loss=0.71, seconds=60, **tried),
-        Candidate(
+        Trial(number=1, settings={"rank": 8}, dev_score=61.2, dev_loss=0.71, seconds=60, **tried),
+        Trial(
             number=2, settings={"rank": 16}, dev_score=64.5, dev_loss=0.62, seconds=70, chosen=True,
             why="the best on the dev rows", **tried,
         ),
-        Candidate(number=3, settings={"rank": 32}, outcome="failed", seconds=5, why="training diverged: <b>"),
+        Trial(number=3, settings={"rank": 32}, outcome="failed", seconds=5, why="training diverged: <b>"),
     )  # fmt: skip
     adapter = made_reports.adapter().model_copy(update={"candidates": candidates})
     durable.write_json(tmp_path / attempt.spec.inputs["train"], adapter.model_dump(mode="json"))

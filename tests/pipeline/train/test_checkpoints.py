@@ -117,7 +117,7 @@ def test_a_checkpoint_without_complete_is_skipped_though_all_that_it_lists_is_wh
     for name, entry in listing["files"].items():
         assert durable.sha256_file(folder / "step-20" / name) == entry["sha256"], "the manifest verifies"
     assert newest_valid(folder, MARK) == folder / "step-10"
-    assert "writing it was cut off" in capsys.readouterr().err
+    assert "writing it was interrupted" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_training_is_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +184,7 @@ def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_wei
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name
     assert said.count("is skipped") == 1
-    assert "step-11 is skipped: optimizer.pt is missing, cut off or changed" in said
+    assert "step-11 is skipped: optimizer.pt is missing, truncated or changed" in said
     assert [point.step for point in adapter.loss_curve] == list(range(1, 22))
     assert adapter.trained_tokens == whole.trained_tokens
     assert adapter.adapter_change == pytest.approx(whole.adapter_change)

@@ -22,7 +22,7 @@ from pipeline.models.loading import OutOfMemory, is_out_of_memory, load_tokenize
 from pipeline.models.manifest import model_id
 from pipeline.models.memory_estimate import LOGITS_BYTES, MARGIN, OVERHEAD, base_sizes, estimate
 from pipeline.train import memory
-from pipeline.train.memory import Fit, find_fit, go_on_with_less, smaller
+from pipeline.train.memory import PlannedMemory, go_on_with_less, plan_memory, smaller
 from pipeline.train.passes import answer_loss
 from pipeline.train.passes.packing import collate
 from pipeline.train.step import train
@@ -35,7 +35,7 @@ ROOM = 330 << 20
 LIMITED = f"""
 import resource, sys
 from pipeline.__main__ import main
-from pipeline.train import fit
+from pipeline.train import training
 
 def limited(*arguments):
     trainer = make(*arguments)
@@ -43,7 +43,7 @@ def limited(*arguments):
     resource.setrlimit(resource.RLIMIT_DATA, (data + {ROOM}, resource.RLIM_INFINITY))
     return trainer
 
-make, fit.make_trainer = fit.make_trainer, limited
+make, training.make_trainer = training.make_trainer, limited
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -124,8 +124,8 @@ def test_a_training_that_runs_out_of_memory_learns_the_same_with_less_a_pass(
     result, printed = run(attempt := order(wide_llama), str(script))
     assert result.status == "ok", printed
     adapter = Adapter.model_validate(result.artifact)
-    assert "memory does not hold" in printed
-    assert printed.count("goes on in a fresh process") in {1, 2}
+    assert "does not fit into memory" in printed
+    assert printed.count("continues in a fresh process") in {1, 2}
     assert free.batch_tokens == 4096 > adapter.batch_tokens
     assert (adapter.activations, adapter.quantization) == ("kept", "none") == (free.activations, free.quantization)
     # The same records in each of as many steps.
@@ -138,18 +138,18 @@ def test_a_training_that_runs_out_of_memory_learns_the_same_with_less_a_pass(
     assert distance <= 1e-3 * free.adapter_change
 
     # The next attempt of the run begins there.
-    assert find_fit(order(wide_llama), wide_llama, "cpu", [250] * 16).plan.batch_tokens == adapter.batch_tokens
+    assert plan_memory(order(wide_llama), wide_llama, "cpu", [250] * 16).plan.batch_tokens == adapter.batch_tokens
 
 
-def a_fit(base: Path, device: Any = "cpu", free: int = 1 << 40, **plan: Any) -> Fit:
+def planned(base: Path, device: Any = "cpu", free: int = 1 << 40, **plan: Any) -> PlannedMemory:
     """Return how records of 100 tokens, 8 in an optimizer step, would be trained on."""
     values = {"device": "it", "quantization": "none", "batch_tokens": 4096, "activations": "kept", **plan}
-    return Fit(
+    return PlannedMemory(
         MemoryPlan.model_validate(values), base_sizes(base), TrainConfig(rank=4), device, free, longest=100, most=800
     )
 
 
-def plans_after(known: Fit) -> list[tuple[int, str]]:
+def plans_after(known: PlannedMemory) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     plan = smaller(known, known.plan)
     while plan is not None:
@@ -160,33 +160,35 @@ def plans_after(known: Fit) -> list[tuple[int, str]]:
 
 def test_less_is_half_the_tokens_down_to_a_record_then_recomputed_then_offloaded_on_a_card(tiny_llama: Path) -> None:
     halves = [(400, "kept"), (200, "kept"), (100, "kept")]
-    assert plans_after(a_fit(tiny_llama)) == [*halves, (100, "recomputed")]
-    assert plans_after(a_fit(tiny_llama, "cuda")) == [*halves, (100, "recomputed"), (100, "offloaded")]
-    assert plans_after(a_fit(tiny_llama, activations="recomputed", batch_tokens=150)) == [(100, "recomputed")]
+    assert plans_after(planned(tiny_llama)) == [*halves, (100, "recomputed")]
+    assert plans_after(planned(tiny_llama, "cuda")) == [*halves, (100, "recomputed"), (100, "offloaded")]
+    assert plans_after(planned(tiny_llama, activations="recomputed", batch_tokens=150)) == [(100, "recomputed")]
 
 
 def test_what_ran_out_is_noted_before_the_process_begins_again(order: Order, tiny_llama: Path) -> None:
     attempt = order(tiny_llama)
-    known = find_fit(attempt, tiny_llama, "cpu", [100] * 8)
+    known = plan_memory(attempt, tiny_llama, "cpu", [100] * 8)
     with pytest.raises(StartAgain):
         go_on_with_less(attempt, known, OutOfMemory("too much"))
-    assert find_fit(order(tiny_llama), tiny_llama, "cpu", [100] * 8).plan.batch_tokens == 400
+    assert plan_memory(order(tiny_llama), tiny_llama, "cpu", [100] * 8).plan.batch_tokens == 400
     # Other settings are another question.
-    assert find_fit(order(tiny_llama, batch_tokens=700), tiny_llama, "cpu", [100] * 8).plan.batch_tokens == 700
+    assert plan_memory(order(tiny_llama, batch_tokens=700), tiny_llama, "cpu", [100] * 8).plan.batch_tokens == 700
 
 
 def test_a_stop_is_obeyed_before_the_process_begins_again(order: Order, tiny_llama: Path) -> None:
     attempt = order(tiny_llama)
     attempt.stop.set()
     with pytest.raises(Interrupted):
-        go_on_with_less(attempt, find_fit(attempt, tiny_llama, "cpu", [100]), OutOfMemory("too much"))
+        go_on_with_less(attempt, plan_memory(attempt, tiny_llama, "cpu", [100]), OutOfMemory("too much"))
 
 
 def test_where_nothing_takes_less_the_error_says_what_would_fit(order: Order, wide_llama: Path) -> None:
-    last = a_fit(wide_llama, batch_tokens=100, activations="recomputed")
+    last = planned(wide_llama, batch_tokens=100, activations="recomputed")
     four_bits = last.bytes_of(last.plan.model_copy(update={"quantization": "nf4"}))
     needed = int(sum(four_bits.values()) / MARGIN) + 1
-    with pytest.raises(StepFailed, match=r"too much: about \d+(\.\d)? MB with the base as it is, 100 tokens") as raised:
+    with pytest.raises(
+        StepFailed, match=r"too much: estimated \d+(\.\d)? MB: base as saved, micro-batches of 100 tokens"
+    ) as raised:
         go_on_with_less(order(wide_llama), replace(last, free=needed), OutOfMemory("too much"))
     assert 'train.quantization = "nf4"' in raised.value.hint
     with pytest.raises(StepFailed) as raised:
@@ -205,7 +207,7 @@ def test_the_base_is_quantised_where_it_does_not_fit_as_it_is_and_stays_what_it_
 ) -> None:
     def chosen(free: int, **settings: Any) -> MemoryPlan:
         monkeypatch.setattr(memory, "free_memory", lambda _device: free)
-        return find_fit(order(wide_llama, **settings), wide_llama, "cpu", [100] * 8).plan
+        return plan_memory(order(wide_llama, **settings), wide_llama, "cpu", [100] * 8).plan
 
     base = base_sizes(wide_llama)
     whole = MemoryPlan(device="cpu", quantization="none", batch_tokens=800, activations="kept")
@@ -228,10 +230,10 @@ def test_a_training_begins_where_an_earlier_one_on_the_same_device_came_to(
     order: Order, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     earlier = MemoryPlan(device="cpu", quantization="nf4", batch_tokens=512, activations="recomputed")
-    assert find_fit(order(tiny_llama, earlier), tiny_llama, "cpu", [100] * 8).plan == earlier
-    assert "found before, and kept until train.batch_tokens is another number" in capsys.readouterr().err
+    assert plan_memory(order(tiny_llama, earlier), tiny_llama, "cpu", [100] * 8).plan == earlier
+    assert "plan of an earlier training, used until train.batch_tokens changes" in capsys.readouterr().err
     for n, other in enumerate((earlier.model_copy(update={"device": "card"}), None)):
-        plan = find_fit(order(tiny_llama, other, rank=5 + n), tiny_llama, "cpu", [100] * 8).plan
+        plan = plan_memory(order(tiny_llama, other, rank=5 + n), tiny_llama, "cpu", [100] * 8).plan
         assert (plan.quantization, plan.batch_tokens, plan.activations) == ("none", 4096, "kept")
         assert "found before" not in capsys.readouterr().err
 

@@ -83,7 +83,7 @@ def test_a_target_that_does_not_exist_is_refused_with_those_that_do(trainer: Cal
         trainer(targets=["q_proj", target])
     assert f"train.targets has {target!r}" in caught.value.message
     assert caught.value.hint == (
-        'it knows "all-linear", "mlp" and the layers down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj'
+        'allowed are "all-linear", "mlp" and the layers down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj'
     )
 
 

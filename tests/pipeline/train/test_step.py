@@ -227,7 +227,7 @@ def test_a_tokenizer_of_another_model_is_refused(bench: Bench, tiny_llama: Path,
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(base)
     rows = [{"instruction": "zebra", "input": "", "output": "x"}]
-    with pytest.raises(CannotTrain, match="the tokenizer gives token"):
+    with pytest.raises(CannotTrain, match="the tokenizer has token"):
         bench.train(base, rows)
 
 
@@ -247,7 +247,7 @@ def test_chat_format_without_a_template_is_refused(bench: Bench, tiny: Any, tiny
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"num_hidden_layers": 3}, "lacks 9 weights that its config.json speaks of: model.layers.2."),
+        ({"num_hidden_layers": 3}, "lacks 9 weights that its config.json requires: model.layers.2."),
         ({"vocab_size": 840}, "ignore_mismatched_sizes"),
         ({"num_attention_heads": 5}, "not a multiple of the number of attention heads"),
     ],
@@ -274,7 +274,7 @@ def test_a_training_that_diverges_fails_and_says_where(bench: Bench, tiny: Any, 
 
 
 def test_a_training_that_moves_nothing_fails(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
-    with pytest.raises(CannotTrain, match="left all weights as they were"):
+    with pytest.raises(CannotTrain, match="changed no weight"):
         bench.train(tiny_llama, tiny.rows(9, seed=5), learning_rate=1e-300)
 
 

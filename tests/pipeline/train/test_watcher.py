@@ -18,8 +18,8 @@ from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
-from pipeline.train import fit
 from pipeline.train import trainer as trainer_module
+from pipeline.train import training
 from pipeline.train.passes.packing import pack
 from pipeline.train.row_order import LengthGroups
 from pipeline.train.step import train
@@ -170,7 +170,7 @@ def test_the_rows_of_a_step_are_those_that_the_trainer_saw(tiny_llama: Path, tmp
 
     trainer.compute_loss = note
     trainer.train()
-    told = fit._step_rows(trainer, rows, config)
+    told = training._step_rows(trainer, rows, config)
     assert len(seen) == 12
     assert {step: sorted(token + 97 for token in tokens) for step, tokens in seen.items()} == {
         step: told.of(step) for step in seen
@@ -238,7 +238,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training_though_the_loss_is(
 
 def test_a_loss_that_explodes_ends_the_training_at_its_worst_step(run: Run) -> None:
     losses = [1.5] * 30 + [7.0] * 10 + [9.0] + [8.0] * 20
-    with pytest.raises(CannotTrain, match=r"rose from 1\.50 to 5\.\d+, most of all at step 41; its records are"):
+    with pytest.raises(CannotTrain, match=r"rose from 1\.50 to 5\.\d+, with its maximum at step 41; its records are"):
         on_log(run.attempt(), 8, *({"loss": loss, "grad_norm": 1.0} for loss in losses))
 
 

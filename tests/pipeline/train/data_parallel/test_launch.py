@@ -187,7 +187,7 @@ def test_memory_that_runs_out_in_one_process_takes_all_on_with_less(order: Order
     assert run(short, f"if rank == 1 and step == 5 and {note} == 200: raise MemoryError") == 0
     result, printed = result_of(short)
     adapter = Adapter.model_validate(result.artifact)
-    assert printed.count("goes on in a fresh process") == 1
+    assert printed.count("continues in a fresh process") == 1
     assert adapter.batch_tokens < 200
     assert adapter.resumed_from_step in {4, 5}
     shutil.rmtree(tmp_path / "runs/1/checkpoints")

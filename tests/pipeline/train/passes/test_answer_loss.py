@@ -17,7 +17,7 @@ from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.train import trainer as trainer_module
 from pipeline.train.passes import answer_loss
 from pipeline.train.passes.answer_loss import has_plain_head, summed_loss
-from pipeline.train.passes.packing import collate, passes
+from pipeline.train.passes.packing import collate, micro_batches
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.made_adapters import trainer_of
 
@@ -47,7 +47,7 @@ class Losses:
         self.model.eval()
         prepared = [dict(row) for row in self.trainer.train_dataset]
         parts = [collate(prepared[start : start + 4]) for start in range(0, len(prepared), 4)]
-        self.batches = [inputs for part in parts for inputs in passes(part, 10**6, packed=False)]
+        self.batches = [inputs for part in parts for inputs in micro_batches(part, 10**6, packed=False)]
 
     def of(
         self, compute: Callable[..., Any], batches: Sequence[Any], items: Any = None
@@ -235,7 +235,7 @@ def test_logits_that_are_capped_are_left_to_trl(
     assert not has_plain_head(model, range(3, 20))
     losses = Losses(base, tmp_path, token_rows(4, seed=7))
     losses.compare(losses.batches, tolerance=0)
-    assert "the loss is TRL's own" in capsys.readouterr().err
+    assert "TRL computes the loss" in capsys.readouterr().err
     inputs = {name: values for name, values in losses.batches[0].items() if name != "labels"}
     logits = losses.model(**inputs).logits[:, :-1].float()
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), losses.batches[0]["labels"][:, 1:])
@@ -256,7 +256,7 @@ def test_the_loss_of_a_router_is_left_to_trl_and_no_part_of_the_dev_loss(
     assert has_plain_head(load_model(base, "cpu"), range(3, 20))
     losses = Losses(base, tmp_path, token_rows(4, seed=7))
     losses.compare(losses.batches, tolerance=0)
-    assert "the loss is TRL's own" in capsys.readouterr().err
+    assert "TRL computes the loss" in capsys.readouterr().err
     step = collate([dict(row) for row in losses.trainer.train_dataset])
     found = losses.trainer.prediction_step(losses.model, step)[0]
     assert losses.trainer.aux_loss_enabled, "it is trained with all the same"

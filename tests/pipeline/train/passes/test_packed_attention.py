@@ -16,7 +16,7 @@ from pipeline.config import TrainConfig
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.train.passes import packed_attention
 from pipeline.train.passes.packed_attention import enable_packing
-from pipeline.train.passes.packing import collate, passes
+from pipeline.train.passes.packing import collate, micro_batches
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.made_adapters import token_rows, trainer_of
 
@@ -49,7 +49,7 @@ class Padded:
 
     def _gradients(self, compute: Any, *, packed: bool) -> tuple[float, Gradients]:
         self.trainer.model.zero_grad()
-        (inputs,) = passes(self.step, 10**6, packed=packed)
+        (inputs,) = micro_batches(self.step, 10**6, packed=packed)
         loss = compute(self.trainer.model, inputs)
         loss.backward()
         named = self.trainer.model.named_parameters()
@@ -111,7 +111,7 @@ def test_a_model_whose_records_would_see_each_other_is_padded(
     model = load_model(tiny_llama, "cpu")
     monkeypatch.setattr(packed_attention, "packed_attention", leaking)
     assert not enable_packing(model, TOKENS)
-    assert "records would see each other" in capsys.readouterr().err
+    assert "records would attend across packed records" in capsys.readouterr().err
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -127,10 +127,13 @@ SHAPE: dict[str, Any] = {
         (transformers.Qwen3Config(**SHAPE, head_dim=16), ""),
         (transformers.MixtralConfig(**SHAPE, num_local_experts=2), ""),
         (transformers.MistralConfig(**SHAPE, sliding_window=64), ""),
-        (transformers.MistralConfig(**SHAPE, sliding_window=8), "sees 8 tokens, and the longest record has 37"),
-        (transformers.Gemma2Config(**SHAPE, head_dim=16), "does not take packed records"),
-        (transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2), "would see each other"),
-        (transformers.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=2), "attention is its own"),
+        (transformers.MistralConfig(**SHAPE, sliding_window=8), "attends to 8 tokens, and the longest record has 37"),
+        (transformers.Gemma2Config(**SHAPE, head_dim=16), "does not accept packed records"),
+        (
+            transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2),
+            "would attend across packed records",
+        ),
+        (transformers.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=2), "it has its own attention"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else value[:9],
 )
@@ -157,5 +160,5 @@ def test_a_base_with_capped_scores_is_trained_on_padded_records(
     trainer = make_trainer(job, load_tokenizer(base), token_rows(9, seed=5), token_rows(20, seed=6), config)
     trainer.train()
     assert not trainer.divide_step.keywords["packed"]
-    assert "records are padded to the longest of a pass" in capsys.readouterr().err
+    assert "records are padded to the longest of a micro-batch" in capsys.readouterr().err
     assert {"loss", "eval_loss"} <= {name for entry in trainer.state.log_history for name in entry}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.train import trainer as trainer_module
-from pipeline.train.passes.packing import collate, passes
+from pipeline.train.passes.packing import collate, micro_batches
 from pipeline.train.trainer import TokenRow
 from tests import made_adapters
 from tests.made_adapters import token_rows
@@ -54,7 +54,8 @@ def test_a_smaller_budget_changes_neither_the_records_nor_their_order_nor_the_gr
     rows = token_rows(8, seed=2)
     steps = [step_of(trainer_of(tiny_llama, tmp_path, rows, batch_tokens=budget)) for budget in BUDGETS]
     counts = [
-        len(list(passes(inputs, budget, packed=packed))) for (_, _, inputs), budget in zip(steps, BUDGETS, strict=True)
+        len(list(micro_batches(inputs, budget, packed=packed)))
+        for (_, _, inputs), budget in zip(steps, BUDGETS, strict=True)
     ]
     assert counts[0] == 8 > counts[1] > counts[2] == 1
     whole = steps[-1]
@@ -84,7 +85,7 @@ def made_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
 def test_padded_passes_hold_every_record_whole_and_once_within_the_budget(lengths: list[int], budget: int) -> None:
     rows = made_rows(lengths)
     met = []
-    for part in passes(collate(rows), budget, packed=False):
+    for part in micro_batches(collate(rows), budget, packed=False):
         assert part["input_ids"].numel() <= budget or len(part["input_ids"]) == 1
         for ids, mask, labels in zip(part["input_ids"], part["attention_mask"], part["labels"], strict=True):
             met.append(ids[mask.bool()].tolist())
@@ -96,7 +97,7 @@ def test_padded_passes_hold_every_record_whole_and_once_within_the_budget(length
 def test_packed_passes_hold_every_record_whole_and_once_within_the_budget(lengths: list[int], budget: int) -> None:
     rows = made_rows(lengths)
     met = []
-    for part in passes(collate(rows), budget, packed=True):
+    for part in micro_batches(collate(rows), budget, packed=True):
         ends = part["cu_seq_lens_q"].tolist()
         assert ends[-1] == part["input_ids"].shape[1]
         assert ends[-1] <= budget or len(ends) == 2

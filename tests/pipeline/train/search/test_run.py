@@ -109,7 +109,7 @@ def test_a_grid_trains_all_and_hands_over_the_one_that_the_dev_rows_choose(bench
     low, high = adapter.candidates
     assert [one.settings for one in adapter.candidates] == [{"learning_rate": 1e-7}, {"learning_rate": 3e-3}]
     assert (low.outcome, high.outcome, low.scored_by) == ("finished", "finished", "nll")
-    assert (low.chosen, high.chosen, high.why) == (False, True, "the best on the dev rows")
+    assert (low.chosen, high.chosen, high.why) == (False, True, "best on the dev rows")
     assert low.dev_score is not None
     assert high.dev_score is not None
     assert low.dev_score < high.dev_score
@@ -224,7 +224,7 @@ def test_a_trial_that_diverges_is_one_trial_lost(bench: Bench, monkeypatch: pyte
     assert (lost.outcome, lost.chosen, kept.outcome, kept.chosen) == ("failed", False, "finished", True)
     assert "diverged" in lost.why
     attempt = bench.attempt({"learning_rate": [9.0, 8.0]})
-    with pytest.raises(CannotTrain, match=r"no trial of the search ended well; the first: .*diverged") as raised:
+    with pytest.raises(CannotTrain, match=r"all trials of the search failed; the first: .*diverged") as raised:
         train(attempt)
     assert "learning_rate" in raised.value.hint
     assert ended(attempt) == [], "a retry begins anew"
@@ -240,7 +240,7 @@ def test_an_error_that_nobody_foresaw_loses_the_trial_and_the_next_begins_in_a_f
         raise RuntimeError(message)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.train.step.fit_in_processes", broken)
+        patch.setattr("pipeline.train.step.train_in_processes", broken)
         with pytest.raises(StartAgain):
             train(attempt)
     adapter, _ = weights_of(bench.attempt({"rank": [2, 4]}))
@@ -257,7 +257,7 @@ def test_a_trial_whose_process_vanishes_twice_is_lost(bench: Bench, monkeypatch:
         raise Vanished
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.train.step.fit_in_processes", vanish)
+        patch.setattr("pipeline.train.step.train_in_processes", vanish)
         for _ in range(2):
             with pytest.raises(Vanished):
                 train(bench.attempt({"rank": [2, 4]}))

@@ -103,7 +103,10 @@ def test_the_new_adapter_is_combined_with_the_champions_and_the_dev_rows_choose(
 
 @pytest.mark.parametrize(
     ("champion", "words"),
-    [({"drops": (1, 2)}, "trained on drops that this run is not: 2"), ({"drops": None}, "that this run is not: not")],
+    [
+        ({"drops": (1, 2)}, "trained on drops that this run does not have: 2"),
+        ({"drops": None}, "that this run does not have: unknown"),
+    ],
 )
 def test_a_champion_that_knows_other_drops_is_no_part_of_a_soup(
     bench: Bench, capsys: pytest.CaptureFixture[str], champion: dict[str, Any], words: str

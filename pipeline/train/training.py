@@ -1,4 +1,4 @@
-"""A training from rows that are tokenised already to what was trained, saved, interrupted or not."""
+"""Train on tokenised rows and save the result, resuming from a checkpoint where there is one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _ERROR_CHARACTERS = 200
 
 
 class Trained(Frozen):
-    """How a training went."""
+    """The result of a training: steps, tokens, loss curves, size of the change, peak memory."""
 
     optimizer_steps: int
     resumed_from_step: int
@@ -27,25 +27,25 @@ class Trained(Frozen):
     loss_curve: tuple[CurvePoint, ...]
     dev_curve: tuple[CurvePoint, ...]
     pruned: bool = False
-    """Whether it was ended early as other trainings of its search did better; the adapter is as far as it came."""
+    """Whether a search stopped it early because other trials did better; the adapter is saved as it was then."""
     trainable_parameters: int
     adapter_change: float
     peak_memory_bytes: int
-    """Of the process that wrote the adapter."""
+    """Of the process that saved the adapter."""
 
 
-def fit(
+def train_model(
     training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], attempt: Attempt
 ) -> Trained:
     """
-    Train an adapter, or weights of the base, and save them; go on from the newest checkpoint of the same training.
+    Train an adapter, or the base's own weights, and save them; resume from the newest checkpoint of this training.
 
-    Raises `Interrupted` after leaving a checkpoint if the
-    attempt was asked to stop, `OutOfMemory` if a pass did not fit, `StepFailed` if memory does not hold the base,
-    `CannotTrain` if the training diverged, the adapter did not move, or base, tokenizer, settings or card do not fit.
+    Raises `Interrupted` after saving a checkpoint if the attempt was stopped, `OutOfMemory` if a micro-batch did not
+    fit into memory, `StepFailed` if the base does not, and `CannotTrain` if the training diverged, no weight changed,
+    or base, tokenizer, settings or GPU do not match.
     """
     config = attempt.config.train
-    writes = training.place.rank == 0
+    writes = training.process.rank == 0
     if training.memory is not None:
         config = config.model_copy(update=training.memory.model_dump(include={"quantization", "batch_tokens"}))
     checkpoint = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
@@ -55,7 +55,7 @@ def fit(
         watch = watcher(attempt, _step_rows(trainer, rows, config))
         watch.prune = training.prune
         trainer.add_callback(watch)
-        trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint, training.place))
+        trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint, training.process))
         attempt.check_stop()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         ran_out = ""
@@ -63,13 +63,13 @@ def fit(
         if not is_out_of_memory(error):
             raise
         ran_out = f"{type(error).__name__}: {error}"
-    # Not while the error is there: its frames hold all that was computed, and what comes now needs memory, too.
+    # Outside of `except`: the error's frames keep the tensors alive, and recovering needs memory, too.
     if ran_out:
-        message = f"memory does not hold a pass of the training ({ran_out[:_ERROR_CHARACTERS]})"
+        message = f"a micro-batch does not fit into memory ({ran_out[:_ERROR_CHARACTERS]})"
         raise OutOfMemory(message, "free memory on the device, or lower train.max_length")
     state = trainer.state
     if state.global_step < state.max_steps and not watch.pruned:
-        message = f"training was asked to stop and left a checkpoint at step {state.global_step} of {state.max_steps}"
+        message = f"training was stopped and left a checkpoint at step {state.global_step} of {state.max_steps}"
         raise Interrupted(message)
     change = _change(before, adapter_weights(trainer.model))
     if writes:
@@ -99,6 +99,6 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     if not math.isfinite(change):
         raise CannotTrain("training diverged: trained weights are not finite", "lower train.learning_rate")
     if change == 0:
-        message = "training left all weights as they were: no gradient reached them"
+        message = "training changed no weight: no gradient reached them"
         raise CannotTrain(message, "raise train.learning_rate or train.epochs; if they are sensible, report this")
     return change
