@@ -1,9 +1,9 @@
 """
-Answers one prompt as in an evaluation, and says so while it does: python -m pipeline.models.ask < REQUEST.
+Stream one or more models' answers to one prompt: python -m pipeline.models.ask < REQUEST.
 
-The request is an `Ask` as JSON. For each model a line of JSON {"folder": PATH} on standard output, then {"text": PART}
-for each part of its answer, then {"tokens": N, "ended": whether it ended by itself}; last, if something is wrong,
-{"error": WORDS, "hint": WORDS}. A process of its own, for callers that must never load the training stack.
+The request is an `Ask` as JSON. For each model it prints a line of JSON {"folder": PATH}, then {"text": PART} for each
+part of its answer, then {"tokens": N, "ended": whether the model ended the answer}; on an error, {"error": MESSAGE,
+"hint": REMEDY} last. It runs in its own process, for callers that must not load the training stack.
 """
 
 import json
@@ -14,23 +14,23 @@ from typing import Any, Literal
 from pipeline.artifacts import Frozen
 from pipeline.errors import EXIT_FAILED, DropforgeError
 from pipeline.models.generation import Decoding, close_model, open_model
-from pipeline.models.greedy_decoding import answer_aloud
+from pipeline.models.greedy_decoding import stream_answer
 from pipeline.models.loading import chosen_device, load_tokenizer
 from pipeline.models.prompt import choose_format, fold, prompt_ids
 
-#: What a decoder writes for a character of which it has not all bytes yet.
+#: What a decoder emits for a character whose bytes are not complete.
 _UNFINISHED = "\ufffd"
 
 
 class Model(Frozen):
-    """A model to ask, and the format in which it is asked: `auto` is its own chat template where it has one."""
+    """A model folder and its prompt format; `auto` is its chat template if it has one."""
 
     folder: str
     format: Literal["auto", "chat", "alpaca"] = "auto"
 
 
 class Ask(Frozen):
-    """One request to one or more models, one after the other."""
+    """One prompt for one or more models, which answer one after the other."""
 
     models: tuple[Model, ...]
     instruction: str
@@ -46,21 +46,21 @@ def answer(request: Ask, model: Model) -> None:
     tokenizer: Any = load_tokenizer(folder)
     fmt = choose_format(model.format, has_chat_template=bool(tokenizer.chat_template))
     prompt = prompt_ids(tokenizer, fmt, fold(request.instruction, request.input))
-    asked = open_model(folder, tokenizer, device)
-    said = ""
+    loaded = open_model(folder, tokenizer, device)
+    printed = ""
 
     def tell(text: str) -> None:
-        nonlocal said
-        whole = text.rstrip(_UNFINISHED)
-        if len(whole) > len(said) and whole.startswith(said):
-            _say(text=whole[len(said) :])
-            said = whole
+        nonlocal printed
+        complete = text.rstrip(_UNFINISHED)
+        if len(complete) > len(printed) and complete.startswith(printed):
+            _say(text=complete[len(printed) :])
+            printed = complete
 
-    found = answer_aloud(asked, prompt, Decoding(request.max_new_tokens, request.repetition_penalty, 1), tell)
-    if found.text != said:
-        _say(text=found.text.removeprefix(said))
-    _say(tokens=found.tokens, ended=found.ended)
-    close_model(asked)
+    reply = stream_answer(loaded, prompt, Decoding(request.max_new_tokens, request.repetition_penalty, 1), tell)
+    if reply.text != printed:
+        _say(text=reply.text.removeprefix(printed))
+    _say(tokens=reply.tokens, ended=reply.ended)
+    close_model(loaded)
 
 
 def main() -> int:
@@ -72,7 +72,7 @@ def main() -> int:
     except DropforgeError as error:
         _say(error=error.message, hint=error.hint)
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - a library's own words are better than none
+    except Exception as error:  # noqa: BLE001 - a library's message is better than none
         _say(error=f"{type(error).__name__}: {error}"[:500], hint="see whether a server loads the folder")
         return EXIT_FAILED
     return 0

@@ -1,4 +1,4 @@
-"""How many prompts a device answers at once."""
+"""Find how many prompts fit into one batch on the device."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,35 +8,35 @@ from pipeline.errors import StepFailed
 from pipeline.models.generation import Tokens, accepted, close_model, device_of, memory_errors, open_model, pad_left
 from pipeline.models.loading import chosen_device
 
-#: Answers are made room for in multiples of so many tokens.
+#: Answer lengths are rounded up to a multiple of so many tokens.
 ROUND = 16
-#: On a CPU more at once is no faster; on a GPU this is where the search begins.
+#: On a CPU larger batches are not faster; on a GPU the search begins here.
 FIRST = 16
 _MOST = 512
 
 
 def batch_size(folder: Path, tokenizer: Any, prompts: Sequence[Tokens], answer_tokens: int) -> int:
     """
-    Return how many of `prompts` the model in `folder` is to answer at once, with `answer_tokens` each.
+    Return the batch size for the model in `folder` to answer `prompts` with up to `answer_tokens` tokens each.
 
-    On a CPU it is 16. On a GPU it is found with the longest prompts. Raises `StepFailed` if memory holds not even one.
+    On a CPU it is 16. On a GPU it is found with the longest prompts. Raises `StepFailed` if not even one fits.
     """
     device = chosen_device()
     if device == "cpu":
         return FIRST
-    asked = open_model(folder, tokenizer, device)
+    loaded = open_model(folder, tokenizer, device)
     longest = sorted(prompts, key=len, reverse=True)
     try:
-        return largest(lambda size: _fits(asked.model, longest[:size], answer_tokens), min(_MOST, len(prompts)))
+        return largest(lambda size: _fits(loaded.model, longest[:size], answer_tokens), min(_MOST, len(prompts)))
     finally:
-        close_model(asked)
+        close_model(loaded)
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
     """
-    Return the batch size from which the next doubling does not fit: doubled from 16 up to `most`, or else halved.
+    Return the largest batch size that fits: 16 doubled until `most` is reached or the next does not fit, or halved.
 
-    The last doubling may pass `most`, so that all that there is goes at once. Raises `StepFailed` if not even 1 fits.
+    The last doubling may exceed `most`, so that all prompts fit into one batch. Raises `StepFailed` if 1 does not fit.
     """
     size = FIRST
     if fits(size):
@@ -47,12 +47,12 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
         size //= 2
         if fits(size):
             return size
-    message = "the device's memory does not hold the model and one prompt with its answer"
+    message = "the model and one prompt with its answer do not fit into the device's memory"
     raise StepFailed(message, "free the device, or use a smaller base model")
 
 
 def _fits(model: Any, prompts: Sequence[Tokens], answer_tokens: int) -> bool:
-    """Say whether memory suffices to read prompts and answers of full length at once and keep what was read."""
+    """Return whether a forward pass over prompts with full-length answers fits into memory, with its cache."""
     import torch
 
     full = [[*prompt, *[prompt[-1]] * answer_tokens] for prompt in prompts]

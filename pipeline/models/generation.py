@@ -1,8 +1,8 @@
 """
-Asking a merged model: what answers and likelihoods have in common, and the likelihood of reference answers.
+Open a model for inference, and compute the likelihood of reference answers.
 
-The caller asks batch by batch, so that it can say how far it is, keep what it has and stop in between. Prompts are
-sorted by length, the longest first, so that too little memory shows at once; batches depend on nothing but the prompts.
+Callers run batch by batch, so that they can report progress, keep results and stop in between. Prompts are sorted by
+length, the longest first, so that a lack of memory shows at once; batches depend only on the prompts.
 """
 
 import gc
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pipeline.models.loading import Device, OutOfMemory, arithmetic_dtype, is_out_of_memory, load_model
 from pipeline.models.prompt import stop_ids
 
-#: Most memory that one batch's float32 logits may take when references are scored.
+#: Most bytes of a batch's float32 logits when references are scored.
 _LOGITS_BYTES = 1 << 28
 
 Tokens = Sequence[int]
@@ -25,7 +25,7 @@ Tokens = Sequence[int]
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are made: greedily, up to the token that ends an answer."""
+    """Parameters of greedy decoding: answer length, repetition penalty, batch size, window."""
 
     max_new_tokens: int
     repetition_penalty: float
@@ -34,22 +34,22 @@ class Decoding:
     """Most tokens of a prompt with its answer."""
 
     def room(self, prompt: Tokens) -> int:
-        """Return how many tokens the answer to a prompt has at most."""
+        """Return the most tokens of an answer to a prompt: `max_new_tokens`, or what the window leaves."""
         return min(self.max_new_tokens, self.window - len(prompt))
 
 
 class Answer(NamedTuple):
-    """What the model said to one prompt."""
+    """The model's answer to one prompt."""
 
     text: str
     tokens: int
-    """Generated tokens, the one that ends the answer included."""
+    """Generated tokens, including the end token."""
     ended: bool
-    """Whether it is there: the model ended the answer by itself."""
+    """Whether the model generated the end token."""
 
 
 class Likelihood(NamedTuple):
-    """How likely the model finds one completion."""
+    """The likelihood of one completion under the model."""
 
     nll: float
     """Negative log-likelihood in nats, summed over the completion's tokens; not finite if the model is broken."""
@@ -67,7 +67,7 @@ class AskedModel:
 
 
 def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end an answer of the model in `folder`: its tokenizer's EOS, its generation config's."""
+    """Return the end tokens of the model in `folder`: its tokenizer's EOS and its generation config's."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
@@ -81,35 +81,35 @@ def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
 
 def open_model(folder: Path, tokenizer: Any, device: Device) -> AskedModel:
     """
-    Return the model in `folder` on `device`, in the float type that it is saved in (but see `arithmetic_dtype`).
+    Return the model in `folder` on `device`, in its saved dtype (but see `arithmetic_dtype`).
 
-    Of one that memory does not hold, the rest is read from its files in each pass: where 4 bits were trained over, the
-    merged model in 16 may be too large for the card, and it is to be judged all the same. Raises `CannotTrain` if there
-    is none, `StepFailed` if memory does not hold it.
+    If it does not fit into memory, the rest is read from disk in each forward pass: the merged 16-bit model may be too
+    large for the GPU on which its NF4 base was trained. Raises `CannotTrain` if there is no model, `StepFailed` if
+    memory does not suffice.
     """
     from transformers import GenerationConfig
 
     with memory_errors():
         model: Any = load_model(folder, device, dtype=arithmetic_dtype(device), offload=True)
     ends = end_tokens(folder, tokenizer)
-    # The folder's own sampling settings must not leak into an evaluation that is greedy by definition.
+    # The folder's sampling settings must not affect a greedy evaluation.
     config: Any = GenerationConfig
     model.generation_config = config(do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0])
     return AskedModel(model, tokenizer, ends)
 
 
 def device_of(model: Any) -> Any:
-    """Return the device that a model computes on; weights that are read from its files in each pass are on none."""
+    """Return the device that a model computes on; offloaded weights are on none."""
     import torch
 
     return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
 
 
 def close_model(asked: AskedModel) -> None:
-    """Free the model's memory, so that the next one finds room."""
+    """Free the model's memory."""
     import torch
 
-    # Not the model's own, which refuses where weights were left in the files.
+    # Not the model's own `to`, which refuses with offloaded weights.
     torch.nn.Module.to(asked.model, "meta")
     gc.collect()
     if torch.cuda.is_available():
@@ -118,9 +118,9 @@ def close_model(asked: AskedModel) -> None:
 
 def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
     """
-    Return what an answer's last bits depend on beside the model: dtype, device, attention, versions of the libraries.
+    Return what the last bits of results depend on besides the model: dtype, device, attention, library versions.
 
-    Weights are not read: the model is laid out without memory to learn which attention it would take.
+    Weights are not read: the model is created on the meta device to learn its attention implementation.
     """
     import tokenizers  # noqa: PLC0415
     import torch
@@ -130,7 +130,7 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:
-        # Measured in bf16: another number of threads alone changed one answer in 32.
+        # Measured in bf16: another number of threads changed one answer in 32.
         name = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
         name += ", computing in float32" if arithmetic_dtype(device) is not None else ""
     return {
@@ -142,7 +142,7 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
 
 
 def layout(folder: Path) -> Any:
-    """Return the model in `folder` without its weights and without memory for them."""
+    """Return the model in `folder` on the meta device, without weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -153,12 +153,12 @@ def layout(folder: Path) -> Any:
 
 
 def attention(model: Any) -> str:
-    """Return which attention a model takes."""
+    """Return the name of a model's attention implementation."""
     return str(model.config._attn_implementation)  # noqa: SLF001 - the library has no public name for it
 
 
 def _stored_dtype(folder: Path) -> Any:
-    """Return the float type of the weights, for a folder whose config does not name it."""
+    """Return the dtype of the weights, for a folder whose config does not name it."""
     from safetensors import safe_open  # noqa: PLC0415
 
     with safe_open(min(folder.glob("*.safetensors")), framework="pt") as weights:
@@ -166,7 +166,7 @@ def _stored_dtype(folder: Path) -> Any:
 
 
 def vocabulary(folder: Path) -> int:
-    """Return how many tokens the model in `folder` chooses from."""
+    """Return the vocabulary size of the model in `folder`."""
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -175,9 +175,9 @@ def vocabulary(folder: Path) -> int:
 
 def likelihood_batches(pairs: Sequence[tuple[Tokens, Tokens]], size: int, vocabulary: int) -> list[list[int]]:
     """
-    Return the indices of `pairs` in batches of at most `size`, as their completions are to be scored together.
+    Return the indices of `pairs` in batches of at most `size`, the longest first.
 
-    Fewer go together where the logits of a `vocabulary` would take too much memory.
+    Batches are smaller where the logits over `vocabulary` tokens would need too much memory.
     """
     longest = max((len(completion) for _, completion in pairs), default=1)
     rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * (longest + 1))))
@@ -187,9 +187,9 @@ def likelihood_batches(pairs: Sequence[tuple[Tokens, Tokens]], size: int, vocabu
 
 def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
     """
-    Return how likely the model finds each completion after its prompt, teacher-forced, for one batch.
+    Return the likelihood of each completion after its prompt, teacher-forced, for one batch.
 
-    A pair is the tokens of the prompt and of the completion with the token that ends it; only the latter are counted.
+    A pair is the tokens of the prompt and of the completion with its end token; only the latter are counted.
     Raises `StepFailed` if memory does not suffice.
     """
     sums = _score(asked, pairs)
@@ -217,8 +217,8 @@ def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
     """
     Return token ids and attention mask, padded at the left; both of shape (rows, longest).
 
-    The padding is the row's own first token: masked, it is never attended to, and a repetition penalty, which looks at
-    all ids and knows no mask, finds nothing that the prompt does not hold (an end token there would never be chosen).
+    The padding repeats the row's first token: masked, it is never attended to, and a repetition penalty, which ignores
+    the mask, then finds only tokens of the prompt (with an end token as padding, it would penalise that).
     """
     import torch
 
@@ -229,18 +229,18 @@ def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
 
 
 def accepted(model: Any, **arguments: Any) -> dict[str, Any]:
-    """Return those of the arguments that the model's forward pass knows: architectures differ."""
+    """Return the arguments that the model's `forward` accepts: architectures differ."""
     known = inspect.signature(model.forward).parameters
     return {name: value for name, value in arguments.items() if name in known}
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn the device's want of memory into `OutOfMemory`."""
+    """Raise `OutOfMemory` for the device's out-of-memory errors."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        message = "the device's memory does not hold the model and one batch of prompts"
+        message = "the model and one batch of prompts do not fit into the device's memory"
         raise OutOfMemory(message, "free the device, or set a lower evaluate.batch_size") from error

@@ -1,9 +1,9 @@
 """
-`python -m pipeline.models.gguf SOURCE.gguf TARGET`: a GGUF file becomes a plain transformers folder in bf16.
+Convert a GGUF file to a transformers folder in bf16: `python -m pipeline.models.gguf SOURCE.gguf TARGET`.
 
 The folder can then be a base model. It appears whole or not at all: it is written aside, synced and renamed. With
-`--check MODEL` instead of a target nothing is kept: the file is compared with the model that it was made from, and a
-line of JSON says how far its logits are from the model's.
+`--check MODEL` instead of a target nothing is kept: the file's logits are compared with those of the model that it was
+made from, and a line of JSON gives the difference.
 """
 
 import json
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 _USAGE = 2
-#: Positions at the end of each prompt whose likeliest next token is compared.
+#: Positions at the end of each prompt at which the likeliest next tokens are compared.
 _POSITIONS = 32
-#: What both are asked; a line of code and other scripts show a tokenizer that was not carried over.
-_ASKED = (
+#: The compared prompts; code and other scripts reveal a tokenizer that was not converted.
+_PROMPTS = (
     "Write one sentence about the sea.",
     "Sort these numbers: 31, 4, 159, 26.",
     "def add(a, b):\n    return a + b",
@@ -36,10 +36,10 @@ _ASKED = (
 
 
 class Drift(NamedTuple):
-    """How far a converted model is from the one that it was made from."""
+    """Differences between a converted model's logits and those of its source."""
 
     distance: float
-    """The largest relative L2 distance |converted - model| / |model| over the prompts' next-token logits."""
+    """Largest relative L2 distance |converted - model| / |model| over the prompts' next-token logits."""
     top1: float
     """Share of the positions at the prompts' ends with the same likeliest next token."""
 
@@ -70,7 +70,7 @@ def _write(source: Path, folder: Path) -> None:
 
 
 def _read(source: Path, what: Literal["model", "tokenizer"]) -> Any:
-    """Return the model in a GGUF file, in bf16, or its tokenizer. Raises `CannotTrain` if there is none."""
+    """Return the model in a GGUF file in bf16, or its tokenizer. Raises `CannotTrain` if it cannot be read."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -92,15 +92,15 @@ def _read(source: Path, what: Literal["model", "tokenizer"]) -> Any:
 
 def check(source: Path, model: Path) -> Drift:
     """
-    Return how far the logits of the GGUF file `source` are from those of `model`, the folder that it was made from.
+    Compare the logits of the GGUF file `source` with those of `model`, the folder that it was made from.
 
-    Its weights are read back as transformers reads them. Raises `CannotTrain` if that cannot be, or if its tokenizer or
-    chat template makes other tokens of a prompt.
+    The file is read by transformers. Raises `CannotTrain` if that fails, or if its tokenizer or chat template produces
+    other tokens for a prompt.
     """
     prompts = _tokenised(load_tokenizer(model))
     if _tokenised(_read(source, "tokenizer")) != prompts:
-        message = f"{source} makes other tokens of a prompt than {model} does"
-        raise CannotTrain(message, "its tokenizer or chat template was not carried over: use another converter")
+        message = f"{source} tokenises a prompt differently from {model}"
+        raise CannotTrain(message, "its tokenizer or chat template was not converted: use another converter")
     with tempfile.TemporaryDirectory(prefix="dropforge-gguf-", dir=source.parent) as aside:
         folder = Path(aside) / "model"
         _write(source, folder)
@@ -108,7 +108,7 @@ def check(source: Path, model: Path) -> Drift:
     distances = [float((ours[-1] - theirs[-1]).norm() / theirs[-1].norm()) for ours, theirs in pairs]
     if not all(map(math.isfinite, distances)):
         raise CannotTrain(f"the logits of {source} or of {model} are not finite, or all zero", "export another model")
-    same = [one for ours, theirs in pairs for one in (ours.argmax(dim=-1) == theirs.argmax(dim=-1)).tolist()]
+    same = [equal for ours, theirs in pairs for equal in (ours.argmax(dim=-1) == theirs.argmax(dim=-1)).tolist()]
     return Drift(max(distances), sum(same) / len(same))
 
 
@@ -123,8 +123,8 @@ def _logits(folder: Path, prompts: Sequence[Sequence[int]]) -> "list[torch.Tenso
 
 def _tokenised(tokenizer: Any) -> list[list[int]]:
     if not tokenizer.chat_template:
-        return [tokenizer(text)["input_ids"] for text in _ASKED]
-    chats = ([{"role": "user", "content": text}] for text in _ASKED)
+        return [tokenizer(text)["input_ids"] for text in _PROMPTS]
+    chats = ([{"role": "user", "content": text}] for text in _PROMPTS)
     return [
         tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
         for chat in chats
@@ -134,15 +134,15 @@ def _tokenised(tokenizer: Any) -> list[list[int]]:
 def main(argv: list[str]) -> int:
     """Convert or check as `argv` says; return the exit code."""
     wants_check = "--check" in argv
-    places = [Path(word) for word in argv if word != "--check"]
-    if len(places) != 2:  # noqa: PLR2004 - source, and target or model
+    paths = [Path(word) for word in argv if word != "--check"]
+    if len(paths) != 2:  # noqa: PLR2004 - source, and target or model
         print("usage: python -m pipeline.models.gguf SOURCE.gguf (TARGET_FOLDER | --check MODEL)", file=sys.stderr)
         return _USAGE
     try:
         if wants_check:
-            print(json.dumps(check(*places)._asdict()))
+            print(json.dumps(check(*paths)._asdict()))
         else:
-            convert(*places)
+            convert(*paths)
     except DropforgeError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code

@@ -1,9 +1,9 @@
 """
-Greedy answers to many prompts: one that is complete leaves the batch, and the next prompt takes its place.
+Greedy decoding with continuous batching: a complete answer leaves the batch, and the next prompt takes its row.
 
-Transformers' own continuous batching is not used: it has no repetition penalty, takes only some models, and was slower
-on a CPU than batches that wait for their longest answer. What is read and generated together depends on the prompts and
-the batch size alone, since in bf16 it can change an answer.
+Transformers' own continuous batching is not used: it has no repetition penalty, supports only some models, and was
+slower on a CPU than batches that wait for their longest answer. Batches depend only on the prompts and the batch size,
+since in bf16 the composition of a batch can change an answer.
 """
 
 import inspect
@@ -24,19 +24,19 @@ from pipeline.models.generation import (
     pad_left,
 )
 
-#: So many prompts to a row are answered as one: the last answers of each leave rows empty.
+#: Prompts per row of a batch: with few, the last answers would leave rows empty.
 _PER_ROW = 8
-#: Prompts are read once this share of the rows is free: few at a time cost as much as many.
+#: Prompts are prefilled once this share of the rows is free: few cost as much as many.
 _REFILL = 0.25
-#: A loop has come so often in a row, and has so many tokens, before an answer is cut.
+#: Repetitions and tokens of a loop before an answer is cut.
 _LOOP_TIMES, _LOOP_TOKENS = 4, 32
 
 
 def answer_batches(prompts: Sequence[Tokens], size: int) -> list[list[int]]:
     """
-    Return the indices of tokenised `prompts` as they are to be answered together, with `size` rows at once.
+    Return the indices of tokenised `prompts` in batches for `answers`, each for `size` rows.
 
-    The longest come first, so that too little memory shows at once.
+    The longest come first, so that a lack of memory shows at once.
     """
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
     together = _PER_ROW * size
@@ -53,9 +53,9 @@ def answers(
     """
     Return the answers to tokenised prompts, in their order; `decoding.batch_size` of them are generated at once.
 
-    An answer that repeats one phrase and nothing else any more is cut, except those to the prompts `may_loop`.
-    `watch` is told before every token how many answers are complete and how many tokens there are: what it raises ends
-    it. Raises `StepFailed` if memory does not suffice, `CannotTrain` if the model has no cache to go on from.
+    An answer that only repeats one phrase is cut, except those to the prompts with indices in `may_loop`. `watch` is
+    called before every token with the number of complete answers and of tokens so far; it may raise to stop. Raises
+    `StepFailed` if memory does not suffice, `CannotTrain` if the model has no key-value cache.
     """
     import torch
 
@@ -80,11 +80,11 @@ def answers(
     return [_as_answer(asked, tokens) for tokens in found]
 
 
-def answer_aloud(asked: AskedModel, prompt: Tokens, decoding: Decoding, tell: Callable[[str], None]) -> Answer:
+def stream_answer(asked: AskedModel, prompt: Tokens, decoding: Decoding, tell: Callable[[str], None]) -> Answer:
     """
-    Return the answer to one tokenised prompt, as `answers` would alone; `tell` is given it so far after each token.
+    Return the answer to one tokenised prompt; call `tell` with the text so far after each token.
 
-    Raises `StepFailed` if memory does not suffice, `CannotTrain` if the model has no cache to go on from.
+    Raises `StepFailed` if memory does not suffice, `CannotTrain` if the model has no key-value cache.
     """
     import torch
 
@@ -107,7 +107,7 @@ def _is_over(asked: AskedModel, tokens: Tokens, most: int, *, may_loop: bool) ->
 
 
 def _repeats(tokens: Tokens) -> bool:
-    """Say whether the end is one phrase over and over, so often that the model will hardly leave it."""
+    """Return whether the last tokens repeat one phrase so often that the model will hardly leave the loop."""
     for period in range(1, len(tokens) // _LOOP_TIMES + 1):
         length = max(_LOOP_TIMES * period, _LOOP_TOKENS)
         if length <= len(tokens) and tokens[-length:-period] == tokens[period - length :]:
@@ -124,7 +124,7 @@ def _text(asked: AskedModel, tokens: Tokens) -> str:
 
 
 class _Rows:
-    """The prompts that are answered at present: their tokens, padded at the left, and what the model keeps of them."""
+    """The rows of the current batch: their tokens, padded at the left, and the model's cache."""
 
     def __init__(self, model: Any, repetition_penalty: float) -> None:
         from transformers import RepetitionPenaltyLogitsProcessor
@@ -133,21 +133,21 @@ class _Rows:
         self._penalty = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
         self._name = _cache_name(model)
         self.places: list[int] = []
-        """Which prompt each row is about."""
+        """The index of each row's prompt."""
         self._cache: Any = None
         self._ids: Any = None
         self._mask: Any = None
         self._logits: Any = None
 
     def can_join(self) -> bool:
-        """Say whether rows can be added to those that are there: not to the state of a recurrent layer."""
+        """Return whether rows can be added to the cache: not to the state of a recurrent layer."""
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
         known = {DynamicLayer, DynamicSlidingWindowLayer}
         return not self.places or all(type(layer) in known for layer in self._cache.layers)
 
     def join(self, places: Sequence[int], prompts: Sequence[Tokens]) -> None:
-        """Read some prompts, and add them to the rows."""
+        """Prefill some prompts, and add them to the rows."""
         import torch
 
         ids, mask = pad_left(prompts, device_of(self._model))
@@ -155,8 +155,8 @@ class _Rows:
         if self.places:
             width = max(ids.shape[1], self._ids.shape[1])
             for mine, other in zip(self._cache.layers, cache.layers, strict=True):
-                _fit(mine, width)
-                _fit(other, width)
+                _pad_cache(mine, width)
+                _pad_cache(other, width)
                 mine.keys = torch.cat([mine.keys, other.keys])
                 mine.values = torch.cat([mine.values, other.values])
             both = _widen(self._ids, self._mask, width), _widen(ids, mask, width)
@@ -166,7 +166,7 @@ class _Rows:
         self.places += places
 
     def choose(self) -> list[int]:
-        """Add the likeliest token to every row; return them."""
+        """Append the likeliest token to every row; return these tokens."""
         import torch
 
         logits = self._logits.float()
@@ -176,7 +176,7 @@ class _Rows:
         return [int(token) for token in chosen[:, 0].tolist()]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these, and the padding that none of them needs."""
+        """Drop all rows but these, and padding that is no longer needed."""
         import torch
 
         if len(rows) == len(self.places):
@@ -192,16 +192,16 @@ class _Rows:
         if padding and can_join:
             self._ids, self._mask = self._ids[:, padding:], self._mask[:, padding:]
             for layer in self._cache.layers:
-                # The last token was chosen and is not yet read.
-                _fit(layer, self._ids.shape[1] - 1)
+                # The last token is chosen, but not in the cache yet.
+                _pad_cache(layer, self._ids.shape[1] - 1)
 
     def read(self) -> None:
-        """Read the last token of every row."""
+        """Run a forward pass on the last token of every row."""
         if self.places:
             self._cache, self._logits = self._forward(self._ids[:, -1:], self._mask, self._cache)
 
     def _forward(self, ids: Any, mask: Any, cache: Any) -> tuple[Any, Any]:
-        """Return the model's cache and the logits of the next token, both a row for each of `ids`."""
+        """Return the cache and the logits of the next token after a forward pass on `ids`."""
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         inputs = self._model.prepare_inputs_for_generation(
             ids,
@@ -216,17 +216,17 @@ class _Rows:
 
 
 def _cache_name(model: Any) -> str:
-    """Return what a model calls the library's cache: within transformers 5 that changed."""
+    """Return the name of the model's cache argument, which changed within transformers 5."""
     known = inspect.signature(model.forward).parameters
     name = next((name for name in ("cache", "past_key_values") if name in known), None)
     if name is None:
-        message = f"{type(model).__name__} has no cache of transformers' own kind to go on from"
-        raise CannotTrain(message, "use a base model that keeps keys and values")
+        message = f"{type(model).__name__} has no key-value cache of transformers"
+        raise CannotTrain(message, "use a base model with a key-value cache")
     return name
 
 
-def _fit(layer: Any, width: int) -> None:
-    """Make a layer of the cache `width` tokens wide, at the left, where there is padding alone."""
+def _pad_cache(layer: Any, width: int) -> None:
+    """Pad or trim a layer of the cache at the left to `width` tokens."""
     from torch.nn.functional import pad
 
     columns = width
@@ -237,7 +237,7 @@ def _fit(layer: Any, width: int) -> None:
 
 
 def _widen(ids: Any, mask: Any, width: int) -> tuple[Any, Any]:
-    """Return token ids and mask with more padding, of the kind that `pad_left` puts there."""
+    """Return token ids and mask with more padding, as `pad_left` pads."""
     import torch
     from torch.nn.functional import pad
 

@@ -1,4 +1,4 @@
-"""Base model and tokenizer from a folder: offline, safetensors only, no code of the model's own."""
+"""Load a model and its tokenizer from a folder: offline, safetensors only, without running the model's code."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# The libraries read these when they are imported, in functions, which is later than this: no network, no progress bars.
+# The libraries read these when functions import them, which is later: no network, no progress bars.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -27,16 +27,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 Device = Literal["cpu", "cuda"]
 
-#: What transformers says of weights that are not as large as config.json has it.
+#: In transformers' message about weights whose size differs from config.json.
 _OTHER_SIZES = "ignore_mismatched_sizes"
-#: What the libraries say to each other: peft asks transformers by names that transformers is giving up.
-_THEIR_QUARRELS = (".?is_gradient_checkpointing.? is deprecated",)
-#: What torch and the libraries below it say where memory could not be had, when that is no error of its own kind.
+#: Deprecation warnings that the libraries cause in each other.
+_IGNORED_WARNINGS = (".?is_gradient_checkpointing.? is deprecated",)
+#: Messages of torch and the libraries below it for a lack of memory without an error class of its own.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def quiet() -> None:
-    """Turn the libraries' progress bars and advice off; a step says by itself how far it is."""
+    """Turn off the libraries' progress bars and advice; a step reports its own progress."""
     import datasets
     import transformers
 
@@ -45,15 +45,15 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     for name in ("trl", "peft", "accelerate", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in _THEIR_QUARRELS:
+    for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=FutureWarning)
 
 
 def chosen_device() -> Device:
     """
-    Return the device of this step: `$DROPFORGE_DEVICE`, where `auto` (the default) takes CUDA if there is one.
+    Return the step's device from `$DROPFORGE_DEVICE`; `auto`, the default, is CUDA if torch sees a device.
 
-    Raises `CannotTrain` if CUDA is asked for and torch sees none, or if the word is unknown.
+    Raises `CannotTrain` if it is `cuda` and torch sees none, or if it is unknown.
     """
     import torch
 
@@ -71,7 +71,7 @@ def chosen_device() -> Device:
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer saved in `folder`. Raises `CannotTrain` if there is none that can be used."""
+    """Return the tokenizer in `folder`. Raises `CannotTrain` if there is no usable one."""
     from transformers import AutoTokenizer
 
     quiet()
@@ -80,15 +80,15 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         message = f"the tokenizer in {folder} has no EOS token, so a model could not learn where an answer ends"
-        raise CannotTrain(message, "name its eos_token in tokenizer_config.json")
+        raise CannotTrain(message, "set eos_token in tokenizer_config.json")
     return tokenizer
 
 
 def arithmetic_dtype(device: Device) -> "torch.dtype | None":
     """
-    Return float32 for a processor that has no arithmetic in 16 bits; `None` where a model's own dtype will do.
+    Return float32 for a CPU without 16-bit arithmetic, otherwise `None`: compute in the model's dtype.
 
-    Measured on a processor with AVX2 alone, two cores: products of bfloat16 at 0.6 GFLOP/s, of float32 at 47.
+    Measured on a CPU with only AVX2, two cores: bfloat16 products at 0.6 GFLOP/s, float32 at 47.
     """
     import torch
 
@@ -97,18 +97,18 @@ def arithmetic_dtype(device: Device) -> "torch.dtype | None":
 
 
 def free_memory(device: Device) -> int:
-    """Return the bytes that the device has left."""
+    """Return the device's free memory in bytes."""
     import torch
 
     return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else available_memory()
 
 
 class OutOfMemory(StepFailed):
-    """The device's memory did not hold a pass of the training, or a batch of prompts."""
+    """A micro-batch of the training, or a batch of prompts, did not fit into the device's memory."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error is the machine's or the card's want of memory; torch tells it in several ways."""
+    """Return whether an error means that memory of the machine or the GPU ran out."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -127,19 +127,19 @@ def load_model(
     """
     Return the causal language model in `folder`, on `device`, in evaluation mode.
 
-    Weights keep the dtype that they are saved in unless `dtype` is given; with `nf4` the linear layers are quantised to
-    4 bits (double quantisation, computing in bf16 or, if that is `dtype`, in float32). With `offload` the weights that
-    memory does not hold are read from the files in each pass, but if `dtype` is given. Raises `CannotTrain` if the
-    folder holds no such model, `StepFailed` if memory does not suffice.
+    Weights keep their saved dtype unless `dtype` is given; with `nf4` the linear layers are quantised to NF4 (double
+    quantisation, computing in bf16 or, if that is `dtype`, in float32). With `offload`, unless `dtype` is given,
+    weights that do not fit into memory are read from disk in each forward pass. Raises `CannotTrain` if the folder
+    holds no such model, `StepFailed` if memory does not suffice.
     """
     from transformers import AutoModelForCausalLM
 
     quiet()
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
-            **_places(folder, device, offload=offload and dtype is None),
+            **_device_map(folder, device, offload=offload and dtype is None),
             quantization_config=_nf4(dtype) if quantization == "nf4" else None,
             local_files_only=True,
             trust_remote_code=False,
@@ -151,33 +151,36 @@ def load_model(
             message = f"not enough memory to load the model in {folder}"
             raise StepFailed(message, "free memory there, or use a smaller base model") from error
         if isinstance(error, RuntimeError) and _OTHER_SIZES not in str(error):
-            raise  # the device's trouble, which may pass: memory that is in use, a driver
+            raise  # a problem of the device that may pass: memory in use, a driver
         message = f"the model in {folder} cannot be loaded: {type(error).__name__}: {error}"[:1000]
         hint = "use a causal language model in transformers' format, saved as safetensors"
         raise CannotTrain(message, hint) from error
-    _refuse_made_up(folder, told)
+    _check_complete(folder, loading_info)
     _keep_unpacked(model)
     model.eval()
     return model
 
 
-def _places(folder: Path, device: Device, *, offload: bool) -> dict[str, Any]:
-    """Return what tells transformers where the weights go: on the device, or half of it full and the rest on disk."""
+def _device_map(folder: Path, device: Device, *, offload: bool) -> dict[str, Any]:
+    """Return transformers' arguments for placing weights: on the device, or on half of it and on disk."""
     weights, free = sum(path.stat().st_size for path in folder.glob("*.safetensors")), free_memory(device)
     if not offload or weights <= MARGIN * free:
         return {"device_map": {"": device}}
-    sys.stderr.write(f"{size_words(weights)} of weights, {size_words(free)} of memory: most are read in each pass\n")
+    sys.stderr.write(
+        f"the model ({size_words(weights)}) does not fit into free memory ({size_words(free)}): weights are offloaded "
+        "to disk and read in every forward pass, which is slow\n"
+    )
     # The other half is for keys, values and logits.
     return {"device_map": "auto", "max_memory": {0 if device == "cuda" else "cpu": free // 2, "disk": weights}}
 
 
-def _refuse_made_up(folder: Path, told: Mapping[str, Any]) -> None:
-    """Raise `CannotTrain` if weights were missing, which the library makes up at random."""
-    names = sorted(told["missing_keys"])
+def _check_complete(folder: Path, loading_info: Mapping[str, Any]) -> None:
+    """Raise `CannotTrain` if weights were missing, which transformers initialises at random."""
+    names = sorted(loading_info["missing_keys"])
     if names:
         lacks = count(len(names), "weight")
-        message = f"the model in {folder} lacks {lacks} that its config.json speaks of: {names[0]}"
-        raise CannotTrain(message, "get the model anew: its config.json and its weights are not of one model")
+        message = f"the model in {folder} lacks {lacks} that its config.json requires: {names[0]}"
+        raise CannotTrain(message, "download the model again: its config.json and its weights do not belong together")
 
 
 def _nf4(dtype: "torch.dtype | None") -> object:
@@ -194,10 +197,10 @@ def _nf4(dtype: "torch.dtype | None") -> object:
 
 def _keep_unpacked(model: "torch.nn.Module") -> None:
     """
-    Keep 4-bit layers in the layout that can be trained through.
+    Keep NF4 layers in the layout through which gradients can flow.
 
-    On a CPU with AVX512-BF16 bitsandbytes repacks a 4-bit weight for good at the first forward pass in evaluation mode,
-    and the packed product passes no gradient to its input: one look at the dev loss would silently end the training.
+    On a CPU with AVX512-BF16 bitsandbytes repacks an NF4 weight for good at the first forward pass in evaluation mode,
+    and the packed product passes no gradient to its input: one measurement of the dev loss would silently end learning.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

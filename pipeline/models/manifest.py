@@ -1,4 +1,4 @@
-"""A model folder's identity, its manifest of hashes, and what makes a folder a base model that can be trained."""
+"""Model id and manifest of a model folder, and checks whether a folder is a trainable base model."""
 
 import hashlib
 import math
@@ -18,7 +18,7 @@ from pipeline.records.special_tokens import token_problem
 MANIFEST_NAME = "dropforge-manifest.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 _WEIGHTS = "*.safetensors"
-#: What a model answers with depends on these alone; cards, licences and the manifest are no part of its identity.
+#: The files that a model's answers depend on; cards, licences and the manifest are not part of its id.
 _IDENTITY = (
     _WEIGHTS,
     "*.safetensors.index.json",
@@ -38,18 +38,18 @@ _IDENTITY = (
 
 
 class Lineage(NamedTuple):
-    """What a merged model was made from, as its manifest says."""
+    """The base model of a merged model and its number of trainings, from its manifest."""
 
     base_model_id: str
     trainings: int
-    """Trainings since the base model, each over what the one before it made: 1 if it was trained over the base."""
+    """Successive trainings since the base model: 1 if it was trained from the base."""
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return the files that make up the model's identity, sorted by their name below `folder`."""
-    # Only where a pattern looks: what else lies in the folder, or how deep, is not followed.
-    found = {path for pattern in _IDENTITY for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    """Return the files that the model id covers, sorted by their name below `folder`."""
+    # Only the patterns' folders: other files, however deep, are not visited.
+    files = {path for pattern in _IDENTITY for path in folder.glob(pattern) if path.is_file()}
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def model_id(folder: Path) -> str:
@@ -67,7 +67,7 @@ def model_id(folder: Path) -> str:
 
 
 def write_manifest(folder: Path, lineage: Lineage | None = None) -> str:
-    """Write `dropforge-manifest.json`, every file's size and sha256, model id and lineage; return the model id."""
+    """Write `dropforge-manifest.json` with each file's size and sha256, model id and lineage; return the model id."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}
@@ -81,7 +81,7 @@ def write_manifest(folder: Path, lineage: Lineage | None = None) -> str:
 
 
 def read_lineage(folder: Path) -> Lineage | None:
-    """Return what the manifest of the model in `folder` says that it was made from; `None` where it does not say."""
+    """Return the lineage in the manifest of the model in `folder`; `None` if there is none."""
     match (try_read_object(folder / MANIFEST_NAME) or {}).get("lineage"):
         case {"base_model_id": str(base), "trainings": int(trainings)}:
             return Lineage(base, trainings)
@@ -90,7 +90,7 @@ def read_lineage(folder: Path) -> Lineage | None:
 
 def verify_manifest(folder: Path) -> str:
     """
-    Return the model id after comparing every file with the manifest.
+    Compare every file with the manifest and return the model id.
 
     Raises `DropforgeError` naming the first file that is missing, changed, or part of the model but not listed.
     """
@@ -108,17 +108,17 @@ def verify_manifest(folder: Path) -> str:
         raise DropforgeError(f"{folder / unlisted[0]} is not in the model's manifest", hint)
     identity = _identity({name: entry["sha256"] for name, entry in value["files"].items() if name in own})
     if identity != value.get("model_id"):
-        raise DropforgeError(f"{folder / MANIFEST_NAME} names a model id that its files do not have", hint)
+        raise DropforgeError(f"{folder / MANIFEST_NAME} has a model id that does not match its files", hint)
     return identity
 
 
 def check_base(folder: Path) -> None:
     """
-    Make sure that `folder` is a base model in transformers' format that can be trained; loads no weights.
+    Check that `folder` holds a trainable base model in transformers' format, without loading weights.
 
-    The folder may come from anybody: nothing in it is opened that is no regular file, or read beyond a limit. Raises
-    `CannotTrain` saying what is wrong: no folder, pipes, files or sizes that no model has, no whole safetensors
-    weights, code of its own, weights that are quantised already, an adapter instead of a model, no tokenizer.
+    The folder is untrusted: only regular files are opened, and read up to a limit. Raises `CannotTrain` if there is no
+    folder, no complete safetensors weights or no tokenizer, if it holds pipes, impossible sizes, custom code, quantised
+    weights, or an adapter instead of a model.
     """
     if not folder.is_dir():
         message = f"there is no base model folder {folder}"
@@ -133,7 +133,7 @@ def check_base(folder: Path) -> None:
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 Problem = tuple[str, str]
 _FINE: Problem = ("", "")
-_ANEW = "get the model anew from whom you trust, or use another one"
+_ANEW = "download the model again from a trusted source, or use another one"
 
 
 def _files_problem(folder: Path) -> Problem:
@@ -151,28 +151,28 @@ def _config_problem(folder: Path) -> Problem:
     if config is None:
         return "has no readable config.json", "use a model folder as transformers' save_pretrained writes it"
     if "auto_map" in text_part(config):
-        return "needs code of its own (auto_map in config.json), which is never run", (
-            "use a model whose architecture transformers has itself"
+        return "needs custom code (auto_map in config.json), which is never run", (
+            "use a model whose architecture is part of transformers"
         )
     if config.get("quantization_config"):
-        return "is quantised already (quantization_config in config.json)", (
+        return "is already quantised (quantization_config in config.json)", (
             'use the 16-bit model: train.quantization = "nf4" quantises it for training'
         )
     if config.get("is_encoder_decoder"):
         return "is an encoder-decoder", "use a causal language model"
     if "transformers_weights" in config:
-        return "names its weights by itself (transformers_weights in config.json)", (
+        return "names its weight files in config.json (transformers_weights)", (
             "save it again with transformers' save_pretrained"
         )
     problem = size_problem(config)
-    return (f"has a config.json that no model has: {problem}", _ANEW) if problem else _FINE
+    return (f"has an invalid config.json: {problem}", _ANEW) if problem else _FINE
 
 
 def _weights_problem(folder: Path) -> Problem:
     weights = [path for path in sorted(folder.glob(_WEIGHTS)) if path.is_file()]
     if not weights:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        found = f", only pickled ones ({pickles[0]}), which can run code when they are read" if pickles else ""
+        found = f", only pickled ones ({pickles[0]}), which can run code when loaded" if pickles else ""
         return f"has no safetensors weights{found}", "save it again with transformers' save_pretrained"
     return _index_problem(folder, {path.name for path in weights}) or _shards_problem(folder, weights) or _FINE
 
@@ -196,7 +196,7 @@ def _shards_problem(folder: Path, weights: Iterable[Path]) -> Problem | None:
     except NotSafetensorsError as error:
         return f"has a {error}", "download it again (with git: git lfs pull)"
     problem = too_few_weights(try_read_object(folder / "config.json") or {}, numbers)
-    return (f"has a config.json that is not of its weights: {problem}", _ANEW) if problem else None
+    return (f"has a config.json that does not match its weights: {problem}", _ANEW) if problem else None
 
 
 def _tokenizer_problem(folder: Path) -> Problem:
@@ -204,8 +204,8 @@ def _tokenizer_problem(folder: Path) -> Problem:
         return "has no tokenizer", "save the tokenizer into the same folder, with its save_pretrained"
     config = try_read_object(folder / "tokenizer_config.json") or {}
     if "auto_map" in config:
-        return "needs code of its own (auto_map in tokenizer_config.json), which is never run", (
-            "use a model whose tokenizer transformers has itself"
+        return "needs custom code (auto_map in tokenizer_config.json), which is never run", (
+            "use a model whose tokenizer is part of transformers"
         )
     problem = token_problem(folder)
     return (problem, _ANEW) if problem else _FINE
@@ -217,7 +217,7 @@ def _identity(hashes: Mapping[str, str]) -> str:
 
 
 def _difference(path: Path, entry: Mapping[str, Any]) -> str:
-    """Say how a file differs from its manifest entry; empty if it does not."""
+    """Return how a file differs from its manifest entry; empty if it does not."""
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != entry.get("size"):
@@ -227,9 +227,9 @@ def _difference(path: Path, entry: Mapping[str, Any]) -> str:
 
 def require_start(attempt: Attempt, start: ModelRef) -> Path:
     """
-    Return the folder of the champion that the run goes on from.
+    Return the folder of the champion that the training starts from, after verifying it.
 
-    Raises `CannotTrain` unless every file is as its manifest says, the list of what it was trained on among them.
+    Raises `CannotTrain` unless every file matches its manifest, including the list of the trained records.
     """
     folder = attempt.path(start.path)
     try:
@@ -237,7 +237,7 @@ def require_start(attempt: Attempt, start: ModelRef) -> Path:
     except DropforgeError as error:
         problem = error.message
     if problem:
-        message = f"the training goes on from the champion of generation {start.generation}, and {problem}"
+        message = f"the training starts from the champion of generation {start.generation}, and {problem}"
         hint = 'restore it from a backup, or set train.start = "base"'
         raise CannotTrain(message, f"{hint}; then: dropforge retry {attempt.spec.run}")
     return folder

@@ -1,8 +1,8 @@
 """
-How much memory a training takes, and how much a machine has.
+Estimate a training's memory, and read the machine's free memory.
 
-By arithmetic from config.json and the headers of the weights: nothing is loaded, so the daemon can ask, too. Measured
-on SmolLM2-135M on a CPU by bench/memory.py, which says how far off it was; on a GPU it was not measured.
+The estimate is computed from config.json and the headers of the weights: nothing is loaded, so the daemon can use it,
+too. bench/memory.py measures its error for SmolLM2-135M on a CPU; on a GPU it was not measured.
 """
 
 import math
@@ -18,20 +18,19 @@ from pipeline.models.sizes import text_part
 from pipeline.models.text_files import try_read_object
 from pipeline.regular_files import signature
 
-#: Share of the free memory that a training may be estimated at to be said to fit.
+#: A training fits if its estimate is at most this share of the free memory.
 MARGIN = 0.9
 _NO_LORA = ("embed", "lm_head", "wte", "wpe")
-#: Of a number in NF4 with double quantisation: 4 bits, and 0.127 for its block's scale (QLoRA, arXiv 2305.14314, §3).
+#: Bytes per weight in NF4 with double quantisation: 4 bits, and 0.127 for its block's scale (arXiv 2305.14314, §3).
 _NF4_BYTES = 4.127 / 8
-#: Of a trained number: the weight, its gradient and the first weights' copy in float32, its copy for arithmetic in 16
-#: bits; no copy of the first weights is on a card.
+#: Bytes per trained weight: the weight, its gradient and the copy of the initial weights in float32, and a 16-bit copy
+#: for arithmetic; on a GPU there is no copy of the initial weights.
 _TRAINED_BYTES = {"cpu": 14, "cuda": 10}
-#: Of a moment of Adam: float32, on a card 8 bits. GaLore's are float32 everywhere.
+#: Bytes per moment of Adam: float32, on a GPU 8 bits. GaLore's are always float32.
 _MOMENT_BYTES = {"cpu": 4, "cuda": 1}
-#: What activations take over what they hold: temporaries, and holes in the heap. Measured on a CPU; torch's allocator
-#: for cards leaves fewer.
+#: Factor on activations for temporaries and fragmentation. Measured on a CPU; torch's CUDA allocator fragments less.
 OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
-#: Python, torch and the libraries as they are imported; a card's context is there before its free memory is asked.
+#: Python, torch and the imported libraries; a GPU's context exists before its free memory is read.
 _LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 0}
 #: Logits of a chunk in float32, their copy in 16 bits, and the gradients of both; a chunk as in
 #: pipeline.train.passes.answer_loss.
@@ -43,17 +42,17 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class BaseSizes:
-    """What of a base model decides how much memory its training takes; counts of numbers."""
+    """The sizes of a base model that determine its training's memory, as counts of numbers."""
 
     weights: int
     linear: int
-    """Of those, in matrices that get an adapter, and that are quantised."""
+    """Weights in the matrices that get an adapter and are quantised."""
     inputs: int
-    """Inputs of all these matrices together."""
+    """Sum of the input widths of all these matrices."""
     outputs: int
     matrices: int
     width: int
-    """Bytes of a weight as it is saved."""
+    """Bytes per saved weight."""
     layers: int
     hidden: int
     inner: int
@@ -67,7 +66,7 @@ def base_sizes(folder: Path) -> BaseSizes:
     """
     Return the sizes of the base model in `folder`, from its headers.
 
-    Raises `ValueError` if a weights file is no whole safetensors file, `OSError` if one cannot be read.
+    Raises `ValueError` if a weights file is not a complete safetensors file, `OSError` if one cannot be read.
     """
     paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     return _base_sizes(folder, tuple(map(signature, paths)))
@@ -105,19 +104,19 @@ def linear_shapes(shapes: Mapping[str, list[int]]) -> list[list[int]]:
 
 
 def trained_numbers(base: BaseSizes, train: TrainConfig) -> int:
-    """Return how many numbers a training changes, at most: of an adapter, or of the base itself."""
+    """Return the most numbers that a training changes, in an adapter or in the base."""
     if train.method == "full":
         return base.weights
     if train.method == "galore":
         return base.linear
     if train.method == "spectrum":
         return base.linear * train.chosen(base.layers) // max(1, base.layers)
-    # DoRA has one number more an output.
+    # DoRA has one more number per output.
     return train.rank * (base.inputs + base.outputs) + (train.method == "dora") * base.outputs
 
 
 def moment_numbers(base: BaseSizes, train: TrainConfig) -> int:
-    """Return how many numbers the optimizer keeps: two moments of each trained one, or GaLore's and its projectors."""
+    """Return the size of the optimizer's state: two moments per trained number, or GaLore's moments and projectors."""
     if train.method == "galore":
         return 2 * train.rank * (base.inputs + base.outputs)
     return 2 * trained_numbers(base, train)
@@ -132,11 +131,11 @@ def estimate(
     arithmetic_in_16_bits: bool = True,
 ) -> dict[str, int]:
     """
-    Return the bytes that a training takes on `device`, by what takes them, for passes of `plan.batch_tokens` tokens.
+    Return a training's estimated memory on `device`, in bytes by purpose, for micro-batches of `plan.batch_tokens`.
 
-    Between forward and backward each adapted layer keeps its input, and attention, norms and the feed-forward layer
-    what they need: the count of what torch saves for a Llama, to which it is held by a test. Experts of which a token
-    meets only a few count as if it met all. An output head that scales its logits takes them for all tokens: more.
+    Between forward and backward pass each adapted layer saves its input, and attention, norms and feed-forward layer
+    what they need: the count of what torch saves for a Llama, which a test compares. All experts of a mixture count. An
+    output head that scales its logits computes them for all tokens and needs more.
     """
     width = base.width if arithmetic_in_16_bits else _WIDE
     is_wide = width == _WIDE and (plan.quantization == "none" or not arithmetic_in_16_bits)
@@ -144,7 +143,7 @@ def estimate(
     rank = 0 if train.trains_full_weights else train.rank
     layers, last = _kept_numbers(base, rank, number) * number, base.hidden * _WIDE
     if plan.activations != "kept":
-        # The layers' inputs are kept, and one layer at a time is computed again. What is offloaded is elsewhere.
+        # The layers' inputs are saved, and one layer at a time is recomputed. Offloaded inputs are in host memory.
         inputs = base.layers * base.hidden * number if plan.activations == "recomputed" else 0
         layers = layers // max(1, base.layers) + inputs
     activations = plan.batch_tokens * (layers + last)
@@ -162,31 +161,31 @@ def estimate(
 
 
 def _kept_numbers(base: BaseSizes, rank: int, number: int) -> int:
-    """Return how many numbers of `number` bytes a token leaves in all layers until the backward pass."""
+    """Return the activations saved per token over all layers, in elements of `number` bytes."""
     of_adapters = base.inputs + rank * base.matrices
     if number == _WIDE:
-        # Without mixed precision one input is kept where several read the same: queries, keys, values; gate and up.
+        # Without mixed precision layers share a saved input: queries, keys and values; gate and up.
         of_adapters -= 3 * base.hidden * base.layers
-    # Queries, keys and values, and what attention gives; gate and up, and their product's first factor.
+    # Queries, keys, values and attention's output; gate, up and the activated gate.
     of_layers = base.outputs - 2 * base.hidden * base.layers + (base.attention + base.inner) * base.layers
-    # Both norms keep their input in float32.
+    # Both norms save their input in float32.
     of_norms = 2 * base.layers * base.hidden * _WIDE // number
     return of_adapters + max(0, of_layers) + of_norms
 
 
 def peak_resident() -> int:
-    """Return the most bytes that this program has had in memory; getrusage says what those that started it had, too."""
+    """Return the peak resident memory of this program in bytes; getrusage would include its parent's before exec."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def available_memory() -> int:
-    """Return the bytes that this process may still take: what the machine has left, and its control groups."""
+    """Return the bytes that this process can still allocate, by the machine's free memory and its control groups."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
-    own = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    # Version 2 has one line, that of version 1 has no hierarchy 0.
-    path = next((line.removeprefix("0::").lstrip("/") for line in own if line.startswith("0::")), "")
+    groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    # cgroup v2 has one line, for hierarchy 0; v1 has no hierarchy 0.
+    path = next((line.removeprefix("0::").lstrip("/") for line in groups if line.startswith("0::")), "")
     folder = _CGROUPS / path
     while True:
         free = min(free, _left_in_group(folder, free))
@@ -196,7 +195,7 @@ def available_memory() -> int:
 
 
 def _left_in_group(folder: Path, unlimited: int) -> int:
-    """Return what a control group still allows; files that the kernel keeps in memory give way."""
+    """Return the bytes that a control group still allows; the page cache counts as free."""
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         if limit == "max":
@@ -209,5 +208,5 @@ def _left_in_group(folder: Path, unlimited: int) -> int:
 
 
 def _size(config: Mapping[str, Any], *names: str) -> int:
-    """Return the first of the sizes that is there as a whole number; 0 if none is."""
+    """Return the first of the named sizes that is an integer; 0 if none is."""
     return next((value for value in (config.get(name) for name in names) if isinstance(value, int)), 0)

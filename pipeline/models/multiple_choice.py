@@ -1,4 +1,4 @@
-"""How likely a model finds each of several answers to a question: the question is read once, its answers after it."""
+"""Compute the likelihood of each choice of a multiple-choice question, prefilling the question once."""
 
 import inspect
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.models.generation import AskedModel, Tokens, accepted, device_of, likelihoods, memory_errors, pad_left
 
-#: Most memory that the float32 logits of one batch's answers may take.
+#: Most bytes of the float32 logits of one batch's choices.
 _LOGITS_BYTES = 1 << 28
 
 Question = tuple[Tokens, Sequence[Tokens]]
@@ -23,15 +23,15 @@ def choice_batches(questions: Sequence[Question], size: int, vocabulary: int) ->
 
 def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list[list[float]]:
     """
-    Return for each question the mean negative log-likelihood of each of its choices, in nats a token.
+    Return the mean negative log-likelihood of each choice of each question, in nats per token.
 
-    A question is the tokens of its prompt and those of each choice. Raises `StepFailed` if memory does not suffice.
-    The mean, so that a long choice is not the worse for it (Brown et al. 2020, section 2.4). A model that keeps nothing
-    of what it read that answers could go on from, as a recurrent one, reads the question anew for each answer.
+    A question is the tokens of its prompt and of each choice. The mean normalises for length (Brown et al. 2020,
+    section 2.4). For a model without a key-value cache, as a recurrent one, the question is prefilled for each choice.
+    Raises `StepFailed` if memory does not suffice.
     """
     import torch
 
-    owners = [place for place, (_, choices) in enumerate(questions) for _ in choices]
+    owners = [index for index, (_, choices) in enumerate(questions) for _ in choices]
     rows = [tokens for _, choices in questions for tokens in choices]
     with memory_errors(), torch.inference_mode():
         sums = _losses(asked.model, [prompt for prompt, _ in questions], owners, rows)
@@ -41,14 +41,14 @@ def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list
             for prompt, choices in questions
             for whole in likelihoods(asked, [(prompt, tokens) for tokens in choices])
         ]
-    found: list[list[float]] = [[] for _ in questions]
+    means: list[list[float]] = [[] for _ in questions]
     for owner, row, loss in zip(owners, rows, sums, strict=True):
-        found[owner].append(loss / len(row))
-    return found
+        means[owner].append(loss / len(row))
+    return means
 
 
 def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequence[Tokens]) -> list[float] | None:
-    """Return the summed loss of each row of tokens after its owner's prompt; `None` without a cache to go on from."""
+    """Return the summed loss of each row of tokens after its owner's prompt; `None` without a key-value cache."""
     import torch
     from torch.nn import functional
 
@@ -63,19 +63,19 @@ def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequ
     wanted = counted.bool()
     logits = read.logits[index, -1:]
     if width > 1:
-        # Its name changed within transformers 5.
+        # The cache's name changed within transformers 5.
         name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         known: Any = getattr(read, name, None)
         if not hasattr(known, "reorder_cache"):
             return None
         known.reorder_cache(index)
-        places = mask.sum(dim=-1)[index, None] + torch.arange(width - 1, device=device)
+        positions = mask.sum(dim=-1)[index, None] + torch.arange(width - 1, device=device)
         further = model(
             input_ids=targets[:, :-1],
             attention_mask=torch.cat([mask[index], counted[:, :-1]], dim=1),
             use_cache=True,
             **{name: known},
-            **accepted(model, position_ids=places),
+            **accepted(model, position_ids=positions),
         )
         logits = torch.cat([logits, further.logits], dim=1)
     losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")

@@ -1,11 +1,10 @@
 """
-Record → prompt and completion tokens: one place for training, evaluation and the merged model's chat template.
+Format a record as prompt and completion tokens, for training, evaluation and the merged model's chat template.
 
-Both formats go through a chat template: the tokenizer's own, or Alpaca's, which the merged model then carries. So what
-was trained is, token for token, what `apply_chat_template` of a user message gives to whoever serves the model.
+Both formats are chat templates: the tokenizer's own, or Alpaca's, which the merged model then contains. So training
+uses, token for token, what `apply_chat_template` of a user message gives when the model is served.
 
-A special token that stands in a record's text is encoded as the plain text that it is, in every split alike: it can
-neither end nor forge a turn.
+A special token in a record's text is encoded as plain text in every split: it can neither end nor forge a turn.
 """
 
 import json
@@ -25,7 +24,7 @@ _ALPACA_HEAD = (
     "### Instruction:\n"
 )
 _ALPACA_TURN = "\n\n### Response:\n"
-#: Chat template of a model trained in Alpaca's format. A system message replaces nothing: it stands before the request.
+#: Chat template of a model trained in Alpaca's format. A system message is put before the request.
 ALPACA_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'assistant' -%}{{- message['content'] + eos_token -}}"
@@ -36,22 +35,22 @@ ALPACA_TEMPLATE = (
 )
 
 
-#: Stands for an answer while a template is rendered around it: private, so that no template changes it.
+#: Placeholder for an answer in a rendered template: a private character, so that no template changes it.
 _ANSWER = "\uf8ff"
 
 
 def fold(instruction: str, input: str) -> str:  # noqa: A002 - the record's own field name
-    """Return what a user says: the instruction, and below it the input where there is one."""
+    """Return the user message: the instruction, followed by the input if there is one."""
     return f"{instruction}\n### Input:\n{input}" if input else instruction
 
 
 def alpaca_prompt(content: str) -> str:
-    """Return the text that `ALPACA_TEMPLATE` makes of one user message."""
+    """Return one user message as `ALPACA_TEMPLATE` renders it."""
     return f"{_ALPACA_HEAD}{content}{_ALPACA_TURN}"
 
 
 def prompt_form(fmt: Format) -> str:
-    """Say exactly what a model was trained to be asked; texts stand in quotes, as in JSON."""
+    """Describe the prompt format that a model was trained with; texts are quoted as in JSON."""
     alone, both = (json.dumps(fold("{instruction}", given)) for given in ("", "{input}"))
     whole = f"; the template makes {json.dumps(alpaca_prompt('{message}'))} of it" if fmt == "alpaca" else ""
     return f"one user message through the model's chat template: {alone}, or with an input {both}{whole}"
@@ -59,9 +58,9 @@ def prompt_form(fmt: Format) -> str:
 
 def choose_format(setting: Literal["auto", "chat", "alpaca"], *, has_chat_template: bool) -> Format:
     """
-    Return the prompt format in force: `auto` is the chat template where there is one.
+    Resolve the setting `format`: `auto` is the chat template if there is one, else Alpaca's.
 
-    Raises `CannotTrain` if `chat` is asked of a tokenizer without a template.
+    Raises `CannotTrain` for `chat` if the tokenizer has no template.
     """
     if setting == "chat" and not has_chat_template:
         message = "train.format is chat, and the base model's tokenizer has no chat template"
@@ -73,10 +72,10 @@ def choose_format(setting: Literal["auto", "chat", "alpaca"], *, has_chat_templa
 
 def template_for(tokenizer: Any, fmt: Format) -> str | None:
     """
-    Return the chat template that belongs to a format; `None` is the tokenizer's own.
+    Return the chat template of a format; `None` is the tokenizer's own.
 
-    Templates are tokenised without special tokens, so Alpaca's opens with the BOS token if the tokenizer adds one to
-    plain text by itself.
+    Rendered templates are tokenised without adding special tokens, so Alpaca's begins with the BOS token if the
+    tokenizer adds one to plain text.
     """
     if fmt == "chat":
         return None
@@ -88,7 +87,7 @@ def prompt_ids(tokenizer: Any, fmt: Format, content: str) -> list[int]:
     """
     Return the token ids of the prompt for one user message, up to where the answer begins.
 
-    Raises `CannotTrain` if chat template or tokenizer cannot do it.
+    Raises `CannotTrain` if chat template or tokenizer fail.
     """
     veil = _Veil(tokenizer, content)
     return veil.ids(veil.render(fmt, content))
@@ -96,39 +95,39 @@ def prompt_ids(tokenizer: Any, fmt: Format, content: str) -> list[int]:
 
 def completion_ids(tokenizer: Any, fmt: Format, content: str, output: str, stops: Collection[int]) -> list[int]:
     """
-    Return the token ids that the model is to answer with: `output`, ended by one of the `stops`.
+    Return the token ids of the completion: `output`, followed by one of the `stops`.
 
-    What a template writes after the turn's end is cut, and where it ends no turn the tokenizer's EOS does. The ids
-    follow on `prompt_ids` as they are: the prompt's tokens are never merged with the answer's. Raises `CannotTrain` if
-    chat template or tokenizer cannot do it.
+    Text of the template after the turn's end token is dropped; if it has none, the tokenizer's EOS is appended. The ids
+    continue `prompt_ids`: tokens of prompt and answer are never merged. Raises `CannotTrain` if chat template or
+    tokenizer fail.
     """
     veil = _Veil(tokenizer, content, output)
-    asked = veil.render(fmt, content)
-    # A template may rewrite an answer (strip it, put an empty thought before it): the answer is taken as it is, and of
-    # the template what it writes after one.
+    prompt = veil.render(fmt, content)
+    # A template may rewrite an answer (strip it, put an empty thought before it): the answer is used unchanged,
+    # followed by the template's text after an answer.
     _, written, end = veil.render(fmt, content, _ANSWER).rpartition(_ANSWER)
     tail = veil.hide(output) + (end if written else "")
-    head = veil.ids(asked)
-    whole = veil.ids(asked + tail)
+    head = veil.ids(prompt)
+    whole = veil.ids(prompt + tail)
     ids = whole[len(head) :] if whole[: len(head)] == head else veil.ids(tail)
-    ends = [place for place, token in enumerate(ids) if token in stops]
+    ends = [index for index, token in enumerate(ids) if token in stops]
     return ids[: ends[0] + 1] if ends else [*ids, tokenizer.eos_token_id]
 
 
 def stop_ids(tokenizer: Any, generation_eos: int | Collection[int] | None) -> list[int]:
-    """Return the tokens that end an answer, sorted: the tokenizer's EOS and those of the base's generation config."""
+    """Return the sorted end tokens: the tokenizer's EOS and those of the base's generation config."""
     further = [generation_eos] if isinstance(generation_eos, int) else list(generation_eos or [])
     return sorted({tokenizer.eos_token_id, *further})
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
-    """Return the texts that the tokenizer reads as special tokens; in data they could end or forge a turn."""
+    """Return the texts of the tokenizer's special tokens, which in data could end or forge a turn."""
     added: Mapping[int, Any] = tokenizer.added_tokens_decoder
     return sorted({str(token.content) for token in added.values() if token.special and token.content})
 
 
 def holds_special_token(tokenizer: Any, *texts: str) -> bool:
-    """Say whether one of the texts spells a special token of the tokenizer."""
+    """Return whether one of the texts contains a special token of the tokenizer."""
     pattern = _control_pattern(tokenizer)
     return pattern is not None and any(pattern.search(text) for text in texts)
 
@@ -141,10 +140,10 @@ def _control_pattern(tokenizer: Any) -> re.Pattern[str] | None:
 
 class _Veil:
     """
-    Hides special tokens in data behind private characters while a template is rendered around it.
+    Replaces special tokens in data by private characters while a template is rendered.
 
-    The text between them is encoded as ever, so the template's own tokens are special tokens, and the hidden ones are
-    encoded with `split_special_tokens`, as the plain text that they are.
+    The template's own special tokens are then encoded as such, and the replaced ones with `split_special_tokens`, as
+    plain text.
     """
 
     def __init__(self, tokenizer: Any, *texts: str) -> None:
@@ -157,13 +156,13 @@ class _Veil:
         self._tokens = {mark: token for token, mark in self._marks.items()}
 
     def hide(self, text: str) -> str:
-        """Return `text` with a private character for each special token."""
+        """Return `text` with each special token replaced by a private character."""
         if not self._marks or self._pattern is None:
             return text
-        return self._pattern.sub(lambda found: self._marks[found[0]], text)
+        return self._pattern.sub(lambda match: self._marks[match[0]], text)
 
     def render(self, fmt: Format, content: str, output: str | None = None) -> str:
-        """Return the text of a conversation: the request, up to where the answer begins, or with the answer."""
+        """Return the rendered conversation: the request up to where the answer begins, or with the answer."""
         turns = [{"role": "user", "content": self.hide(content)}]
         if output is not None:
             turns.append({"role": "assistant", "content": self.hide(output)})
@@ -193,4 +192,4 @@ class _Veil:
 
     def _foreign(self, program: str, problem: str, file: str) -> AbstractContextManager[None]:
         what = f"{program} in {self._tokenizer.name_or_path} {problem}"
-        return foreign_code(what, f"mend {file} there, or use another base model")
+        return foreign_code(what, f"repair {file} there, or use another base model")

@@ -1,7 +1,7 @@
 """
-Headers of safetensors files, within limits of memory; no weights are read.
+Read the headers of untrusted safetensors files within limits of memory, without reading weights.
 
-What the format allows is for safetensors' own reader to say, when the weights are loaded: it would load numpy, too.
+Whether a file conforms to the format is checked by safetensors' own reader when weights are loaded: it needs numpy.
 """
 
 import os
@@ -14,15 +14,15 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pipeline.models.text_files import parse_json, try_read_object
 from pipeline.regular_files import open_regular
 
-#: Of all headers of a model together: what the largest ones have, several times over.
+#: Most bytes of all headers of a model together, several times those of the largest models.
 HEADER_BYTES = 32 << 20
-#: Of a model, likewise: each takes a kilobyte of memory while its header is read.
+#: Most tensors of a model, likewise: each takes a kilobyte of memory while its header is read.
 MOST_TENSORS = 100_000
 _VALUES = 16
-"""Brackets and commas of a tensor in a header, and some more."""
+"""Upper bound of brackets and commas per tensor in a header."""
 _LENGTH_BYTES = 8
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-#: A file that has less than this share of its bytes on the disk is mostly a hole; file systems that compress save less.
+#: A file with less than this share of its bytes on disk is mostly a hole; compressing file systems save less.
 _LEAST_STORED = 1 / 16
 _BLOCK_BYTES = 512
 _HOLES_FROM = 1 << 30
@@ -31,7 +31,7 @@ _Size = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 
 
 class Tensor(BaseModel):
-    """What a header says of a tensor; `data_offsets` are where it begins and ends, in bytes after the header."""
+    """A tensor's entry in a header; `data_offsets` are its begin and end, in bytes after the header."""
 
     dtype: str
     shape: Annotated[list[_Size], Field(max_length=64)]
@@ -44,7 +44,7 @@ _HEADER = TypeAdapter(Header)
 
 
 class NotSafetensorsError(ValueError):
-    """A file is no whole safetensors file; the words say why."""
+    """A file is not a complete safetensors file; the message says why."""
 
 
 def read_shapes(path: Path) -> Shapes:
@@ -54,7 +54,7 @@ def read_shapes(path: Path) -> Shapes:
 
 def weight_files(folder: Path) -> list[Path]:
     """
-    Return the weight files that transformers loads: the whole one, or those that the index names.
+    Return the weight files that transformers loads: `model.safetensors`, or the shards that the index names.
 
     Raises `NotSafetensorsError` if there is neither.
     """
@@ -68,29 +68,31 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_all_shapes(paths: Iterable[Path]) -> Iterator[tuple[Path, Shapes, int]]:
     """
-    Yield, of each weights file of a model, its path, the shape of each tensor, and the length of its header.
+    Yield each weights file's path, the shapes of its tensors, and the length of its header.
 
-    Raises `NotSafetensorsError`, which names the file, as `read_header` does, or if the model has too many tensors.
+    Raises `NotSafetensorsError` naming the file, where `read_header` does or if the model has too many tensors.
     """
     left, tensors = HEADER_BYTES, 0
     for path in paths:
         try:
             header, length = read_header(path, left)
         except NotSafetensorsError as error:
-            raise NotSafetensorsError(f"{path.name} that is cut off or no safetensors file: {error}") from error
+            raise NotSafetensorsError(f"{path.name} that is truncated or not a safetensors file: {error}") from error
         tensors += len(header)
         if tensors > MOST_TENSORS:
-            raise NotSafetensorsError(f"{path.name}: with it there are {tensors:,} tensors, {MOST_TENSORS:,} at most")
+            raise NotSafetensorsError(
+                f"{path.name}: with it there are {tensors:,} tensors, and the limit is {MOST_TENSORS:,}"
+            )
         left -= length
         yield path, {name: tensor.shape for name, tensor in header.items()}, length
 
 
 def read_header(path: Path, most: int = HEADER_BYTES) -> tuple[Header, int]:
     """
-    Return what a safetensors file says of its tensors, and how many bytes that takes; the tensors begin 8 bytes later.
+    Return a safetensors file's header and its length in bytes, not counting the 8 bytes of the length field.
 
-    Raises `NotSafetensorsError` if the file does not end where its last tensor does, is mostly a hole, or has a header
-    that is none or of more than `most` bytes; `OSError` if it cannot be read.
+    Raises `NotSafetensorsError` if the file does not end with its last tensor, is mostly a hole, or has an invalid
+    header or one of more than `most` bytes; `OSError` if it cannot be read.
     """
     with open_regular(path) as file:
         info = os.fstat(file.fileno())
@@ -100,11 +102,11 @@ def read_header(path: Path, most: int = HEADER_BYTES) -> tuple[Header, int]:
         if len(head) < _LENGTH_BYTES or size < 0:
             raise NotSafetensorsError("it is shorter than its header")
         if length > most:
-            raise NotSafetensorsError(f"its header has {length:,} bytes, and {most:,} are left for it")
+            raise NotSafetensorsError(f"its header has {length:,} bytes, and the limit is {most:,}")
         text = file.read(length)
-    found = text.count(b'"data_offsets"')
-    if found > MOST_TENSORS:
-        raise NotSafetensorsError(f"it has {found:,} tensors, and {MOST_TENSORS:,} are the most")
+    tensors = text.count(b'"data_offsets"')
+    if tensors > MOST_TENSORS:
+        raise NotSafetensorsError(f"it has {tensors:,} tensors, and the limit is {MOST_TENSORS:,}")
     try:
         header = parse_json(text, _VALUES * MOST_TENSORS)
         if isinstance(header, dict):
@@ -113,14 +115,14 @@ def read_header(path: Path, most: int = HEADER_BYTES) -> tuple[Header, int]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = " of ".join(str(part)[:80] for part in reversed(first["loc"]))
-        raise NotSafetensorsError(f"its header is wrong: {where}: {first['msg']}") from error
+        raise NotSafetensorsError(f"its header is invalid: {where}: {first['msg']}") from error
     except ValueError as error:
-        raise NotSafetensorsError("its header is no JSON") from error
+        raise NotSafetensorsError("its header is not JSON") from error
     end = max((tensor.data_offsets[1] for tensor in header.values()), default=0)
     if end != size:
         raise NotSafetensorsError(f"its tensors have {end:,} bytes and the file has {size:,} for them")
     stored = info.st_blocks * _BLOCK_BYTES
-    # It costs who sends it nothing, and hours to read. Some file systems do not tell the blocks.
+    # A sparse file costs nothing to send and hours to read. Some file systems report no blocks.
     if info.st_size >= _HOLES_FROM and 0 < stored < info.st_size * _LEAST_STORED:
-        raise NotSafetensorsError(f"of its {info.st_size:,} bytes only {stored:,} are on the disk")
+        raise NotSafetensorsError(f"only {stored:,} of its {info.st_size:,} bytes are on disk")
     return header, length

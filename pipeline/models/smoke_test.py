@@ -1,8 +1,8 @@
 """
-Loads a model folder as a server does and lets it generate one token: python -m pipeline.models.smoke_test FOLDER.
+Load a model folder as a server does and generate one token: python -m pipeline.models.smoke_test FOLDER.
 
-Ends with 0, or says in one line of JSON on standard output what is wrong and what to do, and ends with the error's
-code. A process of its own, for callers that must never load the training stack.
+Exits with 0, or prints the error and its remedy as one line of JSON and exits with the error's code. It runs in its own
+process, for callers that must not load the training stack.
 """
 
 import json
@@ -20,7 +20,7 @@ def check(folder: Path) -> str:
     """
     Return the first token that the model in `folder` generates, as text.
 
-    Raises `CannotTrain` if tokenizer or model cannot be loaded, `StepFailed` if its numbers are no numbers.
+    Raises `CannotTrain` if tokenizer or model cannot be loaded, `StepFailed` if its logits are not finite.
     """
     import torch
 
@@ -31,18 +31,18 @@ def check(folder: Path) -> str:
     with torch.no_grad():
         logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits[0, -1].float()
     if not bool(torch.isfinite(logits).all()):
-        raise StepFailed("its logits are not finite numbers", "the weights are damaged: take another model")
+        raise StepFailed("its logits are not finite numbers", "the weights are damaged: use another model")
     return str(tokenizer.decode(int(logits.argmax())))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check the folder that `arguments` name; return the exit code."""
+    """Check the folder in `arguments`; return the exit code."""
     try:
         check(Path(arguments[0]))
     except DropforgeError as error:
         print(json.dumps({"error": error.message, "hint": error.hint}))
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - a library's own words are better than none
+    except Exception as error:  # noqa: BLE001 - a library's message is better than none
         words = {"error": f"{type(error).__name__}: {error}"[:500], "hint": "see whether a server loads the folder"}
         print(json.dumps(words))
         return EXIT_FAILED

@@ -1,4 +1,4 @@
-"""The files of a model folder that are read as text, each up to a size: a model may come from anybody."""
+"""Read the text files of an untrusted model folder, each up to a size limit."""
 
 import json
 import stat
@@ -9,28 +9,28 @@ from typing import Any
 
 from pipeline.regular_files import read_regular
 
-#: Lists of tokens or of tensors, which large models need.
+#: Lists of tokens or tensors, which may be large.
 _LISTS = ("tokenizer.json", "vocab.*", "merges.txt", "*.tiktoken", "*.model", "*.safetensors.index.json")
 _LIST_BYTES = 64 << 20
 _TEXT_BYTES = 4 << 20
-#: Values in a JSON file, several times what the index of the largest model has; each takes a hundred bytes of memory.
+#: Most values of a JSON file, several times those of the largest model's index; each takes a hundred bytes of memory.
 _MOST_VALUES = 1 << 18
 _MOST_FILES = 10_000
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "*.model")
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what is in a file. Raises `OSError` if it is no regular file or too large."""
+    """Return a file's bytes. Raises `OSError` if it is not a regular file or too large."""
     return read_regular(path, _most(path))
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text. Raises `OSError` if it is no regular file or too large, `ValueError` if not UTF-8."""
+    """Return a file's text. Raises `OSError` if it is not a regular file or too large, `ValueError` if not UTF-8."""
     return read_bytes(path).decode()
 
 
 def try_read_object(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file; `None` if there is none that can be read."""
+    """Return the JSON object in a file; `None` if it cannot be read."""
     try:
         value = parse_json(read_bytes(path))
     except (OSError, ValueError):
@@ -39,19 +39,19 @@ def try_read_object(path: Path) -> dict[str, Any] | None:
 
 
 def parse_json(data: bytes, most: int = _MOST_VALUES) -> Any:
-    """Return the value of a JSON text. Raises `ValueError` if it is none, nested too deep, or of too many values."""
+    """Return the value of a JSON text. Raises `ValueError` if it is invalid, nested too deeply, or too large."""
     if sum(map(data.count, (b",", b"[", b"{"))) > most:
         raise ValueError(f"it has more than {most:,} values")
     try:
         return json.loads(data)
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 def unfit_file(folder: Path) -> str:
-    """Return which file of a model folder nobody should open, and why; empty if there is none."""
-    places = (folder, folder / "additional_chat_templates")
-    paths = list(islice((path for place in places if place.is_dir() for path in place.iterdir()), _MOST_FILES + 1))
+    """Return which file of a model folder must not be opened, and why; empty if there is none."""
+    folders = (folder, folder / "additional_chat_templates")
+    paths = list(islice((path for part in folders if part.is_dir() for path in part.iterdir()), _MOST_FILES + 1))
     if len(paths) > _MOST_FILES:
         return f"holds more than {_MOST_FILES:,} files"
     for path in sorted(paths):
@@ -59,13 +59,13 @@ def unfit_file(folder: Path) -> str:
         try:
             info = path.stat()
         except FileNotFoundError:
-            continue  # a link to nowhere; where the file is needed, that it is missing is said
+            continue  # a broken link; a missing file is reported where it is needed
         if stat.S_ISDIR(info.st_mode):
             continue
         if not stat.S_ISREG(info.st_mode):
-            return f"holds {name}, which is no regular file"
+            return f"holds {name}, which is not a regular file"
         if any(fnmatch(name, pattern) for pattern in _TEXTS) and info.st_size > _most(path):
-            return f"has a {name} of {info.st_size:,} bytes, and {_most(path):,} is the most"
+            return f"has a {name} of {info.st_size:,} bytes, and the limit is {_most(path):,}"
     return ""
 
 

@@ -1,8 +1,8 @@
 """
-How many tokens a text has for a base model, by its tokenizer.json; nothing of the training stack is loaded.
+Count a text's tokens with a base model's tokenizer.json, without loading the training stack.
 
-A tokenizer takes a gigabyte of memory and seconds for a text of some megabytes. So what certainly does not fit into a
-window is told first, by characters and words: no token has more of them than the longest one of the vocabulary.
+A tokenizer takes a gigabyte of memory and seconds for a text of some megabytes. So texts that certainly exceed the
+window are found first, by characters and words: no token has more of them than the longest one in the vocabulary.
 """
 
 import json
@@ -18,34 +18,34 @@ from pipeline.models.untrusted_code import foreign_code
 from pipeline.regular_files import signature
 
 _NAME = "tokenizer.json"
-#: Characters that Unicode's normal forms make one of, at most.
+#: Most characters that a Unicode normal form composes into one.
 _COMPOSED = 4
-#: How tokenizers write a blank and a line feed.
+#: How tokenizers write a space and a line feed.
 _BLANKS = str.maketrans("ĠĊ▁", "   ")
 
 
 class Longest(NamedTuple):
-    """The most that one token stands for."""
+    """The most characters and words of one token."""
 
     characters: int = sys.maxsize
     words: int = sys.maxsize
 
 
 class Window:
-    """The most tokens of a row, prompt and answer together, and texts held against it."""
+    """The most tokens of a row, prompt and answer together; counts texts against it."""
 
     def __init__(self, base: Path, most: int) -> None:
-        """Take `most`, or the window of the base model in a folder where that is shorter."""
+        """Use the smaller of `most` and the window of the base model in a folder."""
         self.tokens = min(most, read_window(base))
         self._path = base / _NAME
 
     @property
     def counts(self) -> bool:
-        """Whether tokens can be counted; not with a tokenizer that transformers alone knows to read."""
+        """Whether tokens can be counted, that is, whether there is a tokenizer.json."""
         return self._path.is_file()
 
     def is_exceeded(self, *texts: str) -> bool:
-        """Say whether the texts have more tokens together than fit, whatever the tokenizer makes of them."""
+        """Return whether the texts together certainly exceed the window, by a lower bound of their tokens."""
         if sum(map(len, texts)) <= self.tokens:
             return False
         words = [word for text in texts for word in text.split()]
@@ -53,16 +53,16 @@ class Window:
         return max(sum(map(len, words)) / longest.characters, len(words) / longest.words) > self.tokens
 
     def count(self, text: str) -> int:
-        """Return how many tokens a text has, or, where they cannot be counted, certainly has not more of."""
+        """Return a text's number of tokens, or an upper bound where they cannot be counted."""
         return len(self._tokenizer.encode(text, add_special_tokens=False)) if self.counts else len(text.encode())
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer  # noqa: PLC0415 - where nothing is counted it is not needed
+        from tokenizers import Tokenizer  # noqa: PLC0415 - needed only for counting
 
         with foreign_code(f"{self._path} cannot be read", "use another base model"):
             made = Tokenizer.from_file(str(self._path))
-        # As its owner last used it.
+        # The file may have these set.
         made.no_truncation()
         made.no_padding()
         return made
@@ -70,7 +70,7 @@ class Window:
 
 @lru_cache(maxsize=4)
 def _longest(file: tuple[str, int, int, int]) -> Longest:
-    """Return the most that a token of a tokenizer.json stands for; no bound where it may leave something out."""
+    """Return the longest token of a tokenizer.json; no bound where the tokenizer may drop text."""
     try:
         # The merges behind the vocabulary would take many times its size.
         text = read_text(Path(file[0]))

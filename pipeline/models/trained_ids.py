@@ -1,28 +1,28 @@
-"""The ids of the records that a model was trained on: a file in its folder, so that what it has seen is known later."""
+"""Read and write the ids of the records that a model was trained on, a file in its folder."""
 
 from collections.abc import Container, Iterable
 from pathlib import Path
 
 from pipeline import durable
 
-#: In the model's folder; no part of its id, but in its manifest.
+#: Not part of the model id, but listed in the manifest.
 NAME = "trained-ids.txt"
 
 
 def write_trained_ids(folder: Path, ids: Iterable[str]) -> None:
-    """Write the ids into a model's folder, sorted, each once, one a line."""
+    """Write the ids to a model's folder, sorted and without duplicates, one per line."""
     durable.write_bytes(folder / NAME, "".join(f"{name}\n" for name in sorted(set(ids))).encode())
 
 
 def trained_ids(folder: Path, among: Container[str] | None = None) -> frozenset[str]:
     """
-    Return the ids of the records that the model in `folder` was trained on, of those in `among` if that is given.
+    Return the ids of the records that the model in `folder` was trained on, limited to those in `among` if given.
 
-    A model without such a file, a base model say, was trained on nothing of ours. Raises `OSError` if it is unreadable.
+    Empty for a model without such a file, as a base model. Raises `OSError` if it cannot be read.
     """
     try:
         with (folder / NAME).open(encoding="utf-8") as file:
-            found = (line.rstrip("\n") for line in file)
-            return frozenset(name for name in found if name and (among is None or name in among))
+            ids = (line.rstrip("\n") for line in file)
+            return frozenset(name for name in ids if name and (among is None or name in among))
     except FileNotFoundError:
         return frozenset()

@@ -1,4 +1,4 @@
-"""What a model folder brings along runs here: its chat template and its tokenizer are programs, of somebody else's."""
+"""Limit time and errors of a model folder's own programs: its chat template and its tokenizer."""
 
 import signal
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 from pipeline.errors import CannotTrain
 
-#: Processor time that one use may take; an honest one takes milliseconds, loading a tokenizer some seconds.
+#: Most processor time of one use; usually it takes milliseconds, loading a tokenizer some seconds.
 SECONDS = 120.0
-#: What a process dies of that was at it for longer. It cannot word that itself: such code may never let go of the
+#: The signal that kills a process beyond that limit. No exception is possible: such code may never release the
 #: interpreter.
 ENDED_BY = signal.SIGPROF
 
@@ -16,9 +16,9 @@ ENDED_BY = signal.SIGPROF
 @contextmanager
 def foreign_code(what: str, hint: str) -> Iterator[None]:
     """
-    Turn whatever the block raises into `CannotTrain`, whose message begins with `what`; `MemoryError` stays.
+    Raise `CannotTrain`, with a message that begins with `what`, for any error of the block but `MemoryError`.
 
-    The whole process ends, by `ENDED_BY`, if the block takes more than `SECONDS` of the processor.
+    `ENDED_BY` kills the whole process if the block takes more than `SECONDS` of processor time.
     """
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:

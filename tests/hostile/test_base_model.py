@@ -55,8 +55,8 @@ EVIL: dict[str, tuple[Spoil, str]] = {
     "a vocabulary of 0": (set_in("config.json", vocab_size=0), "vocab_size is 0"),
     "a width of -96": (set_in("config.json", hidden_size=-96), "hidden_size is -96"),
     "10^12 layers": (set_in("config.json", num_hidden_layers=10**12), "num_hidden_layers is 1000000000000"),
-    "a pipe as config.json": (pipe("config.json"), "holds config.json, which is no regular file"),
-    "a pipe as tokenizer.json": (pipe("tokenizer.json"), "holds tokenizer.json, which is no regular file"),
+    "a pipe as config.json": (pipe("config.json"), "holds config.json, which is not a regular file"),
+    "a pipe as tokenizer.json": (pipe("tokenizer.json"), "holds tokenizer.json, which is not a regular file"),
     "a chat template of 10 MB": (
         lambda folder: (folder / "chat_template.jinja").write_text("x" * 10_000_000),
         "chat_template.jinja of 10,000,000 bytes",

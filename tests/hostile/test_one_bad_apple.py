@@ -104,7 +104,7 @@ def base_that_hangs(house: House) -> None:
     config.unlink()
     os.mkfifo(config)
     os.chown(config, DAEMON.number, GROUP)
-    house.box.until(lambda: "config.json, which is no regular file" in house.box.said())
+    house.box.until(lambda: "config.json, which is not a regular file" in house.box.said())
     house.box.drop(ALICE, "drop.jsonl", rows("one", "two"), "bad")
 
 
@@ -136,7 +136,7 @@ def hanging_hook(house: House) -> None:
 TROUBLES: dict[str, tuple[Callable[[House], None], Callable[[House], str], str]] = {
     "a file that cannot be read": (unreadable, House.left, "cannot be opened"),
     "a file of 8 TiB": (huge, House.refusal, "too_large"),
-    "a base whose config.json is a pipe": (base_that_hangs, House.error, "config.json, which is no regular file"),
+    "a base whose config.json is a pipe": (base_that_hangs, House.error, "config.json, which is not a regular file"),
     "a damaged artifact": (damaged_artifact, House.error, "prepare.json"),
     "a hook that fails": (failing_hook, House.hook, "hooks.after_promotion failed: exit code 3"),
     "a hook that hangs": (hanging_hook, House.hook, "hooks.after_promotion is running"),

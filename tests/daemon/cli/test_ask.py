@@ -13,7 +13,7 @@ import pytest
 from daemon.champions.smoke_test import ask as let_answer
 from pipeline.errors import DropforgeError
 from pipeline.models.generation import Decoding, open_model
-from pipeline.models.greedy_decoding import answer_aloud, answers
+from pipeline.models.greedy_decoding import answers, stream_answer
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.prompt import choose_format, fold, prompt_ids
 from tests.daemon.conftest import MODEL_ID
@@ -54,7 +54,7 @@ def test_what_is_told_while_it_is_made_is_the_evaluations_answer(llama: Path) ->
     asked = open_model(llama, tokenizer, "cpu")
     prompt = prompt_ids(tokenizer, choose_format("auto", has_chat_template=bool(tokenizer.chat_template)), "say it")
     told: list[str] = []
-    found = answer_aloud(asked, prompt, DECODING, told.append)
+    found = stream_answer(asked, prompt, DECODING, told.append)
     assert found == answers(asked, [prompt], DECODING)[0]
     assert len(told) == found.tokens
     assert told[-1] == found.text

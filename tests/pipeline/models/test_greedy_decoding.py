@@ -198,7 +198,7 @@ def test_other_kinds_of_models_are_answered_alike(
 def test_a_model_that_keeps_nothing_to_go_on_from_is_refused(tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
     config = small(transformers.RwkvConfig, tiny_llama, attention_hidden_size=64, context_length=512)
     asked = save_small(tmp_path / "model", config, tiny_llama)
-    with pytest.raises(CannotTrain, match="RwkvForCausalLM has no cache"):
+    with pytest.raises(CannotTrain, match="RwkvForCausalLM has no key-value cache"):
         texts(asked, prompts_of(tiny, tiny_llama), 4)
 
 

@@ -34,7 +34,7 @@ def test_a_model_larger_than_memory_answers_alike(
 ) -> None:
     rows = tiny.rows(7, seed=3)
     answers, likely = told(tiny_llama, rows)
-    assert "read in each pass" not in capfd.readouterr().err
+    assert "read in every forward pass" not in capfd.readouterr().err
     weights = (tiny_llama / "model.safetensors").stat().st_size
     monkeypatch.setattr(loading, "available_memory", lambda: weights * 11 // 10)
     model: Any = loading.load_model(tiny_llama, "cpu", offload=True)
@@ -43,7 +43,7 @@ def test_a_model_larger_than_memory_answers_alike(
     again, as_likely = told(tiny_llama, rows)
     assert again == answers
     assert as_likely == pytest.approx(likely, rel=1e-5)
-    assert "read in each pass" in capfd.readouterr().err
+    assert "read in every forward pass" in capfd.readouterr().err
     # What is trained or combined is whole.
     assert {str(weight.device) for weight in loading.load_model(tiny_llama, "cpu").parameters()} == {"cpu"}
 

@@ -221,8 +221,8 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights are pickled": (only_pickles, "pytorch_model.bin"),
     "there are no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors weights"),
     "weights are cut off": (cut_off, "model.safetensors that is cut off"),
-    "weights are a git-lfs pointer": (pointer, "cut off or no safetensors"),
-    "weights have no header": (absurd_header, "cut off or no safetensors"),
+    "weights are a git-lfs pointer": (pointer, "truncated or not a safetensors"),
+    "weights have no header": (absurd_header, "truncated or not a safetensors"),
     "a shard is missing": (missing_shard, "model-00002-of-00002.safetensors"),
     "its model is code": (setting("config.json", "auto_map", {"AutoModel": "x.Y"}), "auto_map"),
     "its tokenizer is code": (
@@ -233,12 +233,12 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "it is an encoder-decoder": (setting("config.json", "is_encoder_decoder", True), "encoder-decoder"),  # noqa: FBT003
     "it is an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter"),
     "config.json is broken": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-    "config.json is a pipe": (pipe("config.json"), "holds config.json, which is no regular file"),
-    "some other file is a pipe": (pipe("merges.txt"), "holds merges.txt, which is no regular file"),
-    "its weights are a pipe": (pipe("model.safetensors"), "holds model.safetensors, which is no regular file"),
+    "config.json is a pipe": (pipe("config.json"), "holds config.json, which is not a regular file"),
+    "some other file is a pipe": (pipe("merges.txt"), "holds merges.txt, which is not a regular file"),
+    "its weights are a pipe": (pipe("model.safetensors"), "holds model.safetensors, which is not a regular file"),
     "a chat template is a device": (
         device,
-        "holds chat_template.jinja, which is no regular file",
+        "holds chat_template.jinja, which is not a regular file",
     ),
     "the chat template has 10 MB": (
         grown("chat_template.jinja", 10_000_000),
@@ -258,17 +258,17 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}"),
         "shorter than its header",
     ),
-    "its headers are longer than any model's": (long_headers, "are left for it"),
+    "its headers are longer than any model's": (long_headers, "and the limit is"),
     "its header is no JSON": (
         lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 200_000) + b"[" * 200_000),
-        "no JSON",
+        "not JSON",
     ),
     "a shape is negative": (tensors(b"ab", a=("U8", [-1, -2], [0, 2])), "0 of shape of a: .* greater"),
     "a shape is a fraction": (tensors(b"ab", a=("U8", [2.0], [0, 2])), "0 of shape of a: .* integer"),
     "a shape has a number without end": (tensors(b"", a=("U8", [0, 10**30], [0, 0])), "1 of shape of a: .* less"),
     "a shape has a thousand sides": (tensors(b"a", a=("U8", [1] * 1000, [0, 1])), "shape of a: .* at most 64"),
     "a place is none": (tensors(b"ab", a=("U8", [2], 7)), "data_offsets of a: Input should be a valid list"),
-    "weights are mostly a hole": (mostly_a_hole, "are on the disk"),
+    "weights are mostly a hole": (mostly_a_hole, "bytes are on disk"),
     "it has more layers than weights": (
         setting("config.json", "num_hidden_layers", 4096),
         "num_hidden_layers is 4,096",
