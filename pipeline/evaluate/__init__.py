@@ -1,7 +1,7 @@
 """
-Evaluate models and score their answers.
+Evaluate models on held-out records and general suites, and score their answers.
 
-In: model folders, held-out records, suites of general abilities. Out: predictions, cached by a key of all that they
-depend on, and scores for the gate. `plan` says what each model is prompted with, `inference` prompts it, `scoring`
-scores. README.md says why. Open `plan` first.
+In: model folders, held-out records, general suites. Out: predictions, cached under a key of everything they depend on,
+and scores for the gate. `plan` tokenises each model's prompts, `inference` computes answers and likelihoods, `scoring`
+scores. README.md gives reasons. Open `plan` first.
 """

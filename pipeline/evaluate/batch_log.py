@@ -1,9 +1,9 @@
 """
-What a model answered, on disk a batch at a time, so that an attempt that is cut off costs one batch and no more.
+A log of computed batches, so that an interrupted attempt loses one batch at most.
 
-A line is a whole batch, `{"batch": <sha256 of what was asked>, "values": [...]}`: after a kill or a power cut a batch
-is there with all of its rows or not at all. The next attempt asks in the same batches as an attempt that was never cut
-off (in bf16 the composition of a batch can change an answer) and takes those that it finds from here.
+A line is a whole batch, `{"batch": <sha256 of its prompts>, "values": [...]}`: after a kill or a power cut a batch is
+there with all of its rows or not at all. The next attempt uses the same batches as an uninterrupted one (in bf16 the
+composition of a batch can change an answer) and reads those in the log.
 """
 
 import hashlib
@@ -13,20 +13,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-#: Part of every batch's name, to be raised whenever the rows of a kind change: an upgrade may fall into an evaluation.
+#: Part of every batch's id; increase it when a kind's values change, as an upgrade may happen during an evaluation.
 _LAYOUT = "an answer is text, tokens, ended, seconds: 2"
 
 
 def batch_id(kind: str, rows: Sequence[Any]) -> str:
-    """Return the sha256 that names a batch: its `kind` and what is asked, as JSON values, in their order."""
+    """Return a batch's id, the sha256 of its `kind` and its prompts, as JSON values, in order."""
     return hashlib.sha256(json.dumps([_LAYOUT, kind, *rows]).encode()).hexdigest()
 
 
 class BatchLog:
-    """The batches of one prediction key; one process appends to a file, whatever earlier attempts left is read."""
+    """Reads the batches that earlier attempts logged, and appends new ones; only one process may append to a file."""
 
     def __init__(self, path: Path, earlier: Iterable[Path]) -> None:
-        """Append to `path`, made when it is needed; read the files `earlier`, in which a damaged line is missing."""
+        """Append to `path`, created on first use; read the files `earlier`, skipping damaged lines."""
         self._path = path
         self._fd: int | None = None
         self._known: dict[str, list[Any]] = {}
@@ -34,15 +34,15 @@ class BatchLog:
             self._read(other)
 
     def find(self, batch: str, rows: int) -> list[Any] | None:
-        """Return the values of a batch of `rows` that was computed; `None` if it was not."""
+        """Return the logged values of a batch of `rows`; `None` if there are none."""
         values = self._known.get(batch)
         return values if values is not None and len(values) == rows else None
 
     def add(self, batch: str, values: Sequence[Any]) -> None:
         """
-        Append a computed batch, durably; its values are JSON values, one for each row. Raises `OSError`.
+        Append a computed batch, durably; its values are JSON values, one per row. Raises `OSError`.
 
-        What is added last counts: without values, a batch that was there is taken back.
+        The last entry of a batch counts; one without values deletes it.
         """
         if self._fd is None:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -52,7 +52,7 @@ class BatchLog:
         os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Append no more."""
+        """Close the file."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -1,4 +1,4 @@
-"""What is still to be asked of each model, what was answered before, and how long the rest will take."""
+"""Which predictions of a model are cached and which are missing, and the ETA of computing those."""
 
 import time
 from collections.abc import Sequence
@@ -10,75 +10,75 @@ from pipeline.metrics.degenerate import is_looping
 from pipeline.models import greedy_decoding
 from pipeline.records.heldout import HeldoutRecord
 
-#: About so many answers are generated twice for the noise floor, in whole batches.
+#: Approximate number of answers generated twice for the noise floor, in whole batches.
 NOISE_RECORDS = 32
 
 
-#: Text, tokens, whether it ended, and its share of the seconds.
+#: Text, tokens, whether it ended, and its share of the batch's seconds.
 Answered = tuple[str, int, bool, float]
 
 
 class Pending:
-    """What is known of each record's prediction, by place, and what is still to be computed."""
+    """The cached parts of a model's predictions by the record's index, and the missing ones."""
 
     def __init__(self, records: Sequence[HeldoutRecord], requests: ModelRequests, cache: PredictionCache) -> None:
-        """Look up what `cache` knows of the `records` and the suites of `requests`."""
+        """Look up `records` and the suites of `requests` in `cache`."""
         self.ids, self.requests = [record.id for record in records], requests
         self._records = records
         self.prompts = [hash_tokens(tokens) for tokens in requests.prompts]
         self.references = [hash_tokens(tokens) for tokens in requests.completions]
-        places = range(len(records))
-        known = {place: cache.likelihood(self.prompts[place], self.references[place]) for place in places}
-        cached = {place: cache.answer(self.prompts[place]) for place in places}
-        self.nll = {place: value for place, value in known.items() if value is not None}
+        indices = range(len(records))
+        known = {index: cache.likelihood(self.prompts[index], self.references[index]) for index in indices}
+        cached = {index: cache.answer(self.prompts[index]) for index in indices}
+        self.nll = {index: value for index, value in known.items() if value is not None}
         self.answers = {
-            place: (found.text, found.tokens, found.ended, found.seconds)
-            for place, found in cached.items()
+            index: (found.text, found.tokens, found.ended, found.seconds)
+            for index, found in cached.items()
             if found is not None
         }
-        self.without_nll = [place for place in places if place not in self.nll]
-        self.without_answer = [place for place in places if place not in self.answers]
+        self.without_nll = [index for index in indices if index not in self.nll]
+        self.without_answer = [index for index in indices if index not in self.answers]
         self.suites = {
             suite_requests.suite.digest: cache.items(suite_requests.suite.digest) for suite_requests in requests.suites
         }
         self.again: list[int] = []
-        """Places of the records that are answered twice: filled in by `answer_twice`."""
+        """Indices of the records that are answered twice; set by `answer_twice`."""
 
-    def may_loop(self, place: int) -> bool:
-        """Say whether an answer to a record may be a loop, as a reference is one."""
-        return any(map(is_looping, self._records[place].references))
+    def may_loop(self, index: int) -> bool:
+        """Return whether a record's answer may loop, because a reference does."""
+        return any(map(is_looping, self._records[index].references))
 
     def answer_batches(self, size: int) -> list[list[int]]:
-        """Return the places of the records without an answer, in the batches in which they are generated."""
-        prompts = [self.requests.prompts[place] for place in self.without_answer]
+        """Return the indices of the records without an answer, in batches for generation."""
+        prompts = [self.requests.prompts[index] for index in self.without_answer]
         return [
             [self.without_answer[index] for index in batch] for batch in greedy_decoding.answer_batches(prompts, size)
         ]
 
     def answer_twice(self) -> None:
-        """Note which records are answered twice: the cheapest batches, whole, one at least."""
+        """Select the records to answer twice: whole batches, the cheapest, at least one."""
         chosen: list[list[int]] = []
         for batch in reversed(self.answer_batches(self.requests.key.setup.batch_size)):
             if chosen and sum(map(len, chosen)) + len(batch) > NOISE_RECORDS:
                 break
             chosen.insert(0, batch)
-        self.again = [place for batch in chosen for place in batch]
+        self.again = [index for batch in chosen for index in batch]
 
     def _items_missing(self) -> list[tuple[SuiteRequests, int]]:
-        """Return the items of the suites that have no score yet, by their places."""
+        """Return the suites' items that have no score yet, by index."""
         return [
-            (suite_requests, place)
+            (suite_requests, index)
             for suite_requests in self.requests.suites
-            for place, item in enumerate(suite_requests.suite.items)
+            for index, item in enumerate(suite_requests.suite.items)
             if item.id not in self.suites[suite_requests.suite.digest]
         ]
 
     def requests_left(self) -> int:
-        """Return how many likelihoods, answers and items of suites are asked for; a task of lm-eval is not counted."""
+        """Return the number of missing likelihoods, answers and suite items; lm-eval tasks are not counted."""
         return len(self.without_nll) + len(self.without_answer) + len(self.again) + len(self._items_missing())
 
     def is_done(self) -> bool:
-        """Say whether nothing is left to ask: a task of lm-eval is known or not as a whole."""
+        """Return whether nothing is missing; an lm-eval task is cached as a whole or not at all."""
         tasks = any(
             suite_requests.suite.task and not self.suites[suite_requests.suite.digest]
             for suite_requests in self.requests.suites
@@ -86,54 +86,54 @@ class Pending:
         return not (self.requests_left() or tasks)
 
     def predictions(self) -> list[Prediction]:
-        """Return the predictions of all records, now that their answers and likelihoods are there."""
-        return [self._prediction(place) for place in range(len(self.ids))]
+        """Return the predictions of all records; every answer and likelihood must be there."""
+        return [self._prediction(index) for index in range(len(self.ids))]
 
-    def _prediction(self, place: int) -> Prediction:
-        (text, tokens, ended, seconds), (nll_sum, nll_tokens) = self.answers[place], self.nll[place]
+    def _prediction(self, index: int) -> Prediction:
+        (text, tokens, ended, seconds), (nll_sum, nll_tokens) = self.answers[index], self.nll[index]
         return Prediction(
-            id=self.ids[place],
-            prompt_hash=self.prompts[place],
+            id=self.ids[index],
+            prompt_hash=self.prompts[index],
             text=text,
             tokens=tokens,
             ended=ended,
             seconds=seconds,
             nll_sum=nll_sum,
             nll_tokens=nll_tokens,
-            reference_hash=self.references[place],
+            reference_hash=self.references[index],
         )
 
 
 class Pace:
-    """Says how far one model's part is and how long all that is asked will take, and stops when the step is to stop."""
+    """Reports the progress of one model's part and the ETA of all; raises `Interrupted` if the step is stopped."""
 
-    def __init__(self, attempt: Attempt, asked: Sequence[Pending]) -> None:
-        """Count what is asked of all models."""
+    def __init__(self, attempt: Attempt, models: Sequence[Pending]) -> None:
+        """Count the missing predictions of all models."""
         self._attempt = attempt
-        self._left = sum(pending.requests_left() for pending in asked)
+        self._left = sum(pending.requests_left() for pending in models)
         self._computed = self._records = self._total = self._tokens = 0
         self._seconds = self._writing = 0.0
         self._phase = ""
         self._since = time.monotonic()
 
     def begin(self, pending: Pending) -> None:
-        """Begin one model's part; raises `Interrupted`."""
+        """Begin one model's part. Raises `Interrupted`."""
         self._phase, self._records, self._total = pending.requests.role, 0, pending.requests_left()
         self._tell()
         self._attempt.check_stop()
 
     def resume(self) -> None:
-        """Count no time that went by since the last batch: a model was loaded."""
+        """Restart the clock: time since the last batch, as for loading a model, is not counted."""
         self._since = time.monotonic()
 
     def skip(self, records: int) -> None:
-        """Count a batch that an earlier attempt had done."""
+        """Count `records` that an earlier attempt had computed."""
         self._left -= records
         self._records += records
         self._tell()
 
     def advance(self, records: int, tokens: int = 0) -> None:
-        """Count `records` that were computed, and the `tokens` that were generated meanwhile; raises `Interrupted`."""
+        """Count computed `records` and generated `tokens`. Raises `Interrupted`."""
         took, self._since = time.monotonic() - self._since, time.monotonic()
         self._seconds += took
         self._writing += took if tokens else 0.0
@@ -143,7 +143,7 @@ class Pace:
         self._attempt.check_stop()
 
     def _tell(self) -> None:
-        # What is only read takes far less time than an answer: alone it says nothing of how long the rest takes.
+        # Likelihoods take far less time than answers: without answers there is no ETA.
         known = self._tokens and self._computed
         self._attempt.progress(
             self._records,

@@ -1,4 +1,4 @@
-"""What candidate and champion are asked: the same records and suites, tokenised for each before either is loaded."""
+"""Plan an evaluation: tokenise the same records and suites for candidate and champion before loading either."""
 
 import sys
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from pipeline.models.trained_ids import trained_ids
 from pipeline.records.heldout import HeldoutRecord
 from pipeline.words import count
 
-#: The request whose prompt tokens stand for a model's template.
+#: A fixed request whose prompt tokens identify a model's template.
 _PROBE = fold("Repeat the word.", "word")
 _FOUND_NAME = "batch-size.json"
-#: Requests at once under vLLM, which makes its batches itself.
+#: Concurrent requests to vLLM, which forms its own batches.
 _ROWS_VLLM = 32
-#: Room for the sentence that a question of two words is answered with.
+#: Most tokens of an answer to a short free question.
 _QUESTION_TOKENS = 32
 
 
@@ -37,17 +37,17 @@ Role = Literal["candidate", "champion", "base model"]
 
 @dataclass(frozen=True)
 class SuiteRequests:
-    """A suite as one model is asked it."""
+    """A suite, tokenised for one model."""
 
     suite: Suite
     prompts: list[list[int]] = field(default_factory=list)
     """Tokens of each item's question."""
     answers: list[list[list[int]]] = field(default_factory=list)
-    """Tokens of each item's choices, or of its references, each with the one that ends it."""
+    """Tokens of each item's choices, or of its references, each with its end token."""
 
-    def new_tokens(self, place: int) -> int:
-        """Return how long the answer to an item may be, in tokens: of a free one, as `prepare` does it, in sixteens."""
-        item, longest = self.suite.items[place], max(map(len, self.answers[place]))
+    def new_tokens(self, index: int) -> int:
+        """Return the most tokens of an item's answer; of a free one rounded up to a multiple of 16, as in `prepare`."""
+        item, longest = self.suite.items[index], max(map(len, self.answers[index]))
         if item.choices:
             return longest
         return max(_QUESTION_TOKENS if item.words else 0, -(-longest // auto_batch_size.ROUND) * auto_batch_size.ROUND)
@@ -55,7 +55,7 @@ class SuiteRequests:
 
 @dataclass(frozen=True)
 class ModelRequests:
-    """What one model is asked, and what its answers will be kept under."""
+    """The prompts for one model, and the key under which its answers are cached."""
 
     role: Role
     folder: Path
@@ -63,19 +63,19 @@ class ModelRequests:
     key: PredictionKey
     prompts: list[list[int]]
     completions: list[list[int]]
-    """Tokens of each record's reference, with the one that ends it."""
+    """Tokens of each record's reference with its end token."""
     suites: tuple[SuiteRequests, ...] = ()
     users_own: bool = False
-    """Whether the folder is the user's own, without a manifest: it may hold another model since it was hashed."""
+    """Whether the folder is the user's, without a manifest: it may have changed since it was hashed."""
 
     @property
     def window(self) -> int:
-        """The most tokens that the model was made for, prompt and answer together."""
-        # vLLM generates a token after what it only reads, too.
+        """The model's context window in tokens, prompt and answer together."""
+        # vLLM generates one token even when only likelihoods are wanted.
         return read_window(self.folder) - (self.key.setup.engine != PLAIN)
 
     def longest(self) -> int:
-        """Return the most tokens of a prompt with its answer, or with a reference and one token after it."""
+        """Return the most tokens of a prompt with its answer, or with a reference and one more token."""
         new, window = self.key.setup.max_new_tokens, self.window
         pairs = zip(self.prompts, self.completions, strict=True)
         of_records = [
@@ -89,38 +89,38 @@ class ModelRequests:
         return max([*of_records, *(tokens + auto_batch_size.ROUND for tokens in of_items)])
 
     def check_folder(self) -> None:
-        """Raise `CannotTrain` if the folder is the user's own and does not hold the model of the key any more."""
+        """Raise `CannotTrain` if the folder is the user's and no longer holds the key's model."""
         if not self.users_own:
             return
         try:
-            found = model_id(self.folder)
+            current = model_id(self.folder)
         except DropforgeError as error:
             raise CannotTrain(error.message, error.hint) from error
-        if found != self.key.model_id:
+        if current != self.key.model_id:
             message = f"the base model {self.folder} is not the one that the run trained from"
-            raise CannotTrain(message, "restore its files, then go on: dropforge retry RUN")
+            raise CannotTrain(message, "restore its files, then continue: dropforge retry RUN")
 
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """What both models are asked, and which held-out records that leaves."""
+    """The prompts for both models, and the held-out records that remain and were left out."""
 
     records: list[HeldoutRecord]
     candidate: ModelRequests
     champion: ModelRequests
     base: ModelRequests | None
-    """The suites alone; `None` if the base model is the champion, there is no suite, or it cannot be asked so."""
+    """Suite prompts for the base model; `None` if it is the champion, there is no suite, or its setup would differ."""
     too_long: int
-    """Records that are left out because they do not fit into a window."""
+    """Records left out because they do not fit into a window."""
     seen_by_champion: int
-    """Records that are left out because the champion was trained on them or on near ones."""
+    """Records left out because the champion was trained on them or on near-duplicates."""
     seen_by_candidate: int
-    """Records that are asked though the candidate was trained on them."""
+    """Records that are kept though the candidate was trained on them."""
 
 
 @dataclass(frozen=True)
-class _AskedModel:
-    """Which model is asked as what, in which format."""
+class _EvaluatedModel:
+    """A model to evaluate, with its role and prompt format."""
 
     role: Role
     model_id: str
@@ -133,20 +133,20 @@ def make_plan(
     attempt: Attempt, records: list[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, folder: Path
 ) -> EvalPlan:
     """
-    Return what both models are asked; with a batch size of 0 in `decoding` it is found, and kept in `folder`.
+    Return the evaluation plan; with a batch size of 0 in `decoding`, find one and save it in `folder`.
 
-    What a model cannot be asked fairly is left out for both. Raises `CannotTrain` if nothing is left, or if there is no
-    vLLM where the settings want one.
+    Records that one model cannot be evaluated on fairly are left out for both. Raises `CannotTrain` if none is left, or
+    if the settings want vLLM and there is none.
     """
-    # A template may hold today's date: everything is tokenised before the long work.
-    one, other = _asked_models(attempt)
-    kept = _unseen(records, trained_ids(other.folder))
-    asked = [_requests(model, kept, suites, decoding) for model in (one, other)]
+    # A template may contain today's date: everything is tokenised before the long work.
+    candidate_model, champion_model = _evaluated_models(attempt)
+    kept = _unseen(records, trained_ids(champion_model.folder))
+    both = [_requests(model, kept, suites, decoding) for model in (candidate_model, champion_model)]
     settings = attempt.config.evaluate
     if settings.vllm:
         engine = f"vllm {vllm_server.read_version(settings.vllm)}"
-        asked = [_with_setup(requests, engine=engine) for requests in asked]
-    kept, (candidate, champion), too_long = _leave_out_too_long(kept, asked)
+        both = [_with_setup(requests, engine=engine) for requests in both]
+    kept, (candidate, champion), too_long = _leave_out_too_long(kept, both)
     size = _noted_size(attempt, folder.name, decoding.batch_size)
     if not size and settings.vllm:
         size = _ROWS_VLLM
@@ -156,73 +156,74 @@ def make_plan(
         )
         durable.write_json(folder / _FOUND_NAME, size)
     candidate, champion = (_with_setup(requests, batch_size=size) for requests in (candidate, champion))
-    own = trained_ids(one.folder)
+    trained = trained_ids(candidate_model.folder)
     return EvalPlan(
         kept,
         candidate,
         champion,
-        _base_requests(attempt, candidate, other, decoding),
+        _base_requests(attempt, candidate, champion_model, decoding),
         too_long=too_long,
         seen_by_champion=len(records) - len(kept) - too_long,
-        seen_by_candidate=sum(record.id in own for record in kept),
+        seen_by_candidate=sum(record.id in trained for record in kept),
     )
 
 
-def _asked_models(attempt: Attempt) -> tuple[_AskedModel, _AskedModel]:
+def _evaluated_models(attempt: Attempt) -> tuple[_EvaluatedModel, _EvaluatedModel]:
     model, champion = attempt.load(Model), attempt.spec.champion
-    # A merged model's own template renders the format that it was trained in. The base model, before any training, is
-    # asked in the format that the candidate was trained in.
-    own: Format = "chat"
+    # A merged model's template renders its training format; the base model is prompted in the candidate's format.
+    merged_format: Format = "chat"
     is_base = champion.model_id == model.base_model_id
-    base_format: Format = model.format if is_base else own
+    champion_format: Format = model.format if is_base else merged_format
     return (
-        _AskedModel("candidate", model.model_id, attempt.path(model.folder), own),
-        _AskedModel("champion", champion.model_id, attempt.path(champion.path), base_format, users_own=is_base),
+        _EvaluatedModel("candidate", model.model_id, attempt.path(model.folder), merged_format),
+        _EvaluatedModel("champion", champion.model_id, attempt.path(champion.path), champion_format, users_own=is_base),
     )
 
 
 def _base_requests(
-    attempt: Attempt, candidate: ModelRequests, champion: _AskedModel, decoding: Decoding
+    attempt: Attempt, candidate: ModelRequests, champion: _EvaluatedModel, decoding: Decoding
 ) -> ModelRequests | None:
-    """Return what the base model is asked beside a trained champion: the candidate's items of the suites."""
+    """Return the base model's prompts, the candidate's suite items; `None` if it is the champion or cannot be used."""
     model, folder = attempt.load(Model), Path(attempt.config.base_model)
     if champion.model_id == model.base_model_id or not candidate.suites:
         return None
     if attempt.config.base_model_id != model.base_model_id or not (folder / "config.json").is_file():
-        say_base_is_not_asked("it is not there")
+        say_base_is_not_evaluated("it is not there")
         return None
-    asked_model = _AskedModel("base model", model.base_model_id, folder, model.format, users_own=True)
+    base_model = _EvaluatedModel("base model", model.base_model_id, folder, model.format, users_own=True)
     try:
-        asked = _requests(asked_model, [], [suite_requests.suite for suite_requests in candidate.suites], decoding)
+        requests = _requests(base_model, [], [suite_requests.suite for suite_requests in candidate.suites], decoding)
     except Exception as error:  # noqa: BLE001 - libraries raise errors of every kind at a damaged folder
-        say_base_is_not_asked(f"it is damaged: {error}")
+        say_base_is_not_evaluated(f"it is damaged: {error}")
         return None
     setup = candidate.key.setup
-    base = _with_setup(asked, batch_size=setup.batch_size, engine=setup.engine)
+    base = _with_setup(requests, batch_size=setup.batch_size, engine=setup.engine)
     if base.key.setup != setup:
-        say_base_is_not_asked("it would be asked in another way than the candidate")
+        say_base_is_not_evaluated("its setup would differ from the candidate's")
         return None
     return base
 
 
-def say_base_is_not_asked(why: str) -> None:
-    """Say on standard error why the base model has no scores, in one line: the run goes on without them."""
-    sys.stderr.write(f"the base model is not asked the general suites: {' '.join(why.split())}\n")
+def say_base_is_not_evaluated(why: str) -> None:
+    """Write to standard error, in one line, why the base model has no scores; the run continues without them."""
+    sys.stderr.write(f"the base model is not evaluated on the general suites: {' '.join(why.split())}\n")
 
 
 def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[HeldoutRecord]:
-    """Leave out what the champion was trained on, or on a near copy: it would win there by heart."""
+    """Leave out records that the champion was trained on, or near-duplicates of them: it may have memorised them."""
     kept = [record for record in records if not record.is_known(trained)]
     if not kept:
-        message = "the champion was trained on every held-out record, or on near copies"
+        message = "the champion was trained on every held-out record, or on near-duplicates"
         raise CannotTrain(message, "drop held-out records that no model has seen, into the track's heldout folder")
     if len(kept) < len(records):
-        sys.stderr.write(f"left out: {count(len(records) - len(kept), 'held-out record')} that the champion knows\n")
+        sys.stderr.write(
+            f"left out: {count(len(records) - len(kept), 'held-out record')} that the champion was trained on\n"
+        )
     return kept
 
 
 def _requests(
-    model: _AskedModel, records: Sequence[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding
+    model: _EvaluatedModel, records: Sequence[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding
 ) -> ModelRequests:
     tokenizer: Any = load_tokenizer(model.folder)
     stops = generation.end_tokens(model.folder, tokenizer)
@@ -242,7 +243,7 @@ def _requests(
             suite=suite,
             prompts=[prompt_ids(tokenizer, model.format, item.question) for item in suite.items],
             answers=[
-                # How likely the end is after a choice says little of what the model knows.
+                # Without the end token: its likelihood says little about the model's knowledge.
                 [answer(item.question, choice)[:-1] for choice in item.choices]
                 or [answer(item.question, reference) for reference in item.references]
                 for item in suite.items
@@ -265,16 +266,16 @@ def _leave_out_too_long(
     records: list[HeldoutRecord], both: Sequence[ModelRequests]
 ) -> tuple[list[HeldoutRecord], list[ModelRequests], int]:
     """
-    Leave out what does not fit into a model's window with its answer, for both models; return how many records.
+    Leave out records and items that exceed a model's window with their answer, for both; return the number of records.
 
-    Training leaves such rows out too. Asked all the same, one long document would fail every run of the track.
+    Training leaves such rows out too. Otherwise one long document would fail every run of the track.
     """
     window = min(requests.window for requests in both)
 
-    def fits(requests: ModelRequests, place: int) -> bool:
-        return len(requests.prompts[place]) + len(requests.completions[place]) <= window
+    def fits(requests: ModelRequests, index: int) -> bool:
+        return len(requests.prompts[index]) + len(requests.completions[index]) <= window
 
-    kept = [place for place in range(len(records)) if all(fits(requests, place) for requests in both)]
+    kept = [index for index in range(len(records)) if all(fits(requests, index) for requests in both)]
     too_long = len(records) - len(kept)
     if not kept:
         message = f"no held-out record fits into the window of {window} tokens with its answer"
@@ -290,7 +291,7 @@ def _leave_out_too_long(
             requests,
             prompts=[requests.prompts[n] for n in kept],
             completions=[requests.completions[n] for n in kept],
-            suites=tuple(_cut(asked, places) for asked, places in zip(requests.suites, items, strict=True)),
+            suites=tuple(_cut(suite, indices) for suite, indices in zip(requests.suites, items, strict=True)),
         )
         for requests in both
     ]
@@ -298,24 +299,24 @@ def _leave_out_too_long(
 
 
 def _fitting_items(suites: Sequence[SuiteRequests], window: int) -> list[int]:
-    """Return the places of a suite's items that fit into the window with their answer."""
+    """Return the indices of a suite's items that fit into the window with their answer."""
     suite = suites[0].suite
 
-    def fits(suite_requests: SuiteRequests, place: int) -> bool:
-        return len(suite_requests.prompts[place]) + suite_requests.new_tokens(place) <= window
+    def fits(suite_requests: SuiteRequests, index: int) -> bool:
+        return len(suite_requests.prompts[index]) + suite_requests.new_tokens(index) <= window
 
-    kept = [place for place in range(len(suite.items)) if all(fits(suite_requests, place) for suite_requests in suites)]
+    kept = [index for index in range(len(suite.items)) if all(fits(suite_requests, index) for suite_requests in suites)]
     if len(kept) < len(suite.items):
         left_out = count(len(suite.items) - len(kept), "item")
         sys.stderr.write(f"left out: {left_out} of {suite.name} longer than the window\n")
     return kept
 
 
-def _cut(suite_requests: SuiteRequests, places: Sequence[int]) -> SuiteRequests:
+def _cut(suite_requests: SuiteRequests, indices: Sequence[int]) -> SuiteRequests:
     return SuiteRequests(
-        suite=replace(suite_requests.suite, items=tuple(suite_requests.suite.items[place] for place in places)),
-        prompts=[suite_requests.prompts[place] for place in places],
-        answers=[suite_requests.answers[place] for place in places],
+        suite=replace(suite_requests.suite, items=tuple(suite_requests.suite.items[index] for index in indices)),
+        prompts=[suite_requests.prompts[index] for index in indices],
+        answers=[suite_requests.answers[index] for index in indices],
     )
 
 
@@ -325,16 +326,16 @@ def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
 
 
 def _noted_size(attempt: Attempt, folder: str, wanted: int) -> int:
-    """Return how many prompts are generated together by the run's latest note, at most `wanted`; 0 if none says."""
+    """Return the batch size that an earlier attempt saved, at most `wanted`; `wanted` if there is none."""
     notes = attempt.earlier(f"{folder}/{_FOUND_NAME}")
     noted = int(durable.read_json(notes[-1])) if notes else wanted
     return min(noted, wanted or noted)
 
 
 def halve_batches(folder: Path, size: int, error: OutOfMemory) -> OutOfMemory:
-    """Note in `folder` that later attempts take half of the prompts at once; return the error that says so."""
+    """Save half the batch size in `folder` for later attempts; return the error with that in its message."""
     message = f"{error.message}: a batch of {size} prompts"
     if size > 1:
         durable.write_json(folder / _FOUND_NAME, size // 2)
-        message += f"; the next attempt takes {size // 2} at once"
+        message += f"; the next attempt uses batches of {size // 2}"
     return OutOfMemory(message, error.hint)

@@ -1,4 +1,4 @@
-"""From answers to numbers: every record's scores, both models' means, former champions, suites and the noise floor."""
+"""Score answers: per record, both models' means, former champions, suites and the noise floor."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +27,9 @@ Line = dict[str, Any]
 
 def score_answers(records: Sequence[HeldoutRecord], answers: Sequence[Prediction], primary: str) -> list[Line]:
     """
-    Return what a line of records.jsonl says of one model, in the order of the records.
+    Return one model's part of each line of records.jsonl, in the order of the records.
 
-    Scores are 0 to 1, of the primary metric and of every other one that says something about the record's references.
+    Scores are 0 to 1, by the primary metric and every other one that applies to the record's references.
     """
     references = [record.references for record in records]
     texts = [answer.text for answer in answers]
@@ -41,28 +41,28 @@ def score_answers(records: Sequence[HeldoutRecord], answers: Sequence[Prediction
         {
             "text": answer.text,
             "tokens": answer.tokens,
-            "scores": {name: column[place] for name, column in columns.items() if place in column},
+            "scores": {name: column[index] for name, column in columns.items() if index in column},
             "nll_sum": answer.nll_sum,
             "nll_tokens": answer.nll_tokens,
-            "degenerate": degenerate(answer.text, references[place], ended=answer.ended),
+            "degenerate": degenerate(answer.text, references[index], ended=answer.ended),
         }
-        for place, answer in enumerate(answers)
+        for index, answer in enumerate(answers)
     ]
 
 
 def _column(
     metric: Metric, texts: Sequence[str], references: Sequence[Sequence[str]], *, everywhere: bool
 ) -> dict[int, float]:
-    """Return a metric's scores by the record's place, of all or of those that it says something about."""
-    places = [place for place, some in enumerate(references) if everywhere or metric.says_something(some)]
-    scores = metric.scores([texts[place] for place in places], [references[place] for place in places])
-    return dict(zip(places, scores, strict=True))
+    """Return a metric's scores by the record's index, for all records or those that it applies to."""
+    indices = [index for index, some in enumerate(references) if everywhere or metric.applies_to(some)]
+    scores = metric.scores([texts[index] for index in indices], [references[index] for index in indices])
+    return dict(zip(indices, scores, strict=True))
 
 
 def write_records(
     path: Path, records: Sequence[HeldoutRecord], candidate: Sequence[Line], champion: Sequence[Line]
 ) -> None:
-    """Write records.jsonl: a record a line, with what both models made of it."""
+    """Write records.jsonl: a line per record, with both models' answers and scores."""
     _write(
         path,
         (
@@ -87,9 +87,9 @@ def summarise(
     requests: ModelRequests, result: Result, lines: Sequence[Line], records: Sequence[HeldoutRecord]
 ) -> Scores:
     """
-    Return one model's means over the records, in points, and what its answers are like.
+    Return one model's mean scores in points, with statistics of its answers.
 
-    The mean of a metric that says nothing about some of the records is that of the others.
+    The mean of a metric is over the records that it applies to.
     """
     answers = result.predictions
     scored = [line["scores"] for line in lines]
@@ -121,16 +121,16 @@ def score_suites(
     folder: Path, suites: Sequence[Suite], both: tuple[Result, Result], base: Result | None, train: Path
 ) -> tuple[SuiteScores, ...]:
     """
-    Return the points of candidate and champion on each suite; each item's scores are left in a file of `folder`.
+    Return the points of candidate and champion on each suite; write each item's scores to a file in `folder`.
 
-    The base model's stand beside them where it has a score for every one of these items. Beside those of questions that
-    are answered freely stands what each answer is instead of an answer: labels are those of the rows in `train`.
+    The base model's are included if it has a score for every one of these items. For free questions the file also says
+    how an answer has collapsed, if it has: labels are those of the rows in `train`.
     """
-    found = []
+    scores = []
     for number, suite in enumerate(suites):
         one, other = (result.suites[suite.digest] for result in both)
         third = {} if base is None else base.suites[suite.digest]
-        # In the suite's own order; lm-eval's task has its items in its own hands.
+        # In the suite's order; an lm-eval task keeps its items itself.
         wanted = [item.id for item in suite.items] or sorted(one)
         items = [name for name in wanted if name in one and name in other]
         if not items:
@@ -138,20 +138,24 @@ def score_suites(
         with_base = all(item in third for item in items)
         by_role = {"candidate": one, "champion": other, **({"base": third} if with_base else {})}
         lines: list[Line] = [
-            {"id": item, "category": one[item].category, **{role: own[item].score for role, own in by_role.items()}}
+            {
+                "id": item,
+                "category": one[item].category,
+                **{role: items_of[item].score for role, items_of in by_role.items()},
+            }
             for item in items
         ]
-        # A choice has no text: in a suite of both it would pass for an empty answer.
+        # A choice has no text: in a mixed suite it would count as an empty answer.
         if suite.items and all(item.words for item in suite.items):
             kinds = _collapsed(by_role, items, train)
-            for place, line in enumerate(lines):
-                line["texts"] = {role: own[line["id"]].text for role, own in by_role.items()}
-                line["collapsed"] = {role: kinds[role][place] for role in by_role}
+            for index, line in enumerate(lines):
+                line["texts"] = {role: items_of[line["id"]].text for role, items_of in by_role.items()}
+                line["collapsed"] = {role: kinds[role][index] for role in by_role}
         name = f"suite-{number}.jsonl"
         _write(folder / name, lines)
         points = {role: _POINTS * fmean(line[role] for line in lines) for role in by_role}
-        found.append(SuiteScores(name=suite.name, records=len(items), file=name, **points))
-    return tuple(found)
+        scores.append(SuiteScores(name=suite.name, records=len(items), file=name, **points))
+    return tuple(scores)
 
 
 def _collapsed(
@@ -160,7 +164,7 @@ def _collapsed(
     answers = {
         role: [(scores[item].text or "", scores[item].score > 0) for item in items] for role, scores in by_role.items()
     }
-    # Rows that we mixed in came with no drop.
+    # Built-in general rows have no drop.
     outputs = (row["output"] for row in durable.read_jsonl(train) if "drop" in row)
     return collapse.collapsed(answers, "base" if "base" in by_role else "champion", outputs)
 
@@ -169,9 +173,9 @@ def score_former(
     attempt: Attempt, folder: Path, records: Sequence[HeldoutRecord], requests: ModelRequests, primary: str
 ) -> tuple[FormerScores, ...]:
     """
-    Return former champions' primary metric over the records that they answered, asked in the way of `requests`.
+    Return former champions' primary metric on the records that they answered under the setup of `requests`.
 
-    Only what is in the cache counts: nothing is generated. Each record's score is left in a file of `folder`.
+    Only cached answers count: nothing is generated. Each record's score is written to a file in `folder`.
     """
     hashes = [hash_tokens(prompt) for prompt in requests.prompts]
     found = []
@@ -179,10 +183,10 @@ def score_former(
         key = PredictionKey(model_id=model.model_id, setup=requests.key.setup)
         known = PredictionCache([attempt.root / attempt.spec.predictions / key.digest])
         answers = [(record, known.answer(prompt)) for record, prompt in zip(records, hashes, strict=True)]
-        # What it was trained on it knows by heart.
-        own = trained_ids.trained_ids(attempt.path(model.path))
+        # It may have memorised the records that it was trained on.
+        trained = trained_ids.trained_ids(attempt.path(model.path))
         answered = [
-            (record, answer.text) for record, answer in answers if answer is not None and not record.is_known(own)
+            (record, answer.text) for record, answer in answers if answer is not None and not record.is_known(trained)
         ]
         if not answered:
             continue
@@ -205,23 +209,23 @@ def score_former(
 
 
 def noise_floor(records: Sequence[HeldoutRecord], result: Result, primary: str) -> NoiseFloor | None:
-    """Return what generating twice changed; `None` if nothing was."""
+    """Return the differences between two generations of the same answers; `None` if there was only one."""
     if result.again is None:
         return None
-    places = sorted(result.again)
-    first = [result.predictions[place].text for place in places]
-    second = [result.again[place] for place in places]
-    references = [records[place].references for place in places]
+    indices = sorted(result.again)
+    first = [result.predictions[index].text for index in indices]
+    second = [result.again[index] for index in indices]
+    references = [records[index].references for index in indices]
     scores = zip(*(METRICS[primary].scores(texts, references) for texts in (first, second)), strict=True)
     return NoiseFloor(
-        records=len(places),
+        records=len(indices),
         changed=sum(one != other for one, other in zip(first, second, strict=True)),
         points=_POINTS * fmean(abs(one - other) for one, other in scores),
     )
 
 
 def _length_ratio(records: Sequence[HeldoutRecord], answers: Sequence[Prediction]) -> float | None:
-    """Return the median of answer length over reference length in words (a letter where a script has no spaces)."""
+    """Return the median ratio of answer to reference length in words (characters in scripts without spaces)."""
     lengths = [
         (len(tokens(answer.text)), len(tokens(record.references[0])))
         for record, answer in zip(records, answers, strict=True)

@@ -1,4 +1,4 @@
-"""Candidate and champion answer the same held-out records in the same way; every answer is scored and kept."""
+"""The evaluate step: candidate and champion answer the same held-out records; every answer is scored and stored."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from pipeline.errors import CannotTrain
 from pipeline.evaluate import prediction_cache, scoring
 from pipeline.evaluate.inference import Result, predict
 from pipeline.evaluate.pending import Pace, Pending
-from pipeline.evaluate.plan import ModelRequests, halve_batches, make_plan, say_base_is_not_asked
+from pipeline.evaluate.plan import ModelRequests, halve_batches, make_plan, say_base_is_not_evaluated
 from pipeline.evaluate.prediction_cache import PredictionCache
 from pipeline.evaluate.suites import read_suites
 from pipeline.models.generation import Decoding
@@ -24,11 +24,11 @@ def evaluate(attempt: Attempt) -> Evaluation:
     """
     Return both models' scores on the held-out records; each record's are in the report's records.jsonl.
 
-    A base model that is no longer the champion is asked the suites of general abilities, once, if its folder holds it.
-    Answers that are in the prediction cache are taken from there, those that an interrupted attempt had computed from
-    its log of batches. The predictions that were used are left in `predictions/<key>.jsonl`. Raises `StepFailed` if
-    memory does not suffice, `CannotTrain` if a model's likelihood is not finite, the two models cannot be asked in the
-    same way, nothing is left to ask them, a suite is wrong, or the champion is a base model that was replaced.
+    A base model that is no longer the champion is evaluated on the general suites, once, if its folder still holds it.
+    Answers come from the prediction cache, or from the batch log of an interrupted attempt, where they are there. The
+    predictions used are written to `predictions/<key>.jsonl`. Raises `StepFailed` if memory does not suffice,
+    `CannotTrain` if a likelihood is not finite, the two setups differ, no record is left, a suite is invalid, or the
+    champion is a base model that was replaced.
     """
     dataset, settings = attempt.load(Dataset), attempt.config.evaluate
     suites = read_suites(settings.general, attempt.spec.run)
@@ -40,8 +40,8 @@ def evaluate(attempt: Attempt) -> Evaluation:
     prediction_cache.comparable(candidate.key, champion.key)
     cached = attempt.root / attempt.spec.predictions
 
-    def pending(requests: ModelRequests, asked: Sequence[HeldoutRecord]) -> Pending:
-        return Pending(asked, requests, PredictionCache([cached / requests.key.digest]))
+    def pending(requests: ModelRequests, heldout: Sequence[HeldoutRecord]) -> Pending:
+        return Pending(heldout, requests, PredictionCache([cached / requests.key.digest]))
 
     both = [pending(candidate, records)]
     if champion.key != candidate.key:
@@ -52,7 +52,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
     pace = Pace(attempt, [*both, *([] if base_pending is None else [base_pending])])
     try:
         first, *others = [predict(attempt, one, folder, pace) for one in both]
-        base = None if base_pending is None else _ask_base(attempt, base_pending, folder, pace)
+        base = None if base_pending is None else _evaluate_base(attempt, base_pending, folder, pace)
     except OutOfMemory as error:
         raise halve_batches(folder, candidate.key.setup.batch_size, error) from error
     second = others[0] if others else replace(first, generated=0, resumed=0, seconds=0.0)
@@ -95,10 +95,10 @@ def evaluate(attempt: Attempt) -> Evaluation:
     )
 
 
-def _ask_base(attempt: Attempt, pending: Pending, folder: Path, pace: Pace) -> Result | None:
-    """Return what the base model got in the suites; `None` where it has to be asked and its folder is not its own."""
+def _evaluate_base(attempt: Attempt, pending: Pending, folder: Path, pace: Pace) -> Result | None:
+    """Return the base model's suite scores; `None` if they are not cached and its folder has changed."""
     try:
         return predict(attempt, pending, folder, pace)
     except CannotTrain as error:
-        say_base_is_not_asked(error.message)
+        say_base_is_not_evaluated(error.message)
         return None

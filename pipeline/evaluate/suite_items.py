@@ -1,7 +1,7 @@
 """
-The items of a suite of general abilities, read from a file without the training stack.
+Read the items of a general suite from a file, without the training stack.
 
-A file is JSON Lines of questions with choices or with right answers, or of Alpaca records.
+A file is JSON Lines of questions with choices or right answers, or of Alpaca records.
 """
 
 from codecs import BOM_UTF8
@@ -21,14 +21,14 @@ from pipeline.records.strict_json import BadJson, StrictParser
 
 BUILTIN, QUESTIONS = "builtin", "questions"
 HARNESS = "lm-eval:"
-#: The suites that ship.
+#: The built-in suites.
 _FILES = {name: Path(__file__).with_name(f"general_{name}.jsonl") for name in (BUILTIN, QUESTIONS)}
 _LIMITS = Limits(max_line_bytes=1 << 24)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question."""
+    """One question of a suite, with choices or right answers."""
 
     id: str
     category: str
@@ -37,19 +37,19 @@ class Item:
     answer: int = 0
     """Index of the right choice."""
     references: tuple[str, ...] = ()
-    """Right answers, where the model answers freely."""
+    """Right answers to a free question."""
     words: int = 0
-    """Least words of a right answer, which is one that contains a reference; 0: token F1 is its score."""
+    """Fewest words of a right answer, which must contain a reference; 0: token F1 is its score."""
 
     def score_choice(self, losses: Sequence[float]) -> float:
-        """Return 1 if the right choice is the likeliest, else 0, by their mean negative log-likelihoods a token."""
+        """Return 1 if the right choice has the lowest mean negative log-likelihood per token, else 0."""
         return float(losses.index(min(losses)) == self.answer)
 
     def score_text(self, text: str) -> float:
-        """Return 1 if a free answer contains a reference and has the least words, else 0."""
-        said = tokens(text)
-        right = any(f" {' '.join(tokens(one))} " in f" {' '.join(said)} " for one in self.references)
-        return float(right and len(said) >= self.words)
+        """Return 1 if a free answer contains a reference and has at least `words` words, else 0."""
+        words = tokens(text)
+        right = any(f" {' '.join(tokens(reference))} " in f" {' '.join(words)} " for reference in self.references)
+        return float(right and len(words) >= self.words)
 
 
 class _Question(Frozen):
@@ -61,14 +61,14 @@ class _Question(Frozen):
 
 
 class _Free(_Question):
-    """One that is answered freely."""
+    """A question that is answered freely."""
 
     answers: tuple[Annotated[str, Field(pattern=r"\w")], ...] = Field(min_length=1)
     words: int = Field(default=1, ge=1)
 
 
 class _Choice(_Question):
-    """One with choices."""
+    """A multiple-choice question."""
 
     choices: tuple[str, ...] = Field(min_length=2)
     answer: int = Field(ge=0)
@@ -76,18 +76,18 @@ class _Choice(_Question):
     @model_validator(mode="after")
     def _names_a_choice(self) -> "_Choice":
         if self.answer >= len(self.choices):
-            msg = f"answer: {self.answer} is no index of the {len(self.choices)} choices, which count from 0"
+            msg = f"answer: {self.answer} is not an index of the {len(self.choices)} choices, which start at 0"
             raise ValueError(msg)
         if not all(map(str.strip, self.choices)) or len(set(self.choices)) < len(self.choices):
-            raise ValueError("choices: each must be a text of its own")
+            raise ValueError("choices: must not be empty or repeat")
         return self
 
 
 def read_items(name: str) -> tuple[Item, ...]:
     """
-    Return the items of the file that a setting names, or of a built-in suite; there is one at least.
+    Return the items of a suite's file, or of a built-in suite; at least one.
 
-    Raises `CannotTrain` if the file is not there, is empty or is wrong, with line and field.
+    Raises `CannotTrain` if the file is missing, empty or invalid, with line and field.
     """
     path = _FILES.get(name) or Path(name)
     if not path.is_file():
@@ -95,16 +95,16 @@ def read_items(name: str) -> tuple[Item, ...]:
         raise CannotTrain(message, f'evaluate.general takes "{BUILTIN}", the path of a file, or "{HARNESS}TASK"')
     numbered = tuple(_items(path))
     if not numbered:
-        raise CannotTrain(f"the suite {path} is empty", "write an item a line, or take it out of evaluate.general")
+        raise CannotTrain(f"the suite {path} is empty", "write one item per line, or remove it from evaluate.general")
     seen: dict[str, int] = {}
     for number, item in numbered:
         if seen.setdefault(item.id, number) != number:
-            raise _wrong(path, number, f"id: {item.id!r} is the id of line {seen[item.id]} already")
+            raise _wrong(path, number, f"id: {item.id!r} is already the id of line {seen[item.id]}")
     return tuple(item for _, item in numbered)
 
 
 def _items(path: Path) -> Iterator[tuple[int, Item]]:
-    """Yield a file's items, each with its line, or with its number where it is no file of lines."""
+    """Yield a file's items with their line numbers, or their positions in another format."""
     lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
     first = next((line for line in lines if line.strip()), b"")
     if b'"choices"' in first or b'"question"' in first:

@@ -1,10 +1,9 @@
 """
-Suites of general abilities: questions from outside the task, against forgetting.
+General suites: questions outside the task, to detect forgetting.
 
-`builtin` is a small set of our own, with `questions` that are answered freely; a file is JSON Lines of such items or of
-Alpaca records, `lm-eval:TASK` is a task of the package lm-eval. An item with choices counts 1 if the model finds the
-right one likeliest, else 0; a question 1 if its answer contains a right one; a record is answered and scored by token
-F1.
+`builtin` is a small built-in set, with free `questions`; a file is JSON Lines of such items or of Alpaca records;
+`lm-eval:TASK` is a task of the package lm-eval. An item with choices scores 1 if the right one is the likeliest, else
+0; a free question scores 1 if the answer contains a right one; a record is answered and scored by token F1.
 """
 
 import hashlib
@@ -16,24 +15,24 @@ from pipeline.errors import CannotTrain
 from pipeline.evaluate.lm_eval import check_task
 from pipeline.evaluate.suite_items import BUILTIN, HARNESS, QUESTIONS, Item, read_items
 
-#: Part of every suite's hash: another way to score makes other scores.
+#: Part of every suite's hash: another scoring method gives other scores.
 _SCORING = "choices by mean likelihood a token, records by token F1, questions by words: 2"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Questions under one name."""
+    """A named set of questions, or an lm-eval task."""
 
     name: str
-    """As the settings name it."""
+    """As in evaluate.general."""
     digest: str
     items: tuple[Item, ...] = ()
     task: str = ""
-    """Of lm-eval, which knows its items itself."""
+    """The lm-eval task's name; lm-eval keeps its items."""
 
 
 def read_suites(names: Sequence[str], run: int) -> list[Suite]:
-    """Return the suites that a run's settings name, each once. Raises `CannotTrain` as `read_suite` does."""
+    """Return the suites named in a run's settings, without duplicates. Raises `CannotTrain` as `read_suite` does."""
     parts = (part for name in names for part in ((BUILTIN, QUESTIONS) if name == BUILTIN else (name,)))
     try:
         return [read_suite(name) for name in dict.fromkeys(parts)]
@@ -43,9 +42,9 @@ def read_suites(names: Sequence[str], run: int) -> list[Suite]:
 
 def read_suite(name: str) -> Suite:
     """
-    Return the suite that a setting names.
+    Return the suite of a name in evaluate.general.
 
-    Raises `CannotTrain` if its file is not there or wrong, with line and field.
+    Raises `CannotTrain` if its file is missing or invalid, with line and field.
     """
     if name.startswith(HARNESS):
         task = name.removeprefix(HARNESS)

@@ -35,7 +35,7 @@ class Metric:
     applies: Callable[[Sequence[str]], bool] | None = None
     """Whether it says anything about a record with these references; none: about every record."""
 
-    def says_something(self, references: Sequence[str]) -> bool:
+    def applies_to(self, references: Sequence[str]) -> bool:
         """Return whether it says anything about a record with these references."""
         return self.applies is None or self.applies(references)
 

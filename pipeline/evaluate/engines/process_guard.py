@@ -1,9 +1,9 @@
 """
-Runs a program and leaves no process of it behind: python -I process_guard.py PROGRAM ARGUMENT...
+Run a program and kill all its processes when it ends: python -I process_guard.py PROGRAM ARGUMENT...
 
-It ends with the program's own status, or ends the program once standard input is closed: whoever holds the other end
-may be killed at any moment. What the program started is ended with it, also what left its session: this process adopts
-the orphans. Standard library alone, so that it starts at once.
+It exits with the program's status, or ends the program once standard input is closed: the process that holds the other
+end may be killed at any moment. All of the program's descendants end with it, including those that left its session:
+this process adopts orphans. It uses only the standard library, so that it starts at once.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_SECONDS = 0.1
-#: From SIGTERM to SIGKILL: the program may give back shared memory.
+#: From SIGTERM to SIGKILL: the program may release shared memory.
 _GRACE_SECONDS = 20.0
 
 
@@ -48,7 +48,7 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
 
 
 def _sweep() -> None:
-    """Kill all that is left: children of the dead become this process's own, generation after generation."""
+    """Kill all remaining descendants: children of killed processes are adopted, generation after generation."""
     while children := _children():
         for pid in children:
             with contextlib.suppress(ProcessLookupError):
@@ -61,7 +61,7 @@ def _sweep() -> None:
 def _children() -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        # The second field is the command in brackets and may itself hold blanks and brackets.
+        # The second field is the command in brackets, which may contain spaces and brackets.
         with contextlib.suppress(OSError):
             if int(stat.read_text(errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
                 found.append(int(stat.parent.name))

@@ -1,4 +1,4 @@
-"""The engine vLLM: many requests at once, each of which gets one whole answer or fails the step."""
+"""The vLLM engine: concurrent requests, each of which must get one complete answer or the step fails."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -15,30 +15,30 @@ from pipeline.models.multiple_choice import Question
 from pipeline.words import count
 
 _LOOK_SECONDS = 0.5
-#: What vLLM writes for a probability of nothing.
+#: What vLLM reports for a probability of 0.
 _NOTHING = -9999.0
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Vllm:
-    """A model that a vLLM serves."""
+    """A model served by vLLM."""
 
     server: Server
     tokenizer: Any
     ends: tuple[int, ...]
     """Tokens that end an answer."""
     together: int
-    """Most requests at once."""
+    """Most concurrent requests."""
     check_stop: Callable[[], None]
 
     def answers(
         self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
     ) -> list[Answer]:
         """
-        Return greedy answers in the order of the prompts; none is cut: loops cost vLLM little.
+        Return greedy answers in the order of the prompts; loops are not cut, as they cost vLLM little.
 
-        Raises `StepFailed` if one does not come, or came short.
+        Raises `StepFailed` if an answer is missing or incomplete.
         """
         del may_loop
 
@@ -48,11 +48,11 @@ class Vllm:
         return self._all([partial(self._answer, prompt, decoding) for prompt in prompts], look)
 
     def likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
-        """Return how likely each completion is after its prompt; raises `StepFailed` if one does not come."""
+        """Return the likelihood of each completion after its prompt. Raises `StepFailed` if one is missing."""
         return self._all([partial(self._likelihood, *pair) for pair in pairs], lambda _done: self.check_stop())
 
     def choices(self, questions: Sequence[Question]) -> list[list[float]]:
-        """Return each question's choices' mean negative log-likelihoods, in nats a token."""
+        """Return each choice's mean negative log-likelihood in nats per token, by question."""
         flat = iter(self.likelihoods([(prompt, choice) for prompt, choices in questions for choice in choices]))
         return [[(found := next(flat)).nll / found.tokens for _ in choices] for _, choices in questions]
 
@@ -68,27 +68,27 @@ class Vllm:
             "stop_token_ids": list(self.ends),
         })  # fmt: skip
         tokens = choice["token_ids"]
-        ended = [place for place, token in enumerate(tokens) if token in self.ends]
+        ended = [index for index, token in enumerate(tokens) if token in self.ends]
         if ended != [len(tokens) - 1] and (ended or len(tokens) != decoding.room(prompt)):
             message = f"vLLM gave an answer of {count(len(tokens), 'token')} that neither ended nor reached "
-            raise StepFailed(f"{message}{decoding.room(prompt)}", "retry the run; should it come again, see its log")
+            raise StepFailed(f"{message}{decoding.room(prompt)}", "retry the run; if it happens again, see its log")
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return Answer(text, len(tokens), ended=bool(ended))
 
     def _likelihood(self, prompt: Tokens, completion: Tokens) -> Likelihood:
-        asked = [*prompt, *completion]
-        choice = self.server.complete({"prompt": asked, "max_tokens": 1, "prompt_logprobs": 0})
+        whole = [*prompt, *completion]
+        choice = self.server.complete({"prompt": whole, "max_tokens": 1, "prompt_logprobs": 0})
         given = choice.get("prompt_logprobs")
-        if not isinstance(given, list) or len(given) != len(asked):
-            message = f"vLLM gave {len(given or ())} log-probabilities for {len(asked)} tokens"
-            raise StepFailed(message, "retry the run; should it come again, see its log")
+        if not isinstance(given, list) or len(given) != len(whole):
+            message = f"vLLM gave {len(given or ())} log-probabilities for {len(whole)} tokens"
+            raise StepFailed(message, "retry the run; if it happens again, see its log")
         found = [
             _log_probability(one, token) for one, token in zip(given[len(prompt) :], completion, strict=True)
         ]  # fmt: skip
         return Likelihood(-sum(found), len(completion))
 
     def _all(self, asks: Sequence[Callable[[], T]], look: Callable[[Sequence[T]], None]) -> list[T]:
-        """Return what all give, in their order; the first error, or what `look` raises, ends the server and all."""
+        """Return all results in order; the first error, or what `look` raises, stops the server and is raised."""
         with ThreadPoolExecutor(self.together) as pool:
             futures: list[Future[T]] = [pool.submit(ask) for ask in asks]
             left = set(futures)
@@ -104,7 +104,7 @@ class Vllm:
 
 
 def _log_probability(given: object, token: int) -> float:
-    """Return a token's log-probability; minus infinity where there is none, as a broken model's."""
+    """Return a token's log-probability; minus infinity if it is missing, as for a broken model."""
     try:
         value = float(given[str(token)]["logprob"])  # type: ignore[index]
     except (TypeError, KeyError, ValueError):

@@ -195,7 +195,7 @@ def test_vllms_program_is_looked_for_where_it_is_to_answer(settings: Settings, t
     assert said(gone) == [("bad", f"there is no program {gone}")]
     assert said(str(other)) == [("bad", f"user {user()} may not execute {other}")]
     other.chmod(0o755)
-    assert said(str(other)) == [("bad", f"{other} is not vLLM: asked for its version it said hello")]
+    assert said(str(other)) == [("bad", f"{other} is not vLLM: --version printed hello")]
     there = install(tmp_path / "vllm", "fixed")
     assert said(there) == [("ok", f"{there}: version {VERSION}")]
 

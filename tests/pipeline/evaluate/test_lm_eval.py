@@ -176,4 +176,4 @@ def test_a_task_whose_data_is_not_there_is_said_before_anything_is_asked(lm_eval
     lm_eval.error = ConnectionError("no network")
     with pytest.raises(CannotTrain, match="lm-eval cannot run a: no network") as caught:
         read_suite("lm-eval:a")
-    assert "its data must lie on this machine already" in caught.value.hint
+    assert "its data must be on this machine already" in caught.value.hint

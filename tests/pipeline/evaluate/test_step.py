@@ -322,7 +322,7 @@ def test_a_champion_of_another_format_is_not_compared(bench: Bench, tiny: Any) -
     tokenizer.chat_template = ALPACA_TEMPLATE
     tokenizer.save_pretrained(bench.root / "models/old")
     bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
-    with pytest.raises(CannotTrain, match=r"not asked in the same way.*template"):
+    with pytest.raises(CannotTrain, match=r"evaluated with different setups.*template"):
         evaluate(bench.attempt(heldout_rows(tiny)))
 
 
@@ -429,7 +429,7 @@ def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
     assert sum(map(len, logged(second).values())) == 2 * BATCHES - cut, "only what was missing is computed"
     assert (comparable(report), lines(second, report)) == whole
     assert report.candidate.resumed == (RECORDS if cut >= BATCHES else 0)
-    said = f"candidate: {report.candidate.resumed} of its {RECORDS} answers were there from an interrupted attempt"
+    said = f"candidate: {report.candidate.resumed} of its {RECORDS} answers come from an interrupted attempt"
     assert (said in capsys.readouterr().err) == (report.candidate.resumed > 0)
     assert report.champion.resumed == 0
 
@@ -638,7 +638,7 @@ def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidate
     assert [line["id"] for line in lines(attempt, report)] == [
         row["id"] for n, row in enumerate(rows) if n not in {1, 4}
     ]
-    with pytest.raises(CannotTrain, match="trained on every held-out record, or on near copies"):
+    with pytest.raises(CannotTrain, match="trained on every held-out record, or on near-duplicates"):
         evaluate(bench.attempt(rows[1:2]))
 
 
@@ -687,7 +687,7 @@ def test_a_batch_that_memory_did_not_hold_is_halved_by_the_next_attempt(
     monkeypatch.setattr(greedy_decoding._Rows, "join", joined)
     rows = heldout_rows(tiny)
     for size in (16, 8):
-        with pytest.raises(StepFailed, match=f"batch of {size} prompts.*the next attempt takes {size // 2}"):
+        with pytest.raises(StepFailed, match=f"batch of {size} prompts.*the next attempt uses batches of {size // 2}"):
             evaluate(bench.attempt(rows, batch_size=wanted))
     assert evaluate(bench.attempt(rows, batch_size=wanted)).batch_size == 4
 
@@ -708,7 +708,7 @@ def test_a_batch_is_doubled_while_memory_allows_and_halved_until_it_does(room: i
 
 
 def test_a_device_without_room_for_one_prompt_is_said() -> None:
-    with pytest.raises(StepFailed, match="does not hold the model and one prompt"):
+    with pytest.raises(StepFailed, match="the model and one prompt with its answer do not fit"):
         auto_batch_size.largest(lambda _size: False, 500)
 
 
@@ -903,7 +903,7 @@ def round_off(folder: Path) -> None:
     ("change", "why"),
     [
         (shutil.rmtree, "it is not there"),
-        (round_off, "it would be asked in another way"),
+        (round_off, "its setup would differ"),
         (overwrite, "is not the one that the run trained from"),
         (lambda folder: (folder / "model.safetensors").unlink(), "is not the one that the run trained from"),
         (cut("model.safetensors"), "is not the one that the run trained from"),
@@ -928,7 +928,7 @@ def test_a_base_model_that_is_not_what_it_was_is_not_measured_and_the_run_goes_o
     assert "base" not in items_of(attempt, report)[0]
     said = [line for line in capsys.readouterr().err.splitlines() if "base model" in line]
     assert len(said) == 1
-    assert said[0].startswith("the base model is not asked the general suites: ")
+    assert said[0].startswith("the base model is not evaluated on the general suites: ")
     assert why in said[0]
 
 

@@ -116,7 +116,7 @@ def test_what_editors_elsewhere_write_is_the_same_suite(
 
 def test_an_id_that_stands_twice_is_named_by_its_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", "", ITEM, "", ITEM)
-    with pytest.raises(CannotTrain, match=r"line 4: id: 'a' is the id of line 2 already"):
+    with pytest.raises(CannotTrain, match=r"line 4: id: 'a' is already the id of line 2"):
         read_suite(str(path))
 
 
@@ -137,11 +137,11 @@ def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ({**ITEM, "answer": 2}, "answer: 2 is no index of the 2 choices"),
+        ({**ITEM, "answer": 2}, "answer: 2 is not an index of the 2 choices"),
         ({**ITEM, "answer": -1}, "answer: Input should be greater than or equal to 0"),
         ({**ITEM, "choices": ["2"]}, "choices: "),
-        ({**ITEM, "choices": ["2", "2"]}, "choices: each must be a text of its own"),
-        ({**ITEM, "choices": ["2", " "]}, "choices: each must be a text of its own"),
+        ({**ITEM, "choices": ["2", "2"]}, "choices: must not be empty or repeat"),
+        ({**ITEM, "choices": ["2", " "]}, "choices: must not be empty or repeat"),
         ({**ITEM, "choices": ["2", 3]}, "choices.1: "),
         ({**ITEM, "question": ""}, "question: "),
         ({"question": "q", "choices": ["x", "y"]}, "answer: Field required"),
@@ -149,7 +149,7 @@ def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
         ({**ITEM, "answers": ["2"]}, "choices: Extra inputs are not permitted"),
         ({"question": "q", "answers": []}, "answers: "),
         ({"question": "q", "answers": ["x", "?"]}, "answers.1: "),
-        ({**ITEM}, "id: 'a' is the id of line 1 already"),
+        ({**ITEM}, "id: 'a' is already the id of line 1"),
         ('{"question": "q", "question": "r"}', "stands twice"),
         ("{", "JSON"),
         ("[1]", "Input should be"),

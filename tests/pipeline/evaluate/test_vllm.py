@@ -116,17 +116,17 @@ def test_it_answers_and_weighs_as_transformers_does_under_a_key_of_its_own(
 
 
 REFUSED = {
-    "dies": (StepFailed, "vLLM ended before it was ready: .*no room for the cache of keys and values"),
+    "dies": (StepFailed, "vLLM exited before it was ready: .*no room for the cache of keys and values"),
     "hangs": (StepFailed, "vLLM was not ready within 2 s"),
     "silent": (StepFailed, "vLLM gave no answer within 2 s"),
     "short": (StepFailed, "an answer of 1 token that neither ended nor reached 8"),
-    "another model": (StepFailed, "vLLM serves .'another'. where cand was asked for"),
-    "another prompt": (StepFailed, "vLLM answered another prompt than was asked"),
+    "another model": (StepFailed, "vLLM serves .'another'. instead of cand"),
+    "another prompt": (StepFailed, "vLLM answered another prompt"),
     "fewer likelihoods": (StepFailed, r"vLLM gave \d+ log-probabilities for \d+ tokens"),
     "no number": (CannotTrain, "the candidate's likelihood of record .* is not a finite number"),
     "refuses": (StepFailed, "vLLM refused a request with status 500"),
-    "killed": (StepFailed, r"vLLM answers no more \(\w+\)"),
-    "broken": (CannotTrain, r"--version ended with 1: ImportError: libcudart"),
+    "killed": (StepFailed, r"vLLM stopped answering \(\w+\)"),
+    "broken": (CannotTrain, r"--version exited with 1: ImportError: libcudart"),
 }
 
 
@@ -164,7 +164,7 @@ def test_its_version_is_read_where_it_is_installed_and_the_slow_program_not_aske
     assert vllm_server.read_version(str(tmp_path / place)) == "0.11.2+cpu"
     other = program.with_name("python")
     program.rename(other)
-    with pytest.raises(CannotTrain, match="--version ended with 1"):
+    with pytest.raises(CannotTrain, match="--version exited with 1"):
         vllm_server.read_version(str(other))  # in the same environment, and not vLLM
 
 
@@ -174,12 +174,12 @@ def test_a_vllm_killed_in_the_middle_costs_what_was_in_hand_and_the_next_attempt
     monkeypatch.setattr("pipeline.models.greedy_decoding._PER_ROW", 1)
     first = attempt("killed")
     assert LIVES > RECORDS, "all likelihoods, and some answers"
-    assert "vLLM answers no more" in failure(first).message
+    assert "vLLM stopped answering" in failure(first).message
     second = attempt("fixed")
     report = evaluate(second)
     assert 0 < report.candidate.resumed < RECORDS
     assert report.candidate.generated == RECORDS
-    assert "answers were there from an interrupted attempt" in capsys.readouterr().err
+    assert "answers come from an interrupted attempt" in capsys.readouterr().err
 
 
 def test_a_step_that_is_to_stop_stops_vllm(attempt: Make) -> None:

@@ -260,6 +260,6 @@ def test_of_several_references_the_nearest_counts_and_one_that_is_no_json_is_one
 
 def test_the_json_metrics_apply_where_every_reference_is_json_and_the_others_everywhere() -> None:
     for name, metric in METRICS.items():
-        assert metric.says_something(["[1]", '{"a": 1}'])
-        assert metric.says_something(["[1]", "none"]) == (name in TEXT)
-        assert metric.says_something([]) == (name in TEXT)
+        assert metric.applies_to(["[1]", '{"a": 1}'])
+        assert metric.applies_to(["[1]", "none"]) == (name in TEXT)
+        assert metric.applies_to([]) == (name in TEXT)

@@ -292,5 +292,5 @@ def test_want_of_memory_is_said(tiny: Any, tiny_llama: Path, monkeypatch: pytest
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(asked.model.model, "forward", forward)
-    with pytest.raises(StepFailed, match="memory does not hold"):
+    with pytest.raises(StepFailed, match="do not fit into the device"):
         texts(asked, prompts, 4)

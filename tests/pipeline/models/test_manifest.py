@@ -220,7 +220,7 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "it is not there": (shutil.rmtree, "no base model folder"),
     "weights are pickled": (only_pickles, "pytorch_model.bin"),
     "there are no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors weights"),
-    "weights are cut off": (cut_off, "model.safetensors that is cut off"),
+    "weights are cut off": (cut_off, "model.safetensors that is truncated"),
     "weights are a git-lfs pointer": (pointer, "truncated or not a safetensors"),
     "weights have no header": (absurd_header, "truncated or not a safetensors"),
     "a shard is missing": (missing_shard, "model-00002-of-00002.safetensors"),

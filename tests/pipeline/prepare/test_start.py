@@ -150,7 +150,7 @@ def test_a_champion_that_is_not_what_it_was_is_not_gone_on_from(tmp_path: Path, 
         start = start.model_copy(update={"model_id": "f" * 64})
     else:
         shutil.rmtree(folder)
-    with pytest.raises(CannotTrain, match="goes on from the champion of generation 3, and ") as caught:
+    with pytest.raises(CannotTrain, match="starts from the champion of generation 3, and ") as caught:
         require_start(attempt, start)
     assert caught.value.hint.endswith('set train.start = "base"; then: dropforge retry 1')
 
