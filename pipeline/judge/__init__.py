@@ -1,6 +1,6 @@
 """
-Ask an LLM which of two answers is better; optional.
+Let an LLM judge which of two answers is better; optional.
 
 In: the answers of candidate and champion. Out: a win, loss or tie per record, which the gate reads. `client` sends
-requests, `prompt` writes and reads them, `session` asks for all records. Open `step` first.
+requests, `prompt` writes prompts and parses replies, `session` judges all records. Open `step` first.
 """

@@ -1,8 +1,8 @@
 """
-The way to the judge: an OpenAI-compatible endpoint, asked with patience that has an end.
+Client of the judge's OpenAI-compatible endpoint, with a limited number of retries.
 
-The only module of the pipeline that speaks to a network. What the other side and the library say in their errors is
-never repeated: it may hold the key. No redirect is followed, since the key would go with it.
+The only module of the pipeline that uses a network. Error texts of the server and the library are never repeated: they
+may contain the key. Redirects are not followed, since the key would be sent along.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ import httpx2
 from pipeline.config import JudgeConfig
 from pipeline.judge.prompt import SAMPLING, Chat
 
-#: Statuses that pass: a busy or broken server, not a wrong question.
+#: Temporary statuses, which are retried: a busy or failing server, not a wrong request.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
-#: Statuses that every question would get, with what to look at.
+#: Statuses that every request would get, with their causes.
 _FINAL = {
-    401: "it does not accept the key: judge.api_key_env names the variable that holds it",
-    403: "it forbids this: see what the key may do",
+    401: "it does not accept the key: see the variable that judge.api_key_env names",
+    403: "it forbids this: see the permissions of the key",
     404: "there is no such address or model: see judge.url and judge.model",
-    405: "it is no chat endpoint: see judge.url",
+    405: "it is not a chat endpoint: see judge.url",
 }
 _OK = 200
 _REDIRECTS = range(300, 400)
@@ -37,29 +37,29 @@ _pause = asyncio.sleep
 
 @dataclass(frozen=True)
 class Patience:
-    """How often and how long one question is tried; times in seconds."""
+    """Limits of retries per question and in all; times in seconds."""
 
     tries: int = 8
     first_wait: float = 1.0
-    """Doubled at each further try."""
+    """Doubled at each retry."""
     longest_wait: float = 60.0
-    """Also of what the server asks for with Retry-After."""
+    """Also limits Retry-After."""
     in_all: int = 200
-    """Failed tries of all questions together after which no further one is asked: a queue waits behind this step."""
+    """Failed tries of all questions together after which the judge gives up: the queue waits for this step."""
 
-    def wait(self, failures: int, asked_for: float) -> float:
-        """Return the seconds before the next try, after `failures` of them; `asked_for` is the server's own wish."""
-        return min(max(self.first_wait * 2.0 ** (failures - 1), asked_for), self.longest_wait)
+    def wait(self, failures: int, retry_after: float) -> float:
+        """Return the seconds to wait after `failures` failed tries; `retry_after` is the server's request."""
+        return min(max(self.first_wait * 2.0 ** (failures - 1), retry_after), self.longest_wait)
 
 
 PATIENCE = Patience()
 
 
 class NoAnswerError(Exception):
-    """A question got no answer: `words` say why; `for_all`: every other question would fare the same."""
+    """A question got no answer, with the reason in `words`; `for_all`: no question would get one."""
 
     def __init__(self, words: str, *, for_all: bool = False) -> None:
-        """Keep the words, which are our own."""
+        """Keep `words`, which must not quote the server."""
         super().__init__(words)
         self.words = words
         self.for_all = for_all
@@ -67,14 +67,14 @@ class NoAnswerError(Exception):
 
 @dataclass(frozen=True)
 class _Passing:
-    """A failure that may pass, and the seconds that the server asks to wait."""
+    """A temporary failure, and the seconds that the server asks to wait."""
 
     words: str
     wait: float = 0.0
 
 
 def read_key(name: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the key in the variable `name`; empty if none is named. Raises `NoAnswerError` if it is not usable."""
+    """Return the key in the variable `name`, or "" without a name. Raises `NoAnswerError` if it is not usable."""
     if not name:
         return ""
     key = environment.get(name, "").strip()
@@ -82,16 +82,16 @@ def read_key(name: str, environment: Mapping[str, str] = os.environ) -> str:
         message = f"the variable {name}, which judge.api_key_env names, is not set where the daemon runs"
         raise NoAnswerError(message, for_all=True)
     if not set(key) <= set(string.ascii_letters + string.digits + string.punctuation):
-        message = f"the variable {name} holds characters that no key has: blanks, line breaks or other than ASCII"
+        message = f"the variable {name} holds characters that no key has: spaces, line breaks or other than ASCII"
         raise NoAnswerError(message, for_all=True)
     return key
 
 
 class Endpoint:
-    """One endpoint and model; use it as an asynchronous context manager, which holds its connections."""
+    """A client for one endpoint and model, an asynchronous context manager that holds connections."""
 
     def __init__(self, config: JudgeConfig, key: str) -> None:
-        """Ask the model of `config` with `key`. Raises `NoAnswerError` if the environment's proxy cannot be used."""
+        """Use the endpoint in `config` with `key`. Raises `NoAnswerError` if the environment's proxy cannot be used."""
         self._url = f"{config.url.rstrip('/')}/chat/completions"
         self._model = config.model
         self._key = key
@@ -101,8 +101,8 @@ class Endpoint:
             self._client = httpx2.AsyncClient(
                 headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
                 follow_redirects=False,
-                timeout=None,  # a try as a whole has a limit, which a server that drips cannot stretch
-                # No proxy reaches what listens on this machine alone.
+                timeout=None,  # `_try` limits the whole try, which a slow server cannot extend
+                # No proxy can reach a loopback address.
                 trust_env=not config.on_this_machine,
             )
         except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
@@ -120,9 +120,9 @@ class Endpoint:
 
     async def ask(self, messages: Chat) -> str:
         """
-        Return the text of the reply, tried as `PATIENCE` allows; the key is taken out of it, should it be there.
+        Return the text of the reply, retrying as `PATIENCE` allows; the key is removed from it.
 
-        Raises `NoAnswerError` if there is none; a reply that came and is no chat completion is an empty text.
+        Raises `NoAnswerError` if there is no reply; one that is not a chat completion gives an empty text.
         """
         body = json.dumps({"model": self._model, "messages": messages, "stream": False, **SAMPLING}).encode()
         failed = ""
@@ -141,7 +141,7 @@ class Endpoint:
     async def _try(self, body: bytes) -> str | _Passing:
         try:
             async with asyncio.timeout(self._seconds), self._client.stream("POST", self._url, content=body) as response:
-                status, wish = response.status_code, response.headers.get("Retry-After", "")
+                status, retry_after = response.status_code, response.headers.get("Retry-After", "")
                 text = await _read(response) if status == _OK else b""
         except TimeoutError:
             return _Passing(f"no answer within {self._seconds:g} s")
@@ -153,17 +153,17 @@ class Endpoint:
         if status == _OK:
             return _content(text)
         if status in _PASSING:
-            return _Passing(f"status {status}", _seconds(wish))
+            return _Passing(f"status {status}", _seconds(retry_after))
         if status in _REDIRECTS:
-            message = f"it redirects (status {status}), which is not followed: set judge.url to where it leads"
+            message = f"it redirects (status {status}), which is not followed: set judge.url to its target"
             raise NoAnswerError(message, for_all=True)
         remedy = _FINAL.get(status)
-        message = f"status {status}: {remedy}" if remedy else f"status {status}: it does not take this question"
+        message = f"status {status}: {remedy}" if remedy else f"status {status}: it does not accept this request"
         raise NoAnswerError(message, for_all=remedy is not None)
 
 
 async def _read(response: httpx2.Response) -> bytes:
-    """Return the body; nothing of one that is larger than any verdict."""
+    """Return the body; empty if it is larger than any verdict."""
     parts: list[bytes] = []
     size = 0
     async for part in response.aiter_bytes():
@@ -175,7 +175,7 @@ async def _read(response: httpx2.Response) -> bytes:
 
 
 def _content(body: bytes) -> str:
-    """Return the text in a chat completion; an empty one if it holds none."""
+    """Return the text of a chat completion; empty if there is none."""
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -183,11 +183,11 @@ def _content(body: bytes) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _seconds(wish: str) -> float:
-    """Return what a Retry-After header asks for, in seconds: a number or a date; 0 if it cannot be read."""
-    if wish.isascii() and wish.isdigit():
-        return float(wish)
+def _seconds(header: str) -> float:
+    """Return the seconds of a Retry-After header, a number or a date; 0 if it cannot be parsed."""
+    if header.isascii() and header.isdigit():
+        return float(header)
     try:
-        return max(parsedate_to_datetime(wish).timestamp() - time.time(), 0.0)
+        return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
     except (ValueError, TypeError, OverflowError):
         return 0.0

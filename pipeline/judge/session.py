@@ -1,4 +1,4 @@
-"""Ask the judge about each pair, in both orders, and keep every reply."""
+"""Let the judge compare each pair of answers in both orders, and log every reply."""
 
 import asyncio
 import sys
@@ -14,7 +14,7 @@ from pipeline.judge.prompt import Chat, Choice, Question, messages, prompt_sha25
 PARALLEL = 4
 
 
-#: Records without an answer in a row after which the endpoint is given up.
+#: Consecutive records without an answer after which the session ends.
 STRIKES = 8
 
 
@@ -38,21 +38,21 @@ class Pair:
     champion: str
 
     def question(self, *, candidate_first: bool) -> Question:
-        """Return what the judge is asked in one order."""
+        """Return the judge's question in one order."""
         answers = (self.candidate, self.champion) if candidate_first else (self.champion, self.candidate)
         return Question(self.request, self.reference, *answers)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The winner in each order as the judge named it; `None` where it was not asked or could not be read."""
+    """The judge's winner in each order; `None` if not asked or not readable."""
 
     candidate_first: Choice | None = None
     champion_first: Choice | None = None
 
     @property
     def result(self) -> Outcome:
-        """What both together say: only the same answer in both orders counts."""
+        """The outcome of both orders: only the same winner in both counts."""
         match (self.candidate_first, self.champion_first):
             case (None, _) | (_, None):
                 return "failed"
@@ -67,23 +67,23 @@ class Judged:
 
 
 class JudgeSession:
-    """Asks what is not known yet, some records at a time, each record's two questions one after the other."""
+    """Judges all pairs that are not in the log, several records at a time, each record's two questions in sequence."""
 
     def __init__(self, attempt: Attempt, pairs: Sequence[Pair], log: BatchLog) -> None:
-        """Ask about `pairs`; every reply is kept in `log`."""
+        """Judge `pairs`; every reply is appended to `log`."""
         self._attempt, self._pairs, self._log = attempt, pairs, log
         self.prompt = prompt_sha256(attempt.config.judge.model)
         self.judged: dict[str, Judged] = {}
         self.asked = self.found = 0
-        """Questions that were answered now, and by an earlier attempt."""
+        """Replies received by this attempt, and read from the log."""
         self.gave_up = ""
-        """Why the rest was not asked."""
+        """Why the session ended early; empty if it did not."""
         self.unreadable = ""
-        """A reply that named no winner, as an example."""
+        """An example of a reply without a winner."""
         self._in_a_row = 0
 
     async def hold(self) -> None:
-        """Judge all pairs. Raises `Interrupted`, and `NoAnswerError` when the endpoint is given up."""
+        """Judge all pairs. Raises `Interrupted`, and `NoAnswerError` if the endpoint does not answer."""
         self._take_known()
         waiting = iter([pair for pair in self._pairs if pair.id not in self.judged])
         config = self._attempt.config.judge
@@ -102,7 +102,7 @@ class JudgeSession:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     def _take_known(self) -> None:
-        """Judge the pairs that need no question: equal answers, and those of which every reply is in the log."""
+        """Judge pairs that need no request: equal answers, and those whose replies are in the log."""
         for pair in self._pairs:
             if pair.candidate == pair.champion:
                 self.judged[pair.id] = Judged("tie", "tie")
@@ -122,7 +122,7 @@ class JudgeSession:
                 self.judged[pair.id] = await self._judge(endpoint, pair)
             except NoAnswerError as error:
                 self._in_a_row += 1
-                # What is forbidden for one question alone, as by a filter of contents, is no reason to give up.
+                # A single refused question, as by a content filter, is no reason to give up.
                 if (error.for_all and not self.asked) or self._in_a_row >= STRIKES:
                     raise
                 self.judged[pair.id] = Judged()
@@ -132,7 +132,7 @@ class JudgeSession:
     async def _judge(self, endpoint: Endpoint, pair: Pair) -> Judged:
         first = await self._choice(endpoint, pair.question(candidate_first=True))
         if first is None:
-            # Nothing that the other order says could make it count.
+            # Without a winner in this order the other cannot make it count.
             return Judged()
         return Judged(first, await self._choice(endpoint, pair.question(candidate_first=False)))
 
@@ -152,7 +152,7 @@ class JudgeSession:
         return choice
 
     def _find(self, chat: Chat) -> list[Choice | None] | None:
-        """Return, as a list of one, what an earlier attempt was told; `None` if it did not ask."""
+        """Return the logged choice as a list of one; `None` if it is not in the log."""
         return self._log.find(batch_id(self.prompt, chat), 1)
 
     def _say_progress(self) -> None:

@@ -1,8 +1,8 @@
 """
-Optional: a language model somewhere else compares both models' answers, each pair in both orders.
+The judge step (optional): a remote language model compares both models' answers, each pair in both orders.
 
-It can only stand against a promotion. So it is never a reason to lose a run either: an endpoint that is down, slow or
-talks nonsense is given up after a while, and the judgement says how many records it has no answer for.
+It can only block a promotion, and never fails a run: an endpoint that is down, slow or unreadable is given up after a
+while, and the judgement says for how many records there is no answer.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ from pipeline.judge.session import SHOWN_REPLY, Judged, JudgeSession, Outcome, P
 from pipeline.models.prompt import fold
 from pipeline.words import count
 
-#: In the attempt's folder `predictions`, which no clearing up touches while the run goes on: replies may cost money.
+#: In the attempt's folder `predictions`, which is kept until the run ends: replies may cost money.
 REPLIES_NAME = "judge.replies.jsonl"
 
 
 def judge(attempt: Attempt) -> Judgement:
     """
-    Return what the endpoint of `judge.url` says of the records with the lowest ids, of those that the gate judges on.
+    Return the judge's wins, losses and ties on the records with the lowest ids, among those that the gate judges on.
 
-    One line a record is kept. Equal answers are a tie without asking. Replies that an interrupted attempt had are taken
-    from its log. Raises `StepFailed` if the report's records cannot be read, `Interrupted` if asked to stop; never for
-    the endpoint's sake.
+    A line per record is written. Equal answers are a tie without a request. Replies of an interrupted attempt are read
+    from its log. Raises `StepFailed` if the report's records cannot be read, `Interrupted` if stopped; never because of
+    the endpoint.
     """
     report = attempt.load(Evaluation)
     config = attempt.config.judge
@@ -72,14 +72,14 @@ def _read_pairs(attempt: Attempt, report: Evaluation) -> list[Pair]:
         message = f"a record of the report lacks {error}"
         raise StepFailed(message, f"evaluate again: dropforge retry {attempt.spec.run} --from evaluate") from error
     if len({pair.id for pair in pairs}) != report.records:
-        message = f"the report speaks of {report.records} records and its file holds {len(pairs)}"
+        message = f"the report has {report.records} records and its file {len(pairs)}"
         raise StepFailed(message, f"evaluate again: dropforge retry {attempt.spec.run} --from evaluate")
     kept = [pair for pair, is_judged in zip(pairs, _judged_on(attempt, lines), strict=True) if is_judged]
     return heapq.nsmallest(attempt.config.judge.records, kept, key=lambda pair: pair.id)
 
 
 def _judged_on(attempt: Attempt, lines: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Say of each record whether the gate judges on it: to ask about another one would cost and not count."""
+    """Return for each record whether the gate judges on it; other records are not sent to the judge."""
     drops = attempt.spec.champion.drops
     known = Known(None if drops is None else frozenset(drops))
     came_with = np.array([line["drop"] for line in lines], dtype=np.int64)
@@ -111,12 +111,12 @@ def _write_judgements(path: Path, judged: Mapping[str, Judged]) -> None:
 
 
 def _say(session: JudgeSession, counts: Mapping[Outcome, int], records: int) -> None:
-    """Write to the log what came of it."""
-    said = [f"{counts[name]} {name}" for name in ("win", "loss", "tie", "inconsistent", "failed")]
-    asked = count(session.asked, "reply", "replies")
-    words = [f"{count(records, 'record')}: {', '.join(said)}; {asked}, {session.found} from before"]
+    """Write a summary to the log."""
+    results = [f"{counts[name]} {name}" for name in ("win", "loss", "tie", "inconsistent", "failed")]
+    replies = count(session.asked, "reply", "replies")
+    words = [f"{count(records, 'record')}: {', '.join(results)}; {replies}, {session.found} from the log"]
     if session.unreadable:
-        words.append(f"a reply that named no winner: {session.unreadable[:SHOWN_REPLY]!r}")
+        words.append(f"a reply without a winner: {session.unreadable[:SHOWN_REPLY]!r}")
     if session.gave_up:
         words.append(f"the endpoint was given up: {session.gave_up}")
         words.append("records without an answer count as failed, and the gate decides without them")

@@ -1,8 +1,8 @@
 """
-Merge what was trained into the 16-bit base: a plain model folder.
+Merge an adapter or trained weights into the 16-bit base, writing a transformers model folder.
 
-The merged files have the headers of the base's: each tensor is computed in float32, rounded once, and written where the
-base has it, so that memory holds a few rows at a time. PEFT merges what this cannot, with the whole model in memory.
+The merged files have the base's headers: each tensor is computed in float32, rounded once, and written at the base's
+offset, with a few rows in memory at a time. PEFT merges all other cases, with the whole model in memory.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ADAPTER_FILE = "adapter_model.safetensors"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _AGAIN = "train it again: dropforge retry RUN --from train"
-#: What an adapter's config may say other than PEFT's defaults. Everything else may change what a merge has to do.
+#: Options of an adapter that may differ from PEFT's defaults. Any other may change how it must be merged.
 _OPTIONS = {
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_dropout"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
@@ -46,19 +46,19 @@ _OPTIONS = {
 }
 _PLAIN_INITS = (True, False, "gaussian")
 
-#: Numbers that are merged at a time: few enough that a block stays in the processor's cache.
+#: Numbers merged at a time: few enough that a block stays in the CPU's cache.
 _BLOCK = 1 << 18
-#: From some rows of a weight, as the base's file has them, and their numbers to the same rows of the merged weight.
+#: Maps some rows of a base weight, and their slice, to the same rows of the merged weight.
 Change = Callable[["torch.Tensor", slice], "torch.Tensor"]
 
 
 class NeedsWholeModel(Exception):
-    """Why a model or an adapter has to be merged with the whole model in memory."""
+    """A model or an adapter can only be merged with the whole model in memory; the message says why."""
 
 
 @dataclass(frozen=True)
 class Answering:
-    """How the merged model answers by default: greedily, as it is evaluated."""
+    """The merged model's default generation: greedy, as in the evaluation."""
 
     format: Format
     max_new_tokens: int
@@ -69,12 +69,12 @@ class Answering:
 
 def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answering: Answering) -> str:
     """
-    Save base and what was trained to the new folder `target`; return its dtype's name, which is the base's.
+    Save the merged model in the new folder `target`; return the name of its dtype, which is the base's.
 
-    `trained` is PEFT's folder of an adapter, or a safetensors file of weights that take the place of the base's of the
-    same names. The folder carries the tokenizer, a chat template that renders the trained format, and a generation
-    config that answers as the evaluation does. Raises `CannotTrain` if a merged weight is not finite, and `StepFailed`
-    if what was trained is not whole or does not fit the base.
+    `trained` is a PEFT adapter folder, or a safetensors file of weights that replace the base's of the same names. The
+    folder contains the tokenizer, a chat template of the trained format, and a generation config as in the evaluation.
+    Raises `CannotTrain` if a merged weight is not finite, and `StepFailed` if the adapter or weights are incomplete or
+    do not match the base.
     """
     if trained.is_file():
         _check_weights(base, trained)
@@ -97,13 +97,13 @@ def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answerin
         generation.save_pretrained(target)
     tokenizer.save_pretrained(target)
     for path in target.rglob("*.safetensors"):
-        # safetensors writes files that nobody else can read; whoever serves the model has to.
+        # safetensors writes files readable by their owner only; servers must read them.
         shutil.copymode(target / "config.json", path)
     return dtype
 
 
 def _check_weights(base: Path, weights: Path) -> None:
-    """Compare a file of trained weights with the base's. Raises `StepFailed` naming a tensor that is not there so."""
+    """Raise `StepFailed`, naming a tensor, if trained weights differ from the base's in name or shape."""
     shapes = {name: shape for path in weight_files(base) for name, shape in read_shapes(path).items()}
     for name, shape in read_shapes(weights).items():
         if shapes.get(name) != shape:
@@ -113,7 +113,7 @@ def _check_weights(base: Path, weights: Path) -> None:
 
 
 def _generation(tokenizer: Any, answering: Answering) -> Any:
-    """Return a generation config that answers as the evaluation does; the tokenizer gets template and padding."""
+    """Return the generation config of the evaluation; set the tokenizer's template and padding token."""
     from transformers import GenerationConfig
 
     template = template_for(tokenizer, answering.format)
@@ -133,7 +133,7 @@ def _generation(tokenizer: Any, answering: Answering) -> Any:
 
 
 def _empty_model(folder: Path) -> tuple[Any, Any]:
-    """Return the model of a folder's config, its parameters on the device `meta`, and the config."""
+    """Return a model with parameters on the meta device, and its config, from a folder's config."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -146,8 +146,10 @@ def _empty_model(folder: Path) -> tuple[Any, Any]:
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         model.tie_weights()
         converted = get_model_conversion_mapping(model, add_legacy=False)
-    except Exception as error:  # whatever it is, loading the whole model words it
-        raise NeedsWholeModel(f"the model cannot be laid out: {type(error).__name__}: {error}"[:500]) from error
+    except Exception as error:  # loading the whole model reports the error
+        raise NeedsWholeModel(
+            f"the model cannot be created on the meta device: {type(error).__name__}: {error}"[:500]
+        ) from error
     if converted:
         raise NeedsWholeModel(f"transformers converts the weights of a {config.model_type} when it loads them")
     return model, config
@@ -160,11 +162,13 @@ def _check_files(base: Path, model: Any, config: Any) -> tuple[dict[Path, Header
     except (OSError, NotSafetensorsError) as error:
         raise NeedsWholeModel(f"a weight file cannot be read: {error}") from error
     tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
-    found = {(name, *tensor.shape) for name, tensor in tensors.items()}
+    in_files = {(name, *tensor.shape) for name, tensor in tensors.items()}
     tied = model.all_tied_weights_keys
-    own = {(name, *held.shape) for name, held in model.named_parameters(remove_duplicate=False) if name not in tied}
-    if found != own:
-        raise NeedsWholeModel(f"{min(found ^ own)[0]} is not both in the base's files and in the model")
+    expected = {
+        (name, *held.shape) for name, held in model.named_parameters(remove_duplicate=False) if name not in tied
+    }
+    if in_files != expected:
+        raise NeedsWholeModel(f"{min(in_files ^ expected)[0]} is not both in the base's files and in the model")
     dtype, *others = sorted({_DTYPES.get(tensor.dtype, tensor.dtype) for tensor in tensors.values()})
     is_other = config.dtype is not None and f"torch.{dtype}" != str(config.dtype)
     if others or dtype not in _DTYPES.values() or is_other:
@@ -184,7 +188,7 @@ def _replacements(weights: Path) -> dict[str, Change]:
 
 
 def _updates(model: Any, adapter: Path) -> dict[str, Change]:
-    """Return what the adapter does to the base's weights, by their names. Raises as `check_pairs` does."""
+    """Return the adapter's change of each base weight by name. Raises as `check_pairs` does."""
     from peft import LoraConfig, PeftConfig, PeftModel
     from peft.tuners.lora.layer import Linear
     from safetensors.torch import load_file
@@ -192,7 +196,7 @@ def _updates(model: Any, adapter: Path) -> dict[str, Change]:
 
     config: Any = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
     if type(config) is not LoraConfig:
-        raise NeedsWholeModel(f"the adapter is a {config.peft_type}, no LoRA")
+        raise NeedsWholeModel(f"the adapter is a {config.peft_type}, not LoRA")
     plain = LoraConfig()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -237,10 +241,10 @@ def _lora(a: "torch.Tensor", b: "torch.Tensor", scale: float, magnitude: "torch.
 
 def check_pairs(model: Any, adapter: Path) -> None:
     """
-    Compare an adapter's file with the PEFT model that its config describes.
+    Check that an adapter's file has exactly the matrices that its config implies.
 
-    Raises `StepFailed` naming half a pair, a pair that is missing, one that meets no weight of the base, or one on a
-    weight that has a second place in the model. PEFT itself only warns of a missing pair, and leaves it untrained.
+    Raises `StepFailed` naming a matrix that is missing, one without a weight in the base, or one on a weight that the
+    model uses twice (tied). PEFT itself only warns of a missing pair, and leaves it untrained.
     """
     from peft import get_peft_model_state_dict
 
@@ -249,27 +253,27 @@ def check_pairs(model: Any, adapter: Path) -> None:
     wanted = {(name, *held.shape) for name, held in saved.items() if "lora_" in name}
     found = {(name, *shape) for name, shape in read_shapes(adapter / ADAPTER_FILE).items() if "lora_" in name}
     if missing := sorted(wanted - found):
-        raise StepFailed(f"the adapter lacks {missing[0][0]}, which its adapter_config.json speaks of", _AGAIN)
+        raise StepFailed(f"the adapter lacks {missing[0][0]}, which its adapter_config.json requires", _AGAIN)
     if strange := sorted(found - wanted):
         raise StepFailed(f"the adapter holds {strange[0][0]}, and the base model has no weight for it", _AGAIN)
     tied = getattr(model.get_base_model(), "all_tied_weights_keys", {})
     for name in _lora_layers(model.get_base_model()):
         if f"{name}.weight" in {*tied, *tied.values()}:
             raise StepFailed(
-                f"the adapter changes {name}, whose weight the model uses in a second place, unchanged",
+                f"the adapter changes {name}, whose weight the model also uses elsewhere, unchanged",
                 f"leave {name} out of the adapter's targets, and {_AGAIN}",
             )
 
 
 def _lora_layers(model: Any) -> dict[str, Any]:
-    """Return PEFT's layers in a model by their names."""
+    """Return the PEFT layers of a model by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def _write_merged(source: Path, header: Header, changes: Mapping[str, Change], target: Path) -> None:
-    """Write the safetensors file `source` again, with the same header and changed weights."""
+    """Copy the safetensors file `source` to `target`, with the same header and changed weights."""
     import torch
 
     begins = source.stat().st_size - max(tensor.data_offsets[1] for tensor in header.values())
@@ -293,10 +297,10 @@ def _write_merged(source: Path, header: Header, changes: Mapping[str, Change], t
 
 def _check_finite(weight: "torch.Tensor", name: str) -> None:
     """Raise `CannotTrain` if a number of a merged weight is not finite."""
-    # Twenty times as fast as asking each number; one that is no number comes through.
+    # Twenty times as fast as `isfinite`; NaN propagates through aminmax.
     if not all(math.isfinite(end) for end in weight.aminmax()):
         raise CannotTrain(
-            f"what was trained cannot be merged: {name} would hold numbers that are not finite",
+            f"the merged weight {name} would hold numbers that are not finite",
             "lower train.learning_rate and train again",
         )
 

@@ -1,4 +1,4 @@
-"""The merge step: what was trained, and the 16-bit model that it was trained over → the folder that is served."""
+"""The merge step: the adapter or trained weights, and the 16-bit model below → the folder that is served."""
 
 import time
 from itertools import chain
@@ -20,11 +20,11 @@ _PHASES = 2
 
 def merge(attempt: Attempt) -> Model:
     """
-    Merge the adapter, or the trained weights, into the model that they were trained over.
+    Merge the adapter, or the trained weights, into the model that was trained.
 
-    The folder says what the model was trained on, by this run and by those behind the champion that it began with.
-    Raises `StepFailed` if they are not what was trained, or not whole, and `CannotTrain` if a merged weight is not
-    finite, the base was replaced since, or the champion's folder is not what it was.
+    The folder lists the records that the model was trained on, by this run and by those of the champion it started
+    from. Raises `StepFailed` if the adapter's file has changed or is incomplete, and `CannotTrain` if a merged weight
+    is not finite, the base was replaced, or the champion's folder has changed.
     """
     started = time.monotonic()
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)
@@ -32,7 +32,7 @@ def merge(attempt: Attempt) -> Model:
     target = attempt.folder / "model"
     _check_trained(attempt, adapter, trained)
     if model_id(base) != adapter.base_model_id:
-        message = f"the base model {base} is not the one that was trained on"
+        message = f"the base model {base} has changed since the training"
         raise CannotTrain(message, f"restore its files, or train on the new one: dropforge retry {attempt.spec.run}")
     start = base if adapter.start is None else require_start(attempt, adapter.start)
     lineage = None if adapter.start is None else read_lineage(start)
@@ -44,8 +44,8 @@ def merge(attempt: Attempt) -> Model:
     dtype = merge_into(start, trained.parent if adapter.kind == "adapter" else trained, tokenizer, target, answering)
     _phase(attempt, 1, "hash")
     rows = durable.read_jsonl(attempt.path(dataset.folder) / "train.jsonl")
-    # What the models below and beside had learnt is in this one, too: a record of that must never count as unseen.
-    others = (start, *(attempt.path(one.path) for one in adapter.also_trained_on))
+    # Records that the start and the combined models were trained on must never count as unseen by this one.
+    others = (start, *(attempt.path(model.path) for model in adapter.also_trained_on))
     write_trained_ids(target, chain((row["id"] for row in rows), *map(trained_ids, others)))
     trainings = 1 if lineage is None else lineage.trainings + 1
     identity = write_manifest(target, Lineage(adapter.base_model_id, trainings))
@@ -68,5 +68,5 @@ def _phase(attempt: Attempt, done: int, name: str) -> None:
 
 def _check_trained(attempt: Attempt, adapter: Adapter, path: Path) -> None:
     if not path.is_file() or durable.sha256_file(path) != adapter.adapter_sha256:
-        message = f"{path} is missing or not the one that was trained"
+        message = f"{path} is missing or has changed since the training"
         raise StepFailed(message, f"train it again: dropforge retry {attempt.spec.run} --from train")

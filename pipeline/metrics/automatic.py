@@ -1,18 +1,18 @@
-"""Which metric `evaluate.metric = "auto"` stands for, by the answers."""
+"""Choose the metric for `evaluate.metric = "auto"` by the reference answers."""
 
 from collections.abc import Sequence
 
 from pipeline.metrics import json_fields
 from pipeline.metrics.tokens import is_short
 
-#: An answer of so many words is short.
+#: Most words of a short answer.
 SHORT_WORDS = 5
-#: So large a share of the answers decides.
+#: Share of the answers that must be JSON, or short.
 _MOST = 0.8
 
 
 def metric_of(answers: Sequence[str]) -> str | None:
-    """Return the metric for answers: field F1 of JSON, exact match of short ones, else ROUGE-L; `None` for none."""
+    """Return the metric for answers: field F1 if JSON, exact match if short, else ROUGE-L; `None` without answers."""
     if not answers:
         return None
     if sum(json_fields.parse(text) is not None for text in answers) >= _MOST * len(answers):

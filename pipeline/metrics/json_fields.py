@@ -1,4 +1,4 @@
-"""Answers that are JSON: whether they can be read, and how many of their fields are right."""
+"""Parse answers that are JSON, and score their fields."""
 
 import json
 from collections import Counter
@@ -10,7 +10,7 @@ def parse(text: str) -> Any:
     """
     Return the JSON object or array that `text` is; `None` if it is neither.
 
-    As strict as a program that will read the answer: no words and no code fence around it, no NaN.
+    As strict as a consuming program: no text and no code fence around it, no NaN.
     """
     try:
         value = json.loads(text, parse_constant=_refuse)
@@ -25,21 +25,21 @@ def field_f1(answer: str, reference: str) -> float:
 
     Both are flattened to a bag of (path, value) pairs, and precision and recall are counted over them, as slots and
     their values are in information extraction (MUC-5; Chinchor and Sundheim 1993). The order of an object's keys does
-    not count, an array's does: its places are part of the path. Numbers are compared as numbers, strings exactly. Zero
-    if either is no JSON object or array.
+    not count, an array's does: its indices are part of the path. Numbers are compared as numbers, strings exactly. Zero
+    if either is not a JSON object or array.
     """
-    said, wanted = parse(answer), parse(reference)
-    if said is None or wanted is None:
+    value, expected = parse(answer), parse(reference)
+    if value is None or expected is None:
         return 0.0
-    mine, theirs = Counter(_leaves(said)), Counter(_leaves(wanted))
-    return 2 * (mine & theirs).total() / (mine.total() + theirs.total())
+    fields, wanted = Counter(_leaves(value)), Counter(_leaves(expected))
+    return 2 * (fields & wanted).total() / (fields.total() + wanted.total())
 
 
 def _leaves(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """
     Yield path and canonical value of every leaf, in no order; an empty object or array is a leaf, too.
 
-    Without recursion: what is just not too deep for the JSON reader would be too deep for a function that calls itself.
+    Without recursion: a value that the JSON parser accepts may be too deep for a recursive function.
     """
     todo: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while todo:
@@ -47,7 +47,7 @@ def _leaves(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if isinstance(here, dict) and here:
             todo += [((*path, key), part) for key, part in here.items()]
         elif isinstance(here, list) and here:
-            todo += [((*path, place), part) for place, part in enumerate(here)]
+            todo += [((*path, index), part) for index, part in enumerate(here)]
         else:
             whole = isinstance(here, float) and here.is_integer()
             yield path, json.dumps(int(here) if whole else here)

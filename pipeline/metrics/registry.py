@@ -1,7 +1,7 @@
 """
-Metrics: how near an answer comes to its references, 0 (nothing) to 1 (the same), in any script.
+All metrics: each scores an answer against its references from 0 (nothing in common) to 1 (equal), in any script.
 
-With several references the nearest one counts. Adding a metric is one entry in METRICS, and its name in
+With several references the best score counts. Adding a metric is one entry in METRICS, and its name in
 `pipeline.config.MetricName`.
 """
 
@@ -21,26 +21,26 @@ ComputeAll = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
 
 @dataclass(frozen=True)
 class Metric:
-    """One way to score an answer."""
+    """A metric: its name, its function, and the records that it applies to."""
 
     name: str
     title: str
-    """How it is called in a sentence."""
+    """Name in sentences."""
     compute: Compute
-    """Score of one answer, 0 to 1, more is better, against its references."""
+    """Scores one answer against its references, 0 to 1, higher is better."""
     compute_all: ComputeAll | None = None
-    """The same for many answers at once, where that is faster."""
+    """Scores many answers at once, where that is faster."""
     continuous: bool = True
-    """Whether there is anything between 0 and 1: it decides the paired test."""
+    """Whether scores between 0 and 1 occur: it determines the paired test."""
     applies: Callable[[Sequence[str]], bool] | None = None
-    """Whether it says anything about a record with these references; none: about every record."""
+    """Whether it applies to a record with these references; `None`: to every record."""
 
     def applies_to(self, references: Sequence[str]) -> bool:
-        """Return whether it says anything about a record with these references."""
+        """Return whether the metric applies to a record with these references."""
         return self.applies is None or self.applies(references)
 
     def scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """Return the score of each prediction against the references at the same place."""
+        """Return the score of each prediction against the references at the same index."""
         if self.compute_all is not None:
             return self.compute_all(predictions, references)
         return [self.compute(*pair) for pair in zip(predictions, references, strict=True)]
@@ -75,9 +75,9 @@ def rouge_all(kind: str, predictions: Sequence[str], references: Sequence[Sequen
 
 def chrf(prediction: str, references: Sequence[str]) -> float:
     """
-    Return chrF2, the F2 of character n-grams up to 6 without blanks (Popovi\u0107 2015), through sacrebleu's defaults.
+    Return chrF2, the F2 of character n-grams up to 6 without spaces (Popovi\u0107 2015), through sacrebleu's defaults.
 
-    Of several references the nearest counts, as sacrebleu does it.
+    With several references the best score counts, as in sacrebleu.
     """
     return float(_chrf().sentence_score(prediction, list(references)).score) / 100 if references else 0.0
 
@@ -88,7 +88,7 @@ def json_valid(prediction: str, _references: Sequence[str]) -> float:
 
 
 def json_f1(prediction: str, references: Sequence[str]) -> float:
-    """Return the F1 of the prediction's fields (`json_fields.field_f1`); a reference that is no JSON is one field."""
+    """Return the F1 of the prediction's fields (`json_fields.field_f1`); a reference that is not JSON is one field."""
     return max(
         (
             exact_match(prediction, [reference])
@@ -124,7 +124,7 @@ def _f1(prediction: str, reference: str) -> float:
 
 
 class _Tokenizer:
-    """Our tokens, in the form that rouge_score asks for."""
+    """This package's tokens, with the interface of rouge_score."""
 
     def tokenize(self, text: str) -> list[str]:
         return tokens(text)
@@ -132,13 +132,13 @@ class _Tokenizer:
 
 @cache
 def _rouge_class() -> Any:
-    """Define the metric on first use: `evaluate.load` would ask a hub for it, and importing the stack takes seconds."""
+    """Define the metric on first use: `evaluate.load` would query a hub, and importing the stack takes seconds."""
     import datasets
     import evaluate
     from rouge_score import rouge_scorer
 
     class UnicodeRouge(evaluate.Metric):  # type: ignore[misc]
-        """ROUGE F-measures, one a record, the best over a record's references."""
+        """ROUGE F-measures per record, the best over its references."""
 
         def _info(self) -> Any:
             text = datasets.Value("string")

@@ -1,4 +1,4 @@
-"""Split a text of any script into words."""
+"""Split a text in any script into words."""
 
 import re
 import unicodedata
@@ -24,7 +24,7 @@ _UNSPACED = (
 _CHARACTERS_A_WORD = 2
 
 
-#: Codes that are looked through at a time: a long piece is read to its end only where nothing is found in it.
+#: Characters examined at a time, so that a long text is not read to its end.
 _WINDOW = 256
 
 
@@ -37,7 +37,7 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _SPACE = re.compile(r"\s+")
 
 
-# Signs that carry meaning at an edge (minus, percent, #, currency, @) are not here.
+# Signs with a meaning at an edge (minus, percent, #, currency, @) are not included.
 _QUOTES = "\"'`*_ \u2018\u2019\u201a\u201c\u201d\u201e"
 
 
@@ -49,10 +49,10 @@ _CLOSING = _QUOTES + ")]}>.,;:!?\u00bb\u060c\u061f\u06d4\u0964\u203a\u3001\u3002
 
 def normalise(text: str) -> str:
     """
-    Return `text` as exact match compares it: NFKC, without case, single spaces, no punctuation around it.
+    Normalise `text` for exact match: NFKC, case-folded, single spaces, no punctuation around it.
 
-    Quotes, brackets, emphasis and the marks that end a sentence go; a sign that belongs to a value (-5, 50%, .5, C#)
-    stays. Text of nothing but punctuation is kept.
+    Quotes, brackets, emphasis and marks that end a sentence are removed; signs of a value (-5, 50%, .5, C#) are kept.
+    Text of only punctuation is kept.
     """
     plain = _SPACE.sub(" ", _fold(text)).strip()
     bare = plain.lstrip(_OPENING).rstrip(_CLOSING)
@@ -61,15 +61,15 @@ def normalise(text: str) -> str:
 
 def tokens(text: str) -> list[str]:
     """
-    Return the words of `text` without case: letters and digits with the marks that belong to them.
+    Return the case-folded words of `text`: letters and digits with their combining marks.
 
-    A script without spaces between words gives a token a character; emoji are tokens too. For ASCII text these are the
-    tokens that rouge_score makes itself.
+    In a script without spaces between words each character is a token; so are emoji. For ASCII text these are the
+    tokens of rouge_score.
     """
     folded = _fold(text)
     if folded.isascii():
         return _ASCII_WORD.findall(folded)
-    found: list[str] = []
+    words: list[str] = []
     extends, takes_marks = False, False
     for character in folded:
         kind = unicodedata.category(character)
@@ -77,24 +77,24 @@ def tokens(text: str) -> list[str]:
             continue
         if kind[0] == "M":
             if takes_marks:
-                found[-1] += character
+                words[-1] += character
             continue
         spaced = kind[0] in "LN" and not _is_unspaced(character)
         takes_marks = kind[0] in "LN" or kind == "So"
         if spaced and extends:
-            found[-1] += character
+            words[-1] += character
         elif takes_marks:
-            found.append(character)
+            words.append(character)
         extends = spaced
-    return found
+    return words
 
 
 def is_short(text: str, most: int) -> bool:
     """
-    Return whether `text` has at most so many words, looking no further than it must.
+    Return whether `text` has at most `most` words, reading no further than necessary.
 
-    A word is what stands between blanks, a code or an address too. In a script without spaces two characters count as
-    one: a word has about so many in Chinese, and a few more in Japanese and Thai.
+    Words are separated by whitespace. In a script without spaces two characters count as a word: about the average in
+    Chinese, a little less than in Japanese and Thai.
     """
     pieces = text.split(None, most)
     if len(pieces) > most or text.isascii():
@@ -105,8 +105,8 @@ def is_short(text: str, most: int) -> bool:
 
 
 def _unspaced(text: str, enough: int) -> int:
-    """Return how many of the tokens are single characters of a script without spaces; stop at `enough`."""
-    # A mark that is parted from its character is not counted, so it does not matter where a window ends.
+    """Count tokens that are single characters of a script without spaces, up to `enough`."""
+    # Combining marks are not counted, so a window may end anywhere.
     windows = (unicodedata.normalize("NFKC", text[at : at + _WINDOW]) for at in range(0, len(text), _WINDOW))
     found = (sign[0] for window in windows for sign in _UNSPACED_SIGN.finditer(window))
     characters = (sign for sign in found if unicodedata.category(sign)[0] in "LN")

@@ -329,7 +329,7 @@ def test_garbage_is_failed_and_never_a_win(
     judgement = judge(attempt)
     assert {one["result"] for one in judgements(attempt, judgement)} == {"failed"}
     assert (judgement.failed, len(endpoint.asked)) == (RECORDS, RECORDS), "the other order cannot make it count"
-    assert "a reply that named no winner" in capfd.readouterr().err
+    assert "a reply without a winner" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_an_adapter_that_gives_no_numbers_is_refused(tmp_path: Path, merge: Any,
 def test_an_adapter_on_a_tied_weight_is_refused(tmp_path: Path, merge: Any) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
-    with pytest.raises(StepFailed, match=r"the adapter changes lm_head, whose weight the model uses in a second place"):
+    with pytest.raises(StepFailed, match=r"the adapter changes lm_head, whose weight the model also uses elsewhere"):
         merge(base, adapter)
 
 
