@@ -1,7 +1,7 @@
 """
-The work: functions from files to files, run one step a process. It knows no queue, no database and no schedule.
+The steps of a run: functions from files to files, each in a process of its own, without queue, database or schedule.
 
-In: an order (`contract.StepSpec`) and the artifacts of earlier steps. Out: one artifact in the attempt's folder.
+In: a spec (`contract.StepSpec`) and the artifacts of earlier steps. Out: one artifact in the attempt's folder.
 A folder is a step, with its function in `step.py`: `prepare`, `train`, `merge`, `evaluate`, `judge`, `decide`. They
 use `records` (one line of a file), `models` (model folders), `metrics` (one answer) and `report` (the evidence card).
 The daemon calls this package, never the other way round. Open `steps`, then `contract` and `artifacts`.

@@ -1,4 +1,4 @@
-"""`python -m pipeline STEP SPEC`: one attempt at one step, in a process of its own."""
+"""Run one attempt at one step in its own process: `python -m pipeline STEP SPEC`."""
 
 import contextlib
 import faulthandler
@@ -42,20 +42,20 @@ from pipeline.models.manifest import MANIFEST_NAME
 from pipeline.models.memory_estimate import peak_resident
 from pipeline.steps import BY_NAME
 
-#: Variable of a process that began again in its own place: the worker has given its word already. It holds, as JSON,
-#: the time when the first one began and the most bytes that one has had.
+#: Variable of a process that replaced itself (`execv`), for which the worker's start byte was read before. It holds, as
+#: JSON, the time at which the first process began and its peak memory in bytes.
 _AGAIN = "DROPFORGE_STARTED_AGAIN"
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: list[str]) -> int:
-    """Run the step named by `argv` and leave its result beside the spec; return the exit code."""
+    """Run the step in `argv` and write its result beside the spec; return the exit code."""
     faulthandler.enable()
     step_name, spec_path = argv
     spec = StepSpec.model_validate_json(Path(spec_path).read_bytes())
     attempt = Attempt(spec)
     _stop_on_signal(attempt)
-    # The monotonic clock is the machine's, so it goes on from one process to the next.
+    # The monotonic clock is the machine's, so it continues across processes.
     again = os.environ.pop(_AGAIN, "")
     started, peak = json.loads(again or f"[{time.monotonic()}, 0]")
     lifeline = _stop_without_worker(attempt, again=bool(again))
@@ -75,13 +75,13 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         if not is_disk_full(error):
             raise
-        # The worker words it once there is room, from the exit code alone.
+        # The worker reports it once there is room, from the exit code.
         return EXIT_DISK_FULL
     return result.exit_code
 
 
 def _cost(spec: StepSpec, seconds: float, peak: int) -> dict[str, float | None]:
-    """Return the fields of a result that say what the attempt took; an earlier process of it had `peak` bytes."""
+    """Return the result's time, memory and price; `peak` is that of an earlier process of the attempt."""
     of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     per_hour = spec.config.price_per_hour
     return {
@@ -92,7 +92,7 @@ def _cost(spec: StepSpec, seconds: float, peak: int) -> dict[str, float | None]:
 
 
 def _run(step_name: str, attempt: Attempt) -> StepResult:
-    """Call the step and word how it ended."""
+    """Run the step and return its result, also for errors."""
     key, fence = attempt.spec.key, attempt.spec.fence
     try:
         artifact = BY_NAME[step_name].load()(attempt)
@@ -106,14 +106,14 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
             print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         words = StepError(message=error.message, hint=error.hint)
         return StepResult(key=key, fence=fence, status="failed", exit_code=error.exit_code, error=words)
-    except Exception as error:  # noqa: BLE001 - the border of the process: whatever happened becomes a result
+    except Exception as error:  # noqa: BLE001 - the process's boundary: any error becomes a result
         with contextlib.suppress(OSError):
             traceback.print_exc()
         if is_disk_full(error):
             return _out_of_room(attempt)
         words = StepError(
             message=f"{type(error).__name__}: {error}"[:2000],
-            hint=f"the whole story: dropforge logs {attempt.spec.run}",
+            hint=f"the whole log: dropforge logs {attempt.spec.run}",
         )
         return StepResult(key=key, fence=fence, status="failed", exit_code=EXIT_FAILED, error=words)
     inputs = {name: durable.sha256_file(attempt.root / path) for name, path in attempt.spec.inputs.items()}
@@ -134,7 +134,7 @@ def _interrupted(attempt: Attempt, error: DropforgeError) -> StepResult:
 
 
 def _out_of_room(attempt: Attempt) -> StepResult:
-    """Give back what the step wrote in vain, so that there is room to say so, and word it; predictions are no waste."""
+    """Delete the step's unfinished files, except predictions, to make room for the result, and return it."""
     for path in attempt.folder.iterdir():
         if path.is_dir() and path.name != "predictions":
             shutil.rmtree(path, ignore_errors=True)
@@ -142,24 +142,24 @@ def _out_of_room(attempt: Attempt) -> StepResult:
             path.unlink(missing_ok=True)
     words = StepError(
         message=f"the disk of {attempt.root} is full: step {attempt.spec.step} could not write its files",
-        hint="free some room there, the run then goes on by itself; dropforge gc --dry-run says what it can give back",
+        hint="free space there, the run then continues by itself; dropforge gc --dry-run shows what can go",
     )
     spec = attempt.spec
     return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=EXIT_DISK_FULL, error=words)
 
 
 def _hash_outputs(folder: Path) -> dict[str, str]:
-    """Hash what the step left, but for the files that the contract itself writes, and a model's: see its manifest."""
-    own = {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME}
+    """Return the sha256 of the step's output files, without the contract's own and those in a model's manifest."""
+    contract_files = {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME}
     models = [path.parent for path in folder.glob(f"*/{MANIFEST_NAME}")]
-    # Names that begin with a dot are being written, progress among them.
-    names = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name not in own)
+    # Names that begin with a dot are temporary files.
+    names = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name not in contract_files)
     paths = sorted(path for path in names if path.is_file() and not any(map(path.is_relative_to, models)))
     return {path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in paths}
 
 
 def _stop_on_signal(attempt: Attempt) -> None:
-    """SIGTERM and SIGINT ask the step to stop where nothing is lost; a second one ends it now."""
+    """Let SIGTERM and SIGINT stop the step at its next safe point; a second signal ends it at once."""
 
     def handler(_signal: int, _frame: FrameType | None) -> None:
         if attempt.stop.is_set():
@@ -173,9 +173,9 @@ def _stop_on_signal(attempt: Attempt) -> None:
 
 def _start_again(attempt: Attempt, lifeline: str, so_far: str) -> None:
     """
-    Put a fresh process of the same command into the place of this one: number, log, lifeline and attempt stay.
+    Replace this process by a fresh one with the same command; pid, log, lifeline and attempt stay.
 
-    Returns only if the step was asked to stop. A signal that comes from now on waits for the fresh process.
+    Returns only if the step was told to stop. Signals from now on are delivered to the fresh process.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     if attempt.stop.is_set():
@@ -190,11 +190,11 @@ def _start_again(attempt: Attempt, lifeline: str, so_far: str) -> None:
 
 def _stop_without_worker(attempt: Attempt, *, again: bool) -> str:
     """
-    Wait for the worker's word to begin, and stop when the worker is gone; return the pipe's number, empty if none.
+    Wait for the worker's start byte, and stop when the worker dies; return the pipe's number, empty if none.
 
-    The inherited pipe carries one byte once the worker has written down this process, so no process runs unrecorded;
-    its other end closes with the worker, however that died. A parent-death signal would not do: it fires when the
-    *thread* that started the process ends.
+    The worker writes one byte to the inherited pipe once it has recorded this process, so no process runs unrecorded;
+    the other end closes when the worker dies, however that happens. A parent-death signal would not do: it is sent when
+    the *thread* that started the process ends.
     """
     number = os.environ.pop(LIFELINE, "")
     if not number:
@@ -213,7 +213,7 @@ def _stop_without_worker(attempt: Attempt, *, again: bool) -> str:
 
 
 def _tick(attempt: Attempt, done: threading.Event) -> None:
-    """Keep progress.json fresh until the step is over; it is a hint, so no want of room is a reason to stop."""
+    """Rewrite progress.json until the step ends; errors such as a full disk are ignored."""
     over = False
     while not over:
         with contextlib.suppress(OSError, MemoryError):

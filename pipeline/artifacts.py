@@ -1,4 +1,4 @@
-"""What steps hand over: frozen values, each a JSON file, written last; paths are relative to the state folder."""
+"""The artifacts of steps: frozen values, each a JSON file, written last; paths are relative to the state folder."""
 
 from typing import Any, ClassVar, Literal
 
@@ -10,12 +10,12 @@ from pipeline.search_settings import Trial
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
 PAGE_NAME, JSON_NAME, RECORDS_NAME, JUDGEMENTS_NAME = "report.html", "report.json", "records.jsonl", "judgements.jsonl"
-#: The file with what was trained, by the kind of it.
+#: The file of an adapter or of trained weights, by kind.
 TRAINED_FILES = {"adapter": "adapter_model.safetensors", "weights": "weights.safetensors"}
 
 
 class Artifact(Frozen):
-    """What one step gives to the later ones; published as `runs/<id>/<step>.json`, perhaps by an earlier version."""
+    """A step's output for later steps; published as `runs/<id>/<step>.json`, perhaps by an earlier version."""
 
     step: ClassVar[str]
 
@@ -43,20 +43,20 @@ class ModelRef(Frozen):
     path: str
     generation: int
     drops: tuple[int, ...] | None = None
-    """Drops that it was trained on; `None` for a base model, and where that is not known."""
+    """Drops that it was trained on; `None` for a base model, and if unknown."""
 
 
 class Shortfall(Frozen):
-    """Why no verdict is possible with this data, known before any training."""
+    """Why no verdict is possible with this data, found before any training."""
 
     heldout_rows: int
-    """What the records count as that the gate judges on: those that ask the same in other words are one."""
+    """Groups of near-duplicate records that the gate judges on; each counts once."""
     needed_heldout_rows: int
-    needed_rows: int  # about so many further ones of the same kind
+    needed_rows: int  # estimate of further rows of the same kind
 
 
 class Overlap(Frozen):
-    """A training row left out for being too near to a held-out record; of the compared texts the beginnings."""
+    """A training row left out as a near-duplicate of a held-out record, with the beginnings of both texts."""
 
     rule: Literal["prompt", "answer", "ngram", "minhash"]
     train_id: str
@@ -66,28 +66,28 @@ class Overlap(Frozen):
 
 
 class Dataset(Artifact):
-    """What `prepare` made of the snapshot: `train.jsonl`, `dev.jsonl`, `heldout.jsonl` in `folder`."""
+    """The data set that `prepare` wrote: `train.jsonl`, `dev.jsonl`, `heldout.jsonl` in `folder`."""
 
     step: ClassVar[str] = "prepare"
 
     folder: str
     start: ModelRef | None = None
-    """The champion that the training goes on from; `None` is the base."""
+    """The champion that the training starts from; `None` is the base."""
     from_base: str = ""
-    """Why it is the base, where the settings say champion."""
+    """Why it is the base although the settings say champion."""
     train_rows: int
     old_rows: int = 0
     """Rows that `start` was trained on; `replayed_rows` of them are among the `train_rows`."""
     replayed_rows: int = 0
     general_rows: int = 0
-    """Rows of ours in `train.jsonl` beside the `train_rows`, by `train.general_rows`."""
+    """Built-in general rows in `train.jsonl` in addition to `train_rows`, by `train.general_rows`."""
     train_rows_of: dict[str, int] = Field(default_factory=dict)
-    """Rows behind the model, all `old_rows` too, by slice: `drop 3` and, of scored records' tags, `tag legal`."""
+    """Rows that the model is trained on, with all `old_rows`, by slice: `drop 3`, `tag legal` for scored tags."""
     dev_rows: int
     heldout_rows: int
-    """Scored records: the cap applied."""
+    """Scored records, after the limit."""
     heldout_groups: int
-    """What they count as: records that ask the same in other words are one."""
+    """Groups of near-duplicates among them; each counts once."""
     heldout_pinned: bool
     heldout_version: str
     """sha256 of the scored records' sorted ids."""
@@ -98,18 +98,18 @@ class Dataset(Artifact):
     removed_heldout: int
     """Training rows left out because their prompt is in the held-out set."""
     rows_too_long: int = 0
-    """Rows in no split because they do not fit into the window; training leaves out further ones."""
+    """Rows in no split because they exceed the window; training may leave out more."""
     rows_with_special_tokens: int = 0
     """Rows left out of every split because their text holds a special token of the base's tokenizer."""
     near_duplicates: int = 0
-    """Training rows left out because they are too near to a held-out record; beside `removed_heldout`."""
+    """Training rows left out as near-duplicates of a held-out record, in addition to `removed_heldout`."""
     overlaps: tuple[Overlap, ...] = ()
     heldout_duplicates: int = 0
-    """Held-out rows too near to another held-out record: neither scored nor trained on."""
+    """Held-out rows that are near-duplicates of another held-out record: neither scored nor trained on."""
     seen_by_champion: int = 0
-    """Held-out records that are not scored because the champion was trained on them or on near copies."""
+    """Held-out records that are not scored because the champion was trained on them or on near-duplicates."""
     warnings: tuple[str, ...] = ()
-    """What a person should know about this data, a sentence each."""
+    """Warnings about this data for a person, a sentence each."""
     metric: str
     max_new_tokens: int
     shortfall: Shortfall | None = None
@@ -124,7 +124,7 @@ class CurvePoint(Frozen):
 
 
 class Adapter(Artifact):
-    """What `train` made in `folder`, of the sha256 here: an adapter or trained tensors, over the base or a `start`."""
+    """The adapter or trained weights that `train` wrote to `folder`, for the base or for `start`."""
 
     step: ClassVar[str] = "train"
 
@@ -140,30 +140,30 @@ class Adapter(Artifact):
     device: str
     optimizer_steps: int
     resumed_from_step: int
-    """Step of the checkpoint that the last attempt went on from; 0 if it began at the beginning."""
+    """Step of the checkpoint from which the last attempt resumed; 0 if none."""
     trained_tokens: int
     loss_curve: tuple[CurvePoint, ...]
     dev_curve: tuple[CurvePoint, ...]
     trainable_parameters: int
     adapter_change: float
-    """L2 norm of the change of all trained weights."""
+    """L2 norm of the change of the trained weights."""
     rows_too_long: int
-    """Rows longer than the window, left out of training and counted here."""
+    """Rows longer than the window, left out of training."""
     rows_with_special_tokens: int = 0
     """Training rows whose text holds a special token of the tokenizer: trained on as plain text."""
     versions: dict[str, str] = Field(default_factory=dict)
     estimated_memory: dict[str, int] = Field(default_factory=dict)
-    """Bytes that the training was to take by arithmetic, by what takes them."""
+    """Estimated memory of the training, in bytes by purpose."""
     peak_memory_bytes: int = 0
     candidates: tuple[Trial, ...] = ()
-    """Of a search, all that were tried; what stands above is the chosen one's, the seconds are those of all."""
-    #: Models whose training rows are in this adapter, too: it was combined with theirs.
+    """All trials of a search; the fields above are the chosen one's, `seconds` is that of all."""
+    #: Models whose adapters were combined with this one: their training rows count as its own.
     also_trained_on: tuple[ModelRef, ...] = ()
     seconds: float
 
 
 class Model(Artifact):
-    """What `merge` made: a plain transformers folder with a manifest of hashes."""
+    """The merged model: a transformers folder with a manifest of hashes."""
 
     step: ClassVar[str] = "merge"
 
@@ -177,42 +177,42 @@ class Model(Artifact):
 
 
 class Scores(Frozen):
-    """One model's numbers on the held-out records, means over records; in points (0 to 100) but for `nll`."""
+    """One model's mean scores on the held-out records, in points (0 to 100) except `nll`."""
 
     model_id: str
     metrics: dict[str, float]
     nll: float
-    """Reference negative log-likelihood in nats a token, weighted by tokens."""
+    """Negative log-likelihood of the references in nats per token, weighted by tokens."""
     generated: int
     resumed: int = 0
-    """Of the answers that this run generated, the ones that an interrupted attempt had made before."""
+    """Those of the `generated` answers that an interrupted attempt had made."""
     cached: int
-    """Answers that an earlier run made."""
+    """Answers from earlier runs."""
     seconds: float
     rates: dict[str, float] = Field(default_factory=dict)
-    """Degenerate answers in per cent of the records: `empty`, `truncated`, `looping`."""
+    """Per cent of the answers that are `empty`, `truncated` or `looping`."""
     length_ratio: float | None = None
     """Median of answer length over reference length, in words."""
     answer_tokens: float = 0.0
     seconds_per_answer: float | None = None
-    """Mean time an answer took to generate, in its batch; cached answers count with the time that they took then."""
+    """Mean generation time per answer, as a share of its batch; for cached answers, their time then."""
     size_bytes: int = 0
 
 
 class SuiteScores(Frozen):
-    """Both models on one suite of general abilities, in points; `file` in the report's folder holds a line an item."""
+    """Both models' points on one general suite; `file` in the report's folder holds a line per item."""
 
     name: str
     records: int
     candidate: float
     champion: float
     base: float | None = None
-    """The base model's; `None` if it is the champion, or was not measured."""
+    """The base model's points; `None` if it is the champion, or was not evaluated."""
     file: str
 
 
 class FormerScores(Frozen):
-    """A former champion's primary metric in points, from cached answers alone; `file` holds a line a record."""
+    """A former champion's primary metric in points, from cached answers only; `file` holds a line per record."""
 
     generation: int
     model_id: str
@@ -222,7 +222,7 @@ class FormerScores(Frozen):
 
 
 class NoiseFloor(Frozen):
-    """What generating twice with one model changes: answers, and the primary metric in `points`, mean and absolute."""
+    """Differences between two generations by one model: changed answers, mean absolute change of the primary metric."""
 
     records: int
     changed: int
@@ -230,7 +230,7 @@ class NoiseFloor(Frozen):
 
 
 class Evaluation(Artifact):
-    """What `evaluate` measured: `records.jsonl` in `folder` holds both models' scores, a line a record."""
+    """The evaluation's result: `records.jsonl` in `folder` holds both models' scores, a line per record."""
 
     step: ClassVar[str] = "evaluate"
 
@@ -241,31 +241,31 @@ class Evaluation(Artifact):
     records_too_long: int = 0
     """Held-out records that were left out because they do not fit into the window."""
     records_seen_by_champion: int = 0
-    """Of these, held-out records that were left out because the champion was trained on them or on near copies."""
+    """Held-out records that were left out because the champion was trained on them or on near-duplicates."""
     records_seen_by_candidate: int = 0
     """Scored records that the candidate was trained on: with any, the verdict is `contaminated`."""
     batch_size: int = 0
     suites: tuple[SuiteScores, ...] = ()
     base_model_id: str | None = None
-    """The base model that the suites are held against; `None` where it is the champion itself."""
+    """The base model that the suites compare with; `None` if it is the champion."""
     former: tuple[FormerScores, ...] = ()
     noise: NoiseFloor | None = None
     """Measured at the track's first evaluation."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Of the libraries that computed the answers, the device among them."""
+    """Versions of the libraries that computed the answers, and the device."""
     candidate: Scores
     champion: Scores
     champion_generation: int
     prediction_keys: dict[str, str]
-    """Cache key of each model's predictions by model id; different keys are never compared."""
+    """Cache key of each model's predictions by model id."""
 
     def is_against(self, champion: ModelRef) -> bool:
-        """Say whether the candidate was compared with this champion: the same model, at the same place in the line."""
+        """Return whether the candidate was compared with this champion: the same model and generation."""
         return (self.champion_generation, self.champion.model_id) == (champion.generation, champion.model_id)
 
 
 class Judgement(Artifact):
-    """What `judge` was told by a language model; an answer counts only if it is the same in both orders."""
+    """The judge's results; a winner counts only if it is the same in both orders."""
 
     step: ClassVar[str] = "judge"
 
@@ -275,42 +275,42 @@ class Judgement(Artifact):
     wins: int
     losses: int
     ties: int
-    """Neither, or another answer in the other order: the `inconsistent` ones."""
+    """Ties, and the `inconsistent` ones, with different winners in the two orders."""
     inconsistent: int
     failed: int
-    """Records that gave no answer that could be read."""
+    """Records without a readable reply."""
 
 
 class GuardResult(Frozen):
-    """One guard, a `pipeline.config.GuardName`: what it measured, and whether it stands against promotion."""
+    """One guard's result, by its `pipeline.config.GuardName`: its numbers, and whether it blocks the promotion."""
 
     guard: str
     label: str
-    """Of what, in words for a person: `token F1`, `drop 3 (answers.jsonl)`."""
+    """What was measured, in words: `token F1`, `drop 3 (answers.jsonl)`."""
     unit: Literal["points", "nats", "times", "per cent", "records"]
-    """`times`, of a cost, is that of older verdicts."""
+    """`times`, for a cost, is only in older verdicts."""
     records: int | None = None
-    """Groups of alike held-out records, or items of a suite."""
+    """Groups of near-duplicate held-out records, or items of a suite."""
     candidate: float | None = None
     champion: float | None = None
     """Both in `unit`."""
     change: float | None = None
-    """Candidate against champion in `unit`; harm is negative for scores, and positive for what is counted."""
+    """Candidate minus champion in `unit`; harm is negative for scores, positive for counts."""
     bound: float | None = None
-    """One-sided 95 % bound of the change by itself, on the side of no harm; what is shown is decided by `p_value`."""
+    """One-sided 95 % bound of the change, on the side of no harm; `p_value` decides whether harm is shown."""
     p_value: float | None = None
-    """Chance of such harm if there is none; adjusted over the guards of one kind (Holm)."""
+    """p-value for harm, adjusted over the guards of one kind (Holm)."""
     margin: float | None = None
-    """Largest loss in `unit` that is let pass."""
+    """Largest allowed loss in `unit`."""
     state: Literal["passed", "failed", "shown"]
-    """`shown`: too few records, or the settings say so; it cannot stand against promotion."""
+    """`shown`: too few records, or not in guards.stop; it cannot block the promotion."""
     drop: int | None = None
     parts: dict[str, float] = Field(default_factory=dict)
-    """Of a suite, the change of each category of its items, in points; of `collapse`, the candidate's by kind."""
+    """For a suite, the change of each category in points; for `collapse`, the candidate's answers by kind."""
 
 
 class SliceResult(Frozen):
-    """The primary metric on a part of the held-out records, in points."""
+    """The primary metric on a slice of the held-out records, in points."""
 
     kind: Literal["seen", "unseen", "drop", "tag"]
     label: str
@@ -321,21 +321,21 @@ class SliceResult(Frozen):
     gain: float
     interval: tuple[float, float] | None = None
     p_value: float | None = None
-    """One-sided, for a gain."""
+    """One-sided p-value for a gain."""
 
 
 class DropLoss(Frozen):
-    """The champion's negative log-likelihood of the references in one drop's held-out records, in nats a token."""
+    """The champion's negative log-likelihood of one drop's held-out references, in nats per token."""
 
     drop: int
     nats: float
     known: bool
     stands_out: bool = False
-    """Whether it is new, and above the known ones by more than these differ among each other."""
+    """New, and its loss exceeds the known drops' maximum by more than their range."""
 
 
 class Verdict(Artifact):
-    """What `decide` concluded, with the numbers behind it; gains and intervals in points of the primary metric."""
+    """The verdict, with its numbers; gains and intervals are in points of the primary metric."""
 
     step: ClassVar[str] = "decide"
 
@@ -346,7 +346,7 @@ class Verdict(Artifact):
     metric: str
     records: int
     groups: int
-    """Of paraphrases of each other, each one unit of the test; a record alone is a group, too."""
+    """Groups of paraphrases, the units of the test; a single record is a group, too."""
     candidate_score: float | None = None
     champion_score: float | None = None
     gain: float | None = None
@@ -354,34 +354,34 @@ class Verdict(Artifact):
     """98 % interval of the gain."""
     p_value: float | None = None
     harm_p_value: float | None = None
-    """One-sided, for a loss: what `worse` rests on; `p_value` is for a gain."""
+    """One-sided p-value for a loss, on which `worse` is based; `p_value` is for a gain."""
     test: str | None = None
     wins: int = 0
     losses: int = 0
     ties: int = 0
     smallest_detectable_gain: float | None = None
-    """What the whole decision promotes in eight of ten cases; only with `not_shown_better`, and `None` for no gain."""
+    """Gain that the whole decision promotes in 80 % of cases; only with `not_shown_better`, `None` if there is none."""
     records_needed: int | None = None
-    """Further groups with which the observed gain, if it is real, is promoted in about eight of ten cases."""
+    """Further groups with which the observed gain, if real, is promoted in about 80 % of cases."""
     guards: tuple[GuardResult, ...] = ()
     blames_new_drops: bool = False
-    """Whether it speaks against drops that the champion does not know: by `worse`, an old drop or the likelihood."""
+    """Whether new drops are suspected: by `worse`, or a failed guard of an old drop or of the likelihood."""
     lost_drops: tuple[int, ...] = ()
-    """Drops that the champion knows and on which the candidate lost."""
+    """Drops known to the champion on which the candidate lost."""
     champion_losses: tuple[DropLoss, ...] = ()
     """By drop; they warn and stop nothing."""
     slices: tuple[SliceResult, ...] = ()
     slices_not_listed: int = 0
-    """Further drops and tags, of too few records to decide anything."""
+    """Further drops and tags with too few records for a test."""
     uses: int = 0
-    """Candidates of this track that were judged before this one."""
+    """Candidates of this track that were evaluated before."""
     same_set_uses: int = 0
-    """Of those, the ones that were judged on exactly these records."""
+    """Those of them that were evaluated on exactly these records."""
     noise: NoiseFloor | None = None
     yardstick: str | None = None
-    """How what this was judged on differs from the previous verdict's: what, by whom, and the champion's scores."""
+    """Changes of the evaluation set since the previous verdict: drops, by whom, and the champion's scores."""
     heldout_version: str | None = None
-    """Of the records that both models answered: the data set's where `evaluate` had to leave none of them out."""
+    """Version of the records that both models answered; the data set's if `evaluate` left none out."""
     report: str | None = None
     """Folder of report.json and report.html, relative to the state folder."""
     champion_generation: int | None = None

@@ -1,4 +1,4 @@
-"""Settings of the steps, snapshotted into the run when it is claimed; each field says what it counts."""
+"""Settings of the steps, copied into the run when it is claimed."""
 
 import ipaddress
 import math
@@ -14,7 +14,7 @@ from pipeline.described import known_fields
 from pipeline.search_settings import SearchConfig, check_search, check_soup
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-#: More records, points or times than anybody has: a number beyond is a slip.
+#: Upper limit of counts and points, to catch mistakes.
 _MANY = 10_000_000
 
 
@@ -37,7 +37,7 @@ class SplitConfig(Frozen):
         return self
 
 
-#: What a preset sets that is no default below; pipeline/train/README.md says why, and what it was measured to do.
+#: A preset's deviations from the defaults below; for reasons and measurements see pipeline/train/README.md.
 PRESETS: dict[str, dict[str, float]] = {
     "fast": {"learning_rate": 4e-4},
     "balanced": {},
@@ -45,17 +45,17 @@ PRESETS: dict[str, dict[str, float]] = {
 }
 
 
-#: Methods that train weights of the base itself instead of an adapter beside it.
+#: Methods that train the base's own weights instead of an adapter.
 FULL_WEIGHTS = ("galore", "spectrum", "full")
-#: By how much the learning rates that are the default for adapters are too large: pipeline/train/README.md.
+#: Divisors of the adapters' default learning rate: see pipeline/train/README.md.
 _TOO_LARGE = {"galore": 1, "spectrum": 2, "full": 2}
 
 
-#: Settings of [train] that say how and where it is computed, and nothing of what is learned.
+#: Settings of [train] that do not change what is learned.
 _OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes"}
-#: Those that choose what it begins with, which `prepare` does.
+#: Settings that choose the starting model and its rows, used by `prepare`.
 _OF_THE_BEGINNING = {"start", "replay", "general_rows"}
-#: Settings that all trials of a search have in common: what is trained on, and what is not tried at all.
+#: Settings that all trials of a search share: the data, and those that cannot be tried.
 _OF_THE_SEARCH = {*_OF_THE_MACHINE, *_OF_THE_BEGINNING, "format", "max_length", "search", "soup"}
 
 
@@ -65,17 +65,17 @@ class TrainConfig(Frozen):
     preset: Literal["fast", "balanced", "quality"] = "balanced"
     """Defaults of all else: `balanced` are those below, `fast` has twice the learning rate, `quality` three epochs."""
     start: Literal["base", "champion"] = "base"
-    """What a training begins with: the base and all rows, or the champion, new rows and a share of the old ones."""
+    """What a training starts from: the base with all rows, or the champion with new rows and a share of old ones."""
     replay: float = Field(default=0.2, ge=0, le=10)
-    """With `champion`, old rows trained on again, as a share of the new ones: at 0.2 one to each five new ones."""
+    """With `champion`, old rows that are trained on again, as a share of the new ones: 0.2 is one per five new ones."""
     general_rows: Fraction = 0.0
-    """Share of the rows trained on that are general questions and answers of ours, against collapse: 0.2 is a fifth."""
+    """Share of the training rows that are built-in general questions and answers, against collapse: 0.2 is a fifth."""
     format: Literal["auto", "chat", "alpaca"] = "auto"
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
     quantization: Literal["auto", "nf4", "none"] = "auto"
-    """`none` trains over the 16-bit base, `nf4` over one in 4 bits; `auto` takes `none` where memory holds it."""
+    """`none` trains over the 16-bit base, `nf4` over an NF4 base (QLoRA); `auto` is `none` if that fits into memory."""
     method: Literal["lora", "dora", "galore", "spectrum", "full"] = "lora"
-    """An adapter (`lora`, `dora`), or the base's own weights: linear layers by `galore`, the best of them, or all."""
+    """An adapter (`lora`, `dora`), or full fine-tuning: linear layers by `galore`, the best of them, or all weights."""
     rank: int = Field(default=16, ge=1, le=65_536)
     """LoRA rank; with `galore` that of the gradients, from which Adam's moments are kept."""
     alpha: int = Field(default=32, ge=1, le=1_048_576)
@@ -95,13 +95,13 @@ class TrainConfig(Frozen):
     epochs: float = Field(default=1.0, ge=0.001, le=10_000)
     """Passes over the training rows."""
     batch_size: int = Field(default=8, ge=1, le=65_536)
-    """Records an optimizer step."""
+    """Records per optimizer step."""
     batch_tokens: int = Field(default=2048, ge=1, le=16_777_216)
-    """Most tokens a forward pass; a longer record has one to itself. It bounds memory and changes no gradient."""
+    """Most tokens of a micro-batch; a longer record is one by itself. It bounds memory, not gradients."""
     processes: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
-    """Processes that share the records of each optimizer step, one a GPU; `auto`: one for each that CUDA shows."""
+    """Processes that share the records of each optimizer step, one per GPU; `auto`: one for each visible GPU."""
     max_length: int = Field(default=1024, ge=16, le=16_777_216)
-    """Window in tokens, prompt and answer together; longer rows are left out of training and judging, never cut."""
+    """Window in tokens, prompt and answer together; longer rows are left out of training and evaluation, never cut."""
     checkpoint_minutes: float = Field(default=5.0, ge=1e-6, le=525_600)
     """Minutes between checkpoints."""
     seed: int = Field(default=42, ge=0, le=4_294_967_295)
@@ -113,33 +113,35 @@ class TrainConfig(Frozen):
 
     @property
     def trains_full_weights(self) -> bool:
-        """Whether weights of the base itself are trained, and no adapter."""
+        """Whether the base's own weights are trained instead of an adapter."""
         return self.method in FULL_WEIGHTS
 
     def chosen(self, layers: int) -> int:
-        """Return how many of `layers` layers of one name `spectrum` trains."""
+        """Return the number of layers that `spectrum` trains, of `layers` layers with the same name."""
         return math.ceil(round(self.share * layers, 6))
 
     def decisive(self) -> dict[str, object]:
-        """Return, as JSON, the settings that what is learned from given rows depends on: none of memory and time."""
+        """Return, as JSON, the settings that determine what is learned from given rows."""
         return self.model_dump(mode="json", exclude=_OF_THE_MACHINE | _OF_THE_BEGINNING)
 
     def beginning(self) -> dict[str, object]:
-        """Return, as JSON, the settings that choose model and rows to begin with; from the base no other counts."""
+        """Return, as JSON, the settings that choose the starting model and its rows."""
         from_base = {"start", "general_rows"}
         return self.model_dump(mode="json", include=_OF_THE_BEGINNING if self.start == "champion" else from_base)
 
     @model_validator(mode="after")
     def _fill_in_preset(self) -> "TrainConfig":
-        # Not noted as set, so that a track's own preset is not held up by what another one filled in above it. And the
-        # same each time: whatever holds these settings validates them again.
+        # Not recorded as set, so that a track's own preset is not overridden by values that another preset filled in.
+        # The result must be the same each time: settings are validated again wherever they are part of a model.
         filled = {"learning_rate": type(self).model_fields["learning_rate"].default, **PRESETS[self.preset]}
         filled["learning_rate"] /= _TOO_LARGE.get(self.method, 1)
         for name, value in filled.items():
             self._fill_in(name, value)
         if self.trains_full_weights and self.quantization == "auto":
             object.__setattr__(self, "quantization", "none")
-            self.model_fields_set.discard("quantization")  # "auto" written out leaves as much to a track's own method
+            self.model_fields_set.discard(
+                "quantization"
+            )  # an explicit "auto" leaves the choice to a track's own method
         return self
 
     def _fill_in(self, name: str, value: object) -> None:
@@ -170,15 +172,15 @@ class TrainConfig(Frozen):
 
 
 class MemoryPlan(Frozen):
-    """How a training fits into the memory of its device; but for `quantization` it changes nothing that is learned."""
+    """How a training fits into its device's memory; only `quantization` changes what is learned."""
 
     device: str
-    """The card's name, or `cpu`."""
+    """The GPU's name, or `cpu`."""
     quantization: Literal["nf4", "none"]
     batch_tokens: int
-    """Most tokens a forward pass."""
+    """Most tokens of a micro-batch."""
     activations: Literal["kept", "recomputed", "offloaded"]
-    """What becomes of activations until the backward pass; those that are offloaded are recomputed, too."""
+    """Activation checkpointing; with `offloaded`, the saved inputs are moved to host memory."""
 
 
 class EvaluateConfig(Frozen):
@@ -223,7 +225,7 @@ GuardName = Literal[
 ]
 
 
-#: What `pipeline.metrics.registry` scores.
+#: The metrics of `pipeline.metrics.registry`.
 MetricName = Literal["exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "chrf", "json_valid", "json_f1"]
 Points = Annotated[float, Field(ge=0, le=100)]
 
@@ -232,7 +234,7 @@ class GateConfig(Frozen):
     """When a candidate replaces the champion."""
 
     on: Literal["all", "seen", "pinned"] = "all"
-    """What is judged on: the drops' own held-out shares, those of drops that the champion knows, or pinned files."""
+    """Evaluation set: the drops' own held-out shares, those of drops that the champion knows, or pinned files."""
     approval: Literal["auto", "manual"] = "auto"
     """`manual` holds a candidate that won until a person says `dropforge promote RUN`."""
     review: int = Field(default=0, ge=0, le=1000)
@@ -258,7 +260,7 @@ class GateConfig(Frozen):
 
 
 class GuardConfig(Frozen):
-    """What a candidate that wins must not lose: a guard fails where harm is shown."""
+    """What a winning candidate must not lose: a guard fails if harm is shown."""
 
     stop: tuple[GuardName, ...] = (
         "slice",
@@ -272,7 +274,7 @@ class GuardConfig(Frozen):
         "floor",
         "judge",
     )
-    """Guards that stand against a promotion; the others are shown in the report."""
+    """Guards that block a promotion; the others are only shown in the report."""
     slices: float = Field(default=5.0, ge=0, le=_MANY)
     """Largest loss on a drop that the champion knows or a tag, in points, on 100 records or more."""
     general: float = Field(default=5.0, ge=0, le=_MANY)
@@ -282,7 +284,7 @@ class GuardConfig(Frozen):
     anchor: float = Field(default=5.0, ge=0, le=_MANY)
     """Largest loss on a drop against the former champion that was best on it, in points, if shown at p = .05."""
     nll: float = Field(default=0.1, ge=0, le=_MANY)
-    """Largest rise of the references' negative log-likelihood, in nats a token."""
+    """Largest rise of the references' negative log-likelihood, in nats per token."""
     degenerate: float = Field(default=2.0, ge=0, le=_MANY)
     """Largest rise of empty, truncated or looping answers, each in per cent of the records, if shown at p = .01."""
     floors: dict[MetricName, Points] = Field(default_factory=dict)
@@ -290,7 +292,7 @@ class GuardConfig(Frozen):
 
 
 class JudgeConfig(Frozen):
-    """A language model that compares answers; it can only stand against a promotion, never make one."""
+    """A language model that compares answers; it can block a promotion, never cause one."""
 
     url: str = ""
     """OpenAI-compatible endpoint, as http://127.0.0.1:8000/v1; empty: no judge."""
@@ -347,7 +349,7 @@ class JudgeConfig(Frozen):
 
 
 class RunConfig(Frozen):
-    """Everything a run's steps are told, fixed when the run takes its snapshot."""
+    """The settings of a run's steps, fixed with its snapshot."""
 
     track: str
     base_model: str
@@ -355,7 +357,7 @@ class RunConfig(Frozen):
     base_model_id: str
     salt: str
     special_tokens: Literal["reject", "escape"] = "reject"
-    """Records that hold a special token of the base model: left out of every split, or read as plain text on each."""
+    """Records with a special token of the base model: left out of every split, or encoded as plain text."""
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -363,27 +365,27 @@ class RunConfig(Frozen):
     guards: GuardConfig = GuardConfig()
     judge: JudgeConfig = JudgeConfig()
     noise: NoiseFloor | None = None
-    """The track's noise floor, if it was measured."""
+    """The track's noise floor, once measured."""
     price_per_hour: float = 0.0
-    """Of the machine; 0 without one."""
+    """Price of the machine per hour; 0 if not set."""
 
     @model_validator(mode="before")
     @classmethod
     def _without_former_settings(cls, value: Any) -> Any:
-        """Leave out what is a setting no more: a run that an earlier version began goes on after an upgrade."""
-        found = known_fields(cls, value) if isinstance(value, Mapping) else value
-        space = past_setting(found, "train", "search") if isinstance(found, dict) else None
+        """Drop former settings, so that a run which an earlier version began continues after an upgrade."""
+        known = known_fields(cls, value) if isinstance(value, Mapping) else value
+        space = past_setting(known, "train", "search") if isinstance(known, dict) else None
         if isinstance(space, dict) and isinstance(space.get("space"), Mapping):
             space["space"] = {name: space["space"][name] for name in space["space"] if name in TrainConfig.model_fields}
-        return found
+        return known
 
     @property
     def track_option(self) -> str:
-        """The option that names the track to a command, with a blank before it; empty for the default track."""
+        """The command-line option for the track, with a leading space; empty for the default track."""
         return "" if self.track == "default" else f" --track {self.track}"
 
 
 def past_setting(config: Mapping[str, Any] | None, section: str, name: str) -> Any:
-    """Return a setting of a run's configuration as JSON, which an earlier version may have written; `None` if gone."""
-    found = (config or {}).get(section)
-    return found.get(name) if isinstance(found, dict) else None
+    """Return a setting from a run's stored configuration, perhaps of an earlier version; `None` if it is not there."""
+    values = (config or {}).get(section)
+    return values.get(name) if isinstance(values, dict) else None

@@ -1,4 +1,4 @@
-"""The step contract: what a step is told (StepSpec), where it may write (Attempt), what it leaves (StepResult)."""
+"""The step contract: a step's input (StepSpec), its folder and progress (Attempt), and its output (StepResult)."""
 
 import math
 import threading
@@ -19,10 +19,10 @@ from pipeline.words import duration, size_words
 SPEC_NAME = "spec.json"
 RESULT_NAME = "result.json"
 PROGRESS_NAME = "progress.json"
-#: File in the folder of an attempt at training with its `Curve` so far; afterwards the train artifact has the curves.
+#: A training attempt's `Curve` so far; afterwards the train artifact has the curves.
 CURVE_NAME = "curve.json"
 LOG_NAME = "log.txt"
-#: Variable with the number of the pipe by which a step notices that its worker is gone.
+#: Variable with the number of the pipe by which a step notices that its worker has died.
 LIFELINE = "DROPFORGE_LIFELINE_FD"
 PROGRESS_SECONDS = 2.0
 #: From SIGTERM to SIGKILL.
@@ -37,52 +37,52 @@ class TwinRun(Frozen):
 
     run: int
     gain: float
-    """Of its candidate, in points of the primary metric."""
+    """Its candidate's gain, in points of the primary metric."""
 
 
 class YardstickBefore(Frozen):
-    """The held-out set of the track's previous verdict, which is not what this run is judged on."""
+    """The evaluation set of the track's previous verdict, which differs from this run's."""
 
     run: int
-    """Whose verdict it was."""
+    """The run of that verdict."""
     records: int | None
-    """That were scored; `None` if its verdict is gone."""
+    """Scored records; `None` if its verdict was deleted."""
     champion_score: float | None
-    """Of today's champion on them, in points; `None` if it was not judged on them, or by another metric."""
+    """Today's champion's score on them, in points; `None` if it was not scored on them, or by another metric."""
     added: tuple[str, ...] = ()
-    """What this run is judged on and that one was not: each drop with its number, file and by whose word."""
+    """Drops in this run's evaluation set only: each with its number, file and who added it."""
     removed: tuple[str, ...] = ()
-    """What that one was judged on and this one is not."""
+    """Drops in that evaluation set only."""
 
 
 class StepSpec(Frozen):
-    """One attempt at one step of one run, as the dispatcher orders it."""
+    """The dispatcher's order for one attempt at a step of a run."""
 
     version: Literal[1] = 1
     run: int
     step: str
     attempt: int
     fence: str
-    """Token of this attempt; a result that carries another one is ignored."""
+    """Token of this attempt; a result with another token is ignored."""
     root: str
     """Absolute path of the state folder; every relative path is below it."""
     folder: str
-    """The attempt's folder, relative to `root`: the only place that the step writes to."""
+    """The attempt's folder, relative to `root`, the only one that the step writes to."""
     checkpoints: str
     """The run's checkpoint folder, relative to `root`, shared by the attempts of `train`."""
     predictions: str
     """Folder of cached predictions, relative to `root`; steps only read it."""
     argv: tuple[str, ...]
-    """What does the step; the worker of this machine makes its own from step and folder, whatever stands here."""
+    """Command line of the step. The local worker ignores it and builds its own."""
     env: dict[str, str]
     inputs: dict[str, str]
     """Published artifacts by step name, relative to `root`."""
     drops: tuple[Drop, ...]
     champion: ModelRef
     former: tuple[ModelRef, ...] = ()
-    """Former champions that may serve again, the latest first: the candidate is held against them, too."""
+    """Former champions that may serve again, the latest first: the candidate is compared with them, too."""
     uses: int = 0
-    """Candidates of the track that were judged before."""
+    """Candidates of the track that were evaluated before."""
     judged_versions: dict[str, int] = Field(default_factory=dict)
     """Of those, how many on each version of the held-out set."""
     yardstick: YardstickBefore | None = None
@@ -95,12 +95,12 @@ class StepSpec(Frozen):
     """Held-out rows of the track that wait for a person's approval."""
     config: RunConfig
     champion_adapter: str | None = None
-    """Folder of the adapter that today's champion was merged from, on the run's base; `None` where there is none."""
+    """Folder of the adapter from which the champion was merged with the run's base; `None` if there is none."""
     memory: MemoryPlan | None = None
-    """How the latest training on this base, of this length, fitted: one on the same device begins with it."""
+    """Memory plan of the last comparable run; the starting plan on the same device."""
     needs_gpu: bool = False
     network: bool = False
-    """Whether the step may speak to a network: it alone gets the environment's proxies and the judge's key."""
+    """Whether the step may use the network: only then it gets the environment's proxies and the judge's key."""
     grace_seconds: float = GRACE_SECONDS
     """Time to leave a checkpoint when it is asked to stop."""
 
@@ -111,16 +111,16 @@ class StepSpec(Frozen):
 
 
 class StepError(Frozen):
-    """Why an attempt did not end well."""
+    """Why an attempt failed or was interrupted."""
 
     message: str
     hint: str = ""
 
 
 class StepResult(Frozen):
-    """How an attempt ended; written last, so its presence means that the attempt is over."""
+    """An attempt's result; written last, so its presence means that the attempt has ended."""
 
-    model_config = ConfigDict(extra="ignore")  # of an earlier version it may have more
+    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
 
     key: str
     fence: str
@@ -131,61 +131,61 @@ class StepResult(Frozen):
     inputs: dict[str, str] = Field(default_factory=dict)
     """sha256 of each input artifact's file."""
     outputs: dict[str, str] = Field(default_factory=dict)
-    """sha256 of each file that the step left, by path below the attempt's folder."""
+    """sha256 of each output file, by path below the attempt's folder."""
     seconds: float = 0.0
-    """Wall time of the step itself, without the start of its process."""
+    """Wall time of the step, without the start of its process."""
     peak_memory_bytes: int | None = None
-    """Most memory (resident set) that the step's process had at once, or the largest of those that it started."""
+    """Peak resident memory of the step's process, or of the largest process that it started."""
     price: float | None = None
     """By `cost.per_hour`; `None` without one."""
 
 
 class Progress(Frozen):
-    """How far an attempt has come; rewritten at least every `PROGRESS_SECONDS` while it lives."""
+    """An attempt's progress; rewritten at least every `PROGRESS_SECONDS` while it runs."""
 
     step: str
     phase: str = ""
     note: str = ""
-    """Of a search, which trial it is at and what that tries."""
+    """In a search, the current trial and its settings."""
     done: int = 0
     total: int = 0
     tokens_per_second: float | None = None
     loss: float | None = None
     dev_loss: float | None = None
-    """The latest that was measured, in nats a token."""
+    """The last measurement, in nats per token."""
     eta_seconds: float | None = None
     updated_at: float = 0.0
     """Seconds since the epoch."""
     memory: int | None = None
-    """Bytes of memory that the step is estimated to need."""
+    """Estimated memory of the step, in bytes."""
 
     @property
     def words(self) -> str:
-        """How far the step is, as "evaluate champion 48/240, loss 0.512, 310 tokens/s, 20 s left"."""
+        """The progress in words, as "evaluate champion 48/240, loss 0.512, 310 tokens/s, 20 s left"."""
         phase = "" if self.phase == self.step else self.phase
         counted = f"{self.done}/{self.total}" if self.total else ""
-        told = [" ".join(filter(None, (self.step, phase, counted)))]
-        told += [self.note] if self.note else []
+        parts = [" ".join(filter(None, (self.step, phase, counted)))]
+        parts += [self.note] if self.note else []
         if self.loss is not None:
-            told.append(f"loss {self.loss:.3f}")
+            parts.append(f"loss {self.loss:.3f}")
         if self.dev_loss is not None:
-            told.append(f"dev loss {self.dev_loss:.3f}")
+            parts.append(f"dev loss {self.dev_loss:.3f}")
         if self.tokens_per_second:
-            told.append(f"{self.tokens_per_second:,.0f} tokens/s")
+            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         if self.eta_seconds is not None:
-            told.append(f"{duration(self.eta_seconds)} left")
+            parts.append(f"{duration(self.eta_seconds)} left")
         if self.memory is not None:
-            told.append(f"about {size_words(self.memory)} of memory")
-        return ", ".join(told)
+            parts.append(f"about {size_words(self.memory)} of memory")
+        return ", ".join(parts)
 
 
 class Curve(Frozen):
-    """A training's losses so far, in nats a token."""
+    """A training's losses so far, in nats per token."""
 
     loss: tuple[CurvePoint, ...] = ()
-    """Of at most `CURVE_POINTS` equal spans of steps, each at its last step: the span's mean."""
+    """Mean losses of at most `CURVE_POINTS` equal spans of steps, each at its last step."""
     dev: tuple[CurvePoint, ...] = ()
-    """Each measurement on the dev rows."""
+    """All measurements on the dev rows."""
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> tuple[CurvePoint, ...]:
@@ -196,10 +196,10 @@ def thinned(points: Sequence[tuple[int, float]]) -> tuple[CurvePoint, ...]:
 
 
 class Attempt:
-    """A step's view of the world: its spec, its inputs, its folder, its way to say how far it is."""
+    """A step's interface: its spec, inputs, output folder, progress and stop signal."""
 
     def __init__(self, spec: StepSpec) -> None:
-        """Make the attempt of `spec`; its folder must exist."""
+        """Use the attempt's folder in `spec`, which must exist."""
         self.spec = spec
         self.root = Path(spec.root)
         self.folder = self.root / spec.folder
@@ -210,11 +210,11 @@ class Attempt:
 
     @property
     def config(self) -> RunConfig:
-        """The run's configuration, as it was when the snapshot was taken."""
+        """The run's configuration, fixed with its snapshot."""
         return self.spec.config
 
     def load(self, kind: type[A]) -> A:
-        """Return the artifact that an earlier step published. Raises `StepFailed` if there is none."""
+        """Return an earlier step's artifact. Raises `StepFailed` if there is none."""
         relative = self.spec.inputs.get(kind.step)
         value = durable.read_json(self.root / relative) if relative else None
         if value is None:
@@ -223,45 +223,45 @@ class Attempt:
         return kind.model_validate(value)
 
     def path(self, relative: str) -> Path:
-        """Return the absolute place of a path in an artifact."""
+        """Return the absolute path of a relative path in an artifact."""
         return self.root / relative
 
     def relative(self, path: Path) -> str:
-        """Return `path` as artifacts write it: relative to the state folder."""
+        """Return `path` relative to the state folder, as in artifacts."""
         return path.relative_to(self.root).as_posix()
 
     def make_folder(self, name: str) -> Path:
-        """Create and return a folder of this attempt's."""
+        """Create and return a folder in the attempt's folder."""
         folder = self.folder / name
         folder.mkdir()
         return folder
 
     def progress(self, done: int, total: int, **fields: Any) -> None:
         """
-        Say how far the step is: `done` of `total`, and the other fields of `Progress`.
+        Set the progress: `done` of `total`, and the other fields of `Progress`.
 
-        Cheap enough to call at every optimizer step; the file is rewritten by a thread of its own.
+        Cheap enough to call at every optimizer step; a separate thread rewrites the file.
         """
         with self._lock:
             known = {**self._progress.model_dump(include={"phase", "note", "memory"}), **fields}
             self._progress = Progress(step=self.spec.step, done=done, total=total, **known)
 
     def show_curve(self, losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> None:
-        """Let curve.json follow two growing lists of (step, loss): of training, and of the dev rows."""
+        """Write two growing lists of (step, loss), of training and of the dev rows, to curve.json from now on."""
         self._losses = losses, dev
 
     def earlier(self, name: str) -> list[Path]:
-        """Return the files of this name that earlier attempts at the step left in their folders, the oldest first."""
+        """Return the files of this name in the folders of the step's earlier attempts, the oldest first."""
         folders = (self.folder.with_name(f"{self.spec.step}-{number}") for number in range(1, self.spec.attempt))
         return [folder / name for folder in folders if (folder / name).is_file()]
 
     def check_stop(self) -> None:
-        """Raise `Interrupted` if the step was asked to stop: call it where nothing would be lost."""
+        """Raise `Interrupted` if the step was told to stop; call it where no work would be lost."""
         if self.stop.is_set():
             raise Interrupted(f"step {self.spec.step} was asked to stop")
 
     def write_progress(self) -> None:
-        """Rewrite progress.json with the latest numbers and the time, and curve.json if there is a curve."""
+        """Rewrite progress.json with the current time, and curve.json if there is a curve."""
         with self._lock:
             value = self._progress.model_copy(update={"updated_at": time.time()})
         durable.write_hint(self.folder / PROGRESS_NAME, value.model_dump())
@@ -273,17 +273,17 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Step:
-    """One room of the pipeline: what it makes, and the function that does it."""
+    """A step of the pipeline: its artifact, its function, and when it runs."""
 
     name: str
     writes: type[Artifact]
     load: Callable[[], Callable[[Attempt], Artifact]]
-    """Imports the step's module and returns its function: so that the daemon can read STEPS without the stack."""
+    """Imports the step's module and returns its function: the daemon reads STEPS without the training stack."""
     needs_gpu: bool = False
     network: bool = False
     """
-    Whether it speaks to a network, which no other step may. It runs on the control plane's side: an executor for a
-    cluster leaves it to the local one, as keys and proxies are in the local worker's environment and nowhere else.
+    Whether it uses the network, which other steps may not. A cluster executor leaves it to the local worker, as only
+    that one's environment has keys and proxies.
     """
     wanted: Callable[[RunConfig], bool] = lambda _config: True
-    """Whether a run with these settings does this step at all."""
+    """Whether a run with these settings includes this step."""

@@ -1,4 +1,4 @@
-"""Models whose fields are described by the docstrings below them; these are read where a JSON Schema is made."""
+"""Pydantic models whose JSON Schema takes the fields' descriptions from the docstrings below them."""
 
 import ast
 import inspect
@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 
 class Frozen(BaseModel):
     """
-    A value that crosses a process border: unknown fields are a defect, not something to skip.
+    A frozen model for values between processes; unknown fields are errors.
 
-    It says in its JSON Schema what its fields are.
+    Its JSON Schema describes the fields.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Pydantic's own `use_attribute_docstrings` parses the source at every start, which takes longer than all else.
+    # Pydantic's `use_attribute_docstrings` parses the source at every start, which is slow.
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """Return the model's schema with a description of each field."""
@@ -32,26 +32,26 @@ class Frozen(BaseModel):
 
 
 def field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """Return the docstring below each field of a model, those of its parents among them."""
-    found = {}
-    for one in reversed(model.__mro__):
-        if issubclass(one, Frozen):
-            (tree,) = ast.parse(dedent(inspect.getsource(one))).body
+    """Return the docstring below each field of a model, including its parents' fields."""
+    docs = {}
+    for parent in reversed(model.__mro__):
+        if issubclass(parent, Frozen):
+            (tree,) = ast.parse(dedent(inspect.getsource(parent))).body
             for field, below in pairwise(cast("ast.ClassDef", tree).body):
                 match field, below:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        found[name] = inspect.cleandoc(text)
-    return found
+                        docs[name] = inspect.cleandoc(text)
+    return docs
 
 
 def known_fields(model: type[BaseModel], value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that are fields of a model, and of the models in it, without names that lists have no more."""
-    found = {}
+    """Return `value` without unknown fields, in nested models too, and without unknown names in lists of literals."""
+    known = {}
     for name in model.model_fields.keys() & value.keys():
         kind: Any = model.model_fields[name].annotation
-        found[name] = value[name]
+        known[name] = value[name]
         if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value[name], Mapping):
-            found[name] = known_fields(kind, value[name])
+            known[name] = known_fields(kind, value[name])
         elif (parts := get_args(kind)) and get_origin(parts[0]) is Literal and isinstance(value[name], (list, tuple)):
-            found[name] = [one for one in value[name] if one in get_args(parts[0])]
-    return found
+            known[name] = [item for item in value[name] if item in get_args(parts[0])]
+    return known

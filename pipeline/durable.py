@@ -1,4 +1,4 @@
-"""Files that survive a power cut: written aside, fsynced, renamed, their folder fsynced."""
+"""Write files that survive a power cut, and read untrusted files without blocking."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make the bytes of `path` durable, whoever wrote them."""
+    """Make the contents of `path` durable."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -37,14 +37,14 @@ def fsync_tree(folder: Path) -> None:
         for name in names:
             path = Path(directory, name)
             if path.is_file() and not path.is_symlink():
-                # What is written aside meanwhile may be renamed away under our hands; its writer makes it durable.
+                # A temporary file may be renamed meanwhile; its writer makes it durable.
                 with contextlib.suppress(FileNotFoundError):
                     fsync_file(path)
         fsync_folder(Path(directory))
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace `path` by `data` so that a crash leaves the old file or the new one, never a part."""
+    """Replace the file `path` atomically and durably: a crash leaves the old file or the new one."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -65,12 +65,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return what `write_json` writes."""
+    """Return `value` as indented UTF-8 JSON with a final newline."""
     return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_hint(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole but not durably: for progress, which a crash may lose."""
+    """Write `value` as JSON, atomically but not durably: for progress, which a crash may lose."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(value), encoding="utf-8")
     aside.rename(path)
@@ -78,9 +78,9 @@ def write_hint(path: Path, value: Any) -> None:
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
     """
-    Remove what a writer that died left aside of `folder`/`name`, a pattern; a missing folder has none.
+    Remove temporary files of `folder`/`name`, a pattern, that a dead writer left; the folder may be missing.
 
-    For the only one that writes these files: it would take a living writer's file away too.
+    Only for the single writer of these files: a living writer's file would be removed, too.
     """
     for path in folder.glob(f".{name}.*.tmp"):
         path.unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def publish_folder(source: Path, target: Path) -> None:
     """
     Move the finished folder `source` to the content-addressed `target`, durably.
 
-    If `target` is there already it holds the same content by its name, and `source` is left where it is.
+    If `target` exists, it holds the same content, and `source` is left in place.
     """
     fsync_tree(source)
     try:
@@ -119,7 +119,7 @@ def sha256_file(path: Path) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of one of our own JSON Lines files, split on newline bytes alone."""
+    """Yield the objects of a trusted JSON Lines file, split at newline bytes only."""
     with path.open("rb") as file:
         for line in file:
             if line.strip():
@@ -127,7 +127,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one if there is none that can be read."""
+    """Return the JSON object in a file; an empty one if it cannot be read."""
     try:
         value = read_json(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Errors that a step can end with; each knows its exit code and what the user can do about it."""
+"""The errors of steps, each with its exit code and a remedy for the user."""
 
 import errno
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ EXIT_INTERRUPTED = 75
 
 
 class DropforgeError(Exception):
-    """Something went wrong that a person can act on: `message` says what, `hint` what to do."""
+    """An error that a person can act on: `message` says what happened, `hint` what to do."""
 
     exit_code: ClassVar[int] = EXIT_FAILED
 
@@ -25,32 +25,32 @@ class DropforgeError(Exception):
 
 
 class StepFailed(DropforgeError):
-    """A step failed in a way that another attempt may mend; it is retried up to the limit."""
+    """A step failed, and another attempt may succeed; it is retried up to the limit."""
 
 
 class CannotTrain(DropforgeError):
-    """The data, the base model or the settings can never work together; retrying is pointless."""
+    """Data, base model and settings can never work together; retrying is pointless."""
 
     exit_code = EXIT_BAD_DATA
 
 
 class Interrupted(DropforgeError):
-    """The step was asked to stop and left a checkpoint; the run waits and the attempt is not counted."""
+    """The step was stopped and left a checkpoint; the run waits and the attempt is not counted."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class StartAgain(DropforgeError):
-    """The step wrote down what it learned, and the same attempt is to go on with it in a fresh process."""
+    """The step saved its state, and the same attempt must continue in a fresh process."""
 
 
 class DiskFull(DropforgeError):
-    """A file could not be written for want of room; the run waits until there is some, and nothing is counted."""
+    """A file could not be written because the disk is full; the run waits for room, and nothing is counted."""
 
     exit_code = EXIT_DISK_FULL
 
 
-#: What libraries say that write files without Python: torch's archives, safetensors, the C library's own words.
+#: Messages of libraries that write files without Python: torch's archives, safetensors, the C library.
 _FULL_WORDS = (
     "No space left on device",
     "Disk quota exceeded",
@@ -61,7 +61,7 @@ _FULL_WORDS = (
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Say whether a full disk, or a spent quota, is behind an error; libraries tell it in ways of their own."""
+    """Return whether an error was caused by a full disk or quota; libraries report it differently."""
     return any(
         getattr(cause, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or any(word in str(cause) for word in _FULL_WORDS)
         for cause in _causes(error)

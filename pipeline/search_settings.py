@@ -26,7 +26,7 @@ class Range(Frozen):
 
 
 class SearchConfig(Frozen):
-    """Several trainings a run with other settings; the dev rows choose the one that is merged and judged."""
+    """Hyperparameter search: several trainings per run; the dev rows choose the one that is merged and evaluated."""
 
     when: Literal["always", "asked"] = "always"
     """`asked`: only a run that `dropforge search` began; all others train as [train] says."""

@@ -1,7 +1,7 @@
 """
 The table of steps, in their order: prepare, train, merge, evaluate, judge (optional), decide.
 
-Each step is `step.py` in a folder of its name, with a function of the same name: from an `Attempt` (an order and the
+Each step is `step.py` in a folder of its name, with a function of the same name: from an `Attempt` (a spec and the
 artifacts of earlier steps) to one artifact. Steps never import each other. To add one, write its folder, its artifact
 and a line in `STEPS`.
 """
@@ -40,11 +40,11 @@ BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
 
 def next_step(published: Collection[str], dataset: Dataset | None, config: RunConfig) -> Step | None:
     """
-    Return the first step that is still to do, or `None` when all is done.
+    Return the first unpublished step, or `None` if all are published.
 
-    With too little data for any verdict the run goes from `prepare` to `decide`: no night is burned for nothing. Where
-    a person approves promotions the model is made all the same, as they may want it without a verdict; it is evaluated
-    if there is anything to ask.
+    With too little data for any verdict the run skips from `prepare` to `decide`, to save the training. With manual
+    approval the model is made all the same, as it may be wanted without a verdict; it is evaluated if there are
+    held-out rows.
     """
     wanted = tuple(step for step in STEPS if step.wanted(config))
     if dataset is not None and dataset.shortfall is not None:

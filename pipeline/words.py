@@ -1,4 +1,4 @@
-"""Numbers as people read them: on the evidence card and in its sentences."""
+"""Format numbers, durations, sizes and untrusted texts for people."""
 
 import math
 import re
@@ -10,38 +10,38 @@ if TYPE_CHECKING:
 
 _MINUTE, _HOUR = 60, 3600
 _KILO = 1000
-#: Below this p-value a fraction is too small to be worth its digits.
+#: Smaller p-values are shown as a bound.
 _TINY_P = 0.0001
 _OFTEN_P = 0.2
 _MOST_DIGITS = 12
-#: Controls that HTML must not hold (newline and tab stay), and those that turn the order of what follows them.
+#: Control characters that HTML must not contain (newline and tab are allowed), and bidirectional controls.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(value: float, digits: int = 1) -> str:
-    """Return a number with a true minus sign and without a negative zero."""
+    """Format a number with a true minus sign and without a negative zero."""
     rounded = round(value, digits) + 0.0
     return f"{rounded:,.{digits}f}".replace("-", "\u2212")
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """Return a change with its sign; no sign where it rounds to nothing."""
+    """Format a change with its sign; without a sign if it rounds to zero."""
     rounded = round(value, digits)
     return f"+{plain(rounded, digits)}" if rounded > 0 else plain(rounded, digits)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """Return `1 record`, `1,200 records`."""
+    """Format a count with its noun, as `1 record` or `1,200 records`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def listed(words: Sequence[str]) -> str:
-    """Return `a`, `a and b`, `a, b and c`."""
+    """Join words as `a`, `a and b` or `a, b and c`."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def start_words(data: "Dataset") -> str:
-    """Return how a training begins, as `from the champion of generation 3, on 120 new rows and 24 of 800 old ones`."""
+    """Describe a training's start, as `from the champion of generation 3, on 120 new rows and 24 of 800 old ones`."""
     general = f" and {count(data.general_rows, 'general one')} of Dropforge's" if data.general_rows else ""
     if data.start is None:
         why = f": {data.from_base}" if data.from_base else ""
@@ -52,17 +52,17 @@ def start_words(data: "Dataset") -> str:
 
 
 def span(interval: tuple[float, float], digits: int = 1) -> str:
-    """Return an interval in words."""
+    """Format an interval, as `-1.2 to +3.4`."""
     return f"{signed(interval[0], digits)} to {signed(interval[1], digits)}"
 
 
 def seconds(value: float) -> str:
-    """Return a length of time, as 0.4 s, 48 s, 3 min 05 s or 2 h 10 min."""
+    """Format a duration, with tenths below 10 s: 0.4 s, 48 s, 3 min 05 s, 2 h 10 min."""
     return f"{value:.1f} s" if value < 10 else duration(value)  # noqa: PLR2004 - tenths say something here
 
 
 def size_words(octets: int) -> str:
-    """Return a number of bytes in decimal units, as 276 MB or 1.2 GB."""
+    """Format a number of bytes in decimal units, as 276 MB or 1.2 GB."""
     value = float(octets)
     for unit in ("bytes", "kB", "MB", "GB"):
         if value < _KILO:
@@ -72,21 +72,21 @@ def size_words(octets: int) -> str:
 
 
 def p_words(value: float, limit: float) -> str:
-    """Return a p-value with the digits that tell it from its limit."""
+    """Format a p-value with enough digits to distinguish it from its limit."""
     if value < _TINY_P:
         return "p < 0.0001"
     return f"p = {beside(value, limit, 4 if value < 0.1 else 2)}"  # noqa: PLR2004 - further digits say nothing
 
 
 def beside(value: float, limit: float, digits: int = 2) -> str:
-    """Return a number with the digits that tell it from a limit that it is not: 0.996 is below 1, and 1.00 is not."""
+    """Format a number with enough digits to distinguish it from a limit: 0.996, not 1.00, if the limit is 1."""
     while value != limit and round(value, digits) == round(limit, digits) and digits < _MOST_DIGITS:
         digits += 1
     return f"{value:.{digits}f}"
 
 
 def luck(value: float) -> str:
-    """Return how often chance alone gives as much, for a one-sided p-value."""
+    """Describe a one-sided p-value as a frequency, as `about once in 100 times`."""
     if value < _TINY_P:
         return "less than once in 10,000 times"
     if value > _OFTEN_P:
@@ -97,34 +97,34 @@ def luck(value: float) -> str:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Return at most `most` round numbers within `low` to `high`, evenly apart; `low` must be below `high`."""
+    """Return at most `most` round, evenly spaced numbers from `low` to `high`; `low` must be below `high`."""
     rough = (high - low) / most
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(place * step, 10) + 0.0 for place in range(first, last + 1)]
+    return [round(index * step, 10) + 0.0 for index in range(first, last + 1)]
 
 
 def tick(value: float) -> str:
-    """Return the number at a tick, as short as it is."""
+    """Format the label of a tick with as few digits as possible."""
     return f"{value:,.10g}".replace("-", "\u2212")
 
 
 def printable(text: str) -> str:
-    """Return `text` with everything that a terminal or a log must not see (controls, lone surrogates) escaped."""
+    """Escape unprintable characters (controls, lone surrogates) in `text` for a terminal or a log."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def show_controls(page: str) -> str:
-    """Return an HTML page with what it must not hold, or would turn the text after it, as escapes like Python's."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), page.replace("\r\n", "\n"))
+    """Replace forbidden and bidirectional control characters in an HTML page by escapes as in Python."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), page.replace("\r\n", "\n"))
 
 
 def shown(value: object, width: int = 60) -> str:
-    """Return a short, printable form of a JSON value for a message."""
+    """Return a short, printable form of a JSON value for messages."""
     if isinstance(value, str):
         clipped = value[:width] + ("…" if len(value) > width else "")
         return f'"{printable(clipped)}"'
@@ -140,7 +140,7 @@ def shown(value: object, width: int = 60) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a length of time, as 48 s, 3 min 05 s or 2 h 10 min."""
+    """Format a duration: 48 s, 3 min 05 s, 2 h 10 min; empty for `None`."""
     if seconds is None:
         return ""
     whole = round(seconds)

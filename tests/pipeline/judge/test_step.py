@@ -633,5 +633,5 @@ def test_a_report_that_lacks_records_is_evaluated_again(bench: Bench) -> None:
     attempt = bench.attempt(dead_url(), lines())
     records = bench.root / "report/records.jsonl"
     records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[1:]))
-    with pytest.raises(StepFailed, match="speaks of 6 records and its file holds 5"):
+    with pytest.raises(StepFailed, match="has 6 records and its file 5"):
         judge(attempt)
