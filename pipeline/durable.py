@@ -3,14 +3,16 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.regular_files import open_regular
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def fsync_folder(folder: Path) -> None:
@@ -133,3 +135,34 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """
+    Open the regular file `path` for reading, following links, without ever waiting for a pipe.
+
+    Raises `OSError` if there is no such file or it is not a regular one.
+    """
+    fd = os.open(path, _OPEN)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(fd, "rb")
+
+
+def signature(path: Path) -> tuple[str, int, int, int]:
+    """Return a file's path, size, modification time and inode, to detect changes; zeros if it is missing."""
+    try:
+        info = path.stat()
+    except OSError:
+        return str(path), 0, 0, 0
+    return str(path), info.st_size, info.st_mtime_ns, info.st_ino
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the bytes of a regular file. Raises `OSError` if it cannot be read or has more than `most` bytes."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return data

@@ -19,10 +19,9 @@ from daemon.state.tables import Promotion, Track
 from daemon.storage.disk import is_full
 from daemon.system.sd_notify import showing_life
 from pipeline import durable
-from pipeline.durable import read_object
+from pipeline.durable import read_object, signature
 from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.models.manifest import check_base, model_files, model_id
-from pipeline.regular_files import signature
 
 _NOTE = "base.json"
 _MOST_ENTRIES = 10_000

@@ -29,9 +29,9 @@ from daemon.system.programs import user
 from daemon.views import preflight
 from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
+from pipeline.durable import open_regular
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import check_base, model_files
-from pipeline.regular_files import open_regular
 from pipeline.words import count, size_words
 
 Level = Literal["ok", "warn", "bad"]

@@ -18,8 +18,7 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate import lm_eval
 from pipeline.evaluate.batch_log import BatchLog, batch_id
-from pipeline.evaluate.engines.engine import Engine
-from pipeline.evaluate.engines.in_step import InStep
+from pipeline.evaluate.engines.engine import Engine, InStep
 from pipeline.evaluate.engines.vllm import Vllm
 from pipeline.evaluate.engines.vllm_server import Served, Server
 from pipeline.evaluate.pending import Answered, Pace, Pending

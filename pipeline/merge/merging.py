@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
+from pipeline.durable import open_regular
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.loading import load_model, quiet
 from pipeline.models.prompt import Format, template_for
@@ -29,7 +30,6 @@ from pipeline.models.safetensors_files import (
     read_shapes,
     weight_files,
 )
-from pipeline.regular_files import open_regular
 
 if TYPE_CHECKING:
     import torch

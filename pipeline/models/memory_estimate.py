@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import MemoryPlan, TrainConfig
+from pipeline.durable import signature
 from pipeline.models.safetensors_files import read_all_shapes
 from pipeline.models.sizes import text_part
 from pipeline.models.text_files import try_read_object
-from pipeline.regular_files import signature
 
 #: A training fits if its estimate is at most this share of the free memory.
 MARGIN = 0.9

@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from pipeline.durable import open_regular
 from pipeline.models.text_files import parse_json, try_read_object
-from pipeline.regular_files import open_regular
 
 #: Most bytes of all headers of a model together, several times those of the largest models.
 HEADER_BYTES = 32 << 20

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.regular_files import read_regular
+from pipeline.durable import read_regular
 
 #: Lists of tokens or tensors, which may be large.
 _LISTS = ("tokenizer.json", "vocab.*", "merges.txt", "*.tiktoken", "*.model", "*.safetensors.index.json")

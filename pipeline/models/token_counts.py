@@ -12,10 +12,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.durable import signature
 from pipeline.models.sizes import read_window
 from pipeline.models.text_files import read_text
 from pipeline.models.untrusted_code import foreign_code
-from pipeline.regular_files import signature
 
 _NAME = "tokenizer.json"
 #: Most characters that a Unicode normal form composes into one.

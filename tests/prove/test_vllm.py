@@ -17,7 +17,7 @@ from daemon.champions.handover import switch
 from daemon.champions.handover.smoke_prompts import SmokePrompts, adapter_of, write_smoke_prompts
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data
-from pipeline.evaluate.engines.in_step import InStep
+from pipeline.evaluate.engines.engine import InStep
 from pipeline.evaluate.engines.vllm import Vllm
 from pipeline.evaluate.engines.vllm_server import Served, Server, read_version
 from pipeline.models import generation

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.durable import open_regular
 from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.models.manifest import (
     MANIFEST_NAME,
@@ -20,7 +21,6 @@ from pipeline.models.manifest import (
     write_manifest,
 )
 from pipeline.models.safetensors_files import HEADER_BYTES
-from pipeline.regular_files import open_regular
 
 
 @pytest.fixture
