@@ -229,7 +229,7 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
         setting("tokenizer_config.json", "auto_map", {"AutoTokenizer": ["x.Y", None]}),
         "auto_map",
     ),
-    "it is quantised": (setting("config.json", "quantization_config", {"load_in_4bit": True}), "quantised already"),
+    "it is quantised": (setting("config.json", "quantization_config", {"load_in_4bit": True}), "already quantised"),
     "it is an encoder-decoder": (setting("config.json", "is_encoder_decoder", True), "encoder-decoder"),  # noqa: FBT003
     "it is an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter"),
     "config.json is broken": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
