@@ -130,7 +130,7 @@ def test_a_task_of_ones_own_is_found_by_the_name_in_its_file(lm_eval: Harness, t
 @pytest.mark.parametrize("samples", [{}, {"a": [{"doc_id": 0, "acc": 1.0}, {"doc_id": 1, "bleu": 1.0}]}])
 def test_a_task_without_a_score_for_each_sample_is_refused(lm_eval: Harness, samples: dict[str, Any]) -> None:
     lm_eval.samples = samples
-    with pytest.raises(CannotTrain, match="scores no acc or exact_match for every sample"):
+    with pytest.raises(CannotTrain, match="has no acc or exact_match score for every sample"):
         harness.run_task(ASKED, "a", 8)
 
 
