@@ -17,7 +17,7 @@ from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
 from pipeline.models.prompt import fold
 from pipeline.records.records import Finding, Limits, read_records
-from pipeline.records.strict_json import BadJson, StrictParser
+from pipeline.records.strict_json import BadJson, parse
 
 BUILTIN, QUESTIONS = "builtin", "questions"
 HARNESS = "lm-eval:"
@@ -108,10 +108,9 @@ def _items(path: Path) -> Iterator[tuple[int, Item]]:
     lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
     first = next((line for line in lines if line.strip()), b"")
     if b'"choices"' in first or b'"question"' in first:
-        parser = StrictParser()
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield number, _question(path, number, line, parser)
+                yield number, _question(path, number, line)
         return
     for number, record in enumerate(read_records(path, _LIMITS), 1):
         if isinstance(record, Finding):
@@ -120,13 +119,11 @@ def _items(path: Path) -> Iterator[tuple[int, Item]]:
         yield number, Item(str(number), "general", content, references=(record.output,))
 
 
-def _question(path: Path, number: int, line: bytes, parser: StrictParser) -> Item:
+def _question(path: Path, number: int, line: bytes) -> Item:
     found: _Free | _Choice
     try:
-        value = parser.parse(line.decode())
+        value = parse(line)
         found = (_Free if isinstance(value, dict) and "answers" in value else _Choice).model_validate(value)
-    except UnicodeDecodeError as error:
-        raise _wrong(path, number, "not UTF-8") from error
     except BadJson as error:
         raise _wrong(path, number, error.message) from error
     except ValidationError as error:

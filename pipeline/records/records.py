@@ -5,24 +5,21 @@ Lines end at newline bytes alone (text may hold U+2028 and its kin), their lengt
 no duplicate keys, no NaN, no lone surrogates. A file that is one JSON array is read element by element, in flat memory.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BufferedReader
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any
-
-from pydantic import Field
 
 from pipeline.artifacts import Frozen
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows, has_many_keys
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
-from pipeline.records.json_array import read_array
+from pipeline.records.json_array import ArrayReader, too_long
 from pipeline.records.likeness import nearest
-from pipeline.records.strict_json import BadJson, StrictParser, has_surrogate_escape
+from pipeline.records.strict_json import BadJson, parse
 from pipeline.words import printable
 
 _BOM = b"\xef\xbb\xbf"
@@ -40,7 +37,6 @@ MOST_TAGS = 20
 LONGEST_TAG = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 FEWER_KEYS = "keep instruction, input and output alone"
-_MEND = "mend it there; a broken array cannot be read any further"
 #: What other formats call our keys.
 _ALIASES = {
     "prompt": "instruction",
@@ -74,9 +70,6 @@ class Finding(Frozen):
 
 class FileFinding(Finding):
     """A finding about the file, or one behind which it cannot be read: no row can be set aside to mend it."""
-
-    is_row: bool = Field(default=False, exclude=True)
-    """Whether it is about one row too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +216,6 @@ def _nearest_key(key: str) -> str | None:
 def _line_rows(
     file: BufferedReader, limits: Limits, plain: PlainRows | None, look: Look
 ) -> Iterator[Row | Finding | PlainRun]:
-    parser = StrictParser()
     take = plain.take if plain is not None else _nothing
     most = limits.max_line_bytes
     number = taken = 0
@@ -231,8 +223,8 @@ def _line_rows(
     singly = 0 if most >= _BLOCK_BYTES else sys.maxsize
     while line := file.readline(most + 1):
         number += 1
-        too_long = len(line) > most and not line.endswith(b"\n")
-        if not too_long and take(line):
+        is_long = len(line) > most and not line.endswith(b"\n")
+        if not is_long and take(line):
             taken += 1
             look(number, line)
             singly -= 1
@@ -243,19 +235,19 @@ def _line_rows(
                     more = lines.count(b"\n")
                     number, taken = number + more, taken + more
             continue
-        if not too_long and not line.strip(_BLANKS):
+        if not is_long and not line.strip(_BLANKS):
             number += _skip_blanks(file, most)
             continue
         if taken:
             yield PlainRun(taken)
             taken = 0
-        if too_long:
+        if is_long:
             _skip_line(file)
-            yield _too_long(number, None, limits)
+            yield _finding(too_long("the line", most), number, None)
         elif plain is not None and has_many_keys(line):
             yield _many_keys(number)
         else:
-            yield _line_row(line.removesuffix(b"\n"), number, parser)
+            yield _json_row(line.removesuffix(b"\n"), number, None)
     if taken:
         yield PlainRun(taken)
 
@@ -275,92 +267,35 @@ def _nothing(*_: object) -> None:
     return None
 
 
-def _line_row(line: bytes, number: int, parser: StrictParser) -> Row | Finding:
+def _json_row(text: bytes, line: int, record: int | None) -> Row | Finding:
     try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return Finding(
-            line=number,
-            rule="encoding",
-            message=f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line",
-            remedy="save the file as UTF-8, as with: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
-        )
-    try:
-        value = parser.parse(text)
+        return Row(line, record, parse(text))
     except BadJson as error:
-        return Finding(line=number, rule=error.rule, message=error.message, remedy=_remedy(error, line))
-    return _checked(Row(number, None, value), escaped=has_surrogate_escape(text))
+        return _finding(error, line, record)
 
 
 def _array_rows(file: BufferedReader, limits: Limits) -> Iterator[Row | Finding]:
-    for item in read_array(file, limits.max_line_bytes):
-        if item.error is None:
-            yield _checked(Row(item.line, item.record, item.value), escaped=item.escaped)
-            continue
-        found = _element_finding(item.line, item.record, item.error, limits)
-        yield FileFinding(**found.model_dump(), is_row=item.record is not None) if item.last else found
+    most = limits.max_line_bytes
+    with TextIOWrapper(file, "utf-8", "surrogateescape", newline="\n") as decoded:
+        array = ArrayReader(decoded, most)
+        try:
+            for text in array.elements():
+                if len(text) > most:
+                    yield _finding(too_long("the element", most), array.line, array.record)
+                else:
+                    yield _json_row(text, array.line, array.record)
+        except BadJson as error:
+            yield FileFinding(**_finding(error, array.line, array.record).model_dump())
 
 
-def _element_finding(line: int, record: int | None, error: BadJson, limits: Limits) -> Finding:
-    if record is None:
-        return Finding(line=line, rule="array", message=error.message, remedy=_MEND)
-    if error.rule == "too_long":
-        return _too_long(line, record, limits)
-    return Finding(line=line, record=record, rule=error.rule, message=error.message, remedy=error.remedy or _MEND)
-
-
-def _checked(row: Row, *, escaped: bool) -> Row | Finding:
-    """Turn a row with half a surrogate pair, which no encoder can write, into a finding."""
-    if not escaped:
-        return row
-    try:
-        json.dumps(row.value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        items = row.value.items() if isinstance(row.value, dict) else ()
-        field = next((key for key, value in items if isinstance(value, str) and not _encodable(value)), None)
-        return Finding(
-            line=row.line,
-            record=row.record,
-            field=field and printable(field[:_SHOWN_KEY]),
-            rule="surrogate",
-            message="a \\ud800 to \\udfff escape stands alone: half a character",
-            remedy="write the character itself in UTF-8, or both halves of its escape",
-        )
-    return row
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _finding(error: BadJson, line: int, record: int | None) -> Finding:
+    field = error.field and printable(error.field[:_SHOWN_KEY])
+    return Finding(line=line, record=record, field=field, rule=error.rule, message=error.message, remedy=error.remedy)
 
 
 def _many_keys(line: int) -> Finding:
     message = f"the record has more than the {MOST_KEYS:,} keys that are read"
     return Finding(line=line, rule="maxproperties", message=message, remedy=FEWER_KEYS)
-
-
-def _too_long(line: int, record: int | None, limits: Limits) -> Finding:
-    what = "the line" if record is None else "the element"
-    return Finding(
-        line=line,
-        record=record,
-        rule="too_long",
-        message=f"{what} is longer than {limits.max_line_bytes:,} bytes",
-        remedy="write one record a line; if it is one record, shorten it",
-    )
-
-
-def _remedy(error: BadJson, line: bytes) -> str:
-    if error.remedy:
-        return error.remedy
-    if b"\0" in line:
-        return "the line holds NUL bytes: the file was probably copied incompletely; drop it again"
-    if line.strip() in {b"{", b"}"} or line.startswith((b"  ", b"\t")):
-        return "write each record on one line, as with: jq -c . FILE > NEW.jsonl"
-    return "write one complete JSON object on the line"
 
 
 def _skip_line(file: BufferedReader) -> None:

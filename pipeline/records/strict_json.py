@@ -8,165 +8,112 @@ from typing import Any
 
 from pipeline.words import printable
 
-#: Python itself reads no more, by default.
-_MAX_DIGITS = 4300
 _SHOWN_KEY = 40
-_MANY_OBJECTS = 1000
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 #: Most arrays and objects within each other. Counted, since each Python's own reader stops elsewhere.
 MOST_DEPTH = 500
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 #: What a bracket does to the depth, as a signed byte.
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
-NESTED = "nested too deeply"
-FLATTEN = "a record is one object with three texts: flatten it"
+#: What `json` says where a value is followed by more.
+_MORE = "Extra data"
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class BadJson(ValueError):
     """The text is not the JSON that a drop may hold; `rule` names what it broke."""
 
-    def __init__(self, rule: str, message: str, *, remedy: str = "", position: int = -1) -> None:
-        """Keep the words; `position` is the index of the offending character, where there is one."""
+    def __init__(self, rule: str, message: str, remedy: str, field: str | None = None) -> None:
+        """Keep the words; `field` is the key of the object in question, where there is one."""
         super().__init__(message)
         self.rule = rule
         self.message = message
         self.remedy = remedy
-        self.position = position
+        self.field = field
 
 
-class StrictParser:
-    """
-    Reads JSON values and remembers what was wrong in the last one.
-
-    The reader's hooks note problems instead of raising, so that a bad element of an array still has an end.
-    """
-
-    def __init__(self) -> None:
-        """Make a parser; it may be used for many values, by one thread."""
-        self._problem: BadJson | None = None
-        # Without a call of ours for each of a million integers; it stumbles over one that is too long.
-        self._quick = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float
+def parse(line: bytes) -> Any:
+    """Return the one value that a line is. Raises `BadJson`."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
+        remedy = "save the file as UTF-8, as with: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+        raise BadJson("encoding", message, remedy) from None
+    if _is_nested(text):
+        raise nested()
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise BadJson("json", f"{not_json(error)} at column {error.pos + 1}", _remedy(error, text)) from None
+    except BadJson:
+        raise
+    except ValueError:
+        raise BadJson("number", "a number has more digits than Python reads", "write it as a text in quotes") from None
+    if _SURROGATE_ESCAPE.search(text) and _has_half(value):
+        items = value.items() if isinstance(value, dict) else ()
+        raise BadJson(
+            "surrogate",
+            "a \\ud800 to \\udfff escape stands alone: half a character",
+            "write the character itself in UTF-8, or both halves of its escape",
+            next((key for key, part in items if isinstance(part, str) and _has_half(part)), None),
         )
-        self._careful = json.JSONDecoder(
-            object_pairs_hook=self._object,
-            parse_constant=self._constant,
-            parse_float=self._float,
-            parse_int=self._integer,
-        )
-
-    def parse(self, text: str) -> Any:
-        """Return the one value that `text` is. Raises `BadJson` naming the column."""
-        stripped = text.lstrip(" \t\r\n")
-        offset = len(text) - len(stripped)
-        if text.count("{") > _MANY_OBJECTS:
-            found = _many_objects(text)
-            if found is not None:
-                return found[0]
-        try:
-            value, end = self.scan(text, offset)
-        except BadJson as error:
-            if error.position < 0:
-                raise
-            at = f"{error.message} at column {error.position + 1}"
-            raise BadJson(error.rule, at, remedy=error.remedy, position=error.position) from None
-        rest = text[end:].lstrip(" \t\r\n")
-        if rest:
-            column = len(text) - len(rest) + 1
-            remedy = "put a line break between two records" if rest.startswith("{") else ""
-            message = f"not JSON: more follows the end of the value at column {column}"
-            raise BadJson("json", message, remedy=remedy, position=column - 1)
-        if self._problem is not None:
-            raise self._problem
-        return value
-
-    def scan(self, text: str, start: int) -> tuple[Any, int]:
-        """
-        Return the value that begins at `text[start]` and the index after it; see `problem` for what was wrong in it.
-
-        Raises `BadJson` if it has no end: broken, cut short or nested too deeply.
-        """
-        self._problem = None
-        try:
-            value, end = self._decode(text, start)
-        except json.JSONDecodeError as error:
-            if _is_nested(text, start, error.pos):
-                raise BadJson("nesting", NESTED, remedy=FLATTEN) from None
-            words = error.msg[:1].lower() + error.msg[1:].removesuffix(" starting at")
-            raise BadJson("json", f"not JSON: {words}", position=error.pos) from None
-        except RecursionError:
-            raise BadJson("nesting", NESTED, remedy=FLATTEN) from None
-        if _is_nested(text, start, end):
-            raise BadJson("nesting", NESTED, remedy=FLATTEN)
-        return value, end
-
-    def _decode(self, text: str, start: int) -> tuple[Any, int]:
-        try:
-            return self._quick.raw_decode(text, start)
-        except json.JSONDecodeError:
-            raise
-        except ValueError:
-            return self._careful.raw_decode(text, start)
-
-    @property
-    def problem(self) -> BadJson | None:
-        """What the last value that `scan` returned must not hold."""
-        return self._problem
-
-    def _note(self, rule: str, message: str, remedy: str) -> None:
-        if self._problem is None:
-            self._problem = BadJson(rule, message, remedy=remedy)
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            message = f"the key {printable(twice[:_SHOWN_KEY])!r} stands twice in one object"
-            self._note("duplicate_key", message, "keep one of the two")
-        return value
-
-    def _constant(self, name: str) -> None:
-        self._note("number", f"{name} is not JSON", "write a number, or null, or leave the key out")
-
-    def _float(self, text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            self._note("number", f"the number {text[:_SHOWN_KEY]} is too large", "write it as a text in quotes")
-        return value
-
-    def _integer(self, text: str) -> int:
-        if len(text) > _MAX_DIGITS:
-            self._note("number", f"a number has {len(text):,} digits", "write it as a text in quotes")
-            return 0
-        return int(text)
+    return value
 
 
-def has_surrogate_escape(text: str) -> bool:
-    """Say whether `text` spells a character in halves somewhere, so that one may stand alone."""
-    return _SURROGATE_ESCAPE.search(text) is not None
+def not_json(error: json.JSONDecodeError) -> str:
+    """Word what `json` found."""
+    words = "more follows the end of the value" if error.msg == _MORE else error.msg.removesuffix(" starting at")
+    return f"not JSON: {words[:1].lower()}{words[1:]}"
 
 
-def _is_nested(text: str, start: int, end: int) -> bool:
-    """Say whether a part of `text`, which begins outside of strings, is nested more deeply than `MOST_DEPTH`."""
-    if text.count("[", start, end) + text.count("{", start, end) <= MOST_DEPTH:
+def nested() -> BadJson:
+    """Return the error about too many arrays and objects within each other."""
+    return BadJson("nesting", "nested too deeply", "a record is one object with three texts: flatten it")
+
+
+def _remedy(error: json.JSONDecodeError, text: str) -> str:
+    if "\0" in text:
+        return "the line holds NUL bytes: the file was probably copied incompletely; drop it again"
+    if error.msg == _MORE and text.startswith("{", error.pos):
+        return "put a line break between two records"
+    if text.strip() in {"{", "}"} or text.startswith(("  ", "\t")):
+        return "write each record on one line, as with: jq -c . FILE > NEW.jsonl"
+    return "write one complete JSON object on the line"
+
+
+def _is_nested(text: str) -> bool:
+    """Say whether `text` is nested more deeply than `MOST_DEPTH`."""
+    if text.count("[") + text.count("{") <= MOST_DEPTH:
         return False
-    steps = _STRING.sub("", text[start:end]).encode().translate(_STEPS, _NO_BRACKETS)
+    steps = _STRING.sub("", text).encode().translate(_STEPS, _NO_BRACKETS)
     return max(accumulate(memoryview(steps).cast("b")), default=0) > MOST_DEPTH
 
 
-def _many_objects(text: str) -> tuple[Any] | None:
-    """
-    Return the value that `text` is, if it is certainly strict JSON.
+def _has_half(value: Any) -> bool:
+    return _SURROGATE.search(json.dumps(value, ensure_ascii=False)) is not None
 
-    Without a call of ours for each of a million objects: a key that stood twice would have lost a colon on the way.
-    """
-    if "\\u003" in text or _is_nested(text, 0, len(text)):
-        return None
-    try:
-        value = json.loads(text)
-        colons = json.dumps(value, ensure_ascii=False, allow_nan=False).count(":")
-    except (ValueError, RecursionError):
-        return None
-    return (value,) if colons == text.count(":") else None
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        message = f"the key {printable(twice[:_SHOWN_KEY])!r} stands twice in one object"
+        raise BadJson("duplicate_key", message, "keep one of the two")
+    return value
+
+
+def _constant(name: str) -> None:
+    raise BadJson("number", f"{name} is not JSON", "write a number, or null, or leave the key out")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise BadJson("number", f"the number {text[:_SHOWN_KEY]} is too large", "write it as a text in quotes")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)

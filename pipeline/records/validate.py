@@ -247,7 +247,7 @@ class _Tally:
             self._add_row(row)
         else:
             self._complete = self._complete and not isinstance(row, FileFinding)
-            self._rows += not isinstance(row, FileFinding) or row.is_row
+            self._rows += not isinstance(row, FileFinding) or row.record is not None
             self._note([row])
 
     def result(self) -> Validation:

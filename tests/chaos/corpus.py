@@ -329,8 +329,8 @@ def _arrays() -> Iterator[Case]:
     for kind, data, rule, line in (
         ("no comma", b"[" + GOOD + b"\n" + GOOD + b"]", "array", 2), ("not closed", b"[" + GOOD + b"\n", "array", 2),
         ("closed twice", b"[" + GOOD + b"]\n]", "array", 2), ("text behind", b"[" + GOOD + b"]\n" + GOOD, "array", 2),
-        ("comma before the end", good + b"]", "json", 2), ("opened alone", b"[\n", "json", 2),
-        ("cut short", good + GOOD[:-9], "json", 2),
+        ("comma before the end", good + b"]", "array", 2), ("opened alone", b"[\n", "array", 2),
+        ("cut short", good + GOOD[:-9], "array", 2),
         ("NaN", good + b'{"a": NaN}]', "number", 2), ("two arrays", b"[" + GOOD + b"]\n[]", "array", 2),
         ("key twice", good + GOOD[:-1] + b', "output": ""}]', "duplicate_key", 2), ("number", good + b"7]", "type", 2),
         ("too long", good + json.dumps({**RECORD, "output": "x" * 6000}).encode() + b"]", "too_long", 2),

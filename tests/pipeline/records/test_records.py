@@ -97,7 +97,7 @@ def test_a_byte_order_mark_is_accepted_once_and_only_at_the_start(tmp_path: Path
         (b'{"a": NaN}', "number", "NaN"),
         (b'{"a": -Infinity}', "number", "-Infinity"),
         (b'{"a": 1e999}', "number", "1e999"),
-        (b'{"a": ' + b"7" * 5000 + b"}", "number", "5,000 digits"),
+        (b'{"a": ' + b"7" * 5000 + b"}", "number", "more digits"),
         (b'{"a": "\\ud800"}', "surrogate", "half a character"),
         (b'{"a": "\\uDFff x"}', "surrogate", "half a character"),
         (b'{"\\ud800": "a"}', "surrogate", "half a character"),
@@ -177,24 +177,24 @@ def test_a_bad_element_of_an_array_does_not_hide_the_later_ones(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("data", "line", "record", "column"),
+    ("data", "line", "record", "words"),
     [
-        (b"[" + GOOD + b",\n" + b'{"a": tru}]', 2, 2, 7),
-        (b"[" + GOOD + b",\n" + b'{"a": "x', 2, 2, 7),
-        (b"[" + GOOD + b"\n " + GOOD + b"]", 2, None, 2),
-        (b"[" + GOOD + b"]\n\nx", 3, None, 1),
-        (b"[" + GOOD, 1, None, 37),
-        (b"[" + GOOD + b",", 1, 2, 38),
+        (b"[" + GOOD + b",\n" + b'{"a": tru}]', 2, 2, "expecting value at character 7 of the element"),
+        (b"[" + GOOD + b",\n" + b'{"a": "x', 2, 2, "unterminated string at character 7 of the element"),
+        (b"[" + GOOD + b"\n " + GOOD + b"]", 2, None, "expecting ',' or ']' after an element"),
+        (b"[" + GOOD + b"]\n\nx", 3, None, "more follows the end of the array"),
+        (b"[" + GOOD, 1, None, "expecting ',' or ']' after an element, found the end of the file"),
+        (b"[" + GOOD + b",", 1, 2, "expecting value at character 1 of the element"),
     ],
 )
-def test_a_broken_array_is_a_finding_with_line_and_column(
-    tmp_path: Path, data: bytes, line: int, record: int | None, column: int
+def test_a_broken_array_is_a_finding_with_line_and_element(
+    tmp_path: Path, data: bytes, line: int, record: int | None, words: str
 ) -> None:
     found = rows(tmp_path, data)
     finding = found[-1]
     assert isinstance(finding, Finding)
     assert (finding.line, finding.record) == (line, record)
-    assert finding.message.endswith(f"column {column}")
+    assert finding.message == f"not JSON: {words}"
     assert isinstance(found[0], Row)
 
 
@@ -222,16 +222,15 @@ def test_an_array_reads_the_same_however_it_falls_into_chunks(
     text = json.dumps(items, indent=indent, ensure_ascii=ascii_only)
     path = tmp_path_factory.getbasetemp() / "array.json"
     path.write_bytes(text.encode())
-    whole = json_array._CHUNK_BYTES
-    json_array._CHUNK_BYTES = chunk
+    whole = json_array._CHUNK
+    json_array._CHUNK = chunk
     try:
-        with path.open("rb") as file:
-            found = list(json_array.read_array(file, 10_000))
+        found = list(read_rows(path, Limits(10_000)))
     finally:
-        json_array._CHUNK_BYTES = whole
-    assert [item.value for item in found] == items
-    assert all(item.error is None for item in found)
-    assert [item.line for item in found] == sorted(item.line for item in found)
+        json_array._CHUNK = whole
+    assert values(found) == items
+    assert [row.record for row in found] == list(range(1, len(items) + 1))
+    assert [row.line for row in found] == sorted(row.line or 0 for row in found)
 
 
 @given(data=st.binary(max_size=200) | st.lists(JSON).map(lambda items: json.dumps(items).encode()[:-3]))
@@ -278,22 +277,6 @@ def test_no_key_as_long_as_a_line_is_remembered() -> None:
     for number in range(10):
         assert nearest_key(f"{number}" * 1_000_000) is None
     assert records._nearest_key.cache_info().currsize == before
-
-
-@pytest.mark.parametrize(
-    ("last", "rule"),
-    [
-        (b'{"a": 1, "a": 2}', "duplicate_key"), (b'{"b": "\\u003a", "a": 1, "a": 2}', "duplicate_key"),
-        (b"NaN", "number"), (b"1e999", "number"), (b"7" * 5000, "number"), (b'"\\ud800"', "surrogate"),
-        (b"{} {", "json"), (b'{"a": ' * 5000, "nesting"), (b'"a:b"', ""), (b'{"\\u003a": ":"}', ""), (b"1.50", ""),
-    ],
-)  # fmt: skip
-def test_a_row_of_very_many_objects_is_read_as_strictly_as_any(tmp_path: Path, last: bytes, rule: str) -> None:
-    line = b'{"x": [' + b'{"a": {}}, ' * 600 + last + b"]}"
-    (found,) = rows(tmp_path, line)
-    assert getattr(found, "rule", "") == rule
-    if isinstance(found, Row):
-        assert found.value == json.loads(line)
 
 
 def test_a_key_that_is_probably_input_is_not_lost_without_a_word() -> None:
