@@ -40,21 +40,4 @@ def other_format(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
     if "messages" in row:
         words = f"its first user message and the answer become a record; {_LOST}"
         return "messages", "an OpenAI chat", f"{words}: {command(f'.messages | {_OPENAI} | {_PARTS}')}"
-    if "chosen" in row:
-        return "chosen", "a preference pair", _preference(row)
-    if "targets" in row and "inputs" in row:
-        made = command("{instruction: .inputs, output: .targets}")
-        return "targets", "a FLAN pair", f"inputs is the instruction, targets the output; other keys are lost: {made}"
     return None
-
-
-def _preference(row: Mapping[str, Any]) -> str:
-    lost = "the rejected answer and other keys are lost"
-    if isinstance(row["chosen"], list):
-        made = command(f".chosen | {_OPENAI}")
-        return f"its first question and the chosen answer become a record; {lost}, and {_LOST}: {made}"
-    asked = next((key for key in ("prompt", "question") if isinstance(row.get(key), str)), None)
-    if asked is None or not isinstance(row["chosen"], str):
-        return "write its question as the instruction and the chosen answer as the output"
-    made = command(f"{{instruction: .{asked}, output: .chosen}}")
-    return f"{asked} is the instruction, the chosen answer the output; {lost}: {made}"

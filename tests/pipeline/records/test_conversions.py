@@ -49,20 +49,6 @@ FORMS: dict[str, tuple[list[Any], list[tuple[str, str]]]] = {
         ],
         [("a?", "b"), ("One\ntwo?", "One")],
     ),
-    "preferences": (
-        [
-            {"prompt": "a?", "chosen": "b", "rejected": "c"},
-            {"prompt": "a?", "chosen": None, "rejected": "c"},
-            {"prompt": "", "chosen": "b", "rejected": "c"},
-        ],
-        [("a?", "b")],
-    ),
-    "preferences with a question": ([{"system": "s", "question": "a?", "chosen": "b"}], [("a?", "b")]),
-    "preferences as chats": (
-        [{"prompt": "a?", "chosen": chat(("user", "a?"), ("assistant", "b"))["messages"], "rejected": []}],
-        [("a?", "b")],
-    ),
-    "FLAN": ([{"inputs": "a?", "targets": "b", "task": "t"}, {"inputs": "a?", "targets": None}], [("a?", "b")]),
 }
 
 
