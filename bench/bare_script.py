@@ -42,20 +42,30 @@ def main(base: str, folder: Path, train: dict[str, Any]) -> None:
 def fit(base: str, folder: Path, train: dict[str, Any], tokenizer: Any) -> None:
     """Train as TRL's guide does."""
     quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
+    )
     model = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization)
     rows = [
         {"prompt": [user(row)], "completion": [{"role": "assistant", "content": row["output"]}]}
         for row in read(folder / "train.jsonl")
     ]
     config = SFTConfig(
-        output_dir=str(folder / "bare"), per_device_train_batch_size=train["batch_size"], num_train_epochs=1,
-        learning_rate=train["learning_rate"], max_length=train["max_length"], bf16=True,
-        use_cpu=not torch.cuda.is_available(), report_to="none",
-        lr_scheduler_type="cosine", warmup_steps=0.03, save_strategy="no", optim="adamw_torch",
-    )  # fmt: skip
+        output_dir=str(folder / "bare"),
+        per_device_train_batch_size=train["batch_size"],
+        num_train_epochs=1,
+        learning_rate=train["learning_rate"],
+        max_length=train["max_length"],
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        save_strategy="no",
+        optim="adamw_torch",
+    )
     lora = LoraConfig(r=train["rank"], lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(
         model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora

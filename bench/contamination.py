@@ -170,17 +170,26 @@ def lines(found: dict[str, dict[str, float]]) -> Iterator[tuple[str, ...]]:
     for way, one in found.items():
         each, own = one["processors"] / one["rows"], ours["processors"] / ours["rows"]
         yield (
-            way, f"{one['rows']:,.0f}", f"{one['clock']:.2f}", f"{one['processors']:.2f}",
-            f"{one['found']:,.0f} of {one['rows'] / PLANTED:,.0f}", f"{each / own:.1f}",
-        )  # fmt: skip
+            way,
+            f"{one['rows']:,.0f}",
+            f"{one['clock']:.2f}",
+            f"{one['processors']:.2f}",
+            f"{one['found']:,.0f} of {one['rows'] / PLANTED:,.0f}",
+            f"{each / own:.1f}",
+        )
 
 
 def show(options: argparse.Namespace, found: dict[str, dict[str, float]]) -> int:
     """Print one table; return the exit code."""
     table = Table(
-        "", "rows", "seconds", "of processors", "found", "a row, times ours",
+        "",
+        "rows",
+        "seconds",
+        "of processors",
+        "found",
+        "a row, times ours",
         title=f"{options.rows:,} training rows against {options.heldout:,} held-out ones",
-    )  # fmt: skip
+    )
     for line in lines(found):
         table.add_row(*line)
     console = Console(width=120)

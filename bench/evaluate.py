@@ -48,13 +48,45 @@ ROWS = 16
 #: Ours against fixed batches on `long`.
 BUDGET = 0.5
 TABLES = (
-    "singer", "concert", "stadium", "employee", "shop", "course", "student", "teacher", "flight", "airport", "airline",
-    "owner", "battle", "ship", "museum", "visit", "player", "match",
-)  # fmt: skip
+    "singer",
+    "concert",
+    "stadium",
+    "employee",
+    "shop",
+    "course",
+    "student",
+    "teacher",
+    "flight",
+    "airport",
+    "airline",
+    "owner",
+    "battle",
+    "ship",
+    "museum",
+    "visit",
+    "player",
+    "match",
+)
 COLUMNS = (
-    "id", "name", "age", "city", "country", "year", "title", "capacity", "salary", "date", "rank", "score", "weight",
-    "type", "hours", "district", "phone", "status",
-)  # fmt: skip
+    "id",
+    "name",
+    "age",
+    "city",
+    "country",
+    "year",
+    "title",
+    "capacity",
+    "salary",
+    "date",
+    "rank",
+    "score",
+    "weight",
+    "type",
+    "hours",
+    "district",
+    "phone",
+    "status",
+)
 QUESTIONS = (
     "How many {one} are there in each {column}?",
     "List the {column} of all {one} whose {other} is above the average.",
@@ -156,9 +188,13 @@ def _generate(work: Work, prompts: Sequence[list[int]]) -> list[Answer]:
     ids, mask = pad_left(prompts, model.device)
     with torch.inference_mode():
         said: Any = model.generate(
-            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=work.decoding.max_new_tokens,
-            eos_token_id=list(ends), pad_token_id=ends[0],
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=work.decoding.max_new_tokens,
+            eos_token_id=list(ends),
+            pad_token_id=ends[0],
+        )
     found = []
     for tokens in said[:, ids.shape[1] :].tolist():
         length = next((place for place, token in enumerate(tokens, 1) if token in ends), len(tokens))

@@ -101,9 +101,12 @@ def start(folder: Path) -> tuple["subprocess.Popen[bytes]", float]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DROPFORGE_")}
     started = time.perf_counter()
     daemon = subprocess.Popen(
-        [sys.executable, "-P", "-m", "daemon", "run"], cwd=folder, env=environment, stdout=subprocess.PIPE,
+        [sys.executable, "-P", "-m", "daemon", "run"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    )
     assert daemon.stdout is not None  # noqa: S101 - it is a pipe
     for line in daemon.stdout:
         if b"daemon_ready" in line:

@@ -74,18 +74,38 @@ def trained(base: Path, records: Sequence[dict[str, str]], settings: TrainConfig
         lines = (json.dumps({"id": str(number), **record}) + "\n" for number, record in enumerate(records))
         (root / "data" / "train.jsonl").write_text("".join(lines), encoding="utf-8")
         dataset = Dataset(
-            folder="data", train_rows=len(records), dev_rows=0, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
-            heldout_version="v", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
-            removed_heldout=0, metric="exact_match", max_new_tokens=8,
-        )  # fmt: skip
+            folder="data",
+            train_rows=len(records),
+            dev_rows=0,
+            heldout_rows=0,
+            heldout_groups=0,
+            heldout_pinned=False,
+            heldout_version="v",
+            dataset_sha256=dataset_hash(root / "data"),
+            duplicates=0,
+            replaced=0,
+            removed_heldout=0,
+            metric="exact_match",
+            max_new_tokens=8,
+        )
         durable.write_json(root / "prepare.json", dataset.model_dump(mode="json"))
         identity = model_id(base)
         spec = StepSpec(
-            run=1, step="train", attempt=1, fence="f", root=name, folder="attempt", checkpoints="checkpoints",
-            predictions="predictions", argv=(), env={}, inputs={"prepare": "prepare.json"}, drops=(),
+            run=1,
+            step="train",
+            attempt=1,
+            fence="f",
+            root=name,
+            folder="attempt",
+            checkpoints="checkpoints",
+            predictions="predictions",
+            argv=(),
+            env={},
+            inputs={"prepare": "prepare.json"},
+            drops=(),
             champion=ModelRef(model_id=identity, path=str(base), generation=0),
             config=RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="s", train=settings),
-        )  # fmt: skip
+        )
         place = root / spec.folder
         place.mkdir()
         durable.write_json(place / SPEC_NAME, spec.model_dump(mode="json"))

@@ -139,10 +139,16 @@ def make(base: Path, adapter: Path, *, layers: int, dora: bool) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: PLC0415
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=layers,
-        num_attention_heads=16, num_key_value_heads=4, tie_word_embeddings=True, dtype="bfloat16",
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
         architectures=["LlamaForCausalLM"],
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)

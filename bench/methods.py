@@ -68,8 +68,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.presets import DEV_ROWS, look, passages, tokenise, write_data
 
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {}, "dora": {}, "rslora": {"method": "lora", "rslora": True}, "galore": {}, "spectrum": {}, "full": {},
-}  # fmt: skip
+    "lora": {},
+    "dora": {},
+    "rslora": {"method": "lora", "rslora": True},
+    "galore": {},
+    "spectrum": {},
+    "full": {},
+}
 Rows = Sequence[dict[str, str]]
 
 
@@ -149,12 +154,18 @@ def measure(base: Path, trainings: Sequence[tuple[str, TrainConfig]], data: Data
             adapter, model, seconds = train_and_merge(Path(folder), base, config, data.train)
             after = look(load_model(Path(folder) / model.folder, "cpu"), task, general)
         row = (
-            name, str(config.seed), f"{config.learning_rate:g}", f"{seconds:.0f}",
-            size_words(adapter.peak_memory_bytes), size_words(sum(adapter.estimated_memory.values())),
-            f"{adapter.trainable_parameters / 1e6:.1f} M", f"{adapter.dev_curve[-1].loss:.3f}",
-            f"{after.task:.3f}", f"{after.exact:.1f} %",
+            name,
+            str(config.seed),
+            f"{config.learning_rate:g}",
+            f"{seconds:.0f}",
+            size_words(adapter.peak_memory_bytes),
+            size_words(sum(adapter.estimated_memory.values())),
+            f"{adapter.trainable_parameters / 1e6:.1f} M",
+            f"{adapter.dev_curve[-1].loss:.3f}",
+            f"{after.task:.3f}",
+            f"{after.exact:.1f} %",
             f"{after.general - before.general:+.3f}",
-        )  # fmt: skip
+        )
         table.add_row(*row)
         print(*row, sep="\t", file=sys.stderr)
         learned = learned and after.task < before.task
@@ -184,10 +195,19 @@ def spec(root: Path, base: Path, config: TrainConfig, **own: Any) -> StepSpec:
     """Return what a step of a run in `root` is told."""
     identity = model_id(base)
     return StepSpec(
-        run=1, attempt=1, fence="", root=str(root), checkpoints="checkpoints", predictions="predictions", argv=(),
-        env={}, drops=(), champion=ModelRef(model_id=identity, path=str(base), generation=0),
-        config=RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="", train=config), **own,
-    )  # fmt: skip
+        run=1,
+        attempt=1,
+        fence="",
+        root=str(root),
+        checkpoints="checkpoints",
+        predictions="predictions",
+        argv=(),
+        env={},
+        drops=(),
+        champion=ModelRef(model_id=identity, path=str(base), generation=0),
+        config=RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="", train=config),
+        **own,
+    )
 
 
 def step(told: StepSpec) -> Any:

@@ -122,11 +122,21 @@ def train(root: Path, base: Path, config: TrainConfig, rows: Sequence[dict[str, 
     identity = model_id(base)
     (root / "train-1").mkdir()
     spec = StepSpec(
-        run=1, step="train", attempt=1, fence="", root=str(root), folder="train-1", checkpoints="checkpoints",
-        predictions="predictions", argv=(), env={}, inputs={"prepare": "prepare.json"}, drops=(),
+        run=1,
+        step="train",
+        attempt=1,
+        fence="",
+        root=str(root),
+        folder="train-1",
+        checkpoints="checkpoints",
+        predictions="predictions",
+        argv=(),
+        env={},
+        inputs={"prepare": "prepare.json"},
+        drops=(),
         champion=ModelRef(model_id=identity, path=str(base), generation=0),
         config=RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="", train=config),
-    )  # fmt: skip
+    )
     began = time.process_time()
     adapter = step(Attempt(spec))
     return adapter, time.process_time() - began
@@ -143,10 +153,20 @@ def write_data(root: Path, rows: Sequence[dict[str, str]], general: float = 0.0)
         write_rows(root / "data" / f"{name}.jsonl", [{"id": str(number), **row} for number, row in enumerate(part)])
     mix_in_general(root / "data", len(rows) - DEV_ROWS, general, 0.5)
     dataset = Dataset(
-        folder="data", train_rows=len(rows) - DEV_ROWS, dev_rows=DEV_ROWS, heldout_rows=0, heldout_groups=0,
-        heldout_pinned=False, heldout_version="", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
-        removed_heldout=0, metric="exact_match", max_new_tokens=8,
-    )  # fmt: skip
+        folder="data",
+        train_rows=len(rows) - DEV_ROWS,
+        dev_rows=DEV_ROWS,
+        heldout_rows=0,
+        heldout_groups=0,
+        heldout_pinned=False,
+        heldout_version="",
+        dataset_sha256=dataset_hash(root / "data"),
+        duplicates=0,
+        replaced=0,
+        removed_heldout=0,
+        metric="exact_match",
+        max_new_tokens=8,
+    )
     durable.write_json(root / "prepare.json", dataset.model_dump(mode="json"))
 
 

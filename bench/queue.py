@@ -89,10 +89,17 @@ def ours(folder: Path, mode: str, runs: int) -> Rate:
     with database.transaction(engine) as session:
         session.add(
             Drop(
-                track="default", role="train", state=DropState.ACCEPTED, name_bytes=b"a", name="a", sha256="0" * 64,
-                size_bytes=1, rows=1, received_at=1,
+                track="default",
+                role="train",
+                state=DropState.ACCEPTED,
+                name_bytes=b"a",
+                name="a",
+                sha256="0" * 64,
+                size_bytes=1,
+                rows=1,
+                received_at=1,
             )
-        )  # fmt: skip
+        )
 
     def enqueue() -> None:
         with database.transaction(engine) as session:

@@ -114,24 +114,43 @@ class House:
         return merge(self.attempt(name, drops, champion, "merge", made))
 
     def attempt(
-        self, name: str, drops: tuple[Drop, ...], champion: ModelRef, step: str, made: dict[str, Artifact],
+        self,
+        name: str,
+        drops: tuple[Drop, ...],
+        champion: ModelRef,
+        step: str,
+        made: dict[str, Artifact],
         **train: Any,
-    ) -> Attempt:  # fmt: skip
+    ) -> Attempt:
         """Return an attempt of a step after those that made something."""
         config = RunConfig(
-            track="default", base_model=str(self.base), base_model_id=self.base_id, salt="bench",
-            split=SplitConfig(heldout=0.3, dev=0), train=self.train.model_copy(update=train),
-        )  # fmt: skip
+            track="default",
+            base_model=str(self.base),
+            base_model_id=self.base_id,
+            salt="bench",
+            split=SplitConfig(heldout=0.3, dev=0),
+            train=self.train.model_copy(update=train),
+        )
         folder = f"{name}/{step}"
         (self.root / folder).mkdir(parents=True)
         for earlier, artifact in made.items():
             durable.write_json(self.root / f"{name}/{earlier}.json", artifact.model_dump(mode="json"))
         spec = StepSpec(
-            run=1, step=step, attempt=1, fence="", root=str(self.root), folder=folder,
-            checkpoints=f"{name}/checkpoints", predictions="predictions", argv=(), env={},
-            inputs={earlier: f"{name}/{earlier}.json" for earlier in made}, drops=drops, champion=champion,
+            run=1,
+            step=step,
+            attempt=1,
+            fence="",
+            root=str(self.root),
+            folder=folder,
+            checkpoints=f"{name}/checkpoints",
+            predictions="predictions",
+            argv=(),
+            env={},
+            inputs={earlier: f"{name}/{earlier}.json" for earlier in made},
+            drops=drops,
+            champion=champion,
             config=config,
-        )  # fmt: skip
+        )
         return Attempt(spec)
 
 
@@ -156,9 +175,14 @@ def main() -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     base = asked.base or demo_base()
     train = TrainConfig(
-        preset="fast", format="chat", quantization="none", batch_size=4, max_length=256, epochs=asked.epochs,
+        preset="fast",
+        format="chat",
+        quantization="none",
+        batch_size=4,
+        max_length=256,
+        epochs=asked.epochs,
         seed=asked.seed,
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
         return measure(House(Path(folder), base, model_id(base), train), asked.old, asked.new)
 

@@ -90,8 +90,9 @@ def make_history(folder: Path, runs: int, drops: int) -> None:
     connection = sqlite3.connect(settings.state_folder / "dropforge.db")
     connection.execute(
         "INSERT INTO track (name, salt, created_at, base_path, base_model_id, champion_generation) "
-        "VALUES ('default', 's', ?, '/base', 'b', ?)", (STARTED, runs // 10),
-    )  # fmt: skip
+        "VALUES ('default', 's', ?, '/base', 'b', ?)",
+        (STARTED, runs // 10),
+    )
     connection.executemany(RUN, (run_row(number, runs) for number in range(1, runs + 1)))
     connection.executemany(DROP, (drop_row(number, runs, drops) for number in range(1, drops + 1)))
     connection.executemany(
@@ -110,15 +111,35 @@ def run_row(number: int, runs: int) -> tuple[object, ...]:
     at = STARTED + number * 60_000
     state = "queued" if number == runs else "running" if number == runs - 1 else "succeeded"
     ended = at + 50_000 if state == "succeeded" else None
-    snapshot = json.dumps([
-        {"id": 10 * number + place, "sha256": "0" * 64, "name": f"drop{place}.jsonl", "path": "drops/0",
-         "role": "train", "rows": 50}
-        for place in range(10)
-    ])  # fmt: skip
+    snapshot = json.dumps(
+        [
+            {
+                "id": 10 * number + place,
+                "sha256": "0" * 64,
+                "name": f"drop{place}.jsonl",
+                "path": "drops/0",
+                "role": "train",
+                "rows": 50,
+            }
+            for place in range(10)
+        ]
+    )
     return (
-        number, "default", state, "drop", at, at, "token" if state == "running" else None, at, ended, "{}",
-        None if state == "queued" else snapshot, "train", "worse" if ended else None, "it lost" if ended else None,
-    )  # fmt: skip
+        number,
+        "default",
+        state,
+        "drop",
+        at,
+        at,
+        "token" if state == "running" else None,
+        at,
+        ended,
+        "{}",
+        None if state == "queued" else snapshot,
+        "train",
+        "worse" if ended else None,
+        "it lost" if ended else None,
+    )
 
 
 def drop_row(number: int, runs: int, drops: int) -> tuple[object, ...]:

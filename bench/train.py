@@ -174,11 +174,22 @@ def peers(base: Path, scratch: Path, tokenizer: Any, rows: Any, batch_size: int)
 
     columns = [as_messages(row) if "instruction" in row else row for row in rows]
     config = SFTConfig(
-        output_dir=str(scratch), per_device_train_batch_size=batch_size, num_train_epochs=1, bf16=True,
-        learning_rate=LEARNING_RATE, lr_scheduler_type="cosine", warmup_steps=0.03, max_length=WINDOW, report_to="none",
-        save_strategy="no", optim="adamw_torch", use_cpu=not torch.cuda.is_available(), completion_only_loss=True,
-        disable_tqdm=True, logging_strategy="no",
-    )  # fmt: skip
+        output_dir=str(scratch),
+        per_device_train_batch_size=batch_size,
+        num_train_epochs=1,
+        bf16=True,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        max_length=WINDOW,
+        report_to="none",
+        save_strategy="no",
+        optim="adamw_torch",
+        use_cpu=not torch.cuda.is_available(),
+        completion_only_loss=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
     return SFTTrainer(
         model=in_4_bits(base),
         args=config,
@@ -194,9 +205,11 @@ def in_4_bits(base: Path) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: PLC0415
 
     quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
+    )
     return AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization)
 
 
@@ -255,15 +268,25 @@ def show(title: str, said: dict[str, dict[str, Any]]) -> int:
     """Print one table; return 1 if ours over the same base ended in a dev loss more than 2 % above TRL's."""
     one = said["TRL"]
     table = Table(
-        "", "tokens/s", "tokens/s of processor time", "x guide", "x TRL", "peak RSS", "dev loss",
+        "",
+        "tokens/s",
+        "tokens/s of processor time",
+        "x guide",
+        "x TRL",
+        "peak RSS",
+        "dev loss",
         title=f"{title}: {one['rows']} rows, {one['tokens']} tokens; load {os.getloadavg()[0]:.1f}",
-    )  # fmt: skip
+    )
     for peer, took in said.items():
         table.add_row(
-            peer, f"{one['tokens'] / took['wall']:.0f}", f"{one['tokens'] / took['processor']:.0f}",
-            f"{said['guide']['processor'] / took['processor']:.2f}", f"{one['processor'] / took['processor']:.2f}",
-            f"{took['peak'] / 1e9:.2f} GB", f"{took['dev_loss']:.3f}",
-        )  # fmt: skip
+            peer,
+            f"{one['tokens'] / took['wall']:.0f}",
+            f"{one['tokens'] / took['processor']:.0f}",
+            f"{said['guide']['processor'] / took['processor']:.2f}",
+            f"{one['processor'] / took['processor']:.2f}",
+            f"{took['peak'] / 1e9:.2f} GB",
+            f"{took['dev_loss']:.3f}",
+        )
     Console(width=120).print(table)
     return int(said["ours, NF4"]["dev_loss"] > 1.02 * one["dev_loss"])
 

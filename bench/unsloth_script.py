@@ -23,15 +23,29 @@ def main(base: str, rows: Path, folder: Path) -> None:
     given = json.loads(rows.read_text(encoding="utf-8"))
     model, tokenizer = FastLanguageModel.from_pretrained(base, max_seq_length=given["window"], load_in_4bit=True)
     model = FastLanguageModel.get_peft_model(
-        model, r=16, lora_alpha=32, lora_dropout=0, bias="none", use_gradient_checkpointing=False,
+        model,
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0,
+        bias="none",
+        use_gradient_checkpointing=False,
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    )  # fmt: skip
+    )
     config = SFTConfig(
-        output_dir=str(folder), per_device_train_batch_size=given["batch_size"], num_train_epochs=1,
-        learning_rate=given["learning_rate"], lr_scheduler_type="cosine", warmup_steps=0.03,
-        max_length=given["window"], report_to="none", save_strategy="no", optim="adamw_torch",
-        completion_only_loss=True, disable_tqdm=True, logging_strategy="no",
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=given["batch_size"],
+        num_train_epochs=1,
+        learning_rate=given["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        max_length=given["window"],
+        report_to="none",
+        save_strategy="no",
+        optim="adamw_torch",
+        completion_only_loss=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
     dataset = Dataset.from_list(given["rows"])
     trainer = SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
     wall, processor = time.perf_counter(), time.process_time()

@@ -31,12 +31,30 @@ from bench.status import SHORT, STARTED, make_history
 BUDGET_MS = 100
 EVENT = "INSERT INTO event (at, kind, track, run_id, drop_id, detail) VALUES (?,?,'default',?,?,?)"
 PAGES = (
-    "/", "/runs", "/runs?before={runs}", "/runs?track=default&state=succeeded", "/runs?state=failed", "/runs/{run}",
-    "/drops", "/drops?state=rejected", "/drops?track=default&state=rejected", "/drops?before={half}", "/drops/{drop}",
-    "/drops/{rejected}", "/tracks/default", "/tracks/default?before={middle}", "/compare?runs={run},2", "/inbox",
-    "/inbox?before={half}", "/api/v1/status", "/api/v1/runs", "/api/v1/runs/{run}", "/api/v1/drops",
-    "/api/v1/drops/{drop}", "/api/v1/tracks/default/champions",
-)  # fmt: skip
+    "/",
+    "/runs",
+    "/runs?before={runs}",
+    "/runs?track=default&state=succeeded",
+    "/runs?state=failed",
+    "/runs/{run}",
+    "/drops",
+    "/drops?state=rejected",
+    "/drops?track=default&state=rejected",
+    "/drops?before={half}",
+    "/drops/{drop}",
+    "/drops/{rejected}",
+    "/tracks/default",
+    "/tracks/default?before={middle}",
+    "/compare?runs={run},2",
+    "/inbox",
+    "/inbox?before={half}",
+    "/api/v1/status",
+    "/api/v1/runs",
+    "/api/v1/runs/{run}",
+    "/api/v1/drops",
+    "/api/v1/drops/{drop}",
+    "/api/v1/tracks/default/champions",
+)
 
 
 def main() -> int:

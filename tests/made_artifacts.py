@@ -13,11 +13,21 @@ from tests.model_folder import write_model
 def made_dataset(spec: StepSpec, **more: Any) -> Dataset:
     """Return a dataset of enough records."""
     values = {
-        "folder": spec.folder, "train_rows": 10, "dev_rows": 0, "heldout_rows": 120, "heldout_groups": 120,
+        "folder": spec.folder,
+        "train_rows": 10,
+        "dev_rows": 0,
+        "heldout_rows": 120,
+        "heldout_groups": 120,
         "heldout_pinned": False,
-        "heldout_version": "v", "dataset_sha256": "d", "duplicates": 0, "replaced": 0, "removed_heldout": 0,
-        "metric": "exact_match", "max_new_tokens": 16, "drops": spec.drops,
-    }  # fmt: skip
+        "heldout_version": "v",
+        "dataset_sha256": "d",
+        "duplicates": 0,
+        "replaced": 0,
+        "removed_heldout": 0,
+        "metric": "exact_match",
+        "max_new_tokens": 16,
+        "drops": spec.drops,
+    }
     return Dataset.model_validate({**values, **more})
 
 
@@ -30,11 +40,22 @@ def heldout_row(name: str, row: Mapping[str, Any], **more: Any) -> dict[str, Any
 def made_adapter(spec: StepSpec, **more: Any) -> Adapter:
     """Return an adapter that was trained in one step."""
     values = {
-        "folder": spec.folder, "adapter_sha256": "a", "base_model_id": "b", "format": "chat", "quantization": "none",
-        "device": "cpu", "optimizer_steps": 1, "resumed_from_step": 0, "trained_tokens": 1,
-        "loss_curve": (), "dev_curve": (), "trainable_parameters": 1, "adapter_change": 1.0, "rows_too_long": 0,
+        "folder": spec.folder,
+        "adapter_sha256": "a",
+        "base_model_id": "b",
+        "format": "chat",
+        "quantization": "none",
+        "device": "cpu",
+        "optimizer_steps": 1,
+        "resumed_from_step": 0,
+        "trained_tokens": 1,
+        "loss_curve": (),
+        "dev_curve": (),
+        "trainable_parameters": 1,
+        "adapter_change": 1.0,
+        "rows_too_long": 0,
         "seconds": 1.0,
-    }  # fmt: skip
+    }
     return Adapter.model_validate({**values, **more})
 
 
@@ -42,9 +63,14 @@ def made_model(spec: StepSpec, weights: bytes | None = None) -> Model:
     """Write a model of the run, and return it."""
     identity = write_model(Path(spec.root) / spec.folder / "model", weights or f"weights of run {spec.run}".encode())
     return Model(
-        folder=f"{spec.folder}/model", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
-        format="chat", seconds=1.0,
-    )  # fmt: skip
+        folder=f"{spec.folder}/model",
+        model_id=identity,
+        base_model_id="b",
+        dtype="bfloat16",
+        size_bytes=1,
+        format="chat",
+        seconds=1.0,
+    )
 
 
 def made_report(spec: StepSpec, predictions: bytes = b"{}\n", **more: Any) -> Evaluation:
@@ -54,10 +80,15 @@ def made_report(spec: StepSpec, predictions: bytes = b"{}\n", **more: Any) -> Ev
     durable.write_bytes(folder / "key.jsonl", predictions)
     scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
     values = {
-        "folder": spec.folder, "metric": "exact_match", "heldout_version": "v", "records": 120, "candidate": scores,
+        "folder": spec.folder,
+        "metric": "exact_match",
+        "heldout_version": "v",
+        "records": 120,
+        "candidate": scores,
         "champion": scores.model_copy(update={"model_id": spec.champion.model_id}),
-        "champion_generation": spec.champion.generation, "prediction_keys": {"m": "key"},
-    }  # fmt: skip
+        "champion_generation": spec.champion.generation,
+        "prediction_keys": {"m": "key"},
+    }
     return Evaluation.model_validate({**values, **more})
 
 
@@ -69,9 +100,15 @@ def made_verdict(spec: StepSpec, outcome: str, **more: Any) -> Verdict:
         "decide would refuse this report"
     )
     values = {
-        "outcome": outcome, "reasons": (), "sentence": f"{outcome}, by the script", "metric": "exact_match",
-        "records": 120, "groups": 120, "candidate_model_id": read.get("merge", {}).get("model_id"),
-        "champion_model_id": "b", "champion_generation": report and report["champion_generation"],
+        "outcome": outcome,
+        "reasons": (),
+        "sentence": f"{outcome}, by the script",
+        "metric": "exact_match",
+        "records": 120,
+        "groups": 120,
+        "candidate_model_id": read.get("merge", {}).get("model_id"),
+        "champion_model_id": "b",
+        "champion_generation": report and report["champion_generation"],
         "blames_new_drops": outcome == "worse",
-    }  # fmt: skip
+    }
     return Verdict.model_validate({**values, **more})

@@ -52,16 +52,26 @@ def row(place: int, new: float, old: float, text: str = "") -> dict[str, Any]:
     def answered(score: float) -> dict[str, Any]:
         words = stars if score >= 1 else wrong
         return {
-            "text": words, "tokens": 2, "scores": {"exact_match": score, "token_f1": score}, "nll_sum": 1.2,
-            "nll_tokens": 2, "degenerate": [],
-        }  # fmt: skip
+            "text": words,
+            "tokens": 2,
+            "scores": {"exact_match": score, "token_f1": score},
+            "nll_sum": 1.2,
+            "nll_tokens": 2,
+            "degenerate": [],
+        }
 
     return {
-        "id": f"{place:032x}", "group": f"{place:032x}", "drop": 1 if place % 4 else 3, "pinned": False,
+        "id": f"{place:032x}",
+        "group": f"{place:032x}",
+        "drop": 1 if place % 4 else 3,
+        "pinned": False,
         "tags": ["category:food"],
-        "instruction": "How many stars does this review give?", "input": text or f"Review number {place}: it was fine.",
-        "references": [stars], "candidate": answered(new), "champion": answered(old),
-    }  # fmt: skip
+        "instruction": "How many stars does this review give?",
+        "input": text or f"Review number {place}: it was fine.",
+        "references": [stars],
+        "candidate": answered(new),
+        "champion": answered(old),
+    }
 
 
 def rows(wins: int, losses: int, ties: int, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -77,24 +87,50 @@ def hostile(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     changed = []
     for place, line in enumerate(lines):
         text = texts[place % len(texts)]
-        changed.append({
-            **line, "instruction": text, "input": text, "references": [text, text], "tags": [text[:60]],
-            "candidate": {**line["candidate"], "text": text}, "champion": {**line["champion"], "text": "\n" + text},
-        })  # fmt: skip
+        changed.append(
+            {
+                **line,
+                "instruction": text,
+                "input": text,
+                "references": [text, text],
+                "tags": [text[:60]],
+                "candidate": {**line["candidate"], "text": text},
+                "champion": {**line["champion"], "text": "\n" + text},
+            }
+        )
     return changed
 
 
 def dataset(**changes: Any) -> Dataset:
     """Return what `prepare` would have published."""
     made = Dataset(
-        folder="runs/1/attempts/prepare-1/data", train_rows=1930, dev_rows=62, heldout_rows=400, heldout_groups=400,
+        folder="runs/1/attempts/prepare-1/data",
+        train_rows=1930,
+        dev_rows=62,
+        heldout_rows=400,
+        heldout_groups=400,
         heldout_pinned=False,
-        heldout_version=HELDOUT, dataset_sha256=DATA, duplicates=12, replaced=3, removed_heldout=2, near_duplicates=41,
-        overlaps=(Overlap(rule="minhash", train_id="a" * 32, heldout_id="b" * 32, train_text="It was <great> food",
-                          heldout_text="it was great food!"),),
-        heldout_duplicates=4, warnings=("Drop 3 lost 22 % of its rows to near-duplicates of held-out records.",),
-        metric="exact_match", max_new_tokens=8, drops=DROPS,
-    )  # fmt: skip
+        heldout_version=HELDOUT,
+        dataset_sha256=DATA,
+        duplicates=12,
+        replaced=3,
+        removed_heldout=2,
+        near_duplicates=41,
+        overlaps=(
+            Overlap(
+                rule="minhash",
+                train_id="a" * 32,
+                heldout_id="b" * 32,
+                train_text="It was <great> food",
+                heldout_text="it was great food!",
+            ),
+        ),
+        heldout_duplicates=4,
+        warnings=("Drop 3 lost 22 % of its rows to near-duplicates of held-out records.",),
+        metric="exact_match",
+        max_new_tokens=8,
+        drops=DROPS,
+    )
     return made.model_copy(update=changes)
 
 
@@ -104,23 +140,39 @@ def adapter() -> Adapter:
     curve = [CurvePoint(step=step, loss=0.35 + 2 * 0.97**step + noise.uniform(0, 0.12)) for step in range(1, 242, 2)]
     dev = [CurvePoint(step=step, loss=0.45 + 2 * 0.965**step + step / 2400) for step in range(20, 242, 20)]
     return Adapter(
-        folder="runs/1/attempts/train-1/adapter", adapter_sha256="ad" * 32, base_model_id=BASE, format="chat",
-        quantization="nf4", batch_tokens=4096, device="cpu", peak_memory_bytes=2_271_000_000,
+        folder="runs/1/attempts/train-1/adapter",
+        adapter_sha256="ad" * 32,
+        base_model_id=BASE,
+        format="chat",
+        quantization="nf4",
+        batch_tokens=4096,
+        device="cpu",
+        peak_memory_bytes=2_271_000_000,
         estimated_memory={"weights": 111_000_000, "activations": 1_251_000_000, "libraries": 629_000_000},
-        optimizer_steps=241, resumed_from_step=0, trained_tokens=402_133,
-        loss_curve=tuple(curve), dev_curve=tuple(dev),
+        optimizer_steps=241,
+        resumed_from_step=0,
+        trained_tokens=402_133,
+        loss_curve=tuple(curve),
+        dev_curve=tuple(dev),
         trainable_parameters=4_884_480,
-        adapter_change=12.4, rows_too_long=7,
-        versions={"torch": "2.10.0", "transformers": "5.17.0", "peft": "0.21.0"}, seconds=4210.0,
-    )  # fmt: skip
+        adapter_change=12.4,
+        rows_too_long=7,
+        versions={"torch": "2.10.0", "transformers": "5.17.0", "peft": "0.21.0"},
+        seconds=4210.0,
+    )
 
 
 def model() -> Model:
     """Return what `merge` would have published."""
     return Model(
-        folder="runs/1/attempts/merge-1/model", model_id=NEW, base_model_id=BASE, dtype="bfloat16",
-        size_bytes=269_000_000, format="chat", seconds=38.0,
-    )  # fmt: skip
+        folder="runs/1/attempts/merge-1/model",
+        model_id=NEW,
+        base_model_id=BASE,
+        dtype="bfloat16",
+        size_bytes=269_000_000,
+        format="chat",
+        seconds=38.0,
+    )
 
 
 def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Evaluation:
@@ -132,61 +184,185 @@ def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Evaluation:
             for name in ("exact_match", "token_f1")
         }
         return Scores(
-            model_id=model_id, metrics=means, nll=0.512 if role == "candidate" else 0.634, generated=generated,
-            cached=len(lines) - generated, seconds=212.0 if generated else 0.4, rates={"empty": 0.0, "looping": 0.5},
-            length_ratio=1.0, answer_tokens=2.1, seconds_per_answer=0.53, size_bytes=269_000_000,
-        )  # fmt: skip
+            model_id=model_id,
+            metrics=means,
+            nll=0.512 if role == "candidate" else 0.634,
+            generated=generated,
+            cached=len(lines) - generated,
+            seconds=212.0 if generated else 0.4,
+            rates={"empty": 0.0, "looping": 0.5},
+            length_ratio=1.0,
+            answer_tokens=2.1,
+            seconds_per_answer=0.53,
+            size_bytes=269_000_000,
+        )
 
     made = Evaluation(
-        folder="runs/1/attempts/evaluate-1/report", metric="exact_match", heldout_version=HELDOUT, records=len(lines),
-        records_too_long=1, batch_size=16, versions={"torch": "2.10.0", "device": "cpu AVX512, 2 threads"},
+        folder="runs/1/attempts/evaluate-1/report",
+        metric="exact_match",
+        heldout_version=HELDOUT,
+        records=len(lines),
+        records_too_long=1,
+        batch_size=16,
+        versions={"torch": "2.10.0", "device": "cpu AVX512, 2 threads"},
         former=(FormerScores(generation=1, model_id="e3" * 32, records=280, score=58.2, file="former-1.jsonl"),),
-        candidate=scores("candidate", NEW, len(lines)), champion=scores("champion", OLD, 0), champion_generation=2,
+        candidate=scores("candidate", NEW, len(lines)),
+        champion=scores("champion", OLD, 0),
+        champion_generation=2,
         prediction_keys={NEW: "1f" * 32, OLD: "2f" * 32},
-    )  # fmt: skip
+    )
     return made.model_copy(update=changes)
 
 
 def guards(*, failing: bool = False) -> tuple[GuardResult, ...]:
     """Return guards of every unit: passed, nearly failed, shown, and failed if asked."""
     made = [
-        GuardResult(guard="slice", label="tag billing", unit="points", records=400, candidate=71.0, champion=65.0,
-                    change=6.0, bound=8.1, margin=5.0, state="passed"),
-        GuardResult(guard="slice", label="drop 3 (bewertungen_ü.jsonl)", unit="points", records=100, candidate=61.0,
-                    champion=65.5, change=-4.5, bound=1.2, p_value=0.11, margin=5.0, state="passed"),
-        GuardResult(guard="nll", label="likelihood of the references", unit="nats", records=400, candidate=0.512,
-                    champion=0.634, change=-0.122, margin=0.1, state="passed"),
-        GuardResult(guard="looping", label="looping answers", unit="per cent", records=400, candidate=1.25,
-                    champion=0.5, change=0.75, margin=2.0, state="passed"),
-        GuardResult(guard="judge", label="answers that judge-7b prefers", unit="records", records=60, candidate=40,
-                    champion=20, change=20, p_value=0.99, state="passed"),
-        GuardResult(guard="general", label="suite builtin, category arithmetic", unit="points", records=40,
-                    candidate=50.0, champion=57.5, change=-7.5, margin=5.0, state="shown"),
-        GuardResult(guard="general_base", label="suite builtin against the base model", unit="points", records=120,
-                    candidate=50.0, champion=56.7, change=-6.7, bound=-1.2, p_value=0.03, margin=10.0, state="passed"),
-        GuardResult(guard="general_base", label="suite own against the base model, which was not measured",
-                    unit="points", records=60, candidate=50.0, margin=10.0, state="shown"),
-    ]  # fmt: skip
+        GuardResult(
+            guard="slice",
+            label="tag billing",
+            unit="points",
+            records=400,
+            candidate=71.0,
+            champion=65.0,
+            change=6.0,
+            bound=8.1,
+            margin=5.0,
+            state="passed",
+        ),
+        GuardResult(
+            guard="slice",
+            label="drop 3 (bewertungen_ü.jsonl)",
+            unit="points",
+            records=100,
+            candidate=61.0,
+            champion=65.5,
+            change=-4.5,
+            bound=1.2,
+            p_value=0.11,
+            margin=5.0,
+            state="passed",
+        ),
+        GuardResult(
+            guard="nll",
+            label="likelihood of the references",
+            unit="nats",
+            records=400,
+            candidate=0.512,
+            champion=0.634,
+            change=-0.122,
+            margin=0.1,
+            state="passed",
+        ),
+        GuardResult(
+            guard="looping",
+            label="looping answers",
+            unit="per cent",
+            records=400,
+            candidate=1.25,
+            champion=0.5,
+            change=0.75,
+            margin=2.0,
+            state="passed",
+        ),
+        GuardResult(
+            guard="judge",
+            label="answers that judge-7b prefers",
+            unit="records",
+            records=60,
+            candidate=40,
+            champion=20,
+            change=20,
+            p_value=0.99,
+            state="passed",
+        ),
+        GuardResult(
+            guard="general",
+            label="suite builtin, category arithmetic",
+            unit="points",
+            records=40,
+            candidate=50.0,
+            champion=57.5,
+            change=-7.5,
+            margin=5.0,
+            state="shown",
+        ),
+        GuardResult(
+            guard="general_base",
+            label="suite builtin against the base model",
+            unit="points",
+            records=120,
+            candidate=50.0,
+            champion=56.7,
+            change=-6.7,
+            bound=-1.2,
+            p_value=0.03,
+            margin=10.0,
+            state="passed",
+        ),
+        GuardResult(
+            guard="general_base",
+            label="suite own against the base model, which was not measured",
+            unit="points",
+            records=60,
+            candidate=50.0,
+            margin=10.0,
+            state="shown",
+        ),
+    ]
     if failing:
         made.append(
-            GuardResult(guard="general", label="suite builtin", unit="points", records=240, candidate=31.2,
-                        champion=58.8, change=-27.6, bound=-21.9, p_value=0.00001, margin=5.0, state="failed")
-        )  # fmt: skip
+            GuardResult(
+                guard="general",
+                label="suite builtin",
+                unit="points",
+                records=240,
+                candidate=31.2,
+                champion=58.8,
+                change=-27.6,
+                bound=-21.9,
+                p_value=0.00001,
+                margin=5.0,
+                state="failed",
+            )
+        )
     return tuple(made)
 
 
 def slices() -> tuple[SliceResult, ...]:
     """Return slices of every kind."""
     return (
-        SliceResult(kind="seen", label="drops that the champion knows", records=300, groups=300, candidate=72.0,
-                    champion=66.0, gain=6.0, interval=(0.4, 11.5)),
-        SliceResult(kind="unseen", label="new drops", records=100, groups=100, candidate=61.0, champion=65.5,
-                    gain=-4.5, interval=(-15.2, 6.3)),
-        SliceResult(kind="drop", label="drop 1 (reviews-2026-10.jsonl)", records=300, groups=300, candidate=72.0,
-                    champion=66.0, gain=6.0, interval=(0.4, 11.5)),
-        SliceResult(kind="tag", label="category:food", records=12, groups=12, candidate=75.0, champion=66.7,
-                    gain=8.3),
-    )  # fmt: skip
+        SliceResult(
+            kind="seen",
+            label="drops that the champion knows",
+            records=300,
+            groups=300,
+            candidate=72.0,
+            champion=66.0,
+            gain=6.0,
+            interval=(0.4, 11.5),
+        ),
+        SliceResult(
+            kind="unseen",
+            label="new drops",
+            records=100,
+            groups=100,
+            candidate=61.0,
+            champion=65.5,
+            gain=-4.5,
+            interval=(-15.2, 6.3),
+        ),
+        SliceResult(
+            kind="drop",
+            label="drop 1 (reviews-2026-10.jsonl)",
+            records=300,
+            groups=300,
+            candidate=72.0,
+            champion=66.0,
+            gain=6.0,
+            interval=(0.4, 11.5),
+        ),
+        SliceResult(kind="tag", label="category:food", records=12, groups=12, candidate=75.0, champion=66.7, gain=8.3),
+    )
 
 
 def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) -> Verdict:
@@ -194,25 +370,45 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
     pairs = [tuple(line[role]["scores"]["exact_match"] for role in ("candidate", "champion")) for line in lines]
     gain = 100 * sum(new - old for new, old in pairs) / len(pairs)
     reasons = {
-        "promoted": (), "worse": ("harm_shown", "p_above_limit", "gain_below_minimum"),
-        "not_shown_better": ("p_above_limit",), "guard_failed": ("general_lost",),
+        "promoted": (),
+        "worse": ("harm_shown", "p_above_limit", "gain_below_minimum"),
+        "not_shown_better": ("p_above_limit",),
+        "guard_failed": ("general_lost",),
         "contaminated": ("trained_on_heldout",),
-    }  # fmt: skip
-    made = Verdict.model_validate({
-        "outcome": outcome, "reasons": reasons.get(outcome, ("too_few_records",)), "metric": "exact_match",
-        "sentence": "",
-        "records": len(pairs), "groups": len(pairs), "candidate_score": 100 * sum(new for new, _ in pairs) / len(pairs),
-        "champion_score": 100 * sum(old for _, old in pairs) / len(pairs), "gain": gain,
-        "interval": (gain - 5.6, gain + 5.4), "p_value": 0.0021 if gain > 5 else 0.21,
-        "harm_p_value": 0.00001 if gain < -5 else 0.79, "test": "exact McNemar",
-        "wins": sum(new > old for new, old in pairs), "losses": sum(new < old for new, old in pairs),
-        "ties": sum(new == old for new, old in pairs), "smallest_detectable_gain": 5.9,
-        "records_needed": None if outcome == "promoted" else 1840, "guards": guards(failing=outcome == "guard_failed"),
-        "blames_new_drops": outcome == "worse", "slices": slices(), "slices_not_listed": 12,
-        "uses": 6, "same_set_uses": 2,
-        "noise": NoiseFloor(records=200, changed=3, points=0.5), "heldout_version": HELDOUT, "champion_generation": 2,
-        "candidate_model_id": NEW, "champion_model_id": OLD,
-    })  # fmt: skip
+    }
+    made = Verdict.model_validate(
+        {
+            "outcome": outcome,
+            "reasons": reasons.get(outcome, ("too_few_records",)),
+            "metric": "exact_match",
+            "sentence": "",
+            "records": len(pairs),
+            "groups": len(pairs),
+            "candidate_score": 100 * sum(new for new, _ in pairs) / len(pairs),
+            "champion_score": 100 * sum(old for _, old in pairs) / len(pairs),
+            "gain": gain,
+            "interval": (gain - 5.6, gain + 5.4),
+            "p_value": 0.0021 if gain > 5 else 0.21,
+            "harm_p_value": 0.00001 if gain < -5 else 0.79,
+            "test": "exact McNemar",
+            "wins": sum(new > old for new, old in pairs),
+            "losses": sum(new < old for new, old in pairs),
+            "ties": sum(new == old for new, old in pairs),
+            "smallest_detectable_gain": 5.9,
+            "records_needed": None if outcome == "promoted" else 1840,
+            "guards": guards(failing=outcome == "guard_failed"),
+            "blames_new_drops": outcome == "worse",
+            "slices": slices(),
+            "slices_not_listed": 12,
+            "uses": 6,
+            "same_set_uses": 2,
+            "noise": NoiseFloor(records=200, changed=3, points=0.5),
+            "heldout_version": HELDOUT,
+            "champion_generation": 2,
+            "candidate_model_id": NEW,
+            "champion_model_id": OLD,
+        }
+    )
     made = made.model_copy(update=changes)
     return made.model_copy(update={"sentence": short_line(made, 100)})
 
@@ -224,23 +420,35 @@ def early() -> tuple[Dataset, Verdict]:
         shortfall=short, heldout_rows=31, heldout_groups=31, train_rows=170, dev_rows=0, warnings=(), overlaps=()
     )
     verdict = Verdict(
-        outcome="insufficient_evidence", reasons=("too_few_records",), metric="exact_match", records=31, groups=31,
+        outcome="insufficient_evidence",
+        reasons=("too_few_records",),
+        metric="exact_match",
+        records=31,
+        groups=31,
         sentence="insufficient evidence: 31 held-out records, and a verdict needs 100",
-        champion_generation=0, champion_model_id=BASE,
-    )  # fmt: skip
+        champion_generation=0,
+        champion_model_id=BASE,
+    )
     return data, verdict
 
 
 def judgement() -> Judgement:
     """Return what `judge` would have published."""
     return Judgement(
-        folder="runs/1/attempts/judge-1/judge", model="some-judge", records=200, wins=61,
-        losses=40, ties=99, inconsistent=22, failed=1,
-    )  # fmt: skip
+        folder="runs/1/attempts/judge-1/judge",
+        model="some-judge",
+        records=200,
+        wins=61,
+        losses=40,
+        ties=99,
+        inconsistent=22,
+        failed=1,
+    )
 
 
-def attempt(root: Path, published: Sequence[Artifact], lines: Sequence[Mapping[str, Any]] = (), run: int = 1,
-            **gate: Any) -> Attempt:  # fmt: skip
+def attempt(
+    root: Path, published: Sequence[Artifact], lines: Sequence[Mapping[str, Any]] = (), run: int = 1, **gate: Any
+) -> Attempt:
     """Return an attempt at `decide` in a state folder where `published` and the records lie."""
     home = root / "runs" / str(run)
     inputs = {}
@@ -257,24 +465,43 @@ def attempt(root: Path, published: Sequence[Artifact], lines: Sequence[Mapping[s
     folder = home / "attempts" / "decide-1"
     folder.mkdir(parents=True)
     config = RunConfig(track="default", base_model="/base", base_model_id=BASE, salt="s", gate=GateConfig(**gate))
-    return Attempt(StepSpec(
-        run=run, step="decide", attempt=1, fence="f", root=str(root), folder=f"runs/{run}/attempts/decide-1",
-        checkpoints=f"runs/{run}/checkpoints", predictions="predictions", argv=(), env={}, inputs=inputs, drops=DROPS,
-        champion=ModelRef(model_id=OLD, path="models/old", generation=2), config=config,
-    ))  # fmt: skip
+    return Attempt(
+        StepSpec(
+            run=run,
+            step="decide",
+            attempt=1,
+            fence="f",
+            root=str(root),
+            folder=f"runs/{run}/attempts/decide-1",
+            checkpoints=f"runs/{run}/checkpoints",
+            predictions="predictions",
+            argv=(),
+            env={},
+            inputs=inputs,
+            drops=DROPS,
+            champion=ModelRef(model_id=OLD, path="models/old", generation=2),
+            config=config,
+        )
+    )
 
 
 #: What each outcome's records are: how many are better, worse and equal.
 FLIPS = {
-    "promoted": (52, 26, 322), "worse": (9, 61, 330), "not_shown_better": (40, 33, 327), "guard_failed": (70, 24, 306),
+    "promoted": (52, 26, 322),
+    "worse": (9, 61, 330),
+    "not_shown_better": (40, 33, 327),
+    "guard_failed": (70, 24, 306),
     "contaminated": (160, 2, 238),
-}  # fmt: skip
+}
 
 
 def case(
-    root: Path, outcome: str, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list, run: int = 1,
+    root: Path,
+    outcome: str,
+    change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list,
+    run: int = 1,
     **gate: Any,
-) -> tuple[Attempt, Verdict]:  # fmt: skip
+) -> tuple[Attempt, Verdict]:
     """Return an attempt and its verdict for `outcome`; `early` is the one without a model."""
     if outcome == "early":
         data, found = early()

@@ -19,7 +19,17 @@ def write_rows(root: Path, train: Sequence[Row], dev: Sequence[Row] = (), *, lon
         lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(rows))
         (folder / f"{name}.jsonl").write_text("".join(lines))
     return Dataset(
-        folder="data", train_rows=len(train), dev_rows=len(dev), heldout_rows=0, heldout_groups=0, heldout_pinned=False,
-        heldout_version="v", dataset_sha256=dataset_hash(folder), duplicates=0, replaced=0, removed_heldout=0,
-        metric="exact_match", max_new_tokens=longest,
-    )  # fmt: skip
+        folder="data",
+        train_rows=len(train),
+        dev_rows=len(dev),
+        heldout_rows=0,
+        heldout_groups=0,
+        heldout_pinned=False,
+        heldout_version="v",
+        dataset_sha256=dataset_hash(folder),
+        duplicates=0,
+        replaced=0,
+        removed_heldout=0,
+        metric="exact_match",
+        max_new_tokens=longest,
+    )

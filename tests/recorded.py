@@ -33,6 +33,13 @@ def record(daemon: Daemon, candidate: list[str], champion: list[str], **more: An
 
 def predicted(text: str) -> Prediction:
     return Prediction(
-        id="i", prompt_hash="p", text=text, tokens=3, ended=True, seconds=0.1, nll_sum=1.0, nll_tokens=1,
+        id="i",
+        prompt_hash="p",
+        text=text,
+        tokens=3,
+        ended=True,
+        seconds=0.1,
+        nll_sum=1.0,
+        nll_tokens=1,
         reference_hash="r",
-    )  # fmt: skip
+    )

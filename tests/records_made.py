@@ -21,9 +21,13 @@ def lines_of(candidate: object, champion: object, metric: str = "exact_match") -
 
     def side(score: float) -> dict[str, Any]:
         return {
-            "text": "x", "tokens": 3, "scores": {metric: float(score)}, "nll_sum": 4.0, "nll_tokens": 4,
+            "text": "x",
+            "tokens": 3,
+            "scores": {metric: float(score)},
+            "nll_sum": 4.0,
+            "nll_tokens": 4,
             "degenerate": [],
-        }  # fmt: skip
+        }
 
     return [
         {

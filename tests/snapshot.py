@@ -60,11 +60,22 @@ class Snapshot:
         (self.root / folder).mkdir(parents=True)
         return Attempt(
             StepSpec(
-                run=1, step="prepare", attempt=1, fence="f", root=str(self.root), folder=folder, checkpoints="c",
-                predictions="p", argv=(), env={}, inputs={}, drops=tuple(self.drops),
-                champion=self.champion, config=self.config,
+                run=1,
+                step="prepare",
+                attempt=1,
+                fence="f",
+                root=str(self.root),
+                folder=folder,
+                checkpoints="c",
+                predictions="p",
+                argv=(),
+                env={},
+                inputs={},
+                drops=tuple(self.drops),
+                champion=self.champion,
+                config=self.config,
             )
-        )  # fmt: skip
+        )
 
     def prepare(self) -> "Prepared":
         return Prepared(self.root, prepare(self.attempt()))

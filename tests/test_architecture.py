@@ -61,18 +61,27 @@ def test_an_untouched_copy_keeps_every_import_contract(house: Path) -> None:
 
 #: On each floor a module that must not import what stands above it, and one that stands there.
 UPWARD = (
-    ("daemon/service.py", "daemon.cli"), ("daemon/views/overview.py", "daemon.service"),
-    ("daemon/messages/texts.py", "daemon.service"), ("daemon/views/overview.py", "daemon.messages.outbox"),
-    ("daemon/views/overview.py", "daemon.dispatch.dispatcher"), ("daemon/inbox/intake.py", "daemon.dispatch.worker"),
-    ("daemon/inbox/intake.py", "daemon.champions.promotion"), ("daemon/storage/gc.py", "daemon.inbox.intake"),
-    ("daemon/queue/run_queue.py", "daemon.champions.promotion"), ("daemon/state/tables.py", "daemon.queue.run_queue"),
-    ("daemon/settings/model.py", "daemon.state.tables"), ("daemon/system/clock.py", "daemon.state.layout"),
+    ("daemon/service.py", "daemon.cli"),
+    ("daemon/views/overview.py", "daemon.service"),
+    ("daemon/messages/texts.py", "daemon.service"),
+    ("daemon/views/overview.py", "daemon.messages.outbox"),
+    ("daemon/views/overview.py", "daemon.dispatch.dispatcher"),
+    ("daemon/inbox/intake.py", "daemon.dispatch.worker"),
+    ("daemon/inbox/intake.py", "daemon.champions.promotion"),
+    ("daemon/storage/gc.py", "daemon.inbox.intake"),
+    ("daemon/queue/run_queue.py", "daemon.champions.promotion"),
+    ("daemon/state/tables.py", "daemon.queue.run_queue"),
+    ("daemon/settings/model.py", "daemon.state.tables"),
+    ("daemon/system/clock.py", "daemon.state.layout"),
     ("pipeline/evaluate/plan.py", "pipeline.prepare.step"),
     ("pipeline/report/facts.py", "pipeline.evaluate.plan"),
-    ("pipeline/prepare/split.py", "pipeline.train.trainer"), ("pipeline/decide/guards.py", "pipeline.evaluate.plan"),
-    ("pipeline/contract.py", "pipeline.decide.reasons"), ("pipeline/models/prompt.py", "pipeline.decide.reasons"),
-    ("pipeline/records/records.py", "pipeline.prepare.split"), ("pipeline/words.py", "pipeline.models.prompt"),
-)  # fmt: skip
+    ("pipeline/prepare/split.py", "pipeline.train.trainer"),
+    ("pipeline/decide/guards.py", "pipeline.evaluate.plan"),
+    ("pipeline/contract.py", "pipeline.decide.reasons"),
+    ("pipeline/models/prompt.py", "pipeline.decide.reasons"),
+    ("pipeline/records/records.py", "pipeline.prepare.split"),
+    ("pipeline/words.py", "pipeline.models.prompt"),
+)
 
 
 @pytest.mark.parametrize(("module", "above"), UPWARD)

@@ -20,10 +20,37 @@ INSTRUCTION = "Route the message."
 ANSWER = "billing"
 _TOPICS = ("invoice", "parcel", "password", "crash", "discount")
 _FILLERS = (
-    "please", "my", "the", "was", "again", "today", "help", "with", "about", "need", "still", "there", "since",
-    "friday", "could", "you", "look", "at", "this", "it", "has", "not", "been", "for", "a", "week", "now",
-    "sorry", "to", "ask",
-)  # fmt: skip
+    "please",
+    "my",
+    "the",
+    "was",
+    "again",
+    "today",
+    "help",
+    "with",
+    "about",
+    "need",
+    "still",
+    "there",
+    "since",
+    "friday",
+    "could",
+    "you",
+    "look",
+    "at",
+    "this",
+    "it",
+    "has",
+    "not",
+    "been",
+    "for",
+    "a",
+    "week",
+    "now",
+    "sorry",
+    "to",
+    "ask",
+)
 _SPECIAL = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"

@@ -342,9 +342,15 @@ def _filing(
 def _drop(source: _Source, state: DropState, sha256: str) -> Drop:
     settled = source.settled
     return Drop(
-        track=settled.track, role=settled.role, state=state, name_bytes=settled.name, name=_shown(settled),
-        sha256=sha256, size_bytes=source.info.st_size, received_at=source.now,
-    )  # fmt: skip
+        track=settled.track,
+        role=settled.role,
+        state=state,
+        name_bytes=settled.name,
+        name=_shown(settled),
+        sha256=sha256,
+        size_bytes=source.info.st_size,
+        received_at=source.now,
+    )
 
 
 def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice, ...], **detail: Any) -> None:
@@ -353,10 +359,20 @@ def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice
     session.flush()
     warnings = [notice.model_dump() for notice in notices]
     record_event(
-        session, f"drop_{drop.state}", source.now, track=drop.track, run_id=detail.get("run"), drop_id=drop.id,
-        name=drop.name, rows=drop.rows, reason=drop.reason, source=identity(source.info), warnings=warnings,
-        owner=name_of(source.info.st_uid), **detail,
-    )  # fmt: skip
+        session,
+        f"drop_{drop.state}",
+        source.now,
+        track=drop.track,
+        run_id=detail.get("run"),
+        drop_id=drop.id,
+        name=drop.name,
+        rows=drop.rows,
+        reason=drop.reason,
+        source=identity(source.info),
+        warnings=warnings,
+        owner=name_of(source.info.st_uid),
+        **detail,
+    )
 
 
 def _original(session: Session, settled: Settled, sha256: str) -> Drop | None:

@@ -21,9 +21,13 @@ _FURTHER = ("step-*/COMPLETE", "trial-*/step-*/COMPLETE", "trial-*/ended.json")
 A = TypeVar("A", bound=Artifact)
 _NOUNS = {"train": "training", "merge": "merging", "evaluate": "evaluation"}
 _VERBS = {
-    "prepare": "prepares", "train": "trains", "merge": "merges", "evaluate": "evaluates", "judge": "asks the judge",
+    "prepare": "prepares",
+    "train": "trains",
+    "merge": "merges",
+    "evaluate": "evaluates",
+    "judge": "asks the judge",
     "decide": "decides",
-}  # fmt: skip
+}
 
 
 class ArtifactDamaged(DropforgeError):

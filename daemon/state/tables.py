@@ -341,8 +341,17 @@ class Outbox(SQLModel, table=True):
 
 
 EVERY: tuple[type[SQLModel], ...] = (
-    Track, Drop, Run, Suspect, Attempt, Promotion, Slot, Event, Message, Outbox,
-)  # fmt: skip
+    Track,
+    Drop,
+    Run,
+    Suspect,
+    Attempt,
+    Promotion,
+    Slot,
+    Event,
+    Message,
+    Outbox,
+)
 
 
 def rows_of(session: Session, table: type[T], question: str, **values: object) -> ScalarResult[T]:

@@ -71,11 +71,13 @@ def answers(
                 rows.join(some, [prompts[place] for place in some])
             for place, token in zip(rows.places, rows.choose(), strict=True):
                 found[place].append(token)
-            rows.keep([
-                row
-                for row, place in enumerate(rows.places)
-                if not _is_over(asked, found[place], decoding.room(prompts[place]), may_loop=place in may_loop)
-            ])  # fmt: skip
+            rows.keep(
+                [
+                    row
+                    for row, place in enumerate(rows.places)
+                    if not _is_over(asked, found[place], decoding.room(prompts[place]), may_loop=place in may_loop)
+                ]
+            )
             rows.read()
     return [_as_answer(asked, tokens) for tokens in found]
 

@@ -96,9 +96,16 @@ def judge(made: LivedIn, cards: Any, claim: claims.Claim, outcome: str, over: in
 def progress(folder: Path, done: int, loss: float, dev_loss: float | None = None) -> None:
     """Say how far a training is; a dev loss that was said before is not measured again."""
     told = Progress(
-        step="train", done=done, total=240, loss=loss, dev_loss=dev_loss, tokens_per_second=310.0,
-        eta_seconds=3.0 * (240 - done), memory=2_300_000_000, updated_at=time.time(),
-    )  # fmt: skip
+        step="train",
+        done=done,
+        total=240,
+        loss=loss,
+        dev_loss=dev_loss,
+        tokens_per_second=310.0,
+        eta_seconds=3.0 * (240 - done),
+        memory=2_300_000_000,
+        updated_at=time.time(),
+    )
     durable.write_hint(folder / PROGRESS_NAME, told.model_dump())
     before = Curve.model_validate(durable.read_json(folder / CURVE_NAME) or {})
     measured = dev_loss is not None and dev_loss not in {point.loss for point in before.dev}

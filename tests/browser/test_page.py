@@ -26,9 +26,20 @@ from tests.browser.served import Served
 from tests.daemon.conftest import LivedIn, make_workspace
 
 PAGES = [
-    "/", "/runs", "/runs/4", "/runs/5", "/runs/7", "/drops", "/drops/6", "/drops/7", "/tracks/default",
-    "/compare?runs=3,7", "/inbox", "/runs/6/review", "/nowhere",
-]  # fmt: skip
+    "/",
+    "/runs",
+    "/runs/4",
+    "/runs/5",
+    "/runs/7",
+    "/drops",
+    "/drops/6",
+    "/drops/7",
+    "/tracks/default",
+    "/compare?runs=3,7",
+    "/inbox",
+    "/runs/6/review",
+    "/nowhere",
+]
 SCREENS = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]
 _AXE = """
 const done = arguments[0];
@@ -223,8 +234,10 @@ def test_a_rollback_asks_for_its_reason_and_happens(served: Served, room: tuple[
         last = session.exec(select(Promotion).order_by(col(Promotion.id).desc())).first()
         assert last is not None
         assert (last.kind, last.generation, last.reason) == (
-            "rollback", 3, "rolled back to generation 0: it swears at customers",
-        )  # fmt: skip
+            "rollback",
+            3,
+            "rolled back to generation 0: it swears at customers",
+        )
     served.link("Go on").click()
     served.wait_for("paused by ada")
     assert "Generation 3 Serves" in served.text()

@@ -69,12 +69,24 @@ def clean_files() -> dict[str, bytes]:
         for order in (FIELDS, FIELDS[::-1], ("input", "instruction", "output"), ("output", "input", "instruction"))
     }
     texts = {
-        "line separator": "a\u2028b", "next line": "a\x85b", "astral": "🙂", "right to left": "\u202eשלום",
+        "line separator": "a\u2028b",
+        "next line": "a\x85b",
+        "astral": "🙂",
+        "right to left": "\u202eשלום",
         "delete": "a\x7fb",
-        "zero width": "a\u200db", "combining": "e\u0301", "byte order mark inside": "a\ufeffb", "Japanese": "日本",
-        "part of a token": "<|im_end| >", "braces": '{"instruction": [', "backslashes": "\\\\n", "quotes": '"\'"',
-        "mojibake": "cafÃ©", "replacement character": "caf\ufffd", "placeholder": "<noinput>", "portuguese": "NÃO SÃO",
-    }  # fmt: skip
+        "zero width": "a\u200db",
+        "combining": "e\u0301",
+        "byte order mark inside": "a\ufeffb",
+        "Japanese": "日本",
+        "part of a token": "<|im_end| >",
+        "braces": '{"instruction": [',
+        "backslashes": "\\\\n",
+        "quotes": '"\'"',
+        "mojibake": "cafÃ©",
+        "replacement character": "caf\ufffd",
+        "placeholder": "<noinput>",
+        "portuguese": "NÃO SÃO",
+    }
     written = {
         f"text: {name}, {'escaped' if escaped else 'as it is'}": json.dumps(
             {**RECORD, "input": text}, ensure_ascii=escaped
@@ -84,20 +96,26 @@ def clean_files() -> dict[str, bytes]:
     }
     written["text: mojibake, half of it escaped"] = '{"instruction": "caf\u00c3\\u00a9", "output": "b"}'.encode()
     return {
-        "byte order mark": b"\xef\xbb\xbf" + GOOD, "carriage returns": GOOD + b"\r\n" + GOOD + b"\r\n",
-        "blank lines": b"\n\n" + GOOD + b"\n \t\r\n\n" + GOOD, "no last newline": GOOD + b"\n" + GOOD,
+        "byte order mark": b"\xef\xbb\xbf" + GOOD,
+        "carriage returns": GOOD + b"\r\n" + GOOD + b"\r\n",
+        "blank lines": b"\n\n" + GOOD + b"\n \t\r\n\n" + GOOD,
+        "no last newline": GOOD + b"\n" + GOOD,
         "blanks in a line": b' \t{ "instruction" :\t"a" , "output" : "b" } ',
         "no input": b'{"instruction":"a","output":"b"}',
         "empty input": b'{"instruction":"a","input":"","output":"b"}',
         "blank input": b'{"instruction":"a","input":" ","output":"b"}',
         "other keys": json.dumps({**RECORD, "id": 1, "meta": {"a": [1, None, 2.5e3]}}).encode(),
-        "every escape": rb'{"instruction": "\"\\\/\b\f\n\r\t".replace, "output": "b"}'.replace(b"\\b\\f",
-        b"").replace(b".replace", b""),
-        "a pair of escapes": rb'{"instruction": "\ud83d\ude00", "output": "b"}', "array": array,
+        "every escape": rb'{"instruction": "\"\\\/\b\f\n\r\t".replace, "output": "b"}'.replace(b"\\b\\f", b"").replace(
+            b".replace", b""
+        ),
+        "a pair of escapes": rb'{"instruction": "\ud83d\ude00", "output": "b"}',
+        "array": array,
         "indented array": json.dumps([RECORD], indent=2).encode(),
         "array with a mark": b"\xef\xbb\xbf \n" + array + b"\n\n",
-        "long line": json.dumps({**RECORD, "output": "x" * 4800}).encode(), **orders, **written,
-    }  # fmt: skip
+        "long line": json.dumps({**RECORD, "output": "x" * 4800}).encode(),
+        **orders,
+        **written,
+    }
 
 
 def _between(line: bytes) -> bytes:
@@ -140,15 +158,18 @@ def _formats() -> Iterator[Case]:
 def _texts() -> Iterator[Case]:
     """Text that is something else, by its first line."""
     for kind, data in {
-        "CSV": HEADER, "CSV with quotes": b'"Instruction","Output"\n"a","b"\n',
+        "CSV": HEADER,
+        "CSV with quotes": b'"Instruction","Output"\n"a","b"\n',
         "CSV with a mark": b"\xef\xbb\xbf" + HEADER,
-        "CSV with semicolons": HEADER.replace(b",", b";"), "TSV": HEADER.replace(b",", b"\t"),
+        "CSV with semicolons": HEADER.replace(b",", b";"),
+        "TSV": HEADER.replace(b",", b"\t"),
         "bars": HEADER.replace(b",", b" | "),
         "CSV of another tool": b"id,prompt,completion\n1,a,b\n",
-        "HTML": b"<!DOCTYPE html>\n<html>", "bare HTML": b"\n<html lang='en'>",
+        "HTML": b"<!DOCTYPE html>\n<html>",
+        "bare HTML": b"\n<html lang='en'>",
         "spread object": json.dumps(RECORD, indent=2).encode(),
         "spread wrapper": json.dumps({"data": [RECORD]}, indent=1).encode(),
-    }.items():  # fmt: skip
+    }.items():
         yield Case(kind, data, "format", None)
     for kind, data in {
         "nothing": b"",
@@ -175,20 +196,44 @@ def _json() -> Iterator[Case]:
         "comma at the end": b'{"instruction": "a", "output": "b",}',
         "single quotes": b"{'instruction': 'a', 'output': 'b'}",
         "Python None": b'{"instruction": "a", "output": None}',
-        "Python True": b'{"instruction": "a", "output": True}', "bare keys": b'{instruction: "a", output: "b"}',
-        "comment": GOOD + b" // note", "comment inside": b'{/* a */"instruction": "a", "output": "b"}',
-        "cut short": GOOD[:20], "no end": GOOD[:-1], "two ends": GOOD + b"}", "two records": GOOD + GOOD,
-        "comma behind": GOOD + b",", "word": b"hello", "raw tab": _line(b"a\tb"), "raw NUL": _line(b"a\0b"),
-        "raw escape": _line(b"a\x1b[0m"), "raw return": _line(b"a\rb"), "hole": bytes(50),
-        "bad escape": _line(rb"\x41"), "short escape": _line(rb"\u12"), "escape at the end": _line(b"\\"),
-        "hexadecimal": b'{"a": 0x1}', "leading zero": b'{"a": 01}', "plus": b'{"a": +1}',
-        "bare fraction": b'{"a": .5}', "no fraction": b'{"a": 1.}', "undefined": b'{"a": undefined}',
-        "typographic quotes": "{“instruction”: “a”}".encode(), "mark in the middle": b"\xef\xbb\xbf" + GOOD,
-        "form feed": b"\x0c", "no-break space": "\u00a0".encode() + GOOD, "missing colon": b'{"instruction" "a"}',
-        "equals": b'{"instruction" = "a"}', "JSONP": b"load(" + GOOD + b")", "number as key": b'{1: "a"}',
-        "empty escape": _line(rb"\u"), "vertical tab": b"\x0b" + GOOD, "brackets": b"[[",
-        "line separator outside": "\u2028".encode() + GOOD, "data prefix": b"data: " + GOOD,
-    }.items():  # fmt: skip
+        "Python True": b'{"instruction": "a", "output": True}',
+        "bare keys": b'{instruction: "a", output: "b"}',
+        "comment": GOOD + b" // note",
+        "comment inside": b'{/* a */"instruction": "a", "output": "b"}',
+        "cut short": GOOD[:20],
+        "no end": GOOD[:-1],
+        "two ends": GOOD + b"}",
+        "two records": GOOD + GOOD,
+        "comma behind": GOOD + b",",
+        "word": b"hello",
+        "raw tab": _line(b"a\tb"),
+        "raw NUL": _line(b"a\0b"),
+        "raw escape": _line(b"a\x1b[0m"),
+        "raw return": _line(b"a\rb"),
+        "hole": bytes(50),
+        "bad escape": _line(rb"\x41"),
+        "short escape": _line(rb"\u12"),
+        "escape at the end": _line(b"\\"),
+        "hexadecimal": b'{"a": 0x1}',
+        "leading zero": b'{"a": 01}',
+        "plus": b'{"a": +1}',
+        "bare fraction": b'{"a": .5}',
+        "no fraction": b'{"a": 1.}',
+        "undefined": b'{"a": undefined}',
+        "typographic quotes": "{“instruction”: “a”}".encode(),
+        "mark in the middle": b"\xef\xbb\xbf" + GOOD,
+        "form feed": b"\x0c",
+        "no-break space": "\u00a0".encode() + GOOD,
+        "missing colon": b'{"instruction" "a"}',
+        "equals": b'{"instruction" = "a"}',
+        "JSONP": b"load(" + GOOD + b")",
+        "number as key": b'{1: "a"}',
+        "empty escape": _line(rb"\u"),
+        "vertical tab": b"\x0b" + GOOD,
+        "brackets": b"[[",
+        "line separator outside": "\u2028".encode() + GOOD,
+        "data prefix": b"data: " + GOOD,
+    }.items():
         yield Case(kind, _between(line), "json")
     yield Case("too long", _row(output="x" * 6000), "too_long")
     yield Case("too long and the last", _row() + b"x" * 6000, "too_long", 4)
@@ -216,13 +261,20 @@ def _numbers() -> Iterator[Case]:
 def _encodings() -> Iterator[Case]:
     """Bytes that are not UTF-8."""
     for kind, text in {
-        "Latin-1": b"caf\xe9", "Windows-1252": b"\x93a\x94", "overlong": b"\xc0\xaf",
+        "Latin-1": b"caf\xe9",
+        "Windows-1252": b"\x93a\x94",
+        "overlong": b"\xc0\xaf",
         "overlong of three": b"\xe0\x80\xaf",
-        "surrogate in UTF-8": b"\xed\xa0\x80", "beyond Unicode": b"\xf4\x90\x80\x80", "cut character": b"\xe6\x97",
-        "lone continuation": b"\x80", "byte FE": b"\xfe", "Shift-JIS": "日本語".encode("shift-jis"),
+        "surrogate in UTF-8": b"\xed\xa0\x80",
+        "beyond Unicode": b"\xf4\x90\x80\x80",
+        "cut character": b"\xe6\x97",
+        "lone continuation": b"\x80",
+        "byte FE": b"\xfe",
+        "Shift-JIS": "日本語".encode("shift-jis"),
         "GBK": "中文".encode("gbk"),
-        "KOI8-R": "привет".encode("koi8-r"), "five bytes": b"\xf8\x88\x80\x80\x80",
-    }.items():  # fmt: skip
+        "KOI8-R": "привет".encode("koi8-r"),
+        "five bytes": b"\xf8\x88\x80\x80\x80",
+    }.items():
         yield Case(kind, _raw(text), "encoding")
     yield Case("not UTF-8 in another key", _between(GOOD[:-1] + b', "x": "\xff"}'), "encoding")
 
@@ -230,9 +282,13 @@ def _encodings() -> Iterator[Case]:
 def _escapes() -> Iterator[Case]:
     """Halves of characters."""
     for kind, half in {
-        "high half": rb"\ud83d", "low half": rb"\ude00", "halves swapped": rb"\ude00\ud83d", "capital half": rb"\uD83D",
-        "two high halves": rb"\ud83d\ud83d", "half and text": rb"\ud83dx",
-    }.items():  # fmt: skip
+        "high half": rb"\ud83d",
+        "low half": rb"\ude00",
+        "halves swapped": rb"\ude00\ud83d",
+        "capital half": rb"\uD83D",
+        "two high halves": rb"\ud83d\ud83d",
+        "half and text": rb"\ud83dx",
+    }.items():
         yield Case(kind, _raw(half), "surrogate", 2, "output")
     yield Case("half in a key", _between(GOOD[:-1] + rb', "\udc00": 1}'), "surrogate")
     yield Case("half inside", _between(GOOD[:-1] + rb', "x": ["\udc00"]}'), "surrogate")
@@ -260,11 +316,23 @@ def _shapes() -> Iterator[Case]:
 def _names() -> Iterator[Case]:
     """Keys that are probably meant to be ours."""
     for name, field in {
-        "prompt": "instruction", "question": "instruction", "Instruction": "instruction",
-        "instructions": "instruction", "instruction ": "instruction", "intruction": "instruction", "response": "output",
-        "answer": "output", "completion": "output", "target": "output", "OUTPUT": "output", "ouput": "output",
-        "outputs": "output", "context": "input", "Input": "input", "inputs": "input",
-    }.items():  # fmt: skip
+        "prompt": "instruction",
+        "question": "instruction",
+        "Instruction": "instruction",
+        "instructions": "instruction",
+        "instruction ": "instruction",
+        "intruction": "instruction",
+        "response": "output",
+        "answer": "output",
+        "completion": "output",
+        "target": "output",
+        "OUTPUT": "output",
+        "ouput": "output",
+        "outputs": "output",
+        "context": "input",
+        "Input": "input",
+        "inputs": "input",
+    }.items():
         row = {name if key == field else key: value for key, value in RECORD.items()}
         yield Case(f"key {name!r}", _between(json.dumps(row).encode()), "misnamed_key", 2, field)
 
@@ -292,18 +360,24 @@ def _arrays() -> Iterator[Case]:
     """Arrays that are broken, or hold something bad."""
     good = b"[" + GOOD + b",\n"
     for kind, data, rule, line in (
-        ("no comma", b"[" + GOOD + b"\n" + GOOD + b"]", "array", 2), ("not closed", b"[" + GOOD + b"\n", "array", 2),
-        ("closed twice", b"[" + GOOD + b"]\n]", "array", 2), ("text behind", b"[" + GOOD + b"]\n" + GOOD, "array", 2),
-        ("comma before the end", good + b"]", "array", 2), ("opened alone", b"[\n", "array", 2),
+        ("no comma", b"[" + GOOD + b"\n" + GOOD + b"]", "array", 2),
+        ("not closed", b"[" + GOOD + b"\n", "array", 2),
+        ("closed twice", b"[" + GOOD + b"]\n]", "array", 2),
+        ("text behind", b"[" + GOOD + b"]\n" + GOOD, "array", 2),
+        ("comma before the end", good + b"]", "array", 2),
+        ("opened alone", b"[\n", "array", 2),
         ("cut short", good + GOOD[:-9], "array", 2),
-        ("NaN", good + b'{"a": NaN}]', "number", 2), ("two arrays", b"[" + GOOD + b"]\n[]", "array", 2),
-        ("key twice", good + GOOD[:-1] + b', "output": ""}]', "duplicate_key", 2), ("number", good + b"7]", "type", 2),
+        ("NaN", good + b'{"a": NaN}]', "number", 2),
+        ("two arrays", b"[" + GOOD + b"]\n[]", "array", 2),
+        ("key twice", good + GOOD[:-1] + b', "output": ""}]', "duplicate_key", 2),
+        ("number", good + b"7]", "type", 2),
         ("too long", good + json.dumps({**RECORD, "output": "x" * 6000}).encode() + b"]", "too_long", 2),
-        ("half", good + rb'{"instruction": "a", "x": "\ud800"}]', "surrogate", 2), ("nested", good + b"[]]", "type", 2),
+        ("half", good + rb'{"instruction": "a", "x": "\ud800"}]', "surrogate", 2),
+        ("nested", good + b"[]]", "type", 2),
         ("control character", good + json.dumps({**RECORD, "output": "\0"}).encode() + b"]", "control_character", 2),
         ("not UTF-8", good + b'{"instruction": "\xff"}]', "encoding", 2),
         ("token", good + b'{"instruction":"</s>","output":"b"}]', "special_token", 2),
-    ):  # fmt: skip
+    ):
         fields = {"half": "x", "control character": "output", "token": "instruction"}
         yield Case(f"array: {kind}", data, rule, line, fields.get(kind))
 

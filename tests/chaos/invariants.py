@@ -18,10 +18,17 @@ from pipeline.models.manifest import model_id, verify_manifest
 
 #: Where each event takes its run; one that is not named leaves it.
 _MOVES = {
-    "run_claimed": "running", "run_adopted": "running", "run_succeeded": "succeeded", "run_failed": "failed",
-    "run_waits": "waiting", "run_interrupted": "waiting", "run_died": "waiting", "run_cancelled": "cancelled",
-    "run_postponed": "waiting", "run_crashed": "crashed",
-}  # fmt: skip
+    "run_claimed": "running",
+    "run_adopted": "running",
+    "run_succeeded": "succeeded",
+    "run_failed": "failed",
+    "run_waits": "waiting",
+    "run_interrupted": "waiting",
+    "run_died": "waiting",
+    "run_cancelled": "cancelled",
+    "run_postponed": "waiting",
+    "run_crashed": "crashed",
+}
 _DOCUMENTS = {"done": ".receipt.json", "rejected": ".errors.json"}
 
 
@@ -32,9 +39,14 @@ def broken(folder: Path) -> list[str]:
         connection.row_factory = sqlite3.Row
         rows = _Rows(connection)
         return [
-            *_database(connection), *_drops(folder, rows), *_store(state, rows), *_runs(rows), *_attempts(state, rows),
-            *_champions(state, rows), *_leftovers(folder),
-        ]  # fmt: skip
+            *_database(connection),
+            *_drops(folder, rows),
+            *_store(state, rows),
+            *_runs(rows),
+            *_attempts(state, rows),
+            *_champions(state, rows),
+            *_leftovers(folder),
+        ]
 
 
 def unnamed(folder: Path) -> list[str]:
@@ -55,8 +67,12 @@ class _Rows:
 
         self.drops, self.runs, self.attempts = read("drop"), read("run"), read("attempt")
         self.promotions, self.tracks, self.events, self.slots, self.suspects = (
-            read("promotion"), read("track"), read("event"), read("slot"), read("suspect"),
-        )  # fmt: skip
+            read("promotion"),
+            read("track"),
+            read("event"),
+            read("slot"),
+            read("suspect"),
+        )
 
 
 def _database(connection: sqlite3.Connection) -> Iterator[str]:

@@ -34,10 +34,26 @@ from tests.chaos.invariants import broken, unnamed
 from tests.chaos.operations import NOW, OPERATIONS, Operation
 
 CALLS = (
-    "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "unlink",
-    "unlinkat", "rmdir", "mkdir", "mkdirat", "pwrite64", "write", "ftruncate", "sendfile",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "symlink",
+    "symlinkat",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "mkdir",
+    "mkdirat",
+    "pwrite64",
+    "write",
+    "ftruncate",
+    "sendfile",
     "copy_file_range",
-)  # fmt: skip
+)
 _SECONDS = 60
 _PR_SET_PTRACER = 0x59616D61
 

@@ -94,10 +94,18 @@ def queue_(house: House, say: Say) -> None:
     """Queue, claim and finish one run after the other."""
     config = RunConfig(track="default", base_model="/base", base_model_id="b", salt="s")
     with transaction(house.engine) as session:
-        session.add(Drop(
-            track="default", role="train", state="accepted", name_bytes=b"d", name="d", sha256="d", size_bytes=1,
-            received_at=0,
-        ))  # fmt: skip
+        session.add(
+            Drop(
+                track="default",
+                role="train",
+                state="accepted",
+                name_bytes=b"d",
+                name="d",
+                sha256="d",
+                size_bytes=1,
+                received_at=0,
+            )
+        )
     while True:
         with transaction(house.engine) as session:
             number = run_queue.enqueue(session, "default", "drop", now_ms(), 0).id

@@ -47,10 +47,17 @@ def prepare(path: Path, runs: int) -> None:
         for number in range(runs):
             session.add(
                 Drop(
-                    track=f"t{number}", role="train", state=DropState.ACCEPTED, name_bytes=b"a", name="a",
-                    sha256=f"{number:064x}", size_bytes=1, rows=1, received_at=1,
+                    track=f"t{number}",
+                    role="train",
+                    state=DropState.ACCEPTED,
+                    name_bytes=b"a",
+                    name="a",
+                    sha256=f"{number:064x}",
+                    size_bytes=1,
+                    rows=1,
+                    received_at=1,
                 )
-            )  # fmt: skip
+            )
             run_queue.enqueue(session, f"t{number}", "drop", 0, 0)
 
 

@@ -162,9 +162,13 @@ def arm(house: House, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
         house.before[stage] = fill
         return
     places = {
-        "copy": (intake, "copy"), "enqueue": (intake, "validate"), "claim": (dispatcher, "needed_bytes"),
-        "publish": (run_files, "publish"), "promote": (promotion, "promote"), "finish": (run_queue, "finish"),
-    }  # fmt: skip
+        "copy": (intake, "copy"),
+        "enqueue": (intake, "validate"),
+        "claim": (dispatcher, "needed_bytes"),
+        "publish": (run_files, "publish"),
+        "promote": (promotion, "promote"),
+        "finish": (run_queue, "finish"),
+    }
     module, name = places[stage]
     real = getattr(module, name)
 
@@ -250,11 +254,21 @@ def order(disk: LoopDisk, script: str) -> tuple[LocalExecutor, StepSpec]:
     """Order an attempt whose process runs `script` once it may begin."""
     begin = "import os, sys\nos.read(int(os.environ['DROPFORGE_LIFELINE_FD']), 1) or os._exit(75)\n"
     spec = StepSpec(
-        run=1, step="train", attempt=1, fence="f", root=str(disk.place), folder="runs/1/attempts/train-1",
-        checkpoints="c", predictions="p", argv=(sys.executable, "-c", begin + script), env={}, inputs={}, drops=(),
+        run=1,
+        step="train",
+        attempt=1,
+        fence="f",
+        root=str(disk.place),
+        folder="runs/1/attempts/train-1",
+        checkpoints="c",
+        predictions="p",
+        argv=(sys.executable, "-c", begin + script),
+        env={},
+        inputs={},
+        drops=(),
         champion=ModelRef(model_id="m", path="m", generation=0),
         config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
-    )  # fmt: skip
+    )
     executor = LocalExecutor(disk.place)
     executor.submit(spec)
     return executor, spec
@@ -316,9 +330,12 @@ def test_how_a_step_ended_is_written_down_when_there_is_room_for_it(
 
 #: What is there when a stage has begun; the disk is filled then.
 _BEGUN = {
-    "intake": "", "train": "runs/1/attempts/train-1/scratch", "merge": "runs/1/attempts/merge-1/log.txt",
-    "evaluate": "runs/1/attempts/evaluate-1/log.txt", "decide": "runs/1/attempts/decide-1/log.txt",
-}  # fmt: skip
+    "intake": "",
+    "train": "runs/1/attempts/train-1/scratch",
+    "merge": "runs/1/attempts/merge-1/log.txt",
+    "evaluate": "runs/1/attempts/evaluate-1/log.txt",
+    "decide": "runs/1/attempts/decide-1/log.txt",
+}
 
 
 @pytest.fixture

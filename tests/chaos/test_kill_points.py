@@ -40,9 +40,12 @@ def ask() -> Iterator[Ask]:
         tempfile.TemporaryDirectory(prefix="dropforge-kill-", dir=MEMORY) as folder,
         subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.kill_target", folder],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process,
-    ):  # fmt: skip
+    ):
         assert process.stdin is not None
         assert process.stdout is not None
 

@@ -68,9 +68,16 @@ class House:
         self.dispatcher.recover(NOW)
         with transaction(self.engine) as session:
             drop = Drop(
-                track="default", role="train", state=DropState.ACCEPTED, name_bytes=b"a", name="a", sha256="a" * 64,
-                size_bytes=1, rows=1, received_at=NOW,
-            )  # fmt: skip
+                track="default",
+                role="train",
+                state=DropState.ACCEPTED,
+                name_bytes=b"a",
+                name="a",
+                sha256="a" * 64,
+                size_bytes=1,
+                rows=1,
+                received_at=NOW,
+            )
             session.add(drop)
             run_queue.enqueue(session, "default", "drop", NOW, NOW)
 

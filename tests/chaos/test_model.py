@@ -285,10 +285,15 @@ class House(RuleBasedStateMachine):
         """Return what follows from a verdict for the new drops, as `apply_verdict` lets it follow."""
         said = Verdict.model_validate(
             {
-                "outcome": outcome, "reasons": (), "sentence": outcome, "metric": "exact_match", "records": 120,
-                "groups": 120, "blames_new_drops": outcome == "worse",
+                "outcome": outcome,
+                "reasons": (),
+                "sentence": outcome,
+                "metric": "exact_match",
+                "records": 120,
+                "groups": 120,
+                "blames_new_drops": outcome == "worse",
             }
-        )  # fmt: skip
+        )
         return lambda session, run: suspects.follow_verdict(session, self.daemon.settings, run, said, self.now)
 
     @precondition(lambda self: self.world.runs)
@@ -354,13 +359,24 @@ class House(RuleBasedStateMachine):
             shutil.copytree(self.folder / "models" / name, self.daemon.root / "models" / identity)
         folder.mkdir(exist_ok=True)
         model = Model(
-            folder=f"models/{identity}", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
-            format="chat", seconds=1.0,
-        )  # fmt: skip
+            folder=f"models/{identity}",
+            model_id=identity,
+            base_model_id="b",
+            dtype="bfloat16",
+            size_bytes=1,
+            format="chat",
+            seconds=1.0,
+        )
         verdict = Verdict(
-            outcome="promoted", reasons=(), sentence="better", metric="exact_match", records=120,
-            groups=120, candidate_model_id=identity, champion_generation=len(self.world.champions) - 1,
-        )  # fmt: skip
+            outcome="promoted",
+            reasons=(),
+            sentence="better",
+            metric="exact_match",
+            records=120,
+            groups=120,
+            candidate_model_id=identity,
+            champion_generation=len(self.world.champions) - 1,
+        )
         for artifact in (model, verdict):
             (folder / f"{artifact.step}.json").write_text(artifact.model_dump_json())
         self.world.runs[number - 1].model = name
@@ -560,9 +576,14 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
             super().teardown()
 
     profile = settings(
-        max_examples=examples, stateful_step_count=steps, deadline=None, database=None, print_blob=False,
-        suppress_health_check=list(HealthCheck), phases=[Phase.generate],
-    )  # fmt: skip
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
     seeded(chosen)(Counted)
     try:
         run_state_machine_as_test(Counted, settings=profile)

@@ -136,8 +136,10 @@ def _judge_promote(house: House, acknowledged: list[list[str]]) -> list[str]:
 
 
 _JUDGES: dict[str, Callable[[House, list[list[str]]], list[str]]] = {
-    "intake": _judge_intake, "queue": _judge_queue, "promote": _judge_promote,
-}  # fmt: skip
+    "intake": _judge_intake,
+    "queue": _judge_queue,
+    "promote": _judge_promote,
+}
 
 
 @pytest.fixture(autouse=True)

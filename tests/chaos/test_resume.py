@@ -40,9 +40,13 @@ class Steps:
         program = Path(__file__).with_name("warm_steps.py")
         environment = {**os.environ, "DROPFORGE_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env=environment,
-        )  # fmt: skip
+            [sys.executable, program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
         self._alive = False
 
     def begin(self, spec: StepSpec) -> int:
@@ -110,11 +114,21 @@ def spec_of(root: Path, step: str, attempt: int, config: RunConfig, inputs: dict
     for name, artifact in inputs.items():
         durable.write_json(root / f"{name}.json", artifact.model_dump(mode="json"))
     return StepSpec(
-        run=1, step=step, attempt=attempt, fence="fence", root=str(root), folder=f"attempts/{step}-{attempt}",
-        checkpoints="checkpoints", predictions="predictions", argv=(), env={},
-        inputs={name: f"{name}.json" for name in inputs}, drops=(), config=config,
+        run=1,
+        step=step,
+        attempt=attempt,
+        fence="fence",
+        root=str(root),
+        folder=f"attempts/{step}-{attempt}",
+        checkpoints="checkpoints",
+        predictions="predictions",
+        argv=(),
+        env={},
+        inputs={name: f"{name}.json" for name in inputs},
+        drops=(),
+        config=config,
         champion=ModelRef(model_id=config.base_model_id, path=config.base_model, generation=0),
-    )  # fmt: skip
+    )
 
 
 def freeze(root: Path, **rows: list[dict[str, Any]]) -> Dataset:
@@ -125,11 +139,20 @@ def freeze(root: Path, **rows: list[dict[str, Any]]) -> Dataset:
         lines = (json.dumps({"id": f"{number:08x}", **row}) + "\n" for number, row in enumerate(rows.get(name, [])))
         (folder / f"{name}.jsonl").write_text("".join(lines))
     return Dataset(
-        folder="data", train_rows=0, dev_rows=0, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
+        folder="data",
+        train_rows=0,
+        dev_rows=0,
+        heldout_rows=0,
+        heldout_groups=0,
+        heldout_pinned=False,
         heldout_version="v",
-        dataset_sha256=dataset_hash(folder), duplicates=0, replaced=0, removed_heldout=0, metric="exact_match",
+        dataset_sha256=dataset_hash(folder),
+        duplicates=0,
+        replaced=0,
+        removed_heldout=0,
+        metric="exact_match",
         max_new_tokens=8,
-    )  # fmt: skip
+    )
 
 
 # Training ----------------------------------------------------------------------------------------------------------
@@ -145,10 +168,18 @@ class Training:
         made = self.tiny.rows(74, seed=3)
         if not (root / "data").exists():
             self.dataset = freeze(root, train=made[:50], dev=made[50:])
-        settings = TrainConfig.model_validate({
-            "quantization": self.quantization, "rank": 4, "alpha": 8, "dropout": 0.1, "learning_rate": 3e-3,
-            "epochs": 3, "batch_size": 8, "checkpoint_minutes": checkpoint_minutes,
-        })  # fmt: skip
+        settings = TrainConfig.model_validate(
+            {
+                "quantization": self.quantization,
+                "rank": 4,
+                "alpha": 8,
+                "dropout": 0.1,
+                "learning_rate": 3e-3,
+                "epochs": 3,
+                "batch_size": 8,
+                "checkpoint_minutes": checkpoint_minutes,
+            }
+        )
         config = RunConfig(
             track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s", train=settings
         )
@@ -316,14 +347,25 @@ class EvaluateStep:
         if not (root / "data").exists():
             rows = [heldout_row(f"{n:08x}", row) for n, row in enumerate(self.tiny.rows(RECORDS, seed=5))]
             self.dataset = freeze(root, heldout=rows)
-        model = Model.model_validate({
-            "folder": str(self.candidate), "model_id": "cand", "base_model_id": model_id(self.base), "dtype": "float32",
-            "size_bytes": 1, "format": "chat", "seconds": 1.0,
-        })  # fmt: skip
+        model = Model.model_validate(
+            {
+                "folder": str(self.candidate),
+                "model_id": "cand",
+                "base_model_id": model_id(self.base),
+                "dtype": "float32",
+                "size_bytes": 1,
+                "format": "chat",
+                "seconds": 1.0,
+            }
+        )
         config = RunConfig(
-            track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s",
-            evaluate=EvaluateConfig(batch_size=BATCH, general=()), noise=NoiseFloor(records=1, changed=0, points=0.0),
-        )  # fmt: skip
+            track="default",
+            base_model=str(self.base),
+            base_model_id=model_id(self.base),
+            salt="s",
+            evaluate=EvaluateConfig(batch_size=BATCH, general=()),
+            noise=NoiseFloor(records=1, changed=0, points=0.0),
+        )
         return spec_of(root, "evaluate", attempt, config, {"prepare": self.dataset, "merge": model})
 
     def finish(self, spec: StepSpec) -> tuple[Evaluation, dict[str, Any], str]:
@@ -364,9 +406,14 @@ def uncut_report(evaluation: EvaluateStep, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.timeout(300)
 def test_an_evaluation_cut_off_goes_on_from_the_predictions_that_it_has(
-    evaluation: EvaluateStep, uncut_report: tuple[dict[str, Any], str], tmp_path: Path, dice: random.Random,
-    number: signal.Signals, *, whole: bool,
-) -> None:  # fmt: skip
+    evaluation: EvaluateStep,
+    uncut_report: tuple[dict[str, Any], str],
+    tmp_path: Path,
+    dice: random.Random,
+    number: signal.Signals,
+    *,
+    whole: bool,
+) -> None:
     for place in range(8 if whole else 1):
         root = tmp_path / str(place)
         first = evaluation.spec(root, 1)

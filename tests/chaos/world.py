@@ -155,9 +155,10 @@ class World:
         """Take a drop out of later runs: those that were made from it end, and one on what else was new begins."""
         self.drops[number - 1].state = "withdrawn"
         made = [
-            place for place, run in enumerate(self.runs, 1)
+            place
+            for place, run in enumerate(self.runs, 1)
             if number in (run.snapshot or []) and (run.state in {"running", "waiting"} or place in self.waits)
-        ]  # fmt: skip
+        ]
         self.leave(number, "ended", now)
         for one in self.suspects:
             if not one.ended and one.trial and number in (self.runs[one.trial - 1].snapshot or []):

@@ -76,9 +76,15 @@ class LivedIn:
     def progress(self, attempt: Path, done: int) -> None:
         """Let an attempt's step say how far it is."""
         told = Progress(
-            step=attempt.name.partition("-")[0], done=done, total=30, loss=0.5, dev_loss=0.6, tokens_per_second=250.0,
-            eta_seconds=75.0, memory=2_300_000_000,
-        )  # fmt: skip
+            step=attempt.name.partition("-")[0],
+            done=done,
+            total=30,
+            loss=0.5,
+            dev_loss=0.6,
+            tokens_per_second=250.0,
+            eta_seconds=75.0,
+            memory=2_300_000_000,
+        )
         durable.write_hint(attempt / PROGRESS_NAME, told.model_dump())
 
     def attempt_ended(self) -> None:
@@ -94,11 +100,26 @@ class LivedIn:
     def promote(self, claim: claims.Claim) -> None:
         """Let the run end with a promotion."""
         verdict = Verdict(
-            outcome="promoted", reasons=(), sentence="better by 40.0 points", metric="exact_match", records=120,
-            groups=120, candidate_score=90.0, champion_score=50.0, gain=40.0, interval=(28.5, 51.5), p_value=0.0001,
-            test="exact McNemar", wins=50, losses=2, ties=68, smallest_detectable_gain=7.5, champion_generation=0,
-            candidate_model_id=MODEL_ID, champion_model_id=BASE_ID,
-        )  # fmt: skip
+            outcome="promoted",
+            reasons=(),
+            sentence="better by 40.0 points",
+            metric="exact_match",
+            records=120,
+            groups=120,
+            candidate_score=90.0,
+            champion_score=50.0,
+            gain=40.0,
+            interval=(28.5, 51.5),
+            p_value=0.0001,
+            test="exact McNemar",
+            wins=50,
+            losses=2,
+            ties=68,
+            smallest_detectable_gain=7.5,
+            champion_generation=0,
+            candidate_model_id=MODEL_ID,
+            champion_model_id=BASE_ID,
+        )
         root = self.settings.state_folder
         (root / "models" / MODEL_ID).mkdir(parents=True)
         durable.write_json(root / "runs" / str(claim.run_id) / "decide.json", verdict.model_dump(mode="json"))
@@ -214,9 +235,13 @@ def script() -> Callable[..., Ended]:
 
     def call(*arguments: str, folder: Path, code: int = 0, environment: dict[str, str] | None = None) -> Ended:
         done = subprocess.run(
-            [SCRIPT, *arguments], cwd=folder, capture_output=True, text=True, check=False,
+            [SCRIPT, *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
             env={**os.environ, **(environment or {})},
-        )  # fmt: skip
+        )
         assert done.returncode == code, done.stdout + done.stderr
         return Ended(done.returncode, done.stdout, done.stderr)
 

@@ -93,9 +93,12 @@ def test_the_chapter_of_settings_is_what_the_program_makes() -> None:
 def test_the_chapter_of_settings_has_every_section_and_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     made = chapter.text()
     for words in (
-        "\n## [gate]\n", "\n## [gc] *\n", '\n| `trigger` | `"drop"` | ', 'Or `"nightly"`, `"both"`. |\n',
+        "\n## [gate]\n",
+        "\n## [gc] *\n",
+        '\n| `trigger` | `"drop"` | ',
+        'Or `"nightly"`, `"both"`. |\n',
         "| `floors` | `{}` |",
-    ):  # fmt: skip
+    ):
         assert words in made
     assert "| `tracks` |" not in made
     schema = settings_schema()

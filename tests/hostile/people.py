@@ -63,8 +63,10 @@ class Namespace:
         """Make it; `scratch` is an empty folder for what is put into places there."""
         self._keeper = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "bash", "-ec", _script(scratch)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self._keeper.stdout is not None
         assert self._keeper.stdout.readline() == "ready\n", "the namespace could not be made"
 
@@ -106,10 +108,15 @@ class Box:
     def environment(self) -> dict[str, str]:
         """The environment of the daemon and of who asks it."""
         return {
-            "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
-            "DROPFORGE_CONFIG": str(self.folder / "dropforge.toml"), "DROPFORGE_STATE": str(self.state),
-            "DROPFORGE_INBOX": str(self.inbox), "HOME": str(self.state),
-        }  # fmt: skip
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DROPFORGE_CONFIG": str(self.folder / "dropforge.toml"),
+            "DROPFORGE_STATE": str(self.state),
+            "DROPFORGE_INBOX": str(self.inbox),
+            "HOME": str(self.state),
+        }
 
     def start(self, *prefix: str, person: Person = DAEMON, extra: Mapping[str, str] | None = None) -> None:
         """Start the daemon and wait until it is ready; `prefix` may be a tracer."""
@@ -153,9 +160,14 @@ class Box:
         folder = self.inbox if person.is_member else self.folder
         argv = self.namespace.argv(person, ["sh", "-c", script], folder, umask)
         return subprocess.run(
-            argv, capture_output=True, text=True, timeout=PATIENCE, check=False, env=self.environment,
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
 
     def popen(self, person: Person, *words: str) -> subprocess.Popen[str]:
         """Start a program as somebody, in the inbox."""

@@ -160,9 +160,10 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "attempt.step": (row("UPDATE attempt SET step = '../../x' WHERE id = 1"), "attempt.step"),
     "attempt.number": (row("UPDATE attempt SET number = '1/../../..' WHERE id = 1"), "attempt.number"),
     "trigger": (
-        row("CREATE TRIGGER later AFTER UPDATE ON track BEGIN UPDATE promotion SET model_path = '../..'; END"), "later"
+        row("CREATE TRIGGER later AFTER UPDATE ON track BEGIN UPDATE promotion SET model_path = '../..'; END"),
+        "later",
     ),
-}  # fmt: skip
+}
 
 
 def test_a_tampered_backup_is_refused_and_nothing_is_touched(

@@ -27,9 +27,11 @@ time.time_ns = lambda: real() + ahead()
 sys.exit(cli.main())
 """
 SETTINGS = {
-    "DROPFORGE_WORKER": "separate", "DROPFORGE_TRIGGER": "nightly", "DROPFORGE_SCHEDULE": "0 2 * * *",
+    "DROPFORGE_WORKER": "separate",
+    "DROPFORGE_TRIGGER": "nightly",
+    "DROPFORGE_SCHEDULE": "0 2 * * *",
     "DROPFORGE_TIMEZONE": "UTC",
-}  # fmt: skip
+}
 
 
 class Clock:
@@ -71,15 +73,21 @@ def looked_at(box: Box) -> str:
 
 
 CASES = {
-    "two days back in the middle": (["2026-05-10 12:00", "2026-05-08 12:00", "2026-05-09 01:59:58"],
-                                    ["2026-05-09 02:00"]),
-    "two days ahead in the middle": (["2026-05-10 12:00", "2026-05-12 12:00", "2026-05-13 01:59:58"],
-                                     ["2026-05-12 02:00", "2026-05-13 02:00"]),
-    "a year ahead at boot, then right": (["2027-05-10 12:00", "2026-05-10 12:00", "2026-05-11 01:59:58"],
-                                         ["2026-05-11 02:00"]),
+    "two days back in the middle": (
+        ["2026-05-10 12:00", "2026-05-08 12:00", "2026-05-09 01:59:58"],
+        ["2026-05-09 02:00"],
+    ),
+    "two days ahead in the middle": (
+        ["2026-05-10 12:00", "2026-05-12 12:00", "2026-05-13 01:59:58"],
+        ["2026-05-12 02:00", "2026-05-13 02:00"],
+    ),
+    "a year ahead at boot, then right": (
+        ["2027-05-10 12:00", "2026-05-10 12:00", "2026-05-11 01:59:58"],
+        ["2026-05-11 02:00"],
+    ),
     "suspended over a night": (["2026-05-10 18:00", "2026-05-11 09:00"], ["2026-05-11 02:00"]),
     "suspended over three nights": (["2026-05-10 18:00", "2026-05-13 09:00"], ["2026-05-13 02:00"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.timeout(180)

@@ -117,9 +117,12 @@ def test_a_member_reads_what_is_theirs_and_not_what_is_not(box: Box, record_prop
     box.until(lambda: box.is_filed("private.jsonl") and box.is_filed("own.jsonl"))
     box.until(lambda: box.is_filed("wrong.jsonl", "rejected"))
     own = [
-        "done/~alice/private.jsonl", "done/~alice/private.jsonl.receipt.json", "rejected/~alice/wrong.jsonl",
-        "rejected/~alice/wrong.jsonl.errors.json", "done/support/~alice/own.jsonl",
-    ]  # fmt: skip
+        "done/~alice/private.jsonl",
+        "done/~alice/private.jsonl.receipt.json",
+        "rejected/~alice/wrong.jsonl",
+        "rejected/~alice/wrong.jsonl.errors.json",
+        "done/support/~alice/own.jsonl",
+    ]
     for name in own:
         assert box.shell(ALICE, f"cat {name}").returncode == 0, name
         for other in (BOB, STRANGER):

@@ -93,9 +93,14 @@ DRIPS: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.parametrize("what", DRIPS)
 def test_one_that_drips_is_given_up_after_its_time_in_all(
-    what: str, tmp_path: Path, make_attempt: Callable[..., Attempt], serve: Callable[..., RawEndpoint],
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], record_property: Any,
-) -> None:  # fmt: skip
+    what: str,
+    tmp_path: Path,
+    make_attempt: Callable[..., Attempt],
+    serve: Callable[..., RawEndpoint],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    record_property: Any,
+) -> None:
     monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
     endpoint = serve(lambda: drip(*DRIPS[what]))
     judgement = judge(Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=0.5))
@@ -114,9 +119,13 @@ FLOODS: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.parametrize("what", FLOODS)
 def test_one_that_floods_is_not_listened_to(
-    what: str, tmp_path: Path, make_attempt: Callable[..., Attempt], serve: Callable[..., RawEndpoint],
-    monkeypatch: pytest.MonkeyPatch, record_property: Any,
-) -> None:  # fmt: skip
+    what: str,
+    tmp_path: Path,
+    make_attempt: Callable[..., Attempt],
+    serve: Callable[..., RawEndpoint],
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Any,
+) -> None:
     monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
     endpoint = serve(lambda: pour(*FLOODS[what]))
     judgement = judge(Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=300))
@@ -126,9 +135,12 @@ def test_one_that_floods_is_not_listened_to(
 
 
 def test_an_answer_that_unpacks_to_far_more_is_not_unpacked(
-    tmp_path: Path, make_attempt: Callable[..., Attempt], serve: Callable[..., RawEndpoint],
-    monkeypatch: pytest.MonkeyPatch, record_property: Any,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    make_attempt: Callable[..., Attempt],
+    serve: Callable[..., RawEndpoint],
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Any,
+) -> None:
     monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
     packer = zlib.compressobj(1, wbits=31)
     packed = b"".join([*(packer.compress(b" " * _MIB) for _ in range(128)), packer.flush()])

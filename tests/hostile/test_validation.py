@@ -42,7 +42,9 @@ PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "330,000 unknown keys": (lambda: keys(330_000, lambda one: f"k{one}"), 65, "more than the 1,000 keys"),
     "1,000 keys, all nearly input": (lambda: keys(990, lambda one: f"tnpui{one}") * 300, 0, "would be accepted"),
     "another key on every line": (
-        lambda: lines(60_000, lambda one: HEAD + b'key%d": 1}\n' % one), 0, "the key '…' is not used (59,900 records)",
+        lambda: lines(60_000, lambda one: HEAD + b'key%d": 1}\n' % one),
+        0,
+        "the key '…' is not used (59,900 records)",
     ),
     "a key of 4 MB": (lambda: filled(HEAD, b"k", b'": 1}\n') * 3, 0, "is not used"),
     "50 MB of empty lines": (lambda: b"\n" * 50_000_000, 65, "no records"),
@@ -61,12 +63,14 @@ PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "800,000 keys that stand twice": (lambda: filled(HEAD + b'x": {', b'"a":1,', b'"a":1}}\n'), 65, "stands twice"),
     "660,000 half characters": (lambda: filled(HEAD + b'x": "', b"\\ud83d", b'"}\n'), 65, "half a character"),
     "666,000 control characters": (
-        lambda: filled(b'{"instruction": "a", "output": "', b"\\u0001", b'"}\n'), 65, "the control character U+0001",
+        lambda: filled(b'{"instruction": "a", "output": "', b"\\u0001", b'"}\n'),
+        65,
+        "the control character U+0001",
     ),
     "4 MB lines, all bad": (lambda: filled(b'{"instruction": "', b"a", b"\n") * 12, 65, "12 are bad"),
     "50 MB of NUL": (lambda: b"\0" * 50_000_000, 65, "longer than"),
     "a list where a text belongs": (lambda: filled(b'{"instruction": [', b"1,", b'1], "output": "b"}\n'), 65, "a list"),
-}  # fmt: skip
+}
 
 
 def check(folder: Path, data: bytes, settings: str = "") -> subprocess.CompletedProcess[str]:

@@ -40,8 +40,12 @@ class Yard:
         """Let a user write a file into the inbox, in a process of its own."""
         subprocess.run(
             ["/bin/sh", "-c", f"umask {umask:03o}; cat > '{self.inbox / place}'"],
-            input=data, check=True, user=user, group=GROUP, extra_groups=[],
-        )  # fmt: skip
+            input=data,
+            check=True,
+            user=user,
+            group=GROUP,
+            extra_groups=[],
+        )
 
     def night(self) -> list[str]:
         """Take in what lies there and let a run end; return the held-out files that it was judged with."""

@@ -21,11 +21,21 @@ def write_spec(root: Path, step: str, rows: str) -> StepSpec:
     digest = hashlib.sha256(rows.encode()).hexdigest()
     drop = Drop(id=1, sha256=digest, name="a.jsonl", path="drops/a.jsonl", role="train", rows=1)
     spec = StepSpec(
-        run=1, step=step, attempt=1, fence="fence", root=str(root), folder=f"runs/1/attempts/{step}-1",
-        checkpoints="runs/1/checkpoints", predictions="predictions", argv=(), env={}, inputs={}, drops=(drop,),
+        run=1,
+        step=step,
+        attempt=1,
+        fence="fence",
+        root=str(root),
+        folder=f"runs/1/attempts/{step}-1",
+        checkpoints="runs/1/checkpoints",
+        predictions="predictions",
+        argv=(),
+        env={},
+        inputs={},
+        drops=(drop,),
         champion=ModelRef(model_id="m", path="m", generation=0),
         config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s", price_per_hour=7200),
-    )  # fmt: skip
+    )
     (root / spec.folder).mkdir(parents=True)
     durable.write_json(root / spec.folder / SPEC_NAME, spec.model_dump(mode="json"))
     return spec
@@ -36,8 +46,12 @@ def run(spec: StepSpec, lifeline: int | None = None) -> subprocess.CompletedProc
     environment = {**os.environ, **({"DROPFORGE_LIFELINE_FD": str(lifeline)} if lifeline is not None else {})}
     return subprocess.run(
         [sys.executable, "-P", "-m", "pipeline", spec.step, str(path)],
-        env=environment, pass_fds=() if lifeline is None else (lifeline,), text=True, capture_output=True, check=False,
-    )  # fmt: skip
+        env=environment,
+        pass_fds=() if lifeline is None else (lifeline,),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
 
 
 def result_of(spec: StepSpec) -> StepResult:
@@ -116,10 +130,20 @@ def test_the_judge_is_asked_between_evaluate_and_decide_where_one_is_set() -> No
 
 def test_too_little_data_skips_from_prepare_to_decide() -> None:
     dataset = Dataset(
-        folder="f", train_rows=1, dev_rows=0, heldout_rows=1, heldout_groups=1, heldout_pinned=False,
+        folder="f",
+        train_rows=1,
+        dev_rows=0,
+        heldout_rows=1,
+        heldout_groups=1,
+        heldout_pinned=False,
         heldout_version="v",
-        dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match", max_new_tokens=16,
-    )  # fmt: skip
+        dataset_sha256="d",
+        duplicates=0,
+        replaced=0,
+        removed_heldout=0,
+        metric="exact_match",
+        max_new_tokens=16,
+    )
     short = dataset.model_copy(update={"shortfall": object()})
     config = RunConfig(track="default", base_model="/b", base_model_id="b", salt="s")
     names = ("prepare", "train", "merge", "evaluate", "decide")

@@ -70,10 +70,16 @@ def test_a_search_survives_its_way_through_json() -> None:
 
 def test_a_trial_is_told_in_a_line() -> None:
     chosen = Trial(
-        number=2, settings={"learning_rate": 4e-4, "rslora": True, "targets": ["q_proj", "v_proj"]},
-        outcome="finished", dev_score=61.25, scored_by="exact_match", dev_loss=0.5, seconds=70, chosen=True,
+        number=2,
+        settings={"learning_rate": 4e-4, "rslora": True, "targets": ["q_proj", "v_proj"]},
+        outcome="finished",
+        dev_score=61.25,
+        scored_by="exact_match",
+        dev_loss=0.5,
+        seconds=70,
+        chosen=True,
         why="the best on the dev rows",
-    )  # fmt: skip
+    )
     assert trial_words(chosen) == (
         "2. learning_rate 0.0004, rslora True, targets q_proj and v_proj: finished, 61.2 points on the dev rows, "
         "dev loss 0.500, 1 min 10 s, chosen; the best on the dev rows"

@@ -61,12 +61,14 @@ class Vllm:
         self.server.stop()
 
     def _answer(self, prompt: Tokens, decoding: Decoding) -> Answer:
-        choice = self.server.complete({
-            "prompt": list(prompt),
-            "max_tokens": decoding.room(prompt),
-            "repetition_penalty": decoding.repetition_penalty,
-            "stop_token_ids": list(self.ends),
-        })  # fmt: skip
+        choice = self.server.complete(
+            {
+                "prompt": list(prompt),
+                "max_tokens": decoding.room(prompt),
+                "repetition_penalty": decoding.repetition_penalty,
+                "stop_token_ids": list(self.ends),
+            }
+        )
         tokens = choice["token_ids"]
         ended = [index for index, token in enumerate(tokens) if token in self.ends]
         if ended != [len(tokens) - 1] and (ended or len(tokens) != decoding.room(prompt)):
@@ -82,9 +84,7 @@ class Vllm:
         if not isinstance(given, list) or len(given) != len(whole):
             message = f"vLLM gave {len(given or ())} log-probabilities for {len(whole)} tokens"
             raise StepFailed(message, "retry the run; if it happens again, see its log")
-        found = [
-            _log_probability(one, token) for one, token in zip(given[len(prompt) :], completion, strict=True)
-        ]  # fmt: skip
+        found = [_log_probability(one, token) for one, token in zip(given[len(prompt) :], completion, strict=True)]
         return Likelihood(-sum(found), len(completion))
 
     def _all(self, asks: Sequence[Callable[[], T]], look: Callable[[Sequence[T]], None]) -> list[T]:

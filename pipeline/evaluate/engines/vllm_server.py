@@ -73,9 +73,14 @@ def _installed_version(program: Path) -> str:
 def _said_version(program: str) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - the program that the settings name
-            [program, "--version"], env=_environment(), capture_output=True, text=True, check=False,
-            timeout=_VERSION_SECONDS, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [program, "--version"],
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_VERSION_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
     except OSError as error:
         raise CannotTrain(f"vLLM cannot be started: {program}: {error.strerror}", _REMEDY) from error
     except subprocess.TimeoutExpired as error:
@@ -104,9 +109,13 @@ class Server:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
                 [sys.executable, "-I", process_guard.__file__, program, *_arguments(served)],
-                cwd=folder, env=_environment(), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=_environment(),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def wait(self, check_stop: Callable[[], None]) -> None:
         """Wait until it answers. Raises `StepFailed` if it exits, takes too long or serves another model."""
@@ -188,9 +197,20 @@ def _arguments(served: Served) -> Sequence[str]:
     answers.
     """
     return (
-        "serve", str(served.folder), "--served-model-name", served.name, "--uds", _SOCKET, "--max-model-len",
-        str(served.longest), "--max-num-seqs", str(served.together), "--generation-config", "vllm", "--enforce-eager",
-    )  # fmt: skip
+        "serve",
+        str(served.folder),
+        "--served-model-name",
+        served.name,
+        "--uds",
+        _SOCKET,
+        "--max-model-len",
+        str(served.longest),
+        "--max-num-seqs",
+        str(served.together),
+        "--generation-config",
+        "vllm",
+        "--enforce-eager",
+    )
 
 
 def _environment() -> dict[str, str]:

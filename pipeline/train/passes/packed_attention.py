@@ -90,9 +90,15 @@ def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any,
         longest = options["max_length_q"]
         shared = query.shape[1] != key.shape[1]
         made: Any = varlen_attn(
-            *(one[0].transpose(0, 1) for one in states), ends, ends, longest, longest, scale=options.get("scaling"),
-            window_size=(-1, 0), enable_gqa=shared,
-        )  # type: ignore[misc]  # fmt: skip
+            *(one[0].transpose(0, 1) for one in states),
+            ends,
+            ends,
+            longest,
+            longest,
+            scale=options.get("scaling"),
+            window_size=(-1, 0),
+            enable_gqa=shared,
+        )  # type: ignore[misc]
         return made[None], None
     parts = []
     # In float32, as torch's gradient of 16-bit attention is slow on a CPU: 0.9 against 0.3 ms for 50 tokens.

@@ -146,8 +146,13 @@ def test_a_person_says_yes_and_the_row_says_who_and_when(house: House) -> None:
     run = house.run()
     row = house.approve(run)
     assert (row.kind, row.state, row.run_id, row.approved_by, row.created_at, row.done_at) == (
-        "promotion", "done", run, "ada", house.now, house.now,
-    )  # fmt: skip
+        "promotion",
+        "done",
+        run,
+        "ada",
+        house.now,
+        house.now,
+    )
     assert house.serves == (1, b"weights of run 1")
     assert (house.row(run).outcome, house.row(run).sentence) == ("promoted", "promoted, by the script")
     with pytest.raises(DropforgeError, match="was promoted") as refused:
@@ -291,7 +296,7 @@ def test_a_win_of_a_blocked_model_is_not_said_to_wait_but_how_it_comes_back(
     assert told["awaiting"] == []
     assert [(one["id"], one["outcome"], one["blocker"]) for one in told["blocked"]] == [
         (run, "blocked", why.removeprefix("won, but ")),
-    ]  # fmt: skip
+    ]
     assert dropforge("show", str(run), "--json").json["run"]["outcome"] == "blocked"
 
 
@@ -372,8 +377,12 @@ def test_a_run_that_lost_is_forced(house: House) -> None:
     tried: list[Path] = []
     row = house.force(run, try_out=tried.append)
     assert (row.kind, row.overrode, row.reason, row.approved_by, row.run_id) == (
-        "forced", "worse", "I know better", "ada", run,
-    )  # fmt: skip
+        "forced",
+        "worse",
+        "I know better",
+        "ada",
+        run,
+    )
     assert house.serves == (1, b"weights of run 1")
     assert tried == [house.root / row.model_path]
     assert house.row(run).outcome == "worse", "the verdict stays what it was"
@@ -402,8 +411,12 @@ def test_a_blocked_model_is_brought_back_by_force_and_may_serve_again(tmp_path: 
     assert house.serves == (3, b"weights of run 1")
     house.run()
     assert [one.kind for one in Overview(house.root).history("default")] == [
-        "base", "promotion", "rollback", "forced", "promotion",
-    ]  # fmt: skip
+        "base",
+        "promotion",
+        "rollback",
+        "forced",
+        "promotion",
+    ]
     house.back()
     assert house.serves == (5, b"weights of run 1")
 

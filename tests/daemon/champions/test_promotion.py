@@ -325,9 +325,15 @@ def test_whoever_sees_the_row_of_a_promotion_finds_its_links(
 def test_half_done_changes_of_an_older_version_changed_nothing(engine: Engine, state: Path) -> None:
     for name, left in (("m1", "abandoned"), ("m2", "intent")):
         left_over = Promotion(
-            track="default", state=left, generation=1, model_id=name, model_path=f"models/{name}",
-            previous_model_id="base-id", reason="better", created_at=5,
-        )  # fmt: skip
+            track="default",
+            state=left,
+            generation=1,
+            model_id=name,
+            model_path=f"models/{name}",
+            previous_model_id="base-id",
+            reason="better",
+            created_at=5,
+        )
         with transaction(engine) as session:
             session.add(left_over)
     link = state / "tracks/default/champion"

@@ -91,8 +91,11 @@ def test_a_model_that_cannot_be_loaded_is_said(new_workspace: Any, dropforge: Co
 
 def test_what_is_yielded_ends_with_the_answer(llama: Path) -> None:
     request = {
-        "models": [{"folder": str(llama)}], "instruction": "say it", "max_new_tokens": 5, "repetition_penalty": 1.0,
-    }  # fmt: skip
+        "models": [{"folder": str(llama)}],
+        "instruction": "say it",
+        "max_new_tokens": 5,
+        "repetition_penalty": 1.0,
+    }
     said = list(let_answer(request, "cpu"))
     assert said[0] == {"folder": str(llama)}
     assert set(said[-1]) == {"tokens", "ended"}

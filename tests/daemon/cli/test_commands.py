@@ -22,10 +22,32 @@ from tests.daemon.conftest import lines
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 COMMANDS = {
-    "backup", "cancel", "champion", "check", "demo", "doctor", "drops", "export", "gc", "history", "hook", "init",
-    "logs", "restore", "retry", "rollback", "run", "runs", "serve-hook", "show", "status", "submit", "train", "web",
+    "backup",
+    "cancel",
+    "champion",
+    "check",
+    "demo",
+    "doctor",
+    "drops",
+    "export",
+    "gc",
+    "history",
+    "hook",
+    "init",
+    "logs",
+    "restore",
+    "retry",
+    "rollback",
+    "run",
+    "runs",
+    "serve-hook",
+    "show",
+    "status",
+    "submit",
+    "train",
+    "web",
     "worker",
-}  # fmt: skip
+}
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
 GOOD = '{"instruction": "a", "output": "b"}\n'
 BAD = GOOD + '{"instruction": "a", "outptu": "b"}\nkaputt\n'
@@ -90,9 +112,13 @@ def test_the_shell_completes_commands_and_run_numbers(lived_in: Any, script: Com
 def test_a_reader_that_has_gone_is_no_error(lived_in: Any) -> None:
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = subprocess.Popen(
-        [SCRIPT, "show", "1", "--json"], cwd=lived_in.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [SCRIPT, "show", "1", "--json"],
+        cwd=lived_in.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env=buffered,
-    )  # fmt: skip
+    )
     assert command.stdout is not None
     assert command.stderr is not None
     command.stdout.close()

@@ -39,8 +39,9 @@ def test_status_says_that_a_track_is_paused_why_and_how_it_goes_on(dropforge: Co
 def test_a_track_is_paused_and_resumed(dropforge: Command) -> None:
     ended = dropforge("pause", "--reason", "the card is lent out")
     assert (ended.code, ended.out) == (
-        0, "track default is paused: no run of it begins; to let it go on: dropforge resume default\n",
-    )  # fmt: skip
+        0,
+        "track default is paused: no run of it begins; to let it go on: dropforge resume default\n",
+    )
     again = dropforge("pause", "--reason", "another")
     assert (again.code, "paused already: the card is lent out" in again.err) == (1, True)
     assert dropforge("resume").code == 0

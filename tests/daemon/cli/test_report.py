@@ -183,10 +183,14 @@ def test_compare_scores_both_candidates_on_the_records_that_both_have(
     assert len(found["second"]["drops"]) == 1, "the second run has a further drop"
     out = dropforge("compare", first, second).out
     for words in (
-        f"RUN {first}", f"RUN {second}", "not_shown_better", "settings: the same", f"of run {second} alone: drop-",
+        f"RUN {first}",
+        f"RUN {second}",
+        "not_shown_better",
+        "settings: the same",
+        f"of run {second} alone: drop-",
         "both candidates on the 340 records that both were scored on; 10 whose references changed are left out:",
         f"by exact_match, run {second} is better on {found['wins']} of them, worse on {found['losses']}",
-    ):  # fmt: skip
+    ):
         assert words in out
 
 
@@ -225,9 +229,11 @@ def test_what_a_tracks_first_run_chose_is_no_setting_that_somebody_changed(
         for step in ("prepare", "evaluate")
     )
     fixed = {
-        "metric": data["metric"], "max_new_tokens": data["max_new_tokens"], "eval_batch_size": report["batch_size"],
+        "metric": data["metric"],
+        "max_new_tokens": data["max_new_tokens"],
+        "eval_batch_size": report["batch_size"],
         "noise": NoiseFloor(records=200, changed=3, points=0.5).model_dump(),
-    }  # fmt: skip
+    }
     told(workspace, first, workspace.settings)
     told(workspace, second, workspace.settings, **fixed)
     assert "settings: the same" in dropforge("compare", first, second).out
@@ -237,9 +243,14 @@ def test_what_a_tracks_first_run_chose_is_no_setting_that_somebody_changed(
     found = dropforge("compare", first, second, "--json").json["comparison"]["settings"]
     assert found == [
         {"name": "evaluate.batch_size", "first": 16, "second": 4, "first_chosen": True, "second_chosen": False},
-        {"name": "evaluate.metric", "first": "exact_match", "second": "token_f1", "first_chosen": True,
-         "second_chosen": False},
-    ]  # fmt: skip
+        {
+            "name": "evaluate.metric",
+            "first": "exact_match",
+            "second": "token_f1",
+            "first_chosen": True,
+            "second_chosen": False,
+        },
+    ]
     out = dropforge("compare", second, first).out
     assert "exact_match (the run's choice)" in out
     assert "16 (the run's choice)" in out

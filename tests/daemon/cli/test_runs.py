@@ -265,9 +265,15 @@ def test_a_failed_run_is_retried_and_a_running_one_asked_to_stop(lived_in: Any, 
 
 def test_what_a_run_took_stands_in_status_history_and_show(lived_in: Any, dropforge: Command) -> None:
     result = StepResult(
-        key="1-train-1", fence="f", status="ok", exit_code=0, artifact={"trained_tokens": 900}, seconds=80.0,
-        peak_memory_bytes=2_000_000_000, price=0.4,
-    )  # fmt: skip
+        key="1-train-1",
+        fence="f",
+        status="ok",
+        exit_code=0,
+        artifact={"trained_tokens": 900},
+        seconds=80.0,
+        peak_memory_bytes=2_000_000_000,
+        price=0.4,
+    )
     durable.write_json(lived_in.settings.state_folder / "runs/1/attempts/train-1/result.json", result.model_dump())
     words = "1 min 20 s, 900 tokens, 2.0 GB of memory, price 0.40; a point gained: 2 s, 0.01"
     assert f"run 1 took {words}" in dropforge("status").out

@@ -16,9 +16,14 @@ from tests import run_owner
 
 Command = Callable[..., Any]
 CODES = (
-    ("promoted", 0), ("worse", 10), ("not_shown_better", 10), ("guard_failed", 10), ("contaminated", 10),
-    ("overtaken", 10), ("insufficient_evidence", 11),
-)  # fmt: skip
+    ("promoted", 0),
+    ("worse", 10),
+    ("not_shown_better", 10),
+    ("guard_failed", 10),
+    ("contaminated", 10),
+    ("overtaken", 10),
+    ("insufficient_evidence", 11),
+)
 
 
 def claimed(workspace: Any) -> Any:

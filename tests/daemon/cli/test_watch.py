@@ -188,9 +188,12 @@ class Pane:
 
     def _tmux(self, *arguments: str) -> str:
         done = subprocess.run(
-            ["tmux", "-S", self._socket, *arguments], capture_output=True, text=True, check=True,
+            ["tmux", "-S", self._socket, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
             env={**os.environ, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"},
-        )  # fmt: skip
+        )
         return done.stdout
 
     def text(self, *options: str) -> str:

@@ -124,10 +124,15 @@ def of_report(report: dict[str, Any]) -> tuple[int, str]:
 
 
 def ended(status: str, code: int) -> Callable[[StepSpec], StepResult]:
-    return lambda spec: StepResult.model_validate({
-        "key": spec.key, "fence": spec.fence, "status": status, "exit_code": code,
-        "error": StepError(message="it did not work", hint="try this"),
-    })  # fmt: skip
+    return lambda spec: StepResult.model_validate(
+        {
+            "key": spec.key,
+            "fence": spec.fence,
+            "status": status,
+            "exit_code": code,
+            "error": StepError(message="it did not work", hint="try this"),
+        }
+    )
 
 
 @pytest.fixture
@@ -136,8 +141,10 @@ def settings(tmp_path: Path) -> Settings:
     for name in ("state", "inbox"):
         (tmp_path / name).mkdir()
     return Settings(
-        inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), base_model=str(tmp_path / "base"),
-    )  # fmt: skip
+        inbox=str(tmp_path / "inbox"),
+        state=str(tmp_path / "state"),
+        base_model=str(tmp_path / "base"),
+    )
 
 
 @pytest.fixture
@@ -168,9 +175,16 @@ def dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -
 def add_drop(engine: Engine, name: str, track: str = "default") -> int:
     with transaction(engine) as session:
         drop = Drop(
-            track=track, role="train", state=DropState.ACCEPTED, name_bytes=name.encode(), name=name,
-            sha256=name * 8, size_bytes=1, rows=10, received_at=NOW,
-        )  # fmt: skip
+            track=track,
+            role="train",
+            state=DropState.ACCEPTED,
+            name_bytes=name.encode(),
+            name=name,
+            sha256=name * 8,
+            size_bytes=1,
+            rows=10,
+            received_at=NOW,
+        )
         session.add(drop)
         run_queue.enqueue(session, track, "drop", NOW, NOW)
         session.flush()
@@ -279,8 +293,9 @@ def test_a_drop_that_makes_a_run_worse_is_tried_alone_and_suspended_if_it_does_s
     new = add_drop(engine, "b")
     ticks(dispatcher)
     assert [(run_row(engine, number).outcome, run_row(engine, number).trigger) for number in (2, 3)] == [
-        ("worse", "drop"), ("worse", "trial"),
-    ]  # fmt: skip
+        ("worse", "drop"),
+        ("worse", "trial"),
+    ]
     assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
     assert (settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(done_promotions(engine)) == 1
@@ -349,13 +364,17 @@ def test_a_restored_drop_that_does_harm_again_is_suspended_again_and_the_events_
         told = [(row.kind, row.drop_id, row.run_id) for row in session.exec(select(Event)) if row.drop_id is not None]
     said = "run {} was worse with it, and so was run {}, which tried it alone: dropforge report {}"
     assert kept == {
-        1: ("accepted", None), bad: ("suspended", said.format(6, 7, 7)), other: ("suspended", said.format(4, 5, 5)),
-    }  # fmt: skip
+        1: ("accepted", None),
+        bad: ("suspended", said.format(6, 7, 7)),
+        other: ("suspended", said.format(4, 5, 5)),
+    }
     kinds = {"drop_suspended", "drop_restored"}
     assert [one for one in told if one[0] in kinds] == [
-        ("drop_suspended", bad, 3), ("drop_restored", bad, None), ("drop_suspended", other, 5),
+        ("drop_suspended", bad, 3),
+        ("drop_restored", bad, None),
+        ("drop_suspended", other, 5),
         ("drop_suspended", bad, 7),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("outcome", ["contaminated", "guard_failed"])
@@ -490,18 +509,25 @@ def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(
     engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
     script = (
-        ("not_shown_better", "v"), ("insufficient_evidence", "v"), ("promoted", "w"), ("contaminated", "w"),
+        ("not_shown_better", "v"),
+        ("insufficient_evidence", "v"),
+        ("promoted", "w"),
+        ("contaminated", "w"),
         ("worse", "v"),
-    )  # fmt: skip
+    )
     for name, (outcome, version) in zip("abcde", script, strict=True):
         executor.outcome, executor.version = outcome, version
         add_drop(engine, name)
         ticks(dispatcher)
     told = [(spec.uses, spec.judged_versions) for spec in executor.submitted if spec.step == "decide"]
     assert told == [
-        (0, {}), (1, {"v": 1}), (1, {"v": 1}), (2, {"v": 1, "w": 1}), (3, {"v": 1, "w": 2}),
+        (0, {}),
+        (1, {"v": 1}),
+        (1, {"v": 1}),
+        (2, {"v": 1, "w": 1}),
+        (3, {"v": 1, "w": 2}),
         (4, {"v": 2, "w": 2}),
-    ]  # fmt: skip
+    ]
     assert [run_row(engine, number).heldout_version for number in (1, 3)] == ["v", "w"]
 
 
@@ -686,9 +712,12 @@ def test_a_base_that_was_replaced_before_the_verdict_makes_the_comparison_first(
 
 
 def test_a_champion_that_moved_while_the_daemon_was_dead_before_the_verdicts_order_is_asked_first(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
+    engine: Engine,
+    settings: Settings,
+    dispatcher: Dispatcher,
+    executor: ScriptedExecutor,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     submit = executor.submit
 
     def dies(spec: StepSpec) -> None:
@@ -1005,9 +1034,12 @@ def test_a_training_from_a_model_that_is_rolled_back_is_stopped(
 
 
 def test_drops_are_put_on_trial_in_the_moment_in_which_the_run_ends_or_not_at_all(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
+    engine: Engine,
+    settings: Settings,
+    dispatcher: Dispatcher,
+    executor: ScriptedExecutor,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "disk full")
 
@@ -1043,9 +1075,12 @@ def die_before_the_end(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
+    engine: Engine,
+    settings: Settings,
+    dispatcher: Dispatcher,
+    executor: ScriptedExecutor,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     add_drop(engine, "a")
     die_before_the_end(dispatcher, monkeypatch)
     ticks(new_dispatcher(engine, with_gate(settings, approval="manual"), executor))
@@ -1134,10 +1169,11 @@ def test_what_the_first_run_decided_holds_for_later_ones(
     add_drop(engine, "a")
     ticks(dispatcher)
     other = settings.model_copy(
-        update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 3}), "split": settings.split.model_copy(
-            update={"heldout": 0.5, "scored_records": 700}
-        )}
-    )  # fmt: skip
+        update={
+            "evaluate": settings.evaluate.model_copy(update={"batch_size": 3}),
+            "split": settings.split.model_copy(update={"heldout": 0.5, "scored_records": 700}),
+        }
+    )
     add_drop(engine, "b")
     ticks(new_dispatcher(engine, other, executor))
     config = executor.submitted[-1].config
@@ -1585,9 +1621,12 @@ def test_a_step_at_work_writes_nothing_into_the_database(
 
 def trained(batch_tokens: int, device: str) -> Callable[[StepSpec], StepResult]:
     return lambda spec: StepResult(
-        key=spec.key, fence=spec.fence, status="ok", exit_code=0,
+        key=spec.key,
+        fence=spec.fence,
+        status="ok",
+        exit_code=0,
         artifact=made_adapter(spec, batch_tokens=batch_tokens, device=device).model_dump(mode="json"),
-    )  # fmt: skip
+    )
 
 
 def test_a_training_is_told_how_the_latest_like_it_came_to_fit(

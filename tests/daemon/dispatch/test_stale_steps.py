@@ -183,41 +183,57 @@ CHANGES: list[tuple[str, dict[str, object], list[str], str]] = [
     ("evaluate", {"batch_size": 0}, [], "training, merging and evaluation stand"),
     ("train", {"checkpoint_minutes": 1.0}, [], "training, merging and evaluation stand"),
     (
-        "evaluate", {"max_new_tokens": 32}, ["prepare", "merge", "evaluate", "decide"],
+        "evaluate",
+        {"max_new_tokens": 32},
+        ["prepare", "merge", "evaluate", "decide"],
         "training stands if the data comes out the same; prepares, merges, evaluates and decides again",
     ),
     (
-        "evaluate", {"metric": "rougeL"}, ["prepare", "evaluate", "decide"],
+        "evaluate",
+        {"metric": "rougeL"},
+        ["prepare", "evaluate", "decide"],
         "training and merging stand if the data comes out the same; prepares, evaluates and decides again",
     ),
     (
-        "gate", {"min_records": 50}, ["prepare", "decide"],
+        "gate",
+        {"min_records": 50},
+        ["prepare", "decide"],
         "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
     ),
     (
-        "split", {"similarity": 0.9}, ["prepare", "decide"],
+        "split",
+        {"similarity": 0.9},
+        ["prepare", "decide"],
         "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
     ),
     (
-        "split", {"scored_records": 500}, ["prepare", "evaluate", "decide"],
+        "split",
+        {"scored_records": 500},
+        ["prepare", "evaluate", "decide"],
         "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
     ),
     (
-        "gate", {"on": "pinned"}, ALL,
+        "gate",
+        {"on": "pinned"},
+        ALL,
         "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
     ),
     ("train", {"replay": 0.5}, [], "training, merging and evaluation stand"),
     (
-        "train", {"start": "champion"}, ["prepare", "decide"],
+        "train",
+        {"start": "champion"},
+        ["prepare", "decide"],
         "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
     ),
     (
-        "train", {"general_rows": 0.2}, ["prepare", "decide"],
+        "train",
+        {"general_rows": 0.2},
+        ["prepare", "decide"],
         "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
     ),
     ("train", {"rank": 4}, ALL[1:], "trains, merges, evaluates and decides again"),
     ("drop", {}, ALL, "prepares, trains, merges, evaluates and decides again"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("section", "values", "again", "words"), CHANGES)

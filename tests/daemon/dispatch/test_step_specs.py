@@ -25,9 +25,16 @@ ROW = '{{"instruction": "say {0}", "output": "{0}"}}\n'
 
 def end_worse(made: Any, claim: Claim, champion: str) -> None:
     said = Verdict(
-        outcome="worse", reasons=("harm_shown",), sentence="worse by 9.0 points", metric="exact_match", records=120,
-        groups=120, gain=-9.0, blames_new_drops=True, champion_model_id=champion,
-    )  # fmt: skip
+        outcome="worse",
+        reasons=("harm_shown",),
+        sentence="worse by 9.0 points",
+        metric="exact_match",
+        records=120,
+        groups=120,
+        gain=-9.0,
+        blames_new_drops=True,
+        champion_model_id=champion,
+    )
     made.attempt(claim, "decide")
     path = made.settings.state_folder / "runs" / str(claim.run_id) / "decide.json"
     durable.write_json(path, said.model_dump(mode="json"))

@@ -58,11 +58,22 @@ KILLED = PRELUDE + "os.kill(os.getpid(), {})"
 
 def spec_of(root: Path, script: str, *, run: int = 1, grace: float = 30.0) -> StepSpec:
     return StepSpec(
-        run=run, step="train", attempt=1, fence="f", root=str(root), folder=f"runs/{run}/attempts/train-1",
-        checkpoints=f"runs/{run}/checkpoints", predictions="predictions", argv=(sys.executable, "-c", script), env={},
-        inputs={}, drops=(), champion=ModelRef(model_id="m", path="m", generation=0), grace_seconds=grace,
+        run=run,
+        step="train",
+        attempt=1,
+        fence="f",
+        root=str(root),
+        folder=f"runs/{run}/attempts/train-1",
+        checkpoints=f"runs/{run}/checkpoints",
+        predictions="predictions",
+        argv=(sys.executable, "-c", script),
+        env={},
+        inputs={},
+        drops=(),
+        champion=ModelRef(model_id="m", path="m", generation=0),
+        grace_seconds=grace,
         config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
-    )  # fmt: skip
+    )
 
 
 def as_scripted(spec: StepSpec, _place: Path) -> tuple[str, ...]:

@@ -156,8 +156,10 @@ def test_a_bad_file_is_given_back_with_its_errors_and_nothing_of_it_is_kept(tmp_
         3,
     )
     assert [(found["line"], found["field"], found["rule"]) for found in errors["findings"]] == [
-        (2, "output", "misnamed_key"), (3, "output", "type"), (3, "instruction", "control_character"),
-    ]  # fmt: skip
+        (2, "output", "misnamed_key"),
+        (3, "output", "type"),
+        (3, "instruction", "control_character"),
+    ]
     drop = box.rows(Drop)[0]
     assert (drop.state, drop.findings, drop.reason) == ("rejected", 3, errors["reason"])
     assert (box.rows(Run), box.store(), box.no_litter()) == ([], [], True)
@@ -287,8 +289,11 @@ def test_the_same_content_is_a_duplicate_whose_receipt_says_of_which_drop(tmp_pa
     receipt = box.read("done/second.jsonl.receipt.json")
     assert receipt["state"] == "duplicate"
     assert receipt["duplicate_of"] == {
-        "drop": 1, "name": "first.jsonl", "received_at": "2027-01-15T08:00:00+00:00", "state": "accepted",
-    }  # fmt: skip
+        "drop": 1,
+        "name": "first.jsonl",
+        "received_at": "2027-01-15T08:00:00+00:00",
+        "state": "accepted",
+    }
     assert "the same content is drop 1 (first.jsonl)" in receipt["sentence"]
     assert len(box.rows(Run)) == 1
     assert box.rows(Run)[0].not_before == NOW + 60_000
@@ -312,13 +317,22 @@ def test_the_same_content_may_go_to_another_track_or_role(tmp_path: Path) -> Non
     kinds = [box.drop("a.jsonl", GOOD, folder).kind for folder in ("", "support", "heldout", "support/heldout")]
     assert kinds == ["accepted"] * 4
     assert [(drop.track, drop.role) for drop in box.rows(Drop)] == [
-        ("default", "train"), ("support", "train"), ("default", "heldout"), ("support", "heldout"),
-    ]  # fmt: skip
+        ("default", "train"),
+        ("support", "train"),
+        ("default", "heldout"),
+        ("support", "heldout"),
+    ]
     assert [run.track for run in box.rows(Run)] == ["default", "support"]
     assert box.files("done") == [
-        "a-2.jsonl", "a-2.jsonl.receipt.json", "a.jsonl", "a.jsonl.receipt.json",
-        "support/a-2.jsonl", "support/a-2.jsonl.receipt.json", "support/a.jsonl", "support/a.jsonl.receipt.json",
-    ]  # fmt: skip
+        "a-2.jsonl",
+        "a-2.jsonl.receipt.json",
+        "a.jsonl",
+        "a.jsonl.receipt.json",
+        "support/a-2.jsonl",
+        "support/a-2.jsonl.receipt.json",
+        "support/a.jsonl",
+        "support/a.jsonl.receipt.json",
+    ]
 
 
 @pytest.mark.parametrize("state", ["withdrawn", "suspended"])

@@ -196,8 +196,9 @@ def test_a_folder_of_no_declared_track_is_named_with_the_nearest_one(tmp_path: P
     for name in ("suport", "zzz", ".git"):
         (tmp_path / "inbox" / name).mkdir()
     assert watch.unknown_folders() == [
-        {"name": "suport", "nearest": "support"}, {"name": "zzz", "nearest": None},
-    ]  # fmt: skip
+        {"name": "suport", "nearest": "support"},
+        {"name": "zzz", "nearest": None},
+    ]
 
 
 def test_a_file_in_the_place_of_a_folder_is_a_clear_error(tmp_path: Path) -> None:

@@ -72,8 +72,9 @@ def test_what_has_not_arrived_is_listed_with_why(lived_in: Any, dropforge: Comma
     found = dropforge("messages", "--json").json
     assert found["addresses"] == ["json://127.0.0.1"]
     assert [(one["id"], one["state"], one["tries"], one["error"]) for one in found["messages"]] == [
-        (1, "pending", 1, "the answer was 500"), (2, "pending", 0, None),
-    ]  # fmt: skip
+        (1, "pending", 1, "the answer was 500"),
+        (2, "pending", 0, None),
+    ]
     assert "hunter2" not in done.out + str(found)
     with_urls(lived_in.folder)
     assert address in dropforge("messages").out

@@ -283,9 +283,13 @@ def test_the_heartbeat_is_asked_for_while_the_main_loop_is_well(
     beating = messenger.Messenger(lived_in.engine, lived_in.settings, Troubles(), lambda: now)
     counts = []
     for now, silent, beating.is_well in (  # noqa: B007 - the lambdas read them
-        (1000.0, 0.0, True), (1299.0, 0.0, True), (1300.0, 0.0, True),
-        (1700.0, 0.0, False), (1701.0, 121.0, True), (1702.0, 119.0, True),
-    ):  # fmt: skip
+        (1000.0, 0.0, True),
+        (1299.0, 0.0, True),
+        (1300.0, 0.0, True),
+        (1700.0, 0.0, False),
+        (1701.0, 121.0, True),
+        (1702.0, 119.0, True),
+    ):
         beating.ping()
         counts.append(len(address.asked))
     assert counts == [1, 1, 2, 2, 2, 3]
@@ -309,9 +313,10 @@ def test_a_heartbeat_that_is_not_taken_is_a_trouble_until_it_is(lived_in: Any, a
 
 def test_no_secret_of_an_address_is_in_database_log_or_trouble(lived_in: Any, address: Address) -> None:
     with_messages(
-        lived_in, urls=[address.url, "nonsense://xoxb-secret-token", "json://u:hunter2@127.0.0.1:1/"],
+        lived_in,
+        urls=[address.url, "nonsense://xoxb-secret-token", "json://u:hunter2@127.0.0.1:1/"],
         heartbeat_url="http://127.0.0.1:1/secret-token",
-    )  # fmt: skip
+    )
     fail_hook(lived_in, "one")
     troubles = Troubles()
     with capture_logs() as logs:

@@ -178,10 +178,20 @@ def test_what_is_left_to_the_digest_is_not_told_at_once(lived_in: Any) -> None:
 
 #: Names that are markup, a mention, a link, a command or another line somewhere.
 HOSTILE = (
-    "<!channel> <@U123> <b>x</b>.jsonl", "@everyone @here.jsonl", "[click](http://evil.example).jsonl",
-    "*bold* `code` ~s~ # head.jsonl", "https://evil.example/x", "www.evil.example", "a\nundo: rm -rf.jsonl",
-    "\x1b[2Jred\x07.jsonl", "\u202egnp.jsonl", "&lt;script&gt;", "a|b||spoiler||", "\\u0041 \\n.jsonl", "x" * 500,
-)  # fmt: skip
+    "<!channel> <@U123> <b>x</b>.jsonl",
+    "@everyone @here.jsonl",
+    "[click](http://evil.example).jsonl",
+    "*bold* `code` ~s~ # head.jsonl",
+    "https://evil.example/x",
+    "www.evil.example",
+    "a\nundo: rm -rf.jsonl",
+    "\x1b[2Jred\x07.jsonl",
+    "\u202egnp.jsonl",
+    "&lt;script&gt;",
+    "a|b||spoiler||",
+    "\\u0041 \\n.jsonl",
+    "x" * 500,
+)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -50,9 +50,14 @@ def test_the_run_in_hand_says_where_it_is(found: dict[Sample, float]) -> None:
     names = ("number", "progress_ratio", "loss", "dev_loss", "tokens_per_second", "eta_seconds", "memory_bytes")
     told = {name: value(found, f"run_{name}", track="default") for name in names}
     assert told == {
-        "number": 3, "progress_ratio": 0.4, "loss": 0.5, "dev_loss": 0.6, "tokens_per_second": 250.0,
-        "eta_seconds": 75.0, "memory_bytes": 2_300_000_000,
-    }  # fmt: skip
+        "number": 3,
+        "progress_ratio": 0.4,
+        "loss": 0.5,
+        "dev_loss": 0.6,
+        "tokens_per_second": 250.0,
+        "eta_seconds": 75.0,
+        "memory_bytes": 2_300_000_000,
+    }
 
 
 def test_verdicts_gain_and_champion_are_those_of_the_database(lived_in: Any, found: dict[Sample, float]) -> None:

@@ -34,9 +34,16 @@ def add(engine: Engine, state: DropState, role: str = "train", sha256: str = "0"
             session.flush()
             first = row.id
         drop = Drop(
-            track="default", role=role, state=state, name_bytes=b"a", name="a", sha256=sha256, size_bytes=1,
-            received_at=NOW, first_run=first,
-        )  # fmt: skip
+            track="default",
+            role=role,
+            state=state,
+            name_bytes=b"a",
+            name="a",
+            sha256=sha256,
+            size_bytes=1,
+            received_at=NOW,
+            first_run=first,
+        )
         session.add(drop)
         session.flush()
         return drop.id or 0

@@ -64,10 +64,16 @@ def drop(engine: Engine, number: int = 1, track: str = "default", role: str = "t
     with transaction(engine) as session:
         session.add(
             Drop(
-                track=track, role=role, state=DropState.ACCEPTED, name_bytes=b"a", name="a", sha256=f"{number:064x}",
-                size_bytes=1, received_at=1,
+                track=track,
+                role=role,
+                state=DropState.ACCEPTED,
+                name_bytes=b"a",
+                name="a",
+                sha256=f"{number:064x}",
+                size_bytes=1,
+                received_at=1,
             )
-        )  # fmt: skip
+        )
 
 
 def slots(engine: Engine) -> list[tuple[str, int, str, int | None]]:
@@ -302,8 +308,9 @@ MINUTE_MS = 60_000
 #: What a daemon lives through: how far its clock goes on, whether it starts anew, and where the clock is set to then.
 TURNS = st.lists(
     st.tuples(st.integers(1, 2000), st.booleans(), st.sampled_from([0, 0, 0, 0, -2000, -90, -5, 5, 90, 2000])),
-    min_size=1, max_size=40,
-)  # fmt: skip
+    min_size=1,
+    max_size=40,
+)
 
 
 @given(turns=TURNS, zone=st.sampled_from(["UTC", *ZONES]))

@@ -32,10 +32,17 @@ def queue_runs(engine: Engine, *names: str) -> list[int]:
             tracks.ensure_track(session, name, 0)
             session.add(
                 Drop(
-                    track=name, role="train", state="accepted", name_bytes=b"a.jsonl", name="a.jsonl",
-                    sha256=name * 8, size_bytes=10, rows=5, received_at=1,
+                    track=name,
+                    role="train",
+                    state="accepted",
+                    name_bytes=b"a.jsonl",
+                    name="a.jsonl",
+                    sha256=name * 8,
+                    size_bytes=10,
+                    rows=5,
+                    received_at=1,
                 )
-            )  # fmt: skip
+            )
             session.flush()
             numbers.append(run_queue.enqueue(session, name, "drop", 0, 0).id or 0)
     return numbers

@@ -32,10 +32,17 @@ def queue_run(engine: Engine, track: str) -> int:
         tracks.ensure_track(session, track, 0)
         session.add(
             Drop(
-                track=track, role="train", state="accepted", name_bytes=b"a.jsonl", name="a.jsonl", sha256=track * 8,
-                size_bytes=10, rows=5, received_at=1,
+                track=track,
+                role="train",
+                state="accepted",
+                name_bytes=b"a.jsonl",
+                name="a.jsonl",
+                sha256=track * 8,
+                size_bytes=10,
+                rows=5,
+                received_at=1,
             )
-        )  # fmt: skip
+        )
         session.flush()
         return run_queue.enqueue(session, track, "drop", 0, 0).id or 0
 

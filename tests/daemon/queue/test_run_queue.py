@@ -43,9 +43,16 @@ def refuse(_session: Session, _track: Track) -> RunConfig:
 def drop(session: Session, track: str = "default", role: str = "train", state: str = DropState.ACCEPTED) -> int:
     number = len(session.exec(select(Drop)).all()) + 1
     row = Drop(
-        track=track, role=role, state=state, name_bytes=b"a.jsonl", name="a.jsonl", sha256=f"{number:064x}",
-        size_bytes=10, rows=5, received_at=1,
-    )  # fmt: skip
+        track=track,
+        role=role,
+        state=state,
+        name_bytes=b"a.jsonl",
+        name="a.jsonl",
+        sha256=f"{number:064x}",
+        size_bytes=10,
+        rows=5,
+        received_at=1,
+    )
     session.add(row)
     session.flush()
     return row.id or 0
@@ -247,8 +254,11 @@ def test_a_run_that_cannot_be_configured_stays_queued_says_why_once_and_lets_oth
     assert claim.run_id == other
     run = load(engine, blocked)
     assert (run.state, run.error, run.hint, run.not_before) == (
-        RunState.QUEUED, "the base model is gone", "set base_model", 30_100,
-    )  # fmt: skip
+        RunState.QUEUED,
+        "the base model is gone",
+        "set base_model",
+        30_100,
+    )
     run_owner.finish(engine, claim, run_queue.Ending("promoted", "better"), 200)
     assert run_owner.claim(engine, 30_100, refuse) is None
     assert events(engine, blocked) == ["run_queued", "run_blocked"]
@@ -568,8 +578,11 @@ def test_what_the_first_run_fixes_stays(engine: Engine) -> None:
     with transaction(engine) as session:
         track = session.get_one(Track, "default")
     assert (track.metric, track.max_new_tokens, track.split, track.eval_batch_size) == (
-        "exact_match", 8, {"dev": 0.1}, 4,
-    )  # fmt: skip
+        "exact_match",
+        8,
+        {"dev": 0.1},
+        4,
+    )
     assert events(engine, claim.run_id).count("track_fixed") == 1
 
 

@@ -49,9 +49,16 @@ class Box:
             tracks.ensure_track(session, "default", self.tick())
             number = len(session.exec(select(Drop)).all()) + 1
             row = Drop(
-                track="default", role=role, state=DropState.ACCEPTED, name_bytes=b"a", name=f"{number}.jsonl",
-                sha256=f"{number:064x}", size_bytes=1, rows=5, received_at=self.now,
-            )  # fmt: skip
+                track="default",
+                role=role,
+                state=DropState.ACCEPTED,
+                name_bytes=b"a",
+                name=f"{number}.jsonl",
+                sha256=f"{number:064x}",
+                size_bytes=1,
+                rows=5,
+                received_at=self.now,
+            )
             session.add(row)
             session.flush()
             if role == "train":
@@ -81,9 +88,16 @@ class Box:
             track = session.get_one(Track, "default")
             generation = (track.champion_generation or 0) + 1
             promotion = Promotion(
-                track="default", run_id=run.id, state=PromotionState.DONE, generation=generation, model_id=f"m{run.id}",
-                model_path="m", reason="better", created_at=self.now, drops=in_snapshot(run),
-            )  # fmt: skip
+                track="default",
+                run_id=run.id,
+                state=PromotionState.DONE,
+                generation=generation,
+                model_id=f"m{run.id}",
+                model_path="m",
+                reason="better",
+                created_at=self.now,
+                drops=in_snapshot(run),
+            )
             session.add(promotion)
             track.champion_generation, track.champion_model_id = generation, f"m{run.id}"
             session.add(track)
@@ -94,9 +108,15 @@ class Box:
             track = session.get_one(Track, "default")
             generation = (track.champion_generation or 0) + 1
             rolled = Promotion(
-                track="default", kind="rollback", state=PromotionState.DONE, generation=generation, model_id=model,
-                model_path="m", reason="it disappointed", created_at=self.now,
-            )  # fmt: skip
+                track="default",
+                kind="rollback",
+                state=PromotionState.DONE,
+                generation=generation,
+                model_id=model,
+                model_path="m",
+                reason="it disappointed",
+                created_at=self.now,
+            )
             session.add(rolled)
             track.champion_generation, track.champion_model_id = generation, model
             session.add(track)
@@ -145,10 +165,17 @@ def verdict(
 ) -> Verdict:
     return Verdict.model_validate(
         {
-            "outcome": outcome, "reasons": (), "sentence": outcome, "metric": "exact_match",
-            "records": 120, "groups": 120, "losses": wrong, "blames_new_drops": blames, "lost_drops": lost,
+            "outcome": outcome,
+            "reasons": (),
+            "sentence": outcome,
+            "metric": "exact_match",
+            "records": 120,
+            "groups": 120,
+            "losses": wrong,
+            "blames_new_drops": blames,
+            "lost_drops": lost,
         }
-    )  # fmt: skip
+    )
 
 
 WORSE, QUIET, WINS = verdict("worse", blames=True, wrong=23), verdict(), verdict("promoted")

@@ -451,11 +451,22 @@ def test_every_setting_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "127.0.0.1:8000/v1", "ftp://host/v1", "http://", "https:///v1", "http://user:sk-secret@host/v1",
-        "https://host/v1?key=sk-secret", "http://host:port/v1", "http://host:0/v1", "http://[::1/v1", "http://a b/v1",
-        "https://host/v1#x", "https://host/v1/chat/completions", "file:///etc/passwd", "http://host/v1\\n",
+        "127.0.0.1:8000/v1",
+        "ftp://host/v1",
+        "http://",
+        "https:///v1",
+        "http://user:sk-secret@host/v1",
+        "https://host/v1?key=sk-secret",
+        "http://host:port/v1",
+        "http://host:0/v1",
+        "http://[::1/v1",
+        "http://a b/v1",
+        "https://host/v1#x",
+        "https://host/v1/chat/completions",
+        "file:///etc/passwd",
+        "http://host/v1\\n",
     ],
-)  # fmt: skip
+)
 def test_a_judge_at_no_usable_address_is_refused_without_repeating_it(file: Path, url: str) -> None:
     error = refused(file, f'[judge]\nurl = "{url}"\nmodel = "m"')
     assert error.message.startswith(f"{file}: judge.url: must be the http:// or https:// address")

@@ -109,8 +109,9 @@ def test_config_show_and_check(file: Path, dropforge: Any, monkeypatch: pytest.M
     write_model(file.parent / "base", b"w")
     ended = dropforge("config", "check")
     assert (ended.code, ended.out) == (
-        0, "dropforge.toml: the settings can be used, for track default and track support\n",
-    )  # fmt: skip
+        0,
+        "dropforge.toml: the settings can be used, for track default and track support\n",
+    )
     file.write_text("[train]\nepochs = -1\n")
     monkeypatch.delenv("DROPFORGE_TRAIN__EPOCHS")
     ended = dropforge("config", "check")

@@ -24,15 +24,36 @@ needs_user = pytest.mark.skipif(
 )
 WHY = ("--reason", "x")
 CHANGES = [
-    ("drops", "withdraw", "1", *WHY), ("drops", "restore", "2", *WHY), ("hook",), ("cancel", "3"), ("retry", "2"),
-    ("promote", "1"), ("promote", "1", "--force", *WHY), ("rollback", *WHY), ("gc",),
-]  # fmt: skip
+    ("drops", "withdraw", "1", *WHY),
+    ("drops", "restore", "2", *WHY),
+    ("hook",),
+    ("cancel", "3"),
+    ("retry", "2"),
+    ("promote", "1"),
+    ("promote", "1", "--force", *WHY),
+    ("rollback", *WHY),
+    ("gc",),
+]
 #: Whatever else looks at the database.
 OTHERS = [
-    ("train",), ("watch",), ("wait", "3"), ("ask", "x"), ("move", "3", "--first"), ("pause", *WHY),
-    ("resume",), ("logs", "1"), ("compare", "1", "2"), ("review", "1"), ("export", "--to", "copy"), ("backup",),
-    ("restore", ".dropforge/dropforge.db"), ("messages",), ("metrics",), ("drops", "accept", "1"), ("doctor",),
-]  # fmt: skip
+    ("train",),
+    ("watch",),
+    ("wait", "3"),
+    ("ask", "x"),
+    ("move", "3", "--first"),
+    ("pause", *WHY),
+    ("resume",),
+    ("logs", "1"),
+    ("compare", "1", "2"),
+    ("review", "1"),
+    ("export", "--to", "copy"),
+    ("backup",),
+    ("restore", ".dropforge/dropforge.db"),
+    ("messages",),
+    ("metrics",),
+    ("drops", "accept", "1"),
+    ("doctor",),
+]
 QUESTIONS = [("status",), ("drops",), ("runs",), ("show", "1"), ("champion",), ("history",), ("report", "1")]
 
 

@@ -475,9 +475,15 @@ def kill_at(point: int) -> None:
         return call
 
     for module, name in (
-        (os, "fsync"), (os, "rename"), (os, "unlink"), (os, "mkdir"), (os, "rmdir"), (os, "pwrite"),
-        (shutil, "copyfile"), (sqlite3, "connect"),
-    ):  # fmt: skip
+        (os, "fsync"),
+        (os, "rename"),
+        (os, "unlink"),
+        (os, "mkdir"),
+        (os, "rmdir"),
+        (os, "pwrite"),
+        (shutil, "copyfile"),
+        (sqlite3, "connect"),
+    ):
         setattr(module, name, before(getattr(module, name)))
 
 

@@ -98,21 +98,33 @@ def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_fro
     from pipeline.train.step import train  # noqa: PLC0415
 
     config = RunConfig(
-        track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s",
-        train=TrainConfig(**{
-            **tiny.settings(), "quantization": "auto", "method": method, "epochs": 1.0, "checkpoint_minutes": 1e-6
-        }),
-    )  # fmt: skip
+        track="default",
+        base_model=str(tiny_llama),
+        base_model_id=model_id(tiny_llama),
+        salt="s",
+        train=TrainConfig(
+            **{**tiny.settings(), "quantization": "auto", "method": method, "epochs": 1.0, "checkpoint_minutes": 1e-6}
+        ),
+    )
     (tmp_path / "data").mkdir()
     rows = [{**row, "id": "x", "drop": 1} for row in tiny.rows(64, seed=1)]
     for name, part in (("train", rows[:40]), ("dev", rows[40:])):
         (tmp_path / f"data/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     dataset = Dataset(
-        folder="data", train_rows=40, dev_rows=24, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
+        folder="data",
+        train_rows=40,
+        dev_rows=24,
+        heldout_rows=0,
+        heldout_groups=0,
+        heldout_pinned=False,
         heldout_version="v",
-        dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0, removed_heldout=0,
-        metric="exact_match", max_new_tokens=8,
-    )  # fmt: skip
+        dataset_sha256=dataset_hash(tmp_path / "data"),
+        duplicates=0,
+        replaced=0,
+        removed_heldout=0,
+        metric="exact_match",
+        max_new_tokens=8,
+    )
     trained = make_attempt("train", config=config, inputs={"prepare": dataset})
     adapter = train(trained)
     merged = make_attempt("merge", config=config, inputs={"prepare": dataset, "train": adapter})
@@ -137,11 +149,14 @@ def test_the_number_of_checkpoints_is_that_of_the_trainer() -> None:
 def test_every_size_of_a_run_counts(tiny_llama: Path) -> None:
     def needs(**changed: Any) -> dict[str, int]:
         config = RunConfig(
-            track="t", base_model=str(tiny_llama), base_model_id="b", salt="s",
+            track="t",
+            base_model=str(tiny_llama),
+            base_model_id="b",
+            salt="s",
             train=TrainConfig(rank=changed.pop("rank", 8), **changed.pop("train", {})),
             split=SplitConfig(scored_records=changed.pop("records", 100)),
             evaluate=EvaluateConfig(max_new_tokens=changed.pop("tokens", 16)),
-        )  # fmt: skip
+        )
         return needed_bytes(config, changed.pop("data", 1000), changed.pop("rows", 10))
 
     assert needs(rank=16)["train"] > needs()["train"]
@@ -338,8 +353,10 @@ def test_status_says_how_much_room_there_is_and_what_stops_for_want_of_it(
     free(5 * GB)
     assert "disk: 5.0 GB free\n" in dropforge("status").out
     assert dropforge("status", "--json").json["disk"] == {
-        "free_bytes": 5 * GB, "low_water_bytes": GB, "shortage": None,
-    }  # fmt: skip
+        "free_bytes": 5 * GB,
+        "low_water_bytes": GB,
+        "shortage": None,
+    }
     free(GB - 1)
     assert "no run begins and files stay in the inbox until there is room" in dropforge("status").out
     assert "1000 MB free" in dropforge("status", "--json").json["disk"]["shortage"]

@@ -68,43 +68,73 @@ class History:
             track.base_model_id = track.champion_model_id = "base"
             track.champion_generation = 0
             session.add(track)
-            session.add(Promotion(
-                track="default", state="done", generation=0, model_id="base", model_path=str(self.base),
-                reason="base model", created_at=NOW - 100 * DAY, done_at=NOW - 100 * DAY,
-            ))  # fmt: skip
+            session.add(
+                Promotion(
+                    track="default",
+                    state="done",
+                    generation=0,
+                    model_id="base",
+                    model_path=str(self.base),
+                    reason="base model",
+                    created_at=NOW - 100 * DAY,
+                    done_at=NOW - 100 * DAY,
+                )
+            )
         self.point("champion", self.base)
 
     def run(
-        self, state: str = "succeeded", *, days: float = 1, model: str | None = "", outcome: str = "worse",
+        self,
+        state: str = "succeeded",
+        *,
+        days: float = 1,
+        model: str | None = "",
+        outcome: str = "worse",
         attempts: tuple[str, ...] = ("published",),
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Add a run that ended `days` ago with its files; `model` is its name ("" gives it one of its own)."""
         over = state in ENDED
         with transaction(self.engine) as session:
             drop = Drop(
-                track="default", role="train", state="accepted", name_bytes=b"d", name="d", size_bytes=1,
-                sha256=f"{random.Random(len(list(self.root.glob('drops/*')))).getrandbits(256):064x}", received_at=NOW,
-            )  # fmt: skip
+                track="default",
+                role="train",
+                state="accepted",
+                name_bytes=b"d",
+                name="d",
+                size_bytes=1,
+                sha256=f"{random.Random(len(list(self.root.glob('drops/*')))).getrandbits(256):064x}",
+                received_at=NOW,
+            )
             session.add(drop)
             if state == RunState.QUEUED and session.exec(select(Run).where(Run.state == "queued")).first():
                 state = RunState.WAITING
             row = Run(
-                track="default", state=state, trigger="drop", created_at=NOW - 90 * DAY, not_before=0,
+                track="default",
+                state=state,
+                trigger="drop",
+                created_at=NOW - 90 * DAY,
+                not_before=0,
                 token="t" if state == RunState.RUNNING else None,
                 ended_at=NOW - round(days * DAY) if over else None,
                 outcome=outcome if state == RunState.SUCCEEDED else None,
                 snapshot=None if state == RunState.QUEUED else [{"path": f"drops/{drop.sha256}.jsonl"}],
-            )  # fmt: skip
+            )
             session.add(row)
             session.flush()
             number = row.id or 0
             name = f"{number:04d}" if model == "" else model
             for count, attempt in enumerate(attempts, 1):
                 if state != RunState.QUEUED:
-                    session.add(Attempt(
-                        run_id=number, step="train", number=count, fence=f"{number}-{count}", started_at=0,
-                        state=attempt, ended_at=1,
-                    ))  # fmt: skip
+                    session.add(
+                        Attempt(
+                            run_id=number,
+                            step="train",
+                            number=count,
+                            fence=f"{number}-{count}",
+                            started_at=0,
+                            state=attempt,
+                            ended_at=1,
+                        )
+                    )
         write(self.root / "drops" / f"{drop.sha256}.jsonl", "{}\n")
         if state == RunState.QUEUED:
             return number
@@ -134,11 +164,20 @@ class History:
         with transaction(self.engine) as session:
             track = session.get_one(Track, "default")
             generation = (track.champion_generation or 0) + 1
-            session.add(Promotion(
-                track="default", run_id=run, generation=generation, model_id=name, model_path=path,
-                previous_model_id=track.champion_model_id, previous_path=track.champion_path, reason="better",
-                created_at=NOW, done_at=NOW,
-            ))  # fmt: skip
+            session.add(
+                Promotion(
+                    track="default",
+                    run_id=run,
+                    generation=generation,
+                    model_id=name,
+                    model_path=path,
+                    previous_model_id=track.champion_model_id,
+                    previous_path=track.champion_path,
+                    reason="better",
+                    created_at=NOW,
+                    done_at=NOW,
+                )
+            )
             previous = track.champion_path or ""
             track.champion_generation, track.champion_model_id, track.champion_path = generation, name, path
             session.add(track)
@@ -186,13 +225,22 @@ def test_the_newest_losers_are_kept_and_the_others_leave_their_story_only(histor
     assert made.there(f"models/{old:04d}", f"models/{new:04d}") == [False, True]
     assert made.there(f"runs/{new}/attempts/train-1/adapter", f"runs/{new}/checkpoints") == [True, False]
     assert {path for path in made.files() if path.startswith(f"runs/{old}/")} == {
-        f"runs/{old}/{name}" for name in (
-            "attempts", "attempts/prepare-1", "attempts/prepare-1/log.txt", "attempts/train-1",
-            "attempts/train-1/log.txt", "attempts/evaluate-1", "attempts/evaluate-1/report",
-            "attempts/evaluate-1/report/records.jsonl", "evaluate.json", "merge.removed.json", "prepare.removed.json",
+        f"runs/{old}/{name}"
+        for name in (
+            "attempts",
+            "attempts/prepare-1",
+            "attempts/prepare-1/log.txt",
+            "attempts/train-1",
+            "attempts/train-1/log.txt",
+            "attempts/evaluate-1",
+            "attempts/evaluate-1/report",
+            "attempts/evaluate-1/report/records.jsonl",
+            "evaluate.json",
+            "merge.removed.json",
+            "prepare.removed.json",
             "train.removed.json",
         )
-    }  # fmt: skip
+    }
     assert found.bytes == 100 + 30 + 20 + 50 + 50
     assert {item.why for item in found.items if item.path.startswith(f"models/{old:04d}")} == {
         f"run {old}: worse, beyond gc.keep_models = 1"
@@ -234,9 +282,13 @@ def made_snapshot(made: History, run: int) -> list[dict[str, Any]]:
 def test_leftovers_of_dead_processes_go_when_they_are_older_than_a_day(history: Callable[..., History]) -> None:
     made = history()
     stale = [
-        "incoming/1.tmp", ".watcher.json.5.tmp", "tracks/default/.base.json.1.tmp", "spool/queue/.x.json.1.tmp",
-        "models/unknown", "runs/77",
-    ]  # fmt: skip
+        "incoming/1.tmp",
+        ".watcher.json.5.tmp",
+        "tracks/default/.base.json.1.tmp",
+        "spool/queue/.x.json.1.tmp",
+        "models/unknown",
+        "runs/77",
+    ]
     for path in stale:
         write(made.root / path / ("file" if path in {"models/unknown", "runs/77"} else ""), "x")
     assert made.collect(now=round(1000 * (made.root / "incoming").stat().st_mtime) + DAY - 60_000).items == ()
@@ -550,10 +602,14 @@ RUNS = st.lists(
     st.tuples(STATES, st.floats(0, 60), st.sampled_from(["", "shared"]), st.sampled_from([False, False, True])),
     max_size=8,
 )
-LIMITS = st.fixed_dictionaries({
-    "keep_models": st.integers(0, 2), "keep_champions": st.integers(1, 2), "keep_days": st.floats(0, 40),
-    "keep_bytes": st.integers(0, 600),
-})  # fmt: skip
+LIMITS = st.fixed_dictionaries(
+    {
+        "keep_models": st.integers(0, 2),
+        "keep_champions": st.integers(1, 2),
+        "keep_days": st.floats(0, 40),
+        "keep_bytes": st.integers(0, 600),
+    }
+)
 
 
 @pytest.fixture(scope="module")

@@ -56,9 +56,21 @@ def test_where_all_is_well_no_line_is_bad_and_each_thing_has_its_line(settings: 
     found = lines(settings)
     assert {name for name, finding in found.items() if finding.level != "ok"} == {"daemon"}
     assert set(found) == {
-        "sqlite", "database", "journal", "state", "inbox", "space", "leases", "inotify", "base of default",
-        "memory of default", "suites of default", "training", "daemon", "clock",
-    }  # fmt: skip
+        "sqlite",
+        "database",
+        "journal",
+        "state",
+        "inbox",
+        "space",
+        "leases",
+        "inotify",
+        "base of default",
+        "memory of default",
+        "suites of default",
+        "training",
+        "daemon",
+        "clock",
+    }
     assert found["sqlite"].text.startswith(f"SQLite {sqlite3.sqlite_version} ")
     assert "synchronous EXTRA" in found["journal"].text
     assert "Europe/Berlin" in found["clock"].text
@@ -135,14 +147,21 @@ TROUBLES: dict[str, tuple[Callable[[Settings, pytest.MonkeyPatch], object], str,
     "state on NFS": (nfs, "state", "bad", "local disk"),
     "inbox on NFS": (nfs, "inbox", "warn", "polling"),
     "a restore was cut off": (
-        lambda settings, _: (settings.state_folder / RESTORING).write_text("{}"), "database", "bad",
+        lambda settings, _: (settings.state_folder / RESTORING).write_text("{}"),
+        "database",
+        "bad",
         "dropforge restore",
     ),
     "no database": (
-        lambda settings, _: (settings.state_folder / DATABASE_NAME).unlink(), "database", "warn", "dropforge run",
+        lambda settings, _: (settings.state_folder / DATABASE_NAME).unlink(),
+        "database",
+        "warn",
+        "dropforge run",
     ),
     "no database at all": (
-        lambda settings, _: (settings.state_folder / DATABASE_NAME).write_text("hello" * 500), "database", "bad",
+        lambda settings, _: (settings.state_folder / DATABASE_NAME).write_text("hello" * 500),
+        "database",
+        "bad",
         "dropforge restore",
     ),
     "a row without its parent": (orphan, "database", "bad", "dropforge restore"),
@@ -152,12 +171,14 @@ TROUBLES: dict[str, tuple[Callable[[Settings, pytest.MonkeyPatch], object], str,
     "no leases": (no_leases, "leases", "warn", "settle_seconds"),
     "few watches": (few_watches, "inotify", "warn", "sysctl"),
     "a base model without weights": (
-        lambda settings, _: (Path(settings.base_model) / "model.safetensors").unlink(), "base of default", "bad",
+        lambda settings, _: (Path(settings.base_model) / "model.safetensors").unlink(),
+        "base of default",
+        "bad",
         "save_pretrained",
     ),
     "no torch": (no_torch, "training", "bad", "dropforge[train]"),
     "events of the future": (future, "clock", "warn", "timedatectl"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
@@ -243,8 +264,9 @@ def test_suites_are_read_as_a_run_reads_them(
     ]
     own.write_text('{"instruction": "a", "output": "b"}\n')
     assert said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")[1] == (
-        "ok", f"{own}: 1 item",
-    )  # fmt: skip
+        "ok",
+        f"{own}: 1 item",
+    )
 
 
 def judged(settings: Settings, url: str) -> Settings:
@@ -271,8 +293,9 @@ def test_a_judge_that_does_not_listen_or_lacks_its_key_is_a_warning(
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     found = [one for one in examine(judged(settings, url)) if one.name == "judge"]
     assert [(one.level, one.text.partition(":")[0]) for one in found] == [
-        ("warn", "JUDGE_KEY is not set in this shell"), ("warn", "http"),
-    ]  # fmt: skip
+        ("warn", "JUDGE_KEY is not set in this shell"),
+        ("warn", "http"),
+    ]
     assert all("runs are decided without a judge" in one.remedy for one in found)
     assert "does not listen" in found[1].text
 

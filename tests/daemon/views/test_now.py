@@ -47,8 +47,12 @@ def test_each_stage_is_done_running_or_to_do(lived_in: Any) -> None:
     durable.write_json(root / "runs/3/prepare.json", {})
     found = stages(Overview(root), 3)
     assert [(one.step, one.state) for one in found] == [
-        ("prepare", "done"), ("train", "running"), ("merge", "to do"), ("evaluate", "to do"), ("decide", "to do"),
-    ]  # fmt: skip
+        ("prepare", "done"),
+        ("train", "running"),
+        ("merge", "to do"),
+        ("evaluate", "to do"),
+        ("decide", "to do"),
+    ]
     assert found[0].seconds == 60
     assert found[1].seconds is not None
     with pytest.raises(NotThere):

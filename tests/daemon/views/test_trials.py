@@ -24,9 +24,16 @@ def record(word: str) -> str:
 
 def end_worse(made: Any, claim: Claim, losses: tuple[DropLoss, ...] = ()) -> None:
     said = Verdict(
-        outcome="worse", reasons=("harm_shown",), sentence="worse by 9.0 points", metric="exact_match", records=120,
-        groups=120, losses=23, blames_new_drops=True, champion_losses=losses,
-    )  # fmt: skip
+        outcome="worse",
+        reasons=("harm_shown",),
+        sentence="worse by 9.0 points",
+        metric="exact_match",
+        records=120,
+        groups=120,
+        losses=23,
+        blames_new_drops=True,
+        champion_losses=losses,
+    )
 
     def still(session: Session, run: Run) -> None:
         suspects.follow_verdict(session, made.settings, run, said, made.now)

@@ -17,10 +17,27 @@ from daemon.views.overview import Overview
 from daemon.views.reader import reading
 
 PAGES = (
-    "/", "/runs", "/runs?track=default&state=failed", "/runs?before=3", "/runs/1", "/runs/2", "/runs/3", "/drops",
-    "/drops?track=default&state=rejected", "/drops?before=4", "/drops/1", "/drops/2", "/drops/4", "/tracks/default",
-    "/tracks/support", "/tracks/default?before=1", "/compare", "/compare?runs=1,2", "/inbox", "/inbox?before=4",
-)  # fmt: skip
+    "/",
+    "/runs",
+    "/runs?track=default&state=failed",
+    "/runs?before=3",
+    "/runs/1",
+    "/runs/2",
+    "/runs/3",
+    "/drops",
+    "/drops?track=default&state=rejected",
+    "/drops?before=4",
+    "/drops/1",
+    "/drops/2",
+    "/drops/4",
+    "/tracks/default",
+    "/tracks/support",
+    "/tracks/default?before=1",
+    "/compare",
+    "/compare?runs=1,2",
+    "/inbox",
+    "/inbox?before=4",
+)
 MARKUP = '<script>alert(1)</script><img src=x onerror=alert(1)>" onmouseover="alert(1)'
 TURNS = "\u202e\u2066\x1b[31m\x00\x7f"
 #: Elements and attributes by which a page could run or load something.

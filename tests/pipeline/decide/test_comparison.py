@@ -32,11 +32,15 @@ def read(tmp_path: Path) -> Read:
         write("former-2.jsonl", more.pop("former_lines", []))
         numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
         facts: dict[str, Any] = {
-            "folder": "report", "metric": "exact_match", "heldout_version": "v", "records": len(lines),
+            "folder": "report",
+            "metric": "exact_match",
+            "heldout_version": "v",
+            "records": len(lines),
             "candidate": Scores.model_validate({"model_id": "new", **numbers}),
             "champion": Scores.model_validate({"model_id": "old", **numbers}),
-            "champion_generation": 3, "prediction_keys": {},
-        }  # fmt: skip
+            "champion_generation": 3,
+            "prediction_keys": {},
+        }
         return read_comparison(tmp_path, Evaluation.model_validate({**facts, **more}), None)
 
     return run

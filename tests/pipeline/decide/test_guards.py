@@ -70,9 +70,15 @@ def lost_of(items: int, lost: int, gained: int = 0) -> Floats:
 def opinion(wins: int, losses: int) -> Opinion:
     said = ["win"] * wins + ["loss"] * losses
     made = Judgement(
-        folder="j", model="judge-7b", records=len(said), wins=wins, losses=losses, ties=0,
-        inconsistent=0, failed=0,
-    )  # fmt: skip
+        folder="j",
+        model="judge-7b",
+        records=len(said),
+        wins=wins,
+        losses=losses,
+        ties=0,
+        inconsistent=0,
+        failed=0,
+    )
     return Opinion(made, dict(zip(compare("exact_match", good()).ids, said, strict=False)))
 
 
@@ -141,8 +147,9 @@ def test_a_drop_that_the_champion_does_not_know_has_nothing_to_lose() -> None:
     verdict = verdict_on(with_drops(30, 120), known=frozenset({1}))
     assert verdict.outcome == "promoted"
     assert {row.label for row in verdict.guards if row.guard == "slice"} == {
-        "drop 1", "records of drops that the champion knows",
-    }  # fmt: skip
+        "drop 1",
+        "records of drops that the champion knows",
+    }
 
 
 def test_tags_are_slices_whose_tests_share_their_level() -> None:
@@ -194,8 +201,10 @@ def anchored(*former: int, lost: int = 1, size: int = 100, gained: int = 0, **ma
     right = np.ones(size)
     right[:gained] = 0  # what no former champion could
     lines = [
-        *lines_of([1.0] * (size - lost), [1.0] * (size - lost)), *yes_or_no(0, lost, 0), *yes_or_no(60, 2, 138),
-    ]  # fmt: skip
+        *lines_of([1.0] * (size - lost), [1.0] * (size - lost)),
+        *yes_or_no(0, lost, 0),
+        *yes_or_no(60, 2, 138),
+    ]
     for place, line in enumerate(lines):
         line["id"] = line["group"] = f"{place:06x}"
         line.update(drop=1 if place < size else 2, **marks)

@@ -48,25 +48,45 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
         (tmp_path / "attempt").mkdir()
         (tmp_path / "evaluated").mkdir()
         facts = {
-            "folder": "dataset", "train_rows": 1, "dev_rows": 0, "heldout_rows": len(lines or ()),
+            "folder": "dataset",
+            "train_rows": 1,
+            "dev_rows": 0,
+            "heldout_rows": len(lines or ()),
             "heldout_groups": len(lines or ()),
-            "heldout_pinned": False, "heldout_version": "v", "dataset_sha256": "d", "duplicates": 0, "replaced": 0,
-            "removed_heldout": 0, "metric": "exact_match", "max_new_tokens": 8,
-        }  # fmt: skip
+            "heldout_pinned": False,
+            "heldout_version": "v",
+            "dataset_sha256": "d",
+            "duplicates": 0,
+            "replaced": 0,
+            "removed_heldout": 0,
+            "metric": "exact_match",
+            "max_new_tokens": 8,
+        }
         durable.write_json(tmp_path / "prepare.json", Dataset.model_validate({**facts, **dataset}).model_dump())
         inputs = {"prepare": "prepare.json"}
         if lines is not None:
             write_evaluation(tmp_path, lines)
             inputs["evaluate"] = "evaluate.json"
         spec = StepSpec(
-            run=7, step="decide", attempt=1, fence="f", root=str(tmp_path), folder="attempt", checkpoints="c",
-            predictions="p", argv=(), env={}, inputs=inputs, drops=(), uses=9,
+            run=7,
+            step="decide",
+            attempt=1,
+            fence="f",
+            root=str(tmp_path),
+            folder="attempt",
+            checkpoints="c",
+            predictions="p",
+            argv=(),
+            env={},
+            inputs=inputs,
+            drops=(),
+            uses=9,
             judged_versions={version_of(line["id"] for line in lines or ()): 4, "v": 5},
             champion=ModelRef(model_id="old", path="models/old", generation=3),
             config=RunConfig(
                 track="default", base_model="/b", base_model_id="base", salt="s", gate=gate or GateConfig()
             ),
-        )  # fmt: skip
+        )
         return Attempt(spec)
 
     return attempt
@@ -77,11 +97,15 @@ def write_evaluation(root: Path, lines: Lines, **more: object) -> None:
     (root / "evaluated/records.jsonl").write_text(text, encoding="utf-8")
     numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
     facts: dict[str, Any] = {
-        "folder": "evaluated", "metric": "exact_match", "heldout_version": "v", "records": len(lines),
+        "folder": "evaluated",
+        "metric": "exact_match",
+        "heldout_version": "v",
+        "records": len(lines),
         "candidate": Scores.model_validate({"model_id": "new", **numbers}),
         "champion": Scores.model_validate({"model_id": "old", **numbers}),
-        "champion_generation": 3, "prediction_keys": {},
-    }  # fmt: skip
+        "champion_generation": 3,
+        "prediction_keys": {},
+    }
     durable.write_json(root / "evaluate.json", Evaluation.model_validate({**facts, **more}).model_dump(mode="json"))
 
 
@@ -208,10 +232,12 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
     (folder / "former-2.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers), encoding="utf-8")
     noise = NoiseFloor(records=120, changed=3, points=0.4)
     write_evaluation(
-        tmp_path, lines, noise=noise,
+        tmp_path,
+        lines,
+        noise=noise,
         suites=(SuiteScores(name="builtin", records=120, candidate=0, champion=100, file="suite-1.jsonl"),),
         former=(FormerScores(generation=2, model_id="m", records=120, score=100, file="former-2.jsonl"),),
-    )  # fmt: skip
+    )
     said = ["win"] * 10 + ["loss"] * 60 + ["tie"] * 50
     verdict = decide(with_judgement(attempt, dict(zip((line["id"] for line in lines), said, strict=True))))
     assert verdict.outcome == "guard_failed"
@@ -292,9 +318,14 @@ def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_eval
     short = Shortfall(heldout_rows=0, needed_heldout_rows=100, needed_rows=100)
     attempt = make(None, GateConfig(on="pinned", approval="manual"), shortfall=short)
     model = Model(
-        folder="models/new", model_id="new", base_model_id="base", dtype="float32", size_bytes=1, format="chat",
+        folder="models/new",
+        model_id="new",
+        base_model_id="base",
+        dtype="float32",
+        size_bytes=1,
+        format="chat",
         seconds=1,
-    )  # fmt: skip
+    )
     durable.write_json(tmp_path / "merge.json", model.model_dump())
     spec = attempt.spec.model_copy(update={"inputs": {**attempt.spec.inputs, "merge": "merge.json"}})
     verdict = decide(Attempt(spec))

@@ -410,10 +410,9 @@ LOST_SUITE = (Suite("builtin", np.tile([0.0, 1.0], (100, 1))),)
 FAR_FROM_BASE = (Suite("builtin", np.tile([[0.0, 0.0], [0.0, 1.0]], (1, 50)).reshape(-1, 2), np.ones(100)),)
 FAR = Former(1, np.full(300, 2.0))
 OPINION = Opinion(
-    Judgement(folder="j", model="m", records=90, wins=0, losses=90, ties=0, inconsistent=0,
-              failed=0),
+    Judgement(folder="j", model="m", records=90, wins=0, losses=90, ties=0, inconsistent=0, failed=0),
     {f"{place:06x}": "loss" for place in range(90)},
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(

@@ -71,20 +71,39 @@ class Bench:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.root / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
         dataset = Dataset(
-            folder="dataset", train_rows=1, dev_rows=0, heldout_rows=len(rows), heldout_groups=len(rows),
+            folder="dataset",
+            train_rows=1,
+            dev_rows=0,
+            heldout_rows=len(rows),
+            heldout_groups=len(rows),
             heldout_pinned=True,
-            heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
-            metric="exact_match", max_new_tokens=NEW_TOKENS,
-        )  # fmt: skip
-        model = Model.model_validate({
-            "folder": "models/candidate", "model_id": self.candidate_id, "base_model_id": self.base_id,
-            "dtype": "float32", "size_bytes": 1, "format": fmt,
-            "seconds": 1.0,
-        })  # fmt: skip
+            heldout_version="v",
+            dataset_sha256="d",
+            duplicates=0,
+            replaced=0,
+            removed_heldout=0,
+            metric="exact_match",
+            max_new_tokens=NEW_TOKENS,
+        )
+        model = Model.model_validate(
+            {
+                "folder": "models/candidate",
+                "model_id": self.candidate_id,
+                "base_model_id": self.base_id,
+                "dtype": "float32",
+                "size_bytes": 1,
+                "format": fmt,
+                "seconds": 1.0,
+            }
+        )
         config = RunConfig(
-            track="default", base_model=str(self.base), base_model_id=self.base_id, salt="s",
-            evaluate=EvaluateConfig(**{"batch_size": 4, "general": (), **settings}), noise=noise,
-        )  # fmt: skip
+            track="default",
+            base_model=str(self.base),
+            base_model_id=self.base_id,
+            salt="s",
+            evaluate=EvaluateConfig(**{"batch_size": 4, "general": (), **settings}),
+            noise=noise,
+        )
         made = self.make("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
         return Attempt(made.spec.model_copy(update={"champion": self.champion}))
 
@@ -415,9 +434,12 @@ BATCHES = 4
 
 @pytest.mark.parametrize("cut", [1, 4, 6])
 def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
-    bench: Bench, tiny: Any, cut: int, whole: tuple[dict[str, Any], list[dict[str, Any]]],
+    bench: Bench,
+    tiny: Any,
+    cut: int,
+    whole: tuple[dict[str, Any], list[dict[str, Any]]],
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     rows = heldout_rows(tiny)
     first = bench.attempt(rows)
     first.stop = StopsAfter(first, cut)
@@ -450,9 +472,11 @@ def test_batches_of_an_earlier_version_are_asked_again(
     for path in first.folder.glob("predictions/*.batches.jsonl"):
         logged_then = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         # An answer was its text and its tokens.
-        path.write_text("".join(
-            json.dumps({**batch, "values": [row[:2] for row in batch["values"]]}) + "\n" for batch in logged_then
-        ))  # fmt: skip
+        path.write_text(
+            "".join(
+                json.dumps({**batch, "values": [row[:2] for row in batch["values"]]}) + "\n" for batch in logged_then
+            )
+        )
     second = bench.attempt(rows)
     report = evaluate(second)
     assert (comparable(report), lines(second, report)) == whole
@@ -470,11 +494,24 @@ def whole(
         folder.mkdir()
         for name, artifact in inputs.items():
             durable.write_json(root / f"{name}.json", artifact.model_dump(mode="json"))
-        return Attempt(StepSpec(
-            run=1, step=step, attempt=1, fence="f", root=str(root), folder="attempt", checkpoints="checkpoints",
-            predictions="cache", argv=(), env={}, inputs={name: f"{name}.json" for name in inputs}, drops=(),
-            champion=ModelRef(model_id="m", path="m", generation=0), config=config,
-        ))  # fmt: skip
+        return Attempt(
+            StepSpec(
+                run=1,
+                step=step,
+                attempt=1,
+                fence="f",
+                root=str(root),
+                folder="attempt",
+                checkpoints="checkpoints",
+                predictions="cache",
+                argv=(),
+                env={},
+                inputs={name: f"{name}.json" for name in inputs},
+                drops=(),
+                champion=ModelRef(model_id="m", path="m", generation=0),
+                config=config,
+            )
+        )
 
     bench = Bench(root, make, tiny_llama, candidate_folder)
     attempt = bench.attempt(heldout_rows(tiny))
@@ -581,8 +618,11 @@ def test_a_line_of_the_records_says_what_the_gate_and_the_card_need(bench: Bench
         found = kept[row["id"]]
         said = line["candidate"]
         assert (said["text"], said["tokens"], said["nll_sum"], said["nll_tokens"]) == (
-            found.text, found.tokens, found.nll_sum, found.nll_tokens,
-        )  # fmt: skip
+            found.text,
+            found.tokens,
+            found.nll_sum,
+            found.nll_tokens,
+        )
         # A random model does not end by itself.
         assert (found.tokens, found.ended) == (NEW_TOKENS, False)
         assert said["degenerate"] == degenerate(found.text, row["references"], ended=False)
@@ -738,10 +778,15 @@ def test_a_probe_of_memory_reads_whole_answers_and_takes_want_of_memory_for_no(
 def write_suite(path: Path, count: int) -> str:
     """Write questions of several lengths with two to four choices."""
     items = [
-        {"id": f"q{n}", "category": f"c{n % 2}", "question": "Which? " * (1 + n % 3), "answer": n % 2,
-         "choices": ["yes", "no, not at all", "billing", "a parcel"][: 2 + n % 3]}
+        {
+            "id": f"q{n}",
+            "category": f"c{n % 2}",
+            "question": "Which? " * (1 + n % 3),
+            "answer": n % 2,
+            "choices": ["yes", "no, not at all", "billing", "a parcel"][: 2 + n % 3],
+        }
         for n in range(count)
-    ]  # fmt: skip
+    ]
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
     return str(path)
 
@@ -915,9 +960,14 @@ def round_off(folder: Path) -> None:
     ],
 )
 def test_a_base_model_that_is_not_what_it_was_is_not_measured_and_the_run_goes_on(
-    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, change: Any, why: str,
+    bench: Bench,
+    tiny: Any,
+    tmp_path: Path,
+    trained: ModelRef,
+    change: Any,
+    why: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     name = write_suite(tmp_path / "own.jsonl", 9)
     bench.champion = trained
     change(bench.base_copy())

@@ -43,9 +43,7 @@ def test_the_suite_that_ships_asks_nothing_twice() -> None:
 
     items = read_suite("builtin").items
     cut = [(item.id, pieces(item)) for item in items]
-    alike = [
-        (one, other) for (one, a), (other, b) in combinations(cut, 2) if len(a & b) > MOST_ALIKE * len(a | b)
-    ]  # fmt: skip
+    alike = [(one, other) for (one, a), (other, b) in combinations(cut, 2) if len(a & b) > MOST_ALIKE * len(a | b)]
     assert alike == []
 
 
@@ -91,8 +89,9 @@ def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
     suite = read_suite(str(path))
     assert suite.name == str(path)
     assert suite.items == (
-        Item("a", "sums", "1 + 1?", ("2", "3"), 0), Item("3", "general", "q", ("x", "y"), 1),
-    )  # fmt: skip
+        Item("a", "sums", "1 + 1?", ("2", "3"), 0),
+        Item("3", "general", "q", ("x", "y"), 1),
+    )
     path = write(tmp_path / "free.jsonl", {"question": "q", "answers": ["x", "y"]})
     assert read_suite(str(path)).items == (Item("1", "general", "q", references=("x", "y"), words=1),)
 

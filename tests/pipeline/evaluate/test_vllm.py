@@ -45,20 +45,41 @@ def attempt(tmp_path: Path, make_attempt: Make, tiny: Any, tiny_llama: Path) -> 
 
     def make(behaviour: str, **settings: Any) -> Attempt:
         dataset = Dataset(
-            folder="dataset", train_rows=1, dev_rows=0, heldout_rows=RECORDS, heldout_groups=RECORDS,
-            heldout_pinned=True, heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
-            metric="exact_match", max_new_tokens=NEW_TOKENS,
-        )  # fmt: skip
-        model = Model.model_validate({
-            "folder": "models/candidate", "model_id": "cand", "base_model_id": base_id, "dtype": "float32",
-            "size_bytes": 1, "format": "chat", "seconds": 1.0,
-        })  # fmt: skip
+            folder="dataset",
+            train_rows=1,
+            dev_rows=0,
+            heldout_rows=RECORDS,
+            heldout_groups=RECORDS,
+            heldout_pinned=True,
+            heldout_version="v",
+            dataset_sha256="d",
+            duplicates=0,
+            replaced=0,
+            removed_heldout=0,
+            metric="exact_match",
+            max_new_tokens=NEW_TOKENS,
+        )
+        model = Model.model_validate(
+            {
+                "folder": "models/candidate",
+                "model_id": "cand",
+                "base_model_id": base_id,
+                "dtype": "float32",
+                "size_bytes": 1,
+                "format": "chat",
+                "seconds": 1.0,
+            }
+        )
         program = install(tmp_path / "vllm", behaviour)
         evaluation = {"vllm": program, "batch_size": 2, "general": (), **settings}
         config = RunConfig(
-            track="default", base_model=str(tiny_llama), base_model_id=base_id, salt="s",
-            noise=NoiseFloor(records=1, changed=0, points=0.0), evaluate=EvaluateConfig(**evaluation),
-        )  # fmt: skip
+            track="default",
+            base_model=str(tiny_llama),
+            base_model_id=base_id,
+            salt="s",
+            noise=NoiseFloor(records=1, changed=0, points=0.0),
+            evaluate=EvaluateConfig(**evaluation),
+        )
         made = make_attempt("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
         champion = ModelRef(model_id=base_id, path=str(tiny_llama), generation=0)
         return Attempt(made.spec.model_copy(update={"champion": champion}))

@@ -69,9 +69,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     convert(source, folder / "smollm2")
     port = free_port()
     argv = [
-        sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder / "smollm2"),
-        "--host", "127.0.0.1", "--port", str(port), "--device", "cpu",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        str(folder / "smollm2"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+    ]
     log = folder / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(argv, stdout=output, stderr=output, env={**os.environ, "HF_HUB_OFFLINE": "1"})
@@ -111,13 +120,22 @@ def test_it_is_asked_in_both_orders_and_what_it_says_adds_up(
     (tmp_path / "report/records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     scores = Scores(model_id="m", metrics={}, nll=1.0, generated=0, cached=0, seconds=0.0)
     report = Evaluation(
-        folder="report", metric="exact_match", heldout_version="v", records=len(rows), candidate=scores,
-        champion=scores, champion_generation=0, prediction_keys={},
-    )  # fmt: skip
+        folder="report",
+        metric="exact_match",
+        heldout_version="v",
+        records=len(rows),
+        candidate=scores,
+        champion=scores,
+        champion_generation=0,
+        prediction_keys={},
+    )
     config = RunConfig(
-        track="default", base_model="b", base_model_id="b", salt="s",
+        track="default",
+        base_model="b",
+        base_model_id="b",
+        salt="s",
         judge=JudgeConfig(url=served.url, model=served.model, timeout_seconds=300),
-    )  # fmt: skip
+    )
     attempt = make_attempt("judge", config=config, inputs={"evaluate": report})
     judgement = judge(attempt)
     found = list(durable.read_jsonl(attempt.path(judgement.folder) / "judgements.jsonl"))

@@ -178,13 +178,22 @@ class Bench:
         (self.root / "report/records.jsonl").write_text(text, encoding="utf-8")
         scores = Scores(model_id="m", metrics={}, nll=1.0, generated=0, cached=0, seconds=0.0)
         report = Evaluation(
-            folder="report", metric="exact_match", heldout_version="v", records=len(rows), candidate=scores,
-            champion=scores, champion_generation=0, prediction_keys={},
-        )  # fmt: skip
+            folder="report",
+            metric="exact_match",
+            heldout_version="v",
+            records=len(rows),
+            candidate=scores,
+            champion=scores,
+            champion_generation=0,
+            prediction_keys={},
+        )
         config = RunConfig(
-            track="default", base_model="b", base_model_id="b", salt="s",
+            track="default",
+            base_model="b",
+            base_model_id="b",
+            salt="s",
             judge=JudgeConfig(url=url, **{"model": "judge-1", "timeout_seconds": 300, **settings}),
-        )  # fmt: skip
+        )
         return self._make("judge", config=config, inputs={"evaluate": report})
 
     def judged_by(self, attempt: Attempt, on: str, drops: tuple[int, ...] | None) -> Attempt:
@@ -234,8 +243,11 @@ def test_a_win_is_the_same_winner_in_both_orders(bench: Bench, serve: Callable[[
     ]
     assert (judgement.model, len(endpoint.asked)) == ("judge-1", 6)
     assert {one.answers for one in endpoint.asked} == {
-        ("much longer", "short"), ("short", "much longer"), ("equal", "longs"), ("longs", "equal"),
-    }  # fmt: skip
+        ("much longer", "short"),
+        ("short", "much longer"),
+        ("equal", "longs"),
+        ("longs", "equal"),
+    }
 
 
 def test_the_request_is_deterministic_short_and_carries_no_key_that_nobody_set(

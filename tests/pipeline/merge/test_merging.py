@@ -36,9 +36,16 @@ def save_base(folder: Path, *, dtype: torch.dtype = torch.bfloat16, tied: bool =
     """Save a random two-layer Llama, with biases in its attention."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, attention_bias=True, initializer_range=0.2, tie_word_embeddings=tied,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+        initializer_range=0.2,
+        tie_word_embeddings=tied,
+    )
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=shard)
     return folder
 

@@ -76,10 +76,13 @@ def line(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Callable[..., 
     def make(base: Path, rows: Sequence[dict[str, str]], **settings: Any) -> Line:
         dataset = write_rows(tmp_path, rows, longest=12)
         config = RunConfig(
-            track="default", base_model=str(base), base_model_id=model_id(base), salt="s",
+            track="default",
+            base_model=str(base),
+            base_model_id=model_id(base),
+            salt="s",
             train=TrainConfig(**{"rank": 4, "learning_rate": 3e-3, "quantization": "none", **settings}),
             evaluate=EvaluateConfig(repetition_penalty=1.1),
-        )  # fmt: skip
+        )
         adapter = train(make_attempt("train", config=config, inputs={"prepare": dataset}))
         return Line(make_attempt, config, dataset, adapter)
 
@@ -153,10 +156,16 @@ def test_the_folder_has_a_manifest_and_nothing_that_does_not_belong(line: Any, t
     assert verify_manifest(folder) == model.model_id == model_id(folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [
-            "chat_template.jinja", "config.json", MANIFEST_NAME, "generation_config.json", "model.safetensors",
-            "tokenizer.json", "tokenizer_config.json", "trained-ids.txt",
+            "chat_template.jinja",
+            "config.json",
+            MANIFEST_NAME,
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "trained-ids.txt",
         ]
-    )  # fmt: skip
+    )
     assert model.size_bytes == sum(path.stat().st_size for path in folder.iterdir())
     assert {oct(path.stat().st_mode & 0o444) for path in folder.iterdir()} == {"0o444"}
     assert model.model_id != model.base_model_id

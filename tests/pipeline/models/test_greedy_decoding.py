@@ -144,9 +144,14 @@ def save_small(folder: Path, config: Any, tokens_from: Path) -> AskedModel:
 def small(kind: Any, tokens_from: Path, **more: Any) -> Any:
     tokenizer = load_tokenizer(tokens_from)
     return kind(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id, initializer_range=0.1, **more,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        initializer_range=0.1,
+        **more,
+    )
 
 
 def gemma(tokens_from: Path) -> Any:

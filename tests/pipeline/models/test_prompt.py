@@ -233,8 +233,11 @@ def test_a_panic_of_the_tokenizers_library_is_an_error_like_others(tiny_llama: P
     value = json.loads((folder / "tokenizer.json").read_text())
     # Exponential in a run of a's: the regex library gives up, and the library around it panics.
     value["pre_tokenizer"] = {
-        "type": "Split", "pattern": {"Regex": "(a|a)*$"}, "behavior": "Isolated", "invert": False,
-    }  # fmt: skip
+        "type": "Split",
+        "pattern": {"Regex": "(a|a)*$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     (folder / "tokenizer.json").write_text(json.dumps(value))
     tokenizer: Any = load_tokenizer(folder)
     with pytest.raises(CannotTrain, match="cannot encode a record: PanicException") as raised:

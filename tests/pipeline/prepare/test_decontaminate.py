@@ -22,9 +22,28 @@ from tests.snapshot import Prepared, Snapshot, prompt_place, rows
 Row = Mapping[str, Any]
 LONG = "one answer that has more than eight words in it, number"
 WORDS = [
-    "the", "cat", "sat", "on", "a", "red", "mat", "while", "two", "dogs", "ate", "ripe", "figs", "near", "our", "old",
-    "blue", "house", "by", "some", "sea",
-]  # fmt: skip
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "red",
+    "mat",
+    "while",
+    "two",
+    "dogs",
+    "ate",
+    "ripe",
+    "figs",
+    "near",
+    "our",
+    "old",
+    "blue",
+    "house",
+    "by",
+    "some",
+    "sea",
+]
 
 
 def runs(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
@@ -255,7 +274,7 @@ ASIAN = "私は毎朝七時に起きて駅まで歩いて行きますそして�
         ("answer", ask("One question", f"{LONG} 1"), ask("Something else", f"{LONG.upper()} 1!")),
         ("prompt", ask("The same  QUESTION"), ask("the same question")),
     ],
-)  # fmt: skip
+)
 def test_each_rule_takes_its_rows_out_and_shows_both_texts(tmp_path: Path, rule: str, train: Row, heldout: Row) -> None:
     found = pinned(tmp_path, [train], [heldout]).dataset
     assert (found.train_rows, found.heldout_rows) == (5, 1)
@@ -263,8 +282,10 @@ def test_each_rule_takes_its_rows_out_and_shows_both_texts(tmp_path: Path, rule:
     (example,) = found.overlaps
     field = "output" if rule == "answer" else "instruction"
     assert (example.rule, example.train_text, example.heldout_text) == (
-        rule, train[field][:200], heldout[field][:200],
-    )  # fmt: skip
+        rule,
+        train[field][:200],
+        heldout[field][:200],
+    )
     assert example.train_id == prompt_id(train["instruction"], train["input"])
     assert example.heldout_id == prompt_id(heldout["instruction"], heldout["input"])
 
@@ -277,7 +298,7 @@ def test_each_rule_takes_its_rows_out_and_shows_both_texts(tmp_path: Path, rule:
         (ask("One question", "a short answer of seven words only"), ask("More", "a short answer of seven words only")),
         (ask("Where is my parcel"), ask("Where has my parcel been")),
     ],
-)  # fmt: skip
+)
 def test_rows_that_are_less_alike_stay(tmp_path: Path, train: Row, heldout: Row) -> None:
     found = pinned(tmp_path, [train], [heldout]).dataset
     assert (found.train_rows, found.near_duplicates, found.overlaps) == (6, 0, ())
@@ -337,9 +358,10 @@ def test_a_record_that_is_near_only_to_one_that_did_not_join_joins(tmp_path: Pat
     base = words(1, 90).split()
     chain = [" ".join(base[start : start + 12]) for start in range(0, 12, 3)]
     salt = next(
-        salt for salt in map(str, range(1000))
+        salt
+        for salt in map(str, range(1000))
         if (p := [prompt_place(salt, text, "") for text in chain[:3]]) == sorted(p)
-    )  # fmt: skip
+    )
     made = pinned(tmp_path, [], [ask(text) for text in chain[:3]], salt=salt)
     assert [row["instruction"] for row in made.heldout] == [chain[0], chain[2]]
     assert made.dataset.heldout_duplicates == 1
@@ -571,8 +593,11 @@ def test_a_training_row_near_to_several_held_out_records_is_noted_at_each(tmp_pa
     both, one = (prompt_id(row["instruction"], "") for row in train)
     near = {row["instruction"]: row["near"] for row in made.heldout}
     assert near == {
-        texts[0]: sorted([both, one]), texts[1]: [both], texts[2]: [both], "something else": [both],
-    }  # fmt: skip
+        texts[0]: sorted([both, one]),
+        texts[1]: [both],
+        texts[2]: [both],
+        "something else": [both],
+    }
     assert made.dataset.near_duplicates == 2
 
 

@@ -56,10 +56,14 @@ def test_runs_have_the_same_hash_where_they_are_the_same(row: Row, other: Row) -
 
 
 PIECES = st.lists(
-    st.builds(lambda start, size, end: [*map(str, range(start, start + size)), *end], st.integers(0, 4),
-              st.integers(0, 40), ROW),
+    st.builds(
+        lambda start, size, end: [*map(str, range(start, start + size)), *end],
+        st.integers(0, 4),
+        st.integers(0, 40),
+        ROW,
+    ),
     max_size=6,
-)  # fmt: skip
+)
 
 
 @given(asked=PIECES, ours=PIECES, data=st.data())
@@ -82,9 +86,25 @@ def test_texts_that_share_a_long_run_are_those_that_all_pairs_give(
 
 
 TRICKY = (
-    "Straße", "日本語 text", "ไทย", "한국어", "e\u0301", " \u0301x", "\u00b4", "\u200d", "🙂🙂",
-    "a\u00a0b", "x\u2028y", "ﬁ", "İ", "don't", "A-B_c", "\u1e9e", "नमस्ते दुनिया", "é" * 65,
-)  # fmt: skip
+    "Straße",
+    "日本語 text",
+    "ไทย",
+    "한국어",
+    "e\u0301",
+    " \u0301x",
+    "\u00b4",
+    "\u200d",
+    "🙂🙂",
+    "a\u00a0b",
+    "x\u2028y",
+    "ﬁ",
+    "İ",
+    "don't",
+    "A-B_c",
+    "\u1e9e",
+    "नमस्ते दुनिया",
+    "é" * 65,
+)
 MIXED = st.lists(st.text(max_size=8) | st.sampled_from(TRICKY)).map(" ".join)
 
 

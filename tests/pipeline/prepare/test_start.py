@@ -115,13 +115,15 @@ def test_where_no_row_is_new_the_base_is_trained_on_all(tmp_path: Path) -> None:
         (None, (1,), {}, "the manifest of generation 3 does not say that it was made from this base"),
         (Lineage("another", 1), (1,), {}, "the manifest of generation 3 does not say that it was made from this base"),
         (
-            Lineage("b", 10), (1,), {},
+            Lineage("b", 10),
+            (1,),
+            {},
             "generation 3 is of 10 trainings in a row, and every tenth at least is from the base",
         ),
         (Lineage("b", 9), (1,), {}, ""),
         (OF_BASE, (1,), {"start": "base"}, ""),
     ],
-)  # fmt: skip
+)
 def test_what_stands_against_the_champion_is_said_and_the_base_is_trained(
     tmp_path: Path, lineage: Lineage | None, drops: tuple[int, ...] | None, settings: dict[str, Any], why: str
 ) -> None:

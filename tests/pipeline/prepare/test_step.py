@@ -31,9 +31,17 @@ def test_rows_are_split_about_as_the_fractions_say_and_counted(tmp_path: Path) -
     assert found.shortfall is None
     assert set(made.train[0]) == {"id", "instruction", "input", "output", "drop"}
     assert set(made.heldout[0]) == {
-        "id", "instruction", "input", "output", "references", "drop", "pinned", "tags", "near",
+        "id",
+        "instruction",
+        "input",
+        "output",
+        "references",
+        "drop",
+        "pinned",
+        "tags",
+        "near",
         "group",
-    }  # fmt: skip
+    }
     assert sorted(path.name for path in made.folder.iterdir()) == ["dev.jsonl", "heldout.jsonl", "train.jsonl"]
 
 

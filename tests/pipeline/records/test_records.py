@@ -25,11 +25,14 @@ from pipeline.words import printable
 
 GOOD = b'{"instruction": "a", "output": "b"}'
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.text()
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.text()
     | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 def rows(folder: Path, data: bytes, limits: Limits = Limits()) -> list[Row | Finding]:  # noqa: B008 - frozen
@@ -266,9 +269,18 @@ def test_labels_become_tags_and_none_of_them_is_an_unknown_key() -> None:
 
 @pytest.mark.parametrize(
     ("key", "known"),
-    [("instructions", "instruction"), ("Output", "output"), (" response", "output"), ("inputs", "input"),
-     ("ouput", "output"), ("id", None), ("text", None), ("input_type", None), ("x" * 1_000_000, None)],
-)  # fmt: skip
+    [
+        ("instructions", "instruction"),
+        ("Output", "output"),
+        (" response", "output"),
+        ("inputs", "input"),
+        ("ouput", "output"),
+        ("id", None),
+        ("text", None),
+        ("input_type", None),
+        ("x" * 1_000_000, None),
+    ],
+)
 def test_a_misnamed_key_is_known_by_its_likeness(key: str, known: str | None) -> None:
     assert nearest_key(key) == known
 

@@ -31,10 +31,13 @@ def test_every_file_that_names_some_is_read(tmp_path: Path) -> None:
         "tokenizer_config.json",
         {
             "added_tokens_decoder": {"5": {"content": "<b>", "special": True}, "6": {"content": "x", "special": False}},
-            "eos_token": {"content": "<c>"}, "bos_token": "<d>", "pad_token": None, "unk_token": "",
+            "eos_token": {"content": "<c>"},
+            "bos_token": "<d>",
+            "pad_token": None,
+            "unk_token": "",
             "extra_special_tokens": {"image_token": "<e>"},
         },
-    )  # fmt: skip
+    )
     write(tmp_path, "special_tokens_map.json", {"additional_special_tokens": ["<f>", {"content": "<g>"}]})
     assert special_tokens(tmp_path) == ("<a>", "<b>", "<c>", "<d>", "<e>", "<f>", "<g>")
 

@@ -80,7 +80,7 @@ def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
         ({"conversations": []}, "conversations", "format", "ShareGPT", "jq -c"),
         ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "jq -c"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_row_is_told_by_field_rule_and_remedy(
     tmp_path: Path, row: Any, field: str | None, rule: str, message: str, remedy: str
 ) -> None:
@@ -97,8 +97,10 @@ def test_a_bad_row_is_told_by_field_rule_and_remedy(
 def test_every_fault_of_a_row_is_told(tmp_path: Path) -> None:
     found = check(tmp_path, {"instruction": "", "input": 3})
     assert sorted((str(finding.field), finding.rule) for finding in found.findings) == [
-        ("input", "type"), ("instruction", "blank"), ("output", "missing"),
-    ]  # fmt: skip
+        ("input", "type"),
+        ("instruction", "blank"),
+        ("output", "missing"),
+    ]
     assert found.reason.startswith("3 findings; the first: line 1: ")
 
 
@@ -123,8 +125,9 @@ def test_other_keys_are_counted(tmp_path: Path) -> None:
     found = check(tmp_path, *rows)
     assert found.ok
     assert [(notice.kind, notice.key, notice.rows) for notice in found.warnings] == [
-        ("unknown_key", "id", 2), ("unknown_key", "note\\n", 1),
-    ]  # fmt: skip
+        ("unknown_key", "id", 2),
+        ("unknown_key", "note\\n", 1),
+    ]
 
 
 def test_tags_and_category_are_keys_of_a_record(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def wordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ({f"key {number}": 1 for number in range(100_000)}, "maxproperties", "has more than the 1,000 keys"),
     ],
     ids=["tags", "long tags", "category", "input", "blank", "keys"],
-)  # fmt: skip
+)
 def test_a_row_is_judged_without_a_word_for_each_of_its_items(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], rule: str, message: str
 ) -> None:
@@ -234,18 +237,24 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
 
 def test_what_is_odd_is_counted_with_the_first_line_and_rejects_nothing(tmp_path: Path) -> None:
     odd = [
-        GOOD, {**GOOD, "input": "noinput"}, {**GOOD, "input": " <NoInput>\n"}, {**GOOD, "output": "N/A"},
-        {**GOOD, "output": "caf\u00c3\u00a9"}, {**GOOD, "output": "don\u00e2\u20ac\u2122t"},
+        GOOD,
+        {**GOOD, "input": "noinput"},
+        {**GOOD, "input": " <NoInput>\n"},
+        {**GOOD, "output": "N/A"},
+        {**GOOD, "output": "caf\u00c3\u00a9"},
+        {**GOOD, "output": "don\u00e2\u20ac\u2122t"},
         {**GOOD, "instruction": "a\ufffdb"},
         {**GOOD, "output": "N\u00c3O, \u00c2ngela, \u00d1and\u00fa, \u0420\u0443\u0441"},
         {"instruction": "", "output": "N/A"},
-    ]  # fmt: skip
+    ]
     found = check(tmp_path, *odd)
     assert (found.rows, found.good_rows) == (9, 8)
     assert [(notice.kind, notice.key, notice.rows, notice.line) for notice in found.warnings] == [
-        ("placeholder", "input", 2, 2), ("placeholder", "output", 1, 4), ("mojibake", "output", 2, 5),
+        ("placeholder", "input", 2, 2),
+        ("placeholder", "output", 1, 4),
+        ("mojibake", "output", 2, 5),
         ("mojibake", "instruction", 1, 7),
-    ]  # fmt: skip
+    ]
     assert "noinput" in found.warnings[0].message
 
 
@@ -254,25 +263,36 @@ def test_special_tokens_are_findings_or_counted_as_the_setting_says(tmp_path: Pa
     tokens = ("<s>", "</s>")
     refused = check(tmp_path, *rows, options=Options(special_tokens=tokens))
     assert [(finding.line, finding.field, finding.rule) for finding in refused.findings] == [
-        (2, "output", "special_token"), (3, "instruction", "special_token"), (3, "input", "special_token"),
-    ]  # fmt: skip
+        (2, "output", "special_token"),
+        (3, "instruction", "special_token"),
+        (3, "input", "special_token"),
+    ]
     assert "output holds </s>, a special token" in refused.findings[0].message
     assert 'intake.special_tokens = "escape"' in refused.findings[0].remedy
     kept = check(tmp_path, *rows, options=Options(special_tokens=tokens, on_special_tokens="escape"))
     assert kept.ok
     assert [(notice.kind, notice.key, notice.rows, notice.line) for notice in kept.warnings] == [
-        ("special_token", "output", 1, 2), ("special_token", "instruction", 1, 3), ("special_token", "input", 1, 3),
-    ]  # fmt: skip
+        ("special_token", "output", 1, 2),
+        ("special_token", "instruction", 1, 3),
+        ("special_token", "input", 1, 3),
+    ]
     assert check(tmp_path, *rows).ok
 
 
 @pytest.mark.parametrize(
     ("data", "complete"),
     [
-        (b"", False), (b"PK\x03\x04", False), (b"x", True), (b"[{}]", True), (b"[{},", False), (b"[{} {}]", False),
-        (b'[{"a": NaN}]', True), (b'[{"a": }, {}]', False), (b'["\xff", {}]', True),
+        (b"", False),
+        (b"PK\x03\x04", False),
+        (b"x", True),
+        (b"[{}]", True),
+        (b"[{},", False),
+        (b"[{} {}]", False),
+        (b'[{"a": NaN}]', True),
+        (b'[{"a": }, {}]', False),
+        (b'["\xff", {}]', True),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_not_read_to_its_end_is_known_as_such(tmp_path: Path, data: bytes, complete: bool) -> None:
     path = tmp_path / "drop.jsonl"
     path.write_bytes(data)

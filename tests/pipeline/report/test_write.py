@@ -165,19 +165,30 @@ def test_only_a_candidate_that_won_is_said_to_gain(made_reports: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("outcome", "headline", "words"),
     [
-        ("promoted", "The new model is better. It wins.",
-         "The new model serves by itself; only one that you rolled back from before waits for you."),
-        ("worse", "The new model is worse. The champion stays.",
-         "each new drop is now tried alone, and only one that makes a model worse once more is suspended"),
-        ("not_shown_better", "The new model was not shown to be better. The champion stays.",
-         "1,840 more held-out records would show this gain if it is real, which about 12,000 rows like these give."),
-        ("guard_failed",
-         "The new model gains, but loses something that it must not lose. The champion stays.",
-         "What it loses: suite builtin −27.6 points (the limit is 5.0 points)."),
+        (
+            "promoted",
+            "The new model is better. It wins.",
+            "The new model serves by itself; only one that you rolled back from before waits for you.",
+        ),
+        (
+            "worse",
+            "The new model is worse. The champion stays.",
+            "each new drop is now tried alone, and only one that makes a model worse once more is suspended",
+        ),
+        (
+            "not_shown_better",
+            "The new model was not shown to be better. The champion stays.",
+            "1,840 more held-out records would show this gain if it is real, which about 12,000 rows like these give.",
+        ),
+        (
+            "guard_failed",
+            "The new model gains, but loses something that it must not lose. The champion stays.",
+            "What it loses: suite builtin −27.6 points (the limit is 5.0 points).",
+        ),
         ("contaminated", "This result cannot be trusted. The champion stays.", "38 records of those"),
         ("early", "There is too little data to decide. The champion stays.", "Drop about 460 more rows"),
     ],
-)  # fmt: skip
+)
 def test_the_first_screen_says_what_was_decided_why_and_what_to_do(
     made_reports: Any, tmp_path: Path, outcome: str, headline: str, words: str
 ) -> None:
@@ -247,24 +258,48 @@ def test_the_card_of_too_few_records_promises_no_gain(made_reports: Any, tmp_pat
 BESIDE_DROPS = {
     "general_base": (
         "general_below_base",
-        {"label": "builtin against the base model", "unit": "points", "records": 120, "candidate": 61.7,
-         "champion": 75.0, "change": -13.3, "margin": 10.0},
-        ("What was lost since the base model, earlier champions included: builtin against the base model "
-         "−13.3 points (the limit is 10.0 points)."),
+        {
+            "label": "builtin against the base model",
+            "unit": "points",
+            "records": 120,
+            "candidate": 61.7,
+            "champion": 75.0,
+            "change": -13.3,
+            "margin": 10.0,
+        },
+        (
+            "What was lost since the base model, earlier champions included: builtin against the base model "
+            "−13.3 points (the limit is 10.0 points)."
+        ),
         ["dropforge rollback --track {track} --reason TEXT"],
     ),
     "anchor": (
         "anchor_lost",
-        {"label": "drop 1 (old.jsonl) against the champion of generation 2", "unit": "points", "records": 100,
-         "candidate": 81.0, "champion": 90.0, "change": -9.0, "margin": 5.0},
-        ("What was lost since a former champion, by all since then: drop 1 (old.jsonl) against the champion of "
-         "generation 2 −9.0 points (the limit is 5.0 points)."),
+        {
+            "label": "drop 1 (old.jsonl) against the champion of generation 2",
+            "unit": "points",
+            "records": 100,
+            "candidate": 81.0,
+            "champion": 90.0,
+            "change": -9.0,
+            "margin": 5.0,
+        },
+        (
+            "What was lost since a former champion, by all since then: drop 1 (old.jsonl) against the champion of "
+            "generation 2 −9.0 points (the limit is 5.0 points)."
+        ),
         ["guards.anchor", "dropforge rollback --track {track} --to GENERATION --reason TEXT"],
     ),
     "floor": (
         "below_floor",
-        {"label": "exact match, at least 99", "unit": "points", "records": 200, "candidate": 98.0, "change": -1.0,
-         "margin": 0.0},
+        {
+            "label": "exact match, at least 99",
+            "unit": "points",
+            "records": 200,
+            "candidate": 98.0,
+            "change": -1.0,
+            "margin": 0.0,
+        },
         "What is not reached: exact match, at least 99: 98.0 points.",
         ["lower it, or take it out (guards.floors)."],
     ),
@@ -276,12 +311,18 @@ BESIDE_DROPS = {
     ),
     "judge": (
         "judge_prefers_champion",
-        {"label": "answers that judge-7b prefers", "unit": "records", "records": 60, "candidate": 20, "champion": 40,
-         "change": -20},
+        {
+            "label": "answers that judge-7b prefers",
+            "unit": "records",
+            "records": 60,
+            "candidate": 20,
+            "champion": 40,
+            "change": -20,
+        },
         "What the judge says: answers that judge-7b prefers: 20 of the new model's, 40 of the champion's.",
         ["whether the judge is right", "dropforge promote 1 --force --reason TEXT"],
     ),
-}  # fmt: skip
+}
 
 
 def beside_drops(name: str) -> tuple[str, GuardResult, str, list[str]]:
@@ -352,8 +393,17 @@ def test_two_suites_that_fell_have_one_remedy(made_reports: Any, tmp_path: Path)
 def test_a_loss_of_this_model_is_told_with_its_remedy_and_only_some_send_for_the_drops(
     made_reports: Any, tmp_path: Path, guard: str, remedy: str
 ) -> None:
-    lost = GuardResult(guard=guard, label="builtin", unit="points", records=120, candidate=61.7, champion=75.0,
-                       change=-13.3, margin=5.0, state="failed")  # fmt: skip
+    lost = GuardResult(
+        guard=guard,
+        label="builtin",
+        unit="points",
+        records=120,
+        candidate=61.7,
+        champion=75.0,
+        change=-13.3,
+        margin=5.0,
+        state="failed",
+    )
     story, to_do = told(made_reports, tmp_path, (GUARDS[guard].reason,), lost)
     assert story["headline"] == "The new model gains, but loses something that it must not lose. The champion stays."
     assert story["why"][-1] == "What it loses: builtin −13.3 points (the limit is 5.0 points)."
@@ -388,8 +438,17 @@ def test_against_forgetting_a_setting_and_rows_are_named_with_numbers(
 
 def test_beside_an_old_drops_loss_the_new_drops_are_tried(made_reports: Any, tmp_path: Path) -> None:
     code, guard, why, _ = beside_drops("general_base")
-    lost = GuardResult(guard="slice", label="drop 1", unit="points", records=120, candidate=61.7, champion=75.0,
-                       change=-13.3, margin=5.0, state="failed")  # fmt: skip
+    lost = GuardResult(
+        guard="slice",
+        label="drop 1",
+        unit="points",
+        records=120,
+        candidate=61.7,
+        champion=75.0,
+        change=-13.3,
+        margin=5.0,
+        state="failed",
+    )
     story, to_do = told(made_reports, tmp_path, ("slice_lost", code), lost, guard)
     assert list(story["why"][-2:]) == ["What it loses: drop 1 −13.3 points (the limit is 5.0 points).", why]
     assert "tried alone" in to_do
@@ -413,9 +472,15 @@ def test_the_first_candidate_of_a_track_is_called_so(made_reports: Any, tmp_path
 def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: Path) -> None:
     attempt, made = made_reports.case(tmp_path, "guard_failed")
     spent = StepResult(
-        key="1-train-1", fence="f", status="ok", exit_code=0, artifact={"trained_tokens": 402_133}, seconds=4500,
-        peak_memory_bytes=2_000_000_000, price=2.5,
-    )  # fmt: skip
+        key="1-train-1",
+        fence="f",
+        status="ok",
+        exit_code=0,
+        artifact={"trained_tokens": 402_133},
+        seconds=4500,
+        peak_memory_bytes=2_000_000_000,
+        price=2.5,
+    )
     (attempt.folder.parent / "train-1").mkdir(parents=True, exist_ok=True)
     durable.write_json(attempt.folder.parent / "train-1" / RESULT_NAME, spent.model_dump())
     place = tmp_path / write_report(attempt, made)
@@ -423,30 +488,53 @@ def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: 
     words = Page(source).words()
     verdict, data, adapter = card["verdict"], card["dataset"], card["adapter"]
     for value in (
-        data["dataset_sha256"], data["heldout_version"], adapter["adapter_sha256"], adapter["base_model_id"],
-        verdict["candidate_model_id"], verdict["champion_model_id"], card["settings_sha256"],
-        *(drop["sha256"] for drop in card["drops"]), *(drop["name"] for drop in card["drops"]),
-        *card["evaluation"]["prediction_keys"].values(), "torch 2.10.0",
-        *(guard["label"] for guard in verdict["guards"]), *(one["label"] for one in verdict["slices"]),
-        f"{verdict['wins']} better", f"{verdict['losses']} worse", f"{verdict['ties']} equal",
-        signed(verdict["gain"]), plain(verdict["candidate_score"]), plain(verdict["champion_score"]),
-        "smallest gain that is promoted in 8 of 10 cases: +5.9", "smallest gain that promotes: +1.0",
-        "6 candidates before this one, 2 of them on exactly these records", "3 of 200 answers changed",
+        data["dataset_sha256"],
+        data["heldout_version"],
+        adapter["adapter_sha256"],
+        adapter["base_model_id"],
+        verdict["candidate_model_id"],
+        verdict["champion_model_id"],
+        card["settings_sha256"],
+        *(drop["sha256"] for drop in card["drops"]),
+        *(drop["name"] for drop in card["drops"]),
+        *card["evaluation"]["prediction_keys"].values(),
+        "torch 2.10.0",
+        *(guard["label"] for guard in verdict["guards"]),
+        *(one["label"] for one in verdict["slices"]),
+        f"{verdict['wins']} better",
+        f"{verdict['losses']} worse",
+        f"{verdict['ties']} equal",
+        signed(verdict["gain"]),
+        plain(verdict["candidate_score"]),
+        plain(verdict["champion_score"]),
+        "smallest gain that is promoted in 8 of 10 cases: +5.9",
+        "smallest gain that promotes: +1.0",
+        "6 candidates before this one, 2 of them on exactly these records",
+        "3 of 200 answers changed",
         "Not listed: 12 drops and tags of too few records to decide anything.",
-        *data["warnings"], data["overlaps"][0]["train_text"], "402,133", "1 h 10 min",
+        *data["warnings"],
+        data["overlaps"][0]["train_text"],
+        "402,133",
+        "1 h 10 min",
         "1 h 15 min, 402,133 tokens, 2.0 GB of memory, price 2.50; a point gained: ",
-    ):  # fmt: skip
+    ):
         assert value in words, value
     assert card["settings_sha256"] == hash_settings(card["settings"])
     assert card["cost"] == {
         "total": {
-            "seconds": 4500.0, "tokens": 402_133, "peak_memory_bytes": 2_000_000_000,
-            "price": 2.5, "seconds_per_point": pytest.approx(4500 / verdict["gain"]),
+            "seconds": 4500.0,
+            "tokens": 402_133,
+            "peak_memory_bytes": 2_000_000_000,
+            "price": 2.5,
+            "seconds_per_point": pytest.approx(4500 / verdict["gain"]),
             "price_per_point": pytest.approx(2.5 / verdict["gain"]),
         },
-        "seconds": {"train": 4210.0, "merge": 38.0, "candidate": 212.0, "champion": 0.4}, "trained_tokens": 402_133,
-        "generated": 400, "cached": 400, "device": "cpu",
-    }  # fmt: skip
+        "seconds": {"train": 4210.0, "merge": 38.0, "candidate": 212.0, "champion": 0.4},
+        "trained_tokens": 402_133,
+        "generated": 400,
+        "cached": 400,
+        "device": "cpu",
+    }
 
 
 def test_the_card_shows_all_that_a_search_tried(made_reports: Any, tmp_path: Path) -> None:
@@ -455,20 +543,32 @@ def test_the_card_shows_all_that_a_search_tried(made_reports: Any, tmp_path: Pat
     candidates = (
         Trial(number=1, settings={"rank": 8}, dev_score=61.2, dev_loss=0.71, seconds=60, **tried),
         Trial(
-            number=2, settings={"rank": 16}, dev_score=64.5, dev_loss=0.62, seconds=70, chosen=True,
-            why="the best on the dev rows", **tried,
+            number=2,
+            settings={"rank": 16},
+            dev_score=64.5,
+            dev_loss=0.62,
+            seconds=70,
+            chosen=True,
+            why="the best on the dev rows",
+            **tried,
         ),
         Trial(number=3, settings={"rank": 32}, outcome="failed", seconds=5, why="training diverged: <b>"),
-    )  # fmt: skip
+    )
     adapter = made_reports.adapter().model_copy(update={"candidates": candidates})
     durable.write_json(tmp_path / attempt.spec.inputs["train"], adapter.model_dump(mode="json"))
     place = tmp_path / write_report(attempt, verdict)
     words = Page((place / "report.html").read_text(encoding="utf-8")).words()
     for said in (
         "Chosen by exact_match on the dev rows, in points, and never by a held-out record",
-        "rank 8", "61.2", "0.710", "rank 16", "64.5", "✓ chosen: the best on the dev rows",
-        "rank 32", "failed: training diverged: <b>",
-    ):  # fmt: skip
+        "rank 8",
+        "61.2",
+        "0.710",
+        "rank 16",
+        "64.5",
+        "✓ chosen: the best on the dev rows",
+        "rank 32",
+        "failed: training diverged: <b>",
+    ):
         assert said in words, said
     few = [one.model_copy(update={"scored_by": "nll", "dev_score": -0.7}) for one in candidates[:2]]
     table = candidates_table(adapter.model_copy(update={"candidates": tuple(few)}))
@@ -557,11 +657,15 @@ def test_a_long_text_is_cut_and_the_page_says_so(made_reports: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     ("unit", "change", "margin", "share"),
     [
-        ("points", -1.0, 2.0, 0.5), ("points", 3.0, 2.0, -1.5), ("nats", 0.15, 0.1, 1.5), ("per cent", 1.0, 2.0, 0.5),
+        ("points", -1.0, 2.0, 0.5),
+        ("points", 3.0, 2.0, -1.5),
+        ("nats", 0.15, 0.1, 1.5),
+        ("per cent", 1.0, 2.0, 0.5),
         ("points", 0.0, 0.0, 0.0),
-        ("points", None, 2.0, None), ("points", -1.0, None, None),
+        ("points", None, 2.0, None),
+        ("points", -1.0, None, None),
     ],
-)  # fmt: skip
+)
 def test_harm_is_held_against_the_margin(
     unit: str, change: float | None, margin: float | None, share: float | None
 ) -> None:
@@ -628,13 +732,22 @@ def test_ticks_are_few_within_and_evenly_apart(low: float, width: float) -> None
 def test_numbers_read_as_people_write_them() -> None:
     assert [signed(value) for value in (3.14, -2.44, 0.04, -0.04)] == ["+3.1", "−2.4", "0.0", "0.0"]
     assert [luck(value) for value in (0.00001, 0.0021, 0.03, 0.5)] == [
-        "less than once in 10,000 times", "about once in 480 times", "about once in 33 times", "50 times in 100",
-    ]  # fmt: skip
+        "less than once in 10,000 times",
+        "about once in 480 times",
+        "about once in 33 times",
+        "50 times in 100",
+    ]
 
 
 def test_a_floor_is_told_by_its_score_and_not_by_the_way_to_it() -> None:
     floor = GuardResult(
-        guard="floor", label="exact match, at least 60", unit="points", records=120, candidate=59.0, change=-1.0,
-        margin=0.0, state="failed",
-    )  # fmt: skip
+        guard="floor",
+        label="exact match, at least 60",
+        unit="points",
+        records=120,
+        candidate=59.0,
+        change=-1.0,
+        margin=0.0,
+        state="failed",
+    )
     assert guard_words(floor) == "exact match, at least 60: 59.0 points"

@@ -139,9 +139,16 @@ def setup(request: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch
     made = tiny.rows(74, seed=3)
     dataset = write_rows(tmp_path, made[:50], made[50:])
     settings = TrainConfig(
-        quantization=request.param, rank=4, alpha=8, dropout=0.1, learning_rate=3e-3, epochs=3, batch_size=8,
-        batch_tokens=200, checkpoint_minutes=1e-6,
-    )  # fmt: skip
+        quantization=request.param,
+        rank=4,
+        alpha=8,
+        dropout=0.1,
+        learning_rate=3e-3,
+        epochs=3,
+        batch_size=8,
+        batch_tokens=200,
+        checkpoint_minutes=1e-6,
+    )
     config = RunConfig(
         track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s", train=settings
     )

@@ -61,10 +61,18 @@ def wide_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_llama)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=4096, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=4096,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     folder = tmp_path_factory.mktemp("models") / "wide"
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -100,8 +108,12 @@ def run(attempt: Attempt, *command: str) -> tuple[StepResult, str]:
     with (attempt.folder / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, *command, "train", str(spec)],
-            env=environment, cwd=attempt.folder, pass_fds=(reader,), stdout=log, stderr=log,
-        )  # fmt: skip
+            env=environment,
+            cwd=attempt.folder,
+            pass_fds=(reader,),
+            stdout=log,
+            stderr=log,
+        )
     os.close(reader)
     process.wait()
     os.close(writer)

@@ -119,15 +119,23 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(trainer: Callable[.
 @pytest.mark.parametrize("settings", [{"method": "dora"}, {"rslora": True}, {"method": "dora", "rslora": True}])
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_a_merged_model_answers_as_its_adapter(
-    tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt],
-    settings: dict[str, Any], quantization: str, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    tiny: Any,
+    tiny_llama: Path,
+    tmp_path: Path,
+    make_attempt: Callable[..., Attempt],
+    settings: dict[str, Any],
+    quantization: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     dataset = write_rows(tmp_path, tiny.rows(16, seed=5), longest=12)
     values = {"quantization": quantization, "rank": 4, "learning_rate": 3e-3, "epochs": 2, **settings}
     config = RunConfig(
-        track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s",
+        track="default",
+        base_model=str(tiny_llama),
+        base_model_id=model_id(tiny_llama),
+        salt="s",
         train=TrainConfig.model_validate(values),
-    )  # fmt: skip
+    )
     adapter = train(make_attempt("train", config=config, inputs={"prepare": dataset}))
     check(tmp_path / adapter.folder, **settings)
     merge(make_attempt("merge", config=config, inputs={"prepare": dataset, "train": adapter}))

@@ -41,9 +41,12 @@ class Bench:
         """Make an attempt at training on `rows`, by default two steps of a small adapter without quantisation."""
         dataset = write_rows(self.root, rows, dev)
         config = RunConfig(
-            track="default", base_model=str(base), base_model_id=model_id(base) if base.is_dir() else "?", salt="s",
+            track="default",
+            base_model=str(base),
+            base_model_id=model_id(base) if base.is_dir() else "?",
+            salt="s",
             train=TrainConfig(**{"quantization": "none", "rank": 4, "learning_rate": 3e-3, **settings}),
-        )  # fmt: skip
+        )
         return self.make_attempt("train", config=config, inputs={"prepare": dataset})
 
     def train(self, base: Path, rows: Sequence[Row], dev: Sequence[Row] = (), **settings: Any) -> Adapter:
@@ -147,8 +150,10 @@ def test_an_adapter_tells_how_its_training_went(bench: Bench, tiny: Any, tiny_ll
     assert torch.__version__.startswith(adapter.versions["torch"])
     assert {"peft", "transformers", "trl"} <= set(adapter.versions)
     assert sorted(path.name for path in attempt.folder.rglob("*")) == [
-        "adapter", "adapter_config.json", "adapter_model.safetensors",
-    ]  # fmt: skip
+        "adapter",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     attempt.write_progress()
     progress = json.loads((attempt.folder / "progress.json").read_text())
     assert (progress["done"], progress["total"], progress["phase"]) == (15, 15, "train")

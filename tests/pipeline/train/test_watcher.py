@@ -50,13 +50,23 @@ class Run:
 
     def attempt(self, **settings: Any) -> Attempt:
         values = {
-            "quantization": "none", "rank": 4, "alpha": 8, "dropout": 0.1, "learning_rate": 3e-3, "epochs": 3,
-            "batch_size": 8, "checkpoint_minutes": 1e-6, **settings,
-        }  # fmt: skip
+            "quantization": "none",
+            "rank": 4,
+            "alpha": 8,
+            "dropout": 0.1,
+            "learning_rate": 3e-3,
+            "epochs": 3,
+            "batch_size": 8,
+            "checkpoint_minutes": 1e-6,
+            **settings,
+        }
         config = RunConfig(
-            track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s",
+            track="default",
+            base_model=str(self.base),
+            base_model_id=model_id(self.base),
+            salt="s",
             train=TrainConfig.model_validate(values),
-        )  # fmt: skip
+        )
         return self.make_attempt("train", config=config, inputs={"prepare": self.dataset})
 
     def stop_after(self, step: int, **settings: Any) -> None:

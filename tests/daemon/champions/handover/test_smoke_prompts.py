@@ -61,10 +61,16 @@ def test_where_no_evaluation_knows_the_model_there_are_none_and_none_of_a_former
 @pytest.mark.parametrize(
     ("said", "is_its"),
     [
-        ("blue, I think", True), (" blue, I think\n", True), ("blue, I", True), ("blue, \ufffd", True),
-        ("blue, it seems", False), ("black", False), ("bl", False), ("", False),
+        ("blue, I think", True),
+        (" blue, I think\n", True),
+        ("blue, I", True),
+        ("blue, \ufffd", True),
+        ("blue, it seems", False),
+        ("black", False),
+        ("bl", False),
+        ("", False),
     ],
-)  # fmt: skip
+)
 def test_an_answer_is_the_champions_if_it_is_its_beginning_alone(said: str, *, is_its: bool) -> None:
     prompt = SmokePrompt(content="which colour?", answer="blue, I think", other="black")
     assert prompt.is_champions(said) == is_its

@@ -536,8 +536,9 @@ def test_an_unhealthy_model_is_rolled_back_by_itself_and_blocked(
     assert asked.code == 1
     for words in (
         f"run 1 was promoted, then rolled back to generation 0: health command failed: {error}",
-        "its model is blocked since", "dropforge promote 1 --force --reason TEXT",
-    ):  # fmt: skip
+        "its model is blocked since",
+        "dropforge promote 1 --force --reason TEXT",
+    ):
         assert words in asked.err
     with transaction(house.daemon.engine) as session:
         past = promotion.champions_of(session, "default")
@@ -594,8 +595,10 @@ def test_a_champion_that_comes_as_the_way_back_begins_is_left(house: House, monk
     for thread in house.hooks._rollbacks.values():
         thread.join()
     assert [(row.kind, row.health_state) for row in house.rows()] == [
-        ("base", None), ("promotion", "failed"), ("promotion", "pending"),
-    ]  # fmt: skip
+        ("base", None),
+        ("promotion", "failed"),
+        ("promotion", "pending"),
+    ]
 
 
 def test_a_daemon_that_died_before_the_way_back_goes_on_with_it_without_asking_again(house: House) -> None:

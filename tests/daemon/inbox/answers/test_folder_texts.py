@@ -39,15 +39,35 @@ def part(kind: str, label: str, score: float, groups: int) -> SliceResult:
 def measure(box: Box, slices: tuple[SliceResult, ...]) -> None:
     """Let run 1 have made the champion, and been measured on the slices."""
     verdict = Verdict(
-        outcome="promoted", reasons=(), sentence="promoted: +9.0 points", metric="exact_match", records=400, groups=400,
-        candidate_score=72.0, champion_score=63.0, gain=9.0, slices=slices, candidate_model_id="new",
+        outcome="promoted",
+        reasons=(),
+        sentence="promoted: +9.0 points",
+        metric="exact_match",
+        records=400,
+        groups=400,
+        candidate_score=72.0,
+        champion_score=63.0,
+        gain=9.0,
+        slices=slices,
+        candidate_model_id="new",
         champion_model_id="old",
-    )  # fmt: skip
+    )
     data = Dataset.model_construct(
-        folder="runs/1/data", train_rows=900, dev_rows=0, heldout_rows=400, heldout_groups=400, heldout_pinned=False,
-        heldout_version="v", dataset_sha256="s", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match",
-        max_new_tokens=16, train_rows_of={"drop 1": 700, "tag billing": 210},
-    )  # fmt: skip
+        folder="runs/1/data",
+        train_rows=900,
+        dev_rows=0,
+        heldout_rows=400,
+        heldout_groups=400,
+        heldout_pinned=False,
+        heldout_version="v",
+        dataset_sha256="s",
+        duplicates=0,
+        replaced=0,
+        removed_heldout=0,
+        metric="exact_match",
+        max_new_tokens=16,
+        train_rows_of={"drop 1": 700, "tag billing": 210},
+    )
     folder = box.settings.state_folder / "runs" / "1"
     folder.mkdir(parents=True)
     durable.write_json(folder / "decide.json", verdict.model_dump(mode="json"))
@@ -60,19 +80,37 @@ def measure(box: Box, slices: tuple[SliceResult, ...]) -> None:
         session.flush()
         session.add(
             Promotion(
-                track="default", run_id=run.id, kind=PromotionKind.PROMOTION, state=PromotionState.DONE, generation=1,
-                model_id="new", model_path="models/new", reason="promoted", created_at=NOW, drops=[1],
+                track="default",
+                run_id=run.id,
+                kind=PromotionKind.PROMOTION,
+                state=PromotionState.DONE,
+                generation=1,
+                model_id="new",
+                model_path="models/new",
+                reason="promoted",
+                created_at=NOW,
+                drops=[1],
             )
-        )  # fmt: skip
+        )
 
 
 def refuse(box: Box, slices: tuple[SliceResult, ...], lost: GuardResult, *reasons: str) -> None:
     """Let run 2 have gained on the champion and lost what a guard watches."""
     verdict = Verdict(
-        outcome="guard_failed", reasons=(GUARDS[lost.guard].reason, *reasons), sentence="", metric="exact_match",
-        records=400, groups=400, candidate_score=90.6, champion_score=43.0, gain=47.6, slices=slices, guards=(lost,),
-        candidate_model_id="newer", champion_model_id="new",
-    )  # fmt: skip
+        outcome="guard_failed",
+        reasons=(GUARDS[lost.guard].reason, *reasons),
+        sentence="",
+        metric="exact_match",
+        records=400,
+        groups=400,
+        candidate_score=90.6,
+        champion_score=43.0,
+        gain=47.6,
+        slices=slices,
+        guards=(lost,),
+        candidate_model_id="newer",
+        champion_model_id="new",
+    )
     verdict = verdict.model_copy(update={"sentence": short_line(verdict, 100)})
     folder = box.settings.state_folder / "runs" / "2"
     folder.mkdir(parents=True)
@@ -92,10 +130,18 @@ def test_each_track_has_its_own_readme_by_its_settings(box: Box) -> None:
     texts_of(box, tracks={"support": {"trigger": "nightly"}}).refresh()
     top = (box.inbox / "README.txt").read_text(encoding="utf-8")
     assert top.startswith(f"{MARK}\n\nThis is the inbox of track default: drop files of training records here.\n")
-    for words in ('{"instruction": "...", "input": "...", "output": "..."}', "at most 8.0 GB, a line 4.0 MB",
-                  "not changed for 5 s", "  done/       taken", "NAME.verdict.txt", "NAME.errors.json", "WANTED.md",
-                  "before\nthere are about 780 rows (1,490 where answers are JSON or longer than 5 words).",
-                  "the whole file is given back", "60 s after the last file"):  # fmt: skip
+    for words in (
+        '{"instruction": "...", "input": "...", "output": "..."}',
+        "at most 8.0 GB, a line 4.0 MB",
+        "not changed for 5 s",
+        "  done/       taken",
+        "NAME.verdict.txt",
+        "NAME.errors.json",
+        "WANTED.md",
+        "before\nthere are about 780 rows (1,490 where answers are JSON or longer than 5 words).",
+        "the whole file is given back",
+        "60 s after the last file",
+    ):
         assert words in top
     below = (box.inbox / "support" / "README.txt").read_text(encoding="utf-8")
     assert "  ../done/support/ " in below
@@ -287,8 +333,14 @@ def test_a_damaged_verdict_is_passed_by(box: Box) -> None:
     with database.transaction(box.engine) as session:
         session.add(
             Drop(
-                track="default", role="train", state=DropState.ACCEPTED, name_bytes=b"a", name="a", sha256="0",
-                size_bytes=1, received_at=NOW,
+                track="default",
+                role="train",
+                state=DropState.ACCEPTED,
+                name_bytes=b"a",
+                name="a",
+                sha256="0",
+                size_bytes=1,
+                received_at=NOW,
             )
-        )  # fmt: skip
+        )
     assert not texts_of(box).refresh()

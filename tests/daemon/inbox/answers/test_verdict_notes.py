@@ -88,11 +88,18 @@ class House:
             session.add(track)
             session.add(
                 Promotion(
-                    track="default", run_id=run, kind=kind, state=PromotionState.DONE, model_path="models/x",
-                    generation=track.champion_generation, model_id=f"model-{run}", reason=reason, created_at=NOW,
+                    track="default",
+                    run_id=run,
+                    kind=kind,
+                    state=PromotionState.DONE,
+                    model_path="models/x",
+                    generation=track.champion_generation,
+                    model_id=f"model-{run}",
+                    reason=reason,
+                    created_at=NOW,
                     drops=list(drops) if run is not None else None,
                 )
-            )  # fmt: skip
+            )
             record_event(session, "promoted", NOW, track="default", run_id=run)
 
 

@@ -58,9 +58,16 @@ def setup(tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: Any) -> tupl
     made = tiny.rows(74, seed=3)
     dataset = write_rows(tmp_path, made[:50], made[50:])
     settings = TrainConfig(
-        quantization="none", rank=4, alpha=8, learning_rate=3e-3, epochs=3, batch_size=8, batch_tokens=200,
-        checkpoint_minutes=1e-6, processes=2,
-    )  # fmt: skip
+        quantization="none",
+        rank=4,
+        alpha=8,
+        learning_rate=3e-3,
+        epochs=3,
+        batch_size=8,
+        batch_tokens=200,
+        checkpoint_minutes=1e-6,
+        processes=2,
+    )
     config = RunConfig(
         track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s", train=settings
     )

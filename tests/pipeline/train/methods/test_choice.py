@@ -160,17 +160,30 @@ class Run:
             (root / "data" / f"{name}.jsonl").write_text("".join(lines))
         self.root, self.base, self.make_attempt = root, base, make_attempt
         self.dataset = Dataset(
-            folder="data", train_rows=50, dev_rows=24, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
-            heldout_version="v", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
-            removed_heldout=0, metric="exact_match", max_new_tokens=8,
-        )  # fmt: skip
+            folder="data",
+            train_rows=50,
+            dev_rows=24,
+            heldout_rows=0,
+            heldout_groups=0,
+            heldout_pinned=False,
+            heldout_version="v",
+            dataset_sha256=dataset_hash(root / "data"),
+            duplicates=0,
+            replaced=0,
+            removed_heldout=0,
+            metric="exact_match",
+            max_new_tokens=8,
+        )
 
     def config(self, **settings: Any) -> RunConfig:
         values = {"rank": 4, "learning_rate": 1e-3, "epochs": 3, "batch_size": 8, "batch_tokens": 200, **settings}
         return RunConfig(
-            track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s",
+            track="default",
+            base_model=str(self.base),
+            base_model_id=model_id(self.base),
+            salt="s",
             train=TrainConfig.model_validate({"checkpoint_minutes": 1e-6, **values}),
-        )  # fmt: skip
+        )
 
     def attempt(self, **settings: Any) -> Attempt:
         return self.make_attempt("train", config=self.config(**settings), inputs={"prepare": self.dataset})

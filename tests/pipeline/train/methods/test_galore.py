@@ -71,8 +71,11 @@ def test_the_state_is_small_survives_a_safe_load_and_goes_on_to_the_same_bits(tm
     optimizer = galore([cut], RATE, RANK, SCALE)
     after(cut, steps[:4], optimizer)
     assert {name: tuple(value.shape) for name, value in optimizer.state[cut].items()} == {
-        "projector": (6, 3), "mean": (3, 40), "square": (3, 40), "step": (),
-    }  # fmt: skip
+        "projector": (6, 3),
+        "mean": (3, 40),
+        "square": (3, 40),
+        "step": (),
+    }
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
 
     resumed = torch.nn.Parameter(cut.detach().clone())

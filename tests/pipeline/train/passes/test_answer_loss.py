@@ -152,12 +152,14 @@ def test_a_training_goes_as_with_trls_loss(
         job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
         trainer = make_trainer(job, load_tokenizer(tiny_llama), rows, dev, config)
         trainer.train()
-        logs.append([
-            (entry["step"], name, entry[name])
-            for entry in trainer.state.log_history
-            for name in ("loss", "grad_norm", "eval_loss")
-            if name in entry
-        ])  # fmt: skip
+        logs.append(
+            [
+                (entry["step"], name, entry[name])
+                for entry in trainer.state.log_history
+                for name in ("loss", "grad_norm", "eval_loss")
+                if name in entry
+            ]
+        )
     ours, trls = logs
     assert [entry[:2] for entry in ours] == [entry[:2] for entry in trls]
     assert [entry[2] for entry in ours] == pytest.approx([entry[2] for entry in trls], rel=1e-4)
@@ -225,10 +227,19 @@ def test_logits_that_are_capped_are_left_to_trl(
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     vocabulary = load_model(tiny_llama, "cpu").config.vocab_size
     config = transformers.Gemma2Config(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, final_logit_softcapping=5.0, initializer_range=0.1, bos_token_id=None,
-        eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        final_logit_softcapping=5.0,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     transformers.Gemma2ForCausalLM(config).save_pretrained(base)
     model: Any = load_model(base, "cpu")
     assert has_plain_head(load_model(tiny_llama, "cpu"), range(3, 20))
@@ -248,10 +259,18 @@ def test_the_loss_of_a_router_is_left_to_trl_and_no_part_of_the_dev_loss(
 ) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     config = transformers.MixtralConfig(
-        vocab_size=load_model(tiny_llama, "cpu").config.vocab_size, hidden_size=32, intermediate_size=64,
-        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, num_local_experts=2, bos_token_id=None,
-        eos_token_id=2, pad_token_id=0, router_aux_loss_coef=0.5,
-    )  # fmt: skip
+        vocab_size=load_model(tiny_llama, "cpu").config.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+        router_aux_loss_coef=0.5,
+    )
     transformers.MixtralForCausalLM(config).save_pretrained(base)
     assert has_plain_head(load_model(base, "cpu"), range(3, 20))
     losses = Losses(base, tmp_path, token_rows(4, seed=7))

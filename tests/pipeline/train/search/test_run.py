@@ -66,16 +66,29 @@ class Bench:
         for name, part in parts.items():
             (self.root / "data" / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in part))
         dataset = Dataset(
-            folder="data", train_rows=32, dev_rows=dev, heldout_rows=len(heldout), heldout_groups=0,
-            heldout_pinned=False, heldout_version="v", dataset_sha256=dataset_hash(self.root / "data"), duplicates=0,
-            replaced=0, removed_heldout=0, metric="exact_match", max_new_tokens=8,
-        )  # fmt: skip
+            folder="data",
+            train_rows=32,
+            dev_rows=dev,
+            heldout_rows=len(heldout),
+            heldout_groups=0,
+            heldout_pinned=False,
+            heldout_version="v",
+            dataset_sha256=dataset_hash(self.root / "data"),
+            duplicates=0,
+            replaced=0,
+            removed_heldout=0,
+            metric="exact_match",
+            max_new_tokens=8,
+        )
         search = {name.removeprefix("search_"): settings.pop(name) for name in list(settings) if "search_" in name}
         small = {"quantization": "none", "rank": 4, "learning_rate": 3e-3}
         config = RunConfig(
-            track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s",
+            track="default",
+            base_model=str(self.base),
+            base_model_id=model_id(self.base),
+            salt="s",
             train=TrainConfig.model_validate({**small, **settings, "search": {"space": space, **search}}),
-        )  # fmt: skip
+        )
         return self.make_attempt("train", config=config, inputs={"prepare": dataset})
 
     def train(self, space: Any, **settings: Any) -> tuple[Adapter, Mapping[str, torch.Tensor]]:
@@ -117,8 +130,10 @@ def test_a_grid_trains_all_and_hands_over_the_one_that_the_dev_rows_choose(bench
     assert adapter.seconds == pytest.approx(low.seconds + high.seconds)
     assert low.tokens == high.tokens == adapter.trained_tokens
     assert sorted(path.name for path in attempt.folder.rglob("*")) == [
-        "adapter", "adapter_config.json", "adapter_model.safetensors",
-    ]  # fmt: skip
+        "adapter",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     # A training by itself with these settings comes to the same weights.
     alone, expected = bench.train({}, learning_rate=3e-3)
     assert same(weights, expected)
@@ -144,8 +159,11 @@ def test_progress_names_the_trial_and_the_time_of_all(bench: Bench) -> None:
 def test_optuna_searches_and_a_killed_step_goes_on_where_it_was(bench: Bench, tmp_path: Path) -> None:
     space = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "rank": [2, 4]}
     settings: dict[str, Any] = {
-        "search_method": "tpe", "search_trials": 3, "dropout": 0.1, "checkpoint_minutes": 1e-6,
-    }  # fmt: skip
+        "search_method": "tpe",
+        "search_trials": 3,
+        "dropout": 0.1,
+        "checkpoint_minutes": 1e-6,
+    }
     whole, expected = bench.train(space, **settings)
     assert len(whole.candidates) == 3
     attempt = bench.attempt(space, **settings)
