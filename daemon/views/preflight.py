@@ -66,7 +66,7 @@ def try_suite(name: str) -> str:
     """
     if not name.startswith(HARNESS):
         if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
-            raise DropforgeError(f"{name} is not a file", "name a file of items in evaluate.general")
+            raise DropforgeError(f"{name} is not a regular file", "name a file of items in evaluate.general")
         try:
             items = read_items(name)
         except OSError as error:

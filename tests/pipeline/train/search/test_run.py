@@ -333,7 +333,7 @@ def test_the_choice_never_looks_at_a_heldout_record(bench: Bench) -> None:
 
 
 def test_too_few_dev_rows_are_refused(bench: Bench) -> None:
-    with pytest.raises(CannotTrain, match="there are 12 of them: 20 are needed") as raised:
+    with pytest.raises(CannotTrain, match="a search needs 20 dev rows to choose by, and there are 12") as raised:
         bench.train({"rank": [2, 4]}, dev=12)
     assert "split.dev" in raised.value.hint
 
