@@ -168,7 +168,7 @@ def test_a_retry_for_longer_answers_keeps_the_training(workspace: Any, tiny: Any
     toml = workspace.folder / "dropforge.toml"
     toml.write_text(toml.read_text().replace("[evaluate]\n", "[evaluate]\nmax_new_tokens = 32\n"))
     said = workspace.cli("retry", "1").splitlines()[1]
-    assert said.startswith("training stands; prepares")
+    assert said.startswith("training stands if the data comes out the same; prepares")
     workspace.start()
     workspace.wait_for_runs("succeeded")
     assert workspace.runs()[0].outcome == "promoted"

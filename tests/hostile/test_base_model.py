@@ -92,7 +92,7 @@ COSTLY: dict[str, tuple[Spoil, str]] = {
     "20,000 special tokens": (added_tokens(*map(str, range(20_000))), "and 16,384 of 262,144 characters"),
     "added tokens of 60 MB": (added_tokens(more=15_000_000), "added tokens are no JSON of at most 4,194,304 bytes"),
     "added tokens of 120 MB": (added_tokens(more=30_000_000), "tokenizer.json of 12"),
-    "half a million empty tensors": (empty_tensors(500_000), "it has 500,000 tensors, and 100,000 are the most"),
+    "half a million empty tensors": (empty_tensors(500_000), "it has 500,000 tensors, and the limit is 100,000"),
     "a wide config.json": (lambda folder: (folder / "config.json").write_text("[" + "[]," * 1_000_000), "no readable"),
 }
 _LOOK = """
