@@ -129,7 +129,7 @@ def test_the_interval_is_scipys_bca_bootstrap_at_98_percent() -> None:
         rng=np.random.default_rng(2),
     ).confidence_interval
     low, high = statistics.interval(differences, seed=3)
-    width = expected.high - expected.low
+    width = float(expected.high - expected.low)
     assert low == pytest.approx(expected.low, abs=0.04 * width)
     assert high == pytest.approx(expected.high, abs=0.04 * width)
 
@@ -139,7 +139,8 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
     runs = 200
     covered = 0
     for run in range(runs):
-        low, high = statistics.interval(random.choice([-1.0, 0.0, 1.0], 150, p=[0.1, 0.75, 0.15]), seed=run)
+        differences = random.choice(np.array([-1.0, 0.0, 1.0]), 150, p=[0.1, 0.75, 0.15])
+        low, high = statistics.interval(differences, seed=run)
         covered += low <= 0.05 <= high
     assert stats.binomtest(covered, runs, 0.98, alternative="less").pvalue > 1e-4
 
