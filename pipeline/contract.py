@@ -102,7 +102,7 @@ class StepSpec(Frozen):
     network: bool = False
     """Whether the step may use the network: only then it gets the environment's proxies and the judge's key."""
     grace_seconds: float = GRACE_SECONDS
-    """Time to leave a checkpoint when it is asked to stop."""
+    """Seconds from SIGTERM to SIGKILL, in which the step writes a checkpoint."""
 
     @property
     def key(self) -> str:

@@ -48,7 +48,7 @@ def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop
         drop = _known(session, drop_id)
         if drop.state != DropState.PROPOSED:
             message = f"drop {drop_id} is {drop.state}, not proposed"
-            raise DropforgeError(message, "see what waits for a word: dropforge drops --state proposed")
+            raise DropforgeError(message, "list the files that wait for approval: dropforge drops --state proposed")
         _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)
         _record(session, "drop_accepted", drop, word)

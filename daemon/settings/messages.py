@@ -42,7 +42,7 @@ class MessageSettings(Frozen):
     urls: tuple[SecretUrl, ...] = ()
     """Addresses as Apprise has them, as ["mailto://user:password@example.org", "slack://TOKEN"]; [] sends nothing."""
     digest: str = "08:00"
-    """Time of day, by `timezone`, of the digest of what was not told at once; empty: none."""
+    """Time of day, in `timezone`, at which events without a message of their own are sent as a digest; empty: never."""
     heartbeat_url: SecretUrl = SecretUrl("")
     """http:// or https:// address asked for every 5 minutes while the daemon works; its watcher tells when it stops."""
 

@@ -2,8 +2,8 @@
 Write the judge's prompt, and parse its reply.
 
 The answers come from models trained on untrusted data, so they may address the judge. Each text is put between fences
-that contain a hash of the whole question, which no text in it can contain; every question is asked in both orders. So
-an answer can neither end its own quotation nor refer to its position. A judge may still believe what it reads, or
+with a hash of the whole prompt, which no text in the prompt can contain. The judge compares each pair in both orders.
+So an answer can neither end its own quotation nor refer to its position. A judge may still believe what it reads, or
 prefer length or a tone: this is why it can block a promotion but never cause one.
 """
 

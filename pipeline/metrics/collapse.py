@@ -9,7 +9,7 @@ from pipeline.metrics.tokens import tokens
 KINDS = ("label", "empty", "short")
 #: An output of at least so many training rows and at most so many characters is a label.
 _LABEL_ROWS, _LABEL_CHARACTERS = 3, 100
-#: An answer of at most so many words is short if the base model's has at least so many times as many.
+#: Most words of a short answer, and the least ratio of the base model's words to them.
 _FEW, _TIMES = 3, 3
 
 

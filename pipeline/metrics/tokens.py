@@ -93,8 +93,8 @@ def is_short(text: str, most: int) -> bool:
     """
     Return whether `text` has at most `most` words, reading no further than necessary.
 
-    Words are separated by whitespace. In a script without spaces two characters count as a word: about the average in
-    Chinese, a little less than in Japanese and Thai.
+    Words are separated by whitespace. In a script without spaces two characters count as a word, which is
+    about the average length in Chinese; words of Japanese and Thai are a little longer.
     """
     pieces = text.split(None, most)
     if len(pieces) > most or text.isascii():

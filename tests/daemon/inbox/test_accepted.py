@@ -50,7 +50,7 @@ def test_a_receipt_says_that_all_rows_of_the_track_are_too_few(tmp_path: Path) -
     box.drop("exam.jsonl", rows(50), "heldout")
     box.drop("c.jsonl", rows(180, 600))
     assert warning(box, "c.jsonl") is None
-    assert warning(box, "exam.jsonl") is None, "it waits for a word, and nothing is judged on it"
+    assert warning(box, "exam.jsonl") is None, "it waits for approval, and nothing is judged on it"
 
 
 def test_before_the_first_run_the_answers_say_which_number_is_meant(tmp_path: Path) -> None:

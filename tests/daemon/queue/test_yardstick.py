@@ -70,7 +70,7 @@ def test_a_changed_set_is_told_once_with_who_what_and_the_champions_scores(
     score(house, 1, 71.0, 40.0)
     put(house, "foreign.jsonl", 0o664)
     house.run("not_shown_better")
-    assert changes(house) == [], "what waits for a word changes nothing"
+    assert changes(house) == [], "what waits for approval changes nothing"
     score(house, 2, 30.0, 70.5)
     assert "drops accept 3" in dropforge("status").out
     assert dropforge("drops", "accept", 3, "--reason", "I read it").out == (
