@@ -5,14 +5,15 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.queue import order, run_queue, tracks
+from daemon.queue import order, run_queue
 from daemon.settings.model import RetrySettings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
-from daemon.state.tables import Drop, Event, Track
+from daemon.state.tables import Event, Track
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from tests import run_owner
+from tests.daemon.queue.test_order import queue_runs
 
 WORD = Word("the card is lent out", 50, "ada")
 
@@ -28,23 +29,8 @@ def engine(tmp_path: Path) -> Engine:
 
 
 def queue_run(engine: Engine, track: str) -> int:
-    with transaction(engine) as session:
-        tracks.ensure_track(session, track, 0)
-        session.add(
-            Drop(
-                track=track,
-                role="train",
-                state="accepted",
-                name_bytes=b"a.jsonl",
-                name="a.jsonl",
-                sha256=track * 8,
-                size_bytes=10,
-                rows=5,
-                received_at=1,
-            )
-        )
-        session.flush()
-        return run_queue.enqueue(session, track, "drop", 0, 0).id or 0
+    (run,) = queue_runs(engine, track)
+    return run
 
 
 def events(engine: Engine) -> list[tuple[str, dict[str, Any]]]:

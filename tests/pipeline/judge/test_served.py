@@ -2,7 +2,6 @@
 
 import http.client
 import importlib.util
-import json
 import os
 import socket
 import subprocess
@@ -15,13 +14,12 @@ from pathlib import Path
 import pytest
 
 from pipeline import durable
-from pipeline.artifacts import Evaluation, Scores
-from pipeline.config import JudgeConfig, RunConfig
 from pipeline.contract import Attempt
 from pipeline.judge import client as judge_client
 from pipeline.judge.client import Patience
 from pipeline.judge.step import judge
 from pipeline.models.gguf import convert
+from tests.pipeline.judge.test_step import Bench
 
 RESULTS = {
     ("A", "B"): "win",
@@ -116,27 +114,8 @@ def test_it_is_asked_in_both_orders_and_what_it_says_adds_up(
         }
         for place, (candidate, champion) in enumerate(texts)
     ]
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report/records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scores = Scores(model_id="m", metrics={}, nll=1.0, generated=0, cached=0, seconds=0.0)
-    report = Evaluation(
-        folder="report",
-        metric="exact_match",
-        heldout_version="v",
-        records=len(rows),
-        candidate=scores,
-        champion=scores,
-        champion_generation=0,
-        prediction_keys={},
-    )
-    config = RunConfig(
-        track="default",
-        base_model="b",
-        base_model_id="b",
-        salt="s",
-        judge=JudgeConfig(url=served.url, model=served.model, timeout_seconds=300),
-    )
-    attempt = make_attempt("judge", config=config, inputs={"evaluate": report})
+    bench = Bench(tmp_path, make_attempt)
+    attempt = bench.attempt(served.url, rows, model=served.model)
     judgement = judge(attempt)
     found = list(durable.read_jsonl(attempt.path(judgement.folder) / "judgements.jsonl"))
     assert [one["id"] for one in found] == [row["id"] for row in rows]
@@ -150,7 +129,6 @@ def test_it_is_asked_in_both_orders_and_what_it_says_adds_up(
     asked = sum(1 if one["candidate_first"] is None else 2 for one in found[:2])
     assert served.asked() == asked
     assert asked > 2, "it has kept to the form once at least"
-    again = make_attempt("judge", config=config, inputs={"evaluate": report})
-    second = judge(again)
+    second = judge(bench.attempt(served.url, rows, model=served.model))
     assert second.model_dump(exclude={"folder"}) == judgement.model_dump(exclude={"folder"})
     assert served.asked() == asked, "the replies were there"
