@@ -75,7 +75,7 @@ def main() -> int:
 def ours(folder: Path, mode: str, runs: int) -> Rate:
     """Time our queue."""
     from daemon.queue import order, run_queue  # noqa: PLC0415
-    from daemon.queue.claims import Claim  # noqa: PLC0415
+    from daemon.queue.states import Claim  # noqa: PLC0415
     from daemon.state import database  # noqa: PLC0415
     from daemon.state.states import DropState  # noqa: PLC0415
     from daemon.state.tables import Drop  # noqa: PLC0415

@@ -22,7 +22,7 @@ from daemon.dispatch.spool import LocalExecutor, Spool
 from daemon.dispatch.worker import end_steps_now
 from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
 from daemon.messages.messenger import Messenger
-from daemon.queue import tracks
+from daemon.queue import states
 from daemon.queue.nightly import Schedule
 from daemon.settings.model import Settings
 from daemon.state.database import check, migrate, open_engine, transaction
@@ -117,7 +117,7 @@ class Service:
         Spool(self._settings.state_folder)
         with transaction(self._engine) as session:
             for name in self._settings.track_names:
-                tracks.ensure_track(session, name, now_ms())
+                states.ensure_track(session, name, now_ms())
         self._dispatcher.recover(now_ms())
         self._messenger.start(now_ms())
         self._intake.start()

@@ -6,8 +6,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from daemon.queue import order, run_queue
-from daemon.queue.claims import Claim
-from daemon.queue.tracks import ensure_track
+from daemon.queue.states import Claim, ensure_track
 from daemon.state.database import transaction
 from daemon.state.tables import Run, Track
 from pipeline.config import RunConfig

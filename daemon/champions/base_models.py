@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import Engine
 
 from daemon.champions.promotion import end_waiting, sync_link
-from daemon.queue.tracks import ensure_track
+from daemon.queue.states import ensure_track
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from daemon.champions.history import blocked, forcing
-from daemon.queue.claims import Claim, held_run, require_not_cancelled
+from daemon.queue.states import Claim, held_run, require_not_cancelled
 from daemon.state.database import newest_revision, open_engine, transaction
 from daemon.state.database_file import revision
 from daemon.state.events import record_event

@@ -237,9 +237,9 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
 
     One that is running leaves a checkpoint first, so that it can be retried.
     """
-    from daemon.queue import cancelling  # noqa: PLC0415 - a quick start
+    from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
 
-    state = cancelling.cancel(open_writer(context), run, now_ms())
+    state = run_queue.cancel(open_writer(context), run, now_ms())
     print_line(deeds.cancelled(run, state) + (_when_it_acts(context) if state == "running" else ""))
 
 

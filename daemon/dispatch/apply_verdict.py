@@ -6,19 +6,21 @@ Each part is idempotent, so a crash in between repeats it to the same end.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine
 
 from daemon.champions import promotion
 from daemon.champions.history import blocker, true_sentence
 from daemon.champions.promotion import champions_of, require_generation
-from daemon.queue import claims, run_queue, suspects, tracks
+from daemon.queue import run_queue, states, suspects
 from daemon.queue.yardstick import note_change
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.states import AWAITING
-from daemon.state.tables import Run
+from daemon.state.tables import Run, Track
 from daemon.system.sd_notify import showing_life
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
@@ -26,28 +28,33 @@ from pipeline.errors import StepFailed
 from pipeline.models.manifest import verify_manifest
 
 
-def fix_measures(engine: Engine, state_folder: Path, claim: claims.Claim, config: RunConfig, now: int) -> None:
-    """Fix on the track what its first verdict was made by, so that later runs are judged by the same measure."""
+def fix_measures(engine: Engine, state_folder: Path, claim: states.Claim, config: RunConfig, now: int) -> None:
+    """Write on the track what its first verdict was made by: all later runs are judged by the same measure."""
     dataset = run_files.load_dataset(state_folder, claim.run_id)
     report = run_files.load_evaluation(state_folder, claim.run_id)
     if dataset is None or report is None:
         return
-    # Smaller than the setting: more did not fit into memory.
-    ran_out = report.batch_size < config.evaluate.batch_size
-    tracks.fix_track(
-        engine,
-        claim,
-        now,
-        anew={"eval_batch_size"} if ran_out else (),
-        metric=dataset.metric,
-        max_new_tokens=dataset.max_new_tokens,
-        split=config.split.model_dump(),
-        eval_batch_size=report.batch_size,
-        noise=report.noise.model_dump() if report.noise else None,
-    )
+    facts: dict[str, Any] = {
+        "metric": dataset.metric,
+        "max_new_tokens": dataset.max_new_tokens,
+        "split": config.split.model_dump(),
+        "eval_batch_size": report.batch_size,
+        "noise": report.noise.model_dump() if report.noise else None,
+    }
+    # A batch smaller than the setting: more did not fit into memory, whatever did before.
+    anew = {"eval_batch_size"} if report.batch_size < config.evaluate.batch_size else set()
+    with transaction(engine) as session:
+        run = states.held_run(session, claim)
+        track = session.get_one(Track, run.track)
+        new = {name: value for name, value in facts.items() if value and (name in anew or getattr(track, name) is None)}
+        for name, value in new.items():
+            setattr(track, name, value)
+        if new:
+            session.add(track)
+            record_event(session, "track_fixed", now, track=track.name, run_id=run.id, **new)
 
 
-def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, now: int) -> tuple[str, str]:
+def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, now: int) -> tuple[str, str]:
     """
     Act on the run's published verdict; return the outcome that the run has ended with, and what is to be said of it.
 
@@ -99,7 +106,7 @@ def _promote(engine: Engine, root: Path, candidate: promotion.Candidate, now: in
     return True
 
 
-def _candidate(claim: claims.Claim, track: str, verdict: Verdict) -> promotion.Candidate:
+def _candidate(claim: states.Claim, track: str, verdict: Verdict) -> promotion.Candidate:
     """Return what a verdict would promote."""
     identity, over = verdict.candidate_model_id, verdict.champion_generation
     if identity is None or over is None:
@@ -115,7 +122,7 @@ def _is_manual(settings: Settings, run: Run) -> bool:
     return "manual" in {RunConfig.model_validate(run.config).gate.approval, today.gate.approval}
 
 
-def _heldout_version(settings: Settings, verdict: Verdict, claim: claims.Claim) -> str | None:
+def _heldout_version(settings: Settings, verdict: Verdict, claim: states.Claim) -> str | None:
     """Return the held-out set that a candidate was judged on; `None` if there was no candidate."""
     if verdict.candidate_model_id is None:
         return None

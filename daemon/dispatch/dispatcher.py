@@ -18,7 +18,7 @@ from daemon.dispatch.housekeeping import Upkeep, needs_gpu
 from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
 from daemon.dispatch.step_specs import compose, key_of, spec_of, warn_of_fixed
-from daemon.queue import attempts, cancelling, claims, order, run_queue, suspects, tracks
+from daemon.queue import order, run_queue, states, suspects
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
@@ -49,7 +49,7 @@ class Dispatcher:
         self._settings = settings
         self._root = settings.state_folder
         self._executor = executor
-        self._claims: list[claims.Claim] = []
+        self._claims: list[states.Claim] = []
         self._cancelling: set[str] = set()
         self._changes = ChangeWatch(engine)
         #: When a run is due that could not be claimed at the last look, and when that was: the clock may be set back.
@@ -108,7 +108,7 @@ class Dispatcher:
         for claim in list(self._claims):
             try:
                 self._work_on(claim, now)
-            except claims.LostClaim as error:
+            except states.LostClaim as error:
                 log.warning("claim_lost", run=claim.run_id, error=error.message)
                 self._drop(claim)
             except (OSError, DBAPIError) as error:
@@ -121,7 +121,7 @@ class Dispatcher:
     def describe(self) -> str:
         """Return one line for people: what runs and how far it is."""
         for claim in self._claims:
-            attempt = attempts.open_attempt(self._engine, claim.run_id)
+            attempt = states.open_attempt(self._engine, claim.run_id)
             if attempt is None:
                 return f"run {claim.run_id}"
             progress = run_files.load_progress(self._root, claim.run_id, attempt.step, attempt.number)
@@ -131,15 +131,13 @@ class Dispatcher:
     def abandon(self, now: int) -> None:
         """At the end of a shutdown: let every run in hand wait, uncounted, though its step left no result."""
         for claim in list(self._claims):
-            attempt = attempts.open_attempt(self._engine, claim.run_id)
+            attempt = states.open_attempt(self._engine, claim.run_id)
             if attempt is not None:
                 # Or the next worker would run what nobody waits for.
                 self._executor.cancel(key_of(attempt))
                 # Its files stay: the step may be at its last checkpoint.
                 words = "the daemon stopped before the step did"
-                attempts.end_attempt(
-                    self._engine, claim, attempt.id or 0, attempts.Ending(AttemptState.LOST, words), now
-                )
+                states.end_attempt(self._engine, claim, attempt.id or 0, states.Ending(AttemptState.LOST, words), now)
             run_queue.interrupt(self._engine, claim, now)
             self._drop(claim)
 
@@ -149,7 +147,7 @@ class Dispatcher:
 
     # --- one claim
 
-    def _claim(self, now: int) -> claims.Claim | None:
+    def _claim(self, now: int) -> states.Claim | None:
         """Take the first run in the order of the queue that can go on now; write on those before it why they cannot."""
         with transaction(self._engine) as session:
             for run in order.due_runs(session, now):
@@ -166,7 +164,7 @@ class Dispatcher:
                     return run_queue.claim(session, run, now)
         return None
 
-    def _work_on(self, claim: claims.Claim, now: int) -> None:
+    def _work_on(self, claim: states.Claim, now: int) -> None:
         """Take every step with a run that can be taken now; one whose published files are damaged fails by name."""
         try:
             while self._advance(claim, now):
@@ -175,14 +173,14 @@ class Dispatcher:
         except run_files.ArtifactDamaged as error:
             self._after_failure(claim, error.message, error.hint, now, retryable=False)
 
-    def _advance(self, claim: claims.Claim, now: int) -> bool:
+    def _advance(self, claim: states.Claim, now: int) -> bool:
         """Take one step with a run; say whether another may follow at once."""
-        attempt = attempts.open_attempt(self._engine, claim.run_id)
+        attempt = states.open_attempt(self._engine, claim.run_id)
         run = self._run(claim)
         if attempt is not None:
             return self._look_at(claim, run, attempt, now)
         if run.cancel_requested and not promotion.has_promoted(self._engine, claim.run_id):
-            cancelling.cancelled(self._engine, claim, now)
+            run_queue.cancelled(self._engine, claim, now)
             log.info("run_cancelled", run=claim.run_id)
             self._drop(claim)
             return False
@@ -195,12 +193,12 @@ class Dispatcher:
             self._drop(claim)
             return False
         if self._may_begin(claim, run, step, now):
-            begun = attempts.begin_attempt(self._engine, claim, step.name, now)
+            begun = states.begin_attempt(self._engine, claim, step.name, now)
             self._submit(run, begun, done)
             log.info("step_submitted", run=claim.run_id, step=step.name, attempt=begun.number)
         return False
 
-    def _may_begin(self, claim: claims.Claim, run: Run, step: Step, now: int) -> bool:
+    def _may_begin(self, claim: states.Claim, run: Run, step: Step, now: int) -> bool:
         """Say whether a step can begin now; let its run wait where the disk or the GPU is not free for it."""
         try:
             self._has_room(run, margin=False)
@@ -209,7 +207,7 @@ class Dispatcher:
             self._postpone(claim, error, now)
             return False
 
-    def _look_at(self, claim: claims.Claim, run: Run, attempt: Attempt, now: int) -> bool:
+    def _look_at(self, claim: states.Claim, run: Run, attempt: Attempt, now: int) -> bool:
         """See how an open attempt is doing."""
         spec = self._spec_of(attempt)
         if spec is None:
@@ -236,7 +234,7 @@ class Dispatcher:
             self._cancelling.add(spec.key)
         return False
 
-    def _collect(self, claim: claims.Claim, attempt: Attempt, spec: StepSpec, now: int) -> bool:
+    def _collect(self, claim: states.Claim, attempt: Attempt, spec: StepSpec, now: int) -> bool:
         """Act on a result; say whether the run goes on at once."""
         result = run_files.read_result(spec)
         if result is None:
@@ -267,7 +265,7 @@ class Dispatcher:
         self._collect_failure(claim, attempt, result, now)
         return False
 
-    def _collect_failure(self, claim: claims.Claim, attempt: Attempt, result: StepResult, now: int) -> None:
+    def _collect_failure(self, claim: states.Claim, attempt: Attempt, result: StepResult, now: int) -> None:
         message = result.error.message if result.error else f"exit code {result.exit_code}"
         hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
         self._end(claim, attempt, AttemptState.FAILED, now, message)
@@ -278,13 +276,13 @@ class Dispatcher:
         else:
             self._after_failure(claim, message, hint, now, retryable=result.exit_code != EXIT_BAD_DATA)
 
-    def _conclude(self, claim: claims.Claim, run: Run, now: int) -> bool:
+    def _conclude(self, claim: states.Claim, run: Run, now: int) -> bool:
         """Act on the verdict; say whether the run goes on at once, since its champion has moved meanwhile."""
         try:
             outcome, words = conclude(self._engine, self._settings, claim, run, now)
-        except claims.LostClaim:
+        except states.LostClaim:
             raise
-        except claims.Cancelled:
+        except states.Cancelled:
             return True  # which ends it
         except promotion.ChampionMoved:
             log.info("champion_moved", run=claim.run_id)
@@ -301,7 +299,7 @@ class Dispatcher:
 
     def _config_of(self, session: Session, run: Run, now: int) -> RunConfig:
         """Return the configuration of a run that begins now. Raises `DropforgeError` if its track cannot run."""
-        track = tracks.ensure_track(session, run.track, now)
+        track = states.ensure_track(session, run.track, now)
         self.bases.require(track.name)
         config = compose(self._settings, track)
         warn_of_fixed(self._settings, track)
@@ -331,39 +329,39 @@ class Dispatcher:
     def _submit(self, run: Run, attempt: Attempt, done: dict[str, str]) -> None:
         self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
 
-    def _end(self, claim: claims.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
-        attempts.end_attempt(self._engine, claim, attempt.id or 0, attempts.Ending(state, error), now)
+    def _end(self, claim: states.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
+        states.end_attempt(self._engine, claim, attempt.id or 0, states.Ending(state, error), now)
         if state != AttemptState.PUBLISHED:
             gc.clear_attempt(self._root, attempt)
 
-    def _postpone(self, claim: claims.Claim, error: DropforgeError, now: int) -> None:
+    def _postpone(self, claim: states.Claim, error: DropforgeError, now: int) -> None:
         run_queue.postpone(self._engine, claim, error, now)
         log.warning("run_waits", run=claim.run_id, error=error.message, hint=error.hint)
         self._drop(claim)
 
-    def _set_apart(self, claim: claims.Claim, error: OSError | DBAPIError, now: int) -> None:
+    def _set_apart(self, claim: states.Claim, error: OSError | DBAPIError, now: int) -> None:
         """Let a run with damaged files wait, uncounted. Raises errors that concern every run, as of a full disk."""
         if isinstance(error, DBAPIError) or is_full(error):
             raise error
-        attempt = attempts.open_attempt(self._engine, claim.run_id)
+        attempt = states.open_attempt(self._engine, claim.run_id)
         if attempt is not None:
             self._executor.cancel(key_of(attempt))
         run_queue.postpone(self._engine, claim, self._apart.words(claim.run_id, error), now)
         self._drop(claim)
 
-    def _after_failure(self, claim: claims.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
+    def _after_failure(self, claim: states.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
         failure = run_queue.Failure(message, hint, retryable)
         state = run_queue.fail(self._engine, claim, failure, now, self._settings.retry)
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
         self._drop(claim)
 
-    def _after_death(self, claim: claims.Claim, attempt: Attempt, message: str, now: int) -> None:
+    def _after_death(self, claim: states.Claim, attempt: Attempt, message: str, now: int) -> None:
         progress = run_files.made_checkpoint(self._root, claim.run_id, attempt.started_at)
         state = run_queue.died(self._engine, claim, run_queue.Death(message, progress), now, self._settings.retry)
         log.warning("step_died", run=claim.run_id, error=message, state=str(state))
         self._drop(claim)
 
-    def _drop(self, claim: claims.Claim) -> None:
+    def _drop(self, claim: states.Claim) -> None:
         self._claims.remove(claim)
         self.may_collect = True
 
@@ -372,11 +370,11 @@ class Dispatcher:
             self.may_collect = False
             self._upkeep.collect_garbage(now)
 
-    def _run(self, claim: claims.Claim) -> Run:
+    def _run(self, claim: states.Claim) -> Run:
         with transaction(self._engine) as session:
             run = session.get(Run, claim.run_id)
         if run is None or run.token != claim.token:
-            raise claims.LostClaim(f"run {claim.run_id} is no longer this daemon's")
+            raise states.LostClaim(f"run {claim.run_id} is no longer this daemon's")
         return run
 
     def _spec_of(self, attempt: Attempt) -> StepSpec | None:

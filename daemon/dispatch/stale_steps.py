@@ -24,9 +24,7 @@ from sqlmodel import Session
 from daemon.champions.promotion import champion
 from daemon.dispatch.step_specs import compose
 from daemon.queue import run_queue
-from daemon.queue.attempts import published_attempts
-from daemon.queue.states import known_run
-from daemon.queue.tracks import ensure_track
+from daemon.queue.states import ensure_track, known_run, published_attempts
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction

@@ -23,7 +23,7 @@ from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
-from daemon.queue import run_queue, tracks
+from daemon.queue import run_queue, states
 from daemon.queue.suspects import is_on_trial
 from daemon.queue.yardstick import accepted_rows, pinned_drops
 from daemon.settings.model import Settings
@@ -211,7 +211,7 @@ class Intake:
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
         held_out = pinned_already(drop.name, counts.pinned, drop.rows)
         with transaction(self._engine) as session:
-            tracks.ensure_track(session, drop.track, source.now)
+            states.ensure_track(session, drop.track, source.now)
             session.add(drop)
             session.flush()
             queued = run_queue.enqueue_for_drop(session, self._settings, drop, source.now)

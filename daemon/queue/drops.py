@@ -6,16 +6,16 @@ Its file and its lineage stay. (A drop that made a candidate worse is found and 
 
 from typing import NamedTuple
 
-from sqlalchemy import Engine
-from sqlmodel import Session, select
+from sqlalchemy import Engine, or_, update
+from sqlmodel import Session, col, select
 
-from daemon.queue import cancelling, run_queue, suspects
-from daemon.queue.snapshots import next_drops, waiting_drops
+from daemon.queue import run_queue, suspects
+from daemon.queue.snapshots import give_back, next_drops, waiting_drops
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
-from daemon.state.states import SEARCH, DropState
-from daemon.state.tables import Drop, Run
+from daemon.state.states import SEARCH, DropState, RunState
+from daemon.state.tables import Drop, Run, Suspect, promotion_of, waits
 from pipeline.errors import DropforgeError
 
 
@@ -74,7 +74,7 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
         _record(session, "drop_withdrawn", drop, word)
         suspects.leave(session, settings, drop, word.at)
         suspects.try_again_without(session, drop)
-        cancelled = cancelling.cancel_made_from(session, drop, word.at)
+        cancelled = _cancel_made_from(session, drop, word.at)
         begun = None
         if cancelled and waiting_drops(session, drop.track):
             begun = run_queue.enqueue_when_quiet(session, settings, drop.track, word.at)
@@ -103,11 +103,31 @@ def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Dro
         drop.first_run = None
         trial = suspects.leave(session, settings, drop, word.at)
         if trial is not None:
-            cancelling.call_off(session, trial, word.at, f"drop {drop.id} ({drop.name}) was restored")
+            run_queue.call_off(session, trial, word.at, f"drop {drop.id} ({drop.name}) was restored")
         _record(session, "drop_restored", drop, word)
         session.flush()
         run_queue.enqueue_for_drop(session, settings, drop, word.at)
         return drop
+
+
+def _cancel_made_from(session: Session, drop: Drop, now: int) -> list[int]:
+    """
+    Cancel the runs of a drop's track that were made from it, for training or held out; return their numbers.
+
+    That is open ones, and wins that wait for approval, which lose their verdict. A run whose model serves is left as it
+    is. What was new in them is unseen again, and so is a drop that a trial tried: where its win waited, the search for
+    it was over, and no other run has it.
+    """
+    going = col(Run.state).in_([RunState.QUEUED, RunState.WAITING, RunState.RUNNING])
+    asked = select(Run).where(Run.track == drop.track, or_(going, waits())).order_by(col(Run.id))
+    made = [run for run in session.exec(asked).all() if any(one["id"] == drop.id for one in run.snapshot or ())]
+    runs = [run for run in made if promotion_of(session, run.id or 0) is None]
+    for run in runs:
+        run_queue.call_off(session, run, now, f"drop {drop.id} ({drop.name}) was withdrawn")
+        give_back(session, run.id or 0)
+        tried = select(Suspect.drop_id).where(Suspect.trial_run == run.id, Suspect.drop_id != drop.id)
+        session.exec(update(Drop).where(col(Drop.id).in_(tried)).values(first_run=None))
+    return [run.id or 0 for run in runs]
 
 
 def _known(session: Session, drop_id: int) -> Drop:

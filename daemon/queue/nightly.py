@@ -22,7 +22,7 @@ from sqlmodel import Session, select
 
 from daemon.queue.run_queue import enqueue
 from daemon.queue.snapshots import waiting_drops
-from daemon.queue.tracks import ensure_track
+from daemon.queue.states import ensure_track
 from daemon.queue.yardstick import records_came
 from daemon.settings.cron import cron_trigger, next_fire
 from daemon.settings.model import Settings, TrackSettings

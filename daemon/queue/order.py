@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from sqlalchemy import Engine, func, text
 from sqlmodel import Session, col, select
 
-from daemon.queue.states import known_run
-from daemon.queue.tracks import ensure_track
+from daemon.queue.states import ensure_track, known_run
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
 from daemon.state.questions import IS_DUE, MAY_BEGIN
@@ -22,7 +21,7 @@ from daemon.state.states import OPEN_STATES, RunState, queue_order, state_words
 from daemon.state.tables import Run, Track
 from pipeline.errors import DropforgeError
 
-# Made once, like those of `claims`.
+# Made once, like those of `states`.
 _DUE = select(Run).where(text(IS_DUE))
 _NEXT = select(func.min(Run.not_before)).where(text(MAY_BEGIN))
 _OPEN = select(Run).where(col(Run.state).in_(OPEN_STATES))

@@ -1,5 +1,5 @@
 """
-The queue of runs: with `cancelling` the only place that writes `Run.state`, and an event in the same transaction.
+The queue of runs: the only place that writes `Run.state`, with an event in the same transaction.
 
 A run's owner holds a claim token, and each of its writes is conditional on it: a daemon that lost its run cannot end
 somebody else's. Every time is in whole milliseconds since the epoch and given by the caller.
@@ -13,10 +13,18 @@ from typing import Any
 from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
-from daemon.queue.claims import Claim, held_run, require_not_cancelled
 from daemon.queue.snapshots import next_drops, retake_snapshot, take_snapshot
-from daemon.queue.states import RETRIABLE, Move, change, known_run
-from daemon.queue.tracks import ensure_track
+from daemon.queue.states import (
+    FINAL,
+    RETRIABLE,
+    Claim,
+    Move,
+    change,
+    ensure_track,
+    held_run,
+    known_run,
+    require_not_cancelled,
+)
 from daemon.queue.yardstick import records_came
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import transaction
@@ -32,7 +40,7 @@ CONFIGURE_AGAIN_MS = 30_000
 LONGEST_BACKOFF_MS = 3_600_000
 _LONGEST_PUT_OFF_MS = 3_600_000
 
-# Made once, like those of `claims`.
+# Made once, like those of `states`.
 _OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
 #: Largest seed that training takes.
 _MOST_SEED = 4_294_967_295
@@ -279,6 +287,44 @@ def retry_in(session: Session, run_id: int, now: int) -> RunState:
     cleared: dict[str, object] = dict.fromkeys(("config", "ended_at", "error", "hint"))
     values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now, "place": 0}
     return change(session, run, Move(to, "run_retried", values), now)
+
+
+def cancel(engine: Engine, run_id: int, now: int) -> RunState:
+    """
+    End a queued or waiting run at once; ask for the end of a running one, whose owner then calls `cancelled`.
+
+    Returns the state that the run is in now. Raises `DropforgeError` for a run that has ended or does not exist, or
+    whose model serves already.
+    """
+    with transaction(engine) as session:
+        run = known_run(session, run_id)
+        if run.state in FINAL:
+            raise DropforgeError(f"run {run_id} has ended already: {run.state}", f"look at it: dropforge show {run_id}")
+        if run.state != RunState.RUNNING and promotion_of(session, run_id) is not None:
+            message = f"the model of run {run_id} is the champion of track {run.track} already; the run ends by itself"
+            raise DropforgeError(message, f"to go back to the model before: dropforge rollback --track {run.track}")
+        return call_off(session, run, now)
+
+
+def call_off(session: Session, run: Run, now: int, why: str | None = None) -> RunState:
+    """Cancel a run, or ask the owner of a running one to; `why`, or nothing, becomes its error. Return its state."""
+    detail: dict[str, Any] = {"reason": why} if why else {}
+    if run.state != RunState.RUNNING:
+        values = {"error": why, **dict.fromkeys(("hint", "outcome", "sentence", "heldout_version", "gain"))}
+        return change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, detail), now)
+    if why or not run.cancel_requested:
+        run.error, run.hint = why, None
+    if not run.cancel_requested:
+        run.cancel_requested = True
+        record_event(session, "run_cancel_requested", now, track=run.track, run_id=run.id, **detail)
+    session.add(run)
+    return RunState.RUNNING
+
+
+def cancelled(engine: Engine, claim: Claim, now: int) -> None:
+    """End a running run that a person wanted cancelled."""
+    with transaction(engine) as session:
+        change(session, held_run(session, claim), Move(RunState.CANCELLED, "run_cancelled"), now)
 
 
 def _pause_ms(error: DropforgeError) -> int:

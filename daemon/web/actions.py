@@ -33,7 +33,7 @@ from daemon.champions.review import blind_review
 from daemon.champions.rollback import Target, rollback
 from daemon.champions.smoke_test import require_answer
 from daemon.dispatch import stale_steps
-from daemon.queue import cancelling, drops, order
+from daemon.queue import drops, order, run_queue
 from daemon.state.events import Word
 from daemon.system.clock import now_ms
 from daemon.views.details import attention, deeds
@@ -112,7 +112,7 @@ class Back(Frozen):
 @router.post("/runs/{run_id}/cancel")
 def cancel(site: SiteOf, run_id: Number) -> Done:
     """End a run without a verdict; a running one leaves a checkpoint first."""
-    state = cancelling.cancel(site.writer(), run_id, now_ms())
+    state = run_queue.cancel(site.writer(), run_id, now_ms())
     return _done(deeds.cancelled(run_id, state))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from daemon.champions import promotion
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled
-from daemon.queue import claims, run_queue
+from daemon.queue import run_queue, states
 from daemon.state.layout import LOCK_NAME
 from daemon.state.states import AWAITING
 from daemon.views.overview import Overview
@@ -52,7 +52,7 @@ def make_model(folder: Path, name: str) -> str:
     return identity
 
 
-def begin(made: LivedIn, rank: int = 16) -> claims.Claim:
+def begin(made: LivedIn, rank: int = 16) -> states.Claim:
     """Let the next run begin."""
     config = RunConfig(
         track="default",
@@ -74,7 +74,7 @@ def end(made: LivedIn, cards: Any, outcome: str, over: int = 0, *, waits: bool =
     return judge(made, cards, claim, outcome, over, waits=waits)
 
 
-def judge(made: LivedIn, cards: Any, claim: claims.Claim, outcome: str, over: int = 0, *, waits: bool = False) -> int:
+def judge(made: LivedIn, cards: Any, claim: states.Claim, outcome: str, over: int = 0, *, waits: bool = False) -> int:
     """Let a run end in a verdict with its card; promote what won, unless it waits for a person."""
     root, run = made.settings.state_folder, claim.run_id
     serving = Overview(root).champion("default")
@@ -114,7 +114,7 @@ def progress(folder: Path, done: int, loss: float, dev_loss: float | None = None
     durable.write_hint(folder / CURVE_NAME, curve.model_dump())
 
 
-def furnish(made: LivedIn, cards: Any) -> tuple[claims.Claim, Path]:
+def furnish(made: LivedIn, cards: Any) -> tuple[states.Claim, Path]:
     """
     Fill a workspace; return the run that is training, and the folder of its attempt.
 

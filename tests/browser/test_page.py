@@ -14,8 +14,8 @@ from sqlmodel import col, select
 from daemon.champions.base_models import Base
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled
-from daemon.queue.claims import Claim
 from daemon.queue.order import pause
+from daemon.queue.states import Claim
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.tables import Promotion

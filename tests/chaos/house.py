@@ -13,7 +13,7 @@ from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor, Spool, read_order
 from daemon.inbox.intake import Intake, Outcome
 from daemon.inbox.watcher import Watcher, make_inbox
-from daemon.queue import tracks
+from daemon.queue import states
 from daemon.queue.nightly import take_due_slots
 from daemon.settings.load import load
 from daemon.state.database import check, migrate, open_engine, transaction
@@ -79,7 +79,7 @@ class Daemon:
         Spool(root)
         with transaction(self.engine) as session:
             for name in self.settings.track_names:
-                tracks.ensure_track(session, name, now)
+                states.ensure_track(session, name, now)
         self.dispatcher.recover(now)
 
     def take_in(self, now: int, monotonic: float = 0.0) -> list[Outcome]:

@@ -15,7 +15,7 @@ from daemon.champions import approval, promotion, rollback
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.commands import Ended
 from daemon.champions.promotion import ChampionMoved
-from daemon.queue import cancelling, drops, suspects
+from daemon.queue import drops, run_queue, suspects
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import DropState, PromotionState, RunState
@@ -109,7 +109,7 @@ def _waiting_drop(folder: Path) -> None:
     daemon = Daemon(folder, START)
     daemon.night(START)  # nights count from the first look
     _accepted(daemon, "new.jsonl", "new")
-    cancelling.cancel(daemon.engine, 1, START)
+    run_queue.cancel(daemon.engine, 1, START)
 
 
 def _night(folder: Path) -> Callable[[], object]:
@@ -258,7 +258,7 @@ def _tried_in_vain(folder: Path) -> None:
     """A trial that a person has cancelled, and nobody has drawn the conclusion."""
     _worse_at("trial")(folder)
     daemon = Daemon(folder, START)
-    cancelling.cancel(daemon.engine, 3, START)
+    run_queue.cancel(daemon.engine, 3, START)
     with patch.object(suspects, "go_on"):
         daemon.dispatcher.tick(START)
 

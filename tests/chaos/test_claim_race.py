@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, select
 
 from daemon.queue import run_queue
-from daemon.queue.claims import LostClaim
+from daemon.queue.states import LostClaim
 from daemon.state import database
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import DropState

@@ -19,7 +19,7 @@ from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.worker import Worker, end_steps_now
 from daemon.inbox.watcher import make_inbox
-from daemon.queue import run_queue, tracks
+from daemon.queue import run_queue, states
 from daemon.settings.load import load
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import DropState
@@ -64,7 +64,7 @@ class House:
         self.dispatcher = Dispatcher(self.engine, self.settings, self.executor)
         self.now = NOW
         with transaction(self.engine) as session:
-            tracks.ensure_track(session, "default", NOW)
+            states.ensure_track(session, "default", NOW)
         self.dispatcher.recover(NOW)
         with transaction(self.engine) as session:
             drop = Drop(

@@ -30,8 +30,8 @@ from sqlmodel import Session, col, select
 
 from daemon.champions import approval, promotion, rollback
 from daemon.champions.promotion import Blocked, Candidate, require_generation
-from daemon.queue import cancelling, drops, run_queue, suspects
-from daemon.queue.claims import Cancelled, Claim, LostClaim
+from daemon.queue import drops, run_queue, suspects
+from daemon.queue.states import Cancelled, Claim, LostClaim
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
 from daemon.state.events import Word
@@ -443,11 +443,11 @@ class House(RuleBasedStateMachine):
         run = self.world.runs[number - 1]
 
         def act() -> None:
-            cancelling.cancel(self.daemon.engine, number, self.now)
+            run_queue.cancel(self.daemon.engine, number, self.now)
             for claim in self.claims():
                 if claim.run_id == number:
                     self.old_claims.append(claim)
-                    cancelling.cancelled(self.daemon.engine, claim, self.now)
+                    run_queue.cancelled(self.daemon.engine, claim, self.now)
 
         may = run.state in {"queued", "waiting", "running"}
         self.person(act, may=may, refusal=DropforgeError)
@@ -490,7 +490,7 @@ class House(RuleBasedStateMachine):
         def act() -> None:
             for claim in self._cancelled_claims():
                 self.old_claims.append(claim)
-                cancelling.cancelled(self.daemon.engine, claim, self.now)
+                run_queue.cancelled(self.daemon.engine, claim, self.now)
 
         self.do(act)
 

@@ -17,7 +17,7 @@ from daemon.champions import base_models, promotion
 from daemon.cli import main, workspace
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled, make_inbox
-from daemon.queue import attempts, claims, run_queue, tracks
+from daemon.queue import run_queue, states
 from daemon.settings.load import load
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
@@ -54,23 +54,23 @@ class LivedIn:
         settled = Settled(track, "heldout" if role == "heldout" else "train", name.encode())
         Intake(self.engine, self.settings).take(settled, self.tick())
 
-    def claim(self) -> claims.Claim:
+    def claim(self) -> states.Claim:
         """Let the next run begin."""
         config = RunConfig(track="default", base_model="/base", base_model_id=BASE_ID, salt="s")
         claim = run_owner.claim(self.engine, self.tick(), lambda _session, _track: config)
         assert claim is not None
         return claim
 
-    def attempt(self, claim: claims.Claim, step: str, state: AttemptState | None = AttemptState.PUBLISHED) -> Path:
+    def attempt(self, claim: states.Claim, step: str, state: AttemptState | None = AttemptState.PUBLISHED) -> Path:
         """Let one step be tried, with a log; leave the attempt open for `None`."""
-        begun = attempts.begin_attempt(self.engine, claim, step, self.tick())
+        begun = states.begin_attempt(self.engine, claim, step, self.tick())
         folder = self.settings.state_folder / "runs" / str(claim.run_id) / "attempts" / f"{step}-{begun.number}"
         folder.mkdir(parents=True)
         (folder / LOG_NAME).write_text(f"{step} says hello\nsecond line\n")
         self.progress(folder, 12)
         if state is not None:
             error = "out of memory" if state == AttemptState.FAILED else None
-            attempts.end_attempt(self.engine, claim, begun.id or 0, attempts.Ending(state, error), self.tick())
+            states.end_attempt(self.engine, claim, begun.id or 0, states.Ending(state, error), self.tick())
         return folder
 
     def progress(self, attempt: Path, done: int) -> None:
@@ -93,11 +93,11 @@ class LivedIn:
             run = session.get_one(Run, 3)
             opened = session.exec(select(Attempt).where(Attempt.run_id == 3, Attempt.state == "submitted")).one()
         durable.write_json(self.settings.state_folder / "runs/3/train.json", {})
-        ending = attempts.Ending(AttemptState.PUBLISHED)
-        claim = claims.Claim(3, run.token or "")
-        attempts.end_attempt(self.engine, claim, opened.id or 0, ending, self.tick())
+        ending = states.Ending(AttemptState.PUBLISHED)
+        claim = states.Claim(3, run.token or "")
+        states.end_attempt(self.engine, claim, opened.id or 0, ending, self.tick())
 
-    def promote(self, claim: claims.Claim) -> None:
+    def promote(self, claim: states.Claim) -> None:
         """Let the run end with a promotion."""
         verdict = Verdict(
             outcome="promoted",
@@ -128,7 +128,7 @@ class LivedIn:
         ending = run_queue.Ending(verdict.outcome, verdict.sentence, gain=verdict.gain)
         run_owner.finish(self.engine, claim, ending, self.tick())
 
-    def fail(self, claim: claims.Claim) -> None:
+    def fail(self, claim: states.Claim) -> None:
         """Let the run end without a verdict."""
         failure = run_queue.Failure("out of memory", "lower train.batch_size", retryable=False)
         run_queue.fail(self.engine, claim, failure, self.tick(), RetrySettings())
@@ -152,7 +152,7 @@ def make_workspace(folder: Path, base: base_models.Base | None = None) -> LivedI
         base = base_models.Base(folder / "base", BASE_ID)
     with transaction(engine) as session:
         for name in settings.track_names:
-            tracks.ensure_track(session, name, START)
+            states.ensure_track(session, name, START)
     base_models.ensure_base(engine, settings.state_folder, "default", base, START)
     return LivedIn(folder, settings, engine)
 

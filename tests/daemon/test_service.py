@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from daemon import service
 from daemon.champions.hooks.commands import Command
-from daemon.queue.claims import Claim
+from daemon.queue.states import Claim
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import Settings

@@ -11,7 +11,7 @@ from sqlmodel import Session, select
 
 from daemon.champions import base_models, promotion
 from daemon.champions.promotion import Candidate, ChampionMoved, NoChampion
-from daemon.queue import claims, tracks
+from daemon.queue import states
 from daemon.state.database import migrate, open_engine, open_reader, transaction
 from daemon.state.states import PromotionState, RunState
 from daemon.state.tables import Event, Promotion, Run, Track
@@ -154,7 +154,7 @@ def test_a_base_that_is_champion_and_moved_is_followed(engine: Engine, state: Pa
 
 def test_a_track_without_a_base_has_no_champion_and_the_error_says_what_to_do(engine: Engine) -> None:
     with transaction(engine) as session:
-        tracks.ensure_track(session, "new", 1)
+        states.ensure_track(session, "new", 1)
         with pytest.raises(NoChampion, match="track new has no champion") as missing:
             promotion.champion(session, "new")
     assert "base_model" in missing.value.hint
@@ -205,7 +205,7 @@ def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine:
 @pytest.mark.usefixtures("track")
 def test_a_daemon_that_lost_the_run_promotes_nothing(engine: Engine, state: Path) -> None:
     stale = replace(candidate(engine, state, "one"), token=uuid.uuid4().hex)
-    with pytest.raises(claims.LostClaim):
+    with pytest.raises(states.LostClaim):
         promotion.promote(engine, state, stale, 20)
     assert serving(engine)[1] == 0
 

@@ -15,7 +15,7 @@ import pytest
 
 from daemon.champions import base_models
 from daemon.inbox.watcher import Watcher
-from daemon.queue import attempts, cancelling, claims, run_queue
+from daemon.queue import run_queue, states
 from daemon.state.database import transaction
 from daemon.state.states import AttemptState, DropState
 from daemon.state.tables import Drop, Run
@@ -207,12 +207,12 @@ def test_logs_follow_a_run_until_it_is_over(lived_in: Any, script: Command, tmp_
             log.write(words)
         assert follower.stdout.readline() == words
     script("cancel", "3", folder=tmp_path)
-    claim, attempt = claim_of(lived_in, 3), attempts.open_attempt(lived_in.engine, 3)
+    claim, attempt = claim_of(lived_in, 3), states.open_attempt(lived_in.engine, 3)
     assert attempt is not None
-    attempts.end_attempt(
-        lived_in.engine, claim, attempt.id or 0, attempts.Ending(AttemptState.INTERRUPTED), lived_in.tick()
+    states.end_attempt(
+        lived_in.engine, claim, attempt.id or 0, states.Ending(AttemptState.INTERRUPTED), lived_in.tick()
     )
-    cancelling.cancelled(lived_in.engine, claim, lived_in.tick())
+    run_queue.cancelled(lived_in.engine, claim, lived_in.tick())
     assert follower.wait() == 0
     follower.stdout.close()
 
@@ -233,9 +233,9 @@ def test_logs_of_a_run_that_has_not_begun_are_waited_for(
     assert (ended.code, ended.out) == (0, "==> prepare-1 <==\nprepare says hello\nsecond line\n")
 
 
-def claim_of(lived_in: Any, run_id: int) -> claims.Claim:
+def claim_of(lived_in: Any, run_id: int) -> states.Claim:
     with transaction(lived_in.engine) as session:
-        return claims.Claim(run_id, session.get_one(Run, run_id).token or "")
+        return states.Claim(run_id, session.get_one(Run, run_id).token or "")
 
 
 # --- acting

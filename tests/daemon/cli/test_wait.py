@@ -8,7 +8,7 @@ import pytest
 
 from daemon.cli import wait
 from daemon.cli.status import progress_mark
-from daemon.queue import cancelling, order, run_queue
+from daemon.queue import order, run_queue
 from daemon.settings.model import RetrySettings
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
@@ -51,8 +51,8 @@ def test_failed_and_cancelled_runs_have_codes_and_their_reason(alive: Any, dropf
     ended = dropforge("wait", "2")
     assert (ended.code, ended.out) == (13, "run 2 failed: out of memory\n")
     held = [drop.id for drop in Overview(alive.settings.state_folder).drops() if drop.first_run == 3]
-    cancelling.cancel(alive.engine, 3, alive.tick())
-    cancelling.cancelled(alive.engine, claimed(alive), alive.tick())
+    run_queue.cancel(alive.engine, 3, alive.tick())
+    run_queue.cancelled(alive.engine, claimed(alive), alive.tick())
     ended = dropforge("wait", "3")
     assert (ended.code, ended.out) == (14, "run 3 was cancelled\n")
     assert held, "and so are those waited for by whom it has given back"

@@ -13,7 +13,7 @@ from sqlmodel import select
 from daemon.champions import history, promotion, rollback
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
-from daemon.queue import attempts, cancelling, drops, run_queue, tracks
+from daemon.queue import drops, run_queue, states
 from daemon.settings.model import CostSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, migrate, open_engine, transaction
@@ -161,7 +161,7 @@ def executor() -> ScriptedExecutor:
 
 def new_dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -> Dispatcher:
     with transaction(engine) as session:
-        tracks.ensure_track(session, "default", NOW)
+        states.ensure_track(session, "default", NOW)
     dispatcher = Dispatcher(engine, settings, executor)
     dispatcher.recover(NOW)
     return dispatcher
@@ -655,7 +655,7 @@ def test_a_crash_between_the_attempts_row_and_its_spec_orders_the_same_attempt(
     add_drop(engine, "a")
     claim = dispatcher._claim(NOW)
     assert claim is not None
-    attempts.begin_attempt(engine, claim, "prepare", NOW)
+    states.begin_attempt(engine, claim, "prepare", NOW)
     ticks(new_dispatcher(engine, settings, executor))
     assert run_row(engine).outcome == "promoted"
     with transaction(engine) as session:
@@ -746,7 +746,7 @@ def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(
     spec = executor.submitted[-1]
     assert spec.step == "decide"
     run_files.publish(spec, executor.good(spec))
-    attempt = attempts.open_attempt(engine, 1)
+    attempt = states.open_attempt(engine, 1)
     assert attempt is not None
     with transaction(engine) as session:
         run, row = session.get_one(Run, 1), session.get_one(Attempt, attempt.id)
@@ -1094,7 +1094,7 @@ def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_end
 ) -> None:
     def ask_and_break(*_: object, **__: object) -> None:
         if asked == "before":
-            cancelling.cancel(engine, 1, NOW)
+            run_queue.cancel(engine, 1, NOW)
         raise OSError(errno.EIO, "Input/output error")
 
     add_drop(engine, "a")
@@ -1104,7 +1104,7 @@ def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_end
     assert run_row(engine).state == RunState.WAITING
     if asked == "while it waits":
         with pytest.raises(DropforgeError, match="is the champion of track default already"):
-            cancelling.cancel(engine, 1, NOW)
+            run_queue.cancel(engine, 1, NOW)
     ticks(dispatcher, 4, NOW + 60_000)
     assert (run_row(engine).state, run_row(engine).outcome) == (RunState.SUCCEEDED, "promoted")
     assert len(done_promotions(engine)) == 1
@@ -1116,7 +1116,7 @@ def test_a_run_whose_model_serves_already_is_not_cancelled_any_more(
     add_drop(engine, "a")
     die_before_the_end(dispatcher, monkeypatch)
     assert len(done_promotions(engine)) == 1
-    cancelling.cancel(engine, 1, NOW)
+    run_queue.cancel(engine, 1, NOW)
     ticks(dispatcher)
     row = run_row(engine)
     assert (row.state, row.outcome, row.cancel_requested) == (RunState.SUCCEEDED, "promoted", False)
@@ -1127,7 +1127,7 @@ def test_a_running_step_is_cancelled_and_the_run_with_it(
 ) -> None:
     add_drop(engine, "a")
     dispatcher.tick(NOW)
-    cancelling.cancel(engine, 1, NOW)
+    run_queue.cancel(engine, 1, NOW)
     executor.script["prepare"] = [ended("interrupted", 75)]
     ticks(dispatcher, 3)
     assert run_row(engine).state == RunState.CANCELLED
@@ -1242,7 +1242,7 @@ def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_die
 ) -> None:
     dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
     with transaction(engine) as session:
-        tracks.ensure_track(session, "default", NOW)
+        states.ensure_track(session, "default", NOW)
     dispatcher.recover(NOW)
     add_drop(engine, "a")
     dispatcher.tick(NOW)
@@ -1529,7 +1529,7 @@ def test_progress_that_a_power_cut_emptied_is_skipped(engine: Engine, dispatcher
 def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(engine: Engine, settings: Settings) -> None:
     dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
     with transaction(engine) as session:
-        tracks.ensure_track(session, "default", NOW)
+        states.ensure_track(session, "default", NOW)
     dispatcher.recover(NOW)
     add_drop(engine, "a")
     dispatcher.tick(NOW)

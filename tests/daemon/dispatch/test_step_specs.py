@@ -9,7 +9,7 @@ from sqlmodel import Session
 
 from daemon.dispatch.step_specs import spec_of
 from daemon.queue import run_queue, suspects
-from daemon.queue.claims import Claim
+from daemon.queue.states import Claim
 from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Drop, Run

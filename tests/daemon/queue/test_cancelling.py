@@ -9,9 +9,9 @@ import pytest
 from sqlmodel import col, select
 
 from daemon.champions import approval, promotion
-from daemon.queue import cancelling, drops, run_queue
-from daemon.queue.claims import Cancelled, Claim
+from daemon.queue import drops, run_queue
 from daemon.queue.snapshots import waiting_drops
+from daemon.queue.states import Cancelled, Claim
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import SEARCH
@@ -247,7 +247,7 @@ def test_where_nothing_was_made_from_the_drop_no_run_is_queued(house: House) -> 
     house.run()
     (house.daemon.settings.inbox_folder / "new.jsonl").write_bytes(records("new"))
     house.daemon.take_in(house.now)
-    cancelling.cancel(house.daemon.engine, 2, house.now)
+    run_queue.cancel(house.daemon.engine, 2, house.now)
     house.withdraw(1)
     assert unseen(house) == 1
     assert [outcome for outcome, _ in runs(house)] == ["promoted", "cancelled"]

@@ -4,8 +4,8 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.queue import cancelling, order, run_queue, tracks
-from daemon.queue.claims import Claim
+from daemon.queue import order, run_queue, states
+from daemon.queue.states import Claim
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import TRIAL
 from daemon.state.tables import Drop, Event, Run, Track
@@ -29,7 +29,7 @@ def queue_runs(engine: Engine, *names: str) -> list[int]:
     numbers = []
     for name in names:
         with transaction(engine) as session:
-            tracks.ensure_track(session, name, 0)
+            states.ensure_track(session, name, 0)
             session.add(
                 Drop(
                     track=name,
@@ -122,7 +122,7 @@ def test_a_moved_run_still_waits_for_its_own_time(engine: Engine) -> None:
 def test_a_retried_run_has_lost_its_place(engine: Engine) -> None:
     queue_runs(engine, "a", "b")
     order.move_first(engine, 2, 50, "ada")
-    cancelling.cancel(engine, 2, 60)
+    run_queue.cancel(engine, 2, 60)
     run_queue.retry(engine, 2, 70)
     assert goes(engine) == [1, 2]
 
@@ -130,7 +130,7 @@ def test_a_retried_run_has_lost_its_place(engine: Engine) -> None:
 def test_what_cannot_be_moved_is_refused(engine: Engine) -> None:
     queue_runs(engine, "a", "b", "c")
     running = claim(engine)
-    cancelling.cancel(engine, 3, 60)
+    run_queue.cancel(engine, 3, 60)
     for run, words in (
         (running.run_id, "run 1 is running: only a queued or waiting run can be moved"),
         (3, "run 3 was cancelled: only"),

@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.queue import attempts, cancelling, run_queue, snapshots, states, tracks
+from daemon.queue import run_queue, snapshots, states
 from daemon.queue import states as run_states
-from daemon.queue.claims import Claim, LostClaim
 from daemon.queue.run_queue import Failure
+from daemon.queue.states import Claim, LostClaim
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import AttemptState, DropState, RunState
@@ -61,7 +61,7 @@ def drop(session: Session, track: str = "default", role: str = "train", state: s
 def queue_run(engine: Engine, track: str = "default", now: int = 0, not_before: int = 0) -> int:
     """Drop a file and queue its run."""
     with transaction(engine) as session:
-        tracks.ensure_track(session, track, now)
+        states.ensure_track(session, track, now)
         drop(session, track)
         return run_queue.enqueue(session, track, "drop", now, not_before).id or 0
 
@@ -297,13 +297,10 @@ OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
     "fail": lambda engine, claim: run_queue.fail(engine, claim, BROKEN, 300, RETRY),
     "interrupt": lambda engine, claim: run_queue.interrupt(engine, claim, 300),
     "died": lambda engine, claim: run_queue.died(engine, claim, run_queue.Death("killed"), 300, RETRY),
-    "cancelled": lambda engine, claim: cancelling.cancelled(engine, claim, 300),
-    "begin_attempt": lambda engine, claim: attempts.begin_attempt(engine, claim, "train", 300),
-    "end_attempt": lambda engine, claim: attempts.end_attempt(
-        engine, claim, 1, attempts.Ending(AttemptState.PUBLISHED), 300
-    ),
-    "fix_track": lambda engine, claim: tracks.fix_track(
-        engine, claim, 300, metric="exact_match", max_new_tokens=8, split={"dev": 0.1}, eval_batch_size=4
+    "cancelled": lambda engine, claim: run_queue.cancelled(engine, claim, 300),
+    "begin_attempt": lambda engine, claim: states.begin_attempt(engine, claim, "train", 300),
+    "end_attempt": lambda engine, claim: states.end_attempt(
+        engine, claim, 1, states.Ending(AttemptState.PUBLISHED), 300
     ),
 }
 
@@ -311,14 +308,14 @@ OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
 @pytest.mark.parametrize("name", OWNERS)
 def test_an_owner_with_an_old_token_changes_nothing(engine: Engine, name: str) -> None:
     old = start_run(engine)
-    attempts.begin_attempt(engine, old, "prepare", 110)
+    states.begin_attempt(engine, old, "prepare", 110)
     (new,) = run_queue.rescue(engine, 200)
     before = (load(engine, old.run_id), events(engine))
     with pytest.raises(LostClaim, match="not held by this daemon"):
         OWNERS[name](engine, old)
     assert (load(engine, old.run_id), events(engine)) == before
     assert load(engine, old.run_id).token == new.token
-    attempt = attempts.open_attempt(engine, old.run_id)
+    attempt = states.open_attempt(engine, old.run_id)
     assert attempt is not None
     assert attempt.step == "prepare"
 
@@ -403,7 +400,7 @@ def test_vanished_processes_are_counted_apart_and_quarantine_the_run_with_a_reme
 
 def test_a_queued_run_is_cancelled_at_once_and_its_drops_wait_for_the_next(engine: Engine) -> None:
     run_id = queue_run(engine)
-    assert cancelling.cancel(engine, run_id, 50) == RunState.CANCELLED
+    assert run_queue.cancel(engine, run_id, 50) == RunState.CANCELLED
     assert load(engine, run_id).ended_at == 50
     with transaction(engine) as session:
         assert snapshots.waiting_drops(session, "default") == 1
@@ -415,17 +412,17 @@ def test_a_waiting_run_is_cancelled_at_once(engine: Engine) -> None:
     with transaction(engine) as session:
         run = session.get_one(Run, claim.run_id)
         run.error, run.hint = "its process vanished", "wait"
-    assert cancelling.cancel(engine, claim.run_id, 300) == RunState.CANCELLED
+    assert run_queue.cancel(engine, claim.run_id, 300) == RunState.CANCELLED
     assert (load(engine, claim.run_id).error, load(engine, claim.run_id).hint) == (None, None)
     assert run_owner.claim(engine, 400, configure) is None
 
 
 def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) -> None:
     claim = start_run(engine)
-    assert cancelling.cancel(engine, claim.run_id, 200) == RunState.RUNNING
-    assert cancelling.cancel(engine, claim.run_id, 201) == RunState.RUNNING
+    assert run_queue.cancel(engine, claim.run_id, 200) == RunState.RUNNING
+    assert run_queue.cancel(engine, claim.run_id, 201) == RunState.RUNNING
     assert load(engine, claim.run_id).cancel_requested
-    cancelling.cancelled(engine, claim, 220)
+    run_queue.cancelled(engine, claim, 220)
     run = load(engine, claim.run_id)
     assert (run.state, run.ended_at, run.token) == (RunState.CANCELLED, 220, None)
     assert events(engine, claim.run_id) == ["run_queued", "run_claimed", "run_cancel_requested", "run_cancelled"]
@@ -434,7 +431,7 @@ def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) ->
 @pytest.mark.parametrize("name", ["interrupt", "fail", "died"])
 def test_a_run_that_would_wait_is_cancelled_if_that_was_asked(engine: Engine, name: str) -> None:
     claim = start_run(engine)
-    cancelling.cancel(engine, claim.run_id, 200)
+    run_queue.cancel(engine, claim.run_id, 200)
     assert OWNERS[name](engine, claim) == RunState.CANCELLED
     assert load(engine, claim.run_id).ended_at == 300
 
@@ -452,22 +449,22 @@ def test_a_failed_run_goes_on_with_its_snapshot_and_fresh_counters(engine: Engin
 
 def test_a_retried_run_is_no_longer_asked_to_end(engine: Engine) -> None:
     claim = start_run(engine)
-    cancelling.cancel(engine, claim.run_id, 200)
-    cancelling.cancelled(engine, claim, 220)
+    run_queue.cancel(engine, claim.run_id, 200)
+    run_queue.cancelled(engine, claim, 220)
     run_queue.retry(engine, claim.run_id, 300)
     assert not load(engine, take(engine, 300).run_id).cancel_requested
 
 
 def test_a_cancelled_run_that_never_began_is_queued_again(engine: Engine) -> None:
     run_id = queue_run(engine)
-    cancelling.cancel(engine, run_id, 50)
+    run_queue.cancel(engine, run_id, 50)
     assert run_queue.retry(engine, run_id, 60) == RunState.QUEUED
     assert take(engine).run_id == run_id
 
 
 def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drops(engine: Engine) -> None:
     run_id = queue_run(engine)
-    cancelling.cancel(engine, run_id, 50)
+    run_queue.cancel(engine, run_id, 50)
     later = queue_run(engine)
     with pytest.raises(DropforgeError, match=f"run {later} of track default will include its drops") as refused:
         run_queue.retry(engine, run_id, 60)
@@ -475,7 +472,7 @@ def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drop
     assert load(engine, run_id).state == RunState.CANCELLED
 
 
-@pytest.mark.parametrize("operation", [run_queue.retry, cancelling.cancel])
+@pytest.mark.parametrize("operation", [run_queue.retry, run_queue.cancel])
 def test_a_run_that_does_not_exist_is_an_error_with_a_hint(
     engine: Engine, operation: Callable[[Engine, int, int], RunState]
 ) -> None:
@@ -492,7 +489,7 @@ def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancell
     with pytest.raises(DropforgeError, match="succeeded"):
         run_queue.retry(engine, claim.run_id, 400)
     with pytest.raises(DropforgeError, match="has ended already: succeeded"):
-        cancelling.cancel(engine, claim.run_id, 400)
+        run_queue.cancel(engine, claim.run_id, 400)
 
 
 def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Engine) -> None:
@@ -517,27 +514,27 @@ def test_attempts_are_numbered_by_step_and_each_has_its_own_fence(engine: Engine
     claim = start_run(engine)
     begun = []
     for step in ("prepare", "train", "train"):
-        begun.append(attempts.begin_attempt(engine, claim, step, 200))
-        attempts.end_attempt(engine, claim, begun[-1].id or 0, attempts.Ending(AttemptState.FAILED, "broken"), 210)
+        begun.append(states.begin_attempt(engine, claim, step, 200))
+        states.end_attempt(engine, claim, begun[-1].id or 0, states.Ending(AttemptState.FAILED, "broken"), 210)
     assert [(attempt.step, attempt.number) for attempt in begun] == [("prepare", 1), ("train", 1), ("train", 2)]
     assert len({attempt.fence for attempt in begun}) == 3
-    assert attempts.open_attempt(engine, claim.run_id) is None
+    assert states.open_attempt(engine, claim.run_id) is None
     assert events(engine, claim.run_id).count("step_failed") == 3
 
 
 def test_a_run_has_one_open_attempt_at_most(engine: Engine) -> None:
     claim = start_run(engine)
-    attempts.begin_attempt(engine, claim, "prepare", 200)
+    states.begin_attempt(engine, claim, "prepare", 200)
     with pytest.raises(DropforgeError, match="attempt 1 at step prepare"):
-        attempts.begin_attempt(engine, claim, "train", 210)
+        states.begin_attempt(engine, claim, "train", 210)
 
 
 def test_an_attempt_ends_once(engine: Engine) -> None:
     claim = start_run(engine)
-    attempt = attempts.begin_attempt(engine, claim, "prepare", 200)
-    attempts.end_attempt(engine, claim, attempt.id or 0, attempts.Ending(AttemptState.PUBLISHED), 210)
+    attempt = states.begin_attempt(engine, claim, "prepare", 200)
+    states.end_attempt(engine, claim, attempt.id or 0, states.Ending(AttemptState.PUBLISHED), 210)
     with pytest.raises(LostClaim, match="has ended already"):
-        attempts.end_attempt(engine, claim, attempt.id or 0, attempts.Ending(AttemptState.FAILED, "late"), 220)
+        states.end_attempt(engine, claim, attempt.id or 0, states.Ending(AttemptState.FAILED, "late"), 220)
     with transaction(engine) as session:
         row = session.get_one(Attempt, attempt.id)
     assert (row.state, row.ended_at, row.error) == (AttemptState.PUBLISHED, 210, None)
@@ -545,45 +542,30 @@ def test_an_attempt_ends_once(engine: Engine) -> None:
 
 def test_an_attempt_that_has_ended_does_not_end_its_successor(engine: Engine) -> None:
     claim = start_run(engine)
-    first = attempts.begin_attempt(engine, claim, "train", 200)
-    attempts.end_attempt(engine, claim, first.id or 0, attempts.Ending(AttemptState.LOST), 210)
-    second = attempts.begin_attempt(engine, claim, "train", 220)
+    first = states.begin_attempt(engine, claim, "train", 200)
+    states.end_attempt(engine, claim, first.id or 0, states.Ending(AttemptState.LOST), 210)
+    second = states.begin_attempt(engine, claim, "train", 220)
     with pytest.raises(LostClaim, match="has ended already"):
-        attempts.end_attempt(engine, claim, first.id or 0, attempts.Ending(AttemptState.PUBLISHED), 230)
-    assert attempts.open_attempt(engine, claim.run_id) == second
+        states.end_attempt(engine, claim, first.id or 0, states.Ending(AttemptState.PUBLISHED), 230)
+    assert states.open_attempt(engine, claim.run_id) == second
 
 
 def test_a_run_that_stops_leaves_no_attempt_open_behind_it(engine: Engine) -> None:
     claim = start_run(engine)
-    attempts.begin_attempt(engine, claim, "train", 200)
+    states.begin_attempt(engine, claim, "train", 200)
     run_queue.interrupt(engine, claim, 300)
-    assert attempts.open_attempt(engine, claim.run_id) is None
+    assert states.open_attempt(engine, claim.run_id) is None
     again = take(engine, 300)
-    assert attempts.begin_attempt(engine, again, "train", 310).number == 2
+    assert states.begin_attempt(engine, again, "train", 310).number == 2
 
 
 def test_an_adopted_run_keeps_its_open_attempt(engine: Engine) -> None:
-    attempt = attempts.begin_attempt(engine, start_run(engine), "train", 200)
+    attempt = states.begin_attempt(engine, start_run(engine), "train", 200)
     run_queue.rescue(engine, 300)
-    assert attempts.open_attempt(engine, 1) == attempt
+    assert states.open_attempt(engine, 1) == attempt
 
 
 # --- what is fixed, what waits, what is held
-
-
-def test_what_the_first_run_fixes_stays(engine: Engine) -> None:
-    claim = start_run(engine)
-    OWNERS["fix_track"](engine, claim)
-    tracks.fix_track(engine, claim, 310, metric="rougeL", max_new_tokens=99, split={"dev": 0.5}, eval_batch_size=64)
-    with transaction(engine) as session:
-        track = session.get_one(Track, "default")
-    assert (track.metric, track.max_new_tokens, track.split, track.eval_batch_size) == (
-        "exact_match",
-        8,
-        {"dev": 0.1},
-        4,
-    )
-    assert events(engine, claim.run_id).count("track_fixed") == 1
 
 
 def test_only_accepted_training_drops_that_no_run_has_seen_are_waiting(engine: Engine) -> None:
@@ -641,8 +623,8 @@ def test_deaths_are_counted_in_a_row_and_not_over_a_training_that_gets_further(e
         )
         claim = take(engine, 500 + turn)
     assert load(engine, claim.run_id).deaths == 1
-    attempt = attempts.begin_attempt(engine, claim, "train", 600)
-    attempts.end_attempt(engine, claim, attempt.id or 0, attempts.Ending(AttemptState.PUBLISHED), 700)
+    attempt = states.begin_attempt(engine, claim, "train", 600)
+    states.end_attempt(engine, claim, attempt.id or 0, states.Ending(AttemptState.PUBLISHED), 700)
     assert load(engine, claim.run_id).deaths == 0
 
 

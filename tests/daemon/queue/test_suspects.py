@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import Session, col, select
 
-from daemon.queue import cancelling, drops, run_queue, snapshots, suspects, tracks
-from daemon.queue.claims import Claim
+from daemon.queue import drops, run_queue, snapshots, states, suspects
+from daemon.queue.states import Claim
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
@@ -46,7 +46,7 @@ class Box:
     def drop(self, role: str = "train") -> int:
         """Take a file in, which queues a run."""
         with transaction(self.engine) as session:
-            tracks.ensure_track(session, "default", self.tick())
+            states.ensure_track(session, "default", self.tick())
             number = len(session.exec(select(Drop)).all()) + 1
             row = Drop(
                 track="default",
@@ -501,7 +501,7 @@ ENDINGS: dict[str, Callable[[Box, Run], object]] = {
     "crashed": lambda box, run: run_queue.died(
         box.engine, Claim(run.id or 0, run.token or ""), run_queue.Death("killed"), box.tick(), RetrySettings(limit=1)
     ),
-    "cancelled": lambda box, run: cancelling.cancelled(box.engine, Claim(run.id or 0, run.token or ""), box.tick()),
+    "cancelled": lambda box, run: run_queue.cancelled(box.engine, Claim(run.id or 0, run.token or ""), box.tick()),
 }
 
 
@@ -561,7 +561,7 @@ def test_a_verdict_of_a_search_that_is_over_suspends_nobody_and_a_trial_opens_no
     blamed(box, 1)
     trial = box.trial()
     assert trial is not None
-    cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    run_queue.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
     box.go_on()
     run_queue.retry(box.engine, trial.id or 0, box.tick())
     again = box.claim()
@@ -649,7 +649,7 @@ def test_a_suspect_that_is_withdrawn_during_its_trial_is_not_suspended_and_the_s
     assert trial is not None
     drops.withdraw(box.engine, 3, Word("wrong customer", box.tick()), box.settings)
     assert box.row(trial.id or 0).cancel_requested
-    cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    run_queue.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
     while box.queued():
         box.end(box.claim(), QUIET)
     following = box.trial()
@@ -665,7 +665,7 @@ def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_i
     assert trial is not None
     assert in_snapshot(trial) == [1, 2, 3]
     drops.withdraw(box.engine, 1, Word("wrong customer", box.tick()), box.settings)
-    cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    run_queue.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
     while box.queued():
         box.end(box.claim(), QUIET)
     again = box.trial()
@@ -705,7 +705,7 @@ def test_a_suspect_that_is_restored_is_cleared_and_its_trial_is_cancelled(box: B
     drops.restore(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
     if trial is not None:
         assert box.row(trial.id or 0).cancel_requested
-        cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+        run_queue.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
     assert box.states() == {1: "accepted", 2: "on trial", 3: "accepted"}
     assert in_snapshot(box.claim()) == [1, 3]
 
@@ -763,7 +763,7 @@ def _given_up(box: Box) -> Callable[[], object]:
     blamed(box, 2)
     trial = box.trial()
     assert trial is not None
-    cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    run_queue.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
     return box.go_on
 
 

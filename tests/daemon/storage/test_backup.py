@@ -24,7 +24,7 @@ from sqlmodel import col, select
 from daemon.champions import promotion
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import claims, run_queue
+from daemon.queue import run_queue, states
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import Settings
@@ -96,7 +96,7 @@ def test_a_backup_with_models_has_that_of_a_win_that_waits_for_approval(served: 
     place = served.settings.state_folder / "runs" / str(run.id)
     durable.write_json(place / "decide.json", {"outcome": "promoted", "candidate_model_id": folder.name})
     run_owner.finish(
-        served.engine, claims.Claim(run.id, run.token), run_queue.Ending("awaiting_approval", "better"), served.tick()
+        served.engine, states.Claim(run.id, run.token), run_queue.Ending("awaiting_approval", "better"), served.tick()
     )
     made = make(served.settings, tmp_path / "kept", with_models=True)
     assert (made.folder / "models" / folder.name / "model.safetensors").read_bytes() == b"a win"

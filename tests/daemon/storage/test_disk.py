@@ -16,7 +16,7 @@ from sqlmodel import select
 
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import cancelling, claims, run_queue
+from daemon.queue import run_queue, states
 from daemon.settings.model import DiskSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
@@ -319,9 +319,9 @@ def test_postponing_is_for_the_holder_and_gives_way_to_a_person_who_cancelled(di
     dispatcher.tick(NOW)
     engine = dispatcher._engine
     with pytest.raises(DropforgeError):
-        run_queue.postpone(engine, claims.Claim(1, "another"), DiskFull("full"), NOW)
-    cancelling.cancel(engine, 1, NOW)
-    claim = claims.Claim(1, str(only_run(dispatcher).token))
+        run_queue.postpone(engine, states.Claim(1, "another"), DiskFull("full"), NOW)
+    run_queue.cancel(engine, 1, NOW)
+    claim = states.Claim(1, str(only_run(dispatcher).token))
     assert run_queue.postpone(engine, claim, DiskFull("full"), NOW) == RunState.CANCELLED
 
 

@@ -18,7 +18,7 @@ from sqlmodel import select
 
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import claims, run_queue, tracks
+from daemon.queue import run_queue, states
 from daemon.settings.model import GcSettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import AttemptState, RunState
@@ -63,7 +63,7 @@ class History:
         self.root.mkdir()
         shutil.copy(empty, self.root / "dropforge.db")
         with transaction(self.engine) as session:
-            track = tracks.ensure_track(session, "default", NOW - 100 * DAY)
+            track = states.ensure_track(session, "default", NOW - 100 * DAY)
             track.base_path = track.champion_path = str(self.base)
             track.base_model_id = track.champion_model_id = "base"
             track.champion_generation = 0
@@ -503,7 +503,7 @@ def test_the_dispatcher_collects_at_its_start_and_after_a_run_unless_told_not_to
     made.run()
     dispatcher.tick(NOW)
     assert made.there("models/0002") == [True], "nothing has ended since"
-    dispatcher._claims = [claims.Claim(9, "t")]
+    dispatcher._claims = [states.Claim(9, "t")]
     dispatcher._drop(dispatcher._claims[0])
     dispatcher.tick(NOW)
     assert made.there("models/0002") == [not automatic]

@@ -8,7 +8,7 @@ import pytest
 from sqlmodel import Session
 
 from daemon.queue import run_queue, suspects
-from daemon.queue.claims import Claim
+from daemon.queue.states import Claim
 from daemon.state.database import transaction
 from daemon.state.tables import Run
 from daemon.views.overview import Overview

@@ -213,7 +213,7 @@ def test_what_the_machine_refuses_is_said(
         answer = program.post("/api/v1/runs/3/cancel")
         assert answer.status_code == 503
         assert "another process holds the state database" in answer.json()["error"]["message"]
-    monkeypatch.setattr("daemon.queue.cancelling.cancel", _full)
+    monkeypatch.setattr("daemon.queue.run_queue.cancel", _full)
     answer = person.post("/runs/3/cancel")
     assert answer.status_code == 503
     assert "No space left on device" in answer.text

@@ -13,7 +13,7 @@ from sqlmodel import col, select
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.training import TrainingHooks, is_gpu_lent
 from daemon.dispatch.spool import Spool
-from daemon.queue import cancelling
+from daemon.queue import run_queue
 from daemon.settings.load import load
 from daemon.settings.model import SettingsError
 from daemon.state.database import transaction
@@ -168,7 +168,7 @@ def test_a_gpu_that_cannot_be_given_back_is_tried_again_and_trains_on_meanwhile(
 def test_the_gpu_comes_back_however_the_training_ends(box: Box, how: str) -> None:
     box.start().until("train")
     if how == "is cancelled":
-        cancelling.cancel(box.daemon.engine, 1, box.now)
+        run_queue.cancel(box.daemon.engine, 1, box.now)
     else:
         fail_training(box)
     box.settle()
@@ -245,7 +245,7 @@ def test_a_daemon_that_is_killed_forgets_no_gpu(box: Box, point: str) -> None:
 def test_a_daemon_that_finds_the_gpu_lent_and_no_run_gives_it_back(box: Box) -> None:
     box.start().until("train")
     box.dispatcher.abandon(box.now)
-    cancelling.cancel(box.daemon.engine, 1, box.now)
+    run_queue.cancel(box.daemon.engine, 1, box.now)
     box.start().settle()
     assert box.told() == ["before 1", "after 1"]
 
