@@ -17,8 +17,9 @@ import structlog
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import NullPool, Pool, QueuePool
-from sqlmodel import Session
+from sqlmodel import Session, SQLModel
 
+import daemon.state.tables  # noqa: F401 - fills the metadata
 from daemon.state.database_file import (
     APPLICATION_ID,
     BACKUPS,
@@ -34,6 +35,12 @@ BUSY_SECONDS = 30.0
 MIGRATIONS = Path(__file__).parent / "migrations"
 #: Copies made before an upgrade that are kept, the newest ones.
 KEPT_COPIES = 3
+_ALEMBIC = """
+CREATE TABLE alembic_version (
+    version_num VARCHAR(32) NOT NULL,
+    CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+)
+"""
 log = structlog.get_logger()
 
 
@@ -104,7 +111,8 @@ def migrate(path: Path) -> None:
             if old is not None:
                 _keep_copy(path, old)
             with connection.begin():
-                _upgrade(connection, path)
+                _create(connection) if old is None else _upgrade(connection, path)
+                connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
     except DatabaseError as error:
         raise _unusable(error, path) from error
 
@@ -198,6 +206,13 @@ def _keep_copy(path: Path, old: str) -> None:
         one.unlink()
 
 
+def _create(connection: Connection) -> None:
+    """Make the tables, and note this program's schema as Alembic does, which is slow to load."""
+    SQLModel.metadata.create_all(connection, checkfirst=False)
+    connection.exec_driver_sql(_ALEMBIC)
+    connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (newest_revision(),))
+
+
 def _upgrade(connection: Connection, path: Path) -> None:
     from alembic import command  # noqa: PLC0415 - slow to load, and most starts change no schema
     from alembic.config import Config  # noqa: PLC0415
@@ -206,7 +221,6 @@ def _upgrade(connection: Connection, path: Path) -> None:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-    connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     if broken:
         message = f"the database {path} has rows that refer to missing ones: {broken[0]}"

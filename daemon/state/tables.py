@@ -7,8 +7,9 @@ Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `i
 whole milliseconds since the epoch, UTC. Every change of a state but a message's leaves an `Event` row in the same
 transaction.
 
-The types of the fields validate the rows of a restored backup (`daemon.storage.backup_names`), not those that the
-program writes.
+A new database is made from these tables (`daemon.state.database.migrate`); one that exists needs a migration for each
+change here. The types of the fields validate the rows of a restored backup (`daemon.storage.backup_names`), not those
+that the program writes.
 """
 
 import re
@@ -71,19 +72,20 @@ class Track(SQLModel, table=True):
     #: Primary metric and answer length, fixed at the first run.
     metric: str | None = None
     max_new_tokens: int | None = None
-    #: Prompts generated together, and the noise floor: as the first report has them.
+    #: Prompts generated together: as the first report has them.
     eval_batch_size: int | None = None
-    noise: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    #: The schedule that it runs by at night, since when, and when that was last looked at.
-    nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    #: Why it is paused, by whom and when; `None` unless it is paused.
-    paused: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     base_path: BasePath | None = None
     base_model_id: str | None = None
     #: The champion: its row here is the truth, the link follows it. Generation 0 is the base model.
     champion_generation: int | None = None
     champion_model_id: str | None = None
     champion_path: ModelPath | None = None
+    #: The schedule that it runs by at night, since when, and when that was last looked at.
+    nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: The noise floor, as the first report has it.
+    noise: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: Why it is paused, by whom and when; `None` unless it is paused.
+    paused: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 
 
 class Drop(SQLModel, table=True):

@@ -11,13 +11,9 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.runtime.migration import MigrationContext
-from sqlalchemy import CheckConstraint, Engine, event, inspect
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.schema import CreateIndex
-from sqlmodel import SQLModel, select
+from sqlmodel import select
 
 from daemon.state import database, database_file
 from daemon.state.database import (
@@ -105,21 +101,6 @@ def add_run_with_attempt(engine: Engine) -> None:
         session.add(Attempt(run_id=1, step="train", number=1, fence="f", started_at=1))
 
 
-def test_the_migrated_schema_is_what_the_tables_say(engine: Engine) -> None:
-    with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), SQLModel.metadata) == []
-
-
-def test_every_check_and_every_index_is_in_the_migrated_schema(engine: Engine, path: Path) -> None:
-    migrated = dict(schema(path))
-    found = inspect(engine)
-    for table in SQLModel.metadata.sorted_tables:
-        checks = {str(rule.sqltext) for rule in table.constraints if isinstance(rule, CheckConstraint)}
-        assert {rule["sqltext"] for rule in found.get_check_constraints(table.name)} == checks
-        for index in table.indexes:
-            assert migrated[str(index.name)] == str(CreateIndex(index).compile(dialect=sqlite.dialect()))
-
-
 def test_migrating_twice_changes_nothing(path: Path) -> None:
     before = schema(path)
     migrate(path)
@@ -199,7 +180,7 @@ def test_a_damaged_database_is_not_upgraded(path: Path, engine: Engine, monkeypa
     assert path.read_bytes() == before
 
 
-def test_a_migration_that_is_killed_anywhere_leaves_the_old_schema_or_the_new_one(
+def test_killed_anywhere_a_creation_or_migration_has_done_nothing_or_all_and_is_done_at_the_next_start(
     path: Path, engine: Engine, tmp_path: Path
 ) -> None:
     add_run_with_attempt(engine)
@@ -207,20 +188,25 @@ def test_a_migration_that_is_killed_anywhere_leaves_the_old_schema_or_the_new_on
     command = [sys.executable, __file__, str(path), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) > 10
+    assert all(int(kills) > 10 for kills in done.stdout.splitlines()[-1].split())
 
 
-def cut_migration(original: Path, scratch: Path) -> int:
+def cut_migration(original: Path | None, scratch: Path) -> int:
     """Migrate again and again, killed before the first statement, then before the second, …; return how often."""
-    old, rows = schema(original), rows_of(original)
-    database.MIGRATIONS = steps_with_next(scratch / "steps", REBUILD)
-    shutil.copy(original, scratch / "whole.db")
-    migrate(scratch / "whole.db")
-    wanted = schema(scratch / "whole.db")
+    scratch.mkdir()
+
+    def begin(path: Path) -> Path:
+        if original is not None:
+            shutil.copy(original, path)
+        return path
+
+    old, rows = (schema(original), rows_of(original)) if original is not None else ([], {"run": []})
+    whole = begin(scratch / "whole.db")
+    migrate(whole)
+    wanted = schema(whole)
     for point in count(1):
         (scratch / str(point)).mkdir()
-        path = scratch / str(point) / "state.db"
-        shutil.copy(original, path)
+        path = begin(scratch / str(point) / "state.db")
         child = os.fork()
         if child == 0:
             seen = 0
@@ -237,7 +223,7 @@ def cut_migration(original: Path, scratch: Path) -> int:
         _, status = os.waitpid(child, 0)
         after_kill = schema(path)
         assert after_kill in (old, wanted), "nothing in between"
-        if after_kill == old:
+        if after_kill == old and original is not None:
             assert rows_of(path) == rows
         if not os.WIFSIGNALED(status):
             assert os.waitstatus_to_exitcode(status) == 0
@@ -259,13 +245,6 @@ def test_a_migration_that_fails_in_the_middle_leaves_the_database_as_it_was(
         migrate(path)
     assert schema(path) == before
     assert revision(path) == "0001"
-
-
-def test_a_first_migration_that_fails_leaves_an_empty_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_next_step(monkeypatch, tmp_path / "steps", 'raise ArithmeticError("boom")')
-    with pytest.raises(ArithmeticError, match="boom"):
-        migrate(tmp_path / "state.db")
-    assert schema(tmp_path / "state.db") == []
 
 
 def test_a_migration_that_leaves_rows_without_their_parents_is_undone(
@@ -594,4 +573,6 @@ def test_the_journal_mode_is_set_when_the_database_is_migrated(
 
 
 if __name__ == "__main__":
-    print(cut_migration(Path(sys.argv[1]), Path(sys.argv[2])))
+    created = cut_migration(None, Path(sys.argv[2], "created"))
+    database.MIGRATIONS = steps_with_next(Path(sys.argv[2], "steps"), REBUILD)
+    print(created, cut_migration(Path(sys.argv[1]), Path(sys.argv[2], "upgraded")))
