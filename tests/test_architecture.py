@@ -77,8 +77,8 @@ UPWARD = (
     ("pipeline/report/facts.py", "pipeline.evaluate.plan"),
     ("pipeline/prepare/split.py", "pipeline.train.trainer"),
     ("pipeline/decide/guards.py", "pipeline.evaluate.plan"),
-    ("pipeline/contract.py", "pipeline.decide.reasons"),
-    ("pipeline/models/prompt.py", "pipeline.decide.reasons"),
+    ("pipeline/contract.py", "pipeline.decide.explain"),
+    ("pipeline/models/prompt.py", "pipeline.decide.explain"),
     ("pipeline/records/records.py", "pipeline.prepare.split"),
     ("pipeline/words.py", "pipeline.models.prompt"),
 )

@@ -176,8 +176,8 @@ def verdict_lines(verdict: "Verdict", story: "Story | None") -> list[str]:
 
 def _guard_lines(verdict: "Verdict", *, told: bool) -> list[str]:
     """Return how many guards there were, and each that failed, unless that is `told` before, or nearly did."""
+    from pipeline.decide.explain import guard_words  # noqa: PLC0415
     from pipeline.report.facts import is_nearly_failed  # noqa: PLC0415 - a quick start
-    from pipeline.report.story import guard_words  # noqa: PLC0415
 
     if not verdict.guards:
         return []

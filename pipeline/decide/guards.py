@@ -18,7 +18,7 @@ from pipeline.artifacts import GuardResult
 from pipeline.config import GuardConfig
 from pipeline.decide import statistics
 from pipeline.decide.comparison import DEGENERATE, Comparison
-from pipeline.decide.reasons import HARM_P_VALUE
+from pipeline.decide.explain import HARM_P_VALUE
 from pipeline.decide.slices import LEAST_TESTED, POINTS, Known, Slice
 from pipeline.decide.statistics import Floats
 from pipeline.metrics.collapse import KINDS

@@ -2,13 +2,12 @@
 
 from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.contract import Attempt, StepSpec, YardstickBefore
-from pipeline.decide.score_files import read_comparison
-from pipeline.decide.slices import Known
+from pipeline.decide.comparison import read_comparison
+from pipeline.decide.slices import Known, measure_drop_losses
 from pipeline.decide.verdict import Rules, decide_verdict, early_verdict, on_part
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
 from pipeline.report import write
-from pipeline.report.drop_losses import measure_drop_losses
 from pipeline.words import plain
 
 

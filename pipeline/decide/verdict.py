@@ -8,9 +8,8 @@ from pipeline.artifacts import Dataset, GuardResult, Outcome, Shortfall, Verdict
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.decide import guards, statistics
 from pipeline.decide.comparison import Comparison
-from pipeline.decide.explain import short_line
+from pipeline.decide.explain import GUARDS, HARM_P_VALUE, short_line
 from pipeline.decide.power import records_needed, smallest_gain
-from pipeline.decide.reasons import GUARDS, HARM_P_VALUE
 from pipeline.decide.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.decide.statistics import Floats
 from pipeline.metrics.registry import METRICS

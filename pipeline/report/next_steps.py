@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
-from pipeline.decide.explain import lost_most
-from pipeline.decide.reasons import GENERAL_SHARE, GUARDS
+from pipeline.decide.explain import GENERAL_SHARE, GUARDS, lost_most
 from pipeline.report.facts import NextStep
 from pipeline.words import count, listed, plain
 

@@ -1,9 +1,17 @@
 """The verdict for a person who does not read statistics: what was decided, why, and what to do now."""
 
-from pipeline.artifacts import Adapter, Dataset, Evaluation, GuardResult, Outcome, Verdict
+from pipeline.artifacts import Adapter, Dataset, Evaluation, Outcome, Verdict
 from pipeline.contract import StepSpec
-from pipeline.decide.explain import change_words, collapse_words, in_groups, lost_most
-from pipeline.decide.reasons import GENERAL_SHARE, GUARDS, HARM_P_VALUE, REASONS, Failure
+from pipeline.decide.explain import (
+    GENERAL_SHARE,
+    GUARDS,
+    HARM_P_VALUE,
+    REASONS,
+    Failure,
+    collapse_words,
+    guard_words,
+    in_groups,
+)
 from pipeline.report.facts import BlindReview, Reason, Story
 from pipeline.report.next_steps import next_steps
 from pipeline.words import beside, count, listed, luck, p_words, plain, signed
@@ -224,28 +232,3 @@ def review_words(review: BlindReview) -> str:
         f"{words}. Of the {decided:,} that were decided the new model's is {share} %, {low} to {high} % by the 95 % "
         f"interval; {p_value} (two-sided exact sign test)."
     )
-
-
-def guard_words(guard: GuardResult) -> str:
-    """Return one guard's finding in words, as `token F1 +0.3 points (the limit is 2.0 points)`."""
-    words = guard.label
-    if guard.guard == "floor":
-        # Its limit is the floor, which stands in the label; the change is the way to it.
-        found = "scored on none of these records" if guard.candidate is None else f"{plain(guard.candidate)} points"
-        return f"{words}: {found}"
-    if guard.guard == "collapse":
-        return f"{words}: {guard.candidate:g} of {guard.records}, {guard.champion:g} of the base model's"
-    if guard.guard == "judge" and guard.candidate is not None and guard.champion is not None:
-        return f"{words}: {guard.candidate:g} of the new model's, {guard.champion:g} of the champion's"
-    if guard.change is not None:
-        words += f" {change_words(guard)}"
-    if guard.margin is not None:
-        words += f" (the limit is {margin_words(guard)})"
-    return words + lost_most(guard)
-
-
-def margin_words(guard: GuardResult) -> str:
-    """Return what a guard lets pass, in its unit."""
-    if guard.margin is None:
-        return ""
-    return f"{plain(guard.margin, 2 if guard.unit == 'nats' else 1)} {guard.unit}"

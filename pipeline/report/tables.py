@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.artifacts import Adapter, Evaluation, FormerScores, GuardResult, Overlap, SliceResult, Verdict
-from pipeline.decide.explain import change_words, digits
+from pipeline.decide.explain import change_words, digits, margin_words
 from pipeline.report.facts import Report, is_nearly_failed
 from pipeline.report.plots import Axis, Bar, guard_bar, slice_axis
-from pipeline.report.story import margin_words
 from pipeline.search_settings import settings_words
 from pipeline.words import duration, plain, signed, span
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.artifacts import Evaluation, FormerScores, Scores, SuiteScores
-from pipeline.decide.comparison import Comparison
-from pipeline.decide.score_files import compare, read_comparison
+from pipeline.decide.comparison import Comparison, compare, read_comparison
 from pipeline.errors import StepFailed
 from tests.records_made import yes_or_no
 

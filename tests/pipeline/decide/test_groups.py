@@ -7,8 +7,7 @@ import pytest
 from scipy import stats
 
 from pipeline.config import GateConfig
-from pipeline.decide.comparison import Comparison
-from pipeline.decide.score_files import compare
+from pipeline.decide.comparison import Comparison, compare
 from pipeline.decide.slices import Known
 from pipeline.decide.verdict import Rules, decide_verdict, weigh
 from tests.records_made import lines_of, world, yes_or_no

@@ -11,14 +11,12 @@ from scipy import stats
 
 from pipeline.artifacts import GuardResult, Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig, GuardName, MetricName
-from pipeline.decide.comparison import Comparison, Former, Opinion, Suite
-from pipeline.decide.reasons import GUARDS
-from pipeline.decide.score_files import compare
+from pipeline.decide.comparison import Comparison, Former, Opinion, Suite, compare
+from pipeline.decide.explain import GUARDS, guard_words
 from pipeline.decide.slices import LEAST_TESTED, Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, decide_verdict, weigh
 from pipeline.metrics.registry import METRICS
-from pipeline.report.story import guard_words
 from tests.records_made import lines_of, paired, story_text, yes_or_no
 
 Lines = list[dict[str, Any]]

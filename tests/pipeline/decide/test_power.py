@@ -10,9 +10,8 @@ from scipy import stats
 
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.decide import power
-from pipeline.decide.comparison import Comparison
+from pipeline.decide.comparison import Comparison, compare
 from pipeline.decide.power import records_needed, smallest_gain
-from pipeline.decide.score_files import compare
 from pipeline.decide.slices import Known
 from pipeline.decide.verdict import Rules, decide_verdict, promotes, weigh
 from tests.records_made import lines_of, paired, world, yes_or_no

@@ -6,8 +6,7 @@ import pytest
 from scipy import stats
 
 from pipeline.decide import slices as slices_module
-from pipeline.decide.comparison import Comparison
-from pipeline.decide.score_files import compare
+from pipeline.decide.comparison import Comparison, compare
 from pipeline.decide.slices import LEAST_TESTED, MOST_SMALL, Known, count_unlisted, find_slices, measure_slices
 from pipeline.decide.verdict import Rules, decide_verdict
 from tests.records_made import lines_of, yes_or_no

@@ -11,8 +11,7 @@ from scipy import stats
 
 from pipeline.artifacts import Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig
-from pipeline.decide.comparison import DEGENERATE, Comparison, Former, Opinion, Suite
-from pipeline.decide.score_files import compare
+from pipeline.decide.comparison import DEGENERATE, Comparison, Former, Opinion, Suite, compare
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, decide_verdict, weigh

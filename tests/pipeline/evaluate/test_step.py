@@ -19,7 +19,7 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor, SuiteScores
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
-from pipeline.decide.score_files import read_comparison
+from pipeline.decide.comparison import read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.evaluate import inference, lm_eval, plan, suites
 from pipeline.evaluate.prediction_cache import Prediction

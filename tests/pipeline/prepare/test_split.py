@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import ModelRef
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig
-from pipeline.decide.score_files import compare
+from pipeline.decide.comparison import compare
 from pipeline.decide.slices import Known
 from pipeline.decide.verdict import Rules, decide_verdict
 from pipeline.metrics.registry import json_f1

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline import durable
-from pipeline.decide.comparison import Comparison
-from pipeline.decide.score_files import compare
-from pipeline.decide.slices import Known
-from pipeline.report.drop_losses import measure_drop_losses
+from pipeline.decide.comparison import Comparison, compare
+from pipeline.decide.slices import Known, measure_drop_losses
 from pipeline.report.write import write_report
 from tests.records_made import yes_or_no
 

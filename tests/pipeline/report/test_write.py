@@ -18,13 +18,13 @@ from pipeline import durable
 from pipeline.artifacts import GuardResult
 from pipeline.config import TrainConfig
 from pipeline.contract import RESULT_NAME, Attempt, StepResult
-from pipeline.decide.reasons import GUARDS, Failure
+from pipeline.decide.explain import GUARDS, Failure, guard_words
 from pipeline.decide.step import decide
 from pipeline.report.examples import MOST_CHARACTERS, pick
 from pipeline.report.facts import Cost, NextStep, Report, RunCost, Story, harm_share, is_nearly_failed, schema_text
 from pipeline.report.page import render_page
 from pipeline.report.plots import loss_chart
-from pipeline.report.story import guard_words, tell
+from pipeline.report.story import tell
 from pipeline.report.tables import candidates_table
 from pipeline.report.write import hash_settings, write_report
 from pipeline.search_settings import Trial

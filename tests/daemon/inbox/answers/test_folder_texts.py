@@ -19,8 +19,7 @@ from daemon.state.states import DropState, PromotionKind, PromotionState, RunSta
 from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline import durable
 from pipeline.artifacts import Dataset, GuardResult, SliceResult, Verdict
-from pipeline.decide.explain import short_line
-from pipeline.decide.reasons import GUARDS
+from pipeline.decide.explain import GUARDS, short_line
 from tests.daemon.inbox.test_intake import NOW, Box
 
 
