@@ -8,16 +8,12 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 from daemon.web.security import holds_token
 from daemon.web.site import site_of
 from pipeline import words as wording
-from pipeline.report import plots
-from pipeline.report.cost import cost_words
-
-#: The page draws its curves as the card does.
-CARD_TEMPLATES = Path(plots.__file__).with_name("templates")
+from pipeline.report.page import make_environment
 
 
 def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 200) -> HTMLResponse:
@@ -41,22 +37,11 @@ def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader([Path(__file__).with_name("templates"), CARD_TEMPLATES]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("count", "size_words", "signed", "plain", "seconds", "duration", "span", "tick"):
-        made.filters[name] = getattr(wording, name)
-    made.filters["thousands"] = "{:,}".format
-    made.filters["cost"] = cost_words
+    made = make_environment(Path(__file__).with_name("templates"))
     # As much of a model's id as people need.
     made.filters["short"] = lambda identity: str(identity)[:12]
     made.filters["local"] = lambda time: "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
     made.filters["until"] = _until
-    made.globals["plots"] = plots
     return made
 
 

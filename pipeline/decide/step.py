@@ -7,7 +7,7 @@ from pipeline.decide.slices import Known, measure_drop_losses
 from pipeline.decide.verdict import Rules, decide_verdict, early_verdict, on_part
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
-from pipeline.report import write
+from pipeline.report.write import write_report
 from pipeline.words import plain
 
 
@@ -59,7 +59,7 @@ def decide(attempt: Attempt) -> Verdict:
             "heldout_version": version,
         }
     )
-    return verdict.model_copy(update={"report": write.write_report(attempt, verdict, judgement)})
+    return verdict.model_copy(update={"report": write_report(attempt, verdict, judgement)})
 
 
 def _require_champion(found: Evaluation, spec: StepSpec) -> None:

@@ -96,19 +96,9 @@ class RunCost(Frozen):
 
 
 class Cost(Frozen):
-    """What the run took; steps that were not done are `None`."""
+    """What the run took up to the verdict; each step's part is in the step's artifact."""
 
     total: RunCost
-    """Up to the verdict."""
-
-    seconds: dict[str, float]
-    """By what was done: train, merge, candidate (its answers) and champion."""
-    trained_tokens: int | None = None
-    generated: int | None = None
-    """Answers of both models that this run made."""
-    cached: int | None = None
-    """Answers that an earlier run made."""
-    device: str | None = None
 
 
 class Report(Frozen):

@@ -1,4 +1,4 @@
-"""The evidence card as one page: `report.html` needs no script, no other file and no network."""
+"""Render the evidence card: `report.html` needs no script, no other file and no network."""
 
 import json
 from functools import cache
@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 from pipeline import durable
 from pipeline import words as wording
 from pipeline.artifacts import JSON_NAME, PAGE_NAME
+from pipeline.described import known_fields
 from pipeline.report import plots, tables
 from pipeline.report.cost import cost_words
-from pipeline.report.examples import MOST_CHARACTERS
 from pipeline.report.facts import BlindReview, Report, is_nearly_failed
 from pipeline.report.story import p_value_words, review_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+#: Characters of a text that a card keeps: with twenty records of four texts a page stays readable in mail.
+MOST_CHARACTERS = 3000
 
 
 def write_files(folder: Path, report: Report) -> None:
@@ -25,50 +28,57 @@ def write_files(folder: Path, report: Report) -> None:
 
 
 def add_review(folder: Path, review: BlindReview) -> None:
-    """Write the card in `folder` anew with what people judged since. Raises `ValueError` if its data are damaged."""
-    report = Report.model_validate(durable.read_json(folder / JSON_NAME))
+    """
+    Rewrite the card in `folder`, which an older version may have written, with a blind review.
+
+    Raises `ValueError` if report.json is damaged.
+    """
+    report = Report.model_validate(known_fields(Report, durable.read_json(folder / JSON_NAME)))
     write_files(folder, report.model_copy(update={"review": review}))
 
 
 def render_page(report: Report) -> str:
     """Return the whole page; the same report gives the same bytes."""
+    adapter, evaluation = report.adapter, report.evaluation
+    versions = (adapter.versions if adapter else {}) | (evaluation.versions if evaluation else {})
     template = _environment().get_template("report.html.jinja")
     source = template.render(
         report=report,
         verdict=report.verdict,
         dataset=report.dataset,
-        evaluation=report.evaluation,
+        evaluation=evaluation,
         badge=report.verdict.outcome.replace("_", " ").capitalize(),
         settings=json.dumps(report.settings, indent=2, ensure_ascii=False, sort_keys=True),
-        versions=_versions(report),
+        versions=[f"{name} {version}" for name, version in sorted(versions.items())],
     )
     return wording.show_controls(source)
 
 
-def _versions(report: Report) -> list[str]:
-    """Return the programs that made and asked the models, each with its version."""
-    adapter, evaluation = report.adapter, report.evaluation
-    found = (adapter.versions if adapter else {}) | (evaluation.versions if evaluation else {})
-    return [f"{name} {version}" for name, version in sorted(found.items())]
-
-
 @cache
 def _environment() -> "Environment":
-    """Return the templates' surroundings: every text is escaped, and a name that is not there is an error."""
+    made = make_environment()
+    for name in ("p_words", "start_words"):
+        made.filters[name] = getattr(wording, name)
+    made.filters |= {"p_value_of": p_value_words, "review": review_words}
+    made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
+    made.globals |= {"tables": tables, "most_characters": MOST_CHARACTERS}
+    made.tests["nearly_failed"] = is_nearly_failed
+    return made
+
+
+def make_environment(*folders: Path) -> "Environment":
+    """Return the Jinja environment of card and web page: text is escaped, unknown names are errors."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - a quick start
 
     made = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=FileSystemLoader([*folders, Path(__file__).with_name("templates")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("count", "p_words", "plain", "seconds", "signed", "size_words", "span", "start_words", "tick"):
+    for name in ("count", "duration", "plain", "seconds", "signed", "size_words", "span", "tick"):
         made.filters[name] = getattr(wording, name)
-    made.filters |= {"cost": cost_words, "p_value_of": p_value_words, "review": review_words}
-    made.filters["thousands"] = "{:,}".format
-    made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
-    made.globals |= {"plots": plots, "tables": tables, "most_characters": MOST_CHARACTERS}
-    made.tests["nearly_failed"] = is_nearly_failed
+    made.filters |= {"cost": cost_words, "thousands": "{:,}".format}
+    made.globals["plots"] = plots
     return made

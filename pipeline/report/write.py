@@ -1,8 +1,9 @@
-"""The evidence card: report.json and report.html beside every verdict, promoted and refused alike."""
+"""Gather what the steps published into the evidence card: report.json and report.html, for every verdict."""
 
 import hashlib
+import heapq
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pipeline import durable
@@ -19,12 +20,13 @@ from pipeline.artifacts import (
 from pipeline.contract import Attempt
 from pipeline.metrics.registry import METRICS
 from pipeline.report.cost import run_cost
-from pipeline.report.examples import pick
-from pipeline.report.facts import Cost, Report, RunCost
-from pipeline.report.page import write_files
+from pipeline.report.facts import Answer, Cost, Example, Report
+from pipeline.report.page import MOST_CHARACTERS, write_files
 from pipeline.report.story import reasons, tell
 
 _FOLDER_NAME = "report"
+#: Records of a card that became worse, and as many that became better.
+_MOST_EXAMPLES = 10
 A = TypeVar("A", bound=Artifact)
 
 
@@ -35,16 +37,14 @@ def write_report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None
     It shows what the run's earlier steps published, as far as it came; `judgement` is what the gate counted of it.
     """
     folder = attempt.make_folder(_FOLDER_NAME)
-    place = attempt.relative(folder)
-    write_files(folder, _report(attempt, verdict.model_copy(update={"report": place}), judgement))
-    return place
+    path = attempt.relative(folder)
+    write_files(folder, _report(attempt, verdict.model_copy(update={"report": path}), judgement))
+    return path
 
 
 def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> Report:
     dataset, config = attempt.load(Dataset), attempt.config
-    adapter, model = _published(attempt, Adapter), _published(attempt, Model)
-    evaluation = _published(attempt, Evaluation)
-    judgement = judgement or _published(attempt, Judgement)
+    adapter, evaluation = _published(attempt, Adapter), _published(attempt, Evaluation)
     regressions, gains = pick(_records(attempt, evaluation), verdict.metric)
     settings = config.model_dump(mode="json")
     return Report(
@@ -60,12 +60,12 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
         drops=attempt.spec.drops or dataset.drops,
         dataset=dataset,
         adapter=adapter,
-        model=model,
+        model=_published(attempt, Model),
         evaluation=evaluation,
-        judgement=judgement,
+        judgement=judgement or _published(attempt, Judgement),
         regressions=regressions,
         gains=gains,
-        cost=_cost(run_cost(attempt.folder.parents[1], verdict.gain), adapter, model, evaluation),
+        cost=Cost(total=run_cost(attempt.folder.parents[1], verdict.gain)),
         settings=settings,
         settings_sha256=hash_settings(settings),
     )
@@ -86,19 +86,48 @@ def _records(attempt: Attempt, evaluation: Evaluation | None) -> Iterator[dict[s
         yield from durable.read_jsonl(attempt.path(evaluation.folder) / RECORDS_NAME)
 
 
-def _cost(total: RunCost, adapter: Adapter | None, model: Model | None, evaluation: Evaluation | None) -> Cost:
-    both = [] if evaluation is None else [evaluation.candidate, evaluation.champion]
-    took = {
-        "train": adapter and adapter.seconds,
-        "merge": model and model.seconds,
-        "candidate": evaluation and evaluation.candidate.seconds,
-        "champion": evaluation and evaluation.champion.seconds,
-    }
-    return Cost(
-        total=total,
-        seconds={name: value for name, value in took.items() if value is not None},
-        trained_tokens=adapter.trained_tokens if adapter else None,
-        generated=sum(scores.generated for scores in both) if both else None,
-        cached=sum(scores.cached for scores in both) if both else None,
-        device=adapter.device if adapter else None,
+def pick(lines: Iterable[Mapping[str, Any]], metric: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """
+    Return the worst regressions and the best gains of records.jsonl, at most ten each, the largest first.
+
+    Records of equal difference (all of them, with exact match) are ordered by the other metrics, then by id, so that
+    the choice does not depend on the order of the lines.
+    """
+    ranked = [(_rank(line, metric), line) for line in lines]
+    worst = heapq.nsmallest(_MOST_EXAMPLES, (x for x in ranked if x[0][0] < 0), key=lambda x: x[0])
+    best = heapq.nsmallest(
+        _MOST_EXAMPLES, (x for x in ranked if x[0][0] > 0), key=lambda x: (-x[0][0], -x[0][1], x[0][2])
     )
+    regressions, gains = ([_example(line, metric) for _, line in found] for found in (worst, best))
+    return tuple(regressions), tuple(gains)
+
+
+def _rank(line: Mapping[str, Any], metric: str) -> tuple[float, float, str]:
+    new, old = line["candidate"]["scores"], line["champion"]["scores"]
+    others = [name for name in new if name != metric and name in old]
+    rest = sum(new[name] - old[name] for name in others) / len(others) if others else 0.0
+    return new[metric] - old[metric], rest, line["id"]
+
+
+def _example(line: Mapping[str, Any], metric: str) -> Example:
+    new, old = (_answer(line[role], metric) for role in ("candidate", "champion"))
+    return Example(
+        id=line["id"],
+        drop=line["drop"],
+        tags=tuple(line["tags"]),
+        instruction=_cut(line["instruction"]),
+        input=_cut(line["input"]),
+        references=tuple(_cut(reference) for reference in line["references"]),
+        candidate=new,
+        champion=old,
+        difference=new.score - old.score,
+    )
+
+
+def _answer(given: Mapping[str, Any], metric: str) -> Answer:
+    text, score = given["text"], 100 * given["scores"][metric]
+    return Answer(text=_cut(text), characters=len(text), score=score, degenerate=tuple(given["degenerate"]))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "…"

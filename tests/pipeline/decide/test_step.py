@@ -170,23 +170,6 @@ def test_the_step_knows_what_the_report_says_about_the_candidates_training(
     assert words in (tmp_path / str(verdict.report) / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("lines", [None, yes_or_no(5, 4, 111)])
-def test_every_verdict_has_its_card(
-    make: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch, lines: Lines | None
-) -> None:
-    written: list[Verdict] = []
-
-    def write_report(attempt: Attempt, verdict: Verdict, _judgement: object) -> str:
-        written.append(verdict)
-        return attempt.relative(attempt.folder / "card")
-
-    monkeypatch.setattr("pipeline.report.write.write_report", write_report)
-    shortfall = None if lines else Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
-    verdict = decide(make(lines, shortfall=shortfall))
-    assert verdict.report == "attempt/card"
-    assert [verdict.model_copy(update={"report": None})] == written
-
-
 def with_judgement(attempt: Attempt, results: dict[str, str], records: int | None = None) -> Attempt:
     """Return the attempt after `judge` said this of the records, `records` of them by its own account."""
     text = "".join(json.dumps({"id": name, "result": result}) + "\n" for name, result in results.items())
