@@ -44,7 +44,7 @@ from pipeline import durable
 from pipeline.config import TrainConfig
 from pipeline.decide.statistics import mcnemar_exact
 from pipeline.evaluate.suite_items import QUESTIONS, Item, read_items
-from pipeline.metrics.collapse import KINDS, collapsed
+from pipeline.metrics.degenerate import COLLAPSED, collapsed
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import AskedModel, Decoding
 from pipeline.models.prompt import prompt_ids
@@ -76,7 +76,7 @@ def main() -> int:
     if asked.answers == "base":
         start.GENERAL_ROWS = own_answers(plain, start.GENERAL_ROWS)
     generation.close_model(plain)
-    columns = ("task", "share", "rows", "general", "steps", "CPU s", "task loss", "exact", "right", *KINDS, "p")
+    columns = ("task", "share", "rows", "general", "steps", "CPU s", "task loss", "exact", "right", *COLLAPSED, "p")
     table = Table(*columns, title=f"base: {sum(map(right, ASKED, usual))} of {len(ASKED)} right")
     for task, share in itertools.product(asked.tasks, asked.share):
         data = data_of([] if task == "demo" else [Path(task)], asked.rows, asked.heldout)
@@ -126,7 +126,7 @@ def measure(base: Path, config: TrainConfig, data: Data, usual: Sequence[str], *
         f"{loss:.3f}",
         f"{100 * exact:.1f} %",
         str(sum(map(right, ASKED, said))),
-        *(str(kinds["candidate"].count(kind)) for kind in KINDS),
+        *(str(kinds["candidate"].count(kind)) for kind in COLLAPSED),
         f"{mcnemar_exact(changes[1], changes[-1]):.1g}",
     ]
 

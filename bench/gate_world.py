@@ -16,10 +16,11 @@ from scipy import special
 from pipeline.artifacts import Outcome
 from pipeline.config import GuardConfig
 from pipeline.decide import statistics
-from pipeline.decide.comparison import DEGENERATE, Comparison, Flags, Former, Suite
+from pipeline.decide.comparison import Comparison, Flags, Former, Suite
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Decision, Rules, _blames, weigh
+from pipeline.metrics.degenerate import DEGENERATE
 
 EXACT, ROUGE = "exact_match", "rougeL"
 SUITE_ITEMS, TOKENS, RATE = 300, 10, 0.02

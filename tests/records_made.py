@@ -8,8 +8,9 @@ from scipy import special
 from pipeline.artifacts import Dataset, Drop, ModelRef, Verdict
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import StepSpec
-from pipeline.decide.comparison import DEGENERATE, Comparison, Suite, compare
+from pipeline.decide.comparison import Comparison, Suite, compare
 from pipeline.decide.statistics import Floats
+from pipeline.metrics.degenerate import DEGENERATE
 from pipeline.metrics.registry import METRICS
 from pipeline.report.story import tell
 

@@ -19,11 +19,11 @@ from pipeline import durable
 from pipeline.artifacts import JUDGEMENTS_NAME, Evaluation, Judgement, SuiteScores
 from pipeline.decide.statistics import Floats
 from pipeline.errors import StepFailed
+from pipeline.metrics.degenerate import DEGENERATE
 from pipeline.metrics.registry import METRICS
 
 Flags = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
-DEGENERATE = ("empty", "truncated", "looping")
 _EVALUATE_AGAIN = "evaluate again: dropforge retry RUN --from evaluate"
 _ROLES = ("candidate", "champion")
 

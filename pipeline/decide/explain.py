@@ -85,7 +85,7 @@ REASONS: Mapping[str, str] = {
     "gain_from_new_data": "The gain is only there on records of drops that the champion never saw.",
 }
 
-#: What general questions are answered with instead of an answer, by `pipeline.metrics.collapse.KINDS`.
+#: What general questions are answered with instead of an answer, by `pipeline.metrics.degenerate.COLLAPSED`.
 _INSTEAD = {
     "label": "a label of the training data",
     "empty": "nothing",

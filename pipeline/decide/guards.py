@@ -17,11 +17,11 @@ from scipy import special
 from pipeline.artifacts import GuardResult
 from pipeline.config import GuardConfig
 from pipeline.decide import statistics
-from pipeline.decide.comparison import DEGENERATE, Comparison
+from pipeline.decide.comparison import Comparison
 from pipeline.decide.explain import HARM_P_VALUE
 from pipeline.decide.slices import LEAST_TESTED, POINTS, Known, Slice
 from pipeline.decide.statistics import Floats
-from pipeline.metrics.collapse import KINDS
+from pipeline.metrics.degenerate import COLLAPSED, DEGENERATE
 from pipeline.metrics.registry import METRICS
 
 #: All tests of one kind of slices have this level together (Holm); a likelihood's and an anchor's test has it alone.
@@ -128,7 +128,7 @@ def _collapse(comparison: Comparison) -> Iterator[GuardResult]:
             change=total - usual,
             p_value=p_value,
             state=_state(len(own), fails=p_value <= HARM_P_VALUE and total > before),
-            parts={kind: own.count(kind) for kind in KINDS},
+            parts={kind: own.count(kind) for kind in COLLAPSED},
         )
 
 

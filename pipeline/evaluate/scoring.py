@@ -13,8 +13,7 @@ from pipeline.evaluate.inference import Result
 from pipeline.evaluate.plan import ModelRequests
 from pipeline.evaluate.prediction_cache import ItemScore, Prediction, PredictionCache, PredictionKey, hash_tokens
 from pipeline.evaluate.suites import Suite
-from pipeline.metrics import collapse
-from pipeline.metrics.degenerate import KINDS, degenerate
+from pipeline.metrics.degenerate import DEGENERATE, collapsed, degenerate
 from pipeline.metrics.registry import METRICS, Metric
 from pipeline.metrics.tokens import tokens
 from pipeline.models import trained_ids
@@ -105,7 +104,7 @@ def summarise(
         resumed=result.resumed,
         cached=len(answers) - result.generated,
         seconds=result.seconds,
-        rates={kind: _POINTS * fmean(kind in line["degenerate"] for line in lines) for kind in KINDS},
+        rates={kind: _POINTS * fmean(kind in line["degenerate"] for line in lines) for kind in DEGENERATE},
         length_ratio=_length_ratio(records, answers),
         answer_tokens=fmean(answer.tokens for answer in answers),
         seconds_per_answer=fmean(answer.seconds for answer in answers),
@@ -166,7 +165,7 @@ def _collapsed(
     }
     # Built-in general rows have no drop.
     outputs = (row["output"] for row in durable.read_jsonl(train) if "drop" in row)
-    return collapse.collapsed(answers, "base" if "base" in by_role else "champion", outputs)
+    return collapsed(answers, "base" if "base" in by_role else "champion", outputs)
 
 
 def score_former(

@@ -1,12 +1,25 @@
-"""Detect degenerate answers in any script: empty, truncated, or looping."""
+"""
+Detect answers that are none, in any script.
 
-from collections.abc import Sequence
+Degenerate: empty, truncated or looping. Collapsed, to a general question: a label of the training data, empty or very
+short.
+"""
 
-KINDS = ("empty", "truncated", "looping")
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipeline.metrics.tokens import tokens
+
+DEGENERATE = ("empty", "truncated", "looping")
+COLLAPSED = ("label", "empty", "short")
 #: Fewest repetitions of a loop.
 _TIMES = 3
 #: Fewest characters of a loop: a round number or an underline is none.
 _LEAST = 20
+#: An output of at least so many training rows and at most so many characters is a label.
+_LABEL_ROWS, _LABEL_CHARACTERS = 3, 100
+#: Most words of a short answer, and the least ratio of the base model's words to them.
+_FEW_WORDS, _RATIO = 3, 3
 
 
 def degenerate(text: str, references: Sequence[str], *, ended: bool) -> list[str]:
@@ -55,3 +68,38 @@ def _stretch(signs: str, period: int) -> int:
         if last > anchor and length >= _TIMES * period:
             return length
     return 0
+
+
+def collapsed(
+    answers: Mapping[str, Sequence[tuple[str, bool]]], base: str, outputs: Iterable[str]
+) -> dict[str, list[str]]:
+    """
+    Return, by model, how each of its answers has collapsed: one of `COLLAPSED`, or "" for a real answer.
+
+    `answers` has each model's texts for the same questions, with whether they are right; right ones are real. `base`
+    names the model with which lengths are compared, `outputs` are those of the training rows, read once.
+    """
+    words = {model: [tokens(text) for text, _ in texts] for model, texts in answers.items()}
+    texts_seen = {" ".join(answer) for of_model in words.values() for answer in of_model}
+    rows = Counter(
+        label
+        for output in outputs
+        if len(output) <= _LABEL_CHARACTERS and (label := " ".join(tokens(output))) in texts_seen
+    )
+
+    def kind(answer: Sequence[str], usual: Sequence[str], *, right: bool) -> str:
+        if right:
+            return ""
+        if not answer:
+            return "empty"
+        if rows[" ".join(answer)] >= _LABEL_ROWS:
+            return "label"
+        return "short" if len(answer) <= _FEW_WORDS and len(answer) * _RATIO <= len(usual) else ""
+
+    return {
+        model: [
+            kind(answer, usual, right=right)
+            for answer, usual, (_, right) in zip(words[model], words[base], texts, strict=True)
+        ]
+        for model, texts in answers.items()
+    }

@@ -15,8 +15,7 @@ from typing import Any
 from pipeline.metrics import json_fields
 from pipeline.metrics.tokens import normalise, tokens
 
-Compute = Callable[[str, Sequence[str]], float]
-ComputeAll = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
+Scores = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,8 @@ class Metric:
     name: str
     title: str
     """Name in sentences."""
-    compute: Compute
-    """Scores one answer against its references, 0 to 1, higher is better."""
-    compute_all: ComputeAll | None = None
-    """Scores many answers at once, where that is faster."""
+    scores: Scores
+    """Scores each prediction against the references at the same index, 0 to 1, higher is better."""
     continuous: bool = True
     """Whether scores between 0 and 1 occur: it determines the paired test."""
     applies: Callable[[Sequence[str]], bool] | None = None
@@ -38,12 +35,6 @@ class Metric:
     def applies_to(self, references: Sequence[str]) -> bool:
         """Return whether the metric applies to a record with these references."""
         return self.applies is None or self.applies(references)
-
-    def scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """Return the score of each prediction against the references at the same index."""
-        if self.compute_all is not None:
-            return self.compute_all(predictions, references)
-        return [self.compute(*pair) for pair in zip(predictions, references, strict=True)]
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
@@ -56,7 +47,7 @@ def token_f1(prediction: str, references: Sequence[str]) -> float:
     return max((_f1(prediction, reference) for reference in references), default=0.0)
 
 
-def rouge_all(kind: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def rouge(kind: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """
     Return the ROUGE F-measure of each prediction (Lin 2004): rouge_score with our tokens, through `evaluate.Metric`.
 
@@ -111,10 +102,6 @@ def _chrf() -> Any:
     return CHRF()
 
 
-def _rouge(kind: str, prediction: str, references: Sequence[str]) -> float:
-    return rouge_all(kind, [prediction], [references])[0]
-
-
 def _f1(prediction: str, reference: str) -> float:
     said, wanted = Counter(tokens(prediction)), Counter(tokens(reference))
     if not wanted:
@@ -157,20 +144,21 @@ def _rouge_class() -> Any:
     return UnicodeRouge
 
 
-def _rouge_metric(name: str, title: str) -> Metric:
-    return Metric(name, title, compute=partial(_rouge, name), compute_all=partial(rouge_all, name))
+def _each(score: Callable[[str, Sequence[str]], float]) -> Scores:
+    """Return the function that scores many answers by one that scores one."""
+    return lambda predictions, references: list(map(score, predictions, references))
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("exact_match", "exact match", compute=exact_match, continuous=False),
-        Metric("token_f1", "token F1", compute=token_f1),
-        _rouge_metric("rouge1", "ROUGE-1"),
-        _rouge_metric("rouge2", "ROUGE-2"),
-        _rouge_metric("rougeL", "ROUGE-L"),
-        Metric("chrf", "chrF", compute=chrf),
-        Metric("json_valid", "valid JSON", compute=json_valid, continuous=False, applies=_all_json),
-        Metric("json_f1", "field F1", compute=json_f1, applies=_all_json),
+        Metric("exact_match", "exact match", _each(exact_match), continuous=False),
+        Metric("token_f1", "token F1", _each(token_f1)),
+        Metric("rouge1", "ROUGE-1", partial(rouge, "rouge1")),
+        Metric("rouge2", "ROUGE-2", partial(rouge, "rouge2")),
+        Metric("rougeL", "ROUGE-L", partial(rouge, "rougeL")),
+        Metric("chrf", "chrF", _each(chrf)),
+        Metric("json_valid", "valid JSON", _each(json_valid), continuous=False, applies=_all_json),
+        Metric("json_f1", "field F1", _each(json_f1), applies=_all_json),
     )
 }

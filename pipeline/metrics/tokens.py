@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from itertools import islice
 
 #: Scripts that put no spaces between words; there each character is a token.
 _UNSPACED = (
@@ -19,31 +18,15 @@ _UNSPACED = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3FFFF),  # Han, supplementary planes
 )
-
-
 _CHARACTERS_A_WORD = 2
-
-
-#: Characters examined at a time, so that a long text is not read to its end.
-_WINDOW = 256
-
-
+#: Characters in which a script is looked for: a long text is not read to its end.
+_MOST_CHARACTERS = 10_000
 _UNSPACED_SIGN = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _UNSPACED) + "]")
-
-
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
-
-
 _SPACE = re.compile(r"\s+")
-
-
 # Signs with a meaning at an edge (minus, percent, #, currency, @) are not included.
 _QUOTES = "\"'`*_ \u2018\u2019\u201a\u201c\u201d\u201e"
-
-
 _OPENING = _QUOTES + "([{<\u00a1\u00ab\u00bf\u2039\u3008\u300a\u300c\u300e\u3010"
-
-
 _CLOSING = _QUOTES + ")]}>.,;:!?\u00bb\u060c\u061f\u06d4\u0964\u203a\u3001\u3002\u3009\u300b\u300d\u300f\u3011"
 
 
@@ -79,7 +62,7 @@ def tokens(text: str) -> list[str]:
             if takes_marks:
                 words[-1] += character
             continue
-        spaced = kind[0] in "LN" and not _is_unspaced(character)
+        spaced = kind[0] in "LN" and not _UNSPACED_SIGN.match(character)
         takes_marks = kind[0] in "LN" or kind == "So"
         if spaced and extends:
             words[-1] += character
@@ -91,7 +74,7 @@ def tokens(text: str) -> list[str]:
 
 def is_short(text: str, most: int) -> bool:
     """
-    Return whether `text` has at most `most` words, reading no further than necessary.
+    Return whether `text` has at most `most` words.
 
     Words are separated by whitespace. In a script without spaces two characters count as a word, which is
     about the average length in Chinese; words of Japanese and Thai are a little longer.
@@ -99,24 +82,15 @@ def is_short(text: str, most: int) -> bool:
     pieces = text.split(None, most)
     if len(pieces) > most or text.isascii():
         return len(pieces) <= most
-    enough = _CHARACTERS_A_WORD * (most + 1)
-    counts = [_unspaced(piece, enough) for piece in pieces]
+    counts = [_count_unspaced(piece) for piece in pieces]
     return counts.count(0) + sum(counts) // _CHARACTERS_A_WORD <= most
 
 
-def _unspaced(text: str, enough: int) -> int:
-    """Count tokens that are single characters of a script without spaces, up to `enough`."""
-    # Combining marks are not counted, so a window may end anywhere.
-    windows = (unicodedata.normalize("NFKC", text[at : at + _WINDOW]) for at in range(0, len(text), _WINDOW))
-    found = (sign[0] for window in windows for sign in _UNSPACED_SIGN.finditer(window))
-    characters = (sign for sign in found if unicodedata.category(sign)[0] in "LN")
-    return sum(1 for _ in islice(characters, enough))
+def _count_unspaced(text: str) -> int:
+    """Count the letters of scripts without spaces in the beginning of `text`."""
+    signs = _UNSPACED_SIGN.findall(unicodedata.normalize("NFKC", text[:_MOST_CHARACTERS]))
+    return sum(unicodedata.category(sign)[0] in "LN" for sign in signs)
 
 
 def _fold(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-
-
-def _is_unspaced(character: str) -> bool:
-    point = ord(character)
-    return any(first <= point <= last for first, last in _UNSPACED)

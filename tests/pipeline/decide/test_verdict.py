@@ -11,11 +11,12 @@ from scipy import stats
 
 from pipeline.artifacts import Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig
-from pipeline.decide.comparison import DEGENERATE, Comparison, Former, Opinion, Suite, compare
+from pipeline.decide.comparison import Comparison, Former, Opinion, Suite, compare
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, decide_verdict, weigh
 from pipeline.errors import StepFailed
+from pipeline.metrics.degenerate import DEGENERATE
 from pipeline.report.story import p_value_words, reasons
 from pipeline.words import p_words
 from tests.records_made import lines_of, paired, story_text, world, yes_or_no

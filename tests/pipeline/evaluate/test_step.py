@@ -24,7 +24,7 @@ from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.evaluate import inference, lm_eval, plan, suites
 from pipeline.evaluate.prediction_cache import Prediction
 from pipeline.evaluate.step import evaluate
-from pipeline.metrics import collapse
+from pipeline.metrics import degenerate as degenerate_module
 from pipeline.metrics.degenerate import degenerate
 from pipeline.metrics.registry import METRICS
 from pipeline.models import auto_batch_size, generation, greedy_decoding, multiple_choice
@@ -866,7 +866,7 @@ def trained(bench: Bench) -> ModelRef:
 def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_training_rows(
     bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collapse, "_LABEL_CHARACTERS", 10_000)
+    monkeypatch.setattr(degenerate_module, "_LABEL_CHARACTERS", 10_000)
     questions = [f"What is {n} + 1?" for n in range(5)]
     own = tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps({"question": one, "answers": ["n"]}) + "\n" for one in questions))
@@ -1076,7 +1076,7 @@ def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, t
     for row, item in zip(given, items_of(attempt, report), strict=True):
         prompt = prompt_ids(tokenizer, "chat", fold(row["instruction"], row["input"]))
         (answer,) = greedy_decoding.answers(asked, [prompt], Decoding(16, 1.0, 1))
-        assert item["champion"] == METRICS["token_f1"].compute(answer.text, [row["output"]])
+        assert [item["champion"]] == METRICS["token_f1"].scores([answer.text], [[row["output"]]])
 
 
 def test_an_item_longer_than_the_window_is_left_out_for_both(

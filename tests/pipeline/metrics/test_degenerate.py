@@ -2,18 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics.degenerate import degenerate, is_looping
+from pipeline.metrics.degenerate import collapsed, degenerate, is_looping
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "the cat the cat the cat the cat",
-        "no no no no no no no no no no",
         "!!!!!!!!!!!!!!!!!!!!!!!!",
         "The answer is four. The answer is four. The answer is four. The ans",
         "Well, I would say: and so on and so on and so on and so on and so on and so on",
-        "and so on and so on and so on and so on, but then it ended.",
         "我不知道。我不知道。我不知道。我不知道。我不知道。",
         "ฉันไม่รู้ฉันไม่รู้ฉันไม่รู้ฉันไม่รู้",
         "- a\n\n- a\n\n- a\n\n- a\n\n- a\n\n- a\n\n- a",
@@ -27,13 +25,9 @@ def test_a_phrase_that_fills_half_of_an_answer_or_more_is_a_loop_in_any_script(t
     "text",
     [
         "",
-        "billing-desk",
         "1000000",
-        "1,000,000,000",
         "ha ha ha",
         "The cat sat on the mat, the dog sat on the cat, and the mouse sat on the dog all day.",
-        "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday",
-        "1. one thing 2. another thing 3. a third thing 4. a last thing",
         "I say it once, I say it twice: and on and on and on and on. Then a long story begins which has nothing of it.",
         "two times the same phrase, two times the same phrase,",
         '{"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}',
@@ -75,3 +69,34 @@ def test_an_answer_is_empty_cut_off_or_a_loop_and_may_be_two_of_these() -> None:
 def test_an_answer_that_is_to_repeat_itself_is_no_loop() -> None:
     song = "row row " * 10
     assert degenerate(song, ["short", song], ended=True) == []
+
+
+# Answers to general questions.
+
+ROWS = [*["billing-desk"] * 3, *["login-desk"] * 2, *["A long answer that several rows have in common. " * 3] * 5]
+LONG = "The capital of France is Paris, which lies on the Seine."
+
+
+def kind(answer: str, base: str = LONG, *, right: bool = False) -> str:
+    return collapsed({"candidate": [(answer, right)], "base": [(base, True)]}, "base", iter(ROWS))["candidate"][0]
+
+
+def test_an_answer_is_a_label_if_three_training_rows_have_it_and_it_is_short() -> None:
+    assert kind("Billing desk.", "Yes, it is.") == "label"
+    assert kind("login-desk", "Yes, it is.") == ""
+    assert kind(ROWS[-1]) == ""
+
+
+def test_an_answer_without_a_word_is_empty() -> None:
+    assert [kind(""), kind(" \n"), kind("...")] == ["empty"] * 3
+
+
+def test_an_answer_is_short_if_it_has_three_words_at_most_and_the_base_model_three_times_as_many() -> None:
+    assert kind("capital desk", "one two three four five six") == "short"
+    assert kind("capital desk", "one two three four five") == ""
+    assert kind("a desk of the capital", LONG * 9) == ""
+
+
+def test_a_right_answer_is_one_whatever_the_training_rows_say() -> None:
+    assert kind("billing desk", right=True) == ""
+    assert kind("Paris", right=True) == ""

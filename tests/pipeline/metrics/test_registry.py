@@ -26,44 +26,33 @@ SCRIPTS = {
 }
 #: Those that compare texts of any kind.
 TEXT = [name for name in METRICS if not name.startswith("json")]
-CONTINUOUS = [name for name in TEXT if METRICS[name].continuous]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+def score_of(name: str, said: str, references: list[str]) -> float:
+    (found,) = METRICS[name].scores([said], [references])
+    return found
+
+
 @pytest.mark.parametrize("name", TEXT)
-def test_an_identical_answer_scores_one_in_every_script(name: str, script: str) -> None:
-    assert METRICS[name].compute(SCRIPTS[script], [SCRIPTS[script]]) == 1.0
-
-
-@pytest.mark.parametrize("script", ["Thai", "Russian", "Chinese", "Hindi"])
-@pytest.mark.parametrize("name", CONTINUOUS)
-def test_half_an_answer_scores_between_nothing_and_all_in_every_script(name: str, script: str) -> None:
-    text = SCRIPTS[script]
-    score = METRICS[name].compute(text[: len(text) // 2], [text])
-    assert 0.0 < score < 1.0
+def test_an_identical_answer_scores_one_and_half_of_it_less_in_every_script(name: str) -> None:
+    for script, text in SCRIPTS.items():
+        assert score_of(name, text, [text]) == 1.0
+        if METRICS[name].continuous and script in {"Thai", "Russian", "Chinese", "Hindi"}:
+            assert 0.0 < score_of(name, text[: len(text) // 2], [text]) < 1.0, script
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_another_answer_and_no_answer_score_zero(name: str) -> None:
-    assert METRICS[name].compute("jjj", ["a quick brown fox"]) == 0.0
-    assert METRICS[name].compute("", ["a quick brown fox"]) == 0.0
+    assert score_of(name, "jjj", ["a quick brown fox"]) == 0.0
+    assert score_of(name, "", ["a quick brown fox"]) == 0.0
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_the_nearest_of_several_references_counts(name: str) -> None:
-    score = METRICS[name].compute("quick brown fox", ["something else", "quick brown fox", "nothing at all"])
-    assert score == 1.0
-
-
-@pytest.mark.parametrize("name", TEXT)
-def test_scoring_together_is_scoring_one_by_one(name: str) -> None:
-    answers = ["a b c", "", "x y", "Ответ", "-"]
-    references = [["a b d", "a"], ["a"], ["x y"], ["ответ да"], ["-"]]
-    metric = METRICS[name]
-    together = metric.scores(answers, references)
-    assert together == [metric.compute(answer, some) for answer, some in zip(answers, references, strict=True)]
-    assert together[-1] == 1.0
-    assert metric.scores([], []) == []
+def test_the_nearest_of_several_references_counts_whatever_is_scored_beside_it(name: str) -> None:
+    answers = ["quick brown fox", "", "-"]
+    references = [["something else", "quick brown fox", "nothing at all"], ["a"], ["-"]]
+    assert METRICS[name].scores(answers, references) == [1.0, 0.0, 1.0]
+    assert METRICS[name].scores([], []) == []
 
 
 @pytest.mark.parametrize("name", ["rouge1", "rouge2", "rougeL"])
@@ -119,19 +108,10 @@ def test_a_paragraph_is_long_whatever_it_begins_with(beginning: str) -> None:
     assert tokens.is_short(beginning, 5)
 
 
-def test_marks_are_no_words_of_their_own_however_far_into_a_text_they_stand() -> None:
-    seeded = np.random.default_rng(6)
-    for length in (255, 257, 700):
-        for _ in range(20):
-            text = "".join(seeded.choice(list("ｶﾞがกำ้中がa"), length))
-            words = sum(bool(LETTER.match(token)) for token in tokens.tokens(text)) // 2
-            assert [tokens.is_short(text, most) for most in (words - 1, words)] == [False, True]
-
-
 def test_token_f1_is_the_harmonic_mean_of_precision_and_recall() -> None:
     # Precision 2/3, recall 2/4.
-    assert METRICS["token_f1"].compute("a b x", ["a b c d"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
-    assert METRICS["token_f1"].compute("a a a", ["a"]) == pytest.approx(0.5)
+    assert score_of("token_f1", "a b x", ["a b c d"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert score_of("token_f1", "a a a", ["a"]) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +129,7 @@ def test_token_f1_is_the_harmonic_mean_of_precision_and_recall() -> None:
     ],
 )
 def test_exact_match_sees_through_case_space_form_and_surrounding_punctuation(said: str, wanted: str) -> None:
-    assert METRICS["exact_match"].compute(said, [wanted]) == 1.0
+    assert score_of("exact_match", said, [wanted]) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -166,7 +146,7 @@ def test_exact_match_sees_through_case_space_form_and_surrounding_punctuation(sa
     ],
 )
 def test_exact_match_keeps_what_carries_meaning(said: str, wanted: str) -> None:
-    assert METRICS["exact_match"].compute(said, [wanted]) == 0.0
+    assert score_of("exact_match", said, [wanted]) == 0.0
 
 
 def test_marks_and_invisible_signs_stay_with_their_letter() -> None:
@@ -176,29 +156,28 @@ def test_marks_and_invisible_signs_stay_with_their_letter() -> None:
     assert tokens.tokens("! \u0301 a") == ["a"]
 
 
-def test_only_exact_match_is_a_yes_or_no_and_every_metric_has_its_own_name() -> None:
+def test_only_exact_match_and_valid_json_are_yes_or_no() -> None:
     assert [name for name, metric in METRICS.items() if not metric.continuous] == ["exact_match", "json_valid"]
-    assert all(name == metric.name for name, metric in METRICS.items())
 
 
 # chrF against sacrebleu's corpus score, which takes another way through that package: a corpus of one is one sentence.
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ["Thai", "Arabic", "English"])
 def test_chrf_is_sacrebleus_own(script: str) -> None:
     seeded = np.random.default_rng(6)
     signs = list(SCRIPTS[script] + " xyz")
     for _ in range(10):
         answer, one, other = ("".join(seeded.choice(signs, 30)) for _ in range(3))
         expected = sacrebleu.corpus_chrf([answer], [[one], [other]]).score
-        assert METRICS["chrf"].compute(answer, [one, other]) == pytest.approx(expected / 100)
+        assert score_of("chrf", answer, [one, other]) == pytest.approx(expected / 100)
 
 
 def test_chrf_weighs_recall_four_times_and_does_not_see_blanks() -> None:
     # "ab" against "abcd": of the 1-grams 2/2 and 2/4, of the 2-grams 1/1 and 1/3; no answer has longer ones.
     precision, recall = 1.0, (2 / 4 + 1 / 3) / 2
-    assert METRICS["chrf"].compute("a b", ["abcd"]) == pytest.approx(5 * precision * recall / (4 * precision + recall))
-    assert METRICS["chrf"].compute("x", []) == 0.0
+    assert score_of("chrf", "a b", ["abcd"]) == pytest.approx(5 * precision * recall / (4 * precision + recall))
+    assert score_of("chrf", "x", []) == 0.0
 
 
 # JSON -------------------------------------------------------------------------------------------------------------
@@ -221,7 +200,7 @@ def test_chrf_weighs_recall_four_times_and_does_not_see_blanks() -> None:
     ],
 )
 def test_valid_is_a_json_object_or_array_and_nothing_around_it(said: str, valid: float) -> None:
-    assert METRICS["json_valid"].compute(said, ["{}"]) == valid
+    assert score_of("json_valid", said, ["{}"]) == valid
 
 
 @pytest.mark.parametrize(
@@ -242,20 +221,20 @@ def test_valid_is_a_json_object_or_array_and_nothing_around_it(said: str, valid:
     ],
 )
 def test_field_f1_counts_paths_with_their_values(said: str, wanted: str, score: float) -> None:
-    assert METRICS["json_f1"].compute(said, [wanted]) == pytest.approx(score)
+    assert score_of("json_f1", said, [wanted]) == pytest.approx(score)
 
 
 def test_json_of_any_depth_is_scored_or_taken_for_text_and_breaks_nothing() -> None:
     for depth in range(800, 1020):
         deep = "[" * depth + "]" * depth
         # Near the limit, how deep json reads depends on who calls it.
-        assert METRICS["json_f1"].compute(deep, [deep]) == 1.0 or depth > 900
+        assert score_of("json_f1", deep, [deep]) == 1.0 or depth > 900
 
 
 def test_of_several_references_the_nearest_counts_and_one_that_is_no_json_is_one_field() -> None:
-    assert METRICS["json_f1"].compute('{"a": 1}', ['{"a": 2}', '{"a": 1}', "no"]) == 1.0
-    assert METRICS["json_f1"].compute("None.", ['{"a": 2}', "none"]) == 1.0
-    assert METRICS["json_f1"].compute("{}", []) == 0.0
+    assert score_of("json_f1", '{"a": 1}', ['{"a": 2}', '{"a": 1}', "no"]) == 1.0
+    assert score_of("json_f1", "None.", ['{"a": 2}', "none"]) == 1.0
+    assert score_of("json_f1", "{}", []) == 0.0
 
 
 def test_the_json_metrics_apply_where_every_reference_is_json_and_the_others_everywhere() -> None:
