@@ -6,6 +6,9 @@ every folder below it from there, name by name; what is a link, no folder, or an
 drops have the inbox's own rights, and where others may write, the sticky bit: nobody moves what is not theirs. `done/`
 and `rejected/` are the daemon's alone to write, and what another user dropped lies there in a folder that only this
 user and the daemon can read.
+
+Files of the daemon's own where others may write too are known by their owner and their first line, `MARK`: others by
+these names, and links, are left alone.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import errno
 import os
 import stat
 import struct
+import uuid
 import weakref
 from pathlib import Path
 
@@ -28,6 +32,12 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ACL = "system.posix_acl_access"
 _NO_ID = 0xFFFFFFFF
+#: The first line of each file of the daemon's own where others may write too says whose it is.
+MARK = "Dropforge keeps this file up to date; one of your own by this name stays as it is."
+_READ_OWN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_WRITE_OWN = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Longer than any file that is written here.
+_MOST_OWN_BYTES = 1 << 20
 log = structlog.get_logger()
 
 
@@ -91,25 +101,31 @@ class InboxFolders:
 
     def shared(self, *names: str) -> Folder:
         """Return a folder that files are dropped into; without names the inbox."""
-        folder = self.root()
-        rights = stat.S_IMODE(os.fstat(folder.fd).st_mode)
-        rights |= stat.S_ISVTX if rights & _OTHERS_WRITE else 0
-        for depth, name in enumerate(names, 1):
-            folder, is_new = _entered(folder, name, rights, self.path.joinpath(*names[:depth]))
-            has = stat.S_IMODE(os.fstat(folder.fd).st_mode)
-            wants = rights | has if is_new else has | (stat.S_ISVTX if has & _OTHERS_WRITE else 0)
-            _set_rights(folder, wants, self.path.joinpath(*names[:depth]), "chmod +t", may_fail=is_new)
-        return folder
+        return self._below(names, is_closed=False)
 
     def closed(self, *names: str) -> Folder:
         """Return a folder that the daemon alone writes to, and that those may read who may read the inbox."""
+        return self._below(names, is_closed=True)
+
+    def _below(self, names: tuple[str, ...], *, is_closed: bool) -> Folder:
+        def mended(rights: int) -> int:
+            if is_closed:
+                return rights & ~_OTHERS_WRITE
+            return rights | (stat.S_ISVTX if rights & _OTHERS_WRITE else 0)
+
         folder = self.root()
-        rights = stat.S_IMODE(os.fstat(folder.fd).st_mode) & ~_OTHERS_WRITE & ~stat.S_ISVTX
+        rights = mended(stat.S_IMODE(os.fstat(folder.fd).st_mode)) & ~(stat.S_ISVTX if is_closed else 0)
         for depth, name in enumerate(names, 1):
-            folder, is_new = _entered(folder, name, rights, self.path.joinpath(*names[:depth]))
+            shown = self.path.joinpath(*names[:depth])
+            folder, is_new = _entered(folder, name, rights, shown)
             has = stat.S_IMODE(os.fstat(folder.fd).st_mode)
-            wants = rights | has if is_new else has & ~_OTHERS_WRITE
-            _set_rights(folder, wants, self.path.joinpath(*names[:depth]), "chmod go-w", may_fail=is_new)
+            _set_rights(
+                folder,
+                rights | has if is_new else mended(has),
+                shown,
+                "chmod go-w" if is_closed else "chmod +t",
+                may_fail=is_new,
+            )
         return folder
 
     def answers(self, *names: str, owner: int) -> Folder:
@@ -158,6 +174,55 @@ class InboxFolders:
         if not locked:
             message = f"another daemon (process {lock_holder(path)}) takes the files of {self.path}"
             raise InboxUnusable(message, "stop that one, or give this one an inbox of its own: inbox in dropforge.toml")
+
+
+def read_own(folder: Folder, name: str | bytes) -> bytes | None:
+    """Return the first `_MOST_OWN_BYTES` of a regular file of the daemon's user; `None` if there is none."""
+    try:
+        fd = os.open(name, _READ_OWN, dir_fd=folder.fd)
+    except OSError:
+        return None
+    with os.fdopen(fd, "rb") as file:
+        info = os.fstat(fd)
+        own = stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid()
+        return file.read(_MOST_OWN_BYTES) if own else None
+
+
+def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None:
+    """
+    Let `name` in `folder` be `text` under the mark, or be gone for `None`, unless somebody else's file has that name.
+
+    It is written in the folder `aside` first, which only the daemon may write to. Raises `OSError`.
+    """
+    data, old = None if text is None else f"{MARK}\n\n{text}".encode(), read_own(folder, name)
+    ours = old is not None and old.startswith(MARK.encode())
+    if old == data or (not ours and (data is None or _is_there(folder, name))):
+        return
+    if data is None:
+        os.unlink(name, dir_fd=folder.fd)
+        return
+    temporary = f".{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with os.fdopen(os.open(temporary, _WRITE_OWN, 0o644, dir_fd=aside.fd), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if not ours:
+            # Unlike a rename this never takes the place of a file that came in this very moment.
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, name, src_dir_fd=aside.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
+        else:
+            os.rename(temporary, name, src_dir_fd=aside.fd, dst_dir_fd=folder.fd)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=aside.fd)
+
+
+def _is_there(folder: Folder, name: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+        return True
+    return False
 
 
 def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folder, bool]:

@@ -103,8 +103,6 @@ class Intake:
         receipts.remove_leftovers(self._inbox)
         self._disk = Disk(settings)
         self._told: set[tuple[Settled, str]] = set()
-        #: Files that are recorded and could not leave the inbox, so that they are not read at every scan.
-        self._stuck: dict[Settled, tuple[Filing, Outcome]] = {}
         self.limit = WaitingLimit(engine, settings, self._inbox)
 
     def take(self, settled: Settled, now_ms: int) -> Outcome:
@@ -131,9 +129,6 @@ class Intake:
 
     def _take(self, source: _Source) -> Outcome:
         settled = source.settled
-        stuck = self._stuck.pop(settled, None)
-        if stuck is not None and identity(stuck[0].info) == identity(source.info):
-            return self._file_away(*stuck, source.now)
         with transaction(self._engine) as session:
             pinned = pinned_drops(session, settled.track) if settled.role == "train" else ()
             source = source._replace(earlier=_earlier(session, source), pinned=pinned)
@@ -258,7 +253,6 @@ class Intake:
         try:
             receipts.file_away(self._inbox, filing)
         except (OSError, InboxUnusable) as error:
-            self._stuck[settled] = (filing, outcome)
             why = str(error) if isinstance(error, InboxUnusable) else error.strerror or str(error)
             words = f"recorded as drop {filing.drop}, but it cannot leave the inbox: {why}"
             return self._left(settled, "not_moved", words, now)

@@ -686,30 +686,8 @@ def test_a_file_that_cannot_leave_the_inbox_is_recorded_once_and_moved_later(
     assert len(box.rows(Drop)) == 1
     assert box.take(path).kind == "accepted"
     assert box.files("done") == ["a.jsonl", "a.jsonl.receipt.json"]
-
-
-@pytest.mark.parametrize("data", [GOOD, GOOD[:1] * 2, [{"instruction": "x"}]])
-def test_a_file_that_cannot_leave_the_inbox_is_not_read_again_at_every_scan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: list[Any]
-) -> None:
-    box = Box(tmp_path)
-    path = box.put("a.jsonl", data)
-
-    def refuse() -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    with monkeypatch.context() as patch:
-        at_the_move(patch, refuse)
-        assert box.take(path).kind == "not_moved"
-        opened: list[object] = []
-        patch.setattr("daemon.inbox.intake.copy", lambda *arguments: opened.append(arguments))
-        assert [box.take(path).kind for _ in range(3)] == ["not_moved"] * 3
-        assert opened == []
-    state = box.rows(Drop)[0].state
-    assert box.take(path).kind == state
-    assert len(box.rows(Drop)) == 1
     # Another file under the name is another file.
-    assert box.drop("a.jsonl", jsonl([{"instruction": "new", "output": "y"}])).drop == 2
+    assert box.drop("a.jsonl", [{"instruction": "new", "output": "y"}]).drop == 2
 
 
 @pytest.mark.parametrize("other", ["link", "pipe", "file"])

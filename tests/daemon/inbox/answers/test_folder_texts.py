@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from daemon.inbox.answers import own_files
-from daemon.inbox.answers.folder_texts import FolderTexts
-from daemon.inbox.answers.own_files import MARK
-from daemon.inbox.answers.readme import readme_text
+from daemon.inbox import folders
+from daemon.inbox.answers import folder_texts
+from daemon.inbox.answers.folder_texts import FolderTexts, readme_text
+from daemon.inbox.folders import MARK
 from daemon.inbox.watcher import Watcher
 from daemon.settings.model import Settings
 from daemon.state import database
@@ -213,7 +213,7 @@ def test_a_file_that_comes_in_this_very_moment_is_not_replaced(box: Box, monkeyp
         (folder.path / name).write_text("mine")
         return False
 
-    monkeypatch.setattr(own_files, "_is_there", comes)
+    monkeypatch.setattr(folders, "_is_there", comes)
     texts_of(box).refresh()
     assert path.read_text() == "mine"
 
@@ -294,7 +294,7 @@ def test_what_is_wanted_is_told_at_the_next_turn_if_the_disk_was_full(
             if name == "WANTED.md":
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-        cut.setattr(own_files, "keep", full)
+        cut.setattr(folder_texts, "keep_own", full)
         with pytest.raises(OSError, match="No space"):
             texts.refresh()
     texts.refresh()

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from daemon.inbox.answers import story, verdict_notes
-from daemon.inbox.answers.folder_texts import FolderTexts
-from daemon.inbox.answers.readme import README
+from daemon.inbox.answers import verdict_notes
+from daemon.inbox.answers.folder_texts import README, FolderTexts
 from daemon.queue.drops import restore, withdraw
 from daemon.queue.snapshots import give_back
 from daemon.queue.states import RETRIABLE
@@ -355,7 +354,6 @@ def test_all_drops_are_told_some_at_a_time(house: House, monkeypatch: pytest.Mon
 
 def test_nothing_is_asked_while_nothing_has_changed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.said()
-    monkeypatch.setattr(story, "tell", pytest.fail)
     monkeypatch.setattr(verdict_notes, "transaction", pytest.fail)
     assert not house.texts.refresh()
 
@@ -364,11 +362,11 @@ def test_a_drop_that_comes_in_has_no_other_ones_note_worded_again(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house.said()
-    worded = []
+    worded, said = [], verdict_notes.tell
 
     def tell(*given: Any) -> str:
         worded.append(given[2].name)
-        return story.tell(*given)
+        return said(*given)
 
     monkeypatch.setattr(verdict_notes, "tell", tell)
     house.drop("b.jsonl", 10)
