@@ -25,8 +25,8 @@ from daemon.messages.messenger import Messenger
 from daemon.queue import states
 from daemon.queue.nightly import Schedule
 from daemon.settings.model import Settings
-from daemon.state.database import check, migrate, open_engine, transaction
-from daemon.state.database_file import refuse_network
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database_file import refuse_network, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE, WORKER_LOCK
 from daemon.state.ownership import OwnFolder, StateFolderGone
 from daemon.state.troubles import Troubles
@@ -34,9 +34,8 @@ from daemon.storage.disk import is_full
 from daemon.storage.restore import refuse_half_restored
 from daemon.system.child_process import ChildProcess
 from daemon.system.clock import now_ms
-from daemon.system.processes import FileLock, lock_holder
+from daemon.system.processes import FileLock, lock_holder, on_stop
 from daemon.system.sd_notify import notify, showing_life
-from daemon.system.signals import on_stop
 from daemon.views.overview import Overview
 from daemon.views.queue import open_runs
 from pipeline import durable
@@ -74,7 +73,7 @@ class Service:
         migrate(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME, keep=True)
         weakref.finalize(self, self._engine.dispose)  # for one that never comes to its end
-        check(self._engine)
+        verify(settings.state_folder / DATABASE_NAME, at_start=True)
         self.stop = threading.Event()
         self.exit_code = 0
         self._wake = threading.Event()

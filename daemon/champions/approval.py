@@ -39,7 +39,7 @@ def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Prom
         require_reviewed(session, state_folder, run)
     try:
         verdict = run_files.load_verdict(state_folder, run_id)
-    except run_files.VerdictDamaged as error:
+    except run_files.ArtifactDamaged as error:
         raise DropforgeError(error.message, f"{error.hint}, or: {forcing(run_id)}") from error
     if verdict is None or verdict.candidate_model_id is None or verdict.champion_generation is None:
         message = f"the verdict of run {run_id} is not there any more"

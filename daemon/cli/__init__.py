@@ -148,7 +148,7 @@ def _database_words(error: Exception, context: typer.Context) -> DropforgeError 
     if "sqlite3" not in sys.modules:
         return None  # nobody has opened it
     from daemon.cli.workspace import load_settings  # noqa: PLC0415 - a quick start
-    from daemon.state.sqlite_errors import cause_of, in_words  # noqa: PLC0415
+    from daemon.state.database_file import cause_of, in_words  # noqa: PLC0415
 
     cause = cause_of(error)
     return None if cause is None else in_words(cause, load_settings(context).state_folder / DATABASE_NAME)

@@ -24,7 +24,7 @@ from daemon.cli.workspace import JsonOption, load_settings, open_overview, open_
 from daemon.inbox.drop_folders import is_skipped, watched_folders
 from daemon.settings.cron import next_fire
 from daemon.settings.model import Settings
-from daemon.storage.free_space import FreeSpace
+from daemon.storage.disk import Disk
 from daemon.views.champion_history import ChampionView
 from daemon.views.details import attention as needs
 from daemon.views.details import deeds
@@ -177,7 +177,7 @@ def files_in_inbox(settings: Settings, track: str | None = None) -> list[str]:
 
 
 def _disk(settings: Settings) -> dict[str, Any]:
-    disk = FreeSpace(settings)
+    disk = Disk(settings)
     return {
         "free_bytes": disk.free_bytes(),
         "low_water_bytes": disk.low_water_bytes,

@@ -22,12 +22,14 @@ from daemon.queue import order, run_queue, states, suspects
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
+from daemon.state.events import record_event
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Run
 from daemon.state.troubles import RunsApart, Troubles
 from daemon.storage import gc
 from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import needed_bytes, of_waiting_drops, still_needed
+from daemon.system.sd_notify import notify
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Step, StepResult, StepSpec
@@ -61,6 +63,7 @@ class Dispatcher:
         self._gpu = TrainingHooks(engine, settings, troubles)
         self.bases = self._upkeep.bases
         self.disk = Disk(settings)
+        self._was_low = False
         #: Whether there may be something to collect: after a start, after a run, when a night begins.
         self.may_collect = True
         self.draining = False
@@ -85,7 +88,7 @@ class Dispatcher:
 
     def tick(self, now: int) -> None:
         """Do everything that can be done now."""
-        low = self.disk.look(self._engine, now)
+        low = self._look_at_disk(now)
         self._upkeep.settle(now)
         # With a run in hand too: a base that was replaced must not be judged by, and cached, under the old one's name.
         self._upkeep.refresh_bases(now)
@@ -117,6 +120,18 @@ class Dispatcher:
                 log.exception("run_trouble", run=claim.run_id)
                 hint = "the daemon's log has the whole story; this is a defect, please report it"
                 self._after_failure(claim, f"{type(error).__name__}: {error}"[:2000], hint, now, retryable=False)
+
+    def _look_at_disk(self, now: int) -> bool:
+        """Return whether the disk is under the low-water mark, and record a change of that."""
+        words = self.disk.shortage()
+        if bool(words) != self._was_low:
+            with transaction(self._engine) as session:
+                kind = "disk_low" if words else "disk_has_room"
+                record_event(session, kind, now, free_bytes=self.disk.free_bytes())
+            self._was_low = bool(words)
+            log.warning("disk_low", why=words) if words else log.info("disk_has_room")
+            notify(f"STATUS={words or 'the disk has room again'}")
+        return self._was_low
 
     def describe(self) -> str:
         """Return one line for people: what runs and how far it is."""

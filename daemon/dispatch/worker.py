@@ -22,8 +22,7 @@ import structlog
 
 from daemon.dispatch.spool import STEP_VARIABLES, Order, Spool, step_command
 from daemon.state.ownership import OwnFolder, StateFolderGone
-from daemon.system.processes import FileLock, identify, is_alive, kill_group, signal_name, wait_until_dead
-from daemon.system.signals import on_stop
+from daemon.system.processes import FileLock, identify, is_alive, kill_group, on_stop, signal_name, wait_until_dead
 from pipeline import durable
 from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED, is_disk_full

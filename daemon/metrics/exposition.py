@@ -14,9 +14,9 @@ from prometheus_client.registry import Collector
 from daemon.messages.unsent import counted
 from daemon.metrics.gpus import gpus
 from daemon.settings.model import Settings
-from daemon.state.run_files import VerdictDamaged
+from daemon.state.run_files import ArtifactDamaged
 from daemon.state.states import DropState, RunState
-from daemon.storage.free_space import FreeSpace
+from daemon.storage.disk import Disk
 from daemon.views.cost import cost_of
 from daemon.views.overview import Overview
 
@@ -57,7 +57,7 @@ class _House(Collector):
         yield from self._champions()
 
     def _machine(self) -> Iterator[Metric]:
-        daemon, disk = self._overview.daemon(), FreeSpace(self._settings)
+        daemon, disk = self._overview.daemon(), Disk(self._settings)
         yield _gauge("build_info", "The version that answers.", ("version",), [((version("dropforge"),), 1)])
         yield _one("up", "Whether the daemon runs.", daemon.alive)
         troubles = self._overview.troubles() if daemon.alive else {}
@@ -137,7 +137,7 @@ class _House(Collector):
     def _gain(self, run: int) -> float | None:
         try:
             verdict = self._overview.verdict(run)
-        except (OSError, VerdictDamaged):
+        except (OSError, ArtifactDamaged):
             return None
         return verdict.gain if verdict else None
 

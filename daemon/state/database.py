@@ -122,30 +122,6 @@ def newest_revision() -> str:
     return max(known_revisions())
 
 
-def check(engine: Engine) -> None:
-    """
-    Read the whole database for damage, for rows that refer to missing ones, and for whose it is.
-
-    Raises `DatabaseUnusable`, whose hint says how to restore.
-    """
-    path = engine.get_execution_options()["path"]
-    try:
-        with engine.connect() as connection:
-            owner = connection.exec_driver_sql("PRAGMA application_id").scalar()
-            found = connection.exec_driver_sql("PRAGMA quick_check").scalars().all()
-            orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-    except DatabaseError as error:
-        raise _unusable(error, path) from error
-    if found != ["ok"]:
-        raise DatabaseUnusable(f"the state database is damaged: {found[0]}", how_to_restore(path))
-    if orphans:
-        message = f"the state database is damaged: a row of {orphans[0][0]} refers to a missing one of {orphans[0][2]}"
-        raise DatabaseUnusable(message, how_to_restore(path))
-    if owner not in {0, APPLICATION_ID}:
-        message = f"the database {path} belongs to another program (application id {owner:#x})"
-        raise DatabaseUnusable(message, "give the daemon a state folder of its own: state in dropforge.toml")
-
-
 def _engine(path: Path, creator: Callable[[], sqlite3.Connection], begin: str, pool: type[Pool] = NullPool) -> Engine:
     engine = create_engine("sqlite://", creator=creator, poolclass=pool, execution_options={"path": path})
 

@@ -1,15 +1,15 @@
 """
-The state database as a file: where it may lie, whether it is whole, and a copy of it while others write.
+The state database as a file: where it may lie, whether it is whole, a copy of it while others write, errors in words.
 
 Plain `sqlite3`: it must work on a database that the rest of the program refuses.
 """
 
-import os
 import sqlite3
 import uuid
 from contextlib import closing
 from pathlib import Path
 
+from daemon.system.programs import user
 from pipeline import durable
 from pipeline.errors import DropforgeError
 
@@ -20,30 +20,14 @@ _BUSY_SECONDS = 30.0
 _COPY_PAGES = 2048
 _MOUNTS = Path("/proc/self/mountinfo")
 #: File systems of other hosts: no shared memory between them, and locks that are promises at best.
-_NETWORK = frozenset(
-    {
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "fuse.glusterfs",
-        "fuse.s3fs",
-        "fuse.sshfs",
-        "gfs2",
-        "glusterfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "orangefs",
-        "pvfs2",
-        "smb3",
-        "smbfs",
-    }
-)
+_NETWORK = {"9p", "beegfs", "ceph", "cifs", "glusterfs", "lustre", "nfs", "nfs4", "s3fs", "smb3", "smbfs", "sshfs"}
+_PRIMARY_CODE = 0xFF  # the rest of an extended code says more of the same
+_DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
+#: What a process that died had begun: a writer takes it back first, and whoever only reads may not.
+_BEGUN = frozenset({sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_READONLY_RECOVERY})
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class DatabaseUnusable(DropforgeError):
@@ -66,24 +50,19 @@ def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
     place = path.absolute()
     while not place.exists():
         place = place.parent
-    device = place.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    best, found = -1, "unknown"
+    longest, found = -1, "unknown"
     for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
-        fields = before.split(" ")
-        point = fields[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
-        inside = place.resolve().is_relative_to(point)
-        # btrfs and overlays give files a device number that no mount has: the longest mount point decides then.
-        rank = len(point) + (1 << 16 if fields[2] == number else 0)
-        if inside and rank >= best:
-            best, found = rank, after.split(" ", 1)[0]
+        point = before.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
+        # A later mount on the same folder hides an earlier one.
+        if len(point) >= longest and place.resolve().is_relative_to(point):
+            longest, found = len(point), after.split(" ", 1)[0]
     return found
 
 
 def is_network(kind: str) -> bool:
     """Say whether a file system's type, as `file_system` returns it, is one that other hosts share."""
-    return kind in _NETWORK
+    return kind.removeprefix("fuse.") in _NETWORK
 
 
 def refuse_network(folder: Path, mounts: Path = _MOUNTS) -> None:
@@ -103,15 +82,18 @@ def how_to_restore(path: Path) -> str:
     return f"stop the daemon, then put a backup in its place: dropforge restore {newest}"
 
 
-def verify(path: Path) -> dict[str, int]:
+def verify(path: Path, *, at_start: bool = False) -> dict[str, int]:
     """
     Read the whole database file, and return how many rows each table has.
 
+    `at_start`, of the daemon's own database, the indexes are not looked at, and its CHECK constraints are: SQLite
+    leaves these out on a connection that only reads.
     Raises `DatabaseUnusable` if SQLite finds damage, a row that refers to a missing one, or another program's data.
     """
     try:
-        with closing(_open(path)) as connection:
-            found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
+        with closing(_open(path, "rw" if at_start else "ro")) as connection:
+            look = "quick_check" if at_start else "integrity_check"
+            found = [row[0] for row in connection.execute(f"PRAGMA {look}")]
             orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
             (owner,) = connection.execute("PRAGMA application_id").fetchone()
             tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -126,7 +108,8 @@ def verify(path: Path) -> dict[str, int]:
         raise DatabaseUnusable(f"the database {path} is damaged: {what}", how_to_restore(path))
     if owner not in {0, APPLICATION_ID}:
         message = f"the database {path} belongs to another program (application id {owner:#x})"
-        raise DatabaseUnusable(message, "name a file that dropforge made")
+        hint = "name a file that dropforge made, or give the daemon a state folder of its own: state in dropforge.toml"
+        raise DatabaseUnusable(message, hint)
     return counts
 
 
@@ -183,3 +166,43 @@ def with_pragmas(connection: sqlite3.Connection, *pragmas: str) -> sqlite3.Conne
         connection.close()
         raise
     return connection
+
+
+def cause_of(error: BaseException) -> sqlite3.Error | None:
+    """Return SQLite's own error behind an exception; `None` if it is of another kind."""
+    cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps it; whoever only reads does not load that
+    return cause if isinstance(cause, sqlite3.Error) else None
+
+
+def in_words(error: BaseException, path: Path) -> DatabaseUnusable | None:
+    """
+    Return what an error on the state database at `path` is to a person.
+
+    `None` for errors of other kinds, and what no person causes: statements and rows that our own code got wrong.
+    """
+    cause = cause_of(error)
+    whole = getattr(cause, "sqlite_errorcode", 0)
+    code = whole & _PRIMARY_CODE
+    if whole in _BEGUN:
+        what = f"what a killed process began in the state database {path} is to be undone"
+        hint = "the daemon does that at its start: dropforge run; if it is starting, try again"
+    elif code in _DENIED:
+        what = f"user {user()} may not use the state database {path}: {cause}"
+        hint = (
+            f"this user must be able to read and write it and its folder: ls -ld {path.parent} {path}; "
+            "or ask as the user that the daemon runs as: sudo -u USER dropforge"
+        )
+    elif code in _BUSY:
+        what = f"another process holds the state database {path}: {cause}"
+        hint = f"try again; who has it open: fuser -v {path}"
+    elif code in _NO_ROOM:
+        what = f"the state database {path} cannot be used: {cause}"
+        hint = f"see whether its disk is full or failing: df -h {path.parent}; dmesg"
+    elif code in _DAMAGED:
+        what, hint = f"the state database {path} is damaged: {cause}", how_to_restore(path)
+    elif str(cause).startswith(("no such table", "no such column")):
+        what = f"the state database {path} is not of this version: {cause}"
+        hint = "the daemon brings it up to date at its start: dropforge run"
+    else:
+        return None
+    return DatabaseUnusable(what, hint)

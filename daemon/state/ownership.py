@@ -1,12 +1,13 @@
-"""The state folder as the own of who works on it: nobody else's, closed to others, and the same from start to end."""
+"""Who may use the state folder: its owner alone; it is closed to others, and the same folder from start to end."""
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
 
-from daemon.state.layout import FOLDERS
+from daemon.state.layout import DATABASE_NAME, FOLDERS
 from daemon.system.programs import name_of, user
 from pipeline.errors import DropforgeError
 
@@ -85,3 +86,56 @@ def _require_own(place: Path) -> None:
 
 def _not_own(place: Path, what: str) -> DropforgeError:
     return DropforgeError(f"{place} {what}", f"let it be a folder that {user()} alone can write to, or move it away")
+
+
+def is_closed(path: Path) -> bool:
+    """Say whether this user may not read a file or folder; one that is not there is not closed."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def state_rights(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield in words, each with its remedy, who else may enter a state folder, and whose it is if not this user's."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return
+    if found.st_mode & 0o077:
+        yield f"others may enter {folder}: mode {stat.S_IMODE(found.st_mode):o}", f"chmod 700 {folder}"
+    if found.st_uid != os.geteuid():
+        owner = name_of(found.st_uid)
+        words = f"{folder} belongs to user {owner}, and this is user {user()}"
+        yield words, f"ask as that user: sudo -u {owner} dropforge doctor"
+
+
+def may_replace(folder: Path) -> bool:
+    """Say whether others than a folder's owner may take away files in it that are not theirs."""
+    try:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return bool(mode & 0o022) and not mode & stat.S_ISVTX
+
+
+def unwritable(state_folder: Path) -> Path | None:
+    """
+    Return the first thing in a state folder that this user may not write; `None` if there is none.
+
+    Looked at are the folder, those in it that Dropforge makes, the database and the locks. Where there is no state
+    folder yet, it is the folder that it would be made in.
+    """
+    place = state_folder
+    while not place.exists():
+        place = place.parent
+    written = [place]
+    if place == state_folder:
+        folders = (place / name for name in FOLDERS)
+        written += [path for path in folders if path.is_dir() and not path.is_symlink()]
+        written += [path for path in (place / DATABASE_NAME, *sorted(place.glob("*.lock"))) if path.is_file()]
+    rights = ((path, os.W_OK | (os.X_OK if path.is_dir() else 0)) for path in written)
+    return next((path for path, right in rights if not os.access(path, right)), None)

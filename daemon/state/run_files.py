@@ -34,10 +34,6 @@ class ArtifactDamaged(DropforgeError):
     """What a step of a run published is no artifact of that step."""
 
 
-class VerdictDamaged(ArtifactDamaged):
-    """What a run published as its verdict is none."""
-
-
 def run_folder(state_folder: Path, run_id: int) -> Path:
     """Return the folder of a run."""
     return state_folder / "runs" / str(run_id)
@@ -123,14 +119,8 @@ def made_checkpoint(state_folder: Path, run_id: int, since: int) -> bool:
 
 
 def load_verdict(state_folder: Path, run_id: int) -> Verdict | None:
-    """Return the run's verdict, if it is published. Raises `VerdictDamaged`."""
-    path = run_folder(state_folder, run_id) / "decide.json"
-    try:
-        value = durable.read_json(path)
-        return None if value is None else Verdict.model_validate(value)
-    except ValueError as error:
-        message = f"the verdict of run {run_id} is damaged: {path}"
-        raise VerdictDamaged(message, f"bring runs/{run_id}/decide.json back from a backup") from error
+    """Return the run's verdict, if it is published. Raises `ArtifactDamaged`."""
+    return _load(state_folder, run_id, "decide", Verdict)
 
 
 def _load(state_folder: Path, run_id: int, step: str, kind: type[A]) -> A | None:
@@ -139,10 +129,12 @@ def _load(state_folder: Path, run_id: int, step: str, kind: type[A]) -> A | None
         value = durable.read_json(path)
         return None if value is None else kind.model_validate(value)
     except ValueError as error:
-        message = f"what step {step} of run {run_id} published is damaged: {path}"
-        back = f"bring runs/{run_id}/{step}.json back from a backup"
-        again = f"dropforge retry {run_id} --from {step}"
-        raise ArtifactDamaged(message, f"{back}; a run that did not succeed can do the step again: {again}") from error
+        what = f"the verdict of run {run_id}" if step == "decide" else f"what step {step} of run {run_id} published"
+        hint = (
+            f"bring runs/{run_id}/{step}.json back from a backup; a run that did not succeed can do the step again: "
+            f"dropforge retry {run_id} --from {step}"
+        )
+        raise ArtifactDamaged(f"{what} is damaged: {path}", hint) from error
 
 
 def remove_leftovers(state_folder: Path, run_id: int) -> None:

@@ -1,39 +1,46 @@
-"""Room on the disk: whether a run fits, and what is said where there is little."""
+"""Room on the state folder's disk: how much is free, whether a run fits, the mark under which nothing new begins."""
 
+import os
 import sqlite3
 from collections.abc import Mapping
 
-import structlog
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
-
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
-from daemon.state.events import record_event
-from daemon.storage.free_space import FreeSpace
-from daemon.system.sd_notify import notify
 from pipeline.errors import DropforgeError, is_disk_full
 from pipeline.words import size_words
-
-log = structlog.get_logger()
 
 
 def is_full(error: BaseException) -> bool:
     """Say whether a full disk is behind an error of ours, of a library or of the database."""
-    if isinstance(error, DBAPIError) and error.orig is not None and error.orig is not error:
-        return is_full(error.orig)
+    error = getattr(error, "orig", None) or error  # SQLAlchemy wraps SQLite's
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
     return is_disk_full(error)
 
 
-class Disk(FreeSpace):
-    """The file system that the state folder lies on, and what is done about it."""
+class Disk:
+    """The file system that the state folder lies on."""
 
     def __init__(self, settings: Settings) -> None:
         """Look at the state folder of `settings`, which need not exist."""
-        super().__init__(settings)
-        self._was_low = False
+        self._root = settings.state_folder
+        self.low_water_bytes = settings.disk.low_water_bytes
+
+    def free_bytes(self) -> int:
+        """Return what an ordinary user may still write."""
+        folder = next(folder for folder in (self._root, *self._root.parents) if folder.exists())
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
+
+    def shortage(self) -> str:
+        """Return in words that the disk is under the low-water mark; empty if it is not."""
+        free, mark = self.free_bytes(), self.low_water_bytes
+        if free >= mark:
+            return ""
+        return (
+            f"the disk of {self._root} has {size_words(free)} free, under the {size_words(mark)} of "
+            "disk.low_water_bytes: no run begins and files stay in the inbox until there is room "
+            "(dropforge gc --dry-run)"
+        )
 
     def require(self, needs: Mapping[str, int], *, margin: bool = True) -> None:
         """Raise `DropforgeError` unless each step's bytes fit, with `margin` above the low-water mark."""
@@ -47,14 +54,3 @@ class Disk(FreeSpace):
         message = f"the disk of {self._root} has no room for the run: it needs {size_words(need)}{mark} ({parts})"
         hint = "free some room there, the run then begins by itself; dropforge gc --dry-run says what can be given back"
         raise DropforgeError(message, hint)
-
-    def look(self, engine: Engine, now: int) -> str:
-        """Return what `shortage` does, and record a change. Raises what the database raises on a full disk."""
-        words = self.shortage()
-        if bool(words) != self._was_low:
-            with transaction(engine) as session:
-                record_event(session, "disk_low" if words else "disk_has_room", now, free_bytes=self.free_bytes())
-            self._was_low = bool(words)
-            log.warning("disk_low", why=words) if words else log.info("disk_has_room")
-            notify(f"STATUS={words or 'the disk has room again'}")
-        return words

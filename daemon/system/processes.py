@@ -1,11 +1,12 @@
-"""Who a process is and whether it still lives: a number alone may have been given to another one."""
+"""Processes: which one a number means, whether it still lives, signals to it and to us, and locks that end with it."""
 
 import contextlib
 import fcntl
 import os
 import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ _NOT_FOR_CHILDREN = (
     "DROPFORGE_MESSAGES",
 )
 _PR_SET_DUMPABLE = 4
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.05
 _TRIES = 4
 
@@ -84,6 +86,30 @@ def kill_group(pid: int, number: signal.Signals) -> None:
     """Send a signal to the process group that `pid` leads; nothing happens if it is gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
+
+
+def on_stop(act: Callable[[int], object]) -> None:
+    """
+    Call `act` with the number of each SIGTERM and SIGINT from now on, one at a time. For the main thread.
+
+    A handler of Python's runs in the main thread between two of its steps: one that logs or sets an event can wait for
+    a lock that this very thread holds, and it does not run at all while that thread is in a long call of C. Here the
+    number of the signal goes through a pipe to a thread that may lock, log and end the process whatever the main thread
+    does.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def listen() -> None:
+        while True:
+            number = os.read(read, 1)[0]
+            if number in _STOPPING:
+                act(number)
+
+    threading.Thread(target=listen, name="signals", daemon=True).start()
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number in _STOPPING:
+        signal.signal(number, lambda _number, _frame: None)
 
 
 class FileLock:

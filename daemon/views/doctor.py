@@ -17,10 +17,9 @@ from urllib.request import getproxies
 from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
 from daemon.state.database import newest_revision, open_engine, open_reader
-from daemon.state.database_file import file_system, is_network, journal_mode, revision, verify
+from daemon.state.database_file import file_system, in_words, is_network, journal_mode, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
-from daemon.state.permissions import may_replace, refusal, state_rights
-from daemon.state.sqlite_errors import in_words
+from daemon.state.ownership import may_replace, state_rights, unwritable
 from daemon.storage.backup import named_files
 from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.file_lease import take_read_lease
@@ -161,12 +160,12 @@ def _file_systems(settings: Settings) -> Iterator[Finding]:
 
 
 def _state(settings: Settings, kind: str) -> Finding:
-    """Try to write to the state folder: `dropforge run` ends at the first thing in it that it may not write."""
-    refused = refusal(settings.state_folder)
+    """Look for what this user may not write in the state folder: `dropforge run` ends at the first such thing."""
+    refused = unwritable(settings.state_folder)
     if refused is None:
         return Finding(name="state", level="ok", text=f"{settings.state} on {kind}")
-    text = f"user {user()} cannot write to {refused.filename}: {refused.strerror}"
-    remedy = f"ask as the daemon's user: sudo -u USER dropforge doctor; or let this user: ls -ld {refused.filename}"
+    text = f"user {user()} may not write to {refused}"
+    remedy = f"ask as the daemon's user: sudo -u USER dropforge doctor; or let this user: ls -ld {refused}"
     return Finding(name="state", level="bad", text=text, remedy=remedy)
 
 

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from daemon.champions.history import blocker, true_sentence
 from daemon.champions.review.blind_review import CHOSEN, Review, review_of
-from daemon.state.database_file import DatabaseUnusable
+from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.questions import AWAITS_APPROVAL, CHAMPIONS
 from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict, run_folder
-from daemon.state.sqlite_errors import in_words
 from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState
 from daemon.system.processes import lock_holder
 from daemon.views.attempts import AttemptView, attempts_of, done_again
@@ -274,7 +273,7 @@ class Overview:
         return found
 
     def verdict(self, run_id: int) -> Verdict | None:
-        """Return a run's published verdict, with its numbers. Raises `VerdictDamaged`."""
+        """Return a run's published verdict, with its numbers. Raises `ArtifactDamaged`."""
         return load_verdict(self.folder, run_id)
 
     def published(self, run_id: int, step: str) -> dict[str, Any] | None:

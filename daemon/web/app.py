@@ -12,8 +12,8 @@ from starlette.staticfiles import StaticFiles
 
 from daemon.metrics.exposition import CONTENT_TYPE, metrics_text
 from daemon.settings.model import Settings, SettingsError
+from daemon.state.database_file import in_words
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.sqlite_errors import in_words
 from daemon.views.overview import NotThere
 from daemon.web import actions, api, live, pages, upload
 from daemon.web.drawing import draw

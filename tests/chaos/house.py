@@ -16,7 +16,8 @@ from daemon.inbox.watcher import Watcher, make_inbox
 from daemon.queue import states
 from daemon.queue.nightly import take_due_slots
 from daemon.settings.load import load
-from daemon.state.database import check, migrate, open_engine, transaction
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database_file import verify
 from daemon.state.layout import DATABASE_NAME
 from pipeline import durable
 from pipeline.artifacts import Artifact
@@ -72,7 +73,7 @@ class Daemon:
         self.engine = open_engine(root / DATABASE_NAME)
         # Compiling statements is most of a start's work, and the same for all daemons of this process.
         self.engine.update_execution_options(compiled_cache=_COMPILED)
-        check(self.engine)
+        verify(self.root / DATABASE_NAME, at_start=True)
         self.dispatcher = Dispatcher(self.engine, self.settings, LocalExecutor(root))
         self.intake = Intake(self.engine, self.settings)
         self.watcher = Watcher(self.settings, threading.Event())

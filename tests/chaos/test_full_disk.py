@@ -28,7 +28,9 @@ from daemon.queue import run_queue
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.state import run_files
-from daemon.state.database import check, transaction
+from daemon.state.database import transaction
+from daemon.state.database_file import verify
+from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Drop, Promotion, Run, Track
 from pipeline import __main__ as step_process
@@ -194,7 +196,7 @@ def judge(house: House) -> None:
     track = house.rows(Track)[0]
     assert (house.root / "tracks/default/champion").resolve() == (house.root / track.champion_path).resolve()
     assert {attempt.state for attempt in house.rows(Attempt)} <= {AttemptState.PUBLISHED, AttemptState.FAILED}
-    check(house.engine)
+    verify(house.root / DATABASE_NAME, at_start=True)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -216,7 +218,7 @@ def test_a_run_ends_well_though_the_disk_was_full_at(
             "nothing lost, nothing half taken"
         )
     assert house.service._dispatcher.disk.shortage(), "status says so"
-    check(house.engine)
+    verify(house.root / DATABASE_NAME, at_start=True)
     house.disk.free()
     for _ in range(100):
         house.turn()

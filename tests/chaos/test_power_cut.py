@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
-from daemon.state.database import check, transaction
-from daemon.state.database_file import DatabaseUnusable
+from daemon.state.database import transaction
+from daemon.state.database_file import DatabaseUnusable, verify
+from daemon.state.layout import DATABASE_NAME
 from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline import durable
 from pipeline.errors import DropforgeError
@@ -73,7 +74,7 @@ def lost(folder: Path, mode: str, acknowledged: list[list[str]]) -> list[str]:
         try:
             house = House(disk.place)
             house.take_in()
-            check(house.engine)
+            verify(house.root / DATABASE_NAME, at_start=True)
         except (DatabaseUnusable, DropforgeError) as error:
             return [error.message]
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import computed_field
 
 from daemon.settings.model import Settings
-from daemon.storage.free_space import FreeSpace
+from daemon.storage.disk import Disk
 from daemon.system.clock import now_ms
 from daemon.views.champion_history import ChampionView, utc
 from daemon.views.details.drop import findings_of
@@ -127,7 +127,7 @@ def came_again(overview: Overview, drop: DropView) -> bool:
 def _machine(settings: Settings, overview: Overview, *, alive: bool) -> Iterator[Attention]:
     if not alive:
         yield Attention(kind="daemon", title="The daemon is not running", detail="start it: dropforge run")
-    shortage = FreeSpace(settings).shortage()
+    shortage = Disk(settings).shortage()
     if shortage:
         yield Attention(kind="disk", title="The disk is nearly full", detail=shortage)
     for whose, words in (overview.troubles() if alive else {}).items():

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from daemon.state.questions import TAKEN_IN
-from daemon.state.run_files import VerdictDamaged
+from daemon.state.run_files import ArtifactDamaged
 from daemon.views.drop_lineage import DropView
 from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
@@ -172,7 +172,7 @@ def _effects(overview: Overview, drop: DropView) -> Iterator[DropEffect]:
 def _scores(overview: Overview, run_id: int, drop_id: int) -> dict[str, Any]:
     try:
         verdict = overview.verdict(run_id)
-    except (OSError, VerdictDamaged):
+    except (OSError, ArtifactDamaged):
         return {}
     own = [one for one in (verdict.slices if verdict else ()) if one.kind == "drop" and _is_of(one.label, drop_id)]
     return {"records": own[0].records, "candidate": own[0].candidate, "champion": own[0].champion} if own else {}

@@ -18,7 +18,6 @@ from sqlmodel import select
 from daemon.state import database, database_file
 from daemon.state.database import (
     KEPT_COPIES,
-    check,
     migrate,
     newest_revision,
     open_engine,
@@ -31,6 +30,7 @@ from daemon.state.database_file import (
     file_system,
     journal_mode,
     refuse_network,
+    verify,
 )
 from daemon.state.tables import Attempt, Event, Run
 
@@ -142,7 +142,7 @@ def test_a_further_migration_is_applied_to_a_database_with_rows(
     (run,) = before["run"]
     run["cause"] = run.pop("trigger")
     assert rows_of(path) == before
-    check(engine)
+    verify(path, at_start=True)
 
 
 def test_a_verified_copy_is_made_before_an_upgrade_and_the_last_three_are_kept(
@@ -285,7 +285,7 @@ def test_a_place_where_no_database_can_be_made_is_an_error_with_a_hint(tmp_path:
 
 
 def test_damage_is_found_at_the_start(path: Path, engine: Engine) -> None:
-    check(engine)
+    verify(path, at_start=True)
     with transaction(engine) as session:
         session.add_all([Event(at=number, kind="k" * 900) for number in range(400)])
     size = path.stat().st_size
@@ -293,17 +293,17 @@ def test_damage_is_found_at_the_start(path: Path, engine: Engine) -> None:
         file.seek(size // 2)
         file.write(b"\xff" * (size // 4))
     with pytest.raises(DatabaseUnusable) as damaged:
-        check(engine)
+        verify(path, at_start=True)
     assert "backup" in damaged.value.hint
 
 
-def test_rows_that_break_a_rule_are_found_at_the_start(engine: Engine) -> None:
+def test_rows_that_break_a_rule_are_found_at_the_start(path: Path, engine: Engine) -> None:
     add_run_with_attempt(engine)
     with engine.begin() as connection:
         connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")
         connection.exec_driver_sql("UPDATE run SET state = 'dreaming'")
     with pytest.raises(DatabaseUnusable, match="CHECK constraint failed in run"):
-        check(engine)
+        verify(path, at_start=True)
 
 
 def test_rows_that_refer_to_missing_ones_are_found_at_the_start_with_the_way_to_restore(
@@ -315,18 +315,18 @@ def test_rows_that_refer_to_missing_ones_are_found_at_the_start_with_the_way_to_
     connection.execute("DELETE FROM run")
     connection.close()
     with pytest.raises(DatabaseUnusable, match="a row of attempt refers to a missing one of run") as damaged:
-        check(engine)
+        verify(path, at_start=True)
     assert damaged.value.hint.endswith(f"dropforge restore {path.parent / BACKUPS / 'dropforge-1'}")
 
 
-def test_a_database_of_another_program_is_not_worked_on(path: Path, engine: Engine) -> None:
-    check(engine)
+def test_a_database_of_another_program_is_not_worked_on(path: Path) -> None:
+    verify(path, at_start=True)
     connection = sqlite3.connect(path, isolation_level=None)
     assert connection.execute("PRAGMA application_id").fetchone() == (database_file.APPLICATION_ID,)
     connection.execute("PRAGMA application_id=42")
     connection.close()
     with pytest.raises(DatabaseUnusable, match="another program"):
-        check(engine)
+        verify(path, at_start=True)
 
 
 MOUNTS = """\

@@ -98,18 +98,17 @@ def test_a_state_that_may_only_be_read_is_named_with_user_and_remedy(workspace: 
 
 
 @needs_user
-def test_doctor_tries_to_write_and_leaves_nothing_behind(workspace: Any) -> None:
+def test_doctor_names_what_this_user_may_not_write(workspace: Any) -> None:
     state = workspace.settings.state_folder
     (state / "daemon.lock").touch()
     for place in (state, state / "runs", state / "daemon.lock"):
-        before, mode = sorted(state.rglob("*")), place.stat().st_mode
+        mode = place.stat().st_mode
         place.chmod(mode & ~0o222)
         ((code, out, _),) = as_user(workspace.folder, ("doctor",))
         place.chmod(mode)
         assert code == 1
-        said = f"^bad +state +user {user()} cannot write to {re.escape(str(place))}: Permission denied$"
+        said = f"^bad +state +user {user()} may not write to {re.escape(str(place))}$"
         assert re.search(said, out, re.MULTILINE), out
-        assert sorted(state.rglob("*")) == before
 
 
 @needs_user
