@@ -1,8 +1,8 @@
-"""Read `dropforge.toml` and environment variables into checked settings."""
+"""Read `dropforge.toml` and environment variables into checked settings, with absolute paths."""
 
-import math
+import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,10 +18,11 @@ from daemon.settings.model import (
     SettingsError,
     TrackSettings,
 )
-from daemon.settings.places import absolute_paths, overlap
 from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
 from daemon.system.programs import owner_of
 
+#: A folder that exists is its device and inode; one that does not, the nearest above it that does, and the rest.
+_Key = tuple[int, int, tuple[str, ...]]
 #: Settings that earlier versions had, with what holds instead.
 _GONE = {
     "disk.ballast_bytes": "no ballast is kept",
@@ -73,7 +74,7 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
         except ValidationError as error:
             raise _worded(error, str(chosen), environment, ("tracks", name)) from error
     gate = settings.gate.model_copy(update={"pinned_by": settings.gate.pinned_by or owner_of(chosen)})
-    resolved = settings.model_copy(update={**absolute_paths(settings, chosen.absolute().parent), "gate": gate})
+    resolved = settings.model_copy(update={**_absolute_paths(settings, chosen.absolute().parent), "gate": gate})
     variable = f"{ENV_PREFIX}INBOX"
     _refuse_overlap(resolved, chosen, settings.inbox, variable if variable in environment else str(chosen))
     return resolved
@@ -126,16 +127,8 @@ def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: s
             _refuse_unknown(value, section, source, (*place, key))
 
 
-def _refuse_no_numbers(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
-    for wrong, value in no_numbers(values, model, place):
-        message = f"{source}: {'.'.join(wrong)}: must be a finite number"
-        hint = f"found {shown(value)}; write such a number, or leave it out for the default: systemd/dropforge.toml"
-        raise SettingsError(message, hint)
-
-
 def _check_values(values: Mapping[str, Any], source: str) -> None:
     _refuse_unknown(values, Settings, source, ())
-    _refuse_no_numbers(values, Settings, source, ())
     tracks = values.get("tracks", {})
     if not isinstance(tracks, Mapping):
         message = f"{source}: tracks must be a table"
@@ -152,7 +145,6 @@ def _check_track(name: str, overrides: Any, source: str) -> None:
         raise SettingsError(f"{source}: tracks.{name} must be a table", f"write [tracks.{name}] and its settings below")
     _refuse_unknown(overrides, TrackSettings, source, ("tracks", name))
     _refuse_machines(name, overrides, source)
-    _refuse_no_numbers(overrides, TrackSettings, source, ("tracks", name))
 
 
 def _refuse_machines(name: str, overrides: Mapping[str, Any], source: str) -> None:
@@ -165,14 +157,13 @@ def _refuse_machines(name: str, overrides: Mapping[str, Any], source: str) -> No
 
 
 def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> None:
-    words = overlap(settings, file)
+    words = _overlap(settings, file)
     if words is not None:
-        message = f"{source}: inbox: {words}"
         hint = (
             f"found {shown(found)}; what lies in an inbox is taken for drops: give it a folder of its own, as "
             'inbox = "inbox", apart from settings, home, state and base models'
         )
-        raise SettingsError(message, hint)
+        raise SettingsError(f"{source}: inbox: {words}", hint)
 
 
 def _worded(
@@ -193,38 +184,79 @@ def _worded(
     return SettingsError(where, f"{hint}the commented sample is systemd/dropforge.toml")
 
 
-def no_numbers(
-    values: Mapping[str, Any], model: type[BaseModel], place: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield each value that is no number where `model` has one, with the names that lead to it."""
-    for key, value in values.items():
-        field = model.model_fields.get(key)
-        section = None if field is None else section_of(field)
-        if section is not None and isinstance(value, Mapping):
-            yield from no_numbers(value, section, (*place, key))
-        elif field is not None and _is_number(field.annotation):
-            named = {(*place, key, name): one for name, one in value.items()} if isinstance(value, Mapping) else None
-            yield from ((where, one) for where, one in (named or {(*place, key): value}).items() if not _is_finite(one))
-
-
-def _is_finite(value: Any) -> bool:
-    """Say whether a value is a finite number, or none at all: then Pydantic says so."""
-    if isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False  # a whole number beyond any float
-    except (TypeError, ValueError):
-        return True
-
-
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
     """Return the model of a field that is a table of settings; `None` for any other field."""
     kinds = [field.annotation, *get_args(field.annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
-def _is_number(annotation: Any) -> bool:
-    """Say whether a field holds numbers, by itself or under names of their own."""
-    return annotation in {int, float} or any(_is_number(part) for part in get_args(annotation))
+def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Return the fields of `settings` that hold paths, made absolute; `folder` is that of the settings file."""
+
+    def absolute(value: str) -> str:
+        return str(Path(os.path.abspath(folder / os.path.expanduser(value)))) if value else ""  # noqa: PTH100, PTH111 - links stay, and an unknown home is refused elsewhere
+
+    def suite(name: str) -> str:
+        """Make a suite's own file absolute; a task of lm-eval may be a file, too."""
+        engine, task = ("lm-eval:", name.removeprefix("lm-eval:")) if name.startswith("lm-eval:") else ("", name)
+        own = task not in {"builtin", "questions"} and (not engine or "/" in task or task.endswith((".yaml", ".yml")))
+        return engine + (absolute(task) if own else task)
+
+    def track(values: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(values)
+        if "base_model" in values:
+            found["base_model"] = absolute(values["base_model"])
+        evaluate = values.get("evaluate")
+        names = evaluate.get("general") if isinstance(evaluate, Mapping) else None
+        if isinstance(names, list) and isinstance(evaluate, Mapping):
+            found["evaluate"] = {**evaluate, "general": [suite(str(name)) for name in names]}
+        return found
+
+    paths: dict[str, Any] = {name: absolute(getattr(settings, name)) for name in ("inbox", "state", "base_model")}
+    general = tuple(map(suite, settings.evaluate.general))
+    evaluate = settings.evaluate.model_copy(update={"general": general})
+    return {**paths, "evaluate": evaluate, "tracks": {name: track(values) for name, values in settings.tracks.items()}}
+
+
+def _overlap(settings: Settings, file: Path) -> str | None:
+    """
+    Return what the inbox is, lies in or lies around that it must not, as "/x lies in the state folder /y"; else `None`.
+
+    Folders are compared by device and inode, so that no link and no bind mount hides one; `settings` has absolute
+    paths, `file` is where they were read.
+    """
+    inbox = settings.inbox_folder
+    own, mine = _key(inbox), set(_keys(inbox))
+    for what, other, may_lie_in in _others(settings, file):
+        if own == _key(other):
+            return f"{inbox} is {what} {other}"
+        if _key(other) in mine and not may_lie_in:
+            return f"{inbox} lies in {what} {other}"
+        if own in _keys(other):
+            return f"{inbox} lies around {what} {other}"
+    return None
+
+
+def _others(settings: Settings, file: Path) -> Iterable[tuple[str, Path, bool]]:
+    """Yield what the inbox is held apart from: what it is, where, and whether the inbox may lie in it."""
+    yield "the folder of the settings file", file.absolute().parent, True
+    with contextlib.suppress(RuntimeError):
+        yield "the home folder", Path.home(), True
+    yield "the state folder", settings.state_folder, False
+    bases = {settings.track(name).base_model for name in settings.track_names} - {""}
+    yield from (("the base model", Path(base), False) for base in sorted(bases))
+
+
+def _keys(path: Path) -> Iterator[_Key]:
+    """Yield a folder's key, then those of all folders above it."""
+    real = Path(os.path.realpath(path))
+    return map(_key, (real, *real.parents))
+
+
+def _key(path: Path) -> _Key:
+    real = Path(os.path.realpath(path))
+    for place in (real, *real.parents):
+        with contextlib.suppress(OSError):
+            found = place.stat()
+            return found.st_dev, found.st_ino, real.relative_to(place).parts
+    return 0, 0, real.parts

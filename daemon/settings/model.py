@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from daemon.settings.cron import check_timezone, cron_trigger
 from daemon.settings.messages import MessageSettings
-from daemon.settings.places import check_place
 from daemon.settings.text import nearest, overlay
 from daemon.settings.web import WebSettings
 from pipeline.artifacts import Frozen
@@ -28,6 +27,17 @@ OTHER_VARIABLES = frozenset({"DROPFORGE_CONFIG", "DROPFORGE_DEBUG", LIFELINE})
 
 #: Bounds of what a person may mean: no wait is longer than a day (what a drop is waited for: a year).
 _DAY, _MANY, _MOST_BYTES = 86_400, 1_000_000_000, 1 << 53
+
+
+def _check_path(value: str) -> str:
+    """Return a path as settings have it. Raises `ValueError` if it can be none, or begins at an unknown home folder."""
+    if "\0" in value:
+        raise ValueError("must not hold a NUL character")
+    try:
+        Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"there is no home folder {value.partition('/')[0]}: write the whole path") from error
+    return value
 
 
 class SettingsError(DropforgeError):
@@ -158,7 +168,7 @@ class TrackSettings(Frozen):
     @field_validator("base_model")
     @classmethod
     def _is_a_place(cls, value: str) -> str:
-        return check_place(value)
+        return _check_path(value)
 
     @field_validator("timezone")
     @classmethod
@@ -237,7 +247,7 @@ class Settings(TrackSettings):
         if not value.strip():
             msg = "must name a folder of its own; left out, it is inbox or .dropforge beside the settings file"
             raise ValueError(msg)
-        return check_place(value)
+        return _check_path(value)
 
     @property
     def inbox_folder(self) -> Path:

@@ -285,20 +285,14 @@ def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -
         ('[tracks.a]\nschedule = "each night"', "tracks.a.schedule", "not a cron expression"),
         ("[guards.floors]\nexact_mach = 50", "guards.floors.exact_mach", "'exact_match', 'token_f1'"),
         ("[guards.floors]\nexact_match = 101", "guards.floors.exact_match", "less than or equal to 100"),
-        ("[guards.floors]\nexact_match = nan", "guards.floors.exact_match", "a finite number"),
+        ("[guards.floors]\nexact_match = nan", "guards.floors.exact_match", "less than or equal to 100"),
+        ("[guards]\nslices = inf", "guards.slices", "less than or equal to"),
         ('[hooks]\nhealth = ["", "x"]', "hooks.health", "must begin with the name or path of a program"),
         ('[hooks]\nafter_promotion = ["a\\u0000b"]', "hooks.after_promotion", "must begin with the name or path"),
         ('[hooks]\nhealth = "true"', "hooks.health", 'should be a list, as ["one", "two"]'),
         ("[gate]\np_value = 0", "gate.p_value", "greater than 0"),
         ("[gate]\np_value = 0.9", "gate.p_value", "less than or equal to 0.5"),
         ("[tracks.a.gate]\np_value = 0.9", "tracks.a.gate.p_value", "less than or equal to 0.5"),
-        ("[guards]\nslices = true", "guards.slices", "must be a finite number"),
-        ("[guards]\nslices = inf", "guards.slices", "must be a finite number"),
-        ('[guards]\nslices = "inf"', "guards.slices", "must be a finite number"),
-        ("[guards.floors]\nexact_match = true", "guards.floors.exact_match", "must be a finite number"),
-        ("[tracks.a.guards]\nslices = nan", "tracks.a.guards.slices", "must be a finite number"),
-        ("reconcile_seconds = inf", "reconcile_seconds", "must be a finite number"),
-        ("[retry]\nlimit = true", "retry.limit", "must be a finite number"),
         ("[train]\nreplay = -0.1", "train.replay", "greater than or equal to 0"),
         ("[train]\nreplay = 20", "train.replay", "less than or equal to 10"),
         ('[train]\nstart = "chapion"', "train.start", "'base' or 'champion'"),
@@ -350,20 +344,14 @@ def test_a_wrong_variable_is_named_itself(file: Path) -> None:
     assert error.message.startswith("DROPFORGE_TRAIN__RANK: train.rank: ")
 
 
-@pytest.mark.parametrize("text", ["true", "inf", "-Infinity", "NaN"])
-def test_a_variable_is_a_finite_number_too(file: Path, text: str) -> None:
-    error = refused(file, "", {"DROPFORGE_GUARDS__SLICES": text})
-    assert "guards.slices: must be a finite number" in error.message
-
-
-def test_every_number_that_can_be_set_is_held_to_this(file: Path) -> None:
+def test_every_number_that_can_be_set_has_bounds_so_it_is_finite(file: Path) -> None:
     numbers = [name for name, (value, _) in leaves(Settings()).items() if type(value) in {int, float}]
     assert len(numbers) > 50
     for name in numbers:
         *sections, last = name.split(".")
         table = f"[{'.'.join(sections)}]\n" if sections else ""
-        for text in ("true", "inf"):
-            assert f"{name}: must be a finite number" in refused(file, f"{table}{last} = {text}\n").message
+        for text in ("inf", "nan", "'-inf'"):
+            assert f"{name}: Input should be" in refused(file, f"{table}{last} = {text}\n").message
 
 
 def test_variables_that_contradict_each_other_are_refused(file: Path) -> None:
