@@ -8,7 +8,7 @@ whole milliseconds since the epoch, UTC. Every change of a state but a message's
 transaction.
 
 A new database is made from these tables (`daemon.state.database.migrate`); one that exists needs a migration for each
-change here. The types of the fields validate the rows of a restored backup (`daemon.storage.backup_names`), not those
+change here. The types of the fields validate the rows of a restored backup (`daemon.storage.backup`), not those
 that the program writes.
 """
 

@@ -22,8 +22,19 @@ from daemon.settings.model import Settings
 from daemon.state.database import known_revisions
 from daemon.state.database_file import BACKUPS, DatabaseUnusable, copy_database, refuse_network, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
-from daemon.storage.backup import Manifest, champions, check, named_files, stamp, unreadable_verdicts
-from daemon.storage.backup_names import SETTINGS, SIDECARS, open_regular, refuse_rows, refuse_sidecars
+from daemon.storage.backup import (
+    SETTINGS,
+    SIDECARS,
+    Manifest,
+    champions,
+    check,
+    named_files,
+    open_regular,
+    refuse_rows,
+    refuse_sidecars,
+    stamp,
+    unreadable_verdicts,
+)
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import user
 from pipeline import durable
