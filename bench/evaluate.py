@@ -36,8 +36,8 @@ from rich.table import Table
 
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data
-from pipeline.evaluate.engines.vllm import Vllm
-from pipeline.evaluate.engines.vllm_server import Served, Server
+from pipeline.evaluate.engines import Vllm
+from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Answer, AskedModel, Decoding, pad_left
@@ -143,9 +143,9 @@ def main() -> int:
             measure(work, way, answer)
     if given.vllm:
         generation.close_model(asked)
-        with _served(base, given.vllm) as server:
+        with _served(base, given.vllm) as process:
             for work in works:
-                measure(work, "vLLM", partial(_vllm, server))
+                measure(work, "vLLM", partial(_vllm, process))
     Console(width=120).print(table)
     ratio = spent["long", "ours"] / spent["long", "batches"]
     print(f"ours takes {ratio:.2f} of the time of fixed batches on long (budget: {BUDGET})")
@@ -224,22 +224,23 @@ def _ours(work: Work) -> list[Answer]:
     return [found[place] for place in range(len(work.prompts))]
 
 
-def _vllm(server: Server, work: Work) -> list[Answer]:
-    engine = Vllm(server, work.asked.tokenizer, work.asked.ends, ROWS, lambda: None)
-    return engine.answers(work.prompts, work.decoding, lambda *_: None, ())
+def _vllm(process: Process, work: Work) -> list[Answer]:
+    return Vllm(process, work.asked.tokenizer, work.asked.ends).answers(
+        work.prompts, work.decoding, lambda *_: None, ()
+    )
 
 
 @contextmanager
-def _served(base: Path, program: str) -> Iterator[Server]:
+def _served(base: Path, program: str) -> Iterator[Process]:
+    arguments = {"model": str(base), "max_model_len": 2048, "max_num_seqs": ROWS, "enforce_eager": True}
     with tempfile.TemporaryDirectory() as scratch:
         began = time.monotonic()
-        server = Server(program, Served(base, "base", 2048, ROWS), Path(scratch) / "vllm")
+        process = Process(program, arguments, Path(scratch) / "vllm.log", lambda: None)
         try:
-            server.wait(lambda: None)
             print(f"vLLM was ready after {time.monotonic() - began:.0f} s")
-            yield server
+            yield process
         finally:
-            server.stop()
+            process.close()
 
 
 if __name__ == "__main__":

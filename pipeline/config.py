@@ -197,7 +197,7 @@ class EvaluateConfig(Frozen):
     general: tuple[str, ...] = ("builtin",)
     """Suites against forgetting: `builtin`, or its free `questions` alone, your own files, `lm-eval:TASK`; or []."""
     vllm: str = ""
-    """Absolute path of vLLM's program, to let it answer in place of transformers, as "/opt/vllm/bin/vllm"."""
+    """Absolute path of vLLM's program, whose environment answers in place of transformers, as "/opt/vllm/bin/vllm"."""
 
     @model_validator(mode="after")
     def _vllm_is_a_path(self) -> "EvaluateConfig":

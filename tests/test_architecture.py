@@ -129,7 +129,7 @@ def test_a_planted_upward_import_breaks_the_floors(house: Path, module: str, abo
         (
             "daemon/views/doctor.py",
             "def late():\n    import pipeline.http_request",
-            "Only the server's hook and vLLM's own module send HTTP requests",
+            "Only the server's hook sends HTTP requests",
         ),
         (
             "pipeline/judge/step.py",

@@ -11,8 +11,8 @@ from daemon.settings.model import Settings
 from daemon.system.programs import find_program, user
 from pipeline.config import MemoryPlan
 from pipeline.errors import DropforgeError
-from pipeline.evaluate.engines.vllm_server import read_version
 from pipeline.evaluate.suite_items import BUILTIN, HARNESS, read_items
+from pipeline.evaluate.vllm import read_version
 from pipeline.models.memory_estimate import MARGIN, available_memory, base_sizes, estimate
 from pipeline.words import count, size_words
 

@@ -18,13 +18,12 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate import lm_eval
 from pipeline.evaluate.batch_log import BatchLog, batch_id
-from pipeline.evaluate.engines.engine import Engine, InStep
-from pipeline.evaluate.engines.vllm import Vllm
-from pipeline.evaluate.engines.vllm_server import Served, Server
+from pipeline.evaluate.engines import InStep, Vllm
 from pipeline.evaluate.pending import Answered, Pace, Pending
 from pipeline.evaluate.plan import SuiteRequests
 from pipeline.evaluate.prediction_cache import PLAIN, ItemScore, Prediction
 from pipeline.evaluate.suites import Suite
+from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.metrics.registry import token_f1
 from pipeline.models import generation, greedy_decoding, multiple_choice
@@ -89,7 +88,7 @@ class _Inference:
     def __init__(self, attempt: Attempt, pending: Pending, log: BatchLog, pace: Pace) -> None:
         self._attempt, self._pending, self._log, self._pace = attempt, pending, log, pace
         self._requests = pending.requests
-        self._opened: Engine | None = None
+        self._opened: InStep | Vllm | None = None
         self.resumed = 0
         """Answers read from the log of an earlier attempt."""
 
@@ -245,13 +244,13 @@ class _Inference:
                 raise CannotTrain(message, "the model is broken: train again, with a lower train.learning_rate")
         return likelihoods
 
-    def _engine(self) -> Engine:
+    def _engine(self) -> InStep | Vllm:
         if self._opened is None:
             if self._requests.key.setup.engine == PLAIN:
                 model = generation.open_model(self._requests.folder, self._requests.tokenizer, chosen_device())
                 self._opened = InStep(model)
             else:
-                self._opened = self._serve()
+                self._opened = self._start_vllm()
             self._pace.resume()
         return self._opened
 
@@ -262,14 +261,17 @@ class _Inference:
             raise CannotTrain("a task of lm-eval runs only on transformers", 'set evaluate.vllm = ""')
         return engine.model
 
-    def _serve(self) -> Vllm:
-        requests, rows = self._requests, self._requests.key.setup.batch_size
-        folder = self._attempt.folder / f"vllm-{requests.role.replace(' ', '-')}"
-        served = Served(requests.folder, requests.key.model_id, requests.longest(), rows)
-        server = Server(self._attempt.config.evaluate.vllm, served, folder)
-        ends = generation.end_tokens(requests.folder, requests.tokenizer)
-        engine = Vllm(server, requests.tokenizer, ends, rows, self._attempt.check_stop)
-        # Set before the server is ready, so that it is stopped if starting fails.
-        self._opened = engine
-        server.wait(self._attempt.check_stop)
-        return engine
+    def _start_vllm(self) -> Vllm:
+        requests, attempt = self._requests, self._attempt
+        arguments = {
+            "model": str(requests.folder),
+            "max_model_len": requests.longest(),
+            "max_num_seqs": requests.key.setup.batch_size,
+            # The model's own sampling settings must not affect a greedy evaluation.
+            "generation_config": "vllm",
+            # Compiling the model at every start costs more than it saves on some hundred short answers.
+            "enforce_eager": True,
+        }
+        log = attempt.folder / f"vllm-{requests.role.replace(' ', '-')}.log"
+        process = Process(attempt.config.evaluate.vllm, arguments, log, attempt.check_stop)
+        return Vllm(process, requests.tokenizer, generation.end_tokens(requests.folder, requests.tokenizer))

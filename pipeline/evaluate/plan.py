@@ -10,9 +10,9 @@ from pipeline import durable
 from pipeline.artifacts import Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError
-from pipeline.evaluate.engines import vllm_server
 from pipeline.evaluate.prediction_cache import PLAIN, PredictionKey, Setup, hash_tokens
 from pipeline.evaluate.suites import Suite
+from pipeline.evaluate.vllm import read_version
 from pipeline.models import auto_batch_size, generation
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, chosen_device, load_tokenizer
@@ -144,7 +144,7 @@ def make_plan(
     both = [_requests(model, kept, suites, decoding) for model in (candidate_model, champion_model)]
     settings = attempt.config.evaluate
     if settings.vllm:
-        engine = f"vllm {vllm_server.read_version(settings.vllm)}"
+        engine = f"vllm {read_version(settings.vllm)}"
         both = [_with_setup(requests, engine=engine) for requests in both]
     kept, (candidate, champion), too_long = _leave_out_too_long(kept, both)
     size = _noted_size(attempt, folder.name, decoding.batch_size)

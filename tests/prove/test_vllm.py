@@ -17,9 +17,8 @@ from daemon.champions.handover import switch
 from daemon.champions.handover.smoke_prompts import SmokePrompts, adapter_of, write_smoke_prompts
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data
-from pipeline.evaluate.engines.engine import InStep
-from pipeline.evaluate.engines.vllm import Vllm
-from pipeline.evaluate.engines.vllm_server import Served, Server, read_version
+from pipeline.evaluate.engines import InStep, Vllm
+from pipeline.evaluate.vllm import Process, read_version
 from pipeline.models import generation
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import load_tokenizer
@@ -54,14 +53,14 @@ def test_vllm_answers_and_weighs_as_transformers_does(program: str, tmp_path: Pa
     completions = [completion_ids(tokenizer, "chat", content, output, ends) for content, output in asked]
     pairs = list(zip(prompts, completions, strict=True))
     decoding = Decoding(max_new_tokens=8, repetition_penalty=1.0, batch_size=16)
-    served = Served(base, "smollm2", longest=1024, together=16)
-    server = Server(program, served, tmp_path / "vllm")
+    arguments = {"model": str(base), "max_model_len": 1024, "max_num_seqs": 16, "enforce_eager": True}
+    engine = Vllm(Process(program, arguments, tmp_path / "vllm.log", lambda: None), tokenizer, ends)
     try:
-        server.wait(lambda: None)
-        engine = Vllm(server, tokenizer, ends, 16, lambda: None)
         said, weighed = engine.answers(prompts, decoding, lambda *_: None, ()), engine.likelihoods(pairs)
+        again = engine.answers(prompts, decoding, lambda *_: None, ())
     finally:
-        server.stop()
+        engine.close()
+    assert again == said, "one process forms the same batches"
     other = InStep(generation.open_model(base, tokenizer, "cpu"))
     told, likely = other.answers(prompts, decoding, lambda *_: None, ()), other.likelihoods(pairs)
     same = sum(one.text == two.text for one, two in zip(said, told, strict=True))

@@ -216,7 +216,9 @@ def test_vllms_program_is_looked_for_where_it_is_to_answer(settings: Settings, t
     assert said(gone) == [("bad", f"there is no program {gone}")]
     assert said(str(other)) == [("bad", f"user {user()} may not execute {other}")]
     other.chmod(0o755)
-    assert said(str(other)) == [("bad", f"{other} is not vLLM: --version printed hello")]
+    assert said(str(other)) == [
+        ("bad", f"vLLM's Python cannot be run: [Errno 2] No such file or directory: '{tmp_path}/python3'")
+    ]
     there = install(tmp_path / "vllm", "fixed")
     assert said(there) == [("ok", f"{there}: version {VERSION}")]
 
