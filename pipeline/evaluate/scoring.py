@@ -208,8 +208,8 @@ def score_former(
 
 
 def noise_floor(records: Sequence[HeldoutRecord], result: Result, primary: str) -> NoiseFloor | None:
-    """Return the differences between two generations of the same answers; `None` if there was only one."""
-    if result.again is None:
+    """Return the differences between two generations of the same answers; `None` if none was generated twice."""
+    if not result.again:
         return None
     indices = sorted(result.again)
     first = [result.predictions[index].text for index in indices]

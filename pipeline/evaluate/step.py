@@ -1,6 +1,5 @@
 """The evaluate step: candidate and champion answer the same held-out records; every answer is scored and stored."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +7,13 @@ from pipeline.artifacts import Dataset, Evaluation
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate import prediction_cache, scoring
-from pipeline.evaluate.inference import Result, predict
-from pipeline.evaluate.pending import Pace, Pending
+from pipeline.evaluate.inference import Inference, Result
 from pipeline.evaluate.plan import ModelRequests, halve_batches, make_plan, say_base_is_not_evaluated
 from pipeline.evaluate.prediction_cache import PredictionCache
 from pipeline.evaluate.suites import read_suites
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory
-from pipeline.records.heldout import HeldoutRecord, read_heldout
+from pipeline.records.heldout import read_heldout
 
 RECORDS_NAME = "records.jsonl"
 
@@ -40,19 +38,16 @@ def evaluate(attempt: Attempt) -> Evaluation:
     prediction_cache.comparable(candidate.key, champion.key)
     cached = attempt.root / attempt.spec.predictions
 
-    def pending(requests: ModelRequests, heldout: Sequence[HeldoutRecord]) -> Pending:
-        return Pending(heldout, requests, PredictionCache([cached / requests.key.digest]))
+    def inference(requests: ModelRequests) -> Inference:
+        return Inference(attempt, requests, records, PredictionCache([cached / requests.key.digest]))
 
-    both = [pending(candidate, records)]
-    if champion.key != candidate.key:
-        both.append(pending(champion, records))
-    base_pending = None if plan.base is None else pending(plan.base, ())
+    both = [inference(candidate), *([inference(champion)] if champion.key != candidate.key else [])]
+    models = [*both, *([inference(plan.base)] if plan.base else [])]
     if attempt.config.noise is None:
         next((one for one in both if one.without_answer), both[0]).answer_twice()
-    pace = Pace(attempt, [*both, *([] if base_pending is None else [base_pending])])
     try:
-        first, *others = [predict(attempt, one, folder, pace) for one in both]
-        base = None if base_pending is None else _evaluate_base(attempt, base_pending, folder, pace)
+        first, *others = [one.run(folder, models) for one in both]
+        base = _evaluate_base(models[-1], folder, models) if plan.base else None
     except OutOfMemory as error:
         raise halve_batches(folder, candidate.key.setup.batch_size, error) from error
     second = others[0] if others else replace(first, generated=0, resumed=0, seconds=0.0)
@@ -95,10 +90,10 @@ def evaluate(attempt: Attempt) -> Evaluation:
     )
 
 
-def _evaluate_base(attempt: Attempt, pending: Pending, folder: Path, pace: Pace) -> Result | None:
+def _evaluate_base(base: Inference, folder: Path, models: list[Inference]) -> Result | None:
     """Return the base model's suite scores; `None` if they are not cached and its folder has changed."""
     try:
-        return predict(attempt, pending, folder, pace)
+        return base.run(folder, models)
     except CannotTrain as error:
         say_base_is_not_evaluated(error.message)
         return None
