@@ -44,9 +44,8 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
         return None
     said = f"track {name} has {count(have, 'row')}, and {verdict} {_either(least, most, 'held-out records')}"
     said += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
-    asked, when = (most, f"{_IF_LONG}, ") if have >= rows_for(least, share) else (least, "")
-    perhaps = "perhaps " if have * share >= asked else ""
-    return f'{said}: {when}{perhaps}{nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
+    when = f"{_IF_LONG}, " if have >= rows_for(least, share) else ""
+    return f'{said}: {when}{nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
 
 
 def metric_of_track(state_folder: Path, found: Any) -> str | None:

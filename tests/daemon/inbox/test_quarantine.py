@@ -8,12 +8,9 @@ from typing import Any
 
 import pytest
 
-from daemon.inbox.quarantine import sift, validation_options
-from daemon.settings.model import Settings
 from daemon.state.tables import Drop, Event, Run
 from pipeline import durable
 from pipeline.records.records import Limits, Record, read_records
-from pipeline.records.validate import Options, validate
 from tests.daemon.inbox.test_intake import CUTS, FINDINGS, NOW, Box, PowerCut, jsonl
 
 GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(98)]
@@ -86,10 +83,7 @@ def test_a_drop_over_a_ceiling_is_given_back_whole_and_the_reason_names_it(
     [
         ("all bad.jsonl", jsonl([BAD])),
         ("packed.jsonl", b"\x1f\x8b\x08"),
-        ("nothing.jsonl", b"\n"),
-        ("broken.json", b"[" + b",".join(jsonl([row]) for row in GOOD) + b"{]"),
         ("unread.json", b"[" + b",".join(jsonl([row]) for row in GOOD) + b', {"a": x}, {}]'),
-        ("a.txt", MIXED),
     ],
 )
 def test_what_setting_rows_aside_cannot_mend_is_given_back(tmp_path: Path, name: str, data: bytes) -> None:
@@ -119,15 +113,6 @@ def test_the_same_file_again_and_its_good_rows_alone_are_duplicates(tmp_path: Pa
     assert made.drop("d.jsonl", jsonl(GOOD)).kind == "duplicate"
     assert [drop.duplicate_of for drop in made.rows(Drop)] == [None, 1, 1, 1]
     assert len(made.rows(Run)) == len(made.store()) == 1
-
-
-def test_a_hundred_findings_are_written_and_all_are_counted(tmp_path: Path) -> None:
-    made = box(tmp_path, max_bad_rows=5000, max_bad_percent=100)
-    assert made.drop("a.jsonl", jsonl([*GOOD, *([{}] * 1200)])).kind == "accepted"
-    errors = made.read("done/a.jsonl.errors.json")
-    FINDINGS.validate(errors)
-    assert (len(errors["findings"]), errors["findings_total"], errors["quarantined"]) == (100, 2400, 1200)
-    assert errors["rules"] == {"missing": 2400}
 
 
 def cut_between_documents(patch: pytest.MonkeyPatch) -> None:
@@ -174,33 +159,6 @@ def test_a_drop_that_was_taken_without_rows_stays_taken_whatever_the_settings_sa
     assert strict.take(path).kind == "accepted"
     assert len(strict.rows(Drop)) == 1
     assert strict.files("rejected") == []
-
-
-def test_what_is_kept_depends_on_bytes_and_rules_alone_and_has_nothing_to_object_to(tmp_path: Path) -> None:
-    options = Options(special_tokens=("</s>",))
-    rows = [{**GOOD[0], "input": 1}, GOOD[1], {**GOOD[2], "output": "</s>"}, {**GOOD[3], "input": "日本\u2028🙂"}]
-    hashes = set()
-    for name in ("a", "b"):
-        path = tmp_path / f"{name}.tmp"
-        path.write_bytes(b"\xef\xbb\xbf" + jsonl(rows).replace(b"\n", b"\r\n"))
-        hashes.add(sift(path, options))
-        assert durable.sha256_file(path) in hashes
-        found = validate(path, options)
-        assert (found.ok, found.rows) == (True, 2)
-    assert len(hashes) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tmp", "b.tmp"]
-
-
-def test_the_special_tokens_are_those_of_the_tracks_own_base(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"eos_token": f"<{name}>"}))
-    settings = Settings.model_validate(
-        {"base_model": str(tmp_path / "one"), "tracks": {"support": {"base_model": str(tmp_path / "two")}}}
-    )
-    assert validation_options(settings, "default").special_tokens == ("<one>",)
-    assert validation_options(settings, "support").special_tokens == ("<two>",)
-    assert validation_options(Settings(), "default").special_tokens == ()
 
 
 def test_a_record_with_a_special_token_of_the_base_is_rejected_or_kept_as_text(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from daemon.settings.model import SettingsError
 from daemon.settings.origins import Origin, origins
 from daemon.settings.schema import settings_schema
 from tests.model_folder import write_model
@@ -77,20 +76,6 @@ def test_every_setting_of_the_schema_is_there_once_and_without_a_file_all_are_de
 
     assert sorted(one.name for one in found) == sorted(set(names(schema["properties"])) - {"tracks"})
     assert {one.source for one in found} == {"default"}
-
-
-def test_a_table_of_values_says_where_it_is_from_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "dropforge.toml"
-    path.write_text("[train.search]\nmethod = 'tpe'\n[train.search.space]\nrank = { low = 4, high = 8 }\n")
-    space = by_name(path)["train.search.space"]
-    assert (space.value, space.source) == ({"rank": {"low": 4, "high": 8, "log": False}}, "file")
-
-
-def test_settings_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "dropforge.toml"
-    path.write_text("nonsense = 1\n")
-    with pytest.raises(SettingsError, match="unknown setting"):
-        origins(path, {})
 
 
 def test_config_show_and_check(file: Path, dropforge: Any, monkeypatch: pytest.MonkeyPatch) -> None:

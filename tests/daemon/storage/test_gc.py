@@ -332,14 +332,6 @@ def test_the_oldest_predictions_go_and_never_those_of_a_champion(
 # --- what never goes
 
 
-def test_champion_previous_and_former_champions_are_kept(history: Callable[..., History]) -> None:
-    made = history(keep_models=0, keep_champions=1, keep_days=0)
-    paths = [made.promote(made.run(days=40 - age)) for age in range(4)]
-    made.collect()
-    assert made.there(*paths) == [False, True, True, True]
-    assert made.there("runs/4/attempts/train-1/adapter", "runs/1/attempts/train-1/adapter") == [True, False]
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -365,21 +357,6 @@ def test_whatever_names_a_champion_keeps_it_by_itself(history: Callable[..., His
         made.point("champion", made.root / "models/it")
     made.collect()
     assert made.there("models/it") == [True]
-
-
-def test_nothing_of_a_run_that_is_not_over_is_touched(
-    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(garbage, "PREDICTIONS_BYTES", 0)
-    made = history(keep_models=0, keep_days=0)
-    for state in OPEN:
-        made.run(state, attempts=("failed", "published"))
-    write(made.root / "runs/2/attempts/train-1/.old.tmp", "x")
-    before = made.files()
-    assert made.collect().items == tuple(
-        item for item in made.collect(dry_run=True).items if item.path.startswith("predictions")
-    )
-    assert made.files() | {"trash"} >= before
 
 
 def test_a_model_that_a_merge_of_an_open_run_is_about_to_publish_is_kept(history: Callable[..., History]) -> None:
@@ -432,9 +409,8 @@ def test_the_last_check_refuses_what_is_kept(history: Callable[..., History], mo
 # --- how it goes
 
 
-@pytest.mark.parametrize("dry_run", [True, False])
 def test_nobody_waits_to_write_while_it_measures(
-    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch, dry_run: bool
+    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = history(keep_models=1)
     made.run(days=3)
@@ -450,7 +426,7 @@ def test_nobody_waits_to_write_while_it_measures(
         return asked(path)
 
     monkeypatch.setattr(retention, "_file_bytes", while_another_writes)
-    assert made.collect(dry_run=dry_run).bytes > 0
+    assert made.collect().bytes > 0
     assert len(set(measured)) == len(measured), "no file is measured twice"
     other.close()
 

@@ -61,15 +61,6 @@ def test_after_each_early_end_it_waits_twice_as_long(web: ChildProcess) -> None:
     assert waits == [2, 4, 8, 16, 32, 60, 60, 60, 60]
 
 
-def test_one_that_lived_for_long_is_back_at_once(web: ChildProcess) -> None:
-    web.keep_alive(0.0)
-    wait(web)
-    web.keep_alive(1000.0)
-    assert web._process is None
-    web.keep_alive(1001.0)
-    assert web._process is not None
-
-
 def test_it_ends_when_its_standard_input_closes(web: ChildProcess) -> None:
     web._argv = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     web.keep_alive(0.0)

@@ -15,8 +15,8 @@ from daemon.inbox.folders import MARK
 from daemon.inbox.watcher import Watcher
 from daemon.settings.model import Settings
 from daemon.state import database
-from daemon.state.states import DropState, PromotionKind, PromotionState, RunState
-from daemon.state.tables import Drop, Promotion, Run, Track
+from daemon.state.states import PromotionKind, PromotionState, RunState
+from daemon.state.tables import Promotion, Run, Track
 from pipeline import durable
 from pipeline.artifacts import Dataset, GuardResult, SliceResult, Verdict
 from pipeline.decide.explain import GUARDS, short_line
@@ -329,17 +329,3 @@ def test_a_damaged_verdict_is_passed_by(box: Box) -> None:
     (box.settings.state_folder / "runs" / "1" / "decide.json").write_text("{")
     texts_of(box).refresh()
     assert not (box.inbox / "WANTED.md").exists()
-    with database.transaction(box.engine) as session:
-        session.add(
-            Drop(
-                track="default",
-                role="train",
-                state=DropState.ACCEPTED,
-                name_bytes=b"a",
-                name="a",
-                sha256="0",
-                size_bytes=1,
-                received_at=NOW,
-            )
-        )
-    assert not texts_of(box).refresh()
