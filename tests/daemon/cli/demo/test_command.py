@@ -1,4 +1,4 @@
-"""What the demo does beside the loop itself (tests/e2e/test_demo.py): its folder, its model, its judgement."""
+"""What the demo does besides the loop itself, which `make prove` runs: its folder, its model, its judgement."""
 
 from collections.abc import Callable
 from pathlib import Path
