@@ -100,7 +100,7 @@ def test_nothing_that_can_be_asked_is_an_error_of_ours(
             continue
 
         @seed(1)
-        @settings(max_examples=12, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @settings(max_examples=5, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
             answer = case.call(headers={**(case.headers or {}), **headers})
@@ -109,5 +109,5 @@ def test_nothing_that_can_be_asked_is_an_error_of_ours(
 
         with suppress(Unsatisfiable):  # nothing can be wrong where nothing is taken
             ask()
-    assert answers.total() > 100, answers
+    assert answers.total() > 50, answers
     assert {200, 404} <= set(answers) if mode == GenerationMode.POSITIVE else answers[422] > answers[200], answers
