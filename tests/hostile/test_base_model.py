@@ -133,19 +133,23 @@ def spoilt(base: Path, folder: Path, spoil: Spoil) -> Path:
     return made
 
 
-@pytest.mark.parametrize("what", EVIL)
-def test_init_and_doctor_name_it(what: str, tiny_llama: Path, tmp_path: Path, record_property: Any) -> None:
-    spoil, words = EVIL[what]
-    base = spoilt(tiny_llama, tmp_path / "base", spoil)
-    begun = run_cli(tmp_path, "init", "place", "--base-model", str(base))
-    assert (begun.returncode, (tmp_path / "place").exists()) == (65, False), begun
-    (tmp_path / "dropforge.toml").write_text(f'base_model = "{base}"\n')
+def test_init_and_doctor_name_it(tiny_llama: Path, tmp_path: Path, record_property: Any) -> None:
+    bases = {f"track{number}": what for number, what in enumerate(EVIL)}
+    settings = f'base_model = "{tiny_llama}"\n'
+    for track, what in bases.items():
+        base = spoilt(tiny_llama, tmp_path / track, EVIL[what][0])
+        settings += f'[tracks.{track}]\nbase_model = "{base}"\n'
+    (tmp_path / "dropforge.toml").write_text(settings)
     found = json.loads(run_cli(tmp_path, "doctor", "--json").stdout)["findings"]
-    (line,) = [one for one in found if one["name"] == "base of default"]
-    assert words in " ".join(begun.stderr.split())
-    assert (line["level"], words in line["text"], bool(line["remedy"])) == ("bad", True, True), line
+    for track, what in bases.items():
+        (line,) = [one for one in found if one["name"] == f"base of {track}"]
+        words = EVIL[what][1]
+        assert (line["level"], words in line["text"], bool(line["remedy"])) == ("bad", True, True), line
+        record_property("probe", [f"a base model with {what}", "doctor names it", f"said: {words}"])
+    begun = run_cli(tmp_path, "init", "place", "--base-model", str(tmp_path / "track0"))
+    assert (begun.returncode, (tmp_path / "place").exists()) == (65, False), begun
+    assert EVIL[bases["track0"]][1] in " ".join(begun.stderr.split())
     assert "Traceback" not in begun.stderr
-    record_property("probe", [f"a base model with {what}", "init and doctor name it", f"said: {words}"])
 
 
 class Daemon:
@@ -188,29 +192,37 @@ def started(tmp_path: Path) -> Iterator[Callable[[str], Daemon]]:
         daemon.log.close()
 
 
-@pytest.mark.parametrize("what", ["a width of -96", "a pipe as config.json"])
 @pytest.mark.timeout(300)
 def test_its_track_waits_with_the_reason_and_others_go_on(
-    what: str, tiny_llama: Path, tmp_path: Path, started: Callable[[str], Daemon], record_property: Any
+    tiny_llama: Path, tmp_path: Path, started: Callable[[str], Daemon], record_property: Any
 ) -> None:
-    spoil, words = EVIL[what]
-    base = spoilt(tiny_llama, tmp_path / "evil", spoil)
-    daemon = started(
+    evil = {"wide": "a width of -96", "piped": "a pipe as config.json"}
+    settings = (
         f'base_model = "{tiny_llama}"\nrun_after_quiet_seconds = 0\nreconcile_seconds = 1\n'
-        f'[intake]\nsettle_seconds = 0\n[tracks.evil]\nbase_model = "{base}"\n[tracks.good]\n'
+        "[intake]\nsettle_seconds = 0\n[tracks.good]\n"
     )
+    for track, what in evil.items():
+        base = spoilt(tiny_llama, tmp_path / track, EVIL[what][0])
+        settings += f'[tracks.{track}]\nbase_model = "{base}"\n'
+    daemon = started(settings)
     daemon.wait((tmp_path / "inbox/good").is_dir)
     rows = "".join(json.dumps({"instruction": f"say {n}", "output": "x"}) + "\n" for n in range(5))
-    for place in ("evil/0.jsonl", "good/1.jsonl"):
+    for place in ("wide/0.jsonl", "piped/0.jsonl", "good/1.jsonl"):
         (tmp_path / "inbox" / place).write_text(rows)
     daemon.wait(lambda: daemon.runs().get("good", {}).get("state") == "succeeded")
-    daemon.wait(lambda: words in (daemon.runs().get("evil", {}).get("error") or ""))
-    assert daemon.runs()["evil"]["state"] == "queued", "before its first step"
-    status = run_cli(tmp_path, "status")
-    assert words in " ".join(status.stdout.split()), status
     good = daemon.runs()["good"]["outcome"]
     assert good == "insufficient_evidence", "five rows are few, and it was judged"
-    record_property("probe", [f"the base of one track: {what}", "it waits with the reason", f"the other: {good}"])
+
+    def errors() -> dict[str, str]:
+        return {track: daemon.runs().get(track, {}).get("error") or "" for track in evil}
+
+    daemon.wait(lambda: all(EVIL[what][1] in errors()[track] for track, what in evil.items()))
+    for track, what in evil.items():
+        words = EVIL[what][1]
+        assert daemon.runs()[track]["state"] == "queued", "before its first step"
+        status = run_cli(tmp_path, "status")
+        assert words in " ".join(status.stdout.split()), status
+        record_property("probe", [f"the base of one track: {what}", "it waits with the reason", f"the other: {good}"])
 
 
 _LOAD = """
