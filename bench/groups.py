@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo.data import INSTRUCTION, generate_messages
-from pipeline.prepare import groups
+from pipeline.prepare import decontaminate
 from pipeline.prepare.decontaminate import Common, HeldOut
 from pipeline.prepare.partitions import PartitionRow
 from pipeline.prepare.split import Prompt, SplitName
@@ -62,7 +62,7 @@ def main() -> int:
         found = {share: linked(scored, common, share) for share in SHARES}
         shown = (f"{len(sizes):,} ({max(sizes.values())})" for sizes in found.values())
         table.add_row(name, f"{len(scored):,}", *shown, f"{time.perf_counter() - started:.1f}")
-        used = len(found[groups.GROUP_SHARE])
+        used = len(found[decontaminate.GROUP_SHARE])
         kept = kept and not (name.startswith("sums") and used < len(scored))
         kept = kept and not (name == "paraphrases" and used > len(scored) / 2)
     Console(width=140).print(table)
@@ -107,8 +107,8 @@ def compare(rows: list[Row], every: int) -> tuple[list[Prompt], Common]:
 
 def linked(scored: list[Prompt], common: Common, share: float) -> Counter[str]:
     """Return the groups with their sizes."""
-    with mock.patch.object(groups, "GROUP_SHARE", share):
-        return Counter(groups.find_groups(scored, common, SIMILARITY))
+    with mock.patch.object(decontaminate, "GROUP_SHARE", share):
+        return Counter(decontaminate.find_groups(scored, common, SIMILARITY))
 
 
 if __name__ == "__main__":

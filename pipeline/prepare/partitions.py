@@ -1,12 +1,27 @@
-"""Rows on disk, parted by their prompt's hash, so that they can be sorted without holding them all in memory."""
+"""Read the drops of a run into rows on disk, in parts by their prompt's hash, so that each part is sorted in memory."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
+from pipeline import durable
+from pipeline.artifacts import Drop
+from pipeline.contract import Attempt
+from pipeline.errors import CannotTrain
+from pipeline.models.prompt import fold
+from pipeline.models.token_counts import Window
+from pipeline.records.prompt_hash import hash_id, hash_place, normalise
+from pipeline.records.records import Finding, Limits, Record, read_records
+from pipeline.records.special_tokens import special_tokens
+
+#: Rows between two looks at whether the step is to stop.
+CHECK_EVERY = 1000
 _PARTS = 64
+#: The intake bounded the lines already, perhaps by another setting than today's.
+_LIMITS = Limits(max_line_bytes=1 << 40)
 
 
 class PartitionRow(NamedTuple):
@@ -27,11 +42,20 @@ class PartitionRow(NamedTuple):
     tags: tuple[str, ...]
 
 
+class LeftOut(NamedTuple):
+    """How many rows are in no split."""
+
+    too_long: int
+    """They certainly exceed the window."""
+    special_tokens: int
+    """They hold special tokens of the base model's tokenizer."""
+
+
 class Partitions:
-    """Rows on disk, parted by the first digits of their place, so that each part can be sorted in memory."""
+    """Rows on disk, in parts by the first digits of their place."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep the parts in a folder of their own in `folder`, which is gone at the end."""
+        """Keep the parts in a new folder in `folder`, which is removed at the end."""
         self.parts = _PARTS
         self._folder = folder / ".parts"
         self._files: dict[int, IO[str]] = {}
@@ -47,7 +71,7 @@ class Partitions:
         shutil.rmtree(self._folder)
 
     def add(self, row: PartitionRow) -> None:
-        """Keep one row."""
+        """Add one row."""
         part = int(row.place[:8], 16) * _PARTS >> 32
         if part not in self._files:
             self._files[part] = (self._folder / str(part)).open("w", encoding="utf-8")
@@ -57,7 +81,7 @@ class Partitions:
         """
         Yield each part's rows by prompt; of a prompt, pinned ones first, then the latest drop, in the drop's order.
 
-        May be asked for again, once all rows are added.
+        May be called again, once all rows are added.
         """
         self._close()
         for part in range(_PARTS):
@@ -73,3 +97,49 @@ class Partitions:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+
+def read_drops(attempt: Attempt, partitions: Partitions, window: Window) -> LeftOut:
+    """
+    Add the rows of the run's drops to `partitions`, except those that no split can have; return how many these are.
+
+    Raises `CannotTrain` if a drop's file is not what it was.
+    """
+    tokens = special_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
+    holds_token = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
+    total = sum(drop.rows for drop in attempt.spec.drops)
+    done = too_long = spelled = 0
+    attempt.progress(0, total, phase="reading")
+    for order, drop in enumerate(attempt.spec.drops):
+        for number, record in enumerate(_records(attempt, drop)):
+            texts = (record.instruction, record.input, record.output)
+            if window.is_exceeded(*texts):
+                too_long += 1
+            elif holds_token is not None and any(map(holds_token, texts)):
+                spelled += 1
+            else:
+                prompt = normalise(fold(record.instruction, record.input))
+                place, pinned = hash_place(attempt.config.salt, prompt), drop.role == "heldout"
+                partitions.add(
+                    PartitionRow(place, hash_id(prompt), pinned, order, number, drop.id, *texts, record.tags)
+                )
+            done += 1
+            if done % CHECK_EVERY == 0:
+                attempt.check_stop()
+                attempt.progress(done, total)
+    return LeftOut(too_long, spelled)
+
+
+def _records(attempt: Attempt, drop: Drop) -> Iterator[Record]:
+    attempt.check_stop()
+    path, withdraw = attempt.path(drop.path), f"dropforge drops withdraw {drop.id} --reason"
+    hint = f"drop the file again, or take it out: {withdraw} damaged"
+    if not path.is_file():
+        raise CannotTrain(f"drop {drop.id} ({drop.name}) is gone from the store: {drop.path}", hint)
+    if durable.sha256_file(path) != drop.sha256:
+        raise CannotTrain(f"drop {drop.id} ({drop.name}) is damaged: its sha256 is not the recorded one", hint)
+    for record in read_records(path, _LIMITS):
+        if isinstance(record, Finding):
+            message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
+            raise CannotTrain(message, f"take it out: {withdraw} 'bad row'")
+        yield record

@@ -1,16 +1,15 @@
-"""Rows sorted by their prompt's hash, a group a prompt → which of its answers count, and the split that it is in."""
+"""Group sorted rows by prompt, choose its answers and its split, and write the splits to files."""
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 from pipeline.config import SplitConfig
-from pipeline.metrics import json_fields
 from pipeline.models.prompt import fold
 from pipeline.models.token_counts import Window
 from pipeline.prepare.partitions import PartitionRow
@@ -95,6 +94,20 @@ def _since(rows: list[PartitionRow]) -> tuple[int, ...]:
     return tuple(names[order] for order in same)[::-1]
 
 
+class Scored(NamedTuple):
+    """A held-out prompt that is scored."""
+
+    prompt: Prompt
+    near: list[str]
+    """Ids of its near-duplicates in any split."""
+    drop: int
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags of its rows."""
+        return sorted({tag for row in self.prompt.rows for tag in row.tags})
+
+
 @dataclass
 class Totals:
     """What became of all rows."""
@@ -105,8 +118,6 @@ class Totals:
     """Training rows by drop."""
     train_tags: Counter[str] = field(default_factory=Counter)
     """Training rows by tag, of the first `_MOST_TAGS` tags."""
-    heldout_tags: set[str] = field(default_factory=set)
-    """Tags of scored prompts."""
     dev_rows: int = 0
     heldout_rows: int = 0
     """Rows of held-out prompts, scored or not."""
@@ -116,88 +127,76 @@ class Totals:
     removed_heldout: Counter[int] = field(default_factory=Counter)
     """Training rows whose prompt is pinned, by drop."""
     near_duplicates: int = 0
-    """Rows of the training and dev split that are too near to a held-out record."""
+    """Rows of the training and dev split that are near-duplicates of a held-out record."""
     heldout_duplicates: int = 0
-    """Held-out prompts that are too near to another one."""
+    """Held-out prompts that are near-duplicates of another one."""
     seen_by_champion: int = 0
-    """Held-out prompts that would be scored if the champion had not been trained on them or on a near one."""
+    """Held-out prompts that are not scored only because the champion was trained on them or on near-duplicates."""
     trained_before: Counter[int] = field(default_factory=Counter)
     """Of those, the ones that it was trained on themselves, by a drop of its that has them; 0 if none has them now."""
-    scored: list[Prompt] = field(default_factory=list)
-    """Scored prompts, by their hash."""
-    pins_changed: Counter[int] = field(default_factory=Counter)
-    """Scored pinned prompts to which a later drop gave other answers than an earlier one, by that drop."""
-    not_json: Counter[int] = field(default_factory=Counter)
-    """Scored answers that are no JSON object or array, by drop."""
-    first_not_json: tuple[int, int] | None = None
-    """Drop and number among its records, from 0, of the first one in the files."""
-    heldout_answers: int = 0
-    """References of the scored prompts."""
+    scored: list[Scored] = field(default_factory=list)
+    """In the order of their hash."""
     longest_answer: int = 0
-    """Tokens of the longest of those, with the one that ends it."""
+    """Tokens of the longest answer of these, with its end token."""
     too_long: int = 0
-    """Rows of prompts that would be scored if they fitted into the window with their answers."""
+    """Rows of prompts that are not scored only because they exceed the window with their answers."""
 
     @property
     def train_rows_of(self) -> dict[str, int]:
         """Training rows by slice: each drop, and each tag of the scored prompts."""
         by_drop = {f"drop {drop}": rows for drop, rows in sorted(self.train_drops.items())}
-        return by_drop | {f"tag {tag}": self.train_tags[tag] for tag in sorted(self.heldout_tags)}
+        tags = sorted({tag for scored in self.scored for tag in scored.tags})
+        return by_drop | {f"tag {tag}": self.train_tags[tag] for tag in tags}
 
 
 class Familiar(NamedTuple):
     """What the champion was trained on."""
 
     ids: frozenset[str] = frozenset()
-    """Of held-out prompts, and of others that are near to one."""
+    """Of held-out prompts and their near-duplicates."""
     drops: frozenset[int] = frozenset()
 
 
 class SplitWriter:
-    """Writes the three files; prompts of a split must come from the lowest hash to the highest."""
+    """Writes the training and dev split, and chooses the scored prompts; prompts come in the order of their hash."""
 
     def __init__(self, folder: Path, window: Window, *, most_scored: int) -> None:
         """Write into `folder`; at most `most_scored` held-out prompts are scored, all of which fit into `window`."""
         self._window = window
         self._most_scored = most_scored
-        self._totals = Totals()
-        self._early_dev: list[PartitionRow] = []
-        self._train, self._dev, self._heldout = (
-            (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") for name in ("train", "dev", "heldout")
+        self._dev_waiting: list[PartitionRow] = []
+        self._train, self._dev = (
+            (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") for name in ("train", "dev")
         )
+        self.totals = Totals()
 
-    def __enter__(self) -> Self:
-        """Give the files that are open already."""
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Close the files."""
-        for file in (self._train, self._dev, self._heldout):
-            file.close()
+    def close(self) -> None:
+        """Write the rows that wait, and close the files."""
+        # Too few dev rows are the last rows of the training file.
+        for row in self._dev_waiting:
+            self._write_train(row)
+        self._train.close()
+        self._dev.close()
 
     def add(self, prompt: Prompt, kept: Sequence[PartitionRow]) -> None:
-        """Take in the next prompt that is not held out; `kept` are those of its rows that are no near-duplicates."""
+        """Add the next prompt that is not held out; `kept` are those of its rows that are no near-duplicates."""
         self._count(prompt)
-        self._totals.near_duplicates += len(prompt.rows) - len(kept)
+        self.totals.near_duplicates += len(prompt.rows) - len(kept)
         for row in kept:
             own = row._replace(drop=prompt.drops[0])
-            if prompt.split == "dev":
-                self._add_dev(own)
-            else:
+            if prompt.split == "train":
                 self._write_train(own)
-
-    def finish(self) -> Totals:
-        """Write what was kept back and return what was counted."""
-        # Nothing is lost if there are too few: they are the last rows of the training file then.
-        if self._totals.dev_rows == 0:
-            for row in self._early_dev:
-                self._write_train(row)
-        return self._totals
+                continue
+            self._dev_waiting.append(own)
+            if self.totals.dev_rows or len(self._dev_waiting) >= LEAST_DEV_ROWS:
+                self._dev.writelines(_json_line(waiting, drop=waiting.drop) for waiting in self._dev_waiting)
+                self.totals.dev_rows += len(self._dev_waiting)
+                self._dev_waiting.clear()
 
     def hold_out(self, prompt: Prompt, near: AbstractSet[str] | None, champion: Familiar) -> None:
-        """Take in the next held-out prompt, with the ids of those near to it; `None` if it repeats an earlier one."""
+        """Add the next held-out prompt, with its near-duplicates' ids; `None` if it is one of an earlier prompt."""
         self._count(prompt)
-        totals, rows = self._totals, prompt.rows
+        totals, rows = self.totals, prompt.rows
         totals.heldout_prompts += 1
         totals.heldout_rows += len(rows)
         if near is None:
@@ -210,75 +209,45 @@ class SplitWriter:
                 by = (row.drop for row in (*prompt.removed, *rows) if row.drop in champion.drops)
                 totals.trained_before[next(by, 0)] += 1
         elif self._fits(rows):
-            totals.scored.append(prompt)
-            totals.heldout_answers += len(rows)
-            tags = sorted({tag for row in rows for tag in row.tags})
-            totals.heldout_tags.update(tags)
-            more = {"pinned": rows[0].pinned, "tags": tags, "near": sorted(near)}
-            # A drop that came back may stand before those that the champion knows and that say the same.
+            # A drop that came back may be before those that the champion knows and that have the same answers.
             drop = next((drop for drop in prompt.drops if drop in champion.drops), prompt.drops[0])
-            own = rows[0]._replace(drop=drop)
-            if rows[0].pinned and prompt.changed:
-                totals.pins_changed[drop] += 1
-            for row in rows:
-                self._look_for_json(row)
-            _write(self._heldout, own, {"references": [row.output for row in rows]}, more)
+            totals.scored.append(Scored(prompt, sorted(near), drop))
 
     def _count(self, prompt: Prompt) -> None:
-        totals = self._totals
+        totals = self.totals
         totals.rows += len(prompt.rows) + len(prompt.removed) + prompt.duplicates + prompt.replaced
         totals.duplicates += prompt.duplicates
         totals.replaced += prompt.replaced
         totals.removed_heldout.update(row.drop for row in prompt.removed)
 
     def _fits(self, rows: list[PartitionRow]) -> bool:
-        """Say whether a prompt fits into the window with each of its answers, and note the longest one."""
+        """Return whether a prompt fits into the window with each of its answers, and note the longest one."""
         answer = max(self._window.count(row.output) for row in rows) + 1
         asked = self._window.count(fold(rows[0].instruction, rows[0].input)) if self._window.counts else 0
         if self._window.counts and asked + answer > self._window.tokens:
-            self._totals.too_long += len(rows)
+            self.totals.too_long += len(rows)
             return False
-        self._totals.longest_answer = max(self._totals.longest_answer, answer)
+        self.totals.longest_answer = max(self.totals.longest_answer, answer)
         return True
 
-    def _look_for_json(self, row: PartitionRow) -> None:
-        totals = self._totals
-        if json_fields.parse(row.output) is None:
-            totals.not_json[row.drop] += 1
-            place = (row.drop, row.number)
-            totals.first_not_json = min(totals.first_not_json or place, place)
-
-    def _add_dev(self, row: PartitionRow) -> None:
-        if self._totals.dev_rows == 0:
-            self._early_dev.append(row)
-            if len(self._early_dev) < LEAST_DEV_ROWS:
-                return
-            for early in self._early_dev:
-                _write(self._dev, early)
-            self._totals.dev_rows = len(self._early_dev)
-        else:
-            _write(self._dev, row)
-            self._totals.dev_rows += 1
-
     def _write_train(self, row: PartitionRow) -> None:
-        _write(self._train, row)
-        totals = self._totals
-        totals.train_rows += 1
-        totals.train_drops[row.drop] += 1
-        tags = totals.train_tags
+        self._train.write(_json_line(row, drop=row.drop))
+        self.totals.train_rows += 1
+        self.totals.train_drops[row.drop] += 1
+        tags = self.totals.train_tags
         tags.update(tag for tag in set(row.tags) if tag in tags or len(tags) < _MOST_TAGS)
 
 
-def _write(file: IO[str], row: PartitionRow, *more: Mapping[str, Any]) -> None:
-    """Write one row; `more` stands before and after its drop."""
-    before, after = more or ({}, {})
-    value = {
-        "id": row.id,
-        "instruction": row.instruction,
-        "input": row.input,
-        "output": row.output,
-        **before,
-        "drop": row.drop,
-        **after,
-    }
-    file.write(json.dumps(value, ensure_ascii=False) + "\n")
+def write_heldout(path: Path, scored: Sequence[Scored], groups: Sequence[str]) -> None:
+    """Write the scored prompts, each with the name of its group."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for one, group in zip(scored, groups, strict=True):
+            first, references = one.prompt.rows[0], [row.output for row in one.prompt.rows]
+            more = {"pinned": first.pinned, "tags": one.tags, "near": one.near, "group": group}
+            file.write(_json_line(first, references=references, drop=one.drop, **more))
+
+
+def _json_line(row: PartitionRow, **more: Any) -> str:
+    """Return a row as a line of JSON, with more fields."""
+    value = {"id": row.id, "instruction": row.instruction, "input": row.input, "output": row.output, **more}
+    return json.dumps(value, ensure_ascii=False) + "\n"

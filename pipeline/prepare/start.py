@@ -1,12 +1,13 @@
 """
-Where a training begins: at the base model with all rows, or at the champion with those that are new to it.
+Choose the model that a training starts from: the base with all rows, or the champion with those that are new to it.
 
-The champion's own folder says what it was trained on (`trained-ids.txt`) and how often since the base (its manifest).
-To either, general rows of ours are added as `train.general_rows` says.
+The champion's folder says what it was trained on (`trained-ids.txt`) and how often since the base (its manifest). To
+either, built-in general rows are added as `train.general_rows` says.
 """
 
 import hashlib
 import json
+import sys
 from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -23,41 +24,53 @@ from pipeline.records.prompt_hash import prompt_id
 from pipeline.words import count, listed
 
 GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")
-#: So many trainings in a row, each of the champion before it; then one is of the base.
+#: Successive trainings from the champion; the next one is from the base.
 _MOST_TRAININGS = 10
 
 
-class Kept(NamedTuple):
-    """How many rows are new to the champion, how many it was trained on, and how many of these are replayed."""
+class Start(NamedTuple):
+    """The model that a training starts from, and its rows in train.jsonl."""
 
+    champion: ModelRef | None
+    """`None` is the base."""
+    from_base: str
+    """Why it is the base; empty if the settings say so, or the base is the champion."""
     new: int
-    old: int
-    replayed: int
+    old: int = 0
+    """Rows that the champion was trained on; `replayed` of these are left in the file."""
+    replayed: int = 0
 
 
-def choose_start(attempt: Attempt) -> tuple[ModelRef | None, str]:
+def choose_start(attempt: Attempt, folder: Path, rows: int) -> Start:
     """
-    Return the champion that the run's training is to go on from, or `None` for the base, and why it is that.
+    Choose the model that the training starts from; of the train.jsonl in `folder`, with so many `rows`, leave its rows.
 
-    The latter is empty where the settings say so, or the base itself is the champion.
+    From the champion these are the rows that are new to it and a sample of its old ones.
     """
     train, champion = attempt.config.train, attempt.spec.champion
     if train.start == "base" or champion.model_id == attempt.config.base_model_id:
-        return None, ""
-    against = _against(attempt, champion)
-    return (None, against) if against else (champion, "")
+        return Start(None, "", rows)
+    why = _blocker(attempt, champion)
+    if not why:
+        attempt.check_stop()
+        start = _keep_new_rows(folder / "train.jsonl", champion, attempt.path(champion.path), train.replay)
+        if start is not None:
+            return start
+        why = f"no row is new to generation {champion.generation}"
+    sys.stderr.write(f"the training starts from the base: {why}\n")
+    return Start(None, why, rows)
 
 
-def _against(attempt: Attempt, champion: ModelRef) -> str:
-    """Say what stands against a training that goes on from a champion; empty if nothing does."""
+def _blocker(attempt: Attempt, champion: ModelRef) -> str:
+    """Return why a training cannot start from a champion; empty if it can."""
     name = f"generation {champion.generation}"
     lineage = read_lineage(attempt.path(champion.path))
     if lineage is None or lineage.base_model_id != attempt.config.base_model_id:
         return f"the manifest of {name} does not say that it was made from this base"
     if champion.drops is None:
         return f"it is not known which drops {name} was made from"
-    # What was taken out must not be behind the new model by way of the old one. Of a drop that is gone nobody tells
-    # here whether it was held out only: one training more is paid for that.
+    # What was withdrawn must not stay in the new model by way of the old one. Whether a drop that is gone was held out
+    # only is not known here: that costs one more training from the base.
     gone = sorted({*champion.drops} - {drop.id for drop in attempt.spec.drops})
     if gone:
         drops = f"drop{'s' if len(gone) > 1 else ''} {listed([str(drop) for drop in gone])}"
@@ -69,20 +82,20 @@ def _against(attempt: Attempt, champion: ModelRef) -> str:
     return ""
 
 
-def keep_new_rows(path: Path, start: ModelRef, folder: Path, replay: float) -> Kept | None:
+def _keep_new_rows(path: Path, champion: ModelRef, folder: Path, replay: float) -> Start | None:
     """
-    Leave in the train.jsonl at `path` the rows that are new to `start`, whose folder is given, and a sample of its old.
+    Leave in the train.jsonl at `path` the rows that are new to a champion, and a sample of its old ones.
 
     New is a row whose prompt it was not trained on, or whose answers came with a drop that it does not know. The sample
     has `replay` times as many rows as are new, all old ones at most: those with the lowest sha256 of model and prompt.
-    So it is the same however often the run prepares, and another one over the next champion. `None`, and the file as
-    it was, if no row is new. Memory: an id for each row that the model was trained on.
+    So it is the same however often the run prepares, and another one for the next champion. `None`, and the file
+    unchanged, if no row is new. Memory: an id for each row that the model was trained on.
     """
-    known, drops = trained_ids(folder), frozenset(start.drops or ())
+    known, drops = trained_ids(folder), frozenset(champion.drops or ())
     rows, old = 0, []
     for rows, row in enumerate(durable.read_jsonl(path), start=1):
         if row["id"] in known and row["drop"] in drops:
-            old.append((hashlib.sha256(f"{start.model_id} {row['id']}".encode()).digest(), rows))
+            old.append((hashlib.sha256(f"{champion.model_id} {row['id']}".encode()).digest(), rows))
     new = rows - len(old)
     if not new:
         return None
@@ -94,15 +107,15 @@ def keep_new_rows(path: Path, start: ModelRef, folder: Path, replay: float) -> K
             if number not in left_out:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     aside.replace(path)
-    return Kept(new, len(old), replayed)
+    return Start(champion, "", new, len(old), replayed)
 
 
 def mix_in_general(folder: Path, rows: int, share: float, similarity: float) -> int:
     """
     Add general rows to the train.jsonl in `folder`, which has so many `rows`; return how many.
 
-    After that, `share` of it is general; if that takes more rows than we ship, they repeat. What the data asks itself
-    is not mixed in, nor what is near to a held-out prompt (`split.similarity`).
+    After that, `share` of it is general; if that takes more rows than there are, they repeat. Prompts of the data are
+    not mixed in, nor near-duplicates of held-out ones (`split.similarity`).
     """
     if not share:
         return 0

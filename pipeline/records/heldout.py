@@ -1,7 +1,6 @@
-"""The files that `prepare` freezes: their hash, and the held-out records as both models are asked them."""
+"""Read the held-out records that `prepare` wrote, and hash its files."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ NAMES = ("train.jsonl", "dev.jsonl", "heldout.jsonl")
 
 @dataclass(frozen=True)
 class HeldoutRecord:
-    """One question with its right answers."""
+    """A prompt with its right answers."""
 
     id: str
     instruction: str
@@ -29,17 +28,17 @@ class HeldoutRecord:
     pinned: bool
     tags: tuple[str, ...]
     near: tuple[str, ...]
-    """Ids of prompts that are too near to it: of training, which lose what is near, or held out, which repeat it."""
+    """Ids of its near-duplicates: training prompts, which are left out, and held-out ones, which are not scored."""
     group: str
-    """Id of the first of the scored records that ask the same as it in other words; its own if there are no others."""
+    """The lowest id of the scored records that count as one with it; its own if there are no others."""
 
     @property
     def content(self) -> str:
-        """What the user says."""
+        """The user message."""
         return fold(self.instruction, self.input)
 
     def is_known(self, trained: frozenset[str]) -> bool:
-        """Say whether a model that was trained on the records with these ids learnt this or a near one by heart."""
+        """Return whether a model that was trained on the records with these ids knows this one or a near-duplicate."""
         return self.id in trained or not trained.isdisjoint(self.near)
 
 
@@ -52,8 +51,10 @@ def read_heldout(path: Path) -> list[HeldoutRecord]:
     """Return the records in `path`. Raises `StepFailed` if there are none."""
     records = [_record(row) for row in durable.read_jsonl(path)]
     if not records:
-        message = "there are no held-out records to evaluate on"
-        raise StepFailed(message, "drop more rows, or a held-out set of your own into the track's heldout folder")
+        raise StepFailed(
+            "there are no held-out records to evaluate on",
+            "drop more rows, or a held-out set of your own into the track's heldout folder",
+        )
     return records
 
 
@@ -70,15 +71,6 @@ def _record(row: dict[str, Any]) -> HeldoutRecord:
         near=tuple(row["near"]),
         group=row["group"],
     )
-
-
-def write_groups(path: Path, groups: Iterable[str]) -> None:
-    """Add to each record in `path`, in their order, the group that it is of."""
-    aside = path.with_name(f".{path.name}")
-    with aside.open("w", encoding="utf-8", newline="\n") as file:
-        for row, group in zip(durable.read_jsonl(path), groups, strict=True):
-            file.write(json.dumps({**row, "group": group}, ensure_ascii=False) + "\n")
-    aside.replace(path)
 
 
 def dataset_hash(folder: Path) -> str:

@@ -1,6 +1,5 @@
 """Nothing in training is near to a held-out record, and no held-out record is near to another one."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,30 +19,8 @@ from pipeline.records.prompt_hash import prompt_id
 from tests.snapshot import Prepared, Snapshot, prompt_place, rows
 
 Row = Mapping[str, Any]
+WORDS = list("abcdefghijklmnopqrstu")
 LONG = "one answer that has more than eight words in it, number"
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "red",
-    "mat",
-    "while",
-    "two",
-    "dogs",
-    "ate",
-    "ripe",
-    "figs",
-    "near",
-    "our",
-    "old",
-    "blue",
-    "house",
-    "by",
-    "some",
-    "sea",
-]
 
 
 def runs(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
@@ -183,7 +160,7 @@ def prepared(root: Path, drops: Sequence[Sequence[Row]]) -> Prepared:
     return snapshot.prepare()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(content=st.lists(variants(), min_size=1, max_size=50))
 def test_the_sides_are_those_that_the_rules_give_read_aloud(
     tmp_path_factory: pytest.TempPathFactory, content: list[dict[str, str]]
@@ -202,7 +179,7 @@ def test_the_sides_are_those_that_the_rules_give_read_aloud(
     assert [row["group"] for row in made.heldout] == wanted.groups()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(drops=DROPS, data=st.data())
 def test_no_record_ever_changes_between_held_out_and_training(
     tmp_path_factory: pytest.TempPathFactory, drops: list[list[dict[str, str]]], data: st.DataObject
@@ -226,7 +203,7 @@ def test_no_record_ever_changes_between_held_out_and_training(
         assert not later_train & later_heldout
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(drops=DROPS, data=st.data())
 def test_neither_the_order_of_drops_nor_dropping_one_again_changes_what_leaves(
     tmp_path_factory: pytest.TempPathFactory, drops: list[list[dict[str, str]]], data: st.DataObject
@@ -304,14 +281,6 @@ def test_rows_that_are_less_alike_stay(tmp_path: Path, train: Row, heldout: Row)
     assert (found.train_rows, found.near_duplicates, found.overlaps) == (6, 0, ())
 
 
-def test_a_row_leaves_alone_by_its_answer_and_with_its_prompt_by_their_words(tmp_path: Path) -> None:
-    heldout = [ask("Something else", f"{LONG} 1"), ask(words(1, 20))]
-    train = [ask("One question", "first"), ask("One question", f"{LONG} 1"), ask("One question", "third")]
-    made = pinned(tmp_path, [*train, ask(words(1, 21), "a"), ask(words(1, 21), "b")], heldout)
-    assert made.dataset.near_duplicates == 3
-    assert {row["output"] for row in made.train} == {"first", "third", "yes"}
-
-
 INSTRUCTION = "Decide which of our teams should answer the following message from a customer of the shop we run"
 
 
@@ -353,20 +322,6 @@ def test_a_record_joins_the_held_out_set_once(tmp_path: Path) -> None:
     assert "4 of 8 held-out records are not scored because they repeat" in made.dataset.warnings[1]
 
 
-def test_a_record_that_is_near_only_to_one_that_did_not_join_joins(tmp_path: Path) -> None:
-    """Of a chain, each link of which is like the next alone, the first and the third one are held out."""
-    base = words(1, 90).split()
-    chain = [" ".join(base[start : start + 12]) for start in range(0, 12, 3)]
-    salt = next(
-        salt
-        for salt in map(str, range(1000))
-        if (p := [prompt_place(salt, text, "") for text in chain[:3]]) == sorted(p)
-    )
-    made = pinned(tmp_path, [], [ask(text) for text in chain[:3]], salt=salt)
-    assert [row["instruction"] for row in made.heldout] == [chain[0], chain[2]]
-    assert made.dataset.heldout_duplicates == 1
-
-
 def test_an_example_shows_the_answer_that_both_have(tmp_path: Path) -> None:
     heldout = [ask("Something else", f"{LONG} {number}") for number in range(3)]
     (example,) = pinned(tmp_path, [ask("One question", f"{LONG} 2")], heldout).dataset.overlaps
@@ -387,19 +342,21 @@ def test_many_rows_that_leave_are_a_warning_with_what_to_do(tmp_path: Path) -> N
     assert len(made.overlaps) == 10
     alike = [ask(near(row["instruction"], 12)) for row in heldout]
     (warning,) = pinned(tmp_path, [*alike, *fresh[:94]], heldout).dataset.warnings
-    assert "25 with mostly the same words): drop rows that say new things, or, if rows that are alike" in warning
+    assert (
+        "25 with mostly the same words): drop rows that say new things, or, if the task's rows are similar" in warning
+    )
     assert warning.endswith("raise split.similarity (0.5)")
 
 
 def test_with_nothing_left_the_reason_is_told(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path).drop([ask(f"{words(1, 30)} more")]).drop([ask(words(1, 30))], "heldout")
-    with pytest.raises(CannotTrain, match="1 too near to a held-out record") as caught:
+    with pytest.raises(CannotTrain, match="1 near-duplicate of a held-out record") as caught:
         snapshot.prepare()
     assert caught.value.hint == "drop rows that do not repeat held-out ones"
     snapshot = Snapshot(tmp_path).drop([ask(near(words(1, 60), 12))]).drop([ask(words(1, 60))], "heldout")
-    with pytest.raises(CannotTrain, match="1 too near to a held-out record") as caught:
+    with pytest.raises(CannotTrain, match="1 near-duplicate of a held-out record") as caught:
         snapshot.prepare()
-    assert caught.value.hint.endswith("or raise split.similarity if they only look alike")
+    assert caught.value.hint.endswith("or raise split.similarity if they are only similar")
 
 
 def test_the_threshold_is_a_setting(tmp_path: Path) -> None:
@@ -433,7 +390,7 @@ def test_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
 
 
 def test_a_record_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
-    """Rows that come again a little changed: some copies are held out, of what the champion learnt by heart."""
+    """Rows that come again a little changed: some copies are held out, of what the champion was trained on."""
     old = [ask(f"{words(number, 13)} asked first") for number in range(300)]
     again = [ask(f"{words(number, 13)} asked again") for number in range(150)]
     snapshot = Snapshot(tmp_path).drop(old)
@@ -495,43 +452,6 @@ def test_a_pinned_record_near_to_what_the_champion_was_trained_on_is_not_scored(
     assert (made.train, made.dev) == (to_base.train, to_base.dev)
 
 
-def test_a_record_held_out_by_hash_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
-    """The champion was trained while a pinned set was there, so also on what is held out without one."""
-    split = SplitConfig(heldout=0.5, dev=0.0)
-
-    def by_hash(text: str) -> bool:
-        return int(prompt_place("s", text, "")[:13], 16) / 2**52 < split.heldout
-
-    pairs = ((text, f"{text} please") for text in (words(number, 40) for number in range(400)))
-    both = [pair for pair in pairs if all(map(by_hash, pair))]
-    assert len(both) > 50
-    snapshot = Snapshot(tmp_path, split=split).drop([*(ask(text) for text, _ in both), *rows(100, start=7000)])
-    snapshot.drop([ask(text) for _, text in both])
-    to_base = snapshot.prepare()
-    made = taught(snapshot, (prompt_id(text, "") for text, _ in both)).prepare()
-    copies = {text for pair in both for text in pair}
-    assert made.heldout == [row for row in to_base.heldout if row["instruction"] not in copies] != []
-    assert len(to_base.heldout) - len(made.heldout) == made.dataset.seen_by_champion == len(both)
-
-
-def test_a_held_out_prompt_near_to_several_that_joined_is_noted_at_each(tmp_path: Path) -> None:
-    """The one that it repeats is the first of them; the champion knows the others by heart as well."""
-    found = set()
-    for seed in range(10):
-        texts = [words(3 * seed + number, 14) for number in range(3)]
-        bridge, answer = " ".join(texts), f"{LONG} {seed}"
-        heldout = [*map(ask, texts), ask(bridge, answer), ask(f"something else {seed}", answer)]
-        made = pinned(tmp_path, [], heldout)
-        places = {row["instruction"]: prompt_place("s", row["instruction"], "") for row in heldout}
-        if any(places[row["instruction"]] < places[bridge] for row in heldout):
-            name = [prompt_id(bridge, "")]
-            assert {row["instruction"]: row["near"] for row in made.heldout} == {
-                row["instruction"]: name for row in heldout if row["instruction"] != bridge
-            }
-            found.add(sum(place < places[bridge] for place in places.values()))
-    assert found > {1, 2}, "the bridge lies between them by hash"
-
-
 def test_the_answer_of_a_row_whose_prompt_is_pinned_is_compared_too(tmp_path: Path) -> None:
     """It never was the pinned prompt's own answer, so nothing else says that the champion knows it."""
     train = [ask("The first question", f"{LONG} 1"), ask("The first question", f"{LONG} 2"), *rows(5, start=900)]
@@ -557,7 +477,7 @@ def test_the_answer_of_a_row_whose_prompt_is_pinned_is_compared_too(tmp_path: Pa
 ROLED = st.tuples(st.sampled_from(["train", "heldout"]), st.lists(variants(), min_size=1, max_size=15))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(drops=st.lists(ROLED, max_size=4), data=st.data())
 def test_what_is_scored_does_not_depend_on_the_order_of_drops_and_the_champion_knows_none_of_it(
     tmp_path_factory: pytest.TempPathFactory, drops: list[tuple[str, list[dict[str, str]]]], data: st.DataObject
@@ -586,21 +506,6 @@ def test_what_is_scored_does_not_depend_on_the_order_of_drops_and_the_champion_k
     assert scored([*data.draw(st.permutations(content)), data.draw(st.sampled_from(content))]) == unknown
 
 
-def test_a_training_row_near_to_several_held_out_records_is_noted_at_each(tmp_path: Path) -> None:
-    texts = [words(number, 14) for number in range(3)]
-    train = [ask(" ".join(texts), f"{LONG} 1"), ask(f"{texts[0]} more")]
-    made = pinned(tmp_path, train, [*map(ask, texts), ask("something else", f"{LONG} 1")])
-    both, one = (prompt_id(row["instruction"], "") for row in train)
-    near = {row["instruction"]: row["near"] for row in made.heldout}
-    assert near == {
-        texts[0]: sorted([both, one]),
-        texts[1]: [both],
-        texts[2]: [both],
-        "something else": [both],
-    }
-    assert made.dataset.near_duplicates == 2
-
-
 def test_trained_ids_are_sorted_once_each_and_none_for_a_base_model(tmp_path: Path) -> None:
     assert trained_ids(tmp_path) == frozenset()
     names = [f"{number:02}" for number in range(50)]
@@ -608,16 +513,6 @@ def test_trained_ids_are_sorted_once_each_and_none_for_a_base_model(tmp_path: Pa
     assert (tmp_path / NAME).read_text() == "".join(f"{name}\n" for name in names)
     assert trained_ids(tmp_path) == set(names)
     assert trained_ids(tmp_path, {"07", "c"}) == {"07"}
-
-
-def test_a_gate_on_established_records_is_prepared_like_one_on_all(tmp_path: Path) -> None:
-    def made(on: Any, count: int) -> Prepared:
-        return Snapshot(tmp_path, gate=GateConfig(on=on)).drop(rows(count)).prepare()
-
-    for count in (300, 1000):
-        one, other = made("seen", count), made("all", count)
-        assert one.heldout == other.heldout != []
-        assert one.dataset.shortfall == other.dataset.shortfall
 
 
 def test_held_out_rows_say_whether_they_are_pinned_and_what_they_are_about(tmp_path: Path) -> None:
@@ -628,11 +523,3 @@ def test_held_out_rows_say_whether_they_are_pinned_and_what_they_are_about(tmp_p
     assert all("tags" not in row for row in made.train)
     marked = Snapshot(tmp_path).drop(rows(5)).drop(rows(9, start=900), "heldout").prepare()
     assert {(row["pinned"], tuple(row["tags"])) for row in marked.heldout} == {(True, ())}
-
-
-def test_rows_with_special_tokens_do_not_shift_the_others(tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
-    train = [ask("bad </s> row"), ask(f"{words(1, 30)} more"), ask(words(2, 30))]
-    made = Snapshot(tmp_path, base_model=str(tmp_path / "base")).drop(train).drop([ask(words(1, 30))], "heldout")
-    assert [row["instruction"] for row in made.prepare().train] == [words(2, 30)]

@@ -47,14 +47,6 @@ def test_similar_texts_are_those_that_all_pairs_give(
     assert found == wanted
 
 
-@given(row=ROW, other=ROW)
-def test_runs_have_the_same_hash_where_they_are_the_same(row: Row, other: Row) -> None:
-    assert len(shingles(row)) == len(every_shingle(row))
-    assert len(shingles(row) & shingles(other)) == len(every_shingle(row) & every_shingle(other))
-    assert len(long_runs(row)) == len(runs(row, 13))
-    assert len(long_runs(row) & long_runs(other)) == len(runs(row, 13) & runs(other, 13))
-
-
 PIECES = st.lists(
     st.builds(
         lambda start, size, end: [*map(str, range(start, start + size)), *end],

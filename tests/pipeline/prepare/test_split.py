@@ -1,20 +1,14 @@
 """Which drop a record belongs to: the one that last changed its answers, however its rows are exported."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import ModelRef
-from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig
-from pipeline.decide.comparison import compare
-from pipeline.decide.slices import Known
-from pipeline.decide.verdict import Rules, decide_verdict
+from pipeline.config import EvaluateConfig, SplitConfig
 from pipeline.metrics.registry import json_f1
-from tests.records_made import lines_of
 from tests.snapshot import Prepared, Rows, Snapshot, rows
 
 HALF = SplitConfig(heldout=0.5, dev=0.1)
@@ -34,19 +28,6 @@ def drops_of(made: Prepared) -> set[int]:
     return {row["drop"] for row in [*made.train, *made.dev, *made.heldout]}
 
 
-def judged(made: Prepared, known: set[int], seed: int, on: str) -> dict[str, Any]:
-    """Judge a candidate whose scores depend on the records' ids alone."""
-    ids = [row["id"] for row in made.heldout]
-    dice = [np.random.default_rng([seed, int(name[:8], 16)]).random(2) < (0.8, 0.5) for name in ids]
-    lines = lines_of([one for one, _ in dice], [other for _, other in dice])
-    for line, row in zip(lines, made.heldout, strict=True):
-        line.update(id=row["id"], drop=row["drop"], pinned=row["pinned"])
-    gate = GateConfig.model_validate({"min_records": 20, "on": on})
-    rules = Rules(gate=gate, guards=GuardConfig(), known=Known(frozenset(known)))
-    verdict = decide_verdict(compare("exact_match", lines), rules)
-    return verdict.model_dump()
-
-
 DROP = st.dictionaries(st.integers(0, 400), st.sampled_from([("yes",), ("no",), ("yes", "no")]), min_size=1)
 
 
@@ -54,7 +35,7 @@ def as_rows(content: dict[int, tuple[str, ...]]) -> list[dict[str, str]]:
     return [{"instruction": f"Question {n}?", "output": answer} for n, some in content.items() for answer in some]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(nights=st.lists(DROP, min_size=1, max_size=4), data=st.data())
 def test_a_cumulative_export_is_split_like_one_of_the_new_rows_alone(
     tmp_path_factory: pytest.TempPathFactory, nights: list[dict[int, tuple[str, ...]]], data: st.DataObject
@@ -70,18 +51,6 @@ def test_a_cumulative_export_is_split_like_one_of_the_new_rows_alone(
     one, other = (prepared(root, [*ANCHOR, *some[0]], *some[1:]) for some in (changes, exports))
     assert (one.heldout, one.train, one.dev) == (other.heldout, other.train, other.dev)
     assert one.dataset.dataset_sha256 == other.dataset.dataset_sha256
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("on", ["all", "seen"])
-def test_the_verdict_does_not_depend_on_the_way_of_exporting(tmp_path: Path, on: str, seed: int) -> None:
-    incremental = prepared(tmp_path, rows(300), rows(100, start=300))
-    cumulative = prepared(tmp_path, rows(300), rows(400))
-    assert judged(incremental, {1}, seed, on) == judged(cumulative, {1}, seed, on)
-    assert judged(cumulative, {1}, seed, "seen")["outcome"] != "insufficient_evidence"
-    kinds = {row["kind"]: row["records"] for row in judged(cumulative, {1}, seed, "all")["slices"]}
-    assert kinds["seen"] + kinds["unseen"] == len(cumulative.heldout)
-    assert kinds["unseen"] == sum(row["drop"] == 2 for row in cumulative.heldout) > 0
 
 
 def test_the_whole_file_once_more_changes_nothing(tmp_path: Path) -> None:
@@ -127,25 +96,6 @@ def test_a_drop_that_came_back_does_not_make_new_what_the_champion_knows_from_a_
 def test_a_pinned_record_belongs_to_the_pinned_drop_that_brought_its_answers(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path).drop(rows(60)).drop(rows(30), "heldout").drop(rows(30), "heldout").drop(rows(60))
     assert {row["drop"] for row in snapshot.prepare().heldout} == {2}
-
-
-@pytest.mark.parametrize("on", ["all", "seen"])
-def test_wrong_pinned_answers_do_not_promote_a_model_that_is_always_wrong(tmp_path: Path, on: str) -> None:
-    """160 of them, and 740 rows to learn them from: the set that the track was judged on was theirs alone."""
-
-    def wrong(count: int, start: int) -> list[dict[str, str]]:
-        return [{**row, "output": "wrong"} for row in rows(count, start=start)]
-
-    gate = GateConfig.model_validate({"on": on})
-    made = Snapshot(tmp_path, gate=gate).drop(rows(1000)).drop(wrong(740, 2000)).drop(wrong(160, 4000), "heldout")
-    heldout = made.prepare().heldout
-    lines = lines_of([row["output"] == "wrong" for row in heldout], [row["output"] == "yes" for row in heldout])
-    for line, row in zip(lines, heldout, strict=True):
-        line.update(id=row["id"], drop=row["drop"], pinned=row["pinned"])
-    verdict = decide_verdict(compare("exact_match", lines), Rules(gate=gate, known=Known(frozenset({1}))))
-    assert verdict.outcome in {"worse", "guard_failed"}, verdict.sentence
-    assert not any(row["pinned"] for row in heldout)
-    assert {row["drop"] for row in heldout} == {1, 2}
 
 
 def test_references_that_a_later_pinned_drop_replaced_are_counted_and_named(tmp_path: Path) -> None:
@@ -195,7 +145,7 @@ def test_references_that_are_no_json_are_counted_where_field_f1_decides(tmp_path
     (said,) = prepare("json_f1", *broken)
     assert said.startswith(
         "2 of 8 held-out references are no JSON object or array, and an answer to them scores 0 by field F1 unless it "
-        "is the same text: 2 of drop 2 (d.jsonl), the first is record 4 of drop 2; if they should be, mend"
+        "is the same text: 2 of drop 2 (d.jsonl), the first is record 4 of drop 2; if they should be, correct"
     )
     assert [json_f1(answer, ["42"]) for answer in ("42", '{"a": 42}', "43")] == [1, 0, 0]
     assert len(prepare("auto", *good, "none")) == 1, "it is chosen where 80 % are JSON"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -51,65 +51,6 @@ def test_the_salt_decides_who_is_held_out_and_the_id_does_not_depend_on_it(tmp_p
     assert one.ids("heldout") != two.ids("heldout")
     everything = [made.ids("train") | made.ids("dev") | made.ids("heldout") for made in (one, two)]
     assert everything[0] == everything[1]
-
-
-PROMPTS = st.integers(0, 30)
-DROPS = st.lists(
-    st.lists(st.tuples(PROMPTS, st.sampled_from(["yes", "no", "perhaps"])), min_size=1, max_size=25),
-    min_size=1,
-    max_size=4,
-)
-
-
-@settings(max_examples=40, deadline=None)
-@given(drops=DROPS, data=st.data())
-def test_no_prompt_ever_moves_between_held_out_and_training(
-    tmp_path_factory: pytest.TempPathFactory, drops: list[list[tuple[int, str]]], data: st.DataObject
-) -> None:
-    root = tmp_path_factory.mktemp("prompts")
-
-    def splits(content: list[list[tuple[int, str]]]) -> tuple[set[str], set[str], set[str]]:
-        snapshot = Snapshot(root, split=SplitConfig(heldout=0.4, dev=0.1)).drop(
-            [{"instruction": "constant", "output": "x"}]
-        )
-        for drop in content:
-            snapshot.drop([{"instruction": f"Prompt {prompt}", "output": answer} for prompt, answer in drop])
-        made = snapshot.prepare()
-        everyone = {prompt_id(f"Prompt {prompt}", "") for drop in content for prompt, _ in drop} | {
-            prompt_id("constant", "")
-        }
-        assert made.ids("train") | made.ids("dev") | made.ids("heldout") == everyone
-        return made.ids("train"), made.ids("dev"), made.ids("heldout")
-
-    train, dev, heldout = splits(drops)
-    assert not (train | dev) & heldout
-    changed = data.draw(st.permutations(drops))
-    changed = [*changed, data.draw(st.sampled_from(drops))]
-    changed = [*changed, [(prompt, "corrected") for prompt, _ in data.draw(st.sampled_from(drops))]]
-    changed = [*changed, data.draw(DROPS)[0]]
-    later_train, later_dev, later_heldout = splits(changed)
-    assert not (later_train | later_dev) & heldout
-    assert not later_heldout & (train | dev)
-    assert heldout <= later_heldout
-    assert train | dev <= later_train | later_dev
-
-
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_files_do_not_depend_on_the_order_of_drops_whose_answers_agree(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    root = tmp_path_factory.mktemp("order")
-    parts = [rows(40), rows(30, start=20), rows(50, start=45)]
-
-    def contents(order: list[list[dict[str, str]]]) -> list[list[dict[str, Any]]]:
-        snapshot = Snapshot(root)
-        for part in order:
-            snapshot.drop(part)
-        made = snapshot.prepare()
-        return [[{**row, "drop": 0} for row in side] for side in (made.train, made.dev, made.heldout)]
-
-    assert contents(data.draw(st.permutations(parts))) == contents(parts)
 
 
 def test_the_same_snapshot_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_one_record_that_is_not_scored_is_told_as_one(tmp_path: Path) -> None:
 
 
 def test_what_was_pinned_and_in_no_drop_is_never_called_trained_on(tmp_path: Path) -> None:
-    """Only near copies of them were."""
+    """Only near-duplicates of them were."""
     copies = [f"Question number {n}, which is the {n}th of all the ones that were ever put to us" for n in range(20)]
     train = [{"instruction": f"{text} today", "output": "yes"} for text in copies]
     snapshot = Snapshot(tmp_path).drop([*train, *rows(9)])
@@ -52,8 +52,8 @@ def test_what_was_pinned_and_in_no_drop_is_never_called_trained_on(tmp_path: Pat
     made = taught(snapshot, [row["instruction"] for row in train], 1).prepare().dataset
     (said,) = [warning for warning in made.warnings if "champion" in warning]
     assert said == (
-        f"{made.seen_by_champion} held-out records are not scored because the champion was trained on near copies of "
-        "them: hold out records that say other things"
+        f"{made.seen_by_champion} held-out records are not scored because the champion was trained on near-duplicates "
+        "of them: hold out records that say other things"
     )
     assert made.seen_by_champion > 0
 
