@@ -6,8 +6,8 @@ from pathlib import Path
 
 from daemon.cli.output import print_line
 from daemon.inbox.quarantine import Ruling
-from pipeline.records.conversions import command
-from pipeline.records.records import Limits, Row, nearest_key, read_rows
+from pipeline.records.file_formats import command
+from pipeline.records.records import Row, nearest_key, read_rows
 from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation
 from pipeline.words import count
 
@@ -56,7 +56,7 @@ def _print_faults(file: Path, validation: Validation) -> None:
 
 def _readings(file: Path) -> Iterator[str]:
     """Yield a complete command for each way to read the rows of a file that has other keys, by its first row."""
-    row = next((row.value for row in read_rows(file, Limits()) if isinstance(row, Row)), None)
+    row = next((row.value for row in read_rows(file) if isinstance(row, Row)), None)
     values = row if isinstance(row, dict) else {}
     texts = [key for key, value in values.items() if isinstance(value, str) and _PLAIN_KEY.fullmatch(key)]
     meant = {key: nearest_key(key) for key in texts}

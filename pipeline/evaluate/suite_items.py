@@ -16,14 +16,14 @@ from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
 from pipeline.models.prompt import fold
-from pipeline.records.records import Finding, Limits, read_records
+from pipeline.records.records import Finding, read_records
 from pipeline.records.strict_json import BadJson, parse
 
 BUILTIN, QUESTIONS = "builtin", "questions"
 HARNESS = "lm-eval:"
 #: The built-in suites.
 _FILES = {name: Path(__file__).with_name(f"general_{name}.jsonl") for name in (BUILTIN, QUESTIONS)}
-_LIMITS = Limits(max_line_bytes=1 << 24)
+_MOST_LINE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _items(path: Path) -> Iterator[tuple[int, Item]]:
             if line.strip():
                 yield number, _question(path, number, line)
         return
-    for number, record in enumerate(read_records(path, _LIMITS), 1):
+    for number, record in enumerate(read_records(path, _MOST_LINE_BYTES), 1):
         if isinstance(record, Finding):
             raise _wrong(path, record.line or number, record.message)
         content = fold(record.instruction, record.input)

@@ -14,14 +14,12 @@ from pipeline.errors import CannotTrain
 from pipeline.models.prompt import fold
 from pipeline.models.token_counts import Window
 from pipeline.records.prompt_hash import hash_id, hash_place, normalise
-from pipeline.records.records import Finding, Limits, Record, read_records
+from pipeline.records.records import ANY_LENGTH, Finding, Record, read_records
 from pipeline.records.special_tokens import special_tokens
 
 #: Rows between two looks at whether the step is to stop.
 CHECK_EVERY = 1000
 _PARTS = 64
-#: The intake bounded the lines already, perhaps by another setting than today's.
-_LIMITS = Limits(max_line_bytes=1 << 40)
 
 
 class PartitionRow(NamedTuple):
@@ -138,7 +136,7 @@ def _records(attempt: Attempt, drop: Drop) -> Iterator[Record]:
         raise CannotTrain(f"drop {drop.id} ({drop.name}) is gone from the store: {drop.path}", hint)
     if durable.sha256_file(path) != drop.sha256:
         raise CannotTrain(f"drop {drop.id} ({drop.name}) is damaged: its sha256 is not the recorded one", hint)
-    for record in read_records(path, _LIMITS):
+    for record in read_records(path, ANY_LENGTH):
         if isinstance(record, Finding):
             message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
             raise CannotTrain(message, f"take it out: {withdraw} 'bad row'")

@@ -1,9 +1,9 @@
 r"""
-The quick road for the rows that nearly all files are made of: one look at a line's bytes, and it is a good record.
+Recognise plain rows, of which nearly all files are made, by a line's bytes: they are good records.
 
-A plain row has the known keys alone, each once, and texts of harmless characters. Whatever is not certainly plain goes
-the long way (strict parser, schema, every rule), so that this module decides nothing but speed: a property test holds
-it to never taking what the long way would object to, or even only warn of.
+A plain row has the known keys alone, each once, and texts of harmless characters. Whatever is not certainly plain is
+parsed strictly and checked by every rule, so that this module decides nothing but speed: a property test shows that it
+never takes a row with a finding or a warning.
 """
 
 import json
@@ -38,12 +38,12 @@ _MANY_KEYS = re.compile(rb"\s*+\{(?:" + _PAIR + rb"){%d}" % MOST_KEYS)
 
 
 def has_many_keys(line: bytes) -> bool:
-    """Say whether `line` begins an object of more than `MOST_KEYS` keys, if that shows at once: to read all is slow."""
+    """Return whether `line` certainly begins an object of more than `MOST_KEYS` keys, which is slow to parse."""
     return line.count(b":") > MOST_KEYS and _MANY_KEYS.match(line) is not None
 
 
 class PlainRows:
-    """Says of a line's bytes whether they are a plain row."""
+    """Recognises plain rows by their bytes."""
 
     def __init__(self, special_tokens: Collection[str]) -> None:
         """Make the patterns; a text that holds one of `special_tokens` is not plain."""
@@ -58,9 +58,9 @@ class PlainRows:
 
     def lines(self, block: bytes) -> tuple[bytes, int]:
         """
-        Return the lines at the beginning of `block` that are plain rows, and how many lines are to be taken singly.
+        Return the lines at the beginning of `block` that are plain rows, and how many lines `take` must check singly.
 
-        A plain row costs a fifth less in a block. Where one of the first lines needs a look, all are taken singly.
+        A plain row costs a fifth less in a block. Where one of the first lines may not be plain, all are taken singly.
         """
         found = self._rows(block)
         lines = b"" if found is None else found[0]
@@ -69,7 +69,7 @@ class PlainRows:
         return b"", lines.count(b"\n")
 
     def take(self, line: bytes) -> bool:
-        """Say whether `line`, with or without its end, is certainly one good record without anything odd in it."""
+        """Return whether `line`, with or without its end, is certainly one good record with nothing odd in it."""
         if self._row(line) is None or (self._suspect is not None and self._suspect(line) is not None):
             return False
         if line.isascii():
@@ -87,7 +87,7 @@ class PlainRows:
 def _row(*, escapes: bool) -> bytes:
     """Return the pattern of a line: the known keys in any order, each once."""
     escaped = rb'\\(?:["\\nrt]|' + _ESCAPE + rb")" if escapes else rb'\\["\\nrt]'
-    # All but quotes, backslashes and control characters; said in the positive it is searched twice as fast.
+    # All but quotes, backslashes and control characters; a positive set is searched twice as fast.
     run = rb"[ !#-\[\]-\xff]*+"
     first = _NO_PLACEHOLDER + rb"(?:" + _FIRST + (_FIRST_ESCAPED if escapes else b"") + rb")"
     text = rb'"' + first + run + rb"(?:" + escaped + run + rb')*+"'

@@ -1,4 +1,4 @@
-"""Name and place a prompt by the hash of its normalised text."""
+"""Compute a prompt's id and its place among all prompts, by hashes of its normalised text."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ _SURE = 1.645
 
 
 def normalise(text: str) -> str:
-    """Return the form in which two prompts are the same: NFKC, case folded, blanks collapsed."""
+    """Return a text in the form in which prompts are compared: NFKC, case folded, blanks collapsed."""
     if text.isascii():
         return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -29,13 +29,13 @@ def hash_id(prompt: str) -> str:
 
 
 def hash_place(salt: str, prompt: str) -> str:
-    """Return where a normalised prompt falls under `salt`, as 64 hexadecimal digits: the split reads them."""
+    """Return a normalised prompt's place under `salt`, 64 hexadecimal digits: its split depends on them."""
     return hashlib.sha256(_lengths(salt, prompt)).hexdigest()
 
 
 def rows_for(records: int, share: float) -> float:
     """
-    Return of how many rows a hash holds out at least so many `records` in 95 of 100 cases, each with chance `share`.
+    Return the number of rows of which at least `records` are held out in 95 of 100 cases, each with chance `share`.
 
     By the normal distribution that is near to the binomial one: rows * share - z sqrt(rows * share (1 - share)) is
     `records`, solved for rows. `share` must be above 0.

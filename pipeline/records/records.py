@@ -1,5 +1,5 @@
 """
-A drop's bytes → rows of JSON → records; whatever is wrong becomes a `Finding`, never an exception.
+Read a drop's bytes as rows of JSON and these as records; whatever is wrong becomes a `Finding`, never an exception.
 
 Lines end at newline bytes alone (text may hold U+2028 and its kin), their length is bounded, and JSON is read strictly:
 no duplicate keys, no NaN, no lone surrogates. A file that is one JSON array is read element by element, in flat memory.
@@ -17,9 +17,7 @@ from typing import Any
 from pipeline.artifacts import Frozen
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows, has_many_keys
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
-from pipeline.records.json_array import ArrayReader, too_long
-from pipeline.records.likeness import nearest
-from pipeline.records.strict_json import BadJson, parse
+from pipeline.records.strict_json import ArrayReader, BadJson, parse, too_long
 from pipeline.words import printable
 
 _BOM = b"\xef\xbb\xbf"
@@ -27,9 +25,7 @@ _BOM = b"\xef\xbb\xbf"
 _BLANKS = b" \t\r\n"
 _BLOCK_BYTES = 1 << 16
 _BLANK_RUN = re.compile(rb"[ \t\r\n]*+")
-_NEARNESS = 0.8
 _LONGEST_KEY = 40
-_LONGEST_MISSPELLING = 16
 _SHOWN_KEY = 60
 #: Keys that say what a record is about, for the report alone; as the schema bounds them.
 LABELS = ("tags", "category")
@@ -46,8 +42,12 @@ _ALIASES = {
     "answer": "output",
     "completion": "output",
     "target": "output",
+    "instruct": "instruction",
 }
-
+#: Longest line of a drop, or longest element of an array, in bytes.
+MOST_LINE_BYTES = 4_000_000
+#: For files that were accepted already.
+ANY_LENGTH = 1 << 40
 
 #: Called with the number of a line, and with good records from this line on as JSON Lines.
 Look = Callable[[int, bytes], None]
@@ -69,20 +69,12 @@ class Finding(Frozen):
 
 
 class FileFinding(Finding):
-    """A finding about the file, or one behind which it cannot be read: no row can be set aside to mend it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds on what is read."""
-
-    max_line_bytes: int = 4_000_000
-    """Longest line, or longest element of an array, in bytes."""
+    """A finding about the whole file, or one after which it cannot be read: leaving out a row does not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One JSON value of a drop, not yet held against the schema."""
+    """One JSON value of a drop, not yet validated."""
 
     line: int
     record: int | None
@@ -91,14 +83,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PlainRun:
-    """So many rows in a row that `PlainRows` took: good records, not parsed."""
+    """Consecutive rows that `PlainRows` took: good records, not parsed."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One good record; `unknown` are its keys beside those that count."""
+    """One good record; `unknown` are its keys that are not used."""
 
     line: int
     instruction: str
@@ -109,19 +101,19 @@ class Record:
     """What it is about; a category becomes the tag `category:NAME`."""
 
 
-def read_rows(path: Path, limits: Limits) -> Iterator[Row | Finding]:
+def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding]:
     """
     Yield the JSON values of a drop in their order, and a finding for each that cannot be read.
 
     A file that is something else (gzip, CSV, UTF-16, ...) gives one `FileFinding` that names it. Raises `OSError` only.
     """
-    for row in scan_rows(path, limits, None):
+    for row in scan_rows(path, most, None):
         if not isinstance(row, PlainRun):
             yield row
 
 
 def scan_rows(
-    path: Path, limits: Limits, plain: PlainRows | None, look: Look | None = None
+    path: Path, most: int, plain: PlainRows | None, look: Look | None = None
 ) -> Iterator[Row | Finding | PlainRun]:
     """Do as `read_rows` does, but only count the lines that `plain` takes, and show them to `look`."""
     file: BufferedReader = BufferedReader(path.open("rb", buffering=0), _BLOCK_BYTES)
@@ -134,14 +126,14 @@ def scan_rows(
         start = len(_BOM) if head.startswith(_BOM) else 0
         file.seek(start)
         if head[start:].lstrip()[:1] == b"[":
-            yield from _array_rows(file, limits)
+            yield from _array_rows(file, most)
         else:
-            yield from _line_rows(file, limits, plain, look or _nothing)
+            yield from _line_rows(file, most, plain, look or _nothing)
 
 
-def read_records(path: Path, limits: Limits) -> Iterator[Record | Finding]:
-    """Yield a drop's records, and a finding for every row that is none (`validate` words those at length)."""
-    for row in read_rows(path, limits):
+def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | Finding]:
+    """Yield a drop's records, and a finding for every row that is none (`validate` words these in detail)."""
+    for row in read_rows(path, most):
         if isinstance(row, Finding):
             yield row
             continue
@@ -156,9 +148,9 @@ def read_records(path: Path, limits: Limits) -> Iterator[Record | Finding]:
 
 def record_of(row: Row) -> Record | None:
     """
-    Return the record in `row`; `None` if it breaks a rule.
+    Return the record in `row`; `None` if it breaks a rule of the schema, or misnames a key.
 
-    The quick road past jsonschema: a property test holds it to the schema's answer.
+    A property test holds it to jsonschema's answer, which takes many times as long.
     """
     value = row.value
     if not isinstance(value, dict) or len(value) > MOST_KEYS:
@@ -200,7 +192,7 @@ def key_meant(key: str, value: Mapping[str, Any]) -> str | None:
 
 
 def nearest_key(key: str) -> str | None:
-    """Return the known key most like `key` (`Output`, `instructions`, `response`), or `None`."""
+    """Return the known key that `key` means, by another name or one wrong letter (`Output`, `response`), or `None`."""
     # Looked at before anything is remembered: a key may be as long as a line.
     return _nearest_key(key) if len(key) <= _LONGEST_KEY else None
 
@@ -208,16 +200,23 @@ def nearest_key(key: str) -> str | None:
 @lru_cache(maxsize=1024)
 def _nearest_key(key: str) -> str | None:
     plain = key.strip().casefold()
-    if plain in _ALIASES or len(plain) > _LONGEST_MISSPELLING:
-        return _ALIASES.get(plain)
-    return nearest(plain, KEYS, _NEARNESS)
+    return _ALIASES.get(plain) or next(
+        (_WITHOUT_A_LETTER[part] for part in _parts(plain) & _WITHOUT_A_LETTER.keys()), None
+    )
+
+
+def _parts(word: str) -> set[str]:
+    """Return a word, and what is left of it without each of its letters."""
+    return {word, *(word[:index] + word[index + 1 :] for index in range(len(word)))}
+
+
+_WITHOUT_A_LETTER = {part: key for key in KEYS for part in _parts(key)}
 
 
 def _line_rows(
-    file: BufferedReader, limits: Limits, plain: PlainRows | None, look: Look
+    file: BufferedReader, most: int, plain: PlainRows | None, look: Look
 ) -> Iterator[Row | Finding | PlainRun]:
     take = plain.take if plain is not None else _nothing
-    most = limits.max_line_bytes
     number = taken = 0
     #: Lines that are taken singly before a block is looked at again.
     singly = 0 if most >= _BLOCK_BYTES else sys.maxsize
@@ -274,8 +273,7 @@ def _json_row(text: bytes, line: int, record: int | None) -> Row | Finding:
         return _finding(error, line, record)
 
 
-def _array_rows(file: BufferedReader, limits: Limits) -> Iterator[Row | Finding]:
-    most = limits.max_line_bytes
+def _array_rows(file: BufferedReader, most: int) -> Iterator[Row | Finding]:
     with TextIOWrapper(file, "utf-8", "surrogateescape", newline="\n") as decoded:
         array = ArrayReader(decoded, most)
         try:

@@ -13,7 +13,7 @@ from pipeline.metrics.automatic import metric_of
 from pipeline.models.prompt import fold
 from pipeline.models.token_counts import Window
 from pipeline.records.prompt_hash import normalise
-from pipeline.records.records import Limits, Record, read_records
+from pipeline.records.records import ANY_LENGTH, Record, read_records
 from pipeline.words import count
 
 #: Rows that are looked at for repetitions: 28 bytes of memory each.
@@ -27,8 +27,6 @@ _TOGETHER = 1000
 #: ASCII in lower case, and a space for all that `str.split` parts words at.
 _FOLDED = bytes(ord(" " if chr(code).isspace() else chr(code).lower()) for code in range(128)) + bytes(range(128, 256))
 _BLANKS = re.compile(rb"  +")
-#: Lines were bounded when the files were taken in.
-_LIMITS = Limits(max_line_bytes=1 << 40)
 
 
 class Repeats(NamedTuple):
@@ -144,12 +142,12 @@ def repeat_lines(file: Path, found: Repeats) -> list[str]:
 
 def likely_metric(path: Path) -> str | None:
     """Return the metric that "auto" takes for a drop's first answers; `None` without records. Raises `OSError`."""
-    records = (row for row in read_records(path, _LIMITS) if isinstance(row, Record))
+    records = (row for row in read_records(path, ANY_LENGTH) if isinstance(row, Record))
     return metric_of([row.output for row in islice(records, _MOST_ANSWERS)])
 
 
 def _keys_in(path: Path) -> Iterator[int]:
-    records = (row for row in read_records(path, _LIMITS) if isinstance(row, Record))
+    records = (row for row in read_records(path, ANY_LENGTH) if isinstance(row, Record))
     while some := [fold(row.instruction, row.input) for row in islice(records, _TOGETHER)]:
         yield from _keys(some)
 

@@ -30,7 +30,7 @@ def special_tokens(folder: Path) -> tuple[str, ...]:
     """
     Return the texts that the tokenizer in `folder` reads as special tokens, sorted.
 
-    A file that is not there or cannot be read gives none, nor do too many: `token_problem` tells what is wrong.
+    None for a file that is missing or cannot be read, and for too many tokens: `token_problem` says what is wrong.
     """
     return _read(tuple(signature(folder / name) for name in FILES))[0]
 
@@ -42,9 +42,9 @@ def token_problem(folder: Path) -> str:
 
 def token_pattern(tokens: Collection[str], depth: int = _DEEPEST) -> str:
     """
-    Return a regular expression for any of `tokens`, the longest where several begin at one place.
+    Return a regular expression for any of `tokens`, the longest where several begin at one position.
 
-    Parted by their beginnings: tried one after another, a base's hundreds of tokens would all be tried at every `<`.
+    Grouped by their beginnings: else a base's hundreds of tokens would all be tried at every `<`.
     """
     if not depth:
         return f"(?:{'|'.join(map(re.escape, sorted(set(tokens), key=len, reverse=True)))})"

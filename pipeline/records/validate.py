@@ -1,31 +1,31 @@
 """
-Holds a file against `schemas/alpaca-record.schema.json` and says of every bad row where, what and what to do.
+Validate a file against `schemas/alpaca-record.schema.json`; tell of each bad row the line, the error and the remedy.
 
 Used by the intake and by `dropforge check FILE`; streaming, so memory does not grow with the file. Nearly all rows of
-nearly all files are judged by one look at their bytes (`fast_path`); jsonschema words what is wrong with the others.
+nearly all files are recognised as good by their bytes (`fast_path`); jsonschema finds what is wrong with the others.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from itertools import islice
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.artifacts import Frozen
-from pipeline.records.conversions import other_format
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
-from pipeline.records.outline import meant, outline
+from pipeline.records.file_formats import other_format
 from pipeline.records.records import (
     FEWER_KEYS,
     LABELS,
     LONGEST_TAG,
+    MOST_LINE_BYTES,
     MOST_TAGS,
     FileFinding,
     Finding,
-    Limits,
     Look,
     PlainRun,
     Record,
@@ -55,18 +55,18 @@ _KEY_WIDTH = 60
 class Options:
     """What a file may be."""
 
-    max_line_bytes: int = 4_000_000
+    max_line_bytes: int = MOST_LINE_BYTES
     """Longest line in bytes."""
     special_tokens: tuple[str, ...] = ()
     """Texts that the base model's tokenizer reads as special tokens."""
     on_special_tokens: Literal["reject", "escape"] = "reject"
     """Records that hold one: a finding each, or counted, as they will be read as plain text."""
     most_bad_rows: int = 0
-    """Bad rows that could be set aside: behind `MOST_FINDINGS`, a file with more of them is read no further."""
+    """Most bad rows of an accepted file: after `MOST_FINDINGS`, a file with more of them is read no further."""
 
 
 class Notice(Frozen):
-    """Something worth knowing that rejects nothing, counted over the file."""
+    """A warning, which rejects nothing, counted over the file."""
 
     kind: str
     key: str | None
@@ -77,7 +77,7 @@ class Notice(Frozen):
 
 
 class FindingKind(NamedTuple):
-    """Findings that say the same of several rows."""
+    """Equal findings of several rows."""
 
     message: str
     remedy: str
@@ -100,7 +100,7 @@ class Validation(Frozen):
     """How many of all findings broke each rule, the most frequent first."""
     warnings: tuple[Notice, ...]
     complete: bool = True
-    """Whether the file was read to its end, and is one of records: bad rows can be set aside only then."""
+    """Whether the file was read to its end, and has records: only then can it be accepted without its bad rows."""
     stopped: bool = False
     """Whether reading stopped early because there were too many findings."""
 
@@ -116,11 +116,11 @@ class Validation(Frozen):
 
     @property
     def kinds(self) -> tuple[FindingKind, ...]:
-        """The findings, alike ones once, rare ones first: what is wrong in a few lines alone is not lost behind all."""
-        alike: dict[tuple[str, str], list[Finding]] = {}
+        """The findings, equal ones once, rare ones first: so they are not lost behind what is wrong in every line."""
+        equal: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
-            alike.setdefault((finding.message, finding.remedy), []).append(finding)
-        found = sorted(alike.items(), key=lambda kind: len(kind[1]))
+            equal.setdefault((finding.message, finding.remedy), []).append(finding)
+        found = sorted(equal.items(), key=lambda kind: len(kind[1]))
         return tuple(FindingKind(*words, len(all_), all_[0].line, all_[0].field) for words, all_ in found)
 
     @property
@@ -144,7 +144,7 @@ def validate(path: Path, options: Options, look: Look | None = None) -> Validati
     """
     tally = _Tally(RowJudge(options), options.most_bad_rows, look)
     plain = PlainRows(options.special_tokens)
-    for row in scan_rows(path, Limits(options.max_line_bytes), plain, look):
+    for row in scan_rows(path, options.max_line_bytes, plain, look):
         if tally.is_full:
             tally.stop()
             break
@@ -155,21 +155,17 @@ def validate(path: Path, options: Options, look: Look | None = None) -> Validati
 def good_rows(path: Path, options: Options) -> Iterator[Row]:
     """Yield the rows of a file that `validate` counts as good. Raises `OSError` only."""
     judge = RowJudge(options)
-    for row in read_rows(path, Limits(options.max_line_bytes)):
+    for row in read_rows(path, options.max_line_bytes):
         if isinstance(row, Row) and not judge.findings(row, record_of(row)):
             yield row
 
 
 class RowJudge:
-    """Holds single rows against every rule."""
+    """Checks single rows by every rule."""
 
     def __init__(self, options: Options) -> None:
-        """Make the rules that `options` ask for."""
+        """Compile the rules for `options`."""
         self.texts = TextRules(options.special_tokens, escape=options.on_special_tokens == "escape")
-
-    def clean(self, record: Record) -> bool:
-        """Say quickly whether there is nothing to say about a record, but for its unknown keys."""
-        return self.texts.clean(record.instruction, record.input, record.output)
 
     def findings(self, row: Row, record: Record | None) -> list[Finding]:
         """Return what is wrong with a row; `record` is what `record_of` made of it."""
@@ -181,12 +177,12 @@ class RowJudge:
 
 
 def row_findings(row: Row) -> list[Finding]:
-    """Return what the schema, and the rule on misnamed keys, have against one row; in the order of the keys."""
+    """Return the findings of the schema, and of the rule on misnamed keys, about one row; in the order of the keys."""
     value = row.value
     if isinstance(value, dict):
         if len(value) > MOST_KEYS:
-            message = f"the record has {len(value):,} keys, at most {MOST_KEYS:,} are read"
-            return [_finding(row, None, "maxproperties", message, FEWER_KEYS)]
+            keys = f"the record has {len(value):,} keys, at most {MOST_KEYS:,} are read"
+            return [_finding(row, None, "maxproperties", keys, FEWER_KEYS)]
         if (other := other_format(value)) is not None:
             return [_finding(row, other[0], "format", f"the row is {other[1]}", other[2])]
     found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(outline(value))]
@@ -195,6 +191,32 @@ def row_findings(row: Row) -> list[Finding]:
         message = f"tags are {len(tags):,}, at most {MOST_TAGS} are read"
         found.append(_finding(row, "tags", "maxitems", message, "leave some out"))
     return found + list(_misnamed(row, {finding.field for finding in found}))
+
+
+def outline(value: Any) -> Any:
+    """
+    Return a small row that breaks the schema as `value` does, without too many tags.
+
+    jsonschema's work and messages grow with all that a row holds.
+    """
+    if not isinstance(value, dict):
+        return _small(value)
+    small = {key: _small(value[key]) for key in (*KEYS, *LABELS) if key in value}
+    for key in KEYS:
+        if isinstance(value.get(key), str):
+            small[key] = value[key].strip()[:1]
+    tags = value.get("tags")
+    if isinstance(tags, list) and len(tags) > MOST_TAGS:
+        del small["tags"]
+    elif isinstance(tags, list):
+        small["tags"] = [_small(tag) for tag in tags]
+    return small
+
+
+def _small(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[: LONGEST_TAG + 1]
+    return type(value)() if isinstance(value, list | dict) else value
 
 
 @cache
@@ -269,7 +291,7 @@ class _Tally:
 
     def _add_row(self, row: Row) -> None:
         record = record_of(row)
-        clean = record is not None and self._judge.clean(record)
+        clean = record is not None and self._judge.texts.clean(record.instruction, record.input, record.output)
         found = [] if clean else self._judge.findings(row, record)
         self._note(found)
         if found:
@@ -280,8 +302,8 @@ class _Tally:
             self._look(row.line, json.dumps({key: row.value[key] for key in KEYS if key in row.value}).encode())
         for key in record.unknown if record is not None else ():
             self._count("unknown_key", printable(key[:_KEY_WIDTH]), row.line)
-        for oddity in () if clean else self._judge.texts.oddities(row.value):
-            self._count(oddity.kind, oddity.field, row.line)
+        for kind, field in () if clean else self._judge.texts.oddities(row.value):
+            self._count(kind, field, row.line)
 
     def _note(self, found: list[Finding]) -> None:
         self._total += len(found)
@@ -300,17 +322,17 @@ def _notice(kind: str, key: str, rows: int, line: int) -> Notice:
 
 
 def _worded(row: Row, error: "ValidationError") -> Finding:
-    """Say in our words what jsonschema found; its own would repeat the whole value."""
+    """Word what jsonschema found; its own message would repeat the whole value."""
     field = str(error.path[0]) if error.path else None
     if error.validator == "required":
-        field = _missing(error)
-        return _missing_finding(row, field)
+        # The schema gives an error for each missing key, which its message begins with.
+        return _missing_finding(row, next(key for key in KEYS if error.message.startswith(repr(key))))
     if error.validator == "pattern":
         return _finding(row, field, "blank", f"{field} is blank", f"write the {field}, or leave the row out")
     if error.validator == "type" and field is None:
         message = f"a record is an object, this is {_article(row.value)}"
         return _finding(row, None, "type", message, 'write {"instruction": ..., "input": ..., "output": ...}')
-    value = meant(row.value, error)
+    value = reduce(getitem, error.absolute_path, row.value)
     if error.validator == "type" and value is None:
         remedy = "use an empty string or leave it out" if field == "input" else f"write the {field} as a text"
         return _finding(row, field, "type", f"{field} is null, not a text", remedy)
@@ -323,11 +345,11 @@ def _worded(row: Row, error: "ValidationError") -> Finding:
 
 
 def _worded_label(row: Row, error: "ValidationError") -> Finding | None:
-    """Say what is wrong with a record's tags or its category; `None` if the error is about neither."""
+    """Word an error about a record's tags or its category; `None` if it is about neither."""
     field = error.path[0] if error.path else None
     if field not in LABELS:
         return None
-    value = meant(row.value, error)
+    value = reduce(getitem, error.absolute_path, row.value)
     one = "category" if field == "category" else "a tag"
     if error.validator == "maxLength":
         message = f"{one} has {len(value):,} characters, at most {LONGEST_TAG} are read"
@@ -344,12 +366,6 @@ def _worded_label(row: Row, error: "ValidationError") -> Finding | None:
     return _finding(row, str(field), str(error.validator).lower(), message, remedy)
 
 
-def _missing(error: "ValidationError") -> str:
-    """Return the key that a `required` error is about: the schema gives one error a missing key, in its order."""
-    words = error.message
-    return next((key for key in KEYS if words.startswith(repr(key))), words)
-
-
 def _missing_finding(row: Row, field: str) -> Finding:
     others = islice((key for key in row.value if key not in KEYS), _MOST_HINTS)
     near = next((key for key in others if key_meant(key, row.value) == field), None)
@@ -361,7 +377,7 @@ def _missing_finding(row: Row, field: str) -> Finding:
 
 
 def _misnamed(row: Row, told: set[str | None]) -> Iterator[Finding]:
-    """Find unknown keys that are probably `input`, which would be lost without a word."""
+    """Yield unknown keys that are probably `input`, which would be lost otherwise."""
     if not isinstance(row.value, dict):
         return
     # Of a row that is bad in any case so many keys are looked at; one that is not must not be lost.

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pipeline.records.fast_path import PlainRows
-from pipeline.records.records import Limits, Row, record_of, scan_rows
+from pipeline.records.records import MOST_LINE_BYTES, Row, record_of, scan_rows
 from pipeline.records.validate import Options, RowJudge, good_rows, validate
 from tests.chaos.corpus import GOOD, TOKENS, bad_files, clean_files
 
@@ -191,7 +191,7 @@ def quick(lines: dict[int, bytes]) -> None:
             row = Row(1, None, strictly(line.decode()))
             record = record_of(row)
             assert record is not None
-            assert judge.clean(record)
+            assert judge.texts.clean(record.instruction, record.input, record.output)
             assert not record.unknown
             assert judge.findings(row, record) == []
             assert list(judge.texts.oddities(row.value)) == []
@@ -241,5 +241,5 @@ def test_the_quick_road_takes_the_rows_that_files_are_made_of() -> None:
 def test_plain_lines_are_counted_and_not_parsed(tmp_path: Path) -> None:
     path = tmp_path / "drop.jsonl"
     path.write_bytes(b"\n".join([GOOD] * 5))
-    runs = list(scan_rows(path, Limits(), PlainRows(())))
+    runs = list(scan_rows(path, MOST_LINE_BYTES, PlainRows(())))
     assert [getattr(run, "count", None) for run in runs] == [5]

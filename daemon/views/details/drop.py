@@ -10,7 +10,7 @@ from daemon.state.run_files import ArtifactDamaged
 from daemon.views.drop_lineage import DropView
 from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
-from pipeline.records.records import Limits, Row, read_rows
+from pipeline.records.records import Row, read_rows
 
 #: Rows that one page shows, and the longest text of one.
 MOST_ROWS = 20
@@ -114,7 +114,7 @@ def drop_rows(overview: Overview, drop: DropView, after: int = 0, most: int = MO
     path = overview.folder / "drops" / f"{drop.sha256}.jsonl"
     if not drop.sha256 or not path.is_file():
         return ()
-    rows = (row for row in read_rows(path, Limits()) if isinstance(row, Row) and isinstance(row.value, dict))
+    rows = (row for row in read_rows(path) if isinstance(row, Row) and isinstance(row.value, dict))
     return tuple(_row(row) for row in islice(rows, after, after + most))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from daemon.state.tables import Drop, Event, Run
 from pipeline import durable
-from pipeline.records.records import Limits, Record, read_records
+from pipeline.records.records import Record, read_records
 from tests.daemon.inbox.test_intake import CUTS, FINDINGS, NOW, Box, PowerCut, jsonl
 
 GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(98)]
@@ -24,7 +24,7 @@ def box(root: Path, **intake: Any) -> Box:
 
 def stored(made: Box) -> list[Record]:
     path = made.settings.state_folder / "drops" / made.store()[0]
-    found = list(read_records(path, Limits()))
+    found = list(read_records(path))
     assert all(isinstance(row, Record) for row in found)
     return [row for row in found if isinstance(row, Record)]
 

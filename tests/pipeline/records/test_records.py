@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import json_array, records
+from pipeline.records import records, strict_json
 from pipeline.records.fast_path import PlainRows
 from pipeline.records.records import (
+    MOST_LINE_BYTES,
     Finding,
-    Limits,
     Record,
     Row,
     nearest_key,
@@ -35,14 +35,14 @@ JSON = st.recursive(
 )
 
 
-def rows(folder: Path, data: bytes, limits: Limits = Limits()) -> list[Row | Finding]:  # noqa: B008 - frozen
+def rows(folder: Path, data: bytes, most: int = MOST_LINE_BYTES) -> list[Row | Finding]:
     path = folder / "drop.jsonl"
     path.write_bytes(data)
-    return list(read_rows(path, limits))
+    return list(read_rows(path, most))
 
 
-def only_finding(folder: Path, data: bytes, limits: Limits = Limits()) -> Finding:  # noqa: B008 - frozen
-    findings = [row for row in rows(folder, data, limits) if isinstance(row, Finding)]
+def only_finding(folder: Path, data: bytes, most: int = MOST_LINE_BYTES) -> Finding:
+    findings = [row for row in rows(folder, data, most) if isinstance(row, Finding)]
     assert len(findings) == 1, findings
     assert findings[0].remedy
     return findings[0]
@@ -76,10 +76,10 @@ def test_blank_lines_are_passed_many_at_once_and_counted(tmp_path: Path, blank: 
     path = tmp_path / "drop.jsonl"
     path.write_bytes(blank * 100_000 + GOOD + b"\n" + blank + GOOD + blank * 3 + b" " + GOOD)
     plain = Counted(())
-    found = list(scan_rows(path, Limits(), plain))
+    found = list(scan_rows(path, MOST_LINE_BYTES, plain))
     assert [row.line for row in found if isinstance(row, Row)] == [100_001, 100_003, 100_006]
     assert plain.asked < 1000
-    small = list(read_rows(path, Limits(max_line_bytes=64)))
+    small = list(read_rows(path, 64))
     assert [row.line for row in small] == [100_001, 100_003, 100_006]
 
 
@@ -137,9 +137,9 @@ def test_a_hole_in_the_file_is_told_from_bad_json(tmp_path: Path) -> None:
 def test_an_overlong_line_is_one_finding_and_the_next_line_is_read(tmp_path: Path) -> None:
     long = json.dumps({"instruction": "a" * 3_000_000, "output": "b"}).encode()
     data = long + b"\n" + GOOD + b"\n" + long
-    found = rows(tmp_path, data, Limits(max_line_bytes=100))
+    found = rows(tmp_path, data, 100)
     assert [(row.line, getattr(row, "rule", "")) for row in found] == [(1, "too_long"), (2, ""), (3, "too_long")]
-    exact = rows(tmp_path, GOOD + b"\n", Limits(max_line_bytes=len(GOOD)))
+    exact = rows(tmp_path, GOOD + b"\n", len(GOOD))
     assert len(values(exact)) == 1
 
 
@@ -208,9 +208,9 @@ def test_an_array_that_is_nested_without_end_is_a_finding(tmp_path: Path) -> Non
 
 def test_an_overlong_element_of_an_array_is_a_finding(tmp_path: Path) -> None:
     data = b"[" + GOOD + b"," + json.dumps("x" * 200).encode() + b"," + GOOD + b"]"
-    found = rows(tmp_path, data, Limits(max_line_bytes=100))
+    found = rows(tmp_path, data, 100)
     assert [getattr(row, "rule", "") for row in found] == ["", "too_long", ""]
-    endless = rows(tmp_path, b'["' + b"x" * 3_000_000, Limits(max_line_bytes=100))
+    endless = rows(tmp_path, b'["' + b"x" * 3_000_000, 100)
     assert [getattr(row, "rule", "") for row in endless] == ["too_long"]
 
 
@@ -226,12 +226,12 @@ def test_an_array_reads_the_same_however_it_falls_into_chunks(
     text = json.dumps(items, indent=indent, ensure_ascii=ascii_only)
     path = tmp_path_factory.getbasetemp() / "array.json"
     path.write_bytes(text.encode())
-    whole = json_array._CHUNK
-    json_array._CHUNK = chunk
+    whole = strict_json._CHUNK
+    strict_json._CHUNK = chunk
     try:
-        found = list(read_rows(path, Limits(10_000)))
+        found = list(read_rows(path, 10_000))
     finally:
-        json_array._CHUNK = whole
+        strict_json._CHUNK = whole
     assert values(found) == items
     assert [row.record for row in found] == list(range(1, len(items) + 1))
     assert [row.line for row in found] == sorted(row.line or 0 for row in found)
@@ -254,7 +254,7 @@ def test_what_strict_json_takes_reads_as_python_reads_it(tmp_path_factory: pytes
 def test_records_carry_their_texts_and_the_names_of_other_keys(tmp_path: Path) -> None:
     path = tmp_path / "drop.jsonl"
     path.write_bytes(GOOD + b'\n{"instruction": "a", "input": "i", "output": "b", "id": 3}\n{"instruction": "a"}\n')
-    found = list(read_records(path, Limits()))
+    found = list(read_records(path))
     assert found[0] == Record(1, "a", "", "b")
     assert found[1] == Record(2, "a", "i", "b", ("id",))
     assert isinstance(found[2], Finding)
@@ -275,6 +275,8 @@ def test_labels_become_tags_and_none_of_them_is_an_unknown_key() -> None:
         (" response", "output"),
         ("inputs", "input"),
         ("ouput", "output"),
+        ("imput", "input"),
+        ("instruct", "instruction"),
         ("id", None),
         ("text", None),
         ("input_type", None),

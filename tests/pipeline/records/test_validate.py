@@ -12,9 +12,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from pipeline.records.fast_path import KEYS, MOST_KEYS
-from pipeline.records.outline import outline
 from pipeline.records.records import MOST_TAGS, Row, key_meant, record_of
-from pipeline.records.validate import MOST_FINDINGS, Options, Validation, row_findings, validate
+from pipeline.records.validate import MOST_FINDINGS, Options, Validation, outline, row_findings, validate
 
 GOOD = {"instruction": "a", "input": "", "output": "b"}
 BARE = {"instruction": "a", "output": "b"}
