@@ -26,7 +26,7 @@ from daemon.system.processes import FileLock, identify, is_alive, kill_group, on
 from pipeline import durable
 from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED, is_disk_full
-from pipeline.models.untrusted_code import ENDED_BY, SECONDS
+from pipeline.models.untrusted import ENDED_BY, SECONDS
 
 #: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
 ALLOWED_ENVIRONMENT = (

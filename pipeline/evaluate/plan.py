@@ -16,10 +16,9 @@ from pipeline.evaluate.vllm import read_version
 from pipeline.models import auto_batch_size, generation
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, chosen_device, load_tokenizer
-from pipeline.models.manifest import model_id
+from pipeline.models.manifest import model_id, trained_ids
 from pipeline.models.prompt import Format, completion_ids, fold, prompt_ids
-from pipeline.models.sizes import read_window
-from pipeline.models.trained_ids import trained_ids
+from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import HeldoutRecord
 from pipeline.words import count
 

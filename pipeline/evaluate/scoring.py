@@ -16,7 +16,7 @@ from pipeline.evaluate.suites import Suite
 from pipeline.metrics.degenerate import DEGENERATE, collapsed, degenerate
 from pipeline.metrics.registry import METRICS, Metric
 from pipeline.metrics.tokens import tokens
-from pipeline.models import trained_ids
+from pipeline.models.manifest import TRAINED_IDS, trained_ids
 from pipeline.records.heldout import HeldoutRecord
 
 _POINTS = 100
@@ -109,9 +109,7 @@ def summarise(
         answer_tokens=fmean(answer.tokens for answer in answers),
         seconds_per_answer=fmean(answer.seconds for answer in answers),
         size_bytes=sum(
-            path.stat().st_size
-            for path in requests.folder.rglob("*")
-            if path.is_file() and path.name != trained_ids.NAME
+            path.stat().st_size for path in requests.folder.rglob("*") if path.is_file() and path.name != TRAINED_IDS
         ),
     )
 
@@ -183,7 +181,7 @@ def score_former(
         known = PredictionCache([attempt.root / attempt.spec.predictions / key.digest])
         answers = [(record, known.answer(prompt)) for record, prompt in zip(records, hashes, strict=True)]
         # It may have memorised the records that it was trained on.
-        trained = trained_ids.trained_ids(attempt.path(model.path))
+        trained = trained_ids(attempt.path(model.path))
         answered = [
             (record, answer.text) for record, answer in answers if answer is not None and not record.is_known(trained)
         ]

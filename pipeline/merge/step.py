@@ -12,8 +12,15 @@ from pipeline.errors import CannotTrain, StepFailed
 from pipeline.merge.merging import Answering, merge_into
 from pipeline.models.generation import end_tokens
 from pipeline.models.loading import load_tokenizer
-from pipeline.models.manifest import Lineage, model_id, read_lineage, require_start, write_manifest
-from pipeline.models.trained_ids import trained_ids, write_trained_ids
+from pipeline.models.manifest import (
+    Lineage,
+    model_id,
+    read_lineage,
+    require_start,
+    trained_ids,
+    write_manifest,
+    write_trained_ids,
+)
 
 _PHASES = 2
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.memory_estimate import MARGIN, available_memory
-from pipeline.models.untrusted_code import foreign_code
+from pipeline.models.untrusted import foreign_code
 from pipeline.words import count, size_words
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,12 @@ from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.models.safetensors_files import INDEX, NotSafetensorsError, read_all_shapes
-from pipeline.models.sizes import size_problem, text_part, too_few_weights
-from pipeline.models.text_files import try_read_object, unfit_file
+from pipeline.models.untrusted import size_problem, text_part, too_few_weights, try_read_object, unfit_file
 from pipeline.records.special_tokens import token_problem
 
 MANIFEST_NAME = "dropforge-manifest.json"
+#: Ids of the records that a model was trained on. Not part of the model id, but listed in the manifest.
+TRAINED_IDS = "trained-ids.txt"
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 _WEIGHTS = "*.safetensors"
 #: The files that a model's answers depend on; cards, licences and the manifest are not part of its id.
@@ -110,6 +111,25 @@ def verify_manifest(folder: Path) -> str:
     if identity != value.get("model_id"):
         raise DropforgeError(f"{folder / MANIFEST_NAME} has a model id that does not match its files", hint)
     return identity
+
+
+def write_trained_ids(folder: Path, ids: Iterable[str]) -> None:
+    """Write the ids to a model's folder, sorted and without duplicates, one per line."""
+    durable.write_bytes(folder / TRAINED_IDS, "".join(f"{name}\n" for name in sorted(set(ids))).encode())
+
+
+def trained_ids(folder: Path, among: Container[str] | None = None) -> frozenset[str]:
+    """
+    Return the ids of the records that the model in `folder` was trained on, limited to those in `among` if given.
+
+    Empty for a model without such a file, as a base model. Raises `OSError` if it cannot be read.
+    """
+    try:
+        with (folder / TRAINED_IDS).open(encoding="utf-8") as file:
+            ids = (line.rstrip("\n") for line in file)
+            return frozenset(name for name in ids if name and (among is None or name in among))
+    except FileNotFoundError:
+        return frozenset()
 
 
 def check_base(folder: Path) -> None:

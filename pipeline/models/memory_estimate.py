@@ -15,8 +15,7 @@ from typing import Any, Literal
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.durable import signature
 from pipeline.models.safetensors_files import read_all_shapes
-from pipeline.models.sizes import text_part
-from pipeline.models.text_files import try_read_object
+from pipeline.models.untrusted import text_part, try_read_object
 
 #: A training fits if its estimate is at most this share of the free memory.
 MARGIN = 0.9

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from pipeline.errors import CannotTrain
-from pipeline.models.untrusted_code import foreign_code
+from pipeline.models.untrusted import foreign_code
 
 Format = Literal["chat", "alpaca"]
 

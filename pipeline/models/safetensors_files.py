@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from pipeline.durable import open_regular
-from pipeline.models.text_files import parse_json, try_read_object
+from pipeline.models.untrusted import parse_json, try_read_object
 
 #: Most bytes of all headers of a model together, several times those of the largest models.
 HEADER_BYTES = 32 << 20

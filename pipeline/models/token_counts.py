@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.durable import signature
-from pipeline.models.sizes import read_window
-from pipeline.models.text_files import read_text
-from pipeline.models.untrusted_code import foreign_code
+from pipeline.models.untrusted import foreign_code, read_text, read_window
 
 _NAME = "tokenizer.json"
 #: Most characters that a Unicode normal form composes into one.

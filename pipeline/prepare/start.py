@@ -15,9 +15,8 @@ from typing import NamedTuple
 from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
-from pipeline.models.manifest import read_lineage
+from pipeline.models.manifest import read_lineage, trained_ids
 from pipeline.models.prompt import fold
-from pipeline.models.trained_ids import trained_ids
 from pipeline.prepare.near_duplicates import shingles, words
 from pipeline.records.heldout import NAMES
 from pipeline.records.prompt_hash import prompt_id

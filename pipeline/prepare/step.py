@@ -20,8 +20,8 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate.suites import read_suites
 from pipeline.metrics.automatic import metric_of
+from pipeline.models.manifest import trained_ids
 from pipeline.models.token_counts import Window
-from pipeline.models.trained_ids import trained_ids
 from pipeline.prepare.decontaminate import HeldOut, find_groups
 from pipeline.prepare.partitions import CHECK_EVERY, LeftOut, Partitions, read_drops
 from pipeline.prepare.split import Familiar, Prompt, Scored, SplitWriter, Totals, prompts, write_heldout

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.durable import signature
-from pipeline.models.text_files import read_bytes, try_read_object
+from pipeline.models.untrusted import read_bytes, try_read_object
 
 #: The files of a model folder that name them.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

@@ -16,7 +16,7 @@ from pipeline.models.generation import Decoding, end_tokens
 from pipeline.models.loading import Device, OutOfMemory, chosen_device, load_tokenizer
 from pipeline.models.manifest import check_base, model_id, require_start
 from pipeline.models.prompt import Format, choose_format
-from pipeline.models.sizes import read_window
+from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import fingerprint
 from pipeline.train.data_parallel.launch import process_count, train_in_processes

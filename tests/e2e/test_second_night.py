@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.models.manifest import Lineage, read_lineage
-from pipeline.models.trained_ids import trained_ids
+from pipeline.models.manifest import Lineage, read_lineage, trained_ids
 
 
 def drop(inbox: Path, name: str, rows: list[dict[str, str]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.models.untrusted_code import ENDED_BY
+from pipeline.models.untrusted import ENDED_BY
 
 #: Seconds after which a command that should be refused at once hangs.
 PATIENCE = 120
@@ -269,11 +269,11 @@ def test_its_code_is_never_run_even_where_nobody_checks(
 _ASK = """
 import sys
 from pathlib import Path
-from pipeline.models import untrusted_code
+from pipeline.models import untrusted
 from pipeline.models.prompt import prompt_ids
 from pipeline.models.loading import load_tokenizer
 tokenizer = load_tokenizer(Path(sys.argv[1]))
-untrusted_code.SECONDS = 1.0
+untrusted.SECONDS = 1.0
 print("loaded", flush=True)
 prompt_ids(tokenizer, "chat", "Hello")
 """

@@ -16,8 +16,7 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.evaluate.step import evaluate
 from pipeline.merge.step import merge
-from pipeline.models.manifest import Lineage, model_id, read_lineage
-from pipeline.models.trained_ids import trained_ids
+from pipeline.models.manifest import Lineage, model_id, read_lineage, trained_ids
 from pipeline.prepare.step import prepare
 from pipeline.train.step import train
 from tests.made_artifacts import heldout_row

@@ -17,8 +17,7 @@ from pathlib import Path
 from daemon.champions.smoke_test import can_try
 from pipeline import durable
 from pipeline.errors import DropforgeError
-from pipeline.models.manifest import MANIFEST_NAME, model_files, model_id
-from pipeline.models.trained_ids import NAME as TRAINED_IDS
+from pipeline.models.manifest import MANIFEST_NAME, TRAINED_IDS, model_files, model_id
 from pipeline.words import count
 
 #: Files beside those that make up the model.

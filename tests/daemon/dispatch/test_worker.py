@@ -23,7 +23,7 @@ from pipeline.artifacts import ModelRef
 from pipeline.config import JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA
-from pipeline.models.untrusted_code import ENDED_BY
+from pipeline.models.untrusted import ENDED_BY
 
 PRELUDE = """
 import json, os, signal, sys, threading, pathlib

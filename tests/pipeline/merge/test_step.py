@@ -23,9 +23,8 @@ from pipeline.merge.step import merge
 from pipeline.models.generation import Decoding, open_model
 from pipeline.models.greedy_decoding import answers
 from pipeline.models.loading import load_tokenizer
-from pipeline.models.manifest import MANIFEST_NAME, model_id, verify_manifest
+from pipeline.models.manifest import MANIFEST_NAME, model_id, trained_ids, verify_manifest, write_trained_ids
 from pipeline.models.prompt import fold, prompt_ids
-from pipeline.models.trained_ids import trained_ids, write_trained_ids
 from pipeline.train.step import train
 from tests.made_adapters import save_adapter
 from tests.prepared_rows import write_rows

@@ -13,7 +13,7 @@ from pipeline.artifacts import ModelRef
 from pipeline.config import GateConfig, SplitConfig
 from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
-from pipeline.models.trained_ids import NAME, trained_ids, write_trained_ids
+from pipeline.models.manifest import TRAINED_IDS, trained_ids, write_trained_ids
 from pipeline.prepare import decontaminate
 from pipeline.records.prompt_hash import prompt_id
 from tests.snapshot import Prepared, Snapshot, prompt_place, rows
@@ -510,7 +510,7 @@ def test_trained_ids_are_sorted_once_each_and_none_for_a_base_model(tmp_path: Pa
     assert trained_ids(tmp_path) == frozenset()
     names = [f"{number:02}" for number in range(50)]
     write_trained_ids(tmp_path, iter([*reversed(names), "07"]))
-    assert (tmp_path / NAME).read_text() == "".join(f"{name}\n" for name in names)
+    assert (tmp_path / TRAINED_IDS).read_text() == "".join(f"{name}\n" for name in names)
     assert trained_ids(tmp_path) == set(names)
     assert trained_ids(tmp_path, {"07", "c"}) == {"07"}
 

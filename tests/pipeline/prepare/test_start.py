@@ -10,8 +10,7 @@ from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
-from pipeline.models.manifest import Lineage, require_start, write_manifest
-from pipeline.models.trained_ids import NAME, write_trained_ids
+from pipeline.models.manifest import TRAINED_IDS, Lineage, require_start, write_manifest, write_trained_ids
 from pipeline.prepare.start import GENERAL_ROWS
 from pipeline.words import start_words
 from tests.model_folder import write_model
@@ -145,7 +144,7 @@ def test_a_champion_that_is_not_what_it_was_is_not_gone_on_from(tmp_path: Path, 
     folder = snapshot.root / start.path
     assert require_start(attempt, start) == folder
     if harm == "no list":
-        (folder / NAME).unlink()
+        (folder / TRAINED_IDS).unlink()
     elif harm == "another list":
         write_trained_ids(folder, ["0" * 32])
     elif harm == "another model":

@@ -1,0 +1,161 @@
+"""Read an untrusted model folder's text files within limits of size, and run its code within limits of time."""
+
+import json
+import signal
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.durable import read_regular
+from pipeline.errors import CannotTrain
+
+#: Lists of tokens or tensors, which may be large.
+_LISTS = ("tokenizer.json", "vocab.*", "merges.txt", "*.tiktoken", "*.model", "*.safetensors.index.json")
+_LIST_BYTES = 64 << 20
+_TEXT_BYTES = 4 << 20
+#: Most values of a JSON file, several times those of the largest model's index; each takes a hundred bytes of memory.
+_MOST_VALUES = 1 << 18
+_MOST_FILES = 10_000
+_TEXTS = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "*.model")
+_FAR = 1 << 24
+_LAYERS = 1 << 12
+_WINDOWS = ("max_position_embeddings", "n_positions", "n_ctx")
+#: Largest allowed sizes by their names in transformers, beyond those of any model.
+_MOST = {
+    "vocab_size": _FAR,
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner"), _FAR),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), _LAYERS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "head_dim"), 1 << 16),
+    **dict.fromkeys(_WINDOWS, 1 << 31),
+}
+#: Most processor time of one use; usually it takes milliseconds, loading a tokenizer some seconds.
+SECONDS = 120.0
+#: The signal that kills a process beyond that limit. No exception is possible: such code may never release the
+#: interpreter.
+ENDED_BY = signal.SIGPROF
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's bytes. Raises `OSError` if it is not a regular file or too large."""
+    return read_regular(path, _most(path))
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text. Raises `OSError` if it is not a regular file or too large, `ValueError` if not UTF-8."""
+    return read_bytes(path).decode()
+
+
+def try_read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; `None` if it cannot be read."""
+    try:
+        value = parse_json(read_bytes(path))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def parse_json(data: bytes, most: int = _MOST_VALUES) -> Any:
+    """Return the value of a JSON text. Raises `ValueError` if it is invalid, nested too deeply, or too large."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > most:
+        raise ValueError(f"it has more than {most:,} values")
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def unfit_file(folder: Path) -> str:
+    """Return which file of a model folder must not be opened, and why; empty if there is none."""
+    folders = (folder, folder / "additional_chat_templates")
+    paths = list(islice((path for part in folders if part.is_dir() for path in part.iterdir()), _MOST_FILES + 1))
+    if len(paths) > _MOST_FILES:
+        return f"holds more than {_MOST_FILES:,} files"
+    for path in sorted(paths):
+        name = path.relative_to(folder).as_posix()
+        try:
+            info = path.stat()
+        except FileNotFoundError:
+            continue  # a broken link; a missing file is reported where it is needed
+        if stat.S_ISDIR(info.st_mode):
+            continue
+        if not stat.S_ISREG(info.st_mode):
+            return f"holds {name}, which is not a regular file"
+        if any(fnmatch(name, pattern) for pattern in _TEXTS) and info.st_size > _most(path):
+            return f"has a {name} of {info.st_size:,} bytes, and the limit is {_most(path):,}"
+    return ""
+
+
+def _most(path: Path) -> int:
+    return _LIST_BYTES if any(fnmatch(path.name, pattern) for pattern in _LISTS) else _TEXT_BYTES
+
+
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the language model's part of a config.json: entries of `text_config` override the others."""
+    text = config.get("text_config")
+    return {**config, **(text if isinstance(text, dict) else {})}
+
+
+def read_window(folder: Path) -> int:
+    """Return the context window of the model in `folder`, in tokens; `sys.maxsize` if config.json has none."""
+    part = text_part(try_read_object(folder / "config.json") or {})
+    return next((part[name] for name in _WINDOWS if isinstance(part.get(name), int)), sys.maxsize)
+
+
+def size_problem(config: Mapping[str, Any]) -> str:
+    """Return an invalid size in a config.json, including `text_config`; empty if all are valid."""
+    text = config.get("text_config")
+    parts = {"": config, "text_config.": text if isinstance(text, dict) else {}}
+    return next((problem for prefix, part in parts.items() for problem in _problems(prefix, part)), "")
+
+
+def too_few_weights(config: Mapping[str, Any], numbers: int) -> str:
+    """
+    Return why `numbers` weights are too few for a config.json; empty if they are not.
+
+    Missing weights would be initialised at random, in any amount. A layer has at least the square of its width.
+    """
+    part = text_part(config)
+    layers, width = part.get("num_hidden_layers"), part.get("hidden_size")
+    if not isinstance(layers, int) or not isinstance(width, int) or layers * width * width <= numbers:
+        return ""
+    return f"num_hidden_layers is {layers:,} and hidden_size {width:,}, and there are only {numbers:,} weights"
+
+
+def _problems(prefix: str, config: Mapping[str, Any]) -> Iterator[str]:
+    for name, most in _MOST.items():
+        value = config.get(name)
+        # Some architectures have a list with a size per layer; null is the default.
+        for size in value if isinstance(value, list) else [] if value is None else [value]:
+            if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
+                yield f"{prefix}{name} is {_shown(size)}, and must be an integer from 1 to {most:,}"
+    heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
+        yield f"{prefix}num_attention_heads is {heads}, and must be a multiple of num_key_value_heads, {shared}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"  # noqa: PLR2004 - enough to find it by
+
+
+@contextmanager
+def foreign_code(what: str, hint: str) -> Iterator[None]:
+    """
+    Raise `CannotTrain`, with a message that begins with `what`, for any error of the block but `MemoryError`.
+
+    `ENDED_BY` kills the whole process if the block takes more than `SECONDS` of processor time.
+    """
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    except (MemoryError, CannotTrain, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizers' library is no Exception
+        raise CannotTrain(f"{what}: {type(error).__name__}: {error}"[:1000], hint) from error
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
