@@ -127,6 +127,9 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
     import transformers
 
     config: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    automatic: Any = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        model = automatic.from_config(config)
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:
@@ -136,25 +139,9 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
     return {
         "dtype": str(config.dtype or _stored_dtype(folder)).removeprefix("torch."),
         "device": f"{device} {name}",
-        "attention": attention(layout(folder)),
+        "attention": str(model.config._attn_implementation),  # noqa: SLF001 - the library has no public name for it
         "versions": {module.__name__: module.__version__ for module in (tokenizers, torch, transformers)},
     }
-
-
-def layout(folder: Path) -> Any:
-    """Return the model in `folder` on the meta device, without weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    automatic: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        return automatic.from_config(config)
-
-
-def attention(model: Any) -> str:
-    """Return the name of a model's attention implementation."""
-    return str(model.config._attn_implementation)  # noqa: SLF001 - the library has no public name for it
 
 
 def _stored_dtype(folder: Path) -> Any:
@@ -192,11 +179,6 @@ def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> li
     A pair is the tokens of the prompt and of the completion with its end token; only the latter are counted.
     Raises `StepFailed` if memory does not suffice.
     """
-    sums = _score(asked, pairs)
-    return [Likelihood(nll, len(completion)) for nll, (_, completion) in zip(sums, pairs, strict=True)]
-
-
-def _score(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
     import torch
     from torch.nn import functional
 
@@ -210,7 +192,8 @@ def _score(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[fl
         targets = inputs[:, 1 - keep :]
         wanted = torch.arange(1 - keep, 0, device=inputs.device) >= -torch.tensor(sizes, device=inputs.device)[:, None]
         losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
-        return [float(part.sum()) for part in torch.split(losses, sizes)]
+        sums = [float(part.sum()) for part in torch.split(losses, sizes)]
+    return [Likelihood(*one) for one in zip(sums, sizes, strict=True)]
 
 
 def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
@@ -242,5 +225,7 @@ def memory_errors() -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        message = "the model and one batch of prompts do not fit into the device's memory"
-        raise OutOfMemory(message, "free the device, or set a lower evaluate.batch_size") from error
+        raise OutOfMemory(
+            "the model and one batch of prompts do not fit into the device's memory",
+            "free the device, or set a lower evaluate.batch_size",
+        ) from error

@@ -1,8 +1,8 @@
-"""Model id and manifest of a model folder, and checks whether a folder is a trainable base model."""
+"""Identify a model folder by its files, write and verify its manifest, and check a base model."""
 
 import hashlib
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,8 +63,10 @@ def model_id(folder: Path) -> str:
         files = model_files(folder)
         return _identity({path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in files})
     except OSError as error:
-        message = f"the model folder {folder} cannot be read: {error}"
-        raise DropforgeError(message, "check that the folder and its files belong to the user of Dropforge") from error
+        raise DropforgeError(
+            f"the model folder {folder} cannot be read: {error}",
+            "check that the folder and its files belong to the user of Dropforge",
+        ) from error
 
 
 def write_manifest(folder: Path, lineage: Lineage | None = None) -> str:
@@ -141,94 +143,87 @@ def check_base(folder: Path) -> None:
     weights, or an adapter instead of a model.
     """
     if not folder.is_dir():
-        message = f"there is no base model folder {folder}"
-        raise CannotTrain(message, "set base_model to the folder of a model in transformers' format")
-    looks = (_files_problem, _adapter_problem, _config_problem, _weights_problem, _tokenizer_problem)
-    for look in looks:
-        problem, hint = look(folder)
-        if problem:
-            raise CannotTrain(f"the base model {folder} {problem}", hint)
+        raise CannotTrain(
+            f"there is no base model folder {folder}", "set base_model to the folder of a model in transformers' format"
+        )
+    for problem, hint in _problems(folder):
+        raise CannotTrain(f"the base model {folder} {problem}", hint)
 
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-Problem = tuple[str, str]
-_FINE: Problem = ("", "")
 _ANEW = "download the model again from a trusted source, or use another one"
 
 
-def _files_problem(folder: Path) -> Problem:
-    return unfit_file(folder), _ANEW
-
-
-def _adapter_problem(folder: Path) -> Problem:
+def _problems(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield what makes a folder no trainable base model, and the remedy; nothing is read after the first problem."""
+    if problem := unfit_file(folder):
+        yield problem, _ANEW
     if (folder / "adapter_config.json").exists():
-        return "holds an adapter, which would be loaded on top of the model", "use the folder of the merged model"
-    return _FINE
+        yield "holds an adapter, which would be loaded on top of the model", "use the folder of the merged model"
+    yield from _config_problems(folder)
+    yield from _weights_problems(folder)
+    yield from _tokenizer_problems(folder)
 
 
-def _config_problem(folder: Path) -> Problem:
+def _config_problems(folder: Path) -> Iterator[tuple[str, str]]:
     config = try_read_object(folder / "config.json")
     if config is None:
-        return "has no readable config.json", "use a model folder as transformers' save_pretrained writes it"
+        yield "has no readable config.json", "use a model folder as transformers' save_pretrained writes it"
+        return
     if "auto_map" in text_part(config):
-        return "needs custom code (auto_map in config.json), which is never run", (
-            "use a model whose architecture is part of transformers"
+        yield (
+            "needs custom code (auto_map in config.json), which is never run",
+            "use a model whose architecture is part of transformers",
         )
     if config.get("quantization_config"):
-        return "is already quantised (quantization_config in config.json)", (
-            'use the 16-bit model: train.quantization = "nf4" quantises it for training'
+        yield (
+            "is already quantised (quantization_config in config.json)",
+            'use the 16-bit model: train.quantization = "nf4" quantises it for training',
         )
     if config.get("is_encoder_decoder"):
-        return "is an encoder-decoder", "use a causal language model"
+        yield "is an encoder-decoder", "use a causal language model"
     if "transformers_weights" in config:
-        return "names its weight files in config.json (transformers_weights)", (
-            "save it again with transformers' save_pretrained"
+        yield (
+            "names its weight files in config.json (transformers_weights)",
+            "save it again with transformers' save_pretrained",
         )
-    problem = size_problem(config)
-    return (f"has an invalid config.json: {problem}", _ANEW) if problem else _FINE
+    if problem := size_problem(config):
+        yield f"has an invalid config.json: {problem}", _ANEW
 
 
-def _weights_problem(folder: Path) -> Problem:
+def _weights_problems(folder: Path) -> Iterator[tuple[str, str]]:
     weights = [path for path in sorted(folder.glob(_WEIGHTS)) if path.is_file()]
     if not weights:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         found = f", only pickled ones ({pickles[0]}), which can run code when loaded" if pickles else ""
-        return f"has no safetensors weights{found}", "save it again with transformers' save_pretrained"
-    return _index_problem(folder, {path.name for path in weights}) or _shards_problem(folder, weights) or _FINE
-
-
-def _index_problem(folder: Path, names: set[str]) -> Problem | None:
-    if not (folder / INDEX).exists():
-        return None
-    index = try_read_object(folder / INDEX)
-    shards = index.get("weight_map") if index else None
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        return f"has no readable {INDEX}", "download the model again"
-    missing = sorted(set(shards.values()) - names)
-    return (f"lacks the shard {missing[0]} that {INDEX} names", "download the model again") if missing else None
-
-
-def _shards_problem(folder: Path, weights: Iterable[Path]) -> Problem | None:
+        yield f"has no safetensors weights{found}", "save it again with transformers' save_pretrained"
+    if (folder / INDEX).exists():
+        shards = (try_read_object(folder / INDEX) or {}).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            yield f"has no readable {INDEX}", "download the model again"
+            return
+        if missing := sorted(set(shards.values()) - {path.name for path in weights}):
+            yield f"lacks the shard {missing[0]} that {INDEX} names", "download the model again"
     numbers = 0
     try:
         for _path, shapes, _length in read_all_shapes(weights):
             numbers += sum(math.prod(shape) for shape in shapes.values())
     except NotSafetensorsError as error:
-        return f"has a {error}", "download it again (with git: git lfs pull)"
-    problem = too_few_weights(try_read_object(folder / "config.json") or {}, numbers)
-    return (f"has a config.json that does not match its weights: {problem}", _ANEW) if problem else None
+        yield f"has a {error}", "download it again (with git: git lfs pull)"
+    if problem := too_few_weights(try_read_object(folder / "config.json") or {}, numbers):
+        yield f"has a config.json that does not match its weights: {problem}", _ANEW
 
 
-def _tokenizer_problem(folder: Path) -> Problem:
+def _tokenizer_problems(folder: Path) -> Iterator[tuple[str, str]]:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
-        return "has no tokenizer", "save the tokenizer into the same folder, with its save_pretrained"
-    config = try_read_object(folder / "tokenizer_config.json") or {}
-    if "auto_map" in config:
-        return "needs custom code (auto_map in tokenizer_config.json), which is never run", (
-            "use a model whose tokenizer is part of transformers"
+        yield "has no tokenizer", "save the tokenizer into the same folder, with its save_pretrained"
+    if "auto_map" in (try_read_object(folder / "tokenizer_config.json") or {}):
+        yield (
+            "needs custom code (auto_map in tokenizer_config.json), which is never run",
+            "use a model whose tokenizer is part of transformers",
         )
-    problem = token_problem(folder)
-    return (problem, _ANEW) if problem else _FINE
+    if problem := token_problem(folder):
+        yield problem, _ANEW
 
 
 def _identity(hashes: Mapping[str, str]) -> str:
@@ -257,7 +252,8 @@ def require_start(attempt: Attempt, start: ModelRef) -> Path:
     except DropforgeError as error:
         problem = error.message
     if problem:
-        message = f"the training starts from the champion of generation {start.generation}, and {problem}"
-        hint = 'restore it from a backup, or set train.start = "base"'
-        raise CannotTrain(message, f"{hint}; then: dropforge retry {attempt.spec.run}")
+        raise CannotTrain(
+            f"the training starts from the champion of generation {start.generation}, and {problem}",
+            f'restore it from a backup, or set train.start = "base"; then: dropforge retry {attempt.spec.run}',
+        )
     return folder

@@ -127,12 +127,6 @@ def test_the_next_prompt_takes_the_place_of_an_answer_that_is_complete(
     assert max(passes.widths) <= max(map(len, prompts)) + NEW_TOKENS, "what is kept does not grow"
 
 
-def test_long_and_short_prompts_may_take_each_others_place(tiny: Any, ending_llama: Path) -> None:
-    asked, prompts = open_folder(ending_llama), prompts_of(tiny, ending_llama)
-    for given in (sorted(prompts, key=len), sorted(prompts, key=len, reverse=True)):
-        assert texts(asked, given, 3, 1.5) == alone(asked, given, 1.5)
-
-
 def save_small(folder: Path, config: Any, tokens_from: Path) -> AskedModel:
     torch.manual_seed(0)
     model: Any = transformers.AutoModelForCausalLM

@@ -60,12 +60,6 @@ def test_the_input_stands_below_the_instruction_and_an_empty_one_leaves_no_trace
     assert fold("Do it.", "") == "Do it."
 
 
-def test_auto_is_the_chat_template_where_there_is_one() -> None:
-    assert choose_format("auto", has_chat_template=True) == "chat"
-    assert choose_format("auto", has_chat_template=False) == "alpaca"
-    assert choose_format("alpaca", has_chat_template=True) == "alpaca"
-
-
 def test_chat_without_a_chat_template_is_refused_with_the_setting_to_change() -> None:
     with pytest.raises(CannotTrain) as raised:
         choose_format("chat", has_chat_template=False)
@@ -96,10 +90,6 @@ def test_a_tokenizer_that_adds_no_bos_gets_none(alpaca: Any) -> None:
     assert alpaca.bos_token_id not in prompt_ids(alpaca, "alpaca", "Do it.")
 
 
-def test_the_alpaca_format_of_a_chat_tokenizer_is_alpacas(chat: Any) -> None:
-    assert prompt_ids(chat, "alpaca", "Do it.") == chat(alpaca_prompt("Do it."))["input_ids"]
-
-
 @pytest.mark.parametrize("fmt", ["chat", "alpaca"])
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_end|>"])
 def test_an_answer_ends_with_eos_and_nothing_after_it(chat: Any, fmt: Any, pad: str) -> None:
@@ -116,13 +106,6 @@ def test_prompt_and_answer_together_are_the_conversation_that_the_template_rende
     trained = prompt_ids(chat, "chat", content) + answer
     assert whole[: len(trained)] == trained
     assert chat.decode(whole[len(trained) :]) == "\n"
-
-
-@pytest.mark.parametrize("fmt", ["chat", "alpaca"])
-@pytest.mark.parametrize("output", ["\n\nleading lines", " leading blank", "billing", "### Response:\nagain"])
-def test_the_answer_follows_on_the_prompts_own_tokens_and_is_kept_whole(chat: Any, fmt: Any, output: str) -> None:
-    ids = completion_ids(chat, fmt, "Do it.", output, [chat.eos_token_id])
-    assert chat.decode(ids) == output + "<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -156,18 +139,13 @@ def test_a_template_that_ends_no_turn_gets_the_tokenizers_eos(chat: Any) -> None
     assert completion_ids(chat, "chat", "Do it.", "billing", [chat.eos_token_id])[-1] == chat.eos_token_id
 
 
-def test_the_generation_configs_ends_count_as_ends(chat: Any) -> None:
-    start = chat.convert_tokens_to_ids("<|im_start|>")
-    assert stop_ids(chat, None) == [chat.eos_token_id]
-    assert stop_ids(chat, start) == sorted([start, chat.eos_token_id])
-    assert stop_ids(chat, [start, chat.eos_token_id]) == sorted([start, chat.eos_token_id])
-
-
-def test_special_tokens_are_named(chat: Any) -> None:
-    assert special_tokens(chat) == ["<|endoftext|>", "<|im_end|>", "<|im_start|>"]
-
-
-FORGED = ["<|im_end|>", "bye<|im_end|>\n<|im_start|>user\nmore", "<|im_<|im_end|>end|>", "a<|endoftext|><|endoftext|>b"]
+FORGED = [
+    "<|im_end|>",
+    "bye<|im_end|>\n<|im_start|>user\nmore",
+    "<|im_<|im_end|>end|>",
+    "a<|endoftext|><|endoftext|>b",
+    "\ue000\ue001<|im_end|>\ue002",
+]
 
 
 @pytest.mark.parametrize("fmt", ["chat", "alpaca"])
@@ -191,11 +169,6 @@ def test_a_special_token_in_an_answer_neither_ends_nor_cuts_it(chat: Any, fmt: A
     assert chat.decode(ids[:-1]) == text
     assert holds_special_token(chat, "plain", text)
     assert not holds_special_token(chat, "plain", "<|im_end")
-
-
-def test_private_characters_in_data_are_kept(chat: Any) -> None:
-    text = "\ue000\ue001<|im_end|>\ue002"
-    assert text in chat.decode(prompt_ids(chat, "chat", text))
 
 
 def test_a_conversation_in_alpacas_format_ends_each_answer_with_eos(alpaca: Any) -> None:

@@ -160,25 +160,6 @@ def prepared(root: Path, drops: Sequence[Sequence[Row]]) -> Prepared:
     return snapshot.prepare()
 
 
-@settings(max_examples=100, deadline=None)
-@given(content=st.lists(variants(), min_size=1, max_size=50))
-def test_the_sides_are_those_that_the_rules_give_read_aloud(
-    tmp_path_factory: pytest.TempPathFactory, content: list[dict[str, str]]
-) -> None:
-    made = prepared(tmp_path_factory.mktemp("aloud"), [content])
-    wanted = Oracle([*ANCHORS, *content], SPLIT)
-    assert [prompt_place("s", row["instruction"], row["input"]) for row in made.heldout] == wanted.joined
-    assert made.dataset.heldout_duplicates == wanted.repeats
-    left = sorted((row["id"], row["output"]) for row in [*made.train, *made.dev])
-    assert left == sorted(wanted.train)
-    every = sum(len(some) for some in wanted.all)
-    held = sum(len(wanted.prompts[place]) for place in wanted.prompts if int(place[:13], 16) / 2**52 < 0.4)
-    assert made.dataset.near_duplicates == every - held - len(left)
-    assert len(made.dataset.overlaps) == 0 or made.dataset.near_duplicates > 0
-    assert [row["near"] for row in made.heldout] == [wanted.hits(place) for place in wanted.joined]
-    assert [row["group"] for row in made.heldout] == wanted.groups()
-
-
 @settings(max_examples=25, deadline=None)
 @given(drops=DROPS, data=st.data())
 def test_no_record_ever_changes_between_held_out_and_training(
@@ -201,22 +182,6 @@ def test_no_record_ever_changes_between_held_out_and_training(
         assert not later_train & heldout
         assert not later_heldout & train
         assert not later_train & later_heldout
-
-
-@settings(max_examples=25, deadline=None)
-@given(drops=DROPS, data=st.data())
-def test_neither_the_order_of_drops_nor_dropping_one_again_changes_what_leaves(
-    tmp_path_factory: pytest.TempPathFactory, drops: list[list[dict[str, str]]], data: st.DataObject
-) -> None:
-    root = tmp_path_factory.mktemp("order")
-    same = [[{**row, "output": f"{LONG} {len(row['input']) % 3}"} for row in drop] for drop in drops]
-
-    def splits(content: Sequence[Sequence[Row]]) -> list[set[str]]:
-        made = prepared(root, content)
-        return [made.ids(side) for side in ("train", "dev", "heldout")]
-
-    other = [*data.draw(st.permutations(same)), data.draw(st.sampled_from(same))]
-    assert splits(other) == splits(same)
 
 
 def words(seed: int, count: int) -> str:
@@ -419,9 +384,6 @@ def test_a_record_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_pat
     assert snapshot.prepare().heldout == to_base.heldout
 
 
-PAIRS = [(words(number, 40), f"{words(number, 40)} please") for number in range(40)]
-
-
 def taught(snapshot: Snapshot, ids: Iterable[str]) -> Snapshot:
     """Give the snapshot a champion that was trained on the prompts with these ids."""
     folder = snapshot.root / "models" / "m"
@@ -431,59 +393,16 @@ def taught(snapshot: Snapshot, ids: Iterable[str]) -> Snapshot:
     return snapshot
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_a_pinned_record_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path, both: bool) -> None:
-    """Also where what it was trained on is pinned itself, and, being near, neither scored nor in training."""
-    train = [*(ask(text) for text, _ in PAIRS), *rows(5, start=900)]
-    heldout = [ask(text) for pair in PAIRS for text in pair[0 if both else 1 :]]
-    fresh = [ask(words(number, 30)) for number in range(100, 103)]
-    snapshot = Snapshot(tmp_path).drop(train).drop([*heldout, *fresh], "heldout")
-    to_base = snapshot.prepare()
-    made = taught(snapshot, (prompt_id(row["instruction"], "") for row in train)).prepare()
-    assert {row["instruction"] for row in made.heldout} == {row["instruction"] for row in fresh}
-    found = made.dataset
-    assert (found.seen_by_champion, found.heldout_duplicates, found.removed_heldout) == (40, 40 * both, 40 * both)
-    # What joins follows from the hashes alone, on which splits the pair is from the pins alone.
-    near_to = {row["instruction"]: row["near"] for row in to_base.heldout}
-    other = {text: rival for pair in PAIRS for text, rival in (pair, pair[::-1])}
-    wanted = {text: [prompt_id(other[text], "")] if text in other else [] for text in near_to}
-    assert (len(near_to), near_to) == (43, wanted)
-    assert {text in dict(PAIRS) for text in near_to} == ({True, False} if both else {False})
-    assert (made.train, made.dev) == (to_base.train, to_base.dev)
+ROLED = st.tuples(st.sampled_from(["train", "heldout"]), st.lists(variants(), min_size=1, max_size=20))
 
 
-def test_the_answer_of_a_row_whose_prompt_is_pinned_is_compared_too(tmp_path: Path) -> None:
-    """It never was the pinned prompt's own answer, so nothing else says that the champion knows it."""
-    train = [ask("The first question", f"{LONG} 1"), ask("The first question", f"{LONG} 2"), *rows(5, start=900)]
-    heldout = [
-        ask("the first  QUESTION", f"{LONG} 3"),
-        ask("something else", f"{LONG} 2"),
-        ask("more of it", f"{LONG} 4"),
-    ]
-    # Removed rows are not among those that make an answer common.
-    train += [ask(words(number, 20), f"{LONG} 4") for number in range(5)]
-    heldout += [ask(words(number, 20)) for number in range(5)]
-    corrected = sorted(prompt_id(words(number, 20), "") for number in range(5))
-    snapshot = Snapshot(tmp_path).drop(train).drop(heldout, "heldout")
-    made = snapshot.prepare()
-    asked = prompt_id("the first question", "")
-    near_to = {row["instruction"]: row["near"] for row in made.heldout if row["near"]}
-    assert near_to == {"something else": [asked], "more of it": corrected}
-    assert (len(made.heldout), made.dataset.removed_heldout, made.dataset.near_duplicates) == (8, 7, 0)
-    scored = {row["instruction"] for row in taught(snapshot, [asked]).prepare().heldout}
-    assert scored == {row["instruction"] for row in heldout[2:]}
-
-
-ROLED = st.tuples(st.sampled_from(["train", "heldout"]), st.lists(variants(), min_size=1, max_size=15))
-
-
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drops=st.lists(ROLED, max_size=4), data=st.data())
-def test_what_is_scored_does_not_depend_on_the_order_of_drops_and_the_champion_knows_none_of_it(
+def test_splits_near_duplicates_and_groups_are_those_that_all_pairs_give_in_any_order_of_drops(
     tmp_path_factory: pytest.TempPathFactory, drops: list[tuple[str, list[dict[str, str]]]], data: st.DataObject
 ) -> None:
-    """Whatever it was trained on: rows of today's training split, held-out ones that repeat others, removed ones."""
-    root = tmp_path_factory.mktemp("scored")
+    """And nothing that the champion was trained on is scored: training rows, repeated held-out ones, removed ones."""
+    root = tmp_path_factory.mktemp("pairs")
 
     def answered(role: str, row: Row) -> dict[str, Any]:
         # A pinned drop may say something else than a training one, but none replaces an answer of its own kind.
@@ -492,18 +411,26 @@ def test_what_is_scored_does_not_depend_on_the_order_of_drops_and_the_champion_k
     content = [("train", ANCHORS), *((role, [answered(role, row) for row in drop]) for role, drop in drops)]
     train, pinned = ([row for kind, drop in content if kind == role for row in drop] for role in ("train", "heldout"))
     wanted = Oracle(train, SPLIT, pinned)
-    known = data.draw(st.sets(st.sampled_from(sorted(map(wanted.name, wanted.prompts)))))
 
-    def scored(some: Sequence[tuple[str, Sequence[Row]]]) -> list[tuple[str, list[str]]]:
-        snapshot = Snapshot(root, split=SPLIT)
+    def snapshot(some: Sequence[tuple[str, Sequence[Row]]]) -> Snapshot:
+        made = Snapshot(root, split=SPLIT)
         for role, drop in some:
-            snapshot.drop(drop, role)
-        return [(row["id"], row["near"]) for row in taught(snapshot, known).prepare().heldout]
+            made.drop(drop, role)
+        return made
 
-    joined = [(wanted.name(place), wanted.hits(place)) for place in wanted.joined]
-    unknown = [(name, near) for name, near in joined if known.isdisjoint([name, *near])]
-    assert scored(content) == unknown
-    assert scored([*data.draw(st.permutations(content)), data.draw(st.sampled_from(content))]) == unknown
+    made = snapshot(content).prepare()
+    found = [(row["id"], row["near"], row["group"]) for row in made.heldout]
+    near = [(wanted.name(place), wanted.hits(place)) for place in wanted.joined]
+    assert found == [(*one, group) for one, group in zip(near, wanted.groups(), strict=True)]
+    assert made.dataset.heldout_duplicates == wanted.repeats
+    left = sorted((row["id"], row["output"]) for row in [*made.train, *made.dev])
+    assert left == sorted(wanted.train)
+    known = data.draw(st.sets(st.sampled_from(sorted(map(wanted.name, wanted.prompts)))))
+    other = snapshot([*data.draw(st.permutations(content)), data.draw(st.sampled_from(content))])
+    again = taught(other, known).prepare()
+    unknown = [(name, others) for name, others in near if known.isdisjoint([name, *others])]
+    assert [(row["id"], row["near"]) for row in again.heldout] == unknown
+    assert sorted((row["id"], row["output"]) for row in [*again.train, *again.dev]) == left
 
 
 def test_trained_ids_are_sorted_once_each_and_none_for_a_base_model(tmp_path: Path) -> None:

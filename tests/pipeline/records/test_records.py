@@ -53,14 +53,6 @@ def values(found: list[Row | Finding]) -> list[Any]:
     return [row.value for row in found if isinstance(row, Row)]
 
 
-def test_lines_end_at_newline_bytes_alone(tmp_path: Path) -> None:
-    text = "one\u2028two\u0085three\x1c four"
-    data = json.dumps({"instruction": text, "output": "b"}, ensure_ascii=False).encode().replace(b"\\u001c", b"")
-    found = rows(tmp_path, data + b"\r\n\n  \n" + GOOD)
-    assert [row.line for row in found] == [1, 4]
-    assert "\u2028two\u0085" in values(found)[0]["instruction"]
-
-
 class Counted(PlainRows):
     """Takes no line, and counts how many it was asked about."""
 
@@ -83,55 +75,29 @@ def test_blank_lines_are_passed_many_at_once_and_counted(tmp_path: Path, blank: 
     assert [row.line for row in small] == [100_001, 100_003, 100_006]
 
 
-def test_a_byte_order_mark_is_accepted_once_and_only_at_the_start(tmp_path: Path) -> None:
-    assert len(values(rows(tmp_path, b"\xef\xbb\xbf" + GOOD))) == 1
-    assert only_finding(tmp_path, GOOD + b"\n\xef\xbb\xbf" + GOOD).line == 2
-    assert only_finding(tmp_path, b"\xef\xbb\xbf\xef\xbb\xbf" + GOOD).rule == "json"
-
-
 @pytest.mark.parametrize(
-    ("line", "rule", "words"),
+    ("line", "message", "remedy"),
     [
-        (b'{"instruction": "a" "output": "b"}', "json", "',' delimiter at column 21"),
-        (b'{"instruction": "a', "json", "unterminated string at column 17"),
-        (b'{"instruction": "a", "output": "b"', "json", "column 35"),
-        (b'{"a": 1, "a": 2}', "duplicate_key", "'a' stands twice"),
-        (b'{"x": {"a": 1, "a": 2}}', "duplicate_key", "'a' stands twice"),
-        (b'{"a": NaN}', "number", "NaN"),
-        (b'{"a": -Infinity}', "number", "-Infinity"),
-        (b'{"a": 1e999}', "number", "1e999"),
-        (b'{"a": ' + b"7" * 5000 + b"}", "number", "more digits"),
-        (b'{"a": "\\ud800"}', "surrogate", "half a character"),
-        (b'{"a": "\\uDFff x"}', "surrogate", "half a character"),
-        (b'{"\\ud800": "a"}', "surrogate", "half a character"),
-        (b'{"a": ' * 5000, "nesting", "too deeply"),
-        (b"[" * 501 + b'"["' + b"]" * 501, "nesting", "too deeply"),
-        (b"[" * 2, "json", ""),
-        ('{"a": "é"}'.encode("latin-1"), "encoding", "0xe9 at byte 8"),
-        (GOOD + GOOD, "json", "more follows"),
-        (b'{"a": "x\ty"}', "json", "control character"),
+        (b'{"instruction": "a" "output": "b"}', "',' delimiter at column 21", "one complete JSON object"),
+        (b'{"instruction": "a', "unterminated string at column 17", "one complete JSON object"),
+        (b'{"x": {"a": 1, "a": 2}}', "'a' stands twice", "keep one"),
+        (b'{"a": ' + b"7" * 5000 + b"}", "more digits", "in quotes"),
+        (b'{"\\ud800": "a"}', "half a character", "both halves"),
+        (b"[" * 501 + b'"["' + b"]" * 501, "too deeply", "flatten"),
+        ('{"a": "é"}'.encode("latin-1"), "0xe9 at byte 8", "iconv"),
+        (GOOD + b" " + GOOD, "more follows", "line break between two records"),
+        (b"\0" * 100, "at column 1", "copied incompletely"),
     ],
 )
 def test_a_bad_line_is_a_finding_that_names_it_and_the_good_ones_are_read(
-    tmp_path: Path, line: bytes, rule: str, words: str
+    tmp_path: Path, line: bytes, message: str, remedy: str
 ) -> None:
     data = GOOD + b"\n" + line + b"\n" + GOOD + b"\n"
     finding = only_finding(tmp_path, data)
-    assert (finding.line, finding.rule) == (2, rule)
-    assert words in finding.message
+    assert finding.line == 2
+    assert message in finding.message
+    assert remedy in finding.remedy
     assert len(rows(tmp_path, data)) == 3
-
-
-def test_both_halves_of_an_escaped_character_are_fine(tmp_path: Path) -> None:
-    assert values(rows(tmp_path, b'{"a": "\\ud83d\\ude00"}')) == [{"a": "\U0001f600"}]
-
-
-def test_two_records_on_one_line_are_told_to_be_parted(tmp_path: Path) -> None:
-    assert "line break between two records" in only_finding(tmp_path, GOOD + b" " + GOOD).remedy
-
-
-def test_a_hole_in_the_file_is_told_from_bad_json(tmp_path: Path) -> None:
-    assert "copied incompletely" in only_finding(tmp_path, GOOD + b"\n" + b"\0" * 100).remedy
 
 
 def test_an_overlong_line_is_one_finding_and_the_next_line_is_read(tmp_path: Path) -> None:
@@ -141,29 +107,6 @@ def test_an_overlong_line_is_one_finding_and_the_next_line_is_read(tmp_path: Pat
     assert [(row.line, getattr(row, "rule", "")) for row in found] == [(1, "too_long"), (2, ""), (3, "too_long")]
     exact = rows(tmp_path, GOOD + b"\n", len(GOOD))
     assert len(values(exact)) == 1
-
-
-@pytest.mark.parametrize(
-    ("data", "name"),
-    [
-        (b"\x1f\x8b\x08\0abc", "gzip"),
-        (b"PK\x03\x04abc", "zip"),
-        (b"PAR1\x15\x04", "Parquet"),
-        (b"\x28\xb5\x2f\xfdabc", "zstd"),
-        (GOOD.decode().encode("utf-16"), "UTF-16"),
-        (b"\xfe\xff" + GOOD.decode().encode("utf-16-be"), "UTF-16"),
-        (b"%PDF-1.7\n", "PDF"),
-        (b"<!DOCTYPE html>\n", "HTML"),
-        (b'{\n  "instruction": "a"\n}', "several lines"),
-        (b"instruction,input,output\na,b,c\n", "CSV"),
-        (b'\xef\xbb\xbf"Instruction";"Output"\na;c\n', "CSV"),
-        (b"prompt\tresponse\na\tc\n", "TSV"),
-    ],
-)
-def test_a_file_in_another_format_gives_one_finding_that_names_it(tmp_path: Path, data: bytes, name: str) -> None:
-    finding = only_finding(tmp_path, data)
-    assert (finding.line, finding.rule) == (None, "format")
-    assert name in finding.message
 
 
 def test_an_array_is_read_as_records_with_their_lines(tmp_path: Path) -> None:
@@ -202,10 +145,6 @@ def test_a_broken_array_is_a_finding_with_line_and_element(
     assert isinstance(found[0], Row)
 
 
-def test_an_array_that_is_nested_without_end_is_a_finding(tmp_path: Path) -> None:
-    assert only_finding(tmp_path, b"[" * 100_000).rule == "nesting"
-
-
 def test_an_overlong_element_of_an_array_is_a_finding(tmp_path: Path) -> None:
     data = b"[" + GOOD + b"," + json.dumps("x" * 200).encode() + b"," + GOOD + b"]"
     found = rows(tmp_path, data, 100)
@@ -235,20 +174,6 @@ def test_an_array_reads_the_same_however_it_falls_into_chunks(
     assert values(found) == items
     assert [row.record for row in found] == list(range(1, len(items) + 1))
     assert [row.line for row in found] == sorted(row.line or 0 for row in found)
-
-
-@given(data=st.binary(max_size=200) | st.lists(JSON).map(lambda items: json.dumps(items).encode()[:-3]))
-def test_no_bytes_make_the_reader_raise(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    for start in (b"", b"[", b"{", b'{"instruction": "'):
-        for row in rows(folder, start + data):
-            assert row.line is None or row.line >= 1
-
-
-@given(value=JSON)
-def test_what_strict_json_takes_reads_as_python_reads_it(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
-    found = rows(tmp_path_factory.getbasetemp(), json.dumps({"x": value}).encode())
-    assert values(found) == [{"x": value}]
 
 
 def test_records_carry_their_texts_and_the_names_of_other_keys(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
 
 from pipeline.records.fast_path import KEYS, MOST_KEYS
 from pipeline.records.records import MOST_TAGS, Row, key_meant, record_of
@@ -103,22 +102,6 @@ def test_every_fault_of_a_row_is_told(tmp_path: Path) -> None:
     assert found.reason.startswith("3 findings; the first: line 1: ")
 
 
-@pytest.mark.parametrize("data", [b"", b"\n \n\r\n", b"[]", b"\xef\xbb\xbf"])
-def test_a_file_without_records_is_a_finding(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "drop.jsonl"
-    path.write_bytes(data)
-    found = validate(path, Options())
-    assert (found.rows, found.findings_total) == (0, 1)
-    assert (found.findings[0].rule, found.findings[0].line) == ("empty", None)
-
-
-@pytest.mark.parametrize("data", [b"\x1f\x8b", b"[,]", b"[\n\n"])
-def test_a_file_that_cannot_be_read_is_not_called_empty_too(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "drop.jsonl"
-    path.write_bytes(data)
-    assert validate(path, Options()).findings_total == 1
-
-
 def test_other_keys_are_counted(tmp_path: Path) -> None:
     rows = [{**GOOD, "id": 1, "note\n": 2}, {**GOOD, "id": 2}, GOOD]
     found = check(tmp_path, *rows)
@@ -154,43 +137,6 @@ def test_a_file_that_is_refused_in_any_case_is_not_read_to_its_end(tmp_path: Pat
     assert cut.reason == "stopped after 1,000 findings; the first: line 2: instruction is missing"
     ceiling = check(tmp_path, *[{}] * 600, GOOD, options=Options(most_bad_rows=600))
     assert (ceiling.rows, ceiling.findings_total, ceiling.complete) == (601, 1200, True)
-
-
-def wordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count the errors of jsonschema from now on, and the characters of their words."""
-    sizes: list[int] = []
-    made = ValidationError.__init__
-
-    def counted(self: ValidationError, message: str, *rest: Any, **named: Any) -> None:
-        sizes.append(len(message))
-        made(self, message, *rest, **named)
-
-    monkeypatch.setattr(ValidationError, "__init__", counted)
-    return sizes
-
-
-@pytest.mark.parametrize(
-    ("more", "rule", "message"),
-    [
-        ({"tags": [1] * 100_000}, "maxitems", "tags are 100,000, at most 20"),
-        ({"tags": ["x" * 100_000] * 3}, "maxlength", "a tag has 100,000 characters, at most 64"),
-        ({"category": [1] * 100_000}, "type", "category is a list, not a text"),
-        ({"input": [1] * 100_000}, "type", "input is a list, not a text"),
-        ({"output": "\n" * 100_000}, "blank", "output is blank"),
-        ({f"key {number}": 1 for number in range(100_000)}, "maxproperties", "has more than the 1,000 keys"),
-    ],
-    ids=["tags", "long tags", "category", "input", "blank", "keys"],
-)
-def test_a_row_is_judged_without_a_word_for_each_of_its_items(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], rule: str, message: str
-) -> None:
-    sizes = wordings(monkeypatch)
-    found = check(tmp_path, GOOD, {**BARE, **more})
-    assert (found.findings[0].line, found.findings[0].rule) == (2, rule)
-    assert message in found.findings[0].message
-    assert found.findings_total <= 3
-    assert len(sizes) <= 10
-    assert sum(sizes) < 5000
 
 
 def test_a_record_may_have_so_many_keys_and_no_more(tmp_path: Path) -> None:
