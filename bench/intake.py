@@ -163,7 +163,6 @@ def ours(path: Path) -> int:
     found = validate(path, Options(special_tokens=TOKENS), counts.add)
     if not found.ok:
         sys.exit(found.reason)
-    counts.repeats()
     return found.good_rows
 
 

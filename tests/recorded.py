@@ -19,7 +19,18 @@ def record(daemon: Daemon, candidate: list[str], champion: list[str], **more: An
     evaluation |= {"folder": f"{evaluation['folder']}/report", **more}
     path.write_text(json.dumps(evaluation))
     asked = [
-        HeldoutRecord(f"{place:04}", "say", f"word {place}", "x", ("x",), 1, False, (), (), f"{place:04}")  # noqa: FBT003
+        HeldoutRecord(
+            id=f"{place:04}",
+            instruction="say",
+            input=f"word {place}",
+            output="x",
+            references=("x",),
+            drop=1,
+            pinned=False,
+            tags=(),
+            near=(),
+            group=f"{place:04}",
+        )
         for place in range(len(candidate))
     ]
     lines = [

@@ -117,7 +117,7 @@ def check(
     """
     settings = load(config_path(context))  # the defaults where there is no workspace: a file can be checked anywhere
     found = _look_at(file, settings, track, "train")
-    validation, ruling, repeats = found.validation, found.ruling, found.counts.repeats()
+    validation, ruling, repeats = found.validation, found.ruling, found.counts.repeats
     if as_json:
         same = None if found.known is None else found.known.id
         told = {"repeats": {"rows": repeats.rows, "prompts": repeats.prompts}, "rows_too_long": repeats.too_long}
@@ -156,7 +156,7 @@ def submit(
     if not validation.ok:
         bad = count(validation.bad_rows, "of them is bad", "of them are bad")
         print_line(f"{bad} and will be set aside: dropforge check {file}")
-    for line in repeat_lines(file, found.counts.repeats()):
+    for line in repeat_lines(file, found.counts.repeats):
         print_line(line)
     _print_remarks(found)
     print_line(_what_follows(settings, track, heldout=heldout, known=found.known is not None))

@@ -2,11 +2,10 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline import durable
+from pipeline.artifacts import Frozen
 from pipeline.errors import StepFailed
 from pipeline.models.prompt import fold
 
@@ -14,8 +13,7 @@ from pipeline.models.prompt import fold
 NAMES = ("train.jsonl", "dev.jsonl", "heldout.jsonl")
 
 
-@dataclass(frozen=True)
-class HeldoutRecord:
+class HeldoutRecord(Frozen):
     """A prompt with its right answers."""
 
     id: str
@@ -49,28 +47,13 @@ def version_of(ids: Iterable[str]) -> str:
 
 def read_heldout(path: Path) -> list[HeldoutRecord]:
     """Return the records in `path`. Raises `StepFailed` if there are none."""
-    records = [_record(row) for row in durable.read_jsonl(path)]
+    records = [HeldoutRecord.model_validate(row) for row in durable.read_jsonl(path)]
     if not records:
         raise StepFailed(
             "there are no held-out records to evaluate on",
             "drop more rows, or a held-out set of your own into the track's heldout folder",
         )
     return records
-
-
-def _record(row: dict[str, Any]) -> HeldoutRecord:
-    return HeldoutRecord(
-        id=row["id"],
-        instruction=row["instruction"],
-        input=row["input"],
-        output=row["output"],
-        references=tuple(row["references"]) or (row["output"],),
-        drop=row["drop"],
-        pinned=row["pinned"],
-        tags=tuple(row["tags"]),
-        near=tuple(row["near"]),
-        group=row["group"],
-    )
 
 
 def dataset_hash(folder: Path) -> str:

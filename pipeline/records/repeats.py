@@ -1,11 +1,11 @@
-"""What is known of a file before a run: rows that repeat or do not fit, rows that are pinned, the likely metric."""
+"""Count, before a run, the rows of a file that repeat, do not fit or are pinned, and choose the likely metric."""
 
 import re
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count as numbers
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic_core import from_json
 
@@ -16,12 +16,10 @@ from pipeline.records.prompt_hash import normalise
 from pipeline.records.records import ANY_LENGTH, Record, read_records
 from pipeline.words import count
 
-#: Rows that are looked at for repetitions: 28 bytes of memory each.
+#: Rows that are compared, about 100 bytes of memory each.
 MOST_ROWS = 1_000_000
 #: Answers that tell which metric suits a file.
 _MOST_ANSWERS = 200
-#: Parts in which rows are compared: the dictionaries of one part are in memory at a time.
-_PARTS = 1024
 #: Rows of a pinned file that are read together.
 _TOGETHER = 1000
 #: ASCII in lower case, and a space for all that `str.split` parts words at.
@@ -29,7 +27,8 @@ _FOLDED = bytes(ord(" " if chr(code).isspace() else chr(code).lower()) for code 
 _BLANKS = re.compile(rb"  +")
 
 
-class Repeats(NamedTuple):
+@dataclass
+class Repeats:
     """How often a file repeats itself, and the lines where it first does; 0 where it does not."""
 
     rows: int = 0
@@ -50,70 +49,61 @@ class RowCounts:
         """
         Count records whose prompt is in one of the `pinned` files, too; one that is gone has none.
 
-        Of the first `MOST_ROWS` those are counted that certainly exceed `window`.
+        The first `MOST_ROWS` records are compared, by the hashes of their texts, and counted if they certainly exceed
+        `window`. Prompts are the same as for the split: normalised, instruction and input folded into one text.
         """
         self._window = window
-        self._too_long = self._first_too_long = 0
         self._most = MOST_ROWS if repeats else 0
-        self._prompts, self._answers, self._lines = array("q"), array("q"), array("Q")
         self._pinned = {key for path in pinned if path.is_file() for key in _keys_in(path)}
         self._first_answers: list[str] = []
-        #: Records whose prompt is pinned.
+        self._answers: dict[int, int] = {}
+        """The first answer to each prompt."""
+        self._more_answers: dict[int, set[int]] = {}
+        self.repeats = Repeats()
         self.pinned = 0
+        """Records whose prompt is pinned."""
 
     def add(self, first: int, lines: bytes) -> None:
         """Count the good records in `lines`; `first` is the number of the first line."""
         rows = from_json(b"[" + lines.strip(b"\n").replace(b"\n", b",") + b"]", cache_strings="keys")
         if len(self._first_answers) < _MOST_ANSWERS:
             self._first_answers += [row["output"] for row in rows]
-        rest = max(0, self._most - len(self._lines))
+        compared = rows[: self._most]
+        self._most -= len(compared)
+        found = self.repeats
         if self._window is not None:
-            for line, row in enumerate(rows[:rest], start=first):
+            for line, row in enumerate(compared, start=first):
                 if self._window.is_exceeded(row["instruction"], row.get("input", ""), row["output"]):
-                    self._too_long += 1
-                    self._first_too_long = self._first_too_long or line
-        if not rest and not self._pinned:
+                    found.too_long += 1
+                    found.first_too_long = found.first_too_long or line
+        if not compared and not self._pinned:
             return
         prompts = _keys(
             [fold(row["instruction"], given) if (given := row.get("input")) else row["instruction"] for row in rows]
         )
         if self._pinned:
             self.pinned += sum(prompt in self._pinned for prompt in prompts)
-        self._prompts.extend(prompts[:rest])
-        self._answers.extend([hash(row["output"]) for row in rows[:rest]])
-        self._lines.extend(range(first, first + len(rows[:rest])))
+        self._compare(first, prompts, compared)
 
     @property
     def metric(self) -> str | None:
         """The metric that `evaluate.metric = "auto"` takes for the first answers; `None` if there is no record."""
         return metric_of(self._first_answers[:_MOST_ANSWERS])
 
-    def repeats(self) -> Repeats:
-        """
-        Return how the first `MOST_ROWS` records repeat each other, by their hashes.
-
-        Prompts are the same as for the split: normalised, instruction and input folded into one text.
-        """
-        parts = [array("I") for _ in range(_PARTS)]
-        for row, prompt in enumerate(self._prompts):
-            parts[prompt % _PARTS].append(row)
-        again: list[int] = []
-        several: dict[int, int] = {}
-        for part in parts:
-            asked = [self._prompts[row] for row in part]
-            if len(set(asked)) == len(asked):
-                continue
-            known: dict[int, set[int]] = {}
-            for row, prompt in zip(part, asked, strict=True):
-                answers = known.setdefault(prompt, set())
-                if self._answers[row] in answers:
-                    again.append(row)
-                elif answers:
-                    several.setdefault(prompt, row)
-                answers.add(self._answers[row])
-        first_row = self._lines[min(again)] if again else 0
-        first_prompt = self._lines[min(several.values())] if several else 0
-        return Repeats(len(again), first_row, len(several), first_prompt, self._too_long, self._first_too_long)
+    def _compare(self, first: int, prompts: Sequence[int], rows: Sequence[Mapping[str, str]]) -> None:
+        found = self.repeats
+        for line, prompt, row in zip(numbers(first), prompts, rows, strict=False):
+            answer = hash(row["output"])
+            if prompt not in self._answers:
+                self._answers[prompt] = answer
+            elif answer == self._answers[prompt] or answer in self._more_answers.get(prompt, ()):
+                found.rows += 1
+                found.first_row = found.first_row or line
+            else:
+                if prompt not in self._more_answers:
+                    found.prompts += 1
+                    found.first_prompt = found.first_prompt or line
+                self._more_answers.setdefault(prompt, set()).add(answer)
 
 
 def repeat_lines(file: Path, found: Repeats) -> list[str]:

@@ -15,7 +15,7 @@ def found(path: Path, *records: object) -> Repeats:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     counts = RowCounts()
     validate(path, Options(), counts.add)
-    return counts.repeats()
+    return counts.repeats
 
 
 def test_a_file_that_does_not_repeat_itself_has_nothing_to_tell(tmp_path: Path) -> None:
@@ -73,4 +73,4 @@ def test_all_rows_are_counted_however_they_are_read(tmp_path: Path, spread: dict
     counts = RowCounts([write(tmp_path / "pinned", rows(5, start=3))])
     found = validate(path, Options(), counts.add)
     assert (found.good_rows, counts.pinned, counts.metric) == (804, 5 + 1, "exact_match")
-    assert counts.repeats() == Repeats(rows=1 + 1 + 393, first_row=403, prompts=1, first_prompt=402)
+    assert counts.repeats == Repeats(rows=1 + 1 + 393, first_row=403, prompts=1, first_prompt=402)
