@@ -40,7 +40,7 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
     if not can_try():
         log.warning("model_not_tried", folder=str(folder), reason="the training stack is not installed here")
         return
-    argv = [sys.executable, "-P", "-m", "pipeline.models.smoke_test", str(folder.absolute())]
+    argv = [sys.executable, "-P", "-m", "pipeline.models.ask", "--check", str(folder.absolute())]
     with subprocess.Popen(  # noqa: S603 - our own module
         argv,
         env=child_environment({"DROPFORGE_DEVICE": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}),

@@ -1,21 +1,24 @@
 """
-Stream one or more models' answers to one prompt: python -m pipeline.models.ask < REQUEST.
+Stream one or more models' answers to one prompt, or check that a model answers.
 
-The request is an `Ask` as JSON. For each model it prints a line of JSON {"folder": PATH}, then {"text": PART} for each
-part of its answer, then {"tokens": N, "ended": whether the model ended the answer}; on an error, {"error": MESSAGE,
-"hint": REMEDY} last. It runs in its own process, for callers that must not load the training stack.
+`python -m pipeline.models.ask < REQUEST`: the request is an `Ask` as JSON. For each model it prints a line of JSON
+{"folder": PATH}, then {"text": PART} for each part of its answer, then {"tokens": N, "ended": whether the model ended
+the answer}. `python -m pipeline.models.ask --check FOLDER` loads a model as a server does and generates one token. On
+an error the last line is {"error": MESSAGE, "hint": REMEDY}, and the exit code is the error's. It runs in its own
+process, for callers that must not load the training stack.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.artifacts import Frozen
-from pipeline.errors import EXIT_FAILED, DropforgeError
+from pipeline.errors import EXIT_FAILED, DropforgeError, StepFailed
 from pipeline.models.generation import Decoding, close_model, open_model
 from pipeline.models.greedy_decoding import stream_answer
-from pipeline.models.loading import chosen_device, load_tokenizer
+from pipeline.models.loading import chosen_device, load_model, load_tokenizer
 from pipeline.models.prompt import choose_format, fold, prompt_ids
 
 #: What a decoder emits for a character whose bytes are not complete.
@@ -63,9 +66,30 @@ def answer(request: Ask, model: Model) -> None:
     close_model(loaded)
 
 
-def main() -> int:
-    """Answer the request on standard input; return the exit code."""
+def check(folder: Path) -> None:
+    """
+    Let the model in `folder` generate one token.
+
+    Raises `CannotTrain` if tokenizer or model cannot be loaded, `StepFailed` if its logits are not finite.
+    """
+    import torch
+
+    device = chosen_device()
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, device, offload=True)
+    tokens = tokenizer("Hello", return_tensors="pt").to(device)
+    with torch.no_grad():
+        logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits[0, -1].float()
+    if not bool(torch.isfinite(logits).all()):
+        raise StepFailed("its logits are not finite numbers", "the weights are damaged: use another model")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check the model in `arguments`, or answer the request on standard input; return the exit code."""
     try:
+        if arguments:
+            check(Path(arguments[-1]))
+            return 0
         request = Ask.model_validate_json(sys.stdin.buffer.read())
         for model in request.models:
             answer(request, model)
@@ -83,4 +107,4 @@ def _say(**fields: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

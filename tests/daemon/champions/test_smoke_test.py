@@ -13,7 +13,7 @@ from daemon.champions import promotion, smoke_test
 from daemon.champions.smoke_test import Stopped, require_answer
 from daemon.state.database import transaction
 from pipeline.errors import DropforgeError, StepFailed
-from pipeline.models.smoke_test import check
+from pipeline.models.ask import check
 from tests.chaos.house import START, Daemon, build, records
 from tests.tiny_llama import make_model
 
