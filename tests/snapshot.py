@@ -13,7 +13,7 @@ from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.models.prompt import fold
 from pipeline.prepare.step import prepare
-from pipeline.records.prompt_hash import hash_place, normalise
+from pipeline.records.heldout import hash_place, normalise
 
 Rows = Sequence[Mapping[str, Any]]
 LOOSE = GateConfig(min_records=1)

@@ -13,7 +13,7 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.models.prompt import fold
 from pipeline.models.token_counts import Window
-from pipeline.records.prompt_hash import hash_id, hash_place, normalise
+from pipeline.records.heldout import hash_id, hash_place, normalise
 from pipeline.records.records import ANY_LENGTH, Finding, Record, read_records
 from pipeline.records.special_tokens import special_tokens
 

@@ -18,8 +18,7 @@ from pipeline.contract import Attempt
 from pipeline.models.manifest import read_lineage, trained_ids
 from pipeline.models.prompt import fold
 from pipeline.prepare.near_duplicates import shingles, words
-from pipeline.records.heldout import NAMES
-from pipeline.records.prompt_hash import prompt_id
+from pipeline.records.heldout import NAMES, prompt_id
 from pipeline.words import count, listed
 
 GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")

@@ -27,8 +27,7 @@ from pipeline.prepare.partitions import CHECK_EVERY, LeftOut, Partitions, read_d
 from pipeline.prepare.split import Familiar, Prompt, Scored, SplitWriter, Totals, prompts, write_heldout
 from pipeline.prepare.start import choose_start, mix_in_general
 from pipeline.prepare.warnings import contamination_warnings, data_warnings, mostly_similar
-from pipeline.records.heldout import dataset_hash, version_of
-from pipeline.records.prompt_hash import rows_for
+from pipeline.records.heldout import dataset_hash, rows_for, version_of
 from pipeline.words import count
 
 _TOKENS_STEP = 16

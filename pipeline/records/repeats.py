@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from pipeline.metrics.automatic import metric_of
 from pipeline.models.prompt import fold
 from pipeline.models.token_counts import Window
-from pipeline.records.prompt_hash import normalise
+from pipeline.records.heldout import normalise
 from pipeline.records.records import ANY_LENGTH, Record, read_records
 from pipeline.words import count
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from daemon.settings.model import Settings, TrackSettings
 from pipeline.metrics.automatic import SHORT_WORDS
-from pipeline.records.prompt_hash import rows_for
+from pipeline.records.heldout import rows_for
 from pipeline.words import count, plain
 
 _TENS = 10

@@ -13,7 +13,7 @@ from pipeline.evaluate import suites
 from pipeline.evaluate.suite_items import Item
 from pipeline.evaluate.suites import read_suite, read_suites
 from pipeline.prepare.start import GENERAL_ROWS
-from pipeline.records.prompt_hash import prompt_id
+from pipeline.records.heldout import prompt_id
 
 #: Share of their pieces of four characters that two items may have in common.
 MOST_ALIKE = 0.5

@@ -15,7 +15,7 @@ from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
 from pipeline.models.manifest import TRAINED_IDS, trained_ids, write_trained_ids
 from pipeline.prepare import decontaminate
-from pipeline.records.prompt_hash import prompt_id
+from pipeline.records.heldout import prompt_id
 from tests.snapshot import Prepared, Snapshot, prompt_place, rows
 
 Row = Mapping[str, Any]

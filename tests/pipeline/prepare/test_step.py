@@ -16,7 +16,7 @@ from pipeline.decide.verdict import early_verdict
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.token_counts import Window
 from pipeline.prepare.step import _max_new_tokens, prepare
-from pipeline.records.prompt_hash import normalise, prompt_id
+from pipeline.records.heldout import normalise, prompt_id
 from tests.snapshot import PINNED, Prepared, Snapshot, prompt_place, rows
 
 

@@ -7,7 +7,7 @@ import pytest
 from pipeline.artifacts import ModelRef
 from pipeline.errors import CannotTrain
 from pipeline.models.manifest import write_trained_ids
-from pipeline.records.prompt_hash import prompt_id
+from pipeline.records.heldout import prompt_id
 from tests.snapshot import Snapshot, rows
 
 
