@@ -85,7 +85,7 @@ def one_night(data: Data) -> dict[str, float]:
     """Do as `prepare` does with the prompts that it has read; the first drop is held out."""
     rows = [row(number, text, pinned=True) for number, text in enumerate(data.heldout)]
     rows += [row(number, text, pinned=False) for number, text in enumerate(data.train)]
-    rows.sort(key=lambda row: row.place)
+    rows.sort(key=lambda row: row.hash)
     content = list(prompts(rows, SplitConfig(), pinned=True))
     started = clocks()
     heldout = HeldOut(content, SIMILARITY)

@@ -13,7 +13,7 @@ from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.models.prompt import fold
 from pipeline.prepare.step import prepare
-from pipeline.records.heldout import hash_place, normalise
+from pipeline.records.heldout import normalise, split_hash
 
 Rows = Sequence[Mapping[str, Any]]
 LOOSE = GateConfig(min_records=1)
@@ -27,7 +27,7 @@ def rows(count: int, *, start: int = 0, answer: str = "yes") -> list[dict[str, s
 
 def prompt_place(salt: str, instruction: str, given: str) -> str:
     """Return the hexadecimal sha256 that decides a prompt's split; as a fraction of its range it is u."""
-    return hash_place(salt, normalise(fold(instruction, given)))
+    return split_hash(salt, normalise(fold(instruction, given)))
 
 
 class Snapshot:

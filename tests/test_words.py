@@ -33,7 +33,9 @@ REPLACED_IN_STEPS = {
     r"near cop(?:y|ies)|too near": "near-duplicate",
     r"cut off|asked to stop|goe?s? on from": "interrupted, stopped, resume",
 }
-STEPS = tuple(f"pipeline/{name}/" for name in ("train", "merge", "evaluate", "judge", "models", "metrics"))
+STEPS = tuple(
+    f"pipeline/{name}/" for name in ("prepare", "train", "merge", "evaluate", "judge", "records", "models", "metrics")
+)
 ENDINGS = {".py", ".json", ".md", ".toml", ".jinja", ".css", ".service"}
 
 

@@ -63,19 +63,19 @@ def answers(
     waiting = deque(range(len(prompts)))
     with memory_errors(), torch.inference_mode():
         rows = _Rows(asked.model, decoding.repetition_penalty)
-        while waiting or rows.places:
-            watch(len(prompts) - len(waiting) - len(rows.places), sum(map(len, found)))
-            free = decoding.batch_size - len(rows.places)
+        while waiting or rows.indices:
+            watch(len(prompts) - len(waiting) - len(rows.indices), sum(map(len, found)))
+            free = decoding.batch_size - len(rows.indices)
             if waiting and free >= _REFILL * decoding.batch_size and rows.can_join():
                 some = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                rows.join(some, [prompts[place] for place in some])
-            for place, token in zip(rows.places, rows.choose(), strict=True):
-                found[place].append(token)
+                rows.join(some, [prompts[index] for index in some])
+            for index, token in zip(rows.indices, rows.choose(), strict=True):
+                found[index].append(token)
             rows.keep(
                 [
                     row
-                    for row, place in enumerate(rows.places)
-                    if not _is_over(asked, found[place], decoding.room(prompts[place]), may_loop=place in may_loop)
+                    for row, index in enumerate(rows.indices)
+                    if not _is_over(asked, found[index], decoding.room(prompts[index]), may_loop=index in may_loop)
                 ]
             )
             rows.read()
@@ -94,7 +94,7 @@ def stream_answer(asked: AskedModel, prompt: Tokens, decoding: Decoding, tell: C
     with memory_errors(), torch.inference_mode():
         rows = _Rows(asked.model, decoding.repetition_penalty)
         rows.join([0], [prompt])
-        while rows.places:
+        while rows.indices:
             tokens += rows.choose()
             tell(_text(asked, tokens))
             rows.keep([] if _is_over(asked, tokens, decoding.room(prompt), may_loop=False) else [0])
@@ -134,7 +134,7 @@ class _Rows:
         self._model = model
         self._penalty = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
         self._name = _cache_name(model)
-        self.places: list[int] = []
+        self.indices: list[int] = []
         """The index of each row's prompt."""
         self._cache: Any = None
         self._ids: Any = None
@@ -146,15 +146,15 @@ class _Rows:
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
         known = {DynamicLayer, DynamicSlidingWindowLayer}
-        return not self.places or all(type(layer) in known for layer in self._cache.layers)
+        return not self.indices or all(type(layer) in known for layer in self._cache.layers)
 
-    def join(self, places: Sequence[int], prompts: Sequence[Tokens]) -> None:
+    def join(self, indices: Sequence[int], prompts: Sequence[Tokens]) -> None:
         """Prefill some prompts, and add them to the rows."""
         import torch
 
         ids, mask = pad_left(prompts, device_of(self._model))
         cache, logits = self._forward(ids, mask, None)
-        if self.places:
+        if self.indices:
             width = max(ids.shape[1], self._ids.shape[1])
             for mine, other in zip(self._cache.layers, cache.layers, strict=True):
                 _pad_cache(mine, width)
@@ -165,7 +165,7 @@ class _Rows:
             ids, mask = (torch.cat(parts) for parts in zip(*both, strict=True))
             cache, logits = self._cache, torch.cat([self._logits, logits])
         self._cache, self._ids, self._mask, self._logits = cache, ids, mask, logits
-        self.places += places
+        self.indices += indices
 
     def choose(self) -> list[int]:
         """Append the likeliest token to every row; return these tokens."""
@@ -181,10 +181,10 @@ class _Rows:
         """Drop all rows but these, and padding that is no longer needed."""
         import torch
 
-        if len(rows) == len(self.places):
+        if len(rows) == len(self.indices):
             return
         can_join = self.can_join()
-        self.places = [self.places[row] for row in rows]
+        self.indices = [self.indices[row] for row in rows]
         if not rows:
             return
         index = torch.tensor(rows, device=self._ids.device)
@@ -199,7 +199,7 @@ class _Rows:
 
     def read(self) -> None:
         """Run a forward pass on the last token of every row."""
-        if self.places:
+        if self.indices:
             self._cache, self._logits = self._forward(self._ids[:, -1:], self._mask, self._cache)
 
     def _forward(self, ids: Any, mask: Any, cache: Any) -> tuple[Any, Any]:

@@ -1,15 +1,15 @@
 """
-Which training rows are near-duplicates of a held-out record, and which held-out records repeat another one.
+Find the training rows that are near-duplicates of a held-out record, and the held-out records that repeat another one.
 
-Compared is what varies: an instruction that more than 1 % of the prompts share does not count, nor does a run of words
-or a long answer that more than 1 % of them have. (Nor can copies of one text be told from the form of a task, where
-they are more than that.) Of more than 10,000 prompts, the 10,000 with the lowest hashes are counted, a random sample.
+Texts are compared without what is common: an instruction, a run of words or a long answer in more than 1 % of the
+prompts. (More copies than that of one text cannot be distinguished from the form of a task.) Of more than 10,000
+prompts, the 10,000 with the lowest hashes are counted, a random sample.
 
-In the order of their hash, a held-out record joins the held-out set unless it is a near-duplicate of one that joined
-before it; every other near-duplicate of one that joined leaves, and is noted at each that it is near to: a model may
-have been trained on it once. Nothing in here can move a record to another split.
+In the order of their hash, held-out records are selected unless they are near-duplicates of one selected before. All
+near-duplicates of selected records are left out, and noted with each of these: a model may have been trained on them.
+No record can move to another split.
 
-Memory: the held-out prompts with their index, and the sample; training rows pass by.
+Memory: the held-out prompts with their index, and the sample; training rows are read one by one.
 """
 
 from array import array
@@ -31,17 +31,17 @@ from pipeline.prepare.split import Prompt
 
 Rule = Literal["answer", "ngram", "minhash"]
 RULES: tuple[Rule, ...] = ("answer", "ngram", "minhash")
-#: What is in more than this share of the prompts, and in more than so many of them, is the task's, not the row's.
+#: What more than this share of the prompts, and more than so many of them, have in common is not compared.
 COMMON_SHARE = 0.01
 COMMON_ROWS = 3
-#: A long answer to more prompts than that is a label of the task; to fewer it may be one case, asked in other words.
+#: A long answer to more prompts is a label of the task; to fewer it may be one case, asked in other words.
 LABEL_ROWS = 10
 #: Most prompts in which the common runs and answers are counted.
 SAMPLE = 10_000
 #: Prompts of one group have this share of `split.similarity`. Lower finds more paraphrases, and takes more rows of one
 #: form for such.
 GROUP_SHARE = 0.5
-#: Fewer words make no answer that would be known again.
+#: Answers with fewer words are not compared.
 LONG_ANSWER_WORDS = 8
 MOST_EXAMPLES = 10
 _SHOWN = 200
@@ -49,7 +49,7 @@ _SHOWN = 200
 
 @dataclass(frozen=True)
 class Common:
-    """What too many prompts have in common to tell them apart, as hashes."""
+    """What too many prompts have in common, as hashes: it is not compared."""
 
     instructions: frozenset[int]
     answers: frozenset[int]
@@ -59,7 +59,7 @@ class Common:
     """Of 3 and of 13 words."""
 
     def words(self, row: PartitionRow) -> Sequence[str]:
-        """Return the words of a prompt that count: instruction and input, or the input alone."""
+        """Return the words of a prompt that are compared: instruction and input, or the input alone."""
         before, after = words(row.instruction), words(row.input)
         return after if hash(tuple(before)) in self.instructions else [*before, *after]
 
@@ -85,10 +85,10 @@ def find_common(prompts: Sequence[Prompt]) -> Common:
 
 
 class HeldOut:
-    """The held-out prompts, and the other prompts that are near-duplicates of them."""
+    """The held-out prompts, and their near-duplicates."""
 
     def __init__(self, prompts: Iterable[Prompt], similarity: float) -> None:
-        """Choose, of the held-out prompts among all, those that join the held-out set."""
+        """Select held-out prompts from all prompts, which come in the order of their hash."""
         self.prompts: list[Prompt] = []
         sample: list[Prompt] = []
         for prompt in prompts:
@@ -98,9 +98,9 @@ class HeldOut:
                 sample.append(prompt)
         self.common = find_common(sample)
         self.near: dict[int, set[str]] = {}
-        """Number of a prompt that joined -> ids of the others that are near to it; the rest repeat one of these."""
+        """Index of a selected prompt -> ids of its near-duplicates."""
         self.removed: Counter[Rule] = Counter()
-        """How many training rows left by each rule."""
+        """Training rows left out, by rule."""
         self._similar = SimilarityIndex(similarity)
         self._runs = RunIndex(self.common.runs)
         self._answers: dict[int, int] = {}
@@ -119,7 +119,7 @@ class HeldOut:
             self._note(prompt, {*by_run, *similar, *(self._answers[answer] for answer in answers)})
 
     def keep(self, prompt: Prompt) -> list[PartitionRow]:
-        """Return the rows of a training prompt that stay: all leave by their prompt, one alone by its answer."""
+        """Return the rows of a training prompt that are kept: it may be a near-duplicate, or only some answers."""
         if not prompt.rows:
             return []
         by_run, similar = self._near(self.common.text(prompt))
@@ -127,31 +127,31 @@ class HeldOut:
         self._note(prompt, {*by_run, *similar, *(number for number in by_answer if number is not None)})
         if by_run or similar:
             rule: Rule = "ngram" if by_run else "minhash"
-            self._leave(rule, prompt.rows, min(by_run or similar))
+            self._leave_out(rule, prompt.rows, min(by_run or similar))
             return []
         for row, number in zip(prompt.rows, by_answer, strict=True):
             if number is not None:
-                self._leave("answer", [row], number)
+                self._leave_out("answer", [row], number)
         return [row for row, number in zip(prompt.rows, by_answer, strict=True) if number is None]
 
     def examples(self) -> tuple[Overlap, ...]:
-        """Return some of the rows that left, of each rule in turn; of equal prompts only where there is room."""
+        """Return some rows that are left out, of each rule in turn; of equal prompts only if there is room."""
         turns = zip_longest(*self._examples.values())
         same = (_overlap("prompt", prompt.removed[0], prompt.rows[0]) for prompt in self.prompts if prompt.removed)
         near = (example for turn in turns for example in turn if example)
         return tuple(islice(chain(near, same), MOST_EXAMPLES))
 
     def _near(self, text: Text) -> tuple[set[int], set[int]]:
-        """Return the numbers of the prompts that joined and share a run of 13 words, or are similar."""
+        """Return the indices of the selected prompts that share a run of 13 words, and of those that are similar."""
         return self._runs.find(text), self._similar.find(text)
 
     def _note(self, prompt: Prompt, near: set[int]) -> None:
-        """Note a prompt at the others that joined and that it is near to."""
+        """Note a prompt with the selected prompts that it is a near-duplicate of."""
         for number in near:
             if prompt.rows[0].id != self.prompts[number].rows[0].id:
                 self.near[number].add(prompt.rows[0].id)
 
-    def _leave(self, rule: Rule, rows: Sequence[PartitionRow], number: int) -> None:
+    def _leave_out(self, rule: Rule, rows: Sequence[PartitionRow], number: int) -> None:
         self.removed[rule] += len(rows)
         if len(self._examples[rule]) < MOST_EXAMPLES:
             rivals = self.prompts[number].rows
@@ -188,12 +188,12 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
 
 
 def _long_answers(rows: Iterable[PartitionRow]) -> set[int]:
-    """Return the hashes of those answers that are long enough to be known again."""
+    """Return the hashes of the long answers."""
     return set(filter(None, map(_long_answer, rows)))
 
 
 def _long_answer(row: PartitionRow) -> int:
-    """Return the hash of a long answer, 0 for another one."""
+    """Return the hash of a row's answer if it is long, else 0."""
     answer = words(row.output)
     return hash(tuple(answer)) if len(answer) >= LONG_ANSWER_WORDS else 0
 
@@ -212,7 +212,7 @@ def _overlap(rule: Literal["prompt"] | Rule, row: PartitionRow, heldout: Partiti
 
 
 def _prompts(row: PartitionRow, heldout: PartitionRow) -> tuple[str, str]:
-    """Return both prompts, without an instruction that they share: there is room for their beginning only."""
+    """Return both prompts, without an instruction that they share: only their beginning is shown."""
     if row.instruction == heldout.instruction and row.input and heldout.input:
         return row.input, heldout.input
     return fold(row.instruction, row.input), fold(heldout.instruction, heldout.input)

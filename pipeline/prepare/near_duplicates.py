@@ -1,8 +1,8 @@
 """
 Find near-duplicates among texts, exactly: by runs of words that two texts share.
 
-Words are those of `pipeline.metrics.tokens` (a character each in scripts without spaces). A run of them is known by
-Python's hash of it, 64 bits, so two different runs pass for one with a chance of about 2^-64.
+Words are those of `pipeline.metrics.tokens` (a character each in scripts without spaces). Runs are compared by Python's
+hash of 64 bits, so two different ones are taken for the same with a probability of about 2^-64.
 """
 
 import math
@@ -17,8 +17,7 @@ from pipeline.metrics.tokens import tokens
 
 SHINGLE = 3
 LONG_RUN = 13
-#: Where a part of a text is not counted, or little is asked, fewer shingles in common than this are chance: a product's
-#: name, a date.
+#: Where a part of a text is not compared, or the similarity is low, fewer common shingles are chance: a name, a date.
 LEAST_SHARED = 3
 _ROUNDING = 1e-9
 _ASCII = bytes(
@@ -28,22 +27,22 @@ _LONGEST_CACHED = 64
 
 
 class Text(NamedTuple):
-    """What is compared of a text."""
+    """The words and shingles of a text."""
 
     words: Sequence[str]
     every: AbstractSet[int]
     """The hashes of its 3-word runs."""
     shingles: AbstractSet[int]
-    """Those that count."""
+    """Those that are compared."""
 
     @property
     def partly(self) -> bool:
-        """Whether some shingles do not count."""
+        """Whether some shingles are not compared."""
         return len(self.shingles) < len(self.every)
 
 
 def words(text: str) -> Sequence[str]:
-    """Return what `tokens` returns, faster: no word reaches over a blank, and the pieces between blanks repeat."""
+    """Return what `tokens` returns, faster: no word contains a blank, and the pieces between blanks repeat."""
     if text.isascii():
         return text.encode().translate(_ASCII).decode().split()
     pieces = (_words(piece) if len(piece) <= _LONGEST_CACHED else tokens(piece) for piece in text.split())
@@ -56,13 +55,13 @@ def _words(piece: str) -> tuple[str, ...]:
 
 
 def shingles(words: Sequence[str]) -> set[int]:
-    """Return the hashes of the 3-word runs of a text; a shorter one that is not empty is one run as a whole."""
+    """Return the hashes of the 3-word runs of a text; a text of one or two words is one run."""
     return set(_ngrams(words)) or ({hash(tuple(words))} if words else set())
 
 
 def long_runs(words: Sequence[str]) -> set[int]:
     """Return the hashes of the 13-word runs of a text."""
-    # The shingles from a run's words 0, 3, 6, 9 and 10 on are all of it.
+    # The shingles at a run's words 0, 3, 6, 9 and 10 cover it.
     at = list(_ngrams(words))
     return set(map(hash, zip(at, at[3:], at[6:], at[9:], at[10:], strict=False)))
 
@@ -72,7 +71,7 @@ def _ngrams(words: Sequence[str]) -> Iterator[int]:
 
 
 class RunIndex:
-    """An index of the texts by their runs of 13 words: finds those that share one."""
+    """An index of texts by their runs of 13 words."""
 
     def __init__(self, common: AbstractSet[int]) -> None:
         """Leave out the runs in `common`."""
@@ -81,13 +80,13 @@ class RunIndex:
         self._some: set[int] = set()
 
     def add(self, number: int, text: Text) -> None:
-        """Add a text that shares no run with those that are there."""
+        """Add a text that shares no run with the others."""
         self._numbers.update(dict.fromkeys(long_runs(text.words) - self._common, number))
         # Of the eleven shingles of any of its runs, one is among these.
         self._some.update(islice(_ngrams(text.words), 0, None, LONG_RUN - SHINGLE + 1))
 
     def find(self, text: Text) -> set[int]:
-        """Return the numbers of the texts that share a run with one."""
+        """Return the numbers of the texts that share a run with `text`."""
         if self._some.isdisjoint(text.every):
             return set()
         return {self._numbers[run] for run in self._numbers.keys() & long_runs(text.words)}
@@ -95,15 +94,14 @@ class RunIndex:
 
 class SimilarityIndex:
     """
-    An inverted index from shingles to the texts that have them: finds the texts whose Jaccard index is high enough.
+    An inverted index from shingles to texts: finds the texts whose Jaccard index is high enough.
 
-    A text that is similar to another has at least so many of its shingles in common with it, so it has one of any of
-    the other's shingles that leave out one less (prefix filtering, Chaudhuri et al. 2006). Only those are indexed, and
-    they are chosen such that few texts have them.
+    Two similar texts share a minimum number of shingles, so a text without that many less one of its shingles still
+    shares one of the rest (prefix filtering, Chaudhuri et al. 2006). Only the rest, the rarest shingles, is indexed.
     """
 
     def __init__(self, similarity: float, least_shared: int = 1) -> None:
-        """Find texts from `similarity` on that share at least so many shingles."""
+        """Find texts with at least this similarity and so many shared shingles."""
         self._similarity = similarity
         self._least_shared = least_shared
         self._index: dict[int, tuple[int, ...]] = {}
@@ -118,7 +116,7 @@ class SimilarityIndex:
             self._index[shingle] = (*self._index.get(shingle, ()), number)
 
     def find(self, text: Text) -> set[int]:
-        """Return the numbers of the texts that are similar to one."""
+        """Return the numbers of the texts that are similar to `text`."""
         candidates = {number for shingle in self._index.keys() & text.shingles for number in self._index[shingle]}
         return {number for number in candidates if self._is_similar(text, number)}
 

@@ -13,7 +13,7 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.models.prompt import fold
 from pipeline.models.token_counts import Window
-from pipeline.records.heldout import hash_id, hash_place, normalise
+from pipeline.records.heldout import hash_id, normalise, split_hash
 from pipeline.records.records import ANY_LENGTH, Finding, Record, read_records
 from pipeline.records.special_tokens import special_tokens
 
@@ -25,8 +25,8 @@ _PARTS = 64
 class PartitionRow(NamedTuple):
     """One record on its way to a split."""
 
-    place: str
-    """Hexadecimal hash of salt and prompt."""
+    hash: str
+    """Of salt and prompt, hexadecimal."""
     id: str
     pinned: bool
     order: int
@@ -50,7 +50,7 @@ class LeftOut(NamedTuple):
 
 
 class Partitions:
-    """Rows on disk, in parts by the first digits of their place."""
+    """Rows on disk, in parts by the first digits of their hash."""
 
     def __init__(self, folder: Path) -> None:
         """Keep the parts in a new folder in `folder`, which is removed at the end."""
@@ -70,7 +70,7 @@ class Partitions:
 
     def add(self, row: PartitionRow) -> None:
         """Add one row."""
-        part = int(row.place[:8], 16) * _PARTS >> 32
+        part = int(row.hash[:8], 16) * _PARTS >> 32
         if part not in self._files:
             self._files[part] = (self._folder / str(part)).open("w", encoding="utf-8")
         self._files[part].write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -88,7 +88,7 @@ class Partitions:
             if path.exists():
                 with path.open("rb") as file:
                     rows = [PartitionRow(*json.loads(line)) for line in file]
-            rows.sort(key=lambda row: (row.place, not row.pinned, -row.order, row.number))
+            rows.sort(key=lambda row: (row.hash, not row.pinned, -row.order, row.number))
             yield rows
 
     def _close(self) -> None:
@@ -117,10 +117,8 @@ def read_drops(attempt: Attempt, partitions: Partitions, window: Window) -> Left
                 spelled += 1
             else:
                 prompt = normalise(fold(record.instruction, record.input))
-                place, pinned = hash_place(attempt.config.salt, prompt), drop.role == "heldout"
-                partitions.add(
-                    PartitionRow(place, hash_id(prompt), pinned, order, number, drop.id, *texts, record.tags)
-                )
+                hashes, pinned = (split_hash(attempt.config.salt, prompt), hash_id(prompt)), drop.role == "heldout"
+                partitions.add(PartitionRow(*hashes, pinned, order, number, drop.id, *texts, record.tags))
             done += 1
             if done % CHECK_EVERY == 0:
                 attempt.check_stop()

@@ -22,13 +22,13 @@ _MOST_TAGS = 10_000
 
 
 class Prompt(NamedTuple):
-    """One prompt and what counts of its rows."""
+    """One prompt, its split and its rows."""
 
     split: SplitName
     rows: list[PartitionRow]
-    """The latest drop's, each answer once; the first one stands for the prompt."""
+    """The latest drop's, each answer once; the first one is scored."""
     drops: tuple[int, ...]
-    """Those since which the answers are what they are now, the earliest first."""
+    """The drops since the answers last changed, the earliest first."""
     removed: list[PartitionRow]
     """Training rows of a pinned prompt."""
     duplicates: int
@@ -41,15 +41,14 @@ def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -
     """
     Yield the prompts of sorted rows, in their order.
 
-    With `pinned` the prompts of held-out drops are held out, and no others. Without, a prompt's split depends on its
-    hash alone, and a held-out drop does no more than keep its prompts out of training: whoever may drop such a file
-    would choose what is judged on.
+    With `pinned` only the prompts of held-out drops are held out. Without, a prompt's split depends on its hash alone,
+    and a held-out drop only keeps its prompts out of training: else its author would choose the evaluation set.
     """
-    for place, group in groupby(rows, key=lambda row: row.place):
+    for digits, group in groupby(rows, key=lambda row: row.hash):
         everything = list(group)
         own = [row for row in everything if row.pinned]
         others = everything[len(own) :]
-        chosen: SplitName = "heldout" if own and pinned else _split_of(place, split, pinned=pinned)
+        chosen: SplitName = "heldout" if own and pinned else _split_of(digits, split, pinned=pinned)
         counted, removed = others, []
         if own and (pinned or chosen != "heldout"):
             counted, removed = own if pinned else [], others
@@ -62,16 +61,16 @@ def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -
         yield Prompt(chosen, kept, since, removed, duplicates, len(counted) - len(kept) - duplicates, changed)
 
 
-def _split_of(place: str, split: SplitConfig, *, pinned: bool) -> SplitName:
+def _split_of(digits: str, split: SplitConfig, *, pinned: bool) -> SplitName:
     # 52 bits: exact as a float, and always below 1.
-    u = int(place[:13], 16) / 2**52
+    u = int(digits[:13], 16) / 2**52
     if u < split.heldout:
         return "train" if pinned else "heldout"
     return "dev" if u < split.heldout + split.dev else "train"
 
 
 def _current(rows: list[PartitionRow]) -> tuple[list[PartitionRow], int]:
-    """Return the latest drop's rows of one prompt, each answer once, and how many say the same as one of these."""
+    """Return the latest drop's rows of one prompt, each answer once, and the number of rows that repeat these."""
     latest = rows[0].order
     kept: dict[str, PartitionRow] = {}
     duplicates = 0
@@ -84,7 +83,7 @@ def _current(rows: list[PartitionRow]) -> tuple[list[PartitionRow], int]:
 
 
 def _since(rows: list[PartitionRow]) -> tuple[int, ...]:
-    """Return the drops with these rows of one prompt up to the one that last changed its answers, that one first."""
+    """Return the drops since the one that last changed a prompt's answers, that one first, of all its rows."""
     answers: dict[int, set[str]] = {}
     for row in rows:
         answers.setdefault(row.order, set()).add(row.output)

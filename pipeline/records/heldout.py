@@ -91,8 +91,8 @@ def hash_id(prompt: str) -> str:
     return hashlib.sha256(_lengths(prompt)).hexdigest()[:32]
 
 
-def hash_place(salt: str, prompt: str) -> str:
-    """Return a normalised prompt's place under `salt`, 64 hexadecimal digits: its split depends on them."""
+def split_hash(salt: str, prompt: str) -> str:
+    """Return the hash that decides a normalised prompt's split: 64 hexadecimal digits."""
     return hashlib.sha256(_lengths(salt, prompt)).hexdigest()
 
 
@@ -100,7 +100,7 @@ def rows_for(records: int, share: float) -> float:
     """
     Return the number of rows of which at least `records` are held out in 95 of 100 cases, each with chance `share`.
 
-    By the normal distribution that is near to the binomial one: rows * share - z sqrt(rows * share (1 - share)) is
+    By the normal approximation of the binomial distribution: rows * share - z sqrt(rows * share (1 - share)) is
     `records`, solved for rows. `share` must be above 0.
     """
     spread = _SURE * math.sqrt(1 - share)

@@ -14,7 +14,7 @@ _MOJIBAKE = re.compile(
     "[\u00c2\u00c3][\u0080-\u00bf\u20ac\u0192\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2022\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
     "|(?:[\u00d0\u00d1][\u0080-\u00bf]){2}|\u00e2\u20ac|\u00ef\u00bb\u00bf|\ufffd"
 )
-#: One set of characters is searched for many times as fast as those alternatives.
+#: A set of characters is found many times as fast as these alternatives.
 _MOJIBAKE_FIRST = re.compile("[\u00c2\u00c3\u00d0\u00d1\u00e2\u00ef\ufffd]")
 _PLACEHOLDER = re.compile(r"<?no[ _-]?(?:in|out)put>?|n/a", re.IGNORECASE | re.ASCII)
 _SHOWN_TOKEN = 60

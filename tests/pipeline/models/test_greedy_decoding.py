@@ -231,9 +231,9 @@ def scripted(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
         def choose(rows: Any) -> list[int]:
             real(rows)
-            for place in rows.places:
+            for place in rows.indices:
                 given[place] += 1
-            chosen = [scripts[place][given[place] - 1] for place in rows.places]
+            chosen = [scripts[place][given[place] - 1] for place in rows.indices]
             rows._ids[:, -1] = torch.tensor(chosen)
             return chosen
 
