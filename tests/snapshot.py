@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import EvaluateConfig, GateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.models.prompt import fold
 from pipeline.prepare.step import prepare
@@ -17,6 +17,8 @@ from pipeline.records.heldout import normalise, split_hash
 
 Rows = Sequence[Mapping[str, Any]]
 LOOSE = GateConfig(min_records=1)
+#: Reading the general suites would take half of the step's time here.
+NO_SUITES = EvaluateConfig(general=())
 PINNED = LOOSE.model_copy(update={"on": "pinned"})
 NUMBERS = itertools.count(1)
 
@@ -38,9 +40,8 @@ class Snapshot:
         (self.root / "drops").mkdir(parents=True)
         self.drops: list[Drop] = []
         self.champion = ModelRef(model_id="b", path="/base", generation=0)
-        self.config = RunConfig(
-            **{"track": "default", "base_model": "/base", "base_model_id": "b", "salt": "s", "gate": LOOSE, **config}
-        )
+        usual = {"track": "default", "base_model": "/base", "base_model_id": "b", "salt": "s"}
+        self.config = RunConfig(**{**usual, "gate": LOOSE, "evaluate": NO_SUITES, **config})
         self._gate = None if "gate" in config else PINNED
 
     def drop(self, content: Rows, role: str = "train") -> "Snapshot":

@@ -160,7 +160,7 @@ def prepared(root: Path, drops: Sequence[Sequence[Row]]) -> Prepared:
     return snapshot.prepare()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(drops=DROPS, data=st.data())
 def test_no_record_ever_changes_between_held_out_and_training(
     tmp_path_factory: pytest.TempPathFactory, drops: list[list[dict[str, str]]], data: st.DataObject
@@ -396,7 +396,7 @@ def taught(snapshot: Snapshot, ids: Iterable[str]) -> Snapshot:
 ROLED = st.tuples(st.sampled_from(["train", "heldout"]), st.lists(variants(), min_size=1, max_size=20))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(drops=st.lists(ROLED, max_size=4), data=st.data())
 def test_splits_near_duplicates_and_groups_are_those_that_all_pairs_give_in_any_order_of_drops(
     tmp_path_factory: pytest.TempPathFactory, drops: list[tuple[str, list[dict[str, str]]]], data: st.DataObject

@@ -35,7 +35,7 @@ def as_rows(content: dict[int, tuple[str, ...]]) -> list[dict[str, str]]:
     return [{"instruction": f"Question {n}?", "output": answer} for n, some in content.items() for answer in some]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(nights=st.lists(DROP, min_size=1, max_size=4), data=st.data())
 def test_a_cumulative_export_is_split_like_one_of_the_new_rows_alone(
     tmp_path_factory: pytest.TempPathFactory, nights: list[dict[int, tuple[str, ...]]], data: st.DataObject
