@@ -67,11 +67,7 @@ def answer(request: Ask, model: Model) -> None:
 
 
 def check(folder: Path) -> None:
-    """
-    Let the model in `folder` generate one token.
-
-    Raises `CannotTrain` if tokenizer or model cannot be loaded, `StepFailed` if its logits are not finite.
-    """
+    """Let the model in `folder` generate one token. Raises `CannotTrain` or `StepFailed` if it cannot."""
     import torch
 
     device = chosen_device()

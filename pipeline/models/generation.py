@@ -161,11 +161,7 @@ def vocabulary(folder: Path) -> int:
 
 
 def likelihood_batches(pairs: Sequence[tuple[Tokens, Tokens]], size: int, vocabulary: int) -> list[list[int]]:
-    """
-    Return the indices of `pairs` in batches of at most `size`, the longest first.
-
-    Batches are smaller where the logits over `vocabulary` tokens would need too much memory.
-    """
+    """Return the indices of `pairs` in batches of at most `size`, fewer if logits are large; the longest first."""
     longest = max((len(completion) for _, completion in pairs), default=1)
     rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * (longest + 1))))
     order = sorted(range(len(pairs)), key=lambda index: (-sum(map(len, pairs[index])), tuple(pairs[index][0])))

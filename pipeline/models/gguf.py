@@ -45,11 +45,7 @@ class Drift(NamedTuple):
 
 
 def convert(source: Path, target: Path) -> None:
-    """
-    Write the model in the GGUF file `source` to the new folder `target`: bf16 weights, tokenizer, chat template.
-
-    Does nothing if `target` is there already. Raises `CannotTrain` if `source` is no GGUF file of a known architecture.
-    """
+    """Convert the GGUF file `source` to the folder `target`, unless it exists. Raises `CannotTrain` if it cannot be."""
     if target.is_dir():
         return
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")

@@ -33,11 +33,7 @@ _LOOP_TIMES, _LOOP_TOKENS = 4, 32
 
 
 def answer_batches(prompts: Sequence[Tokens], size: int) -> list[list[int]]:
-    """
-    Return the indices of tokenised `prompts` in batches for `answers`, each for `size` rows.
-
-    The longest come first, so that a lack of memory shows at once.
-    """
+    """Return the indices of tokenised `prompts` in batches for `answers`, each for `size` rows, the longest first."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
     together = _PER_ROW * size
     return [order[start : start + together] for start in range(0, len(order), together)]
@@ -83,11 +79,7 @@ def answers(
 
 
 def stream_answer(asked: AskedModel, prompt: Tokens, decoding: Decoding, tell: Callable[[str], None]) -> Answer:
-    """
-    Return the answer to one tokenised prompt; call `tell` with the text so far after each token.
-
-    Raises `StepFailed` if memory does not suffice, `CannotTrain` if the model has no key-value cache.
-    """
+    """Return the answer to one prompt as `answers` does; call `tell` with the text so far after each token."""
     import torch
 
     tokens: list[int] = []

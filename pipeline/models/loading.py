@@ -50,11 +50,7 @@ def quiet() -> None:
 
 
 def chosen_device() -> Device:
-    """
-    Return the step's device from `$DROPFORGE_DEVICE`; `auto`, the default, is CUDA if torch sees a device.
-
-    Raises `CannotTrain` if it is `cuda` and torch sees none, or if it is unknown.
-    """
+    """Return the device in `$DROPFORGE_DEVICE`; `auto` is CUDA, if any. Raises `CannotTrain` if it is not there."""
     import torch
 
     wanted = os.environ.get("DROPFORGE_DEVICE", "auto")

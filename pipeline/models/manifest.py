@@ -54,11 +54,7 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def model_id(folder: Path) -> str:
-    """
-    Return the sha256 over the sorted (name, sha256) of weights, config, tokenizer, generation config and chat template.
-
-    Reads every file once. Raises `DropforgeError` if a file cannot be read.
-    """
+    """Return one hash of the names and hashes of `model_files`. Raises `DropforgeError` if a file cannot be read."""
     try:
         files = model_files(folder)
         return _identity({path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in files})
@@ -92,11 +88,7 @@ def read_lineage(folder: Path) -> Lineage | None:
 
 
 def verify_manifest(folder: Path) -> str:
-    """
-    Compare every file with the manifest and return the model id.
-
-    Raises `DropforgeError` naming the first file that is missing, changed, or part of the model but not listed.
-    """
+    """Return the model id. Raises `DropforgeError` naming the first file that differs from the manifest."""
     hint = "the folder is damaged: restore it from a backup, or train it again"
     value = try_read_object(folder / MANIFEST_NAME)
     if value is None or not isinstance(value.get("files"), dict):
@@ -121,11 +113,7 @@ def write_trained_ids(folder: Path, ids: Iterable[str]) -> None:
 
 
 def trained_ids(folder: Path, among: Container[str] | None = None) -> frozenset[str]:
-    """
-    Return the ids of the records that the model in `folder` was trained on, limited to those in `among` if given.
-
-    Empty for a model without such a file, as a base model. Raises `OSError` if it cannot be read.
-    """
+    """Return the ids of the records that a model was trained on, of those `among` these; none for a base model."""
     try:
         with (folder / TRAINED_IDS).open(encoding="utf-8") as file:
             ids = (line.rstrip("\n") for line in file)
@@ -241,11 +229,7 @@ def _difference(path: Path, entry: Mapping[str, Any]) -> str:
 
 
 def require_start(attempt: Attempt, start: ModelRef) -> Path:
-    """
-    Return the folder of the champion that the training starts from, after verifying it.
-
-    Raises `CannotTrain` unless every file matches its manifest, including the list of the trained records.
-    """
+    """Return the folder of the champion to start from. Raises `CannotTrain` unless its files match its manifest."""
     folder = attempt.path(start.path)
     try:
         problem = "" if verify_manifest(folder) == start.model_id else f"{folder} holds another model"

@@ -57,11 +57,7 @@ def prompt_form(fmt: Format) -> str:
 
 
 def choose_format(setting: Literal["auto", "chat", "alpaca"], *, has_chat_template: bool) -> Format:
-    """
-    Resolve the setting `format`: `auto` is the chat template if there is one, else Alpaca's.
-
-    Raises `CannotTrain` for `chat` if the tokenizer has no template.
-    """
+    """Resolve `train.format`: `auto` is the chat template, else Alpaca's. Raises `CannotTrain` if it cannot be."""
     if setting == "chat" and not has_chat_template:
         message = "train.format is chat, and the base model's tokenizer has no chat template"
         raise CannotTrain(message, 'set train.format = "alpaca" (or "auto"), or use an instruct model as the base')
@@ -84,11 +80,7 @@ def template_for(tokenizer: Any, fmt: Format) -> str | None:
 
 
 def prompt_ids(tokenizer: Any, fmt: Format, content: str) -> list[int]:
-    """
-    Return the token ids of the prompt for one user message, up to where the answer begins.
-
-    Raises `CannotTrain` if chat template or tokenizer fail.
-    """
+    """Return the token ids of a user message's prompt. Raises `CannotTrain` if chat template or tokenizer fail."""
     veil = _Veil(tokenizer, content)
     return veil.ids(veil.render(fmt, content))
 

@@ -53,11 +53,7 @@ def read_shapes(path: Path) -> Shapes:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """
-    Return the weight files that transformers loads: `model.safetensors`, or the shards that the index names.
-
-    Raises `NotSafetensorsError` if there is neither.
-    """
+    """Return the weight files that transformers loads. Raises `NotSafetensorsError` if there are none."""
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
     shards = (try_read_object(folder / INDEX) or {}).get("weight_map")

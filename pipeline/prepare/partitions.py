@@ -76,11 +76,7 @@ class Partitions:
         self._files[part].write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def sorted_parts(self) -> Iterator[list[PartitionRow]]:
-        """
-        Yield each part's rows by prompt; of a prompt, pinned ones first, then the latest drop, in the drop's order.
-
-        May be called again, once all rows are added.
-        """
+        """Yield each part's rows by prompt: pinned ones first, then the latest drop, in the drop's order."""
         self._close()
         for part in range(_PARTS):
             path = self._folder / str(part)
@@ -98,11 +94,7 @@ class Partitions:
 
 
 def read_drops(attempt: Attempt, partitions: Partitions, window: Window) -> LeftOut:
-    """
-    Add the rows of the run's drops to `partitions`, except those that no split can have; return how many these are.
-
-    Raises `CannotTrain` if a drop's file is not what it was.
-    """
+    """Add the drops' rows to `partitions`; return how many are left out. Raises `CannotTrain` if a file has changed."""
     tokens = special_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
     holds_token = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
     total = sum(drop.rows for drop in attempt.spec.drops)

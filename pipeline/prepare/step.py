@@ -150,11 +150,7 @@ def _max_new_tokens(longest: int, window: Window) -> int:
 
 
 def _shortfall(attempt: Attempt, scored: Sequence[Scored], groups: Sequence[str], metric: str) -> Shortfall | None:
-    """
-    Return how many rows are missing for a verdict on the scored prompts, whose groups are given.
-
-    Raises `CannotTrain` if no number of rows would do.
-    """
+    """Return how many rows are missing for a verdict on these groups. Raises `CannotTrain` if no number would do."""
     gate, split = attempt.config.gate, attempt.config.split
     twice = metric != "exact_match"
     needed = gate.min_records_continuous if twice else gate.min_records

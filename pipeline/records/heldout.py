@@ -61,11 +61,7 @@ def read_heldout(path: Path) -> list[HeldoutRecord]:
 
 
 def dataset_hash(folder: Path) -> str:
-    """
-    Return one hash of the three files: sha256 over a line of name and sha256 for each; a missing one counts as empty.
-
-    Raises `OSError` if one cannot be read.
-    """
+    """Return one hash of the names and hashes of the three files; a missing one counts as empty."""
     return hashlib.sha256("".join(f"{name} {_hash(folder / name)}\n" for name in NAMES).encode()).hexdigest()
 
 

@@ -147,11 +147,7 @@ def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | F
 
 
 def record_of(row: Row) -> Record | None:
-    """
-    Return the record in `row`; `None` if it breaks a rule of the schema, or misnames a key.
-
-    A property test holds it to jsonschema's answer, which takes many times as long.
-    """
+    """Return the record in `row`, or `None` if it breaks a rule: as jsonschema would say, many times as fast."""
     value = row.value
     if not isinstance(value, dict) or len(value) > MOST_KEYS:
         return None

@@ -27,11 +27,7 @@ _DEEPEST = 20
 
 
 def special_tokens(folder: Path) -> tuple[str, ...]:
-    """
-    Return the texts that the tokenizer in `folder` reads as special tokens, sorted.
-
-    None for a file that is missing or cannot be read, and for too many tokens: `token_problem` says what is wrong.
-    """
+    """Return the sorted special tokens of the tokenizer in `folder`; none if `token_problem` says why."""
     return _read(tuple(signature(folder / name) for name in FILES))[0]
 
 

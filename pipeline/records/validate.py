@@ -194,11 +194,7 @@ def row_findings(row: Row) -> list[Finding]:
 
 
 def outline(value: Any) -> Any:
-    """
-    Return a small row that breaks the schema as `value` does, without too many tags.
-
-    jsonschema's work and messages grow with all that a row holds.
-    """
+    """Return a small row that breaks the schema as `value` does, without too many tags: errors hold the whole row."""
     if not isinstance(value, dict):
         return _small(value)
     small = {key: _small(value[key]) for key in (*KEYS, *LABELS) if key in value}

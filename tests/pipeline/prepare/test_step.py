@@ -231,7 +231,7 @@ def test_the_answer_length_covers_the_longest_held_out_answer(tmp_path: Path) ->
 
 
 def test_rows_that_do_not_fit_are_in_no_split_and_lengthen_no_answer(tmp_path: Path, tiny_llama: Path) -> None:
-    """A document of half a megabyte is told by its characters, one of some hundred by its tokens, where it would judge."""
+    """A document of half a megabyte is told by its characters, one of some hundred by its tokens, if it would judge."""
     long = [{"instruction": f"Long {n}", "output": "word-" * (40 if n % 2 else 100_000)} for n in range(60)]
     split = SplitConfig(heldout=0.5, dev=0)
     config = {"base_model": str(tiny_llama), "train": TrainConfig(max_length=64), "split": split}
