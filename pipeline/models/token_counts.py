@@ -10,7 +10,7 @@ import re
 import sys
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.durable import signature
 from pipeline.models.untrusted import foreign_code, read_text, read_window
@@ -20,13 +20,6 @@ _NAME = "tokenizer.json"
 _COMPOSED = 4
 #: How tokenizers write a space and a line feed.
 _BLANKS = str.maketrans("ĠĊ▁", "   ")
-
-
-class Longest(NamedTuple):
-    """The most characters and words of one token."""
-
-    characters: int = sys.maxsize
-    words: int = sys.maxsize
 
 
 class Window:
@@ -47,8 +40,8 @@ class Window:
         if sum(map(len, texts)) <= self.tokens:
             return False
         words = [word for text in texts for word in text.split()]
-        longest = _longest(signature(self._path))
-        return max(sum(map(len, words)) / longest.characters, len(words) / longest.words) > self.tokens
+        characters_a_token, words_a_token = _longest(signature(self._path))
+        return max(sum(map(len, words)) / characters_a_token, len(words) / words_a_token) > self.tokens
 
     def count(self, text: str) -> int:
         """Return a text's number of tokens, or an upper bound where they cannot be counted."""
@@ -67,20 +60,20 @@ class Window:
 
 
 @lru_cache(maxsize=4)
-def _longest(file: tuple[str, int, int, int]) -> Longest:
-    """Return the longest token of a tokenizer.json; no bound where the tokenizer may drop text."""
+def _longest(file: tuple[str, int, int, int]) -> tuple[int, int]:
+    """Return the most characters and words of a token in a tokenizer.json; no bound if it may drop text."""
     try:
         # The merges behind the vocabulary would take many times its size.
         text = read_text(Path(file[0]))
         begins = re.compile(r'"vocab"\s*:\s*').search(text, text.find('"model"'))
         if begins is None or not re.search(r'"ByteLevel"|"byte_fallback"\s*:\s*true', text[: begins.start()]):
-            return Longest()
+            return sys.maxsize, sys.maxsize
         vocabulary = json.JSONDecoder().raw_decode(text, begins.end())[0]
         added = re.findall(r'"content"\s*:\s*("(?:[^"\\]|\\.)*+")', text[: begins.start()])
     except (OSError, ValueError, RecursionError):
-        return Longest()
+        return sys.maxsize, sys.maxsize
     named = vocabulary if isinstance(vocabulary, dict) else [pair[0] for pair in vocabulary]
     tokens = [str(token).translate(_BLANKS) for token in [*named, *map(json.loads, added)]]
     plain = re.search(r'"normalizer"\s*:\s*null', text[: begins.start()])
     characters = max(map(len, tokens), default=0) * (1 if plain else _COMPOSED)
-    return Longest(max(1, characters), max([1, *(len(token.split()) for token in tokens)]))
+    return max(1, characters), max([1, *(len(token.split()) for token in tokens)])

@@ -32,7 +32,6 @@ LABELS = ("tags", "category")
 MOST_TAGS = 20
 LONGEST_TAG = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-FEWER_KEYS = "keep instruction, input and output alone"
 #: What other formats call our keys.
 _ALIASES = {
     "prompt": "instruction",
@@ -240,7 +239,7 @@ def _line_rows(
             _skip_line(file)
             yield _finding(too_long("the line", most), number, None)
         elif plain is not None and has_many_keys(line):
-            yield _many_keys(number)
+            yield many_keys(number)
         else:
             yield _json_row(line.removesuffix(b"\n"), number, None)
     if taken:
@@ -287,9 +286,10 @@ def _finding(error: BadJson, line: int, record: int | None) -> Finding:
     return Finding(line=line, record=record, field=field, rule=error.rule, message=error.message, remedy=error.remedy)
 
 
-def _many_keys(line: int) -> Finding:
-    message = f"the record has more than the {MOST_KEYS:,} keys that are read"
-    return Finding(line=line, rule="maxproperties", message=message, remedy=FEWER_KEYS)
+def many_keys(line: int, record: int | None = None) -> Finding:
+    """Return the finding about a record of more than `MOST_KEYS` keys."""
+    message, remedy = f"the record has more than {MOST_KEYS:,} keys", "keep instruction, input and output alone"
+    return Finding(line=line, record=record, rule="maxproperties", message=message, remedy=remedy)
 
 
 def _skip_line(file: BufferedReader) -> None:

@@ -19,7 +19,6 @@ from pipeline.artifacts import Frozen
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import other_format
 from pipeline.records.records import (
-    FEWER_KEYS,
     LABELS,
     LONGEST_TAG,
     MOST_LINE_BYTES,
@@ -31,6 +30,7 @@ from pipeline.records.records import (
     Record,
     Row,
     key_meant,
+    many_keys,
     read_rows,
     record_of,
     scan_rows,
@@ -181,8 +181,7 @@ def row_findings(row: Row) -> list[Finding]:
     value = row.value
     if isinstance(value, dict):
         if len(value) > MOST_KEYS:
-            keys = f"the record has {len(value):,} keys, at most {MOST_KEYS:,} are read"
-            return [_finding(row, None, "maxproperties", keys, FEWER_KEYS)]
+            return [many_keys(row.line, row.record)]
         if (other := other_format(value)) is not None:
             return [_finding(row, other[0], "format", f"the row is {other[1]}", other[2])]
     found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(outline(value))]

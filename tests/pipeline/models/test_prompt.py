@@ -108,20 +108,10 @@ def test_prompt_and_answer_together_are_the_conversation_that_the_template_rende
     assert chat.decode(whole[len(trained) :]) == "\n"
 
 
-@pytest.mark.parametrize(
-    "turn", ["message['content'] | upper", "'<think></think>' + message['content']", "message['content'].strip()"]
-)
-def test_a_template_that_rewrites_answers_does_not_change_what_is_learnt(chat: Any, turn: str) -> None:
-    chat.chat_template = (
-        "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ " + turn + " + '<|im_end|>' }}"
-        "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
-    )
-    ids = completion_ids(chat, "chat", "Do it.", " billing", [chat.eos_token_id])
-    assert chat.decode(ids) == " billing<|im_end|>"
-
-
 @pytest.mark.parametrize("output", ["yes", "yes\n", " yes", "  yes \n\n", "YES yes"])
-@pytest.mark.parametrize("turn", ["message['content'].strip()", "message['content'] | lower", "message['content']"])
+@pytest.mark.parametrize(
+    "turn", ["message['content'].strip()", "message['content'] | lower", "'<think></think>' + message['content']"]
+)
 def test_an_answer_ends_with_the_templates_own_end_however_it_is_written(chat: Any, turn: str, output: str) -> None:
     """Gemma's template trims answers and ends them with another token than the tokenizer's EOS."""
     chat.chat_template = (

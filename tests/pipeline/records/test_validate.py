@@ -143,9 +143,10 @@ def test_a_record_may_have_so_many_keys_and_no_more(tmp_path: Path) -> None:
     most = {**GOOD, **{f"key {number}": 1 for number in range(MOST_KEYS - 3)}}
     assert check(tmp_path, most).ok
     assert SCHEMA.is_valid(most)
-    for more, words in ((1, "more than the 1,000 keys that are read"), ([], "has 1,001 keys, at most 1,000 are read")):
+    kinds: tuple[object, ...] = (1, [])
+    for more in kinds:
         found = check(tmp_path, {**most, "key 0": more, "one more": 1})
-        assert [(finding.rule, words in finding.message) for finding in found.findings] == [("maxproperties", True)]
+        assert [finding.message for finding in found.findings] == ["the record has more than 1,000 keys"]
     assert not SCHEMA.is_valid({**most, "one more": 1})
 
 
