@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CannotTrain
-from pipeline.models.generation import AskedModel
 
 #: Metrics of a sample that are used, in order of preference.
 _SCORES = ("acc", "exact_match")
@@ -62,9 +61,9 @@ def _class_of(value: object) -> str:
     return type(value).__qualname__
 
 
-def run_task(asked: AskedModel, task: str, batch_size: int) -> dict[str, float]:
+def run_task(asked: Any, task: str, batch_size: int) -> dict[str, float]:
     """
-    Return the score of every sample of a task, 0 to 1, by the sample's id.
+    Return the score of every sample of a task, 0 to 1, by the sample's id; `asked` is an `AskedModel`.
 
     `task` is a name that lm-eval knows or the path of a task's YAML file. Prompts are the task's own, without a chat
     template. Raises `CannotTrain` if lm-eval cannot run it: its data must be on this machine, as nothing is downloaded
