@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -151,7 +150,10 @@ def load_model(
         message = f"the model in {folder} cannot be loaded: {type(error).__name__}: {error}"[:1000]
         hint = "use a causal language model in transformers' format, saved as safetensors"
         raise CannotTrain(message, hint) from error
-    _check_complete(folder, loading_info)
+    if names := sorted(loading_info["missing_keys"]):
+        # Transformers initialises these at random.
+        message = f"the model in {folder} lacks {count(len(names), 'weight')} that its config.json requires: {names[0]}"
+        raise CannotTrain(message, "download the model again: its config.json and its weights do not belong together")
     _keep_unpacked(model)
     model.eval()
     return model
@@ -168,15 +170,6 @@ def _device_map(folder: Path, device: Device, *, offload: bool) -> dict[str, Any
     )
     # The other half is for keys, values and logits.
     return {"device_map": "auto", "max_memory": {0 if device == "cuda" else "cpu": free // 2, "disk": weights}}
-
-
-def _check_complete(folder: Path, loading_info: Mapping[str, Any]) -> None:
-    """Raise `CannotTrain` if weights were missing, which transformers initialises at random."""
-    names = sorted(loading_info["missing_keys"])
-    if names:
-        lacks = count(len(names), "weight")
-        message = f"the model in {folder} lacks {lacks} that its config.json requires: {names[0]}"
-        raise CannotTrain(message, "download the model again: its config.json and its weights do not belong together")
 
 
 def _nf4(dtype: "torch.dtype | None") -> object:

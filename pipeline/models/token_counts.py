@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.durable import signature
-from pipeline.models.untrusted import foreign_code, read_text, read_window
+from pipeline.models.untrusted import foreign_code, read_bytes, read_window
 
 _NAME = "tokenizer.json"
 #: Most characters that a Unicode normal form composes into one.
@@ -64,7 +64,7 @@ def _longest(file: tuple[str, int, int, int]) -> tuple[int, int]:
     """Return the most characters and words of a token in a tokenizer.json; no bound if it may drop text."""
     try:
         # The merges behind the vocabulary would take many times its size.
-        text = read_text(Path(file[0]))
+        text = read_bytes(Path(file[0])).decode()
         begins = re.compile(r'"vocab"\s*:\s*').search(text, text.find('"model"'))
         if begins is None or not re.search(r'"ByteLevel"|"byte_fallback"\s*:\s*true', text[: begins.start()]):
             return sys.maxsize, sys.maxsize

@@ -45,11 +45,6 @@ def read_bytes(path: Path) -> bytes:
     return read_regular(path, _most(path))
 
 
-def read_text(path: Path) -> str:
-    """Return a file's text. Raises `OSError` if it is not a regular file or too large, `ValueError` if not UTF-8."""
-    return read_bytes(path).decode()
-
-
 def try_read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; `None` if it cannot be read."""
     try:

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import NamedTuple
 
 from pipeline import durable
 from pipeline.artifacts import Drop
@@ -19,7 +19,7 @@ from pipeline.records.special_tokens import special_tokens
 
 #: Rows between two looks at whether the step is to stop.
 CHECK_EVERY = 1000
-_PARTS = 64
+PARTS = 64
 
 
 class PartitionRow(NamedTuple):
@@ -53,44 +53,29 @@ class Partitions:
     """Rows on disk, in parts by the first digits of their hash."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep the parts in a new folder in `folder`, which is removed at the end."""
-        self.parts = _PARTS
+        """Keep the parts in a new folder in `folder`, until `close`."""
         self._folder = folder / ".parts"
-        self._files: dict[int, IO[str]] = {}
-
-    def __enter__(self) -> Self:
-        """Make the folder."""
         self._folder.mkdir()
-        return self
+        self._files = [(self._folder / str(part)).open("w", encoding="utf-8") for part in range(PARTS)]
 
-    def __exit__(self, *_error: object) -> None:
-        """Remove the folder."""
-        self._close()
+    def close(self) -> None:
+        """Remove the parts."""
+        for file in self._files:
+            file.close()
         shutil.rmtree(self._folder)
 
     def add(self, row: PartitionRow) -> None:
         """Add one row."""
-        part = int(row.hash[:8], 16) * _PARTS >> 32
-        if part not in self._files:
-            self._files[part] = (self._folder / str(part)).open("w", encoding="utf-8")
-        self._files[part].write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._files[int(row.hash[:8], 16) * PARTS >> 32].write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def sorted_parts(self) -> Iterator[list[PartitionRow]]:
         """Yield each part's rows by prompt: pinned ones first, then the latest drop, in the drop's order."""
-        self._close()
-        for part in range(_PARTS):
-            path = self._folder / str(part)
-            rows = []
-            if path.exists():
-                with path.open("rb") as file:
-                    rows = [PartitionRow(*json.loads(line)) for line in file]
+        for file in self._files:
+            file.flush()
+            with Path(file.name).open("rb") as lines:
+                rows = [PartitionRow(*json.loads(line)) for line in lines]
             rows.sort(key=lambda row: (row.hash, not row.pinned, -row.order, row.number))
             yield rows
-
-    def _close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
 
 
 def read_drops(attempt: Attempt, partitions: Partitions, window: Window) -> LeftOut:

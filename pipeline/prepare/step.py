@@ -23,7 +23,7 @@ from pipeline.metrics.automatic import metric_of
 from pipeline.models.manifest import trained_ids
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import HeldOut, find_groups
-from pipeline.prepare.partitions import CHECK_EVERY, LeftOut, Partitions, read_drops
+from pipeline.prepare.partitions import CHECK_EVERY, PARTS, LeftOut, Partitions, read_drops
 from pipeline.prepare.split import Familiar, Prompt, Scored, SplitWriter, Totals, prompts, write_heldout
 from pipeline.prepare.start import choose_start, mix_in_general
 from pipeline.prepare.warnings import contamination_warnings, data_warnings, mostly_similar
@@ -52,7 +52,7 @@ def prepare(attempt: Attempt) -> Dataset:
     # The settings alone say what is judged on, never what was dropped.
     pinned = attempt.config.gate.on == "pinned"
     window = Window(Path(attempt.config.base_model), attempt.config.train.max_length)
-    with Partitions(folder) as partitions:
+    with closing(Partitions(folder)) as partitions:
         left_out = read_drops(attempt, partitions, window)
         sys.stderr.writelines(f"{line}\n" for line in _left_out_words(left_out))
         heldout = HeldOut(_prompts(attempt, partitions, "comparing", pinned=pinned), split.similarity)
@@ -109,11 +109,11 @@ def prepare(attempt: Attempt) -> Dataset:
 
 def _prompts(attempt: Attempt, partitions: Partitions, phase: str, *, pinned: bool) -> Iterator[Prompt]:
     """Yield all prompts in the order of their hash."""
-    attempt.progress(0, partitions.parts, phase=phase)
+    attempt.progress(0, PARTS, phase=phase)
     for number, rows in enumerate(partitions.sorted_parts()):
         attempt.check_stop()
         yield from prompts(rows, attempt.config.split, pinned=pinned)
-        attempt.progress(number + 1, partitions.parts)
+        attempt.progress(number + 1, PARTS)
 
 
 def _familiar(attempt: Attempt, heldout: HeldOut) -> Familiar:
