@@ -64,6 +64,11 @@ class Options:
     most_bad_rows: int = 0
     """Most bad rows of an accepted file: after `MOST_FINDINGS`, a file with more of them is read no further."""
 
+    @property
+    def text_rules(self) -> TextRules:
+        """The rules for texts, compiled."""
+        return TextRules(self.special_tokens, escape=self.on_special_tokens == "escape")
+
 
 class Notice(Frozen):
     """A warning, which rejects nothing, counted over the file."""
@@ -142,41 +147,32 @@ def validate(path: Path, options: Options, look: Look | None = None) -> Validati
 
     A file that is refused in any case is not read to its end once there are `MOST_FINDINGS` findings.
     """
-    tally = _Tally(RowJudge(options), options.most_bad_rows, look)
+    tally = _Tally(options, look)
     plain = PlainRows(options.special_tokens)
     for row in scan_rows(path, options.max_line_bytes, plain, look):
         if tally.is_full:
-            tally.stop()
-            break
+            return tally.result(stopped=True)
         tally.add(row)
     return tally.result()
 
 
 def good_rows(path: Path, options: Options) -> Iterator[Row]:
     """Yield the rows of a file that `validate` counts as good. Raises `OSError` only."""
-    judge = RowJudge(options)
+    texts = options.text_rules
     for row in read_rows(path, options.max_line_bytes):
-        if isinstance(row, Row) and not judge.findings(row, record_of(row)):
+        if isinstance(row, Row) and not row_findings(row, record_of(row), texts):
             yield row
 
 
-class RowJudge:
-    """Checks single rows by every rule."""
-
-    def __init__(self, options: Options) -> None:
-        """Compile the rules for `options`."""
-        self.texts = TextRules(options.special_tokens, escape=options.on_special_tokens == "escape")
-
-    def findings(self, row: Row, record: Record | None) -> list[Finding]:
-        """Return what is wrong with a row; `record` is what `record_of` made of it."""
-        found = row_findings(row) if record is None else []
-        if found and found[0].rule == "format":
-            return found
-        found += [_finding(row, *fault) for fault in self.texts.faults(row.value)]
-        return found
+def row_findings(row: Row, record: Record | None, texts: TextRules) -> list[Finding]:
+    """Return what is wrong with a row; `record` is what `record_of` made of it."""
+    found = schema_findings(row) if record is None else []
+    if not (found and found[0].rule == "format"):
+        found += [_finding(row, *fault) for fault in texts.faults(row.value)]
+    return found
 
 
-def row_findings(row: Row) -> list[Finding]:
+def schema_findings(row: Row) -> list[Finding]:
     """Return the findings of the schema, and of the rule on misnamed keys, about one row; in the order of the keys."""
     value = row.value
     if isinstance(value, dict):
@@ -232,14 +228,13 @@ def _schema() -> "Draft202012Validator":
 class _Tally:
     """Counts what a file holds."""
 
-    def __init__(self, judge: RowJudge, most_bad_rows: int, look: Look | None) -> None:
-        self._judge = judge
+    def __init__(self, options: Options, look: Look | None) -> None:
+        self._texts = options.text_rules
         self._look = look
-        self._most_bad_rows = most_bad_rows
+        self._most_bad_rows = options.most_bad_rows
         self._rows = 0
         self._good = 0
         self._complete = True
-        self._stopped = False
         self._total = 0
         self._findings: list[Finding] = []
         self._rules: Counter[str] = Counter()
@@ -250,10 +245,6 @@ class _Tally:
     def is_full(self) -> bool:
         """Whether the file is refused whatever follows, and no further finding would be kept."""
         return self._total >= MOST_FINDINGS and self._rows - self._good > self._most_bad_rows
-
-    def stop(self) -> None:
-        """Note that more follows, which is not read."""
-        self._complete, self._stopped = False, True
 
     def add(self, row: Row | Finding | PlainRun) -> None:
         if isinstance(row, PlainRun):
@@ -267,7 +258,7 @@ class _Tally:
             self._rows += not isinstance(row, FileFinding) or row.record is not None
             self._note([row])
 
-    def result(self) -> Validation:
+    def result(self, *, stopped: bool = False) -> Validation:
         if self._rows == 0 and self._complete:
             remedy = "write one JSON object a line, with instruction and output, and drop it again"
             self._note([Finding(line=None, rule="empty", message="the file has no records", remedy=remedy)])
@@ -280,14 +271,14 @@ class _Tally:
             findings=tuple(self._findings),
             rules=dict(self._rules.most_common()),
             warnings=notices,
-            complete=self._complete,
-            stopped=self._stopped,
+            complete=self._complete and not stopped,
+            stopped=stopped,
         )
 
     def _add_row(self, row: Row) -> None:
         record = record_of(row)
-        clean = record is not None and self._judge.texts.clean(record.instruction, record.input, record.output)
-        found = [] if clean else self._judge.findings(row, record)
+        clean = record is not None and self._texts.clean(record.instruction, record.input, record.output)
+        found = [] if clean else row_findings(row, record, self._texts)
         self._note(found)
         if found:
             return
@@ -297,7 +288,7 @@ class _Tally:
             self._look(row.line, json.dumps({key: row.value[key] for key in KEYS if key in row.value}).encode())
         for key in record.unknown if record is not None else ():
             self._count("unknown_key", printable(key[:_KEY_WIDTH]), row.line)
-        for kind, field in () if clean else self._judge.texts.oddities(row.value):
+        for kind, field in () if clean else self._texts.oddities(row.value):
             self._count(kind, field, row.line)
 
     def _note(self, found: list[Finding]) -> None:
@@ -324,19 +315,17 @@ def _worded(row: Row, error: "ValidationError") -> Finding:
         return _missing_finding(row, next(key for key in KEYS if error.message.startswith(repr(key))))
     if error.validator == "pattern":
         return _finding(row, field, "blank", f"{field} is blank", f"write the {field}, or leave the row out")
-    if error.validator == "type" and field is None:
+    if field is None:
         message = f"a record is an object, this is {_article(row.value)}"
         return _finding(row, None, "type", message, 'write {"instruction": ..., "input": ..., "output": ...}')
     value = reduce(getitem, error.absolute_path, row.value)
-    if error.validator == "type" and value is None:
-        remedy = "use an empty string or leave it out" if field == "input" else f"write the {field} as a text"
-        return _finding(row, field, "type", f"{field} is null, not a text", remedy)
-    if error.validator == "type":
-        remedy = f"write the {field} as one text" if isinstance(value, list | dict) else "put it in quotes"
-        return _finding(row, field, "type", f"{field} is {_article(value)}, not a text", remedy)
-    return _finding(
-        row, field, str(error.validator).lower(), f"breaks the schema at {error.json_path}", f"see {SCHEMA}"
-    )
+    if value is None and field == "input":
+        remedy = "use an empty string or leave it out"
+    elif value is None or isinstance(value, list | dict):
+        remedy = f"write the {field} as one text"
+    else:
+        remedy = "put it in quotes"
+    return _finding(row, field, "type", f"{field} is {_article(value)}, not a text", remedy)
 
 
 def _worded_label(row: Row, error: "ValidationError") -> Finding | None:
@@ -356,8 +345,10 @@ def _worded_label(row: Row, error: "ValidationError") -> Finding | None:
     else:
         wanted = "a list of texts" if field == "tags" and len(error.path) == 1 else "a text"
         subject = "tags is" if wanted == "a list of texts" else f"{one} is"
-        found = "null" if value is None else _article(value)
-        message, remedy = f"{subject} {found}, not {wanted}", 'write "tags": ["one", "two"], or "category": "one"'
+        message, remedy = (
+            f"{subject} {_article(value)}, not {wanted}",
+            'write "tags": ["one", "two"], or "category": "one"',
+        )
     return _finding(row, str(field), str(error.validator).lower(), message, remedy)
 
 

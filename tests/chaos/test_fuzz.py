@@ -23,7 +23,7 @@ from jsonschema import Draft202012Validator
 
 from pipeline.records.fast_path import PlainRows
 from pipeline.records.records import MOST_LINE_BYTES, Row, record_of, scan_rows
-from pipeline.records.validate import Options, RowJudge, good_rows, validate
+from pipeline.records.validate import Options, good_rows, row_findings, validate
 from tests.chaos.corpus import GOOD, TOKENS, bad_files, clean_files
 
 SECONDS = float(os.environ.get("DROPFORGE_FUZZ_SECONDS") or 20)
@@ -186,18 +186,18 @@ def hold(path: Path, data: bytes) -> None:
 
 def quick(lines: dict[int, bytes]) -> None:
     """Hold the quick road to taking nothing that the long one has a word to say about."""
-    for plain, judge in ROADS:
+    for plain, texts in ROADS:
         for line in filter(plain.take, lines.values()):
             row = Row(1, None, strictly(line.decode()))
             record = record_of(row)
             assert record is not None
-            assert judge.texts.clean(record.instruction, record.input, record.output)
+            assert texts.clean(record.instruction, record.input, record.output)
             assert not record.unknown
-            assert judge.findings(row, record) == []
-            assert list(judge.texts.oddities(row.value)) == []
+            assert row_findings(row, record, texts) == []
+            assert list(texts.oddities(row.value)) == []
 
 
-ROADS = [(PlainRows(options.special_tokens), RowJudge(options)) for options in (OPTIONS, PLAINER)]
+ROADS = [(PlainRows(options.special_tokens), options.text_rules) for options in (OPTIONS, PLAINER)]
 
 
 def search(seed: int, path: Path) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from pipeline.records.fast_path import KEYS, MOST_KEYS
 from pipeline.records.records import MOST_TAGS, Row, key_meant, record_of
-from pipeline.records.validate import MOST_FINDINGS, Options, Validation, outline, row_findings, validate
+from pipeline.records.validate import MOST_FINDINGS, Options, Validation, outline, schema_findings, validate
 
 GOOD = {"instruction": "a", "input": "", "output": "b"}
 BARE = {"instruction": "a", "output": "b"}
@@ -48,7 +48,7 @@ def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
     misnamed = isinstance(value, dict) and any(key_meant(key, value) for key in value if key not in KEYS)
     row = Row(1, None, value)
     assert (record_of(row) is not None) == (SCHEMA.is_valid(value) and not misnamed)
-    assert (record_of(row) is None) == bool(row_findings(row))
+    assert (record_of(row) is None) == bool(schema_findings(row))
 
 
 @pytest.mark.parametrize(
