@@ -11,9 +11,8 @@ import os
 import string
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Self
+from typing import NamedTuple, Self
 
 import httpx2
 
@@ -32,27 +31,13 @@ _FINAL = {
 _OK = 200
 _REDIRECTS = range(300, 400)
 _LARGEST_REPLY = 1 << 20
+#: Tries of a question.
+TRIES = 8
+#: Failed tries of all questions together after which the judge gives up: the queue waits for this step.
+TRIES_IN_ALL = 200
+#: Seconds before the second try, doubled at each further one, and the most, also if Retry-After asks for more.
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _pause = asyncio.sleep
-
-
-@dataclass(frozen=True)
-class Patience:
-    """Limits of retries per question and in all; times in seconds."""
-
-    tries: int = 8
-    first_wait: float = 1.0
-    """Doubled at each retry."""
-    longest_wait: float = 60.0
-    """Also limits Retry-After."""
-    in_all: int = 200
-    """Failed tries of all questions together after which the judge gives up: the queue waits for this step."""
-
-    def wait(self, failures: int, retry_after: float) -> float:
-        """Return the seconds to wait after `failures` failed tries; `retry_after` is the server's request."""
-        return min(max(self.first_wait * 2.0 ** (failures - 1), retry_after), self.longest_wait)
-
-
-PATIENCE = Patience()
 
 
 class NoAnswerError(Exception):
@@ -65,8 +50,7 @@ class NoAnswerError(Exception):
         self.for_all = for_all
 
 
-@dataclass(frozen=True)
-class _Passing:
+class _Passing(NamedTuple):
     """A temporary failure, and the seconds that the server asks to wait."""
 
     words: str
@@ -120,23 +104,23 @@ class Endpoint:
 
     async def ask(self, messages: Chat) -> str:
         """
-        Return the text of the reply, retrying as `PATIENCE` allows; the key is removed from it.
+        Return the text of the reply, with retries; the key is removed from it.
 
         Raises `NoAnswerError` if there is no reply; one that is not a chat completion gives an empty text.
         """
         body = json.dumps({"model": self._model, "messages": messages, "stream": False, **SAMPLING}).encode()
         failed = ""
-        for failures in range(1, PATIENCE.tries + 1):
-            if self._failures >= PATIENCE.in_all:
-                raise NoAnswerError(f"{PATIENCE.in_all} tries failed in all")
+        for failures in range(1, TRIES + 1):
+            if self._failures >= TRIES_IN_ALL:
+                raise NoAnswerError(f"{TRIES_IN_ALL} tries failed in all")
             reply = await self._try(body)
             if isinstance(reply, str):
                 return reply.replace(self._key, "(key)") if self._key else reply
             failed = reply.words
             self._failures += 1
-            if failures < PATIENCE.tries:
-                await _pause(PATIENCE.wait(failures, reply.wait))
-        raise NoAnswerError(f"{failed}, {PATIENCE.tries} times")
+            if failures < TRIES:
+                await _pause(min(max(_FIRST_WAIT * 2 ** (failures - 1), reply.wait), _LONGEST_WAIT))
+        raise NoAnswerError(f"{failed}, {TRIES} times")
 
     async def _try(self, body: bytes) -> str | _Passing:
         try:

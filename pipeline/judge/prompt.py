@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 Choice = Literal["A", "B", "tie"]
@@ -39,24 +38,13 @@ _CHOICES: dict[str, Choice] = {"a": "A", "b": "B", "tie": "tie"}
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
-@dataclass(frozen=True)
-class Question:
-    """A request, its reference and two answers, in the order in which the judge reads them."""
-
-    request: str
-    reference: str
-    first: str
-    second: str
-
-
 def prompt_sha256(model: str) -> str:
     """Return the hash of everything but the question that a judgement depends on: model, prompt, sampling."""
     return _sha256([model, _SYSTEM, _USER, _FENCE, _NAMES, SAMPLING])
 
 
-def messages(question: Question) -> Chat:
-    """Return the chat messages of `question`: rules, quoted texts, and the format of the reply."""
-    texts = (question.request, question.reference, question.first, question.second)
+def messages(*texts: str) -> Chat:
+    """Return the messages to the judge about a request, its reference, answer A and answer B."""
     mark = _sha256(texts)[:_MARK_DIGITS]
     fenced = "\n\n".join(
         _FENCE.format(name=name, mark=mark, text=text) for name, text in zip(_NAMES, texts, strict=True)

@@ -10,9 +10,9 @@ import heapq
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,14 +22,62 @@ from pipeline.contract import Attempt
 from pipeline.decide.comparison import count_results
 from pipeline.decide.slices import Known, judged_on
 from pipeline.errors import StepFailed
-from pipeline.evaluate.batch_log import BatchLog
-from pipeline.judge.client import NoAnswerError
-from pipeline.judge.session import SHOWN_REPLY, Judged, JudgeSession, Outcome, Pair
+from pipeline.evaluate.batch_log import BatchLog, batch_id
+from pipeline.judge.client import Endpoint, NoAnswerError, read_key
+from pipeline.judge.prompt import Chat, Choice, messages, prompt_sha256, read_choice
 from pipeline.models.prompt import fold
 from pipeline.words import count
 
 #: In the attempt's folder `predictions`, which is kept until the run ends: replies may cost money.
 REPLIES_NAME = "judge.replies.jsonl"
+#: Records that are judged at once.
+PARALLEL = 4
+#: Consecutive records without an answer after which the session ends.
+STRIKES = 8
+_STOP_SECONDS = 0.2
+_SHOWN_REPLY = 80
+
+Outcome = Literal["win", "loss", "tie", "inconsistent", "failed"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One held-out record with both models' answers."""
+
+    id: str
+    request: str
+    reference: str
+    candidate: str
+    champion: str
+
+    def chats(self) -> tuple[Chat, Chat]:
+        """Return the messages to the judge, with the candidate's answer as A and as B."""
+        one, other = self.candidate, self.champion
+        texts = (self.request, self.reference)
+        return messages(*texts, one, other), messages(*texts, other, one)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The judge's winner in each order; `None` if not asked or not readable."""
+
+    candidate_first: Choice | None = None
+    champion_first: Choice | None = None
+
+    @property
+    def result(self) -> Outcome:
+        """The outcome of both orders: only the same winner in both counts."""
+        match (self.candidate_first, self.champion_first):
+            case (None, _) | (_, None):
+                return "failed"
+            case ("A", "B"):
+                return "win"
+            case ("B", "A"):
+                return "loss"
+            case ("tie", "tie"):
+                return "tie"
+            case _:
+                return "inconsistent"
 
 
 def judge(attempt: Attempt) -> Judgement:
@@ -40,40 +88,44 @@ def judge(attempt: Attempt) -> Judgement:
     from its log. Raises `StepFailed` if the report's records cannot be read, `Interrupted` if stopped; never because of
     the endpoint.
     """
-    report = attempt.load(Evaluation)
     config = attempt.config.judge
-    pairs = _read_pairs(attempt, report)[: config.records]
+    pairs = _read_pairs(attempt, attempt.load(Evaluation))
     folder = attempt.make_folder("report")
     log = BatchLog(attempt.make_folder("predictions") / REPLIES_NAME, attempt.earlier(f"predictions/{REPLIES_NAME}"))
-    session = JudgeSession(attempt, pairs, log)
+    session = _Session(attempt, pairs, log)
+    gave_up = ""
     try:
         asyncio.run(session.hold())
     except NoAnswerError as error:
-        session.gave_up = error.words
+        gave_up = error.words
     finally:
         log.close()
     judged = {pair.id: session.judged.get(pair.id, Judged()) for pair in pairs}
-    _write_judgements(folder / JUDGEMENTS_NAME, judged)
-    counts = Counter(one.result for one in judged.values())
-    _say(session, counts, len(pairs))
-    return Judgement(
-        folder=attempt.relative(folder),
-        model=config.model,
-        **count_results([one.result for one in judged.values()]),
-    )
+    lines = [
+        {
+            "id": record,
+            "candidate_first": one.candidate_first,
+            "champion_first": one.champion_first,
+            "result": one.result,
+        }
+        for record, one in judged.items()
+    ]
+    durable.write_bytes(folder / JUDGEMENTS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    results = [one.result for one in judged.values()]
+    _say(session, Counter(results), gave_up)
+    return Judgement(folder=attempt.relative(folder), model=config.model, **count_results(results))
 
 
 def _read_pairs(attempt: Attempt, report: Evaluation) -> list[Pair]:
-    """Return the report's records that the gate judges on, those with the lowest ids first."""
+    """Return the report's records that the gate judges on, those with the lowest ids, at most `judge.records`."""
     lines = list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
+    hint = f"evaluate again: dropforge retry {attempt.spec.run} --from evaluate"
     try:
         pairs = [_pair(line) for line in lines]
     except (KeyError, TypeError) as error:
-        message = f"a record of the report lacks {error}"
-        raise StepFailed(message, f"evaluate again: dropforge retry {attempt.spec.run} --from evaluate") from error
+        raise StepFailed(f"a record of the report lacks {error}", hint) from error
     if len({pair.id for pair in pairs}) != report.records:
-        message = f"the report has {report.records} records and its file {len(pairs)}"
-        raise StepFailed(message, f"evaluate again: dropforge retry {attempt.spec.run} --from evaluate")
+        raise StepFailed(f"the report has {report.records} records and its file {len(pairs)}", hint)
     kept = [pair for pair, is_judged in zip(pairs, _judged_on(attempt, lines), strict=True) if is_judged]
     return heapq.nsmallest(attempt.config.judge.records, kept, key=lambda pair: pair.id)
 
@@ -97,27 +149,101 @@ def _pair(line: Mapping[str, Any]) -> Pair:
     )
 
 
-def _write_judgements(path: Path, judged: Mapping[str, Judged]) -> None:
-    lines = [
-        {
-            "id": record,
-            "candidate_first": one.candidate_first,
-            "champion_first": one.champion_first,
-            "result": one.result,
-        }
-        for record, one in judged.items()
-    ]
-    durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+class _Session:
+    """Judges all pairs that are not in the log, several records at a time, each record's two questions in sequence."""
+
+    def __init__(self, attempt: Attempt, pairs: Sequence[Pair], log: BatchLog) -> None:
+        """Judge `pairs`; every reply is appended to `log`."""
+        self._attempt, self._pairs, self._log = attempt, pairs, log
+        self._prompt = prompt_sha256(attempt.config.judge.model)
+        self.judged: dict[str, Judged] = {}
+        self.asked = self.found = 0
+        """Replies received by this attempt, and read from the log."""
+        self.unreadable = ""
+        """An example of a reply without a winner."""
+        self._in_a_row = 0
+
+    async def hold(self) -> None:
+        """Judge all pairs. Raises `Interrupted`, and `NoAnswerError` if the endpoint does not answer."""
+        self._take_known()
+        waiting = iter([pair for pair in self._pairs if pair.id not in self.judged])
+        config = self._attempt.config.judge
+        async with Endpoint(config, read_key(config.api_key_env)) as endpoint:
+            tasks = {asyncio.create_task(self._serve(endpoint, waiting)) for _ in range(PARALLEL)}
+            left = tasks
+            try:
+                while left:
+                    done, left = await asyncio.wait(left, timeout=_STOP_SECONDS)
+                    self._attempt.check_stop()
+                    for task in done:
+                        task.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _take_known(self) -> None:
+        """Judge pairs that need no request: equal answers, and those whose replies are in the log."""
+        for pair in self._pairs:
+            if pair.candidate == pair.champion:
+                self.judged[pair.id] = Judged("tie", "tie")
+                continue
+            first, second = map(self._find, pair.chats())
+            if first == [None]:
+                self.judged[pair.id] = Judged()
+                self.found += 1
+            elif first and second:
+                self.judged[pair.id] = Judged(*first, *second)
+                self.found += 2
+        self._say_progress()
+
+    async def _serve(self, endpoint: Endpoint, waiting: Iterator[Pair]) -> None:
+        for pair in waiting:
+            try:
+                first, second = pair.chats()
+                choice = await self._choice(endpoint, first)
+                # Without a winner in this order the other cannot make it count.
+                self.judged[pair.id] = Judged(choice, choice and await self._choice(endpoint, second))
+            except NoAnswerError as error:
+                self._in_a_row += 1
+                # A single refused question, as by a content filter, is no reason to give up.
+                if (error.for_all and not self.asked) or self._in_a_row >= STRIKES:
+                    raise
+                self.judged[pair.id] = Judged()
+                sys.stderr.write(f"judge: no answer for record {pair.id[:12]}: {error.words}\n")
+            self._say_progress()
+
+    async def _choice(self, endpoint: Endpoint, chat: Chat) -> Choice | None:
+        known = self._find(chat)
+        if known:
+            self.found += 1
+            return known[0]
+        reply = await endpoint.ask(chat)
+        self._in_a_row = 0
+        choice = read_choice(reply)
+        if choice is None:
+            self.unreadable = self.unreadable or reply or "(empty, or no chat completion)"
+        self._log.add(batch_id(self._prompt, chat), [choice])
+        self.asked += 1
+        return choice
+
+    def _find(self, chat: Chat) -> list[Choice | None] | None:
+        """Return the logged choice as a list of one; `None` if it is not in the log."""
+        return self._log.find(batch_id(self._prompt, chat), 1)
+
+    def _say_progress(self) -> None:
+        self._attempt.progress(len(self.judged), len(self._pairs), phase="judge")
 
 
-def _say(session: JudgeSession, counts: Mapping[Outcome, int], records: int) -> None:
+def _say(session: _Session, counts: Mapping[Outcome, int], gave_up: str) -> None:
     """Write a summary to the log."""
     results = [f"{counts[name]} {name}" for name in ("win", "loss", "tie", "inconsistent", "failed")]
     replies = count(session.asked, "reply", "replies")
-    words = [f"{count(records, 'record')}: {', '.join(results)}; {replies}, {session.found} from the log"]
+    records = count(sum(counts.values()), "record")
+    words = [f"{records}: {', '.join(results)}; {replies}, {session.found} from the log"]
     if session.unreadable:
-        words.append(f"a reply without a winner: {session.unreadable[:SHOWN_REPLY]!r}")
-    if session.gave_up:
-        words.append(f"the endpoint was given up: {session.gave_up}")
+        words.append(f"a reply without a winner: {session.unreadable[:_SHOWN_REPLY]!r}")
+    if gave_up:
+        words.append(f"the endpoint was given up: {gave_up}")
         words.append("records without an answer count as failed, and the gate decides without them")
     sys.stderr.write("".join(f"judge: {line}\n" for line in words))

@@ -13,7 +13,6 @@ import pytest
 
 from pipeline.contract import Attempt
 from pipeline.judge import client as judge_client
-from pipeline.judge.client import Patience
 from pipeline.judge.step import judge
 from tests.pipeline.judge.test_step import Bench, lines
 
@@ -101,7 +100,7 @@ def test_one_that_drips_is_given_up_after_its_time_in_all(
     capfd: pytest.CaptureFixture[str],
     record_property: Any,
 ) -> None:
-    monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
+    monkeypatch.setattr(judge_client, "TRIES", 1)
     endpoint = serve(lambda: drip(*DRIPS[what]))
     judgement = judge(Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=0.5))
     assert judgement.failed == 1
@@ -126,7 +125,7 @@ def test_one_that_floods_is_not_listened_to(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Any,
 ) -> None:
-    monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
+    monkeypatch.setattr(judge_client, "TRIES", 1)
     endpoint = serve(lambda: pour(*FLOODS[what]))
     judgement = judge(Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=300))
     # One question: what else was sent lies in the buffers of the two ends.
@@ -141,7 +140,7 @@ def test_an_answer_that_unpacks_to_far_more_is_not_unpacked(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Any,
 ) -> None:
-    monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
+    monkeypatch.setattr(judge_client, "TRIES", 1)
     packer = zlib.compressobj(1, wbits=31)
     packed = b"".join([*(packer.compress(b" " * _MIB) for _ in range(128)), packer.flush()])
     head = _HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)

@@ -16,7 +16,6 @@ import pytest
 from pipeline import durable
 from pipeline.contract import Attempt
 from pipeline.judge import client as judge_client
-from pipeline.judge.client import Patience
 from pipeline.judge.step import judge
 from pipeline.models.gguf import convert
 from tests.pipeline.judge.test_step import Bench
@@ -97,7 +96,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def test_it_is_asked_in_both_orders_and_what_it_says_adds_up(
     served: Served, tmp_path: Path, make_attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
+    monkeypatch.setattr(judge_client, "TRIES", 1)
     texts = [("shipping", "billing"), ("I do not know. Route the message.", "account"), ("sales", "sales")]
     rows = [
         {

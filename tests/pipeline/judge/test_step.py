@@ -23,9 +23,7 @@ from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
 from pipeline.errors import Interrupted, StepFailed
 from pipeline.judge import client as judge_client
-from pipeline.judge.client import Patience
-from pipeline.judge.session import PARALLEL, STRIKES
-from pipeline.judge.step import judge
+from pipeline.judge.step import PARALLEL, STRIKES, judge
 
 KEY = "sk-0123-never-written"
 RECORDS = 6
@@ -374,7 +372,7 @@ def test_an_endpoint_that_stays_broken_is_given_up_and_costs_no_run(
     attempt = bench.attempt(endpoint.url, lines(100))
     judgement = judge(attempt)
     judgements(attempt, judgement)
-    tries = Patience().tries
+    tries = judge_client.TRIES
     assert (judgement.failed, judgement.wins) == (100, 0)
     assert STRIKES * tries <= len(endpoint.asked) <= (STRIKES + PARALLEL) * tries
     assert max(waits) == 60.0
@@ -391,7 +389,7 @@ def test_an_endpoint_that_fails_now_and_then_is_not_waited_for_without_end(
 ) -> None:
     endpoint = serve(lambda asked: Answer(status=503) if asked.number % 2 else longer(asked))
     judgement = judge(bench.attempt(endpoint.url, lines(400), records=400))
-    in_all = Patience().in_all
+    in_all = judge_client.TRIES_IN_ALL
     assert len(waits) <= in_all + PARALLEL
     assert len(endpoint.asked) <= 2 * (in_all + PARALLEL)
     assert 0 < judgement.wins < 400
@@ -404,7 +402,7 @@ def test_a_dead_port_is_given_up(bench: Bench, waits: list[float], capfd: pytest
     judgement = judge(attempt)
     judgements(attempt, judgement)
     assert (judgement.failed, judgement.ties, judgement.records) == (RECORDS, 1, RECORDS + 1)
-    assert len(waits) == RECORDS * (Patience().tries - 1)
+    assert len(waits) == RECORDS * (judge_client.TRIES - 1)
     assert "no connection (ConnectError" in capfd.readouterr().err
 
 
@@ -416,7 +414,7 @@ def test_a_slow_endpoint_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=2))
+    monkeypatch.setattr(judge_client, "TRIES", 2)
 
     def hang(_: Asked) -> Answer:
         gate.wait()
