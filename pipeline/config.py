@@ -108,7 +108,7 @@ class TrainConfig(Frozen):
     """Seed of initialisation and data order."""
 
     soup: tuple[Literal["cat", "svd", "ties", "dare_ties"], ...] = ()
-    """How to combine the adapter with the champion's, and a search's best two, as ["cat"]; the dev rows choose."""
+    """How to combine the adapter with the champion's, as ["cat"]; the dev rows choose."""
     search: SearchConfig = SearchConfig()
 
     @property

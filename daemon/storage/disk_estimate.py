@@ -20,8 +20,6 @@ from pipeline.search_settings import largest, most_trials
 #: Checkpoints that are there at once: those that are kept (KEPT in pipeline.train.checkpoints) and the one
 #: being written.
 CHECKPOINTS = 3
-#: What the best adapter is combined with, each way of `train.soup`: the champion's, and the second best.
-_PARTNERS = 2
 _SMALL = 1 << 20
 _NUMBER_BYTES = 4
 """Of a trained number, or a moment of the optimizer: float32; the 8-bit optimizers need less."""
@@ -73,7 +71,7 @@ def _adapters(train: TrainConfig) -> int:
     """Return how many adapters of the largest rank a training leaves: each of a search, and soups, of twice a rank."""
     if not train.search.space and not train.soup:
         return 1
-    return 1 + most_trials(train.search) + 2 * _PARTNERS * len(train.soup)
+    return 1 + most_trials(train.search) + 2 * len(train.soup)
 
 
 def of_waiting_drops(session: Session, track: str) -> tuple[int, int]:

@@ -22,10 +22,9 @@ from pipeline.train.checkpoints import fingerprint
 from pipeline.train.data_parallel.launch import process_count, train_in_processes
 from pipeline.train.data_parallel.sharing import ProcessRank
 from pipeline.train.memory import go_on_with_less, plan_memory
-from pipeline.train.search.dev_scores import DevSet, score_dev
-from pipeline.train.search.run import SearchResult, Work, search
-from pipeline.train.search.soup import combine
-from pipeline.train.search.trial_files import TrainedOnce
+from pipeline.train.search.dev_scores import DevSet
+from pipeline.train.search.run import SearchResult, search
+from pipeline.train.search.trials import TrainedOnce
 from pipeline.train.tokenise import Tokeniser
 from pipeline.train.trainer import DEV_ROWS, TokenRow, Training
 
@@ -170,12 +169,8 @@ def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
     )
     searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)
     settings = {**config.train.decisive(), "search": searched, "soup": ()}
-    work = Work(
-        train=lambda trial, folder, prune: _train_once(trial, prepared, folder, prune),
-        score=lambda trial, folder: score_dev(dev, folder, trial),
-        combine=lambda method, pair, folder: combine(dev.base, dev.device, method, pair, folder),
-    )
-    return search(attempt, prepared.mark(settings, config.base_model_id), work)
+    mark = prepared.mark(settings, config.base_model_id)
+    return search(attempt, mark, dev, lambda trial, folder, prune: _train_once(trial, prepared, folder, prune))
 
 
 def _check_same_data(folder: Path, expected: str) -> None:

@@ -1,7 +1,6 @@
 """A search through the real daemon: several trainings, of which the dev rows send one to the gate."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,8 +42,3 @@ def test_a_search_that_is_killed_goes_on_and_sends_one_candidate_to_the_gate(wor
         assert (words in page, words in shown) == (True, True)
     assert workspace.stop() == 0
     assert workspace.processes() == []
-
-
-def test_without_a_space_a_search_is_refused_with_an_example(workspace: Any) -> None:
-    workspace.cli("search", code=2)
-    assert not Path(workspace.state / "runs").exists() or not list((workspace.state / "runs").iterdir())

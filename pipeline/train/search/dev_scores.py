@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import Frozen
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.metrics.registry import METRICS
@@ -49,8 +50,7 @@ class DevSet:
         return self.metric if len(self.rows) >= METRIC_ROWS else NLL
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(Frozen):
     """One trial's scores on the dev rows, in their order."""
 
     by: str
@@ -91,18 +91,19 @@ def _by_metric(dev: DevSet, asked: AskedModel, attempt: Attempt) -> Scored:
     prompts = [_parts(row)[0] for row in dev.rows]
     texts = [""] * len(prompts)
     done = 0
-    for batch in answer_batches(prompts, dev.decoding.batch_size or _BATCH_ROWS):
+    decoding = replace(dev.decoding, batch_size=dev.decoding.batch_size or _BATCH_ROWS)
+    for batch in answer_batches(prompts, decoding.batch_size):
 
         def watch(complete: int, _tokens: int, before: int = done) -> None:
             attempt.check_stop()
             attempt.progress(before + complete, len(prompts), phase="dev")
 
-        batch_answers = answers(asked, [prompts[index] for index in batch], _decoding(dev), watch)
+        batch_answers = answers(asked, [prompts[index] for index in batch], decoding, watch)
         for index, answer in zip(batch, batch_answers, strict=True):
             texts[index] = answer.text
         done += len(batch)
     scores = METRICS[dev.metric].scores(texts, [[reference] for reference in dev.references])
-    return Scored(dev.metric, tuple(scores), (1.0,) * len(scores))
+    return Scored(by=dev.metric, scores=tuple(scores), weights=(1.0,) * len(scores))
 
 
 def _by_likelihood(dev: DevSet, asked: AskedModel, attempt: Attempt) -> Scored:
@@ -118,11 +119,7 @@ def _by_likelihood(dev: DevSet, asked: AskedModel, attempt: Attempt) -> Scored:
         done += len(batch)
     if not all(score > -float("inf") for score in scores):
         raise StepFailed("the trained model's likelihoods of the dev rows are not finite", "lower train.learning_rate")
-    return Scored(NLL, tuple(scores), tuple(float(len(answer)) for _, answer in pairs))
-
-
-def _decoding(dev: DevSet) -> Decoding:
-    return replace(dev.decoding, batch_size=dev.decoding.batch_size or _BATCH_ROWS)
+    return Scored(by=NLL, scores=tuple(scores), weights=tuple(float(len(answer)) for _, answer in pairs))
 
 
 def _parts(row: TokenRow) -> tuple[list[int], list[int]]:

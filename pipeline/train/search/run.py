@@ -1,43 +1,36 @@
 """Run the trials of a search until its budget is spent, then choose one by the dev rows."""
 
 import contextlib
+import shutil
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pipeline import durable
+from pipeline.artifacts import Trial
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StartAgain, StepFailed, is_disk_full
-from pipeline.search_settings import Trial, most_trials, settings_words, with_settings
-from pipeline.train.search.choice import DevScores, choose
-from pipeline.train.search.dev_scores import Scored
-from pipeline.train.search.soup import why_not
-from pipeline.train.search.suggest import MedianRule, Tried, suggest
-from pipeline.train.search.trial_attempt import BudgetTooSmall, TrialAttempt
-from pipeline.train.search.trial_files import MOST_DEATHS, Begun, Ended, TrainedOnce, TrialFiles
-from pipeline.words import count
+from pipeline.search_settings import most_trials, settings_words, with_settings
+from pipeline.train.checkpoints import latest_step, remove_checkpoints
+from pipeline.train.search.choice import choose
+from pipeline.train.search.dev_scores import NLL, DevSet, score_dev
+from pipeline.train.search.soup import combine
+from pipeline.train.search.suggest import MedianRule, suggest
+from pipeline.train.search.trials import TrainedOnce, TrialFiles, TrialState
 
-_TRIAL = "trial "
 _HOUR = 3600.0
 _ERROR_CHARACTERS = 1000
-#: Errors after which a later process continues the trial; any other error fails the trial.
-_LATER = (Interrupted, StartAgain, BudgetTooSmall)
 _ID_CHARACTERS = 12
+#: A trial fails after so many of its processes vanished in a row without progress.
+_MOST_VANISHED = 2
 
 
-@dataclass(frozen=True)
-class Work:
-    """The functions of the step that a search calls: train, score, combine."""
-
-    train: Callable[[Attempt, Path, MedianRule], TrainedOnce]
-    """Trains once with the attempt's settings and saves the adapter in a folder."""
-    score: Callable[[Attempt, Path], Scored]
-    """Scores an adapter on the dev rows."""
-    combine: Callable[[str, tuple[Path, Path], Path], None]
-    """Combines two adapters by a method and saves the result in a folder."""
+#: Trains once with an attempt's settings and saves the adapter in a folder.
+Train = Callable[[Attempt, Path, MedianRule], TrainedOnce]
 
 
 @dataclass(frozen=True)
@@ -55,29 +48,42 @@ class SearchResult:
     """All trials together."""
 
 
-def search(attempt: Attempt, mark: str, work: Work) -> SearchResult:
+def search(attempt: Attempt, mark: str, dev: DevSet, train: Train) -> SearchResult:
     """
     Run the trials of [train.search] within its budget, and return the one that is best on the dev rows.
 
-    With `train.soup` the best is also combined with the champion's adapter and with the second best. Without a space
-    there is one trial.
+    With `train.soup` the best is also combined with the champion's adapter. Without a space there is one trial.
 
     `mark` is the search's fingerprint: trials of another one are deleted. Raises `Interrupted` or `StartAgain` where a
-    training does, `CannotTrain` if not even one trial fits into the budget, or if all of them failed.
+    training does, `CannotTrain` if all trials failed.
     """
-    files = TrialFiles(attempt.path(attempt.spec.checkpoints))
-    files.claim(mark)
-    running = _Search(attempt, files, work)
-    while (begun := running.next()) is not None:
-        running.work_on(begun)
-    for soup in running.soups():
-        running.work_on(soup)
-    ended = files.ended()
-    if all(trial.outcome == "failed" for trial in ended):
+    files = TrialFiles(attempt.path(attempt.spec.checkpoints), mark)
+    running = _Search(attempt, files, dev, train)
+    while (trial := running.next()) is not None:
+        running.work_on(trial)
+    trials = files.load()
+    if all(trial.outcome == "failed" for trial in trials):
         files.clear()
-        message = f"all trials of the search failed; the first: {ended[0].why}"
-        raise CannotTrain(message, ended[0].hint or "set smaller values in [train.search]")
-    return _result(files, ended, running.champion)
+        hint = trials[0].hint or "set smaller values in [train.search]"
+        raise CannotTrain(f"all trials of the search failed; the first: {trials[0].why}", hint)
+    return running.result()
+
+
+class _TrialAttempt(Attempt):
+    """One trial within the step's attempt, with its own settings, folder and checkpoints."""
+
+    def __init__(self, whole: Attempt, number: int, note: str, **update: Any) -> None:
+        """Make the attempt of trial `number`; its progress has `note`, and `update` changes the spec."""
+        folders = {name: f"{getattr(whole.spec, name)}/trial-{number}" for name in ("checkpoints", "folder")}
+        super().__init__(whole.spec.model_copy(update={**folders, **update}))
+        self.stop = whole.stop
+        self.show_curve = whole.show_curve  # type: ignore[method-assign]
+        self._whole, self._note = whole, note
+        self.folder.mkdir(exist_ok=True)
+
+    def progress(self, done: int, total: int, **fields: Any) -> None:
+        """Report the trial's progress as the step's."""
+        self._whole.progress(done, total, note=self._note, **fields)
 
 
 @dataclass(frozen=True)
@@ -86,55 +92,44 @@ class _Search:
 
     attempt: Attempt
     files: TrialFiles
-    work: Work
+    dev: DevSet
+    train: Train
 
     @property
     def champion(self) -> str:
         """Today's champion, as a soup names it: it may be another when a killed search resumes."""
         return f"champion {self.attempt.spec.champion.model_id[:_ID_CHARACTERS]}"
 
-    def next(self) -> Begun | None:
-        """Return the interrupted trial or the next one; `None` if there is none."""
-        train, ended = self.attempt.config.train, self.files.ended()
-        number = len(ended) + 1
-        begun = self.files.begun(number)
-        if begun is not None:
-            return begun
-        spent, longest = _seconds(ended), max((trial.seconds for trial in ended), default=0.0)
-        if train.search.hours and ended and spent + longest > train.search.hours * _HOUR:
+    def next(self) -> TrialState | None:
+        """Return the interrupted trial, or else a new one, or else a new soup; `None` if there is none."""
+        trials = self.files.load()
+        if trials and trials[-1].outcome is None:
+            return trials[-1]
+        settings = self._next_settings(trials)
+        if settings is None:
+            settings = self._next_soup(trials)
+        return None if settings is None else TrialState(number=len(trials) + 1, settings=settings)
+
+    def _next_settings(self, trials: Sequence[TrialState]) -> dict[str, Any] | None:
+        """Return the settings of the next training; `None` if the space or the budget is exhausted."""
+        train = self.attempt.config.train
+        longest = max((trial.seconds for trial in trials), default=0.0)
+        if train.search.hours and trials and _seconds(trials) + longest > train.search.hours * _HOUR:
             sys.stderr.write(f"no further trial fits into train.search.hours = {train.search.hours:g}\n")
             return None
-        past = [Tried(trial.settings, _mean(trial), trial.losses) for trial in ended if not trial.of]
-        settings = suggest(train, past)
-        return None if settings is None else self._written(Begun(number=number, settings=settings))
+        return suggest(train, [trial for trial in trials if not trial.is_soup])
 
-    def soups(self) -> Iterator[Begun]:
-        """Yield the combinations still to make: the best trial with the champion's adapter and the second best."""
-        methods = self.attempt.config.train.soup
-        trials = [trial for trial in self.files.ended() if trial.outcome == "finished" and not trial.of]
-        if not methods or not trials:
-            return
-        best = _chosen(trials)
-        others = [trial for trial in trials if trial is not best]
-        partners = [_name(_chosen(others).number)] if others else []
-        if words := self._no_champion():
+    def _next_soup(self, trials: Sequence[TrialState]) -> dict[str, Any] | None:
+        """Return the method and parts of the next combination of the best trial with the champion's adapter."""
+        finished = [trial for trial in trials if trial.outcome == "finished" and not trial.is_soup]
+        of = [f"trial {_best(finished).number}", self.champion] if finished else []
+        soups = [{"soup": method, "of": of} for method in self.attempt.config.train.soup if finished]
+        made = [trial.settings for trial in trials]
+        soup = next((soup for soup in soups if soup not in made), None)
+        if soup and (words := self._no_champion()):
             sys.stderr.write(f"no soup with the champion: {words}\n")
-        else:
-            partners.insert(0, self.champion)
-        for partner, method in product(partners, methods):
-            of = (_name(best.number), partner)
-            ended = self.files.ended()
-            if any((trial.of, trial.settings) == (of, {"soup": method}) for trial in ended):
-                continue
-            if words := why_not(method, *map(self._adapter, of)):
-                sys.stderr.write(f"no soup of {' and '.join(of)}: {words}\n")
-                continue
-            yield self._written(Begun(number=len(ended) + 1, settings={"soup": method}, of=of))
-
-    def _written(self, begun: Begun) -> Begun:
-        """Write a trial's file and return the trial as read from it: tuples are lists from now on."""
-        self.files.write(begun)
-        return self.files.begun(begun.number) or begun
+            return None
+        return soup
 
     def _no_champion(self) -> str:
         """Return why the champion's adapter cannot be combined; empty if it can."""
@@ -143,141 +138,130 @@ class _Search:
             return "it is the base model, or its adapter was deleted"
         left = set(spec.champion.drops or ()) - {drop.id for drop in spec.drops}
         if spec.champion.drops is None or left:
-            return (
-                f"it was trained on drops that this run does not have: {', '.join(map(str, sorted(left))) or 'unknown'}"
-            )
+            unknown = ", ".join(map(str, sorted(left))) or "unknown"
+            return f"it was trained on drops that this run does not have: {unknown}"
         return ""
 
-    def _adapter(self, name: str) -> Path:
-        """Return the folder of an adapter by its name in a soup."""
-        if name.startswith(_TRIAL):
-            return self.files.adapter(int(name.removeprefix(_TRIAL)))
-        if name != self.champion or self.attempt.spec.champion_adapter is None:
-            raise StepFailed(f"{name} is no longer the champion, or its adapter was deleted")
-        return self.attempt.path(self.attempt.spec.champion_adapter)
-
-    def work_on(self, begun: Begun) -> None:
+    def work_on(self, trial: TrialState) -> None:
         """Run a trial to its end. Raises errors after which a later process continues it."""
-        begun = self.files.enter(begun)
-        trial = self._attempt(begun)
+        folder, began = self.files.trial(trial.number), time.monotonic()
+        step = latest_step(folder)
+        vanished = trial.vanished if step == trial.at_step else min(trial.vanished, 1)
+        attempt = self._attempt(trial)
+        entered = trial.model_copy(update={"vanished": vanished + 1, "at_step": step})
+        self.files.save(entered)
         again = None
         try:
-            outcome = _lost(begun) if begun.deaths >= MOST_DEATHS else self._outcome(trial, begun)
-        except _LATER:
-            self.files.leave(begun, trial.seconds)
-            raise
-        except DropforgeError as error:
-            outcome = {"outcome": "failed", "why": error.message, "hint": error.hint}
+            ended = self._ended(attempt, entered)
         except Exception as error:
-            if is_disk_full(error):
-                self.files.leave(begun, trial.seconds)
+            if isinstance(error, Interrupted | StartAgain) or is_disk_full(error):
+                seconds = trial.seconds + time.monotonic() - began
+                self.files.save(self.files.load()[-1].model_copy(update={"vanished": vanished, "seconds": seconds}))
                 raise
-            traceback.print_exc()
-            why = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS]
-            outcome = {"outcome": "failed", "why": why}
-            # Libraries and device may be in an undefined state.
-            again = StartAgain(f"trial {begun.number} failed, the next begins in a fresh process: {why}")
+            if isinstance(error, DropforgeError):
+                why, hint = error.message, error.hint
+            else:
+                traceback.print_exc()
+                why, hint = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS], ""
+                # Libraries and device may be in an undefined state.
+                again = StartAgain(f"trial {trial.number} failed, the next begins in a fresh process: {why}")
+            ended = trial.model_copy(update={"outcome": "failed", "why": why, "hint": hint})
         finally:
             with contextlib.suppress(OSError):  # experiment trackers may have left files
-                trial.folder.rmdir()
-        seconds = begun.seconds + trial.seconds
-        self.files.end(Ended(number=begun.number, settings=begun.settings, of=begun.of, seconds=seconds, **outcome))
+                attempt.folder.rmdir()
+        self.files.save(ended.model_copy(update={"seconds": trial.seconds + time.monotonic() - began}))
+        remove_checkpoints(folder)
         if again is not None:
             raise again
 
-    def _attempt(self, begun: Begun) -> TrialAttempt:
-        train, ended = self.attempt.config.train, self.files.ended()
-        settings = {} if begun.of else begun.settings
-        trial = TrialAttempt(self.attempt, begun.number, with_settings(train, settings), self.files.plan())
-        most = max(most_trials(train.search), begun.number)
-        what = f"soup of {' and '.join(begun.of)}" if begun.of else f"{_name(begun.number)} of {most}"
-        words = ": ".join(filter(None, (what, settings_words(begun.settings))))
-        sys.stderr.write(f"{words}\n")
-        spent = _seconds(ended)
-        trial.describe(words, most - begun.number, spent + begun.seconds, spent / len(ended) if ended else None)
-        return trial
+    def _attempt(self, trial: TrialState) -> _TrialAttempt:
+        """Return the attempt of a trial, which starts with the memory plan of the one before."""
+        train = self.attempt.config.train
+        most = max(most_trials(train.search), trial.number)
+        note = f"trial {trial.number} of {most}: {settings_words(trial.settings)}".removesuffix(": ")
+        sys.stderr.write(f"{note}\n")
+        config = with_settings(train, {} if trial.is_soup else trial.settings)
+        plans = [past.once.plan for past in self.files.load() if past.once]
+        return _TrialAttempt(
+            self.attempt,
+            trial.number,
+            note,
+            config=self.attempt.config.model_copy(update={"train": config}),
+            memory=plans[-1] if plans else self.attempt.spec.memory,
+        )
 
-    def _outcome(self, trial: TrialAttempt, begun: Begun) -> dict[str, Any]:
-        """Train, unless already done, and score on the dev rows; return the fields of the ended trial."""
-        number = begun.number
-        once = self.files.trained(number)
-        if once is None:
-            target = self.files.new_adapter(number)
-            once = self._combined(begun, target) if begun.of else self.work.train(trial, target, self._median())
-            self.files.keep(number, once)
-        kept = {"losses": () if begun.of else [point.loss for point in once.trained.dev_curve], "once": once}
-        if once.trained.pruned:
-            return {"outcome": "pruned", **kept}
-        scored = self.work.score(trial, self.files.adapter(number))
-        return {"outcome": "finished", "by": scored.by, "scores": scored.scores, "weights": scored.weights, **kept}
+    def _ended(self, attempt: Attempt, trial: TrialState) -> TrialState:
+        """Train, unless already done, and score on the dev rows; return the ended trial."""
+        if trial.vanished > _MOST_VANISHED:
+            message = f"its process vanished {_MOST_VANISHED} times in a row without an error"
+            raise StepFailed(message, "see dmesg for a lack of memory")
+        adapter = self.files.adapter(trial.number)
+        if trial.once is None:
+            shutil.rmtree(adapter, ignore_errors=True)
+            adapter.mkdir()
+            once = self._combined(trial, adapter) if trial.is_soup else self.train(attempt, adapter, self._median())
+            durable.fsync_tree(adapter)
+            trial = trial.model_copy(update={"once": once})
+            self.files.save(trial)
+        if trial.once is not None and trial.once.trained.pruned:
+            return trial.model_copy(update={"outcome": "pruned"})
+        return trial.model_copy(update={"outcome": "finished", "scored": score_dev(self.dev, adapter, attempt)})
 
     def _median(self) -> MedianRule:
-        whole = [trial.losses for trial in self.files.ended() if trial.outcome == "finished" and not trial.of]
-        return MedianRule(tuple(whole))
+        trials = self.files.load()
+        return MedianRule(tuple(x.losses for x in trials if x.outcome == "finished" and not x.is_soup))
 
-    def _combined(self, begun: Begun, target: Path) -> TrainedOnce:
-        """Combine two adapters; return the better one's training with the cost of both."""
-        known = {_name(trial.number): trial.once for trial in self.files.ended()}
-        best, other = (known.get(name) for name in begun.of)
-        assert best is not None  # noqa: S101 - it finished
-        self.work.combine(begun.settings["soup"], (self._adapter(begun.of[0]), self._adapter(begun.of[1])), target)
-        return best.model_copy(update={"cost": best.cost + (other or best).cost})
+    def _combined(self, trial: TrialState, target: Path) -> TrainedOnce:
+        """Combine a trial's adapter with the champion's; return its training with the cost of both."""
+        best, champion = trial.settings["of"]
+        number = int(best.removeprefix("trial "))
+        once, adapter = self.files.load()[number - 1].once, self.attempt.spec.champion_adapter
+        if champion != self.champion or adapter is None or once is None:
+            raise StepFailed(f"{champion} is no longer the champion, or its adapter was deleted")
+        pair = (self.files.adapter(number), self.attempt.path(adapter))
+        combine(self.dev.base, self.dev.device, trial.settings["soup"], pair, target)
+        return once.model_copy(update={"cost": 2 * once.cost})
+
+    def result(self) -> SearchResult:
+        """Choose among the finished trials, at least one; soups with a former champion are excluded."""
+        trials = self.files.load()
+        former = [x for x in trials if x.is_soup and x.settings["of"][1] != self.champion]
+        finished = [x for x in trials if x.outcome == "finished" and x not in former]
+        chosen = _best(finished)
+        best = max(finished, key=lambda trial: trial.mean or 0.0)
+        why = "best on the dev rows"
+        if best.mean != chosen.mean:
+            why = f"within one standard error of the best (trial {best.number}), and cheaper"
+        assert chosen.once is not None  # noqa: S101 - it finished
+        return SearchResult(
+            once=chosen.once,
+            adapter=self.files.adapter(chosen.number),
+            trials=tuple(_trial(trial, why if trial is chosen else "") for trial in trials),
+            has_champion=chosen.is_soup,
+            seconds=_seconds(trials),
+        )
 
 
-def _name(number: int) -> str:
-    return f"{_TRIAL}{number}"
-
-
-def _chosen(finished: Sequence[Ended]) -> Ended:
+def _best(finished: Sequence[TrialState]) -> TrialState:
     """Return the trial chosen by the dev rows."""
-    return finished[choose([DevScores(x.scores, x.weights, x.once.cost) for x in finished if x.once])]
+    return finished[choose([trial.dev for trial in finished if trial.dev])]
 
 
-def _lost(begun: Begun) -> dict[str, Any]:
-    why = (
-        f"its process vanished {count(begun.deaths, 'time')} in a row without an error; see dmesg for a lack of memory"
-    )
-    return {"outcome": "failed", "why": why}
-
-
-def _result(files: TrialFiles, ended: Sequence[Ended], champion: str) -> SearchResult:
-    """Choose among the finished trials, at least one; soups with a former champion are excluded."""
-    former = {name for trial in ended for name in trial.of if not name.startswith(_TRIAL) and name != champion}
-    finished = [trial for trial in ended if trial.outcome == "finished" and not former & set(trial.of)]
-    chosen = _chosen(finished)
-    best = max(finished, key=lambda trial: _mean(trial) or 0.0)
-    why = "best on the dev rows"
-    if _mean(best) != _mean(chosen):
-        why = f"within one standard error of the best (trial {best.number}), and cheaper"
-    assert chosen.once is not None  # noqa: S101 - it finished
-    return SearchResult(
-        once=chosen.once,
-        adapter=files.adapter(chosen.number),
-        trials=tuple(_trial(one, why if one is chosen else None) for one in ended),
-        has_champion=champion in chosen.of,
-        seconds=_seconds(ended),
-    )
-
-
-def _trial(ended: Ended, chosen: str | None) -> Trial:
-    mean = _mean(ended)
+def _trial(trial: TrialState, chosen: str) -> Trial:
+    by = trial.scored.by if trial.scored else ""
     return Trial(
-        number=ended.number,
-        settings={**ended.settings, **({"of": list(ended.of)} if ended.of else {})},
-        outcome=ended.outcome,
-        dev_score=None if mean is None else mean * (1 if ended.by == "nll" else 100),
-        scored_by=ended.by,
-        dev_loss=ended.losses[-1] if ended.losses else None,
-        seconds=ended.seconds,
-        tokens=ended.once.trained.trained_tokens if ended.once and not ended.of else 0,
-        chosen=chosen is not None,
-        why=chosen or ended.why,
+        number=trial.number,
+        settings=trial.settings,
+        outcome=trial.outcome or "failed",
+        dev_score=None if trial.mean is None else trial.mean * (1 if by == NLL else 100),
+        scored_by=by,
+        dev_loss=trial.losses[-1] if trial.losses else None,
+        seconds=trial.seconds,
+        tokens=trial.once.trained.trained_tokens if trial.once and not trial.is_soup else 0,
+        chosen=bool(chosen),
+        why=chosen or trial.why,
     )
 
 
-def _mean(trial: Ended) -> float | None:
-    return DevScores(trial.scores, trial.weights, 0.0).mean if trial.scores else None
-
-
-def _seconds(ended: Sequence[Ended]) -> float:
-    return sum(trial.seconds for trial in ended)
+def _seconds(trials: Sequence[TrialState]) -> float:
+    return sum(trial.seconds for trial in trials)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
+from pipeline.errors import StepFailed
 from pipeline.models.generation import memory_errors
 from pipeline.models.loading import Device, arithmetic_dtype, load_model
 
@@ -17,26 +18,22 @@ _SAME_RANK = {"ties", "dare_ties"}
 _DENSITY, _WHOLE, _HALF = 0.5, 1.0, 0.5
 
 
-def why_not(method: str, first: Path, second: Path) -> str:
-    """Return why the adapters in two folders cannot be combined by a method; empty if they can."""
-    configs = [durable.read_object(folder / "adapter_config.json") for folder in (first, second)]
-    if any(config.get("use_dora") or config.get("use_rslora") for config in configs):
-        return "one of them uses DoRA or rsLoRA, which PEFT cannot combine"
-    ranks = [config.get("r") for config in configs]
-    if method in _SAME_RANK and ranks[0] != ranks[1]:
-        return f'their ranks are {ranks[0]} and {ranks[1]}, and {method} needs equal ones; "cat" and "svd" do not'
-    return ""
-
-
 def combine(base: Path, device: Device, method: str, pair: tuple[Path, Path], target: Path) -> None:
     """
     Save the combination of a pair of adapters in folders, both over `base`, into the empty folder `target`.
 
-    Raises `StepFailed` if the base does not fit into memory.
+    Raises `StepFailed` if they cannot be combined by this method, or the base does not fit into memory.
     """
     import torch
     from peft import PeftModel
 
+    configs = [durable.read_object(folder / "adapter_config.json") for folder in pair]
+    if any(config.get("use_dora") or config.get("use_rslora") for config in configs):
+        raise StepFailed("one of the adapters uses DoRA or rsLoRA, which PEFT cannot combine", "set train.soup = []")
+    ranks = [config.get("r") for config in configs]
+    if method in _SAME_RANK and ranks[0] != ranks[1]:
+        message = f"the adapters' ranks are {ranks[0]} and {ranks[1]}, and {method} needs equal ones"
+        raise StepFailed(message, 'set train.soup = ["cat"]')
     peft: Any = PeftModel
     with memory_errors():
         loaded = load_model(base, device, dtype=arithmetic_dtype(device))

@@ -1,20 +1,20 @@
 """
 Suggest the next trial's settings, from the grid or from Optuna, and decide which trial is pruned.
 
-Optuna stores nothing: its study is rebuilt from the files of earlier trials, with a seed that follows from the run's
+Optuna stores nothing: its study is rebuilt from the states of earlier trials, with a seed that follows from the run's
 seed and the trial's number. So a killed search draws the same settings again.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any
 
 from pipeline.config import TrainConfig
-from pipeline.search_settings import Range, SearchConfig, grid
-
-if TYPE_CHECKING:
-    import optuna
+from pipeline.search_settings import Range, grid
+from pipeline.train.search.trials import TrialState
 
 #: Trials that must finish before one may be pruned by their median.
 _UNPRUNED = 3
@@ -29,36 +29,19 @@ Losses = Sequence[float]
 
 
 @dataclass(frozen=True)
-class Tried:
-    """An earlier trial's settings and result."""
-
-    settings: Mapping[str, Any]
-    score: float | None
-    """Higher is better; `None` if it was pruned or failed."""
-    losses: Losses
-    """Empty if it failed."""
-
-
-@dataclass(frozen=True)
 class MedianRule:
-    """Optuna's median pruner over earlier trials."""
+    """The median rule of Vizier (Golovin et al., KDD 2017, section 3.2.2) over earlier trials."""
 
     earlier: tuple[Losses, ...]
     """Of the trials that finished."""
 
     def __call__(self, losses: Losses) -> bool:
-        """Return whether to prune a training with these dev losses, the latest last: worse than the median."""
-        import optuna
-
-        study = _study(optuna.samplers.RandomSampler(seed=0))
-        for past in self.earlier:
-            study.add_trial(optuna.create_trial(value=min(past, default=0.0), intermediate_values=_numbered(past)))
-        trial = optuna.create_trial(state=optuna.trial.TrialState.RUNNING, intermediate_values=_numbered(losses))
-        # Optuna returns numpy's bool.
-        return bool(optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED).prune(study, trial))
+        """Return whether to prune a training whose best dev loss is above the median at the latest measurement."""
+        there = [past[len(losses) - 1] for past in self.earlier if len(past) >= len(losses)]
+        return len(self.earlier) >= _UNPRUNED and bool(there) and min(losses) > median(there)
 
 
-def suggest(train: TrainConfig, past: Sequence[Tried]) -> dict[str, Any] | None:
+def suggest(train: TrainConfig, past: Sequence[TrialState]) -> dict[str, Any] | None:
     """Return the settings of the trial after `past`; `None` if the space or the number of trials is exhausted."""
     search = train.search
     if search.method == "grid":
@@ -67,43 +50,34 @@ def suggest(train: TrainConfig, past: Sequence[Tried]) -> dict[str, Any] | None:
         return None
     for draw in range(_DRAWS):
         settings = _draw(train, past, (train.seed + len(past) + draw * search.trials) % _SEEDS)
-        if all(settings != tried.settings for tried in past):
+        if all(settings != trial.settings for trial in past):
             return settings
     return None
 
 
-def _draw(train: TrainConfig, past: Sequence[Tried], seed: int) -> dict[str, Any]:
-    import optuna
-
-    search = train.search
-    kinds = {name: _distribution(train, name) for name in search.space}
-    study = _study(optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(1, round(search.trials * _RANDOM))))
-    states = optuna.trial.TrialState
-    for tried in past:
-        state = states.COMPLETE if tried.score is not None else states.PRUNED if tried.losses else states.FAIL
-        study.add_trial(
-            optuna.create_trial(
-                state=state,
-                value=None if tried.score is None else -tried.score,
-                params={name: _to_optuna(search, name, tried.settings[name]) for name in kinds},
-                distributions=kinds,
-                intermediate_values=_numbered(tried.losses),
-            )
-        )
-    drawn = study.ask(kinds).params
-    return {name: _from_optuna(search, name, drawn[name]) for name in kinds}
-
-
-def _numbered(losses: Losses) -> dict[int, float]:
-    # Optuna compares losses of the same number.
-    return dict(enumerate(losses, start=1))
-
-
-def _study(sampler: "optuna.samplers.BaseSampler") -> "optuna.Study":
+def _draw(train: TrainConfig, past: Sequence[TrialState], seed: int) -> dict[str, Any]:
+    """Let Optuna draw settings after the results of `past`; listed values are JSON texts in its study."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(direction="minimize", sampler=sampler)
+    search = train.search
+    kinds = {name: _distribution(train, name) for name in search.space}
+    listed = {name for name, values in search.space.items() if not isinstance(values, Range)}
+    startup = max(1, round(search.trials * _RANDOM))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup))
+    states = optuna.trial.TrialState
+    for trial in past:
+        state = states.COMPLETE if trial.scored else states.PRUNED if trial.losses else states.FAIL
+        study.add_trial(
+            optuna.create_trial(
+                state=state,
+                value=None if trial.mean is None else -trial.mean,
+                params={name: json.dumps(x) if name in listed else x for name, x in trial.settings.items()},
+                distributions=kinds,
+                intermediate_values=dict(enumerate(trial.losses, start=1)),
+            )
+        )
+    return {name: json.loads(x) if name in listed else x for name, x in study.ask(kinds).params.items()}
 
 
 def _distribution(train: TrainConfig, name: str) -> Any:
@@ -111,22 +85,7 @@ def _distribution(train: TrainConfig, name: str) -> Any:
 
     values = train.search.space[name]
     if not isinstance(values, Range):
-        # Indices: Optuna takes no lists as values.
-        return CategoricalDistribution(range(len(values)))
+        return CategoricalDistribution([json.dumps(value) for value in values])
     if isinstance(getattr(train, name), int):
         return IntDistribution(int(values.low), int(values.high), log=values.log)
-    return FloatDistribution(float(values.low), float(values.high), log=values.log)
-
-
-def _to_optuna(search: SearchConfig, name: str, value: Any) -> Any:
-    values = search.space[name]
-    return value if isinstance(values, Range) else values.index(tuple(value) if isinstance(value, list) else value)
-
-
-def _from_optuna(search: SearchConfig, name: str, value: Any) -> Any:
-    values = search.space[name]
-    if isinstance(values, Range):
-        return value
-    chosen = values[value]
-    # A list, as in a trial's file.
-    return list(chosen) if isinstance(chosen, tuple) else chosen
+    return FloatDistribution(values.low, values.high, log=values.log)

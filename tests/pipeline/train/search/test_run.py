@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,27 +24,27 @@ from pipeline.errors import CannotTrain, Interrupted, StartAgain
 from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
 from pipeline.search_settings import with_settings
+from pipeline.train.checkpoints import publish
 from pipeline.train.search import run as search_run
-from pipeline.train.search.choice import DevScores, choose
-from pipeline.train.search.trial_attempt import BudgetTooSmall, TrialAttempt
-from pipeline.train.search.trial_files import Ended, TrialFiles
+from pipeline.train.search.choice import choose
+from pipeline.train.search.trials import TrialState
 from pipeline.train.step import train
 
 Row = Mapping[str, Any]
-#: Kills its own process in a trial at a step, as no signal handler and no `finally` would notice.
+#: Kills its own process in a trial, as no signal handler and no `finally` would notice.
 KILLED = """
 import os, signal, sys
 from pipeline.__main__ import main
-from pipeline.train.search.trial_attempt import TrialAttempt
+from pipeline.train.search.run import _TrialAttempt
 
-progress = TrialAttempt.progress
+progress = _TrialAttempt.progress
 
 def killed(self, done, total, **fields):
     progress(self, done, total, **fields)
-    if self.spec.checkpoints.endswith("trial-{trial}") and fields.get("loss") is not None and done >= {step}:
+    if self.spec.checkpoints.endswith("trial-{trial}") and fields.get("phase") == "{phase}" and done >= {done}:
         os.kill(os.getpid(), signal.SIGKILL)
 
-TrialAttempt.progress = killed
+_TrialAttempt.progress = killed
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -94,7 +97,7 @@ class Bench:
     def train(self, space: Any, **settings: Any) -> tuple[Adapter, Mapping[str, torch.Tensor]]:
         """Return what the train step makes, and its weights; forgets what other searches of the run left."""
         attempt = self.attempt(space, **settings)
-        TrialFiles(attempt.path(attempt.spec.checkpoints)).clear() if attempt.spec.attempt > 1 else None
+        forget(attempt)
         return weights_of(attempt)
 
 
@@ -107,8 +110,14 @@ def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) 
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def ended(attempt: Attempt) -> list[Ended]:
-    return TrialFiles(attempt.path(attempt.spec.checkpoints)).ended()
+def forget(attempt: Attempt) -> None:
+    """Forget the searches of earlier attempts."""
+    shutil.rmtree(attempt.path(attempt.spec.checkpoints), ignore_errors=True)
+
+
+def ended(attempt: Attempt) -> list[TrialState]:
+    paths = sorted(attempt.path(attempt.spec.checkpoints).glob("trial-*/ended.json"))
+    return [TrialState.model_validate(durable.read_json(path)) for path in paths]
 
 
 @pytest.fixture
@@ -117,8 +126,17 @@ def bench(tmp_path: Path, tiny: Any, tiny_llama: Path, make_attempt: Callable[..
 
 
 def test_a_grid_trains_all_and_hands_over_the_one_that_the_dev_rows_choose(bench: Bench) -> None:
-    attempt = bench.attempt({"learning_rate": [1e-7, 3e-3]})
+    heldout = [{"id": f"h{number}", **row} for number, row in enumerate(bench.tiny.rows(40, seed=9))]
+    attempt = bench.attempt({"learning_rate": [1e-7, 3e-3]}, heldout=heldout)
+    opened: list[str] = []
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and str(arguments[0]).endswith(f"{attempt.root}/data/heldout.jsonl"):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(heard)
     adapter, weights = weights_of(attempt)
+    assert len(opened) == 1, "for the hash that says whether the data is what `prepare` froze, not for the choice"
     low, high = adapter.candidates
     assert [one.settings for one in adapter.candidates] == [{"learning_rate": 1e-7}, {"learning_rate": 3e-3}]
     assert (low.outcome, high.outcome, low.scored_by) == ("finished", "finished", "nll")
@@ -140,23 +158,8 @@ def test_a_grid_trains_all_and_hands_over_the_one_that_the_dev_rows_choose(bench
     assert (alone.candidates, alone.loss_curve) == ((), adapter.loss_curve)
 
 
-def test_progress_names_the_trial_and_the_time_of_all(bench: Bench) -> None:
-    attempt = bench.attempt({"rank": [2, 4]})
-    seen: list[dict[str, Any]] = []
-
-    def see(done: int, total: int, **fields: Any) -> None:
-        seen.append({"done": done, "total": total, **fields})
-
-    attempt.progress = see  # type: ignore[method-assign]
-    train(attempt)
-    notes = [one["note"] for one in seen if "note" in one]
-    assert list(dict.fromkeys(notes)) == ["trial 1 of 2: rank 2", "trial 2 of 2: rank 4"]
-    first = next(one for one in seen if one["done"] == 4 and one.get("loss") and one["note"].startswith("trial 1"))
-    assert first["eta_seconds"] > 0, "the first trial is over, and the second one to come"
-
-
 @pytest.mark.long
-def test_optuna_searches_and_a_killed_step_goes_on_where_it_was(bench: Bench, tmp_path: Path) -> None:
+def test_optuna_searches_and_a_step_that_is_killed_twice_goes_on_where_it_was(bench: Bench, tmp_path: Path) -> None:
     space = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "rank": [2, 4]}
     settings: dict[str, Any] = {
         "search_method": "tpe",
@@ -167,19 +170,29 @@ def test_optuna_searches_and_a_killed_step_goes_on_where_it_was(bench: Bench, tm
     whole, expected = bench.train(space, **settings)
     assert len(whole.candidates) == 3
     attempt = bench.attempt(space, **settings)
-    TrialFiles(attempt.path(attempt.spec.checkpoints)).clear()
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(trial=2, step=2))
-    spec = attempt.folder / SPEC_NAME
+    forget(attempt)
+    checkpoints, spec, script = (
+        attempt.path(attempt.spec.checkpoints),
+        attempt.folder / SPEC_NAME,
+        tmp_path / "killed.py",
+    )
     durable.write_json(spec, attempt.spec.model_dump(mode="json"))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, script, "train", spec], env=environment, check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    def killed(trial: int, phase: str, done: int) -> None:
+        script.write_text(KILLED.format(trial=trial, phase=phase, done=done))
+        ended = subprocess.run([sys.executable, script, "train", spec], env=environment, check=False)
+        assert ended.returncode == -signal.SIGKILL
+        shutil.rmtree(attempt.folder / f"trial-{trial}")
+
+    killed(trial=1, phase="dev", done=0)
+    trained = (checkpoints / "trial-1/adapter/adapter_model.safetensors").stat()
+    killed(trial=2, phase="train", done=2)
     assert len(ended(attempt)) == 1
-    before = (attempt.path(attempt.spec.checkpoints) / "trial-1/ended.json").read_bytes()
-    again = bench.attempt(space, **settings)
-    adapter, weights = weights_of(again)
-    assert (again.path(again.spec.checkpoints) / "trial-1/ended.json").read_bytes() == before, "it was not done again"
+    before = (checkpoints / "trial-1/ended.json").read_bytes()
+    adapter, weights = weights_of(bench.attempt(space, **settings))
+    assert (checkpoints / "trial-1/adapter/adapter_model.safetensors").stat() == trained, "it was not trained again"
+    assert (checkpoints / "trial-1/ended.json").read_bytes() == before
     assert same(weights, expected)
     told = [one.model_dump(exclude={"seconds"}) for one in adapter.candidates]
     assert told == [one.model_dump(exclude={"seconds"}) for one in whole.candidates]
@@ -189,8 +202,7 @@ def test_a_search_that_is_asked_to_stop_goes_on_in_its_trial(bench: Bench) -> No
     space = {"rank": [2, 4]}
     _, expected = bench.train(space, dropout=0.1)
     attempt = bench.attempt(space, dropout=0.1)
-    files = TrialFiles(attempt.path(attempt.spec.checkpoints))
-    files.clear()
+    forget(attempt)
     report = attempt.progress
 
     def stop(done: int, total: int, **fields: Any) -> None:
@@ -201,9 +213,8 @@ def test_a_search_that_is_asked_to_stop_goes_on_in_its_trial(bench: Bench) -> No
     attempt.progress = stop  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match="left a checkpoint at step 3 of 4"):
         train(attempt)
-    begun = files.begun(2)
-    assert begun is not None
-    assert (len(files.ended()), begun.deaths, begun.running, begun.seconds > 0) == (1, 0, False, True)
+    left = TrialState.model_validate(durable.read_json(attempt.path(attempt.spec.checkpoints) / "trial-2/trial.json"))
+    assert (len(ended(attempt)), left.vanished, left.seconds > 0) == (1, 0, True)
     adapter, weights = weights_of(bench.attempt(space, dropout=0.1))
     assert same(weights, expected)
     resumed = ended(attempt)[1].once
@@ -212,13 +223,10 @@ def test_a_search_that_is_asked_to_stop_goes_on_in_its_trial(bench: Bench) -> No
     assert len(adapter.candidates) == 2
 
 
-@pytest.mark.parametrize("batch_size", [8, 3], ids=["as many steps", "other steps"])
-def test_a_trial_worse_than_the_median_is_pruned(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, batch_size: int
-) -> None:
+def test_a_trial_worse_than_the_median_is_pruned(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements are compared by their number: of 4 steps they are at 1, 2, 3, 4, of 11 at 3, 6, 9, 11."""
     tried = [{"learning_rate": rate, "batch_size": 8} for rate in (3e-3, 2e-3, 4e-3)]
-    tried.append({"learning_rate": 1e-7, "batch_size": batch_size})
+    tried.append({"learning_rate": 1e-7, "batch_size": 3})
     monkeypatch.setattr(search_run, "suggest", lambda _train, past: dict(enumerate(tried)).get(len(past)))
     attempt = bench.attempt({"learning_rate": [3e-3, 1e-7], "batch_size": [8, 3]})
     adapter, _ = weights_of(attempt)
@@ -271,12 +279,15 @@ def test_a_trial_whose_process_vanishes_twice_is_lost(bench: Bench, monkeypatch:
     class Vanished(BaseException):
         """As a kill: nobody catches it."""
 
-    def vanish(*_arguments: object) -> None:
+    def vanish(_training: object, _tokenizer: object, _rows: object, _dev: object, attempt: Attempt) -> None:
+        if attempt.spec.attempt == 2:  # it gets further than the one before, so that it is the first of a new row
+            (attempt.folder / "saved").mkdir()
+            publish(attempt.folder / "saved", attempt.path(attempt.spec.checkpoints), 1, "mark")
         raise Vanished
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.train.step.train_in_processes", vanish)
-        for _ in range(2):
+        for _ in range(3):
             with pytest.raises(Vanished):
                 train(bench.attempt({"rank": [2, 4]}))
     adapter, _ = weights_of(bench.attempt({"rank": [2, 4]}))
@@ -294,42 +305,16 @@ def test_with_a_hundred_dev_rows_the_tracks_metric_chooses(bench: Bench) -> None
         assert 0 <= one.dev_score <= 100
 
 
-def test_a_tie_goes_to_the_cheaper_one(bench: Bench) -> None:
+def test_a_tie_goes_to_the_cheaper_one_and_progress_names_each_trial(bench: Bench) -> None:
     attempt = bench.attempt({"rank": [8, 2]}, learning_rate=1e-6)
+    notes: dict[str, None] = {}
+    attempt.progress = lambda *_, note="", **__: notes.setdefault(note)  # type: ignore[method-assign]
     adapter, _ = weights_of(attempt)
+    assert list(notes) == ["", "trial 1 of 2: rank 8", "trial 2 of 2: rank 2"]
     large, small = adapter.candidates
-    scores = [DevScores(one.scores, one.weights, one.once.cost) for one in ended(attempt) if one.once]
+    scores = [trial.dev for trial in ended(attempt) if trial.dev]
     assert scores[1].cost < scores[0].cost
     assert [large.chosen, small.chosen] == [choose(scores) == 0, choose(scores) == 1]
-
-
-def test_the_choice_never_looks_at_a_heldout_record(bench: Bench) -> None:
-    """Held-out records that contradict the dev rows in all, then ones that agree: nothing differs, nobody reads."""
-    space = {"learning_rate": [1e-7, 3e-3]}
-    opened: list[str] = []
-
-    def heard(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and str(arguments[0]).endswith("heldout.jsonl") and listening:
-            opened.append(str(arguments[0]))
-
-    listening = False
-    sys.addaudithook(heard)
-    found = []
-    for output in ("nothing of the kind", "billing"):
-        rows = [{"id": f"h{number}", **row, "output": output} for number, row in enumerate(bench.tiny.rows(40, seed=9))]
-        attempt = bench.attempt(space, heldout=rows)
-        files = TrialFiles(attempt.path(attempt.spec.checkpoints))
-        if files.folder.exists():
-            files.clear()
-        listening = True
-        adapter, weights = weights_of(attempt)
-        listening = False
-        found.append((adapter, weights))
-    (first, expected), (second, weights) = found
-    assert same(weights, expected)
-    told = [[one.model_dump(exclude={"seconds"}) for one in adapter.candidates] for adapter in (first, second)]
-    assert told[0] == told[1]
-    assert len(opened) == 2, "once a run, for the hash that says whether the data is what `prepare` froze"
 
 
 def test_too_few_dev_rows_are_refused(bench: Bench) -> None:
@@ -338,18 +323,10 @@ def test_too_few_dev_rows_are_refused(bench: Bench) -> None:
     assert "split.dev" in raised.value.hint
 
 
-def test_a_budget_too_small_for_one_trial_is_refused_once_that_is_known(bench: Bench) -> None:
-    attempt = bench.attempt({"rank": [2, 4]}, epochs=20, search_hours=1e-6)
-    with pytest.raises(BudgetTooSmall, match=r"one trial takes about .*, and train.search.hours = 1e-06") as raised:
-        train(attempt)
-    assert "raise train.search.hours" in raised.value.hint
-    assert ended(attempt) == []
-
-
 def test_no_trial_begins_that_does_not_fit_into_the_hours(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(TrialAttempt, "seconds", 1200.0)
+    monkeypatch.setattr(search_run, "time", SimpleNamespace(monotonic=count(0, 1200.0).__next__))
     adapter, _ = bench.train({"rank": [2, 3, 4, 5]}, search_hours=0.7)
     assert [one.seconds for one in adapter.candidates] == [1200.0, 1200.0], "a third would end after an hour"
     assert "no further trial fits" in capsys.readouterr().err

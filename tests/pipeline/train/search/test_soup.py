@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from pipeline import durable
 from pipeline.artifacts import Adapter, Drop, ModelRef
 from pipeline.contract import Attempt
-from pipeline.train.search.soup import combine, why_not
+from pipeline.errors import StepFailed
+from pipeline.train.search.soup import combine
 from pipeline.train.step import train
 from tests.pipeline.train.search.test_run import Bench
 
@@ -39,42 +40,35 @@ def update_of(folder: Path) -> torch.Tensor:
     return update
 
 
-@pytest.fixture
-def adapters(bench: Bench) -> tuple[Path, Path]:
-    """Two adapters of rank 4, of other seeds."""
-    made = []
-    for seed in (1, 2):
-        attempt = bench.attempt({}, seed=seed)
-        made.append(attempt.path(train(attempt).folder))
-    return made[0], made[1]
+def test_two_adapters_become_one_by_each_method(bench: Bench, tiny_llama: Path, tmp_path: Path) -> None:
+    attempts = [bench.attempt({}, seed=seed) for seed in (1, 2)]
+    first, second = (attempt.path(train(attempt).folder) for attempt in attempts)
+    mean = (update_of(first) + update_of(second)) / 2
+    for method, rank in {"cat": 8, "svd": 4, "ties": 4, "dare_ties": 4}.items():
+        target = tmp_path / method
+        target.mkdir()
+        combine(tiny_llama, "cpu", method, (first, second), target)
+        assert sorted(path.name for path in target.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+        update = update_of(target)
+        if method == "cat":
+            torch.testing.assert_close(update, mean)
+        # What is left of the mean at the rank of one of them is nearer to it than nothing.
+        if method == "svd":
+            assert (update - mean).norm() < mean.norm()
+        assert durable.read_json(target / "adapter_config.json")["r"] == rank
+        assert update.isfinite().all()
+        assert update.norm() > 0
 
 
-@pytest.mark.parametrize("method", ["cat", "svd", "ties", "dare_ties"])
-def test_two_adapters_become_one(adapters: tuple[Path, Path], tiny_llama: Path, tmp_path: Path, method: str) -> None:
-    target = tmp_path / "soup"
-    target.mkdir()
-    combine(tiny_llama, "cpu", method, adapters, target)
-    assert sorted(path.name for path in target.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    mean = (update_of(adapters[0]) + update_of(adapters[1])) / 2
-    if method == "cat":
-        torch.testing.assert_close(update_of(target), mean)
-    # What is left of the mean at the rank of one of them is nearer to it than nothing.
-    if method == "svd":
-        assert (update_of(target) - mean).norm() < mean.norm()
-    ranks = {"cat": 8, "svd": 4, "ties": 4, "dare_ties": 4}
-    assert durable.read_json(target / "adapter_config.json")["r"] == ranks[method]
-    assert update_of(target).isfinite().all()
-    assert update_of(target).norm() > 0
-
-
-def test_adapters_that_do_not_go_together_are_named(tmp_path: Path) -> None:
+def test_adapters_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     for name, config in {"a": {"r": 4}, "b": {"r": 8}, "c": {"r": 4, "use_dora": True}}.items():
         (tmp_path / name).mkdir()
         durable.write_json(tmp_path / name / "adapter_config.json", config)
     a, b, c = (tmp_path / name for name in "abc")
-    assert why_not("cat", a, b) == why_not("svd", a, b) == why_not("ties", a, a) == ""
-    assert "their ranks are 4 and 8" in why_not("ties", a, b)
-    assert "DoRA" in why_not("cat", a, c)
+    with pytest.raises(StepFailed, match="ranks are 4 and 8"):
+        combine(tmp_path, "cpu", "ties", (a, b), tmp_path)
+    with pytest.raises(StepFailed, match="DoRA"):
+        combine(tmp_path, "cpu", "cat", (a, c), tmp_path)
 
 
 def with_champion(attempt: Attempt, adapter: Adapter | None, **champion: Any) -> Attempt:
@@ -115,12 +109,3 @@ def test_a_champion_that_knows_other_drops_is_no_part_of_a_soup(
     adapter = train(with_champion(bench.attempt({}, soup=["cat"]), made, **champion))
     assert len(adapter.candidates) == 1
     assert words in capsys.readouterr().err
-
-
-def test_the_best_two_of_a_search_are_combined(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    adapter = train(bench.attempt({"learning_rate": [1e-3, 2e-3, 3e-3]}, soup=["cat"]))
-    *trials, soup = adapter.candidates
-    assert len(trials) == 3
-    assert set(soup.settings) == {"soup", "of"}
-    assert len(set(soup.settings["of"])) == 2
-    assert "no soup with the champion: it is the base model" in capsys.readouterr().err

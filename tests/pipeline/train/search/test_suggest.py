@@ -1,11 +1,16 @@
 """What is tried next, and what is given up: the same for the same past, in whatever process."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from pipeline.artifacts import CurvePoint
 from pipeline.config import TrainConfig
-from pipeline.train.search.suggest import MedianRule, Tried, suggest
+from pipeline.train.search.dev_scores import Scored
+from pipeline.train.search.suggest import MedianRule, suggest
+from pipeline.train.search.trials import TrainedOnce, TrialState
+from pipeline.train.training import Trained
 
 SPACE = {
     "learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
@@ -15,27 +20,29 @@ SPACE = {
 }
 
 
-def searched(count: int, train: TrainConfig, past: list[Tried] | None = None) -> list[Tried]:
+def tried(settings: Mapping[str, Any], score: float | None, losses: tuple[float, ...]) -> TrialState:
+    """Return a trial with these results."""
+    curve = tuple(CurvePoint(step=step, loss=loss) for step, loss in enumerate(losses))
+    trained: Any = Trained.model_construct
+    once: Any = TrainedOnce.model_construct
+    made = once(trained=trained(dev_curve=curve), cost=1.0) if losses else None
+    scored = None if score is None else Scored(by="nll", scores=(score,), weights=(1.0,))
+    return TrialState.model_construct(number=1, settings=dict(settings), once=made, scored=scored)
+
+
+def searched(count: int, train: TrainConfig, past: list[TrialState] | None = None) -> list[TrialState]:
     """Let a search go on for so many trials, each as good as its learning rate is near to 1e-3."""
     past = list(past or [])
     for _ in range(count):
         settings = suggest(train, past)
         if settings is None:
             break
-        past.append(Tried(settings, -abs(settings["learning_rate"] - 1e-3), (1.0, 0.5)))
+        past.append(tried(settings, -abs(settings["learning_rate"] - 1e-3), (1.0, 0.5)))
     return past
 
 
 def tpe(**more: Any) -> TrainConfig:
     return TrainConfig.model_validate({"search": {"method": "tpe", "trials": 12, "space": SPACE, **more}})
-
-
-def test_a_grid_is_gone_through_in_its_order() -> None:
-    train = TrainConfig.model_validate({"search": {"space": {"rank": [8, 16], "alpha": [1, 2]}}})
-    past: list[Tried] = []
-    while (settings := suggest(train, past)) is not None:
-        past.append(Tried(settings, None, ()))
-    assert [tuple(one.settings.values()) for one in past] == [(8, 1), (8, 2), (16, 1), (16, 2)]
 
 
 def test_optuna_draws_the_same_in_one_go_and_after_a_restart() -> None:
@@ -48,10 +55,8 @@ def test_optuna_draws_the_same_in_one_go_and_after_a_restart() -> None:
         assert isinstance(one.settings["rank"], int)
     assert len({repr(one.settings) for one in whole}) == 12
     assert searched(3, tpe().model_copy(update={"seed": 7}))[0] != whole[0]
-
-
-def test_what_was_pruned_or_failed_is_told_to_optuna_too() -> None:
-    past = [Tried(one.settings, None, (2.0,) if place % 2 else ()) for place, one in enumerate(searched(8, tpe()))]
+    # What was pruned or failed is told to Optuna, too.
+    past = [tried(one.settings, None, (2.0,) if index % 2 else ()) for index, one in enumerate(whole[:8])]
     assert suggest(tpe(), past) is not None
 
 

@@ -1,0 +1,116 @@
+"""
+The state of a search's trials, in files below the run's checkpoint folder, from which a killed search resumes.
+
+`search.json` holds the search's fingerprint; `trial-<N>` the trainer's checkpoints of trial N, its `adapter`, and its
+state: `trial.json` while it runs, `ended.json` once it has ended. Each write replaces a whole file.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import durable
+from pipeline.artifacts import Frozen
+from pipeline.config import MemoryPlan
+from pipeline.train.search.choice import DevScores
+from pipeline.train.search.dev_scores import Scored
+from pipeline.train.training import Trained
+
+_SEARCH, _TRIAL, _ENDED = "search.json", "trial.json", "ended.json"
+
+
+class TrainedOnce(Frozen):
+    """The result of one finished training, with its memory plan and cost."""
+
+    trained: Trained
+    plan: MemoryPlan
+    estimated_memory: dict[str, int]
+    """Bytes by purpose."""
+    cost: float
+    """Trained tokens times weights: the amount of computation, on any machine."""
+
+
+class TrialState(Frozen):
+    """A trial, or a soup, as its file has it."""
+
+    number: int
+    """From 1."""
+    settings: dict[str, Any]
+    """The tried settings; of a soup its method as `soup`, and the names of both adapters as `of`."""
+    outcome: Literal["finished", "pruned", "failed"] | None = None
+    """`None` until it has ended."""
+    seconds: float = 0.0
+    """Spent by earlier processes, as far as they could record it."""
+    vanished: int = 0
+    """Processes that began it and did not record an end, since the checkpoint of `at_step`."""
+    at_step: int = 0
+    once: TrainedOnce | None = None
+    """Set after training, before scoring; of a soup that of its best part, with the cost of both."""
+    scored: Scored | None = None
+    why: str = ""
+    """Why it failed."""
+    hint: str = ""
+
+    @property
+    def is_soup(self) -> bool:
+        """Whether it combines adapters instead of training one."""
+        return "soup" in self.settings
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """Its dev losses in nats per token, in the order in which they were measured."""
+        return tuple(point.loss for point in self.once.trained.dev_curve) if self.once and not self.is_soup else ()
+
+    @property
+    def dev(self) -> DevScores | None:
+        """Its dev scores and cost; `None` if it was not scored."""
+        return DevScores(self.scored.scores, self.scored.weights, self.once.cost) if self.scored and self.once else None
+
+    @property
+    def mean(self) -> float | None:
+        """Its mean dev score; `None` if it was not scored."""
+        return self.dev.mean if self.dev else None
+
+
+class TrialFiles:
+    """Reads and writes the files of a search; trials are numbered from 1 without gaps."""
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        """Use the run's checkpoint folder, without the trials of a search with another fingerprint than `mark`."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if durable.read_object(folder / _SEARCH).get("mark") != mark:
+            self.clear()
+            durable.write_json(folder / _SEARCH, {"mark": mark})
+
+    def clear(self) -> None:
+        """Delete all trials."""
+        (self.folder / _SEARCH).unlink(missing_ok=True)
+        durable.fsync_folder(self.folder)
+        for trial in self.folder.glob("trial-*"):
+            shutil.rmtree(trial)
+
+    def trial(self, number: int) -> Path:
+        """Return the folder of a trial."""
+        return self.folder / f"trial-{number}"
+
+    def adapter(self, number: int) -> Path:
+        """Return the folder of a trial's adapter."""
+        return self.trial(number) / "adapter"
+
+    def load(self) -> list[TrialState]:
+        """Return all trials in their order; only the last may still run."""
+        trials: list[TrialState] = []
+        while True:
+            folder = self.trial(len(trials) + 1)
+            value = durable.read_object(folder / _ENDED) or durable.read_object(folder / _TRIAL)
+            if not value:
+                return trials
+            trials.append(TrialState.model_validate(value))
+
+    def save(self, trial: TrialState) -> None:
+        """Write a trial's state."""
+        folder = self.trial(trial.number)
+        folder.mkdir(exist_ok=True)
+        durable.write_json(folder / (_ENDED if trial.outcome else _TRIAL), trial.model_dump(mode="json"))
+        durable.fsync_folder(self.folder)
