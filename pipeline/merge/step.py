@@ -37,7 +37,9 @@ def merge(attempt: Attempt) -> Model:
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)
     base, trained = Path(attempt.config.base_model), attempt.path(adapter.folder) / TRAINED_FILES[adapter.kind]
     target = attempt.folder / "model"
-    _check_trained(attempt, adapter, trained)
+    if not trained.is_file() or durable.sha256_file(trained) != adapter.adapter_sha256:
+        message = f"{trained} is missing or has changed since the training"
+        raise StepFailed(message, f"train it again: dropforge retry {attempt.spec.run} --from train")
     if model_id(base) != adapter.base_model_id:
         message = f"the base model {base} has changed since the training"
         raise CannotTrain(message, f"restore its files, or train on the new one: dropforge retry {attempt.spec.run}")
@@ -47,9 +49,11 @@ def merge(attempt: Attempt) -> Model:
     answering = Answering(
         adapter.format, dataset.max_new_tokens, attempt.config.evaluate.repetition_penalty, end_tokens(base, tokenizer)
     )
-    _phase(attempt, 0, "merge")
+    attempt.check_stop()
+    attempt.progress(0, _PHASES, phase="merge")
     dtype = merge_into(start, trained.parent if adapter.kind == "adapter" else trained, tokenizer, target, answering)
-    _phase(attempt, 1, "hash")
+    attempt.check_stop()
+    attempt.progress(1, _PHASES, phase="hash")
     rows = durable.read_jsonl(attempt.path(dataset.folder) / "train.jsonl")
     # Records that the start and the combined models were trained on must never count as unseen by this one.
     others = (start, *(attempt.path(model.path) for model in adapter.also_trained_on))
@@ -66,14 +70,3 @@ def merge(attempt: Attempt) -> Model:
         format=adapter.format,
         seconds=time.monotonic() - started,
     )
-
-
-def _phase(attempt: Attempt, done: int, name: str) -> None:
-    attempt.check_stop()
-    attempt.progress(done, _PHASES, phase=name)
-
-
-def _check_trained(attempt: Attempt, adapter: Adapter, path: Path) -> None:
-    if not path.is_file() or durable.sha256_file(path) != adapter.adapter_sha256:
-        message = f"{path} is missing or has changed since the training"
-        raise StepFailed(message, f"train it again: dropforge retry {attempt.spec.run} --from train")

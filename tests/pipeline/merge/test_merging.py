@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.merge import merging
@@ -116,8 +116,7 @@ def go(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(merging, "_empty_model", not_this_one)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "dtype"), [("lora", torch.float32), *((kind, torch.bfloat16) for kind in KINDS)])
 def test_weights_are_those_of_peft_in_float32_rounded_once(
     tmp_path: Path, merge: Any, kind: str, dtype: torch.dtype
 ) -> None:
@@ -161,22 +160,17 @@ def test_trained_weights_take_the_place_of_the_bases_rounded_once(
     assert loaded(folder).lm_head.weight.equal(expected[EMBEDDING])
 
 
-@pytest.mark.parametrize("how", ["by file", "whole"])
-@pytest.mark.parametrize(
-    ("name", "shape"), [("model.layers.7.mlp.up_proj.weight", (80, 32)), (UP, (32, 80)), ("lm_head.weight", (64, 32))]
-)
+@pytest.mark.parametrize(("name", "shape"), [(UP, (32, 80)), ("lm_head.weight", (64, 32))])
 def test_a_tensor_that_the_base_does_not_have_is_refused_by_its_name(
-    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, ...], how: str
+    tmp_path: Path, merge: Any, name: str, shape: tuple[int, ...]
 ) -> None:
     base = save_base(tmp_path / "base")
-    go(how, monkeypatch)
     save_file({name: torch.zeros(shape)}, tmp_path / "weights.safetensors")
     with pytest.raises(StepFailed, match=rf"the trained weights hold {name} of the shape .* has no such tensor"):
         merge(base, tmp_path / "weights.safetensors")
 
 
-@pytest.mark.parametrize("how", ["by file", "whole"])
-@pytest.mark.parametrize("broken", [float("nan"), 3.4e38])
+@pytest.mark.parametrize(("broken", "how"), [(float("nan"), "by file"), (3.4e38, "whole")])
 def test_a_trained_weight_that_is_no_number_in_the_bases_dtype_is_refused(
     tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, broken: float, how: str
 ) -> None:
@@ -189,13 +183,12 @@ def test_a_trained_weight_that_is_no_number_in_the_bases_dtype_is_refused(
         merge(base, tmp_path / "weights.safetensors")
 
 
-@pytest.mark.parametrize("broken", [float("nan"), 1e38])
-def test_an_adapter_that_gives_no_numbers_is_refused(tmp_path: Path, merge: Any, broken: float) -> None:
+def test_an_adapter_that_gives_no_numbers_is_refused(tmp_path: Path, merge: Any) -> None:
     base = save_base(tmp_path / "base", dtype=torch.float16)
     adapter = save_adapter(base, tmp_path / "adapter")
     path = adapter / "adapter_model.safetensors"
     pairs = load_file(path)
-    pairs[f"{LOST}.lora_B.weight"][3, 0] = broken
+    pairs[f"{LOST}.lora_B.weight"][3, 0] = 1e38
     save_file(pairs, path)
     with pytest.raises(CannotTrain, match=r"layers\.1\.self_attn\.v_proj\.weight would hold numbers that are not"):
         merge(base, adapter)
@@ -208,10 +201,7 @@ def test_an_adapter_on_a_tied_weight_is_refused(tmp_path: Path, merge: Any) -> N
         merge(base, adapter)
 
 
-@pytest.mark.parametrize(
-    ("lost", "how"),
-    [("pair", "by file"), ("half", "by file"), ("rank", "by file"), ("pair", "whole"), ("half", "whole")],
-)
+@pytest.mark.parametrize(("lost", "how"), [("pair", "whole"), ("half", "by file"), ("rank", "by file")])
 def test_an_adapter_file_without_a_pair_is_refused_by_its_name(
     tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, lost: str, how: str
 ) -> None:
@@ -230,13 +220,9 @@ def test_an_adapter_file_without_a_pair_is_refused_by_its_name(
         merge(base, adapter)
 
 
-@pytest.mark.parametrize("how", ["by file", "whole"])
-def test_a_pair_that_meets_no_weight_is_refused_by_its_name(
-    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_a_pair_that_meets_no_weight_is_refused_by_its_name(tmp_path: Path, merge: Any) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "adapter")
-    go(how, monkeypatch)
     path = adapter / "adapter_model.safetensors"
     pairs = load_file(path)
     extra = {name.replace("layers.1.", "layers.9."): tensor for name, tensor in pairs.items() if name.startswith(LOST)}
@@ -260,11 +246,8 @@ def one_in_float32(base: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "reason"),
     [
-        (doubled_head, {}, "lm_head.weight is not both"),
         (one_in_float32, {}, "its weights are in bfloat16, float32"),
         (None, {"modules_to_save": ["norm"]}, "the adapter's modules_to_save is ['norm']"),
-        (None, {"bias": "all"}, "the adapter's bias is 'all'"),
-        (None, {"lora_bias": True, "target_modules": ["q_proj"]}, "the adapter's lora_bias is True"),
         (None, {"init_lora_weights": "pissa"}, "the adapter's init_lora_weights is 'pissa'"),
     ],
 )
@@ -300,14 +283,6 @@ def test_trained_weights_of_a_head_that_the_files_have_twice_are_changed_in_both
     merged, folder = merge(base, tmp_path / "weights.safetensors")
     assert "lm_head.weight is not both" in merged.whole_because
     assert loaded(folder).lm_head.weight.equal(made[EMBEDDING].bfloat16())
-
-
-def test_linear_layers_of_gpt2_are_none_and_go_to_peft(tmp_path: Path, merge: Any) -> None:
-    torch.manual_seed(0)
-    base = tmp_path / "base"
-    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=32)).save_pretrained(base)
-    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["c_attn"], fan_in_fan_out=True)
-    assert merge(base, adapter)[0].whole_because != ""
 
 
 def test_an_embedding_with_an_adapter_goes_to_peft(tmp_path: Path, merge: Any) -> None:

@@ -20,8 +20,6 @@ from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.merge.step import merge
-from pipeline.models.generation import Decoding, open_model
-from pipeline.models.greedy_decoding import answers
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import MANIFEST_NAME, model_id, trained_ids, verify_manifest, write_trained_ids
 from pipeline.models.prompt import fold, prompt_ids
@@ -88,70 +86,66 @@ def line(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Callable[..., 
     return make
 
 
-def in_dtype(base: Path, target: Path, name: str) -> Path:
-    """Save the base again in another float type."""
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, name))
-    model.save_pretrained(target)
-    load_tokenizer(base).save_pretrained(target)
-    return target
-
-
 _OUTSIDE = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, contents = sys.argv[1], json.loads(sys.argv[2])
-tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-asked = [[{"role": "user", "content": content}] for content in contents]
-prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in asked]
-inputs = tokenizer.apply_chat_template(asked[0], add_generation_prompt=True, return_tensors="pt")
-answer = model.generate(**inputs)
-print(json.dumps({"prompts": prompts, "config": model.generation_config.to_diff_dict(), "class": type(model).__name__,
-                  "length": answer.shape[1] - inputs["input_ids"].shape[1]}))
+contents, *folders = json.loads(sys.argv[1])
+for folder in folders:
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    asked = [[{"role": "user", "content": content}] for content in contents]
+    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in asked]
+    inputs = tokenizer.apply_chat_template(asked[0], add_generation_prompt=True, return_tensors="pt")
+    answer = model.generate(**inputs)
+    print(json.dumps({"prompts": prompts, "config": model.generation_config.to_diff_dict(),
+                      "class": type(model).__name__, "length": answer.shape[1] - inputs["input_ids"].shape[1]}))
 """
 
 
-@pytest.mark.parametrize(("fmt", "own_template"), [("chat", True), ("alpaca", True), ("alpaca", False)])
 def test_from_outside_the_folder_is_a_plain_model_whose_template_gives_the_trained_prompt(
-    line: Any, tiny: Any, tiny_llama: Path, tiny_llama_alpaca: Path, tmp_path: Path, fmt: Any, own_template: bool
+    line: Any, tiny: Any, tiny_llama: Path, tiny_llama_alpaca: Path, tmp_path: Path
 ) -> None:
-    base = tiny_llama if own_template else tiny_llama_alpaca
     rows = tiny.rows(9, seed=5)
-    model, folder = line(base, rows, format=fmt).merge()
+    trained: Any = [(tiny_llama, "chat"), (tiny_llama, "alpaca"), (tiny_llama_alpaca, "alpaca")]
+    merged = [line(base, rows, format=fmt).merge() for base, fmt in trained]
     contents = [fold(row["instruction"], row["input"]) for row in rows] + ["no input", "two\nlines ", "{{ x }}"]
-    argv = [sys.executable, "-P", "-c", _OUTSIDE, str(folder), json.dumps(contents)]
+    given = json.dumps([contents, *(str(folder) for _, folder in merged)])
+    argv = [sys.executable, "-P", "-c", _OUTSIDE, given]
     done = subprocess.run(argv, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
-    trained_with: Any = load_tokenizer(base)
-    assert seen["prompts"] == [prompt_ids(trained_with, fmt, content) for content in contents]
-    assert model.format == fmt
-    assert seen["class"] == "LlamaForCausalLM"
-    assert 0 < seen["length"] <= 12
-    config = seen["config"]
-    assert (config["max_new_tokens"], config["repetition_penalty"]) == (12, 1.1)
-    assert config.get("do_sample", False) is False
-    assert config["eos_token_id"] in (trained_with.eos_token_id, [trained_with.eos_token_id])
-    assert config["pad_token_id"] == trained_with.pad_token_id
+    for (base, fmt), (model, _), told in zip(trained, merged, done.stdout.splitlines(), strict=True):
+        seen, tokenizer = json.loads(told), load_tokenizer(base)
+        assert seen["prompts"] == [prompt_ids(tokenizer, fmt, content) for content in contents]
+        assert (model.format, seen["class"]) == (fmt, "LlamaForCausalLM")
+        assert 0 < seen["length"] <= 12
+        config = seen["config"]
+        assert (config["max_new_tokens"], config["repetition_penalty"]) == (12, 1.1)
+        assert config.get("do_sample", False) is False
+        assert config["eos_token_id"] in (tokenizer.eos_token_id, [tokenizer.eos_token_id])
+        assert config["pad_token_id"] == tokenizer.pad_token_id
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_merged_model_has_the_bases_dtype_and_only_adapted_weights_change(
-    line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, dtype: str
+    line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    base = in_dtype(tiny_llama, tmp_path / "base", dtype)
-    rows = tiny.rows(40, seed=5)
-    model, folder = line(base, rows, quantization="nf4", epochs=4).merge()
+    base = tmp_path / "base"
+    half: Any = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float16)
+    half.save_pretrained(base)
+    load_tokenizer(tiny_llama).save_pretrained(base)
+    model, folder = line(base, tiny.rows(9, seed=5), quantization="nf4").merge()
     merged, plain = load_file(folder / "model.safetensors"), load_file(base / "model.safetensors")
-    assert {str(tensor.dtype) for tensor in merged.values()} == {f"torch.{dtype}"}
-    assert model.dtype == dtype
+    assert {str(tensor.dtype) for tensor in merged.values()} == {"torch.float16"}
+    assert model.dtype == "float16"
     assert merged.keys() == plain.keys()
     changed = {name.split(".")[-2] for name in merged if not merged[name].equal(plain[name])}
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 
 
-def test_the_folder_has_a_manifest_and_nothing_that_does_not_belong(line: Any, tiny: Any, tiny_llama: Path) -> None:
-    model, folder = line(tiny_llama, tiny.rows(9, seed=5)).merge()
+def test_the_folder_has_a_manifest_and_the_ids_of_its_rows_and_nothing_that_does_not_belong(
+    line: Any, tiny: Any, tiny_llama: Path
+) -> None:
+    ready = line(tiny_llama, tiny.rows(11, seed=5))
+    model, folder = ready.merge()
     assert verify_manifest(folder) == model.model_id == model_id(folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [
@@ -168,33 +162,32 @@ def test_the_folder_has_a_manifest_and_nothing_that_does_not_belong(line: Any, t
     assert model.size_bytes == sum(path.stat().st_size for path in folder.iterdir())
     assert {oct(path.stat().st_mode & 0o444) for path in folder.iterdir()} == {"0o444"}
     assert model.model_id != model.base_model_id
-
-
-def test_the_folder_says_what_was_trained_on_beside_its_identity(line: Any, tiny: Any, tiny_llama: Path) -> None:
-    model, folder = line(tiny_llama, tiny.rows(11, seed=5)).merge()
-    assert trained_ids(folder) == {str(number) for number in range(11)}
+    assert ready.merge()[0].model_id == model.model_id, "merging is repeatable"
     path = folder / "trained-ids.txt"
     assert path.read_text().splitlines() == sorted(map(str, range(11)))
     path.write_text("1\n")
-    assert model_id(folder) == model.model_id
+    assert model_id(folder) == model.model_id, "what it was trained on is no part of its identity"
     with pytest.raises(DropforgeError, match=r"trained-ids\.txt has"):
         verify_manifest(folder)
 
 
-def test_a_soup_with_the_champion_has_seen_what_both_have(
+def test_a_soup_with_the_champion_has_seen_what_both_have_and_a_changed_adapter_or_a_stop_ends_the_step(
     line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path
 ) -> None:
     champion = tmp_path / "models/c"
     champion.mkdir(parents=True)
     write_trained_ids(champion, ["old", "3"])
     ref = ModelRef(model_id="c", path="models/c", generation=1)
-    attempt = line(tiny_llama, tiny.rows(11, seed=5)).attempt(also_trained_on=(ref,))
+    ready = line(tiny_llama, tiny.rows(11, seed=5))
+    attempt = ready.attempt(also_trained_on=(ref,))
     assert trained_ids(attempt.path(merge(attempt).folder)) == {"old", *map(str, range(11))}
-
-
-def test_merging_twice_gives_the_same_model(line: Any, tiny: Any, tiny_llama: Path) -> None:
-    ready = line(tiny_llama, tiny.rows(9, seed=5))
-    assert ready.merge()[0].model_id == ready.merge()[0].model_id
+    with pytest.raises(StepFailed, match="is missing or has changed since the training"):
+        merge(ready.attempt(adapter_sha256="0" * 64))
+    stopped = ready.attempt()
+    stopped.stop.set()
+    with pytest.raises(Interrupted):
+        merge(stopped)
+    assert not (stopped.folder / "model").exists()
 
 
 def test_a_tokenizer_without_padding_gets_its_eos_for_it(
@@ -212,15 +205,9 @@ _IN_LITTLE_MEMORY = """
 import json, re, resource, sys
 from pathlib import Path
 from pipeline.contract import Attempt, StepSpec
-from pipeline.merge import merging
 from pipeline.merge.step import merge
 
-def whole(*paths):
-    raise merging.NeedsWholeModel("the test says so")
-
-warm_up, spec, room, how = sys.argv[1:]
-if how == "whole":
-    merging._empty_model = whole
+warm_up, spec, room = sys.argv[1:]
 merge(Attempt(StepSpec.model_validate_json(warm_up)))
 now = 1024 * int(re.search(r"VmData:\\s*(\\d+)", Path("/proc/self/status").read_text()).group(1))
 resource.setrlimit(resource.RLIMIT_DATA, (now + int(room), now + int(room)))
@@ -229,10 +216,8 @@ print(merge(Attempt(StepSpec.model_validate_json(spec))).model_dump_json())
 """
 
 
-@pytest.mark.parametrize("how", ["by file", pytest.param("whole", marks=pytest.mark.long)])
-def test_a_model_is_merged_in_a_third_of_its_size_where_peft_needs_all_of_it(
-    line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, how: str
-) -> None:
+@pytest.mark.long
+def test_a_model_is_merged_in_a_third_of_its_size(line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     config = LlamaConfig(
         vocab_size=512, hidden_size=768, intermediate_size=2048, num_hidden_layers=14, num_attention_heads=12
@@ -246,22 +231,13 @@ def test_a_model_is_merged_in_a_third_of_its_size_where_peft_needs_all_of_it(
     warm_up = ready.with_adapter(tmp_path / "small", tiny_llama)
     attempt = ready.with_adapter(tmp_path / "large", base)
     specs = [one.spec.model_dump_json() for one in (warm_up, attempt)]
-    argv = [sys.executable, "-P", "-c", _IN_LITTLE_MEMORY, *specs, str(size // 3), how]
+    argv = [sys.executable, "-P", "-c", _IN_LITTLE_MEMORY, *specs, str(size // 3)]
     done = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert done.stdout.startswith("limited"), done.stderr
-    if how == "whole":
-        assert "allocate memory" in done.stderr, done.stderr
-        return
     assert done.returncode == 0, done.stderr
     merged = json.loads(done.stdout.splitlines()[1])
     assert "whole model in memory" not in done.stderr
     assert merged["size_bytes"] > size
-
-
-def test_an_adapter_that_is_not_the_trained_one_is_refused(line: Any, tiny: Any, tiny_llama: Path) -> None:
-    attempt = line(tiny_llama, tiny.rows(9, seed=5)).attempt(adapter_sha256="0" * 64)
-    with pytest.raises(StepFailed, match="is missing or has changed since the training"):
-        merge(attempt)
 
 
 def test_a_base_that_was_replaced_since_the_training_is_not_merged_into(line: Any, tiny: Any, tmp_path: Path) -> None:
@@ -272,30 +248,3 @@ def test_a_base_that_was_replaced_since_the_training_is_not_merged_into(line: An
     tiny.make_model(base, seed=1)
     with pytest.raises(CannotTrain, match="has changed since the training"):
         merge(attempt)
-
-
-def test_a_merge_that_is_asked_to_stop_stops(line: Any, tiny: Any, tiny_llama: Path) -> None:
-    attempt = line(tiny_llama, tiny.rows(9, seed=5)).attempt()
-    attempt.stop.set()
-    with pytest.raises(Interrupted):
-        merge(attempt)
-    assert not (attempt.folder / "model").exists()
-
-
-def test_the_tiny_model_learns_its_task_in_nf4_and_the_merged_folder_knows_it(
-    line: Any, tiny: Any, tiny_llama: Path
-) -> None:
-    made = tiny.rows(300, seed=1)
-    _, folder = line(tiny_llama, made[:240], **tiny.settings()).merge()
-
-    def right(model: Path) -> float:
-        tokenizer: Any = load_tokenizer(model)
-        asked = open_model(model, tokenizer, "cpu")
-        contents = [fold(row["instruction"], row["input"]) for row in made[240:]]
-        prompts = [prompt_ids(tokenizer, "chat", content) for content in contents]
-        said = answers(asked, prompts, Decoding(8, 1.0, 60))
-        hits: int = sum(answer.text == row["output"] for answer, row in zip(said, made[240:], strict=True))
-        return hits / len(prompts)
-
-    assert right(tiny_llama) == 0
-    assert right(folder) >= 0.8
