@@ -1,17 +1,66 @@
 """The artifacts of steps: frozen values, each a JSON file, written last; paths are relative to the state folder."""
 
-from typing import Any, ClassVar, Literal
+import ast
+import inspect
+from collections.abc import Mapping
+from itertools import pairwise
+from textwrap import dedent
+from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 
-from pydantic import Field, model_validator
-
-from pipeline.described import Frozen as Frozen  # noqa: PLC0414 - it is everybody's word for an artifact's parts
-from pipeline.search_settings import Trial
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
 PAGE_NAME, JSON_NAME, RECORDS_NAME, JUDGEMENTS_NAME = "report.html", "report.json", "records.jsonl", "judgements.jsonl"
 #: The file of an adapter or of trained weights, by kind.
 TRAINED_FILES = {"adapter": "adapter_model.safetensors", "weights": "weights.safetensors"}
+
+
+class Frozen(BaseModel):
+    """
+    A frozen model for values between processes; unknown fields are errors.
+
+    Its JSON Schema describes the fields.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Pydantic's `use_attribute_docstrings` parses the source at every start, which is slow.
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return the model's schema with a description of each field."""
+        made = handler(core_schema)
+        fields = handler.resolve_ref_schema(made).get("properties", {})
+        for name, text in field_docs(cls).items():
+            if name in fields:
+                fields[name]["description"] = text
+        return made
+
+
+def field_docs(model: type[BaseModel]) -> dict[str, str]:
+    """Return the docstring below each field of a model, including its parents' fields."""
+    docs = {}
+    for parent in reversed(model.__mro__):
+        if issubclass(parent, Frozen):
+            (tree,) = ast.parse(dedent(inspect.getsource(parent))).body
+            for field, below in pairwise(cast("ast.ClassDef", tree).body):
+                match field, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        docs[name] = inspect.cleandoc(text)
+    return docs
+
+
+def known_fields(model: type[BaseModel], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `value` without unknown fields, in nested models too, and without unknown names in lists of literals."""
+    known = {}
+    for name in model.model_fields.keys() & value.keys():
+        kind: Any = model.model_fields[name].annotation
+        known[name] = value[name]
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value[name], Mapping):
+            known[name] = known_fields(kind, value[name])
+        elif (parts := get_args(kind)) and get_origin(parts[0]) is Literal and isinstance(value[name], (list, tuple)):
+            known[name] = [item for item in value[name] if item in get_args(parts[0])]
+    return known
 
 
 class Artifact(Frozen):
@@ -121,6 +170,30 @@ class CurvePoint(Frozen):
 
     step: int
     loss: float
+
+
+class Trial(Frozen):
+    """One training of a search, or a combination of adapters, with its outcome."""
+
+    number: int
+    """From 1, in the order in which they ran."""
+    settings: dict[str, Any]
+    """The tried settings of [train]."""
+    outcome: Literal["finished", "pruned", "failed"]
+    """`pruned`: stopped early, its dev loss was above the median of earlier trials."""
+    dev_score: float | None = None
+    """What it was chosen by, higher is better: in points, or for `nll` the mean log-likelihood in nats per token."""
+    scored_by: str = ""
+    """The track's metric, or `nll` with few dev rows; empty if it was not scored."""
+    dev_loss: float | None = None
+    """The last measurement, in nats per token."""
+    seconds: float
+    tokens: int = 0
+    """Tokens that it was trained on."""
+    chosen: bool = False
+    """Whether it was merged and evaluated."""
+    why: str = ""
+    """Why it was chosen or failed."""
 
 
 class Adapter(Artifact):

@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.artifacts import Frozen, NoiseFloor
-from pipeline.described import known_fields
+from pipeline.artifacts import Frozen, NoiseFloor, known_fields
 from pipeline.search_settings import SearchConfig, check_search, check_soup
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -136,17 +135,14 @@ class TrainConfig(Frozen):
         filled = {"learning_rate": type(self).model_fields["learning_rate"].default, **PRESETS[self.preset]}
         filled["learning_rate"] /= _TOO_LARGE.get(self.method, 1)
         for name, value in filled.items():
-            self._fill_in(name, value)
+            if name not in self.model_fields_set:
+                object.__setattr__(self, name, value)
         if self.trains_full_weights and self.quantization == "auto":
             object.__setattr__(self, "quantization", "none")
             self.model_fields_set.discard(
                 "quantization"
             )  # an explicit "auto" leaves the choice to a track's own method
         return self
-
-    def _fill_in(self, name: str, value: object) -> None:
-        if name not in self.model_fields_set:
-            object.__setattr__(self, name, value)
 
     @model_validator(mode="after")
     def _suits_the_method(self) -> "TrainConfig":
@@ -205,8 +201,9 @@ class EvaluateConfig(Frozen):
             raise ValueError("evaluate.vllm must be the absolute path of the program, /opt/vllm/bin/vllm")
         tasks = [name for name in self.general if name.startswith("lm-eval:")]
         if self.vllm and tasks:
-            msg = f'{tasks[0]} needs transformers: set evaluate.vllm = "", or take it out of evaluate.general'
-            raise ValueError(msg)
+            raise ValueError(
+                f'{tasks[0]} needs transformers: set evaluate.vllm = "", or take it out of evaluate.general'
+            )
         return self
 
 
@@ -254,8 +251,9 @@ class GateConfig(Frozen):
     @model_validator(mode="after")
     def _somebody_reviews(self) -> "GateConfig":
         if self.review and self.approval == "auto":
-            msg = 'gate.review is what a promotion by hand waits for: set gate.approval = "manual", or gate.review = 0'
-            raise ValueError(msg)
+            raise ValueError(
+                'gate.review is what a promotion by hand waits for: set gate.approval = "manual", or gate.review = 0'
+            )
         return self
 
 
@@ -315,21 +313,19 @@ class JudgeConfig(Frozen):
             usable = False
         if not value or (usable and not re.search(r"[@?#\s\x00-\x1f]", value) and not value.endswith("/completions")):
             return value
-        msg = (
+        raise ValueError(
             "must be the http:// or https:// address of an OpenAI-compatible endpoint up to its version, without "
             "name, password, query and /chat/completions, such as http://127.0.0.1:8000/v1"
         )
-        raise ValueError(msg)
 
     @field_validator("api_key_env")
     @classmethod
     def _is_a_variable(cls, value: str) -> str:
         if value and (not re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII) or value.upper().startswith("DROPFORGE_")):
-            msg = (
+            raise ValueError(
                 "must be the name of an environment variable that holds the key, not the key itself, such as "
                 "JUDGE_API_KEY; names with DROPFORGE_ are for settings"
             )
-            raise ValueError(msg)
         return value
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Hyperparameter search: the settings of [train.search], and a trial as artifacts and the evidence card show it."""
+"""Hyperparameter search: the settings of [train.search], and a trial in words."""
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from pipeline.described import Frozen
+from pipeline.artifacts import Frozen, Trial
 from pipeline.words import duration, listed, plain
 
 Bound = Annotated[float, Field(allow_inf_nan=False)]
@@ -40,34 +40,9 @@ class SearchConfig(Frozen):
     """Hours for the trainings together: none begins that would not fit, by the longest before it; 0: no limit."""
 
 
-class Trial(Frozen):
-    """One training of a search, or a combination of adapters, with its outcome."""
-
-    number: int
-    """From 1, in the order in which they ran."""
-    settings: dict[str, Any]
-    """The tried settings of [train]."""
-    outcome: Literal["finished", "pruned", "failed"]
-    """`pruned`: stopped early, its dev loss was above the median of earlier trials."""
-    dev_score: float | None = None
-    """What it was chosen by, higher is better: in points, or for `nll` the mean log-likelihood in nats per token."""
-    scored_by: str = ""
-    """The track's metric, or `nll` with few dev rows; empty if it was not scored."""
-    dev_loss: float | None = None
-    """The last measurement, in nats per token."""
-    seconds: float
-    tokens: int = 0
-    """Tokens that it was trained on."""
-    chosen: bool = False
-    """Whether it was merged and evaluated."""
-    why: str = ""
-    """Why it was chosen or failed."""
-
-
 def with_settings(train: T, settings: Mapping[str, Any]) -> T:
     """Return a copy of `train` with other settings and without a search. Raises `ValidationError`."""
-    plain = train.model_dump(exclude={"search", "soup"})
-    return type(train).model_validate({**plain, **settings})
+    return type(train).model_validate({**train.model_dump(exclude={"search", "soup"}), **settings})
 
 
 def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> None:
@@ -84,43 +59,38 @@ def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> Non
         if isinstance(values, Range):
             _check_range(values, search.method, train, name)
         for value in tried:
-            _check_value(train, name, value)
-    methods = {_of(train, "method"), *_listed(search, "method")} if search.space else set()
-    if methods - {"lora", "dora"}:
-        msg = 'search chooses among adapters: set method and search.space.method to "lora" or "dora", or space = {}'
-        raise ValueError(msg)
-    if search.space and search.method == "grid" and (size := grid_size(search)) > search.trials:
-        msg = (
-            f"search.space has {size} combinations, and search.trials = {search.trials}: raise search.trials, name "
-            'fewer values, or set search.method = "tpe"'
+            try:
+                with_settings(train, {name: value})
+            except ValidationError as error:
+                problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"search.space.{name} has {value!r}: {problem}") from error
+    if search.space and _tried(search, train, "method") - {"lora", "dora"}:
+        raise ValueError(
+            'search chooses among adapters: set method and search.space.method to "lora" or "dora", or space = {}'
         )
-        raise ValueError(msg)
+    if search.space and search.method == "grid" and most_trials(search) > search.trials:
+        raise ValueError(
+            f"search.space has {most_trials(search)} combinations, and search.trials = {search.trials}: raise "
+            'search.trials, name fewer values, or set search.method = "tpe"'
+        )
 
 
-def check_soup(soup: Collection[str], search: SearchConfig, train: BaseModel) -> None:
+def check_soup(soup: Collection[str], search: SearchConfig, train: Any) -> None:
     """Raise `ValueError` if adapters trained with these settings cannot be combined by the methods in `soup`."""
-    if soup and _of(train, "start") != "base":
+    if soup and train.start != "base":
         raise ValueError('soup combines adapters over the base: set start = "base", or soup = []')
-    made = {name: {_of(train, name)} | set(_listed(search, name)) for name in ("method", "rslora")}
-    if soup and (made["method"] != {"lora"} or made["rslora"] != {False}):
+    if soup and (_tried(search, train, "method") != {"lora"} or _tried(search, train, "rslora") != {False}):
         raise ValueError('soup combines plain LoRA alone: set method = "lora" and rslora = false, or soup = []')
     if {"ties", "dare_ties"} & set(soup) and "rank" in search.space:
-        msg = 'soup has "ties" or "dare_ties", which need equal ranks, and search.space varies rank: use "cat" or "svd"'
-        raise ValueError(msg)
+        raise ValueError(
+            'soup has "ties" or "dare_ties", which need equal ranks, and search.space varies rank: use "cat" or "svd"'
+        )
 
 
-def _of(train: BaseModel, name: str) -> Any:
-    return getattr(train, name)
-
-
-def _listed(search: SearchConfig, name: str) -> tuple[Value, ...]:
+def _tried(search: SearchConfig, train: BaseModel, name: str) -> set[Any]:
+    """Return the values of a setting that a run can train with: its own, and those listed in the search's space."""
     values = search.space.get(name, ())
-    return () if isinstance(values, Range) else values
-
-
-def grid_size(search: SearchConfig) -> int:
-    """Return the number of combinations in a space of lists."""
-    return prod(len(values) for values in search.space.values() if not isinstance(values, Range))
+    return {getattr(train, name), *(() if isinstance(values, Range) else values)}
 
 
 def grid(search: SearchConfig) -> Iterator[dict[str, Value]]:
@@ -140,7 +110,9 @@ def largest(search: SearchConfig, name: str, default: float) -> float:
 
 def most_trials(search: SearchConfig) -> int:
     """Return the most trials that a search can have."""
-    return grid_size(search) if search.method == "grid" else search.trials
+    if search.method == "tpe":
+        return search.trials
+    return prod(len(values) for values in search.space.values() if not isinstance(values, Range))
 
 
 def _check_name(name: str, known: Mapping[str, object], fixed: set[str]) -> None:
@@ -157,19 +129,13 @@ def _check_range(values: Range, method: str, train: BaseModel, name: str) -> Non
     if values.low >= values.high or (values.log and values.low <= 0):
         raise ValueError(f"search.space.{name}: low must be below high, and with log = true above 0")
     if method == "grid":
-        msg = f'search.space.{name} is a range, and a grid needs values: list them, or set search.method = "tpe"'
-        raise ValueError(msg)
+        raise ValueError(
+            f'search.space.{name} is a range, and a grid needs values: list them, or set search.method = "tpe"'
+        )
     if type(getattr(train, name)) not in {int, float}:
-        msg = f"search.space.{name} is a range, and train.{name} is not a number: list its values, as in {name} = [...]"
-        raise ValueError(msg)
-
-
-def _check_value(train: BaseModel, name: str, value: Value) -> None:
-    try:
-        with_settings(train, {name: value})
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ValueError(f"search.space.{name} has {value!r}: {problem}") from error
+        raise ValueError(
+            f"search.space.{name} is a range, and train.{name} is not a number: list its values, as in {name} = [...]"
+        )
 
 
 def settings_words(settings: dict[str, Any]) -> str:

@@ -115,7 +115,7 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
     trained = read_object(run_folder(overview.folder, run) / "train.json").get("format")
     if trained in {"chat", "alpaca"}:
         print_line(f"prompt: {prompt_form(trained)}")
-    _print_candidates(overview, run)
+    _print_trials(overview, run)
     if found.verdict is not None:
         _print_verdict(overview, found, found.verdict)
     elif found.ended_at is not None:
@@ -123,7 +123,7 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
         print_line("report: none, since the run ended without a verdict")
 
 
-def _print_candidates(overview: Overview, run: int) -> None:
+def _print_trials(overview: Overview, run: int) -> None:
     """Say what a search tried, and what it chose."""
     try:
         adapter = load_adapter(overview.folder, run)

@@ -30,10 +30,9 @@ from daemon.views.champion_history import (
     utc,
 )
 from daemon.views.cost import cost_of
-from daemon.views.drop_lineage import DropUses, DropView, drop_uses, drop_views
+from daemon.views.drop_lineage import DropUses, DropView, drop_uses, drop_views, trial_words
 from daemon.views.queue import PauseView, goes_after, pauses
 from daemon.views.reader import champions_of, newest_rows, reading
-from daemon.views.trials import trial_words
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import durable
 from pipeline import words as wording
-from pipeline.artifacts import JSON_NAME, PAGE_NAME
-from pipeline.described import known_fields
+from pipeline.artifacts import JSON_NAME, PAGE_NAME, known_fields
 from pipeline.report import plots, tables
 from pipeline.report.cost import cost_words
 from pipeline.report.facts import BlindReview, Report, is_nearly_failed

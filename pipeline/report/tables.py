@@ -159,7 +159,7 @@ def former_table(former: Sequence[FormerScores]) -> Table:
     return _table("Former champions on those of the records that they had answered, in points", columns, rows)
 
 
-def candidates_table(adapter: Adapter) -> Table:
+def trials_table(adapter: Adapter) -> Table:
     """Return a row for each candidate of a search, in the order in which they were made."""
     metric = next((one.scored_by for one in adapter.candidates if one.scored_by not in {"", "nll"}), "")
     columns = (

@@ -101,33 +101,29 @@ class Line:
         return {row["id"] for row in self.rows_of(dataset)}
 
 
-def test_each_champion_knows_what_all_behind_it_were_trained_on(tmp_path: Path, tiny: Any, tiny_llama: Path) -> None:
-    rows, line = tiny.rows(180, seed=5), Line(tmp_path, tiny_llama)
+def test_each_champion_knows_what_all_behind_it_were_trained_on_and_none_is_judged_on_it(
+    tmp_path: Path, tiny: Any, tiny_llama: Path
+) -> None:
+    rows, line = tiny.rows(190, seed=5), Line(tmp_path, tiny_llama)
     behind: set[str] = set()
-    start = None
+    nights: list[tuple[Dataset, Adapter, Model]] = []
+    champions: list[ModelRef | None] = [None]
     for night in range(3):
         dataset, adapter, model = line.night(rows[60 * night : 60 * night + 60])
-        assert (dataset.start, adapter.start, adapter.base_model_id) == (start, start, model_id(tiny_llama))
+        assert (dataset.start, adapter.start) == (champions[-1], champions[-1])
+        assert adapter.base_model_id == model_id(tiny_llama)
         assert dataset.old_rows == len(behind)
         assert not line.ids(dataset) & behind
         behind |= line.ids(dataset)
         assert trained_ids(line.root / model.folder) == behind
         assert read_lineage(line.root / model.folder) == Lineage(model_id(tiny_llama), night + 1)
-        start = line.crown(model)
-
-
-def test_what_a_champion_before_the_last_was_trained_on_is_never_judged_on(
-    tmp_path: Path, tiny: Any, tiny_llama: Path
-) -> None:
-    rows, line = tiny.rows(130, seed=5), Line(tmp_path, tiny_llama)
-    first, _, model = line.night(rows[:60])
-    line.crown(model)
-    _, _, model = line.night(rows[60:120])
-    line.crown(model)
-    known, unseen = line.rows_of(first)[0], rows[125]
+        nights.append((dataset, adapter, model))
+        champions.append(line.crown(model))
+    last, first = dict(line.made), nights[0][0]
+    known, unseen = line.rows_of(first)[0], rows[185]
     pinned = [{name: row[name] for name in ("instruction", "input", "output")} for row in (known, unseen)]
     line.data.drop(pinned, "heldout")
-    # The last training did not see the record: that it is known comes from the champion before.
+    # The last training did not see the record: that it is known comes from the champions before.
     found = prepare(line.data.attempt())
     scored = [row["input"] for row in durable.read_jsonl(line.root / found.folder / "heldout.jsonl")]
     assert (found.seen_by_champion, scored) == (1, [unseen["input"]])
@@ -135,10 +131,17 @@ def test_what_a_champion_before_the_last_was_trained_on_is_never_judged_on(
     held = [heldout_row(known["id"], pinned[0]), heldout_row("f" * 32, unseen)]
     folder = line.root / first.folder / "heldout.jsonl"
     folder.write_text("".join(json.dumps(row) + "\n" for row in held))
-    line.made = {"prepare": first.model_copy(update={"heldout_rows": 2}), "merge": model}
+    line.made = {"prepare": first.model_copy(update={"heldout_rows": 2}), "merge": nights[1][2]}
     line.data.champion = ModelRef(model_id=model_id(tiny_llama), path=str(tiny_llama), generation=4)
     report = evaluate(line.attempt("evaluate"))
     assert (report.records, report.records_seen_by_candidate) == (2, 1)
+    # A champion whose list is gone is neither trained nor merged into.
+    line.made, before = last, champions[2]
+    assert before is not None
+    (line.root / before.path / "trained-ids.txt").unlink()
+    for name in ("train", "merge"):
+        with pytest.raises(CannotTrain, match=r"trained-ids\.txt is missing"):
+            STEPS[name](line.attempt(name))
 
 
 def test_a_training_over_the_champion_resumes_to_the_same_weights_and_never_from_one_over_the_base(
@@ -174,16 +177,3 @@ def test_a_training_over_the_champion_resumes_to_the_same_weights_and_never_from
     assert capsys.readouterr().err.count("is skipped: it belongs to another training") == 1
     assert all(torch.equal(adapter_of(again)[name], tensor) for name, tensor in same.items())
     assert [ranks(line.root / merged.folder, below) for below in (line.root / dataset.start.path, tiny_llama)] == [4, 8]
-
-
-def test_a_champion_whose_list_is_gone_is_neither_trained_nor_merged_into(
-    tmp_path: Path, tiny: Any, tiny_llama: Path
-) -> None:
-    rows, line = tiny.rows(80, seed=5), Line(tmp_path, tiny_llama)
-    _, _, model = line.night(rows[:40])
-    champion = line.crown(model)
-    line.night(rows[40:])
-    (line.root / champion.path / "trained-ids.txt").unlink()
-    for name in ("train", "merge"):
-        with pytest.raises(CannotTrain, match=r"trained-ids\.txt is missing"):
-            STEPS[name](line.attempt(name))

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipeline.artifacts import Trial
 from pipeline.config import TrainConfig
-from pipeline.search_settings import Trial, grid, most_trials, trial_words, with_settings
+from pipeline.search_settings import grid, most_trials, trial_words, with_settings
 
 
 def train(**search: Any) -> TrainConfig:

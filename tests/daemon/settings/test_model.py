@@ -11,8 +11,8 @@ from pydantic import BaseModel, SecretStr
 from daemon.settings import schema
 from daemon.settings.load import load
 from daemon.settings.model import Settings, SettingsError, TrackSettings
+from pipeline.artifacts import field_docs
 from pipeline.config import PRESETS, RunConfig, TrainConfig
-from pipeline.described import field_docs
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = (ROOT / "systemd" / "dropforge.toml").read_text(encoding="utf-8")

@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 
 from pipeline import durable
-from pipeline.artifacts import Scores, Verdict
+from pipeline.artifacts import Scores, Trial, Verdict
 from pipeline.config import TrainConfig
 from pipeline.contract import TwinRun
 from pipeline.report.story import tell
 from pipeline.report.write import write_report
-from pipeline.search_settings import Trial
 from tests.records_made import story_text
 
 

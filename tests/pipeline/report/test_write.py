@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pipeline import durable
-from pipeline.artifacts import GuardResult
+from pipeline.artifacts import GuardResult, Trial
 from pipeline.config import TrainConfig
 from pipeline.contract import RESULT_NAME, Attempt, StepResult
 from pipeline.decide.explain import GUARDS, Failure, guard_words
@@ -24,9 +24,8 @@ from pipeline.report.facts import Cost, NextStep, Report, RunCost, Story, harm_s
 from pipeline.report.page import MOST_CHARACTERS, render_page
 from pipeline.report.plots import loss_caption
 from pipeline.report.story import tell
-from pipeline.report.tables import candidates_table
+from pipeline.report.tables import trials_table
 from pipeline.report.write import hash_settings, pick, write_report
-from pipeline.search_settings import Trial
 from pipeline.words import luck, plain, signed, ticks
 
 OUTCOMES = ["promoted", "worse", "not_shown_better", "guard_failed", "contaminated", "early"]
@@ -563,7 +562,7 @@ def test_the_card_shows_all_that_a_search_tried(made_reports: Any, tmp_path: Pat
     ):
         assert said in words, said
     few = [one.model_copy(update={"scored_by": "nll", "dev_score": -0.7}) for one in candidates[:2]]
-    table = candidates_table(adapter.model_copy(update={"candidates": tuple(few)}))
+    table = trials_table(adapter.model_copy(update={"candidates": tuple(few)}))
     assert "likelihood" in table.caption
     assert "Points" not in [column.head for column in table.columns]
 
