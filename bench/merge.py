@@ -95,7 +95,7 @@ def child(way: str, base: Path, adapter: Path, target: Path) -> int:
     from peft import PeftModel  # noqa: PLC0415
     from transformers import LlamaForCausalLM  # noqa: PLC0415
 
-    from pipeline.merge.merging import Answering, merge_into  # noqa: PLC0415
+    from pipeline.merge.step import Answering, merge_into  # noqa: PLC0415
     from pipeline.models.loading import load_tokenizer, quiet  # noqa: PLC0415
 
     quiet()

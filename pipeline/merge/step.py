@@ -1,17 +1,30 @@
-"""The merge step: the adapter or trained weights, and the 16-bit model below → the folder that is served."""
+"""
+The merge step: the adapter or trained weights, and the 16-bit model below → the folder that is served.
 
+The merged files have the base's headers: each tensor is computed in float32, rounded once, and written at the base's
+offset, with a few rows in memory at a time. PEFT merges all other cases, with the whole model in memory.
+"""
+
+import dataclasses
+import math
+import shutil
+import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
 
 from pipeline import durable
 from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.merge.merging import Answering, merge_into
 from pipeline.models.generation import end_tokens
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.loading import load_model, load_tokenizer, quiet
 from pipeline.models.manifest import (
     Lineage,
     model_id,
@@ -21,8 +34,51 @@ from pipeline.models.manifest import (
     write_manifest,
     write_trained_ids,
 )
+from pipeline.models.prompt import Format, template_for
+from pipeline.models.safetensors_files import (
+    INDEX,
+    WHOLE,
+    Header,
+    NotSafetensorsError,
+    read_header,
+    read_shapes,
+    weight_files,
+)
+
+if TYPE_CHECKING:
+    import torch
 
 _PHASES = 2
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_AGAIN = "train it again: dropforge retry RUN --from train"
+#: Options of an adapter that may differ from PEFT's defaults. Any other may change how it must be merged.
+_OPTIONS = {
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_dropout"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("task_type", "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"),
+    "inference_mode",
+}
+_PLAIN_INITS = (True, False, "gaussian")
+
+#: Numbers merged at a time: few enough that a block stays in the CPU's cache.
+_BLOCK = 1 << 18
+#: Maps some rows of a base weight, and their slice, to the same rows of the merged weight.
+Change = Callable[["torch.Tensor", slice], "torch.Tensor"]
+
+
+class NeedsWholeModel(Exception):
+    """A model or an adapter can only be merged with the whole model in memory; the message says why."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """The merged model's default generation: greedy, as in the evaluation."""
+
+    format: Format
+    max_new_tokens: int
+    repetition_penalty: float
+    stops: Sequence[int]
+    """Tokens that end an answer."""
 
 
 def merge(attempt: Attempt) -> Model:
@@ -70,3 +126,268 @@ def merge(attempt: Attempt) -> Model:
         format=adapter.format,
         seconds=time.monotonic() - started,
     )
+
+
+def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answering: Answering) -> str:
+    """
+    Save the merged model in the new folder `target`; return the name of its dtype, which is the base's.
+
+    `trained` is a PEFT adapter folder, or a safetensors file of weights that replace the base's of the same names. The
+    folder contains the tokenizer, a chat template of the trained format, and a generation config as in the evaluation.
+    Raises `CannotTrain` if a merged weight is not finite, and `StepFailed` if the adapter or weights are incomplete or
+    do not match the base.
+    """
+    if trained.is_file():
+        _check_weights(base, trained)
+    generation = _generation(tokenizer, answering)
+    try:
+        model, config = _empty_model(base)
+        headers, dtype = _check_files(base, model, config)
+        changes = _replacements(trained) if trained.is_file() else _updates(model, trained)
+    except NeedsWholeModel as why:
+        sys.stderr.write(f"merged with the whole model in memory: {why}\n")
+        dtype = _merge_whole(base, trained, target, generation)
+    else:
+        target.mkdir()
+        for path, header in headers.items():
+            _write_merged(path, header, changes, target / path.name)
+        if not (target / WHOLE).exists():
+            shutil.copyfile(base / INDEX, target / INDEX)
+        config.architectures, config.dtype = [type(model).__name__], dtype
+        config.save_pretrained(target)
+        generation.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    for path in target.rglob("*.safetensors"):
+        # safetensors writes files readable by their owner only; servers must read them.
+        shutil.copymode(target / "config.json", path)
+    return dtype
+
+
+def _check_weights(base: Path, weights: Path) -> None:
+    """Raise `StepFailed`, naming a tensor, if trained weights differ from the base's in name or shape."""
+    shapes = {name: shape for path in weight_files(base) for name, shape in read_shapes(path).items()}
+    for name, shape in read_shapes(weights).items():
+        if shapes.get(name) != shape:
+            raise StepFailed(
+                f"the trained weights hold {name} of the shape {shape}, and the base model has no such tensor", _AGAIN
+            )
+
+
+def _generation(tokenizer: Any, answering: Answering) -> Any:
+    """Return the generation config of the evaluation; set the tokenizer's template and padding token."""
+    from transformers import GenerationConfig
+
+    template = template_for(tokenizer, answering.format)
+    if template is not None:
+        tokenizer.chat_template = template
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    config: Any = GenerationConfig
+    return config(
+        do_sample=False,
+        max_new_tokens=answering.max_new_tokens,
+        repetition_penalty=float(answering.repetition_penalty),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=list(answering.stops),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _empty_model(folder: Path) -> tuple[Any, Any]:
+    """Return a model with parameters on the meta device, and its config, from a folder's config."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    quiet()
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with init_empty_weights():
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model.tie_weights()
+        converted = get_model_conversion_mapping(model, add_legacy=False)
+    except Exception as error:  # loading the whole model reports the error
+        raise NeedsWholeModel(
+            f"the model cannot be created on the meta device: {type(error).__name__}: {error}"[:500]
+        ) from error
+    if converted:
+        raise NeedsWholeModel(f"transformers converts the weights of a {config.model_type} when it loads them")
+    return model, config
+
+
+def _check_files(base: Path, model: Any, config: Any) -> tuple[dict[Path, Header], str]:
+    """Return the base's weight files and their dtype. Raises `NeedsWholeModel` if their tensors are not the model's."""
+    try:
+        headers = {path: read_header(path)[0] for path in weight_files(base)}
+    except (OSError, NotSafetensorsError) as error:
+        raise NeedsWholeModel(f"a weight file cannot be read: {error}") from error
+    tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
+    in_files = {(name, *tensor.shape) for name, tensor in tensors.items()}
+    tied = model.all_tied_weights_keys
+    expected = {
+        (name, *held.shape) for name, held in model.named_parameters(remove_duplicate=False) if name not in tied
+    }
+    if in_files != expected:
+        raise NeedsWholeModel(f"{min(in_files ^ expected)[0]} is not both in the base's files and in the model")
+    dtype, *others = sorted({_DTYPES.get(tensor.dtype, tensor.dtype) for tensor in tensors.values()})
+    is_other = config.dtype is not None and f"torch.{dtype}" != str(config.dtype)
+    if others or dtype not in _DTYPES.values() or is_other:
+        raise NeedsWholeModel(
+            f"its weights are in {', '.join([dtype, *others])}, and its config.json says {config.dtype}"
+        )
+    return headers, dtype
+
+
+def _replacements(weights: Path) -> dict[str, Change]:
+    file: Any = safe_open(weights, framework="pt")
+
+    def replaced(name: str, block: "torch.Tensor", rows: slice) -> Any:
+        return file.get_slice(name)[rows].view(block.shape)
+
+    return {name: partial(replaced, name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+
+
+def _updates(model: Any, adapter: Path) -> dict[str, Change]:
+    """Return the adapter's change of each base weight by name. Raises as `check_pairs` does."""
+    from peft import LoraConfig, PeftConfig, PeftModel
+    from peft.tuners.lora.layer import Linear
+    from safetensors.torch import load_file
+    from torch import nn
+
+    config: Any = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+    if type(config) is not LoraConfig:
+        raise NeedsWholeModel(f"the adapter is a {config.peft_type}, not LoRA")
+    plain = LoraConfig()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        known = field.name in _OPTIONS or (field.name == "init_lora_weights" and value in _PLAIN_INITS)
+        if not known and value != getattr(plain, field.name):
+            raise NeedsWholeModel(f"the adapter's {field.name} is {value!r}"[:200])
+    adapted = PeftModel(model, config, low_cpu_mem_usage=True)
+    check_pairs(adapted, adapter)
+    pairs = load_file(adapter / TRAINED_FILES["adapter"])
+    changes = {}
+    for name, layer in _lora_layers(model).items():
+        if type(layer) is not Linear or type(layer.base_layer) is not nn.Linear:
+            kind = type(getattr(layer, "base_layer", layer)).__name__
+            raise NeedsWholeModel(f"the adapter changes {name}, which is a {kind}, not linear")
+        prefix = f"base_model.model.{name}"
+        changes[f"{name}.weight"] = _lora(
+            pairs[f"{prefix}.lora_A.weight"].float(),
+            pairs[f"{prefix}.lora_B.weight"].float(),
+            layer.scaling["default"],
+            pairs.get(f"{prefix}.lora_magnitude_vector"),
+        )
+    return changes
+
+
+def _lora(a: "torch.Tensor", b: "torch.Tensor", scale: float, magnitude: "torch.Tensor | None") -> Change:
+    """
+    Return the update of a linear layer, whose weight has the shape (outputs, inputs).
+
+    `a` is (rank, inputs), `b` (outputs, rank); LoRA (arXiv:2106.09685) gives W + scale B A. With DoRA
+    (arXiv:2402.09353) each output's row of that gets the length in `magnitude`, of the shape (outputs,).
+    """
+    import torch
+
+    def merged(block: "torch.Tensor", rows: slice) -> "torch.Tensor":
+        full = (b[rows] @ a).mul_(scale).add_(block)
+        if magnitude is not None:
+            full.mul_((magnitude[rows].float() / torch.linalg.norm(full, dim=1)).view(-1, 1))
+        return full
+
+    return merged
+
+
+def check_pairs(model: Any, adapter: Path) -> None:
+    """
+    Check that an adapter's file has exactly the matrices that its config implies.
+
+    Raises `StepFailed` naming a matrix that is missing, one without a weight in the base, or one on a weight that the
+    model uses twice (tied). PEFT itself only warns of a missing pair, and leaves it untrained.
+    """
+    from peft import get_peft_model_state_dict
+
+    parameters = dict(model.named_parameters())
+    saved = get_peft_model_state_dict(model, state_dict=parameters, save_embedding_layers=False)
+    wanted = {(name, *held.shape) for name, held in saved.items() if "lora_" in name}
+    found = {
+        (name, *shape) for name, shape in read_shapes(adapter / TRAINED_FILES["adapter"]).items() if "lora_" in name
+    }
+    if missing := sorted(wanted - found):
+        raise StepFailed(f"the adapter lacks {missing[0][0]}, which its adapter_config.json requires", _AGAIN)
+    if strange := sorted(found - wanted):
+        raise StepFailed(f"the adapter holds {strange[0][0]}, and the base model has no weight for it", _AGAIN)
+    tied = getattr(model.get_base_model(), "all_tied_weights_keys", {})
+    for name in _lora_layers(model.get_base_model()):
+        if f"{name}.weight" in {*tied, *tied.values()}:
+            raise StepFailed(
+                f"the adapter changes {name}, whose weight the model also uses elsewhere, unchanged",
+                f"leave {name} out of the adapter's targets, and {_AGAIN}",
+            )
+
+
+def _lora_layers(model: Any) -> dict[str, Any]:
+    """Return the PEFT layers of a model by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def _write_merged(source: Path, header: Header, changes: Mapping[str, Change], target: Path) -> None:
+    """Copy the safetensors file `source` to `target`, with the same header and changed weights."""
+    import torch
+
+    begins = source.stat().st_size - max(tensor.data_offsets[1] for tensor in header.values())
+    with durable.open_regular(source) as file, target.open("wb") as out, torch.inference_mode():
+        out.write(file.read(begins))
+        for name, tensor in sorted(header.items(), key=lambda item: item[1].data_offsets):
+            count, width = (*tensor.shape, 1)[0], math.prod(tensor.shape[1:])
+            dtype = getattr(torch, _DTYPES[tensor.dtype])
+            step = max(1, _BLOCK // max(1, width))
+            for begin in range(0, count if width else 0, step):
+                rows = slice(begin, min(begin + step, count))
+                chunk = bytearray((rows.stop - begin) * width * dtype.itemsize)
+                if file.readinto(chunk) != len(chunk):
+                    raise OSError(f"{source} ends within {name}")
+                block = torch.frombuffer(chunk, dtype=dtype).view(-1, width)
+                if name in changes:
+                    block = changes[name](block, rows).to(dtype)
+                _check_finite(block, name)
+                out.write(block.view(-1).view(torch.uint8).numpy().data)
+
+
+def _check_finite(weight: "torch.Tensor", name: str) -> None:
+    """Raise `CannotTrain` if a number of a merged weight is not finite."""
+    # Twenty times as fast as `isfinite`; NaN propagates through aminmax.
+    if not all(math.isfinite(end) for end in weight.aminmax()):
+        raise CannotTrain(
+            f"the merged weight {name} would hold numbers that are not finite",
+            "lower train.learning_rate and train again",
+        )
+
+
+def _merge_whole(base: Path, trained: Path, target: Path, generation: Any) -> str:
+    """Merge with the whole model in memory, by PEFT if it is an adapter; return the dtype's name."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    model: Any = load_model(base, "cpu")
+    if trained.is_file():
+        own = dict(model.named_parameters(remove_duplicate=False))
+        for name, numbers in load_file(trained).items():
+            own[name].data = numbers.to(own[name].dtype)
+            _check_finite(own[name].data, name)
+    else:
+        adapted: Any = PeftModel.from_pretrained(model, trained, local_files_only=True)
+        check_pairs(adapted, trained)
+        try:
+            model = adapted.merge_and_unload(safe_merge=True)
+        except ValueError as error:
+            raise CannotTrain(
+                f"the adapter cannot be merged: {error}", "lower train.learning_rate and train again"
+            ) from error
+    model.generation_config = generation
+    model.save_pretrained(target, max_shard_size="5GB")
+    return str(model.dtype).removeprefix("torch.")

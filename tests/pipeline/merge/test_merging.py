@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.merge import merging
-from pipeline.merge.merging import Answering, NeedsWholeModel, merge_into
+from pipeline.merge import step
+from pipeline.merge.step import Answering, NeedsWholeModel, merge_into
 from pipeline.models.loading import load_tokenizer
 from tests.made_adapters import save_adapter
 
@@ -113,7 +113,7 @@ def go(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise NeedsWholeModel("the test says so")
 
     if how == "whole":
-        monkeypatch.setattr(merging, "_empty_model", not_this_one)
+        monkeypatch.setattr(step, "_empty_model", not_this_one)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("lora", torch.float32), *((kind, torch.bfloat16) for kind in KINDS)])
