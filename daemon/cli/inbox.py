@@ -17,8 +17,7 @@ from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
 from daemon.settings.model import FILE_NAME, Settings
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME
-from daemon.state.ownership import is_closed
-from daemon.system.programs import user
+from daemon.system.programs import is_closed, user
 from daemon.views.details.drop import drop_of_file
 from daemon.views.drop_lineage import DropView
 from daemon.views.overview import Overview

@@ -6,8 +6,11 @@ The same scan runs on a timer, so a file is found even if every event was lost.
 """
 
 import contextlib
+import errno
+import fcntl
 import itertools
 import os
+import signal
 import stat
 import threading
 from collections.abc import Iterator
@@ -26,10 +29,11 @@ from daemon.inbox.drop_folders import DONE, HELDOUT, REJECTED, WatchedFolder, fo
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.settings.model import Settings
 from daemon.settings.text import nearest
-from daemon.system.file_lease import has_writer
 from pipeline.artifacts import Role
 from pipeline.words import printable
 
+#: No lease is given: the file system has none, or we neither own the file nor have CAP_LEASE.
+_NO_ANSWER = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP})
 #: Seconds between looks at a file that somebody still has open for writing.
 WRITER_SECONDS = 1.0
 _EVENTS: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent, FileCreatedEvent]
@@ -268,6 +272,43 @@ def _listing(folder: Folder) -> dict[bytes, _Shape]:
 
 def _shown(place: WatchedFolder, name: bytes) -> str:
     return printable("/".join((*place.names, os.fsdecode(name))))
+
+
+def has_writer(name: bytes, dir_fd: int) -> bool | None:
+    """
+    Say whether the regular file `name` in a folder is open for writing, or mapped so, by any process.
+
+    `None` if there is no answer: not allowed, not supported, not readable, or not a regular file. Local file systems
+    only: network ones may refuse a lease for reasons of their own.
+    """
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=dir_fd)
+    except OSError:
+        return None
+    try:
+        return not take_read_lease(fd)
+    except OSError as error:
+        if error.errno in _NO_ANSWER:
+            return None
+        raise
+    finally:
+        # Closing gives the lease back.
+        os.close(fd)
+
+
+def take_read_lease(fd: int) -> bool:
+    """
+    Take a read lease on an open file and return whether it was granted; a writer anywhere prevents it.
+
+    A writer that comes while the lease is held would send SIGIO, which ends a process that does not expect it; the
+    signal is changed to one that is ignored unless asked for. Raises `OSError` where leases do not work.
+    """
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _Waker(FileSystemEventHandler):

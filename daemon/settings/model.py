@@ -6,9 +6,9 @@ the nearest known name, in the file and in the environment alike.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from daemon.settings.cron import check_timezone, cron_trigger
 from daemon.settings.messages import MessageSettings
@@ -38,6 +38,32 @@ def _check_path(value: str) -> str:
     except RuntimeError as error:
         raise ValueError(f"there is no home folder {value.partition('/')[0]}: write the whole path") from error
     return value
+
+
+def _check_folder(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must name a folder of its own; left out, it is inbox or .dropforge beside the settings file")
+    return _check_path(value)
+
+
+def _check_schedule(value: str) -> str:
+    try:
+        cron_trigger(value, "UTC")
+    except ValueError as error:
+        msg = f"not a cron expression: {value!r} ({error}); five fields, such as '0 2 * * *' for 02:00 each night"
+        raise ValueError(msg) from error
+    return value
+
+
+def _check_command(value: tuple[str, ...]) -> tuple[str, ...]:
+    if (value and not value[0].strip()) or any("\0" in word for word in value):
+        msg = 'must begin with the name or path of a program, such as ["systemctl", "reload", "vllm"], or be []'
+        raise ValueError(msg)
+    return value
+
+
+Folder = Annotated[str, AfterValidator(_check_folder)]
+Command = Annotated[tuple[str, ...], AfterValidator(_check_command)]
 
 
 class SettingsError(DropforgeError):
@@ -115,24 +141,16 @@ class ExportSettings(Frozen):
 class HookSettings(Frozen):
     """What is run around a training and a change of champion; lists of arguments, never a shell."""
 
-    after_promotion: tuple[str, ...] = ()
+    after_promotion: Command = ()
     """Command, as ["systemctl", "reload", "vllm"], run at least once; PROMOTION_* variables say what changed."""
     timeout_seconds: float = Field(default=300.0, ge=0.01, le=_DAY)
     """Longest time of each of these commands."""
-    health: tuple[str, ...] = ()
+    health: Command = ()
     """Command that is run after a promotion, but not after a rollback: if it fails, the former champion returns."""
-    before_training: tuple[str, ...] = ()
+    before_training: Command = ()
     """Command that frees the GPU, as ["systemctl", "stop", "vllm"]; if it fails the run waits. Not a track's own."""
-    after_training: tuple[str, ...] = ()
+    after_training: Command = ()
     """Command that gives the GPU back, run at least once after each before_training that began. Not a track's own."""
-
-    @field_validator("after_promotion", "health", "before_training", "after_training")
-    @classmethod
-    def _names_a_program(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if (value and not value[0].strip()) or any("\0" in word for word in value):
-            msg = 'must begin with the name or path of a program, such as ["systemctl", "reload", "vllm"], or be []'
-            raise ValueError(msg)
-        return value
 
 
 class GateSettings(GateConfig):
@@ -147,13 +165,13 @@ class GateSettings(GateConfig):
 class TrackSettings(Frozen):
     """Settings that a track can have of its own; at the top level they hold for all tracks."""
 
-    base_model: str = ""
+    base_model: Annotated[str, AfterValidator(_check_path)] = ""
     """Folder of the base model, in transformers' format; relative to the settings file."""
     trigger: Literal["drop", "nightly", "both"] = "drop"
     """What starts a run: an accepted drop, the schedule, or either."""
-    schedule: str = "0 2 * * *"
+    schedule: Annotated[str, AfterValidator(_check_schedule)] = "0 2 * * *"
     """Cron expression of the nightly run: minute, hour, day of month, month, day of week."""
-    timezone: str = "UTC"
+    timezone: Annotated[str, AfterValidator(check_timezone)] = "UTC"
     """IANA time zone of the schedule and, at the top level, of the digest, as Europe/Berlin."""
     run_after_quiet_seconds: float = Field(default=60.0, ge=0, le=365 * _DAY)
     """Seconds without a new drop after which a track's run begins, so that twenty drops make one; an hour at most."""
@@ -164,26 +182,6 @@ class TrackSettings(Frozen):
     guards: GuardConfig = GuardConfig()
     judge: JudgeConfig = JudgeConfig()
     hooks: HookSettings = HookSettings()
-
-    @field_validator("base_model")
-    @classmethod
-    def _is_a_place(cls, value: str) -> str:
-        return _check_path(value)
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone_exists(cls, value: str) -> str:
-        return check_timezone(value)
-
-    @field_validator("schedule")
-    @classmethod
-    def _cron_is_readable(cls, value: str) -> str:
-        try:
-            cron_trigger(value, "UTC")
-        except ValueError as error:
-            msg = f"not a cron expression: {value!r} ({error}); five fields, such as '0 2 * * *' for 02:00 each night"
-            raise ValueError(msg) from error
-        return value
 
     @model_validator(mode="after")
     def _has_adapters_to_serve(self) -> "TrackSettings":
@@ -218,9 +216,9 @@ class TrackSettings(Frozen):
 class Settings(TrackSettings):
     """Everything that can be set. Paths are absolute once loaded."""
 
-    inbox: str = "inbox"
+    inbox: Folder = "inbox"
     """The watched folder; relative to the settings file."""
-    state: str = ".dropforge"
+    state: Folder = ".dropforge"
     """The state folder: database, drops, runs, models; relative to the settings file."""
     observer: Literal["native", "polling"] = "native"
     """How changes are noticed: the kernel's events, or polling for network file systems."""
@@ -240,14 +238,6 @@ class Settings(TrackSettings):
     export: ExportSettings = ExportSettings()
     tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""
-
-    @field_validator("inbox", "state")
-    @classmethod
-    def _is_a_folder(cls, value: str) -> str:
-        if not value.strip():
-            msg = "must name a folder of its own; left out, it is inbox or .dropforge beside the settings file"
-            raise ValueError(msg)
-        return _check_path(value)
 
     @property
     def inbox_folder(self) -> Path:

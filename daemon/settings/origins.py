@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel
 
 from daemon.settings.load import from_environment, load, section_of
 from daemon.settings.model import ENV_PREFIX, FILE_NAME, Settings
@@ -70,6 +70,7 @@ def _set_by(name: tuple[str, ...], found: Mapping[tuple[str, ...], Any]) -> tupl
 
 def _leaves(model: BaseModel, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield each setting of the top level, with the names that lead to it and its value as JSON has it."""
+    plain = model.model_dump(mode="json")
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if name == "tracks" and not place:
@@ -77,17 +78,7 @@ def _leaves(model: BaseModel, place: tuple[str, ...]) -> Iterator[tuple[tuple[st
         if section_of(field) is not None and isinstance(value, BaseModel):
             yield from _leaves(value, (*place, name))
         else:
-            yield (*place, name), _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, SecretStr):
-        return str(value)
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else value
+            yield (*place, name), plain[name]
 
 
 def flat(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

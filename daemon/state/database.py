@@ -147,14 +147,9 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
 def _choose_journal(connection: Connection) -> None:
     """Set the journal mode, which stays with the file; outside of any transaction, as SQLite wants it."""
     major, minor, patch = sqlite3.sqlite_version_info
-    wanted = journal_mode((major, minor, patch))
-    _driver(connection).execute(f"PRAGMA journal_mode={wanted}")
-
-
-def _driver(connection: Connection) -> sqlite3.Connection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)  # noqa: S101 - for the type checker: our own creator made it
-    return driver
+    driver.execute(f"PRAGMA journal_mode={journal_mode((major, minor, patch))}")
 
 
 def known_revisions() -> set[str]:

@@ -88,17 +88,6 @@ def _not_own(place: Path, what: str) -> DropforgeError:
     return DropforgeError(f"{place} {what}", f"let it be a folder that {user()} alone can write to, or move it away")
 
 
-def is_closed(path: Path) -> bool:
-    """Say whether this user may not read a file or folder; one that is not there is not closed."""
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def state_rights(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield in words, each with its remedy, who else may enter a state folder, and whose it is if not this user's."""
     try:

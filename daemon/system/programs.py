@@ -26,6 +26,17 @@ def owner_of(path: Path) -> tuple[str, ...]:
     return (name_of(path.stat().st_uid),) if path.exists() else ()
 
 
+def is_closed(path: Path) -> bool:
+    """Say whether this user may not read a file or folder; one that is not there is not closed."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def act_as_owner(state_folder: Path) -> None:
     """
     Become the owner of the state folder, for good, if this is root's process and the folder is another user's.

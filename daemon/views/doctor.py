@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from daemon.inbox.drop_folders import watched_folders
+from daemon.inbox.watcher import take_read_lease
 from daemon.settings.model import Settings
 from daemon.state.database import newest_revision, open_engine, open_reader
 from daemon.state.database_file import file_system, in_words, is_network, journal_mode, revision, verify
@@ -22,7 +23,6 @@ from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.ownership import may_replace, state_rights, unwritable
 from daemon.storage.backup import named_files
 from daemon.storage.disk_estimate import CannotTell, needed_bytes
-from daemon.system.file_lease import take_read_lease
 from daemon.system.processes import lock_holder
 from daemon.system.programs import user
 from daemon.views import preflight

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from daemon.settings import chapter
-from daemon.settings.schema import settings_schema
+from daemon.settings import schema
 from pipeline import durable
 from tests.daemon.conftest import MODEL_ID, SCRIPT
 
@@ -80,11 +79,11 @@ def test_links_lead_somewhere_and_the_readme_leads_here(name: str) -> None:
 
 
 def test_the_chapter_of_settings_is_what_the_program_makes() -> None:
-    assert text("settings.md") == chapter.text(), "python -m daemon.settings.chapter > docs/settings.md"
+    assert text("settings.md") == schema.chapter(), "python -m daemon.settings.schema chapter > docs/settings.md"
 
 
 def test_the_chapter_of_settings_has_every_section_and_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = chapter.text()
+    made = schema.chapter()
     for words in (
         "\n## [gate]\n",
         "\n## [gc] *\n",
@@ -94,7 +93,7 @@ def test_the_chapter_of_settings_has_every_section_and_kind(monkeypatch: pytest.
     ):
         assert words in made
     assert "| `tracks` |" not in made
-    schema = settings_schema()
-    schema["properties"]["inbox"]["description"] = "One | other.\nSecond line."
-    monkeypatch.setattr("daemon.settings.chapter.settings_schema", lambda: schema)
-    assert "One \\| other. Second line." in chapter.text()
+    changed = schema.settings_schema()
+    changed["properties"]["inbox"]["description"] = "One | other.\nSecond line."
+    monkeypatch.setattr(schema, "settings_schema", lambda: changed)
+    assert "One \\| other. Second line." in schema.chapter()

@@ -15,9 +15,8 @@ import pytest
 from watchdog.events import FileMovedEvent, FileSystemEvent
 
 from daemon.inbox.folders import InboxUnusable
-from daemon.inbox.watcher import Settled, Watcher, make_inbox
+from daemon.inbox.watcher import Settled, Watcher, has_writer, make_inbox
 from daemon.settings.model import Settings
-from daemon.system import file_lease
 
 SETTLE = 5.0
 
@@ -289,19 +288,19 @@ def test_a_lease_is_refused_while_somebody_writes_and_has_no_answer_for_what_is_
     os.mkfifo(tmp_path / "fifo")
     folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        assert file_lease.has_writer(b"a", folder) is False
+        assert has_writer(b"a", folder) is False
         with path.open("a", encoding="utf-8"):
-            assert file_lease.has_writer(b"a", folder) is True
-        assert file_lease.has_writer(b"a", folder) is False
-        assert file_lease.has_writer(b"fifo", folder) is None
-        assert file_lease.has_writer(b"missing", folder) is None
+            assert has_writer(b"a", folder) is True
+        assert has_writer(b"a", folder) is False
+        assert has_writer(b"fifo", folder) is None
+        assert has_writer(b"missing", folder) is None
     finally:
         os.close(folder)
 
 
 LEASE_BROKEN = """
 import os, sys
-from daemon.system.file_lease import take_read_lease
+from daemon.inbox.watcher import take_read_lease
 fd = os.open(sys.argv[1], os.O_RDONLY)
 assert take_read_lease(fd)
 child = os.fork()
