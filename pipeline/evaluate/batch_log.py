@@ -28,34 +28,21 @@ class BatchLog:
     def __init__(self, path: Path, earlier: Iterable[Path]) -> None:
         """Append to `path`, created on first use; read the files `earlier`, skipping damaged lines."""
         self._path = path
-        self._fd: int | None = None
         self._known: dict[str, list[Any]] = {}
         for other in earlier:
             self._read(other)
 
-    def find(self, batch: str, rows: int) -> list[Any] | None:
-        """Return the logged values of a batch of `rows`; `None` if there are none."""
-        values = self._known.get(batch)
-        return values if values is not None and len(values) == rows else None
+    def find(self, batch: str) -> list[Any] | None:
+        """Return the logged values of a batch; `None` if it is not in the log."""
+        return self._known.get(batch)
 
     def add(self, batch: str, values: Sequence[Any]) -> None:
-        """
-        Append a computed batch, durably; its values are JSON values, one per row. Raises `OSError`.
-
-        The last entry of a batch counts; one without values deletes it.
-        """
-        if self._fd is None:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        """Append a computed batch, durably; its values are JSON values, one per row. Raises `OSError`."""
         line = json.dumps({"batch": batch, "values": values}, allow_nan=False).encode() + b"\n"
-        if os.write(self._fd, line) != len(line):
-            raise OSError(f"{self._path} could not be written to its end")
-        os.fdatasync(self._fd)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        with self._path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fdatasync(file.fileno())
 
     def _read(self, path: Path) -> None:
         for line in path.read_bytes().split(b"\n"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline import durable
 from pipeline.contract import Attempt
@@ -114,7 +114,6 @@ class Inference:
             again = self._repeat()
             self._fill_suites()
         finally:
-            self._log.close()
             if self._opened is not None:
                 self._opened.close()
         if self._resumed:
@@ -158,12 +157,12 @@ class Inference:
         likelihoods = self._engine().likelihoods(pairs)
         for record, likelihood in zip(records, likelihoods, strict=True):
             if not math.isfinite(likelihood.nll):
-                raise self._not_finite(f"record {self._records[record].id[:12]}")
+                name = f"record {self._records[record].id[:12]}"
+                raise CannotTrain(
+                    f"the {self._requests.role}'s likelihood of {name} is not a finite number",
+                    "the model is broken: train again, with a lower train.learning_rate",
+                )
         return likelihoods
-
-    def _not_finite(self, of: str) -> CannotTrain:
-        message = f"the {self._requests.role}'s likelihood of {of} is not a finite number"
-        return CannotTrain(message, "the model is broken: train again, with a lower train.learning_rate")
 
     def _answer_batches(self) -> list[list[int]]:
         """Return the indices of the records without an answer, in batches for generation."""
@@ -210,9 +209,8 @@ class Inference:
             self._answer_freely(part, [index for index in missing if not suite.items[index].choices])
 
     def _task(self, task: str) -> list[dict[str, float]]:
-        engine = self._engine()
-        if not isinstance(engine, InStep):
-            raise CannotTrain("a task of lm-eval runs only on transformers", 'set evaluate.vllm = ""')
+        # The settings refuse tasks with vLLM.
+        engine = cast("InStep", self._engine())
         return [lm_eval.run_task(engine.model, task, self._decoding.batch_size)]
 
     def _choose(self, part: SuiteRequests, items: Sequence[int]) -> None:
@@ -228,10 +226,7 @@ class Inference:
                 self._note(part.suite, item.id, item.category, item.score_choice(losses))
 
     def _choices(self, questions: Sequence[multiple_choice.Question]) -> list[list[float]]:
-        means = self._engine().choices(questions)
-        if not all(math.isfinite(loss) for losses in means for loss in losses):
-            raise self._not_finite("a general suite's answer")
-        return means
+        return self._engine().choices(questions)
 
     def _answer_freely(self, part: SuiteRequests, indices: Sequence[int]) -> None:
         if not indices:
@@ -255,7 +250,7 @@ class Inference:
     def _batch(self, kind: str, inputs: Sequence[Any], compute: Callable[[], Sequence[Any]]) -> Sequence[Any]:
         """Return a batch's values, one per input: those in the log of an earlier attempt, or computed."""
         name = batch_id(kind, inputs)
-        values = self._log.find(name, len(inputs))
+        values = self._log.find(name)
         if values is None:
             values = list(compute())
             self._log.add(name, values)

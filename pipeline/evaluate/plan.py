@@ -282,41 +282,32 @@ def _leave_out_too_long(
     if too_long:
         left_out = count(too_long, "held-out record")
         sys.stderr.write(f"left out: {left_out} longer than {window} tokens with the answer\n")
-    items = [
-        _fitting_items([requests.suites[number] for requests in both], window) for number in range(len(both[0].suites))
-    ]
+    fitting = [_fitting_items(parts, window) for parts in zip(*(requests.suites for requests in both), strict=True)]
     shorter = [
         replace(
             requests,
             prompts=[requests.prompts[n] for n in kept],
             completions=[requests.completions[n] for n in kept],
-            suites=tuple(_cut(suite, indices) for suite, indices in zip(requests.suites, items, strict=True)),
+            suites=tuple(parts[number] for parts in fitting),
         )
-        for requests in both
+        for number, requests in enumerate(both)
     ]
     return [records[n] for n in kept], shorter, too_long
 
 
-def _fitting_items(suites: Sequence[SuiteRequests], window: int) -> list[int]:
-    """Return the indices of a suite's items that fit into the window with their answer."""
-    suite = suites[0].suite
+def _fitting_items(parts: Sequence[SuiteRequests], window: int) -> list[SuiteRequests]:
+    """Return a suite's requests to each model without the items that exceed the window with their answer."""
+    suite = parts[0].suite
 
-    def fits(suite_requests: SuiteRequests, index: int) -> bool:
-        return len(suite_requests.prompts[index]) + suite_requests.new_tokens(index) <= window
+    def fits(part: SuiteRequests, index: int) -> bool:
+        return len(part.prompts[index]) + part.new_tokens(index) <= window
 
-    kept = [index for index in range(len(suite.items)) if all(fits(suite_requests, index) for suite_requests in suites)]
+    kept = [index for index in range(len(suite.items)) if all(fits(part, index) for part in parts)]
     if len(kept) < len(suite.items):
         left_out = count(len(suite.items) - len(kept), "item")
         sys.stderr.write(f"left out: {left_out} of {suite.name} longer than the window\n")
-    return kept
-
-
-def _cut(suite_requests: SuiteRequests, indices: Sequence[int]) -> SuiteRequests:
-    return SuiteRequests(
-        suite=replace(suite_requests.suite, items=tuple(suite_requests.suite.items[index] for index in indices)),
-        prompts=[suite_requests.prompts[index] for index in indices],
-        answers=[suite_requests.answers[index] for index in indices],
-    )
+    shorter = replace(suite, items=tuple(suite.items[n] for n in kept))
+    return [SuiteRequests(shorter, [part.prompts[n] for n in kept], [part.answers[n] for n in kept]) for part in parts]
 
 
 def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:

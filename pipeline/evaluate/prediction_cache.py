@@ -11,7 +11,7 @@ batches in a log of its own (`batch_log`), from which the run's next attempt res
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,8 +19,6 @@ from pydantic import ValidationError
 from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
 
-#: Bytes of a line in which `suite`, an ItemScore's first field, is looked for.
-_HEAD = 16
 #: The engine of the training stack, with a version to increase when its answers change.
 PLAIN = "transformers: 1"
 
@@ -107,18 +105,17 @@ def comparable(one: PredictionKey, other: PredictionKey) -> None:
 class PredictionCache:
     """The cached predictions of one key, by prompt."""
 
-    def __init__(self, folders: Iterable[Path]) -> None:
-        """Read every *.jsonl in `folders`, which need not exist; damaged lines are skipped."""
+    def __init__(self, folder: Path) -> None:
+        """Read every *.jsonl in `folder`, which need not exist; damaged lines are skipped."""
         self._by_prompt: dict[str, list[Prediction]] = {}
         self._items: dict[str, dict[str, ItemScore]] = {}
-        for folder in folders:
-            for path in sorted(folder.glob("*.jsonl")):
-                self._read(path)
+        for path in sorted(folder.glob("*.jsonl")):
+            self._read(path)
 
     def _read(self, path: Path) -> None:
         for line in path.read_bytes().split(b"\n"):
             try:
-                if b'"suite":' in line[:_HEAD]:
+                if line.startswith(b'{"suite":'):
                     score = ItemScore.model_validate_json(line)
                     self._items.setdefault(score.suite, {}).setdefault(score.item, score)
                 else:

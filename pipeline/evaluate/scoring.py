@@ -20,6 +20,8 @@ from pipeline.models.manifest import TRAINED_IDS, trained_ids
 from pipeline.records.heldout import HeldoutRecord
 
 _POINTS = 100
+#: Fields of a held-out record in records.jsonl.
+_FIELDS = ("id", "group", "drop", "pinned", "tags", "instruction", "input", "references")
 
 Line = dict[str, Any]
 
@@ -65,18 +67,7 @@ def write_records(
     _write(
         path,
         (
-            {
-                "id": record.id,
-                "group": record.group,
-                "drop": record.drop,
-                "pinned": record.pinned,
-                "tags": record.tags,
-                "instruction": record.instruction,
-                "input": record.input,
-                "references": record.references,
-                "candidate": one,
-                "champion": other,
-            }
+            {**{field: getattr(record, field) for field in _FIELDS}, "candidate": one, "champion": other}
             for record, one, other in zip(records, candidate, champion, strict=True)
         ),
     )
@@ -178,7 +169,7 @@ def score_former(
     found = []
     for model in attempt.spec.former:
         key = PredictionKey(model_id=model.model_id, setup=requests.key.setup)
-        known = PredictionCache([attempt.root / attempt.spec.predictions / key.digest])
+        known = PredictionCache(attempt.root / attempt.spec.predictions / key.digest)
         answers = [(record, known.answer(prompt)) for record, prompt in zip(records, hashes, strict=True)]
         # It may have memorised the records that it was trained on.
         trained = trained_ids(attempt.path(model.path))

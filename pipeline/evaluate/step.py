@@ -39,7 +39,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
     cached = attempt.root / attempt.spec.predictions
 
     def inference(requests: ModelRequests) -> Inference:
-        return Inference(attempt, requests, records, PredictionCache([cached / requests.key.digest]))
+        return Inference(attempt, requests, records, PredictionCache(cached / requests.key.digest))
 
     both = [inference(candidate), *([inference(champion)] if champion.key != candidate.key else [])]
     models = [*both, *([inference(plan.base)] if plan.base else [])]

@@ -12,7 +12,7 @@ import string
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import httpx2
 
@@ -72,7 +72,7 @@ def read_key(name: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 class Endpoint:
-    """A client for one endpoint and model, an asynchronous context manager that holds connections."""
+    """A client for one endpoint and model, which holds connections."""
 
     def __init__(self, config: JudgeConfig, key: str) -> None:
         """Use the endpoint in `config` with `key`. Raises `NoAnswerError` if the environment's proxy cannot be used."""
@@ -93,14 +93,9 @@ class Endpoint:
             message = f"the proxy or certificates of the environment cannot be used ({type(error).__name__})"
             raise NoAnswerError(message, for_all=True) from None
 
-    async def __aenter__(self) -> Self:
-        """Open the connections."""
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close them."""
-        await self._client.__aexit__()
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
 
     async def ask(self, messages: Chat) -> str:
         """
@@ -142,8 +137,7 @@ class Endpoint:
             message = f"it redirects (status {status}), which is not followed: set judge.url to its target"
             raise NoAnswerError(message, for_all=True)
         remedy = _FINAL.get(status)
-        message = f"status {status}: {remedy}" if remedy else f"status {status}: it does not accept this request"
-        raise NoAnswerError(message, for_all=remedy is not None)
+        raise NoAnswerError(f"status {status}: {remedy or 'it does not accept this request'}", for_all=bool(remedy))
 
 
 async def _read(response: httpx2.Response) -> bytes:

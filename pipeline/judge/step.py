@@ -11,6 +11,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,8 +99,6 @@ def judge(attempt: Attempt) -> Judgement:
         asyncio.run(session.hold())
     except NoAnswerError as error:
         gave_up = error.words
-    finally:
-        log.close()
     judged = {pair.id: session.judged.get(pair.id, Judged()) for pair in pairs}
     lines = [
         {
@@ -168,7 +167,7 @@ class _Session:
         self._take_known()
         waiting = iter([pair for pair in self._pairs if pair.id not in self.judged])
         config = self._attempt.config.judge
-        async with Endpoint(config, read_key(config.api_key_env)) as endpoint:
+        async with aclosing(Endpoint(config, read_key(config.api_key_env))) as endpoint:
             tasks = {asyncio.create_task(self._serve(endpoint, waiting)) for _ in range(PARALLEL)}
             left = tasks
             try:
@@ -229,7 +228,7 @@ class _Session:
 
     def _find(self, chat: Chat) -> list[Choice | None] | None:
         """Return the logged choice as a list of one; `None` if it is not in the log."""
-        return self._log.find(batch_id(self._prompt, chat), 1)
+        return self._log.find(batch_id(self._prompt, chat))
 
     def _say_progress(self) -> None:
         self._attempt.progress(len(self.judged), len(self._pairs), phase="judge")

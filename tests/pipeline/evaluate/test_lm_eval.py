@@ -134,13 +134,6 @@ def test_a_task_without_a_score_for_each_sample_is_refused(lm_eval: Harness, sam
         harness.run_task(ASKED, "a", 8)
 
 
-def test_what_lm_eval_cannot_do_is_said_with_its_words(lm_eval: Harness) -> None:
-    lm_eval.error = ConnectionError("no network")
-    with pytest.raises(CannotTrain, match="lm-eval cannot run a: no network") as caught:
-        harness.run_task(ASKED, "a", 8)
-    assert "lm_eval --model hf --tasks a" in caught.value.hint
-
-
 def test_what_stands_in_the_key_of_a_tasks_scores(
     lm_eval: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

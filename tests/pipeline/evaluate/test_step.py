@@ -1,7 +1,6 @@
 """Evaluation with two tiny Llamas and real attempts: what is asked, cached, counted and refused."""
 
 import functools
-import hashlib
 import json
 import math
 import shutil
@@ -21,7 +20,7 @@ from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide.comparison import read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
-from pipeline.evaluate import inference, lm_eval, plan, suites
+from pipeline.evaluate import lm_eval, plan, suites
 from pipeline.evaluate.prediction_cache import Prediction
 from pipeline.evaluate.step import evaluate
 from pipeline.metrics import degenerate as degenerate_module
@@ -248,17 +247,6 @@ def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench
     assert second.champion.nll != report.champion.nll
 
 
-@pytest.mark.parametrize("setting", [{"batch_size": 2}, {"repetition_penalty": 1.3}])
-def test_another_decoding_finds_nothing_in_the_cache(bench: Bench, tiny: Any, setting: dict[str, Any]) -> None:
-    rows = heldout_rows(tiny, 4)
-    attempt = bench.attempt(rows)
-    report = evaluate(attempt)
-    bench.publish(attempt, report)
-    second = evaluate(bench.attempt(rows, **setting))
-    assert second.champion.generated == 4
-    assert set(second.prediction_keys.values()).isdisjoint(report.prediction_keys.values())
-
-
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 def test_answers_in_a_batch_are_those_given_one_at_a_time(tiny: Any, tiny_llama: Path, penalty: float) -> None:
     tokenizer = load_tokenizer(tiny_llama)
@@ -272,15 +260,6 @@ def test_answers_in_a_batch_are_those_given_one_at_a_time(tiny: Any, tiny_llama:
     ]
     assert texts[0] == texts[1] == texts[2]
     assert len(set(texts[0])) > 1
-
-
-def test_padding_is_masked_and_holds_no_token_that_a_penalty_would_find_beside_the_prompts_own() -> None:
-    prompts = [[7, 8, 9, 8], [5], [6, 4]]
-    ids, mask = generation.pad_left(prompts, "cpu")
-    for row, attended, prompt in zip(ids.tolist(), mask.tolist(), prompts, strict=True):
-        assert set(row) == set(prompt)
-        assert [token for token, seen in zip(row, attended, strict=True) if seen] == prompt
-        assert attended == sorted(attended)
 
 
 def test_an_answer_ends_with_the_end_token_and_without_it_after_the_limit(tmp_path: Path, tiny_llama: Path) -> None:
@@ -303,21 +282,6 @@ def test_an_answer_ends_with_the_end_token_and_without_it_after_the_limit(tmp_pa
     place = said.index(end)
     assert cut.tokens == place + 1
     assert cut.text == tokenizer.decode(said[: place + 1], skip_special_tokens=True)
-
-
-def test_a_short_answer_is_not_filled_up_by_the_longest_of_its_batch(
-    tmp_path: Path, tiny: Any, tiny_llama: Path
-) -> None:
-    folder = shutil.copytree(tiny_llama, tmp_path / "model")
-    tokenizer = load_tokenizer(folder)
-    asked = generation.open_model(folder, tokenizer, "cpu")
-    prompts = [prompt_ids(tokenizer, "chat", row["input"]) for row in tiny.rows(6, seed=3)]
-    with torch.inference_mode():
-        said = asked.model.generate(torch.tensor([prompts[0]]), max_new_tokens=2)[0, -1].item()
-    durable.write_json(folder / "generation_config.json", {"eos_token_id": [said]})
-    ending = generation.open_model(folder, tokenizer, "cpu")
-    answers = greedy_decoding.answers(ending, prompts, Decoding(12, 1.0, 6))
-    assert answers[0].tokens <= 2 < max(answer.tokens for answer in answers)
 
 
 def test_a_base_without_template_is_asked_in_the_alpaca_form_of_the_candidate(
@@ -345,13 +309,6 @@ def test_a_champion_of_another_format_is_not_compared(bench: Bench, tiny: Any) -
         evaluate(bench.attempt(heldout_rows(tiny)))
 
 
-def test_a_champion_in_another_float_type_is_not_compared(bench: Bench, tiny: Any) -> None:
-    folder = bench.root / "models/candidate"
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
-    with pytest.raises(CannotTrain, match="dtype bfloat16 and float32"):
-        evaluate(bench.attempt(heldout_rows(tiny)))
-
-
 def test_a_candidate_that_is_the_champion_is_asked_once(bench: Bench, tiny: Any) -> None:
     bench.champion = ModelRef(model_id=bench.candidate_id, path="models/candidate", generation=2)
     attempt = bench.attempt(heldout_rows(tiny))
@@ -360,23 +317,16 @@ def test_a_candidate_that_is_the_champion_is_asked_once(bench: Bench, tiny: Any)
     assert all(line["candidate"] == line["champion"] for line in lines(attempt, report))
 
 
-@pytest.mark.parametrize("broken", ["candidate", "champion"])
-def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(
-    bench: Bench, tiny: Any, broken: str
-) -> None:
-    if broken == "champion":
-        bench.champion = ModelRef(model_id="old", path="models/champion", generation=1)
-        shutil.copytree(bench.base, bench.root / "models/champion")
-    folder = bench.root / "models" / broken
+def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(bench: Bench, tiny: Any) -> None:
+    folder = bench.root / "models/candidate"
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
     model.save_pretrained(folder)
     attempt = bench.attempt(heldout_rows(tiny))
-    with pytest.raises(CannotTrain, match=rf"the {broken}'s likelihood of record .* is not a finite number"):
+    with pytest.raises(CannotTrain, match=r"the candidate's likelihood of record .* is not a finite number"):
         evaluate(attempt)
-    written = [path.name for path in (attempt.folder / "predictions").iterdir()]
-    assert len(written) == (2 if broken == "champion" else 0), "the candidate's log and predictions, or nothing"
+    assert list((attempt.folder / "predictions").iterdir()) == []
 
 
 def test_only_a_record_with_a_reference_that_loops_may_be_answered_by_a_loop(
@@ -432,7 +382,7 @@ def comparable(report: Evaluation) -> dict[str, Any]:
 BATCHES = 4
 
 
-@pytest.mark.parametrize("cut", [1, 4, 6])
+@pytest.mark.parametrize("cut", [1, 6])
 def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
     bench: Bench,
     tiny: Any,
@@ -454,32 +404,6 @@ def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
     said = f"candidate: {report.candidate.resumed} of its {RECORDS} answers come from an interrupted attempt"
     assert (said in capsys.readouterr().err) == (report.candidate.resumed > 0)
     assert report.champion.resumed == 0
-
-
-def test_batches_of_an_earlier_version_are_asked_again(
-    bench: Bench, tiny: Any, whole: tuple[dict[str, Any], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def first_name(kind: str, asked: Sequence[Any]) -> str:
-        return hashlib.sha256(json.dumps([kind, *asked]).encode()).hexdigest()
-
-    rows = heldout_rows(tiny)
-    first = bench.attempt(rows)
-    first.stop = StopsAfter(first, 4)
-    with monkeypatch.context() as earlier:
-        earlier.setattr(inference, "batch_id", first_name)
-        with pytest.raises(Interrupted):
-            evaluate(first)
-    for path in first.folder.glob("predictions/*.batches.jsonl"):
-        logged_then = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        # An answer was its text and its tokens.
-        path.write_text(
-            "".join(
-                json.dumps({**batch, "values": [row[:2] for row in batch["values"]]}) + "\n" for batch in logged_then
-            )
-        )
-    second = bench.attempt(rows)
-    report = evaluate(second)
-    assert (comparable(report), lines(second, report)) == whole
 
 
 @pytest.fixture(scope="session")
@@ -694,11 +618,6 @@ def test_records_near_to_what_the_champion_was_trained_on_are_left_out(bench: Be
     ]
 
 
-def test_without_lists_of_trained_records_nothing_is_seen(bench: Bench, tiny: Any) -> None:
-    report = evaluate(bench.attempt(heldout_rows(tiny, 4)))
-    assert (report.records_seen_by_champion, report.records_seen_by_candidate) == (0, 0)
-
-
 def test_a_batch_size_of_nothing_is_found_and_kept_by_the_runs_later_attempts(bench: Bench, tiny: Any) -> None:
     rows = heldout_rows(tiny)
     first = bench.attempt(rows, batch_size=0)
@@ -809,9 +728,8 @@ def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path, *, cached: bool)
         assert means == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("kept", [None, "a state that knows no rows"])
 def test_a_choice_is_as_likely_to_a_model_that_keeps_no_cache(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, kept: str | None
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load_tokenizer(tiny_llama)
     asked = generation.open_model(tiny_llama, tokenizer, "cpu")
@@ -823,7 +741,7 @@ def test_a_choice_is_as_likely_to_a_model_that_keeps_no_cache(
     @functools.wraps(real)
     def forward(*args: Any, **named: Any) -> Any:
         output = real(*args, **named)
-        output.past_key_values = kept
+        output.past_key_values = None
         return output
 
     monkeypatch.setattr(asked.model, "forward", forward)
@@ -925,10 +843,6 @@ def test_a_base_model_is_not_asked_where_there_is_nothing_to_ask(bench: Bench, t
     assert (set(report.prediction_keys), report.suites) == ({"cand", "old"}, ())
 
 
-def cut(name: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
-
-
 def overwrite(folder: Path) -> None:
     """Put the weights of another training in place."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
@@ -947,12 +861,7 @@ def round_off(folder: Path) -> None:
         (shutil.rmtree, "it is not there"),
         (round_off, "its setup would differ"),
         (overwrite, "is not the one that the run trained from"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "is not the one that the run trained from"),
-        (cut("model.safetensors"), "is not the one that the run trained from"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "it is damaged: the tokenizer in"),
-        (cut("tokenizer_config.json"), "it is damaged: the tokenizer in"),
-        (cut("config.json"), "it is damaged: "),
-        (cut("chat_template.jinja"), "it is damaged: "),
         (lambda folder: (folder / "config.json").write_text("[]"), "it is damaged: "),
     ],
 )
@@ -1042,25 +951,6 @@ def test_what_a_model_got_in_a_suite_is_paid_once_and_another_suite_again(
     assert {len(batches) for batches in logged(third).values()} == {3}, "ten items in batches of four, and no answer"
 
 
-def test_a_suite_that_was_cut_off_goes_on_by_whole_batches(bench: Bench, tiny: Any, tmp_path: Path) -> None:
-    rows = heldout_rows(tiny, 4)
-    name = write_suite(tmp_path / "own.jsonl", 9)
-    first = bench.attempt(rows, general=(name,))
-    # Of each model a batch of likelihoods, one of answers and three of questions.
-    first.stop = StopsAfter(first, 4)
-    with pytest.raises(Interrupted):
-        evaluate(first)
-    second = bench.attempt(rows, general=(name,))
-    report = evaluate(second)
-    assert sum(map(len, logged(second).values())) == 10 - 4
-    whole = bench.attempt(rows, general=(name,))
-    for path in first.folder.parent.glob("evaluate-[12]/predictions/*.batches.jsonl"):
-        path.unlink()
-    uncut = evaluate(whole)
-    assert sum(map(len, logged(whole).values())) == 10
-    assert comparable(uncut) == comparable(report)
-
-
 def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, tiny: Any, tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     given = tiny.rows(6, seed=9)
@@ -1086,14 +976,6 @@ def test_an_item_longer_than_the_window_is_left_out_for_both(
     attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
     assert [item["id"] for item in items_of(attempt, evaluate(attempt))] == ["q0", "q1", "q2"]
     assert "left out: 1 item of" in capsys.readouterr().err
-
-
-def test_a_model_that_finds_no_choice_likely_at_all_is_broken(
-    bench: Bench, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(multiple_choice, "_losses", lambda *_: [math.nan] * 27)
-    with pytest.raises(CannotTrain, match="the candidate's likelihood of a general suite's answer is not a finite"):
-        evaluate(bench.attempt(heldout_rows(tiny, 4), general=(write_suite(tmp_path / "own.jsonl", 9),), batch_size=9))
 
 
 def test_a_task_of_lm_eval_is_run_once_for_each_model_and_paired(

@@ -188,12 +188,6 @@ def test_the_hash_follows_the_items_and_not_the_name(tmp_path: Path, monkeypatch
     assert read_suite(str(tmp_path / "one.jsonl")).digest != one.digest
 
 
-def test_the_right_choice_counts_where_it_is_the_likeliest() -> None:
-    item = Item("a", "sums", "q", ("x", "y", "z"), 1)
-    assert item.score_choice([2.0, 1.0, 3.0]) == 1.0
-    assert item.score_choice([0.5, 1.0, 3.0]) == 0.0
-
-
 def test_lm_eval_that_is_not_installed_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.evaluate.lm_eval.find_spec", lambda _name: None)
     with pytest.raises(CannotTrain, match="lm-eval is not installed") as caught:

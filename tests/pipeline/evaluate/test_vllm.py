@@ -193,18 +193,15 @@ def test_a_step_that_is_to_stop_stops_vllm(attempt: Make) -> None:
     assert len(started(made.folder)) == 2
 
 
-def test_a_step_that_is_killed_leaves_no_process_behind(attempt: Make) -> None:
-    made = attempt("silent")
-    spec = made.folder / "spec.json"
-    spec.write_text(made.spec.model_dump_json())
-    program = (
-        "import sys; from pathlib import Path; from pipeline.contract import Attempt, StepSpec; "
-        "from pipeline.evaluate.step import evaluate; "
-        "evaluate(Attempt(StepSpec.model_validate_json(Path(sys.argv[1]).read_text())))"
+def test_a_step_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.evaluate.vllm import Process; "
+        "Process(sys.argv[1], {'model': 'm', 'generation_config': 'vllm'}, Path(sys.argv[2]), lambda: None)"
     )
-    step = subprocess.Popen([sys.executable, "-c", program, str(spec)], env=os.environ)
+    program = install(tmp_path / "vllm", "hangs")
+    step = subprocess.Popen([sys.executable, "-c", code, program, str(tmp_path / "log")])
     try:
-        while not (pids := started(made.folder)):
+        while not (pids := started(tmp_path)):
             assert step.poll() is None
             time.sleep(0.05)
     finally:
