@@ -37,7 +37,6 @@ from daemon.system.clock import now_ms
 from daemon.system.processes import FileLock, lock_holder, on_stop
 from daemon.system.sd_notify import notify, showing_life
 from daemon.views.overview import Overview
-from daemon.views.queue import open_runs
 from pipeline import durable
 from pipeline.contract import GRACE_SECONDS
 from pipeline.errors import EXIT_FAILED, DropforgeError
@@ -245,7 +244,7 @@ class Service:
     def _open_runs(self) -> list[str]:
         """Return what the next start finds in the queue."""
         try:
-            found = open_runs(Overview(self._settings.state_folder))
+            found = Overview(self._settings.state_folder).open_runs()
         except (DropforgeError, OSError):
             return []  # the end is no place to stumble over what was told before
         return [", ".join(filter(None, (f"run {run.id}", run.state, run.step))) for run in found]

@@ -16,10 +16,10 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
 from daemon.cli.commands import COMMANDS, GROUPS, add_examples, examples_of
-from daemon.cli.output import show_error
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.programs import user
 from pipeline.errors import EXIT_FAILED, DropforgeError
+from pipeline.words import printable
 
 _EXIT_BROKEN_PIPE = 1
 _EXIT_SIGINT = 130
@@ -155,5 +155,12 @@ def _database_words(error: Exception, context: typer.Context) -> DropforgeError 
 
 
 def _report(message: str, hint: str, code: int) -> int:
-    show_error(message, hint, code, as_json="--json" in sys.argv)
+    """Say on standard error what went wrong and what to do; with --json also as an object on standard output."""
+    print(f"error: {printable(message)}", file=sys.stderr)
+    if hint:
+        print(f"hint: {printable(hint)}", file=sys.stderr)
+    if "--json" in sys.argv:
+        from daemon.cli.output import print_json  # noqa: PLC0415 - a quick start
+
+        print_json(error={"code": code, "message": message, "hint": hint})
     return code

@@ -9,7 +9,7 @@ from daemon.champions import smoke_test
 from daemon.champions.promotion import NoChampion
 from daemon.cli.output import print_json, print_line
 from daemon.cli.status import short_id
-from daemon.cli.workspace import JsonOption, chosen_tracks, load_settings, open_overview
+from daemon.cli.workspace import JsonOption, OneTrackOption, chosen_tracks, load_settings, open_overview
 from daemon.views.champion_history import ChampionView
 from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
@@ -28,9 +28,7 @@ def ask(  # noqa: PLR0913 - each goes by its name on the command line
     *,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What is asked: a record's instruction.")],
     more: Annotated[str, typer.Option("--input", metavar="TEXT", help="A record's input, if it has one.")] = "",
-    track: Annotated[str, typer.Option("--track", metavar="TRACK", help="The track whose champion is asked.")] = (
-        "default"
-    ),
+    track: OneTrackOption = "default",
     versus: VersusOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +46,7 @@ def ask(  # noqa: PLR0913 - each goes by its name on the command line
         "models": [{"folder": one.path, "format": own.train.format if one.kind == "base" else "auto"} for one in asked],
         "instruction": prompt,
         "input": more,
-        "max_new_tokens": own.evaluate.max_new_tokens or overview.answer_tokens(track) or _TOKENS,
+        "max_new_tokens": own.evaluate.max_new_tokens or overview.fixed(track).max_new_tokens or _TOKENS,
         "repetition_penalty": own.evaluate.repetition_penalty,
     }
     answers: list[dict[str, Any]] = []
@@ -71,14 +69,16 @@ def _asked(overview: Overview, track: str, versus: str | None) -> list[ChampionV
     past = overview.history(track)
     if not past:
         raise NoChampion(track)
-    champion = past[-1]
+    champion = past[0]
     if versus is None:
         return [champion]
-    others = [one for one in reversed(past) if one.model_id != champion.model_id]
+    others = [one for one in past if one.model_id != champion.model_id]
     other = next((one for one in others if versus == "previous" or one.kind == "base"), None)
     if other is None:
-        message = f"the champion of track {track} is the base model, and no other one served before"
-        raise DropforgeError(message, f"leave out --versus; who served: dropforge history --track {track}")
+        raise DropforgeError(
+            f"the champion of track {track} is the base model, and no other model served before",
+            f"leave out --versus; the models that served: dropforge history --track {track}",
+        )
     return [champion, other]
 
 

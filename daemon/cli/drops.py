@@ -8,9 +8,9 @@ import typer
 from daemon.cli.output import (
     clock,
     drop_words,
-    dump,
     print_json,
     print_line,
+    print_lines,
     print_older,
     print_table,
     waiting_words,
@@ -18,7 +18,9 @@ from daemon.cli.output import (
 from daemon.cli.workspace import (
     MOST_LISTED,
     AllOption,
+    AnyReasonOption,
     JsonOption,
+    ReasonOption,
     TrackOption,
     chosen_tracks,
     count_older,
@@ -29,12 +31,10 @@ from daemon.cli.workspace import (
     word_of_user,
 )
 from daemon.state.states import DropState
-from daemon.views.details import deeds
-from daemon.views.details.missing_rows import missing_rows
-from daemon.views.drop_lineage import DropView
+from daemon.views import confirmations
+from daemon.views.drops import DropView
 
 DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", callback=small_enough)]
-ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
 StateOption = Annotated[
     str | None,
     typer.Option("--state", help="accepted, proposed, rejected, duplicate, withdrawn or suspended.", metavar="STATE"),
@@ -60,14 +60,13 @@ def drops(
     found = overview.drops(track, state, None if whole else MOST_LISTED)
     older = count_older(overview, "drop", found[-1].id if found else None, track=track, state=state)
     if as_json:
-        print_json(drops=dump(found), older=older)
+        print_json(drops=found, older=older)
         return
     if not found:
         print_line("no drops")
     else:
         _print_list(found)
-    for said in missing_rows(load_settings(context), overview, track).values() if state is None else ():
-        print_line(said)
+    print_lines(overview.missing_rows(load_settings(context), track).values() if state is None else ())
     print_older(older)
 
 
@@ -95,12 +94,7 @@ def _name_words(drop: DropView) -> str:
     return f"{place}: {why}" if why else place
 
 
-def accept(
-    context: typer.Context,
-    *,
-    drop: DropArgument,
-    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept with the event.")] = None,
-) -> None:
+def accept(context: typer.Context, *, drop: DropArgument, reason: AnyReasonOption = None) -> None:
     """
     Let a held-out file that waits for a person count.
 
@@ -109,8 +103,8 @@ def accept(
     from daemon.queue.drops import accept as let_count  # noqa: PLC0415 - a quick start
 
     engine, settings = open_writer(context), load_settings(context)
-    row = let_count(engine, drop, word_of_user(reason or ""), settings)
-    _print_all(deeds.accepted(open_overview(context), settings, row))
+    row = let_count(engine, drop, word_of_user(reason), settings)
+    print_lines(confirmations.accepted(open_overview(context), settings, row))
 
 
 def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
@@ -124,7 +118,7 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
 
     word = word_of_user(reason)
     done = take_out(open_writer(context), drop, word, load_settings(context))
-    _print_all(deeds.withdrawn(open_overview(context), done))
+    print_lines(confirmations.withdrawn(open_overview(context), done))
 
 
 def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
@@ -137,9 +131,4 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
 
     engine, settings = open_writer(context), load_settings(context)
     row = put_back(engine, drop, word_of_user(reason), settings)
-    _print_all(deeds.restored(open_overview(context), settings, row))
-
-
-def _print_all(lines: Sequence[str]) -> None:
-    for line in lines:
-        print_line(line)
+    print_lines(confirmations.restored(open_overview(context), settings, row))

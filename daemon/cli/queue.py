@@ -1,29 +1,107 @@
-"""What people do to the queue: `search` adds a run, `move` changes the order, `pause` and `resume` stop a track."""
+"""What people do to the queue: `train`, `search`, `retry`, `cancel`, `move`, `pause` and `resume`."""
 
 from typing import Annotated
 
 import typer
 
 from daemon.champions.approval import who
-from daemon.cli.output import print_line
+from daemon.cli.output import print_line, print_lines
+from daemon.cli.status import files_in_inbox, outcome_words
 from daemon.cli.workspace import (
+    AnyReasonOption,
+    ReasonOption,
     RunArgument,
+    TrackArgument,
     chosen_tracks,
     load_settings,
     open_overview,
     open_writer,
     word_of_user,
 )
-from daemon.queue import order
-from daemon.queue.run_queue import enqueue_by_hand
+from daemon.dispatch import stale_steps
+from daemon.queue import order, run_queue
 from daemon.settings.model import SettingsError
-from daemon.state.states import SEARCH
+from daemon.state.states import SEARCH, state_words
 from daemon.system.clock import now_ms
-from daemon.views.details.deeds import moved, paused, resumed
+from daemon.views import confirmations
+from daemon.views.overview import Overview
 from pipeline.search_settings import Range, SearchConfig, Value, most_trials
+from pipeline.steps import BY_NAME
 from pipeline.words import count, listed
 
-TrackArgument = Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")]
+
+def train(
+    context: typer.Context,
+    *,
+    track: TrackArgument = "default",
+) -> None:
+    """
+    Begin a run now, without waiting for a drop or for the night.
+
+    Says which drops it will hold, and what the last one came to if none is new. A run that is queued already begins
+    now.
+    """
+    settings, overview = load_settings(context), open_overview(context)
+    own = settings.track(track)
+    run, drops = run_queue.enqueue_by_hand(open_writer(context), track, now_ms())
+    rows = sum(drop.rows for drop in drops if drop.role == "train")
+    numbers = ", ".join(str(drop.id) for drop in drops if drop.role == "train")
+    drops_words = f"drop{'s' if ',' in numbers else ''} {numbers}"
+    print_line(f"run {run} trains on {count(rows, 'row')} of {drops_words}; it begins next{_when_it_acts(context)}")
+    new = [f"{drop.id} ({drop.name})" for drop in drops if drop.first_run is None and drop.role == "train"]
+    if own.train.start == "champion":
+        print_line(f"it goes on from the champion if that may be: dropforge show {run} says so once it has begun")
+    print_lines(pause.words for pause in overview.paused() if pause.track == track)
+    print_line(f"new: {', '.join(new)}" if new else _nothing_new(overview, track, run))
+    files = [] if overview.daemon().alive else files_in_inbox(settings, track)
+    if files:
+        print_line(f"not in it, since the daemon has not taken {'them' if files[1:] else 'it'} yet: {', '.join(files)}")
+
+
+def _nothing_new(overview: Overview, track: str, run: int) -> str:
+    """Say what the run before came to; it need not have had the same drops, as a trial has one alone."""
+    last = next(iter(overview.runs(track, most=1, before=run)), None)
+    if last is None:
+        return "no drop is new"
+    became = outcome_words(last) if last.ended_at else f"it {state_words(last.state)}"
+    return f"no drop is new; run {last.id}, the last one: {became}"
+
+
+def retry(
+    context: typer.Context,
+    *,
+    run: RunArgument,
+    since: Annotated[
+        str | None, typer.Option("--from", metavar="STEP", help="Do this step again, as train, and all later ones.")
+    ] = None,
+) -> None:
+    """
+    Let a failed, cancelled or crashed run go on where it stopped.
+
+    With the settings of today, and without the drops that were withdrawn or suspended meanwhile: steps that this
+    makes stale are done again, and it says which, and what stands.
+    """
+    if since is not None and since not in BY_NAME:
+        raise typer.BadParameter(f"there is no step {since!r}: use one of {', '.join(BY_NAME)}")
+    goes_on, words = stale_steps.retry(open_writer(context), load_settings(context), run, now_ms(), since)
+    print_line(f"{goes_on}{_when_it_acts(context)}")
+    if words:
+        print_line(words)
+
+
+def cancel(context: typer.Context, *, run: RunArgument) -> None:
+    """
+    End a run without a verdict.
+
+    One that is running leaves a checkpoint first, so that it can be retried.
+    """
+    state = run_queue.cancel(open_writer(context), run, now_ms())
+    print_line(confirmations.cancelled(run, state) + (_when_it_acts(context) if state == "running" else ""))
+
+
+def _when_it_acts(context: typer.Context) -> str:
+    alive = open_overview(context).daemon().alive
+    return "" if alive else ", once the daemon runs: dropforge run"
 
 
 def move(
@@ -39,36 +117,34 @@ def move(
     """
     if not first:
         raise typer.BadParameter("say where to: --first")
-    print_line(moved(order.move_first(open_writer(context), run, now_ms(), who())))
+    print_line(confirmations.moved(order.move_first(open_writer(context), run, now_ms(), who())))
 
 
 def pause(
     context: typer.Context,
     *,
     track: TrackArgument = "default",
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; `status` says it to everybody.")],
+    reason: ReasonOption,
 ) -> None:
     """
     Let a track begin no run until it is resumed.
 
     A run that is under way ends as it would have. Drops are taken in and runs queued as ever.
     """
-    if not reason.strip():
-        raise typer.BadParameter("--reason is blank: say why, for those who read the status")
     chosen_tracks(context, track)
     order.pause(open_writer(context), track, word_of_user(reason))
-    print_line(paused(track))
+    print_line(confirmations.paused(track))
 
 
 def resume(
     context: typer.Context,
     *,
     track: TrackArgument = "default",
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the event.")] = "",
+    reason: AnyReasonOption = None,
 ) -> None:
     """Let a paused track begin runs again."""
     order.resume(open_writer(context), track, word_of_user(reason))
-    print_line(resumed(track))
+    print_line(confirmations.resumed(track))
 
 
 _EXAMPLE = "name what to try in [train.search], as space = { learning_rate = [1e-4, 2e-4, 4e-4], rank = [8, 32] }"
@@ -84,7 +160,7 @@ def search(context: typer.Context, *, track: TrackArgument = "default") -> None:
     wanted = load_settings(context).track(track).train.search
     if not wanted.space:
         raise SettingsError(f"track {track} has nothing to search: [train.search.space] is empty", _EXAMPLE)
-    run, drops = enqueue_by_hand(open_writer(context), track, now_ms(), SEARCH)
+    run, drops = run_queue.enqueue_by_hand(open_writer(context), track, now_ms(), SEARCH)
     rows = sum(drop.rows for drop in drops if drop.role == "train")
     begins = (
         "it begins next" if open_overview(context).daemon().alive else "it begins once the daemon runs: dropforge run"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from daemon.champions.approval import who
 from daemon.champions.review import blind_review
 from daemon.champions.review.blind_review import KEYS, UNDO, Review, put_on_card
 from daemon.champions.review.pairs import Pair
@@ -66,7 +67,7 @@ def compare(context: typer.Context, *, run: RunArgument, other: OtherRunArgument
     """
     found = beside(open_overview(context), run, other)
     if as_json:
-        print_json(comparison=found.model_dump(mode="json"))
+        print_json(comparison=found)
         return
     _print_sides(found)
     _print_differences(found)
@@ -100,14 +101,12 @@ def review(
     if not as_json and not choose:
         found = _ask_all(context, found)
     if as_json:
-        print_json(review=found.model_dump(mode="json"))
+        print_json(review=found)
         return
     print_line(judged_words(found))
 
 
 def _choose(context: typer.Context, run: int, pair: str, key: str) -> Review:
-    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-
     choice = blind_review.Choice(pair, key, now_ms(), who())
     return blind_review.choose(open_writer(context), load_settings(context).state_folder, run, choice)
 
@@ -117,9 +116,9 @@ def _ask_all(context: typer.Context, found: Review) -> Review:
     if found.result is not None:
         put_on_card(load_settings(context).state_folder, found.run, found.result)
     elif not (sys.stdin.isatty() and sys.stdout.isatty()):
-        message = "the keys of a review are read from a terminal, and this is none"
         raise DropforgeError(
-            message, f"dropforge review {found.run} --json prints the pairs, --choose PAIR=1 judges one"
+            "the keys of a review are read from a terminal, and this is none",
+            f"dropforge review {found.run} --json prints the pairs, --choose PAIR=1 judges one",
         )
     while found.left:
         _show_pair(found, found.left[0])

@@ -1,4 +1,4 @@
-"""`runs`, `show`, `logs`, `train`, `retry`, `cancel`: looking at runs, beginning one and acting on one."""
+"""`runs`, `show`, `logs`: looking at runs."""
 
 import json
 import time
@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.output import clock, dump, local, print_json, print_line, print_older, print_table, verdict_lines
-from daemon.cli.status import describe_run, files_in_inbox, outcome_words, review_lines
+from daemon.cli.output import clock, local, print_json, print_line, print_lines, print_older, print_table
+from daemon.cli.status import describe_run, outcome_words, review_lines
 from daemon.cli.workspace import (
     MOST_LISTED,
     AllOption,
@@ -19,24 +19,22 @@ from daemon.cli.workspace import (
     TrackOption,
     chosen_tracks,
     count_older,
-    load_settings,
     open_overview,
-    open_writer,
 )
 from daemon.settings.origins import flat
 from daemon.state.run_files import ArtifactDamaged, load_adapter, run_folder
-from daemon.state.states import RunState, state_words
-from daemon.system.clock import now_ms
+from daemon.state.states import RunState
 from daemon.views.compare_runs import story_of
-from daemon.views.details import deeds
 from daemon.views.overview import NotThere, Overview, RunDetail
 from pipeline.artifacts import Verdict
+from pipeline.decide.explain import guard_words
 from pipeline.durable import read_object
 from pipeline.models.prompt import prompt_form
 from pipeline.report.cost import cost_words
+from pipeline.report.facts import Story, is_nearly_failed
+from pipeline.report.story import p_value_words
 from pipeline.search_settings import trial_words
-from pipeline.steps import BY_NAME
-from pipeline.words import count, duration
+from pipeline.words import count, duration, signed, span
 
 StateOption = Annotated[
     str | None,
@@ -69,7 +67,7 @@ def runs(
     found = overview.runs(track, None if state is None else [state], None if whole else MOST_LISTED)
     older = count_older(overview, "run", found[-1].id if found else None, track=track, state=state)
     if as_json:
-        print_json(runs=dump(found), older=older)
+        print_json(runs=found, older=older)
         return
     if not found:
         print_line("no runs")
@@ -97,7 +95,7 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
     overview = open_overview(context)
     found = overview.run(run)
     if as_json:
-        print_json(run=found.model_dump(mode="json"))
+        print_json(run=found)
         return
     _print_head(found)
     _print_data(found)
@@ -137,14 +135,40 @@ def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None
     print_line()
     story = story_of(overview, run)
     if story is not None and run.outcome != verdict.outcome:
-        # What to do about a win that was not promoted stands in its line.
+        # The sentence of a win that was not promoted says what to do.
         story = story.model_copy(update={"next_steps": ()})
-    for line in verdict_lines(verdict, story):
-        print_line(line)
-    for line in review_lines(overview, run):
-        print_line(line)
+    print_lines([*verdict_lines(verdict, story), *review_lines(overview, run)])
     if verdict.report:
         print_line(f"report: {overview.folder / verdict.report / 'report.html'}")
+
+
+def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
+    """Return a verdict, why it is so and what to do, and the numbers that its story leaves out, a line each."""
+    lines = [verdict.sentence]
+    if story is not None:
+        lines += ["why:", *(f"  {words}" for words in story.why)]
+        steps = [f"{one.words.rstrip('.')}: {one.command}" if one.command else one.words for one in story.next_steps]
+        lines += ["what to do next:", *(f"  {words}" for words in steps)] if steps else []
+    lines += filter(None, [p_value_words(verdict)])
+    if verdict.smallest_detectable_gain is not None:
+        smallest = f"{verdict.smallest_detectable_gain:.1f} points"
+        lines.append(f"smallest gain that is promoted in 8 of 10 cases: {smallest}")
+    if verdict.guards:
+        failed = [guard for guard in verdict.guards if guard.state == "failed"]
+        lines.append(f"guards: {len(failed)} of {len(verdict.guards)} failed")
+        lines += [f"  failed: {guard_words(guard)}" for guard in failed if story is None]
+        lines += [f"  nearly failed: {guard_words(guard)}" for guard in verdict.guards if is_nearly_failed(guard)]
+    for one in verdict.slices:
+        if one.kind in {"seen", "unseen"}:
+            between = f", interval {span(one.interval)}" if one.interval else ""
+            lines.append(f"{one.label}: gain {signed(one.gain)} points on {count(one.records, 'record')}{between}")
+    if verdict.uses:
+        same = f", {verdict.same_set_uses} of them on exactly these records" if verdict.same_set_uses else ""
+        lines.append(f"candidates judged before on this track: {verdict.uses}{same}")
+    if verdict.noise is not None:
+        changed = f"{verdict.noise.changed} of {count(verdict.noise.records, 'answer')} changed"
+        lines.append(f"noise of evaluating one model twice: {verdict.noise.points:.2f} points ({changed})")
+    return lines
 
 
 def logs(
@@ -162,90 +186,6 @@ def logs(
             tail.print_new()
         time.sleep(_FOLLOW_SECONDS)
     tail.print_new(whole=True)
-
-
-def train(
-    context: typer.Context,
-    *,
-    track: Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")] = (
-        "default"
-    ),
-) -> None:
-    """
-    Begin a run now, without waiting for a drop or for the night.
-
-    Says which drops it will hold, and what the last one came to if none is new. A run that is queued already begins
-    now.
-    """
-    from daemon.queue.run_queue import enqueue_by_hand  # noqa: PLC0415 - a quick start
-
-    settings, overview = load_settings(context), open_overview(context)
-    own = settings.track(track)
-    run, drops = enqueue_by_hand(open_writer(context), track, now_ms())
-    rows = sum(drop.rows for drop in drops if drop.role == "train")
-    numbers = ", ".join(str(drop.id) for drop in drops if drop.role == "train")
-    drops_words = f"drop{'s' if ',' in numbers else ''} {numbers}"
-    print_line(f"run {run} trains on {count(rows, 'row')} of {drops_words}; it begins next{_when_it_acts(context)}")
-    new = [f"{drop.id} ({drop.name})" for drop in drops if drop.first_run is None and drop.role == "train"]
-    if own.train.start == "champion":
-        print_line(f"it goes on from the champion if that may be: dropforge show {run} says so once it has begun")
-    for pause in overview.paused():
-        if pause.track == track:
-            print_line(pause.words)
-    print_line(f"new: {', '.join(new)}" if new else _nothing_new(overview, track, run))
-    files = [] if overview.daemon().alive else files_in_inbox(settings, track)
-    if files:
-        print_line(f"not in it, since the daemon has not taken {'them' if files[1:] else 'it'} yet: {', '.join(files)}")
-
-
-def _nothing_new(overview: Overview, track: str, run: int) -> str:
-    """Say what the run before came to; it need not have had the same drops, as a trial has one alone."""
-    last = next(iter(overview.runs(track, most=1, before=run)), None)
-    if last is None:
-        return "no drop is new"
-    became = outcome_words(last) if last.ended_at else f"it {state_words(last.state)}"
-    return f"no drop is new; run {last.id}, the last one: {became}"
-
-
-def retry(
-    context: typer.Context,
-    *,
-    run: RunArgument,
-    since: Annotated[
-        str | None, typer.Option("--from", metavar="STEP", help="Do this step again, as train, and all later ones.")
-    ] = None,
-) -> None:
-    """
-    Let a failed, cancelled or crashed run go on where it stopped.
-
-    With the settings of today, and without the drops that were withdrawn or suspended meanwhile: steps that this
-    makes stale are done again, and it says which, and what stands.
-    """
-    from daemon.dispatch import stale_steps  # noqa: PLC0415 - a quick start
-
-    if since is not None and since not in BY_NAME:
-        raise typer.BadParameter(f"there is no step {since!r}: use one of {', '.join(BY_NAME)}")
-    goes_on, words = stale_steps.retry(open_writer(context), load_settings(context), run, now_ms(), since)
-    print_line(f"{goes_on}{_when_it_acts(context)}")
-    if words:
-        print_line(words)
-
-
-def cancel(context: typer.Context, *, run: RunArgument) -> None:
-    """
-    End a run without a verdict.
-
-    One that is running leaves a checkpoint first, so that it can be retried.
-    """
-    from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
-
-    state = run_queue.cancel(open_writer(context), run, now_ms())
-    print_line(deeds.cancelled(run, state) + (_when_it_acts(context) if state == "running" else ""))
-
-
-def _when_it_acts(context: typer.Context) -> str:
-    alive = open_overview(context).daemon().alive
-    return "" if alive else ", once the daemon runs: dropforge run"
 
 
 def _print_head(run: RunDetail) -> None:

@@ -3,7 +3,7 @@
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -12,62 +12,32 @@ from daemon.champions.review.blind_review import Review
 from daemon.cli.output import (
     clock,
     drop_words,
-    dump,
     print_json,
     print_line,
+    print_lines,
     print_table,
     until,
     verdict_words,
     waiting_words,
 )
-from daemon.cli.workspace import JsonOption, load_settings, open_overview, open_writer, word_of_user
+from daemon.cli.workspace import JsonOption, load_settings, open_overview
 from daemon.inbox.drop_folders import is_skipped, watched_folders
 from daemon.settings.cron import next_fire
 from daemon.settings.model import Settings
 from daemon.storage.disk import Disk
 from daemon.views.champion_history import ChampionView
-from daemon.views.details import attention as needs
-from daemon.views.details import deeds
-from daemon.views.details.attention import came_again
-from daemon.views.details.missing_rows import missing_rows
 from daemon.views.overview import Overview, RunView
-from daemon.views.queue import open_runs
 from pipeline.contract import Progress
 from pipeline.errors import DropforgeError
 from pipeline.report.cost import cost_words
+from pipeline.report.story import review_words
 from pipeline.words import count, printable, size_words
 
 EXIT_UNAVAILABLE = 69
 _LATEST = 5
 _PARTS = 20
 _SHORT_ID = 12
-
-
-def attention(
-    context: typer.Context,
-    *,
-    dismiss: Annotated[
-        list[str] | None, typer.Option("--dismiss", metavar="KEY", help="Leave it out until it happens again.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """
-    List what needs a person, the most urgent first, each behind its key.
-
-    What lasts, as a pause does, is told again a day after it was dismissed.
-    """
-    settings, overview, words = load_settings(context), open_overview(context), []
-    for key in dismiss or ():
-        one = needs.dismiss(open_writer(context), settings, overview, key, word_of_user())
-        words.append(deeds.dismissed(one))
-    found = needs.attention(settings, overview)
-    if as_json:
-        print_json(attention=[one.model_dump(mode="json") for one in found])
-    elif words:
-        for line in words:
-            print_line(line)
-    else:
-        print_table(("KEY", "WHAT"), [(one.key, one.title) for one in found])
+Champions = dict[str, ChampionView | None]
 
 
 def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
@@ -76,11 +46,12 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
     With the champions, the drops, and what came of the latest runs. Exit code 69 if the daemon is not running.
     """
-    settings = load_settings(context)
-    overview = open_overview(context)
+    settings, overview = load_settings(context), open_overview(context)
     daemon = overview.daemon()
+    names = dict.fromkeys([*settings.track_names, *overview.tracks()])
+    champions = {name: overview.champion(name) for name in names}
     if as_json:
-        _print_status_json(settings, overview)
+        _print_status_json(settings, overview, champions)
     else:
         process = f", process {daemon.pid}" if daemon.pid else ""
         print_line(f"daemon: running{process}" if daemon.alive else "daemon: not running; start it: dropforge run")
@@ -91,10 +62,9 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
         _print_inbox(settings, overview, alive=daemon.alive)
         for whose, words in (overview.troubles() if daemon.alive else {}).items():
             print_line(f"trouble: {whose}: {words}")
-        for pause in overview.paused():
-            print_line(pause.words)
-        _print_tracks(settings, overview)
-        _print_open_ends(settings, overview, alive=daemon.alive)
+        print_lines(pause.words for pause in overview.paused())
+        _print_tracks(settings, overview, champions)
+        _print_open_ends(settings, overview, champions, alive=daemon.alive)
         _print_drops(overview)
         _print_runs(overview)
     if not daemon.alive:
@@ -134,35 +104,32 @@ def short_id(model_id: str) -> str:
     return model_id[:_SHORT_ID]
 
 
-def _champions(settings: Settings, overview: Overview) -> dict[str, ChampionView | None]:
-    names = dict.fromkeys([*settings.track_names, *overview.tracks()])
-    return {name: overview.champion(name) for name in names}
-
-
-def _print_status_json(settings: Settings, overview: Overview) -> None:
-    champions = _champions(settings, overview)
-    latest = overview.ended_runs(_LATEST)
-    lacks = missing_rows(settings, overview)
-    tracks: list[dict[str, Any]] = []
-    for name, champion in champions.items():
-        dumped, night = champion.model_dump(mode="json") if champion else None, _next_night(settings, name)
-        next_night = night.astimezone(UTC).isoformat() if night else None
-        tracks.append({"name": name, "champion": dumped, "lacks": lacks.get(name), "next_night": next_night})
+def _print_status_json(settings: Settings, overview: Overview, champions: Champions) -> None:
+    lacks, daemon = overview.missing_rows(settings), overview.daemon()
+    nights = {name: _next_night(settings, name) for name in champions}
     print_json(
-        daemon=overview.daemon().model_dump(),
+        daemon=daemon,
         inbox={"folder": settings.inbox, "files": files_in_inbox(settings), **overview.inbox_note()},
         state=settings.state,
         disk=_disk(settings),
-        troubles=overview.troubles() if overview.daemon().alive else {},
-        tracks=tracks,
-        awaiting=dump(overview.awaiting()),
-        blocked=dump(overview.blocked()),
-        proposed=dump(overview.drops(state="proposed", most=_LATEST)),
+        troubles=overview.troubles() if daemon.alive else {},
+        tracks=[
+            {
+                "name": name,
+                "champion": champion,
+                "lacks": lacks.get(name),
+                "next_night": night.astimezone(UTC).isoformat() if (night := nights[name]) else None,
+            }
+            for name, champion in champions.items()
+        ],
+        awaiting=overview.awaiting(),
+        blocked=overview.blocked(),
+        proposed=overview.drops(state="proposed", most=_LATEST),
         drops=overview.drop_counts(),
-        latest_drops=dump(overview.drops(most=_LATEST)),
-        paused=dump(overview.paused()),
-        runs=dump(open_runs(overview)),
-        latest=dump(latest),
+        latest_drops=overview.drops(most=_LATEST),
+        paused=overview.paused(),
+        runs=overview.open_runs(),
+        latest=overview.ended_runs(_LATEST),
     )
 
 
@@ -178,11 +145,8 @@ def files_in_inbox(settings: Settings, track: str | None = None) -> list[str]:
 
 def _disk(settings: Settings) -> dict[str, Any]:
     disk = Disk(settings)
-    return {
-        "free_bytes": disk.free_bytes(),
-        "low_water_bytes": disk.low_water_bytes,
-        "shortage": disk.shortage() or None,
-    }
+    sizes = {"free_bytes": disk.free_bytes(), "low_water_bytes": disk.low_water_bytes}
+    return {**sizes, "shortage": disk.shortage() or None}
 
 
 def _print_inbox(settings: Settings, overview: Overview, *, alive: bool) -> None:
@@ -212,10 +176,10 @@ def _next_night(settings: Settings, track: str) -> datetime | None:
     return next_fire(own.schedule, own.timezone, datetime.now(UTC))
 
 
-def _print_tracks(settings: Settings, overview: Overview) -> None:
+def _print_tracks(settings: Settings, overview: Overview, champions: Champions) -> None:
     counts = overview.drop_counts()
     rows = []
-    for name, champion in _champions(settings, overview).items():
+    for name, champion in champions.items():
         words = _champion_words(champion) if champion is not None else _why_none(settings, name)
         drops = ", ".join(f"{number} {state}" for state, number in sorted(counts.get(name, {}).items()))
         rows.append((name, words, drops or "none"))
@@ -225,8 +189,7 @@ def _print_tracks(settings: Settings, overview: Overview) -> None:
         night = _next_night(settings, name)
         if night is not None:
             print_line(f"the next night of track {name} begins {until(night)}, at {clock(night)}")
-    for said in missing_rows(settings, overview).values():
-        print_line(said)
+    print_lines(overview.missing_rows(settings).values())
 
 
 def _champion_words(champion: ChampionView) -> str:
@@ -240,8 +203,8 @@ def _champion_words(champion: ChampionView) -> str:
     return f"generation {champion.generation}, {short_id(champion.model_id)}, {how}{over}"
 
 
-def _print_open_ends(settings: Settings, overview: Overview, *, alive: bool) -> None:
-    """Say what waits for a person: held-out files, wins without a word, commands that failed after a promotion."""
+def _print_open_ends(settings: Settings, overview: Overview, champions: Champions, *, alive: bool) -> None:
+    """Print what waits for a person: proposed drops, wins, withdrawn training data, hooks that failed."""
     proposed = overview.drops(state="proposed", most=_LATEST + 1)
     for drop in proposed[:_LATEST]:
         rows = count(drop.rows, "held-out row")
@@ -255,11 +218,9 @@ def _print_open_ends(settings: Settings, overview: Overview, *, alive: bool) -> 
         print_line(f"run {run.id} of track {run.track} won, {words}")
         for line in review_lines(overview, run):
             print_line(f"run {run.id}: {line}")
-    for track, champion in _champions(settings, overview).items():
-        for line in taken_out_lines(champion) if champion is not None else ():
-            print_line(f"track {track}, generation {champion.generation if champion else ''}: {line}")
-        for line in command_lines(settings, champion, alive=alive) if champion is not None else ():
-            print_line(f"track {track}, generation {champion.generation if champion else ''}: {line}")
+    for one in filter(None, champions.values()):
+        for line in (*taken_out_lines(one), *command_lines(settings, one, alive=alive)):
+            print_line(f"track {one.track}, generation {one.generation}: {line}")
 
 
 def review_lines(overview: Overview, run: RunView) -> list[str]:
@@ -275,8 +236,6 @@ def review_lines(overview: Overview, run: RunView) -> list[str]:
 def judged_words(found: Review) -> str:
     """Return what came of a blind review, or how far it is."""
     if found.result is not None:
-        from pipeline.report.story import review_words  # noqa: PLC0415 - a quick start
-
         return review_words(found.result)
     return f"{found.judged} of {found.asked} pairs are judged blind; to go on: dropforge review {found.run}"
 
@@ -333,12 +292,12 @@ def _print_drops(overview: Overview) -> None:
         ]
         print_table(("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), rows)
         for drop in latest:
-            if drop.state == "rejected" and not came_again(overview, drop):
+            if drop.state == "rejected" and not overview.came_again(drop):
                 print_line(f"drop {drop.id} was rejected: {drop.reason}")
 
 
 def _print_runs(overview: Overview) -> None:
-    going = open_runs(overview)
+    going = overview.open_runs()
     if going:
         print_line()
         print_table(("RUN", "TRACK", "STATE", ""), [(run.id, run.track, run.state, describe_run(run)) for run in going])

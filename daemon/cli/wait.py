@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import PurePath
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,9 +14,11 @@ from daemon.cli.output import print_json, print_line
 from daemon.cli.status import describe_run, files_in_inbox, progress_mark
 from daemon.cli.workspace import MOST, JsonOption, complete_run, load_settings, open_overview, small_enough
 from daemon.settings.model import Settings
-from daemon.views.awaited import Settled, drop_awaited, run_awaited
-from daemon.views.drop_lineage import DropView
+from daemon.state.questions import GAVE_BACK
+from daemon.state.states import AWAITING, DropState, RunState
+from daemon.views.drops import DropView
 from daemon.views.overview import Overview, RunView
+from pipeline.artifacts import Frozen
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.words import printable
 
@@ -30,9 +32,35 @@ EXIT_CODES = {
     "rejected": EXIT_BAD_DATA,
 }
 EXIT_TIMED_OUT = 15
+_BY_STATE: dict[str, Literal["failed", "cancelled"]] = {
+    RunState.FAILED: "failed",
+    RunState.CRASHED: "failed",
+    RunState.CANCELLED: "cancelled",
+}
+_BY_DROP: dict[str, Literal["rejected", "cancelled", "refused"]] = {
+    DropState.REJECTED: "rejected",
+    DropState.WITHDRAWN: "cancelled",
+    DropState.SUSPENDED: "refused",
+}
+_BY_OUTCOME: dict[str, Literal["promoted", "insufficient_evidence"]] = {
+    "promoted": "promoted",
+    "insufficient_evidence": "insufficient_evidence",
+}
 _LOOK_SECONDS = 1.0
 #: A daemon that is gone for longer is not being restarted.
 _GONE_SECONDS = 60.0
+
+
+class Settled(Frozen):
+    """How something ended that was waited for."""
+
+    verdict: Literal["promoted", "refused", "insufficient_evidence", "failed", "cancelled", "rejected"]
+    """`refused`: by the gate, or a win that another champion came before or whose model is blocked."""
+    sentence: str
+    gain: float | None = None
+    """In points of the primary metric; `None` if nothing was compared."""
+    run: int | None = None
+    drop: int | None = None
 
 
 class TimedOut(DropforgeError):
@@ -75,8 +103,9 @@ def wait(  # noqa: PLR0913 - each goes by its name on the command line
     15 timed out, 65 the drop was rejected, 69 no daemon runs. A win that waits for approval has no verdict yet.
     """
     if (what is None) == (drop is None):
-        message = "name a run, a dropped file, or a drop: dropforge wait 7, wait data.jsonl, or wait --drop 4"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter(
+            "name a run, a dropped file, or a drop: dropforge wait 7, wait data.jsonl, or wait --drop 4"
+        )
     overview = open_overview(context)
     ask = _question(overview, load_settings(context), what, drop, track)
     found = _until_settled(overview, ask, timeout)
@@ -105,8 +134,10 @@ def _question(
                 return f"{name} lies in the inbox and was not taken yet"
             found = overview.drop_named(printable(name), track)
             if found is None:
-                message = f"there is no drop of a file {name}, and none in the inbox"
-                raise DropforgeError(message, f"drop it first: dropforge submit {name}; what is there: dropforge drops")
+                raise DropforgeError(
+                    f"there is no drop of a file {name}, and none in the inbox",
+                    f"drop it first: dropforge submit {name}; list the drops: dropforge drops",
+                )
             taken.append(found.id)
         return drop_awaited(overview, taken[0])
 
@@ -149,3 +180,37 @@ def _state(found: RunView | DropView | str) -> tuple[object, str]:
     if found.state == "proposed":
         words = f"drop {found.id} ({found.name}) waits for a person: dropforge drops accept {found.id}"
     return (found.id, found.state), words
+
+
+def run_awaited(overview: Overview, run_id: int) -> Settled | RunView:
+    """Return how a run ended, or its progress; a win that waits for approval has not ended. Raises `NotThere`."""
+    run = overview.run(run_id)
+    if run.state in _BY_STATE:
+        words = f"run {run.id} {run.state}" if run.state != RunState.CANCELLED else f"run {run.id} was cancelled"
+        return Settled(verdict=_BY_STATE[run.state], sentence=": ".join(filter(None, (words, run.error))), run=run.id)
+    if run.state != RunState.SUCCEEDED or run.outcome == AWAITING:
+        return run
+    return Settled(
+        verdict=_BY_OUTCOME.get(run.outcome or "", "refused"), sentence=run.sentence or "", gain=run.gain, run=run.id
+    )
+
+
+def drop_awaited(overview: Overview, drop_id: int) -> Settled | RunView | DropView:
+    """
+    Return what the first run that sees a drop came to, or how far drop or run are.
+
+    A drop that repeats another one is waited for as that; a run that failed or was cancelled has given its drops back.
+    Raises `NotThere`.
+    """
+    drop = overview.drop(drop_id)
+    if drop.duplicate_of is not None:
+        return drop_awaited(overview, drop.duplicate_of)
+    if drop.first_run is not None:
+        return run_awaited(overview, drop.first_run)
+    words = ": ".join(filter(None, (f"drop {drop.id} ({drop.name}) is {drop.state}", drop.reason)))
+    gave_back = overview.rows(GAVE_BACK, track=drop.track, drop=drop.id) if drop.state == DropState.ACCEPTED else []
+    if gave_back:
+        return run_awaited(overview, gave_back[0].id)
+    if drop.state in _BY_DROP:
+        return Settled(verdict=_BY_DROP[drop.state], sentence=words, drop=drop.id)
+    return drop

@@ -1,19 +1,24 @@
-"""Where a command works: the settings named by `--config`, and what is known of their state folder."""
+"""Where a command works: the settings named by `--config`, which `config` shows, and their state folder."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.cli.output import print_json, print_line, print_table
 from daemon.settings.load import load
 from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES, Settings, SettingsError
+from daemon.settings.origins import origins
+from daemon.settings.text import nearest
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.clock import now_ms
 from daemon.system.programs import act_as_owner
 from daemon.views.overview import Overview
 from daemon.views.reader import count_rows
 from pipeline.errors import DropforgeError
+from pipeline.words import listed
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -26,6 +31,11 @@ AllOption = Annotated[
     typer.Option("--all", help="All of them and not the newest 50; with --json too, where `older` counts the others."),
 ]
 TrackOption = Annotated[str | None, typer.Option("--track", metavar="TRACK", help="Of this track only.")]
+OneTrackOption = Annotated[str, typer.Option("--track", metavar="TRACK", help="The track; that of the top level else.")]
+TrackArgument = Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")]
+KeyArgument = Annotated[
+    str | None, typer.Argument(metavar="[KEY]", help="A setting or a section, as train.epochs or train.")
+]
 
 #: Rows of a list, unless all are asked for.
 MOST_LISTED = 50
@@ -35,6 +45,12 @@ SERVICE_FILE = Path("/etc/dropforge/dropforge.toml")
 
 class NoWorkspace(DropforgeError):
     """The command was started where there is nothing of ours."""
+
+    exit_code = 2
+
+
+class NoSetting(DropforgeError):
+    """There is no setting of this name."""
 
     exit_code = 2
 
@@ -64,8 +80,10 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
     Raises `SettingsError` if they cannot be used, `NoWorkspace` if neither settings nor a state folder are there.
     """
     if config_path(context) is None and not _is_workspace():
-        message = f"there is no workspace in {Path.cwd()}: no dropforge.toml, nor one of a service: {SERVICE_FILE}"
-        raise NoWorkspace(message, "make one: dropforge init; or name its settings: dropforge --config FILE COMMAND")
+        raise NoWorkspace(
+            f"there is no workspace in {Path.cwd()}: no dropforge.toml, nor one of a service: {SERVICE_FILE}",
+            "make one: dropforge init; or name its settings: dropforge --config FILE COMMAND",
+        )
     settings = load(config_path(context))
     if as_owner:
         act_as_owner(settings.state_folder)
@@ -95,12 +113,12 @@ def open_writer(context: typer.Context) -> "Engine":
     return database.open_writer(load_settings(context).state_folder / DATABASE_NAME)
 
 
-def word_of_user(reason: str = "") -> "Word":
+def word_of_user(reason: str | None = None) -> "Word":
     """Return the manual decision of the user who started this command."""
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.state.events import Word  # noqa: PLC0415
 
-    return Word(reason, now_ms(), who())
+    return Word(reason or "", now_ms(), who())
 
 
 def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:
@@ -127,6 +145,19 @@ def complete_run(context: typer.Context, incomplete: str) -> list[tuple[str, str
     return [(str(run.id), f"{run.track} {run.outcome or run.state}") for run in matching]
 
 
+def _not_blank(reason: str | None) -> str | None:
+    """Refuse a reason that would tell nobody anything."""
+    if reason is not None and not reason.strip():
+        raise typer.BadParameter("it is blank: say why, for those who read the history")
+    return reason
+
+
+ReasonOption = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.", callback=_not_blank)
+]
+AnyReasonOption = Annotated[
+    str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.", callback=_not_blank)
+]
 #: The largest number that the database can look for.
 MOST = (1 << 63) - 1
 
@@ -146,3 +177,46 @@ RunArgument = Annotated[
 def count_older(overview: Overview, table: str, last: int | None, **wanted: str | list[str] | None) -> int:
     """Return how many rows with the `wanted` values are older than the `last` one of a list; 0 if there is none."""
     return 0 if last is None else overview.read(lambda base: [count_rows(base, table, wanted, last)])[0]
+
+
+def config(context: typer.Context) -> None:
+    """Show the settings in force and where each comes from, or check them."""
+    if context.invoked_subcommand is None:
+        show(context)
+
+
+def show(context: typer.Context, *, key: KeyArgument = None, as_json: JsonOption = False) -> None:
+    """
+    Show the settings in force, and where each comes from: the file, a variable, a preset, or the default.
+
+    With KEY that one alone, or those of its section. Passwords and tokens are not shown.
+    """
+    load_settings(context)  # refuses where there is no workspace
+    every = origins(config_path(context), os.environ)
+    found = [one for one in every if key is None or one.name == key or one.name.startswith(f"{key}.")]
+    if not found:
+        near = nearest(key or "", [one.name for one in every])
+        raise NoSetting(
+            f"there is no setting {key!r}", f"did you mean {near!r}?" if near else "list them: dropforge config"
+        )
+    if as_json:
+        print_json(settings=found)
+        return
+    rows = [(one.name, json.dumps(one.value, ensure_ascii=False), one.where or one.source) for one in found]
+    print_table(("SETTING", "VALUE", "FROM"), rows)
+
+
+def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
+    """
+    Say whether the settings can be used.
+
+    Exit code 2 if not, with the file or the variable, the setting and what would be right; so too if a track's base
+    model is not there or cannot be trained, or a package or program that a setting needs is not installed. Changes
+    nothing; the daemon reads its settings when it starts.
+    """
+    settings, where = load_settings(context), str(chosen_file(context))
+    refuse_missing(context, settings, with_bases=True)
+    if as_json:
+        print_json(ok=True, file=where, tracks=list(settings.track_names))
+    else:
+        print_line(f"{where}: the settings can be used, for {listed([f'track {one}' for one in settings.track_names])}")

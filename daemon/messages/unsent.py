@@ -6,8 +6,8 @@ from datetime import datetime
 from daemon.messages.outbox import WEEK_MS
 from daemon.settings.model import Settings
 from daemon.state.states import MessageState
-from daemon.views.champion_history import utc
 from daemon.views.overview import Overview
+from daemon.views.reader import utc
 from pipeline.artifacts import Frozen
 
 _UNSENT = "SELECT * FROM message WHERE state = ? AND coalesce(ended_at, ?) > ? ORDER BY id"

@@ -17,7 +17,7 @@ from daemon.settings.model import Settings
 from daemon.state.run_files import ArtifactDamaged
 from daemon.state.states import DropState, RunState
 from daemon.storage.disk import Disk
-from daemon.views.cost import cost_of
+from daemon.views.champion_history import cost_of
 from daemon.views.overview import Overview
 
 #: What Prometheus' servers ask for, and node_exporter's textfile collector reads.

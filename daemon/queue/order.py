@@ -79,7 +79,7 @@ def pause(engine: Engine, track: str, word: Word) -> None:
         row = ensure_track(session, track, word.at)
         if row.paused is not None:
             message = f"track {track} is paused already: {row.paused['reason']}"
-            raise DropforgeError(message, f"to let it go on: dropforge resume {track}")
+            raise DropforgeError(message, f"to resume: dropforge resume {track}")
         row.paused = {"reason": word.reason, "by": word.by, "at": word.at}
         session.add(row)
         record_event(session, "track_paused", word.at, track=track, reason=word.reason, by=word.by)

@@ -1,5 +1,6 @@
-"""Each champion's time as people ask for it: since when, until when, why, by whom, trained on which drops."""
+"""A track's champions: since when, until when, why, by whom, trained on which drops, at what cost."""
 
+import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -7,12 +8,11 @@ from sqlite3 import Connection
 from typing import TYPE_CHECKING
 
 from daemon.champions.history import drops_of
-from daemon.state.run_files import ArtifactDamaged, load_dataset
+from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict, run_folder
 from daemon.state.states import DropState
-from daemon.system import clock
-from daemon.views.cost import cost_of
-from daemon.views.reader import champions_of, drops_with
+from daemon.views.reader import Time
 from pipeline.artifacts import Dataset, Frozen
+from pipeline.report.cost import run_cost
 from pipeline.report.facts import RunCost
 from pipeline.words import start_words
 
@@ -66,8 +66,8 @@ class ChampionView(Frozen):
     model_id: str
     path: str
     """Absolute path of the model's folder."""
-    since: datetime | None
-    until: datetime | None
+    since: Time | None
+    until: Time | None
     """`None` while it serves."""
     kind: str
     """How it became the champion: base, promotion, forced or rollback."""
@@ -116,8 +116,8 @@ def champion_view(base: Connection, state_folder: Path, row: "Promotion", end: i
         {
             **{name: getattr(row, name) for name in same},
             "path": str(state_folder / path),
-            "since": utc(row.done_at),
-            "until": utc(end),
+            "since": row.done_at,
+            "until": end,
             "run": run_id,
             "verdict": run.sentence if run else None,
             "gain": run.gain if run else None,
@@ -130,45 +130,43 @@ def champion_view(base: Connection, state_folder: Path, row: "Promotion", end: i
     )
 
 
-def champion_views(base: Connection, state_folder: Path, track: str) -> list[ChampionView]:
-    """Return the track's champions, the base model first and today's last."""
-    rows = champions_of(base, track)
-    ends = [*(row.done_at for row in rows[1:]), None]
-    made = [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
-    return [one if one.run is None else one.model_copy(update={"cost": cost_of(state_folder, one.run)}) for one in made]
-
-
-def latest_champions(
-    base: Connection, state_folder: Path, which: tuple[str, int | None], most: int
+def champion_views(
+    base: Connection, state_folder: Path, track: str, most: int = -1, before: int | None = None
 ) -> list[ChampionView]:
-    """Return a track's latest champions, at most `most`, today's first; `which` is it, and a generation to be below."""
-    track, before = which
+    """Return a track's champions, today's first; at most `most`, with `before` those of earlier generations."""
     done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' AND generation"
     below, above = f"{done} < ? ORDER BY generation DESC LIMIT ?", f"{done} >= ? ORDER BY generation LIMIT 1"
-    rows = base.execute(below, (track, _BEYOND if before is None else before, most)).fetchall()
-    after = None if before is None else base.execute(above, (track, before)).fetchone()
+    before = _BEYOND if before is None else before
+    rows = base.execute(below, (track, before, most)).fetchall()
+    after = base.execute(above, (track, before)).fetchone()
     ends = [None if after is None else after.done_at, *(row.done_at for row in rows)]
     made = [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
     return [one if one.run is None else one.model_copy(update={"cost": cost_of(state_folder, one.run)}) for one in made]
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
-    """Return who served at a time; `None` before the first."""
-    begun = [one for one in history if one.since is not None and one.since <= at]
-    return begun[-1] if begun else None
+    """Return the champion of a history, today's first, that served at a time; `None` before the first."""
+    return next((one for one in history if one.since is not None and one.since <= at), None)
 
 
 def trained_on(base: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
     """Return the drops with these numbers, the oldest first, with what has become of them."""
-    return tuple(
-        TrainedOn.model_validate({name: getattr(row, name) for name in TrainedOn.model_fields})
-        for row in drops_with(base, ids)
-    )
+    wanted = f'SELECT {", ".join(TrainedOn.model_fields)} FROM "drop" WHERE id IN (SELECT value FROM json_each(?))'  # noqa: S608
+    rows = base.execute(f"{wanted} ORDER BY id", (json.dumps(list(ids)),))
+    return tuple(TrainedOn.model_validate(vars(row)) for row in rows)
 
 
-def utc(milliseconds: int | None) -> datetime | None:
-    """Return a time of the database as people and JSON have it."""
-    return None if milliseconds is None else clock.utc(milliseconds)
+def cost_of(state_folder: Path, run_id: int) -> RunCost | None:
+    """Return what a run took, and per point that it gained; `None` if no result of its attempts can be read."""
+    try:
+        verdict = load_verdict(state_folder, run_id)
+    except (OSError, ArtifactDamaged):
+        verdict = None
+    try:
+        cost = run_cost(run_folder(state_folder, run_id), verdict.gain if verdict else None)
+    except OSError:
+        return None
+    return cost if cost.seconds else None
 
 
 def dataset_of(state_folder: Path, run_id: int) -> Dataset | None:

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from daemon.state.run_files import load_curve, published
 from daemon.state.states import RunState
-from daemon.views.attempts import AttemptView, attempts_of
-from daemon.views.overview import DaemonView, Overview, RunView
-from daemon.views.queue import PauseView, open_runs
+from daemon.views.overview import AttemptView, DaemonView, Overview, PauseView, RunView, attempts_of
 from pipeline.artifacts import Frozen
 from pipeline.config import RunConfig
 from pipeline.contract import Curve
@@ -52,7 +50,7 @@ class Now(Frozen):
 
 def look(overview: Overview) -> Now:
     """Return what goes on now."""
-    runs = open_runs(overview)
+    runs = overview.open_runs()
     running = next((run for run in runs if run.state == RunState.RUNNING), None)
     daemon = overview.daemon()
     return Now(

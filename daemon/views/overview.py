@@ -6,46 +6,70 @@ Times are UTC. What is not there (no database yet, a file that a crash took) is 
 
 import sqlite3
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from pathlib import Path
 from sqlite3 import Connection
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from daemon.champions.history import blocker, true_sentence
 from daemon.champions.review.blind_review import CHOSEN, Review, review_of
+from daemon.inbox.answers.remarks import metric_of_track, too_few
+from daemon.settings.model import Settings
 from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
-from daemon.state.questions import AWAITS_APPROVAL, CHAMPIONS
-from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict, run_folder
-from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState
+from daemon.state.questions import ACCEPTED_ROWS, AWAITS_APPROVAL, CHAMPIONS, IS_DUE, METRIC
+from daemon.state.run_files import (
+    again_words,
+    attempt_folder,
+    load_object,
+    load_progress,
+    load_verdict,
+    published,
+    run_folder,
+)
+from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState, queue_order
+from daemon.system.clock import now_ms
 from daemon.system.processes import lock_holder
-from daemon.views.attempts import AttemptView, attempts_of, done_again
 from daemon.views.champion_history import (
     ChampionView,
     TrainedOn,
     champion_view,
     champion_views,
+    cost_of,
     dataset_of,
     trained_on,
-    utc,
 )
-from daemon.views.cost import cost_of
-from daemon.views.drop_lineage import DropUses, DropView, drop_uses, drop_views, trial_words
-from daemon.views.queue import PauseView, goes_after, pauses
-from daemon.views.reader import champions_of, newest_rows, reading
+from daemon.views.drops import DropUses, DropView, drop_uses, drop_views
+from daemon.views.reader import Time, champions_of, newest_rows, reading
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 from pipeline.report.facts import RunCost
+from pipeline.steps import STEPS
 from pipeline.words import start_words
 
 if TYPE_CHECKING:
     from daemon.state.tables import Run
 
 T = TypeVar("T")
-#: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
+#: Shown as the outcome of a win whose model was rolled back from: it does not wait for approval.
 BLOCKED = "blocked"
+#: Why the training of a run is done once more, until it has been.
+_WHY_AGAIN = """
+SELECT detail FROM event WHERE run_id = ? AND kind = 'run_began_again' AND NOT EXISTS (
+    SELECT 1 FROM attempt
+    WHERE run_id = event.run_id AND step = 'train' AND state = 'published' AND ended_at > event.at)
+ORDER BY id DESC LIMIT 1
+"""
+_HAS_VERDICT = "SELECT 1 FROM run WHERE track = ? AND outcome <> 'insufficient_evidence' LIMIT 1"
+#: Whether the owner of a drop dropped a later file of its name. Only the first event of a drop has its owner.
+_CAME_AGAIN = """
+SELECT later.id FROM "drop" AS one JOIN "drop" AS later USING (track, role, name_bytes)
+JOIN event AS came ON came.drop_id = one.id JOIN event AS again ON again.drop_id = later.id
+WHERE one.id = ? AND later.id > one.id
+AND json_extract(came.detail, '$.owner') = json_extract(again.detail, '$.owner') LIMIT 1
+"""
 
 
 class NotThere(DropforgeError):
@@ -61,13 +85,40 @@ class DaemonView(Frozen):
 
 
 class YardstickView(Frozen):
-    """A run that was judged on something else than the one before it."""
+    """A run that was judged on another evaluation set than the run before it."""
 
     track: str
     run: int
-    at: datetime
+    at: Time
     words: str
-    """What changed, by whose word, and what the champion scores on both."""
+    """What changed, who decided it, and what the champion scores on both."""
+
+
+class PauseView(Frozen):
+    """A track that begins no run."""
+
+    track: str
+    reason: str
+    by: str
+    """The person who paused it."""
+    at: Time
+
+    @property
+    def words(self) -> str:
+        """That it is paused, why, and how it is resumed."""
+        return f"track {self.track} is paused by {self.by}: {self.reason}; to resume: dropforge resume {self.track}"
+
+
+class AttemptView(Frozen):
+    """One attempt at one step."""
+
+    step: str
+    number: int
+    state: str
+    started_at: Time
+    ended_at: Time | None
+    seconds: float | None
+    error: str | None
 
 
 class RunView(Frozen):
@@ -79,14 +130,14 @@ class RunView(Frozen):
     trigger: str
     step: str | None
     """The step that it is at, or where it ended."""
-    progress: Progress | None
-    created_at: datetime
-    not_before: datetime
+    progress: Progress | None = None
+    created_at: Time
+    not_before: Time
     """A queued or waiting run does not begin before."""
     place: int
     """Where a person put it in the queue, below 0; 0 where nobody did."""
-    started_at: datetime | None
-    ended_at: datetime | None
+    started_at: Time | None
+    ended_at: Time | None
     outcome: str | None
     sentence: str | None
     gain: float | None
@@ -95,26 +146,21 @@ class RunView(Frozen):
     hint: str | None
     cancel_requested: bool
     paused: str | None = None
-    """Why a queued or waiting run does not begin: its track is paused, by whom, and how it goes on."""
+    """Why a queued or waiting run does not begin: its track is paused, by whom, and how it is resumed."""
     after: int | None = None
-    """Of a queued or waiting run that may begin now, the run behind which it waits; `None` if it begins next."""
+    """The run behind which a queued or waiting run waits that may begin now; `None` if it begins next."""
     trial: str | None = None
-    """Of a run that tries one drop alone: which, and why."""
+    """Which drop a trial run tries alone, and why."""
     blocker: str | None = None
     """Why a win is promoted by force only: its model is blocked."""
     again: str | None = None
-    """Of a run that does steps once more: which, and what it keeps."""
+    """Which steps a run repeats, and what it keeps."""
     cost: RunCost | None = None
-    """Of a run that has ended, where it was asked for; lists of all runs leave it out."""
+    """The cost of a run that has ended; lists of all runs leave it out."""
 
 
-#: The columns of runs that lists need.
-_RUN_COLUMNS = tuple(
-    name
-    for name in RunView.model_fields
-    if name not in {"progress", "paused", "after", "trial", "blocker", "again", "cost"}
-)
-_RUN = ", ".join(_RUN_COLUMNS)
+#: The columns that lists of runs need; settings and snapshots are large, and read only where they are shown.
+_RUN_COLUMNS = tuple(name for name, field in RunView.model_fields.items() if field.is_required())
 
 
 class RunDetail(RunView):
@@ -129,7 +175,7 @@ class RunDetail(RunView):
     taken_out: tuple[TrainedOn, ...] = ()
     """Those of them that were withdrawn or suspended since."""
     warnings: tuple[str, ...] = ()
-    """What is to be known about its data."""
+    """Warnings about its data."""
     training: str | None = None
     """What it trains from, the base or a champion, on how many rows; `None` before that is prepared."""
     attempts: tuple[AttemptView, ...]
@@ -144,13 +190,17 @@ class Overview:
         self.folder = state_folder
 
     def daemon(self) -> DaemonView:
-        """Say whether a daemon holds the state folder's lock."""
+        """Return whether a daemon holds the state folder's lock."""
         try:
             pid = lock_holder(self.folder / LOCK_NAME)
         except PermissionError as error:
-            message = f"{self.folder} is not readable for this user"
-            raise DropforgeError(message, "ask as the user that the daemon runs as: sudo -u USER dropforge") from error
+            raise DropforgeError(
+                f"{self.folder} is not readable for this user",
+                "ask as the user that the daemon runs as: sudo -u USER dropforge",
+            ) from error
         return DaemonView(alive=pid is not None, pid=pid or None)
+
+    # --- tracks and champions
 
     def tracks(self) -> list[str]:
         """Return the names of the tracks that the database knows, in their order of appearance."""
@@ -158,16 +208,12 @@ class Overview:
 
     def paused(self) -> list[PauseView]:
         """Return the tracks that a person has paused."""
-        return self.read(pauses)
+        return self.read(_pauses)
 
-    def metric(self, track: str) -> str | None:
-        """Return the metric that the track's first run fixed; `None` before."""
-        return next((row.metric for row in self.rows("SELECT metric FROM track WHERE name = ?", track)), None)
-
-    def answer_tokens(self, track: str) -> int | None:
-        """Return the most tokens of an answer that the track's first run fixed; `None` before."""
-        rows = self.rows("SELECT max_new_tokens FROM track WHERE name = ?", track)
-        return next((row.max_new_tokens for row in rows), None)
+    def fixed(self, track: str) -> Any:
+        """Return `metric` and `max_new_tokens` as the track's first run fixed them; both are `None` before."""
+        found = self.rows("SELECT metric, max_new_tokens FROM track WHERE name = ?", track)
+        return found[0] if found else SimpleNamespace(metric=None, max_new_tokens=None)
 
     def champion(self, track: str) -> ChampionView | None:
         """Return the track's champion; `None` before its base model is known."""
@@ -177,31 +223,30 @@ class Overview:
         )
         return found[0] if found else None
 
-    def history(self, track: str) -> list[ChampionView]:
-        """Return the track's champions from the base model to today's."""
-        return self.read(lambda base: champion_views(base, self.folder, track))
+    def history(self, track: str, most: int = -1, before: int | None = None) -> list[ChampionView]:
+        """Return the track's champions, today's first; at most `most`, with `before` those of earlier generations."""
+        return self.read(lambda base: champion_views(base, self.folder, track, most, before))
 
     def yardsticks(self, track: str) -> list[YardstickView]:
-        """Return the changes of what the track is judged on, the latest first."""
+        """Return the changes of the track's evaluation set, the latest first."""
         changes = "SELECT * FROM event WHERE kind = 'yardstick_changed' AND track = ? ORDER BY id DESC"
         return [
-            YardstickView.model_validate({"track": track, "run": one.run_id, "at": utc(one.at), **one.detail})
+            YardstickView.model_validate({"track": track, "run": one.run_id, "at": one.at, **one.detail})
             for one in self.rows(changes, track)
         ]
 
-    def awaiting(self) -> list[RunView]:
-        """Return the runs whose win waits for a person, oldest first."""
-        return [run for run in self._wins() if run.outcome != BLOCKED]
+    def missing_rows(self, settings: Settings, track: str | None = None) -> dict[str, str]:
+        """Return what each track lacks for its first verdict, in words, by track; of `track` alone if it is given."""
+        found = {}
+        for name in settings.track_names:
+            if track in {None, name} and not self.rows(_HAS_VERDICT, name):
+                rows = {row.role: row.rows for row in self.rows(ACCEPTED_ROWS, track=name)}
+                metric = metric_of_track(self.folder, next(iter(self.rows(METRIC, track=name)), None))
+                if (said := too_few(name, settings.track(name), metric, rows)) is not None:
+                    found[name] = said
+        return found
 
-    def blocked(self) -> list[RunView]:
-        """Return the runs that won with a model that was rolled back from, oldest first: they wait for nothing."""
-        return [run for run in self._wins() if run.outcome == BLOCKED]
-
-    def uses(self, drop_id: int) -> DropUses:
-        """Return what a drop is still in that no later snapshot holds."""
-        wanted = 'SELECT * FROM "drop" WHERE id = ?'
-        found = self.read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
-        return found[0] if found else DropUses()
+    # --- drops
 
     def drops(
         self, track: str | None = None, state: str | None = None, most: int | None = None, before: int | None = None
@@ -225,10 +270,21 @@ class Overview:
     def drop_counts(self) -> dict[str, dict[str, int]]:
         """Return how many drops of each track are in each state."""
         counts: dict[str, dict[str, int]] = {}
-        counted = 'SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'
-        for row in self.rows(counted):
+        for row in self.rows('SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'):
             counts.setdefault(row.track, {})[row.state] = row.number
         return counts
+
+    def uses(self, drop_id: int) -> DropUses:
+        """Return which champion was trained on a drop that no later run uses."""
+        wanted = 'SELECT * FROM "drop" WHERE id = ?'
+        found = self.read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
+        return found[0] if found else DropUses()
+
+    def came_again(self, drop: DropView) -> bool:
+        """Return whether the owner of a drop dropped a later file of this name, which then says what is wrong today."""
+        return bool(self.rows(_CAME_AGAIN, drop.id))
+
+    # --- runs
 
     def runs(
         self,
@@ -241,11 +297,25 @@ class Overview:
         newest, values = newest_rows({"track": track, "state": None if states is None else list(states)}, most, before)
         return self._runs(newest, *values)
 
+    def open_runs(self) -> list[RunView]:
+        """Return the runs that are not over, in the order in which they begin."""
+        return sorted(
+            self.runs(states=OPEN_STATES), key=lambda run: queue_order(run.state, run.trigger, run.place, run.id)
+        )
+
     def ended_runs(self, most: int) -> list[RunView]:
-        """Return the newest runs that have ended, at most `most`: a few of many are found without looking at all."""
+        """Return the newest runs that have ended, at most `most`."""
         # By its end, not its state: SQLite would gather every run of the ended states before it takes the newest.
         found = self._runs("WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", most)
         return [run.model_copy(update={"cost": cost_of(self.folder, run.id)}) for run in found]
+
+    def awaiting(self) -> list[RunView]:
+        """Return the runs whose win waits for approval, oldest first."""
+        return [run for run in self._runs(f"WHERE {AWAITS_APPROVAL} ORDER BY id") if run.outcome != BLOCKED]
+
+    def blocked(self) -> list[RunView]:
+        """Return the runs that won with a model that was rolled back from, oldest first."""
+        return [run for run in self._runs(f"WHERE {AWAITS_APPROVAL} ORDER BY id") if run.outcome == BLOCKED]
 
     def run(self, run_id: int) -> RunDetail:
         """Return one run with its attempts and its verdict. Raises `NotThere`, or `ArtifactDamaged`."""
@@ -253,12 +323,8 @@ class Overview:
 
     def review(self, run_id: int) -> Review:
         """Return how far a run's blind review is. Raises `NotThere`, or `DropforgeError` without answers to compare."""
-        chosen = "SELECT detail FROM event WHERE run_id = ? AND kind = ? ORDER BY id"
-
-        def read(base: Connection, row: "Run") -> tuple[dict[str, Any] | None, list[Any]]:
-            return row.config, base.execute(chosen, (run_id, CHOSEN)).fetchall()
-
-        config, rows = self.ask_of_run(run_id, read)
+        config = self.ask_of_run(run_id, lambda _, row: row.config)
+        rows = self.rows("SELECT detail FROM event WHERE run_id = ? AND kind = ? ORDER BY id", run_id, CHOSEN)
         return review_of(self.folder, run_id, config, [row.detail for row in rows])
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
@@ -267,8 +333,10 @@ class Overview:
         paths = [self.folder / attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
         found = [path for path in paths if path.exists()]
         if not found:
-            message = f"run {run_id} has no log" + (f" of step {step}" if step else "")
-            raise NotThere(message, f"see how far it is: dropforge show {run_id}")
+            raise NotThere(
+                f"run {run_id} has no log{f' of step {step}' if step else ''}",
+                f"see how far it is: dropforge show {run_id}",
+            )
         return found
 
     def verdict(self, run_id: int) -> Verdict | None:
@@ -279,14 +347,18 @@ class Overview:
         """Return what a step of a run published. Raises `ArtifactDamaged`."""
         return load_object(self.folder, run_id, step)
 
+    # --- notes of the daemon
+
     def inbox_note(self) -> dict[str, Any]:
         """Return what the daemon last said of files in the inbox that it has not taken."""
         note = read_object(self.folder / WATCHER_NOTE)
         return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks", "left")}
 
     def troubles(self) -> dict[str, str]:
-        """Return what tracks, hooks and collections have run into, as the daemon last said it: whose, and what."""
+        """Return the latest errors of tracks, hooks and collections, as the daemon noted them, by what has it."""
         return {whose: str(words) for whose, words in read_object(self.folder / TROUBLES_NOTE).items()}
+
+    # --- how it is read
 
     def ask_of_run(self, run_id: int, question: Callable[[Connection, "Run"], T]) -> T:
         """Ask the database about one run. Raises `NotThere`."""
@@ -295,8 +367,6 @@ class Overview:
         if not found:
             raise NotThere(f"there is no run {run_id}", "list them: dropforge runs")
         return found[0]
-
-    # --- how it is read
 
     def read(self, question: Callable[[Connection], list[T]]) -> list[T]:
         """Ask the database in one transaction; the answer is empty if there is none yet."""
@@ -309,19 +379,17 @@ class Overview:
         except sqlite3.DatabaseError as error:
             if "no such table" in str(error):
                 return []  # the first daemon is about to make them
-            words = in_words(error, path)
-            if words is not None:
-                raise words from error
-            message = f"the state database cannot be read: {error}"
-            raise DatabaseUnusable(message, "see whether this user may read it; the daemon's log says more") from error
+            raise in_words(error, path) or DatabaseUnusable(
+                f"the state database cannot be read: {error}",
+                "see whether this user may read it; the daemon's log says more",
+            ) from error
 
     def rows(self, question: str, *values: object, **named: object) -> list[Any]:
         """Return what the database answers to a question; `daemon.views` alone asks it."""
         return self.read(lambda base: base.execute(question, named or values).fetchall())
 
     def _runs(self, which: str, *values: object) -> list[RunView]:
-        """Return some runs, without their settings and snapshots: these are large, and read only where shown."""
-        wanted = f"SELECT {_RUN} FROM run {which}"  # noqa: S608 - our own words
+        wanted = f"SELECT {', '.join(_RUN_COLUMNS)} FROM run {which}"  # noqa: S608 - our own words
         return self.read(
             lambda base: [RunView(**self._run(base, row)) for row in base.execute(wanted, values).fetchall()]
         )
@@ -329,49 +397,48 @@ class Overview:
     def _drops(self, which: str, *values: object) -> list[DropView]:
         return self.read(lambda base: drop_views(base, which, values))
 
-    def _wins(self) -> list[RunView]:
-        return self._runs(f"WHERE {AWAITS_APPROVAL} ORDER BY id")
-
     def _run(self, base: Connection, row: "Run") -> dict[str, Any]:
-        run_id, times = row.id or 0, ("created_at", "not_before", "started_at", "ended_at")
+        run_id, against = row.id or 0, None
         values = {name: getattr(row, name) for name in _RUN_COLUMNS}
-        against = None
         if row.outcome == AWAITING:
             against = blocker(run_folder(self.folder, run_id), champions_of(base, row.track))
-        values["sentence"] = _sentence(row, against)
+        if row.sentence is not None:
+            values["sentence"] = true_sentence(run_id, row.outcome or "", row.sentence, against)
         if against is not None:
             values["blocker"], values["outcome"] = against, BLOCKED
         if row.trigger == TRIAL:
-            values["trial"] = trial_words(base, run_id, ended=row.ended_at is not None)
+            values["trial"] = _trial_words(base, run_id, ended=row.ended_at is not None)
         if row.state in {RunState.QUEUED, RunState.WAITING}:
-            values["paused"] = next((one.words for one in pauses(base) if one.track == row.track), None)
-            values["after"] = goes_after(base, row)
+            values["paused"] = next((one.words for one in _pauses(base) if one.track == row.track), None)
+            values["after"] = _goes_after(base, row)
         if row.state in OPEN_STATES:
-            values["again"] = done_again(base, self.folder, run_id)
-        progress = self._progress(base, run_id) if row.state == RunState.RUNNING else None
-        return {**values, "progress": progress, **{name: utc(values[name]) for name in times}}
+            values["again"] = _done_again(base, self.folder, run_id)
+        if row.state == RunState.RUNNING:
+            values["progress"] = self._progress(base, run_id)
+        return values
 
     def _detail(self, base: Connection, row: "Run") -> RunDetail:
-        told, unread = self._run(base, row), None
+        run_id, told = row.id or 0, self._run(base, row)
+        unread: tuple[str, ...] = ()
         try:
-            verdict, data = self.verdict(row.id or 0), self.published(row.id or 0, "prepare") or {}
+            verdict, data = self.verdict(run_id), self.published(run_id, "prepare") or {}
         except OSError as error:
             verdict, data = None, {}
-            unread = f"not all of it can be read: {error.filename}: {error.strerror}"
+            unread = (f"not all of it can be read: {error.filename}: {error.strerror}",)
         if row.state == RunState.CANCELLED:
             verdict = None  # nobody acts on it
         if verdict is not None and row.outcome is not None:
             # It may say "promoted", and nothing was.
             verdict = verdict.model_copy(update={"sentence": told["sentence"]})
         drops = trained_on(base, [int(str(drop["id"])) for drop in row.snapshot or ()])
-        warnings = (*data.get("warnings", ()), *((unread,) if unread else ()))
+        prepared = dataset_of(self.folder, run_id)
         return RunDetail(
             **told,
-            cost=None if row.ended_at is None else cost_of(self.folder, row.id or 0),
+            cost=None if row.ended_at is None else cost_of(self.folder, run_id),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
-            warnings=warnings,
-            training=None if (found := dataset_of(self.folder, row.id or 0)) is None else start_words(found),
-            folder=str(self.folder / "runs" / str(row.id)),
+            warnings=(*data.get("warnings", ()), *unread),
+            training=None if prepared is None else start_words(prepared),
+            folder=str(run_folder(self.folder, run_id)),
             failures=row.failures,
             deaths=row.deaths,
             config=row.config,
@@ -386,5 +453,47 @@ class Overview:
         return None if attempt is None else load_progress(self.folder, run_id, attempt.step, attempt.number)
 
 
-def _sentence(row: "Run", against: str | None) -> str | None:
-    return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence, against)
+def attempts_of(base: Connection, run: "Run") -> tuple[AttemptView, ...]:
+    """Return the attempts of a run, the oldest first."""
+    wanted = (
+        "SELECT step, number, state, started_at, ended_at, error, (ended_at - started_at) / 1000.0 AS seconds "
+        "FROM attempt WHERE run_id = ? ORDER BY id"
+    )
+    return tuple(AttemptView.model_validate(vars(row)) for row in base.execute(wanted, (run.id,)))
+
+
+def _done_again(base: Connection, state_folder: Path, run_id: int) -> str | None:
+    """Describe which steps an open run repeats and why; `None` for none, or if its folder is unreadable."""
+    try:
+        kept = published(state_folder, run_id)
+    except OSError:
+        return None
+    once = "SELECT DISTINCT step FROM attempt WHERE run_id = ? AND state = 'published'"
+    made = {row.step for row in base.execute(once, (run_id,))}
+    again = [step.name for step in STEPS if step.name in made and step.name not in kept]
+    if not again:
+        return None
+    reasons = [str(row.detail["reason"]) for row in base.execute(_WHY_AGAIN, (run_id,))]
+    return ": ".join([*reasons, again_words(kept, again, certain="prepare" in kept)])
+
+
+def _pauses(base: Connection) -> list[PauseView]:
+    found = base.execute("SELECT name, paused FROM track WHERE paused IS NOT NULL ORDER BY created_at").fetchall()
+    return [PauseView(track=row.name, **row.paused) for row in found]
+
+
+def _goes_after(base: Connection, run: "Run") -> int | None:
+    """Return the run before `run` in the queue, of those that may begin now; `None` for the first."""
+    due = base.execute(f"SELECT id, state, trigger, place FROM run WHERE {IS_DUE}", {"now": now_ms()})  # noqa: S608
+    keys = {queue_order(one.state, one.trigger, one.place, one.id) for one in due}
+    before = [key for key in keys if key < queue_order(run.state, run.trigger, run.place, run.id or 0)]
+    return max(before)[-1] if before else None
+
+
+def _trial_words(base: Connection, run_id: int, *, ended: bool) -> str | None:
+    """Describe the purpose of a trial run; `None` for one that tries nothing any more."""
+    tried = base.execute("SELECT drop_id, blamed_run FROM suspect WHERE trial_run = ?", (run_id,)).fetchone()
+    if tried is None:
+        return None
+    verb, why = ("tried", "which might have") if ended else ("tries", "which may have")
+    return f"{verb} drop {tried.drop_id} alone, {why} made run {tried.blamed_run} worse"

@@ -6,18 +6,31 @@ SQLAlchemy and the classes of the tables take longer to load than all that `drop
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from daemon.state.questions import CHAMPIONS
+from daemon.system import clock
 
 _BUSY_SECONDS = 30.0
 
 sqlite3.register_converter("JSON", json.loads)
+
+
+def utc(milliseconds: int | None) -> datetime | None:
+    """Return a time of the database as people and JSON have it."""
+    return None if milliseconds is None else clock.utc(milliseconds)
+
+
+#: A field of a view that is given as the database has it.
+Time = Annotated[datetime, BeforeValidator(utc)]
 
 
 class Row(SimpleNamespace):
@@ -65,12 +78,6 @@ def count_rows(base: sqlite3.Connection, table: str, wanted: dict[str, str | lis
     """Return how many rows with a lower number than `before` have the `wanted` values in their columns."""
     end, values = newest_rows(wanted, None, before)
     return int(base.execute(f'SELECT count(*) AS number FROM "{table}" {end}', values).fetchone().number)  # noqa: S608
-
-
-def drops_with(base: sqlite3.Connection, ids: Iterable[int]) -> list[Any]:
-    """Return the drops with these numbers, the oldest first."""
-    wanted = 'SELECT * FROM "drop" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'
-    return base.execute(wanted, (json.dumps(list(ids)),)).fetchall()
 
 
 def _row(cursor: sqlite3.Cursor, values: Sequence[Any]) -> Row:

@@ -36,7 +36,7 @@ from daemon.dispatch import stale_steps
 from daemon.queue import drops, order, run_queue
 from daemon.state.events import Word
 from daemon.system.clock import now_ms
-from daemon.views.details import attention, deeds
+from daemon.views import attention, confirmations
 from daemon.views.overview import NotThere
 from daemon.web.drawing import draw
 from daemon.web.pages import require_track
@@ -113,7 +113,7 @@ class Back(Frozen):
 def cancel(site: SiteOf, run_id: Number) -> Done:
     """End a run without a verdict; a running one leaves a checkpoint first."""
     state = run_queue.cancel(site.writer(), run_id, now_ms())
-    return _done(deeds.cancelled(run_id, state))
+    return _done(confirmations.cancelled(run_id, state))
 
 
 @router.post("/runs/{run_id}/retry")
@@ -125,7 +125,7 @@ def retry(site: SiteOf, run_id: Number, body: From) -> Done:
 @router.post("/runs/{run_id}/move")
 def move(site: SiteOf, run_id: Number) -> Done:
     """Let a queued or waiting run go before all others."""
-    return _done(deeds.moved(order.move_first(site.writer(), run_id, now_ms(), _who())))
+    return _done(confirmations.moved(order.move_first(site.writer(), run_id, now_ms(), _who())))
 
 
 @router.post("/runs/{run_id}/promote")
@@ -136,7 +136,7 @@ def promote(site: SiteOf, run_id: Number, body: Promote) -> Done:
         row = approval.force(engine, root, run_id, word, try_out=require_answer)
     else:
         row = approval.approve(engine, root, run_id, word)
-    return _done(*deeds.promoted(row))
+    return _done(*confirmations.promoted(row))
 
 
 @router.post("/runs/{run_id}/review")
@@ -152,14 +152,14 @@ def pause(site: SiteOf, name: Name, body: Why) -> Done:
     """Let a track begin no run; one that runs ends as it would have."""
     site.settings.track(name)
     order.pause(site.writer(), name, _word(body.reason))
-    return _done(deeds.paused(name))
+    return _done(confirmations.paused(name))
 
 
 @router.post("/tracks/{name}/resume")
 def resume(site: SiteOf, name: Name, body: PerhapsWhy) -> Done:
     """Let a paused track begin runs again."""
     order.resume(site.writer(), name, _word(body.reason))
-    return _done(deeds.resumed(name))
+    return _done(confirmations.resumed(name))
 
 
 @router.post("/tracks/{name}/rollback")
@@ -168,34 +168,35 @@ def roll_back(site: SiteOf, name: Name, body: Back) -> Done:
     require_track(site, name)
     target, word = Target(name, body.to), _word(body.reason)
     row = rollback(site.writer(), site.settings.state_folder, target, word, try_out=require_answer)
-    return _done(*deeds.rolled_back(row))
+    return _done(*confirmations.rolled_back(row))
 
 
 @router.post("/drops/{drop_id}/accept")
 def accept(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
     """Let a held-out file that waits for a person count: it says what every later model is judged on."""
     row = drops.accept(site.writer(), drop_id, _word(body.reason), site.settings)
-    return _done(*deeds.accepted(site.overview, site.settings, row))
+    return _done(*confirmations.accepted(site.overview, site.settings, row))
 
 
 @router.post("/drops/{drop_id}/withdraw")
 def withdraw(site: SiteOf, drop_id: Number, body: Why) -> Done:
     """Take a drop out of every later run; open runs that were made from it are cancelled."""
     done = drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings)
-    return _done(*deeds.withdrawn(site.overview, done))
+    return _done(*confirmations.withdrawn(site.overview, done))
 
 
 @router.post("/drops/{drop_id}/restore")
 def restore(site: SiteOf, drop_id: Number, body: Why) -> Done:
     """Put a withdrawn or suspended drop back, or one that is on trial: it counts as new."""
     row = drops.restore(site.writer(), drop_id, _word(body.reason), site.settings)
-    return _done(*deeds.restored(site.overview, site.settings, row))
+    return _done(*confirmations.restored(site.overview, site.settings, row))
 
 
 @router.post("/attention/{key}/dismiss")
 def dismiss(site: SiteOf, key: Name) -> Done:
     """Leave out what needs attention until it happens again; a condition that lasts, for a day."""
-    return _done(deeds.dismissed(attention.dismiss(site.writer(), site.settings, site.overview, key, _word(""))))
+    left_out = attention.dismiss(site.writer(), site.settings, site.overview, key, _word(""))
+    return _done(confirmations.dismissed(left_out))
 
 
 #: By the two words of a form's path: what is done, and what it is told.

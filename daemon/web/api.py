@@ -5,14 +5,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from daemon.champions.review.blind_review import Review
-from daemon.views.champion_history import ChampionView, latest_champions
+from daemon.views.attention import Attention, attention
+from daemon.views.champion_history import ChampionView
 from daemon.views.compare_runs import Changes, Comparison, changes_since_champion, compare, report_data
-from daemon.views.details.attention import Attention, attention
-from daemon.views.details.drop import DropDetail, DropRow, drop_detail, drop_rows
-from daemon.views.drop_lineage import DropView
+from daemon.views.drop_detail import DropDetail, DropRow, drop_detail, drop_rows
+from daemon.views.drops import DropView
 from daemon.views.now import LiveRun, curves_of, live_run
-from daemon.views.overview import DaemonView, RunDetail, RunView
-from daemon.views.queue import PauseView, open_runs
+from daemon.views.overview import DaemonView, PauseView, RunDetail, RunView
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import MOST, Number, SiteOf
 from pipeline.artifacts import Frozen
@@ -45,7 +44,7 @@ def status(site: SiteOf) -> Standing:
         daemon=seen.daemon(),
         attention=attention(site.settings, seen),
         running=live_run(seen),
-        queue=tuple(run for run in open_runs(seen) if run.state != "running"),
+        queue=tuple(run for run in seen.open_runs() if run.state != "running"),
         paused=tuple(seen.paused()),
         champions=tuple(one for one in map(seen.champion, site.settings.track_names) if one is not None),
         drops=seen.drop_counts(),
@@ -118,5 +117,4 @@ def show_rows(
 def list_champions(site: SiteOf, name: str, before: Before = None) -> list[ChampionView]:
     """List up to 25 champions of a track, today's first; `before` is the last generation of the page before."""
     require_track(site, name)
-    seen = site.overview
-    return seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_CHAMPIONS))
+    return site.overview.history(name, MOST_CHAMPIONS, before)

@@ -6,14 +6,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import AfterValidator
 
-from daemon.views.champion_history import latest_champions
+from daemon.views.attention import attention, rejected_words
 from daemon.views.compare_runs import Changes, changes_since_champion, compare, report_folder, story_of
-from daemon.views.details.attention import attention, rejected_words
-from daemon.views.details.drop import MOST_ROWS, come_to, drop_detail, drop_rows
-from daemon.views.details.missing_rows import missing_rows
+from daemon.views.drop_detail import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.now import curves_of, live_run
 from daemon.views.overview import NotThere, Overview, RunDetail
-from daemon.views.queue import open_runs
 from daemon.web.drawing import draw
 from daemon.web.site import MOST, Number, Site, SiteOf
 from pipeline.artifacts import PAGE_NAME
@@ -53,12 +50,12 @@ def overview(request: Request, site: SiteOf) -> Response:
         "attention": attention(site.settings, seen),
         "running": running,
         "changes": None if running is None else _changes(seen, running.run.id),
-        "queue": [run for run in open_runs(seen) if run.state != "running"],
+        "queue": [run for run in seen.open_runs() if run.state != "running"],
         "latest": seen.ended_runs(_MOST_LATEST),
         "champions": [one for one in map(seen.champion, site.settings.track_names) if one is not None],
         "drops": seen.drops(most=_MOST_LATEST),
         "counts": seen.drop_counts(),
-        "lacks": missing_rows(site.settings, seen),
+        "lacks": seen.missing_rows(site.settings),
     }
     return draw(request, "overview.html", context)
 
@@ -163,7 +160,7 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
     """
     seen = site.overview
     require_track(site, name)
-    found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_CHAMPIONS))
+    found = seen.history(name, MOST_CHAMPIONS, before)
     older = found[-1].generation if len(found) == MOST_CHAMPIONS else None
     context = {
         "track": name,
@@ -208,7 +205,7 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     waiting = site.overview.inbox_note()["waiting"]
     used = come_to(site.overview, found)
     context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": used}
-    context["lacks"] = missing_rows(site.settings, site.overview, track)
+    context["lacks"] = site.overview.missing_rows(site.settings, track)
     return draw(request, "inbox.html", context)
 
 

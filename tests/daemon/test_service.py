@@ -17,7 +17,7 @@ from daemon.settings.model import Settings
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import WORKER_LOCK
 from daemon.system.processes import FileLock
-from daemon.views.details.attention import attention
+from daemon.views.attention import attention
 from daemon.views.overview import Overview
 from tests.chaos.house import START, Daemon, build, records
 
@@ -55,7 +55,7 @@ def test_a_stop_ends_well_though_its_last_line_cannot_be_told(tmp_path: Path, mo
     def fail(_overview: object) -> None:
         raise DatabaseUnusable("x", "y")
 
-    monkeypatch.setattr(service, "open_runs", fail)
+    monkeypatch.setattr(Overview, "open_runs", fail)
     build(tmp_path)
     ends = Service(load(tmp_path / "dropforge.toml", {}))
     ends.stop.set()

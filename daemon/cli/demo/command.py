@@ -19,7 +19,8 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from daemon.cli.demo.data import make_data, write_rows
-from daemon.cli.output import drop_words, print_line, verdict_lines
+from daemon.cli.output import drop_words, print_line, print_lines
+from daemon.cli.runs import verdict_lines
 from daemon.cli.status import EXIT_UNAVAILABLE
 from daemon.cli.watch import print_changes
 from daemon.inbox.submit import copy_in
@@ -245,8 +246,7 @@ def _watch(stage: _Stage, number: int) -> RunDetail:
         message = f"run {number} {state_words(run.state)}: {run.error or 'no verdict'}"
         hint = f"the whole story: dropforge --config {stage.folder / 'dropforge.toml'} logs {number}"
         raise DropforgeError(message, run.hint or hint)
-    for line in verdict_lines(run.verdict, story_of(stage.overview, run)):
-        print_line(f"  {line}")
+    print_lines(f"  {line}" for line in verdict_lines(run.verdict, story_of(stage.overview, run)))
     return run
 
 

@@ -411,11 +411,11 @@ def test_a_blocked_model_is_brought_back_by_force_and_may_serve_again(tmp_path: 
     assert house.serves == (3, b"weights of run 1")
     house.run()
     assert [one.kind for one in Overview(house.root).history("default")] == [
-        "base",
         "promotion",
-        "rollback",
         "forced",
+        "rollback",
         "promotion",
+        "base",
     ]
     house.back()
     assert house.serves == (5, b"weights of run 1")

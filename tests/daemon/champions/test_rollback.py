@@ -234,7 +234,7 @@ def test_the_run_that_made_a_model_is_known_after_a_rollback_to_it(house: House)
     serving = overview.champion("default")
     assert serving is not None
     assert (serving.kind, serving.run, serving.reason) == ("rollback", 1, "rolled back to generation 1: it swears")
-    assert [one.kind for one in overview.history("default")] == ["base", *["promotion"] * 3, "rollback"]
+    assert [one.kind for one in overview.history("default")] == ["rollback", *["promotion"] * 3, "base"]
 
 
 def test_the_command_says_what_serves_now_and_what_is_blocked(

@@ -25,7 +25,7 @@ def test_move_says_where_to(dropforge: Command) -> None:
 
 @pytest.mark.usefixtures("busy")
 def test_status_says_that_a_track_is_paused_why_and_how_it_goes_on(dropforge: Command) -> None:
-    words = "track support is paused by ada: the card is lent out; to let it go on: dropforge resume support"
+    words = "track support is paused by ada: the card is lent out; to resume: dropforge resume support"
     ended = dropforge("status")
     assert ended.out.count(words) == 2, "as a line, and at the run that waits"
     found = dropforge("status", "--json").json
@@ -40,7 +40,7 @@ def test_a_track_is_paused_and_resumed(dropforge: Command) -> None:
     ended = dropforge("pause", "--reason", "the card is lent out")
     assert (ended.code, ended.out) == (
         0,
-        "track default is paused: no run of it begins; to let it go on: dropforge resume default\n",
+        "track default is paused: no run of it begins; to resume: dropforge resume default\n",
     )
     again = dropforge("pause", "--reason", "another")
     assert (again.code, "paused already: the card is lent out" in again.err) == (1, True)

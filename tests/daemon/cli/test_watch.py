@@ -15,10 +15,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from daemon.cli import screen, watch
-from daemon.cli.screen import Screen, spark, strip
+from daemon.cli import watch
+from daemon.cli.watch import Screen
 from daemon.queue import run_queue
-from daemon.views.now import Now, Stage, look
+from daemon.views.now import Now, look
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.contract import PROGRESS_NAME
@@ -47,9 +47,8 @@ def test_a_screen_is_never_wider_or_higher_than_the_terminal(busy: Any, width: i
     assert any(line.endswith("…") for line in lines) or width == 200, "what was cut shows that it was"
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50)])
-def test_a_screen_says_what_goes_on(busy: Any, width: int, height: int) -> None:
-    text = "\n".join(shown(now_of(busy), width, height))
+def test_a_screen_says_what_goes_on(busy: Any) -> None:
+    text = "\n".join(shown(now_of(busy), 80, 24))
     for words in (
         "dropforge  daemon running",
         "run 3  track default",
@@ -70,11 +69,6 @@ def test_a_screen_says_what_goes_on(busy: Any, width: int, height: int) -> None:
         "failed: out of memory",
     ):
         assert words in text, text
-
-
-def test_a_tall_terminal_has_taller_curves(busy: Any) -> None:
-    low, high = (shown(now_of(busy), 100, height) for height in (24, 50))
-    assert sum("█" in line for line in low) < sum("█" in line for line in high)
 
 
 def test_an_idle_workspace_says_so(new_workspace: Any) -> None:
@@ -99,25 +93,6 @@ def test_hostile_words_stay_words(busy: Any) -> None:
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "\\x1b[2J\\u202e[red]gone" in text
-
-
-def test_steps_give_up_their_times_where_there_is_no_room() -> None:
-    stages = [Stage(step=name, state="done", seconds=4000.0) for name in ("prepare", "train", "merge", "evaluate")]
-    assert "1 h 06 min" in strip(stages, 90).plain
-    assert "min" not in strip(stages, 80).plain
-
-
-def test_a_spark_goes_from_the_lowest_to_the_highest() -> None:
-    assert spark([0.0, 0.5, 1.0, None], 0.0, 1.0, 1) == ["▁▅█ "]
-    assert spark([0.0, 1.0], 0.0, 1.0, 2) == [" █", "▁█"]
-    assert spark([1.0, 1.0], 1.0, 1.0, 1) == ["▁▁"]
-
-
-def test_a_curve_follows_its_steps() -> None:
-    from pipeline.artifacts import CurvePoint  # noqa: PLC0415
-
-    points = [CurvePoint(step=5, loss=1.0), CurvePoint(step=10, loss=0.5)]
-    assert screen._columns(points, 4, 10) == [None, 1.0, 1.0, 0.5]
 
 
 def test_elsewhere_a_line_is_printed_once_for_what_changes(busy: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,36 +201,21 @@ needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None and not os.environ.
 
 
 @needs_tmux
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50)])
-def test_in_a_terminal_it_fills_the_screen_and_ctrl_c_gives_it_back(
-    busy: Any, pane: Any, width: int, height: int
-) -> None:
-    opened = pane(width, height)
+def test_in_a_terminal_it_fills_the_screen_and_ctrl_c_gives_it_back(busy: Any, pane: Any) -> None:
+    opened = pane(200, 50, NO_COLOR="1")
     until(lambda: "promoted +40.0" in opened.text())
     text = opened.text()
     assert "dropforge  daemon running" in text.splitlines()[0]
     assert "▶ train" in text
-    assert len(text.splitlines()) <= height
+    assert "\x1b[3" not in opened.text("-e"), "no colour of the foreground"
+    opened.resize(80, 24)
+    until(lambda: "promoted +40.0" in opened.text() and "…" in opened.text())
+    assert len(opened.text().splitlines()) <= 24
     busy.attempt_ended()
     until(lambda: "✓ train" in opened.text())
     opened.press("C-c")
     until(lambda: "ended with 0" in opened.text())
     assert "daemon running" not in opened.text(), "the screen before it is back"
-
-
-@needs_tmux
-def test_a_terminal_without_colour_has_the_same_words(pane: Any) -> None:
-    opened = pane(80, 24, NO_COLOR="1")
-    until(lambda: "promoted +40.0" in opened.text())
-    assert "\x1b[3" not in opened.text("-e"), "no colour of the foreground"
-
-
-@needs_tmux
-def test_a_terminal_that_changes_its_size_is_filled_anew(pane: Any) -> None:
-    opened = pane(200, 50)
-    until(lambda: "promoted +40.0" in opened.text())
-    opened.resize(80, 24)
-    until(lambda: "promoted +40.0" in opened.text() and "…" in opened.text())
 
 
 def test_as_a_pipe_it_prints_lines_and_ends_with_the_signal(busy: Any) -> None:

@@ -120,8 +120,8 @@ def test_the_champion_knows_the_drops_that_trained_it(lived_in: Any, overview: O
     assert champion is not None
     assert (champion.generation, champion.run, champion.drops) == (1, 1, ("first.jsonl",))
     assert Path(champion.path) == lived_in.settings.state_folder / "models" / champion.model_id
-    assert [one.generation for one in overview.history("default")] == [0, 1]
-    assert overview.history("default")[0].path == str(lived_in.folder / "base")
+    assert [one.generation for one in overview.history("default")] == [1, 0]
+    assert overview.history("default")[-1].path == str(lived_in.folder / "base")
     assert overview.champion("support") is None
     assert overview.tracks() == ["default", "support"]
 

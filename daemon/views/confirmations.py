@@ -1,4 +1,4 @@
-"""What came of a person's word, in sentences that the terminal and the page have in common."""
+"""Confirmations of what a person did, in sentences that the terminal and the page have in common."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from daemon.inbox.answers.remarks import use_of_pinned
 from daemon.settings.model import Settings
 from daemon.state.states import RunState, state_words
-from daemon.views.drop_lineage import DropUses
+from daemon.views.drops import DropUses
 from daemon.views.overview import Overview
 
 if TYPE_CHECKING:
     from daemon.queue.drops import Withdrawal
     from daemon.state.tables import Drop, Promotion
-    from daemon.views.details.attention import Attention
+    from daemon.views.attention import Attention
 
 #: As much of a model's id as people need.
 _SHORT_ID = 12
@@ -30,7 +30,7 @@ def moved(order: Sequence[int]) -> str:
 
 def paused(track: str) -> str:
     """Say that a track is paused."""
-    return f"track {track} is paused: no run of it begins; to let it go on: dropforge resume {track}"
+    return f"track {track} is paused: no run of it begins; to resume: dropforge resume {track}"
 
 
 def resumed(track: str) -> str:

@@ -10,7 +10,6 @@ from starlette.testclient import TestClient
 from daemon.queue import run_queue
 from daemon.settings.load import load
 from daemon.settings.model import Settings
-from daemon.views.details.missing_rows import missing_rows
 from daemon.views.overview import Overview
 from daemon.web.app import make_app
 from tests import run_owner
@@ -21,7 +20,7 @@ NONE = f"track support has 0 pinned records, and a verdict needs 100 records ({L
 
 
 def told(lived_in: Any) -> dict[str, str]:
-    return missing_rows(lived_in.settings, Overview(lived_in.settings.state_folder))
+    return Overview(lived_in.settings.state_folder).missing_rows(lived_in.settings)
 
 
 def test_only_a_track_without_a_verdict_is_told_what_it_lacks(lived_in: Any) -> None:
@@ -43,11 +42,11 @@ def test_accepted_rows_are_counted(lived_in: Any) -> None:
     settings = Settings.model_validate({**lived_in.settings.model_dump(), "gate": {"on": "all"}})
     seen = Overview(lived_in.settings.state_folder)
     fresh = f"track support has {{}} and a verdict needs 100 held-out records ({LONG}), "
-    assert missing_rows(settings, seen)["support"].startswith(f"{fresh.format('0 rows,')}so about 780 rows (1,490): ")
+    assert seen.missing_rows(settings)["support"].startswith(f"{fresh.format('0 rows,')}so about 780 rows (1,490): ")
     lived_in.take("first.jsonl", lines("a", "b"), track="support")
     lived_in.take("bad.jsonl", "x", track="support")
     known = "track support has 2 rows, and a verdict by exact_match needs 100 held-out records, so about 780 rows: "
-    assert missing_rows(settings, seen)["support"].startswith(known), "as its receipt says"
+    assert seen.missing_rows(settings)["support"].startswith(known), "as its receipt says"
 
 
 def test_it_is_said_wherever_drops_are_listed(lived_in: Any, dropforge: Callable[..., Any]) -> None:
@@ -67,4 +66,4 @@ def test_a_workspace_that_no_daemon_has_seen_says_it_too(dropforge: Callable[...
     assert dropforge("init").code == 0
     said = "track default has 0 rows, and a verdict needs 100 held-out records"
     assert said in dropforge("status").out
-    assert said in missing_rows(load(tmp_path / "dropforge.toml", {}), Overview(tmp_path / "nowhere"))["default"]
+    assert said in Overview(tmp_path / "nowhere").missing_rows(load(tmp_path / "dropforge.toml", {}))["default"]

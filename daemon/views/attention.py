@@ -10,10 +10,11 @@ from pydantic import computed_field
 from daemon.settings.model import Settings
 from daemon.storage.disk import Disk
 from daemon.system.clock import now_ms
-from daemon.views.champion_history import ChampionView, utc
-from daemon.views.details.drop import findings_of
-from daemon.views.drop_lineage import DropView
+from daemon.views.champion_history import ChampionView
+from daemon.views.drop_detail import findings_of
+from daemon.views.drops import DropView
 from daemon.views.overview import NotThere, Overview, RunView
+from daemon.views.reader import utc
 from pipeline.artifacts import Frozen
 from pipeline.words import count
 
@@ -34,13 +35,6 @@ _MOST, _MOST_LOOKED_AT, _MOST_KINDS = 5, 100, 3
 #: `Event.kind` of a dismissal.
 DISMISSED = "attention_dismissed"
 _DISMISSALS = "SELECT at, detail FROM event WHERE at > ? AND kind = ? ORDER BY at"
-#: Who dropped a file says the event that recorded it, and no other.
-_CAME_AGAIN = """
-SELECT later.id FROM "drop" AS one JOIN "drop" AS later USING (track, role, name_bytes)
-JOIN event AS came ON came.drop_id = one.id JOIN event AS again ON again.drop_id = later.id
-WHERE one.id = ? AND later.id > one.id
-AND json_extract(came.detail, '$.owner') = json_extract(again.detail, '$.owner') LIMIT 1
-"""
 
 
 class Attention(Frozen):
@@ -119,11 +113,6 @@ def rejected_words(overview: Overview, drop: DropView) -> str:
     return "; ".join((*told, *more)) or drop.reason or ""
 
 
-def came_again(overview: Overview, drop: DropView) -> bool:
-    """Return whether its owner dropped a later file of this name, which then says what is wrong today."""
-    return bool(overview.rows(_CAME_AGAIN, drop.id))
-
-
 def _machine(settings: Settings, overview: Overview, *, alive: bool) -> Iterator[Attention]:
     if not alive:
         yield Attention(kind="daemon", title="The daemon is not running", detail="start it: dropforge run")
@@ -163,7 +152,7 @@ def _failed(overview: Overview) -> Iterator[Attention]:
 
 def _rejected(settings: Settings, overview: Overview) -> Iterator[Attention]:
     for drop in _newest(settings, overview, "rejected"):
-        if drop.received_at > _since() and not came_again(overview, drop):
+        if drop.received_at > _since() and not overview.came_again(drop):
             yield _of_drop("rejected", drop, f"{drop.name} was rejected", rejected_words(overview, drop))
 
 

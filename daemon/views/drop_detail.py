@@ -7,7 +7,7 @@ from typing import Any
 
 from daemon.state.questions import TAKEN_IN
 from daemon.state.run_files import ArtifactDamaged
-from daemon.views.drop_lineage import DropView
+from daemon.views.drops import DropView
 from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
 from pipeline.records.records import Row, read_rows

@@ -10,7 +10,7 @@ from daemon.settings.model import DiskSettings, HookSettings
 from daemon.state.events import Word
 from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE
 from daemon.system.processes import FileLock
-from daemon.views.details.attention import Attention, attention, dismiss
+from daemon.views.attention import Attention, attention, dismiss
 from daemon.views.overview import NotThere, Overview
 from pipeline import durable
 from tests.daemon.conftest import lines

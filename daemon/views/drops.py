@@ -1,0 +1,99 @@
+"""A drop as people see it: its state, whether it is on trial, and the champions that a withdrawn one is still in."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from sqlite3 import Connection
+from typing import TYPE_CHECKING
+
+from daemon.champions import history
+from daemon.inbox.answers.remarks import loss_words, unlikely_words
+from daemon.state.questions import LOSS
+from daemon.views.reader import Time, champions_of
+from pipeline.artifacts import Frozen
+
+if TYPE_CHECKING:
+    from daemon.state.tables import Drop
+
+#: Former champions that are looked through for one without withdrawn drops.
+_MOST_FORMER = 1000
+
+
+class DropView(Frozen):
+    """One file that was taken in."""
+
+    id: int
+    track: str
+    role: str
+    state: str
+    name: str
+    rows: int
+    findings: int
+    warnings: int
+    received_at: Time
+    first_run: int | None
+    duplicate_of: int | None
+    reason: str | None
+    sha256: str
+    on_trial: str | None = None
+    """Why it is in no run but one that tries it alone, and which one does; `None` unless it is."""
+    champion_loss: str | None = None
+    """The loss on it of the latest champion that did not know it, beside those on what that knew, in words."""
+    unlikely: str | None = None
+    """What to do as that champion found its answers far less likely than what it knew; `None` unless they stood out."""
+
+
+_COLUMNS = ", ".join(name for name, field in DropView.model_fields.items() if field.is_required())
+
+
+class DropUses(Frozen):
+    """Where a drop is in spite of its being out of every later snapshot."""
+
+    champion: int | None = None
+    """Generation of the serving champion, if that was trained on it."""
+    before: int | None = None
+    """The latest generation that may serve again and was trained on no drop that is withdrawn."""
+
+
+def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[DropView]:
+    """Return the drops that `which`, our own end of a question, chooses by `values`."""
+    tried = on_trial(base)
+    found = base.execute(f'SELECT {_COLUMNS} FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608
+    return [
+        DropView.model_validate({**vars(row), "on_trial": tried.get(row.id), **_champion_loss(base, row.id)})
+        for row in found
+    ]
+
+
+def on_trial(base: Connection) -> dict[int, str]:
+    """Return the drops that are on trial, each with the reason and what is done about it."""
+    rows = base.execute("SELECT drop_id, blamed_run, trial_run FROM suspect WHERE ended IS NULL").fetchall()
+    when = "it is tried alone when nothing else is to be run"
+    return {
+        row.drop_id: f"it may have made run {row.blamed_run} worse; "
+        f"{f'run {row.trial_run} tries it alone' if row.trial_run else when}"
+        for row in rows
+    }
+
+
+def _champion_loss(base: Connection, drop_id: int) -> dict[str, str | None]:
+    """Describe the loss on a drop of the latest champion not trained on it, and the remedy if it stood out."""
+    row = base.execute(LOSS, {"drop": drop_id}).fetchone()
+    if row is None:
+        return {}
+    run = base.execute("SELECT outcome FROM run WHERE id = ?", (row.run_id,)).fetchone()
+    is_odd = row.detail["stands_out"] and (run is None or run.outcome != "promoted")
+    odd = unlikely_words(row.detail, row.run_id) if is_odd else None
+    return {"champion_loss": loss_words(row.detail), "unlikely": odd}
+
+
+def drop_uses(base: Connection, state_folder: Path, drop: "Drop") -> DropUses:
+    """Return what `drop` is still in; no champion is named for a held-out drop, since nothing is trained on it."""
+    track = base.execute("SELECT * FROM track WHERE name = ?", (drop.track,)).fetchone()
+    past = champions_of(base, drop.track)
+    if track is None or drop.role != "train" or drop.id not in (history.drops_of(past, track.champion_model_id) or ()):
+        return DropUses()
+    former = history.former(past, track, state_folder, _MOST_FORMER)
+    without = base.execute("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", (drop.track,))
+    gone = {drop.id, *(row.id for row in without)}
+    before = next((one.generation for one in former if gone.isdisjoint(one.drops or ())), None)
+    return DropUses(champion=track.champion_generation, before=before)
