@@ -30,7 +30,6 @@ from daemon.views.overview import Overview, RunView
 from pipeline.contract import Progress
 from pipeline.errors import DropforgeError
 from pipeline.report.cost import cost_words
-from pipeline.report.story import review_words
 from pipeline.words import count, printable, size_words
 
 EXIT_UNAVAILABLE = 69
@@ -236,6 +235,8 @@ def review_lines(overview: Overview, run: RunView) -> list[str]:
 def judged_words(found: Review) -> str:
     """Return what came of a blind review, or how far it is."""
     if found.result is not None:
+        from pipeline.report.story import review_words  # noqa: PLC0415 - a quick start
+
         return review_words(found.result)
     return f"{found.judged} of {found.asked} pairs are judged blind; to go on: dropforge review {found.run}"
 
