@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pipeline.records.fast_path import PlainRows
-from pipeline.records.records import MOST_LINE_BYTES, Row, record_of, scan_rows
+from pipeline.records.records import Row, record_of
 from pipeline.records.validate import Options, good_rows, row_findings, validate
 from tests.chaos.corpus import GOOD, TOKENS, bad_files, clean_files
 
@@ -228,18 +228,3 @@ def test_no_bytes_are_accepted_that_json_and_jsonschema_refuse_and_none_raise(tm
 def test_every_known_kind_stands_the_comparison(tmp_path: Path) -> None:
     for data in SEEDS:
         hold(tmp_path / "drop.jsonl", data)
-
-
-def test_the_quick_road_takes_the_rows_that_files_are_made_of() -> None:
-    for text in ("a", "a\nb", 'a "b"', "日本", "é", "🙂", "a\\b", "<b>", "1. one\n2. two"):
-        for escaped in (True, False):
-            for row in ({"instruction": text, "output": text}, {"output": text, "input": text, "instruction": text}):
-                line = json.dumps(row, ensure_ascii=escaped).encode()
-                assert PlainRows(()).take(line), line
-
-
-def test_plain_lines_are_counted_and_not_parsed(tmp_path: Path) -> None:
-    path = tmp_path / "drop.jsonl"
-    path.write_bytes(b"\n".join([GOOD] * 5))
-    runs = list(scan_rows(path, MOST_LINE_BYTES, PlainRows(())))
-    assert [getattr(run, "count", None) for run in runs] == [5]

@@ -53,18 +53,6 @@ def test_a_receipt_says_that_all_rows_of_the_track_are_too_few(tmp_path: Path) -
     assert warning(box, "exam.jsonl") is None, "it waits for approval, and nothing is judged on it"
 
 
-def test_before_the_first_run_the_answers_say_which_number_is_meant(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.drop("short.jsonl", rows(3))
-    assert "a verdict by exact_match needs 100 held-out records, so about 780 rows:" in (
-        warning(box, "short.jsonl") or ""
-    )
-    box.drop("long.jsonl", [{**row, "output": "one two three four five six"} for row in rows(3, 3)])
-    assert "a verdict by rougeL needs 200 held-out records, so about 1,490 rows:" in (warning(box, "long.jsonl") or "")
-    box.drop("json.jsonl", [{**row, "output": "[1]"} for row in rows(3, 6)])
-    assert "a verdict by json_f1 needs 200 held-out records" in (warning(box, "json.jsonl") or "")
-
-
 def test_a_receipt_says_how_many_records_are_pinned(tmp_path: Path) -> None:
     box = Box(tmp_path, evaluate={"metric": "exact_match"}, **PINNED)
     box.drop("exam.jsonl", rows(60), "heldout")

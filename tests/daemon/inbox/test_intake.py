@@ -343,15 +343,6 @@ def test_the_same_content_as_a_withdrawn_or_held_drop_says_so(tmp_path: Path, st
     drops.restore(box.engine, 1, Word("mended", NOW), box.settings)
 
 
-def test_a_rejected_file_may_come_again_once_the_settings_allow_it(tmp_path: Path) -> None:
-    strict = Box(tmp_path, intake={"max_bytes": 10})
-    rows = [GOOD[0]]
-    assert strict.drop("a.jsonl", rows).kind == "rejected"
-    assert strict.drop("a.jsonl", rows).kind == "rejected"
-    assert strict.files("rejected") == ["a-2.jsonl", "a-2.jsonl.errors.json", "a.jsonl", "a.jsonl.errors.json"]
-    assert Box(tmp_path).drop("a.jsonl", rows).kind == "accepted"
-
-
 @pytest.mark.parametrize(
     ("values", "folder", "runs"),
     [

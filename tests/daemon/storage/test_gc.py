@@ -342,6 +342,7 @@ def test_the_oldest_predictions_go_and_never_those_of_a_champion(
         pytest.param("UPDATE promotion SET previous_path = 'models/it' WHERE generation = 3", id="previous"),
         # A promotion before its commit, and an older database that was put back, until a daemon starts on it.
         pytest.param("", id="link"),
+        pytest.param("settings", id="base of a track"),
     ],
 )
 def test_whatever_names_a_champion_keeps_it_by_itself(history: Callable[..., History], change: str) -> None:
@@ -350,7 +351,10 @@ def test_whatever_names_a_champion_keeps_it_by_itself(history: Callable[..., His
         made.promote(made.run())
     write(made.root / "models/it/model.safetensors", "it")
     assert "models/it" in {item.path for item in made.collect(dry_run=True).items}, "nothing else names it"
-    if change:
+    if change == "settings":
+        tracks_of = {"more": {"base_model": str(made.root / "models/it")}}
+        made.settings = made.settings.model_copy(update={"tracks": tracks_of})
+    elif change:
         with transaction(made.engine) as session:
             session.connection().exec_driver_sql(change)
     else:
@@ -384,16 +388,6 @@ def test_a_former_champion_that_an_open_run_goes_on_from_is_kept(history: Callab
         session.add(row)
     made.collect()
     assert made.there(start) == [False]
-
-
-def test_a_base_model_inside_the_state_folder_is_kept(tmp_path: Path) -> None:
-    made = History(tmp_path, keep_models=0)
-    made.run(model="base-of-another-track")
-    made.settings = made.settings.model_copy(
-        update={"tracks": {"more": {"base_model": str(made.root / "models/base-of-another-track")}}}
-    )
-    made.collect()
-    assert made.there("models/base-of-another-track") == [True]
 
 
 def test_the_last_check_refuses_what_is_kept(history: Callable[..., History], monkeypatch: pytest.MonkeyPatch) -> None:

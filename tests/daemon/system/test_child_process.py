@@ -69,21 +69,6 @@ def test_it_ends_when_its_standard_input_closes(web: ChildProcess) -> None:
     assert web._process.wait(60) == 0
 
 
-def test_a_worker_is_back_within_a_second_whenever_it_ends() -> None:
-    worker = ChildProcess("worker", ["worker"], most_seconds=1.0)
-    worker._argv = [sys.executable, "-c", "raise SystemExit(1)"]
-    worker.keep_alive(0.0)
-    for now in (10.0, 20.0, 30.0):
-        wait(worker)
-        assert not worker.alive
-        for later in (0.0, 0.5):
-            worker.keep_alive(now + later)
-            assert worker._process is None
-        worker.keep_alive(now + 1.0)
-        assert worker._process is not None
-    wait(worker)
-
-
 def test_it_is_killed_though_its_standard_input_is_open(web: ChildProcess) -> None:
     web._argv = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     web.keep_alive(0.0)

@@ -46,16 +46,3 @@ def test_nothing_is_said_where_the_rows_will_do(
     metric: str | None, rows: int, values: dict[str, Any], *, told: bool
 ) -> None:
     assert (said(metric, {"train": rows, "heldout": 9999}, **values) is not None) == told
-
-
-def test_a_track_that_is_judged_on_pinned_records_needs_these() -> None:
-    pinned = {"gate": {"on": "pinned"}}
-    assert said("exact_match", {"train": 9999, "heldout": 99}, **pinned) == (
-        "track support has 99 pinned records, and a verdict by exact_match needs 100 records: nothing is trained until "
-        "more are pinned: dropforge submit --heldout FILE"
-    )
-    assert said("exact_match", {"heldout": 100}, **pinned) is None
-    either = said(None, {"heldout": 120}, **pinned) or ""
-    long = "where answers are JSON or longer than 5 words"
-    assert f"needs 100 records (200 {long}): {long}, nothing is trained until more" in either
-    assert "has 0 pinned records" in (said(None, {}, **pinned) or "")

@@ -170,13 +170,6 @@ def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house:
                 "Its model serves once a person lets it: dropforge promote 2.",
             ],
         ),
-        (
-            {"outcome": "overtaken", "sentence": "promoted: +4.0 points"},
-            [
-                "Not in use: run 2 was trained on it and won (+4.0 points), but another model came first.",
-                AGAIN,
-            ],
-        ),
         ({"state": RunState.RUNNING}, ["In run 2, which is under way: what comes of it will stand here."]),
         (
             {"state": RunState.FAILED, "error": "out of memory"},
@@ -184,10 +177,6 @@ def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house:
                 "No verdict yet: run 2, which held it, failed: out of memory.",
                 f"Whoever runs Dropforge can let it go on: dropforge retry 2. {AGAIN}",
             ],
-        ),
-        (
-            {"state": RunState.CANCELLED},
-            [f"No verdict yet: run 2, which held it, was cancelled. {AGAIN}"],
         ),
     ],
     ids=lambda value: str(next(iter(value.values()))) if isinstance(value, dict) else "",
