@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import json
 import os
 import resource
 import shutil
@@ -35,16 +34,12 @@ from pipeline.errors import (
     EXIT_OK,
     DropforgeError,
     Interrupted,
-    StartAgain,
     is_disk_full,
 )
 from pipeline.models.manifest import MANIFEST_NAME
 from pipeline.models.memory_estimate import peak_resident
 from pipeline.steps import BY_NAME
 
-#: Variable of a process that replaced itself (`execv`), for which the worker's start byte was read before. It holds, as
-#: JSON, the time at which the first process began and its peak memory in bytes.
-_AGAIN = "DROPFORGE_STARTED_AGAIN"
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -55,21 +50,15 @@ def main(argv: list[str]) -> int:
     spec = StepSpec.model_validate_json(Path(spec_path).read_bytes())
     attempt = Attempt(spec)
     _stop_on_signal(attempt)
-    # The monotonic clock is the machine's, so it continues across processes.
-    again = os.environ.pop(_AGAIN, "")
-    started, peak = json.loads(again or f"[{time.monotonic()}, 0]")
-    lifeline = _stop_without_worker(attempt, again=bool(again))
+    started = time.monotonic()
+    _stop_without_worker(attempt)
     done = threading.Event()
     ticker = threading.Thread(target=_tick, args=(attempt, done), daemon=True)
     ticker.start()
-    try:
-        result = _run(step_name, attempt)
-    except StartAgain as error:
-        _start_again(attempt, lifeline, json.dumps([started, max(peak, peak_resident())]))
-        result = _interrupted(attempt, error)
+    result = _run(step_name, attempt)
     done.set()
     ticker.join()
-    result = result.model_copy(update=_cost(spec, time.monotonic() - started, peak))
+    result = result.model_copy(update=_cost(spec, time.monotonic() - started))
     try:
         durable.write_json(attempt.folder / RESULT_NAME, result.model_dump())
     except OSError as error:
@@ -80,13 +69,13 @@ def main(argv: list[str]) -> int:
     return result.exit_code
 
 
-def _cost(spec: StepSpec, seconds: float, peak: int) -> dict[str, float | None]:
-    """Return the result's time, memory and price; `peak` is that of an earlier process of the attempt."""
+def _cost(spec: StepSpec, seconds: float) -> dict[str, float | None]:
+    """Return the result's time, memory and price."""
     of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     per_hour = spec.config.price_per_hour
     return {
         "seconds": seconds,
-        "peak_memory_bytes": max(peak, peak_resident(), of_children),
+        "peak_memory_bytes": max(peak_resident(), of_children),
         "price": seconds / 3600 * per_hour if per_hour else None,
     }
 
@@ -97,10 +86,9 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
     try:
         artifact = BY_NAME[step_name].load()(attempt)
         durable.fsync_tree(attempt.folder)
-    except StartAgain:
-        raise
     except Interrupted as error:
-        return _interrupted(attempt, error)
+        words = StepError(message=error.message)
+        return StepResult(key=key, fence=fence, status="interrupted", exit_code=error.exit_code, error=words)
     except DropforgeError as error:
         with contextlib.suppress(OSError):  # the log is on the disk that may be full
             print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
@@ -126,11 +114,6 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
         inputs=inputs,
         outputs=_hash_outputs(attempt.folder),
     )
-
-
-def _interrupted(attempt: Attempt, error: DropforgeError) -> StepResult:
-    spec, words = attempt.spec, StepError(message=error.message)
-    return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED, error=words)
 
 
 def _out_of_room(attempt: Attempt) -> StepResult:
@@ -171,26 +154,9 @@ def _stop_on_signal(attempt: Attempt) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
-def _start_again(attempt: Attempt, lifeline: str, so_far: str) -> None:
+def _stop_without_worker(attempt: Attempt) -> None:
     """
-    Replace this process by a fresh one with the same command; pid, log, lifeline and attempt stay.
-
-    Returns only if the step was told to stop. Signals from now on are delivered to the fresh process.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-    if attempt.stop.is_set():
-        return
-    os.environ[_AGAIN] = so_far
-    if lifeline:
-        os.environ[LIFELINE] = lifeline
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command
-
-
-def _stop_without_worker(attempt: Attempt, *, again: bool) -> str:
-    """
-    Wait for the worker's start byte, and stop when the worker dies; return the pipe's number, empty if none.
+    Wait for the worker's start byte, and stop when the worker dies.
 
     The worker writes one byte to the inherited pipe once it has recorded this process, so no process runs unrecorded;
     the other end closes when the worker dies, however that happens. A parent-death signal would not do: it is sent when
@@ -198,8 +164,8 @@ def _stop_without_worker(attempt: Attempt, *, again: bool) -> str:
     """
     number = os.environ.pop(LIFELINE, "")
     if not number:
-        return ""
-    if not again and not os.read(int(number), 1):
+        return
+    if not os.read(int(number), 1):
         os._exit(EXIT_INTERRUPTED)
 
     def wait() -> None:
@@ -209,7 +175,6 @@ def _stop_without_worker(attempt: Attempt, *, again: bool) -> str:
         os._exit(EXIT_INTERRUPTED)
 
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
-    return number
 
 
 def _tick(attempt: Attempt, done: threading.Event) -> None:

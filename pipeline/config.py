@@ -176,7 +176,7 @@ class MemoryPlan(Frozen):
     batch_tokens: int
     """Most tokens of a micro-batch."""
     activations: Literal["kept", "recomputed", "offloaded"]
-    """Activation checkpointing; with `offloaded`, the saved inputs are moved to host memory."""
+    """Activation checkpointing; earlier versions also wrote `offloaded`."""
 
 
 class EvaluateConfig(Frozen):

@@ -10,6 +10,8 @@ EXIT_BAD_DATA = 65
 #: The disk is full: the run waits for room, uncounted.
 EXIT_DISK_FULL = 74
 EXIT_INTERRUPTED = 75
+#: Memory ran out: the next attempt continues at once with less, uncounted.
+EXIT_START_AGAIN = 76
 
 
 class DropforgeError(Exception):
@@ -40,8 +42,10 @@ class Interrupted(DropforgeError):
     exit_code = EXIT_INTERRUPTED
 
 
-class StartAgain(DropforgeError):
-    """The step saved its state, and the same attempt must continue in a fresh process."""
+class StartAgain(Interrupted):
+    """The step saved its state, and another attempt continues at once in a fresh process; this one is not counted."""
+
+    exit_code = EXIT_START_AGAIN
 
 
 class DiskFull(DropforgeError):

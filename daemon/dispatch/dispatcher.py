@@ -33,7 +33,7 @@ from daemon.system.sd_notify import notify
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Step, StepResult, StepSpec
-from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
+from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_START_AGAIN, DiskFull, DropforgeError, StepFailed
 from pipeline.steps import next_step
 
 _SIGNAL_EXITS = 128
@@ -270,8 +270,10 @@ class Dispatcher:
             log.info("step_published", run=claim.run_id, step=spec.step, seconds=round(result.seconds, 1))
             return True
         if result.status == "interrupted":
-            self._end(claim, attempt, AttemptState.INTERRUPTED, now, None)
-            if self._run(claim).cancel_requested:
+            begins_again = result.exit_code == EXIT_START_AGAIN
+            words = result.error.message if result.error and begins_again else None
+            self._end(claim, attempt, AttemptState.INTERRUPTED, now, words)
+            if begins_again or self._run(claim).cancel_requested:
                 return True
             run_queue.interrupt(self._engine, claim, now)
             log.info("run_interrupted", run=claim.run_id, step=spec.step)

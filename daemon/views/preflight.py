@@ -105,7 +105,7 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
         device="",
         quantization="none",
         batch_tokens=max(own.train.max_length, min(own.train.batch_tokens, most)),
-        activations="recomputed" if is_gpu else "kept",
+        activations="kept",
     )
     quantised = first.model_copy(update={"quantization": "nf4"})
     least = (first if own.train.quantization == "none" else quantised).model_copy(

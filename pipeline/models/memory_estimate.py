@@ -31,8 +31,8 @@ _MOMENT_BYTES = {"cpu": 4, "cuda": 1}
 OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
 #: Python, torch and the imported libraries; a GPU's context exists before its free memory is read.
 _LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 0}
-#: Logits of a chunk in float32, their copy in 16 bits, and the gradients of both; a chunk as in
-#: pipeline.train.passes.answer_loss.
+#: Most bytes of a chunk's logits in float32 (pipeline.train.passes.answer_loss); with their copy in 16 bits and the
+#: gradients of both three times as many.
 LOGITS_BYTES = 1 << 26
 _LOGITS_COPIES = 3
 _WIDE, _NARROW = 4, 2
@@ -142,9 +142,8 @@ def estimate(
     rank = 0 if train.trains_full_weights else train.rank
     layers, last = _kept_numbers(base, rank, number) * number, base.hidden * _WIDE
     if plan.activations != "kept":
-        # The layers' inputs are saved, and one layer at a time is recomputed. Offloaded inputs are in host memory.
-        inputs = base.layers * base.hidden * number if plan.activations == "recomputed" else 0
-        layers = layers // max(1, base.layers) + inputs
+        # The layers' inputs are saved, and one layer at a time is recomputed.
+        layers = layers // max(1, base.layers) + base.layers * base.hidden * number
     activations = plan.batch_tokens * (layers + last)
     quantised = base.linear if plan.quantization == "nf4" else 0
     trained = trained_numbers(base, train)

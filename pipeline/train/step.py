@@ -64,7 +64,7 @@ def train(attempt: Attempt) -> Adapter:
     Train the base model, or the champion that `prepare` chose, on `prepare`'s rows, once or with a search.
 
     Raises `CannotTrain` if base, data and settings can never work together, `StepFailed` if training failed,
-    `StartAgain` if memory ran out and it must continue in a fresh process, and `Interrupted`, after saving a
+    `StartAgain` if memory ran out and another attempt must continue with less, and `Interrupted`, after saving a
     checkpoint, if it was stopped.
     """
     started = time.monotonic()
@@ -122,21 +122,21 @@ def _train_once(
     config, base, device = attempt.config.train, prepared.base, prepared.device
     process = ProcessRank(count=process_count(config, device))
     scratch = attempt.make_folder("scratch")
-    memory = plan_memory(attempt, base, device, [len(row.input_ids) for row in prepared.rows], process.count)
-    estimated = memory.bytes_of(memory.plan)
+    plan, sizes = plan_memory(attempt, base, device, [len(row.input_ids) for row in prepared.rows], process.count)
+    estimated = sizes.estimate(plan)
     attempt.progress(0, 0, phase="load", memory=sum(estimated.values()))
-    settings = {**config.decisive(), "quantization": memory.plan.quantization}
+    settings = {**config.decisive(), "quantization": plan.quantization}
     mark = prepared.mark(settings, attempt.config.base_model_id)
     try:
-        training = Training(base, device, adapter, scratch, mark, memory.plan, process, prune)
+        training = Training(base, device, adapter, scratch, mark, plan, process, prune)
         trained = train_in_processes(training, prepared.tokenizer, prepared.rows, prepared.dev, attempt)
     except OutOfMemory as error:
         adapter.rmdir()
-        go_on_with_less(attempt, memory, error)
+        go_on_with_less(attempt, plan, sizes, error)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    cost = float(trained.trained_tokens * (memory.base.weights + trained.trainable_parameters))
-    return TrainedOnce(trained=trained, plan=memory.plan, estimated_memory=estimated, cost=cost)
+    cost = float(trained.trained_tokens * (sizes.base.weights + trained.trainable_parameters))
+    return TrainedOnce(trained=trained, plan=plan, estimated_memory=estimated, cost=cost)
 
 
 def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:

@@ -168,7 +168,6 @@ def _trainer_class(
 def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev: bool) -> dict[str, Any]:
     """Return SFTConfig's arguments."""
     on_cuda = training.device == "cuda"
-    activations = "kept" if training.memory is None else training.memory.activations
     return {
         "output_dir": str(training.scratch),
         "num_train_epochs": config.epochs,
@@ -178,8 +177,7 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch_fused",
         "bf16": mixed,
         "use_cpu": not on_cuda,
-        "activation_checkpointing": activations != "kept",
-        "activation_offloading": activations == "offloaded",
+        "activation_checkpointing": training.memory is not None and training.memory.activations != "kept",
         "dataloader_pin_memory": on_cuda,
         "max_length": config.max_length,
         "completion_only_loss": True,

@@ -9,8 +9,8 @@ from pipeline.config import TrainConfig
 from pipeline.contract import Attempt, thinned
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.loading import OutOfMemory, is_out_of_memory
+from pipeline.models.memory_estimate import peak_resident
 from pipeline.train.checkpoints import keeper, newest_valid, step_of
-from pipeline.train.memory import peak_memory
 from pipeline.train.methods.choice import save_trained
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from pipeline.train.watcher import StepRows, adapter_weights, watcher
@@ -31,7 +31,7 @@ class Trained(Frozen):
     trainable_parameters: int
     adapter_change: float
     peak_memory_bytes: int
-    """Of the process that saved the adapter."""
+    """Of the process that saved the adapter: allocated by torch on a GPU, else resident."""
 
 
 def train_model(
@@ -44,6 +44,8 @@ def train_model(
     fit into memory, `StepFailed` if the base does not, and `CannotTrain` if the training diverged, no weight changed,
     or base, tokenizer, settings or GPU do not match.
     """
+    import torch
+
     config = attempt.config.train
     writes = training.process.rank == 0
     if training.memory is not None:
@@ -84,7 +86,7 @@ def train_model(
         pruned=watch.pruned,
         trainable_parameters=sum(weight.numel() for weight in before.values()),
         adapter_change=change,
-        peak_memory_bytes=peak_memory(training.device),
+        peak_memory_bytes=torch.cuda.max_memory_allocated() if training.device == "cuda" else peak_resident(),
     )
 
 

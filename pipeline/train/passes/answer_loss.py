@@ -10,8 +10,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-_LOGITS_BYTES = 1 << 26
-"""Most bytes of one chunk's float32 logits; their 16-bit copy and their gradient come on top."""
+from pipeline.models.memory_estimate import LOGITS_BYTES
+
 _PROBED_TOKENS = 8
 NO_LABEL = -100
 
@@ -52,7 +52,7 @@ def add_answer_loss(model: Any) -> None:
     model.forward = forward
 
 
-def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS_BYTES) -> Any:
+def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = LOGITS_BYTES) -> Any:
     """
     Return the summed cross-entropy of all labels but -100, each predicted at the position before it, as a scalar.
 

@@ -29,7 +29,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, JudgeConfig, MemoryPlan
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
-from pipeline.errors import DropforgeError
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN, DropforgeError
 from pipeline.models.manifest import check_base
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
@@ -557,10 +557,11 @@ def _with_a_lost_model(executor: ScriptedExecutor, spec: StepSpec, models: Path)
     return result
 
 
+@pytest.mark.parametrize("code", [EXIT_INTERRUPTED, EXIT_START_AGAIN])
 def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, code: int
 ) -> None:
-    executor.script["train"] = [ended("interrupted", 75)] * 5
+    executor.script["train"] = [ended("interrupted", code)] * 5
     add_drop(engine, "a")
     ticks(dispatcher, 40)
     run = run_row(engine)

@@ -37,8 +37,7 @@ def test_less_of_everything_takes_less(tiny_llama: Path) -> None:
         4 * (base.weights - base.linear) + base.linear * 4.127 / 8
     )
     recomputed = estimate(base, a_plan(activations="recomputed"), TrainConfig(rank=16), "cuda")["activations"]
-    offloaded = estimate(base, a_plan(activations="offloaded"), TrainConfig(rank=16), "cuda")["activations"]
-    assert offloaded < recomputed < estimate(base, a_plan(), TrainConfig(rank=16), "cuda")["activations"]
+    assert recomputed < estimate(base, a_plan(), TrainConfig(rank=16), "cuda")["activations"]
 
 
 def test_weights_of_the_base_that_are_trained_are_counted_once_as_what_they_are(tiny_llama: Path) -> None:

@@ -1,4 +1,4 @@
-"""A training that does not fit: what it begins with, what it goes on with, and that it learns the same."""
+"""A training that does not fit: what it begins with, what the next attempt does, and that it learns the same."""
 
 import os
 import subprocess
@@ -16,14 +16,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from pipeline import durable
 from pipeline.artifacts import Adapter
 from pipeline.config import MemoryPlan, RunConfig, TrainConfig
-from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
-from pipeline.errors import Interrupted, StartAgain, StepFailed
+from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt, StepResult
+from pipeline.errors import EXIT_START_AGAIN, Interrupted, StartAgain, StepFailed
 from pipeline.models.loading import OutOfMemory, is_out_of_memory, load_tokenizer
 from pipeline.models.manifest import model_id
-from pipeline.models.memory_estimate import LOGITS_BYTES, MARGIN, OVERHEAD, base_sizes, estimate
+from pipeline.models.memory_estimate import MARGIN, OVERHEAD, base_sizes, estimate
 from pipeline.train import memory
-from pipeline.train.memory import PlannedMemory, go_on_with_less, plan_memory, smaller
-from pipeline.train.passes import answer_loss
+from pipeline.train.memory import Sizes, go_on_with_less, plan_memory
 from pipeline.train.passes.packing import collate
 from pipeline.train.step import train
 from pipeline.train.trainer import TokenRow, Training, make_trainer
@@ -98,32 +97,8 @@ def order(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Order:
     return make
 
 
-def run(attempt: Attempt, *command: str) -> tuple[StepResult, str]:
-    """Do a step in a process, as the worker does; return its result and what it printed."""
-    spec = attempt.folder / SPEC_NAME
-    durable.write_json(spec, attempt.spec.model_dump(mode="json"))
-    reader, writer = os.pipe()
-    os.write(writer, b"1")
-    environment = {**os.environ, LIFELINE: str(reader)}
-    with (attempt.folder / LOG_NAME).open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command, "train", str(spec)],
-            env=environment,
-            cwd=attempt.folder,
-            pass_fds=(reader,),
-            stdout=log,
-            stderr=log,
-        )
-    os.close(reader)
-    process.wait()
-    os.close(writer)
-    printed = (attempt.folder / LOG_NAME).read_text()
-    assert (attempt.folder / RESULT_NAME).exists(), printed
-    return StepResult.model_validate(durable.read_json(attempt.folder / RESULT_NAME)), printed
-
-
 @pytest.mark.long
-def test_a_training_that_runs_out_of_memory_learns_the_same_with_less_a_pass(
+def test_an_attempt_that_runs_out_of_memory_is_followed_by_one_with_less_that_learns_the_same(
     order: Order, wide_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "limited.py"
@@ -133,11 +108,18 @@ def test_a_training_that_runs_out_of_memory_learns_the_same_with_less_a_pass(
     expected = load_file(attempt.path(free.folder) / "adapter_model.safetensors")
     (attempt.path(attempt.spec.checkpoints) / memory.NOTE_NAME).unlink()
 
-    result, printed = run(attempt := order(wide_llama), str(script))
-    assert result.status == "ok", printed
-    adapter = Adapter.model_validate(result.artifact)
-    assert "does not fit into memory" in printed
-    assert printed.count("continues in a fresh process") in {1, 2}
+    results: list[StepResult] = []
+    while not results or results[-1].status == "interrupted":
+        attempt = order(wide_llama)
+        spec = attempt.folder / SPEC_NAME
+        durable.write_json(spec, attempt.spec.model_dump(mode="json"))
+        argv = [sys.executable, str(script), "train", str(spec)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        results.append(StepResult.model_validate(durable.read_json(attempt.folder / RESULT_NAME)))
+        assert done.returncode == results[-1].exit_code, done.stderr
+    assert [result.exit_code for result in results] in ([EXIT_START_AGAIN, 0], [EXIT_START_AGAIN] * 2 + [0])
+    assert "does not fit into memory" in str(results[0].error)
+    adapter = Adapter.model_validate(results[-1].artifact)
     assert free.batch_tokens == 4096 > adapter.batch_tokens
     assert (adapter.activations, adapter.quantization) == ("kept", "none") == (free.activations, free.quantization)
     # The same records in each of as many steps.
@@ -149,69 +131,53 @@ def test_a_training_that_runs_out_of_memory_learns_the_same_with_less_a_pass(
     distance = sum(float((found[name] - expected[name]).square().sum()) for name in expected) ** 0.5
     assert distance <= 1e-3 * free.adapter_change
 
-    # The next attempt of the run begins there.
-    assert plan_memory(order(wide_llama), wide_llama, "cpu", [250] * 16).plan.batch_tokens == adapter.batch_tokens
 
-
-def planned(base: Path, device: Any = "cpu", free: int = 1 << 40, **plan: Any) -> PlannedMemory:
-    """Return how records of 100 tokens, 8 in an optimizer step, would be trained on."""
-    values = {"device": "it", "quantization": "none", "batch_tokens": 4096, "activations": "kept", **plan}
-    return PlannedMemory(
-        MemoryPlan.model_validate(values), base_sizes(base), TrainConfig(rank=4), device, free, longest=100, most=800
+def a_plan(**values: Any) -> MemoryPlan:
+    return MemoryPlan.model_validate(
+        {"device": "cpu", "quantization": "none", "batch_tokens": 4096, "activations": "kept", **values}
     )
 
 
-def plans_after(known: PlannedMemory) -> list[tuple[int, str]]:
-    found: list[tuple[int, str]] = []
-    plan = smaller(known, known.plan)
-    while plan is not None:
-        found.append((plan.batch_tokens, plan.activations))
-        plan = smaller(known, plan)
-    return found
+def sizes(base: Path, free: int = 1 << 40) -> Sizes:
+    """Return the sizes of a training on records of 100 tokens, 8 in an optimizer step."""
+    return Sizes(base_sizes(base), TrainConfig(rank=4), "cpu", free, longest=100, most=800)
 
 
-def test_less_is_half_the_tokens_down_to_a_record_then_recomputed_then_offloaded_on_a_card(tiny_llama: Path) -> None:
-    halves = [(400, "kept"), (200, "kept"), (100, "kept")]
-    assert plans_after(planned(tiny_llama)) == [*halves, (100, "recomputed")]
-    assert plans_after(planned(tiny_llama, "cuda")) == [*halves, (100, "recomputed"), (100, "offloaded")]
-    assert plans_after(planned(tiny_llama, activations="recomputed", batch_tokens=150)) == [(100, "recomputed")]
+def test_less_is_half_the_tokens_down_to_a_record_then_recomputed_activations(tiny_llama: Path) -> None:
+    found, plan = [], a_plan()
+    while (less := sizes(tiny_llama).smaller(plan)) is not None:
+        found.append((less.batch_tokens, less.activations))
+        plan = less
+    assert found == [(400, "kept"), (200, "kept"), (100, "kept"), (100, "recomputed")]
 
 
-def test_what_ran_out_is_noted_before_the_process_begins_again(order: Order, tiny_llama: Path) -> None:
+def test_the_next_attempt_begins_with_less_unless_the_settings_change_or_it_is_stopped(
+    order: Order, tiny_llama: Path
+) -> None:
     attempt = order(tiny_llama)
-    known = plan_memory(attempt, tiny_llama, "cpu", [100] * 8)
+    plan, known = plan_memory(attempt, tiny_llama, "cpu", [100] * 8)
     with pytest.raises(StartAgain):
-        go_on_with_less(attempt, known, OutOfMemory("too much"))
-    assert plan_memory(order(tiny_llama), tiny_llama, "cpu", [100] * 8).plan.batch_tokens == 400
-    # Other settings are another question.
-    assert plan_memory(order(tiny_llama, batch_tokens=700), tiny_llama, "cpu", [100] * 8).plan.batch_tokens == 700
-
-
-def test_a_stop_is_obeyed_before_the_process_begins_again(order: Order, tiny_llama: Path) -> None:
-    attempt = order(tiny_llama)
+        go_on_with_less(attempt, plan, known, OutOfMemory("too much"))
+    assert plan_memory(order(tiny_llama), tiny_llama, "cpu", [100] * 8)[0].batch_tokens == 400
+    assert plan_memory(order(tiny_llama, batch_tokens=700), tiny_llama, "cpu", [100] * 8)[0].batch_tokens == 700
     attempt.stop.set()
-    with pytest.raises(Interrupted):
-        go_on_with_less(attempt, plan_memory(attempt, tiny_llama, "cpu", [100]), OutOfMemory("too much"))
+    with pytest.raises(Interrupted) as raised:
+        go_on_with_less(attempt, plan, known, OutOfMemory("too much"))
+    assert not isinstance(raised.value, StartAgain)
 
 
 def test_where_nothing_takes_less_the_error_says_what_would_fit(order: Order, wide_llama: Path) -> None:
-    last = planned(wide_llama, batch_tokens=100, activations="recomputed")
-    four_bits = last.bytes_of(last.plan.model_copy(update={"quantization": "nf4"}))
+    last, known = a_plan(batch_tokens=100, activations="recomputed"), sizes(wide_llama)
+    four_bits = known.estimate(last.model_copy(update={"quantization": "nf4"}))
     needed = int(sum(four_bits.values()) / MARGIN) + 1
     with pytest.raises(
         StepFailed, match=r"too much: estimated \d+(\.\d)? MB: base as saved, micro-batches of 100 tokens"
     ) as raised:
-        go_on_with_less(order(wide_llama), replace(last, free=needed), OutOfMemory("too much"))
+        go_on_with_less(order(wide_llama), last, replace(known, free=needed), OutOfMemory("too much"))
     assert 'train.quantization = "nf4"' in raised.value.hint
     with pytest.raises(StepFailed) as raised:
-        go_on_with_less(order(wide_llama), replace(last, free=0), OutOfMemory("too much"))
-    assert "a smaller base model or a device with more memory" in raised.value.hint
-    quantised = replace(last, plan=last.plan.model_copy(update={"quantization": "nf4"}))
-    half = replace(quantised, longest=50, most=50).bytes_of(quantised.plan)
-    longer = replace(quantised, free=int(sum(half.values()) / MARGIN) + 1)
-    with pytest.raises(StepFailed) as raised:
-        go_on_with_less(order(wide_llama), longer, OutOfMemory("too much"))
-    assert "train.max_length = 50" in raised.value.hint
+        go_on_with_less(order(wide_llama), last, replace(known, free=0), OutOfMemory("too much"))
+    assert raised.value.hint.startswith("lower train.max_length")
 
 
 def test_the_base_is_quantised_where_it_does_not_fit_as_it_is_and_stays_what_it_was(
@@ -219,35 +185,31 @@ def test_the_base_is_quantised_where_it_does_not_fit_as_it_is_and_stays_what_it_
 ) -> None:
     def chosen(free: int, **settings: Any) -> MemoryPlan:
         monkeypatch.setattr(memory, "free_memory", lambda _device: free)
-        return plan_memory(order(wide_llama, **settings), wide_llama, "cpu", [100] * 8).plan
+        return plan_memory(order(wide_llama, **settings), wide_llama, "cpu", [100] * 8)[0]
 
-    base = base_sizes(wide_llama)
-    whole = MemoryPlan(device="cpu", quantization="none", batch_tokens=800, activations="kept")
     wide, narrow = (
-        sum(estimate(base, whole.model_copy(update={"quantization": name}), TrainConfig(rank=4), "cpu").values())
+        sum(sizes(wide_llama).estimate(a_plan(batch_tokens=800, quantization=name)).values())
         for name in ("none", "nf4")
     )
     assert narrow < wide
     enough = int(wide / MARGIN) + (10 << 20)
     assert chosen(enough).quantization == "none"
     assert chosen(0).quantization == "none", "the run has begun with it"
-    assert chosen(enough, seed=1, rank=5).quantization == "none"
     little = chosen(int(wide * 0.5), rank=6)
     assert (little.quantization, little.batch_tokens < 800) == ("nf4", True)
     assert chosen(enough, rank=6).quantization == "nf4", "the run has begun with it"
     assert chosen(0, quantization="none").quantization == "none"
 
 
-def test_a_training_begins_where_an_earlier_one_on_the_same_device_came_to(
+def test_a_training_begins_with_the_tokens_of_an_earlier_one_on_the_same_device(
     order: Order, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    earlier = MemoryPlan(device="cpu", quantization="nf4", batch_tokens=512, activations="recomputed")
-    assert plan_memory(order(tiny_llama, earlier), tiny_llama, "cpu", [100] * 8).plan == earlier
-    assert "plan of an earlier training, used until train.batch_tokens changes" in capsys.readouterr().err
-    for n, other in enumerate((earlier.model_copy(update={"device": "card"}), None)):
-        plan = plan_memory(order(tiny_llama, other, rank=5 + n), tiny_llama, "cpu", [100] * 8).plan
-        assert (plan.quantization, plan.batch_tokens, plan.activations) == ("none", 4096, "kept")
-        assert "found before" not in capsys.readouterr().err
+    earlier = a_plan(quantization="nf4", batch_tokens=512, activations="offloaded")
+    plan, _ = plan_memory(order(tiny_llama, earlier), tiny_llama, "cpu", [100] * 8)
+    assert plan == a_plan(batch_tokens=512), "a base that fits is not quantised, nor are activations recomputed"
+    assert "than an earlier training's until train.batch_tokens changes" in capsys.readouterr().err
+    other = earlier.model_copy(update={"device": "card"})
+    assert plan_memory(order(tiny_llama, other, rank=5), tiny_llama, "cpu", [100] * 8)[0] == a_plan()
 
 
 def test_want_of_memory_is_told_from_other_errors() -> None:
@@ -264,7 +226,7 @@ def test_want_of_memory_is_told_from_other_errors() -> None:
 def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(
     tiny_llama: Path, tmp_path: Path, activations: Any
 ) -> None:
-    plan = MemoryPlan(device="cpu", quantization="none", batch_tokens=1000, activations=activations)
+    plan = a_plan(batch_tokens=1000, activations=activations)
     job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark", plan)
     rows = [TokenRow([5 + place % 200 for place in range(250)], [0] * 249 + [1]) for _ in range(4)]
     trainer = make_trainer(job, load_tokenizer(tiny_llama), rows, [], TrainConfig(quantization="none", rank=4))
@@ -292,7 +254,3 @@ def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(
         )
         expected -= (kept_all["activations"] / OVERHEAD["cpu"] - 1000 * 96 * 4) / 2
     assert sum(kept.values()) == pytest.approx(expected, rel=0.05)
-
-
-def test_the_estimate_takes_the_chunks_of_the_loss() -> None:
-    assert answer_loss._LOGITS_BYTES == LOGITS_BYTES

@@ -20,7 +20,7 @@ from pipeline import durable
 from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
 from pipeline.config import FULL_WEIGHTS, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
-from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, CannotTrain
+from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_START_AGAIN, CannotTrain
 from pipeline.merge.step import merge
 from pipeline.models.manifest import model_id
 from pipeline.train.data_parallel import launch
@@ -188,13 +188,15 @@ def test_a_stop_reaches_all_processes_and_one_goes_on_from_their_checkpoint(orde
 
 
 @pytest.mark.long
-def test_memory_that_runs_out_in_one_process_takes_all_on_with_less(order: Order, tmp_path: Path) -> None:
+def test_memory_that_runs_out_in_one_process_ends_all_and_the_next_attempt_goes_on_with_less(
+    order: Order, tmp_path: Path
+) -> None:
     note = 'json.loads((attempt.path(attempt.spec.checkpoints) / "memory.json").read_text())["plan"]["batch_tokens"]'
+    line = f"if rank == 1 and step == 5 and {note} == 200: raise MemoryError"
+    assert run(order(), line) == EXIT_START_AGAIN
     short = order()
-    assert run(short, f"if rank == 1 and step == 5 and {note} == 200: raise MemoryError") == 0
-    result, printed = result_of(short)
-    adapter = Adapter.model_validate(result.artifact)
-    assert printed.count("continues in a fresh process") == 1
+    assert run(short, line) == 0
+    adapter = Adapter.model_validate(result_of(short)[0].artifact)
     assert adapter.batch_tokens < 200
     assert adapter.resumed_from_step in {4, 5}
     shutil.rmtree(tmp_path / "runs/1/checkpoints")
