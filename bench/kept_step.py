@@ -167,7 +167,7 @@ def look(model: Any, texts: Sequence[Tokens]) -> Look:
     """Return the loss of each answer, its tokens, and whether all are the likeliest."""
     import torch  # noqa: PLC0415
 
-    from pipeline.train.passes.packing import pack  # noqa: PLC0415
+    from pipeline.train.packing import pack  # noqa: PLC0415
 
     found: Look = []
     for first in range(0, len(texts), TOGETHER):

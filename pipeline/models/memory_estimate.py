@@ -31,7 +31,7 @@ _MOMENT_BYTES = {"cpu": 4, "cuda": 1}
 OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
 #: Python, torch and the imported libraries; a GPU's context exists before its free memory is read.
 _LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 0}
-#: Most bytes of a chunk's logits in float32 (pipeline.train.passes.answer_loss); with their copy in 16 bits and the
+#: Most bytes of a chunk's logits in float32 (pipeline.train.answer_loss); with their copy in 16 bits and the
 #: gradients of both three times as many.
 LOGITS_BYTES = 1 << 26
 _LOGITS_COPIES = 3

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import durable
 from pipeline.contract import Attempt
-from pipeline.train.data_parallel.sharing import ProcessRank, any_process
+from pipeline.train.data_parallel import ProcessRank, any_process
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

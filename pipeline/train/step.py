@@ -1,9 +1,10 @@
 """The train step: training rows → an adapter for the base model, or trained weights."""
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -15,22 +16,70 @@ from pipeline.errors import CannotTrain
 from pipeline.models.generation import Decoding, end_tokens
 from pipeline.models.loading import Device, OutOfMemory, chosen_device, load_tokenizer
 from pipeline.models.manifest import check_base, model_id, require_start
-from pipeline.models.prompt import Format, choose_format
+from pipeline.models.prompt import Format, choose_format, completion_ids, fold, holds_special_token, prompt_ids
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import fingerprint
-from pipeline.train.data_parallel.launch import process_count, train_in_processes
-from pipeline.train.data_parallel.sharing import ProcessRank
+from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.memory import go_on_with_less, plan_memory
 from pipeline.train.search.dev_scores import DevSet
 from pipeline.train.search.run import SearchResult, search
 from pipeline.train.search.trials import TrainedOnce
-from pipeline.train.tokenise import Tokeniser
 from pipeline.train.trainer import DEV_ROWS, TokenRow, Training
+from pipeline.train.training import process_count, train_in_processes
+from pipeline.words import count
 
 #: Settings of a search that only limit its length; finished trials stay valid when they change.
 _BUDGET = {"when", "trials", "hours"}
 _LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "transformers", "trl")
+
+
+@dataclass
+class Tokeniser:
+    """Tokenises rows, and counts rows that are too long or hold special tokens."""
+
+    tokenizer: Any
+    format: Format
+    stops: Sequence[int]
+    window: int
+    """Most tokens of prompt and answer together."""
+    too_long: int = 0
+    spelled: int = 0
+    """Rows whose text holds a special token of the tokenizer, which is encoded as plain text."""
+    lengths: list[int] = field(default_factory=list)
+
+    def tokenise(self, attempt: Attempt, path: Path) -> list[TokenRow]:
+        """Return a file's rows that fit into the window; longer ones are left out whole. Raises `Interrupted`."""
+        self.too_long = self.spelled = 0
+        self.lengths = []
+        kept = []
+        for number, row in enumerate(durable.read_jsonl(path) if path.exists() else (), start=1):
+            attempt.check_stop()
+            content = fold(row["instruction"], row["input"])
+            prompt = prompt_ids(self.tokenizer, self.format, content)
+            answer = completion_ids(self.tokenizer, self.format, content, row["output"], self.stops)
+            self.lengths.append(len(prompt) + len(answer))
+            if self.lengths[-1] > self.window:
+                self.too_long += 1
+                continue
+            self.spelled += holds_special_token(self.tokenizer, content, row["output"])
+            kept.append(TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer), number))
+        if self.too_long or self.spelled:
+            sys.stderr.write(
+                f"{path.name}: {count(len(kept), 'row')} kept; left out whole, never cut: {self.too_long} longer than "
+                f"{self.window} tokens; kept with special tokens of the tokenizer as plain text: {self.spelled}\n"
+            )
+        return kept
+
+    def refuse_none_left(self, rows: Sequence[TokenRow]) -> None:
+        """Raise `CannotTrain` if `rows`, from the last file, are empty."""
+        if rows:
+            return
+        raise CannotTrain(
+            f"nothing to train on: the {count(self.too_long, 'training row has', 'training rows have')} "
+            f"{min(self.lengths)} to {max(self.lengths)} tokens, and the window is {self.window}",
+            f"set train.max_length = {max(self.lengths)}, if the base model's own window allows it",
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +121,12 @@ def train(attempt: Attempt) -> Adapter:
     dataset = attempt.load(Dataset)
     base = Path(config.base_model)
     attempt.progress(0, 0, phase="load")
-    _check_same_base(base, config.base_model_id)
+    check_base(base)
+    if model_id(base) != config.base_model_id:
+        raise CannotTrain(
+            f"the base model {base} has changed since the run began",
+            "restore its files, or train on the new one: dropforge retry RUN",
+        )
     start = base if dataset.start is None else require_start(attempt, dataset.start)
     device = chosen_device()
     process_count(config.train, device)  # raises if there are not so many GPUs
@@ -81,11 +135,14 @@ def train(attempt: Attempt) -> Adapter:
     ends = end_tokens(base, tokenizer)
     tokeniser = Tokeniser(tokenizer, fmt, ends, min(config.train.max_length, read_window(base)))
     data = attempt.path(dataset.folder)
-    _check_same_data(data, dataset.dataset_sha256)
+    if dataset_hash(data) != dataset.dataset_sha256:
+        raise CannotTrain(
+            f"the run's data in {data} has changed since it was prepared",
+            "restore its files, or drop the data again to begin a new run",
+        )
+    dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     rows = tokeniser.tokenise(attempt, data / "train.jsonl")
     tokeniser.refuse_none_left(rows)
-    too_long, spelled = tokeniser.too_long, tokeniser.spelled
-    dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     prepared = Prepared(start, device, tokenizer, fmt, ends, rows, dev, dataset)
     result = _search(attempt, prepared) if config.train.search.space or config.train.soup else None
     adapter = attempt.make_folder("adapter")
@@ -105,8 +162,8 @@ def train(attempt: Attempt) -> Adapter:
         format=fmt,
         **plan.model_dump(),
         **trained.model_dump(include=set(Adapter.model_fields)),
-        rows_too_long=too_long,
-        rows_with_special_tokens=spelled,
+        rows_too_long=tokeniser.too_long,
+        rows_with_special_tokens=tokeniser.spelled,
         versions={name: metadata.version(name) for name in _LIBRARIES},
         estimated_memory=once.estimated_memory,
         candidates=result.trials if result else (),
@@ -147,9 +204,10 @@ def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
     """
     config, dataset = attempt.config, prepared.dataset
     if len(prepared.dev) < DEV_ROWS:
-        message = f"a search needs {DEV_ROWS} dev rows to choose by, and there are {len(prepared.dev)}"
-        hint = "drop more data, raise split.dev before a track's first run, or remove [train.search] and train.soup"
-        raise CannotTrain(message, hint)
+        raise CannotTrain(
+            f"a search needs {DEV_ROWS} dev rows to choose by, and there are {len(prepared.dev)}",
+            "drop more data, raise split.dev before a track's first run, or remove [train.search] and train.soup",
+        )
     outputs = [row["output"] for row in durable.read_jsonl(attempt.path(dataset.folder) / "dev.jsonl")]
     evaluate = config.evaluate
     dev = DevSet(
@@ -171,18 +229,3 @@ def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
     settings = {**config.train.decisive(), "search": searched, "soup": ()}
     mark = prepared.mark(settings, config.base_model_id)
     return search(attempt, mark, dev, lambda trial, folder, prune: _train_once(trial, prepared, folder, prune))
-
-
-def _check_same_data(folder: Path, expected: str) -> None:
-    """Raise `CannotTrain` if the run's rows have changed since `prepare`."""
-    if dataset_hash(folder) != expected:
-        message = f"the run's data in {folder} has changed since it was prepared"
-        raise CannotTrain(message, "restore its files, or drop the data again to begin a new run")
-
-
-def _check_same_base(base: Path, expected: str) -> None:
-    """Raise `CannotTrain` if the base cannot be trained, or has changed since the run began."""
-    check_base(base)
-    if model_id(base) != expected:
-        message = f"the base model {base} has changed since the run began"
-        raise CannotTrain(message, "restore its files, or train on the new one: dropforge retry RUN")

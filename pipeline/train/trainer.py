@@ -10,14 +10,11 @@ from typing import Any, Literal
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import Device, arithmetic_dtype, load_model
-from pipeline.train.data_parallel.sharing import ProcessRank, seed_step, summed
-from pipeline.train.method import lora_config, method_arguments
-from pipeline.train.methods.choice import keeping_weights, optimizer, unfreeze
-from pipeline.train.passes.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
-from pipeline.train.passes.lora_linear import fuse
-from pipeline.train.passes.packed_attention import enable_packing
-from pipeline.train.passes.packing import collate, micro_batches
-from pipeline.train.row_order import LengthGroups
+from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
+from pipeline.train.base_weights import keeping_weights, optimizer, unfreeze
+from pipeline.train.data_parallel import ProcessRank, seed_step, summed
+from pipeline.train.lora import fuse, lora_config
+from pipeline.train.packing import LengthGroups, collate, enable_packing, micro_batches
 from pipeline.train.watcher import dev_loss
 
 DEV_ROWS = 20
@@ -173,7 +170,9 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,
         "per_device_eval_batch_size": config.batch_size,
-        **method_arguments(config),
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": config.warmup,
         "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch_fused",
         "bf16": mixed,
         "use_cpu": not on_cuda,

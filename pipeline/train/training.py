@@ -1,21 +1,43 @@
-"""Train on tokenised rows and save the result, resuming from a checkpoint where there is one."""
+"""
+Train on tokenised rows and save the result, resuming from a checkpoint where there is one.
 
+With several GPUs a training is data-parallel, one process per GPU. The processes report through files in the training's
+scratch folder: a pipe whose writer is killed would block its reader. They meet in a file, too: torchrun's rendezvous
+listens on all networks and unpickles what it is sent.
+"""
+
+import errno
 import math
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from pipeline import durable
 from pipeline.artifacts import CurvePoint, Frozen
 from pipeline.config import TrainConfig
-from pipeline.contract import Attempt, thinned
-from pipeline.errors import CannotTrain, Interrupted
-from pipeline.models.loading import OutOfMemory, is_out_of_memory
+from pipeline.contract import Attempt, StepSpec, thinned
+from pipeline.errors import EXIT_FAILED, CannotTrain, DropforgeError, Interrupted, StepFailed, is_disk_full
+from pipeline.models.loading import Device, OutOfMemory, is_out_of_memory, load_tokenizer
 from pipeline.models.memory_estimate import peak_resident
+from pipeline.train.base_weights import save_trained
 from pipeline.train.checkpoints import keeper, newest_valid, step_of
-from pipeline.train.methods.choice import save_trained
+from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from pipeline.train.watcher import StepRows, adapter_weights, watcher
 
 _ERROR_CHARACTERS = 200
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 5.0
+_PROGRESS, _MEETING, _RESULT, _ERROR = "progress.json", "meeting", "result.json", "error.pickle"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Trained(Frozen):
@@ -104,3 +126,149 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
         message = "training changed no weight: no gradient reached them"
         raise CannotTrain(message, "raise train.learning_rate or train.epochs; if they are sensible, report this")
     return change
+
+
+def process_count(config: TrainConfig, device: Device) -> int:
+    """
+    Return the number of processes of a training, at most the records per optimizer step.
+
+    Raises `CannotTrain` if `train.processes` are more than CUDA devices are visible.
+    """
+    cards = _cards(device)
+    wanted = max(1, cards) if config.processes == "auto" else config.processes
+    if device == "cuda" and wanted > cards:
+        raise CannotTrain(
+            f"train.processes is {wanted}, and torch sees {cards} CUDA devices",
+            'set it to "auto", or look at CUDA_VISIBLE_DEVICES',
+        )
+    return min(wanted, config.batch_size)
+
+
+def train_in_processes(
+    training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], attempt: Attempt
+) -> Trained:
+    """
+    Run `train_model` in `training.process.count` processes; a single one on the CPU or the only GPU is this one.
+
+    Raises what `train_model` raises, and `StepFailed` if a process died. No process is left running.
+    """
+    from torch.multiprocessing.spawn import start_processes
+
+    if training.process.count == 1 and _cards(training.device) < 2:  # noqa: PLR2004 - several cards
+        return train_model(training, tokenizer, rows, dev, attempt)
+    sys.stderr.write(f"{training.process.count} processes share the training\n")
+    start: Any = start_processes
+    processes = start(_run_process, (training, rows, dev, attempt.spec), training.process.count, join=False).processes
+    try:
+        while None in (codes := [process.exitcode for process in processes]) and not any(codes):
+            time.sleep(_POLL_SECONDS)
+            if attempt.stop.is_set():
+                for process in processes:
+                    process.terminate()
+            if progress := durable.read_object(training.scratch / _PROGRESS):
+                attempt.progress(**progress)
+    finally:
+        end = time.monotonic() + _GRACE_SECONDS
+        for process in processes:
+            process.join(max(0.0, end - time.monotonic()))
+            process.kill()
+            process.join()
+    result = durable.read_json(training.scratch / _RESULT)
+    if any(codes) or result is None:
+        raise _error(codes, training.scratch / _ERROR, attempt)
+    return Trained.model_validate(result)
+
+
+def _cards(device: Device) -> int:
+    import torch
+
+    return torch.cuda.device_count() if device == "cuda" else 0
+
+
+def _error(codes: Sequence[int | None], report: Path, attempt: Attempt) -> Exception:
+    """Return the error that ended a training: the first that a process reported, or the signal that killed one."""
+    error = Exception("a process of the training ended without an error message")
+    with suppress(OSError, EOFError, pickle.UnpicklingError):
+        error = pickle.loads(report.read_bytes())  # noqa: S301 - of our own process
+    if isinstance(error, DropforgeError | OSError):
+        return error
+    if attempt.stop.is_set():
+        return Interrupted("training was stopped before it left a checkpoint")
+    # The error of another process may be the consequence.
+    rank, code = min(enumerate(codes), key=lambda pair: pair[1] or 0)
+    if code is not None and code < 0:
+        return StepFailed(
+            f"process {rank + 1} of {len(codes)} of the training was killed by {signal.Signals(-code).name}",
+            "if memory ran out (see dmesg), free some or lower train.max_length",
+        )
+    return StepFailed(str(error), f"dropforge logs {attempt.spec.run}")
+
+
+class _ProcessAttempt(Attempt):
+    """The attempt within a process of the training; it reports progress to the step's process."""
+
+    def __init__(self, spec: StepSpec, process: ProcessRank, scratch: Path) -> None:
+        super().__init__(spec)
+        self._file = None if process.rank else scratch / _PROGRESS
+
+    def progress(self, done: int, total: int, **fields: Any) -> None:
+        if self._file is not None:
+            durable.write_hint(self._file, {"done": done, "total": total, **fields})
+
+    def check_stop(self) -> None:
+        """Do nothing: all processes must stop after the same step (see `keeper`), or the others wait forever."""
+
+
+def _run_process(
+    rank: int, training: Training, rows: Sequence[TokenRow], dev: Sequence[TokenRow], spec: StepSpec
+) -> None:
+    """Run process `rank` of a training; write the result, or the first error of all processes, to a file."""
+    # Torch has the kernel send SIGINT when the step's process has died.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    training = replace(training, process=replace(training.process, rank=rank))
+    attempt = _ProcessAttempt(spec, training.process, training.scratch)
+    signal.signal(signal.SIGTERM, lambda *_: attempt.stop.set())
+    if rank:  # only the first process writes to the log
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
+    try:
+        _join_group(training)
+        trained = train_model(training, load_tokenizer(training.base), rows, dev, attempt)
+    except Exception as error:  # noqa: BLE001 - the border of a process
+        if not isinstance(error, DropforgeError):
+            traceback.print_exc(file=sys.__stderr__)
+            words = f"{type(error).__name__}: {error}"[:2000]
+            error = OSError(errno.ENOSPC, words) if is_disk_full(error) else Exception(words)
+        with suppress(FileExistsError), (training.scratch / _ERROR).open("xb") as file:
+            pickle.dump(error, file)
+        # At once: a regular exit can wait for processes that wait for this one. One that was stopped is no failure, at
+        # which the others would be killed: the first may still be writing the checkpoint.
+        os._exit(0 if isinstance(error, Interrupted) else EXIT_FAILED)
+    if not rank:
+        durable.write_json(training.scratch / _RESULT, trained.model_dump(mode="json"))
+    from torch import distributed
+
+    distributed.destroy_process_group()
+
+
+def visible_device(rank: int, visible: str | None) -> str:
+    """Return the name or number of the GPU of process `rank`, among those in CUDA_VISIBLE_DEVICES if it is set."""
+    return visible.split(",")[rank].strip() if visible else str(rank)
+
+
+def _join_group(training: Training) -> None:
+    """Select this process's GPU or share of CPU threads, and join the process group."""
+    process = training.process
+    if training.device == "cuda":
+        # Before anything initialises CUDA; the libraries then see one GPU.
+        os.environ[_VISIBLE] = visible_device(process.rank, os.environ.get(_VISIBLE))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    import torch
+
+    if training.device == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // process.count))
+    torch.distributed.init_process_group(
+        "nccl" if training.device == "cuda" else "gloo",
+        init_method=f"file://{training.scratch / _MEETING}",
+        rank=process.rank,
+        world_size=process.count,
+    )

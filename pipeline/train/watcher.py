@@ -14,8 +14,8 @@ from typing import Any
 from pipeline.artifacts import Dataset
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.train.passes.answer_loss import answer_tokens
-from pipeline.train.row_order import LengthGroups
+from pipeline.train.answer_loss import answer_tokens
+from pipeline.train.packing import LengthGroups
 
 _WINDOW_STEPS = 20
 _LOG_LINES = 20

@@ -23,7 +23,7 @@ from pipeline.models.manifest import model_id
 from pipeline.models.memory_estimate import MARGIN, OVERHEAD, base_sizes, estimate
 from pipeline.train import memory
 from pipeline.train.memory import Sizes, go_on_with_less, plan_memory
-from pipeline.train.passes.packing import collate
+from pipeline.train.packing import collate
 from pipeline.train.step import train
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.prepared_rows import write_rows

@@ -16,9 +16,8 @@ from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.models.prompt import alpaca_prompt, fold
-from pipeline.train.row_order import LengthGroups
-from pipeline.train.step import train
-from pipeline.train.tokenise import Tokeniser
+from pipeline.train.packing import LengthGroups
+from pipeline.train.step import Tokeniser, train
 from pipeline.train.trainer import Training, make_trainer
 from tests.prepared_rows import write_rows
 

@@ -20,8 +20,7 @@ from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
 from pipeline.train import trainer as trainer_module
 from pipeline.train import training
-from pipeline.train.passes.packing import pack
-from pipeline.train.row_order import LengthGroups
+from pipeline.train.packing import LengthGroups, pack
 from pipeline.train.step import train
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from pipeline.train.watcher import StepRows, dev_loss, exploded, watcher

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.train import trainer as trainer_module
-from pipeline.train.passes.packing import collate, micro_batches
+from pipeline.train.packing import collate, micro_batches
 from pipeline.train.trainer import TokenRow
 from tests import made_adapters
 from tests.made_adapters import token_rows

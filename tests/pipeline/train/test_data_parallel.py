@@ -23,9 +23,8 @@ from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, A
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_START_AGAIN, CannotTrain
 from pipeline.merge.step import merge
 from pipeline.models.manifest import model_id
-from pipeline.train.data_parallel import launch
-from pipeline.train.data_parallel.launch import process_count
 from pipeline.train.step import train
+from pipeline.train.training import process_count, visible_device
 from tests.prepared_rows import write_rows
 
 #: How far, of what was learned, two processes may be from one: rounding, which Adam's first steps make larger.
@@ -241,4 +240,4 @@ def test_there_is_a_process_for_each_card_and_no_more(monkeypatch: pytest.Monkey
     ("visible", "expected"), [(None, ["0", "1"]), ("2,5", ["2", "5"]), ("GPU-a,b", ["GPU-a", "b"])]
 )
 def test_each_process_sees_one_of_the_visible_cards(visible: str | None, expected: list[str]) -> None:
-    assert [launch.visible_device(rank, visible) for rank in range(2)] == expected
+    assert [visible_device(rank, visible) for rank in range(2)] == expected

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.train.data_parallel.sharing import ProcessRank, any_process, seed_step, summed
-from pipeline.train.passes.packing import collate, micro_batches
+from pipeline.train.data_parallel import ProcessRank, any_process, seed_step, summed
+from pipeline.train.packing import collate, micro_batches
 
 
 def step_of(count: int) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from trl import SFTTrainer
 
 from pipeline.config import TrainConfig
 from pipeline.models.loading import load_model, load_tokenizer
-from pipeline.train.passes import packed_attention
-from pipeline.train.passes.packed_attention import enable_packing
-from pipeline.train.passes.packing import collate, micro_batches
+from pipeline.train import packing
+from pipeline.train.packing import collate, enable_packing, micro_batches
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.made_adapters import token_rows, trainer_of
 
@@ -102,14 +101,14 @@ def test_attention_across_records_is_seen(tiny_llama: Path, tmp_path: Path) -> N
         with pytest.raises(AssertionError):
             steps.compare()
     finally:
-        AttentionInterface.register("packed_records", packed_attention.packed_attention)
+        AttentionInterface.register("packed_records", packing.packed_attention)
 
 
 def test_a_model_whose_records_would_see_each_other_is_padded(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = load_model(tiny_llama, "cpu")
-    monkeypatch.setattr(packed_attention, "packed_attention", leaking)
+    monkeypatch.setattr(packing, "packed_attention", leaking)
     assert not enable_packing(model, TOKENS)
     assert "would attend across packed records" in capsys.readouterr().err
     assert model.config._attn_implementation == "sdpa"

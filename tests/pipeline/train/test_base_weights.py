@@ -20,7 +20,7 @@ from pipeline.merge.step import merge
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import model_id, verify_manifest
 from pipeline.records.heldout import dataset_hash
-from pipeline.train.methods.galore import STEPS_BETWEEN
+from pipeline.train.galore import STEPS_BETWEEN
 from pipeline.train.step import train
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.stopped_attempt import StoppedAfter

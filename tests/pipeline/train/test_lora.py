@@ -17,7 +17,7 @@ from pipeline.errors import CannotTrain
 from pipeline.merge.step import merge
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import model_id
-from pipeline.train.method import target_layers
+from pipeline.train.lora import target_layers
 from pipeline.train.step import train
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.prepared_rows import write_rows

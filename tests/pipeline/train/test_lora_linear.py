@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from pipeline.models.loading import load_model
-from pipeline.train.passes.lora_linear import fuse
+from pipeline.train.lora import fuse
 
 LINEAR_LAYERS = 14
 TOKENS = torch.arange(3, 27).reshape(2, 12)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.train.methods import galore as module
-from pipeline.train.methods.galore import first_singular_vectors, galore
+from pipeline.train import galore as module
+from pipeline.train.galore import first_singular_vectors, galore
 
 RATE, SCALE, RANK = 1e-2, 2.0, 3
 

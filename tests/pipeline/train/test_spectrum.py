@@ -8,7 +8,7 @@ import torch
 
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
-from pipeline.train.methods.spectrum import chosen_layers, signal_to_noise
+from pipeline.train.base_weights import chosen_layers, signal_to_noise
 
 
 def noise(rows: int, columns: int, seed: int, signal: float = 0.0) -> torch.Tensor:

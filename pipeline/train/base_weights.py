@@ -1,11 +1,18 @@
 """
-Select the base's weights that are trained, hold them in float32, and save them.
+Full fine-tuning: select the base's weights that are trained, hold them in float32, and save them.
+
+`full` trains all of them, `galore` its linear layers on projected gradients, `spectrum` the linear layers whose weights
+have the highest signal-to-noise ratio (arXiv:2406.06623).
 
 Trained weights, their gradients and moments are float32 whatever the base is: a bfloat16 weight of 0.1 has neighbours
 0.0005 away, and a step of 2e-5 would be rounded away. The forward pass rounds them to 16 bits, as an adapter's.
 """
 
-from collections.abc import Mapping
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +20,9 @@ from pipeline.artifacts import TRAINED_FILES
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.models.safetensors_files import NotSafetensorsError, read_shapes, weight_files
-from pipeline.train.data_parallel.sharing import ProcessRank
-from pipeline.train.method import target_layers
-from pipeline.train.methods.galore import galore
-from pipeline.train.methods.spectrum import chosen_layers
+from pipeline.train.data_parallel import ProcessRank
+from pipeline.train.galore import galore
+from pipeline.train.lora import target_layers
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +30,8 @@ if TYPE_CHECKING:
 _FILE = TRAINED_FILES["weights"]
 #: A tensor's file and shape by its name.
 Files = Mapping[str, tuple[Path, list[int]]]
+#: Interquartile range of a normal distribution, in standard deviations.
+_QUARTILES = 1.349
 _INSTEAD = 'set train.method = "lora", which trains an adapter on any model'
 
 
@@ -140,3 +148,44 @@ def _read(files: Files, name: str, weight: "torch.nn.Parameter") -> "torch.Tenso
     with safe_open(files[name][0], framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
     return tensor.float().to(weight.device)
+
+
+def signal_to_noise(weight: "torch.Tensor") -> float:
+    """
+    Return the signal-to-noise ratio of a matrix.
+
+    Singular values above s (1 + sqrt(short / long)) are signal, the others noise: this is the Marchenko-Pastur law's
+    edge for noise of standard deviation s, which is estimated from the singular values' interquartile range. The ratio
+    of both sums is divided by the largest singular value.
+    """
+    import torch
+
+    wide = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().T
+    # A fifth of the time of a decomposition; in float64 squaring loses no relevant digits.
+    values = torch.linalg.eigvalsh(wide @ wide.T).clamp(min=0).sqrt()
+    low, high = torch.quantile(values, torch.tensor([0.25, 0.75]).to(values)).tolist()
+    edge = (high - low) / _QUARTILES * (1 + math.sqrt(min(weight.shape) / max(weight.shape)))
+    signal, noise = float(values[values > edge].sum()), float(values[values <= edge].sum())
+    return signal / noise / float(values[-1]) if noise else math.inf
+
+
+def chosen_layers(layers: Iterable[str], read: "Callable[[str], torch.Tensor]", config: TrainConfig) -> list[str]:
+    """
+    Return the layers to train: the best share `config.share` of the layers with the same last name, at least one.
+
+    `read` returns a layer's weight; one at a time is in memory. Raises `CannotTrain` if one is not finite.
+    """
+    began = time.monotonic()
+    kinds: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for name in layers:
+        weight = read(name)
+        if not bool(weight.isfinite().all()):
+            message = f"the base model's {name} holds numbers that are not finite"
+            raise CannotTrain(message, "download the model again from a trusted source, or use another one")
+        kinds[name.rsplit(".", 1)[-1]].append((signal_to_noise(weight), name))
+    chosen = sorted(
+        name for ranked in kinds.values() for _, name in sorted(ranked, reverse=True)[: config.chosen(len(ranked))]
+    )
+    seconds = time.monotonic() - began
+    sys.stderr.write(f"spectrum trains these layers, ranked in {seconds:.0f} s: {', '.join(chosen)}\n")
+    return chosen

@@ -14,10 +14,10 @@ from trl import SFTTrainer
 
 from pipeline.config import TrainConfig
 from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.train import answer_loss
 from pipeline.train import trainer as trainer_module
-from pipeline.train.passes import answer_loss
-from pipeline.train.passes.answer_loss import has_plain_head, summed_loss
-from pipeline.train.passes.packing import collate, micro_batches
+from pipeline.train.answer_loss import has_plain_head, summed_loss
+from pipeline.train.packing import collate, micro_batches
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.made_adapters import trainer_of
 

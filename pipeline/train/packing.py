@@ -1,0 +1,239 @@
+"""
+The order of a training's rows, and how an optimizer step is divided into micro-batches, packed or padded.
+
+The division affects memory and speed only: each micro-batch divides its loss by the answer tokens of the whole
+optimizer step, so that the gradients add up to the same. Records are packed where a model's attention can stay within
+each: torch's variable-length attention on CUDA, elsewhere scaled dot-product attention per record. No mask is built: a
+mask of all tokens by all tokens costs more than packing saves.
+"""
+
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+from pipeline.train.answer_loss import NO_LABEL
+
+_NAME = "packed_records"
+_PROBE = (5, 7)
+_WIDEST = 256
+#: Relative distance of a token's hidden state that rounding does not reach: SmolLM2's is 0 on a CPU, a leak's above 1.
+_FAR = 0.1
+#: Settings for the window of architectures with local attention.
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+
+
+class LengthGroups:
+    """
+    A sampler of batches of similar length in random order, the longest row first so that OOM shows early.
+
+    The order is a function of seed and epoch alone. Transformers' own sampler draws from the global generator, so a
+    training resumed in its second epoch would read its rows in another order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        """Take the rows' `lengths` in tokens; each `batch_size` consecutive rows are one batch."""
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration; the trainer calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield each row's index once."""
+        dice = random.Random(f"{self.seed}/{self.epoch}")  # noqa: S311 - an order, not a secret
+        order = list(range(len(self.lengths)))
+        dice.shuffle(order)
+        span = self.batch_size * 50
+        batches: list[list[int]] = []
+        for start in range(0, len(order), span):
+            alike = sorted(order[start : start + span], key=lambda row: -self.lengths[row])
+            batches += [alike[at : at + self.batch_size] for at in range(0, len(alike), self.batch_size)]
+        tail = batches.pop() if len(batches[-1]) < self.batch_size else []
+        batches.sort(key=lambda batch: -self.lengths[batch[0]])
+        longest = batches[:1]
+        rest = batches[1:]
+        dice.shuffle(rest)
+        for batch in [*longest, *rest, tail]:
+            yield from batch
+
+
+def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """
+    Concatenate records: `input_ids` and `labels` are (1, tokens), `lengths` holds each record's number of tokens.
+
+    A record's first token has no label: the token before it is another record's.
+    """
+    import torch
+
+    ids = [token for row in rows for token in row["input_ids"]]
+    labels = [label for row in rows for label in (NO_LABEL, *row["labels"][1:])]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "labels": torch.tensor([labels]),
+        "lengths": [len(row["input_ids"]) for row in rows],
+    }
+
+
+def micro_batches(
+    step: Mapping[str, Any], batch_tokens: int, *, packed: bool, share: slice = slice(None)
+) -> list[dict[str, Any]]:
+    """
+    Divide the output of `collate` into the inputs of micro-batches, each packed into one row or padded.
+
+    Only the records of `share` are used. A micro-batch has at most `batch_tokens` tokens, padding included, or is a
+    single longer record.
+    """
+    lengths = step["lengths"][share]
+    ids, labels = (step[name][0].split(step["lengths"])[share] for name in ("input_ids", "labels"))
+    runs = list(divide(lengths, batch_tokens, packed=packed))
+    if packed:
+        return [pack(ids[first:end], labels[first:end]) for first, end in runs]
+    return [_pad(ids[first:end], labels[first:end]) for first, end in runs]
+
+
+def divide(lengths: Sequence[int], batch_tokens: int, *, packed: bool) -> Iterator[tuple[int, int]]:
+    """Yield the range of records, first and end, of each micro-batch: as many as fit, at least one."""
+    first = 0
+    for end in range(1, len(lengths) + 1):
+        wider = lengths[first : end + 1]
+        if end == len(lengths) or (sum(wider) if packed else max(wider) * len(wider)) > batch_tokens:
+            yield first, end
+            first = end
+
+
+def pack(ids: Sequence[Any], labels: Sequence[Any] | None = None) -> dict[str, Any]:
+    """Return the inputs of a forward pass of concatenated records; positions restart at each record."""
+    import torch
+
+    lengths = [len(row) for row in ids]
+    device = ids[0].device
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    made = {
+        "input_ids": torch.cat(list(ids))[None],
+        "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
+    return made if labels is None else {**made, "labels": torch.cat(list(labels))[None]}
+
+
+def _pad(ids: Sequence[Any], labels: Sequence[Any]) -> dict[str, Any]:
+    from torch.nn.utils.rnn import pad_sequence
+
+    return {
+        "input_ids": pad_sequence(list(ids), batch_first=True),
+        "attention_mask": pad_sequence([row.new_ones(len(row)) for row in ids], batch_first=True),
+        "labels": pad_sequence(list(labels), batch_first=True, padding_value=NO_LABEL),
+    }
+
+
+def enable_packing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
+    """
+    Switch `model` to packed attention if it computes the same with it; return whether it does, with a line on stderr.
+
+    This is tested by comparing hidden states of two records, packed and apart, not by a list of architectures. `rows`
+    are the tokens of the training's records.
+    """
+    before = model.config._attn_implementation  # noqa: SLF001 - as the library's own guide has it
+    reason = _narrow(model, max(len(row) for row in rows)) or _differs(model, rows[0])
+    if reason:
+        model.set_attn_implementation(before)
+    sys.stderr.write(
+        f"records are padded to the longest of a micro-batch: {reason}\n" if reason else "records are packed\n"
+    )
+    return not reason
+
+
+def _narrow(model: Any, longest: int) -> str:
+    """Return why the attention's window is too short for the longest record; empty if it is not."""
+    config = model.config.get_text_config()
+    windows = [window for name in _WINDOWS if isinstance(window := getattr(config, name, None), int)]
+    if min(windows, default=longest) >= longest:
+        return ""
+    return f"this model attends to {min(windows)} tokens, and the longest record has {longest}"
+
+
+def _differs(model: Any, tokens: Sequence[int]) -> str:
+    """Set packed attention; return why the model cannot use it, empty if the hidden states stay the same."""
+    import torch
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, packed_attention)
+    ids = torch.tensor((list(tokens) * sum(_PROBE))[: sum(_PROBE)], device=model.device)
+    first, second = ids[: _PROBE[0]], ids[_PROBE[0] :]
+    with torch.no_grad():
+        apart = [model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state for ids in (second, first)]
+        try:
+            model.set_attn_implementation(_NAME)
+            if model.config._attn_implementation != _NAME:  # noqa: SLF001
+                return "it has its own attention, which cannot be replaced"
+            packed = model.base_model(**pack([second, first]), use_cache=False).last_hidden_state
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever an architecture says to what it does not know
+            return f"its attention does not accept packed records ({type(error).__name__})"
+    expected = torch.cat(apart, dim=1).float()
+    distance = float(((packed.float() - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+    return "" if distance < _FAR else f"this model would attend across packed records ({distance:.2f})"
+
+
+def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any, **options: Any) -> tuple[Any, None]:
+    """
+    Compute attention within records: queries, keys, values (1, heads, tokens, width) -> (1, tokens, heads, width).
+
+    The option `cu_seq_lens_q` holds the offsets at which records begin, and the end. Raises `ValueError` without it.
+    """
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    ends = options.pop("cu_seq_lens_q", None)
+    if ends is None:
+        raise ValueError("packed attention needs cu_seq_lens_q, the offsets of the records")
+    states = (query, key, value)
+    if _has_kernel(*states) and not options.get("dropout"):
+        from torch.nn.attention.varlen import varlen_attn
+
+        longest = options["max_length_q"]
+        shared = query.shape[1] != key.shape[1]
+        made: Any = varlen_attn(
+            *(one[0].transpose(0, 1) for one in states),
+            ends,
+            ends,
+            longest,
+            longest,
+            scale=options.get("scaling"),
+            window_size=(-1, 0),
+            enable_gqa=shared,
+        )  # type: ignore[misc]
+        return made[None], None
+    parts = []
+    # In float32, as torch's gradient of 16-bit attention is slow on a CPU: 0.9 against 0.3 ms for 50 tokens.
+    with torch.autocast(query.device.type, enabled=False):
+        for first, end in pairwise(ends.tolist()):
+            record = (one[:, :, first:end].float() for one in states)
+            parts.append(sdpa_attention_forward(module, *record, None, **options)[0])
+    return torch.cat(parts, dim=1).to(query.dtype), None
+
+
+def _has_kernel(query: Any, key: Any, value: Any) -> bool:
+    """Return whether torch's variable-length attention supports these: 16 bits on CUDA, heads of 8 to 256 numbers."""
+    import torch
+
+    same = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1]
+    return bool(
+        query.is_cuda
+        and same
+        and query.shape[-1] in range(8, _WIDEST + 1, 8)
+        and query.dtype in {torch.bfloat16, torch.float16}
+    )
