@@ -15,6 +15,30 @@ from pipeline.train.trainer import TokenRow, Training, make_trainer
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+#: Sizes of a model in the words of most architectures.
+SMALL: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.1,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def save_base(kind: type, tokens: Path, folder: Path, **options: Any) -> Path:
+    """Save a small model of random numbers, of the class of config `kind`, with the tokenizer in `tokens`."""
+    tokenizer: Any = load_tokenizer(tokens)
+    torch.manual_seed(0)
+    config = kind(**{**SMALL, "vocab_size": len(tokenizer), **options})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
 
 def token_rows(count: int, seed: int) -> list[TokenRow]:
     """Return rows of 2 to 40 tokens, with labels anywhere, also on the first token, and always on the last."""

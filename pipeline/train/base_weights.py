@@ -109,8 +109,10 @@ def _trained_names(model: Any, files: Files, config: TrainConfig, process: Proce
     if config.method == "galore":
         least = min(min(weight.shape) for weight in weights.values())
         if config.rank > least:
-            message = f"train.rank is {config.rank}, and the smallest matrix that GaLore is to train has {least} rows"
-            raise CannotTrain(message, f"set train.rank = {least} or less")
+            raise CannotTrain(
+                f"train.rank is {config.rank}, and the smallest matrix that GaLore is to train has {least} rows",
+                f"set train.rank = {least} or less",
+            )
     elif process.rank == 0:
         layers = chosen_layers(layers, lambda layer: _read(files, f"{layer}.weight", weights[layer]), config)
     return {f"{layer}.weight" for layer in _from_first(layers, process)}
@@ -141,10 +143,10 @@ def _read(files: Files, name: str, weight: "torch.nn.Parameter") -> "torch.Tenso
     from safetensors import safe_open  # noqa: PLC0415
 
     if name not in files or files[name][1] != list(weight.shape):
-        message = (
-            f"{name} in the base model's files has another name or shape than in the model: transformers converts it"
+        raise CannotTrain(
+            f"{name} in the base model's files has another name or shape than in the model: transformers converts it",
+            _INSTEAD,
         )
-        raise CannotTrain(message, _INSTEAD)
     with safe_open(files[name][0], framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
     return tensor.float().to(weight.device)
@@ -180,8 +182,10 @@ def chosen_layers(layers: Iterable[str], read: "Callable[[str], torch.Tensor]", 
     for name in layers:
         weight = read(name)
         if not bool(weight.isfinite().all()):
-            message = f"the base model's {name} holds numbers that are not finite"
-            raise CannotTrain(message, "download the model again from a trusted source, or use another one")
+            raise CannotTrain(
+                f"the base model's {name} holds numbers that are not finite",
+                "download the model again from a trusted source, or use another one",
+            )
         kinds[name.rsplit(".", 1)[-1]].append((signal_to_noise(weight), name))
     chosen = sorted(
         name for ranked in kinds.values() for _, name in sorted(ranked, reverse=True)[: config.chosen(len(ranked))]

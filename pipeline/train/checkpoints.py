@@ -12,14 +12,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import durable
 from pipeline.contract import Attempt
 from pipeline.train.data_parallel import ProcessRank, any_process
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
 
 COMPLETE = "COMPLETE"
 LISTING = "files.json"
@@ -96,7 +93,7 @@ def remove_checkpoints(folder: Path) -> None:
         _remove(path)
 
 
-def keeper(attempt: Attempt, scratch: Path, mark: str, process: ProcessRank) -> "TrainerCallback":
+def keeper(attempt: Attempt, scratch: Path, mark: str, process: ProcessRank) -> Any:
     """
     Return the trainer callback that saves a checkpoint every `checkpoint_minutes`, and when the attempt is stopped.
 

@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
-
-def lora_config(model: Any, config: TrainConfig) -> "LoraConfig":
+def lora_config(model: Any, config: TrainConfig) -> Any:
     """
     Return PEFT's configuration of the adapter.
 
@@ -52,11 +49,14 @@ def target_layers(model: Any, targets: Sequence[str]) -> list[str]:
         else:
             named = {name for name in layers if f".{name}".endswith(f".{target}")}
         if head in named:
-            message = f"train.targets has {target!r}, the output head, whose weight is often shared with the input"
-            raise CannotTrain(message, f"take it out of train.targets; {_known(layers, head)}")
+            raise CannotTrain(
+                f"train.targets has {target!r}, the output head, whose weight is often shared with the input",
+                f"take it out of train.targets; {_known(layers, head)}",
+            )
         if not named:
-            message = f"train.targets has {target!r}, and the base model has no such linear layer"
-            raise CannotTrain(message, _known(layers, head))
+            raise CannotTrain(
+                f"train.targets has {target!r}, and the base model has no such linear layer", _known(layers, head)
+            )
         selected |= named
     return sorted(selected)
 

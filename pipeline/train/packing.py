@@ -7,6 +7,7 @@ each: torch's variable-length attention on CUDA, elsewhere scaled dot-product at
 mask of all tokens by all tokens costs more than packing saves.
 """
 
+import math
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,12 @@ class LengthGroups:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration; the trainer calls it."""
         self.epoch = epoch
+
+    def of_step(self, step: int) -> list[int]:
+        """Return the rows that optimizer step `step`, from 1, reads."""
+        epoch, index = divmod(step - 1, math.ceil(len(self) / self.batch_size))
+        self.set_epoch(epoch)
+        return list(self)[index * self.batch_size : (index + 1) * self.batch_size]
 
     def __iter__(self) -> Iterator[int]:
         """Yield each row's index once."""

@@ -71,16 +71,6 @@ class Tokeniser:
             )
         return kept
 
-    def refuse_none_left(self, rows: Sequence[TokenRow]) -> None:
-        """Raise `CannotTrain` if `rows`, from the last file, are empty."""
-        if rows:
-            return
-        raise CannotTrain(
-            f"nothing to train on: the {count(self.too_long, 'training row has', 'training rows have')} "
-            f"{min(self.lengths)} to {max(self.lengths)} tokens, and the window is {self.window}",
-            f"set train.max_length = {max(self.lengths)}, if the base model's own window allows it",
-        )
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -142,7 +132,13 @@ def train(attempt: Attempt) -> Adapter:
         )
     dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     rows = tokeniser.tokenise(attempt, data / "train.jsonl")
-    tokeniser.refuse_none_left(rows)
+    if not rows:
+        longest = max(tokeniser.lengths)
+        raise CannotTrain(
+            f"nothing to train on: the {count(tokeniser.too_long, 'training row has', 'training rows have')} "
+            f"{min(tokeniser.lengths)} to {longest} tokens, and the window is {tokeniser.window}",
+            f"set train.max_length = {longest}, if the base model's own window allows it",
+        )
     prepared = Prepared(start, device, tokenizer, fmt, ends, rows, dev, dataset)
     result = _search(attempt, prepared) if config.train.search.space or config.train.soup else None
     adapter = attempt.make_folder("adapter")

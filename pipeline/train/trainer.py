@@ -200,16 +200,20 @@ def _check_card(device: Device) -> None:
     import torch
 
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        message = f"{torch.cuda.get_device_name()} cannot compute in bf16"
-        raise CannotTrain(message, 'use an Ampere card or newer, or set device = "cpu"')
+        raise CannotTrain(
+            f"{torch.cuda.get_device_name()} cannot compute in bf16",
+            'use an Ampere card or newer, or set device = "cpu"',
+        )
 
 
 def _check_vocabulary(model: Any, rows: Sequence[TokenRow]) -> None:
     size = model.get_input_embeddings().weight.shape[0]
     highest = max(max(row.input_ids) for row in rows)
     if highest >= size:
-        message = f"the tokenizer has token {highest}, and the base model's vocabulary has {size} tokens"
-        raise CannotTrain(message, "put the base model's own tokenizer into its folder")
+        raise CannotTrain(
+            f"the tokenizer has token {highest}, and the base model's vocabulary has {size} tokens",
+            "put the base model's own tokenizer into its folder",
+        )
 
 
 def _dataset(rows: Sequence[TokenRow]) -> Any:

@@ -31,7 +31,7 @@ from pipeline.train.base_weights import save_trained
 from pipeline.train.checkpoints import keeper, newest_valid, step_of
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.trainer import TokenRow, Training, make_trainer
-from pipeline.train.watcher import StepRows, adapter_weights, watcher
+from pipeline.train.watcher import adapter_weights, watcher
 
 _ERROR_CHARACTERS = 200
 _POLL_SECONDS = 0.2
@@ -69,14 +69,13 @@ def train_model(
     import torch
 
     config = attempt.config.train
-    writes = training.process.rank == 0
     if training.memory is not None:
         config = config.model_copy(update=training.memory.model_dump(include={"quantization", "batch_tokens"}))
     checkpoint = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
     try:
         trainer = make_trainer(training, tokenizer, rows, dev, config)
         before = adapter_weights(trainer.model)
-        watch = watcher(attempt, _step_rows(trainer, rows, config))
+        watch = watcher(attempt, trainer._get_train_sampler(), [row.line for row in rows])  # noqa: SLF001 - ours
         watch.prune = training.prune
         trainer.add_callback(watch)
         trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint, training.process))
@@ -89,14 +88,17 @@ def train_model(
         ran_out = f"{type(error).__name__}: {error}"
     # Outside of `except`: the error's frames keep the tensors alive, and recovering needs memory, too.
     if ran_out:
-        message = f"a micro-batch does not fit into memory ({ran_out[:_ERROR_CHARACTERS]})"
-        raise OutOfMemory(message, "free memory on the device, or lower train.max_length")
+        raise OutOfMemory(
+            f"a micro-batch does not fit into memory ({ran_out[:_ERROR_CHARACTERS]})",
+            "free memory on the device, or lower train.max_length",
+        )
     state = trainer.state
     if state.global_step < state.max_steps and not watch.pruned:
-        message = f"training was stopped and left a checkpoint at step {state.global_step} of {state.max_steps}"
-        raise Interrupted(message)
+        raise Interrupted(
+            f"training was stopped and left a checkpoint at step {state.global_step} of {state.max_steps}"
+        )
     change = _change(before, adapter_weights(trainer.model))
-    if writes:
+    if not training.process.rank:
         save_trained(trainer.model, training.adapter)
     losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
     return Trained(
@@ -112,10 +114,6 @@ def train_model(
     )
 
 
-def _step_rows(trainer: Any, rows: Sequence[TokenRow], config: TrainConfig) -> StepRows:
-    return StepRows(trainer._get_train_sampler(), config.batch_size, [row.line for row in rows])  # noqa: SLF001 - ours
-
-
 def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     """Return the L2 norm of the trained weights' change. Raises `CannotTrain` if it is zero or not finite."""
     squares = (float((after[name].double() - weight.double()).square().sum()) for name, weight in before.items())
@@ -123,8 +121,10 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     if not math.isfinite(change):
         raise CannotTrain("training diverged: trained weights are not finite", "lower train.learning_rate")
     if change == 0:
-        message = "training changed no weight: no gradient reached them"
-        raise CannotTrain(message, "raise train.learning_rate or train.epochs; if they are sensible, report this")
+        raise CannotTrain(
+            "training changed no weight: no gradient reached them",
+            "raise train.learning_rate or train.epochs; if they are sensible, report this",
+        )
     return change
 
 

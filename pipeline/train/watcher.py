@@ -7,8 +7,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from pipeline.artifacts import Dataset
@@ -22,23 +20,6 @@ _LOG_LINES = 20
 _NAMED_LINES = 8
 _EXPLODED = 3.0
 """Stop when the mean loss exceeds this multiple of the initial mean."""
-
-
-@dataclass(frozen=True)
-class StepRows:
-    """Computes which rows each optimizer step reads, from the row order."""
-
-    order: LengthGroups
-    per_step: int
-    lines: Sequence[int]
-    """Each row's line in train.jsonl, from 1."""
-
-    def of(self, step: int) -> list[int]:
-        """Return the sorted line numbers of the rows that optimizer step `step`, from 1, reads."""
-        epoch, index = divmod(step - 1, math.ceil(len(self.order) / self.per_step))
-        self.order.set_epoch(epoch)
-        rows = islice(self.order, index * self.per_step, (index + 1) * self.per_step)
-        return sorted(self.lines[row] for row in rows)
 
 
 def dev_loss(trainer: Any) -> float:
@@ -64,10 +45,11 @@ def adapter_weights(model: Any) -> Mapping[str, Any]:
 class Watcher:
     """Reads only the trainer's log, so that a resumed training is treated like an uninterrupted one."""
 
-    def __init__(self, attempt: Attempt, rows: StepRows) -> None:
-        """Watch an attempt's training on rows in this order."""
+    def __init__(self, attempt: Attempt, order: LengthGroups, lines: Sequence[int]) -> None:
+        """Watch an attempt's training on rows in this order, from these lines of train.jsonl, counted from 1."""
         self.attempt = attempt
-        self.rows = rows
+        self.order = order
+        self.lines = lines
         self.marks: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS + 1)
         self.losses: list[tuple[int, float]] = []
         self.dev: list[tuple[int, float]] = []
@@ -92,7 +74,7 @@ class Watcher:
         logs = logs or {}
         for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm"), ("eval_loss", "dev loss")):
             if not math.isfinite(logs.get(name, 0.0)):
-                raise _diverged(self.attempt, self.rows, state.global_step, f"the {what} at step {{}} is {logs[name]}")
+                raise self._diverged(state.global_step, f"the {what} at step {{}} is {logs[name]}")
         if "eval_loss" in logs:
             sys.stderr.write(f"step {state.global_step}: dev loss {logs['eval_loss']:.4f}\n")
         if "loss" not in logs:
@@ -100,7 +82,7 @@ class Watcher:
         self.losses.append((state.global_step, logs["loss"]))
         if (words := exploded(self.losses, kwargs["model"].get_input_embeddings().num_embeddings)) is not None:
             worst, _ = max(self.losses[-_WINDOW_STEPS:], key=lambda point: point[1])
-            raise _diverged(self.attempt, self.rows, worst, words)
+            raise self._diverged(worst, words)
         self.marks.append((time.monotonic(), state.global_step, int(state.num_input_tokens_seen)))
         self._report(state)
         if state.global_step % max(1, state.max_steps // _LOG_LINES) == 0:
@@ -132,8 +114,27 @@ class Watcher:
             eta_seconds=elapsed / max(1, last - first) * (state.max_steps - last),
         )
 
+    def _diverged(self, step: int, words: str) -> CannotTrain:
+        """Return the error of a training that diverged at `step`, and log the records that the step read."""
+        path = self.attempt.path(self.attempt.load(Dataset).folder) / "train.jsonl"
+        lines = sorted(self.lines[row] for row in self.order.of_step(step))
+        wanted = set(lines)
+        with path.open(encoding="utf-8") as file:
+            records = {number: json.loads(line) for number, line in enumerate(file, start=1) if number in wanted}
+        sys.stderr.write(f"step {step} read these records of {path}:\n")
+        for number, record in records.items():
+            drop = f", from drop {record['drop']}" if "drop" in record else ""
+            sys.stderr.write(f"  line {number}: {record['id']}{drop}\n")
+        more = f" and {len(lines) - _NAMED_LINES} more, listed in the step's log" if len(lines) > _NAMED_LINES else ""
+        named = ", ".join(map(str, lines[:_NAMED_LINES]))
+        message = f"training diverged: {words.format(step)}; its records are lines {named} of {path.name}{more}"
+        shown = "".join(f"{line}p;" for line in lines[:_NAMED_LINES])
+        hint = f"lower train.learning_rate; to look at the records: sed -n '{shown}' {shlex.quote(str(path))}"
+        # The same rows in the same order diverge again: another attempt is pointless.
+        return CannotTrain(message, hint)
 
-def watcher(attempt: Attempt, rows: StepRows) -> Watcher:
+
+def watcher(attempt: Attempt, order: LengthGroups, lines: Sequence[int]) -> Watcher:
     """
     Return the trainer callback that reports each step and raises `CannotTrain` if the training diverges.
 
@@ -144,7 +145,7 @@ def watcher(attempt: Attempt, rows: StepRows) -> Watcher:
     class Callback(Watcher, TrainerCallback):
         """The watcher as a trainer callback."""
 
-    return Callback(attempt, rows)
+    return Callback(attempt, order, lines)
 
 
 def exploded(losses: Sequence[tuple[int, float]], vocabulary: int) -> str | None:
@@ -160,23 +161,3 @@ def exploded(losses: Sequence[tuple[int, float]], vocabulary: int) -> str | None
     if last <= max(_EXPLODED * first, math.log(vocabulary) / 2):
         return None
     return f"the mean loss of {_WINDOW_STEPS} steps rose from {first:.2f} to {last:.2f}, with its maximum at step {{}}"
-
-
-def _diverged(attempt: Attempt, rows: StepRows, step: int, words: str) -> CannotTrain:
-    """Return the error of a training that diverged at `step`, and log the records that the step read."""
-    path = attempt.path(attempt.load(Dataset).folder) / "train.jsonl"
-    lines = rows.of(step)
-    wanted = set(lines)
-    with path.open(encoding="utf-8") as file:
-        records = {number: json.loads(line) for number, line in enumerate(file, start=1) if number in wanted}
-    sys.stderr.write(f"step {step} read these records of {path}:\n")
-    for number, record in records.items():
-        drop = f", from drop {record['drop']}" if "drop" in record else ""
-        sys.stderr.write(f"  line {number}: {record['id']}{drop}\n")
-    more = f" and {len(lines) - _NAMED_LINES} more, listed in the step's log" if len(lines) > _NAMED_LINES else ""
-    named = ", ".join(map(str, lines[:_NAMED_LINES]))
-    message = f"training diverged: {words.format(step)}; its records are lines {named} of {path.name}{more}"
-    shown = "".join(f"{line}p;" for line in lines[:_NAMED_LINES])
-    hint = f"lower train.learning_rate; to look at the records: sed -n '{shown}' {shlex.quote(str(path))}"
-    # The same rows in the same order diverge again: another attempt is pointless.
-    return CannotTrain(message, hint)

@@ -1,37 +1,29 @@
 """Methods that train the base's own weights: which, in what precision, and that a run of each holds to its end."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from pipeline.artifacts import Adapter, Dataset, Model
-from pipeline.config import RunConfig, TrainConfig
-from pipeline.contract import Attempt
-from pipeline.errors import CannotTrain, Interrupted
+from pipeline.config import TrainConfig
+from pipeline.errors import CannotTrain
 from pipeline.merge.step import merge
 from pipeline.models.loading import load_tokenizer
-from pipeline.models.manifest import model_id, verify_manifest
-from pipeline.records.heldout import dataset_hash
+from pipeline.models.manifest import verify_manifest
+from pipeline.train.base_weights import chosen_layers, signal_to_noise
 from pipeline.train.galore import STEPS_BETWEEN
-from pipeline.train.step import train
 from pipeline.train.trainer import TokenRow, Training, make_trainer
-from tests.stopped_attempt import StoppedAfter
+from tests.training_runs import TrainingRun, same
 
 METHODS = ["galore", "spectrum", "full"]
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
-
-@pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
 
 
 def in_dtype(base: Path, target: Path, dtype: torch.dtype) -> Path:
@@ -125,11 +117,6 @@ def test_a_base_whose_files_name_its_weights_otherwise_is_refused(
     assert 'train.method = "lora"' in caught.value.hint
 
 
-def test_a_layer_that_is_not_there_is_refused_as_for_an_adapter(trainer: Make) -> None:
-    with pytest.raises(CannotTrain, match="the base model has no such linear layer"):
-        trainer(method="spectrum", targets=["query"])
-
-
 def test_a_tied_head_gets_the_gradient_of_both_its_places(trainer: Make) -> None:
     made = trainer(method="full")
     (inputs, *_) = [made._micro_batches(batch)[0] for batch in made.get_train_dataloader()]
@@ -148,99 +135,100 @@ def test_a_tied_head_gets_the_gradient_of_both_its_places(trainer: Make) -> None
 # A run to its end ----------------------------------------------------------------------------------------------------
 
 
-class Run:
-    """One run of fifty rows in batches of 8, three epochs, 24 dev rows."""
-
-    def __init__(
-        self, root: Path, base: Path, rows: list[dict[str, str]], make_attempt: Callable[..., Attempt]
-    ) -> None:
-        (root / "data").mkdir()
-        for name, part in (("train", rows[:50]), ("dev", rows[50:])):
-            lines = (json.dumps({"id": f"{name}-{number}", **row}) + "\n" for number, row in enumerate(part))
-            (root / "data" / f"{name}.jsonl").write_text("".join(lines))
-        self.root, self.base, self.make_attempt = root, base, make_attempt
-        self.dataset = Dataset(
-            folder="data",
-            train_rows=50,
-            dev_rows=24,
-            heldout_rows=0,
-            heldout_groups=0,
-            heldout_pinned=False,
-            heldout_version="v",
-            dataset_sha256=dataset_hash(root / "data"),
-            duplicates=0,
-            replaced=0,
-            removed_heldout=0,
-            metric="exact_match",
-            max_new_tokens=8,
-        )
-
-    def config(self, **settings: Any) -> RunConfig:
-        values = {"rank": 4, "learning_rate": 1e-3, "epochs": 3, "batch_size": 8, "batch_tokens": 200, **settings}
-        return RunConfig(
-            track="default",
-            base_model=str(self.base),
-            base_model_id=model_id(self.base),
-            salt="s",
-            train=TrainConfig.model_validate({"checkpoint_minutes": 1e-6, **values}),
-        )
-
-    def attempt(self, **settings: Any) -> Attempt:
-        return self.make_attempt("train", config=self.config(**settings), inputs={"prepare": self.dataset})
-
-    def stop_after(self, step: int, **settings: Any) -> None:
-        attempt = StoppedAfter(self.attempt(**settings).spec)
-        attempt.step = step
-        with pytest.raises(Interrupted):
-            train(attempt)
-
-    def finish(self, **settings: Any) -> tuple[Adapter, dict[str, torch.Tensor]]:
-        attempt = self.attempt(**settings)
-        made = train(attempt)
-        assert [path.name for path in attempt.path(made.folder).iterdir()] == ["weights.safetensors"]
-        return made, load_file(attempt.path(made.folder) / "weights.safetensors")
-
-    def merge(self, made: Adapter, **settings: Any) -> tuple[Model, Path]:
-        inputs = {"prepare": self.dataset, "train": made}
-        attempt = self.make_attempt("merge", config=self.config(**settings), inputs=inputs)
-        model = merge(attempt)
-        return model, attempt.path(model.folder)
-
-
-@pytest.fixture
-def run(tiny: Any, tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Callable[[Path], Run]:
-    return lambda base: Run(tmp_path, base, tiny.rows(74, seed=3), make_attempt)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_stopped_in_the_middle_ends_in_the_same_weights_and_merges(
-    run: Callable[[Path], Run], tiny_llama: Path, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+    new_run: Callable[..., TrainingRun],
+    tiny_llama: Path,
+    tmp_path: Path,
+    method: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert STEPS_BETWEEN > 10, "the projector of the first step has to come out of the checkpoint"
-    own = run(in_dtype(tiny_llama, tmp_path / "base", torch.bfloat16))
-    own.stop_after(10, method=method)
-    kept = max((own.root / "runs/1/checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
-    assert "weights.safetensors" in {path.name for path in kept.iterdir()}
-    assert "model.safetensors" not in {path.name for path in kept.iterdir()}, "not the base again"
-    resumed, found = own.finish(method=method)
-    assert resumed.resumed_from_step == 11
-    shutil.rmtree(own.root / "runs/1/checkpoints")
-    whole, expected = own.finish(method=method)
+    base = in_dtype(tiny_llama, tmp_path / "base", torch.bfloat16)
+    run = new_run(base, method=method, learning_rate=1e-3, epochs=2)
+    run.stop_after(5)
+    kept = {path.name for path in (run.checkpoints / "step-6").iterdir()}
+    assert "weights.safetensors" in kept
+    assert "model.safetensors" not in kept, "not the base again"
+    resumed, found = run.finish()
+    assert resumed.resumed_from_step == 6
+    run.forget()
+    whole, expected = run.finish()
 
-    assert found.keys() == expected.keys()
-    assert [name for name, weight in found.items() if not torch.equal(weight, expected[name])] == []
-    assert resumed.loss_curve == whole.loss_curve
-    assert resumed.dev_curve == whole.dev_curve
-    assert (whole.kind, whole.quantization, whole.optimizer_steps) == ("weights", "none", 21)
+    assert same(found, expected)
+    assert (resumed.loss_curve, resumed.dev_curve) == (whole.loss_curve, whole.dev_curve)
+    assert (whole.kind, whole.quantization, whole.optimizer_steps) == ("weights", "none", 14)
+    assert [path.name for path in (tmp_path / whole.folder).iterdir()] == ["weights.safetensors"]
     assert whole.trainable_parameters == sum(weight.numel() for weight in expected.values())
-    stored = load_file(own.base / "model.safetensors")
+    stored = load_file(base / "model.safetensors")
     squares = (float((weight.double() - stored[name].double()).square().sum()) for name, weight in expected.items())
     assert whole.adapter_change == pytest.approx(math.sqrt(sum(squares)))
 
-    model, folder = own.merge(whole, method=method)
+    attempt = run.make_attempt("merge", config=run.config(), inputs={"prepare": run.dataset, "train": whole})
+    model = merge(attempt)
     assert "whole model in memory" not in capsys.readouterr().err
-    assert verify_manifest(folder) == model.model_id
-    merged = load_file(folder / "model.safetensors")
+    assert verify_manifest(attempt.path(model.folder)) == model.model_id
+    merged = load_file(attempt.path(model.folder) / "model.safetensors")
     assert merged.keys() == stored.keys()
     for name, weight in merged.items():
         assert torch.equal(weight, expected.get(name, stored[name]).bfloat16()), name
+
+
+# Spectrum: held against a dense singular value decomposition by numpy -------------------------------------------------
+
+
+def noise(rows: int, columns: int, seed: int, signal: float = 0.0) -> torch.Tensor:
+    """Return a matrix of random numbers, with a pattern of rank one in it."""
+    dice = torch.Generator().manual_seed(seed)
+    left, right = torch.randn(rows, 1, generator=dice), torch.randn(1, columns, generator=dice)
+    return torch.randn(rows, columns, generator=dice) + signal * left @ right
+
+
+def reference(weight: np.ndarray) -> float:
+    """Return the ratio by the words of arXiv:2406.06623."""
+    values = np.linalg.svd(weight, compute_uv=False)
+    low, high = np.percentile(values, [25, 75])
+    beta = min(weight.shape) / max(weight.shape)
+    edge = (high - low) / 1.349 * np.sqrt((1 + np.sqrt(beta)) ** 2)
+    return float(values[values > edge].sum() / values[values <= edge].sum() / values.max())
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)])
+@pytest.mark.parametrize("signal", [0.0, 3.0])
+def test_the_ratio_is_that_of_a_dense_decomposition(shape: tuple[int, int], signal: float) -> None:
+    weight = noise(*shape, seed=3, signal=signal)
+    assert signal_to_noise(weight) == pytest.approx(reference(weight.double().numpy()), rel=1e-4)
+
+
+def test_a_matrix_without_noise_has_no_end_of_signal() -> None:
+    assert signal_to_noise(torch.eye(6)) == float("inf")
+
+
+LAYERS = [f"model.layers.{number}.{name}" for number in range(4) for name in ("mlp.up_proj", "self_attn.q_proj")]
+
+
+def layer_weights(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
+    made = {name: noise(24, 32, seed=number) for number, name in enumerate(LAYERS)}
+    return made | {name.replace("__", "."): weight for name, weight in changed.items()}
+
+
+def chosen(read: dict[str, torch.Tensor], **settings: Any) -> list[str]:
+    return chosen_layers(LAYERS, read.__getitem__, TrainConfig(method="spectrum", **settings))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.01, 1), (0.25, 1), (0.26, 2), (0.5, 2), (1.0, 4)])
+def test_of_each_name_the_best_layers_are_chosen(share: float, expected: int) -> None:
+    read = layer_weights()
+    found = chosen(read, share=share)
+    for name in ("up_proj", "q_proj"):
+        own = [layer for layer in LAYERS if layer.endswith(name)]
+        best = sorted(own, key=lambda layer: reference(read[layer].double().numpy()), reverse=True)[:expected]
+        assert {layer for layer in found if layer.endswith(name)} == set(best)
+    assert len(found) == 2 * expected
+
+
+def test_a_base_that_holds_no_numbers_is_refused_by_the_layers_name() -> None:
+    broken = noise(24, 32, seed=1)
+    broken[3, 5] = torch.inf
+    with pytest.raises(CannotTrain, match=r"model\.layers\.2\.mlp\.up_proj holds numbers that are not finite"):
+        chosen(layer_weights(model__layers__2__mlp__up_proj=broken))

@@ -1,26 +1,14 @@
 """Checkpoints that can be trusted, and a training that goes on from one as if nothing had happened."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset
-from pipeline.config import RunConfig, TrainConfig
-from pipeline.contract import Attempt
-from pipeline.errors import Interrupted
-from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import COMPLETE, LISTING, fingerprint, newest_valid, publish, step_of
-from pipeline.train.step import train
-from tests.prepared_rows import write_rows
-from tests.stopped_attempt import StoppedAfter
+from tests.training_runs import TrainingRun, same
 
 MARK = fingerprint({"dataset": "d"})
 
@@ -45,10 +33,6 @@ def written(place: Path, step: int) -> Path:
 def test_the_newest_whole_checkpoint_is_found(folder: Path) -> None:
     assert newest_valid(folder, MARK) == folder / "step-20"
     assert step_of(folder / "step-20") == 20
-
-
-def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
-    assert newest_valid(tmp_path / "nowhere", MARK) is None
 
 
 def test_the_newest_two_are_kept(folder: Path, tmp_path: Path) -> None:
@@ -108,88 +92,28 @@ def test_the_older_one_is_taken_when(folder: Path, damage: str, capsys: pytest.C
     assert capsys.readouterr().err.startswith("checkpoint step-20 is skipped: ")
 
 
-def test_a_checkpoint_without_complete_is_skipped_though_all_that_it_lists_is_whole(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "step-20" / COMPLETE).unlink()
-    listing = durable.read_json(folder / "step-20" / LISTING)
-    assert listing["fingerprint"] == MARK
-    for name, entry in listing["files"].items():
-        assert durable.sha256_file(folder / "step-20" / name) == entry["sha256"], "the manifest verifies"
-    assert newest_valid(folder, MARK) == folder / "step-10"
-    assert "writing it was interrupted" in capsys.readouterr().err
-
-
 def test_a_checkpoint_of_another_training_is_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert newest_valid(folder, fingerprint({"dataset": "other"})) is None
     assert "another training" in capsys.readouterr().err
 
 
-def test_a_fingerprint_does_not_depend_on_the_order_of_its_parts() -> None:
-    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
-
-
 # Real trainings ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["nf4", "none"])
-def setup(request: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: Any) -> tuple[RunConfig, Dataset]:
-    """Fifty rows, 8 a step in two packed passes or more: 7 steps an epoch, three epochs, dropout, a dev curve."""
-    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
-    made = tiny.rows(74, seed=3)
-    dataset = write_rows(tmp_path, made[:50], made[50:])
-    settings = TrainConfig(
-        quantization=request.param,
-        rank=4,
-        alpha=8,
-        dropout=0.1,
-        learning_rate=3e-3,
-        epochs=3,
-        batch_size=8,
-        batch_tokens=200,
-        checkpoint_minutes=1e-6,
-    )
-    config = RunConfig(
-        track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s", train=settings
-    )
-    return config, dataset
-
-
-def weights(attempt: Attempt, adapter: Adapter) -> dict[str, Any]:
-    return load_file(attempt.path(adapter.folder) / "adapter_model.safetensors")
-
-
 def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_weights(
-    setup: tuple[RunConfig, Dataset],
-    make_attempt: Callable[..., Attempt],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    new_run: Callable[..., TrainingRun], tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, dataset = setup
-    straight = make_attempt("train", config=config, inputs={"prepare": dataset})
-    whole = train(straight)
-    assert whole.resumed_from_step == 0
-    assert whole.optimizer_steps == 21
-    shutil.rmtree(tmp_path / "runs/1/checkpoints")
-
-    stopped = StoppedAfter(make_attempt("train", config=config, inputs={"prepare": dataset}).spec)
-    stopped.step = 10
-    with pytest.raises(Interrupted, match="step 11 of 21"):
-        train(stopped)
-    assert not (stopped.folder / "scratch").exists()
-    cut(tmp_path / "runs/1/checkpoints/step-11/optimizer.pt")
-
-    resumed = make_attempt("train", config=config, inputs={"prepare": dataset})
-    adapter = train(resumed)
+    run = new_run(tiny_llama, quantization="nf4", dropout=0.1)
+    whole, expected = run.finish()
+    assert (whole.resumed_from_step, whole.optimizer_steps) == (0, 21)
+    run.forget()
+    assert not (run.stop_after(10).folder / "scratch").exists()
+    cut(run.checkpoints / "step-11/optimizer.pt")
+    adapter, found = run.finish()
     said = capsys.readouterr().err
     assert said.count("records are packed\n") == 3
-    assert adapter.resumed_from_step == 10
-    assert adapter.optimizer_steps == 21
-    expected = weights(straight, whole)
-    found = weights(resumed, adapter)
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
-        assert torch.equal(tensor, expected[name]), name
+    assert (adapter.resumed_from_step, adapter.optimizer_steps) == (10, 21)
+    assert same(found, expected)
     assert said.count("is skipped") == 1
     assert "step-11 is skipped: optimizer.pt is missing, truncated or changed" in said
     assert [point.step for point in adapter.loss_curve] == list(range(1, 22))
@@ -198,18 +122,14 @@ def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_wei
 
 
 def test_a_checkpoint_of_other_data_is_not_resumed(
-    setup: tuple[RunConfig, Dataset],
-    make_attempt: Callable[..., Attempt],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    new_run: Callable[..., TrainingRun], tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, dataset = setup
-    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 0.5})})
-    train(make_attempt("train", config=config, inputs={"prepare": dataset}))
-    assert sorted(path.name for path in (tmp_path / "runs/1/checkpoints").glob("step-*")) == ["step-2", "step-3"]
-    with (tmp_path / "data/train.jsonl").open("a") as file:
+    run = new_run(tiny_llama, quantization="none", epochs=0.5)
+    run.finish()
+    assert sorted(path.name for path in run.checkpoints.glob("step-*")) == ["step-2", "step-3"]
+    with (run.root / "data/train.jsonl").open("a") as file:
         file.write(json.dumps({"id": "new", "instruction": "x", "input": "", "output": "y"}) + "\n")
-    other = dataset.model_copy(update={"dataset_sha256": dataset_hash(tmp_path / "data")})
-    adapter = train(make_attempt("train", config=config, inputs={"prepare": other}))
+    run.dataset = run.dataset.model_copy(update={"dataset_sha256": dataset_hash(run.root / "data")})
+    adapter, _ = run.finish()
     assert adapter.resumed_from_step == 0
     assert capsys.readouterr().err.count("is skipped: it belongs to another training") == 2

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,18 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pipeline import durable
-from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
-from pipeline.config import FULL_WEIGHTS, RunConfig, TrainConfig
+from pipeline.artifacts import Adapter
+from pipeline.config import TrainConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_START_AGAIN, CannotTrain
-from pipeline.merge.step import merge
-from pipeline.models.manifest import model_id
-from pipeline.train.step import train
+from pipeline.train.data_parallel import ProcessRank, seed_step
+from pipeline.train.packing import collate, micro_batches
 from pipeline.train.training import process_count, visible_device
-from tests.prepared_rows import write_rows
+from tests.training_runs import TrainingRun
 
 #: How far, of what was learned, two processes may be from one: rounding, which Adam's first steps make larger.
 TOLERANCE = 1e-2
@@ -50,46 +47,9 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def setup(tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: Any) -> tuple[RunConfig, Dataset]:
-    """Fifty rows, 8 a step and 2 in an epoch's last: 7 steps an epoch, three epochs, a dev curve, in two processes."""
-    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
+def run(new_run: Callable[..., TrainingRun], tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingRun:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    made = tiny.rows(74, seed=3)
-    dataset = write_rows(tmp_path, made[:50], made[50:])
-    settings = TrainConfig(
-        quantization="none",
-        rank=4,
-        alpha=8,
-        learning_rate=3e-3,
-        epochs=3,
-        batch_size=8,
-        batch_tokens=200,
-        checkpoint_minutes=1e-6,
-        processes=2,
-    )
-    config = RunConfig(
-        track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s", train=settings
-    )
-    return config, dataset
-
-
-Order = Callable[..., Attempt]
-
-
-@pytest.fixture
-def order(setup: tuple[RunConfig, Dataset], make_attempt: Callable[..., Attempt]) -> Order:
-    """Make attempts of one run, with some settings of [train] changed."""
-    config, dataset = setup
-
-    def make(**changed: Any) -> Attempt:
-        changed_config = config.model_copy(update={"train": config.train.model_copy(update=changed)})
-        return make_attempt("train", config=changed_config, inputs={"prepare": dataset})
-
-    return make
-
-
-def weights(attempt: Attempt, adapter: Adapter) -> dict[str, Any]:
-    return load_file(attempt.path(adapter.folder) / TRAINED_FILES[adapter.kind])
+    return new_run(tiny_llama, quantization="none", processes=2)
 
 
 def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
@@ -97,7 +57,7 @@ def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
     return math.sqrt(sum(float((found[name] - expected[name]).square().sum()) for name in expected))
 
 
-def run(attempt: Attempt, line: str) -> int:
+def execute(attempt: Attempt, line: str) -> int:
     """Do the step in a process of its own, with `line` at each optimizer step of each; return its exit code."""
     spec, script = attempt.folder / SPEC_NAME, attempt.folder / "script.py"
     durable.write_json(spec, attempt.spec.model_dump(mode="json"))
@@ -129,84 +89,74 @@ def alive(script: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("method", ["lora", *(pytest.param(name, marks=pytest.mark.long) for name in FULL_WEIGHTS)])
-def test_two_processes_learn_what_one_does_and_the_result_merges(
-    order: Order, make_attempt: Callable[..., Attempt], capsys: pytest.CaptureFixture[str], method: str
-) -> None:
-    one = train(first := order(method=method, processes=1, batch_tokens=2048))
-    two = train(second := order(method=method))
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["lora", "spectrum"])
+def test_two_processes_learn_what_one_does(run: TrainingRun, capsys: pytest.CaptureFixture[str], method: str) -> None:
+    one, expected = run.finish(method=method, processes=1, batch_tokens=2048)
+    run.forget()
+    two, found = run.finish(method=method)
     assert "2 processes share the training\n" in capsys.readouterr().err
+    assert one.resumed_from_step == two.resumed_from_step == 0
     assert one.optimizer_steps == two.optimizer_steps == STEPS
     assert one.trained_tokens == two.trained_tokens
     for ours, theirs in zip((*two.loss_curve, *two.dev_curve), (*one.loss_curve, *one.dev_curve), strict=True):
         assert ours.step == theirs.step
         assert ours.loss == pytest.approx(theirs.loss, rel=TOLERANCE)
-    assert distance(weights(second, two), weights(first, one)) <= TOLERANCE * one.adapter_change
-    dataset = second.load(Dataset)
-    third = make_attempt("merge", config=second.config, inputs={"prepare": dataset, "train": two})
-    model = merge(third)
-    assert (third.path(model.folder) / "model.safetensors").is_file()
+    assert distance(found, expected) <= TOLERANCE * one.adapter_change
 
 
 @pytest.mark.long
-def test_a_process_that_dies_fails_the_step_and_the_next_attempt_ends_in_the_same_weights(
-    order: Order, tmp_path: Path
-) -> None:
-    whole = train(straight := order(dropout=0.1))
-    shutil.rmtree(tmp_path / "runs/1/checkpoints")
-
-    killed = order(dropout=0.1)
-    assert run(killed, "rank == 1 and step == 10 and os.kill(os.getpid(), signal.SIGKILL)") == EXIT_FAILED
+def test_a_process_that_dies_fails_the_step_and_the_next_attempt_ends_in_the_same_weights(run: TrainingRun) -> None:
+    whole, expected = run.finish(dropout=0.1)
+    run.forget()
+    killed = run.attempt(dropout=0.1)
+    assert execute(killed, "rank == 1 and step == 10 and os.kill(os.getpid(), signal.SIGKILL)") == EXIT_FAILED
     result, printed = result_of(killed)
     assert result.error is not None, printed
     assert result.error.message == "process 2 of 2 of the training was killed by SIGKILL"
     assert not (killed.folder / "scratch").exists()
 
-    adapter = train(resumed := order(dropout=0.1))
+    adapter, found = run.finish(dropout=0.1)
     assert adapter.resumed_from_step in {9, 10}
     assert adapter.optimizer_steps == STEPS
     assert adapter.trained_tokens == whole.trained_tokens
-    assert distance(weights(resumed, adapter), weights(straight, whole)) == 0
+    assert distance(found, expected) == 0
 
 
-def test_a_stop_reaches_all_processes_and_one_goes_on_from_their_checkpoint(order: Order, tmp_path: Path) -> None:
-    whole = train(straight := order(processes=1))
-    shutil.rmtree(tmp_path / "runs/1/checkpoints")
-
+def test_a_stop_reaches_all_processes_and_one_goes_on_from_their_checkpoint(run: TrainingRun) -> None:
+    whole, expected = run.finish(processes=1)
+    run.forget()
     # The first one does not hear of it: what the second one was told has to be enough.
     deaf = "(signal.signal(signal.SIGTERM, signal.SIG_IGN), os.kill(os.getppid(), signal.SIGTERM))"
-    stopped = order(checkpoint_minutes=60)
-    assert run(stopped, f"if step == 10: attempt.stop.wait({PATIENCE}) if rank else {deaf}") == EXIT_INTERRUPTED
+    stopped = run.attempt(checkpoint_minutes=60)
+    assert execute(stopped, f"if step == 10: attempt.stop.wait({PATIENCE}) if rank else {deaf}") == EXIT_INTERRUPTED
     result, printed = result_of(stopped)
     assert (result.status, "step 11 of 21" in str(result.error)) == ("interrupted", True), printed
     assert durable.read_json(stopped.folder / PROGRESS_NAME)["done"] == 11
-
-    adapter = train(resumed := order(processes=1))
+    adapter, found = run.finish(processes=1)
     assert adapter.resumed_from_step == 11
-    assert distance(weights(resumed, adapter), weights(straight, whole)) <= TOLERANCE * whole.adapter_change
+    assert distance(found, expected) <= TOLERANCE * whole.adapter_change
 
 
 @pytest.mark.long
-def test_memory_that_runs_out_in_one_process_ends_all_and_the_next_attempt_goes_on_with_less(
-    order: Order, tmp_path: Path
-) -> None:
+def test_memory_that_runs_out_in_one_process_ends_all_and_the_next_attempt_goes_on_with_less(run: TrainingRun) -> None:
     note = 'json.loads((attempt.path(attempt.spec.checkpoints) / "memory.json").read_text())["plan"]["batch_tokens"]'
     line = f"if rank == 1 and step == 5 and {note} == 200: raise MemoryError"
-    assert run(order(), line) == EXIT_START_AGAIN
-    short = order()
-    assert run(short, line) == 0
+    assert execute(run.attempt(), line) == EXIT_START_AGAIN
+    short = run.attempt()
+    assert execute(short, line) == 0
     adapter = Adapter.model_validate(result_of(short)[0].artifact)
     assert adapter.batch_tokens < 200
     assert adapter.resumed_from_step in {4, 5}
-    shutil.rmtree(tmp_path / "runs/1/checkpoints")
-    whole = train(straight := order(processes=1))
-    assert distance(weights(short, adapter), weights(straight, whole)) <= TOLERANCE * whole.adapter_change
+    run.forget()
+    whole, expected = run.finish(processes=1)
+    assert distance(run.weights(adapter), expected) <= TOLERANCE * whole.adapter_change
 
 
 @pytest.mark.long
-def test_an_error_in_one_process_is_the_steps_and_ends_one_that_waits_for_ever(order: Order) -> None:
-    failed = order()
-    assert run(failed, "if step == 2: 1 / 0 if rank else signal.pause()") == EXIT_FAILED
+def test_an_error_in_one_process_is_the_steps_and_ends_one_that_waits_for_ever(run: TrainingRun) -> None:
+    failed = run.attempt()
+    assert execute(failed, "if step == 2: 1 / 0 if rank else signal.pause()") == EXIT_FAILED
     result, printed = result_of(failed)
     assert result.error is not None
     assert result.error.message == "ZeroDivisionError: division by zero"
@@ -214,10 +164,10 @@ def test_an_error_in_one_process_is_the_steps_and_ends_one_that_waits_for_ever(o
 
 
 @pytest.mark.long
-def test_no_process_outlives_the_step(order: Order) -> None:
-    killed = order()
+def test_no_process_outlives_the_step(run: TrainingRun) -> None:
+    killed = run.attempt()
     gone = "step == 3 and (rank or os.kill(os.getppid(), signal.SIGKILL), signal.pause())"
-    assert run(killed, gone) == -signal.SIGKILL
+    assert execute(killed, gone) == -signal.SIGKILL
     assert not (killed.folder / RESULT_NAME).exists()
 
 
@@ -241,3 +191,24 @@ def test_there_is_a_process_for_each_card_and_no_more(monkeypatch: pytest.Monkey
 )
 def test_each_process_sees_one_of_the_visible_cards(visible: str | None, expected: list[str]) -> None:
     assert [visible_device(rank, visible) for rank in range(2)] == expected
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_each_record_of_a_step_is_in_one_process(count: int) -> None:
+    step = collate([{"input_ids": [n, n, n], "labels": [-100, n, n]} for n in range(count)])
+    processes = [ProcessRank(rank, 3) for rank in range(3)]
+    made = [micro_batches(step, 6, packed=True, share=process.share) for process in processes]
+    tokens = [token for parts in made for part in parts for token in part["input_ids"].flatten().tolist()]
+    assert sorted(tokens) == [record for record in range(count) for _ in range(3)]
+    assert [bool(parts) for parts in made] == [rank < count for rank in range(3)]
+
+
+def test_a_single_process_keeps_its_generator_and_several_have_one_each() -> None:
+    def drawn(process: ProcessRank) -> float:
+        torch.manual_seed(1)
+        seed_step(process, 42, 7)
+        return float(torch.rand(()))
+
+    torch.manual_seed(1)
+    assert drawn(ProcessRank()) == float(torch.rand((), generator=torch.Generator().manual_seed(1)))
+    assert drawn(ProcessRank(0, 2)) == drawn(ProcessRank(0, 2)) != drawn(ProcessRank(1, 2))

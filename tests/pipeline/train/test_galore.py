@@ -54,15 +54,6 @@ def test_steps_are_the_papers(shape: tuple[int, int], monkeypatch: pytest.Monkey
     np.testing.assert_allclose((found.T if stands else found).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_projection_is_on_the_first_singular_vectors() -> None:
-    (matrix,) = gradients((8, 20), 1)
-    found = first_singular_vectors(matrix, 3)
-    expected = torch.linalg.svd(matrix, full_matrices=False)[0][:, :3]
-    # A vector and its opposite are the same direction.
-    torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=1e-4, atol=1e-4)
-    assert found.untyped_storage().nbytes() == 8 * 3 * 4, "the others are not kept"
-
-
 def test_the_state_is_small_survives_a_safe_load_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     first, *steps = gradients((6, 40), 9)
     whole = torch.nn.Parameter(first.clone())

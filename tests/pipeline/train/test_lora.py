@@ -3,32 +3,25 @@
 import json
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors import safe_open
+from peft import LoraConfig, get_peft_model
 
-from pipeline.config import RunConfig, TrainConfig
-from pipeline.contract import Attempt
+from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.merge.step import merge
 from pipeline.models.loading import load_model, load_tokenizer
-from pipeline.models.manifest import model_id
-from pipeline.train.lora import target_layers
-from pipeline.train.step import train
+from pipeline.train.lora import fuse, target_layers
 from pipeline.train.trainer import TokenRow, Training, make_trainer
-from tests.prepared_rows import write_rows
+from tests.training_runs import TrainingRun
 
 MLP = {"gate_proj", "up_proj", "down_proj"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-
-
-@pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
 
 
 @pytest.fixture
@@ -102,7 +95,9 @@ def test_updates_are_scaled_by_the_rank_or_its_root(trainer: Callable[..., Any],
 
 def test_dora_trains_the_lengths_too_in_float32(trainer: Callable[..., Any]) -> None:
     trainable = {
-        name: weight for name, weight in trainer(method="dora").model.named_parameters() if weight.requires_grad
+        name: weight
+        for name, weight in trainer(method="dora", quantization="nf4").model.named_parameters()
+        if weight.requires_grad
     }
     assert sum("lora_magnitude_vector" in name for name in trainable) == 14
     assert {weight.dtype for weight in trainable.values()} == {torch.float32}
@@ -116,36 +111,72 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(trainer: Callable[.
     assert found == pytest.approx([0, 0.5e-3, *(1e-3 * share for share in after)])
 
 
-@pytest.mark.parametrize("settings", [{"method": "dora"}, {"rslora": True}, {"method": "dora", "rslora": True}])
-@pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_a_merged_model_answers_as_its_adapter(
-    tiny: Any,
+@pytest.mark.parametrize(
+    ("quantization", "settings", "saved"),
+    [("nf4", {"method": "dora"}, (True, False)), ("none", {"rslora": True}, (False, True))],
+)
+def test_an_adapter_of_each_kind_is_saved_as_such_and_merges_by_shard(
+    new_run: Callable[..., TrainingRun],
     tiny_llama: Path,
-    tmp_path: Path,
-    make_attempt: Callable[..., Attempt],
-    settings: dict[str, Any],
     quantization: str,
+    settings: dict[str, Any],
+    saved: tuple[bool, bool],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    dataset = write_rows(tmp_path, tiny.rows(16, seed=5), longest=12)
-    values = {"quantization": quantization, "rank": 4, "learning_rate": 3e-3, "epochs": 2, **settings}
-    config = RunConfig(
-        track="default",
-        base_model=str(tiny_llama),
-        base_model_id=model_id(tiny_llama),
-        salt="s",
-        train=TrainConfig.model_validate(values),
-    )
-    adapter = train(make_attempt("train", config=config, inputs={"prepare": dataset}))
-    check(tmp_path / adapter.folder, **settings)
-    merge(make_attempt("merge", config=config, inputs={"prepare": dataset, "train": adapter}))
+    run = new_run(tiny_llama, quantization=quantization, epochs=0.5, **settings)
+    adapter, weights = run.finish()
+    assert adapter.adapter_change > 0
+    assert any("magnitude" in name for name in weights) == saved[0]
+    config = json.loads((run.root / adapter.folder / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"]) == saved
+    merge(run.make_attempt("merge", config=run.config(), inputs={"prepare": run.dataset, "train": adapter}))
     assert "whole model in memory" not in capsys.readouterr().err
-    assert adapter.adapter_change > 0.1
 
 
-def check(folder: Path, method: str = "lora", *, rslora: bool = False) -> None:
-    """Hold a saved adapter against the settings."""
-    saved = json.loads((folder / "adapter_config.json").read_text())
-    assert (saved["use_dora"], saved["use_rslora"]) == (method == "dora", rslora)
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        assert any("magnitude" in name for name in file.keys()) == (method == "dora")  # noqa: SIM118 - no mapping
+# The fused forward ---------------------------------------------------------------------------------------------------
+
+LINEAR_LAYERS = 14
+TOKENS = torch.arange(3, 27).reshape(2, 12)
+
+
+def adapted(base: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """Return the tiny Llama with an adapter that is away from the zero that it begins at."""
+    model = get_peft_model(
+        load_model(base, "cpu", "none", dtype), LoraConfig(r=4, target_modules="all-linear", **options)
+    )
+    dice = torch.Generator().manual_seed(1)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = torch.empty_like(weight, dtype=torch.float32).normal_(0, 0.1, generator=dice)
+    return model
+
+
+def outcome(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return the loss and each gradient of a pass as the trainer makes it."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss = model(input_ids=TOKENS, labels=TOKENS).loss
+    loss.backward()
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+    return {"loss": loss.detach(), **found}
+
+
+#: Of float32 an epsilon over some hundred terms, of bfloat16 the rounding of each of the layers.
+@pytest.mark.parametrize(
+    ("dtype", "rslora", "tolerance"),
+    [(torch.float32, False, 1e-5), (torch.float32, True, 1e-5), (torch.bfloat16, False, 0.1)],
+)
+def test_loss_and_gradients_are_pefts(tiny_llama: Path, dtype: torch.dtype, rslora: bool, tolerance: float) -> None:
+    model = adapted(tiny_llama, dtype, lora_alpha=16, use_rslora=rslora)
+    fused = deepcopy(model)
+    assert fuse(fused) == LINEAR_LAYERS
+    expected, found = outcome(model, dtype), outcome(fused, dtype)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert found[name].dtype == gradient.dtype
+        assert torch.linalg.vector_norm(found[name] - gradient) <= tolerance * torch.linalg.vector_norm(gradient), name
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}])
+def test_what_is_not_plain_stays_pefts(tiny_llama: Path, options: dict[str, Any]) -> None:
+    model = adapted(tiny_llama, lora_alpha=8, **options)
+    assert fuse(model) == 0

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.train import trainer as trainer_module
-from pipeline.train.packing import collate, micro_batches
+from pipeline.train.packing import LengthGroups, collate, micro_batches
 from pipeline.train.trainer import TokenRow
 from tests import made_adapters
 from tests.made_adapters import token_rows
@@ -66,16 +66,6 @@ def test_a_smaller_budget_changes_neither_the_records_nor_their_order_nor_the_gr
         assert_same(gradients, whole[1])
 
 
-def test_a_step_is_the_settings_records_whatever_the_budget(tiny_llama: Path, tmp_path: Path) -> None:
-    rows = token_rows(20, seed=3)
-    met = []
-    for budget in BUDGETS:
-        trainer = trainer_of(tiny_llama, tmp_path, rows, batch_size=6, batch_tokens=budget)
-        met.append([(batch["input_ids"].tolist(), batch["lengths"]) for batch in trainer.get_train_dataloader()])
-    assert met[0] == met[1] == met[2]
-    assert [len(lengths) for _, lengths in met[0]] == [6, 6, 6, 2]
-
-
 def made_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
     dice = random.Random(0)
     return [{"input_ids": (ids := [dice.randrange(9, 99) for _ in range(size)]), "labels": ids} for size in lengths]
@@ -107,3 +97,23 @@ def test_packed_passes_hold_every_record_whole_and_once_within_the_budget(length
             assert part["labels"][0, first:end].tolist() == [-100, *met[-1][1:]]
             assert part["position_ids"][0, first:end].tolist() == list(range(end - first))
     assert met == [row["input_ids"] for row in rows]
+
+
+def test_each_epoch_meets_every_row_once_in_an_order_of_its_own() -> None:
+    groups = LengthGroups([5, 9, 1, 7, 3, 8, 2, 6, 4, 10, 11], batch_size=2, seed=1)
+    orders = []
+    for epoch in (0, 1, 0):
+        groups.set_epoch(epoch)
+        orders.append(list(groups))
+        assert sorted(orders[-1]) == list(range(11))
+    assert orders[0] == orders[2] != orders[1]
+    assert list(LengthGroups(groups.lengths, batch_size=2, seed=2)) != orders[0]
+
+
+def test_batches_are_of_like_length_and_the_longest_comes_first() -> None:
+    lengths = [*range(1, 33)] * 2
+    order = [lengths[row] for row in LengthGroups(lengths, batch_size=4, seed=0)]
+    batches = [order[start : start + 4] for start in range(0, 64, 4)]
+    assert max(max(batch) - min(batch) for batch in batches) <= 2
+    assert batches[0][0] == 32
+    assert batches != sorted(batches, reverse=True)

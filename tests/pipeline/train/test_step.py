@@ -16,17 +16,11 @@ from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.models.prompt import alpaca_prompt, fold
-from pipeline.train.packing import LengthGroups
 from pipeline.train.step import Tokeniser, train
 from pipeline.train.trainer import Training, make_trainer
 from tests.prepared_rows import write_rows
 
 Row = dict[str, str]
-
-
-@pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
 
 
 class Bench:
@@ -97,16 +91,6 @@ def test_alpaca_trains_on_alpacas_text(bench: Bench, tiny: Any, tiny_llama_alpac
     tokenizer, trainer = tokenised(tiny_llama_alpaca, rows, bench.attempt(tiny_llama_alpaca, rows), "alpaca")
     text = tokenizer.decode(trainer.train_dataset[0]["input_ids"])
     assert text == alpaca_prompt(fold(rows[0]["instruction"], rows[0]["input"])) + rows[0]["output"] + "<|im_end|>"
-
-
-def test_the_adapter_is_on_all_linear_layers_and_trained_in_float32(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
-    rows = tiny.rows(9, seed=5)
-    attempt = bench.attempt(tiny_llama, rows, quantization="nf4")
-    _, trainer = tokenised(tiny_llama, rows, attempt, "chat")
-    trainable = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
-    layers = {name.split(".")[-4] for name in trainable}
-    assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert {weight.dtype for weight in trainable.values()} == {torch.float32}
 
 
 def test_nf4_is_double_quantised_with_bf16_compute(tiny_llama: Path) -> None:
@@ -287,26 +271,6 @@ def test_a_stop_before_the_first_step_is_obeyed(bench: Bench, tiny: Any, tiny_ll
     attempt.stop.set()
     with pytest.raises(Interrupted):
         train(attempt)
-
-
-def test_each_epoch_meets_every_row_once_in_an_order_of_its_own() -> None:
-    groups = LengthGroups([5, 9, 1, 7, 3, 8, 2, 6, 4, 10, 11], batch_size=2, seed=1)
-    orders = []
-    for epoch in (0, 1, 0):
-        groups.set_epoch(epoch)
-        orders.append(list(groups))
-        assert sorted(orders[-1]) == list(range(11))
-    assert orders[0] == orders[2] != orders[1]
-    assert list(LengthGroups(groups.lengths, batch_size=2, seed=2)) != orders[0]
-
-
-def test_batches_are_of_like_length_and_the_longest_comes_first() -> None:
-    lengths = [*range(1, 33)] * 2
-    order = [lengths[row] for row in LengthGroups(lengths, batch_size=4, seed=0)]
-    batches = [order[start : start + 4] for start in range(0, 64, 4)]
-    assert max(max(batch) - min(batch) for batch in batches) <= 2
-    assert batches[0][0] == 32
-    assert batches != sorted(batches, reverse=True)
 
 
 def test_a_long_curve_is_thinned_to_means() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,85 +10,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.artifacts import Adapter
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
-from pipeline.errors import CannotTrain, Interrupted
+from pipeline.errors import CannotTrain
 from pipeline.models.loading import load_model, load_tokenizer
-from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
 from pipeline.train import trainer as trainer_module
-from pipeline.train import training
 from pipeline.train.packing import LengthGroups, pack
 from pipeline.train.step import train
 from pipeline.train.trainer import TokenRow, Training, make_trainer
-from pipeline.train.watcher import StepRows, dev_loss, exploded, watcher
-from tests.prepared_rows import write_rows
-from tests.stopped_attempt import StoppedAfter
+from pipeline.train.watcher import dev_loss, exploded, watcher
+from tests.training_runs import TrainingRun, same
 
 Row = dict[str, Any]
 #: Of the tests' three epochs of seven steps: every second one, and the last.
 MEASURED = [*range(2, 21, 2), 21]
 
 
-@pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
-
-
-class Run:
-    """One run's attempts at training: fifty rows in batches of 8, three epochs, dropout, 24 dev rows."""
-
-    def __init__(self, root: Path, base: Path, rows: Sequence[Row], make_attempt: Callable[..., Attempt]) -> None:
-        named = [{"id": f"row-{number}", **row, "drop": 7} for number, row in enumerate(rows)]
-        self.root = root
-        self.base = base
-        self.make_attempt = make_attempt
-        self.dataset = write_rows(root, named[:50], named[50:])
-
-    def attempt(self, **settings: Any) -> Attempt:
-        values = {
-            "quantization": "none",
-            "rank": 4,
-            "alpha": 8,
-            "dropout": 0.1,
-            "learning_rate": 3e-3,
-            "epochs": 3,
-            "batch_size": 8,
-            "checkpoint_minutes": 1e-6,
-            **settings,
-        }
-        config = RunConfig(
-            track="default",
-            base_model=str(self.base),
-            base_model_id=model_id(self.base),
-            salt="s",
-            train=TrainConfig.model_validate(values),
-        )
-        return self.make_attempt("train", config=config, inputs={"prepare": self.dataset})
-
-    def stop_after(self, step: int, **settings: Any) -> None:
-        """Train until a checkpoint is left at the step after `step`."""
-        attempt = StoppedAfter(self.attempt(**settings).spec)
-        attempt.step = step
-        with pytest.raises(Interrupted):
-            train(attempt)
-
-    def finish(self, **settings: Any) -> tuple[Adapter, dict[str, torch.Tensor]]:
-        attempt = self.attempt(**settings)
-        adapter = train(attempt)
-        return adapter, load_file(attempt.path(adapter.folder) / "adapter_model.safetensors")
-
-    def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in (self.root / "runs/1/checkpoints").glob("step-*"))
-
-    def forget(self) -> None:
-        shutil.rmtree(self.root / "runs/1/checkpoints")
-
-
 @pytest.fixture
-def run(tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Run:
-    return Run(tmp_path, tiny_llama, tiny.rows(74, seed=3), make_attempt)
+def run(new_run: Callable[..., TrainingRun], tiny_llama: Path) -> TrainingRun:
+    return new_run(tiny_llama, quantization="none", dropout=0.1)
 
 
 @pytest.fixture
@@ -102,19 +42,15 @@ def lowest_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return plan
 
 
-def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
-
-
 # What is kept --------------------------------------------------------------------------------------------------------
 
 
 def test_the_adapter_is_the_last_steps_whatever_the_dev_loss_with_and_without_a_kill(
-    run: Run, lowest_at: Callable[[int], None]
+    run: TrainingRun, lowest_at: Callable[[int], None]
 ) -> None:
     lowest_at(6)
     run.stop_after(5)
-    lowest = load_file(run.root / "runs/1/checkpoints/step-6/adapter_model.safetensors")
+    lowest = load_file(run.checkpoints / "step-6/adapter_model.safetensors")
     run.stop_after(10)
     resumed, found = run.finish()
     assert (resumed.resumed_from_step, resumed.optimizer_steps) == (11, 21)
@@ -122,16 +58,9 @@ def test_the_adapter_is_the_last_steps_whatever_the_dev_loss_with_and_without_a_
     run.forget()
     straight, expected = run.finish()
     assert (straight.resumed_from_step, straight.dev_curve) == (0, resumed.dev_curve)
-    assert equal(found, expected)
+    assert same(found, expected)
     assert resumed.adapter_change == straight.adapter_change
-    assert not equal(found, lowest)
-
-
-def test_without_dev_rows_nothing_is_measured(run: Run) -> None:
-    (run.root / "data/dev.jsonl").write_text("")
-    run.dataset = run.dataset.model_copy(update={"dev_rows": 0, "dataset_sha256": dataset_hash(run.root / "data")})
-    adapter, _ = run.finish(epochs=0.5)
-    assert adapter.dev_curve == ()
+    assert not same(found, lowest)
 
 
 def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Path) -> None:
@@ -164,9 +93,7 @@ def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("batch_tokens", [8, 1024])
 def test_the_rows_of_a_step_are_those_that_the_trainer_saw(tiny_llama: Path, tmp_path: Path, batch_tokens: int) -> None:
-    rows = [
-        TokenRow([3 + number] * (4 + number % 5), [0, *[1] * (3 + number % 5)], 100 + number) for number in range(11)
-    ]
+    rows = [TokenRow([3 + number] * (4 + number % 5), [0, *[1] * (3 + number % 5)]) for number in range(11)]
     job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
     config = TrainConfig(quantization="none", rank=4, batch_size=2, batch_tokens=batch_tokens, epochs=2)
     trainer: Any = make_trainer(job, load_tokenizer(tiny_llama), rows, [], config)
@@ -179,10 +106,10 @@ def test_the_rows_of_a_step_are_those_that_the_trainer_saw(tiny_llama: Path, tmp
 
     trainer.compute_loss = note
     trainer.train()
-    told = training._step_rows(trainer, rows, config)
+    order = trainer._get_train_sampler()
     assert len(seen) == 12
-    assert {step: sorted(token + 97 for token in tokens) for step, tokens in seen.items()} == {
-        step: told.of(step) for step in seen
+    assert {step: {token - 3 for token in tokens} for step, tokens in seen.items()} == {
+        step: set(order.of_step(step)) for step in seen
     }
 
 
@@ -201,7 +128,7 @@ def poisoned(base: Path, target: Path, rows: Sequence[Row], line: int) -> Path:
 
 
 def test_a_loss_that_is_no_number_names_its_step_and_its_records(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: TrainingRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run.root / "data/train.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -226,8 +153,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_its_records(
 
 def on_log(attempt: Attempt, per_step: int, *logs: dict[str, float]) -> None:
     """Tell a watcher what the trainer's log says of the steps 1, 2, ..."""
-    rows = StepRows(LengthGroups([1] * 50, per_step, 0), per_step, range(1, 51))
-    watch: Any = watcher(attempt, rows)
+    watch: Any = watcher(attempt, LengthGroups([1] * 50, per_step, 0), range(1, 51))
     state = type("State", (), {"log_history": [], "num_input_tokens_seen": 0, "max_steps": 90, "global_step": 0})()
     model = type("Model", (), {"get_input_embeddings": lambda _: torch.nn.Embedding(50_000, 1)})()
     watch.on_train_begin(None, state, None)
@@ -236,7 +162,7 @@ def on_log(attempt: Attempt, per_step: int, *logs: dict[str, float]) -> None:
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training_though_the_loss_is(
-    run: Run, capsys: pytest.CaptureFixture[str]
+    run: TrainingRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fine = {"loss": 1.0, "grad_norm": 1.0}
     with pytest.raises(CannotTrain, match=r"the gradient's norm at step 2 is inf; its records are lines") as caught:
@@ -245,7 +171,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training_though_the_loss_is(
     assert capsys.readouterr().err.count("\n  line ") == 12
 
 
-def test_a_loss_that_explodes_ends_the_training_at_its_worst_step(run: Run) -> None:
+def test_a_loss_that_explodes_ends_the_training_at_its_worst_step(run: TrainingRun) -> None:
     losses = [1.5] * 30 + [7.0] * 10 + [9.0] + [8.0] * 20
     with pytest.raises(CannotTrain, match=r"rose from 1\.50 to 5\.\d+, with its maximum at step 41; its records are"):
         on_log(run.attempt(), 8, *({"loss": loss, "grad_norm": 1.0} for loss in losses))
