@@ -1,4 +1,4 @@
-"""Which folders files may be dropped into, and which names in them are left alone; `watcher` sees what changes."""
+"""The inbox's folders for drops, and the file names in them that are ignored."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +29,12 @@ class WatchedFolder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that lead to it from the inbox."""
+        """Its path from the inbox, as names."""
         return folder_names(self.track, self.role)
 
 
 def folder_names(track: str, role: Role) -> tuple[str, ...]:
-    """Return the names that lead from the inbox to the folder of a track and role."""
+    """Return the path from the inbox to the folder of a track and role, as names."""
     home = () if track == "default" else (track,)
     return (*home, HELDOUT) if role == "heldout" else home
 
@@ -51,7 +51,7 @@ def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
 
 def is_skipped(name: bytes) -> bool:
     """
-    Say whether a name in the inbox is that of a file in progress, a desktop's own or a text: it is left alone, unread.
+    Return whether a file of this name is ignored: partial uploads, desktop files, our own texts.
 
     Beginning with `.` (rsync's and macOS's among them) or `~`, or with an ending that writers use until they are done;
     README.txt, WANTED.md and notes, whoever wrote them.

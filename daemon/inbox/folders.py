@@ -1,5 +1,5 @@
 """
-The folders of the inbox, walked by descriptors: each name is looked up once, and no link is ever followed.
+The folders of the inbox, opened by descriptor: each name is looked up once, and no link is followed.
 
 Whoever may write into the inbox can put anything under any name in it, at any moment. So the inbox is opened once and
 every folder below it from there, name by name; what is a link, no folder, or another user's is not used. Folders for
@@ -55,11 +55,11 @@ class Folder:
 
     @property
     def path(self) -> Path:
-        """A path that leads to this very folder, wherever it is moved, for functions that want one."""
+        """A path of this open folder, even if it is moved, for functions that take a path."""
         return Path(f"/proc/self/fd/{self.fd}")
 
     def is_same(self, other: "Folder") -> bool:
-        """Say whether both are one folder."""
+        """Return whether both are the same folder."""
         return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
 
 
@@ -73,7 +73,7 @@ class InboxFolders:
         self._lock: FileLock | None = None
 
     def root(self) -> Folder:
-        """Return the inbox itself; if another folder has taken its path, that one from now on."""
+        """Return the inbox; if another folder replaced it, that one from now on."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._root is None or not os.path.samestat(os.fstat(self._root.fd), self.path.stat()):
@@ -86,14 +86,14 @@ class InboxFolders:
         return self._root
 
     def _make_sticky(self, root: Folder) -> None:
-        """Let nobody move what is another's, if the inbox is the daemon's; `why_movable` tells of one that is not."""
+        """Set the sticky bit, if the inbox is the daemon's; of another inbox `why_movable` says what is wrong."""
         info = os.fstat(root.fd)
         if info.st_uid == os.geteuid() and info.st_mode & _OTHERS_WRITE and not info.st_mode & stat.S_ISVTX:
             with contextlib.suppress(OSError):  # a unit may forbid it beside a set-group-id bit
                 os.fchmod(root.fd, stat.S_IMODE(info.st_mode) | stat.S_ISVTX)
 
     def why_movable(self) -> str | None:
-        """Return why a file may lie where somebody else than its owner has put it; `None` if it cannot."""
+        """Return why users can move each other's files in the inbox, or `None` if they cannot."""
         mode = os.fstat(self.root().fd).st_mode
         if not mode & _OTHERS_WRITE or mode & stat.S_ISVTX:
             return None
@@ -190,7 +190,7 @@ def read_own(folder: Folder, name: str | bytes) -> bytes | None:
 
 def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None:
     """
-    Let `name` in `folder` be `text` under the mark, or be gone for `None`, unless somebody else's file has that name.
+    Write `text` to `name` in `folder`, or delete it if `None`, unless the file there is not the daemon's.
 
     It is written in the folder `aside` first, which only the daemon may write to. Raises `OSError`.
     """
@@ -226,7 +226,7 @@ def _is_there(folder: Folder, name: str) -> bool:
 
 
 def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folder, bool]:
-    """Open a folder that is the daemon's or root's, made if it is not there; say whether it was made."""
+    """Open a folder of the daemon or root, creating it if missing; return it and whether it is new."""
     is_new = True
     try:
         try:
@@ -247,7 +247,7 @@ def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folde
 
 
 def _set_rights(folder: Folder, wants: int, shown: Path, command: str, *, may_fail: bool) -> None:
-    """Give a folder its rights; a new one may stay closer than the inbox."""
+    """Set a folder's mode; on a new folder this may fail."""
     if wants == stat.S_IMODE(os.fstat(folder.fd).st_mode):
         return
     try:

@@ -50,7 +50,7 @@ _KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.SUSPENDED)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file; all but the first four kinds leave it in the inbox, to be tried at a later scan."""
+    """The result of taking one file; all but the first four kinds leave it in the inbox for a later scan."""
 
     kind: Kind
     track: str
@@ -73,7 +73,7 @@ class Outcome:
 
 
 class _Source(NamedTuple):
-    """A settled file as it was looked at, and when."""
+    """A settled file, its stat and the time."""
 
     settled: Settled
     info: os.stat_result
@@ -107,7 +107,7 @@ class Intake:
 
     def take(self, settled: Settled, now_ms: int) -> Outcome:
         """
-        Take one file in and say what became of it; `now_ms` is in milliseconds since the epoch.
+        Take one file in and return the outcome; `now_ms` is in milliseconds since the epoch.
 
         Nothing that is wrong with the file raises. Raises `OSError` if the state folder cannot be written, as on a full
         disk, and `InboxUnusable`; then the file is left in the inbox.
@@ -149,7 +149,7 @@ class Intake:
             taken.path.unlink(missing_ok=True)
 
     def _judge(self, source: _Source, taken: Copy) -> Outcome:
-        """Turn a copy into a drop: duplicate, rejected, proposed or accepted, perhaps without its bad rows."""
+        """Validate a copied file and record it as duplicate, rejected, proposed or accepted."""
         options = validation_options(self._settings, source.settled.track)
         if source.earlier is not None and source.earlier[0].quarantined:
             drop, detail = source.earlier
@@ -176,7 +176,7 @@ class Intake:
         return self._accept(source, validation, counts, content, taken.sha256)
 
     def _duplicate(self, source: _Source, taken: Copy, content: str) -> Outcome | None:
-        """Record a file of known content; `content` is the hash of its good rows, which `taken.path` holds now."""
+        """Record a duplicate, or return `None`; `content` is the hash of the good rows in `taken.path`."""
         with transaction(self._engine) as session:
             original = _original(session, source.settled, content)
             if original is None:
@@ -190,7 +190,7 @@ class Intake:
         return self._answer(source, drop, receipts.receipt(drop, None, same, (), taken.sha256))
 
     def _mend_store(self, path: Path, content: str) -> None:
-        """Put a known drop's content back where its stored file is missing or damaged: this is it, once more."""
+        """Restore a known drop's stored file, if missing or damaged, from this copy."""
         stored = self._drops / f"{content}.jsonl"
         if not stored.is_file() or durable.sha256_file(stored) != content:
             path.rename(stored)
@@ -223,7 +223,7 @@ class Intake:
         return self._answer(source, drop, receipt, run, errors)
 
     def _lacks(self, session: Session, drop: Drop, metric: str | None) -> str | None:
-        """Return in words why the track of a new drop cannot get a verdict, if it cannot; `metric` is a likely one."""
+        """Return why the drop's track has too few rows for a verdict, or `None`; `metric` is the likely metric."""
         track = self._settings.track(drop.track)
         if drop.state != DropState.ACCEPTED or (drop.role == "heldout" and track.gate.on != "pinned"):
             return None
@@ -231,7 +231,7 @@ class Intake:
         return too_few(drop.track, track, fixed or metric, rows)
 
     def _reject(self, source: _Source, validation: Validation, reason: str, sha256: str) -> Outcome:
-        """Record a bad file, unless a daemon that died recorded this very one already."""
+        """Record a rejected file, unless it was recorded before a crash."""
         if source.earlier is not None and source.earlier[0].state == DropState.REJECTED:
             drop = source.earlier[0]
         else:
@@ -260,7 +260,7 @@ class Intake:
         return outcome
 
     def _finish_earlier(self, session: Session, source: _Source) -> tuple[Filing, Outcome] | None:
-        """Return the filing of a file that is recorded and only has to be moved; ones with findings are read again."""
+        """Return the filing of a file that was recorded before a crash; files with findings are read again."""
         if source.earlier is None:
             return None
         drop, detail = source.earlier
@@ -280,7 +280,7 @@ class Intake:
         return None
 
     def _no_room(self, size: int) -> str:
-        """Return in words that the disk has no room for a file, before a byte of it is copied; empty if it has."""
+        """Return why the disk has no room for a file of this size; empty if it has."""
         # Without its bad rows it is written once more.
         need = size * (2 if self._settings.intake.on_bad_rows == "quarantine" else 1)
         free = self._disk.free_bytes()
@@ -376,7 +376,7 @@ def _original(session: Session, settled: Settled, sha256: str) -> Drop | None:
 
 
 def _earlier(session: Session, source: _Source) -> tuple[Drop, dict[str, object]] | None:
-    """Return the drop that this very file was recorded as before the daemon died, with the detail of its event."""
+    """Return the drop that this same file was recorded as before a crash, and its event's detail."""
     settled = source.settled
     same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.name_bytes == settled.name)
     drop = session.exec(same.order_by(col(Drop.id).desc())).first()
@@ -389,7 +389,7 @@ def _earlier(session: Session, source: _Source) -> tuple[Drop, dict[str, object]
 
 
 def _wrong_name(name: bytes, path: Path) -> Validation | None:
-    """Refuse a file that does not say that it is JSON, and name what it is if that can be seen."""
+    """Reject a file without a JSON file name, and name its format if it is recognised."""
     if name.lower().endswith(_ENDINGS):
         return None
     with path.open("rb") as file:

@@ -72,7 +72,7 @@ class IntakeLoop:
             self._poke()
 
     def _turn(self) -> float:
-        """Take in what is settled; return the seconds until the next look."""
+        """Take settled files, then write texts; return the seconds until the next scan."""
         try:
             if self._scan() and time.monotonic() < self._texts_due:
                 return _QUIET_SECONDS
@@ -92,7 +92,7 @@ class IntakeLoop:
         return TROUBLE_SECONDS
 
     def _scan(self) -> bool:
-        """Take in what is settled; return whether any file was taken."""
+        """Take settled files; return whether any was taken."""
         taken = False
         # What needs no approval first: anybody may bring any number of files that do.
         for settled in sorted(self._watcher.scan(time.monotonic()), key=self._intake.limit.needs_approval):
@@ -125,7 +125,7 @@ class IntakeLoop:
         return False
 
     def _write_texts(self) -> bool:
-        """Tell the people who drop files what became of them; return whether more is to be written."""
+        """Write verdicts, README.txt and WANTED.md; return whether more is to be written."""
         if self.stop.is_set() or self._disk.shortage():
             return False
         if self._texts is None:
@@ -139,7 +139,7 @@ class IntakeLoop:
         return more
 
     def _write_note(self) -> None:
-        """Tell `dropforge status` what the inbox holds that is not taken, when that has changed."""
+        """Write the list of files not taken for `dropforge status`, if it changed."""
         note = {
             "waiting": self._watcher.waiting(),
             "unknown_folders": self._watcher.unknown_folders(),

@@ -1,4 +1,4 @@
-"""What becomes of a drop with bad rows: given back whole, or taken without them (`intake.on_bad_rows`)."""
+"""Drops with bad rows: rejected, or accepted without these rows (`intake.on_bad_rows`)."""
 
 import json
 import os
@@ -24,7 +24,7 @@ class Ruling:
 
 
 def validation_options(settings: Settings, track: str) -> Options:
-    """Return what a file for `track` may be: the settings, and the special tokens of the track's base model."""
+    """Return the validation options of `track`: from the settings and its base model's special tokens."""
     base, intake = settings.track(track).base_model, settings.intake
     tokens = special_tokens(Path(base)) if base else ()
     most = intake.max_bad_rows if intake.on_bad_rows == "quarantine" else 0
@@ -32,7 +32,7 @@ def validation_options(settings: Settings, track: str) -> Options:
 
 
 def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
-    """Say whether a validated file is taken, with or without its bad rows; a refusal names the ceiling."""
+    """Return whether a validated file is accepted, possibly without its bad rows, and why not."""
     bad, rows = validation.bad_rows, validation.rows
     if validation.ok:
         return Ruling(accepted=True, reason=validation.reason)
@@ -58,7 +58,7 @@ def noted_kinds(validation: Validation) -> list[dict[str, object]]:
 
 def sift(path: Path, options: Options) -> str:
     """
-    Replace the file at `path` by one of its good rows alone, durably; return the sha256 of that.
+    Remove the bad rows from the file at `path`, durably; return its new sha256.
 
     The same bytes and options give the same file. Raises `OSError`, and the file is as it was then.
     """

@@ -1,4 +1,4 @@
-"""One file of the inbox, opened once and without trust, copied into the state folder while its hash is taken."""
+"""Copy one untrusted file of the inbox into the state folder and hash it."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ class SourceChanged(DropforgeError):
 
 @dataclass(frozen=True)
 class Copy:
-    """A file's bytes in the state folder, durable, under a name that nobody looks for."""
+    """A durable copy in the state folder under a temporary name."""
 
     path: Path
     sha256: str
@@ -41,17 +41,17 @@ class Copy:
 
 
 def look(name: bytes, folder_fd: int) -> os.stat_result:
-    """Return what `name` itself is, never what a link points to. Raises `FileNotFoundError` if it is gone."""
+    """Return the stat of `name` itself, not of a link's target. Raises `FileNotFoundError`."""
     return os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
 
 
 def identity(info: os.stat_result) -> str:
-    """Return what tells this file, unmoved and unchanged, from any other: a rename changes the ctime."""
+    """Return a string that changes if the file is changed or renamed: inode, ctime and size."""
     return f"{info.st_ino}:{info.st_ctime_ns}:{info.st_size}"
 
 
 def refusal(info: os.stat_result) -> tuple[str, str] | None:
-    """Return why a file is not even opened and what to do about it, or `None` if it is a plain file."""
+    """Return why a file is rejected unopened, with the remedy, or `None` for a regular file."""
     if not stat.S_ISREG(info.st_mode):
         return (
             f"the file is {_KINDS.get(stat.S_IFMT(info.st_mode), 'no regular file')}",

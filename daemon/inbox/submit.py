@@ -27,7 +27,7 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
 
 
 def require_usable(name: str) -> None:
-    """Raise `DropforgeError` for a name that the inbox passes over."""
+    """Raise `DropforgeError` for a name that the inbox ignores."""
     if is_skipped(os.fsencode(name)):
         message = f"{name}: the inbox takes a file of such a name for one that is still being written"
         raise DropforgeError(message, "rename the file and submit it again")
@@ -85,7 +85,7 @@ def incoming(settings: Settings) -> Iterator[Incoming]:
 
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Let an error for want of rights name the folder that is meant."""
+    """Add the folder's name to a `PermissionError`."""
     try:
         yield
     except PermissionError as error:
@@ -94,7 +94,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
-    """Give a descriptor of a folder of the inbox; below the inbox no link is followed, anybody may have made it."""
+    """Open a folder of the inbox; below the inbox no link is followed."""
     place, flags = inbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     with contextlib.ExitStack() as opened:
         try:
@@ -122,7 +122,7 @@ def _copy(source: Path, new: BinaryIO) -> None:
 
 
 def _give_name(aside: tuple[int, str], target: Path, folder: int) -> None:
-    """Let the finished file, of an open folder, appear under its name in another, never in place of another file."""
+    """Move the finished file to its name in another open folder, never over an existing file."""
     message = f"{target} is there already and has not been taken yet"
     hint = "wait until the daemon has taken it, or submit yours under another name"
     source, name = aside

@@ -33,7 +33,7 @@ class WaitingLimit:
         self._full: set[tuple[str, int]] = set()
 
     def is_full(self, settled: Settled, info: os.stat_result) -> bool:
-        """Return whether the owner's limit was reached when it was last counted; `full_tracks` counts again."""
+        """Return whether the owner's limit was reached at the last count; `full_tracks` counts again."""
         return settled.role == "train" and (settled.track, info.st_uid) in self._full
 
     def full_tracks(self) -> list[str]:
@@ -44,7 +44,7 @@ class WaitingLimit:
         return sorted({track for track, _uid in self._full})
 
     def why_full(self, session: Session, settled: Settled, info: os.stat_result) -> str:
-        """Return that a file exceeds its owner's limit, in words; empty if it does not."""
+        """Return why a file exceeds its owner's limit; empty if it does not."""
         track, owner = settled.track, name_of(info.st_uid)
         if settled.role == "train":
             if self._wait(session, track, info.st_uid):

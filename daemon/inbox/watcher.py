@@ -47,7 +47,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Settled:
-    """A file that is complete, as far as can be seen from outside."""
+    """A file that is complete: unchanged for the settle time or renamed into place, and not open for writing."""
 
     track: str
     role: Role
@@ -60,7 +60,7 @@ class Settled:
 
 
 class _Shape(NamedTuple):
-    """What must stay as it is while a file settles."""
+    """The stat fields that must not change while a file settles."""
 
     ctime_ns: int
     mtime_ns: int
@@ -71,7 +71,7 @@ class _Shape(NamedTuple):
 
 @dataclass
 class _Candidate:
-    """A file that was seen and may not be complete."""
+    """A file in the inbox that may be incomplete."""
 
     shape: _Shape
     since: float
@@ -117,7 +117,7 @@ class Watcher:
         self._refresh()
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
@@ -151,7 +151,7 @@ class Watcher:
         return [file for _shape, file in sorted(settled, key=lambda pair: (pair[0].ctime_ns, pair[1].name))]
 
     def put_off(self, settled: Settled, why: str, now: float) -> None:
-        """Give a file that could not be taken again only after a while, which grows with each failure, or changed."""
+        """Return a failed file again only after a pause, doubled at each failure, or once it has changed."""
         place = next(place for place in self._candidates if (place.track, place.role) == (settled.track, settled.role))
         candidate = self._candidates[place].get(settled.name)
         if candidate is not None:
@@ -223,7 +223,7 @@ class Watcher:
                 self._unusable.pop(place, None)
 
     def _forget(self, place: WatchedFolder) -> None:
-        """Listen no more to a folder that another one has replaced, or that cannot be used."""
+        """Stop watching a folder that was replaced or cannot be used."""
         if self._open.pop(place, None) is not None:
             log.warning("inbox_folder_replaced", folder=str(place.path))
         watch = self._watches.pop(place, None)
@@ -232,7 +232,7 @@ class Watcher:
         self._candidates.pop(place, None)
 
     def _give_up(self, place: WatchedFolder, error: InboxUnusable | OSError) -> None:
-        """Do without one folder; the others go on. Raises `InboxUnusable` if it is the inbox itself."""
+        """Note that a folder cannot be used. Raises `InboxUnusable` if it is the inbox itself."""
         if not place.names:
             raise error if isinstance(error, InboxUnusable) else InboxUnusable(f"{place.path}: {error.strerror}")
         why = f"{error.message}; {error.hint}" if isinstance(error, InboxUnusable) else str(error)
@@ -255,7 +255,7 @@ class Watcher:
 
 
 def _listing(folder: Folder) -> dict[bytes, _Shape]:
-    """Return what lies in a folder and is neither a folder nor still being written, by name."""
+    """Return the files in a folder by name, without ignored names and subfolders."""
     found = {}
     with os.scandir(folder.fd) as entries:
         for entry in entries:
@@ -348,7 +348,7 @@ def _key(path: bytes | str) -> tuple[Path, bytes]:
 
 class _Arrivals(InotifyFullEmitter):
     """
-    Tells what comes into a folder and not what leaves it; "full", so that a file moved in differs from one made there.
+    Reports files that arrive and none that leave; "full" tells a file moved in from one created.
 
     The library holds each departure back for half a second, waiting for where it went, and every later event behind it:
     a file renamed in after another was filed away would be noticed that much later.

@@ -17,7 +17,7 @@ _DIGITS = 4
 
 
 class SecretUrl(SecretStr):
-    """A URL that is shown with its scheme, and its host where it has one, alone."""
+    """A URL of which only scheme and host are shown."""
 
     def _display(self) -> str:
         return shown_url(self.get_secret_value())
@@ -32,7 +32,7 @@ class SecretUrl(SecretStr):
 
     @property
     def address(self) -> str:
-        """What the database calls it: its digits, and a number where another one before it has the same."""
+        """Its name in the database: the digits, and a number if an earlier address has the same digits."""
         return f"{self.digits}-{self.same_before + 1}" if self.same_before else self.digits
 
 
@@ -86,7 +86,7 @@ class MessageSettings(Frozen):
 
 
 def shown_url(url: str) -> str:
-    """Return of a URL what may be seen: its scheme, and its host where there certainly stands one."""
+    """Return the part of a URL without secrets: its scheme, and its host if it certainly has one."""
     scheme, there, rest = url.partition("://")
     if not there:
         return ""

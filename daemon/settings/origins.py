@@ -1,4 +1,4 @@
-"""Where each setting in force comes from: the file, an environment variable, a preset, or the default."""
+"""The source of each setting's value: file, environment variable, preset or default."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.config import PRESETS
 
 
 class Origin(Frozen):
-    """A setting in force, and who says so."""
+    """A setting's value and where it comes from."""
 
     name: str
     """With its sections, as `train.epochs`; a track's own as `tracks.NAME.train.epochs`."""
@@ -39,7 +39,7 @@ def origins(path: Path | None, environment: Mapping[str, str]) -> list[Origin]:
 
 
 class _Known:
-    """What file and environment set, by the names that lead to it."""
+    """The settings in file and environment, by path."""
 
     def __init__(self, file: Path, environment: Mapping[str, str]) -> None:
         self._file = file
@@ -82,7 +82,7 @@ def _leaves(model: BaseModel, place: tuple[str, ...]) -> Iterator[tuple[tuple[st
 
 
 def flat(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield each value that is no table, with the names that lead to it."""
+    """Yield each value that is not a table, with its path."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, (*place, name))

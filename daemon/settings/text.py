@@ -1,4 +1,4 @@
-"""The text of settings, file and variables, read into values: what cannot be read ends in words, not in a traceback."""
+"""Parse the text of settings files and variables; errors are messages, not tracebacks."""
 
 import difflib
 import json

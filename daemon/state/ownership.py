@@ -55,7 +55,7 @@ class OwnFolder:
             raise self._gone("another folder is in its place")
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the folder's descriptor."""
         os.close(self._fd)
 
     def _gone(self, why: str) -> StateFolderGone:
@@ -89,7 +89,7 @@ def _not_own(place: Path, what: str) -> DropforgeError:
 
 
 def state_rights(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield in words, each with its remedy, who else may enter a state folder, and whose it is if not this user's."""
+    """Yield what is wrong with a state folder's mode and owner, each with its remedy."""
     try:
         found = folder.stat()
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def state_rights(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def may_replace(folder: Path) -> bool:
-    """Say whether others than a folder's owner may take away files in it that are not theirs."""
+    """Return whether users can delete each other's files in a folder."""
     try:
         mode = folder.stat().st_mode
     except FileNotFoundError:

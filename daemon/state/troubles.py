@@ -1,4 +1,4 @@
-"""What single runs, tracks and hooks have against them: each for itself, told once, tried after a pause that grows."""
+"""Errors of single runs, tracks and hooks: each is logged once and retried after a pause that doubles."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class SetApart(DropforgeError):
 
 
 class Troubles:
-    """Remembers who is in trouble, with which, and until when it is left alone; a start forgets it."""
+    """The current error of each run, track or hook, and when it is retried; kept in memory."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         """Measure pauses by `monotonic`, in seconds."""
@@ -34,7 +34,7 @@ class Troubles:
         self._pauses: dict[str, tuple[float, float]] = {}
 
     def note(self, whose: str, error: Exception) -> float:
-        """Remember what `whose` has run into, with a line in the log if that is new; return its pause in seconds."""
+        """Record the error of `whose`, log it if new, and return the pause in seconds."""
         words = in_words(error)
         if self._words.get(whose) != words:
             log.warning("trouble", whose=whose, error=words)
@@ -45,19 +45,19 @@ class Troubles:
         return pause
 
     def clear(self, whose: str) -> None:
-        """Forget the trouble of `whose`, if it had any: it is over."""
+        """Forget the error of `whose`, if there is one."""
         self._pauses.pop(whose, None)
         if self._words.pop(whose, None) is not None:
             log.info("trouble_over", whose=whose)
 
     def is_pausing(self, whose: str) -> bool:
-        """Say whether `whose` is to be left alone for now."""
+        """Return whether `whose` is still pausing."""
         until, _ = self._pauses.get(whose, (0.0, 0.0))
         return self._monotonic() < until
 
     @property
     def words(self) -> dict[str, str]:
-        """Who is in trouble, and with which."""
+        """The current errors, by name."""
         return dict(self._words)
 
 
@@ -70,7 +70,7 @@ class RunsApart:
         self._troubles = Troubles()
 
     def words(self, run_id: int, error: Exception) -> SetApart:
-        """Return what is to stand on the row of a run, with a longer pause than the last time."""
+        """Return the error for the run's row, with a longer pause than the last time."""
         pause = self._troubles.note(f"run {run_id}", error)
         message = f"the files of run {run_id} cannot be used: {in_words(error)}"
         hint = (
@@ -80,7 +80,7 @@ class RunsApart:
         return SetApart(message, hint, round(1000 * pause))
 
     def clear(self, run_id: int) -> None:
-        """Forget the trouble of a run, if it had any."""
+        """Forget the error of a run, if there is one."""
         self._troubles.clear(f"run {run_id}")
 
 

@@ -70,7 +70,7 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
 
 
 def collect_quietly(engine: Engine, settings: Settings, now: int) -> OSError | None:
-    """Collect as `collect` does, and log what came of it; what the disk says against it is no failure, but returned."""
+    """Call `collect` and log the result; return an `OSError` instead of raising it."""
     try:
         found = collect(engine, settings, now)
     except OSError as error:
@@ -83,7 +83,7 @@ def collect_quietly(engine: Engine, settings: Settings, now: int) -> OSError | N
 
 def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
     """
-    Delete what an attempt wrote that ended without a result to publish: the next one needs the room.
+    Delete the files of an attempt that ended without a result, to free the space.
 
     Predictions and a judge's replies stay, the next attempt goes on from them. Safe to repeat; a collection gets what a
     crash leaves.
@@ -99,7 +99,7 @@ def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
 
 @contextlib.contextmanager
 def collecting(state_folder: Path) -> Iterator[None]:
-    """Keep collections out while a result is published, and publications while a collection moves files."""
+    """Hold the lock that a collection and the publication of a result exclude each other by."""
     fd = os.open(state_folder / GC_LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -132,7 +132,7 @@ def _delete(path: Path) -> None:
 
 
 def _throw_all_away(root: Path, items: list[Item], kept: Kept) -> list[OSError]:
-    """Move items into the trash, and take those out of the list that cannot be; return why they cannot."""
+    """Move items into the trash and drop those that fail from the list; return the errors."""
     refused = []
     for item in list(items):
         try:
@@ -144,7 +144,7 @@ def _throw_all_away(root: Path, items: list[Item], kept: Kept) -> list[OSError]:
 
 
 def _throw_away(root: Path, item: Item, kept: Kept) -> None:
-    """Move an item into the trash, what refers to it first."""
+    """Move an item into the trash, after the artifacts that refer to it."""
     place = root / item.path
     trash = root / TRASH_NAME
     if place.parent == trash:

@@ -1,5 +1,5 @@
 """
-Putting a backup in the place of a state folder's database, while no daemon runs.
+Restore a backup into a state folder, while no daemon runs.
 
 Nothing is thrown away: what a backup replaces goes to `backups/replaced-<time>/`. Links are not touched: they are
 derived from the rows afterwards (`promotion.sync_restored_links`). A mark stands in the state folder from the first
@@ -56,7 +56,7 @@ _BEGIN_AGAIN = (
 
 
 class Restored(NamedTuple):
-    """What a restore has done."""
+    """The result of a restore."""
 
     manifest: Manifest
     replaced: Path
@@ -163,7 +163,7 @@ def _full(root: Path, source: Path, size: int) -> DropforgeError:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """Hold the state folder as its daemon would, so that none starts meanwhile."""
+    """Lock the state folder as the daemon does, so that none starts meanwhile."""
     lock = FileLock(root / LOCK_NAME)
     holder = None if lock.acquire() else lock_holder(root / LOCK_NAME)
     worker = None if holder is not None else lock_holder(root / WORKER_LOCK)
@@ -207,7 +207,7 @@ def _open_backup(source: Path) -> tuple[Path, Manifest]:
 
 
 def _put_runs_aside(root: Path, database: Path, replaced: Path) -> None:
-    """Move away later runs, whose numbers are given again, and all orders to the worker."""
+    """Move away runs newer than the backup, whose numbers are reused, and the worker's spool."""
     with closing(sqlite3.connect(database)) as connection:
         over = {str(row[0]) for row in connection.execute(_SUCCEEDED)}
     (replaced / "runs").mkdir()

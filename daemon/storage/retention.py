@@ -1,5 +1,5 @@
 """
-What may be collected and what never: the questions behind `gc`, answered in one transaction and without a change.
+What `gc` keeps: read from the rows in one transaction, nothing is changed.
 
 Kept whatever the settings say: bases, each track's champion and the one before it, champions that a rollback may go
 back to, promotions in the middle, wins that wait for approval, and everything of a run that is not over. Further runs
@@ -28,7 +28,7 @@ _STORY = frozenset({SPEC_NAME, RESULT_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME,
 
 @dataclass
 class Kept:
-    """What a collection leaves alone."""
+    """What a collection keeps."""
 
     models: set[Path] = field(default_factory=set)
     """Model folders, resolved."""
@@ -104,7 +104,7 @@ def _sort_runs(session: Session, root: Path, kept: Kept) -> None:
 
 
 def _is_readable(run_folder: Path) -> bool:
-    """Say whether what a run published and has can be seen, if it has a folder."""
+    """Return whether a run's folder, if there is one, can be read."""
     try:
         with os.scandir(run_folder) as found:
             return all(os.access(entry.path, os.R_OK | (os.X_OK if entry.is_dir() else 0)) for entry in found)
@@ -207,7 +207,7 @@ def large_files(root: Path) -> Iterator[Path]:
 
 
 def tree_bytes(path: Path) -> int:
-    """Return the bytes that deleting a file or folder gives back; what has another name elsewhere gives none."""
+    """Return the bytes that deleting a file or folder frees; a file with other hard links frees none."""
     if path.is_symlink() or not path.is_dir():
         return _file_bytes(path)
     return sum(_file_bytes(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)

@@ -1,4 +1,4 @@
-"""A command of ours as the daemon's child: started, looked at, started again when it ends."""
+"""A dropforge command as the daemon's child process, restarted when it ends."""
 
 import contextlib
 import signal
@@ -28,7 +28,7 @@ class ChildProcess:
         self._begun = self._not_before = 0.0
 
     def keep_alive(self, monotonic: float) -> None:
-        """Start it if it is not there; after each early end it is waited for twice as long."""
+        """Start it if it is not running; the pause doubles after each early end."""
         if self._process is not None and self._process.poll() is not None:
             self._try_later(monotonic, exit_code=self._process.returncode)
             self._process = None

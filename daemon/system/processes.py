@@ -23,7 +23,7 @@ _TRIES = 4
 
 @dataclass(frozen=True)
 class Identity:
-    """A process for good: its number, when it started (clock ticks since boot), and which boot that was."""
+    """A process, unambiguously: its number, start time (clock ticks since boot) and boot."""
 
     pid: int
     started: int
@@ -43,7 +43,7 @@ def close_to_others() -> None:
 
 
 def signal_name(number: int) -> str:
-    """Return how a signal is called; most real-time ones have a number only."""
+    """Return a signal's name; most real-time signals have only a number."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -9,7 +9,7 @@ from pipeline.errors import DropforgeError
 
 
 def user() -> str:
-    """Return who this process is for the kernel, whatever the environment says."""
+    """Return the name of this process's effective user."""
     return name_of(os.geteuid())
 
 

@@ -17,7 +17,7 @@ _lived_at = time.monotonic()
 
 
 def silent_seconds() -> float:
-    """Return for how long this process has not said that it lives."""
+    """Return the seconds since this process last sent WATCHDOG=1."""
     return time.monotonic() - _lived_at
 
 
@@ -40,7 +40,7 @@ def notify(*assignments: str) -> bool:
 
 
 def showing_life(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """Return what `work` returns; while it lasts (hashing a large model, say) tell systemd that the service lives."""
+    """Return what `work` returns, and send WATCHDOG=1 while it runs (hashing a large model, say)."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         future = pool.submit(work, *arguments, **named)
         while True:
