@@ -99,7 +99,6 @@ def trained(base: Path, records: Sequence[dict[str, str]], settings: TrainConfig
             folder="attempt",
             checkpoints="checkpoints",
             predictions="predictions",
-            argv=(),
             env={},
             inputs={"prepare": "prepare.json"},
             drops=(),

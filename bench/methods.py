@@ -201,7 +201,6 @@ def spec(root: Path, base: Path, config: TrainConfig, **own: Any) -> StepSpec:
         root=str(root),
         checkpoints="checkpoints",
         predictions="predictions",
-        argv=(),
         env={},
         drops=(),
         champion=ModelRef(model_id=identity, path=str(base), generation=0),

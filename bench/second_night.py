@@ -144,7 +144,6 @@ class House:
             folder=folder,
             checkpoints=f"{name}/checkpoints",
             predictions="predictions",
-            argv=(),
             env={},
             inputs={earlier: f"{name}/{earlier}.json" for earlier in made},
             drops=drops,

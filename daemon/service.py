@@ -148,12 +148,10 @@ class Service:
         if self._settings.web.enabled:
             self._web.keep_alive(monotonic)
         self._messenger.is_well = self._tick()
-        if not self._messenger.is_well:
-            # Waiting for room on the disk is being alive: systemd's watchdog must not end the training over it.
-            notify("WATCHDOG=1")
-            self.stop.wait(TROUBLE_SECONDS)
-            return
+        # Waiting for room on the disk is being alive, too: systemd's watchdog must not end the training over it.
         notify("WATCHDOG=1")
+        if not self._messenger.is_well:
+            self.stop.wait(TROUBLE_SECONDS)
 
     def _say_status(self, monotonic: float) -> None:
         if monotonic - self._said_at >= _STATUS_SECONDS:
@@ -236,18 +234,14 @@ class Service:
         showing_life(self._dispatcher.give_gpu_back)
         showing_life(self._messenger.finish)
         self._engine.dispose()
-        left = self._open_runs()
-        self._lock.release()
-        log.info("daemon_stopped", open_runs=left)
-        notify("STATUS=stopped")
-
-    def _open_runs(self) -> list[str]:
-        """Return what the next start finds in the queue."""
         try:
-            found = Overview(self._settings.state_folder).open_runs()
+            left = Overview(self._settings.state_folder).open_runs()
         except (DropforgeError, OSError):
-            return []  # the end is no place to stumble over what was told before
-        return [", ".join(filter(None, (f"run {run.id}", run.state, run.step))) for run in found]
+            left = []  # the end is no place to stumble over what was told before
+        self._lock.release()
+        words = [", ".join(filter(None, (f"run {run.id}", run.state, run.step))) for run in left]
+        log.info("daemon_stopped", open_runs=words)
+        notify("STATUS=stopped")
 
     def _end_worker(self) -> None:
         self._worker.stop()

@@ -72,8 +72,6 @@ class StepSpec(Frozen):
     """The run's checkpoint folder, relative to `root`, shared by the attempts of `train`."""
     predictions: str
     """Folder of cached predictions, relative to `root`; steps only read it."""
-    argv: tuple[str, ...]
-    """Command line of the step. The local worker ignores it and builds its own."""
     env: dict[str, str]
     inputs: dict[str, str]
     """Published artifacts by step name, relative to `root`."""
@@ -98,7 +96,6 @@ class StepSpec(Frozen):
     """Folder of the adapter from which the champion was merged with the run's base; `None` if there is none."""
     memory: MemoryPlan | None = None
     """Memory plan of the last comparable run; the starting plan on the same device."""
-    needs_gpu: bool = False
     network: bool = False
     """Whether the step may use the network: only then it gets the environment's proxies and the judge's key."""
     grace_seconds: float = GRACE_SECONDS

@@ -145,7 +145,6 @@ def make_attempt(tmp_path: Path) -> Callable[..., Attempt]:
             folder=folder.relative_to(tmp_path).as_posix(),
             checkpoints="runs/1/checkpoints",
             predictions="predictions",
-            argv=(),
             env={},
             inputs=published,
             drops=(),

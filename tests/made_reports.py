@@ -475,7 +475,6 @@ def attempt(
             folder=f"runs/{run}/attempts/decide-1",
             checkpoints=f"runs/{run}/checkpoints",
             predictions="predictions",
-            argv=(),
             env={},
             inputs=inputs,
             drops=DROPS,

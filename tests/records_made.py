@@ -126,7 +126,6 @@ def story_text(verdict: Verdict, track: str = "default", **facts: Any) -> str:
         folder="f",
         checkpoints="c",
         predictions="p",
-        argv=(),
         env={},
         inputs={},
         drops=drops,

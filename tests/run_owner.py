@@ -1,16 +1,32 @@
-"""A run's owner in few lines, for tests that need no dispatcher: it claims the next run, and finishes it."""
+"""A run's owner in few lines, for tests that need no dispatcher: it claims the next run, and finishes it; and drops."""
 
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import Engine
-from sqlmodel import Session
+from sqlmodel import Session, select
 
 from daemon.queue import order, run_queue
 from daemon.queue.states import Claim, ensure_track
 from daemon.state.database import transaction
-from daemon.state.tables import Run, Track
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Run, Track
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
+
+
+def configure(_session: Session, track: Track) -> RunConfig:
+    return RunConfig(track=track.name, base_model="/base", base_model_id="b" * 64, salt=track.salt)
+
+
+def add_drop(session: Session, track: str = "default", **fields: Any) -> int:
+    """Add an accepted drop for training with a content of its own; return its number."""
+    number = len(session.exec(select(Drop)).all()) + 1
+    plain = {"role": "train", "state": DropState.ACCEPTED, "name_bytes": b"a", "name": f"{number}.jsonl", "rows": 5}
+    made = Drop(track=track, **{"sha256": f"{number:064x}", "size_bytes": 1, "received_at": 1, **plain, **fields})
+    session.add(made)
+    session.flush()
+    return made.id or 0
 
 
 def claim(engine: Engine, now: int, configure: Callable[[Session, Track], RunConfig]) -> Claim | None:

@@ -69,7 +69,6 @@ class Snapshot:
                 folder=folder,
                 checkpoints="c",
                 predictions="p",
-                argv=(),
                 env={},
                 inputs={},
                 drops=tuple(self.drops),

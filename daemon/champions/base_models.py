@@ -14,8 +14,8 @@ from daemon.queue.states import ensure_track
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import HookState, PromotionKind, PromotionState
-from daemon.state.tables import Promotion, Track
+from daemon.state.states import HookState, PromotionKind
+from daemon.state.tables import Promotion
 from daemon.storage.disk import is_full
 from daemon.system.sd_notify import showing_life
 from pipeline import durable
@@ -63,12 +63,6 @@ class Bases:
                 self._problems[name] = problem
             self._seen[name] = looked_at
 
-    def require(self, name: str) -> None:
-        """Raise the `DropforgeError` that says why the track's base model cannot be used, if it cannot."""
-        problem = self.problem(name)
-        if problem is not None:
-            raise problem
-
     def problem(self, name: str) -> DropforgeError | None:
         """Return why the track's base model cannot be used, if it cannot."""
         return self._problems.get(name)
@@ -76,8 +70,8 @@ class Bases:
     def _folder(self, name: str) -> Path:
         text = self._settings.track(name).base_model
         if not text:
-            message = f"track {name} has no base model"
-            raise DropforgeError(message, "set base_model in dropforge.toml to a model folder, then restart the daemon")
+            hint = "set base_model in dropforge.toml to a model folder, then restart the daemon"
+            raise DropforgeError(f"track {name} has no base model", hint)
         return Path(text)
 
     def _refresh_track(self, name: str, folder: Path, now: int) -> None:
@@ -108,9 +102,9 @@ def _signature(folder: Path) -> list[Any]:
 
 def _entries(folder: Path) -> list[object]:
     """Return what changes with any file in the folder or its permissions, of the files that are looked at."""
-    places = [place for place in (folder, folder / "additional_chat_templates") if place.is_dir()]
-    paths = sorted(islice((path for place in places for path in place.iterdir()), _MOST_ENTRIES))
-    times = [path.stat().st_ctime_ns if path.exists() else 0 for path in (*places, *paths)]
+    folders = [path for path in (folder, folder / "additional_chat_templates") if path.is_dir()]
+    paths = sorted(islice((path for each in folders for path in each.iterdir()), _MOST_ENTRIES))
+    times = [path.stat().st_ctime_ns if path.exists() else 0 for path in (*folders, *paths)]
     return [*map(signature, paths), *times]
 
 
@@ -132,42 +126,30 @@ def ensure_base(engine: Engine, state_folder: Path, track_name: str, base: Base,
     """
     with transaction(engine) as session:
         track = ensure_track(session, track_name, now)
-        path, base_model_id = str(base.folder.absolute()), base.model_id
+        path, identity, generation = str(base.folder.absolute()), base.model_id, track.champion_generation
         known = (track.base_path, track.base_model_id)
-        track.base_path, track.base_model_id = path, base_model_id
-        if track.champion_generation is None:
-            track.champion_generation, track.champion_model_id, track.champion_path = 0, base_model_id, path
-            session.add(_base_row(track, "base model", now))
-            record_event(session, "base_set", now, track=track_name, model_id=base_model_id, path=path)
-        elif known != (path, base_model_id):
-            record_event(session, "base_changed", now, track=track_name, model_id=base_model_id, path=path)
-            if track.champion_model_id == known[1] != base_model_id:
-                old = (track.champion_model_id, track.champion_path)
-                track.champion_generation += 1
-                track.champion_model_id, track.champion_path = base_model_id, path
-                row = _base_row(track, "another base model in the settings", now)
-                row.previous_model_id, row.previous_path = old
-                row.hook_state = HookState.PENDING
-                session.add(row)
-                end_waiting(session, track.name, None, now)
-        if track.champion_model_id == base_model_id:
+        track.base_path, track.base_model_id = path, identity
+        if known != (path, identity):
+            kind = "base_set" if generation is None else "base_changed"
+            record_event(session, kind, now, track=track_name, model_id=identity, path=path)
+        if generation is None or track.champion_model_id == known[1] != identity:
+            row = Promotion(
+                track=track_name,
+                kind=PromotionKind.BASE,
+                generation=0 if generation is None else generation + 1,
+                model_id=identity,
+                model_path=path,
+                previous_model_id=track.champion_model_id,
+                previous_path=track.champion_path,
+                reason="base model" if generation is None else "another base model in the settings",
+                created_at=now,
+                done_at=now,
+                hook_state=None if generation is None else HookState.PENDING,
+            )
+            session.add(row)
+            track.champion_generation, track.champion_model_id = row.generation, identity
+            end_waiting(session, track_name, None, now)
+        if track.champion_model_id == identity:
             track.champion_path = path
         session.add(track)
         sync_link(session, state_folder, track_name)
-
-
-def _base_row(track: Track, reason: str, now: int) -> Promotion:
-    """Return the row that makes the base model in `track`'s champion columns its champion."""
-    return Promotion.model_validate(
-        {
-            "track": track.name,
-            "kind": PromotionKind.BASE,
-            "state": PromotionState.DONE,
-            "generation": track.champion_generation,
-            "model_id": track.champion_model_id,
-            "model_path": track.champion_path,
-            "reason": reason,
-            "created_at": now,
-            "done_at": now,
-        }
-    )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from daemon.state.states import AWAITING, OVERTAKEN, HookState, PromotionKind
 from pipeline.artifacts import ModelRef
 from pipeline.durable import read_object
+from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +76,12 @@ def blocked(past: "Sequence[Promotion]") -> set[str]:
             shut.add(row.previous_model_id)
         shut.discard(row.model_id)
     return shut
+
+
+def no_champion(track: str) -> DropforgeError:
+    """Return the error for a track without a champion, not even its base model."""
+    hint = "set base_model in dropforge.toml and start the daemon: dropforge run"
+    return DropforgeError(f"track {track} has no champion yet", hint)
 
 
 def forcing(run_id: int) -> str:

@@ -16,7 +16,7 @@ from time import monotonic
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from daemon.champions.history import blocked, forcing
+from daemon.champions.history import blocked, forcing, no_champion
 from daemon.queue.states import Claim, held_run, require_not_cancelled
 from daemon.state.database import newest_revision, open_engine, transaction
 from daemon.state.database_file import revision
@@ -44,15 +44,6 @@ class ChampionMoved(DropforgeError):
     """Another change came first: the candidate was not compared with today's champion."""
 
 
-class NoChampion(DropforgeError):
-    """The track has no champion, not even its base model."""
-
-    def __init__(self, track: str) -> None:
-        """Say so of `track`."""
-        hint = "set base_model in dropforge.toml and start the daemon: dropforge run"
-        super().__init__(f"track {track} has no champion yet", hint)
-
-
 class Blocked(DropforgeError):
     """The model was rolled back from: only a person brings it back."""
 
@@ -70,16 +61,16 @@ class Candidate:
     reason: str
     """Why it won."""
     token: str | None = None
-    """The claim of the daemon that promotes its run's model; without one nobody's claim is asked for."""
+    """The claim of the daemon that promotes its run's model; without one no claim is checked."""
     approved_by: str | None = None
-    """The person who said yes, where one was asked."""
+    """The person who approved it, if one had to."""
 
 
 def champion(session: Session, track: str) -> ModelRef:
-    """Return the track's champion. Raises `NoChampion` before its base model is known."""
+    """Return the track's champion. Raises `DropforgeError` before its base model is known."""
     row = session.get(Track, track)
     if row is None or row.champion_generation is None:
-        raise NoChampion(track)
+        raise no_champion(track)
     return ModelRef.model_validate(
         {"model_id": row.champion_model_id, "path": row.champion_path, "generation": row.champion_generation}
     )

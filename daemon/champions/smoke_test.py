@@ -1,5 +1,6 @@
-"""Lets a model answer, before it serves or to a person: in a process of its own, since the daemon never loads torch."""
+"""Load a model in a process of its own and let it answer: the daemon itself never loads torch."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -40,20 +41,8 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
     if not can_try():
         log.warning("model_not_tried", folder=str(folder), reason="the training stack is not installed here")
         return
-    argv = [sys.executable, "-P", "-m", "pipeline.models.ask", "--check", str(folder.absolute())]
-    with subprocess.Popen(  # noqa: S603 - our own module
-        argv,
-        env=child_environment({"DROPFORGE_DEVICE": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        try:
-            said = _answer(process, seconds, stop or threading.Event())
-        finally:
-            if process.poll() is None:
-                kill_group(process.pid, signal.SIGKILL)
+    with _started("cpu", subprocess.DEVNULL, "pipeline.models.ask", "--check", str(folder.absolute())) as process:
+        said = _answer(process, seconds, stop or threading.Event())
     if said is None:
         message = f"the model in {folder} gave no answer within {seconds:g} s"
         raise DropforgeError(message, "free memory and cores on this machine, then try again")
@@ -71,29 +60,36 @@ def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
     if not can_try():
         message = "the training stack, which loads models, is not installed here"
         raise DropforgeError(message, "ask where the daemon's worker runs")
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "pipeline.models.ask"],
+    with _started(device, subprocess.PIPE, "pipeline.models.ask") as process:
+        assert process.stdin is not None  # noqa: S101 - both are pipes
+        assert process.stdout is not None  # noqa: S101
+        process.stdin.write(json.dumps(request).encode())
+        process.stdin.close()
+        for line in process.stdout:
+            said = json.loads(line)
+            if "error" in said:
+                raise DropforgeError(str(said["error"]), str(said["hint"]))
+            yield said
+    if process.returncode != 0:
+        raise DropforgeError(*_words(b"", process.returncode))
+
+
+@contextlib.contextmanager
+def _started(device: str, stdin: int, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a module of ours in a process group of its own, which ends with the block."""
+    with subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-P", "-m", *argv],
         env=child_environment({"DROPFORGE_DEVICE": device, "OMP_WAIT_POLICY": "PASSIVE"}),
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        assert process.stdin is not None  # noqa: S101 - both are pipes
-        assert process.stdout is not None  # noqa: S101
         try:
-            process.stdin.write(json.dumps(request).encode())
-            process.stdin.close()
-            for line in process.stdout:
-                said = json.loads(line)
-                if "error" in said:
-                    raise DropforgeError(str(said["error"]), str(said["hint"]))
-                yield said
+            yield process
         finally:
             if process.poll() is None:
                 kill_group(process.pid, signal.SIGKILL)
-    if process.returncode != 0:
-        raise DropforgeError(*_words(b"", process.returncode))
 
 
 def _answer(process: subprocess.Popen[bytes], seconds: float, stop: threading.Event) -> bytes | None:

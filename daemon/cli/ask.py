@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from daemon.champions import smoke_test
-from daemon.champions.promotion import NoChampion
+from daemon.champions.history import no_champion
 from daemon.cli.output import print_json, print_line
 from daemon.cli.status import short_id
 from daemon.cli.workspace import JsonOption, OneTrackOption, chosen_tracks, load_settings, open_overview
@@ -68,7 +68,7 @@ def _asked(overview: Overview, track: str, versus: str | None) -> list[ChampionV
     """Return the champion, and the model beside it if one was asked for."""
     past = overview.history(track)
     if not past:
-        raise NoChampion(track)
+        raise no_champion(track)
     champion = past[0]
     if versus is None:
         return [champion]

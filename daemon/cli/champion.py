@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from daemon.champions.history import no_champion
 from daemon.cli.output import clock, local, print_json, print_line, print_lines, print_table
 from daemon.cli.status import command_lines, short_id, taken_out_lines
 from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, load_settings, open_overview
@@ -31,9 +32,7 @@ def champion(
     names = chosen_tracks(context, track or ("default" if path else None))
     found = [one for one in (overview.champion(name) for name in names) if one is not None]
     if not found:
-        from daemon.champions.promotion import NoChampion  # noqa: PLC0415 - a quick start
-
-        raise NoChampion(names[0])
+        raise no_champion(names[0])
     if as_json:
         print_json(champions=found)
     elif path:

@@ -7,17 +7,14 @@ from typing import Annotated
 
 import typer
 
-from daemon.champions import approval
-from daemon.champions.approval import who
-from daemon.champions.handover import switch
-from daemon.champions.handover.export import Wanted
+from daemon.champions import decisions
+from daemon.champions.decisions import Target
+from daemon.champions.decisions import rollback as roll_back
+from daemon.champions.handover import server
+from daemon.champions.handover.export import Wanted, hub_readme
 from daemon.champions.handover.export import export as write
-from daemon.champions.handover.hub_readme import hub_readme
-from daemon.champions.handover.server import Server
+from daemon.champions.history import no_champion
 from daemon.champions.hooks.changes import ask_again
-from daemon.champions.promotion import NoChampion
-from daemon.champions.rollback import Target
-from daemon.champions.rollback import rollback as roll_back
 from daemon.champions.smoke_test import can_try, require_answer
 from daemon.cli.output import print_line, print_lines
 from daemon.cli.status import command_lines, taken_out_lines
@@ -34,6 +31,7 @@ from daemon.cli.workspace import (
     word_of_user,
 )
 from daemon.system.clock import now_ms
+from daemon.system.programs import who
 from daemon.views import confirmations
 from pipeline.errors import DropforgeError
 
@@ -56,9 +54,9 @@ def promote(
         raise typer.BadParameter("--force needs --reason TEXT")
     engine, root, word = open_writer(context), load_settings(context).state_folder, word_of_user(reason)
     if force:
-        row = approval.force(engine, root, run, word, try_out=_try_out)
+        row = decisions.force(engine, root, run, word, try_out=_try_out)
     else:
-        row = approval.approve(engine, root, run, word)
+        row = decisions.approve(engine, root, run, word)
     print_lines(confirmations.promoted(row))
     serving = open_overview(context).champion(row.track)
     print_lines(taken_out_lines(serving) if serving is not None else ())
@@ -136,13 +134,13 @@ def serve_hook(
     """
     if restart is not None and adapter_name is not None:
         raise typer.BadParameter("--restart and --adapter-name are two ways to do it: choose one")
-    server, change = Server(url), switch.Change.from_environment(os.environ)
+    at, change = server.Server(url), server.Change.from_environment(os.environ)
     if restart is not None:
-        print_line(switch.restart(server, change, _words(restart), wait))
+        print_line(server.restart(at, change, _words(restart), wait))
     elif adapter_name is not None:
-        print_line(switch.switch_adapter(server, change, adapter_name, wait))
+        print_line(server.switch_adapter(at, change, adapter_name, wait))
     else:
-        print_line(switch.check(server, change, wait))
+        print_line(server.check(at, change, wait))
 
 
 def _words(command: str) -> list[str]:
@@ -173,7 +171,7 @@ def export(
     chosen_tracks(context, track)
     settings, champion = load_settings(context), open_overview(context).champion(track)
     if champion is None:
-        raise NoChampion(track)
+        raise no_champion(track)
     if gguf and not settings.export.gguf:
         raise DropforgeError(
             "no command makes GGUF files: export.gguf is not set",

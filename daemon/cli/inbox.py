@@ -271,7 +271,7 @@ def _what_follows(settings: Settings, track: str, *, heldout: bool, known: bool)
     if known:
         return f"{settle}, and begins no run"
     if heldout:
-        from daemon.queue.yardstick import why_it_waits  # noqa: PLC0415 - `check` is quick
+        from daemon.queue.evaluation_set import why_it_waits  # noqa: PLC0415 - `check` is quick
 
         why = why_it_waits(settings, track, os.geteuid(), 0)
         waits = f"then it waits for a person: dropforge drops accept DROP; {why}"

@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from daemon.champions.approval import who
 from daemon.cli.output import print_line, print_lines
 from daemon.cli.status import files_in_inbox, outcome_words
 from daemon.cli.workspace import (
@@ -23,6 +22,7 @@ from daemon.queue import order, run_queue
 from daemon.settings.model import SettingsError
 from daemon.state.states import SEARCH, state_words
 from daemon.system.clock import now_ms
+from daemon.system.programs import who
 from daemon.views import confirmations
 from daemon.views.overview import Overview
 from pipeline.search_settings import Range, SearchConfig, Value, most_trials

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from daemon.champions.approval import who
-from daemon.champions.review import blind_review
-from daemon.champions.review.blind_review import KEYS, UNDO, Review, put_on_card
-from daemon.champions.review.pairs import Pair
+from daemon.champions import blind_review
+from daemon.champions.blind_review import KEYS, UNDO, Pair, Review, put_on_card
 from daemon.cli.output import print_json, print_line, print_table
 from daemon.cli.status import judged_words, short_id
 from daemon.cli.workspace import (
@@ -23,6 +21,7 @@ from daemon.cli.workspace import (
     small_enough,
 )
 from daemon.system.clock import now_ms
+from daemon.system.programs import who
 from daemon.views.compare_runs import Comparison, report_data, report_folder
 from daemon.views.compare_runs import compare as beside
 from pipeline.artifacts import PAGE_NAME

@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
+from daemon.champions.blind_review import Review
 from daemon.champions.hooks.commands import last_line
-from daemon.champions.review.blind_review import Review
 from daemon.cli.output import (
     clock,
     drop_words,

@@ -115,8 +115,8 @@ def open_writer(context: typer.Context) -> "Engine":
 
 def word_of_user(reason: str | None = None) -> "Word":
     """Return the manual decision of the user who started this command."""
-    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.state.events import Word  # noqa: PLC0415
+    from daemon.system.programs import who  # noqa: PLC0415 - a quick start
 
     return Word(reason or "", now_ms(), who())
 

@@ -14,7 +14,7 @@ from daemon.champions import promotion
 from daemon.champions.history import blocker, true_sentence
 from daemon.champions.promotion import champions_of, require_generation
 from daemon.queue import run_queue, states, suspects
-from daemon.queue.yardstick import note_change
+from daemon.queue.evaluation_set import note_change
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
@@ -56,7 +56,7 @@ def fix_measures(engine: Engine, state_folder: Path, claim: states.Claim, config
 
 def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, now: int) -> tuple[str, str]:
     """
-    Act on the run's published verdict; return the outcome that the run has ended with, and what is to be said of it.
+    Act on the run's published verdict; return the outcome that the run has ended with, and its sentence.
 
     Raises `ChampionMoved` if the candidate was not compared with today's champion, whether it won or lost, `LostClaim`
     if the run is not the owner's any more, `Cancelled` if a person cancelled it or withdrew a drop of its own,
@@ -70,7 +70,12 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     wins = verdict.outcome == "promoted"
     waits = wins and _is_manual(settings, run) and not promotion.has_promoted(engine, claim.run_id)
     if wins and not waits:
-        waits = not _promote(engine, root, _candidate(claim, run.track, verdict), now)
+        candidate = _candidate(claim, run.track, verdict)
+        showing_life(verify_manifest, root / candidate.path)
+        try:
+            promotion.promote(engine, root, candidate, now)
+        except promotion.Blocked:
+            waits = True  # for a person who takes it all the same
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
@@ -88,22 +93,12 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
 
 def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
     """
-    Say whether another champion could make another verdict of one that is no win.
+    Return whether a verdict that is no win depends on the champion that serves.
 
     Not where the candidate was trained on what it was asked, and not where nobody was compared, for want of data: that
     the data was not prepared for another champion has `stale_steps` invalidated, as far as nothing was trained on it.
     """
     return verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, run_id)
-
-
-def _promote(engine: Engine, root: Path, candidate: promotion.Candidate, now: int) -> bool:
-    """Promote the candidate; say whether it was: a blocked model is for a person to take."""
-    showing_life(verify_manifest, root / candidate.path)
-    try:
-        promotion.promote(engine, root, candidate, now)
-    except promotion.Blocked:
-        return False
-    return True
 
 
 def _candidate(claim: states.Claim, track: str, verdict: Verdict) -> promotion.Candidate:

@@ -12,12 +12,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from daemon.champions import promotion
+from daemon.champions.base_models import Bases
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude, fix_measures
-from daemon.dispatch.housekeeping import Upkeep, needs_gpu
 from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
 from daemon.dispatch.step_specs import compose, key_of, spec_of, warn_of_fixed
+from daemon.inbox.answers import rejected
+from daemon.inbox.folders import InboxUnusable
 from daemon.queue import order, run_queue, states, suspects
 from daemon.settings.model import Settings
 from daemon.state import run_files
@@ -29,14 +31,16 @@ from daemon.state.troubles import RunsApart, Troubles
 from daemon.storage import gc
 from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import needed_bytes, of_waiting_drops, still_needed
-from daemon.system.sd_notify import notify
+from daemon.system.sd_notify import notify, showing_life
+from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
-from pipeline.contract import SPEC_NAME, Step, StepResult, StepSpec
+from pipeline.contract import SPEC_NAME, Step, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_START_AGAIN, DiskFull, DropforgeError, StepFailed
-from pipeline.steps import next_step
+from pipeline.steps import STEPS, next_step
 
 _SIGNAL_EXITS = 128
+_MAINTENANCE_MS = 30_000
 log = structlog.get_logger()
 
 
@@ -51,17 +55,18 @@ class Dispatcher:
         self._settings = settings
         self._root = settings.state_folder
         self._executor = executor
-        self._claims: list[states.Claim] = []
-        self._cancelling: set[str] = set()
+        self._claim: states.Claim | None = None
         self._changes = ChangeWatch(engine)
         #: When a run is due that could not be claimed at the last look, and when that was: the clock may be set back.
         self._due: int | None = None
         self._asked_at = 0
         self._apart = RunsApart(settings.state_folder)
-        troubles = Troubles() if troubles is None else troubles
-        self._upkeep = Upkeep(engine, settings, troubles)
-        self._gpu = TrainingHooks(engine, settings, troubles)
-        self.bases = self._upkeep.bases
+        self._troubles = Troubles() if troubles is None else troubles
+        self._gpu = TrainingHooks(engine, settings, self._troubles)
+        self._maintained_at = -_MAINTENANCE_MS
+        quiet = [settings.track(name).run_after_quiet_seconds for name in settings.track_names]
+        self._longest_wait_ms = max(run_queue.LONGEST_BACKOFF_MS, round(1000 * max(quiet)))
+        self.bases = Bases(engine, settings)
         self.disk = Disk(settings)
         self._was_low = False
         #: Whether there may be something to collect: after a start, after a run, when a night begins.
@@ -69,31 +74,29 @@ class Dispatcher:
         self.draining = False
 
     def recover(self, now: int) -> None:
-        """Finish what a dead daemon left half-done and adopt its runs; the caller holds the state folder's lock."""
-        Spool(self._root).remove_leftovers()
-        self._upkeep.settle(now)
-        self._claims = run_queue.rescue(self._engine, now)
-        for claim in list(self._claims):
+        """Finish what a dead daemon left half-done and adopt its run; the caller holds the state folder's lock."""
+        durable.remove_leftovers(Spool(self._root).queue)
+        self._maintain(now)
+        claim = self._claim = next(iter(run_queue.rescue(self._engine, now)), None)
+        if claim is not None:
             log.info("run_adopted", run=claim.run_id)
             try:
                 run_files.remove_leftovers(self._root, claim.run_id)
             except OSError as error:
                 self._set_apart(claim, error, now)
-        self._upkeep.refresh_bases(now)
 
     @property
     def idle(self) -> bool:
         """Whether no run is in hand."""
-        return not self._claims
+        return self._claim is None
 
     def tick(self, now: int) -> None:
         """Do everything that can be done now."""
         low = self._look_at_disk(now)
-        self._upkeep.settle(now)
         # With a run in hand too: a base that was replaced must not be judged by, and cached, under the old one's name.
-        self._upkeep.refresh_bases(now)
+        self._maintain(now)
         self._gpu.tick(self._needs_gpu)
-        if not self._claims and not self.draining:
+        if self._claim is None and not self.draining:
             self._collect_garbage(now)
             # Asked twice a second all day long: only where the answer can be another one than last time.
             later = now >= self._asked_at and (self._due is None or now < self._due)
@@ -102,24 +105,29 @@ class Dispatcher:
             self._asked_at = now
             self._due = now  # should the claim fail, on a full disk say, it is tried again
             suspects.go_on(self._engine, self._settings, now)
-            claim = None if low else self._claim(now)
-            if claim is None:
+            self._claim = None if low else self._claim_next(now)
+            if self._claim is None:
                 self._due = order.next_due(self._engine)
                 return
-            self._claims = [claim]
-            log.info("run_claimed", run=claim.run_id)
-        for claim in list(self._claims):
-            try:
-                self._work_on(claim, now)
-            except states.LostClaim as error:
-                log.warning("claim_lost", run=claim.run_id, error=error.message)
-                self._drop(claim)
-            except (OSError, DBAPIError) as error:
-                self._set_apart(claim, error, now)
-            except Exception as error:  # one run's trouble must not stop every other track
-                log.exception("run_trouble", run=claim.run_id)
-                hint = "the daemon's log has the whole story; this is a defect, please report it"
-                self._after_failure(claim, f"{type(error).__name__}: {error}"[:2000], hint, now, retryable=False)
+            log.info("run_claimed", run=self._claim.run_id)
+        claim = self._claim
+        if claim is None:
+            return
+        try:
+            while self._advance(claim, now):
+                pass
+            self._apart.clear(claim.run_id)
+        except states.LostClaim as error:
+            log.warning("claim_lost", run=claim.run_id, error=error.message)
+            self._drop()
+        except run_files.ArtifactDamaged as error:
+            self._after_failure(claim, error.message, error.hint, now, retryable=False)
+        except (OSError, DBAPIError) as error:
+            self._set_apart(claim, error, now)
+        except Exception as error:  # one run's trouble must not stop every other track
+            log.exception("run_trouble", run=claim.run_id)
+            hint = "the daemon's log has the whole story; this is a defect, please report it"
+            self._after_failure(claim, f"{type(error).__name__}: {error}"[:2000], hint, now, retryable=False)
 
     def _look_at_disk(self, now: int) -> bool:
         """Return whether the disk is under the low-water mark, and record a change of that."""
@@ -135,26 +143,28 @@ class Dispatcher:
 
     def describe(self) -> str:
         """Return one line for people: what runs and how far it is."""
-        for claim in self._claims:
-            attempt = states.open_attempt(self._engine, claim.run_id)
-            if attempt is None:
-                return f"run {claim.run_id}"
-            progress = run_files.load_progress(self._root, claim.run_id, attempt.step, attempt.number)
-            return f"run {claim.run_id} {attempt.step if progress is None else progress.words}"
-        return self.disk.shortage() or "idle"
+        if self._claim is None:
+            return self.disk.shortage() or "idle"
+        run_id = self._claim.run_id
+        attempt = states.open_attempt(self._engine, run_id)
+        if attempt is None:
+            return f"run {run_id}"
+        progress = run_files.load_progress(self._root, run_id, attempt.step, attempt.number)
+        return f"run {run_id} {attempt.step if progress is None else progress.words}"
 
     def abandon(self, now: int) -> None:
-        """At the end of a shutdown: let every run in hand wait, uncounted, though its step left no result."""
-        for claim in list(self._claims):
-            attempt = states.open_attempt(self._engine, claim.run_id)
-            if attempt is not None:
-                # Or the next worker would run what nobody waits for.
-                self._executor.cancel(key_of(attempt))
-                # Its files stay: the step may be at its last checkpoint.
-                words = "the daemon stopped before the step did"
-                states.end_attempt(self._engine, claim, attempt.id or 0, states.Ending(AttemptState.LOST, words), now)
-            run_queue.interrupt(self._engine, claim, now)
-            self._drop(claim)
+        """At the end of a shutdown: let the run in hand wait, uncounted, though its step left no result."""
+        if self._claim is None:
+            return
+        attempt = states.open_attempt(self._engine, self._claim.run_id)
+        if attempt is not None:
+            # Or the next worker would run what nobody waits for.
+            self._executor.cancel(key_of(attempt))
+            # Its files stay: the step may be at its last checkpoint.
+            ending = states.Ending(AttemptState.LOST, "the daemon stopped before the step did")
+            states.end_attempt(self._engine, self._claim, attempt.id or 0, ending, now)
+        run_queue.interrupt(self._engine, self._claim, now)
+        self._drop()
 
     def give_gpu_back(self) -> None:
         """After the end of all steps: let the server have its GPU while there is no daemon, and wait for that."""
@@ -162,7 +172,7 @@ class Dispatcher:
 
     # --- one claim
 
-    def _claim(self, now: int) -> states.Claim | None:
+    def _claim_next(self, now: int) -> states.Claim | None:
         """Take the first run in the order of the queue that can go on now; write on those before it why they cannot."""
         with transaction(self._engine) as session:
             for run in order.due_runs(session, now):
@@ -179,15 +189,6 @@ class Dispatcher:
                     return run_queue.claim(session, run, now)
         return None
 
-    def _work_on(self, claim: states.Claim, now: int) -> None:
-        """Take every step with a run that can be taken now; one whose published files are damaged fails by name."""
-        try:
-            while self._advance(claim, now):
-                pass
-            self._apart.clear(claim.run_id)
-        except run_files.ArtifactDamaged as error:
-            self._after_failure(claim, error.message, error.hint, now, retryable=False)
-
     def _advance(self, claim: states.Claim, now: int) -> bool:
         """Take one step with a run; say whether another may follow at once."""
         attempt = states.open_attempt(self._engine, claim.run_id)
@@ -197,7 +198,7 @@ class Dispatcher:
         if run.cancel_requested and not promotion.has_promoted(self._engine, claim.run_id):
             run_queue.cancelled(self._engine, claim, now)
             log.info("run_cancelled", run=claim.run_id)
-            self._drop(claim)
+            self._drop()
             return False
         invalidate_stale(self._engine, self._root, run, now)
         done, step = self._next(run)
@@ -205,22 +206,19 @@ class Dispatcher:
             return self._conclude(claim, run, now)
         if self.draining:
             run_queue.interrupt(self._engine, claim, now)
-            self._drop(claim)
+            self._drop()
             return False
-        if self._may_begin(claim, run, step, now):
-            begun = states.begin_attempt(self._engine, claim, step.name, now)
-            self._submit(run, begun, done)
-            log.info("step_submitted", run=claim.run_id, step=step.name, attempt=begun.number)
-        return False
-
-    def _may_begin(self, claim: states.Claim, run: Run, step: Step, now: int) -> bool:
-        """Say whether a step can begin now; let its run wait where the disk or the GPU is not free for it."""
         try:
-            self._has_room(run, margin=False)
-            return not step.needs_gpu or self._gpu.free(run)
+            self.disk.require(still_needed(self._root, run), margin=False)
+            may_begin = not step.needs_gpu or self._gpu.free(run)
         except DropforgeError as error:
             self._postpone(claim, error, now)
             return False
+        if may_begin:
+            begun = states.begin_attempt(self._engine, claim, step.name, now)
+            self._executor.submit(spec_of(self._engine, self._settings, run, begun, done))
+            log.info("step_submitted", run=claim.run_id, step=step.name, attempt=begun.number)
+        return False
 
     def _look_at(self, claim: states.Claim, run: Run, attempt: Attempt, now: int) -> bool:
         """See how an open attempt is doing."""
@@ -233,20 +231,23 @@ class Dispatcher:
             if step is None or step.name != attempt.step:
                 self._end(claim, attempt, AttemptState.LOST, now, "another step was to be done again before it began")
                 return True
-            self._submit(run, attempt, done)
+            self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
             return False
         state = self._executor.poll(spec)
-        if state is JobState.LOST and not self._was_ordered(spec):
+        if state is JobState.ENDED:
+            return self._collect(claim, attempt, spec, now)
+        stop = run.cancel_requested or is_in_vain(self._engine, run, spec)
+        if state is JobState.LOST and {path.name for path in (self._root / spec.folder).iterdir()} == {SPEC_NAME}:
+            # Nothing but its spec came of it: it was called off in the queue, or the daemon died before it was there.
+            if stop:
+                self._end(claim, attempt, AttemptState.LOST, now, "it was called off before it began")
+                return True
             self._executor.submit(spec)
         elif state is JobState.LOST:
             self._end(claim, attempt, AttemptState.LOST, now, "its process vanished")
             self._after_death(claim, attempt, f"step {attempt.step}: its process vanished without a result", now)
-            return False
-        if state is JobState.ENDED:
-            return self._collect(claim, attempt, spec, now)
-        if spec.key not in self._cancelling and (run.cancel_requested or is_in_vain(self._engine, run, spec)):
+        elif stop:
             self._executor.cancel(spec.key)
-            self._cancelling.add(spec.key)
         return False
 
     def _collect(self, claim: states.Claim, attempt: Attempt, spec: StepSpec, now: int) -> bool:
@@ -277,12 +278,8 @@ class Dispatcher:
                 return True
             run_queue.interrupt(self._engine, claim, now)
             log.info("run_interrupted", run=claim.run_id, step=spec.step)
-            self._drop(claim)
+            self._drop()
             return False
-        self._collect_failure(claim, attempt, result, now)
-        return False
-
-    def _collect_failure(self, claim: states.Claim, attempt: Attempt, result: StepResult, now: int) -> None:
         message = result.error.message if result.error else f"exit code {result.exit_code}"
         hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
         self._end(claim, attempt, AttemptState.FAILED, now, message)
@@ -292,6 +289,7 @@ class Dispatcher:
             self._after_death(claim, attempt, message, now)
         else:
             self._after_failure(claim, message, hint, now, retryable=result.exit_code != EXIT_BAD_DATA)
+        return False
 
     def _conclude(self, claim: states.Claim, run: Run, now: int) -> bool:
         """Act on the verdict; say whether the run goes on at once, since its champion has moved meanwhile."""
@@ -309,7 +307,7 @@ class Dispatcher:
             self._after_failure(claim, error.message, error.hint, now, retryable=False)
             return False
         log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
-        self._drop(claim)
+        self._drop()
         return False
 
     # --- small parts
@@ -317,7 +315,9 @@ class Dispatcher:
     def _config_of(self, session: Session, run: Run, now: int) -> RunConfig:
         """Return the configuration of a run that begins now. Raises `DropforgeError` if its track cannot run."""
         track = states.ensure_track(session, run.track, now)
-        self.bases.require(track.name)
+        problem = self.bases.problem(track.name)
+        if problem is not None:
+            raise problem
         config = compose(self._settings, track)
         warn_of_fixed(self._settings, track)
         self.disk.require(needed_bytes(config, *of_waiting_drops(session, track.name)))
@@ -326,13 +326,9 @@ class Dispatcher:
     def _require_room(self, run: Run) -> None:
         """Raise `DropforgeError` if a waiting run cannot go on now, for want of room or for its own files."""
         try:
-            self._has_room(run)
+            self.disk.require(still_needed(self._root, run))
         except (OSError, ValueError) as error:
             raise self._apart.words(run.id or 0, error) from error
-
-    def _has_room(self, run: Run, *, margin: bool = True) -> None:
-        """Raise `DropforgeError` if the disk has no room for the rest of a run, `CannotTell` if that is unknown."""
-        self.disk.require(still_needed(self._root, run), margin=margin)
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
         """Return the run's published steps, with their artifacts, and the one to do now: `None` after the last."""
@@ -341,10 +337,11 @@ class Dispatcher:
         return done, next_step(done, dataset, RunConfig.model_validate(run.config))
 
     def _needs_gpu(self) -> bool:
-        return needs_gpu(self._root, [claim.run_id for claim in self._claims])
-
-    def _submit(self, run: Run, attempt: Attempt, done: dict[str, str]) -> None:
-        self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
+        """Say whether the run in hand has a step before it that needs the GPU, or a step's process is there yet."""
+        steps = {step.name for step in STEPS if step.needs_gpu}
+        claim = self._claim
+        is_before = claim is not None and not steps <= set(run_files.published(self._root, claim.run_id))
+        return is_before or Spool(self._root).has_living()
 
     def _end(self, claim: states.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
         states.end_attempt(self._engine, claim, attempt.id or 0, states.Ending(state, error), now)
@@ -354,7 +351,7 @@ class Dispatcher:
     def _postpone(self, claim: states.Claim, error: DropforgeError, now: int) -> None:
         run_queue.postpone(self._engine, claim, error, now)
         log.warning("run_waits", run=claim.run_id, error=error.message, hint=error.hint)
-        self._drop(claim)
+        self._drop()
 
     def _set_apart(self, claim: states.Claim, error: OSError | DBAPIError, now: int) -> None:
         """Let a run with damaged files wait, uncounted. Raises errors that concern every run, as of a full disk."""
@@ -364,28 +361,54 @@ class Dispatcher:
         if attempt is not None:
             self._executor.cancel(key_of(attempt))
         run_queue.postpone(self._engine, claim, self._apart.words(claim.run_id, error), now)
-        self._drop(claim)
+        self._drop()
 
     def _after_failure(self, claim: states.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
         failure = run_queue.Failure(message, hint, retryable)
         state = run_queue.fail(self._engine, claim, failure, now, self._settings.retry)
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
-        self._drop(claim)
+        self._drop()
 
     def _after_death(self, claim: states.Claim, attempt: Attempt, message: str, now: int) -> None:
         progress = run_files.made_checkpoint(self._root, claim.run_id, attempt.started_at)
         state = run_queue.died(self._engine, claim, run_queue.Death(message, progress), now, self._settings.retry)
         log.warning("step_died", run=claim.run_id, error=message, state=str(state))
-        self._drop(claim)
+        self._drop()
 
-    def _drop(self, claim: states.Claim) -> None:
-        self._claims.remove(claim)
+    def _drop(self) -> None:
+        self._claim = None
         self.may_collect = True
 
+    def _maintain(self, now: int) -> None:
+        """Twice a minute: shorten waits by a clock that was ahead; look at links and base models again."""
+        # The clock may be set back: then the last look lies ahead.
+        if abs(now - self._maintained_at) < _MAINTENANCE_MS:
+            return
+        self._maintained_at = now
+        order.shorten_waits(self._engine, now, self._longest_wait_ms)
+        for track, error in promotion.sync_links(self._engine, self._root).items():
+            self._tell(f"track {track}", error)
+        self.bases.refresh(now)
+        for name in self._settings.track_names:
+            self._tell(f"base model of track {name}", self.bases.problem(name))
+
     def _collect_garbage(self, now: int) -> None:
-        if self.may_collect and self._settings.gc.automatic:
-            self.may_collect = False
-            self._upkeep.collect_garbage(now)
+        """Remove what nothing needs any more."""
+        if not self.may_collect or not self._settings.gc.automatic:
+            return
+        self.may_collect = False
+        error: Exception | None = showing_life(gc.collect_quietly, self._engine, self._settings, now)
+        try:
+            showing_life(rejected.collect, self._engine, self._settings, now)
+        except (OSError, InboxUnusable) as refused:
+            error = error or refused
+        self._tell("garbage collection", error)
+
+    def _tell(self, whose: str, error: Exception | None) -> None:
+        if error is None:
+            self._troubles.clear(whose)
+        else:
+            self._troubles.note(whose, error)
 
     def _run(self, claim: states.Claim) -> Run:
         with transaction(self._engine) as session:
@@ -398,7 +421,3 @@ class Dispatcher:
         folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
         path = self._root / folder / SPEC_NAME
         return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
-
-    def _was_ordered(self, spec: StepSpec) -> bool:
-        """Return whether more came of an attempt than its spec: the daemon may have died before the spool's entry."""
-        return {path.name for path in (self._root / spec.folder).iterdir()} != {SPEC_NAME}

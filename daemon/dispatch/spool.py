@@ -16,7 +16,6 @@ has no result is lost.
 import contextlib
 import os
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,8 +30,6 @@ from daemon.system.processes import Identity, is_alive, lock_holder
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepSpec
 
-#: What of a spec's environment a step is given: the program sets no other.
-STEP_VARIABLES = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY", "DROPFORGE_DEVICE")
 _NAME = re.compile(r"([1-9][0-9]*)-([a-z]+)-([1-9][0-9]*)\.json")
 log = structlog.get_logger()
 
@@ -66,15 +63,9 @@ class Order:
     process: Identity | None
 
 
-def step_command(step: str, spec: Path) -> tuple[str, ...]:
-    """Return the argument list that does a step; `spec` is the absolute path of its spec."""
-    # -P: the folder that it is started in must not be looked through for modules.
-    return (sys.executable, "-P", "-m", "pipeline", step, str(spec))
-
-
 def read_order(root: Path, entry: Path) -> Order:
     """
-    Return the order that a file in the spool of `root` stands for.
+    Read the order in a file of the spool of `root`.
 
     Raises `OSError` or `ValueError` if it, or its spec, cannot be read, is torn or another attempt's.
     """
@@ -102,10 +93,6 @@ class Spool:
         for folder in (self.queue, self.running, self.cancelled):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def remove_leftovers(self) -> None:
-        """Remove the entries that a dead daemon did not finish writing; for a daemon that holds the folder's lock."""
-        durable.remove_leftovers(self.queue)
-
     def entries(self, folder: Path) -> list[Path]:
         """Return the files in `queue` or `running`, the oldest first, but for those that are being written."""
         found = []
@@ -129,10 +116,6 @@ class Spool:
                     log.warning("order_removed", entry=f"{folder.name}/{entry.name}", error=str(error))
             else:
                 yield order
-
-    def is_cancelled(self, key: str) -> bool:
-        """Say whether somebody wants an attempt stopped."""
-        return (self.cancelled / key).exists()
 
     def has_living(self) -> bool:
         """Say whether the process of a step is there, one that was told to stop included."""

@@ -73,25 +73,20 @@ def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
 
 def retry_words(engine: Engine, settings: Settings, run_id: int, now: int) -> str:
     """Return what a retry would keep and do again; empty if nobody can tell. Raises `DropforgeError` as `retry`."""
-    with Session(engine, expire_on_commit=False) as session:  # never committed
+    with Session(engine, expire_on_commit=False) as session:  # never committed: the run only seems to begin
         state = run_queue.retry_in(session, run_id, now)
         run = known_run(session, run_id)
-        if state == RunState.QUEUED or not _can_begin(session, settings, run, now):
+        try:
+            config = compose(settings, ensure_track(session, run.track, now))
+        except DropforgeError:
+            return ""  # the run says so when it comes to it
+        if state == RunState.QUEUED or not run_queue.begin(session, run, config, now):
             return ""
         session.expunge(run)
     try:
         return what_remains(engine, settings.state_folder, run).words
     except run_files.ArtifactDamaged:
         return ""  # the run says so when it comes to it
-
-
-def _can_begin(session: Session, settings: Settings, run: Run, now: int) -> bool:
-    """Begin a run by today's settings, in a transaction that is not committed; return whether it could."""
-    try:
-        config = compose(settings, ensure_track(session, run.track, now))
-    except DropforgeError:
-        return False  # the run says so when it comes to it
-    return run_queue.begin(session, run, config, now)
 
 
 def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str | None = None) -> tuple[str, str]:
@@ -101,11 +96,11 @@ def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str 
     Returns in words how it goes on, and what `retry_words` says. Raises `DropforgeError` if it cannot be retried or
     there is no such step.
     """
-    if since is not None and since not in BY_NAME:
-        raise DropforgeError(f"there is no step {since!r}", f"use one of {', '.join(BY_NAME)}")
     if since is not None:
-        # Before the run is anybody's: a refusal must leave its artifacts as they are.
-        run_queue.require_retriable(engine, run_id)
+        if since not in BY_NAME:
+            raise DropforgeError(f"there is no step {since!r}", f"use one of {', '.join(BY_NAME)}")
+        # Before the run is anybody's, and only if it can be retried: a refusal must leave its artifacts as they are.
+        retry_words(engine, settings, run_id, now)
         invalidate(settings.state_folder, run_id, since)
     words = retry_words(engine, settings, run_id, now)
     waits = run_queue.retry(engine, run_id, now) == RunState.WAITING

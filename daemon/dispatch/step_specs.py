@@ -9,9 +9,8 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from daemon.champions import history, promotion
-from daemon.dispatch.spool import step_command
+from daemon.queue.evaluation_set import yardstick_before
 from daemon.queue.snapshots import judged_before, snapshot_ids
-from daemon.queue.yardstick import yardstick_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
@@ -20,7 +19,7 @@ from daemon.state.tables import Attempt, Run, Suspect, Track
 from daemon.state.tables import Drop as DropRow
 from pipeline.artifacts import Drop, NoiseFloor
 from pipeline.config import MemoryPlan, RunConfig
-from pipeline.contract import SPEC_NAME, StepSpec, TwinRun
+from pipeline.contract import StepSpec, TwinRun
 from pipeline.steps import BY_NAME
 
 #: Former champions that a candidate is held against.
@@ -29,7 +28,7 @@ _FORMER = 3
 _LOOKED_AT = 50
 #: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
 #: the step itself most of all (README.md has the numbers). The daemon's own setting goes before ours. The worker
-#: passes on no other than `spool.STEP_VARIABLES`.
+#: passes on no other than `worker.STEP_VARIABLES`.
 _STEP_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -92,11 +91,9 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "checkpoints": f"runs/{attempt.run_id}/checkpoints",
             "predictions": "predictions",
             "inputs": {name: path for name, path in inputs.items() if name in earlier},
-            "argv": step_command(attempt.step, root / folder / SPEC_NAME),
             "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
             "drops": tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
             "config": RunConfig.model_validate(run.config),
-            "needs_gpu": BY_NAME[attempt.step].needs_gpu,
             "network": BY_NAME[attempt.step].network,
             "memory": memory,
             "champion_adapter": adapter,

@@ -14,13 +14,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import structlog
 
-from daemon.dispatch.spool import STEP_VARIABLES, Order, Spool, step_command
+from daemon.dispatch.spool import Order, Spool
 from daemon.state.ownership import OwnFolder, StateFolderGone
 from daemon.system.processes import FileLock, identify, is_alive, kill_group, on_stop, signal_name, wait_until_dead
 from pipeline import durable
@@ -28,49 +28,16 @@ from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepEr
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED, is_disk_full
 from pipeline.models.untrusted import ENDED_BY, SECONDS
 
+_MACHINE = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "XDG_*")
+_LIBRARIES = ("LD_*", "PYTHON*", "VIRTUAL_ENV", "HF_HOME", "HF_HUB_CACHE", "TORCH*", "PYTORCH*", "TRITON*", "BNB_*")
+_HARDWARE = ("CUDA*", "NVIDIA*", "NCCL_*", "HIP*", "ROCR*", "OMP_*", "MKL_*", "OPENBLAS*", "VLLM_CPU_*")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 #: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
-ALLOWED_ENVIRONMENT = (
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "LANG",
-    "LC_*",
-    "TZ",
-    "TMPDIR",
-    "XDG_*",
-    "LD_*",
-    "PYTHON*",
-    "VIRTUAL_ENV",
-    "CUDA*",
-    "NVIDIA*",
-    "NCCL_*",
-    "HIP*",
-    "ROCR*",
-    "HF_HOME",
-    "HF_HUB_CACHE",
-    "TORCH*",
-    "PYTORCH*",
-    "TRITON*",
-    "OMP_*",
-    "MKL_*",
-    "OPENBLAS*",
-    "BNB_*",
-    "VLLM_CPU_*",
-)
-#: What a step that speaks to a network sees beside this and its key.
-NETWORK_ENVIRONMENT = (
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-)
+ALLOWED_ENVIRONMENT = (*_MACHINE, *_LIBRARIES, *_HARDWARE)
+#: What a step that uses the network sees as well, with its key.
+NETWORK_ENVIRONMENT = (*_PROXIES, *map(str.lower, _PROXIES), "SSL_CERT_FILE", "SSL_CERT_DIR")
+#: What of a spec's environment a step is given: the program sets no other.
+STEP_VARIABLES = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY", "DROPFORGE_DEVICE")
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10.0
 _FULL_SECONDS = 1.0
@@ -81,15 +48,17 @@ StepCommand = Callable[[StepSpec, Path], Sequence[str]]
 log = structlog.get_logger()
 
 
-def _own_command(spec: StepSpec, place: Path) -> Sequence[str]:
-    return step_command(spec.step, place.absolute())
+def step_command(spec: StepSpec, path: Path) -> Sequence[str]:
+    """Return the argument list that does the step whose spec lies at `path`."""
+    # -P: the folder that it is started in must not be looked through for modules.
+    return (sys.executable, "-P", "-m", "pipeline", spec.step, str(path.absolute()))
 
 
 class Worker:
     """Serves one spool folder. `stop` ends it after the running step has left its checkpoint."""
 
     def __init__(
-        self, state_folder: Path, command: StepCommand = _own_command, look: Callable[[], None] = lambda: None
+        self, state_folder: Path, command: StepCommand = step_command, look: Callable[[], None] = lambda: None
     ) -> None:
         """Serve the spool in `state_folder`; each step is done by `command`, and what `look` raises ends it."""
         self._spool = Spool(state_folder)
@@ -148,9 +117,9 @@ class Worker:
         """Run one attempt to its end and see to it that it has a result; one that has a result is over already."""
         spec = order.spec
         entry = self._spool.running / f"{spec.key}.json"
-        place = self._spool.root / spec.folder
-        if not (place / RESULT_NAME).exists():
-            begun = self._begin_with_room(entry, spec, place)
+        folder = self._spool.root / spec.folder
+        if not (folder / RESULT_NAME).exists():
+            begun = self._begin_with_room(entry, spec, folder)
             if begun is None:
                 return
             process, keep = begun
@@ -160,17 +129,17 @@ class Worker:
                 stopped = self._watch(process, spec)
             finally:
                 os.close(keep)
-            if not (place / RESULT_NAME).exists():
-                self._word(place, _result_of_dead(spec, process.returncode, stopped=stopped))
+            if not (folder / RESULT_NAME).exists():
+                self._word(folder, _result_of_dead(spec, process.returncode, stopped=stopped))
             log.info("step_ended", key=spec.key, exit_code=process.returncode)
         (self._spool.cancelled / spec.key).unlink(missing_ok=True)
         entry.unlink(missing_ok=True)
 
-    def _begin_with_room(self, entry: Path, spec: StepSpec, place: Path) -> tuple[subprocess.Popen[bytes], int] | None:
+    def _begin_with_room(self, entry: Path, spec: StepSpec, folder: Path) -> tuple[subprocess.Popen[bytes], int] | None:
         """Do as `_begin` once disk and memory have room; told to stop before, put the order back and return `None`."""
         while True:
             try:
-                return self._begin(entry, spec, place)
+                return self._begin(entry, spec, folder)
             except OSError as error:
                 if not is_disk_full(error) and error.errno not in _PASSING:
                     raise
@@ -180,7 +149,7 @@ class Worker:
                 entry.rename(self._spool.queue / entry.name)
                 return None
 
-    def _begin(self, entry: Path, spec: StepSpec, place: Path) -> tuple[subprocess.Popen[bytes], int]:
+    def _begin(self, entry: Path, spec: StepSpec, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
         """
         Start the step's process and write it down; return it with our end of its lifeline, on which it waits.
 
@@ -189,7 +158,17 @@ class Worker:
         lifeline, keep = os.pipe()
         process = None
         try:
-            process = self._start(spec, place, lifeline)
+            with (folder / LOG_NAME).open("ab") as output:
+                process = subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
+                    self._command(spec, folder / SPEC_NAME),
+                    cwd=folder,
+                    env={**_environment(spec), LIFELINE: str(lifeline)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(lifeline,),
+                )
             identity = identify(process.pid)
             record = {"fence": spec.fence, "process": asdict(identity) if identity else None}
             durable.write_json(entry, record)
@@ -203,11 +182,11 @@ class Worker:
             os.close(lifeline)
         return process, keep
 
-    def _word(self, place: Path, result: StepResult) -> None:
+    def _word(self, folder: Path, result: StepResult) -> None:
         """Leave a result for a step that could not, as soon as the disk has room for it."""
         while True:
             try:
-                durable.write_json(place / RESULT_NAME, result.model_dump())
+                durable.write_json(folder / RESULT_NAME, result.model_dump())
             except OSError as error:
                 if not is_disk_full(error):
                     raise
@@ -217,47 +196,22 @@ class Worker:
             else:
                 return
 
-    def _start(self, spec: StepSpec, place: Path, lifeline: int) -> subprocess.Popen[bytes]:
-        told = {name: spec.env[name] for name in STEP_VARIABLES if name in spec.env}
-        environment = {**_allowed(os.environ, _patterns(spec)), **told, LIFELINE: str(lifeline)}
-        with (place / LOG_NAME).open("ab") as output:
-            return subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
-                self._command(spec, place / SPEC_NAME),
-                cwd=place,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(lifeline,),
-            )
-
     def _watch(self, process: subprocess.Popen[bytes], spec: StepSpec) -> bool:
         """Wait for the step; stop it when it is cancelled or the worker is to end. Say whether it was stopped."""
         while process.poll() is None:
-            if self.stop.is_set() or self._spool.is_cancelled(spec.key):
-                self._end(process, spec)
+            if self.stop.is_set() or (self._spool.cancelled / spec.key).exists():
+                log.info("step_stopping", key=spec.key, grace_seconds=spec.grace_seconds)
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(spec.grace_seconds)
+                kill_group(process.pid, signal.SIGKILL)
+                process.wait()
                 return True
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                continue
         # Whatever the step itself started goes with it.
         kill_group(process.pid, signal.SIGKILL)
         return False
-
-    def _end(self, process: subprocess.Popen[bytes], spec: StepSpec) -> None:
-        """SIGTERM, grace, SIGKILL."""
-        log.info("step_stopping", key=spec.key, grace_seconds=spec.grace_seconds)
-        process.send_signal(signal.SIGTERM)
-        left = spec.grace_seconds
-        while process.poll() is None and left > 0:
-            try:
-                process.wait(_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                left -= _POLL_SECONDS
-        kill_group(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def end_steps_now(state_folder: Path) -> None:
@@ -272,13 +226,13 @@ def end_steps_now(state_folder: Path) -> None:
         if order.process is not None and is_alive(order.process):
             kill_group(order.process.pid, signal.SIGKILL)
             wait_until_dead(order.process, _KILL_SECONDS)
-        place = state_folder / order.spec.folder
-        if not (place / RESULT_NAME).exists():
-            durable.write_json(place / RESULT_NAME, _result_of_dead(order.spec, 0, stopped=True).model_dump())
+        folder = state_folder / order.spec.folder
+        if not (folder / RESULT_NAME).exists():
+            durable.write_json(folder / RESULT_NAME, _result_of_dead(order.spec, 0, stopped=True).model_dump())
         order.entry.unlink(missing_ok=True)
 
 
-def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = _own_command) -> int:
+def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = step_command) -> int:
     """
     Run a worker until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes; return the exit code.
 
@@ -317,20 +271,13 @@ def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = _ow
     return worker.exit_code
 
 
-def _patterns(spec: StepSpec) -> tuple[str, ...]:
-    """Return the names that the step may see; the key's is in the spec, its value in the environment alone."""
-    if not spec.network:
-        return ALLOWED_ENVIRONMENT
-    key = spec.config.judge.api_key_env
-    return (*ALLOWED_ENVIRONMENT, *NETWORK_ENVIRONMENT, *((key,) if key else ()))
-
-
-def _allowed(environment: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in environment.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    }
+def _environment(spec: StepSpec) -> dict[str, str]:
+    """Return what the step may see; the name of a key is in its spec, the value in the worker's environment alone."""
+    names = [*ALLOWED_ENVIRONMENT]
+    if spec.network:
+        names += [*NETWORK_ENVIRONMENT, spec.config.judge.api_key_env]
+    seen = {name: value for name, value in os.environ.items() if any(fnmatch.fnmatchcase(name, one) for one in names)}
+    return seen | {name: spec.env[name] for name in STEP_VARIABLES if name in spec.env}
 
 
 def _result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepResult:

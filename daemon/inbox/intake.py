@@ -24,8 +24,8 @@ from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, 
 from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, states
+from daemon.queue.evaluation_set import accepted_rows, pinned_drops
 from daemon.queue.suspects import is_on_trial
-from daemon.queue.yardstick import accepted_rows, pinned_drops
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event

@@ -12,8 +12,8 @@ from sqlmodel import Session
 from daemon.inbox.folders import InboxFolders, InboxUnusable
 from daemon.inbox.safe_copy import look
 from daemon.inbox.watcher import Settled
+from daemon.queue.evaluation_set import why_it_waits
 from daemon.queue.snapshots import proposed_drops, waiting_drops
-from daemon.queue.yardstick import why_it_waits
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.system.programs import name_of

@@ -33,14 +33,14 @@ def due_runs(session: Session, now: int) -> list[Run]:
 
 
 def next_due(engine: Engine) -> int | None:
-    """Return from when on some queued or waiting run may be claimed; `None` if there is none."""
+    """Return the earliest time at which a queued or waiting run may be claimed; `None` if there is none."""
     with transaction(engine) as session:
         due: int | None = session.exec(_NEXT).one()
     return due
 
 
 def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
-    """Let every run begin now that is to wait for more than `most_ms`: a clock that was ahead has told it so."""
+    """End waits that are longer than `most_ms`: a clock that was ahead has set them."""
     with transaction(engine) as session:
         going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
         for run in session.exec(select(Run).where(going, col(Run.not_before) > now + most_ms)).all():

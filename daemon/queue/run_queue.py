@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
-from daemon.queue.snapshots import next_drops, retake_snapshot, take_snapshot
+from daemon.queue.evaluation_set import records_came
+from daemon.queue.snapshots import next_drops, take_snapshot
 from daemon.queue.states import (
     FINAL,
     RETRIABLE,
@@ -25,7 +26,6 @@ from daemon.queue.states import (
     known_run,
     require_not_cancelled,
 )
-from daemon.queue.yardstick import records_came
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
@@ -142,7 +142,7 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
     The snapshot is the track's accepted drops; that of a run that a person retried, those of its drops that still are.
     A run without any training drop is cancelled.
     """
-    snapshot = take_snapshot(session, run) if run.snapshot is None else retake_snapshot(session, run)
+    snapshot = take_snapshot(session, run)
     if not snapshot:
         reason = f"no accepted drop of track {run.track} is left to train on"
         values = {"error": reason, "hint": f"drop a file into the inbox of track {run.track}"}
@@ -150,7 +150,7 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
         return False
     if run.trigger == TRIAL:
         # Another draw: what the seed did to the run that was worse must not be held against a drop once more.
-        seed = (config.train.seed + _id(run)) % (_MOST_SEED + 1)
+        seed = (config.train.seed + (run.id or 0)) % (_MOST_SEED + 1)
         config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
     if config.train.search.when == "asked" and run.trigger != SEARCH:
         config = config.model_copy(update={"train": config.train.model_copy(update={"search": SearchConfig()})})
@@ -170,7 +170,7 @@ def put_off(session: Session, run: Run, error: DropforgeError, now: int) -> None
 
 def claim(session: Session, run: Run, now: int) -> Claim:
     """Take a due run that has begun, in the transaction that found it due."""
-    held = Claim(_id(run), uuid.uuid4().hex)
+    held = Claim(run.id or 0, uuid.uuid4().hex)
     values = {"token": held.token, "started_at": run.started_at or now}
     change(session, run, Move(RunState.RUNNING, "run_claimed", values), now)
     return held
@@ -229,12 +229,9 @@ def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> R
 
 def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySettings) -> RunState:
     """
-    Count a process of the run's that vanished; let the run wait, or quarantine it at `retry.limit` of them in a row.
+    Count a vanished process; let the run wait, or end it as crashed at `retry.limit` in a row. Return its new state.
 
-    With `progress` the count begins anew, or three reboots in a week would quarantine a training that a week is too
-    short for.
-
-    Returns the run's new state.
+    With `progress` the count begins anew: three reboots in a week must not end a training that takes longer than that.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
@@ -250,19 +247,11 @@ def retry(engine: Engine, run_id: int, now: int) -> RunState:
     """
     Let a failed, cancelled or crashed run go on where it stopped, its counters at zero; return its new state.
 
-    It goes on with the settings of today, without the drops that were withdrawn or suspended meanwhile; steps that this
-    makes stale are done again.
-
-    Raises `DropforgeError` for any other run, and for one without a snapshot whose track has an open run already.
+    It goes on with the settings of today, without the drops that were withdrawn or suspended meanwhile. Raises
+    `DropforgeError` for any other run, and for one without a snapshot whose track has an open run already.
     """
     with transaction(engine) as session:
         return retry_in(session, run_id, now)
-
-
-def require_retriable(engine: Engine, run_id: int) -> None:
-    """Raise `DropforgeError` if `retry` would refuse the run for the state that it is in."""
-    with transaction(engine) as session:
-        _retriable(session, run_id)
 
 
 def rescue(engine: Engine, now: int) -> list[Claim]:
@@ -270,15 +259,18 @@ def rescue(engine: Engine, now: int) -> list[Claim]:
     claims = []
     with transaction(engine) as session:
         for run in session.exec(select(Run).where(Run.state == RunState.RUNNING).order_by(col(Run.id))):
-            held = Claim(_id(run), uuid.uuid4().hex)
+            held = Claim(run.id or 0, uuid.uuid4().hex)
             change(session, run, Move(RunState.RUNNING, "run_adopted", {"token": held.token}), now)
             claims.append(held)
     return claims
 
 
 def retry_in(session: Session, run_id: int, now: int) -> RunState:
-    """Do the same in the caller's transaction."""
-    run = _retriable(session, run_id)
+    """Do as `retry` in the caller's transaction."""
+    run = known_run(session, run_id)
+    if run.state not in RETRIABLE:
+        message = f"run {run_id} {state_words(run.state)}: only a failed, cancelled or crashed run can be retried"
+        raise DropforgeError(message, f"look at it: dropforge show {run_id}")
     to = RunState.QUEUED if run.snapshot is None else RunState.WAITING
     opened = _opened(session, run.track)
     if to == RunState.QUEUED and opened is not None:
@@ -336,21 +328,8 @@ def _opened(session: Session, track: str) -> Run | None:
     return session.exec(_OPENED, params={"of_track": track}).first()
 
 
-def _retriable(session: Session, run_id: int) -> Run:
-    run = known_run(session, run_id)
-    if run.state not in RETRIABLE:
-        message = f"run {run_id} {state_words(run.state)}: only a failed, cancelled or crashed run can be retried"
-        raise DropforgeError(message, f"look at it: dropforge show {run_id}")
-    return run
-
-
 def _wait(session: Session, run: Run, move: Move, now: int) -> RunState:
     """Let a running run wait, or end it if a person asked for that meanwhile."""
-    if run.cancel_requested and promotion_of(session, _id(run)) is None:
+    if run.cancel_requested and promotion_of(session, run.id or 0) is None:
         move = Move(RunState.CANCELLED, "run_cancelled", move.values, move.detail)
     return change(session, run, move, now)
-
-
-def _id(run: Run) -> int:
-    assert run.id is not None  # noqa: S101 - every row that was read has one
-    return run.id

@@ -18,15 +18,18 @@ def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
     """
     Return the accepted drops of the run's track as JSON of `artifacts.Drop`, oldest first.
 
-    None that is on trial is among them. Each that is in a snapshot for the first time is marked with this run. Empty if
-    no drop is for training.
+    Of a retried run, those of its snapshot that still are. None that is on trial is among them. Each that is in a
+    snapshot for the first time is marked with this run. Empty if no drop is for training.
     """
-    return _taken(session, run, col(Drop.track) == run.track)
-
-
-def retake_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
-    """Return what is still accepted of a retried run's snapshot; empty if no drop is for training."""
-    return _taken(session, run, col(Drop.id).in_([drop["id"] for drop in run.snapshot or ()]))
+    of_track = col(Drop.track) == run.track
+    drops = _free(session, run.id, of_track if run.snapshot is None else col(Drop.id).in_(snapshot_ids(run)))
+    if all(drop.role != "train" for drop in drops):
+        return []
+    for drop in drops:
+        if drop.first_run is None and run.trigger != TRIAL:
+            drop.first_run = run.id
+            session.add(drop)
+    return as_snapshot(drops)
 
 
 def give_back(session: Session, run_id: int) -> None:
@@ -36,7 +39,9 @@ def give_back(session: Session, run_id: int) -> None:
 
 def as_snapshot(drops: Sequence[Drop]) -> list[dict[str, object]]:
     """Return drops as JSON of `artifacts.Drop`."""
-    return [_as_artifact(drop).model_dump(mode="json") for drop in drops]
+    names = set(artifacts.Drop.model_fields) - {"path"}
+    rows = [{**drop.model_dump(include=names), "path": f"drops/{drop.sha256}.jsonl"} for drop in drops]
+    return [artifacts.Drop.model_validate(row).model_dump(mode="json") for row in rows]
 
 
 def snapshot_ids(run: Run) -> frozenset[int]:
@@ -53,17 +58,6 @@ def _free(session: Session, run_id: int | None, which: ColumnElement[bool]) -> S
     accepted = select(Drop).where(which, Drop.state == DropState.ACCEPTED)
     free = accepted.where(col(Drop.id).not_in(on_trial_beside(run_id)))
     return session.exec(free.order_by(col(Drop.id))).all()
-
-
-def _taken(session: Session, run: Run, which: ColumnElement[bool]) -> list[dict[str, object]]:
-    drops = _free(session, run.id, which)
-    if all(drop.role != "train" for drop in drops):
-        return []
-    for drop in drops:
-        if drop.first_run is None and run.trigger != TRIAL:
-            drop.first_run = run.id
-            session.add(drop)
-    return as_snapshot(drops)
 
 
 def waiting_drops(session: Session, track: str, owner: str | None = None) -> int:
@@ -103,10 +97,3 @@ def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[
     others = count.where(Run.track == track, Run.id != run_id, col(Run.outcome).in_(JUDGED))
     found = list(session.exec(others).all())
     return sum(number for _, number in found), {version: number for version, number in found if version is not None}
-
-
-def _as_artifact(drop: Drop) -> artifacts.Drop:
-    path = f"drops/{drop.sha256}.jsonl"
-    return artifacts.Drop.model_validate(
-        {"id": drop.id, "sha256": drop.sha256, "name": drop.name, "path": path, "role": drop.role, "rows": drop.rows}
-    )

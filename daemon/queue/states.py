@@ -99,7 +99,9 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
     if move.to not in ALLOWED[was]:
         raise DropforgeError(f"run {run.id} cannot become {move.to} from {was}", f"look at it: dropforge show {run.id}")
     if was == RunState.RUNNING and move.to != RunState.RUNNING:
-        write_off(session, run.id or 0, run.track, now)
+        opened = _open(session, run.id or 0)
+        if opened is not None:
+            _close(session, opened, run.track, now, Ending(AttemptState.LOST, "its run stopped without it"))
     if move.to in RETRIABLE:
         give_back(session, run.id or 0)
     values: dict[str, Any] = {
@@ -192,13 +194,6 @@ def published_attempts(engine: Engine, run_id: int) -> list[Attempt]:
     published = select(Attempt).where(Attempt.run_id == run_id, Attempt.state == AttemptState.PUBLISHED)
     with transaction(engine) as session:
         return list(session.exec(published.order_by(col(Attempt.id))).all())
-
-
-def write_off(session: Session, run_id: int, track: str, now: int) -> None:
-    """Close the attempt that a run leaves open when it stops running, in the caller's transaction."""
-    opened = _open(session, run_id)
-    if opened is not None:
-        _close(session, opened, track, now, Ending(AttemptState.LOST, "its run stopped without it"))
 
 
 def _open(session: Session, run_id: int) -> Attempt | None:

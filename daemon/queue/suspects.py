@@ -62,7 +62,8 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     if tried is None:
         return
     if verdict.outcome != "promoted" and (own - known != {tried.drop_id} or lacks & _accepted(session, lacks)):
-        _try_again(session, tried)
+        tried.trial_run = None
+        session.add(tried)
     elif verdict.blames_new_drops and known and not lacks and _budget(settings, run.track):
         _suspend(session, settings, tried, verdict, now)
     else:
@@ -111,15 +112,11 @@ def try_again_without(session: Session, drop: Drop) -> None:
     """Let the drop that a trial tries be tried anew, since `drop`, which the trial was made with too, was withdrawn."""
     for suspect in session.exec(_open().where(Suspect.track == drop.track, col(Suspect.trial_run).is_not(None))).all():
         if suspect.drop_id != drop.id and drop.id in snapshot_ids(session.get_one(Run, suspect.trial_run)):
-            _try_again(session, suspect)
+            suspect.trial_run = None
+            session.add(suspect)
 
 
 # --- a search: opened, gone on with, ended
-
-
-def _try_again(session: Session, suspect: Suspect) -> None:
-    suspect.trial_run = None
-    session.add(suspect)
 
 
 def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, now: int) -> None:
@@ -142,14 +139,14 @@ def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, 
 def _came_when_lost(session: Session, run: Run, lost: Iterable[int]) -> set[int]:
     """Return the drops that came in when an old one began to lose that has lost in several runs in a row."""
     found = select(Event.run_id, Event.detail).where(Event.kind == _LOST, Event.track == run.track)
-    lost_in = {run_id: detail.get("lost", ()) for run_id, detail in session.exec(found).all()}
+    lost_in = {run_id: detail["lost"] for run_id, detail in session.exec(found).all()}
     ended = select(Run.id).join(Event, col(Event.run_id) == Run.id).where(Event.kind == "run_succeeded")
     ended = ended.where(Run.track == run.track, Run.trigger != TRIAL, Run.id != run.id, col(Run.outcome).in_(_COMPARED))
     before = session.exec(ended.order_by(col(Event.id).desc())).all()
     came: set[int] = set()
     for drop in lost:
         streak = 0
-        while streak < len(before) and drop in _numbers(lost_in.get(before[streak])):
+        while streak < len(before) and drop in lost_in.get(before[streak], ()):
             streak += 1
         if streak:
             began = snapshot_ids(session.get_one(Run, before[streak - 1]))
@@ -298,7 +295,3 @@ def _train_ids(session: Session, run: Run) -> set[int]:
     """Return the drops for training in a run."""
     asked = select(Drop.id).where(col(Drop.id).in_(snapshot_ids(run)), Drop.role == "train")
     return {number for number in session.exec(asked).all() if number}
-
-
-def _numbers(value: object) -> list[int]:
-    return value if isinstance(value, list) else []

@@ -1,5 +1,6 @@
 """Users, and programs that settings name."""
 
+import getpass
 import os
 import pwd
 import shutil
@@ -11,6 +12,16 @@ from pipeline.errors import DropforgeError
 def user() -> str:
     """Return the name of this process's effective user."""
     return name_of(os.geteuid())
+
+
+def who() -> str:
+    """Return the name of the person at the command line, and behind which other one if sudo says so."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = f"user {os.getuid()}"
+    behind = os.environ.get("SUDO_USER", "")
+    return f"{name}, by sudo of {behind}" if behind and behind != name else name
 
 
 def name_of(uid: int) -> str:

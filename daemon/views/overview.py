@@ -11,8 +11,8 @@ from sqlite3 import Connection
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from daemon.champions.blind_review import CHOSEN, Review, review_of
 from daemon.champions.history import blocker, true_sentence
-from daemon.champions.review.blind_review import CHOSEN, Review, review_of
 from daemon.inbox.answers.remarks import metric_of_track, too_few
 from daemon.settings.model import Settings
 from daemon.state.database_file import DatabaseUnusable, in_words

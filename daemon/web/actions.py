@@ -28,14 +28,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from daemon.champions import approval
-from daemon.champions.review import blind_review
-from daemon.champions.rollback import Target, rollback
+from daemon.champions import blind_review, decisions
+from daemon.champions.decisions import Target, rollback
 from daemon.champions.smoke_test import require_answer
 from daemon.dispatch import stale_steps
 from daemon.queue import drops, order, run_queue
 from daemon.state.events import Word
 from daemon.system.clock import now_ms
+from daemon.system.programs import who
 from daemon.views import attention, confirmations
 from daemon.views.overview import NotThere
 from daemon.web.drawing import draw
@@ -133,9 +133,9 @@ def promote(site: SiteOf, run_id: Number, body: Promote) -> Done:
     """Promote a run that won and waits for approval; with `force` that of any ended run, whatever its verdict."""
     engine, root, word = site.writer(), site.settings.state_folder, _word(body.reason)
     if body.force:
-        row = approval.force(engine, root, run_id, word, try_out=require_answer)
+        row = decisions.force(engine, root, run_id, word, try_out=require_answer)
     else:
-        row = approval.approve(engine, root, run_id, word)
+        row = decisions.approve(engine, root, run_id, word)
     return _done(*confirmations.promoted(row))
 
 
@@ -249,4 +249,4 @@ def _word(reason: str) -> Word:
 
 def _who() -> str:
     """Return who does it: whoever has the token is taken for the user that the page runs as."""
-    return f"{approval.who()}, on the page"
+    return f"{who()}, on the page"

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from daemon.champions.review.blind_review import Review
+from daemon.champions.blind_review import Review
 from daemon.views.attention import Attention, attention
 from daemon.views.champion_history import ChampionView
 from daemon.views.compare_runs import Changes, Comparison, changes_since_champion, compare, report_data

@@ -89,7 +89,7 @@ def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:
 
 def yardstick_words(before: YardstickBefore, records: int, champion_score: float | None) -> str:
     """Say what changed, by whose word, and what the champion scores on the new set, which has so many `records`."""
-    said = [f"The yardstick changed since run {before.run}."]
+    said = [f"The evaluation set changed since run {before.run}."]
     said += [f"Added: {', '.join(before.added)}."] if before.added else []
     said += [f"Taken out: {', '.join(before.removed)}."] if before.removed else []
     was = "" if before.records is None else f"{before.records:,} before, "

@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 from sqlmodel import col, select
 
-from daemon.champions import approval, promotion, rollback
+from daemon.champions import decisions, promotion
 from daemon.champions.hooks.changes import Hooks
-from daemon.champions.hooks.commands import Ended
+from daemon.champions.hooks.commands import Command, Ended
 from daemon.champions.promotion import ChampionMoved
 from daemon.queue import drops, run_queue, suspects
 from daemon.state.database import transaction
@@ -200,7 +200,7 @@ def _overtaken_at(step: str) -> Callable[[Path], None]:
         daemon = Daemon(folder, START)
         _accepted(daemon, "second.jsonl", "second")
         daemon.until(step, START, "worse")
-        rollback.rollback(daemon.engine, daemon.root, rollback.Target("default", 0), Word("it swears", START))
+        decisions.rollback(daemon.engine, daemon.root, decisions.Target("default", 0), Word("it swears", START))
 
     return prepare
 
@@ -340,12 +340,14 @@ def _two_champions(folder: Path) -> None:
 
 def _going_back(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: rollback.rollback(daemon.engine, daemon.root, rollback.Target("default", 1), Word("it swears", NOW))
+    return lambda: decisions.rollback(
+        daemon.engine, daemon.root, decisions.Target("default", 1), Word("it swears", NOW)
+    )
 
 
 def _back(daemon: Daemon) -> None:
     if _serving(daemon)[0] == 2:
-        rollback.rollback(daemon.engine, daemon.root, rollback.Target("default", 1), Word("it swears", NOW))
+        decisions.rollback(daemon.engine, daemon.root, decisions.Target("default", 1), Word("it swears", NOW))
     assert _serving(daemon) == (3, [None, 1, 2, None])
     champion = daemon.root / "tracks/default/champion"
     assert b"weights of run 1" in (champion / "model.safetensors").read_bytes()
@@ -394,7 +396,7 @@ def _waits(daemon: Daemon) -> None:
     with transaction(daemon.engine) as session:
         assert session.get_one(Run, 1).outcome == "awaiting_approval"
     assert _serving(daemon) == (0, [None])
-    approval.approve(daemon.engine, daemon.root, 1, Word("", NOW))
+    decisions.approve(daemon.engine, daemon.root, 1, Word("", NOW))
     assert _serving(daemon) == (1, [None, 1])
 
 
@@ -441,12 +443,12 @@ def _done_without(outcome: str) -> Callable[[Daemon], None]:
 
 def _approving(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: approval.approve(daemon.engine, daemon.root, 1, Word("", NOW, "ada"))
+    return lambda: decisions.approve(daemon.engine, daemon.root, 1, Word("", NOW, "ada"))
 
 
 def _forcing(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: approval.force(daemon.engine, daemon.root, 1, Word("I know better", NOW, "ada"))
+    return lambda: decisions.force(daemon.engine, daemon.root, 1, Word("I know better", NOW, "ada"))
 
 
 def _done_by_hand(kind: str, outcome: str) -> Callable[[Daemon], None]:
@@ -465,7 +467,7 @@ def _done_by_hand(kind: str, outcome: str) -> Callable[[Daemon], None]:
     return complete
 
 
-class _Over:
+class _Over(Command):
     """A command that has ended."""
 
     def __init__(self, argv: tuple[str, ...], _environment: dict[str, str], _seconds: float) -> None:

@@ -245,7 +245,7 @@ def test_under_the_mark_a_file_stays_in_the_inbox_though_there_would_be_room_for
 @pytest.fixture
 def serving(disk: LoopDisk) -> Iterator[Callable[[], None]]:
     """Start a worker on the small disk; it is stopped at the end."""
-    worker = Worker(disk.place, lambda spec, _place: spec.argv)
+    worker = Worker(disk.place, lambda spec, _path: (sys.executable, "-c", spec.env["SCRIPT"]))
     thread = threading.Thread(target=worker.serve)
     yield thread.start
     worker.stop.set()
@@ -264,8 +264,7 @@ def order(disk: LoopDisk, script: str) -> tuple[LocalExecutor, StepSpec]:
         folder="runs/1/attempts/train-1",
         checkpoints="c",
         predictions="p",
-        argv=(sys.executable, "-c", begin + script),
-        env={},
+        env={"SCRIPT": begin + script},
         inputs={},
         drops=(),
         champion=ModelRef(model_id="m", path="m", generation=0),

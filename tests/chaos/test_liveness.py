@@ -113,7 +113,7 @@ class Scripted(LocalExecutor):
     script = ""
 
     def submit(self, spec: StepSpec) -> None:
-        super().submit(spec.model_copy(update={"argv": (sys.executable, "-c", STEP + self.script)}))
+        super().submit(spec.model_copy(update={"env": {**spec.env, "SCRIPT": STEP + self.script}}))
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def house(tmp_path: Path) -> House:
 
 @pytest.fixture
 def worker(house: House) -> Iterator[Worker]:
-    worker = Worker(house.root, lambda spec, _place: spec.argv)
+    worker = Worker(house.root, lambda spec, _path: (sys.executable, "-c", spec.env["SCRIPT"]))
     thread = threading.Thread(target=worker.serve)
     thread.start()
     yield worker
@@ -191,7 +191,8 @@ def test_how_a_step_ended_decides_what_becomes_of_its_run(house: House, case: st
 def start_worker(root: Path) -> subprocess.Popen[bytes]:
     code = (
         "import sys, pathlib; from daemon.dispatch.worker import serve; "
-        "serve(pathlib.Path(sys.argv[1]), with_lifeline=True, command=lambda spec, _place: spec.argv)"
+        "scripted = lambda spec, _: (sys.executable, '-c', spec.env['SCRIPT']); "
+        "serve(pathlib.Path(sys.argv[1]), with_lifeline=True, command=scripted)"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE)
 

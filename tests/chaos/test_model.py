@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
-from daemon.champions import approval, promotion, rollback
+from daemon.champions import decisions, promotion
 from daemon.champions.promotion import Blocked, Candidate, require_generation
 from daemon.queue import drops, run_queue, suspects
 from daemon.queue.states import Cancelled, Claim, LostClaim
@@ -388,7 +388,7 @@ class House(RuleBasedStateMachine):
         number = pick % len(self.world.runs) + 1
         name = self.world.runs[number - 1].model
         may = number in self.world.waits and name not in self.world.blocked
-        act = lambda: approval.approve(self.daemon.engine, self.daemon.root, number, Word("", self.now))  # noqa: E731
+        act = lambda: decisions.approve(self.daemon.engine, self.daemon.root, number, Word("", self.now))  # noqa: E731
         self.person(act, may=may, refusal=(DropforgeError, Blocked))
         if may:
             self.world.promote(number, name)
@@ -399,7 +399,7 @@ class House(RuleBasedStateMachine):
         """Make a run's model the champion whatever its verdict."""
         number = pick % len(self.world.runs) + 1
         may = self.world.force(number)
-        act = lambda: approval.force(self.daemon.engine, self.daemon.root, number, Word("mine", self.now))  # noqa: E731
+        act = lambda: decisions.force(self.daemon.engine, self.daemon.root, number, Word("mine", self.now))  # noqa: E731
         self.person(act, may=may, refusal=(DropforgeError,))
 
     def _in_hand(self) -> int:
@@ -520,8 +520,8 @@ class House(RuleBasedStateMachine):
             with transaction(self.daemon.engine) as session:
                 moved = promotion.champion(session, "default").generation != generation
             if not moved:
-                rollback.rollback(
-                    self.daemon.engine, self.daemon.root, rollback.Target("default", to), Word("it swears", self.now)
+                decisions.rollback(
+                    self.daemon.engine, self.daemon.root, decisions.Target("default", to), Word("it swears", self.now)
                 )
 
         self.person(act, may=target is not None, refusal=DropforgeError)

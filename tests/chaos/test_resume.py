@@ -122,7 +122,6 @@ def spec_of(root: Path, step: str, attempt: int, config: RunConfig, inputs: dict
         folder=f"attempts/{step}-{attempt}",
         checkpoints="checkpoints",
         predictions="predictions",
-        argv=(),
         env={},
         inputs={name: f"{name}.json" for name in inputs},
         drops=(),

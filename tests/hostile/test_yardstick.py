@@ -109,11 +109,11 @@ def test_an_accepted_file_of_a_stranger_counts_and_history_says_whose_it_is(
     yard.night()
     yard.put(STRANGER, "heldout/foreign.jsonl", WRONG)
     assert yard.night() == ["mine.jsonl"]
-    assert "The yardstick" not in yard.cli("history")
+    assert "The evaluation set" not in yard.cli("history")
     number = next(drop.id for drop in Overview(yard.daemon.root).drops() if drop.name == "foreign.jsonl")
     yard.cli("drops", "accept", str(number), "--reason", "I read it")
     assert yard.night() == ["mine.jsonl", "foreign.jsonl"]
-    (line,) = [one for one in yard.cli("history").splitlines() if "The yardstick changed" in one]
+    (line,) = [one for one in yard.cli("history").splitlines() if "The evaluation set changed" in one]
     record_property("probe", ["a stranger's file is accepted", "history says who and what", line])
     assert f"drop {number} (foreign.jsonl, 160 rows, dropped by {STRANGER}, accepted by " in line
 

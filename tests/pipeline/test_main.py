@@ -29,7 +29,6 @@ def write_spec(root: Path, step: str, rows: str) -> StepSpec:
         folder=f"runs/1/attempts/{step}-1",
         checkpoints="runs/1/checkpoints",
         predictions="predictions",
-        argv=(),
         env={},
         inputs={},
         drops=(drop,),

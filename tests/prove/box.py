@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from sqlmodel import col, select
 
 from daemon.dispatch.spool import read_order
+from daemon.dispatch.worker import step_command
 from daemon.inbox.watcher import make_inbox
 from daemon.state.database import transaction
 from daemon.state.states import TRIAL
@@ -22,7 +23,7 @@ from daemon.state.tables import Drop, Run
 from pipeline import __main__ as step_process
 from pipeline import durable
 from pipeline.artifacts import Dataset, Model, Verdict
-from pipeline.contract import RESULT_NAME, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.records.heldout import dataset_hash
 from tests.chaos.house import DAY, START, Daemon
 
@@ -117,7 +118,12 @@ class Box:
 def _process(spec: StepSpec, folder: Path) -> StepResult:
     """Do a step as the worker does, in a process of its own."""
     done = subprocess.run(
-        spec.argv, cwd=folder, env={**os.environ, **spec.env}, capture_output=True, text=True, check=False
+        step_command(spec, folder / SPEC_NAME),
+        cwd=folder,
+        env={**os.environ, **spec.env},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     result = durable.read_json(folder / RESULT_NAME)
     assert result is not None, done.stderr

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from daemon.champions.handover import server as handover
-from daemon.champions.handover import switch
 from daemon.champions.handover.smoke_prompts import SmokePrompts, adapter_of, write_smoke_prompts
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data
@@ -81,7 +80,7 @@ def test_vllm_takes_adapters_and_the_base_again_while_it_is_asked(program: str, 
     name_file, stop = tmp_path / "name", threading.Event()
     own, base = change(learned, learned.champion.name, 1), change(learned, model_id(demo_base()), None)
     random = save_adapter(demo_base(), tmp_path / "random")
-    other = switch.Change("default", "f" * 64, is_base=False, adapter=str(random), asked=None)
+    other = handover.Change("default", "f" * 64, is_base=False, adapter=str(random), asked=None)
     asked = own.asked
     assert asked is not None
     seen: list[tuple[str, str, str]] = []
@@ -93,11 +92,11 @@ def test_vllm_takes_adapters_and_the_base_again_while_it_is_asked(program: str, 
                 seen.append((name, one.content, server.answer(name, one.content, asked)))
 
     with serving(program, learned.folder, tmp_path) as server, ThreadPoolExecutor(4) as clients:
-        switch.switch_adapter(server, base, name_file, 600)
+        handover.switch_adapter(server, base, name_file, 600)
         asking = [clients.submit(client) for _ in range(4)]
         try:
             for one in (own, other, own, base):
-                switch.switch_adapter(server, one, name_file, 600)
+                handover.switch_adapter(server, one, name_file, 600)
         finally:
             stop.set()
         for each in asking:
@@ -116,14 +115,14 @@ def test_vllm_takes_adapters_and_the_base_again_while_it_is_asked(program: str, 
     assert len(wrong) <= len(seen) // 4
 
 
-def change(box: Box, model: str, run: int | None) -> switch.Change:
+def change(box: Box, model: str, run: int | None) -> handover.Change:
     """Return what the daemon tells of a change to a model of the box."""
     root = box.daemon.root
     path = write_smoke_prompts(root, "default", model, run)
     assert path is not None
     asked = SmokePrompts.model_validate_json((root / path).read_bytes())
     adapter = "" if run is None else str(root / str(adapter_of(root, run, model)))
-    return switch.Change("default", model, run is None, adapter, asked)
+    return handover.Change("default", model, run is None, adapter, asked)
 
 
 @contextmanager

@@ -1,21 +1,73 @@
-"""An OpenAI-compatible server, as vLLM is one: whether it is up, what it serves, what it answers."""
+"""
+Let a server take the champion, and see that it answers as the champion did: what `dropforge serve-hook` does.
+
+By a restart, with a gap that the restart takes. Or without a gap, by adapter: the champion's is loaded under a name of
+its own, asked, and only then named in a file that clients read before each request. The former champion's stays loaded,
+so that who read the name just before is still answered; it is unloaded at the change after that, once it has no
+request any more. No name ever means two adapters: vLLM keeps blocks and requests of the old one under it.
+"""
 
 import contextlib
 import json
 import re
+import subprocess
+import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from daemon.champions.handover.smoke_prompts import SmokePrompts
+from pipeline import durable
 from pipeline.errors import DropforgeError
 from pipeline.http_request import request
+from pipeline.words import count
 
 _OK = 200
 _ANSWER_SECONDS, _LOOK_SECONDS = 120.0, 0.5
 _SHOWN = 300
 _LORA_METRIC = re.compile(r"^vllm:lora_requests_info\{(?P<labels>[^}]*)\} (?P<at>\d+\.?\d*(?:e\+?\d+)?)", re.MULTILINE)
 _ADAPTERS = re.compile(r'(?:running|waiting)_lora_adapters="([^"]*)"')
+_DRAIN_SECONDS, _LOOK_SECONDS = 60.0, 0.2
+_ID_LETTERS = 12
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of champion, as the daemon tells it to its commands."""
+
+    track: str
+    model_id: str
+    is_base: bool
+    adapter: str
+    """Folder of the champion's adapter over the base; empty where it has none, or that is not there any more."""
+    asked: SmokePrompts | None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Change":
+        """Read what the daemon told. Raises `DropforgeError` where it is not the daemon that asks."""
+        try:
+            track, model_id, run = (environment[f"PROMOTION_{name}"] for name in ("TRACK", "MODEL_ID", "RUN"))
+        except KeyError as error:
+            message = f"{error.args[0]} is not set: serve-hook is run by the daemon, after a change of champion"
+            raise DropforgeError(message, "name it in hooks.after_promotion; run that again: dropforge hook") from error
+        path = environment.get("PROMOTION_SMOKE_PROMPTS")
+        try:
+            asked = SmokePrompts.model_validate_json(Path(path).read_bytes()) if path else None
+        except (OSError, ValueError) as error:
+            message = f"the smoke prompts of track {track} cannot be read: {path}"
+            raise DropforgeError(message, f"let the daemon write them again: dropforge hook --track {track}") from error
+        if asked is not None and asked.model_id != model_id:
+            message = f"another model has become the champion of track {track} meanwhile"
+            raise DropforgeError(message, "its own change runs the hook")
+        return cls(track, model_id, not run, environment.get("PROMOTION_ADAPTER", ""), asked)
+
+    @property
+    def name(self) -> str:
+        """Under which name vLLM has the champion's adapter: as long as the bytes are the same, and no longer."""
+        return f"{self.track}-{self.model_id[:_ID_LETTERS]}"
 
 
 class Server:
@@ -109,3 +161,83 @@ class Server:
             hint = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" if "lora" in path else ""
             raise DropforgeError(message, hint or "see its own log")
         return text
+
+
+def restart(server: Server, change: Change, command: Sequence[str], seconds: float) -> str:
+    """Restart the server, wait until it is up, compare its answers and describe them. Raises `DropforgeError`."""
+    try:
+        done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=seconds)  # noqa: S603 - the user's own
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DropforgeError(f"{command[0]} could not restart the server: {error}", "mend --restart") from error
+    if done.returncode:
+        raise DropforgeError(f"{' '.join(command)} ended with exit code {done.returncode}", "it says why above")
+    return check(server, change, seconds)
+
+
+def check(server: Server, change: Change, seconds: float) -> str:
+    """Wait until a server is up and ask it; return what it answered, in words. Raises as `restart` does."""
+    server.wait(seconds)
+    return _ask(server, change, str(server.models()[0]["id"]))
+
+
+def switch_adapter(server: Server, change: Change, name_file: Path, seconds: float) -> str:
+    """
+    Let vLLM serve the champion by its adapter, and write the name to ask for into `name_file` once it answers.
+
+    Return what it answered, in words. Raises as `restart` does; then the file names the former champion still.
+    """
+    server.wait(seconds)
+    models = server.models()
+    name = change.name
+    if change.is_base:
+        name = next(str(one["id"]) for one in models if not one.get("parent"))
+    former = name_file.read_text(encoding="utf-8").strip() if name_file.exists() else ""
+    own = re.compile(re.escape(change.track) + rf"-[0-9a-f]{{{_ID_LETTERS}}}")
+    loaded = {str(one["id"]) for one in models if one.get("parent") and own.fullmatch(str(one["id"]))}
+    for old in sorted(loaded - {name, former}):
+        _unload(server, old)
+    is_new = not change.is_base and name not in loaded
+    if is_new:
+        if not change.adapter:
+            message = (
+                f"model {change.model_id[:_ID_LETTERS]} has no adapter over the base: its method makes none "
+                '(train.method), it was trained over a former champion (train.start = "champion"), or the adapter is '
+                "not there any more"
+            )
+            raise DropforgeError(message, "serve the champion's folder: serve-hook --restart")
+        server.load_adapter(name, change.adapter)
+    try:
+        words = _ask(server, change, name)
+    except DropforgeError:
+        if is_new:
+            server.unload_adapter(name)
+        raise
+    durable.write_bytes(name_file, f"{name}\n".encode())
+    return words
+
+
+def _ask(server: Server, change: Change, model: str) -> str:
+    """Ask the smoke prompts; raise `DropforgeError` if too few of the answers are the champion's."""
+    if change.asked is None or not change.asked.prompts:
+        return f"{model} is served; no recorded answers tell the champion from another model, so it was asked nothing"
+    prompts = change.asked.prompts
+    right = sum(one.is_champions(server.answer(model, one.content, change.asked)) for one in prompts)
+    words = f"{model} answered {right} of {count(len(prompts), 'smoke prompt')} as the champion did"
+    # The other model would be right in none; of the champion's own engines round one or two apart.
+    if 2 * right <= len(prompts):
+        message = f"{words}; it serves another model, or asks it in another way"
+        raise DropforgeError(
+            message, "see the folder, chat template and sampling settings that the server started with"
+        )
+    return words
+
+
+def _unload(server: Server, name: str) -> None:
+    """Let vLLM forget an adapter that nobody is sent to any more, once its last request has ended."""
+    end = time.monotonic() + _DRAIN_SECONDS
+    while name in server.adapters_at_work():
+        if time.monotonic() > end:
+            sys.stderr.write(f"{name} stays loaded: after {_DRAIN_SECONDS:g} s it still has requests\n")
+            return
+        time.sleep(_LOOK_SECONDS)
+    server.unload_adapter(name)

@@ -1,5 +1,5 @@
 """
-What a server is asked to see that it serves the champion: prompts that the champion and another model told apart.
+Prompts that tell the champion from another model: they show whether a server serves it.
 
 They come from the evaluation that compared the two, whose records stay as long as the champion may serve; a file beside
 the champion's link has those of today's. Two engines round differently, and the longer an answer the likelier they
@@ -22,8 +22,8 @@ FILE_NAME = "smoke-prompts.json"
 MOST = 8
 #: Runs that are looked at for an evaluation of a model: the main loop waits for it.
 _MOST_RUNS = 50
-#: Characters of a prompt; tokens that are asked for; characters that both answers may have in common at most, which are
-#: fewer than those tokens have in any script.
+#: Characters of a prompt; tokens that are asked for; characters within which the two answers differ, which are fewer
+#: than those tokens have in any script.
 _LONGEST_PROMPT, _ASKED_TOKENS, _LONGEST_COMMON = 4000, 32, 8
 
 
@@ -55,7 +55,7 @@ class SmokePrompts(Frozen):
 
 def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: int | None) -> str | None:
     """
-    Write what tells a model from the one that it was compared with, first of all by the run that made it.
+    Write prompts that tell a model from the one that it was compared with, best those of the run that made it.
 
     Return the file's path, relative to the state folder; `None` where no evaluation of the model is there any more.
     """
@@ -127,12 +127,6 @@ def _choose(records: Iterable[Mapping[str, Any]], own: str, other: str) -> tuple
         one = SmokePrompt(content=content, answer=record[own]["text"], other=record[other]["text"])
         said, others = one.answer.strip(), one.other.strip()
         sound = said and not record[own]["degenerate"] and len(content) <= _LONGEST_PROMPT
-        if sound and said != others and _common(said, others) < _LONGEST_COMMON:
+        if sound and said[:_LONGEST_COMMON] != others[:_LONGEST_COMMON]:
             found.append((len(content) + len(one.answer), str(record["id"]), one))
     return tuple(one for *_, one in sorted(found, key=lambda each: each[:2])[:MOST])
-
-
-def _common(one: str, other: str) -> int:
-    """Return with how many characters two texts begin alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))

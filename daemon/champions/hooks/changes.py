@@ -8,25 +8,26 @@ that hangs, until its time is over, or fails is that track's alone; and so is tr
 """
 
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import structlog
 from sqlalchemy import Engine, text
-from sqlmodel import Session, col, or_, select
+from sqlmodel import select
 
-from daemon.champions import promotion, rollback
+from daemon.champions import decisions, promotion
 from daemon.champions.handover.smoke_prompts import adapter_of, write_smoke_prompts
-from daemon.champions.hooks.commands import Begin, Command, Ended, Running, last_line
-from daemon.champions.hooks.training import is_gpu_lent, whose_hooks
+from daemon.champions.hooks.commands import Command, Ended, last_line
+from daemon.champions.hooks.training import OPEN, UNTOLD, is_gpu_lent, whose_hooks
 from daemon.champions.smoke_test import Stopped, require_answer
 from daemon.settings.model import HookSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.events import Word, record_event
 from daemon.state.questions import MAKER
-from daemon.state.states import HookState, PromotionState
+from daemon.state.states import HookState
 from daemon.state.tables import Event, Promotion, Track
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
@@ -35,18 +36,10 @@ from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 
 Which = Literal["hook", "health"]
-_OPEN = (HookState.PENDING, HookState.RUNNING)
 _TROUBLE_SECONDS = 30.0
 _ASKED = "hook_asked_again"
 _NO_COMMAND = "the daemon runs with settings that name no such command: restart it"
 log = structlog.get_logger()
-
-
-class TryOut(Protocol):
-    """Lets a model answer; see `require_answer`."""
-
-    def __call__(self, folder: Path, *, stop: threading.Event) -> None:
-        """Raise `DropforgeError` if it does not."""
 
 
 class Hooks:
@@ -56,8 +49,8 @@ class Hooks:
         self,
         engine: Engine,
         settings: Settings,
-        begin: Begin = Command,
-        try_out: TryOut = require_answer,
+        begin: Callable[..., Command] = Command,
+        try_out: Callable[..., Any] = require_answer,
         troubles: Troubles | None = None,
     ) -> None:
         """Run the commands in `settings` for the changes that `engine`'s database has."""
@@ -69,7 +62,7 @@ class Hooks:
         self._troubles = Troubles() if troubles is None else troubles
         self._changes = ChangeWatch(engine)
         #: By track: the row and which of its commands.
-        self._running: dict[str, tuple[int, Which, Running]] = {}
+        self._running: dict[str, tuple[int, Which, Command]] = {}
         self._rollbacks: dict[str, threading.Thread] = {}
         #: Whether there may be a next command, whatever has been written since.
         self._look = True
@@ -97,9 +90,7 @@ class Hooks:
         if not self._look or is_gpu_lent(self._root):
             return
         with transaction(self._engine) as session:
-            commands = or_(col(Promotion.hook_state).in_(_OPEN), col(Promotion.health_state).in_(_OPEN))
-            done = select(Promotion).where(Promotion.state == PromotionState.DONE, commands)
-            waiting = list(session.exec(done.order_by(col(Promotion.generation), col(Promotion.id))).all())
+            waiting = session.exec(UNTOLD).all()
         # Each of them, whatever came of the one before.
         well = [self._went_on(row, now) for row in waiting]
         self._look = not all(well)
@@ -132,32 +123,40 @@ class Hooks:
 
     def _next(self, row: Promotion, now: int) -> None:
         """Begin the next command of a change, or note that there is none."""
-        if row.health_state in _OPEN and row.health_error is not None:
-            if row.hook_state in _OPEN:
+        if row.health_state in OPEN and row.health_error is not None:
+            if row.hook_state in OPEN:
                 # A person asked for it while the health was asked for: nobody is told of an unhealthy model again.
                 self._set(row.id, "hook", HookState.SKIPPED, now)
-            # Also where a daemon died between the answer and what follows from it.
-            self._begin_rollback(row, row.health_error, now)
+            # Also where a daemon died between the answer and what follows from it. In a thread: the former champion's
+            # files are hashed and it is loaded first.
+            thread = threading.Thread(target=self._roll_back, args=(row, row.health_error, now), name="rollback")
+            self._rollbacks[row.track] = thread
+            thread.start()
             return
-        if row.hook_state in _OPEN and self._begins(row, "hook", now):
+        if row.hook_state in OPEN and self._begins(row, "hook", now):
             return
-        if row.health_state not in _OPEN:
+        if row.health_state not in OPEN:
             return
-        if _command(self._settings_of(row.track), "health")[0] and not self._serves(row):
+        if self._settings_of(row.track).health and not self._serves(row):
             self._set(row.id, "health", HookState.SKIPPED, now)
         else:
             self._begins(row, "health", now)
 
     def _begins(self, row: Promotion, which: Which, now: int) -> bool:
         """Begin a command, or note that the settings name none; say whether there is one."""
-        argv, seconds = _command(self._settings_of(row.track), which)
+        own = self._settings_of(row.track)
+        argv = own.after_promotion if which == "hook" else own.health
         if not argv and which == "hook" and self._is_asked_for(row):
             self._note(row.id or 0, which, Ended(_NO_COMMAND, ""), now)
             return False
         self._set(row.id, which, HookState.RUNNING if argv else None, now)
         if argv:
             log.info("hook_started", track=row.track, generation=row.generation, command=_name(which))
-            self._running[row.track] = (row.id or 0, which, self._begin(argv, self._environment(row), seconds))
+            self._running[row.track] = (
+                row.id or 0,
+                which,
+                self._begin(argv, self._environment(row), own.timeout_seconds),
+            )
         return bool(argv)
 
     def _note(self, row_id: int, which: Which, ended: Ended, now: int) -> None:
@@ -177,12 +176,6 @@ class Hooks:
         else:
             said, hint = last_line(ended.output), f"dropforge history --track {row.track}"
             log.warning("hook_failed", **words, error=ended.error, said=said, hint=hint)
-
-    def _begin_rollback(self, row: Promotion, error: str, now: int) -> None:
-        """Let the former champion serve again, in a thread: its files are hashed and it is loaded first."""
-        thread = threading.Thread(target=self._roll_back, args=(row, error, now), name="rollback")
-        self._rollbacks[row.track] = thread
-        thread.start()
 
     def _roll_back(self, row: Promotion, error: str, now: int) -> None:
         """Let the former champion serve again; what stops or breaks this is tried again later, from the row."""
@@ -206,9 +199,9 @@ class Hooks:
             return None
         reason = f"health command failed: {error}"
         try:
-            back = rollback.Target(row.track, over=row.generation)
+            back = decisions.Target(row.track, over=row.generation)
             try_out = partial(self._try_out, stop=self._stop)
-            rollback.rollback(self._engine, self._root, back, Word(reason, now), try_out=try_out)
+            decisions.rollback(self._engine, self._root, back, Word(reason, now), try_out=try_out)
         except promotion.ChampionMoved:
             return None  # somebody was quicker, and chose
         except DropforgeError as problem:
@@ -242,7 +235,8 @@ class Hooks:
     def _environment(self, row: Promotion) -> dict[str, str]:
         """Return the daemon's own environment, and what changed."""
         with transaction(self._engine) as session:
-            run = row.run_id or _maker(session, row)
+            made = {"track": row.track, "model": row.model_id}
+            run = row.run_id or session.scalars(text(MAKER), made).first()
         # A damaged verdict must not keep the server from being told.
         decided = {} if run is None else read_object(run_files.run_folder(self._root, run) / "decide.json")
         place = decided.get("report")
@@ -269,7 +263,7 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
     Let the daemon run `hooks.after_promotion` again for today's champion of a track; return the row of its change.
 
     `by` is who asked, for the event. Raises `DropforgeError` if the settings name no command, it runs already or the
-    champion was found unhealthy and is being rolled back; `NoChampion` if the track has none.
+    champion was found unhealthy and is being rolled back, or if the track has none.
     """
     own = (settings.track(track) if track in settings.track_names else settings).hooks
     if not own.after_promotion:
@@ -278,10 +272,10 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
     with transaction(engine) as session:
         generation = promotion.champion(session, track).generation
         row = next(one for one in promotion.champions_of(session, track) if one.generation == generation)
-        if row.hook_state in _OPEN:
+        if row.hook_state in OPEN:
             message = f"hooks.after_promotion of track {track} is {row.hook_state} already"
             raise DropforgeError(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")
-        if row.health_state in _OPEN and row.health_error is not None:
+        if row.health_state in OPEN and row.health_error is not None:
             message = (
                 f"hooks.health of track {track} failed for generation {generation} ({row.health_error}), and the "
                 "former champion is being brought back"
@@ -291,16 +285,6 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
         session.add(row)
         record_event(session, _ASKED, now, track=track, run_id=row.run_id, generation=generation, by=by)
     return row
-
-
-def _maker(session: Session, row: Promotion) -> int | None:
-    """Return the run that made the model of a champion that was brought back."""
-    return session.scalars(text(MAKER), {"track": row.track, "model": row.model_id}).first()
-
-
-def _command(own: HookSettings, which: Which) -> tuple[tuple[str, ...], float]:
-    """Return a command's arguments and its longest time in seconds."""
-    return own.after_promotion if which == "hook" else own.health, own.timeout_seconds
 
 
 def _name(which: Which) -> str:

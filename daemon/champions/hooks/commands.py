@@ -12,9 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from daemon.system.processes import kill_group, signal_name
 from pipeline.words import printable
@@ -44,23 +42,6 @@ class Ended:
     """The end of what it printed, standard output and error together."""
 
 
-class Running(Protocol):
-    """A command that was begun."""
-
-    def ended(self) -> Ended | None:
-        """Return how it ended; `None` while it runs."""
-
-    def wait(self) -> Ended:
-        """Wait for its end and return it."""
-
-    def kill(self) -> None:
-        """End it now, with all that it started."""
-
-
-#: What begins a command: its arguments, its environment and the longest time that it may take, in seconds.
-Begin = Callable[[tuple[str, ...], dict[str, str], float], Running]
-
-
 class Command:
     """
     A command that has been begun; a thread of its own watches it.
@@ -74,7 +55,7 @@ class Command:
         self._environment = environment
         self._seconds = seconds
         self._tail = b""
-        self._ended: Ended | None = None
+        self._ended = Ended("it could not be followed", "")
         self._killed = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="hook")
@@ -82,12 +63,11 @@ class Command:
 
     def ended(self) -> Ended | None:
         """Return how it ended; `None` while it runs."""
-        return self._ended
+        return None if self._thread.is_alive() else self._ended
 
     def wait(self) -> Ended:
         """Wait for its end and return it."""
         self._thread.join()
-        assert self._ended is not None  # noqa: S101 - the thread's last act
         return self._ended
 
     def kill(self) -> None:
@@ -96,14 +76,6 @@ class Command:
         self._thread.join()
 
     def _run(self) -> None:
-        ended = Ended("it could not be followed", "")
-        try:
-            ended = self._end()
-        finally:
-            self._ended = ended
-
-    def _end(self) -> Ended:
-        """Start the command and follow it to its end."""
         try:
             process = subprocess.Popen(  # noqa: S603 - the user's own argument list, never a shell
                 self._argv,
@@ -114,26 +86,22 @@ class Command:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            return Ended(f"it could not be started: {self._argv[0]}: {self._why_not_started(error)}", "")
+            words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            # Of a script that is there, "No such file" is said of its interpreter.
+            if shutil.which(self._argv[0], path=self._environment.get("PATH")) is not None:
+                words = f"{words}; if it is a script, look at its #! line"
+            self._ended = Ended(f"it could not be started: {self._argv[0]}: {words}", "")
+            return
         with process:
             wrong = self._follow(process)
             if not self._closed:
-                self._leave(process)
-        return Ended(wrong, self._tail.decode("utf-8", "replace"))
-
-    def _leave(self, process: subprocess.Popen[bytes]) -> None:
-        """Drain the pipe for background processes: a closed or full pipe would end or stop them."""
-        # A background process of a shell is not our child and outlives us. It ends with the pipe.
-        reader = ("sh", "-c", "exec 3<&0; cat <&3 >/dev/null 2>&1 &")
-        plain = {"PATH": os.environ.get("PATH", os.defpath)}
-        with contextlib.suppress(OSError):
-            subprocess.run(reader, check=False, stdin=process.stdout, env=plain, start_new_session=True)  # noqa: S603 - our own
-
-    def _why_not_started(self, error: OSError | ValueError) -> str:
-        """Return the system's reason; of a script that is there, "No such file" is said of its interpreter."""
-        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        is_there = shutil.which(self._argv[0], path=self._environment.get("PATH")) is not None
-        return f"{words}; if it is a script, look at its #! line" if is_there else words
+                # Drain the pipe for background processes: a closed or full one would end or stop them. The reader is
+                # a shell's background process, so it outlives us; it ends with the pipe.
+                reader = ("sh", "-c", "exec 3<&0; cat <&3 >/dev/null 2>&1 &")
+                plain = {"PATH": os.environ.get("PATH", os.defpath)}
+                with contextlib.suppress(OSError):
+                    subprocess.run(reader, check=False, stdin=process.stdout, env=plain, start_new_session=True)  # noqa: S603 - our own
+        self._ended = Ended(wrong, self._tail.decode("utf-8", "replace"))
 
     def _follow(self, process: subprocess.Popen[bytes]) -> str | None:
         """Read what the command prints until it ends or has to; return what was wrong."""

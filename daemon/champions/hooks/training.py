@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlmodel import col, or_, select
 
-from daemon.champions.hooks.commands import Begin, Command, Ended, Running, last_line
+from daemon.champions.hooks.commands import Command, Ended, last_line
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.layout import GPU_NOTE
@@ -25,21 +25,27 @@ from pipeline import durable
 from pipeline.errors import DropforgeError
 
 _BEFORE, _AFTER = "hooks.before_training", "hooks.after_training"
-_OPEN = (HookState.PENDING, HookState.RUNNING)
+OPEN = (HookState.PENDING, HookState.RUNNING)
+#: The changes of champion after which a command is still to be run, or runs.
+UNTOLD = (
+    select(Promotion)
+    .where(Promotion.state == PromotionState.DONE)
+    .where(or_(col(Promotion.hook_state).in_(OPEN), col(Promotion.health_state).in_(OPEN)))
+    .order_by(col(Promotion.generation), col(Promotion.id))
+)
 log = structlog.get_logger()
 
 
 class TrainingHooks:
     """The GPU between a server and the runs; one of the two commands at a time."""
 
-    def __init__(self, engine: Engine, settings: Settings, troubles: Troubles, begin: Begin = Command) -> None:
+    def __init__(self, engine: Engine, settings: Settings, troubles: Troubles) -> None:
         """Run the commands in `settings` for the runs that `engine`'s database has; tell `troubles` what fails."""
         self._engine = engine
         self._own = settings.hooks
         self._note = settings.state_folder / GPU_NOTE
         self._troubles = troubles
-        self._begin = begin
-        self._running: tuple[str, Running] | None = None
+        self._running: tuple[str, Command] | None = None
         self._is_free = False
 
     def free(self, run: Run) -> bool:
@@ -122,7 +128,7 @@ class TrainingHooks:
         noted = durable.read_object(self._note)
         told = {f"TRAINING_{name.upper()}": str(noted.get(name, "")) for name in ("run", "track")}
         log.info("hook_started", command=which, **noted)
-        self._running = which, self._begin(argv, child_environment(told), self._own.timeout_seconds)
+        self._running = which, Command(argv, child_environment(told), self._own.timeout_seconds)
 
     def _failure(self, which: str, ended: Ended) -> DropforgeError:
         said = last_line(ended.output)
@@ -131,15 +137,13 @@ class TrainingHooks:
 
     def _is_server_to_be_told(self) -> bool:
         """Say whether a command after a change of champion is still to be run, or runs, where nothing is in its way."""
-        commands = or_(col(Promotion.hook_state).in_(_OPEN), col(Promotion.health_state).in_(_OPEN))
         with transaction(self._engine) as session:
-            waiting = select(Promotion.track).where(Promotion.state == PromotionState.DONE, commands)
             # What one track has in its way must not keep the others from training; its server is told afterwards.
-            return any(whose_hooks(track) not in self._troubles.words for track in session.exec(waiting))
+            return any(whose_hooks(row.track) not in self._troubles.words for row in session.exec(UNTOLD))
 
 
 def whose_hooks(track: str) -> str:
-    """Return whose trouble it is where the commands after a change of champion of `track` cannot be run."""
+    """Return the name under which trouble with a track's commands after a change of champion is kept."""
     return f"hooks of track {track}"
 
 

@@ -1,27 +1,22 @@
 """Going back to a former champion: what moves, what is refused, and what cannot come back by itself."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Engine
-from sqlmodel import Session, select
+from sqlmodel import select
 
-from daemon.champions import base_models, promotion, rollback
+from daemon.champions import base_models, decisions, promotion
 from daemon.champions.promotion import Blocked, Candidate, ChampionMoved
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run
-from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id, write_manifest
-
-
-class Power(BaseException):
-    """The process is gone."""
 
 
 class House(NamedTuple):
@@ -49,7 +44,7 @@ class House(NamedTuple):
         return identity
 
     def back(self, to: int | None = None, reason: str = "it swears") -> Promotion:
-        return rollback.rollback(self.engine, self.state, rollback.Target("default", to), Word(reason, 50))
+        return decisions.rollback(self.engine, self.state, decisions.Target("default", to), Word(reason, 50))
 
     @property
     def serving(self) -> tuple[int, int]:
@@ -136,7 +131,7 @@ def test_a_track_with_its_base_model_alone_has_nobody_to_go_back_to(house: House
     base = make_model(tmp_path / "alone", "alone")
     base_models.ensure_base(house.engine, house.state, "other", base_models.Base(base, model_id(base)), 1)
     with pytest.raises(DropforgeError, match="has had no other champion than today's"):
-        rollback.rollback(house.engine, house.state, rollback.Target("other"), Word("it swears", 50))
+        decisions.rollback(house.engine, house.state, decisions.Target("other"), Word("it swears", 50))
 
 
 def test_a_model_that_was_rolled_back_from_is_promoted_by_no_run(house: House) -> None:
@@ -194,8 +189,8 @@ def test_a_generation_that_is_no_former_champion_is_refused(house: House, to: in
 def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(house: House) -> None:
     before = house.serving
     with pytest.raises(DropforgeError, match="is not there any more"):
-        rollback.rollback(
-            house.engine, house.state, rollback.Target("default"), Word("it swears", 50), try_out=shutil.rmtree
+        decisions.rollback(
+            house.engine, house.state, decisions.Target("default"), Word("it swears", 50), try_out=shutil.rmtree
         )
     assert house.serving == before
 
@@ -205,67 +200,6 @@ def test_a_champion_that_moves_while_the_files_are_checked_is_left(house: House)
         house.ids.append(house.promote("four", 3))
 
     with pytest.raises(ChampionMoved):
-        rollback.rollback(house.engine, house.state, rollback.Target("default"), Word("it swears", 50), try_out=slow)
+        decisions.rollback(house.engine, house.state, decisions.Target("default"), Word("it swears", 50), try_out=slow)
     assert house.serving == (4, 4)
     assert house.linked() == house.ids[4]
-
-
-def test_a_rollback_that_was_cut_off_is_undone_at_the_next_start(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, point = house.serving, promotion._point
-
-    def cut(*arguments: Any) -> None:
-        point(*arguments)
-        raise Power
-
-    with monkeypatch.context() as patch:
-        patch.setattr(promotion, "_point", cut)
-        with pytest.raises(Power):
-            house.back()
-    assert house.linked() == house.ids[2]
-    promotion.sync_links(house.engine, house.state)
-    assert (house.serving, house.linked()) == (before, house.ids[3])
-    house.back()
-    assert (house.serving, house.linked()) == ((2, 4), house.ids[2])
-
-
-def test_the_run_that_made_a_model_is_known_after_a_rollback_to_it(house: House) -> None:
-    house.back(1)
-    overview = Overview(house.state)
-    serving = overview.champion("default")
-    assert serving is not None
-    assert (serving.kind, serving.run, serving.reason) == ("rollback", 1, "rolled back to generation 1: it swears")
-    assert [one.kind for one in overview.history("default")] == ["rollback", *["promotion"] * 3, "base"]
-
-
-def test_the_command_says_what_serves_now_and_what_is_blocked(
-    lived_in: Any, dropforge: Callable[..., Any], session_of: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session_of(lived_in)
-    # The base is an empty folder; that a real one is loaded, tests/daemon/champions/test_smoke_test.py says.
-    monkeypatch.setattr("daemon.champions.smoke_test.require_answer", lambda _folder: None)
-    refused = dropforge("rollback", "--to", "7", "--reason", "it swears")
-    assert (refused.code, "no champion of generation 7" in refused.err) == (1, True)
-    done = dropforge("rollback", "--reason", "it swears")
-    assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[1].endswith("again, as generation 2")
-    assert "model c0c0c0c0c0c0 is blocked" in done.out
-    assert "rolled back to generation 0: it swears" in dropforge("history").out
-    assert dropforge("rollback").code == 2
-
-
-@pytest.fixture
-def session_of() -> Callable[..., None]:
-    """Give the lived-in workspace's base model, an empty folder, the hash that it has."""
-
-    def fix(lived_in: Any) -> None:
-        identity = model_id(lived_in.folder / "base")
-        with transaction(lived_in.engine) as session:
-            rename(session, identity)
-
-    def rename(session: Session, identity: str) -> None:
-        for row in session.exec(select(Promotion)):
-            row.model_id = identity if row.generation == 0 else row.model_id
-            row.previous_model_id = identity if row.generation == 1 else row.previous_model_id
-            session.add(row)
-
-    return fix

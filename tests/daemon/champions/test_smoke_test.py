@@ -29,13 +29,6 @@ def test_a_model_that_answers_passes(tiny: Path) -> None:
     require_answer(tiny)
 
 
-def test_a_model_that_cannot_be_loaded_is_said_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DropforgeError, match="cannot be loaded") as refused:
-        require_answer(tmp_path)
-    assert refused.value.hint
-
-
 def test_weights_that_are_no_numbers_are_refused(tiny: Path, tmp_path: Path) -> None:
     import torch  # noqa: PLC0415
     from safetensors.torch import load_file, save_file  # noqa: PLC0415
@@ -98,17 +91,3 @@ def test_the_command_loads_the_model_before_anything_moves(
     assert "not loaded, since the training stack is not installed here" in forced.out
     told = json.loads(dropforge("history", "--json").out)["history"]
     assert [one["kind"] for one in told] == ["forced", "rollback", "promotion", "base"]
-
-
-def test_the_hook_of_a_change_by_hand_waits_for_the_daemon_and_that_is_said(
-    tmp_path: Path, dropforge: Callable[..., Any]
-) -> None:
-    build(tmp_path)
-    path = tmp_path / "dropforge.toml"
-    path.write_text(f'{path.read_text()}[gate]\napproval = "manual"\n[hooks]\nafter_promotion = ["true"]\n')
-    daemon = Daemon(tmp_path, START)
-    (tmp_path / "inbox" / "a.jsonl").write_bytes(records("a"))
-    daemon.take_in(START)
-    daemon.finish_runs(START, "promoted")
-    assert "hooks.after_promotion is pending: it runs once the daemon does" in dropforge("promote", "1").out
-    assert "hooks.after_promotion is pending: it runs once the daemon does" in dropforge("status").out

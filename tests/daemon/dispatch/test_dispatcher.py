@@ -3,6 +3,7 @@
 import errno
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,16 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import select
 
-from daemon.champions import history, promotion, rollback
+from daemon.champions import decisions, history, promotion
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
-from daemon.queue import drops, run_queue, states
-from daemon.settings.model import CostSettings, Settings
+from daemon.queue import run_queue, states
+from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, migrate, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import AttemptState, DropState, RunState
-from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
+from daemon.state.tables import Attempt, Drop, Promotion, Run, Suspect, Track
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import (
@@ -31,6 +32,7 @@ from pipeline.config import GateConfig, JudgeConfig, MemoryPlan
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN, DropforgeError
 from pipeline.models.manifest import check_base
+from tests import run_owner
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
 
@@ -174,22 +176,9 @@ def dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -
 
 def add_drop(engine: Engine, name: str, track: str = "default") -> int:
     with transaction(engine) as session:
-        drop = Drop(
-            track=track,
-            role="train",
-            state=DropState.ACCEPTED,
-            name_bytes=name.encode(),
-            name=name,
-            sha256=name * 8,
-            size_bytes=1,
-            rows=10,
-            received_at=NOW,
-        )
-        session.add(drop)
+        number = run_owner.add_drop(session, track, name_bytes=name.encode(), name=name, sha256=name * 8, rows=10)
         run_queue.enqueue(session, track, "drop", NOW, NOW)
-        session.flush()
-        assert drop.id is not None
-        return drop.id
+        return number
 
 
 def run_row(engine: Engine, run_id: int = 1) -> Run:
@@ -199,36 +188,67 @@ def run_row(engine: Engine, run_id: int = 1) -> Run:
     return run
 
 
-def drop_state(engine: Engine, drop_id: int) -> str:
-    with transaction(engine) as session:
-        drop = session.get(Drop, drop_id)
-    assert drop is not None
-    return drop.state
-
-
 def ticks(dispatcher: Dispatcher, count: int = 12, now: int = NOW) -> None:
     for turn in range(count):
         dispatcher.tick(now + turn)
 
 
-def done_promotions(engine: Engine) -> list[Promotion]:
-    with transaction(engine) as session:
-        return [row for row in session.exec(select(Promotion)) if row.state == "done" and row.run_id is not None]
+class Box:
+    """A workspace with a scripted executor; its dispatcher begins when it is first asked for."""
+
+    def __init__(self, engine: Engine, settings: Settings, executor: ScriptedExecutor) -> None:
+        self.engine, self.settings, self.executor = engine, settings, executor
+
+    @cached_property
+    def dispatcher(self) -> Dispatcher:
+        return self.new_dispatcher()
+
+    def new_dispatcher(self, settings: Settings | None = None) -> Dispatcher:
+        return new_dispatcher(self.engine, settings or self.settings, self.executor)
+
+    def drop(self, name: str, track: str = "default") -> int:
+        return add_drop(self.engine, name, track)
+
+    def ticks(self, count: int = 12, now: int = NOW) -> None:
+        ticks(self.dispatcher, count, now)
+
+    def run(self, number: int = 1) -> Run:
+        return run_row(self.engine, number)
+
+    def drop_state(self, number: int) -> str:
+        with transaction(self.engine) as session:
+            return session.get_one(Drop, number).state
+
+    def meanwhile(self, step: str, act: Callable[[], object]) -> None:
+        """Let something happen while a step is done for the first time."""
+
+        def do(spec: StepSpec) -> StepResult:
+            act()
+            return self.executor.good(spec)
+
+        self.executor.script[step] = [do]
+
+    def promotions(self) -> list[Promotion]:
+        with transaction(self.engine) as session:
+            return [row for row in session.exec(select(Promotion)) if row.state == "done" and row.run_id is not None]
 
 
-def test_a_good_run_goes_through_every_step_and_moves_the_link(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
-    run = run_row(engine)
+@pytest.fixture
+def box(engine: Engine, settings: Settings, executor: ScriptedExecutor) -> Box:
+    return Box(engine, settings, executor)
+
+
+def test_a_good_run_goes_through_every_step_and_moves_the_link(box: Box) -> None:
+    box.drop("a")
+    box.ticks()
+    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    run = box.run()
     assert (run.state, run.outcome, run.gain) == (RunState.SUCCEEDED, "promoted", 12.3)
-    link = settings.state_folder / "tracks" / "default" / "champion"
-    assert link.resolve().parent == (settings.state_folder / "models").resolve()
+    link = box.settings.state_folder / "tracks" / "default" / "champion"
+    assert link.resolve().parent == (box.settings.state_folder / "models").resolve()
     assert (link / "model.safetensors").read_bytes().endswith(b"weights of run 1")
-    assert [row.generation for row in done_promotions(engine)] == [1]
-    assert (settings.state_folder / "predictions" / "key" / "1-evaluate-1.jsonl").read_text() == "{}\n"
+    assert [row.generation for row in box.promotions()] == [1]
+    assert (box.settings.state_folder / "predictions" / "key" / "1-evaluate-1.jsonl").read_text() == "{}\n"
 
 
 def begun(engine: Engine, work: Callable[[], object]) -> int:
@@ -244,33 +264,29 @@ def begun(engine: Engine, work: Callable[[], object]) -> int:
     return len(seen)
 
 
-def test_an_idle_dispatcher_asks_the_queue_only_when_somebody_has_changed_it(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    ticks(dispatcher)
-    assert begun(engine, lambda: ticks(dispatcher)) == 0
-    other = open_engine(settings.state_folder / "dropforge.db")
+def test_an_idle_dispatcher_asks_the_queue_only_when_somebody_has_changed_it(box: Box) -> None:
+    box.ticks()
+    assert begun(box.engine, box.ticks) == 0
+    other = open_engine(box.settings.state_folder / "dropforge.db")
     with transaction(other) as session:
         run_queue.enqueue(session, "default", "drop", NOW, NOW + 500)
     add_drop(other, "a")
-    assert begun(engine, lambda: ticks(dispatcher, now=NOW + 400)) > 0
-    assert executor.steps == [], "it is not due"
-    assert begun(engine, lambda: ticks(dispatcher, now=NOW + 420)) == 0
-    ticks(dispatcher, now=NOW + 500)
-    assert run_row(engine).state == RunState.SUCCEEDED, "nobody told that its time had come"
+    assert begun(box.engine, lambda: box.ticks(now=NOW + 400)) > 0
+    assert box.executor.steps == [], "it is not due"
+    assert begun(box.engine, lambda: box.ticks(now=NOW + 420)) == 0
+    box.ticks(now=NOW + 500)
+    assert box.run().state == RunState.SUCCEEDED, "nobody told that its time had come"
 
 
-def test_nothing_is_claimed_while_a_run_is_in_hand(engine: Engine, dispatcher: Dispatcher) -> None:
+def test_nothing_is_claimed_while_a_run_is_in_hand(box: Box) -> None:
     for now, name in enumerate("ab", NOW):
-        add_drop(engine, name)
-        dispatcher.tick(now)
-    assert [run_row(engine, number).state for number in (1, 2)] == [RunState.RUNNING, RunState.QUEUED]
+        box.drop(name)
+        box.dispatcher.tick(now)
+    assert [box.run(number).state for number in (1, 2)] == [RunState.RUNNING, RunState.QUEUED]
 
 
-def test_a_claim_that_failed_is_tried_again(
-    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_drop(engine, "a")
+def test_a_claim_that_failed_is_tried_again(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.drop("a")
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "disk full")
@@ -278,236 +294,115 @@ def test_a_claim_that_failed_is_tried_again(
     with monkeypatch.context() as broken:
         broken.setattr(run_queue, "claim", full)
         with pytest.raises(OSError, match="disk full"):
-            dispatcher.tick(NOW)
-    ticks(dispatcher)
-    assert run_row(engine).state == RunState.SUCCEEDED
+            box.dispatcher.tick(NOW)
+    box.ticks()
+    assert box.run().state == RunState.SUCCEEDED
 
 
-def test_a_drop_that_makes_a_run_worse_is_tried_alone_and_suspended_if_it_does_so_again(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    old = add_drop(engine, "a")
-    ticks(dispatcher)
-    champion = (settings.state_folder / "tracks" / "default" / "champion").readlink()
-    executor.outcome = "worse"
-    new = add_drop(engine, "b")
-    ticks(dispatcher)
-    assert [(run_row(engine, number).outcome, run_row(engine, number).trigger) for number in (2, 3)] == [
+def test_a_drop_that_makes_a_run_worse_is_tried_alone_and_suspended_if_it_does_so_again(box: Box) -> None:
+    old = box.drop("a")
+    box.ticks()
+    champion = (box.settings.state_folder / "tracks" / "default" / "champion").readlink()
+    box.executor.outcome = "worse"
+    new = box.drop("b")
+    box.ticks()
+    assert [(box.run(number).outcome, box.run(number).trigger) for number in (2, 3)] == [
         ("worse", "drop"),
         ("worse", "trial"),
     ]
-    assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
-    assert (settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
-    assert len(done_promotions(engine)) == 1
+    assert (box.drop_state(old), box.drop_state(new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
+    assert (box.settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
+    assert len(box.promotions()) == 1
 
 
-def test_a_trial_that_wins_is_promoted_as_any_other_run(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    executor.outcome = "worse"
-    new = add_drop(engine, "b")
-    ticks(dispatcher, 8)
-    executor.outcome = "promoted"
-    ticks(dispatcher)
-    assert (run_row(engine, 3).trigger, run_row(engine, 3).outcome) == ("trial", "promoted")
-    assert [promotion.run_id for promotion in done_promotions(engine)] == [1, 3]
-    assert drop_state(engine, new) == DropState.ACCEPTED
-
-
-def test_a_trial_that_the_daemon_leaves_goes_on_at_its_next_start(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    executor.outcome = "worse"
-    new = add_drop(engine, "b")
-    ticks(dispatcher, 8)
-    assert (run_row(engine, 3).trigger, run_row(engine, 3).state) == ("trial", RunState.RUNNING)
-    ticks(new_dispatcher(engine, settings, executor))
-    assert (run_row(engine, 3).outcome, drop_state(engine, new)) == ("worse", DropState.SUSPENDED)
-
-
-def test_the_drop_after_one_that_was_suspended_is_trained_on_without_it_and_can_win(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    old = add_drop(engine, "a")
-    ticks(dispatcher)
-    executor.outcome = "worse"
-    bad = add_drop(engine, "b")
-    ticks(dispatcher)
-    executor.outcome = "promoted"
-    good = add_drop(engine, "c")
-    ticks(dispatcher, now=NOW + int(settings.run_after_quiet_seconds * 1000))
-    run = run_row(engine, 4)
-    assert (run.outcome, [drop["id"] for drop in run.snapshot or ()]) == ("promoted", [old, good])
-    assert (drop_state(engine, bad), drop_state(engine, good)) == (DropState.SUSPENDED, DropState.ACCEPTED)
-    assert [promotion.run_id for promotion in done_promotions(engine)] == [1, 4]
-
-
-def test_a_restored_drop_that_does_harm_again_is_suspended_again_and_the_events_say_after_which(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    executor.outcome = "worse"
-    bad = add_drop(engine, "b")
-    ticks(dispatcher)
-    drops.restore(engine, bad, Word("it was the settings", NOW), settings)
-    other = add_drop(engine, "c")
-    quiet = int(settings.run_after_quiet_seconds * 1000)
-    for night in (1, 2):
-        ticks(dispatcher, now=NOW + night * (quiet + 1000))
-    with transaction(engine) as session:
-        kept = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
-        told = [(row.kind, row.drop_id, row.run_id) for row in session.exec(select(Event)) if row.drop_id is not None]
-    said = "run {} was worse with it, and so was run {}, which tried it alone: dropforge report {}"
-    assert kept == {
-        1: ("accepted", None),
-        bad: ("suspended", said.format(6, 7, 7)),
-        other: ("suspended", said.format(4, 5, 5)),
-    }
-    kinds = {"drop_suspended", "drop_restored"}
-    assert [one for one in told if one[0] in kinds] == [
-        ("drop_suspended", bad, 3),
-        ("drop_restored", bad, None),
-        ("drop_suspended", other, 5),
-        ("drop_suspended", bad, 7),
-    ]
-
-
-@pytest.mark.parametrize("outcome", ["contaminated", "guard_failed"])
-def test_a_verdict_that_blames_no_drop_begins_no_trial(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, outcome: str
-) -> None:
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    executor.outcome = outcome
-    drop = add_drop(engine, "b")
-    ticks(dispatcher)
-    assert (run_row(engine, 2).outcome, drop_state(engine, drop)) == (outcome, DropState.ACCEPTED)
-    with transaction(engine) as session:
+def test_the_run_of_a_track_that_was_taken_out_of_the_settings_still_ends(box: Box) -> None:
+    declared = box.settings.model_copy(update={"tracks": {"jokes": {}}})
+    box.drop("a", "jokes")
+    ticks(box.new_dispatcher(declared))
+    box.executor.outcome = "worse"
+    box.drop("b", "jokes")
+    ticks(box.new_dispatcher(declared), count=3)
+    assert box.run(2).state == RunState.RUNNING
+    ticks(box.new_dispatcher())
+    assert box.run(2).outcome == "worse"
+    with transaction(box.engine) as session:
         assert len(session.exec(select(Run)).all()) == 2
-
-
-def test_the_run_of_a_track_that_was_taken_out_of_the_settings_still_ends(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor
-) -> None:
-    declared = settings.model_copy(update={"tracks": {"jokes": {}}})
-    add_drop(engine, "a", "jokes")
-    ticks(new_dispatcher(engine, declared, executor))
-    executor.outcome = "worse"
-    add_drop(engine, "b", "jokes")
-    ticks(new_dispatcher(engine, declared, executor), count=3)
-    assert run_row(engine, 2).state == RunState.RUNNING
-    ticks(new_dispatcher(engine, settings, executor))
-    assert run_row(engine, 2).outcome == "worse"
-    with transaction(engine) as session:
-        assert len(session.exec(select(Run)).all()) == 2
-
-
-def test_a_candidate_that_is_not_shown_better_keeps_its_drops(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    executor.outcome = "not_shown_better"
-    drop = add_drop(engine, "a")
-    ticks(dispatcher)
-    assert drop_state(engine, drop) == DropState.ACCEPTED
-    assert done_promotions(engine) == []
-
-
-def test_too_little_data_is_said_before_anything_is_trained(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
-    executor.outcome = "insufficient_evidence"
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    assert executor.steps == ["prepare", "decide"]
-    assert run_row(engine).outcome == "insufficient_evidence"
 
 
 def with_gate(settings: Settings, **values: object) -> Settings:
     return settings.model_copy(update={"gate": settings.gate.model_copy(update=values)})
 
 
-def test_where_a_person_approves_a_model_is_made_of_little_data_too_and_fixes_nothing(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor
-) -> None:
-    executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
-    executor.outcome, executor.batch_size = "insufficient_evidence", 7
-    executor.noise = NoiseFloor(records=3, changed=1, points=33.0)
-    add_drop(engine, "a")
-    ticks(new_dispatcher(engine, with_gate(settings, approval="manual"), executor))
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
-    assert run_row(engine).outcome == "insufficient_evidence"
-    with transaction(engine) as session:
+def test_where_a_person_approves_a_model_is_made_of_little_data_too_and_fixes_nothing(box: Box) -> None:
+    box.executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+    box.executor.outcome, box.executor.batch_size = "insufficient_evidence", 7
+    box.executor.noise = NoiseFloor(records=3, changed=1, points=33.0)
+    box.drop("a")
+    ticks(box.new_dispatcher(with_gate(box.settings, approval="manual")))
+    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    assert box.run().outcome == "insufficient_evidence"
+    with transaction(box.engine) as session:
         track = session.get_one(Track, "default")
     assert (track.metric, track.max_new_tokens, track.split, track.eval_batch_size, track.noise) == (None,) * 5
 
 
-def test_what_the_first_report_found_holds_for_later_runs(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, settings: Settings
-) -> None:
+def test_what_the_first_report_found_holds_for_later_runs(box: Box) -> None:
     first = NoiseFloor(records=120, changed=6, points=0.5)
-    executor.batch_size, executor.noise = 24, first
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    assert executor.submitted[-1].config.noise is None
-    executor.noise, executor.batch_size = NoiseFloor(records=9, changed=9, points=9.0), 99
-    found_once = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 0})})
-    add_drop(engine, "b")
-    ticks(new_dispatcher(engine, found_once, executor))
-    config = executor.submitted[-1].config
+    box.executor.batch_size, box.executor.noise = 24, first
+    box.drop("a")
+    box.ticks()
+    assert box.executor.submitted[-1].config.noise is None
+    box.executor.noise, box.executor.batch_size = NoiseFloor(records=9, changed=9, points=9.0), 99
+    found_once = box.settings.model_copy(
+        update={"evaluate": box.settings.evaluate.model_copy(update={"batch_size": 0})}
+    )
+    box.drop("b")
+    ticks(box.new_dispatcher(found_once))
+    config = box.executor.submitted[-1].config
     assert (config.noise, config.evaluate.batch_size) == (first, 24)
-    with transaction(engine) as session:
+    with transaction(box.engine) as session:
         track = session.get_one(Track, "default")
     assert (track.eval_batch_size, track.noise) == (24, first.model_dump())
 
 
-def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
+def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(box: Box) -> None:
     for name in "abcde":
-        add_drop(engine, name)
-        ticks(dispatcher)
-    told = [spec for spec in executor.submitted if spec.step == "decide"]
+        box.drop(name)
+        box.ticks()
+    told = [spec for spec in box.executor.submitted if spec.step == "decide"]
     assert [spec.champion.drops for spec in told] == [None, (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)]
     assert [[one.generation for one in spec.former] for spec in told] == [[], [0], [1, 0], [2, 1, 0], [3, 2, 1]]
     assert [one.drops for one in told[3].former] == [(1, 2), (1,), None]
-    assert told[1].former[0].path == settings.base_model
-    assert all((settings.state_folder / one.path).is_dir() for one in told[4].former)
-    rollback.rollback(engine, settings.state_folder, rollback.Target("default", 3), Word("it swears", NOW))
-    add_drop(engine, "f")
-    ticks(dispatcher)
-    last = executor.submitted[-1]
+    assert told[1].former[0].path == box.settings.base_model
+    assert all((box.settings.state_folder / one.path).is_dir() for one in told[4].former)
+    decisions.rollback(box.engine, box.settings.state_folder, decisions.Target("default", 3), Word("it swears", NOW))
+    box.drop("f")
+    box.ticks()
+    last = box.executor.submitted[-1]
     assert (last.champion.generation, last.champion.drops) == (6, (1, 2, 3))
     # Generation 5 is blocked, 4 was skipped on the way back, 3 serves again as 6.
     assert [one.generation for one in last.former] == [2, 1, 0]
-    rollback.rollback(engine, settings.state_folder, rollback.Target("default", 4), Word("4 was right after all", NOW))
-    add_drop(engine, "g")
-    ticks(dispatcher)
+    decisions.rollback(
+        box.engine, box.settings.state_folder, decisions.Target("default", 4), Word("4 was right after all", NOW)
+    )
+    box.drop("g")
+    box.ticks()
     # 7 was promoted after 6 and is blocked now; the way back to 4 skipped 6, which 3 was as well.
-    assert [one.generation for one in executor.submitted[-1].former] == [3, 2, 1]
+    assert [one.generation for one in box.executor.submitted[-1].former] == [3, 2, 1]
 
 
-def test_a_former_champion_whose_folder_is_gone_is_not_asked(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
+def test_a_former_champion_whose_folder_is_gone_is_not_asked(box: Box) -> None:
     for name in "ab":
-        add_drop(engine, name)
-        ticks(dispatcher)
-    model = durable.read_json(settings.state_folder / "runs/1/merge.json")["model_id"]
-    (settings.state_folder / "models" / model).rename(settings.state_folder / "lost")
-    add_drop(engine, "c")
-    ticks(dispatcher)
-    assert [one.generation for one in executor.submitted[-1].former] == [0]
+        box.drop(name)
+        box.ticks()
+    model = durable.read_json(box.settings.state_folder / "runs/1/merge.json")["model_id"]
+    (box.settings.state_folder / "models" / model).rename(box.settings.state_folder / "lost")
+    box.drop("c")
+    box.ticks()
+    assert [one.generation for one in box.executor.submitted[-1].former] == [0]
 
 
-def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
+def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(box: Box) -> None:
     script = (
         ("not_shown_better", "v"),
         ("insufficient_evidence", "v"),
@@ -516,10 +411,10 @@ def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(
         ("worse", "v"),
     )
     for name, (outcome, version) in zip("abcde", script, strict=True):
-        executor.outcome, executor.version = outcome, version
-        add_drop(engine, name)
-        ticks(dispatcher)
-    told = [(spec.uses, spec.judged_versions) for spec in executor.submitted if spec.step == "decide"]
+        box.executor.outcome, box.executor.version = outcome, version
+        box.drop(name)
+        box.ticks()
+    told = [(spec.uses, spec.judged_versions) for spec in box.executor.submitted if spec.step == "decide"]
     assert told == [
         (0, {}),
         (1, {"v": 1}),
@@ -528,138 +423,99 @@ def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(
         (3, {"v": 1, "w": 2}),
         (4, {"v": 2, "w": 2}),
     ]
-    assert [run_row(engine, number).heldout_version for number in (1, 3)] == ["v", "w"]
-
-
-def test_a_step_whose_spec_is_damaged_is_done_again(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor
-) -> None:
-    settings = settings.model_copy(update={"gc": settings.gc.model_copy(update={"automatic": False})})
-    dispatcher = new_dispatcher(engine, settings, executor)
-    add_drop(engine, "a")
-    executor.script["decide"] = [lambda spec: _with_a_lost_model(executor, spec, settings.state_folder / "models")]
-    ticks(dispatcher)
-    (settings.state_folder / "lost").rename(
-        settings.state_folder / "models" / durable.read_json(settings.state_folder / "runs/1/merge.json")["model_id"]
-    )
-    (spec,) = settings.state_folder.glob("runs/1/attempts/decide-*/spec.json")
-    spec.write_text('{"version": 1,')
-    done = len(executor.steps)
-    run_queue.retry(engine, 1, NOW + 100)
-    ticks(new_dispatcher(engine, settings, executor), now=NOW + 200)
-    assert (executor.steps[done:], run_row(engine).outcome) == (["decide"], "promoted")
-
-
-def _with_a_lost_model(executor: ScriptedExecutor, spec: StepSpec, models: Path) -> StepResult:
-    """Decide, and lose the model before it can be promoted: the run fails with all of its steps published."""
-    result = executor.good(spec)
-    next(models.iterdir()).rename(models.parent / "lost")
-    return result
+    assert [box.run(number).heldout_version for number in (1, 3)] == ["v", "w"]
 
 
 @pytest.mark.parametrize("code", [EXIT_INTERRUPTED, EXIT_START_AGAIN])
-def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, code: int
-) -> None:
-    executor.script["train"] = [ended("interrupted", code)] * 5
-    add_drop(engine, "a")
-    ticks(dispatcher, 40)
-    run = run_row(engine)
+def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(box: Box, code: int) -> None:
+    box.executor.script["train"] = [ended("interrupted", code)] * 5
+    box.drop("a")
+    box.ticks(40)
+    run = box.run()
     assert (run.state, run.failures, run.deaths) == (RunState.SUCCEEDED, 0, 0)
-    assert executor.steps == ["prepare", *["train"] * 6, "merge", "evaluate", "decide"]
+    assert box.executor.steps == ["prepare", *["train"] * 6, "merge", "evaluate", "decide"]
 
 
-def test_a_failed_step_is_tried_again_after_a_pause_and_given_up_at_the_limit(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    executor.script["train"] = [ended("failed", 1)] * 3
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    run = run_row(engine)
+def test_a_failed_step_is_tried_again_after_a_pause_and_given_up_at_the_limit(box: Box) -> None:
+    box.executor.script["train"] = [ended("failed", 1)] * 3
+    box.drop("a")
+    box.ticks()
+    run = box.run()
     assert (run.state, run.failures) == (RunState.WAITING, 1)
     assert run.not_before >= NOW + 30_000
-    ticks(dispatcher, now=NOW + 10_000_000)
-    ticks(dispatcher, now=NOW + 20_000_000)
-    run = run_row(engine)
+    box.ticks(now=NOW + 10_000_000)
+    box.ticks(now=NOW + 20_000_000)
+    run = box.run()
     assert (run.state, run.error, run.hint) == (RunState.FAILED, "it did not work", "try this")
-    assert executor.steps.count("train") == 3
-    assert executor.steps.count("prepare") == 1, "a retried run goes on at the first step that is not published"
+    assert box.executor.steps.count("train") == 3
+    assert box.executor.steps.count("prepare") == 1, "a retried run goes on at the first step that is not published"
 
 
-def test_bad_data_is_never_tried_again(engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor) -> None:
-    executor.script["prepare"] = [ended("failed", 65)]
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    assert run_row(engine).state == RunState.FAILED
-    assert executor.steps == ["prepare"]
+def test_bad_data_is_never_tried_again(box: Box) -> None:
+    box.executor.script["prepare"] = [ended("failed", 65)]
+    box.drop("a")
+    box.ticks()
+    assert box.run().state == RunState.FAILED
+    assert box.executor.steps == ["prepare"]
 
 
-def test_vanished_processes_are_counted_apart_and_quarantine_the_run_at_the_third(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    executor.script["train"] = [lambda _spec: None, ended("failed", 137), lambda _spec: None]
-    add_drop(engine, "a")
+def test_vanished_processes_are_counted_apart_and_quarantine_the_run_at_the_third(box: Box) -> None:
+    box.executor.script["train"] = [lambda _spec: None, ended("failed", 137), lambda _spec: None]
+    box.drop("a")
     for day in range(5):
-        ticks(dispatcher, now=NOW + day * 10_000_000)
-    run = run_row(engine)
+        box.ticks(now=NOW + day * 10_000_000)
+    run = box.run()
     assert (run.state, run.deaths, run.failures) == (RunState.CRASHED, 3, 0)
+    assert "dropforge retry 1" in (run.hint or "")
 
 
-def test_a_result_with_another_attempts_fence_is_ignored(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
+def test_a_result_with_another_attempts_fence_is_ignored(box: Box) -> None:
     def zombie(spec: StepSpec) -> StepResult:
-        return executor.good(spec).model_copy(update={"fence": "of an old attempt"})
+        return box.executor.good(spec).model_copy(update={"fence": "of an old attempt"})
 
-    executor.script["prepare"] = [zombie]
-    add_drop(engine, "a")
-    ticks(dispatcher, 1)
-    ticks(dispatcher, 1)
-    assert run_files.published(dispatcher.bases._settings.state_folder, 1) == {}
-    assert run_row(engine).deaths == 1
+    box.executor.script["prepare"] = [zombie]
+    box.drop("a")
+    box.ticks(1)
+    box.ticks(1)
+    assert run_files.published(box.dispatcher.bases._settings.state_folder, 1) == {}
+    assert box.run().deaths == 1
 
 
-def test_a_new_daemon_adopts_the_result_that_the_dead_one_missed(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    dispatcher.tick(NOW)
-    spec = executor.submitted[-1]
-    durable.write_json(Path(spec.root) / spec.folder / RESULT_NAME, executor.good(spec).model_dump(mode="json"))
-    successor = new_dispatcher(engine, settings, executor)
+def test_a_new_daemon_adopts_the_result_that_the_dead_one_missed(box: Box) -> None:
+    box.drop("a")
+    box.dispatcher.tick(NOW)
+    spec = box.executor.submitted[-1]
+    durable.write_json(Path(spec.root) / spec.folder / RESULT_NAME, box.executor.good(spec).model_dump(mode="json"))
+    successor = box.new_dispatcher()
     ticks(successor)
-    assert run_row(engine).outcome == "promoted"
-    assert executor.steps.count("prepare") == 1
-    ticks(dispatcher, 3)
-    assert len(done_promotions(engine)) == 1, "the old daemon's claim is void"
+    assert box.run().outcome == "promoted"
+    assert box.executor.steps.count("prepare") == 1
+    box.ticks(3)
+    assert len(box.promotions()) == 1, "the old daemon's claim is void"
 
 
-def test_a_crash_between_the_artifact_and_its_row_publishes_once(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
+def test_a_crash_between_the_artifact_and_its_row_publishes_once(box: Box) -> None:
+    box.drop("a")
     for _ in range(3):
-        dispatcher.tick(NOW)
-    spec = executor.submitted[-1]
+        box.dispatcher.tick(NOW)
+    spec = box.executor.submitted[-1]
     assert spec.step == "merge"
-    result = executor.good(spec)
+    result = box.executor.good(spec)
     durable.write_json(Path(spec.root) / spec.folder / RESULT_NAME, result.model_dump(mode="json"))
     run_files.publish(spec, result)
-    ticks(new_dispatcher(engine, settings, executor))
-    assert run_row(engine).outcome == "promoted"
-    assert executor.steps.count("merge") == 1
+    ticks(box.new_dispatcher())
+    assert box.run().outcome == "promoted"
+    assert box.executor.steps.count("merge") == 1
 
 
-def test_a_crash_between_the_attempts_row_and_its_spec_orders_the_same_attempt(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    claim = dispatcher._claim(NOW)
+def test_a_crash_between_the_attempts_row_and_its_spec_orders_the_same_attempt(box: Box) -> None:
+    box.drop("a")
+    claim = box.dispatcher._claim_next(NOW)
     assert claim is not None
-    states.begin_attempt(engine, claim, "prepare", NOW)
-    ticks(new_dispatcher(engine, settings, executor))
-    assert run_row(engine).outcome == "promoted"
-    with transaction(engine) as session:
+    states.begin_attempt(box.engine, claim, "prepare", NOW)
+    ticks(box.new_dispatcher())
+    assert box.run().outcome == "promoted"
+    with transaction(box.engine) as session:
         numbers = [row.number for row in session.exec(select(Attempt)) if row.step == "prepare"]
     assert numbers == [1]
 
@@ -676,157 +532,117 @@ def move_champion(engine: Engine, settings: Settings) -> None:
     promotion.promote(engine, settings.state_folder, candidate, NOW)
 
 
-@pytest.mark.parametrize("step", ["evaluate", "judge"])
-def test_a_champion_that_moved_before_the_verdict_makes_the_comparison_first(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, step: str
-) -> None:
-    settings = settings.model_copy(update={"judge": JUDGE if step == "judge" else JudgeConfig()})
-    dispatcher = new_dispatcher(engine, settings, executor)
-
-    def moved_meanwhile(spec: StepSpec) -> StepResult:
-        move_champion(engine, settings)
-        return executor.good(spec)
-
-    executor.script[step] = [moved_meanwhile]
-    add_drop(engine, "a")
-    ticks(dispatcher, 20)
-    again = ["evaluate"] if step == "evaluate" else ["evaluate", "judge"]
-    assert executor.steps == ["prepare", "train", "merge", *again * 2, "decide"]
-    assert executor.submitted[-1].champion.generation == 1
-    run = run_row(engine)
+def test_a_champion_that_moved_before_the_verdict_makes_the_comparison_first(box: Box) -> None:
+    box.settings = box.settings.model_copy(update={"judge": JUDGE})
+    box.meanwhile("judge", lambda: move_champion(box.engine, box.settings))
+    box.drop("a")
+    box.ticks(20)
+    assert box.executor.steps == ["prepare", "train", "merge", *["evaluate", "judge"] * 2, "decide"]
+    assert box.executor.submitted[-1].champion.generation == 1
+    run = box.run()
     assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
 
 
-def test_a_base_that_was_replaced_before_the_verdict_makes_the_comparison_first(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
+def test_a_base_that_was_replaced_before_the_verdict_makes_the_comparison_first(box: Box) -> None:
     def replaced_meanwhile(spec: StepSpec) -> StepResult:
-        with transaction(engine) as session:
+        with transaction(box.engine) as session:
             session.get_one(Track, "default").champion_model_id = "ba" * 32  # under the same number
-        return executor.good(spec)
+        return box.executor.good(spec)
 
-    executor.script["evaluate"] = [replaced_meanwhile]
-    add_drop(engine, "a")
-    ticks(dispatcher, 20)
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
-    assert run_row(engine).failures == 0
+    box.executor.script["evaluate"] = [replaced_meanwhile]
+    box.drop("a")
+    box.ticks(20)
+    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
+    assert box.run().failures == 0
 
 
 def test_a_champion_that_moved_while_the_daemon_was_dead_before_the_verdicts_order_is_asked_first(
-    engine: Engine,
-    settings: Settings,
-    dispatcher: Dispatcher,
-    executor: ScriptedExecutor,
-    monkeypatch: pytest.MonkeyPatch,
+    box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit = executor.submit
+    submit = box.executor.submit
 
     def dies(spec: StepSpec) -> None:
         if spec.step == "decide":
             raise OSError(errno.ENOSPC, "the daemon is gone")
         submit(spec)
 
-    add_drop(engine, "a")
+    box.drop("a")
     with monkeypatch.context() as dying:
-        dying.setattr(executor, "submit", dies)
+        dying.setattr(box.executor, "submit", dies)
         with pytest.raises(OSError, match="the daemon is gone"):
-            ticks(dispatcher)
-    move_champion(engine, settings)
-    ticks(new_dispatcher(engine, settings, executor), 20)
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
-    assert executor.submitted[-1].champion.generation == 1
-    run = run_row(engine)
+            box.ticks()
+    move_champion(box.engine, box.settings)
+    ticks(box.new_dispatcher(), 20)
+    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
+    assert box.executor.submitted[-1].champion.generation == 1
+    run = box.run()
     assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
 
 
-def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    ticks(dispatcher, 5)
-    spec = executor.submitted[-1]
+def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(box: Box) -> None:
+    box.drop("a")
+    box.ticks(5)
+    spec = box.executor.submitted[-1]
     assert spec.step == "decide"
-    run_files.publish(spec, executor.good(spec))
-    attempt = states.open_attempt(engine, 1)
+    run_files.publish(spec, box.executor.good(spec))
+    attempt = states.open_attempt(box.engine, 1)
     assert attempt is not None
-    with transaction(engine) as session:
+    with transaction(box.engine) as session:
         run, row = session.get_one(Run, 1), session.get_one(Attempt, attempt.id)
         row.state, row.ended_at = AttemptState.PUBLISHED, NOW
-        # As a retry leaves it: today's settings, by which the verdict is stale.
+        # As a retry leaves it: today's box.settings, by which the verdict is stale.
         run.config = {**(run.config or {}), "gate": GateConfig(min_gain=2.5).model_dump()}
-    move_champion(engine, settings)
-    ticks(dispatcher, 20)
-    assert executor.steps == ["prepare", "train", "merge", *["evaluate", "decide"] * 2]
-    assert (run_row(engine).outcome, run_row(engine).failures) == ("promoted", 0)
+    move_champion(box.engine, box.settings)
+    box.ticks(20)
+    assert box.executor.steps == ["prepare", "train", "merge", *["evaluate", "decide"] * 2]
+    assert (box.run().outcome, box.run().failures) == ("promoted", 0)
 
 
-@pytest.mark.parametrize("judge", [(), ("judge",)], ids=["alone", "judged"])
-def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, judge: tuple[str, ...]
-) -> None:
-    settings = settings.model_copy(update={"judge": JUDGE if judge else JudgeConfig()})
-    dispatcher = new_dispatcher(engine, settings, executor)
+def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(box: Box) -> None:
+    box.settings = box.settings.model_copy(update={"judge": JUDGE})
+    box.meanwhile("decide", lambda: move_champion(box.engine, box.settings))
+    box.drop("a")
+    box.ticks(20)
+    assert box.executor.steps == ["prepare", "train", "merge", *["evaluate", "judge", "decide"] * 2]
+    assert box.executor.submitted[-1].champion.generation == 1
+    assert [row.generation for row in box.promotions()] == [1, 2]
 
+
+@pytest.mark.parametrize("outcome", ["worse", "insufficient_evidence"])
+def test_a_loss_against_a_champion_that_serves_no_more_is_not_acted_on(box: Box, outcome: str) -> None:
     def moved_meanwhile(spec: StepSpec) -> StepResult:
-        move_champion(engine, settings)
-        return executor.good(spec)
-
-    executor.script["decide"] = [moved_meanwhile]
-    add_drop(engine, "a")
-    ticks(dispatcher, 20)
-    comparison = ["evaluate", *judge, "decide"]
-    assert executor.steps == ["prepare", "train", "merge", *comparison, *comparison]
-    assert executor.submitted[-1].champion.generation == 1
-    assert [row.generation for row in done_promotions(engine)] == [1, 2]
-
-
-@pytest.mark.parametrize("outcome", ["worse", "guard_failed", "not_shown_better", "insufficient_evidence"])
-def test_a_loss_against_a_champion_that_serves_no_more_is_not_acted_on(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, outcome: str
-) -> None:
-    def moved_meanwhile(spec: StepSpec) -> StepResult:
-        move_champion(engine, settings)
-        result = executor.good(spec)
-        executor.outcome, executor.reasons = "promoted", ()
+        move_champion(box.engine, box.settings)
+        result = box.executor.good(spec)
+        box.executor.outcome, box.executor.reasons = "promoted", ()
         return result
 
-    executor.outcome, executor.reasons = outcome, ("slice_lost",)
-    executor.script["decide"] = [moved_meanwhile]
-    drop = add_drop(engine, "a")
-    ticks(dispatcher, 20)
-    assert executor.steps == ["prepare", "train", "merge", *["evaluate", "decide"] * 2]
-    assert executor.submitted[-1].champion.generation == 1
-    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("promoted", DropState.ACCEPTED)
-    assert [row.generation for row in done_promotions(engine)] == [1, 2]
+    box.executor.outcome, box.executor.reasons = outcome, ("slice_lost",)
+    box.executor.script["decide"] = [moved_meanwhile]
+    drop = box.drop("a")
+    box.ticks(20)
+    assert box.executor.steps == ["prepare", "train", "merge", *["evaluate", "decide"] * 2]
+    assert box.executor.submitted[-1].champion.generation == 1
+    assert (box.run().outcome, box.drop_state(drop)) == ("promoted", DropState.ACCEPTED)
+    assert [row.generation for row in box.promotions()] == [1, 2]
 
 
-def test_what_does_not_hang_on_the_champion_is_acted_on_whoever_serves(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    def moved_meanwhile(spec: StepSpec) -> StepResult:
-        move_champion(engine, settings)
-        return executor.good(spec)
-
-    executor.outcome, executor.script["decide"] = "contaminated", [moved_meanwhile]
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
-    assert run_row(engine).outcome == "contaminated"
+def test_what_does_not_hang_on_the_champion_is_acted_on_whoever_serves(box: Box) -> None:
+    box.executor.outcome = "contaminated"
+    box.meanwhile("decide", lambda: move_champion(box.engine, box.settings))
+    box.drop("a")
+    box.ticks()
+    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    assert box.run().outcome == "contaminated"
 
 
-def test_too_little_data_is_said_whoever_serves(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    def moved_meanwhile(spec: StepSpec) -> StepResult:
-        move_champion(engine, settings)
-        return executor.good(spec)
-
-    executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
-    executor.outcome, executor.script["decide"] = "insufficient_evidence", [moved_meanwhile]
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    assert executor.steps == ["prepare", "decide"]
-    assert run_row(engine).outcome == "insufficient_evidence"
+def test_too_little_data_is_said_whoever_serves(box: Box) -> None:
+    box.executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+    box.executor.outcome = "insufficient_evidence"
+    box.meanwhile("decide", lambda: move_champion(box.engine, box.settings))
+    box.drop("a")
+    box.ticks()
+    assert box.executor.steps == ["prepare", "decide"]
+    assert box.run().outcome == "insufficient_evidence"
 
 
 def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, known: int) -> None:
@@ -840,99 +656,85 @@ def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: Scri
 
 
 def swears(engine: Engine, settings: Settings) -> None:
-    rollback.rollback(engine, settings.state_folder, rollback.Target("default", 0), Word("it swears", NOW + 60))
+    decisions.rollback(engine, settings.state_folder, decisions.Target("default", 0), Word("it swears", NOW + 60))
 
 
 @pytest.mark.parametrize(
     ("known", "goes_on"), [(71, False), (7, False), (0, True)], ids=["too little data", "enough data", "to go on from"]
 )
 def test_data_that_was_prepared_for_a_champion_that_serves_no_more_is_prepared_again(
-    engine: Engine,
-    settings: Settings,
-    dispatcher: Dispatcher,
-    executor: ScriptedExecutor,
-    known: int,
-    *,
-    goes_on: bool,
+    box: Box, known: int, *, goes_on: bool
 ) -> None:
-    with_knowing_champion(engine, dispatcher, executor, known)
-    executor.goes_on = goes_on
-    add_drop(engine, "b")
-    dispatcher.tick(NOW + 50)
-    dispatcher.draining = True
-    dispatcher.tick(NOW + 51)
-    assert (executor.steps, run_row(engine, 2).state) == (["prepare"], RunState.WAITING)
-    swears(engine, settings)
-    ticks(new_dispatcher(engine, settings, executor), 20, now=NOW + 10**6)
-    assert executor.steps == ["prepare", "prepare", "train", "merge", "evaluate", "decide"]
-    assert [spec.champion.generation for spec in executor.submitted] == [1, 2, 2, 2, 2, 2]
-    run = run_row(engine, 2)
+    with_knowing_champion(box.engine, box.dispatcher, box.executor, known)
+    box.executor.goes_on = goes_on
+    box.drop("b")
+    box.dispatcher.tick(NOW + 50)
+    box.dispatcher.draining = True
+    box.dispatcher.tick(NOW + 51)
+    assert (box.executor.steps, box.run(2).state) == (["prepare"], RunState.WAITING)
+    swears(box.engine, box.settings)
+    ticks(box.new_dispatcher(), 20, now=NOW + 10**6)
+    assert box.executor.steps == ["prepare", "prepare", "train", "merge", "evaluate", "decide"]
+    assert [spec.champion.generation for spec in box.executor.submitted] == [1, 2, 2, 2, 2, 2]
+    run = box.run(2)
     assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
 
 
-def test_a_verdict_of_too_little_data_for_a_champion_that_serves_no_more_ends_no_run(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    def moved_meanwhile(spec: StepSpec) -> StepResult:
-        swears(engine, settings)
-        return executor.good(spec)
-
-    with_knowing_champion(engine, dispatcher, executor, 71)
-    executor.script["decide"] = [moved_meanwhile]
-    add_drop(engine, "b")
-    ticks(dispatcher, 20, now=NOW + 50)
-    assert executor.steps == ["prepare", "decide", "prepare", "train", "merge", "evaluate", "decide"]
-    assert run_row(engine, 2).outcome == "promoted"
+def test_a_verdict_of_too_little_data_for_a_champion_that_serves_no_more_ends_no_run(box: Box) -> None:
+    with_knowing_champion(box.engine, box.dispatcher, box.executor, 71)
+    box.meanwhile("decide", lambda: swears(box.engine, box.settings))
+    box.drop("b")
+    box.ticks(20, now=NOW + 50)
+    assert box.executor.steps == ["prepare", "decide", "prepare", "train", "merge", "evaluate", "decide"]
+    assert box.run(2).outcome == "promoted"
 
 
-def test_preparing_for_one_champion_after_the_other_ends_when_the_champion_stays(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    with_knowing_champion(engine, dispatcher, executor, 71)
-    with transaction(engine) as session:
+def test_preparing_for_one_champion_after_the_other_ends_when_the_champion_stays(box: Box) -> None:
+    with_knowing_champion(box.engine, box.dispatcher, box.executor, 71)
+    with transaction(box.engine) as session:
         first = promotion.champion(session, "default")
-        executor.known[session.get_one(Track, "default").base_model_id or ""] = 50
+        box.executor.known[session.get_one(Track, "default").base_model_id or ""] = 50
 
     def back_and_forth(spec: StepSpec) -> StepResult:
-        result = executor.good(spec)
-        with transaction(engine) as session:
+        result = box.executor.good(spec)
+        with transaction(box.engine) as session:
             serving = promotion.champion(session, "default")
         if serving.generation < 4:
             to = 0 if serving.model_id == first.model_id else 1
-            rollback.rollback(engine, settings.state_folder, rollback.Target("default", to), Word("a whim", NOW + 60))
+            decisions.rollback(
+                box.engine, box.settings.state_folder, decisions.Target("default", to), Word("a whim", NOW + 60)
+            )
         return result
 
-    executor.script["decide"] = [back_and_forth] * 9
-    add_drop(engine, "b")
-    ticks(dispatcher, 40, now=NOW + 50)
-    assert executor.steps == ["prepare", "decide"] * 4, "once for each change, and once more for the last one"
-    assert [spec.champion.generation for spec in executor.submitted[1::2]] == [1, 2, 3, 4]
-    run = run_row(engine, 2)
+    box.executor.script["decide"] = [back_and_forth] * 9
+    box.drop("b")
+    box.ticks(40, now=NOW + 50)
+    assert box.executor.steps == ["prepare", "decide"] * 4, "once for each change, and once more for the last one"
+    assert [spec.champion.generation for spec in box.executor.submitted[1::2]] == [1, 2, 3, 4]
+    run = box.run(2)
     assert (run.state, run.outcome) == (RunState.SUCCEEDED, "insufficient_evidence")
 
 
 @pytest.mark.parametrize("kept", ["adapter", "checkpoint"])
-def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_knew(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, kept: str
-) -> None:
+def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_knew(box: Box, kept: str) -> None:
     def moved_meanwhile(spec: StepSpec) -> StepResult:
-        swears(engine, settings)
+        swears(box.engine, box.settings)
         if kept == "adapter":
-            return executor.good(spec)
+            return box.executor.good(spec)
         folder = Path(spec.root) / spec.checkpoints / "step-10"
         folder.mkdir(parents=True)
         (folder / "COMPLETE").touch()
-        dispatcher.draining = True
+        box.dispatcher.draining = True
         return ended("interrupted", 75)(spec)
 
-    with_knowing_champion(engine, dispatcher, executor, 7)
-    executor.script["train"] = [moved_meanwhile]
-    add_drop(engine, "b")
-    ticks(dispatcher, 20, now=NOW + 50)
-    ticks(new_dispatcher(engine, settings, executor), 20, now=NOW + 10**6)
+    with_knowing_champion(box.engine, box.dispatcher, box.executor, 7)
+    box.executor.script["train"] = [moved_meanwhile]
+    box.drop("b")
+    box.ticks(20, now=NOW + 50)
+    ticks(box.new_dispatcher(), 20, now=NOW + 10**6)
     trained = ["train"] if kept == "adapter" else ["train", "train"]
-    assert executor.steps == ["prepare", *trained, "merge", "evaluate", "decide"]
-    assert run_row(engine, 2).outcome == "promoted"
+    assert box.executor.steps == ["prepare", *trained, "merge", "evaluate", "decide"]
+    assert box.run(2).outcome == "promoted"
 
 
 def of_before(config: Any) -> dict[str, object]:
@@ -942,14 +744,12 @@ def of_before(config: Any) -> dict[str, object]:
     return {**config, "train": train, "guards": {**config["guards"], "stop": ["latency", *config["guards"]["stop"]]}}
 
 
-def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    ticks(dispatcher, 5)
-    begun = executor.steps
+def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(box: Box) -> None:
+    box.drop("a")
+    box.ticks(5)
+    begun = box.executor.steps
     assert "train" in begun
-    for path in (settings.state_folder / "runs/1").rglob("*.json"):
+    for path in (box.settings.state_folder / "runs/1").rglob("*.json"):
         content = durable.read_json(path)
         if path.name == "spec.json":
             content["config"] = of_before(content["config"])
@@ -958,108 +758,91 @@ def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(
         elif path.name in {"prepare.json", "train.json", "merge.json"}:
             content["former"] = 1
         durable.write_json(path, content)
-    with transaction(engine) as session:
+    with transaction(box.engine) as session:
         run = session.get_one(Run, 1)
         assert run.config is not None
         run.config = of_before(run.config)
         session.add(run)
-    upgraded = new_dispatcher(engine, settings, executor)
+    upgraded = box.new_dispatcher()
     upgraded.recover(NOW + 20)
     ticks(upgraded, now=NOW + 21)
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
-    assert run_row(engine).outcome == "promoted"
+    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    assert box.run().outcome == "promoted"
 
 
-@pytest.mark.parametrize("approval", ["auto", "manual"])
 @pytest.mark.parametrize("step", ["prepare", "train", "merge", "evaluate", "decide"])
 @pytest.mark.parametrize("how", ["goes on from it", "is combined with it"])
-def test_a_model_that_was_rolled_back_does_not_return_as_its_child(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, how: str, step: str, approval: str
-) -> None:
-    def rolled_back_meanwhile(spec: StepSpec) -> StepResult:
-        swears(engine, settings)
-        return executor.good(spec)
-
-    with_knowing_champion(engine, new_dispatcher(engine, settings, executor), executor, 0)
-    executor.goes_on, executor.mixes = how == "goes on from it", how == "is combined with it"
-    executor.script[step] = [rolled_back_meanwhile]
-    add_drop(engine, "b")
-    dispatcher, said = new_dispatcher(engine, with_gate(settings, approval=approval), executor), []
+def test_a_model_that_was_rolled_back_does_not_return_as_its_child(box: Box, how: str, step: str) -> None:
+    with_knowing_champion(box.engine, box.new_dispatcher(), box.executor, 0)
+    box.executor.goes_on, box.executor.mixes = how == "goes on from it", how == "is combined with it"
+    box.meanwhile(step, lambda: swears(box.engine, box.settings))
+    box.drop("b")
+    dispatcher, said = box.new_dispatcher(), []
     for turn in range(24):
         dispatcher.tick(NOW + 50 + turn)
-        said.append(Overview(settings.state_folder).run(2).again or "")
+        said.append(Overview(box.settings.state_folder).run(2).again or "")
     steps = ["prepare", "train", "merge", "evaluate", "decide"]
-    if executor.goes_on or step == "prepare":
+    if box.executor.goes_on or step == "prepare":
         again = [*steps[: steps.index(step) + 1], *steps]
     else:
         again = [*steps[: steps.index(step) + 1], *steps[1:]]
-    if executor.mixes and step == "prepare":
+    if box.executor.mixes and step == "prepare":
         again = steps  # what it is combined with is chosen at training
-    assert executor.steps == again
-    adapter = run_files.load_adapter(settings.state_folder, 2)
+    assert box.executor.steps == again
+    adapter = run_files.load_adapter(box.settings.state_folder, 2)
     assert adapter is not None
-    with transaction(engine) as session:
+    with transaction(box.engine) as session:
         past = promotion.champions_of(session, "default")
     behind = {model.model_id for model in (adapter.start, *adapter.also_trained_on) if model is not None}
     assert not behind & history.blocked(past)
-    assert run_row(engine, 2).outcome == ("promoted" if approval == "auto" else "awaiting_approval")
+    assert box.run(2).outcome == "promoted"
     if again != steps:
         assert any(
             one.startswith("generation 1, from which it was trained, is not the champion any more: ") for one in said
         )
 
 
-def test_a_training_from_a_model_that_is_rolled_back_is_stopped(
-    engine: Engine,
-    settings: Settings,
-    dispatcher: Dispatcher,
-    executor: ScriptedExecutor,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with_knowing_champion(engine, dispatcher, executor, 0)
-    executor.goes_on = True
-    add_drop(engine, "b")
-    ticks(dispatcher, 2, now=NOW + 50)
-    assert executor.steps == ["prepare", "train"]
+def test_a_training_from_a_model_that_is_rolled_back_is_stopped(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_knowing_champion(box.engine, box.dispatcher, box.executor, 0)
+    box.executor.goes_on = True
+    box.drop("b")
+    box.ticks(2, now=NOW + 50)
+    assert box.executor.steps == ["prepare", "train"]
     with monkeypatch.context() as training:
-        training.setattr(executor, "poll", lambda _spec: JobState.RUNNING)
-        ticks(dispatcher, 3, now=NOW + 60)
-        assert executor.cancelled == []
-        swears(engine, settings)
-        ticks(dispatcher, 3, now=NOW + 70)
-    assert executor.cancelled == ["2-train-1"]
-    executor.script["train"] = [ended("interrupted", 75)]
-    ticks(dispatcher, 20, now=NOW + 80)
-    assert executor.steps == ["prepare", "train", "prepare", "train", "merge", "evaluate", "decide"]
-    assert (run_row(engine, 2).outcome, run_row(engine, 2).failures) == ("promoted", 0)
+        training.setattr(box.executor, "poll", lambda _spec: JobState.RUNNING)
+        box.ticks(3, now=NOW + 60)
+        assert box.executor.cancelled == []
+        swears(box.engine, box.settings)
+        box.ticks(3, now=NOW + 70)
+    assert set(box.executor.cancelled) == {"2-train-1"}
+    box.executor.script["train"] = [ended("interrupted", 75)]
+    box.ticks(20, now=NOW + 80)
+    assert box.executor.steps == ["prepare", "train", "prepare", "train", "merge", "evaluate", "decide"]
+    assert (box.run(2).outcome, box.run(2).failures) == ("promoted", 0)
 
 
 def test_drops_are_put_on_trial_in_the_moment_in_which_the_run_ends_or_not_at_all(
-    engine: Engine,
-    settings: Settings,
-    dispatcher: Dispatcher,
-    executor: ScriptedExecutor,
-    monkeypatch: pytest.MonkeyPatch,
+    box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "disk full")
 
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    executor.outcome = "worse"
-    add_drop(engine, "b")
+    box.drop("a")
+    box.ticks()
+    box.executor.outcome = "worse"
+    box.drop("b")
     with monkeypatch.context() as broken:
-        ticks(dispatcher, 4)
+        box.ticks(4)
         broken.setattr(run_queue, "change", full)
         with pytest.raises(OSError, match="disk full"):
-            ticks(dispatcher)
-    assert executor.steps[-1] == "decide"
+            box.ticks()
+    assert box.executor.steps[-1] == "decide"
     # Only now another champion: a drop that the old verdict put on trial would stay there.
-    swears(engine, settings)
-    executor.outcome = "not_shown_better"
-    ticks(dispatcher)
-    assert run_row(engine, 2).outcome == "not_shown_better"
-    with transaction(engine) as session:
+    swears(box.engine, box.settings)
+    box.executor.outcome = "not_shown_better"
+    box.ticks()
+    assert box.run(2).outcome == "not_shown_better"
+    with transaction(box.engine) as session:
         assert session.exec(select(Suspect)).all() == []
 
 
@@ -1076,135 +859,111 @@ def die_before_the_end(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
-    engine: Engine,
-    settings: Settings,
-    dispatcher: Dispatcher,
-    executor: ScriptedExecutor,
-    monkeypatch: pytest.MonkeyPatch,
+    box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_drop(engine, "a")
-    die_before_the_end(dispatcher, monkeypatch)
-    ticks(new_dispatcher(engine, with_gate(settings, approval="manual"), executor))
-    assert run_row(engine).outcome == "promoted"
-    assert executor.steps.count("evaluate") == 1
+    box.drop("a")
+    die_before_the_end(box.dispatcher, monkeypatch)
+    ticks(box.new_dispatcher(with_gate(box.settings, approval="manual")))
+    assert box.run().outcome == "promoted"
+    assert box.executor.steps.count("evaluate") == 1
 
 
 @pytest.mark.parametrize("asked", ["before", "while it waits"])
 def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_ends_well(
-    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, asked: str
+    box: Box, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     def ask_and_break(*_: object, **__: object) -> None:
         if asked == "before":
-            run_queue.cancel(engine, 1, NOW)
+            run_queue.cancel(box.engine, 1, NOW)
         raise OSError(errno.EIO, "Input/output error")
 
-    add_drop(engine, "a")
+    box.drop("a")
     with monkeypatch.context() as patch:
         patch.setattr(run_queue, "finish", ask_and_break)
-        ticks(dispatcher)
-    assert run_row(engine).state == RunState.WAITING
+        box.ticks()
+    assert box.run().state == RunState.WAITING
     if asked == "while it waits":
         with pytest.raises(DropforgeError, match="is the champion of track default already"):
-            run_queue.cancel(engine, 1, NOW)
-    ticks(dispatcher, 4, NOW + 60_000)
-    assert (run_row(engine).state, run_row(engine).outcome) == (RunState.SUCCEEDED, "promoted")
-    assert len(done_promotions(engine)) == 1
+            run_queue.cancel(box.engine, 1, NOW)
+    box.ticks(4, NOW + 60_000)
+    assert (box.run().state, box.run().outcome) == (RunState.SUCCEEDED, "promoted")
+    assert len(box.promotions()) == 1
 
 
-def test_a_run_whose_model_serves_already_is_not_cancelled_any_more(
-    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_drop(engine, "a")
-    die_before_the_end(dispatcher, monkeypatch)
-    assert len(done_promotions(engine)) == 1
-    run_queue.cancel(engine, 1, NOW)
-    ticks(dispatcher)
-    row = run_row(engine)
-    assert (row.state, row.outcome, row.cancel_requested) == (RunState.SUCCEEDED, "promoted", False)
+def test_a_running_step_is_cancelled_and_the_run_with_it(box: Box) -> None:
+    box.drop("a")
+    box.dispatcher.tick(NOW)
+    run_queue.cancel(box.engine, 1, NOW)
+    box.executor.script["prepare"] = [ended("interrupted", 75)]
+    box.ticks(3)
+    assert box.run().state == RunState.CANCELLED
 
 
-def test_a_running_step_is_cancelled_and_the_run_with_it(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    dispatcher.tick(NOW)
-    run_queue.cancel(engine, 1, NOW)
-    executor.script["prepare"] = [ended("interrupted", 75)]
-    ticks(dispatcher, 3)
-    assert run_row(engine).state == RunState.CANCELLED
-
-
-def test_a_draining_dispatcher_begins_nothing_and_lets_the_run_wait(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    dispatcher.tick(NOW)
-    dispatcher.draining = True
-    ticks(dispatcher)
-    assert executor.steps == ["prepare"]
-    run = run_row(engine)
+def test_a_draining_dispatcher_begins_nothing_and_lets_the_run_wait(box: Box) -> None:
+    box.drop("a")
+    box.dispatcher.tick(NOW)
+    box.dispatcher.draining = True
+    box.ticks()
+    assert box.executor.steps == ["prepare"]
+    run = box.run()
     assert (run.state, run.failures, run.deaths) == (RunState.WAITING, 0, 0)
-    assert dispatcher.idle
+    assert box.dispatcher.idle
 
 
-def test_a_missing_base_model_is_said_and_nothing_is_lost(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor
-) -> None:
-    base = Path(settings.base_model)
+def test_a_missing_base_model_is_said_and_nothing_is_lost(box: Box) -> None:
+    base = Path(box.settings.base_model)
     base.rename(base.with_name("elsewhere"))
-    dispatcher = new_dispatcher(engine, settings, executor)
-    add_drop(engine, "a")
+    dispatcher = box.new_dispatcher()
+    box.drop("a")
     ticks(dispatcher)
-    run = run_row(engine)
+    run = box.run()
     assert run.state == RunState.QUEUED
     assert str(base) in (run.error or "")
     assert dispatcher.bases.problem("default") is not None
     base.with_name("elsewhere").rename(base)
     ticks(dispatcher, now=NOW + 100_000)
-    assert run_row(engine).outcome == "promoted"
+    assert box.run().outcome == "promoted"
 
 
-def test_what_the_first_run_decided_holds_for_later_ones(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    other = settings.model_copy(
+def test_what_the_first_run_decided_holds_for_later_ones(box: Box) -> None:
+    box.drop("a")
+    box.ticks()
+    other = box.settings.model_copy(
         update={
-            "evaluate": settings.evaluate.model_copy(update={"batch_size": 3}),
-            "split": settings.split.model_copy(update={"heldout": 0.5, "scored_records": 700}),
+            "evaluate": box.settings.evaluate.model_copy(update={"batch_size": 3}),
+            "split": box.settings.split.model_copy(update={"heldout": 0.5, "scored_records": 700}),
         }
     )
-    add_drop(engine, "b")
-    ticks(new_dispatcher(engine, other, executor))
-    config = executor.submitted[-1].config
+    box.drop("b")
+    ticks(box.new_dispatcher(other))
+    config = box.executor.submitted[-1].config
     # What would let a prompt change sides is fixed; how many are scored and at once is not.
-    assert (config.split.heldout, config.split.dev) == (settings.split.heldout, settings.split.dev)
+    assert (config.split.heldout, config.split.dev) == (box.settings.split.heldout, box.settings.split.dev)
     assert (config.split.scored_records, config.evaluate.batch_size) == (700, 3)
     assert (config.evaluate.metric, config.evaluate.max_new_tokens) == ("exact_match", 16)
 
 
 def test_a_base_model_that_cannot_be_read_is_said_and_the_daemon_goes_on(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
+    box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Root may read everything, so the refusal is put in where the folder is looked at.
     def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr("daemon.champions.base_models.check_base", refuse)
-    dispatcher = new_dispatcher(engine, settings, executor)
-    add_drop(engine, "a")
+    dispatcher = box.new_dispatcher()
+    box.drop("a")
     ticks(dispatcher)
-    assert run_row(engine).state == RunState.QUEUED
-    assert "Permission denied" in (run_row(engine).error or "")
-    assert settings.base_model in (run_row(engine).error or "")
+    assert box.run().state == RunState.QUEUED
+    assert "Permission denied" in (box.run().error or "")
+    assert box.settings.base_model in (box.run().error or "")
 
 
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_a_base_model_is_not_looked_at_again_until_a_file_of_it_changes(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch, spoilt: bool
+    box: Box, monkeypatch: pytest.MonkeyPatch, spoilt: bool
 ) -> None:
-    config, looks = Path(settings.base_model) / "config.json", []
+    config, looks = Path(box.settings.base_model) / "config.json", []
     whole = config.read_bytes()
     if spoilt:
         config.write_bytes(b"{")
@@ -1214,7 +973,7 @@ def test_a_base_model_is_not_looked_at_again_until_a_file_of_it_changes(
         check_base(folder)
 
     monkeypatch.setattr("daemon.champions.base_models.check_base", look)
-    bases = new_dispatcher(engine, settings, executor).bases
+    bases = box.new_dispatcher().bases
     for second in range(5):
         bases.refresh(NOW + second)
     assert (len(looks), bases.problem("default") is not None) == (1, spoilt)
@@ -1227,182 +986,120 @@ def test_a_base_model_is_not_looked_at_again_until_a_file_of_it_changes(
 
 
 @pytest.mark.parametrize("damage", [b"", b"[1]", b"{\xff", b'{"signature": SIGNATURE}'])
-def test_a_damaged_note_on_the_base_model_is_made_again(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, damage: bytes
-) -> None:
-    new_dispatcher(engine, settings, executor)
-    note = settings.state_folder / "tracks/default/base.json"
+def test_a_damaged_note_on_the_base_model_is_made_again(box: Box, damage: bytes) -> None:
+    box.new_dispatcher()
+    note = box.settings.state_folder / "tracks/default/base.json"
     whole = note.read_bytes()
     note.write_bytes(damage.replace(b"SIGNATURE", json.dumps(json.loads(whole)["signature"]).encode()))
-    assert new_dispatcher(engine, settings, executor).bases.problem("default") is None
+    assert box.new_dispatcher().bases.problem("default") is None
     assert note.read_bytes() == whole
 
 
-def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_died(
-    engine: Engine, settings: Settings
-) -> None:
-    dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
-    with transaction(engine) as session:
+def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_died(box: Box) -> None:
+    dispatcher = Dispatcher(box.engine, box.settings, LocalExecutor(box.settings.state_folder))
+    with transaction(box.engine) as session:
         states.ensure_track(session, "default", NOW)
     dispatcher.recover(NOW)
-    add_drop(engine, "a")
+    box.drop("a")
     dispatcher.tick(NOW)
-    entry = settings.state_folder / "spool" / "queue" / "1-prepare-1.json"
+    entry = box.settings.state_folder / "spool" / "queue" / "1-prepare-1.json"
     entry.unlink()
     dispatcher.tick(NOW + 1)
     assert entry.exists()
-    assert run_row(engine).deaths == 0
+    assert box.run().deaths == 0
 
 
-def test_a_run_with_trouble_of_its_own_waits_alone_longer_each_time_and_goes_on_when_it_is_over(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor
-) -> None:
-    two = Settings.model_validate({**settings.model_dump(exclude_unset=True), "tracks": {"other": {}}})
-    dispatcher = new_dispatcher(engine, two, executor)
+def test_a_run_with_trouble_of_its_own_waits_alone_longer_each_time_and_goes_on_when_it_is_over(box: Box) -> None:
+    two = Settings.model_validate({**box.settings.model_dump(exclude_unset=True), "tracks": {"other": {}}})
+    dispatcher = box.new_dispatcher(two)
     # A file in the place of a folder: the kernel says so to root, too.
-    place = settings.state_folder / "runs/1"
+    place = box.settings.state_folder / "runs/1"
     place.parent.mkdir(exist_ok=True)
     place.touch()
-    add_drop(engine, "a")
-    add_drop(engine, "b", "other")
+    box.drop("a")
+    box.drop("b", "other")
     now = NOW
     ticks(dispatcher, 20)
-    assert (run_row(engine).state, run_row(engine, 2).state) == (RunState.WAITING, RunState.SUCCEEDED)
+    assert (box.run().state, box.run(2).state) == (RunState.WAITING, RunState.SUCCEEDED)
     waits = []
     for _ in range(4):
-        run = run_row(engine)
+        run = box.run()
         waits.append((run.not_before - now) // 1000)
         now = run.not_before
         dispatcher.tick(now)
     assert waits == [30, 60, 120, 240]
-    run = run_row(engine)
+    run = box.run()
     assert (run.state, run.failures, run.deaths) == (RunState.WAITING, 0, 0)
     assert run.error is not None
     assert run.hint is not None
     assert run.error.startswith("the files of run 1 cannot be used: ")
     assert "dropforge cancel 1" in run.hint
-    with transaction(engine) as session:
+    with transaction(box.engine) as session:
         open_ones = [one for one in session.exec(select(Attempt)) if one.state == AttemptState.SUBMITTED]
     assert open_ones == []
     place.unlink()
     ticks(dispatcher, 20, run.not_before)
-    assert (run_row(engine).state, run_row(engine).failures) == (RunState.SUCCEEDED, 0)
+    assert (box.run().state, box.run().failures) == (RunState.SUCCEEDED, 0)
 
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_run_that_was_put_off_by_a_clock_a_year_ahead_begins_when_the_clock_is_right_again(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, restart: bool
+    box: Box, restart: bool
 ) -> None:
-    dispatcher = new_dispatcher(engine, settings, executor)
-    add_drop(engine, "a")
+    dispatcher = box.new_dispatcher()
+    box.drop("a")
     year = 365 * 86_400_000
-    with transaction(engine) as session:
+    with transaction(box.engine) as session:
         run_queue.enqueue(session, "default", "drop", NOW + year, NOW + year + 600_000)
     dispatcher.tick(NOW + year)
     if restart:
-        dispatcher = new_dispatcher(engine, settings, executor)
-    assert run_row(engine).not_before == (NOW if restart else NOW + year + 600_000)
+        dispatcher = box.new_dispatcher()
+    assert box.run().not_before == (NOW if restart else NOW + year + 600_000)
     dispatcher.tick(NOW)
-    assert executor.steps == ["prepare"]
+    assert box.executor.steps == ["prepare"]
 
 
-@pytest.mark.parametrize("known", ["before the training", "after it"])
-def test_too_little_data_fixes_nothing_on_the_track(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, known: str
-) -> None:
-    if known == "before the training":
-        executor.shortfall = Shortfall(heldout_rows=1, needed_heldout_rows=100, needed_rows=660)
-    executor.outcome = "insufficient_evidence"
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    with transaction(engine) as session:
-        track = session.get_one(Track, "default")
-    assert (track.metric, track.max_new_tokens, track.split) == (None, None, None)
-
-
-def test_a_run_without_a_verdict_fixes_nothing_and_smaller_batches_are_kept(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor
-) -> None:
+def test_a_run_without_a_verdict_fixes_nothing_and_smaller_batches_are_kept(box: Box) -> None:
     def track() -> Track:
-        with transaction(engine) as session:
+        with transaction(box.engine) as session:
             return session.get_one(Track, "default")
 
-    dispatcher = new_dispatcher(engine, settings, executor)
-    executor.batch_size = 16
-    add_drop(engine, "a")
-    while executor.steps[-1:] != ["evaluate"]:
+    dispatcher = box.new_dispatcher()
+    box.executor.batch_size = 16
+    box.drop("a")
+    while box.executor.steps[-1:] != ["evaluate"]:
         ticks(dispatcher, count=1)
     assert (track().metric, track().max_new_tokens, track().eval_batch_size) == (None, None, None)
     ticks(dispatcher)
     assert (track().metric, track().max_new_tokens, track().eval_batch_size) == ("exact_match", 16, 16)
-    executor.batch_size = 4
-    add_drop(engine, "b")
+    box.executor.batch_size = 4
+    box.drop("b")
     ticks(dispatcher)
     assert track().eval_batch_size == 4, "memory did not hold 16"
 
 
-def test_steps_are_told_the_price_of_the_machine(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor
-) -> None:
-    priced = settings.model_copy(update={"cost": CostSettings(per_hour=1.5)})
-    add_drop(engine, "a")
-    new_dispatcher(engine, priced, executor).tick(NOW + 1)
-    assert executor.submitted[0].config.price_per_hour == 1.5
-
-
-def test_a_retried_run_does_again_what_the_new_settings_make_stale(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    executor.script["evaluate"] = [ended("failed", 65)]
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    assert run_row(engine).state == RunState.FAILED
-    run_queue.retry(engine, 1, NOW + 100)
-    other = settings.model_copy(update={"train": settings.train.model_copy(update={"batch_size": 2})})
-    ticks(new_dispatcher(engine, other, executor), now=NOW + 200)
-    assert run_row(engine).outcome == "promoted"
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "train", "merge", "evaluate", "decide"]
-    assert executor.submitted[4].config.train.batch_size == 2
-
-
-def test_a_retried_run_evaluates_again_with_another_engine(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    executor.script["decide"] = [ended("failed", 65)]
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    run_queue.retry(engine, 1, NOW + 100)
-    other = settings.model_copy(
-        update={"evaluate": settings.evaluate.model_copy(update={"vllm": "/opt/vllm/bin/vllm"})}
-    )
-    ticks(new_dispatcher(engine, other, executor), now=NOW + 200)
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide", "evaluate", "decide"]
-
-
-def test_a_retried_run_with_the_same_settings_goes_on_where_it_stopped(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    executor.script["evaluate"] = [ended("failed", 65)]
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    run_queue.retry(engine, 1, NOW + 100)
-    smaller = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 2})})
-    ticks(new_dispatcher(engine, smaller, executor), now=NOW + 200)
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
-    assert executor.submitted[4].config.evaluate.batch_size == 2
+def test_a_retried_run_with_the_same_settings_goes_on_where_it_stopped(box: Box) -> None:
+    box.executor.script["evaluate"] = [ended("failed", 65)]
+    box.drop("a")
+    box.ticks()
+    run_queue.retry(box.engine, 1, NOW + 100)
+    smaller = box.settings.model_copy(update={"evaluate": box.settings.evaluate.model_copy(update={"batch_size": 2})})
+    ticks(box.new_dispatcher(smaller), now=NOW + 200)
+    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
+    assert box.executor.submitted[4].config.evaluate.batch_size == 2
 
 
 def test_the_judge_alone_may_use_the_network_and_its_judgement_reaches_the_decision(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
+    box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-hush")
-    dispatcher = new_dispatcher(engine, settings.model_copy(update={"judge": JUDGE}), executor)
-    add_drop(engine, "a")
+    dispatcher = box.new_dispatcher(box.settings.model_copy(update={"judge": JUDGE}))
+    box.drop("a")
     ticks(dispatcher)
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "judge", "decide"]
-    assert [spec.step for spec in executor.submitted if spec.network] == ["judge"]
-    assert executor.submitted[-1].inputs["judge"] == "runs/1/judge.json"
-    kept = [path for path in settings.state_folder.rglob("*") if path.is_file()]
+    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "judge", "decide"]
+    assert [spec.step for spec in box.executor.submitted if spec.network] == ["judge"]
+    assert box.executor.submitted[-1].inputs["judge"] == "runs/1/judge.json"
+    kept = [path for path in box.settings.state_folder.rglob("*") if path.is_file()]
     assert [path for path in kept if b"sk-hush" in path.read_bytes()] == []
 
 
@@ -1410,20 +1107,18 @@ def test_the_judge_alone_may_use_the_network_and_its_judgement_reaches_the_decis
     ("other", "again"), [(JUDGE.model_copy(update={"model": "n"}), ["judge", "decide"]), (JudgeConfig(), ["decide"])]
 )
 def test_a_retried_run_with_another_judge_or_none_does_not_keep_the_old_judgement(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, other: JudgeConfig, again: list[str]
+    box: Box, other: JudgeConfig, again: list[str]
 ) -> None:
-    executor.script["decide"] = [ended("failed", 65)]
-    add_drop(engine, "a")
-    ticks(new_dispatcher(engine, settings.model_copy(update={"judge": JUDGE}), executor))
-    run_queue.retry(engine, 1, NOW + 100)
-    ticks(new_dispatcher(engine, settings.model_copy(update={"judge": other}), executor), now=NOW + 200)
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "judge", "decide", *again]
-    assert ("judge" in executor.submitted[-1].inputs) == ("judge" in again)
+    box.executor.script["decide"] = [ended("failed", 65)]
+    box.drop("a")
+    ticks(box.new_dispatcher(box.settings.model_copy(update={"judge": JUDGE})))
+    run_queue.retry(box.engine, 1, NOW + 100)
+    ticks(box.new_dispatcher(box.settings.model_copy(update={"judge": other})), now=NOW + 200)
+    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "judge", "decide", *again]
+    assert ("judge" in box.executor.submitted[-1].inputs) == ("judge" in again)
 
 
-def test_an_interrupted_judge_keeps_its_replies_for_the_next_attempt(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor
-) -> None:
+def test_an_interrupted_judge_keeps_its_replies_for_the_next_attempt(box: Box) -> None:
     def cut_off(spec: StepSpec) -> StepResult:
         folder = Path(spec.root) / spec.folder / "predictions"
         folder.mkdir()
@@ -1433,48 +1128,29 @@ def test_an_interrupted_judge_keeps_its_replies_for_the_next_attempt(
     def go_on(spec: StepSpec) -> StepResult:
         first = (Path(spec.root) / spec.folder).with_name("judge-1")
         assert (first / "predictions/judge.replies.jsonl").exists()
-        return executor.good(spec)
+        return box.executor.good(spec)
 
-    executor.script["judge"] = [cut_off, go_on]
-    add_drop(engine, "a")
-    ticks(new_dispatcher(engine, settings.model_copy(update={"judge": JUDGE}), executor), 20)
-    assert run_row(engine).outcome == "promoted"
-    assert executor.steps[-3:] == ["judge", "judge", "decide"]
-
-
-def test_a_retried_run_whose_drops_were_withdrawn_begins_with_its_data(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
-    executor.script["train"] = [ended("failed", 65)]
-    add_drop(engine, "a")
-    bad = add_drop(engine, "b")
-    ticks(dispatcher)
-    with transaction(engine) as session:
-        session.get_one(Drop, bad).state = DropState.WITHDRAWN
-    run_queue.retry(engine, 1, NOW + 100)
-    ticks(dispatcher, now=NOW + 200)
-    assert executor.steps[:4] == ["prepare", "train", "prepare", "train"]
-    assert [drop.id for drop in executor.submitted[2].drops] == [1]
+    box.executor.script["judge"] = [cut_off, go_on]
+    box.drop("a")
+    ticks(box.new_dispatcher(box.settings.model_copy(update={"judge": JUDGE})), 20)
+    assert box.run().outcome == "promoted"
+    assert box.executor.steps[-3:] == ["judge", "judge", "decide"]
 
 
-def test_an_artifact_whose_files_changed_since_is_not_published(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
+def test_an_artifact_whose_files_changed_since_is_not_published(box: Box) -> None:
     def torn(spec: StepSpec) -> StepResult:
         (Path(spec.root) / spec.folder / "adapter.bin").write_bytes(b"half")
-        return executor.good(spec).model_copy(update={"outputs": {"adapter.bin": "0" * 64}})
+        return box.executor.good(spec).model_copy(update={"outputs": {"adapter.bin": "0" * 64}})
 
-    executor.script["train"] = [torn]
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    assert "adapter.bin" in (run_row(engine).error or "")
-    assert "train" not in run_files.published(settings.state_folder, 1)
+    box.executor.script["train"] = [torn]
+    box.drop("a")
+    box.ticks()
+    assert "adapter.bin" in (box.run().error or "")
+    assert "train" not in run_files.published(box.settings.state_folder, 1)
 
 
-def test_trouble_with_one_run_stops_no_other(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dispatcher = new_dispatcher(engine, settings, executor)
+def test_trouble_with_one_run_stops_no_other(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher = box.new_dispatcher()
     broken = run_files.publish
 
     def publish(spec: StepSpec, result: StepResult) -> Any:
@@ -1484,98 +1160,81 @@ def test_trouble_with_one_run_stops_no_other(
         return broken(spec, result)
 
     monkeypatch.setattr(run_files, "publish", publish)
-    add_drop(engine, "a")
+    box.drop("a")
     ticks(dispatcher)
-    assert (run_row(engine).state, run_row(engine).error) == (RunState.FAILED, "LookupError: a defect")
-    add_drop(engine, "b")
+    assert (box.run().state, box.run().error) == (RunState.FAILED, "LookupError: a defect")
+    box.drop("b")
     ticks(dispatcher)
-    assert run_row(engine, 2).outcome == "promoted"
+    assert box.run(2).outcome == "promoted"
 
 
-def test_a_full_disk_is_no_fault_of_the_run(
-    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_no_fault_of_the_run(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     def publish(_spec: StepSpec, _result: StepResult) -> Any:
         raise OSError(28, "No space left on device")
 
-    add_drop(engine, "a")
-    dispatcher.tick(NOW)
+    box.drop("a")
+    box.dispatcher.tick(NOW)
     with monkeypatch.context() as full:
         full.setattr(run_files, "publish", publish)
         with pytest.raises(OSError, match="No space left"):
-            dispatcher.tick(NOW + 1)
-    ticks(dispatcher)
-    assert (run_row(engine).outcome, run_row(engine).failures) == ("promoted", 0)
+            box.dispatcher.tick(NOW + 1)
+    box.ticks()
+    assert (box.run().outcome, box.run().failures) == ("promoted", 0)
 
 
-def test_the_service_manager_is_told_how_far_a_step_is_in_the_words_of_status(
-    engine: Engine, dispatcher: Dispatcher
-) -> None:
-    add_drop(engine, "a")
-    dispatcher.tick(NOW)
-    folder = dispatcher._root / "runs" / "1" / "attempts" / "prepare-1"
+def test_the_service_manager_is_told_how_far_a_step_is_in_the_words_of_status(box: Box) -> None:
+    box.drop("a")
+    box.dispatcher.tick(NOW)
+    folder = box.dispatcher._root / "runs" / "1" / "attempts" / "prepare-1"
     progress = Progress(step="prepare", done=3, total=9, eta_seconds=75.0)
     durable.write_hint(folder / "progress.json", progress.model_dump())
-    assert dispatcher.describe() == f"run 1 {progress.words}" == "run 1 prepare 3/9, 1 min 15 s left"
+    assert box.dispatcher.describe() == f"run 1 {progress.words}" == "run 1 prepare 3/9, 1 min 15 s left"
 
 
-def test_progress_that_a_power_cut_emptied_is_skipped(engine: Engine, dispatcher: Dispatcher) -> None:
+def test_a_run_that_is_cancelled_before_a_worker_has_begun_its_step_ends(engine: Engine, settings: Settings) -> None:
     add_drop(engine, "a")
-    dispatcher.tick(NOW)
-    folder = dispatcher._root / "runs" / "1" / "attempts" / "prepare-1"
-    (folder / "progress.json").write_bytes(b"")
-    assert dispatcher.describe() == "run 1 prepare"
-
-
-def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(engine: Engine, settings: Settings) -> None:
     dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
-    with transaction(engine) as session:
+    dispatcher.recover(NOW)
+    dispatcher.tick(NOW)
+    run_queue.cancel(engine, 1, NOW)
+    ticks(dispatcher, 3)
+    assert (run_row(engine).state, list((settings.state_folder / "spool/queue").iterdir())) == ("cancelled", [])
+
+
+def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(box: Box) -> None:
+    dispatcher = Dispatcher(box.engine, box.settings, LocalExecutor(box.settings.state_folder))
+    with transaction(box.engine) as session:
         states.ensure_track(session, "default", NOW)
     dispatcher.recover(NOW)
-    add_drop(engine, "a")
+    box.drop("a")
     dispatcher.tick(NOW)
-    spool = settings.state_folder / "spool"
+    spool = box.settings.state_folder / "spool"
     assert [path.name for path in (spool / "queue").iterdir()] == ["1-prepare-1.json"]
     dispatcher.abandon(NOW + 1)
     assert list((spool / "queue").iterdir()) == list((spool / "cancel").iterdir()) == []
-    assert run_row(engine).state == RunState.WAITING
+    assert box.run().state == RunState.WAITING
 
 
-def test_a_training_that_dies_after_each_new_checkpoint_is_not_quarantined(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
+def test_a_training_that_dies_after_each_new_checkpoint_is_not_quarantined(box: Box) -> None:
     def die_with_a_checkpoint(spec: StepSpec) -> None:
         place = Path(spec.root) / spec.checkpoints / f"step-{spec.attempt}"
         place.mkdir(parents=True)
         (place / "COMPLETE").write_text("{}")
 
-    executor.script["train"] = [die_with_a_checkpoint] * 5
-    add_drop(engine, "a")
-    ticks(dispatcher, count=30)
-    assert (run_row(engine).outcome, run_row(engine).deaths) == ("promoted", 0)
-    assert executor.steps.count("train") == 6
+    box.executor.script["train"] = [die_with_a_checkpoint] * 5
+    box.drop("a")
+    box.ticks(count=30)
+    assert (box.run().outcome, box.run().deaths) == ("promoted", 0)
+    assert box.executor.steps.count("train") == 6
 
 
 # --- what a crash leaves
 
 
-@pytest.mark.usefixtures("dispatcher")
-def test_a_step_that_is_abandoned_is_called_off_so_that_no_worker_begins_it_later(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor
-) -> None:
-    add_drop(engine, "a")
-    dispatcher = new_dispatcher(engine, settings, executor)
-    dispatcher.tick(NOW)
-    dispatcher.abandon(NOW)
-    assert executor.cancelled == ["1-prepare-1"]
-
-
-def test_what_a_dead_daemon_left_half_written_is_cleared_away_and_a_living_steps_files_are_not(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor, dispatcher: Dispatcher
-) -> None:
-    add_drop(engine, "a")
-    dispatcher.tick(NOW)
-    root = settings.state_folder
+def test_what_a_dead_daemon_left_half_written_is_cleared_away_and_a_living_steps_files_are_not(box: Box) -> None:
+    box.drop("a")
+    box.dispatcher.tick(NOW)
+    root = box.settings.state_folder
     attempt = root / "runs/1/attempts/prepare-1"
     (root / "spool/queue").mkdir(parents=True, exist_ok=True)
     dead = [attempt / ".spec.json.0.tmp", root / "runs/1/.prepare.json.0.tmp", root / "spool/queue/.1.json.0.tmp"]
@@ -1583,40 +1242,40 @@ def test_what_a_dead_daemon_left_half_written_is_cleared_away_and_a_living_steps
     alive = attempt / ".result.json.0.tmp"
     for path in (*dead, alive):
         path.write_text("part")
-    new_dispatcher(engine, settings, executor)
+    box.new_dispatcher()
     assert [path.name for path in dead if path.exists()] == []
     assert alive.exists()
 
 
 def test_a_rollback_whose_process_died_is_undone_by_the_daemon_that_lives_on(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+    box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    link = settings.state_folder / "tracks/default/champion"
+    box.drop("a")
+    box.ticks()
+    link = box.settings.state_folder / "tracks/default/champion"
     with monkeypatch.context() as patch:
         patch.setattr(promotion, "fsync_folder", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            rollback.rollback(engine, settings.state_folder, rollback.Target("default"), Word("it swears", NOW))
-    assert link.resolve() == Path(settings.base_model)
-    dispatcher.tick(NOW + 29_000)
-    assert link.resolve() == Path(settings.base_model)
-    dispatcher.tick(NOW + 61_000)
-    with transaction(engine) as session:
+            decisions.rollback(
+                box.engine, box.settings.state_folder, decisions.Target("default"), Word("it swears", NOW)
+            )
+    assert link.resolve() == Path(box.settings.base_model)
+    box.dispatcher.tick(NOW + 29_000)
+    assert link.resolve() == Path(box.settings.base_model)
+    box.dispatcher.tick(NOW + 61_000)
+    with transaction(box.engine) as session:
         serving = promotion.champion(session, "default")
-    assert (serving.generation, link.resolve()) == (1, settings.state_folder / serving.path)
+    assert (serving.generation, link.resolve()) == (1, box.settings.state_folder / serving.path)
 
 
-def test_a_step_at_work_writes_nothing_into_the_database(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(executor, "poll", lambda _spec: JobState.RUNNING)
-    add_drop(engine, "a")
-    dispatcher.tick(NOW)
-    watch = ChangeWatch(engine)
+def test_a_step_at_work_writes_nothing_into_the_database(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box.executor, "poll", lambda _spec: JobState.RUNNING)
+    box.drop("a")
+    box.dispatcher.tick(NOW)
+    watch = ChangeWatch(box.engine)
     watch.changed()
     for seconds in range(0, 600, 10):
-        dispatcher.tick(NOW + 1000 * seconds)
+        box.dispatcher.tick(NOW + 1000 * seconds)
     assert not watch.changed(), "each commit wakes hooks and messages, and every open page asks for all it shows"
 
 
@@ -1630,19 +1289,17 @@ def trained(batch_tokens: int, device: str) -> Callable[[StepSpec], StepResult]:
     )
 
 
-def test_a_training_is_told_how_the_latest_like_it_came_to_fit(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor
-) -> None:
-    executor.script["train"] = [trained(512, "card"), trained(256, "card"), trained(128, "card")]
-    dispatcher = new_dispatcher(engine, settings, executor)
+def test_a_training_is_told_how_the_latest_like_it_came_to_fit(box: Box) -> None:
+    box.executor.script["train"] = [trained(512, "card"), trained(256, "card"), trained(128, "card")]
+    dispatcher = box.new_dispatcher()
     for name in ("a", "b"):
-        add_drop(engine, name)
+        box.drop(name)
         ticks(dispatcher)
-    longer = settings.train.model_copy(update={"max_length": 2048})
-    dispatcher = new_dispatcher(engine, settings.model_copy(update={"train": longer}), executor)
-    add_drop(engine, "c")
+    longer = box.settings.train.model_copy(update={"max_length": 2048})
+    dispatcher = box.new_dispatcher(box.settings.model_copy(update={"train": longer}))
+    box.drop("c")
     ticks(dispatcher)
-    told = [spec.memory for spec in executor.submitted if spec.step == "train"]
+    told = [spec.memory for spec in box.executor.submitted if spec.step == "train"]
     first = MemoryPlan(device="card", quantization="none", batch_tokens=512, activations="kept")
     assert told == [None, first, None]
-    assert {spec.memory for spec in executor.submitted if spec.step != "train"} == {None}
+    assert {spec.memory for spec in box.executor.submitted if spec.step != "train"} == {None}

@@ -256,6 +256,15 @@ def test_a_step_sees_what_earlier_ones_published_and_nothing_that_is_in_doubt(ho
     assert [sorted(spec.inputs) for spec in house.executor.submitted] == [[], sorted(ALL[:-1])]
 
 
+def test_a_step_whose_spec_is_damaged_is_done_again(house: House) -> None:
+    house.fail_at("end")
+    house.retry("train", {"replay": 0.5})
+    (spec,) = house.root.glob("runs/1/attempts/decide-*/spec.json")
+    spec.write_text('{"version": 1,')
+    house.go()
+    assert (house.executor.steps, run_row(house.engine).outcome) == (["decide"], "promoted")
+
+
 CHANGE = st.sampled_from([(section, tuple(values.items())) for section, values, *_ in CHANGES])
 
 

@@ -1,7 +1,5 @@
 """A person takes a drop out of later runs and puts it back; its file and its history stay."""
 
-from pathlib import Path
-
 import pytest
 from sqlalchemy import Engine
 from sqlmodel import col, select
@@ -11,18 +9,12 @@ from daemon.settings.model import Settings
 from daemon.state import database
 from daemon.state.events import Word
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Event, Run
+from daemon.state.tables import Event, Run
 from pipeline.errors import DropforgeError
+from tests.run_owner import add_drop
 
 NOW = 1_800_000_000_000
 SETTINGS = Settings(run_after_quiet_seconds=10)
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    path = tmp_path / "state.db"
-    database.migrate(path)
-    return database.open_engine(path)
 
 
 def add(engine: Engine, state: DropState, role: str = "train", sha256: str = "0" * 64, run: bool = False) -> int:  # noqa: FBT002
@@ -33,20 +25,7 @@ def add(engine: Engine, state: DropState, role: str = "train", sha256: str = "0"
             session.add(row)
             session.flush()
             first = row.id
-        drop = Drop(
-            track="default",
-            role=role,
-            state=state,
-            name_bytes=b"a",
-            name="a",
-            sha256=sha256,
-            size_bytes=1,
-            received_at=NOW,
-            first_run=first,
-        )
-        session.add(drop)
-        session.flush()
-        return drop.id or 0
+        return add_drop(session, role=role, state=state, sha256=sha256, first_run=first)
 
 
 def runs(engine: Engine) -> list[Run]:

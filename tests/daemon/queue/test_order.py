@@ -1,27 +1,20 @@
-from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
-from sqlmodel import Session, select
+from sqlmodel import select
 
 from daemon.queue import order, run_queue, states
 from daemon.queue.states import Claim
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.states import TRIAL
-from daemon.state.tables import Drop, Event, Run, Track
-from pipeline.config import RunConfig
+from daemon.state.tables import Event, Run
 from pipeline.errors import DropforgeError
 from tests import run_owner
+from tests.run_owner import add_drop, configure
 
-
-def configure(_session: Session, track: Track) -> RunConfig:
-    return RunConfig(track=track.name, base_model="/base", base_model_id="b" * 64, salt=track.salt)
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    migrate(tmp_path / "state.db")
-    return open_engine(tmp_path / "state.db")
+WORD = Word("the card is lent out", 50, "ada")
 
 
 def queue_runs(engine: Engine, *names: str) -> list[int]:
@@ -30,20 +23,7 @@ def queue_runs(engine: Engine, *names: str) -> list[int]:
     for name in names:
         with transaction(engine) as session:
             states.ensure_track(session, name, 0)
-            session.add(
-                Drop(
-                    track=name,
-                    role="train",
-                    state="accepted",
-                    name_bytes=b"a.jsonl",
-                    name="a.jsonl",
-                    sha256=name * 8,
-                    size_bytes=10,
-                    rows=5,
-                    received_at=1,
-                )
-            )
-            session.flush()
+            add_drop(session, name)
             numbers.append(run_queue.enqueue(session, name, "drop", 0, 0).id or 0)
     return numbers
 
@@ -65,20 +45,9 @@ def test_a_run_goes_to_the_front(engine: Engine) -> None:
     assert order.move_first(engine, 3, 50, "ada") == [3, 1, 2]
     assert goes(engine) == [3, 1, 2]
     assert claim(engine).run_id == 3
-
-
-def test_a_later_move_to_the_front_goes_before_an_earlier_one(engine: Engine) -> None:
-    queue_runs(engine, "a", "b", "c")
-    order.move_first(engine, 2, 50, "ada")
-    order.move_first(engine, 3, 51, "ada")
-    assert goes(engine) == [3, 2, 1]
-
-
-def test_what_comes_later_goes_behind_what_was_moved(engine: Engine) -> None:
-    queue_runs(engine, "a", "b")
-    order.move_first(engine, 2, 50, "ada")
-    queue_runs(engine, "c")
-    assert goes(engine) == [2, 1, 3]
+    with transaction(engine) as session:
+        found = session.exec(select(Event).where(Event.kind == "run_moved")).all()
+    assert [(one.run_id, one.track, one.detail) for one in found] == [(3, "c", {"by": "ada"})]
 
 
 def test_trials_stay_last_where_nobody_moved_them(engine: Engine) -> None:
@@ -101,14 +70,6 @@ def test_an_interrupted_run_goes_on_first_though_another_was_moved_to_the_front_
     assert order.move_first(engine, 3, 150, "ada") == [3, 2]
     run_queue.interrupt(engine, running, 90)
     assert goes(engine) == [1, 3, 2]
-
-
-def test_a_person_may_put_a_run_before_one_that_waits(engine: Engine) -> None:
-    queue_runs(engine, "a", "b")
-    run_queue.interrupt(engine, claim(engine), 90)
-    assert goes(engine) == [1, 2]
-    order.move_first(engine, 2, 95, "ada")
-    assert goes(engine) == [2, 1]
 
 
 def test_a_moved_run_still_waits_for_its_own_time(engine: Engine) -> None:
@@ -141,9 +102,51 @@ def test_what_cannot_be_moved_is_refused(engine: Engine) -> None:
     assert goes(engine) == [2]
 
 
-def test_a_move_leaves_an_event_with_its_person(engine: Engine) -> None:
-    queue_runs(engine, "a", "b")
-    order.move_first(engine, 2, 50, "ada")
+# --- a paused track
+
+
+def events(engine: Engine) -> list[tuple[str, dict[str, Any]]]:
     with transaction(engine) as session:
-        found = session.exec(select(Event).where(Event.kind == "run_moved")).all()
-    assert [(one.run_id, one.track, one.detail) for one in found] == [(2, "b", {"by": "ada"})]
+        return [(row.kind, row.detail) for row in session.exec(select(Event)).all() if row.kind.startswith("track_")]
+
+
+def test_a_paused_track_begins_no_run_and_others_go_on(engine: Engine) -> None:
+    queue_runs(engine, "support")
+    (other,) = queue_runs(engine, "legal")
+    order.pause(engine, "support", WORD)
+    held = claim(engine)
+    assert held.run_id == other
+    assert run_owner.claim(engine, 100, configure) is None
+    assert order.next_due(engine) is None
+
+
+def test_a_resumed_track_goes_on_where_it_was(engine: Engine) -> None:
+    (run,) = queue_runs(engine, "support")
+    order.pause(engine, "support", WORD)
+    assert run_owner.claim(engine, 100, configure) is None
+    order.resume(engine, "support", Word("", 200, "ada"))
+    held = claim(engine, 300)
+    assert held.run_id == run
+    assert events(engine)[-2:] == [
+        ("track_paused", {"reason": "the card is lent out", "by": "ada"}),
+        ("track_resumed", {"reason": "", "by": "ada"}),
+    ]
+
+
+def test_a_running_run_of_a_paused_track_ends_and_an_interrupted_one_waits(engine: Engine) -> None:
+    queue_runs(engine, "support")
+    held = claim(engine)
+    order.pause(engine, "support", WORD)
+    assert run_queue.interrupt(engine, held, 120) == "waiting"
+    assert run_owner.claim(engine, 130, configure) is None
+
+
+def test_pausing_twice_and_resuming_what_is_not_paused_are_refused(engine: Engine) -> None:
+    order.pause(engine, "support", WORD)
+    with pytest.raises(DropforgeError, match="paused already: the card is lent out") as refused:
+        order.pause(engine, "support", Word("another", 60, "bob"))
+    assert refused.value.hint == "to let it go on: dropforge resume support"
+    order.resume(engine, "support", WORD)
+    for name in ("support", "unknown"):
+        with pytest.raises(DropforgeError, match=f"track {name} is not paused"):
+            order.resume(engine, name, WORD)

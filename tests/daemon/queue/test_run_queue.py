@@ -1,6 +1,5 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -11,28 +10,17 @@ from daemon.queue import states as run_states
 from daemon.queue.run_queue import Failure
 from daemon.queue.states import Claim, LostClaim
 from daemon.settings.model import RetrySettings, Settings
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import transaction
 from daemon.state.states import AttemptState, DropState, RunState
-from daemon.state.tables import Attempt, Drop, Event, Run, Track
+from daemon.state.tables import Drop, Event, Run, Track
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import DropforgeError
 from tests import run_owner
+from tests.run_owner import add_drop, configure
 
 RETRY = RetrySettings(limit=3, backoff_seconds=30.0)
 BROKEN = Failure("no memory left", "lower train.batch_size", retryable=True)
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    migrate(tmp_path / "state.db")
-    engine = open_engine(tmp_path / "state.db")
-    yield engine
-    engine.dispose()
-
-
-def configure(_session: Session, track: Track) -> RunConfig:
-    return RunConfig(track=track.name, base_model="/base", base_model_id="b" * 64, salt=track.salt)
 
 
 def refuse(_session: Session, _track: Track) -> RunConfig:
@@ -40,29 +28,11 @@ def refuse(_session: Session, _track: Track) -> RunConfig:
     raise DropforgeError(message, hint)
 
 
-def drop(session: Session, track: str = "default", role: str = "train", state: str = DropState.ACCEPTED) -> int:
-    number = len(session.exec(select(Drop)).all()) + 1
-    row = Drop(
-        track=track,
-        role=role,
-        state=state,
-        name_bytes=b"a.jsonl",
-        name="a.jsonl",
-        sha256=f"{number:064x}",
-        size_bytes=10,
-        rows=5,
-        received_at=1,
-    )
-    session.add(row)
-    session.flush()
-    return row.id or 0
-
-
 def queue_run(engine: Engine, track: str = "default", now: int = 0, not_before: int = 0) -> int:
     """Drop a file and queue its run."""
     with transaction(engine) as session:
         states.ensure_track(session, track, now)
-        drop(session, track)
+        add_drop(session, track)
         return run_queue.enqueue(session, track, "drop", now, not_before).id or 0
 
 
@@ -111,33 +81,6 @@ def test_drops_that_keep_coming_do_not_put_a_run_off_for_ever(engine: Engine) ->
     assert max(due) == due[-1] == HOUR_MS
 
 
-def test_each_track_has_its_own_queued_run_and_its_own_salt(engine: Engine) -> None:
-    assert queue_run(engine, "a") != queue_run(engine, "b")
-    with transaction(engine) as session:
-        salts = {track.salt for track in session.exec(select(Track))}
-    assert sorted(len(salt) for salt in salts) == [32, 32]
-
-
-def test_a_run_is_not_queued_if_its_transaction_is_taken_back(engine: Engine) -> None:
-    def half_done() -> None:
-        with transaction(engine) as session:
-            run_queue.enqueue(session, "default", "drop", 0, 0)
-            raise ArithmeticError
-
-    with pytest.raises(ArithmeticError):
-        half_done()
-    with transaction(engine) as session:
-        assert session.exec(select(Run)).all() == []
-    assert events(engine) == []
-
-
-def test_drops_during_a_run_open_exactly_one_next_run(engine: Engine) -> None:
-    running = start_run(engine)
-    later = {queue_run(engine) for _ in range(5)}
-    assert len(later) == 1
-    assert later != {running.run_id}
-
-
 # --- changes of a state
 
 
@@ -174,9 +117,9 @@ def test_a_changed_run_reads_as_it_is_in_the_database_and_can_be_changed_again(e
 def test_a_claimed_run_has_a_snapshot_of_the_accepted_drops_of_its_track(engine: Engine) -> None:
     with transaction(engine) as session:
         for state in DropState:
-            drop(session, state=state)
-        drop(session, role="heldout")
-        drop(session, track="other")
+            add_drop(session, state=state)
+        add_drop(session, role="heldout")
+        add_drop(session, track="other")
         run_queue.enqueue(session, "default", "drop", 5, 5)
     claim = take(engine)
     run = load(engine, claim.run_id)
@@ -189,16 +132,6 @@ def test_a_claimed_run_has_a_snapshot_of_the_accepted_drops_of_its_track(engine:
     assert RunConfig.model_validate(run.config).track == "default"
     with transaction(engine) as session:
         assert [row.first_run for row in session.exec(select(Drop))] == [1, None, None, None, None, None, 1, None]
-
-
-def test_a_later_run_has_the_old_drops_too_and_leaves_their_first_run(engine: Engine) -> None:
-    first = start_run(engine)
-    run_owner.finish(engine, first, run_queue.Ending("promoted", "better"), 200)
-    queue_run(engine)
-    second = take(engine)
-    assert [row["id"] for row in load(engine, second.run_id).snapshot or ()] == [1, 2]
-    with transaction(engine) as session:
-        assert [row.first_run for row in session.exec(select(Drop))] == [first.run_id, second.run_id]
 
 
 def test_a_run_is_not_claimed_before_its_time(engine: Engine) -> None:
@@ -214,14 +147,6 @@ def test_a_run_of_the_future_is_claimed_since_the_clock_was_set_back(engine: Eng
     assert take(engine, now=2 * HOUR_MS).run_id == claim.run_id
 
 
-def test_a_run_that_waits_since_a_clock_that_was_ahead_is_claimed_when_it_is_right_again(engine: Engine) -> None:
-    run_id = queue_run(engine)
-    claim = take(engine)
-    run_queue.interrupt(engine, claim, 9 * HOUR_MS)
-    assert load(engine, run_id).created_at == 0, "only its end is of the future"
-    assert take(engine, now=2 * HOUR_MS).run_id == run_id
-
-
 def test_a_waiting_run_goes_before_an_older_queued_one_and_keeps_its_snapshot(engine: Engine) -> None:
     older, newer = queue_run(engine, "a", not_before=500), queue_run(engine, "b")
     claim = take(engine, 100)
@@ -232,15 +157,6 @@ def test_a_waiting_run_goes_before_an_older_queued_one_and_keeps_its_snapshot(en
     assert take(engine, 600).run_id == newer
     assert older < newer
     assert load(engine, newer).snapshot == snapshot
-
-
-def test_the_oldest_of_two_waiting_runs_goes_first(engine: Engine) -> None:
-    claims = [start_run(engine)]
-    queue_run(engine, "other")
-    claims.append(take(engine))
-    for claim in reversed(claims):
-        run_queue.interrupt(engine, claim, 200)
-    assert take(engine, 300).run_id == claims[0].run_id
 
 
 def test_a_run_that_cannot_be_configured_stays_queued_says_why_once_and_lets_others_pass(engine: Engine) -> None:
@@ -266,28 +182,16 @@ def test_a_run_that_cannot_be_configured_stays_queued_says_why_once_and_lets_oth
     assert load(engine, blocked).error is None
 
 
-def test_a_blocked_run_marks_no_drop_as_seen(engine: Engine) -> None:
-    queue_run(engine)
-    run_owner.claim(engine, 100, refuse)
-    with transaction(engine) as session:
-        assert snapshots.waiting_drops(session, "default") == 1
-
-
 def test_a_run_with_nothing_left_to_train_on_is_cancelled_with_its_reason(engine: Engine) -> None:
     with transaction(engine) as session:
-        drop(session, role="heldout")
-        drop(session, state=DropState.WITHDRAWN)
+        add_drop(session, role="heldout")
+        add_drop(session, state=DropState.WITHDRAWN)
         run_id = run_queue.enqueue(session, "default", "drop", 0, 0).id or 0
     assert run_owner.claim(engine, 100, configure) is None
     run = load(engine, run_id)
     assert (run.state, run.error) == (RunState.CANCELLED, "no accepted drop of track default is left to train on")
     with transaction(engine) as session:
         assert {row.first_run for row in session.exec(select(Drop))} == {None}
-
-
-def test_claiming_counts_nothing(engine: Engine) -> None:
-    run = load(engine, start_run(engine).run_id)
-    assert (run.failures, run.deaths) == (0, 0)
 
 
 # --- what an owner may do, and nobody else
@@ -320,33 +224,6 @@ def test_an_owner_with_an_old_token_changes_nothing(engine: Engine, name: str) -
     assert attempt.step == "prepare"
 
 
-@pytest.mark.parametrize("name", OWNERS)
-def test_an_owner_of_a_run_that_has_ended_changes_nothing(engine: Engine, name: str) -> None:
-    claim = start_run(engine)
-    run_owner.finish(engine, claim, run_queue.Ending("worse", "it lost"), 200)
-    before = (load(engine, claim.run_id), events(engine))
-    with pytest.raises(LostClaim):
-        OWNERS[name](engine, claim)
-    assert (load(engine, claim.run_id), events(engine)) == before
-
-
-def test_a_token_of_one_run_is_worth_nothing_for_another(engine: Engine) -> None:
-    first = start_run(engine)
-    queue_run(engine, "other")
-    second = take(engine)
-    with pytest.raises(LostClaim):
-        run_owner.finish(engine, replace(first, run_id=second.run_id), run_queue.Ending("promoted", "better"), 300)
-
-
-def test_a_finished_run_has_its_verdict_and_its_end(engine: Engine) -> None:
-    claim = start_run(engine)
-    run_owner.finish(engine, claim, run_queue.Ending("not_shown_better", "no gain was shown"), 900)
-    run = load(engine, claim.run_id)
-    assert (run.state, run.outcome, run.sentence) == (RunState.SUCCEEDED, "not_shown_better", "no gain was shown")
-    assert (run.ended_at, run.token) == (900, None)
-    assert events(engine, claim.run_id) == ["run_queued", "run_claimed", "run_succeeded"]
-
-
 def test_a_failed_run_waits_twice_as_long_each_time_and_then_is_given_up(engine: Engine) -> None:
     claim = start_run(engine)
     states, waits = [], []
@@ -372,38 +249,7 @@ def test_no_wait_is_longer_than_an_hour(engine: Engine) -> None:
     assert load(engine, claim.run_id).not_before == 10**12 + HOUR_MS
 
 
-def test_a_failure_that_no_retry_mends_ends_the_run_at_once(engine: Engine) -> None:
-    claim = start_run(engine)
-    assert run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 500, RETRY) == RunState.FAILED
-
-
-def test_an_interrupted_run_waits_uncounted(engine: Engine) -> None:
-    claim = start_run(engine)
-    assert run_queue.interrupt(engine, claim, 700) == RunState.WAITING
-    run = load(engine, claim.run_id)
-    assert (run.failures, run.deaths, run.not_before, run.token) == (0, 0, 0, None), "as it was at its claim"
-
-
-def test_vanished_processes_are_counted_apart_and_quarantine_the_run_with_a_remedy(engine: Engine) -> None:
-    claim = start_run(engine)
-    for now in (500, 600):
-        assert run_queue.died(engine, claim, run_queue.Death("killed"), now, RETRY) == RunState.WAITING
-        claim = take(engine, now)
-    assert run_queue.died(engine, claim, run_queue.Death("killed"), 700, RETRY) == RunState.CRASHED
-    run = load(engine, claim.run_id)
-    assert (run.failures, run.deaths, run.error) == (0, 3, "killed")
-    assert f"dropforge retry {claim.run_id}" in (run.hint or "")
-
-
 # --- cancel, retry, rescue
-
-
-def test_a_queued_run_is_cancelled_at_once_and_its_drops_wait_for_the_next(engine: Engine) -> None:
-    run_id = queue_run(engine)
-    assert run_queue.cancel(engine, run_id, 50) == RunState.CANCELLED
-    assert load(engine, run_id).ended_at == 50
-    with transaction(engine) as session:
-        assert snapshots.waiting_drops(session, "default") == 1
 
 
 def test_a_waiting_run_is_cancelled_at_once(engine: Engine) -> None:
@@ -445,14 +291,6 @@ def test_a_failed_run_goes_on_with_its_snapshot_and_fresh_counters(engine: Engin
     assert (run.failures, run.deaths, run.ended_at, run.error, run.not_before) == (0, 0, None, None, 600)
     assert take(engine, 600).run_id == claim.run_id
     assert [row["id"] for row in load(engine, claim.run_id).snapshot or ()] == [1]
-
-
-def test_a_retried_run_is_no_longer_asked_to_end(engine: Engine) -> None:
-    claim = start_run(engine)
-    run_queue.cancel(engine, claim.run_id, 200)
-    run_queue.cancelled(engine, claim, 220)
-    run_queue.retry(engine, claim.run_id, 300)
-    assert not load(engine, take(engine, 300).run_id).cancel_requested
 
 
 def test_a_cancelled_run_that_never_began_is_queued_again(engine: Engine) -> None:
@@ -502,11 +340,6 @@ def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Eng
     run_owner.finish(engine, new, run_queue.Ending("promoted", "better"), 400)
 
 
-def test_every_state_a_run_can_be_in_has_its_exits_written_down() -> None:
-    assert set(states.ALLOWED) == set(RunState)
-    assert states.ALLOWED[RunState.SUCCEEDED] == {RunState.CANCELLED}, "a win that waits, by a withdrawn drop alone"
-
-
 # --- attempts
 
 
@@ -529,17 +362,6 @@ def test_a_run_has_one_open_attempt_at_most(engine: Engine) -> None:
         states.begin_attempt(engine, claim, "train", 210)
 
 
-def test_an_attempt_ends_once(engine: Engine) -> None:
-    claim = start_run(engine)
-    attempt = states.begin_attempt(engine, claim, "prepare", 200)
-    states.end_attempt(engine, claim, attempt.id or 0, states.Ending(AttemptState.PUBLISHED), 210)
-    with pytest.raises(LostClaim, match="has ended already"):
-        states.end_attempt(engine, claim, attempt.id or 0, states.Ending(AttemptState.FAILED, "late"), 220)
-    with transaction(engine) as session:
-        row = session.get_one(Attempt, attempt.id)
-    assert (row.state, row.ended_at, row.error) == (AttemptState.PUBLISHED, 210, None)
-
-
 def test_an_attempt_that_has_ended_does_not_end_its_successor(engine: Engine) -> None:
     claim = start_run(engine)
     first = states.begin_attempt(engine, claim, "train", 200)
@@ -559,23 +381,7 @@ def test_a_run_that_stops_leaves_no_attempt_open_behind_it(engine: Engine) -> No
     assert states.begin_attempt(engine, again, "train", 310).number == 2
 
 
-def test_an_adopted_run_keeps_its_open_attempt(engine: Engine) -> None:
-    attempt = states.begin_attempt(engine, start_run(engine), "train", 200)
-    run_queue.rescue(engine, 300)
-    assert states.open_attempt(engine, 1) == attempt
-
-
 # --- what is fixed, what waits, what is held
-
-
-def test_only_accepted_training_drops_that_no_run_has_seen_are_waiting(engine: Engine) -> None:
-    start_run(engine)
-    with transaction(engine) as session:
-        for state in DropState:
-            drop(session, state=state)
-        drop(session, role="heldout")
-        drop(session, track="other")
-        assert snapshots.waiting_drops(session, "default") == 1
 
 
 def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
@@ -593,7 +399,7 @@ def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
 
 def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(engine: Engine) -> None:
     with transaction(engine) as session:
-        drop(session)
+        add_drop(session)
     claim = start_run(engine)
     run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 200, RETRY)
     with transaction(engine) as session:
@@ -612,20 +418,6 @@ def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(eng
     assert (run.id, run.error) == (claim.run_id, None)
     assert [row["id"] for row in run.snapshot or ()] == [2]
     assert RunConfig.model_validate(run.config).train.batch_size == 2
-
-
-def test_deaths_are_counted_in_a_row_and_not_over_a_training_that_gets_further(engine: Engine) -> None:
-    claim = start_run(engine)
-    for turn in range(5):
-        assert (
-            run_queue.died(engine, claim, run_queue.Death("killed", progress=True), 500 + turn, RETRY)
-            == RunState.WAITING
-        )
-        claim = take(engine, 500 + turn)
-    assert load(engine, claim.run_id).deaths == 1
-    attempt = states.begin_attempt(engine, claim, "train", 600)
-    states.end_attempt(engine, claim, attempt.id or 0, states.Ending(AttemptState.PUBLISHED), 700)
-    assert load(engine, claim.run_id).deaths == 0
 
 
 # --- search

@@ -271,9 +271,8 @@ def test_a_run_whose_base_was_damaged_waits_and_holds_up_nobody(dispatcher: Disp
         weights.write_bytes(b"cut")
         dispatcher.tick(NOW)
     else:
-        claim = dispatcher._claim(NOW)
-        assert claim is not None
-        dispatcher._claims = [claim]
+        dispatcher._claim = dispatcher._claim_next(NOW)
+        assert dispatcher._claim is not None
         weights.write_bytes(b"cut")
         dispatcher.tick(NOW)
     run = only_run(dispatcher)

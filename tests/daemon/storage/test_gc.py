@@ -473,8 +473,7 @@ def test_the_dispatcher_collects_at_its_start_and_after_a_run_unless_told_not_to
     made.run()
     dispatcher.tick(NOW)
     assert made.there("models/0002") == [True], "nothing has ended since"
-    dispatcher._claims = [states.Claim(9, "t")]
-    dispatcher._drop(dispatcher._claims[0])
+    dispatcher._drop()
     dispatcher.tick(NOW)
     assert made.there("models/0002") == [not automatic]
 

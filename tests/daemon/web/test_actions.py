@@ -132,7 +132,7 @@ def test_a_win_that_waits_is_promoted(program: TestClient, monkeypatch: pytest.M
         values = {"track": "default", "generation": 2, "overrode": None, "run_id": run, "model_id": "abc"}
         return type("Row", (), values)
 
-    monkeypatch.setattr("daemon.champions.approval.approve", approve)
+    monkeypatch.setattr("daemon.champions.decisions.approve", approve)
     answer = program.post("/api/v1/runs/2/promote", json={"reason": "looked at it"})
     assert answer.json()["words"] == ["track default serves model abc of run 2, as generation 2"]
     assert asked[0][:2] == (2, "looked at it")

@@ -76,7 +76,6 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
             folder="attempt",
             checkpoints="c",
             predictions="p",
-            argv=(),
             env={},
             inputs=inputs,
             drops=(),
@@ -135,7 +134,7 @@ def test_another_yardstick_than_the_last_verdicts_is_told_by_verdict_and_card(
     attempt = make(yes_or_no(10, 40, 70))
     verdict = decide(Attempt(attempt.spec.model_copy(update={"yardstick": before})))
     said = (
-        "The yardstick changed since run 6. Added: drop 3 (e.jsonl, 20 rows). Records: 100 before, 120 now. "
+        "The evaluation set changed since run 6. Added: drop 3 (e.jsonl, 20 rows). Records: 100 before, 120 now. "
         f"The champion scored 71.0 points on the old one and scores {verdict.champion_score:.1f} on this one."
     )
     assert verdict.yardstick == said

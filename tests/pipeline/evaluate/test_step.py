@@ -428,7 +428,6 @@ def whole(
                 folder="attempt",
                 checkpoints="checkpoints",
                 predictions="cache",
-                argv=(),
                 env={},
                 inputs={name: f"{name}.json" for name in inputs},
                 drops=(),

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from daemon.champions.handover.export import Wanted, export
-from daemon.champions.handover.hub_readme import hub_readme
+from daemon.champions.handover.export import Wanted, export, hub_readme
 from pipeline import durable
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id, verify_manifest

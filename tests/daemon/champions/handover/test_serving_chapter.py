@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from daemon.champions.handover import switch
-from daemon.champions.handover.server import Server
+from daemon.champions.handover.server import Change, Server, check
 from daemon.champions.handover.smoke_prompts import SmokePrompt, SmokePrompts
-from daemon.champions.handover.switch import Change
 from daemon.settings.load import load
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
@@ -111,13 +109,13 @@ def test_transformers_serves_the_champion_as_it_says_and_the_hook_knows_it_from_
         try:
             server = Server(f"http://127.0.0.1:{port}")
             change = Change("default", "f" * 64, is_base=False, adapter="", asked=asked)
-            words = switch.check(server, change, 300)
+            words = check(server, change, 300)
             assert "as the champion did" in words
             other = asked.model_copy(
                 update={"prompts": tuple(one.model_copy(update={"answer": "of another"}) for one in asked.prompts)}
             )
             with pytest.raises(DropforgeError, match=r"answered 0 of \d"):
-                switch.check(server, Change("default", "f" * 64, is_base=False, adapter="", asked=other), 60)
+                check(server, Change("default", "f" * 64, is_base=False, adapter="", asked=other), 60)
             with pytest.raises(DropforgeError, match="refused /v1/load_lora_adapter with status 40"):
                 server.load_adapter("default-ffffffffffff", str(tiny_llama))
         finally:

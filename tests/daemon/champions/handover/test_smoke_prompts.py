@@ -91,18 +91,9 @@ def test_the_adapter_of_a_champion_is_the_one_that_it_was_merged_from(daemon: Da
     assert adapter_of(daemon.root, 1, made) == "runs/1/attempts/train-1"
     assert adapter_of(daemon.root, 1, "0" * 64) is None
     assert adapter_of(daemon.root, 2, made) is None
-
-
-def test_a_champion_that_was_trained_over_a_champion_has_no_adapter_over_the_base(daemon: Daemon) -> None:
-    made = durable.read_object(daemon.root / "runs" / "1" / "merge.json")["model_id"]
     path = daemon.root / "runs" / "1" / "train.json"
+    adapter = durable.read_object(path)
     start = ModelRef(model_id="0" * 64, path="models/former", generation=1)
-    durable.write_json(path, {**durable.read_object(path), "start": start.model_dump(mode="json")})
-    assert adapter_of(daemon.root, 1, made) is None
-
-
-def test_a_champion_of_trained_weights_has_no_adapter(daemon: Daemon) -> None:
-    path = daemon.root / "runs" / "1" / "train.json"
-    made = durable.read_object(daemon.root / "runs" / "1" / "merge.json")["model_id"]
-    durable.write_json(path, {**durable.read_object(path), "kind": "weights"})
-    assert adapter_of(daemon.root, 1, made) is None
+    for other in ({"start": start.model_dump(mode="json")}, {"kind": "weights"}):
+        durable.write_json(path, {**adapter, **other})
+        assert adapter_of(daemon.root, 1, made) is None

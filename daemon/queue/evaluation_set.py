@@ -1,8 +1,8 @@
 """
-Whose pinned files a track is judged on, and what its yardstick is besides since its previous verdict.
+The evaluation set of a track: whose pinned files count, and what changed since its previous verdict.
 
-A file in heldout/ moves the yardstick, and anybody who may write into the inbox can put one there. So it counts at once
-only where the settings judge on pinned files and name its owner; everything else there waits for a person.
+A file in heldout/ changes it, and anybody who may write into the inbox can put one there. So it counts at once only
+where the settings judge on pinned files and name its owner; everything else there waits for a person.
 """
 
 import stat

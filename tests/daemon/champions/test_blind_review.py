@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from scipy.stats import binomtest
 from sqlmodel import Session, select
 
-from daemon.champions.review.blind_review import CHOSEN, Choice, Review, choose
-from daemon.champions.review.pairs import Pair, read_pairs
+from daemon.champions.blind_review import CHOSEN, Choice, Pair, Review, choose, read_pairs, share_interval, sign_test
 from daemon.queue import run_queue
 from daemon.state.states import AWAITING
 from daemon.state.tables import Event, Run
@@ -191,3 +191,10 @@ def test_models_that_answer_alike_leave_nothing_to_judge(reviewed: Reviewed) -> 
     assert (review.asked, review.left) == (0, ())
     assert review.result is not None
     assert review.result.p_value == 1.0
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 1), (5, 5), (3, 17), (20, 0), (540, 460)])
+def test_p_value_and_interval_are_those_of_scipy(wins: int, losses: int) -> None:
+    peer = binomtest(wins, wins + losses)
+    assert sign_test(wins, losses) == pytest.approx(peer.pvalue, abs=1e-12)
+    assert share_interval(wins, losses) == pytest.approx(tuple(peer.proportion_ci(0.95, "exact")), abs=1e-9)

@@ -1,14 +1,21 @@
-"""A run's blind review: how far it is, a choice that is added to it, and what came of it once all are made."""
+"""
+Blind review: people compare both models' answers to held-out prompts, and do not know whose answer is whose.
 
+The pairs are drawn by a hash, and the sides of each are shuffled by another one. Each choice is an event; after the
+last one the counts are shown with an exact sign test, on the run's card too.
+"""
+
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from daemon.champions.review.pairs import Pair, first_side, read_pairs
 from daemon.state import run_files
-from pipeline.artifacts import JSON_NAME, Frozen
+from pipeline import durable
+from pipeline.artifacts import JSON_NAME, RECORDS_NAME, Evaluation, Frozen
 from pipeline.config import past_setting
 from pipeline.errors import DropforgeError
 from pipeline.report.facts import BlindReview
@@ -19,6 +26,8 @@ if TYPE_CHECKING:
 
     from daemon.state.tables import Run
 
+Side = Literal["candidate", "champion"]
+_ID_CHARACTERS = 16
 #: The first answer is better, the second one is, or neither.
 KEYS = ("1", "2", "0")
 #: The answer to the pair is taken back, and the pair is asked again.
@@ -31,8 +40,18 @@ CHOSEN = "answer_chosen"
 _TAIL, _HALVINGS = 0.025, 60
 
 
+class Pair(Frozen):
+    """Both models' answers to one held-out prompt; nothing in it tells whose is which."""
+
+    id: str
+    instruction: str
+    input: str
+    first: str
+    second: str
+
+
 class Review(Frozen):
-    """How far a blind review is. Whose answers were whose is told at the end alone, when looking decides nothing."""
+    """Progress of a blind review; which model gave which answer is told at the end only."""
 
     run: int
     asked: int
@@ -94,7 +113,8 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
     The first choice of a pair stands until it is taken back. Raises `DropforgeError` for an unknown pair or key, a run
     without a verdict and answers to compare, and for an `UNDO` after the result was shown.
     """
-    from daemon.state.database import transaction  # noqa: PLC0415 - the views, which only read, load no SQLAlchemy
+    from daemon.queue.states import known_run  # noqa: PLC0415 - the views, which only read, load no SQLAlchemy
+    from daemon.state.database import transaction  # noqa: PLC0415
     from daemon.state.events import record_event  # noqa: PLC0415
 
     undo = choice.key == UNDO
@@ -103,7 +123,10 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
         hint = "choose 1 (the first answer is better), 2 (the second is) or 0 (neither); u takes a choice back"
         raise DropforgeError(message, hint)
     with transaction(engine) as session:
-        run = _known(session, run_id)
+        run = known_run(session, run_id)
+        if run.ended_at is None:
+            message = f"run {run_id} has not ended, and may still make other answers"
+            raise DropforgeError(message, f"see how far it is: dropforge show {run_id}")
         found = _review(session, state_folder, run)
         is_left = choice.pair in {pair.id for pair in found.left}
         if not is_left and choice.pair not in {one["pair"] for one in _chosen(session, run_id)}:
@@ -146,6 +169,45 @@ def put_on_card(state_folder: Path, run_id: int, result: BlindReview) -> None:
         message = f"the data of the card of run {run_id} is damaged: {folder / JSON_NAME}"
         hint = f"bring it back from a backup, then: dropforge review {run_id}; all choices are kept"
         raise DropforgeError(message, hint) from error
+
+
+def read_pairs(state_folder: Path, run_id: int, salt: str) -> list[Pair]:
+    """
+    Return the scored records that both models answered differently, in the order in which they are asked.
+
+    Order and sides are hashes of what was answered and of the track's `salt`: the same pair is shown alike every time.
+    Raises `DropforgeError` if the run's records are not there, or damaged.
+    """
+    found = run_files.load_evaluation(state_folder, run_id)
+    path = None if found is None else state_folder / found.folder / RECORDS_NAME
+    if found is None or path is None or not path.is_file():
+        message = f"run {run_id} has no scored records" + ("" if found is None else " any more")
+        raise DropforgeError(message, f"see how far it is, and how it ended: dropforge show {run_id}")
+    try:
+        pairs = [pair for line in durable.read_jsonl(path) if (pair := _pair(found, line, salt)).first != pair.second]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        message = f"the scored records of run {run_id} are damaged: {path}"
+        raise DropforgeError(message, f"bring {path.relative_to(state_folder)} back from a backup") from error
+    return sorted(pairs, key=lambda pair: pair.id)
+
+
+def first_side(pair_id: str, salt: str) -> Side:
+    """Return whose answer a pair shows first."""
+    return "candidate" if _hash("side", pair_id, salt)[0] in "02468ace" else "champion"
+
+
+def _pair(found: Evaluation, line: Mapping[str, Any], salt: str) -> Pair:
+    answers: dict[Side, str] = {"candidate": line["candidate"]["text"], "champion": line["champion"]["text"]}
+    about = (found.candidate.model_id, found.champion.model_id, line["id"], *answers.values())
+    name = _hash("pair", *about)[:_ID_CHARACTERS]
+    first: Side = first_side(name, salt)
+    second: Side = "champion" if first == "candidate" else "candidate"
+    shown = {"instruction": line["instruction"], "input": line["input"]}
+    return Pair(id=name, **shown, first=answers[first].strip(), second=answers[second].strip())
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _result(chosen: list[Mapping[str, Any]], differing: int) -> BlindReview:
@@ -205,14 +267,3 @@ def _chosen(session: "Session", run_id: int) -> list[Mapping[str, Any]]:
 
     asked = select(Event.detail).where(Event.run_id == run_id, Event.kind == CHOSEN).order_by(col(Event.id))
     return list(session.exec(asked).all())
-
-
-def _known(session: "Session", run_id: int) -> "Run":
-    """Return a run that has ended."""
-    from daemon.queue.states import known_run  # noqa: PLC0415 - as above
-
-    run = known_run(session, run_id)
-    if run.ended_at is None:
-        message = f"run {run_id} has not ended, and may still make other answers"
-        raise DropforgeError(message, f"see how far it is: dropforge show {run_id}")
-    return run

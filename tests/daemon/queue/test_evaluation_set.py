@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from daemon.champions.approval import who
 from daemon.queue import drops
-from daemon.queue.yardstick import yardstick_before
+from daemon.queue.evaluation_set import yardstick_before
 from daemon.state.database import transaction
 from daemon.state.events import Word
-from daemon.system.programs import name_of
+from daemon.system.programs import name_of, who
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.contract import YardstickBefore
@@ -79,7 +78,7 @@ def test_a_changed_set_is_told_once_with_who_what_and_the_champions_scores(
     dropforge("drops", "withdraw", 1, "--reason", "wrong answers")
     house.run("not_shown_better")
     said = (
-        "The yardstick changed since run 2. "
+        "The evaluation set changed since run 2. "
         f"Added: drop 3 (foreign.jsonl, 1 row, dropped by {ME}, accepted by {who()}). "
         f"Taken out: drop 1 (exam.jsonl, 1 row, withdrawn by {who()}). Records: 120 before, 120 now. "
         "The champion scored 70.5 points on the old one and scores 50.0 on this one."
@@ -106,8 +105,8 @@ def test_settings_that_judge_on_something_else_are_a_change(tmp_path: Path) -> N
     back, away = changes(house)
     drop = f"drop 1 (exam.jsonl, 1 row, dropped by {ME})"
     shares = 'the drops\' own shares (gate.on = "all")'
-    assert away.startswith(f"The yardstick changed since run 1. Added: {shares}. Taken out: {drop}. Records: ")
-    assert back.startswith(f"The yardstick changed since run 2. Added: {drop}. Taken out: {shares}. Records: ")
+    assert away.startswith(f"The evaluation set changed since run 1. Added: {shares}. Taken out: {drop}. Records: ")
+    assert back.startswith(f"The evaluation set changed since run 2. Added: {drop}. Taken out: {shares}. Records: ")
 
 
 def test_the_champions_old_score_is_that_of_its_own_verdict_and_metric_or_none(tmp_path: Path) -> None:
@@ -142,7 +141,7 @@ def test_a_verdict_that_cannot_be_read_hides_no_change(tmp_path: Path, step: str
     drop = f"drop 3 (more.jsonl, 1 row, dropped by {ME})"
     (said,) = changes(house)
     assert said == (
-        f"The yardstick changed since run 1. Added: {drop}. Records: 120 now. "
+        f"The evaluation set changed since run 1. Added: {drop}. Records: 120 now. "
         "The champion was not judged on the old one and scores 50.0 on this one."
     )
 
