@@ -178,23 +178,22 @@ class Intake:
     def _duplicate(self, source: _Source, taken: Copy, content: str) -> Outcome | None:
         """Record a duplicate, or return `None`; `content` is the hash of the good rows in `taken.path`."""
         with transaction(self._engine) as session:
-            original = _original(session, source.settled, content)
+            settled = source.settled
+            same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.sha256 == content)
+            known = same.where(col(Drop.state).in_(_KNOWN)).order_by(col(Drop.id).desc())
+            original = session.exec(known).first()
             if original is None:
                 return None
             drop = _drop(source, DropState.DUPLICATE, taken.sha256)
             drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
             tried = is_on_trial(session, original)
             _record(session, drop, source, (), on_trial=tried)
-        self._mend_store(taken.path, content)
-        same = receipts.Original(original, tried)
-        return self._answer(source, drop, receipts.receipt(drop, None, same, (), taken.sha256))
-
-    def _mend_store(self, path: Path, content: str) -> None:
-        """Restore a known drop's stored file, if missing or damaged, from this copy."""
         stored = self._drops / f"{content}.jsonl"
-        if not stored.is_file() or durable.sha256_file(stored) != content:
-            path.rename(stored)
+        if not stored.is_file() or durable.sha256_file(stored) != content:  # this is it, once more
+            taken.path.rename(stored)
             durable.fsync_folder(self._drops)
+        receipt = receipts.receipt(drop, None, receipts.Original(original, tried), (), taken.sha256)
+        return self._answer(source, drop, receipt)
 
     def _accept(self, source: _Source, validation: Validation, counts: RowCounts, content: str, sha256: str) -> Outcome:
         settled = source.settled
@@ -367,12 +366,6 @@ def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice
         owner=name_of(source.info.st_uid),
         **detail,
     )
-
-
-def _original(session: Session, settled: Settled, sha256: str) -> Drop | None:
-    """Return the drop of the same track and role with this content that is accepted, withdrawn or suspended."""
-    same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.sha256 == sha256)
-    return session.exec(same.where(col(Drop.state).in_(_KNOWN)).order_by(col(Drop.id).desc())).first()
 
 
 def _earlier(session: Session, source: _Source) -> tuple[Drop, dict[str, object]] | None:

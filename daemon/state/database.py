@@ -107,8 +107,10 @@ def migrate(path: Path) -> None:
             old = revision(path)
             if old == newest_revision():
                 return
-            _refuse_newer(path, old)
             if old is not None:
+                if old not in known_revisions():
+                    message = f"the database {path} was written by a newer dropforge (schema {old})"
+                    raise DatabaseUnusable(message, f"install that version again; or {how_to_restore(path)}")
                 _keep_copy(path, old)
             with connection.begin():
                 _create(connection) if old is None else _upgrade(connection, path)
@@ -155,12 +157,6 @@ def _choose_journal(connection: Connection) -> None:
 def known_revisions() -> set[str]:
     """Return the numbers of the migrations; without Alembic, which takes longer to load than all else at a start."""
     return {path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
-
-
-def _refuse_newer(path: Path, old: str | None) -> None:
-    if old is not None and old not in known_revisions():
-        message = f"the database {path} was written by a newer dropforge (schema {old})"
-        raise DatabaseUnusable(message, f"install that version again; or {how_to_restore(path)}")
 
 
 def _keep_copy(path: Path, old: str) -> None:

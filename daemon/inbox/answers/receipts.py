@@ -8,13 +8,12 @@ at the next scan and moved to the document that was written for it.
 import contextlib
 import itertools
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from daemon.inbox.drop_folders import DONE, REJECTED
-from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
+from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
 from daemon.inbox.safe_copy import identity, look
 from daemon.inbox.watcher import Settled
 from daemon.state.states import DropState
@@ -128,7 +127,8 @@ def file_away(inbox: InboxFolders, filing: Filing) -> None:
     settled = filing.settled
     home = home_of(settled.track, rejected=filing.rejected)
     source, target = inbox.shared(*settled.folders), inbox.answers(*home, owner=filing.info.st_uid)
-    name = _free_name(target, filing)
+    names = map(os.fsdecode, names_for(settled.name, filing.drop))
+    name = os.fsencode(next(name for name in names if _is_free(target, name, filing.documents)))
     for ending, document in filing.documents.items():
         durable.write_json(target.path / (os.fsdecode(name) + ending), document)
     try:
@@ -230,28 +230,13 @@ def _give_back_another(source: Folder, name: bytes, target: Folder, new: bytes, 
         os.rename(new, name, src_dir_fd=target.fd, dst_dir_fd=source.fd)
 
 
-def _free_name(folder: Folder, filing: Filing) -> bytes:
-    names = names_for(filing.settled.name, filing.drop)
-    return next(name for name in names if _is_free(folder, os.fsdecode(name), filing.documents))
-
-
 def _is_free(folder: Folder, name: str, documents: Mapping[str, Document]) -> bool:
     """Say whether nothing stands in the way, but for documents that were written for this drop before a crash."""
     in_the_way = [ending for ending in (RECEIPT, ERRORS) if os.path.lexists(folder.path / (name + ending))]
     return not os.path.lexists(folder.path / name) and all(
-        ending in documents and _holds(folder, name + ending, durable.json_bytes(documents[ending]))
+        ending in documents and read_own(folder, name + ending) == durable.json_bytes(documents[ending])
         for ending in in_the_way
     )
-
-
-def _holds(folder: Folder, name: str, data: bytes) -> bool:
-    """Say whether a file is there with exactly this content; what a person dropped may lie there, too, or a pipe."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder.fd)
-    except OSError:
-        return False
-    with os.fdopen(fd, "rb") as file:
-        return stat.S_ISREG(os.fstat(fd).st_mode) and file.read(len(data) + 1) == data
 
 
 def _shortened(name: bytes) -> bytes:

@@ -5,6 +5,7 @@ A text follows from the database alone, and one that differs from the file is wr
 start the daemon goes through all drops once. After that it looks at the drops that an event may be about.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -171,16 +172,11 @@ def owner_of(session: Session, drop: Drop) -> str | None:
 
 def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:
     """Return the name under which a drop was filed away: the document with this ending beside it names the drop."""
-    for name in _names(drop):
+    for name in map(os.fsdecode, itertools.islice(names_for(drop.name_bytes, drop.id or 0), _MOST_NAMES)):
         document = read_own(folder, name + ending)
         if document is not None and _is_about(document, drop):
             return name
     return None
-
-
-def _names(drop: Drop) -> Iterator[str]:
-    for _number, name in zip(range(_MOST_NAMES), names_for(drop.name_bytes, drop.id or 0), strict=False):
-        yield os.fsdecode(name)
 
 
 def _is_about(document: bytes, drop: Drop) -> bool:
@@ -210,11 +206,13 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
     elif drop.state == DropState.ACCEPTED and drop.role == "heldout":
         yield f"Accepted: {use_of_pinned(settings, drop.track)}."
     elif drop.state == DropState.ACCEPTED:
-        suspect = _latest_suspect(session, drop)
+        suspects = select(Suspect).where(Suspect.drop_id == drop.id).order_by(col(Suspect.id).desc())
+        suspect = session.exec(suspects).first()
         if suspect is not None and suspect.ended is None:
             yield from _on_trial(suspect)
         elif drop.id in past.champion:
-            yield from _serves(past.first[drop.id])
+            yield "In use: the model that serves was trained on it."
+            yield _how_it_came(past.first[drop.id])
         else:
             yield from _not_serving(session, settings, drop, past)
             yield from _cleared(session, suspect)
@@ -230,11 +228,6 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
     yield f"On trial: run {suspect.blamed_run} was worse, and this drop may be the reason."
     yield f"{turn}, beside what the model that serves was trained on; until then no other run uses it."
     yield "If that is worse too, the drop is suspended; if not, it is used as before. Nothing needs to be done."
-
-
-def _serves(first: Promotion) -> Iterator[str]:
-    yield "In use: the model that serves was trained on it."
-    yield _how_it_came(first)
 
 
 def _how_it_came(first: Promotion) -> str:
@@ -310,14 +303,7 @@ def _loss(session: Session, drop: Drop, past: TrackPast) -> Iterator[str]:
     """Yield the loss on a drop of the latest champion that did not know it; what serves needs no look any more."""
     found = rows_of(session, Event, LOSS, drop=drop.id).first()
     if found is not None and found.detail["stands_out"] and drop.id not in past.champion:
-        yield _as_sentence(unlikely_words(found.detail, found.run_id))
+        words = unlikely_words(found.detail, found.run_id)
+        yield f"{words[:1].upper()}{words[1:]}."
     elif found is not None:
         yield f"In run {found.run_id} the champion's loss on its answers was {loss_words(found.detail)}."
-
-
-def _latest_suspect(session: Session, drop: Drop) -> Suspect | None:
-    return session.exec(select(Suspect).where(Suspect.drop_id == drop.id).order_by(col(Suspect.id).desc())).first()
-
-
-def _as_sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
