@@ -282,13 +282,13 @@ def _leave_out_too_long(
     if too_long:
         left_out = count(too_long, "held-out record")
         sys.stderr.write(f"left out: {left_out} longer than {window} tokens with the answer\n")
-    fitting = [_fitting_items(parts, window) for parts in zip(*(requests.suites for requests in both), strict=True)]
+    suites = [_fitting_items(parts, window) for parts in zip(*(requests.suites for requests in both), strict=True)]
     shorter = [
         replace(
             requests,
             prompts=[requests.prompts[n] for n in kept],
             completions=[requests.completions[n] for n in kept],
-            suites=tuple(parts[number] for parts in fitting),
+            suites=tuple(parts[number] for parts in suites),
         )
         for number, requests in enumerate(both)
     ]

@@ -1,6 +1,5 @@
 """The evaluate step: candidate and champion answer the same held-out records; every answer is scored and stored."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline.artifacts import Dataset, Evaluation
@@ -41,16 +40,15 @@ def evaluate(attempt: Attempt) -> Evaluation:
     def inference(requests: ModelRequests) -> Inference:
         return Inference(attempt, requests, records, PredictionCache(cached / requests.key.digest))
 
-    both = [inference(candidate), *([inference(champion)] if champion.key != candidate.key else [])]
+    both = [inference(candidate), inference(champion)]
     models = [*both, *([inference(plan.base)] if plan.base else [])]
     if attempt.config.noise is None:
         next((one for one in both if one.without_answer), both[0]).answer_twice()
     try:
-        first, *others = [one.run(folder, models) for one in both]
+        first, second = [one.run(folder, models) for one in both]
         base = _evaluate_base(models[-1], folder, models) if plan.base else None
     except OutOfMemory as error:
         raise halve_batches(folder, candidate.key.setup.batch_size, error) from error
-    second = others[0] if others else replace(first, generated=0, resumed=0, seconds=0.0)
     lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in (first, second)]
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)

@@ -8,10 +8,9 @@ may contain the key. Redirects are not followed, since the key would be sent alo
 import asyncio
 import json
 import os
+import re
 import string
-import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import httpx2
@@ -132,7 +131,8 @@ class Endpoint:
         if status == _OK:
             return _content(text)
         if status in _PASSING:
-            return _Passing(f"status {status}", _seconds(retry_after))
+            # A date, which hardly any endpoint sends, is as good as no wish.
+            return _Passing(f"status {status}", float(retry_after) if re.fullmatch("[0-9]+", retry_after) else 0.0)
         if status in _REDIRECTS:
             message = f"it redirects (status {status}), which is not followed: set judge.url to its target"
             raise NoAnswerError(message, for_all=True)
@@ -159,13 +159,3 @@ def _content(body: bytes) -> str:
     except (ValueError, LookupError, TypeError, RecursionError):
         return ""
     return content if isinstance(content, str) else ""
-
-
-def _seconds(header: str) -> float:
-    """Return the seconds of a Retry-After header, a number or a date; 0 if it cannot be parsed."""
-    if header.isascii() and header.isdigit():
-        return float(header)
-    try:
-        return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError, OverflowError):
-        return 0.0

@@ -97,9 +97,7 @@ def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [[ITEM, {**ITEM, "id": "b"}], [{"instruction": "Add.", "output": "2"}]])
-@pytest.mark.parametrize(
-    ("before", "end"), [("\ufeff", "\n"), ("", "\r\n"), ("\ufeff", "\r\n"), ("\ufeff\r\n", "\r\n")]
-)
+@pytest.mark.parametrize(("before", "end"), [("\ufeff", "\r\n"), ("\ufeff\r\n", "\r\n")])
 def test_what_editors_elsewhere_write_is_the_same_suite(
     tmp_path: Path, lines: list[Any], before: str, end: str
 ) -> None:
@@ -141,14 +139,11 @@ def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
         ({**ITEM, "choices": ["2"]}, "choices: "),
         ({**ITEM, "choices": ["2", "2"]}, "choices: must not be empty or repeat"),
         ({**ITEM, "choices": ["2", " "]}, "choices: must not be empty or repeat"),
-        ({**ITEM, "choices": ["2", 3]}, "choices.1: "),
-        ({**ITEM, "question": ""}, "question: "),
         ({"question": "q", "choices": ["x", "y"]}, "answer: Field required"),
         ({**ITEM, "hint": "x"}, "hint: Extra inputs are not permitted"),
         ({**ITEM, "answers": ["2"]}, "choices: Extra inputs are not permitted"),
         ({"question": "q", "answers": []}, "answers: "),
         ({"question": "q", "answers": ["x", "?"]}, "answers.1: "),
-        ({**ITEM}, "id: 'a' is already the id of line 1"),
         ('{"question": "q", "question": "r"}', "stands twice"),
         ("{", "JSON"),
         ("[1]", "Input should be"),

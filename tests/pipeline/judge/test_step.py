@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -293,18 +292,10 @@ def test_only_records_that_the_gate_judges_on_are_asked_about(
     bench: Bench, serve: Callable[[Script], ScriptedEndpoint], on: str, drops: tuple[int, ...] | None, places: list[int]
 ) -> None:
     rows = [{**one, "drop": 1 + place % 2, "pinned": place > 3} for place, one in enumerate(lines())]
-    attempt = bench.judged_by(bench.attempt(serve(longer).url, rows, records=3), on, drops)
+    # Those with the lowest ids, whatever their order.
+    attempt = bench.judged_by(bench.attempt(serve(longer).url, rows[::-1], records=3), on, drops)
     found = judgements(attempt, judge(attempt))
     assert [one["id"] for one in found] == [rows[place]["id"] for place in places]
-
-
-def test_the_records_with_the_lowest_ids_are_judged_whatever_their_order(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
-) -> None:
-    endpoint = serve(longer)
-    attempt = bench.attempt(endpoint.url, lines()[::-1], records=2)
-    assert [one["id"] for one in judgements(attempt, judge(attempt))] == [f"{place:032x}" for place in (0, 1)]
-    assert len(endpoint.asked) == 4
 
 
 # --- what cannot be read or reached
@@ -334,9 +325,7 @@ def test_garbage_is_failed_and_never_a_win(
     assert "a reply without a winner" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("wish", "wait"), [("7", 7.0), ("9999", 60.0), ("0", 1.0), ("soon", 1.0), ("", 1.0), (formatdate(9e9), 60.0)]
-)
+@pytest.mark.parametrize(("wish", "wait"), [("7", 7.0), ("9999", 60.0), ("0", 1.0), ("soon", 1.0), ("", 1.0)])
 def test_a_busy_endpoint_is_asked_again_after_the_time_that_it_names_within_a_bound(
     bench: Bench, serve: Callable[[Script], ScriptedEndpoint], waits: list[float], wish: str, wait: float
 ) -> None:
@@ -344,14 +333,6 @@ def test_a_busy_endpoint_is_asked_again_after_the_time_that_it_names_within_a_bo
     endpoint = serve(lambda asked: longer(asked) if asked.number else busy)
     judgement = judge(bench.attempt(endpoint.url, lines(1)))
     assert (judgement.wins, judgement.failed, waits) == (1, 0, [wait])
-
-
-def test_a_broken_endpoint_is_asked_again_with_longer_waits(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], waits: list[float]
-) -> None:
-    endpoint = serve(lambda asked: longer(asked) if asked.number > 2 else Answer(status=502 + asked.number))
-    judgement = judge(bench.attempt(endpoint.url, lines(1)))
-    assert (judgement.wins, waits) == (1, [1.0, 2.0, 4.0])
 
 
 def test_an_endpoint_that_stays_broken_is_given_up_and_costs_no_run(
@@ -367,7 +348,7 @@ def test_an_endpoint_that_stays_broken_is_given_up_and_costs_no_run(
     tries = judge_client.TRIES
     assert (judgement.failed, judgement.wins) == (100, 0)
     assert STRIKES * tries <= len(endpoint.asked) <= (STRIKES + PARALLEL) * tries
-    assert max(waits) == 60.0
+    assert sorted(set(waits)) == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
     err = capfd.readouterr().err
     assert "the endpoint was given up: status 500, 8 times" in err
     assert "the gate decides without them" in err
@@ -396,26 +377,6 @@ def test_a_dead_port_is_given_up(bench: Bench, waits: list[float], capfd: pytest
     assert (judgement.failed, judgement.ties, judgement.records) == (RECORDS, 1, RECORDS + 1)
     assert len(waits) == RECORDS * (judge_client.TRIES - 1)
     assert "no connection (ConnectError" in capfd.readouterr().err
-
-
-def test_a_slow_endpoint_is_not_waited_for(
-    bench: Bench,
-    serve: Callable[[Script], ScriptedEndpoint],
-    gate: threading.Event,
-    waits: list[float],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(judge_client, "TRIES", 2)
-
-    def hang(_: Asked) -> Answer:
-        gate.wait()
-        return winner("A")
-
-    attempt = bench.attempt(serve(hang).url, lines(2), timeout_seconds=0.05)
-    judgement = judge(attempt)
-    assert (judgement.failed, waits) == (2, [1.0, 1.0])
-    assert "no answer within 0.05 s, 2 times" in capfd.readouterr().err
 
 
 def test_a_redirect_is_not_followed(
@@ -448,16 +409,6 @@ def test_what_every_question_would_get_is_asked_once(
     assert judge(bench.attempt(endpoint.url, lines(50))).failed == 50
     assert (len(endpoint.asked) <= PARALLEL, waits) == (True, [])
     assert words in capfd.readouterr().err
-
-
-def test_a_question_that_is_not_taken_costs_its_record_alone(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
-) -> None:
-    # Far enough from the beginning that others were answered before.
-    endpoint = serve(lambda asked: Answer(status=400) if "number 9\n" in asked.user else longer(asked))
-    attempt = bench.attempt(endpoint.url, lines(40))
-    results = [one["result"] for one in judgements(attempt, judge(attempt))]
-    assert (results.pop(9), set(results)) == ("failed", {"win"})
 
 
 def test_failures_with_answers_between_them_are_no_reason_to_give_up(
