@@ -12,12 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.decide.comparison import Comparison, Suite
+from pipeline.decide.comparison import Comparison
 from pipeline.decide.statistics import Floats
 
 #: How often a gain that is called the smallest is promoted.
 POWER = 0.8
 DRAWS = 200
+_FAIR = 0.5
 #: Steps of a search between no gain and the largest one: a hundredth of the way.
 _STEPS = 7
 #: No advice asks for more held-out records than this.
@@ -55,22 +56,19 @@ def _draw(comparison: Comparison, random: np.random.Generator) -> tuple[Comparis
     groups = np.repeat(np.arange(sizes.size), sizes[chosen])
     within = np.arange(groups.size) - np.repeat(np.cumsum(sizes[chosen]) - sizes[chosen], sizes[chosen])
     drawn = comparison.take(order[starts[chosen][groups] + within], groups)
-    turned = (random.random(sizes.size) < 0.5)[groups]  # noqa: PLR2004 - a fair coin
+    turned = (random.random(sizes.size) < _FAIR)[groups]
     exchanged = replace(
         drawn,
         scores={name: _exchange(pair, turned) for name, pair in drawn.scores.items()},
         nll=(_exchange(drawn.nll[0], turned), _exchange(drawn.nll[1], turned)),
         degenerate={kind: _exchange(pair, turned) for kind, pair in drawn.degenerate.items()},
-        suites=tuple(_draw_suite(suite, random) for suite in drawn.suites),
+        # A suite's items are the same every night.
+        suites=tuple(
+            replace(x, scores=_exchange(x.scores, random.random(len(x.scores)) < _FAIR)) for x in drawn.suites
+        ),
         opinion=None,
     )
     return exchanged, random.random(sizes.size)[groups]
-
-
-def _draw_suite(suite: Suite, random: np.random.Generator) -> Suite:
-    """Return a suite's items, which are the same every night, answered by two models that are equally good."""
-    turned = random.random(len(suite.scores)) < 0.5  # noqa: PLR2004 - a fair coin
-    return replace(suite, scores=_exchange(suite.scores, turned))
 
 
 def _exchange(pair: Floats, turned: np.ndarray) -> Floats:

@@ -1,8 +1,8 @@
 """Parts of the held-out records: by drop, by tag, and by whether the champion knows the drop that they came with."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -33,15 +33,15 @@ class Known:
     """File names of drops, for labels."""
 
     def seen(self, comparison: Comparison) -> Flags:
-        """
-        Return which records came with a drop that the champion knows.
-
-        A pinned record always counts as one: it came by a person's choice of a yardstick, with no training rows.
-        """
+        """Return which records came with a drop that the champion knows."""
         return self.among(comparison.drops, comparison.pinned)
 
     def among(self, drops: Places, pinned: Flags) -> Flags:
-        """Return the same for records that came with `drops` and of which some are `pinned`."""
+        """
+        Return the same for records that came with `drops` and of which some are `pinned`.
+
+        A pinned record always counts as seen: a person chose it for the evaluation set, and it has no training rows.
+        """
         if self.drops is None:
             return np.ones(drops.size, dtype=np.bool_)
         return np.asarray(np.isin(drops, list(self.drops)) | pinned)
@@ -78,20 +78,17 @@ def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
     Seen and new ones where there are both or only new ones; drops where there are several; tags. Of drops and
     tags that are too small for any test, no more than `MOST_SMALL` each.
     """
-    return tuple(_slices(comparison, known))
-
-
-def _slices(comparison: Comparison, known: Known) -> Iterator[Slice]:
-    seen = known.seen(comparison)
+    slices, seen = [], known.seen(comparison)
     if not seen.all():
         if seen.any():
-            yield Slice("seen", "records of drops that the champion knows", seen)
-        yield Slice("unseen", "records of new drops", ~seen)
-    for drop in _kept(_drops(comparison), lambda found: -found[0]):
+            slices.append(Slice("seen", "records of drops that the champion knows", seen))
+        slices.append(Slice("unseen", "records of new drops", ~seen))
+    drops, tags = _drops(comparison), _tags(comparison)
+    for drop in _kept(drops, newest=True):
         mask = comparison.drops == drop
-        yield Slice("drop", known.label(drop), mask, drop if seen[mask].all() else None)
-    for tag in _kept(_tags(comparison), lambda found: (-found[1], found[0])):
-        yield Slice("tag", f"tag {tag}", comparison.tags[tag])
+        slices.append(Slice("drop", known.label(drop), mask, drop if seen[mask].all() else None))
+    slices += [Slice("tag", f"tag {tag}", comparison.tags[tag]) for tag in _kept(tags, newest=False)]
+    return tuple(slices)
 
 
 def count_unlisted(comparison: Comparison) -> int:
@@ -113,10 +110,10 @@ def _tags(comparison: Comparison) -> dict[str, int]:
     return dict(sorted(found, key=lambda one: (-one[1], one[0])))
 
 
-def _kept(counts: Mapping[Name, int], first: Callable[[tuple[Name, int]], Any]) -> list[Name]:
-    """Return the names to list, in their order: of small ones, which decide nothing, those that `first` puts first."""
-    small = sorted(((name, count) for name, count in counts.items() if count < LEAST_TESTED), key=first)
-    left_out = {name for name, _ in small[MOST_SMALL:]}
+def _kept(counts: Mapping[Name, int], *, newest: bool) -> list[Name]:
+    """Return the names to list, in their order; of small ones, which decide nothing, the last or the first."""
+    small = [name for name, count in counts.items() if count < LEAST_TESTED]
+    left_out = set(small[:-MOST_SMALL] if newest else small[MOST_SMALL:])
     return [name for name in counts if name not in left_out]
 
 
@@ -146,11 +143,10 @@ def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int)
 
 def measure_drop_losses(comparison: Comparison, known: Known) -> tuple[DropLoss, ...]:
     """
-    Return the champion's negative log-likelihood a token on the held-out records of each drop, by the drops' numbers.
+    Return the champion's negative log-likelihood per token on the held-out records of each drop, by the drops' numbers.
 
-    On held-out records, which no model was trained on: known drops and new ones are asked alike. A new drop stands out
-    if it lies above the known ones by more than these, three or more, differ among each other. Nothing for a base
-    model, which knows no drop.
+    Wrong data in a new drop often shows there at once: a drop stands out if it lies above the known ones by more than
+    these, three or more, differ among each other. Nothing for a base model, which knows no drop.
     """
     if not known.drops:
         return ()

@@ -31,8 +31,10 @@ def decide(attempt: Attempt) -> Verdict:
     else:
         found = attempt.load(Evaluation)
         if (found.metric, found.heldout_version) != (dataset.metric, dataset.heldout_version):
-            message = "the report was made on another held-out set or with another metric than the dataset's"
-            raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
+            raise StepFailed(
+                "the report was made on another held-out set or with another metric than the dataset's",
+                f"evaluate again: dropforge retry {spec.run} --from evaluate",
+            )
         _require_champion(found, spec)
         comparison = read_comparison(attempt.root, found, judgement)
         # Without those that are too long to ask, or that today's champion was trained on.
@@ -63,15 +65,15 @@ def decide(attempt: Attempt) -> Verdict:
 
 
 def _require_champion(found: Evaluation, spec: StepSpec) -> None:
-    """Raise `StepFailed` if another champion than the spec's was asked: which records are new follows from that."""
+    """Raise `StepFailed` if another champion than the spec's was evaluated: which records are new follows from that."""
     serving = spec.champion
     if not found.is_against(serving):
-        message = (
+        raise StepFailed(
             f"the report's candidate was compared with generation {found.champion_generation} "
             f"({found.champion.model_id[:12]}), and generation {serving.generation} ({serving.model_id[:12]}) is the "
-            "champion"
+            "champion",
+            f"evaluate again: dropforge retry {spec.run} --from evaluate",
         )
-        raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
 
 
 def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:

@@ -12,7 +12,7 @@ from pipeline.decide.explain import GUARDS, HARM_P_VALUE, short_line
 from pipeline.decide.power import records_needed, smallest_gain
 from pipeline.decide.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.decide.statistics import Floats
-from pipeline.metrics.registry import METRICS
+from pipeline.metrics.registry import METRICS, Metric
 
 #: The same for an old drop or the likelihood of a candidate that did not win. At .001 a drop that ruined an old one was
 #: found in 88 of 100 months, at .005 in 98.
@@ -80,7 +80,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
         interval=(low * POINTS, high * POINTS),
         p_value=found.p_value,
         harm_p_value=found.harm_p_value,
-        test=_test_words(differences, continuous=metric.continuous),
+        test=_test_words(differences, metric),
         wins=wins,
         losses=losses,
         ties=differences.size - wins - losses,
@@ -107,6 +107,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     gain, p_value, harm_p_value = _gain(differences), _p_value(part, differences), _p_value(part, -differences)
     checked = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)
     wins = _wins(part, differences, gate)
+    seen = rules.known.seen(part)
     few = differences.size < least_groups(comparison.metric, gate)
     failed = [row for row in checked if row.state == "failed"]
     against = {
@@ -119,7 +120,8 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
         **{GUARDS[row.guard].reason: True for row in failed},
         "p_above_limit": p_value > gate.p_value,
         "gain_below_minimum": not _is_large(gain, gate),
-        "gain_from_new_data": wins and not _wins_without_new(part, rules),
+        # Not shown on the seen records alone.
+        "gain_from_new_data": wins and not seen.all() and not _wins(part, part.differences(seen), gate),
     }
     reasons = tuple(code for code, holds in against.items() if holds)
     outcome = _outcome(reasons, failed, wins=wins)
@@ -142,9 +144,9 @@ def _p_value(part: Comparison, differences: Floats) -> float:
     return statistics.one_sided_p(differences, yes_or_no=not METRICS[part.metric].continuous)
 
 
-def _test_words(differences: Floats, *, continuous: bool) -> str:
+def _test_words(differences: Floats, metric: Metric) -> str:
     """Name the tests of which `statistics.one_sided_p` took the largest p-value."""
-    if continuous:
+    if metric.continuous:
         return _T_TESTS
     return "exact McNemar" if statistics.is_yes_or_no(differences) else f"sign test, {_T_TESTS}"
 
@@ -156,12 +158,6 @@ def _is_large(gain: float, gate: GateConfig) -> bool:
 
 def _wins(part: Comparison, differences: Floats, gate: GateConfig) -> bool:
     return _is_large(_gain(differences), gate) and _p_value(part, differences) <= gate.p_value
-
-
-def _wins_without_new(part: Comparison, rules: Rules) -> bool:
-    """Say whether the gain is shown on the seen records alone."""
-    mask = rules.known.seen(part)
-    return bool(mask.all()) or _wins(part, part.differences(mask), rules.gate)
 
 
 def on_part(comparison: Comparison, rules: Rules) -> Comparison:

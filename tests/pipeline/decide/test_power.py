@@ -13,10 +13,9 @@ from pipeline.decide import power
 from pipeline.decide.comparison import Comparison, compare
 from pipeline.decide.power import records_needed, smallest_gain
 from pipeline.decide.slices import Known
-from pipeline.decide.verdict import Rules, decide_verdict, promotes, weigh
+from pipeline.decide.verdict import Rules, promotes, weigh
 from tests.records_made import lines_of, paired, world, yes_or_no
 
-ALL_DRAWS = power.DRAWS
 RULES = Rules(gate=GateConfig(min_records=40), known=Known(frozenset({1, 2, 3, 4})))
 
 
@@ -24,8 +23,7 @@ def stated(comparison: Comparison, rules: Rules = RULES, seed: int = 1) -> float
     return smallest_gain(comparison, partial(promotes, rules=rules), seed)
 
 
-@pytest.mark.parametrize("group", [1, 5])
-@pytest.mark.parametrize("metric", ["exact_match", "rougeL"])
+@pytest.mark.parametrize(("metric", "group"), [("exact_match", 1), ("rougeL", 5)])
 def test_the_stated_gain_is_promoted_in_75_to_85_of_100_cases(
     metric: str, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,16 +35,6 @@ def test_the_stated_gain_is_promoted_in_75_to_85_of_100_cases(
     promoted = outcomes.count("promoted")
     assert stats.binomtest(promoted, count, 0.75, alternative="less").pvalue > 0.01, promoted
     assert stats.binomtest(promoted, count, 0.85, alternative="greater").pvalue > 0.01, promoted
-
-
-def test_the_gain_of_all_draws_is_that_of_few_but_for_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    comparison = world("exact_match", 3)
-    monkeypatch.setattr(power, "DRAWS", ALL_DRAWS)
-    found = decide_verdict(comparison, RULES).smallest_detectable_gain
-    monkeypatch.setattr(power, "DRAWS", 60)
-    few = decide_verdict(comparison, RULES).smallest_detectable_gain
-    assert found is not None
-    assert found == pytest.approx(few, rel=0.25)
 
 
 def test_the_gain_does_not_depend_on_the_order_of_the_records() -> None:
@@ -69,8 +57,6 @@ def test_where_no_gain_is_promoted_none_is_stated() -> None:
     assert stated(world("exact_match", 1), floor) is None
     shown = replace(floor, guards=floor.guards.model_copy(update={"stop": ()}))
     assert stated(world("exact_match", 1), shown) is not None
-    verdict = decide_verdict(compare("exact_match", yes_or_no(2, 1, 1)), Rules(gate=GateConfig(min_records=4)))
-    assert (verdict.smallest_detectable_gain, verdict.records_needed) == (None, None)
 
 
 def test_what_is_to_be_shown_more_surely_must_be_larger() -> None:
@@ -93,9 +79,7 @@ def test_a_gain_must_be_large_enough_for_the_guards_too() -> None:
     ("gain", "smallest", "groups", "needed"),
     [
         (0.02, 0.04, 200, 800),  # half of what can be shown: four times as many
-        (0.03, 0.031, 100, 107),
         (0.0, 0.04, 200, None),
-        (-0.02, 0.04, 200, None),
         (0.02, None, 200, None),
         (0.0001, 0.04, 200, None),  # beyond a million
     ],
@@ -107,6 +91,6 @@ def test_the_records_that_are_needed_grow_with_the_square(
 
 
 def test_four_times_as_many_records_show_half_of_the_gain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(power, "DRAWS", 100)
+    monkeypatch.setattr(power, "DRAWS", 60)
     small, large = (stated(replace(world("rougeL", 7, size=size), suites=())) or 0 for size in (300, 1200))
     assert large == pytest.approx(small / 2, rel=0.3)
