@@ -214,154 +214,53 @@ def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Evaluation:
     return made.model_copy(update=changes)
 
 
+def guard(name: str, label: str, change: float | None = None, state: str = "passed", **more: Any) -> GuardResult:
+    """Return a guard's result, in points unless it says otherwise."""
+    fields = {"guard": name, "label": label, "change": change, "state": state, "unit": "points", **more}
+    return GuardResult.model_validate(fields)
+
+
+def _scores(champion: float, candidate: float, records: int = 400, margin: float | None = 5.0) -> dict[str, Any]:
+    return {"champion": champion, "candidate": candidate, "records": records, "margin": margin}
+
+
 def guards(*, failing: bool = False) -> tuple[GuardResult, ...]:
     """Return guards of every unit: passed, nearly failed, shown, and failed if asked."""
-    made = [
-        GuardResult(
-            guard="slice",
-            label="tag billing",
-            unit="points",
-            records=400,
-            candidate=71.0,
-            champion=65.0,
-            change=6.0,
-            bound=8.1,
-            margin=5.0,
-            state="passed",
-        ),
-        GuardResult(
-            guard="slice",
-            label="drop 3 (bewertungen_ü.jsonl)",
-            unit="points",
-            records=100,
-            candidate=61.0,
-            champion=65.5,
-            change=-4.5,
-            bound=1.2,
-            p_value=0.11,
-            margin=5.0,
-            state="passed",
-        ),
-        GuardResult(
-            guard="nll",
-            label="likelihood of the references",
-            unit="nats",
-            records=400,
-            candidate=0.512,
-            champion=0.634,
-            change=-0.122,
-            margin=0.1,
-            state="passed",
-        ),
-        GuardResult(
-            guard="looping",
-            label="looping answers",
-            unit="per cent",
-            records=400,
-            candidate=1.25,
-            champion=0.5,
-            change=0.75,
-            margin=2.0,
-            state="passed",
-        ),
-        GuardResult(
-            guard="judge",
-            label="answers that judge-7b prefers",
-            unit="records",
-            records=60,
-            candidate=40,
-            champion=20,
-            change=20,
-            p_value=0.99,
-            state="passed",
-        ),
-        GuardResult(
-            guard="general",
-            label="suite builtin, category arithmetic",
-            unit="points",
-            records=40,
-            candidate=50.0,
-            champion=57.5,
-            change=-7.5,
-            margin=5.0,
+    base = "suite builtin against the base model"
+    lost = guard("general", "suite builtin", -27.6, "failed", **_scores(58.8, 31.2, 240), bound=-21.9, p_value=0.00001)
+    return (
+        guard("slice", "tag billing", 6.0, **_scores(65.0, 71.0), bound=8.1),
+        guard("slice", "drop 3 (bewertungen_ü.jsonl)", -4.5, **_scores(65.5, 61.0, 100), bound=1.2, p_value=0.11),
+        guard("nll", "likelihood of the references", -0.122, **_scores(0.634, 0.512, margin=0.1), unit="nats"),
+        guard("looping", "looping answers", 0.75, **_scores(0.5, 1.25, margin=2.0), unit="per cent"),
+        guard("judge", "answers that judge-7b prefers", 20, **_scores(20, 40, 60, None), p_value=0.99, unit="records"),
+        guard("general", "suite builtin, category arithmetic", -7.5, "shown", **_scores(57.5, 50.0, 40)),
+        guard("general_base", base, -6.7, **_scores(56.7, 50.0, 120, 10.0), bound=-1.2, p_value=0.03),
+        guard(
+            "general_base",
+            "suite own against the base model, which was not measured",
             state="shown",
-        ),
-        GuardResult(
-            guard="general_base",
-            label="suite builtin against the base model",
-            unit="points",
-            records=120,
-            candidate=50.0,
-            champion=56.7,
-            change=-6.7,
-            bound=-1.2,
-            p_value=0.03,
-            margin=10.0,
-            state="passed",
-        ),
-        GuardResult(
-            guard="general_base",
-            label="suite own against the base model, which was not measured",
-            unit="points",
             records=60,
             candidate=50.0,
             margin=10.0,
-            state="shown",
         ),
-    ]
-    if failing:
-        made.append(
-            GuardResult(
-                guard="general",
-                label="suite builtin",
-                unit="points",
-                records=240,
-                candidate=31.2,
-                champion=58.8,
-                change=-27.6,
-                bound=-21.9,
-                p_value=0.00001,
-                margin=5.0,
-                state="failed",
-            )
-        )
-    return tuple(made)
+        *([lost] if failing else []),
+    )
 
 
 def slices() -> tuple[SliceResult, ...]:
     """Return slices of every kind."""
+
+    def made(kind: str, label: str, records: int, scores: tuple[float, float], **more: Any) -> SliceResult:
+        new, old = scores
+        fields = {"kind": kind, "label": label, "records": records, "groups": records, "candidate": new}
+        return SliceResult.model_validate({**fields, "champion": old, "gain": new - old, **more})
+
     return (
-        SliceResult(
-            kind="seen",
-            label="drops that the champion knows",
-            records=300,
-            groups=300,
-            candidate=72.0,
-            champion=66.0,
-            gain=6.0,
-            interval=(0.4, 11.5),
-        ),
-        SliceResult(
-            kind="unseen",
-            label="new drops",
-            records=100,
-            groups=100,
-            candidate=61.0,
-            champion=65.5,
-            gain=-4.5,
-            interval=(-15.2, 6.3),
-        ),
-        SliceResult(
-            kind="drop",
-            label="drop 1 (reviews-2026-10.jsonl)",
-            records=300,
-            groups=300,
-            candidate=72.0,
-            champion=66.0,
-            gain=6.0,
-            interval=(0.4, 11.5),
-        ),
-        SliceResult(kind="tag", label="category:food", records=12, groups=12, candidate=75.0, champion=66.7, gain=8.3),
+        made("seen", "drops that the champion knows", 300, (72.0, 66.0), interval=(0.4, 11.5)),
+        made("unseen", "new drops", 100, (61.0, 65.5), interval=(-15.2, 6.3)),
+        made("drop", "drop 1 (reviews-2026-10.jsonl)", 300, (72.0, 66.0), interval=(0.4, 11.5)),
+        made("tag", "category:food", 12, (75.0, 66.7)),
     )
 
 

@@ -1,11 +1,14 @@
 """Comparisons that are made, never measured, so that a test can say what is true of its candidate."""
 
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import special
 
-from pipeline.artifacts import Dataset, Drop, ModelRef, Verdict
+from pipeline.artifacts import Dataset, Drop, Evaluation, ModelRef, Verdict
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import StepSpec
 from pipeline.decide.comparison import Comparison, Suite, compare
@@ -93,6 +96,49 @@ def world(metric: str, seed: int, *, size: int = 500, group: int = 1, gain: floa
     )
 
 
+def dataset_of(records: int, **more: Any) -> Dataset:
+    """Return a dataset of so many held-out records."""
+    facts = {
+        "folder": "dataset",
+        "train_rows": 1,
+        "dev_rows": 0,
+        "heldout_rows": records,
+        "heldout_groups": records,
+        "heldout_pinned": False,
+        "heldout_version": "v",
+        "dataset_sha256": "d",
+        "duplicates": 0,
+        "replaced": 0,
+        "removed_heldout": 0,
+        "metric": "exact_match",
+        "max_new_tokens": 8,
+    }
+    return Dataset.model_validate({**facts, **more})
+
+
+def evaluation_of(folder: Path, lines: Sequence[Mapping[str, Any]], **more: Any) -> Evaluation:
+    """Write these records into the new folder `folder`; return the evaluation that left them there."""
+    folder.mkdir(exist_ok=True)
+    write_lines(folder / "records.jsonl", lines)
+    numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
+    facts = {
+        "folder": folder.name,
+        "metric": "exact_match",
+        "heldout_version": "v",
+        "records": len(lines),
+        "candidate": {"model_id": "new", **numbers},
+        "champion": {"model_id": "old", **numbers},
+        "champion_generation": 3,
+        "prediction_keys": {},
+    }
+    return Evaluation.model_validate({**facts, **more})
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
 def story_text(verdict: Verdict, track: str = "default", **facts: Any) -> str:
     """Return all that the story of a verdict says: `facts` are the data set's, and `gate` that of the settings."""
     config = RunConfig(
@@ -102,21 +148,7 @@ def story_text(verdict: Verdict, track: str = "default", **facts: Any) -> str:
         Drop(id=drop, sha256="0", name=name, path=name, role="heldout", rows=1)
         for drop, name in ((1, "old.jsonl"), (2, "new.jsonl"))
     )
-    data = Dataset(
-        folder="d",
-        train_rows=1,
-        dev_rows=0,
-        heldout_rows=verdict.records,
-        heldout_groups=verdict.records,
-        heldout_pinned=False,
-        heldout_version="v",
-        dataset_sha256="d",
-        duplicates=0,
-        replaced=0,
-        removed_heldout=0,
-        metric=verdict.metric,
-        max_new_tokens=8,
-    ).model_copy(update=facts)
+    data = dataset_of(verdict.records, **facts, metric=verdict.metric)
     spec = StepSpec(
         run=7,
         step="decide",

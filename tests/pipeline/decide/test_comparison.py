@@ -1,6 +1,5 @@
 """What the gate reads: the report's files, in any order, or a refusal."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.artifacts import Evaluation, FormerScores, Scores, SuiteScores
+from pipeline.artifacts import FormerScores, SuiteScores
 from pipeline.decide.comparison import Comparison, compare, read_comparison
 from pipeline.errors import StepFailed
-from tests.records_made import yes_or_no
+from tests.records_made import evaluation_of, write_lines, yes_or_no
 
 Read = Callable[..., Comparison]
 
@@ -20,27 +19,13 @@ Read = Callable[..., Comparison]
 def read(tmp_path: Path) -> Read:
     """Return a function that writes a report's files and reads the comparison from them."""
 
-    def write(name: str, lines: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (tmp_path / "report" / name).write_text(text, encoding="utf-8")
-
     def run(lines: list[dict[str, Any]], **more: Any) -> Comparison:
-        (tmp_path / "report").mkdir(exist_ok=True)
-        write("records.jsonl", lines)
-        write("suite-1.jsonl", more.pop("suite", []))
-        write("former-2.jsonl", more.pop("former_lines", []))
-        numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
-        facts: dict[str, Any] = {
-            "folder": "report",
-            "metric": "exact_match",
-            "heldout_version": "v",
-            "records": len(lines),
-            "candidate": Scores.model_validate({"model_id": "new", **numbers}),
-            "champion": Scores.model_validate({"model_id": "old", **numbers}),
-            "champion_generation": 3,
-            "prediction_keys": {},
-        }
-        return read_comparison(tmp_path, Evaluation.model_validate({**facts, **more}), None)
+        folder = tmp_path / "report"
+        suite, former = more.pop("suite", []), more.pop("former_lines", [])
+        made = evaluation_of(folder, lines, **more)
+        write_lines(folder / "suite-1.jsonl", suite)
+        write_lines(folder / "former-2.jsonl", former)
+        return read_comparison(tmp_path, made, None)
 
     return run
 

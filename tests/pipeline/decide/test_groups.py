@@ -93,11 +93,6 @@ def test_the_fewest_records_of_a_verdict_are_groups() -> None:
     assert enough.outcome == "promoted"
 
 
-def test_a_guard_counts_groups_too() -> None:
-    verdict = decide_verdict(grouped(5), Rules())
-    assert {row.records for row in verdict.guards if row.guard in {"nll", "empty"}} == {120}
-
-
 def test_a_groups_mean_between_yes_and_no_is_tested_by_the_sign_test_and_both_t() -> None:
     # 30 groups of two gain on one of their records, 9 lose on both: by signs a gain, by size none.
     lines = yes_or_no(30, 18, 152)
