@@ -34,7 +34,11 @@ REPLACED_IN_STEPS = {
     r"cut off|asked to stop|goe?s? on from": "interrupted, stopped, resume",
 }
 STEPS = tuple(
-    f"pipeline/{name}/" for name in ("prepare", "train", "merge", "evaluate", "judge", "records", "models", "metrics")
+    f"pipeline/{name}/"
+    for name in (
+        *("prepare", "train", "merge", "evaluate", "judge", "decide", "report"),
+        *("records", "models", "metrics"),
+    )
 )
 ENDINGS = {".py", ".json", ".md", ".toml", ".jinja", ".css", ".service"}
 

@@ -1,5 +1,5 @@
 """
-What the gate compares: candidate and champion on the same records, sorted by id, a column for each fact.
+Candidate and champion on the same records, sorted by id: a column per fact, read from the score files.
 
 A pair of columns has the shape (records, 2): candidate, champion. What was not measured of a record is NaN. Records
 that are paraphrases of each other are one group, and one unit of every test.
@@ -59,7 +59,7 @@ class Former:
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a language model said of the records that it was asked about."""
+    """A judge model's opinion on the records that it compared."""
 
     judgement: Judgement
     results: Mapping[str, str]
@@ -72,7 +72,7 @@ class Opinion:
 
 
 def count_results(results: Collection[str]) -> dict[str, int]:
-    """Return the counts of a `Judgement` from what was said of each record."""
+    """Return the counts of a `Judgement` from the result on each record."""
     counts = Counter(results)
     return {
         "records": len(results),
@@ -160,7 +160,7 @@ class Comparison:
 
 def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None) -> Comparison:
     """
-    Return what the report's files below `root` hold.
+    Read the comparison from an evaluation's files below `root`.
 
     Raises `StepFailed` if the files are not the report's, or hold a score that is no number.
     """

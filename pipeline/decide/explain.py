@@ -123,7 +123,7 @@ def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = 
 
 
 def collapse_words(verdict: Verdict) -> list[str]:
-    """Return what a candidate answers general questions with, where it is shown to have lost answers; else nothing."""
+    """Return what general questions get instead of answers, where that is shown; else nothing."""
     said = []
     for guard in verdict.guards:
         if guard.guard == "collapse" and guard.p_value is not None and guard.p_value <= HARM_P_VALUE:
@@ -170,7 +170,7 @@ def guard_words(guard: GuardResult) -> str:
 
 
 def margin_words(guard: GuardResult) -> str:
-    """Return what a guard lets pass, in its unit."""
+    """Return a guard's margin in its unit."""
     if guard.margin is None:
         return ""
     return f"{plain(guard.margin, 2 if guard.unit == 'nats' else 1)} {guard.unit}"

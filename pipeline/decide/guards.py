@@ -2,8 +2,8 @@
 Guards: what a candidate that wins must not lose. Each rule is one function.
 
 A guard fails where harm is shown, not where its absence is unproven. On fewer than `LEAST_TESTED` groups of records
-nothing is tested, only displayed. Which guards stand against a promotion is a setting (`guards.stop`), and the others
-are shown. What each costs and buys is measured by `bench/gate.py` (true gain +10 points, 500 records): the cost in
+nothing is tested, only displayed. Which guards block a promotion is a setting (`guards.stop`); the others are
+shown. What each costs and buys is measured by `bench/gate.py` (true gain +10 points, 500 records): the cost in
 points of promotion of a good candidate; what it buys, how often a truly bad winner is promoted with it (without it).
 """
 
@@ -153,7 +153,7 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
 
 
 def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
-    """Let a model pass that is no worse than the champion: `changes` are those since it, on the same records."""
+    """Turn a failure into a pass if the candidate is no worse than the champion: `changes` are since the champion."""
     if row.state != "failed" or _exceeds(0.0, float(changes.mean())):
         return row
     return row.model_copy(update={"state": "passed", "label": f"{row.label}, no further below it than the champion"})
@@ -161,7 +161,7 @@ def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
 
 def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     """
-    Yield the references' negative log-likelihood a token: beyond the margin, on 100 groups or with p <= .05.
+    Yield the references' negative log-likelihood per token: beyond the margin, on 100 groups or with p <= .05.
 
     The test is that of a difference of ratios (Cochran 1977, 6.4). Costs nothing; a rise of .15 nats is promoted in
     0 % (98) where records differ by .2 nats from model to model, in 49 (93) where by more.
@@ -192,7 +192,7 @@ def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
 
 def _degenerate(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     """
-    Yield the rates of empty, cut off and looping answers: a rise beyond the margin and p <= .01.
+    Yield the rates of empty, truncated and looping answers: a rise beyond the margin and p <= .01.
 
     Costs .3 to .5 points each; rates four times as high as 2 % are promoted in 2 % (98), twice as high on 200 records
     in 68 (93).

@@ -1,5 +1,5 @@
 """
-Power: the smallest true gain that this decision shows on a held-out set like this one, found by running it.
+Power: the smallest true gain that this decision detects on a held-out set like this one, by simulation.
 
 The groups of records are drawn again with replacement (Efron 1979, the bootstrap) as two models that are equally good:
 each group's answers change hands by a fair coin. Then the candidate gains as models do: a part of the answers becomes
@@ -49,7 +49,7 @@ def smallest_gain(comparison: Comparison, promotes: Callable[[Comparison], bool]
 
 
 def _draw(comparison: Comparison, random: np.random.Generator) -> tuple[Comparison, Floats]:
-    """Return as many groups, drawn again, in which both models are equally good, and each record's luck in gaining."""
+    """Return a resample of the groups in which both models are equally good, and each record's luck in gaining."""
     _, codes, sizes = np.unique(comparison.groups, return_inverse=True, return_counts=True)
     starts, order = np.cumsum(sizes) - sizes, np.argsort(codes, kind="stable")
     chosen = random.integers(0, sizes.size, sizes.size)
@@ -84,7 +84,7 @@ def _gained(comparison: Comparison, lucky: np.ndarray) -> Comparison:
 
 def records_needed(gain: float, smallest: float | None, groups: int) -> int | None:
     """
-    Return about how many groups in all would show the observed gain, if it is the true one, in eight of ten cases.
+    Return about how many groups in all would show the observed gain, if it is true, in eight of ten cases.
 
     The smallest gain falls with the square root of their number. `None` where no number would do (no gain, or no gain
     is large enough) or only more than `MOST_RECORDS`.

@@ -25,7 +25,7 @@ _LEAST_KNOWN = 3
 
 @dataclass(frozen=True)
 class Known:
-    """What tells a seen record from a new one."""
+    """The drops that the champion knows, which tell a seen record from a new one."""
 
     drops: frozenset[int] | None = None
     """Those that the champion was trained on; `None` for a base model, to which no record is new."""

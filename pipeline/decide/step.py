@@ -1,4 +1,4 @@
-"""The gate: from both models' scores on the same records to a verdict, its numbers and the words that say it."""
+"""The decide step: read both models' scores on the same records, decide, and write the verdict and its card."""
 
 from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.contract import Attempt, StepSpec, YardstickBefore
@@ -13,7 +13,7 @@ from pipeline.words import plain
 
 def decide(attempt: Attempt) -> Verdict:
     """
-    Return the verdict on the run's candidate, and leave its card; with a shortfall, what was known before.
+    Return the verdict on the run's candidate and write its card; with a shortfall, without an evaluation.
 
     Raises `StepFailed` if the report belongs to another dataset or another champion than the spec's, or lacks records.
     """
@@ -37,7 +37,7 @@ def decide(attempt: Attempt) -> Verdict:
             )
         _require_champion(found, spec)
         comparison = read_comparison(attempt.root, found, judgement)
-        # Without those that are too long to ask, or that today's champion was trained on.
+        # Without those that are too long to prompt, or that today's champion was trained on.
         version = version_of(comparison.ids)
         rules = _rules(attempt, dataset, found)
         verdict = decide_verdict(comparison, rules)
@@ -90,7 +90,7 @@ def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:
 
 
 def yardstick_words(before: YardstickBefore, records: int, champion_score: float | None) -> str:
-    """Say what changed, by whose word, and what the champion scores on the new set, which has so many `records`."""
+    """Return what changed in the evaluation set, now of `records` records, and the champion's score on it."""
     said = [f"The evaluation set changed since run {before.run}."]
     said += [f"Added: {', '.join(before.added)}."] if before.added else []
     said += [f"Taken out: {', '.join(before.removed)}."] if before.removed else []

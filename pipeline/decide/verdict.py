@@ -22,7 +22,7 @@ _T_TESTS = "paired t and skewness-adjusted t"
 
 @dataclass(frozen=True)
 class Rules:
-    """What a candidate is held to, and what is known about the records."""
+    """The limits for a candidate, and what is known about the records."""
 
     gate: GateConfig = field(default_factory=GateConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
@@ -32,7 +32,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Decision:
-    """A decision and what it was made from; gains in points."""
+    """A decision and its grounds; gains in points."""
 
     outcome: Outcome
     reasons: tuple[str, ...]
@@ -129,7 +129,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
 
 
 def promotes(part: Comparison, rules: Rules) -> bool:
-    """Say whether `weigh` would promote on these records, of which there are enough: it asks no more than it must."""
+    """Return whether `weigh` would promote on these records, which are enough: the quick form for many draws."""
     if not _wins(part, part.differences(), rules.gate):
         return False
     found = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)
@@ -172,9 +172,9 @@ def least_groups(metric: str, gate: GateConfig) -> int:
 
 def _outcome(reasons: Sequence[str], failed: Sequence[GuardResult], *, wins: bool) -> Outcome:
     """
-    Return the verdict that the reasons amount to: whether anything can be said goes before what it is.
+    Return the outcome for these reasons: invalid or insufficient evidence comes before anything else.
 
-    A guard stands against any promotion. As the verdict on a candidate that did not win it needs what puts new drops
+    A failed guard blocks any promotion. As the verdict on a candidate that did not win it needs what puts new drops
     under suspicion, at the proof that `worse` needs.
     """
     if "trained_on_heldout" in reasons:
@@ -192,7 +192,7 @@ def _outcome(reasons: Sequence[str], failed: Sequence[GuardResult], *, wins: boo
 
 def _blames(found: Decision, known: Known) -> bool:
     """
-    Say whether the verdict speaks against the drops that the champion does not know.
+    Return whether the verdict puts the drops that the champion does not know under suspicion.
 
     Where it knows none, as a base model does, nothing tells a bad drop from a good one.
     """
@@ -202,7 +202,7 @@ def _blames(found: Decision, known: Known) -> bool:
 
 
 def early_verdict(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> Verdict:
-    """Return the verdict for too little data: no model was trained for it, or one that there is nothing to ask."""
+    """Return the verdict for too little data: no model was trained for it, or nothing to evaluate it on."""
     have, need, on_seen = shortfall.heldout_rows, shortfall.needed_heldout_rows, gate.on == "seen"
     unpinned = gate.on == "pinned" and not dataset.heldout_pinned
     few = "too_few_seen" if on_seen else "too_few_records"

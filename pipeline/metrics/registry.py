@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 from pipeline.metrics import json_fields
@@ -110,13 +111,6 @@ def _f1(prediction: str, reference: str) -> float:
     return 2 * shared / (said.total() + wanted.total())
 
 
-class _Tokenizer:
-    """This package's tokens, with the interface of rouge_score."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return tokens(text)
-
-
 @cache
 def _rouge_class() -> Any:
     """Define the metric on first use: `evaluate.load` would query a hub, and importing the stack takes seconds."""
@@ -137,7 +131,7 @@ def _rouge_class() -> Any:
 
         def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, list[float]]:
             kind = self.config_name
-            scorer = rouge_scorer.RougeScorer([kind], tokenizer=_Tokenizer())
+            scorer = rouge_scorer.RougeScorer([kind], tokenizer=SimpleNamespace(tokenize=tokens))
             pairs = zip(predictions, references, strict=True)
             return {kind: [float(scorer.score_multi(some, answer)[kind].fmeasure) for answer, some in pairs]}
 

@@ -1,6 +1,6 @@
-"""What a run took, by the results that its attempts left."""
+"""A run's cost, summed over the results of its attempts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import durable
@@ -13,9 +13,10 @@ _SMALL_PRICE = 0.1
 
 
 def run_cost(run_folder: Path, gain: float | None) -> RunCost:
-    """Return what all attempts of a run took that left a result; `gain` in points is its verdict's."""
+    """Return the cost of all attempts of a run that left a result; `gain` in points is its verdict's."""
     results = list(_results(run_folder))
-    seconds, price = sum(one.seconds for one in results), _sum(one.price for one in results)
+    seconds, prices = sum(one.seconds for one in results), [one.price for one in results if one.price is not None]
+    price = sum(prices) if prices else None
     points = gain if gain is not None and gain > 0 else None
     return RunCost(
         seconds=seconds,
@@ -63,8 +64,3 @@ def _tokens(result: StepResult) -> float:
     generated = sum(one["generated"] * one["answer_tokens"] for one in asked)
     trained = [one["tokens"] for one in made.get("candidates", ())] or [made.get("trained_tokens", 0)]
     return float(sum(trained) + generated)
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None

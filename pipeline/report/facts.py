@@ -15,14 +15,14 @@ NEARLY = 0.8
 
 
 class Reason(Frozen):
-    """One thing that stood against promotion."""
+    """A reason against promotion."""
 
     code: str
     words: str
 
 
 class NextStep(Frozen):
-    """One thing that a person may do now."""
+    """An action that a person may take now."""
 
     words: str
     command: str | None = None
@@ -65,7 +65,7 @@ class Example(Frozen):
 
 
 class BlindReview(Frozen):
-    """What people preferred who did not know whose answer was whose."""
+    """The result of a blind review: which answers people preferred without knowing the model."""
 
     differing: int
     """Held-out records that the two models did not answer alike; those that were judged were drawn by a hash."""
@@ -81,7 +81,7 @@ class BlindReview(Frozen):
 
 
 class RunCost(Frozen):
-    """What all attempts of a run took, those that came to nothing too; the price is `None` if not known."""
+    """Cost of all attempts of a run, failed ones included; the price is `None` if not known."""
 
     seconds: float
     tokens: int
@@ -102,7 +102,7 @@ class Cost(Frozen):
 
 
 class Report(Frozen):
-    """The evidence behind one verdict. What a run did not come to is `None`: training, merging or scoring."""
+    """The evidence behind one verdict; steps that did not run are `None`."""
 
     version: Literal[1] = 1
     run: int
@@ -139,9 +139,9 @@ class Report(Frozen):
 
 def harm_share(guard: GuardResult) -> float | None:
     """
-    Return how much of its margin a guard's measured harm takes: 0 no harm, 1 all of it, negative an improvement.
+    Return a guard's measured harm as a share of its margin: 0 no harm, 1 all of it, negative an improvement.
 
-    `None` where there is nothing to hold against each other. Changes of scores harm by falling, of others by rising.
+    `None` without a change or a margin. Scores harm by falling, other units by rising.
     """
     if guard.change is None or guard.margin is None:
         return None
@@ -152,7 +152,7 @@ def harm_share(guard: GuardResult) -> float | None:
 
 
 def is_nearly_failed(guard: GuardResult) -> bool:
-    """Say whether a guard passed with little left of its margin."""
+    """Return whether a guard passed with little left of its margin."""
     share = harm_share(guard)
     return guard.state == "passed" and share is not None and share >= NEARLY
 

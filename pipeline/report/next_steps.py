@@ -1,4 +1,4 @@
-"""What a person can do after a verdict: each step with its command, where there is one."""
+"""What a person can do after a verdict: the steps, with their commands."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
 
 
 def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[NextStep]:
-    """Return what helps against the guards that failed; only where one of them blames drops, these are looked at."""
+    """Return the remedies of the guards that failed, and how to find a bad drop if one of them blames drops."""
     config, run = spec.config, spec.run
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
     steps = _against_forgetting([guard for guard in failed if guard.guard == "general"], dataset, config.train)
@@ -149,7 +149,7 @@ def _after_no_proof(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter:
 
 
 def _proposed(spec: StepSpec) -> list[NextStep]:
-    """Return how held-out records come to count that wait for approval; nothing where none wait."""
+    """Return how to approve held-out records, if any wait for approval."""
     if not spec.proposed_rows:
         return []
     wait = count(spec.proposed_rows, "held-out record waits", "held-out records wait")
@@ -177,7 +177,7 @@ def _other_settings(config: RunConfig, adapter: Adapter | None) -> list[NextStep
 
 
 def _edge(train: TrainConfig, name: str, value: object) -> str:
-    """Say that a value which a search chose is the least or the most of the numbers that it tried; empty if not."""
+    """Return that a search chose the smallest or largest of its values, in words; empty if not."""
     tried = train.search.space.get(name, ())
     numbers = [one for one in tried if isinstance(one, int | float)] if isinstance(tried, tuple) else []
     if len(numbers) < 2 or not isinstance(value, int | float) or isinstance(value, bool):  # noqa: PLR2004 - an edge
@@ -191,7 +191,7 @@ def _track(config: RunConfig) -> str:
 
 
 def _far_away(run: int, otherwise: list[NextStep]) -> list[NextStep]:
-    """Return what there is to do where a gain is so small that no held-out set would show it."""
+    """Return the steps for a gain so small that no held-out set would show it."""
     return [
         NextStep(
             words="Wait for more drops: held-out records alone will not show a gain as small as this, and the gains of "
@@ -199,8 +199,8 @@ def _far_away(run: int, otherwise: list[NextStep]) -> list[NextStep]:
         ),
         *otherwise,
         NextStep(
-            words="Or read the answers that changed, in the report, and let it serve by your own word: the price is "
-            "that nothing but you says that it is better.",
+            words="Or read the answers that changed, in the report, and let it serve by your own decision: the "
+            "price is that nothing but you says that it is better.",
             command=f"dropforge promote {run} --force --reason TEXT",
         ),
         NextStep(

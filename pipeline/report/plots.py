@@ -138,7 +138,7 @@ def loss_caption(adapter: Adapter) -> str:
         words += f"; dev loss {plain(adapter.dev_curve[-1].loss, 2)} at the end"
         lowest = f", {plain(best.loss, 2)} at its lowest, at step {best.step:,}: the model has the last step's weights"
         words += lowest if best.step < last.step else ""
-    return words + ". Nats a token."
+    return words + ". Nats per token."
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:

@@ -29,7 +29,7 @@ _SURE_OF_REVIEW = 0.05
 
 
 def reasons(verdict: Verdict) -> tuple[Reason, ...]:
-    """Return what stood against promotion, each code with its words."""
+    """Return the reasons against promotion, each code with its words."""
     failed = {GUARDS[guard.guard].reason: guard_words(guard) for guard in verdict.guards if guard.state == "failed"}
     return tuple(Reason(code=code, words={**REASONS, **failed}[code]) for code in verdict.reasons)
 
@@ -60,17 +60,17 @@ def tell(
 
 
 def _guarded(verdict: Verdict) -> str:
-    """Return the headline where a guard failed: what is beyond one is not always something that this model lost."""
+    """Return the headline where a guard failed; not every guard measures what this model lost."""
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
     if failed and all(GUARDS[guard.guard].found != Failure.found for guard in failed):
-        return "The new model gains, but a guard stands against it. The champion stays."
+        return "The new model gains, but a guard blocks it. The champion stays."
     headline = _HEADLINES["guard_failed"]
     gains = not {"p_above_limit", "gain_below_minimum"} & set(verdict.reasons)
     return headline.replace("loses", "gains, but loses") if gains else headline
 
 
 def _likeness_only(verdict: Verdict, evaluation: Evaluation | None) -> list[str]:
-    """Say that no answer of either model is right in the strict sense, where a metric of likeness decides."""
+    """Say that neither model has an exact match, where a continuous metric decides."""
     exact = "exact_match"
     if evaluation is None or verdict.gain is None or verdict.metric == exact:
         return []
@@ -103,7 +103,7 @@ def _numbers(verdict: Verdict) -> list[str]:
 
 
 def _beside_twin(verdict: Verdict, spec: StepSpec) -> list[str]:
-    """Say how far this run and the one that it repeats under another seed differ."""
+    """Return how far the gains of this run and of its twin under another seed differ."""
     if spec.twin is None or verdict.gain is None:
         return []
     apart = plain(abs(verdict.gain - spec.twin.gain))
@@ -115,10 +115,10 @@ def _beside_twin(verdict: Verdict, spec: StepSpec) -> list[str]:
 
 
 def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) -> list[str]:
-    """Say what the decision rests on, the decisive first."""
+    """Return the reasons of the decision, the decisive first."""
     told = {reason.code: reason.words for reason in reasons(verdict)}
     if verdict.outcome == "promoted" and verdict.p_value is not None:
-        guarded = ", and no guard stands against it" if verdict.guards else ""
+        guarded = ", and no guard failed" if verdict.guards else ""
         won = f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."
         return [won, *([_on_new_data(verdict)] if "gain_from_new_data" in told else [])]
     if verdict.outcome == "contaminated" and evaluation is not None and evaluation.records_seen_by_candidate:
@@ -142,7 +142,7 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
 
 
 def _of_a_gain(gain: float, p_value: float, least: float) -> dict[str, str]:
-    """Return what two codes mean beside a gain."""
+    """Return the words of two reason codes where there is a gain."""
     small = f"{beside(gain, least)} is below {least:g}"
     return {
         "p_above_limit": f"A model that is no better would look like this {luck(p_value)}: that is no proof.",
@@ -151,7 +151,7 @@ def _of_a_gain(gain: float, p_value: float, least: float) -> dict[str, str]:
 
 
 def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
-    """Say that the model answers hardly anything else than its task any more, and what helps."""
+    """Say that general questions get no real answers any more, and which setting helps."""
     share = spec.config.train.general_rows
     helps = f"raise train.general_rows (it was {share:g})" if share else f"set train.general_rows = {GENERAL_SHARE:g}"
     return [
@@ -162,7 +162,7 @@ def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
 
 
 def _on_new_data(verdict: Verdict) -> str:
-    """Say how a gain differs between records of new drops and those that the champion knows."""
+    """Return the gain on records of new drops compared with that on drops the champion knows."""
     slices = {one.kind: f"{signed(one.gain)} on {count(one.records, 'record')}" for one in verdict.slices}
     names = (("unseen", "new"), ("seen", "older"))
     parts = [f"{slices[kind]} of {name} drops" for kind, name in names if kind in slices]
@@ -170,12 +170,12 @@ def _on_new_data(verdict: Verdict) -> str:
 
 
 def _stand_out(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
-    """Name the new drops whose answers the champion finds far less likely than those of the drops that it knows."""
+    """Name the new drops on which the champion's loss is far above that on the drops it knows."""
     old = [one.nats for one in verdict.champion_losses if one.known]
     names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
     return [
         f"Look at drop {one.drop} ({names.get(one.drop, '')}): the champion finds its answers less likely than those "
-        f"of all drops that it knows, {plain(one.nats, 2)} nats a token beside {plain(min(old), 2)} to "
+        f"of all drops that it knows, {plain(one.nats, 2)} nats per token compared with {plain(min(old), 2)} to "
         f"{plain(max(old), 2)}. New kinds of task look like this, and wrong answers do."
         for one in verdict.champion_losses
         if one.stands_out
@@ -183,7 +183,7 @@ def _stand_out(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
 
 
 def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
-    """Say what this held-out set could have shown, where that is what was missing."""
+    """Return the smallest gain that this held-out set can show, or how many records are missing."""
     if dataset.shortfall is not None and verdict.gain is None:
         have, need = dataset.shortfall.heldout_rows, dataset.shortfall.needed_heldout_rows
         done = "asked" if verdict.candidate_model_id else "trained"
@@ -193,7 +193,7 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
         if dataset.seen_by_champion:
             more = count(dataset.seen_by_champion, "more is", "more are")
             them = "it" if dataset.seen_by_champion == 1 else "them"
-            words += f" {more} left out: the champion was trained on {them} or near copies."
+            words += f" {more} left out: the champion was trained on {them} or near-duplicates."
         return [words]
     if verdict.outcome != "not_shown_better":
         return []
@@ -216,7 +216,7 @@ def p_value_words(verdict: Verdict, limit: float | None = None) -> str:
 
 
 def review_words(review: BlindReview) -> str:
-    """Return what people found who did not know whose answer was whose, in one line."""
+    """Return the result of a blind review in one line."""
     decided = review.candidate + review.champion
     by = f" by {listed(review.judged_by)}" if review.judged_by else ""
     words = (

@@ -138,7 +138,7 @@ def drops_table(report: Report) -> Table:
         (drop.name, str(drop.id), roles[drop.role], f"{drop.rows:,}", loss(drop.id), Cell(drop.sha256, "code"))
         for drop in report.drops
     ]
-    note = "What was dropped; the champion's loss is in nats a token, on held-out records that no model was trained on"
+    note = "What was dropped; the champion's loss is in nats per token, on held-out records that no model has seen"
     return _table(note if losses else "What was dropped", columns, rows)
 
 
@@ -199,7 +199,7 @@ def _measured(evaluation: Evaluation) -> Iterator[tuple[str, float | None, float
     old, new = evaluation.champion, evaluation.candidate
     for name in sorted({*new.metrics, *old.metrics}, key=lambda name: (name != evaluation.metric, name)):
         yield name, old.metrics.get(name), new.metrics.get(name), 1
-    yield "likelihood (nats a token, less is better)", old.nll, new.nll, 3
+    yield "likelihood (nats per token, less is better)", old.nll, new.nll, 3
     for name in sorted({*new.rates, *old.rates}):
         yield f"{name} answers (per cent)", old.rates.get(name), new.rates.get(name), 1
     yield "length over the reference's", old.length_ratio, new.length_ratio, 2

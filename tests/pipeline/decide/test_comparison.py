@@ -45,23 +45,6 @@ def test_records_are_read_in_the_order_of_their_ids_with_all_that_they_say(read:
     assert found.degenerate["looping"].tolist() == [[0, 0], [1, 0], [0, 0]]
 
 
-def test_suites_and_former_champions_come_from_their_files(read: Read) -> None:
-    lines = yes_or_no(1, 1, 1)
-    suite = [{"id": "i", "category": "c", "candidate": 1.0, "champion": 0.5}]
-    former_lines = [{"id": "000002", "score": 0.25}, {"id": "000000", "score": 1.0}, {"id": "gone", "score": 0.0}]
-    found = read(
-        lines,
-        suite=suite,
-        former_lines=former_lines,
-        suites=(SuiteScores(name="builtin", records=1, candidate=100, champion=50, file="suite-1.jsonl"),),
-        former=(FormerScores(generation=2, model_id="m", records=2, score=62.5, file="former-2.jsonl"),),
-    )
-    assert [(one.name, one.scores.tolist()) for one in found.suites] == [("builtin", [[1.0, 0.5]])]
-    (former,) = found.former
-    assert former.generation == 2
-    np.testing.assert_array_equal(former.scores, [1.0, np.nan, 0.25])
-
-
 def test_what_the_base_model_got_in_a_suite_is_read_where_it_was_measured(read: Read) -> None:
     suite = [
         {"id": name, "category": "c", "candidate": 1.0, "champion": 0.5, "base": score}

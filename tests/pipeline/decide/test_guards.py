@@ -20,7 +20,7 @@ from tests.records_made import lines_of, paired, story_text, yes_or_no
 Lines = list[dict[str, Any]]
 #: Wins the gate's test by far, with nothing against it.
 GOOD = (40, 4, 156)
-#: What stands against no promotion unless the settings let it.
+#: Guards that block nothing unless the settings say so.
 ONLY_SHOWN = {"collapse"}
 
 
@@ -249,7 +249,7 @@ def test_only_drops_that_the_champion_knows_have_an_anchor_and_pinned_records_no
 
 
 def nll(rise: float, size: int = 200, spread: float = 0.1) -> Lines:
-    """Return records whose references became less likely by `rise` nats a token, more and less in turn."""
+    """Return records whose references became less likely by `rise` nats per token, more and less in turn."""
     lines = good()[:size]
     for place, line in enumerate(lines):
         line["champion"].update(nll_sum=8.0, nll_tokens=8)

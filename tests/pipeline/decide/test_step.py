@@ -132,9 +132,7 @@ def test_the_step_knows_what_the_report_says_about_the_candidates_training(
     verdict = decide(attempt)
     assert verdict.outcome == "contaminated"
     # Six before training, and three of the others as another champion came.
-    words = (
-        "Held-out records that the champion at the time was trained on, or on near copies of, left out</dt><dd>9</dd>"
-    )
+    words = "champion at the time was trained on, or on near-duplicates of, left out</dt><dd>9</dd>"
     assert words in (tmp_path / str(verdict.report) / "report.html").read_text(encoding="utf-8")
 
 
@@ -283,13 +281,13 @@ def test_a_shortfall_says_what_is_left_out_since_the_champion_was_trained_on_it(
 ) -> None:
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
     verdict = decide(make(None, shortfall=short, seen_by_champion=25))
-    assert "25 more are left out: the champion was trained on them or near copies." in story_of(tmp_path, verdict)
+    assert "25 more are left out: the champion was trained on them or near-duplicates." in story_of(tmp_path, verdict)
 
 
 def test_one_record_more_is_told_as_one(make: Callable[..., Attempt], tmp_path: Path) -> None:
     short = Shortfall(heldout_rows=99, needed_heldout_rows=100, needed_rows=1)
     said = story_of(tmp_path, decide(make(None, shortfall=short, seen_by_champion=1, heldout_pinned=True)))
-    assert "1 more is left out: the champion was trained on it or near copies." in said
+    assert "1 more is left out: the champion was trained on it or near-duplicates." in said
     assert "heldout. 1 more is needed." in said
 
 

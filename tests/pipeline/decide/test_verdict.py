@@ -330,7 +330,7 @@ def of_three(*parts: tuple[int, int, int]) -> Comparison:
 
 
 def likelihoods(rise: float) -> tuple[Floats, Floats]:
-    """Return those of 300 records, which became less likely by about so many nats a token."""
+    """Return those of 300 records, which became less likely by about so many nats per token."""
     sums = np.full((300, 2), 8.0)
     sums[:, 0] += 8 * (rise + np.tile([-0.01, 0.01], 150))
     return sums, np.full((300, 2), 8.0)

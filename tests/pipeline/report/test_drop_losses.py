@@ -59,6 +59,6 @@ def test_the_card_names_the_drop_that_stands_out(made_reports: Any, tmp_path: Pa
     words = " ".join(durable.read_json(folder / "report.json")["story"]["why"])
     assert (
         "Look at drop 3 (bewertungen_ü.jsonl): the champion finds its answers less likely than those of all drops that "
-        "it knows, 1.80 nats a token beside 1.36 to 1.41."
+        "it knows, 1.80 nats per token compared with 1.36 to 1.41."
     ) in words
     assert "stands out" in (folder / "report.html").read_text(encoding="utf-8")

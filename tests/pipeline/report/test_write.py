@@ -231,7 +231,7 @@ def test_the_card_of_too_few_records_promises_no_gain(made_reports: Any, tmp_pat
 
 
 def told(made_reports: Any, folder: Path, *failed: GuardResult, **train: Any) -> tuple[Story, str]:
-    """Return the story of a winner on track maths that these guards stood against, and all that it says to do."""
+    """Return the story of a winner on track maths that these guards blocked, and all that it says to do."""
     attempt, verdict = made_reports.case(folder, "guard_failed")
     changes = {"track": "maths", "train": TrainConfig(**train)}
     spec = attempt.spec.model_copy(update={"config": attempt.config.model_copy(update=changes)})
@@ -249,7 +249,7 @@ def test_a_guard_is_told_as_what_it_found_and_what_helps_and_only_some_send_for_
     numbers = {"champion": 75.0, "candidate": 61.7, "records": 120, "margin": 5.0}
     story, to_do = told(made_reports, tmp_path, made_reports.guard(name, "builtin", -13.3, "failed", **numbers))
     meant = GUARDS[name]
-    others = "The new model gains, but a guard stands against it. The champion stays."
+    others = "The new model gains, but a guard blocks it. The champion stays."
     loses = "The new model gains, but loses something that it must not lose. The champion stays."
     assert story.headline == (loses if meant.found == Failure.found else others)
     assert story.why[-1].startswith(f"{meant.found}: builtin")
