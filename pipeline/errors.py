@@ -48,12 +48,6 @@ class StartAgain(Interrupted):
     exit_code = EXIT_START_AGAIN
 
 
-class DiskFull(DropforgeError):
-    """A file could not be written because the disk is full; the run waits for room, and nothing is counted."""
-
-    exit_code = EXIT_DISK_FULL
-
-
 #: Messages of libraries that write files without Python: torch's archives, safetensors, the C library.
 _FULL_WORDS = (
     "No space left on device",

@@ -36,7 +36,7 @@ from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Step, StepSpec
-from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_START_AGAIN, DiskFull, DropforgeError, StepFailed
+from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_START_AGAIN, DropforgeError, StepFailed
 from pipeline.steps import STEPS, next_step
 
 _SIGNAL_EXITS = 128
@@ -284,7 +284,7 @@ class Dispatcher:
         hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
         self._end(claim, attempt, AttemptState.FAILED, now, message)
         if result.exit_code == EXIT_DISK_FULL:
-            self._postpone(claim, DiskFull(message, hint), now)
+            self._postpone(claim, DropforgeError(message, hint), now)
         elif result.exit_code > _SIGNAL_EXITS:
             self._after_death(claim, attempt, message, now)
         else:

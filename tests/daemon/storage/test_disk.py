@@ -27,7 +27,7 @@ from daemon.storage.disk_estimate import CHECKPOINTS, needed_bytes
 from daemon.system.processes import lock_holder
 from pipeline.config import EvaluateConfig, RunConfig, SplitConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.errors import DiskFull, DropforgeError, StepFailed, is_disk_full
+from pipeline.errors import DropforgeError, StepFailed, is_disk_full
 from pipeline.train import checkpoints
 
 NOW = 1_764_000_000_000
@@ -303,10 +303,10 @@ def test_postponing_is_for_the_holder_and_gives_way_to_a_person_who_cancelled(di
     dispatcher.tick(NOW)
     engine = dispatcher._engine
     with pytest.raises(DropforgeError):
-        run_queue.postpone(engine, states.Claim(1, "another"), DiskFull("full"), NOW)
+        run_queue.postpone(engine, states.Claim(1, "another"), DropforgeError("full"), NOW)
     run_queue.cancel(engine, 1, NOW)
     claim = states.Claim(1, str(only_run(dispatcher).token))
-    assert run_queue.postpone(engine, claim, DiskFull("full"), NOW) == RunState.CANCELLED
+    assert run_queue.postpone(engine, claim, DropforgeError("full"), NOW) == RunState.CANCELLED
 
 
 def test_a_result_is_published_while_no_collection_can_move_files(
