@@ -12,6 +12,7 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 from pipeline import durable
 from pipeline.contract import (
@@ -58,7 +59,14 @@ def main(argv: list[str]) -> int:
     result = _run(step_name, attempt)
     done.set()
     ticker.join()
-    result = result.model_copy(update=_cost(spec, time.monotonic() - started))
+    seconds, per_hour = time.monotonic() - started, spec.config.price_per_hour
+    of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    cost = {
+        "seconds": seconds,
+        "peak_memory_bytes": max(peak_resident(), of_children),
+        "price": seconds / 3600 * per_hour if per_hour else None,
+    }
+    result = result.model_copy(update=cost)
     try:
         durable.write_json(attempt.folder / RESULT_NAME, result.model_dump())
     except OSError as error:
@@ -69,45 +77,32 @@ def main(argv: list[str]) -> int:
     return result.exit_code
 
 
-def _cost(spec: StepSpec, seconds: float) -> dict[str, float | None]:
-    """Return the result's time, memory and price."""
-    of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    per_hour = spec.config.price_per_hour
-    return {
-        "seconds": seconds,
-        "peak_memory_bytes": max(peak_resident(), of_children),
-        "price": seconds / 3600 * per_hour if per_hour else None,
-    }
-
-
 def _run(step_name: str, attempt: Attempt) -> StepResult:
     """Run the step and return its result, also for errors."""
-    key, fence = attempt.spec.key, attempt.spec.fence
+    spec = attempt.spec
     try:
         artifact = BY_NAME[step_name].load()(attempt)
         durable.fsync_tree(attempt.folder)
     except Interrupted as error:
-        words = StepError(message=error.message)
-        return StepResult(key=key, fence=fence, status="interrupted", exit_code=error.exit_code, error=words)
+        return _ended(spec, "interrupted", error.exit_code, error.message)
     except DropforgeError as error:
         with contextlib.suppress(OSError):  # the log is on the disk that may be full
             print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
-        words = StepError(message=error.message, hint=error.hint)
-        return StepResult(key=key, fence=fence, status="failed", exit_code=error.exit_code, error=words)
+        return _ended(spec, "failed", error.exit_code, error.message, error.hint)
     except Exception as error:  # noqa: BLE001 - the process's boundary: any error becomes a result
         with contextlib.suppress(OSError):
             traceback.print_exc()
         if is_disk_full(error):
-            return _out_of_room(attempt)
-        words = StepError(
-            message=f"{type(error).__name__}: {error}"[:2000],
-            hint=f"the whole log: dropforge logs {attempt.spec.run}",
-        )
-        return StepResult(key=key, fence=fence, status="failed", exit_code=EXIT_FAILED, error=words)
-    inputs = {name: durable.sha256_file(attempt.root / path) for name, path in attempt.spec.inputs.items()}
+            _make_room(attempt)
+            message = f"the disk of {attempt.root} is full: step {spec.step} could not write its files"
+            hint = "free space there, the run then continues by itself; dropforge gc --dry-run shows what can go"
+            return _ended(spec, "failed", EXIT_DISK_FULL, message, hint)
+        message, hint = f"{type(error).__name__}: {error}"[:2000], f"the whole log: dropforge logs {spec.run}"
+        return _ended(spec, "failed", EXIT_FAILED, message, hint)
+    inputs = {name: durable.sha256_file(attempt.root / path) for name, path in spec.inputs.items()}
     return StepResult(
-        key=key,
-        fence=fence,
+        key=spec.key,
+        fence=spec.fence,
         status="ok",
         exit_code=EXIT_OK,
         artifact=artifact.model_dump(mode="json"),
@@ -116,19 +111,20 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
     )
 
 
-def _out_of_room(attempt: Attempt) -> StepResult:
-    """Delete the step's unfinished files, except predictions, to make room for the result, and return it."""
+def _ended(
+    spec: StepSpec, status: Literal["failed", "interrupted"], exit_code: int, message: str, hint: str = ""
+) -> StepResult:
+    error = StepError(message=message, hint=hint)
+    return StepResult(key=spec.key, fence=spec.fence, status=status, exit_code=exit_code, error=error)
+
+
+def _make_room(attempt: Attempt) -> None:
+    """Delete the step's unfinished files, except predictions, to make room for its result."""
     for path in attempt.folder.iterdir():
         if path.is_dir() and path.name != "predictions":
             shutil.rmtree(path, ignore_errors=True)
         elif path.is_file() and path.name not in {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME}:
             path.unlink(missing_ok=True)
-    words = StepError(
-        message=f"the disk of {attempt.root} is full: step {attempt.spec.step} could not write its files",
-        hint="free space there, the run then continues by itself; dropforge gc --dry-run shows what can go",
-    )
-    spec = attempt.spec
-    return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=EXIT_DISK_FULL, error=words)
 
 
 def _hash_outputs(folder: Path) -> dict[str, str]:
