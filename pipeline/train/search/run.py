@@ -154,7 +154,7 @@ class _Search:
         try:
             ended = self._ended(attempt, entered)
         except Exception as error:
-            if isinstance(error, Interrupted | StartAgain) or is_disk_full(error):
+            if isinstance(error, Interrupted) or is_disk_full(error):
                 seconds = trial.seconds + time.monotonic() - began
                 self.files.save(self.files.load()[-1].model_copy(update={"vanished": vanished, "seconds": seconds}))
                 raise
