@@ -1,4 +1,4 @@
-"""Where the evidence behind a verdict lies, and what two runs say beside each other: read from files alone."""
+"""The report of a run, and the comparison of two runs, read from files alone."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -90,12 +90,16 @@ def report_folder(overview: Overview, run_id: int) -> Path:
     run = overview.run(run_id)
     if run.verdict is None:
         why = f": it {state_words(run.state)}{f': {run.error}' if run.error else ''}" if run.ended_at else ""
-        message = f"run {run_id} has no verdict, so there is no report{why}"
-        raise NotThere(message, (why and run.hint) or f"see how far it is: dropforge show {run_id}")
+        raise NotThere(
+            f"run {run_id} has no verdict, so there is no report{why}",
+            (why and run.hint) or f"see how far it is: dropforge show {run_id}",
+        )
     folder = overview.folder / run.verdict.report if run.verdict.report else None
     if folder is None or not (folder / PAGE_NAME).is_file():
-        message = f"the report of run {run_id} is not there" + (f": {folder} is gone" if folder else "")
-        raise NotThere(message, f"the verdict and its numbers: dropforge show {run_id}")
+        raise NotThere(
+            f"the report of run {run_id} is not there{f': {folder} is gone' if folder else ''}",
+            f"the verdict and its numbers: dropforge show {run_id}",
+        )
     return folder
 
 
@@ -107,8 +111,10 @@ def report_data(overview: Overview, run_id: int) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        message = f"the data of the report of run {run_id} is damaged or gone: {path}"
-        raise ReportDamaged(message, f"bring it back from a backup; the page beside it: dropforge report {run_id}")
+        raise ReportDamaged(
+            f"the data of the report of run {run_id} is damaged or gone: {path}",
+            f"bring it back from a backup; the page is in the same folder: dropforge report {run_id}",
+        )
     return value
 
 
@@ -206,7 +212,7 @@ def _scores(overview: Overview, first: RunDetail, second: RunDetail) -> dict[str
     ways = [_asked(overview, run) for run in (first, second)]
     other = sorted(name for name in ways[0] if ways[0][name] != ways[1][name])
     if other:
-        return {"not_compared": f"the models were not asked in the same way: {', '.join(other)}"}
+        return {"not_compared": f"the models were not prompted in the same way: {', '.join(other)}"}
     both = [record for record in ours if record in theirs]
     same = [record for record in both if ours[record].get("references") == theirs[record].get("references")]
     pairs = [(_given(ours[record]), _given(theirs[record])) for record in same]

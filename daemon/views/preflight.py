@@ -53,8 +53,10 @@ def try_training(device: str) -> str:
     if missing:
         raise DropforgeError(f"not installed here: {', '.join(missing)}", "pip install 'dropforge[train]'")
     if device == "cuda" and version("torch").endswith("+cpu"):
-        message = f'device = "cuda", and torch {version("torch")} computes on CPUs alone'
-        raise DropforgeError(message, 'install a torch with CUDA, or set device = "auto"')
+        raise DropforgeError(
+            f'device = "cuda", and torch {version("torch")} computes on CPUs alone',
+            'install a torch with CUDA, or set device = "auto"',
+        )
     return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "trl"))
 
 
@@ -70,15 +72,19 @@ def try_suite(name: str) -> str:
         try:
             items = read_items(name)
         except OSError as error:
-            message = f"user {user()} cannot read the suite {name}: {error.strerror}"
-            raise DropforgeError(message, f"let the daemon's user read it: ls -l {name}") from error
+            raise DropforgeError(
+                f"user {user()} cannot read the suite {name}: {error.strerror}",
+                f"let the daemon's user read it: ls -l {name}",
+            ) from error
         return f"{'built in' if name == BUILTIN else name}: {count(len(items), 'item')}"
     task = name.removeprefix(HARNESS)
     try:
         package = f"lm-eval {version('lm-eval')}"
     except PackageNotFoundError as error:
-        message = f"evaluate.general names {name}, and the package lm-eval is not installed"
-        raise DropforgeError(message, "pip install 'lm-eval>=0.4.13,<0.5', or remove it from the setting") from error
+        raise DropforgeError(
+            f"evaluate.general names {name}, and the package lm-eval is not installed",
+            "pip install 'lm-eval>=0.4.13,<0.5', or remove it from the setting",
+        ) from error
     if task.endswith((".yaml", ".yml")) and not Path(task).is_file():
         raise DropforgeError(f"there is no task {task}", "mend its path in evaluate.general, or put the file there")
     return f"{name}: {package}; whether it loads, a run says"
@@ -114,10 +120,10 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
     wide, narrow, smallest = (
         sum(estimate(base, plan, own.train, "cuda" if is_gpu else "cpu").values()) for plan in (first, quantised, least)
     )
-    in_4_bits = "" if own.train.trains_full_weights else f", {size_words(narrow)} with it in 4 bits"
+    in_nf4 = "" if own.train.trains_full_weights else f", {size_words(narrow)} with it in NF4"
     text = (
-        f"training takes about {size_words(wide)} with the base as it is{in_4_bits}, for "
-        f"{first.batch_tokens:,} tokens a pass; {size_words(smallest)} at the least"
+        f"training takes about {size_words(wide)} with the base as it is{in_nf4}, for "
+        f"{first.batch_tokens:,} tokens per micro-batch; {size_words(smallest)} at the least"
     )
     wanted = cards if own.train.processes == "auto" else own.train.processes
     used = min(wanted, own.train.batch_size)

@@ -270,10 +270,10 @@ def test_a_choice_that_a_run_did_not_come_to_is_said_to_be_left_to_it(
 @pytest.mark.parametrize(
     ("edits", "words"),
     [
-        ({"evaluate": {"batch_size": 8}}, "the models were not asked in the same way: batch size"),
-        ({"evaluate": {"versions": {"torch": "2.11.0"}}}, "the models were not asked in the same way: versions"),
-        ({"prepare": {"max_new_tokens": 32}}, "the models were not asked in the same way: max_new_tokens"),
-        ({"merge": {"format": "alpaca"}}, "the models were not asked in the same way: format"),
+        ({"evaluate": {"batch_size": 8}}, "the models were not prompted in the same way: batch size"),
+        ({"evaluate": {"versions": {"torch": "2.11.0"}}}, "the models were not prompted in the same way: versions"),
+        ({"prepare": {"max_new_tokens": 32}}, "the models were not prompted in the same way: max_new_tokens"),
+        ({"merge": {"format": "alpaca"}}, "the models were not prompted in the same way: format"),
     ],
 )
 def test_answers_that_were_got_in_another_way_are_not_compared(

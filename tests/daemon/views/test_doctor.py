@@ -453,9 +453,9 @@ def test_too_little_memory_for_a_training_is_told_beside_the_estimate(
     on_cpu = settings.model_copy(update={"device": "cpu"})
     found = lines(on_cpu)["memory of default"]
     assert (found.level, found.remedy) == ("ok", "")
-    assert "in 4 bits, for 2,048 tokens a pass; " in found.text
+    assert "in NF4, for 2,048 tokens per micro-batch; " in found.text
     full = on_cpu.model_copy(update={"train": TrainConfig(method="full")})
-    assert "with the base as it is, for 2,048 tokens a pass; " in lines(full)["memory of default"].text
+    assert "with the base as it is, for 2,048 tokens per micro-batch; " in lines(full)["memory of default"].text
     monkeypatch.setattr(preflight, "available_memory", lambda: 1_000_000)
     found = lines(on_cpu)["memory of default"]
     assert found.level == "warn"
