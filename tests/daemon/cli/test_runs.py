@@ -84,14 +84,6 @@ def test_show_prints_the_exact_form_of_the_prompt(lived_in: Any, dropforge: Comm
     assert (dropforge("show", "1").code, how in dropforge("show", "1").out) == (0, False)
 
 
-def test_status_knows_a_living_daemon(lived_in: Any, dropforge: Command) -> None:
-    lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
-    assert lock.acquire()
-    ended = dropforge("status")
-    assert (ended.code, f"daemon: running, process {os.getpid()}" in ended.out) == (0, True)
-    lock.release()
-
-
 def test_status_names_the_files_that_a_writer_has_open(lived_in: Any, dropforge: Command) -> None:
     for name in ("open\x1b[31m.jsonl", "closed.jsonl", "~lock.jsonl", "Thumbs.db"):
         (lived_in.settings.inbox_folder / name).write_text(GOOD)

@@ -52,8 +52,10 @@ def lines(settings: Settings) -> dict[str, Finding]:
     return {finding.name: finding for finding in examine(settings)}
 
 
-def test_where_all_is_well_no_line_is_bad_and_each_thing_has_its_line(settings: Settings) -> None:
+def test_where_all_is_well_no_line_is_bad_and_each_thing_has_its_line(settings: Settings, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
     found = lines(settings)
+    assert sorted(tmp_path.rglob("*")) == before, "it changes nothing"
     assert {name for name, finding in found.items() if finding.level != "ok"} == {"daemon"}
     assert set(found) == {
         "sqlite",
@@ -74,12 +76,6 @@ def test_where_all_is_well_no_line_is_bad_and_each_thing_has_its_line(settings: 
     assert found["sqlite"].text.startswith(f"SQLite {sqlite3.sqlite_version} ")
     assert "synchronous EXTRA" in found["journal"].text
     assert "Europe/Berlin" in found["clock"].text
-
-
-def test_it_changes_nothing(settings: Settings, tmp_path: Path) -> None:
-    before = sorted(tmp_path.rglob("*"))
-    examine(settings)
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def nfs(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

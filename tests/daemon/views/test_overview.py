@@ -16,7 +16,6 @@ from daemon.queue import order
 from daemon.state.states import OPEN_STATES
 from daemon.system.processes import FileLock
 from daemon.views.overview import NotThere, Overview
-from pipeline import durable
 from pipeline.config import RunConfig
 from tests import run_owner
 
@@ -131,25 +130,6 @@ def test_logs_are_those_of_the_attempts_in_their_order(overview: Overview) -> No
     assert [path.parent.name for path in overview.logs(1, "merge")] == ["merge-1"]
     with pytest.raises(NotThere, match="run 2 has no log of step merge"):
         overview.logs(2, "merge")
-
-
-def test_the_watchers_note_is_passed_on(lived_in: Any, overview: Overview) -> None:
-    note = {
-        "waiting": ["a.jsonl"],
-        "unknown_folders": [{"name": "suport", "nearest": "support"}],
-        "full_tracks": [],
-        "left": [{"name": "b.jsonl", "why": "it cannot be opened"}],
-    }
-    durable.write_hint(lived_in.settings.state_folder / "watcher.json", note)
-    assert overview.inbox_note() == note
-
-
-def test_a_writer_is_seen_at_the_next_question(new_workspace: Callable[[], Any]) -> None:
-    made = new_workspace()
-    overview = Overview(made.settings.state_folder)
-    assert overview.runs() == []
-    made.take("first.jsonl", '{"instruction": "a", "output": "b"}\n')
-    assert [run.state for run in overview.runs()] == ["queued"]
 
 
 CONFIG = RunConfig(track="default", base_model="/base", base_model_id="b" * 64, salt="s")

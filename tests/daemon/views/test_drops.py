@@ -29,18 +29,6 @@ def test_the_way_back_that_is_named_is_not_to_an_unhealthy_model(house: House, d
     assert "rollback --track default --to 0 " in dropforge("drops", "withdraw", "2", "--reason", "deletion").out
 
 
-def test_where_a_former_champion_was_rolled_back_from_it_is_not_said_to_have_withdrawn_drops(
-    house: House, dropforge: Callable[..., Any]
-) -> None:
-    run = house.run()
-    house.back()
-    house.force(run)
-    house.back()
-    house.back(1)
-    said = dropforge("drops", "withdraw", "1", "--reason", "deletion").out
-    assert "every former one has withdrawn drops, lost its place by a rollback or is gone: dropforge history" in said
-
-
 def test_the_champion_that_is_named_was_trained_on_no_withdrawn_drop(
     house: House, dropforge: Callable[..., Any]
 ) -> None:
