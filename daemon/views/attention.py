@@ -3,11 +3,14 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import computed_field
+from sqlalchemy import Engine
 
 from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.events import Word, record_event
 from daemon.storage.disk import Disk
 from daemon.system.clock import now_ms
 from daemon.views.champion_history import ChampionView
@@ -17,11 +20,6 @@ from daemon.views.overview import NotThere, Overview, RunView
 from daemon.views.reader import utc
 from pipeline.artifacts import Frozen
 from pipeline.words import count
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from daemon.state.events import Word
 
 Kind = Literal["daemon", "disk", "trouble", "hook", "failed", "rejected", "approval", "blocked", "proposed", "paused"]
 #: What has gone wrong longer ago is history.
@@ -87,11 +85,8 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     return tuple(one for one in told if not _is_dismissed(one, dismissed))
 
 
-def dismiss(engine: "Engine", settings: Settings, overview: Overview, key: str, word: "Word") -> Attention:
+def dismiss(engine: Engine, settings: Settings, overview: Overview, key: str, word: Word) -> Attention:
     """Dismiss what has this key, and return it. Raises `NotThere` if nothing that needs attention has it."""
-    from daemon.state.database import transaction  # noqa: PLC0415 - a quick start for who only reads
-    from daemon.state.events import record_event  # noqa: PLC0415
-
     found = next((one for one in attention(settings, overview) if one.key == key), None)
     if found is None:
         raise NotThere(f"nothing that needs attention is called {key}", "see what does: dropforge attention")

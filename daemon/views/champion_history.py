@@ -5,20 +5,15 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from sqlite3 import Connection
-from typing import TYPE_CHECKING
 
 from daemon.champions.history import drops_of
 from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict, run_folder
 from daemon.state.states import DropState
-from daemon.views.reader import Time
+from daemon.views.reader import Row, Time
 from pipeline.artifacts import Dataset, Frozen
 from pipeline.report.cost import run_cost
 from pipeline.report.facts import RunCost
 from pipeline.words import start_words
-
-if TYPE_CHECKING:
-    from daemon.state.tables import Promotion
-
 
 #: More than any generation.
 _BEYOND = 1 << 62
@@ -101,7 +96,7 @@ class ChampionView(Frozen):
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
-def champion_view(base: Connection, state_folder: Path, row: "Promotion", end: int | None) -> ChampionView:
+def champion_view(base: Connection, state_folder: Path, row: Row, end: int | None) -> ChampionView:
     """Return the champion that a change made, until `end` in milliseconds since the epoch."""
     alike = "SELECT * FROM promotion WHERE track = ? AND model_id = ? AND state = 'done' ORDER BY generation"
     made = base.execute(alike, (row.track, row.model_id)).fetchall()

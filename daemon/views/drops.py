@@ -3,16 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 from sqlite3 import Connection
-from typing import TYPE_CHECKING
 
 from daemon.champions import history
 from daemon.inbox.answers.remarks import loss_words, unlikely_words
 from daemon.state.questions import LOSS
-from daemon.views.reader import Time, champions_of
+from daemon.views.reader import Row, Time, champions_of
 from pipeline.artifacts import Frozen
-
-if TYPE_CHECKING:
-    from daemon.state.tables import Drop
 
 #: Former champions that are looked through for one without withdrawn drops.
 _MOST_FORMER = 1000
@@ -86,7 +82,7 @@ def _champion_loss(base: Connection, drop_id: int) -> dict[str, str | None]:
     return {"champion_loss": loss_words(row.detail), "unlikely": odd}
 
 
-def drop_uses(base: Connection, state_folder: Path, drop: "Drop") -> DropUses:
+def drop_uses(base: Connection, state_folder: Path, drop: Row) -> DropUses:
     """Return what `drop` is still in; no champion is named for a held-out drop, since nothing is trained on it."""
     track = base.execute("SELECT * FROM track WHERE name = ?", (drop.track,)).fetchone()
     past = champions_of(base, drop.track)

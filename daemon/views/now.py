@@ -2,18 +2,16 @@
 
 from datetime import UTC, datetime
 from sqlite3 import Connection
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from daemon.state.run_files import load_curve, published
 from daemon.state.states import RunState
 from daemon.views.overview import AttemptView, DaemonView, Overview, PauseView, RunView, attempts_of
+from daemon.views.reader import Row
 from pipeline.artifacts import Frozen
 from pipeline.config import RunConfig
 from pipeline.contract import Curve
 from pipeline.steps import STEPS
-
-if TYPE_CHECKING:
-    from daemon.state.tables import Run
 
 #: Ended runs that are looked at.
 LATEST = 12
@@ -69,7 +67,7 @@ def look(overview: Overview) -> Now:
 def stages(overview: Overview, run_id: int) -> tuple[Stage, ...]:
     """Return the steps that a run does with its settings, in order, and its progress in each. Raises `NotThere`."""
 
-    def found(base: Connection, row: "Run") -> tuple[Stage, ...]:
+    def found(base: Connection, row: Row) -> tuple[Stage, ...]:
         config = RunConfig.model_validate(row.config) if row.config else None
         made = {one.step: one for one in attempts_of(base, row) if one.state in {"published", "submitted"}}
         done = published(overview.folder, run_id)

