@@ -149,6 +149,15 @@ def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
         lines += ["why:", *(f"  {words}" for words in story.why)]
         steps = [f"{one.words.rstrip('.')}: {one.command}" if one.command else one.words for one in story.next_steps]
         lines += ["what to do next:", *(f"  {words}" for words in steps)] if steps else []
+    elif verdict.candidate_score is not None and verdict.champion_score is not None:
+        between = f", 98 % interval {span(verdict.interval)}" if verdict.interval else ""
+        losses = count(verdict.losses, "loss", "losses")
+        scores = f"candidate {verdict.candidate_score:.1f}, champion {verdict.champion_score:.1f}"
+        lines += [
+            f"{verdict.metric} on {count(verdict.records, 'held-out record')}: {scores}",
+            f"gain {signed(verdict.gain or 0.0)} points{between}",
+            f"{count(verdict.wins, 'win')}, {losses}, {count(verdict.ties, 'tie')}",
+        ]
     lines += filter(None, [p_value_words(verdict)])
     if verdict.smallest_detectable_gain is not None:
         smallest = f"{verdict.smallest_detectable_gain:.1f} points"
