@@ -17,7 +17,7 @@ from pipeline.config import GuardConfig
 
 pytestmark = pytest.mark.long
 
-MONTHS, EQUAL_MONTHS, CANDIDATES, CARDS = 50, 80, 200, 3
+MONTHS, EQUAL_MONTHS, CANDIDATES, CARDS = 25, 40, 200, 2
 #: A bar counts as missed if a sample like this one is so rare where it is kept.
 CLEARLY = 0.001
 
@@ -80,8 +80,8 @@ def test_a_search_each_night_promotes_by_luck_no_more_often_than_one_candidate(s
 
 
 def test_a_choice_by_the_held_out_records_would_be_seen(search: ModuleType) -> None:
-    promoted = sum(search.promotions(16, seed, peeks=True) > 0 for seed in range(EQUAL_MONTHS))
-    assert not at_most(promoted, EQUAL_MONTHS, 0.12)
+    promoted = sum(search.promotions(16, seed, peeks=True) > 0 for seed in range(2 * EQUAL_MONTHS))
+    assert not at_most(promoted, 2 * EQUAL_MONTHS, 0.12)
 
 
 def test_an_honest_drop_that_brings_much_is_not_suspended(bench: ModuleType) -> None:
