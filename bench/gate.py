@@ -153,7 +153,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "general": ("general -10", {"harm": {"general": 10}}),
     "general_base": ("-8 and again -6 since the base", {"harm": {"general": 14}, "champion": {"general": 8}}),
     "anchor": ("an old drop -6 and again -4", {"points": (-4.0, *(13.5,) * 4), "former": (6.0, 0.0, 0.0, 0.0, 0.0)}),
-    "nll": ("+.15 nats a token", {"harm": {"nll": 0.15}}),
+    "nll": ("+.15 nats per token", {"harm": {"nll": 0.15}}),
     **{kind: (f"{kind} four times", {"harm": {kind: 4.0}}) for kind in ("empty", "truncated", "looping")},
     "floor": ("2 points below it", {"f1": 0.58}),
     "judge": ("prefers the champion 3:2", {"preferred": (0.24, 0.36)}),

@@ -183,7 +183,7 @@ def look(model: Any, texts: Sequence[Tokens]) -> Look:
 
 
 def loss_of(rows: Look) -> float:
-    """Return the loss in nats a token."""
+    """Return the loss in nats per token."""
     return sum(nll for nll, _, _ in rows) / sum(tokens for _, tokens, _ in rows)
 
 
@@ -235,7 +235,7 @@ RULES: dict[str, Rule] = {
 def compare(noted: Sequence[dict[str, Any]]) -> None:
     """Print the held-out numbers of each rule, per task and number of dev rows."""
     names = list(dict.fromkeys(one["task"] for one in noted))
-    table = Table("dev rows", "rule", *names, "all", title="held-out: exact in %, loss in nats a token")
+    table = Table("dev rows", "rule", *names, "all", title="held-out: exact in %, loss in nats per token")
     for size in DEV_SIZES:
         for rule, choose in RULES.items():
             if choose is last and size != DEV_SIZES[0]:

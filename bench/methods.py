@@ -9,8 +9,8 @@ process of its own, and is merged by the merge step; what is looked at is the me
 is `lora` with that setting. Printed are the processor's time of the training, which other work on the machine disturbs
 least; the process's largest memory, and what was estimated; the weights that were trained; the dev loss at the end,
 before the merge; the mean loss of the held-out answers after it, and how many are the likeliest at each of their
-tokens; and forgetting as in bench/presets.py: the rise of the loss on Python's language reference, in nats a token. The
-learning rates are the settings' own unless one is given.
+tokens; and forgetting as in bench/presets.py: the rise of the loss on Python's language reference, in nats per token.
+The learning rates are the settings' own unless one is given.
 
 Measured on two cores with avx512_bf16, one thread, shared with other work, 128 rows (32 steps), seeds 42, 43, 44; the
 base: task loss 5.85, none exact. Two numbers are the least and the most of the three.

@@ -55,7 +55,7 @@ Tokens = tuple[list[int], int]
 
 @dataclass(frozen=True)
 class Measured:
-    """A model on the held-out answers and on general text; losses in nats a token."""
+    """A model on the held-out answers and on general text; losses in nats per token."""
 
     task: float
     exact: float

@@ -8,7 +8,7 @@ task, in which aisle a product is, and the second night is trained in four ways 
 on all rows, and from the champion with a replay of 0, 0.1 and 0.3. What the base became is then combined with the
 champion's adapter, by each method of train.soup. Printed are the rows, the processor time of prepare, train and merge
 (of a soup, of combining and merge), which other work on the machine disturbs least, and, on the held-out records of
-both kinds, the mean loss of the answers in nats a token and how many are the likeliest at each of their tokens.
+both kinds, the mean loss of the answers in nats per token and how many are the likeliest at each of their tokens.
 
 Measured with the defaults on one of two cores with avx512_bf16, shared with other work:
 

@@ -10,7 +10,7 @@ Measure a training beside its peers, each in a process of its own: speed, peak m
 - ours: what the train step builds, over the base in NF4 and in 16 bits.
 
 On SmolLM2-135M-Instruct, one epoch of the demo's rows and of an Alpaca file's, or of made-up rows as long. The clock
-runs from the first step to the last. The dev loss is the same function for all: nats a token of the answers of rows
+runs from the first step to the last. The dev loss is the same function for all: nats per token of the answers of rows
 that nobody was trained on. On a busy machine, processor time is the one to trust. Exits 1 if ours, over the same base,
 has a dev loss more than 2 % above TRL's.
 

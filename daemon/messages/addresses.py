@@ -18,16 +18,16 @@ _BODY = "Messages of this Dropforge arrive here. Nothing has happened: somebody 
 
 
 class Tried(Frozen):
-    """What came of one message that was sent as a test."""
+    """The result of one test message."""
 
     address: str
-    """As far as it may be seen."""
+    """The address without its secrets."""
     error: str | None
-    """Why it was not taken; `None` if it was."""
+    """Why it was not sent; `None` if it was."""
 
 
 def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
-    """Look whether each address can be read, and who may read the settings in `file`; nothing is sent."""
+    """Yield a finding for each address, and one if others may read `file`; nothing is sent."""
     in_file = read_toml(file).get("messages", {}) if file.exists() and file.stat().st_mode & _OTHERS_MAY_READ else {}
     if in_file.keys() & {"urls", "heartbeat_url"}:
         text = f"others may read {file}, and addresses hold passwords"
@@ -50,7 +50,7 @@ def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
 
 
 def try_all(settings: MessageSettings) -> list[Tried]:
-    """Send a test to each address, and ask for the heartbeat's, now and from this process."""
+    """Send a test message to each address and ping the heartbeat, from this process."""
     send = partial(delivery.send, title="[dropforge] test", body=_BODY, level="info")
     tried = [_tried(str(url), partial(send, url.get_secret_value())) for url in settings.urls]
     beat = settings.heartbeat_url

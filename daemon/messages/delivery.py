@@ -1,5 +1,5 @@
 """
-The only module of the daemon that speaks to a network: one message through Apprise, and the heartbeat.
+The only module of the daemon that uses the network: sends a message through Apprise, pings the heartbeat.
 
 Each call has a thread of its own and a time limit: whatever a server does, the caller goes on. Errors name no address,
 since that holds passwords.
@@ -22,7 +22,7 @@ _ANSWER = re.compile(r"error=(\d+)")
 
 
 class NotSent(Exception):
-    """It was not taken; the text says why, without the address."""
+    """A message was not sent; the text says why, without the address."""
 
 
 def send(url: str, title: str, body: str, level: str) -> None:
@@ -31,7 +31,7 @@ def send(url: str, title: str, body: str, level: str) -> None:
 
 
 def ping(url: str) -> None:
-    """Ask for the heartbeat's address once. Raises `NotSent`."""
+    """Request the heartbeat's URL once. Raises `NotSent`."""
     _within_limit(partial(_ping, url))
 
 

@@ -1,4 +1,4 @@
-"""What happened since the last digest, counted by track, in one message a day; no message where nothing did."""
+"""The digest: counts of events per track since the last one, once a day; none if nothing happened."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -47,7 +47,7 @@ _MOST_TOLD = 4
 
 
 def digest_due(settings: Settings, last: int, now: int) -> int | None:
-    """Return the latest time of a digest after `last` and until `now`, in ms since the epoch; `None` for none."""
+    """Return the latest scheduled digest in (`last`, `now`], in ms since the epoch; `None` if there is none."""
     schedule = settings.messages.schedule
     if not schedule:
         return None
@@ -56,7 +56,7 @@ def digest_due(settings: Settings, last: int, now: int) -> int | None:
 
 
 def digest_text(session: Session, settings: Settings, after: int, last: int) -> Text | None:
-    """Return the digest of the events behind `after`; `last` is when the one before was due, in ms since the epoch."""
+    """Return the digest of the events with an id above `after`; `last`: when the previous one was due, in ms."""
     wanted = select(Event).where(col(Event.id) > after, col(Event.kind).in_(_COUNTED)).order_by(col(Event.id))
     events = session.exec(wanted).all()
     if not events:
@@ -89,7 +89,7 @@ def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
 
 
 def _open_ends(session: Session) -> list[str]:
-    """Return what still waits for a person."""
+    """Return a line for each decision that is pending."""
     wins = session.exec(select(Run).where(waits()).order_by(col(Run.id)).limit(_MOST_TOLD)).all()
     proposed = session.exec(select(Drop.id).where(Drop.state == DropState.PROPOSED).limit(1)).first()
     lines = [f"run {run.id} of track {run.track} waits for approval: dropforge promote {run.id}" for run in wins]

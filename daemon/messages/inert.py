@@ -1,4 +1,4 @@
-"""Words of others (file names, reasons, labels of rows), made harmless in whatever a message is shown by."""
+"""Escape foreign text (file names, reasons, labels of rows) for mail, chat, Markdown and HTML alike."""
 
 import re
 
@@ -14,7 +14,7 @@ _WIDTH = 160
 
 
 def inert(text: str, width: int = _WIDTH) -> str:
-    """Return the beginning of `text` on one line, as text that no Markdown, HTML or chat service changes."""
+    """Return the first `width` characters of `text` on one line, with markup, mentions and links disabled."""
     seen = printable(text)
     clipped = seen if len(seen) <= width else f"{seen[: width - 1]}…"
     return _DOTTED.sub(_no_link, clipped.translate(_LOOKALIKES).replace("://", "∶∕∕"))  # noqa: RUF001

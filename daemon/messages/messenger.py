@@ -1,4 +1,4 @@
-"""The thread that sends: what waits in the outbox, and the heartbeat while the daemon's main loop works."""
+"""The thread that sends the messages of the outbox, and the heartbeat while the daemon's main loop runs."""
 
 import threading
 import time
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class Messenger:
-    """Sends what the outbox holds, one message after the other to each address, until `finish`."""
+    """Sends the messages of the outbox, in order per address, until `finish`."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Messenger:
         troubles: Troubles,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Send for the state folder of `settings`; what an address has against it goes to `troubles`."""
+        """Send for the state folder of `settings`; errors of an address are noted in `troubles`."""
         self._engine = engine
         self._settings = settings
         self._own = settings.messages
@@ -54,19 +54,19 @@ class Messenger:
         self._thread = threading.Thread(target=self._run, name="messenger", daemon=True)
 
     def start(self, now: int) -> None:
-        """Open the outbox, and begin if there is anybody to tell."""
+        """Open the outbox, and start the thread if there is an address."""
         outbox.open_outbox(self._engine, self._settings, now)
         if self._own.urls or self._own.heartbeat_url:
             self._thread.start()
 
     def finish(self) -> None:
-        """Begin nothing more, and wait for what is being sent; what waits is sent by the next daemon."""
+        """Stop after the message that is being sent; the next daemon sends the others."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def turn(self, now: int) -> None:
-        """Write down what is to be told, and send what can be sent now; `now` in ms since the epoch."""
+        """Turn new events into messages and send those that are due; `now` in ms since the epoch."""
         if self._own.urls:
             while outbox.collect(self._engine, self._settings, now):
                 pass
@@ -77,7 +77,7 @@ class Messenger:
             self._tell(f"address {number} of messages, {url}", outbox.trouble(self._engine, url.address, now))
 
     def ping(self) -> None:
-        """Ask for the heartbeat's address if it is time to and the main loop works."""
+        """Ping the heartbeat if it is due and the main loop runs."""
         monotonic = self._monotonic()
         due = monotonic - self._pinged_at >= _HEARTBEAT_SECONDS
         if not self._own.heartbeat_url or not due or not self.is_well or silent_seconds() > _SILENT_SECONDS:
@@ -91,7 +91,7 @@ class Messenger:
             self._tell("heartbeat", None)
 
     def _sends_one(self, url: SecretUrl, now: int) -> bool:
-        """Send the next message to an address; say whether it was taken and another one may follow."""
+        """Send the next message to an address; return whether it was sent and another may follow."""
         unnoted = self._unnoted.get(url.address)
         if unnoted is not None:
             self._note(url, unnoted, now)

@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 
 class Unsent(NamedTuple):
-    """What is to be sent to one address next."""
+    """The next message to one address."""
 
     id: int
     level: str
@@ -67,7 +67,7 @@ def open_outbox(engine: Engine, settings: Settings, now: int) -> None:
 
 
 def collect(engine: Engine, settings: Settings, now: int) -> bool:
-    """Turn the next events into messages, and write the digest if it is due; say whether there may be more events."""
+    """Turn the next events into messages, and write the digest if it is due; return whether events may remain."""
     with transaction(engine) as session:
         outbox = session.get_one(Outbox, 1)
         events = session.exec(
@@ -96,7 +96,7 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
 
 def take(engine: Engine, address: str, now: int) -> Unsent | None:
     """
-    Return what is to be sent to an address now, with the try counted and the next one put off; `None` if nothing is.
+    Return the message that is due for an address, its try counted and the next try scheduled, or `None`.
 
     What could not be sent for a week is given up first.
     """
@@ -119,13 +119,13 @@ def take(engine: Engine, address: str, now: int) -> Unsent | None:
 
 
 def record_sent(engine: Engine, number: int, now: int) -> None:
-    """Write down that a message was taken where it was sent to."""
+    """Record that a message was sent."""
     with transaction(engine) as session:
         _end(session, session.get_one(Message, number), MessageState.SENT, now, None)
 
 
 def record_failure(engine: Engine, number: int, error: str) -> None:
-    """Write down why a message could not be sent; it stays the next one of its address."""
+    """Record why a message could not be sent; it stays the next one of its address."""
     with transaction(engine) as session:
         message = session.get_one(Message, number)
         message.error = error
@@ -133,7 +133,7 @@ def record_failure(engine: Engine, number: int, error: str) -> None:
 
 
 def trouble(engine: Engine, address: str, now: int) -> str | None:
-    """Return in words what an address has against it: messages that wait, or were given up in the last week."""
+    """Return a sentence about messages that cannot be sent or were given up in the last week, or `None`."""
     here = Message.address == address
     lost = (Message.state == MessageState.GIVEN_UP, col(Message.ended_at) > now - WEEK_MS, Message.error != _GONE)
     with transaction(engine) as session:
@@ -149,7 +149,7 @@ def trouble(engine: Engine, address: str, now: int) -> str | None:
 
 
 def _worded(word: Callable[[], Text | None]) -> Text | None:
-    """Return a message; one that cannot be worded must not keep the later ones from being sent."""
+    """Return the message, or `None` and a log entry if wording it fails: later messages must still be sent."""
     try:
         return word()
     except DBAPIError:
@@ -186,7 +186,7 @@ def _put(session: Session, settings: Settings, text: Text, event: int | None, no
 
 
 def _joined(session: Session, text: Text, event: int, address: str, now: int) -> bool:
-    """Add the event to a message of its kind that still gathers; return whether there is one."""
+    """Add the event to an unsent message of its kind; return whether there is one."""
     first = session.exec(_pending().where(Message.kind == text.kind, Message.address == address, _gathers(now))).first()
     if first is None or first.event_id is None:
         return False
@@ -201,7 +201,7 @@ def _joined(session: Session, text: Text, event: int, address: str, now: int) ->
 
 
 def _gathers(now: int) -> ColumnElement[bool]:
-    """Return the condition for messages that wait for others of their kind; later messages do not wait for them."""
+    """Return the SQL condition for messages that wait for further events of their kind; others pass them."""
     return and_(col(Message.tries) == 0, col(Message.not_before) > now, col(Message.not_before) <= now + _TOGETHER_MS)
 
 

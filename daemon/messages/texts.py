@@ -1,5 +1,5 @@
 """
-What is told at once, in words: a function for each kind of event; all else waits for the digest.
+Messages that are sent at once: a function for each kind of event; other events are in the digest.
 
 A message says what happened, why, and the command that undoes it or tells more. It has at most twelve lines, no row of
 data, and no words of others but through `inert`.
@@ -34,7 +34,7 @@ class Text(NamedTuple):
 
     kind: str
     level: str
-    """How grave it is, in Apprise's words: info, success, warning, failure."""
+    """Severity in Apprise's words: info, success, warning, failure."""
     title: str
     body: str
     brief: str = ""
@@ -42,7 +42,7 @@ class Text(NamedTuple):
 
 
 def text_of(session: Session, state_folder: Path, event: Event) -> Text | None:
-    """Return the message that an event is told by at once; `None` if it is left to the digest."""
+    """Return the message for an event; `None` if the event is only in the digest."""
     tell = _AT_ONCE.get(event.kind)
     return None if tell is None else tell(session, state_folder, event)
 
@@ -226,7 +226,7 @@ def _by(event: Event, verb: str) -> str:
 
 
 def _cause(event: Event) -> str:
-    """Return a run's error; of one that nobody foresaw its kind alone."""
+    """Return a run's error; of an unexpected exception its type alone, as the text may quote data."""
     words = str(event.detail.get("error") or "not said")
     unforeseen = _UNFORESEEN.match(words)
     return inert(unforeseen[1] if unforeseen else words)

@@ -1,4 +1,4 @@
-"""Messages that have not arrived, read from the database alone: they wait, or were given up in the last week."""
+"""Messages that were not sent: pending ones, and those given up in the last week."""
 
 import sqlite3
 from datetime import datetime
@@ -20,7 +20,7 @@ class MessageView(Frozen):
     id: int
     created_at: datetime
     address: str
-    """Its URL, as far as it may be seen; the first digits of the hash of one that is not in the settings."""
+    """The URL without its secrets; for a URL that is not in the settings, the first digits of its hash."""
     kind: str
     title: str
     body: str
@@ -31,7 +31,7 @@ class MessageView(Frozen):
 
 
 def unsent(settings: Settings, now: int) -> list[MessageView]:
-    """Return what waits, then what was given up in the last week, each the oldest first; `now` in ms."""
+    """Return pending messages, then those given up in the last week, oldest first; `now` in ms."""
     shown = {url.address: str(url) for url in settings.messages.urls}
     overview = Overview(settings.state_folder)
     states = (MessageState.PENDING, MessageState.GIVEN_UP)
@@ -46,5 +46,5 @@ def unsent(settings: Settings, now: int) -> list[MessageView]:
 
 
 def counted(base: sqlite3.Connection) -> dict[str, int]:
-    """Return how many messages are in each state."""
+    """Return the number of messages per state."""
     return {**dict.fromkeys(map(str, MessageState), 0), **{row.state: row.number for row in base.execute(_COUNTED)}}

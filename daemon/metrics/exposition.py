@@ -1,5 +1,5 @@
 """
-The metrics, made anew at each scrape from the database and the files of what runs: nothing is counted beside them.
+The metrics, computed at each scrape from the database and the running step's files; no counter is kept.
 
 So they are the same after a restart, with the daemon down, and from whichever process asks.
 """
@@ -41,10 +41,10 @@ def metrics_text(settings: Settings) -> bytes:
 
 
 class _House(Collector):
-    """One workspace, asked anew at each `collect`."""
+    """A collector that reads one workspace at each `collect`."""
 
     def __init__(self, settings: Settings) -> None:
-        """Ask about the state folder of `settings`, which need not exist."""
+        """Read the state folder of `settings`, which need not exist."""
         self._settings = settings
         self._overview = Overview(settings.state_folder)
 
@@ -95,8 +95,8 @@ class _House(Collector):
         ratio = [((track,), step.done / step.total) for track, step in steps if step.total]
         yield _gauge("run_progress_ratio", "How far its step is, from 0 to 1.", _TRACK, ratio)
         for name, field, words in (
-            ("run_loss", "loss", "Training loss, in nats a token."),
-            ("run_dev_loss", "dev_loss", "Loss on prompts that are not trained on, in nats a token."),
+            ("run_loss", "loss", "Training loss, in nats per token."),
+            ("run_dev_loss", "dev_loss", "Loss on prompts that are not trained on, in nats per token."),
             ("run_tokens_per_second", "tokens_per_second", "Tokens a second."),
             ("run_eta_seconds", "eta_seconds", "Estimated time until the step ends."),
             ("run_memory_bytes", "memory", "Memory that the step is estimated to need."),

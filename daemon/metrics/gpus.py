@@ -1,4 +1,4 @@
-"""The memory of NVIDIA's cards, asked of their driver where its Python module is installed."""
+"""Memory of NVIDIA cards, read from the driver if nvidia-ml-py is installed."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

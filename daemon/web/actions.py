@@ -1,5 +1,5 @@
 """
-What a person does on the page or through the API, by the functions that the command line calls.
+Actions of the page and the API; each calls the function that the command calls.
 
 Forms (POST, urlencoded) of the pages; each is answered with `done.html`: `words`, a list of sentences, and `back`, the
 path to go on from; or with `error.html`.
@@ -56,19 +56,19 @@ Name = Annotated[str, Path(min_length=1, max_length=200)]
 
 
 class Done(Frozen):
-    """What was done."""
+    """The answer to an action."""
 
     words: tuple[str, ...]
 
 
 class Why(Frozen):
-    """Why it is done; kept with it."""
+    """A required reason, which is recorded."""
 
     reason: Reason
 
 
 class PerhapsWhy(Frozen):
-    """Why it is done, if that is to be kept with it."""
+    """An optional reason, which is recorded."""
 
     reason: Text = ""
 
@@ -87,14 +87,14 @@ class Promote(PerhapsWhy):
 
 
 class From(Frozen):
-    """Which steps are done again."""
+    """The first step to repeat."""
 
     since: str | None = Field(default=None, max_length=40)
     """This one and all later ones; `null` for those alone that do not stand."""
 
 
 class Judged(Frozen):
-    """One pair of a blind review, and what was found of it."""
+    """One pair of a blind review, and the judgement."""
 
     pair: Annotated[str, Field(min_length=1, max_length=64)]
     key: Literal["1", "2", "0", "u"]
@@ -102,7 +102,7 @@ class Judged(Frozen):
 
 
 class Back(Frozen):
-    """Which former champion serves again, and why."""
+    """The former champion to serve again, and the reason."""
 
     reason: Reason
     to: Count | None = None
@@ -118,19 +118,19 @@ def cancel(site: SiteOf, run_id: Number) -> Done:
 
 @router.post("/runs/{run_id}/retry")
 def retry(site: SiteOf, run_id: Number, body: From) -> Done:
-    """Let a failed, cancelled or crashed run go on where it stopped, with the settings of today."""
+    """Continue a failed, cancelled or crashed run where it stopped, with the current settings."""
     return _done(*stale_steps.retry(site.writer(), site.settings, run_id, now_ms(), body.since))
 
 
 @router.post("/runs/{run_id}/move")
 def move(site: SiteOf, run_id: Number) -> Done:
-    """Let a queued or waiting run go before all others."""
+    """Put a queued or waiting run first."""
     return _done(confirmations.moved(order.move_first(site.writer(), run_id, now_ms(), _who())))
 
 
 @router.post("/runs/{run_id}/promote")
 def promote(site: SiteOf, run_id: Number, body: Promote) -> Done:
-    """Promote a run that won and waits for approval; with `force` that of any ended run, whatever its verdict."""
+    """Promote a run that waits for approval; with `force` any ended run, whatever its verdict."""
     engine, root, word = site.writer(), site.settings.state_folder, _word(body.reason)
     if body.force:
         row = decisions.force(engine, root, run_id, word, try_out=require_answer)
@@ -141,7 +141,7 @@ def promote(site: SiteOf, run_id: Number, body: Promote) -> Done:
 
 @router.post("/runs/{run_id}/review")
 def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
-    """Judge one pair of a run's blind review; the first judgement of a pair stands until it is taken back."""
+    """Judge one pair of a run's blind review; the first judgement counts until it is withdrawn."""
     choice = blind_review.Choice(body.pair, body.key, now_ms(), _who())
     found = blind_review.choose(site.writer(), site.settings.state_folder, run_id, choice)
     return _done(f"{found.judged} of {found.asked} pairs are judged")
@@ -149,7 +149,7 @@ def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
 
 @router.post("/tracks/{name}/pause")
 def pause(site: SiteOf, name: Name, body: Why) -> Done:
-    """Let a track begin no run; one that runs ends as it would have."""
+    """Pause a track: no run begins; a running one ends as usual."""
     site.settings.track(name)
     order.pause(site.writer(), name, _word(body.reason))
     return _done(confirmations.paused(name))
@@ -157,14 +157,14 @@ def pause(site: SiteOf, name: Name, body: Why) -> Done:
 
 @router.post("/tracks/{name}/resume")
 def resume(site: SiteOf, name: Name, body: PerhapsWhy) -> Done:
-    """Let a paused track begin runs again."""
+    """Resume a paused track."""
     order.resume(site.writer(), name, _word(body.reason))
     return _done(confirmations.resumed(name))
 
 
 @router.post("/tracks/{name}/rollback")
 def roll_back(site: SiteOf, name: Name, body: Back) -> Done:
-    """Let a former champion serve again; its files are checked and it is loaded first, which may take minutes."""
+    """Make a former champion serve again; its files are checked and it is loaded first, which can take minutes."""
     require_track(site, name)
     target, word = Target(name, body.to), _word(body.reason)
     row = rollback(site.writer(), site.settings.state_folder, target, word, try_out=require_answer)
@@ -173,28 +173,28 @@ def roll_back(site: SiteOf, name: Name, body: Back) -> Done:
 
 @router.post("/drops/{drop_id}/accept")
 def accept(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
-    """Let a held-out file that waits for a person count: it says what every later model is judged on."""
+    """Accept a proposed held-out file: every later model is judged on it."""
     row = drops.accept(site.writer(), drop_id, _word(body.reason), site.settings)
     return _done(*confirmations.accepted(site.overview, site.settings, row))
 
 
 @router.post("/drops/{drop_id}/withdraw")
 def withdraw(site: SiteOf, drop_id: Number, body: Why) -> Done:
-    """Take a drop out of every later run; open runs that were made from it are cancelled."""
+    """Remove a drop from all later runs; unfinished runs made from it are cancelled."""
     done = drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings)
     return _done(*confirmations.withdrawn(site.overview, done))
 
 
 @router.post("/drops/{drop_id}/restore")
 def restore(site: SiteOf, drop_id: Number, body: Why) -> Done:
-    """Put a withdrawn or suspended drop back, or one that is on trial: it counts as new."""
+    """Restore a drop that is withdrawn, suspended or on trial: it counts as new."""
     row = drops.restore(site.writer(), drop_id, _word(body.reason), site.settings)
     return _done(*confirmations.restored(site.overview, site.settings, row))
 
 
 @router.post("/attention/{key}/dismiss")
 def dismiss(site: SiteOf, key: Name) -> Done:
-    """Leave out what needs attention until it happens again; a condition that lasts, for a day."""
+    """Dismiss an entry of Needs attention until it happens again; a lasting condition for a day."""
     left_out = attention.dismiss(site.writer(), site.settings, site.overview, key, _word(""))
     return _done(confirmations.dismissed(left_out))
 
@@ -218,7 +218,7 @@ _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
 
 @forms.post("/{kind}/{target}/{deed}")
 async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: str) -> Response:
-    """Do what a form asks for, and draw `done.html`."""
+    """Run the action of a form, and render `done.html`."""
     act, told = _DEEDS.get((kind, deed), (None, None))
     numbered = kind in {"runs", "drops"}
     if act is None or (numbered and not _NUMBER.fullmatch(target)):
@@ -248,5 +248,5 @@ def _word(reason: str) -> Word:
 
 
 def _who() -> str:
-    """Return who does it: whoever has the token is taken for the user that the page runs as."""
+    """Return the user to record: holders of the token act as the user that the page runs as."""
     return f"{who()}, on the page"

@@ -1,4 +1,4 @@
-"""`/api/v1` for readers: what the commands say with `--json`, by the same functions of `daemon.views`."""
+"""`/api/v1`, reading: the JSON of the commands with `--json`, from the same functions of `daemon.views`."""
 
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ Chosen = Annotated[int, Query(ge=1, le=MOST)]
 
 
 class Standing(Frozen):
-    """How things are."""
+    """The state of the workspace."""
 
     daemon: DaemonView
     attention: tuple[Attention, ...]
@@ -38,7 +38,7 @@ class Standing(Frozen):
 
 @router.get("/status")
 def status(site: SiteOf) -> Standing:
-    """Say what is done now, what waits, and what needs a person."""
+    """Return what runs, what waits, and what needs a person."""
     seen = site.overview
     return Standing(
         daemon=seen.daemon(),
@@ -65,31 +65,31 @@ def show_run(site: SiteOf, run_id: Number) -> RunDetail:
 
 @router.get("/runs/{run_id}/curves")
 def show_curves(site: SiteOf, run_id: Number) -> Curve:
-    """Show how the loss of a run's training fell, as far as it is."""
+    """Return the loss curves of a run's training so far."""
     return curves_of(site.overview, site.overview.run(run_id).id)
 
 
 @router.get("/runs/{run_id}/changes")
 def show_changes(site: SiteOf, run_id: Number) -> Changes | None:
-    """Show in which settings a run differs from the one that made the champion it had to beat."""
+    """Return the settings that differ from those of the run that made the champion it was compared with."""
     return changes_since_champion(site.overview, site.overview.run(run_id))
 
 
 @router.get("/runs/{run_id}/report")
 def show_report(site: SiteOf, run_id: Number) -> dict[str, Any]:
-    """Give the data of a run's evidence card, as schemas/report.schema.json describes it."""
+    """Return the data of a run's evidence card (schemas/report.schema.json)."""
     return report_data(site.overview, run_id)
 
 
 @router.get("/runs/{run_id}/review")
 def show_review(site: SiteOf, run_id: Number) -> Review:
-    """Give the pairs of a run's blind review that are left to judge; at the end what came of it."""
+    """Return the pairs of a run's blind review that are not judged yet; after the last, the result."""
     return site.overview.review(run_id)
 
 
 @router.get("/compare")
 def show_comparison(site: SiteOf, first: Chosen, second: Chosen) -> Comparison:
-    """Lay two runs beside each other: settings, drops, and scores on the records that both were scored on."""
+    """Compare two runs: settings, drops, and scores on their common records."""
     return compare(site.overview, first, second)
 
 
@@ -101,7 +101,7 @@ def list_drops(site: SiteOf, track: Track = None, state: State = None, before: B
 
 @router.get("/drops/{drop_id}")
 def show_drop(site: SiteOf, drop_id: Number) -> DropDetail:
-    """Show one drop: what was found in it, in which champions it is, what it did to the score."""
+    """Return one drop: its findings, the champions trained on it, its effect on the score."""
     return drop_detail(site.overview, drop_id)
 
 
@@ -109,12 +109,12 @@ def show_drop(site: SiteOf, drop_id: Number) -> DropDetail:
 def show_rows(
     site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
 ) -> tuple[DropRow, ...]:
-    """Show up to 20 rows of a drop, behind the first `after`."""
+    """Return up to 20 rows of a drop, after the first `after`."""
     return drop_rows(site.overview, site.overview.drop(drop_id), after)
 
 
 @router.get("/tracks/{name}/champions")
 def list_champions(site: SiteOf, name: str, before: Before = None) -> list[ChampionView]:
-    """List up to 25 champions of a track, today's first; `before` is the last generation of the page before."""
+    """List up to 25 champions of a track, the current one first; `before`: last generation of the previous page."""
     require_track(site, name)
     return site.overview.history(name, MOST_CHAMPIONS, before)

@@ -1,4 +1,4 @@
-"""Puts the page together: routes, templates, static files, and what an error looks like to a browser or a program."""
+"""The web application: routes, static files, and error responses for browsers and programs."""
 
 import sqlite3
 from pathlib import Path
@@ -27,7 +27,7 @@ _NOT_FOUND, _CONFLICT, _UNREADABLE, _MACHINE = 404, 409, 422, 503
 
 
 def make_app(settings: Settings, token: str) -> FastAPI:
-    """Return the page for the workspace of `settings`; `token` is what a change asks for."""
+    """Return the ASGI application for the workspace of `settings`; changes need `token`."""
     app = FastAPI(
         title="Dropforge",
         version="1",
@@ -66,7 +66,7 @@ def _own_error(request: Request, error: Exception) -> Response:
 
 
 def _machines_error(request: Request, error: Exception) -> Response:
-    """Word what a full disk or a locked database is; whatever is our own fault goes on to the log."""
+    """Answer errors of the disk or the database in words; other exceptions are raised again and logged."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return _error(request, _MACHINE, f"{where}{error.strerror or error}", "see whether its disk is full: df -h")

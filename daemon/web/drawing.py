@@ -1,4 +1,4 @@
-"""Draws a template: every text is escaped, and what would turn or hide other text is shown as an escape."""
+"""Renders templates: text is HTML-escaped, bidirectional and control characters are shown as escapes."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from pipeline.report.page import make_environment
 
 def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 200) -> HTMLResponse:
     """
-    Return the page that template `name` makes of `context`.
+    Render template `name` with `context`.
 
     Every template has beside it: `path` (of this page), `may_change` (whether this browser has the token), `tracks`
     (names), `daemon` (a DaemonView, or `None` where it cannot be seen). Filters: `count size signed plain seconds
@@ -46,6 +46,6 @@ def _environment() -> Environment:
 
 
 def _until(time: datetime) -> str:
-    """Return how long it is until `time`, in words; empty once it has come."""
+    """Return the time until `time` in words; empty if it has passed."""
     seconds = (time - datetime.now(UTC)).total_seconds()
     return f"in {wording.duration(seconds)}" if seconds >= 1 else ""

@@ -25,16 +25,16 @@ _SECONDS = 1.0
 
 
 class Look:
-    """Sees what is new since it last looked; by one reader at a time."""
+    """Finds what changed since its last call; for one reader."""
 
     def __init__(self, site: Site) -> None:
-        """Begin with a workspace of which nothing was seen yet."""
+        """Start with an unseen workspace."""
         self._overview = site.overview
         self._watch: ChangeWatch | None = None
         self._running: LiveRun | None = None
 
     def news(self) -> list[ServerSentEvent]:
-        """Return what is to be told now."""
+        """Return the events since the last call."""
         path = self._overview.folder / DATABASE_NAME
         if not path.exists():
             return []
@@ -53,7 +53,7 @@ class Look:
 
 @router.get("/live", response_class=EventSourceResponse)
 async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
-    """Tell what changes as it changes: `changed` and `progress`."""
+    """Stream the events `changed` and `progress`."""
     look = Look(site)
     with site.stream() as ended:
         while not ended.is_set():

@@ -1,4 +1,4 @@
-"""The pages: each asks `daemon.views` and draws a template. A GET changes nothing."""
+"""The HTML pages: each reads `daemon.views` and renders a template. A GET changes nothing."""
 
 from typing import Annotated
 
@@ -37,7 +37,7 @@ _CARD = {
 @router.get("/")
 def overview(request: Request, site: SiteOf) -> Response:
     """
-    Draw `overview.html`.
+    Render `overview.html`.
 
     `attention`: list of Attention. `running`: LiveRun or None. `changes`: of its settings, Changes or None. `queue`:
     list of RunView, in the order in which they go, without the running one. `latest`: list of RunView that have ended.
@@ -63,7 +63,7 @@ def overview(request: Request, site: SiteOf) -> Response:
 @router.get("/runs")
 def runs(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
     """
-    Draw `runs.html`.
+    Render `runs.html`.
 
     `runs`: list of RunView, newest first. `track`, `state`: what was asked for, or None. `older`: the `before=` of the
     next page, or None.
@@ -76,7 +76,7 @@ def runs(request: Request, site: SiteOf, track: Track = None, state: State = Non
 @router.get("/runs/{run_id}")
 def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     """
-    Draw `run.html`.
+    Render `run.html`.
 
     `run`: RunDetail. `curves`: Curve. `changes`: Changes against the champion's run, or None. `story`: Story (of the
     card), or None. `card`: the address of the card, or None.
@@ -95,7 +95,7 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
 
 @router.get("/runs/{run_id}/report")
 def report(site: SiteOf, run_id: Number) -> Response:
-    """Give the evidence card as it was written; it runs nothing and loads nothing."""
+    """Return the evidence card as it was written; it runs and loads nothing."""
     page = report_folder(site.overview, run_id) / PAGE_NAME
     return HTMLResponse(page.read_bytes(), headers=_CARD)
 
@@ -103,7 +103,7 @@ def report(site: SiteOf, run_id: Number) -> Response:
 @router.get("/runs/{run_id}/review")
 def review(request: Request, site: SiteOf, run_id: Number) -> Response:
     """
-    Draw `review.html`.
+    Render `review.html`.
 
     `review`: Review, whose first pair that is left is asked. `result`: what came of it in words, or None before the
     end. Form: POST /runs/ID/review, fields `pair`, `key` (1, 2, 0 or u).
@@ -116,7 +116,7 @@ def review(request: Request, site: SiteOf, run_id: Number) -> Response:
 @router.get("/drops")
 def drops(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
     """
-    Draw `drops.html`.
+    Render `drops.html`.
 
     `drops`: list of DropView, newest first. `track`, `state`, `older`: as on `/runs`. `counts`: {track: {state:
     number}}.
@@ -132,7 +132,7 @@ def drop(
     request: Request, site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
 ) -> Response:
     """
-    Draw `drop.html`.
+    Render `drop.html`.
 
     `detail`: DropDetail. `rows`: list of DropRow behind row `after`. `next`: the `after=` of the next rows, or None.
     `uses`: DropUses.
@@ -153,7 +153,7 @@ def drop(
 @router.get("/tracks/{name}")
 def track(request: Request, site: SiteOf, name: str, before: Before = None) -> Response:
     """
-    Draw `track.html`.
+    Render `track.html`.
 
     `track`: its name. `champions`: list of ChampionView, today's first. `older`: the `before=` (a generation) of the
     next page, or None. `yardsticks`: list of YardstickView. `paused`: PauseView, or None. Raises `NotThere`.
@@ -175,7 +175,7 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
 @router.get("/compare")
 def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_length=60)] = "") -> Response:
     """
-    Draw `compare.html`.
+    Render `compare.html`.
 
     `runs`: the two numbers, as `[12, 15]`, or []. `comparison`: Comparison, or None where two were not named.
     `curves`: a list of two Curve, or [].
@@ -192,7 +192,7 @@ def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_le
 @router.get("/inbox")
 def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = None) -> Response:
     """
-    Draw `inbox.html`, the page of whoever brings data: drops and what became of them.
+    Render `inbox.html`, the page of whoever brings data: drops and what became of them.
 
     `drops`: list of (DropView, what was wrong with it in words or ""), newest first. `track`, `older`: as on `/drops`.
     `used`: what the first run of each drop has come to, {run: outcome or state}. `waiting`: names of files in the inbox
@@ -210,7 +210,7 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
 
 
 def require_track(site: Site, name: str) -> None:
-    """Raise `NotThere` for a track that is not declared and never was."""
+    """Raise `NotThere` for a track that was never declared."""
     if name not in site.settings.track_names and name not in site.overview.tracks():
         raise NotThere(f"there is no track {name}", f"declared tracks: {', '.join(site.settings.track_names)}")
 

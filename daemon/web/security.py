@@ -1,5 +1,5 @@
 """
-Who may read and who may change: Host, Origin and token of every request, and the headers of every answer.
+Access control: checks Host, Origin and token of every request, and sets the headers of every response.
 
 A page elsewhere can make a browser ask us, and a name elsewhere can be made to lead here. So what is asked for by
 another name than ours is refused, and so is what another page asks. A change needs POST and the token: in a cookie that
@@ -58,17 +58,17 @@ def load_token(state_folder: Path) -> str:
 
 
 def cookie_name(token: str) -> str:
-    """Return the name of the token's cookie; browsers keep those of all ports of a host together."""
+    """Return the name of the token's cookie; it has the port, as browsers share cookies between ports."""
     return f"dropforge_{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
 
 def holds_token(request: Request, token: str) -> bool:
-    """Say whether a request brings the token, as a cookie or in its Authorization header."""
+    """Return whether a request has the token, in a cookie or in the Authorization header."""
     return _same(request.cookies.get(cookie_name(token), ""), token) or _in_header(request, token)
 
 
 def bounded(receive: Receive, most: int) -> Receive:
-    """Return a `receive` that gives `most` bytes of a request's body; a route that reads on ends with status 413."""
+    """Return a `receive` that ends a request with status 413 after `most` bytes of its body."""
     left = most
 
     async def give() -> Message:
@@ -83,17 +83,17 @@ def bounded(receive: Receive, most: int) -> Receive:
 
 
 class Guard:
-    """Refuses what may not be asked, before any route sees it."""
+    """ASGI middleware that refuses forbidden requests before any route."""
 
     def __init__(self, app: ASGIApp, settings: WebSettings, token: str) -> None:
-        """Stand before `app`."""
+        """Wrap `app`."""
         self._app = app
         self._token = token
         self._all = settings.closed
         self._hosts = {*_LOOPBACK, *(name.lower() for name in settings.hosts), *settings.own_address}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let the app do so."""
+        """Refuse a request, or pass it to the application."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -113,7 +113,7 @@ class Guard:
         await (answer or self._app)(scope, receive if takes_files else bounded(receive, _MOST_BODY), with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return why a request is not answered; `None` if it is."""
+        """Return the reason for refusing a request, or `None`."""
         if self._is_foreign(request):
             return PlainTextResponse("asked for by a name, or from a page, that is not ours\n", _MISDIRECTED)
         reads = request.method in READING
@@ -150,7 +150,7 @@ class Guard:
 
 
 def _host(header: str) -> str:
-    """Return the name in a Host header, without its port; empty if there is none."""
+    """Return the host of a Host header without its port; empty if there is none."""
     try:
         return (urlsplit(f"//{header}").hostname or "").lower()
     except ValueError:

@@ -110,20 +110,20 @@ class _Connection(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Lets the streams to open pages end; those that it must cut off leave a traceback each."""
+    """Ends the event streams at shutdown; uvicorn would cut them off with a traceback each."""
 
     def __init__(self, config: uvicorn.Config, site: Site) -> None:
         super().__init__(config)
         self._site = site
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End, with what listens told first."""
+        """Shut down, after the event streams ended."""
         self._site.end_streams()
         await super().shutdown(sockets)
 
 
 def _once_a_minute() -> Callable[[logging.LogRecord], bool]:
-    """Return a filter that lets each message through once a minute: strangers can cause them."""
+    """Return a log filter that passes each message once a minute, as strangers can cause them."""
     logged: dict[str, float] = {}
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -153,7 +153,7 @@ def listen(address: Address) -> socket.socket:
 
 
 def address_words(address: Address, token: str) -> str:
-    """Return what to open in a browser, with the token in it; of a socket first how to reach it."""
+    """Return the address to open, with the token; for a socket with the ssh command that reaches it."""
     if address.socket is not None:
         return f"ssh -L 8765:{address.socket} HOST, then http://localhost:8765/?token={token}"
     host = f"[{address.host}]" if ":" in address.host else address.host

@@ -1,4 +1,4 @@
-"""What every route stands on: the settings, the token, and the workspace that is looked at."""
+"""The state that all routes share: settings, token and workspace."""
 
 import asyncio
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Site:
     """The workspace that a page shows."""
 
     def __init__(self, settings: Settings, token: str) -> None:
-        """Show the workspace of `settings`; who has `token` may change it."""
+        """Serve the workspace of `settings`; changes need `token`."""
         self.settings = settings
         self.token = token
         self.overview = Overview(settings.state_folder)
@@ -32,7 +32,7 @@ class Site:
 
     @contextmanager
     def stream(self) -> Iterator[asyncio.Event]:
-        """Give an event stream an event that is set when it has to end: with the server, or for a newer stream."""
+        """Register an event stream; return an event that is set when it must end, at shutdown or for a newer stream."""
         own = asyncio.Event()
         self._streams.append(own)
         for oldest in self._streams[:-_MOST_STREAMS]:
@@ -43,17 +43,17 @@ class Site:
             self._streams.remove(own)
 
     def end_streams(self) -> None:
-        """Let every event stream end."""
+        """End all event streams."""
         for one in self._streams:
             one.set()
 
     def writer(self) -> Engine:
-        """Return an engine that writes to the database. Raises `DatabaseUnusable` if there is none yet."""
+        """Return an engine that can write. Raises `DatabaseUnusable` if there is no database yet."""
         return open_writer(self.settings.state_folder / DATABASE_NAME)
 
 
 def site_of(request: Request) -> Site:
-    """Return the site that a request is for."""
+    """Return the site of a request."""
     site = request.app.state.site
     assert isinstance(site, Site)  # noqa: S101 - for the type checker
     return site

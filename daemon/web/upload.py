@@ -1,5 +1,5 @@
 """
-Files brought by a browser: they go into the inbox as `dropforge submit` puts them there, and the intake answers them.
+Uploads: files are put into the inbox as `dropforge submit` does, and the intake answers them.
 
 The form is POST /upload, multipart: `file`, one or more, `track`, `heldout` (there, or not); `done.html` answers it.
 The whole form is received into temporary files; then each is copied into the inbox under a name that the watcher
@@ -48,7 +48,7 @@ _FORM = {
 
 
 class BadUpload(DropforgeError):
-    """What was sent is no form with files, or a file of it cannot be taken."""
+    """The request is not a form with files, or one of its files is refused."""
 
     exit_code = EXIT_BAD_DATA
 
@@ -61,12 +61,12 @@ async def upload(request: Request, site: SiteOf) -> Done:
 
 @forms.post("/upload")
 async def by_form(request: Request, site: SiteOf) -> Response:
-    """Put files into the inbox, and draw `done.html`."""
+    """Put files into the inbox, and render `done.html`."""
     return draw(request, "done.html", {"words": await _take(request, site), "back": "/inbox"})
 
 
 async def _take(request: Request, site: Site) -> list[str]:
-    """Put each file of a form into the inbox; return a sentence per file. Raises `BadUpload` or `HTTPException`."""
+    """Put the files of a form into the inbox; return a sentence per file. Raises `BadUpload` or `HTTPException`."""
     limited = Request(request.scope, bounded(request.receive, site.settings.intake.max_bytes))
     form = limited.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD)
     try:
@@ -78,7 +78,7 @@ async def _take(request: Request, site: Site) -> list[str]:
 
 def _put(sent: list[tuple[str, UploadFile | str]], site: Site) -> list[str]:
     """
-    Copy the files of a form into the inbox, then let them appear there; return a sentence for each.
+    Copy the files of a form into the inbox under hidden names, then rename them; return a sentence per file.
 
     Raises `BadUpload` if one cannot; it tells of each file whether it is there.
     """
@@ -110,7 +110,7 @@ def _put(sent: list[tuple[str, UploadFile | str]], site: Site) -> list[str]:
 
 
 def _plain_name(name: str) -> str:
-    """Return a file's name as it was sent. Raises `BadUpload` if it would lead elsewhere or is none."""
+    """Return the name of an uploaded file. Raises `BadUpload` if it is empty or a path."""
     if "/" in name or "\0" in name or name in {".", ".."} or len(name.encode()) > _MOST_NAME:
         raise BadUpload("a file is sent under a name that is none", "rename it: a name without /, of at most 255 bytes")
     require_usable(name)

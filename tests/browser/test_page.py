@@ -185,7 +185,7 @@ def test_a_dropped_file_becomes_a_run_a_curve_and_a_verdict_without_a_reload(
     served.wait_for("is in the inbox", '[role="status"]')
     assert (made.settings.inbox_folder / "brought.jsonl").read_bytes() == file.read_bytes()
     # What the daemon does with it, while the browser looks on.
-    served.link("Go on").click()
+    served.link("Continue").click()
     served.wait(lambda: served.driver.execute_script(_ASKED_AGAIN))
     assert "brought.jsonl" not in served.text("#drops")
     Intake(made.engine, made.settings).take(Settled("default", "train", b"brought.jsonl"), made.tick())
@@ -238,7 +238,7 @@ def test_a_rollback_asks_for_its_reason_and_happens(served: Served, room: tuple[
             3,
             "rolled back to generation 0: it swears at customers",
         )
-    served.link("Go on").click()
+    served.link("Continue").click()
     served.wait_for("paused by ada")
     assert "Generation 3 Serves" in served.text()
     assert "it swears at customers" in served.text()

@@ -28,7 +28,7 @@ from tests.prove.box import Box
 
 ROOT = Path(__file__).parents[2]
 RECORDS = 24
-#: Two engines round bf16 in their own ways: nats a token, of one record and of all.
+#: Two engines round bf16 in their own ways: nats per token, of one record and of all.
 OF_ONE, OF_ALL = 0.25, 0.02
 
 
@@ -66,7 +66,7 @@ def test_vllm_answers_and_weighs_as_transformers_does(program: str, tmp_path: Pa
     apart = [abs(one.nll - two.nll) / one.tokens for one, two in zip(weighed, likely, strict=True)]
     sums = sum(one.nll for one in weighed), sum(one.nll for one in likely)
     print(
-        f"vLLM {read_version(program)}: {same} of {RECORDS} answers alike; at most {max(apart):.3f} nats a token apart"
+        f"vLLM {read_version(program)}: {same} of {RECORDS} answers alike, {max(apart):.3f} nats per token apart at most"
     )
     print(f"all references together: {sums[0]:.2f} and {sums[1]:.2f} nats")
     assert [one.tokens for one in weighed] == [one.tokens for one in likely]

@@ -93,7 +93,7 @@ def use_of_pinned(settings: Settings, track: str) -> str:
 def loss_words(found: Mapping[str, Any]) -> str:
     """Say what a champion's loss on a new drop was, beside those on what it knew; `found` is what the event says."""
     nats, least, most = (plain(value, 2) for value in (found["nats"], *found["known"]))
-    return f"{nats} nats a token, beside {least} to {most} on the drops that it knew"
+    return f"{nats} nats per token, compared with {least} to {most} on the drops that it knew"
 
 
 def unlikely_words(found: Mapping[str, Any], run: int | None) -> str:

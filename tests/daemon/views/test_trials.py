@@ -129,12 +129,12 @@ def test_a_drop_whose_answers_the_champion_finds_unlikely_says_so_where_it_is_li
     end_worse(made, made.claim(), (known, odd))
     lines = words(dropforge("drops"))
     assert lines[1].endswith(
-        "odd.jsonl: look at its answers, the champion found them unlikely: 1.80 nats a token, beside 1.36 to 1.36 on "
-        "the drops that it knew; dropforge report 1"
+        "odd.jsonl: look at its answers, the champion found them unlikely: 1.80 nats per token, compared with 1.36 "
+        "to 1.36 on the drops that it knew; dropforge report 1"
     )
     assert lines[2].endswith("honest.jsonl")
     found = {drop["id"]: drop["champion_loss"] for drop in json.loads(dropforge("drops", "--json").out)["drops"]}
-    assert found == {1: None, 2: "1.80 nats a token, beside 1.36 to 1.36 on the drops that it knew"}
+    assert found == {1: None, 2: "1.80 nats per token, compared with 1.36 to 1.36 on the drops that it knew"}
     with transaction(made.engine) as session:
         session.get_one(Run, 1).outcome = "promoted"
     assert words(dropforge("drops"))[1].endswith("odd.jsonl")

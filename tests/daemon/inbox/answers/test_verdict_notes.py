@@ -293,7 +293,7 @@ def test_the_champions_loss_on_a_drop_is_told_with_the_verdict(house: House) -> 
         return house.said()[-1]
 
     run = house.run(1, outcome="not_shown_better", sentence="not shown better: +0.4 points")
-    beside = "nats a token, beside 1.00 to 1.40 on the drops that it knew"
+    beside = "nats per token, compared with 1.00 to 1.40 on the drops that it knew"
     likely = f"In run {run} the champion's loss on its answers was {{}} {beside}."
     odd = f"Look at its answers, the champion found them unlikely: 3.10 {beside}; dropforge report {run}."
     assert measured(1.3, stands_out=False) == likely.format("1.30")
