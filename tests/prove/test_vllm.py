@@ -65,9 +65,7 @@ def test_vllm_answers_and_weighs_as_transformers_does(program: str, tmp_path: Pa
     same = sum(one.text == two.text for one, two in zip(said, told, strict=True))
     apart = [abs(one.nll - two.nll) / one.tokens for one, two in zip(weighed, likely, strict=True)]
     sums = sum(one.nll for one in weighed), sum(one.nll for one in likely)
-    print(
-        f"vLLM {read_version(program)}: {same} of {RECORDS} answers alike, {max(apart):.3f} nats per token apart at most"
-    )
+    print(f"vLLM {read_version(program)}: {same} of {RECORDS} alike; up to {max(apart):.3f} nats per token apart")
     print(f"all references together: {sums[0]:.2f} and {sums[1]:.2f} nats")
     assert [one.tokens for one in weighed] == [one.tokens for one in likely]
     assert same >= RECORDS * 5 // 6
