@@ -247,42 +247,6 @@ def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench
     assert second.champion.nll != report.champion.nll
 
 
-def test_answers_in_a_batch_are_those_given_one_at_a_time(tiny: Any, tiny_llama: Path) -> None:
-    tokenizer = load_tokenizer(tiny_llama)
-    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
-    prompts = [
-        prompt_ids(tokenizer, "chat", "x " * 12 * n + row["input"]) for n, row in enumerate(tiny.rows(7, seed=3))
-    ]
-    texts = [
-        [answer.text for answer in greedy_decoding.answers(asked, prompts, Decoding(12, 1.5, size))]
-        for size in (1, 3, 7)
-    ]
-    assert texts[0] == texts[1] == texts[2]
-    assert len(set(texts[0])) > 1
-
-
-def test_an_answer_ends_with_the_end_token_and_without_it_after_the_limit(tmp_path: Path, tiny_llama: Path) -> None:
-    folder = shutil.copytree(tiny_llama, tmp_path / "model")
-    tokenizer = load_tokenizer(folder)
-    asked = generation.open_model(folder, tokenizer, "cpu")
-    prompt = prompt_ids(tokenizer, "chat", "hello")
-    (free,) = greedy_decoding.answers(asked, [prompt], Decoding(12, 1.0, 1))
-    assert free.tokens == 12
-    with torch.inference_mode():
-        said = asked.model.generate(torch.tensor([prompt]), max_new_tokens=12)[0, len(prompt) :].tolist()
-    # Let the folder's own generation config end answers with the fourth token that the model says.
-    end = said[3]
-    durable.write_json(
-        folder / "generation_config.json", {"eos_token_id": [end], "do_sample": True, "temperature": 9.0}
-    )
-    ending = generation.open_model(folder, tokenizer, "cpu")
-    assert set(ending.ends) == {end, tokenizer.eos_token_id}
-    (cut,) = greedy_decoding.answers(ending, [prompt], Decoding(12, 1.0, 1))
-    place = said.index(end)
-    assert cut.tokens == place + 1
-    assert cut.text == tokenizer.decode(said[: place + 1], skip_special_tokens=True)
-
-
 def test_a_base_without_template_is_asked_in_the_alpaca_form_of_the_candidate(
     bench: Bench, tiny: Any, tiny_llama_alpaca: Path
 ) -> None:

@@ -74,9 +74,10 @@ def ending_llama(tiny: Any, tiny_llama: Path, tmp_path_factory: pytest.TempPathF
     """The tiny model, some of whose answers end early: an end token is one that it says in the middle of some."""
     folder = tmp_path_factory.mktemp("ending") / "model"
     shutil.copytree(tiny_llama, folder)
-    durable.write_json(
-        folder / "generation_config.json", {"eos_token_id": third_tokens(open_folder(folder), prompts_of(tiny, folder))}
-    )
+    ends = third_tokens(open_folder(folder), prompts_of(tiny, folder))
+    # Its sampling settings must not affect a greedy answer.
+    sampling = {"do_sample": True, "temperature": 9.0}
+    durable.write_json(folder / "generation_config.json", {"eos_token_id": ends, **sampling})
     return folder
 
 
