@@ -21,7 +21,7 @@ def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 
     Render template `name` with `context`.
 
     Every template has beside it: `path` (of this page), `may_change` (whether this browser has the token), `tracks`
-    (names), `daemon` (a DaemonView, or `None` where it cannot be seen). Filters: `count size signed plain seconds
+    (names), `daemon` (a DaemonView, or `None` where it cannot be seen). Filters: `count size signed plain
     duration thousands short cost local until tick span`. `plots` is what the evidence card's pictures are made by.
     """
     site = site_of(request)

@@ -93,11 +93,6 @@ _INSTEAD = {
 }
 
 
-def in_groups(verdict: Verdict) -> str:
-    """Say how many groups the records are, where some are paraphrases of each other."""
-    return "" if verdict.groups == verdict.records else f" in {count(verdict.groups, 'group')}"
-
-
 def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = None) -> str:
     """
     Return the verdict with its gain and interval, as `promoted: +11.5 points (+5.9 to +16.9)`.

@@ -56,8 +56,7 @@ def render_page(report: Report) -> str:
 @cache
 def _environment() -> "Environment":
     made = make_environment()
-    for name in ("p_words", "start_words"):
-        made.filters[name] = getattr(wording, name)
+    made.filters |= {"seconds": wording.seconds, "start_words": wording.start_words}
     made.filters |= {"p_value_of": p_value_words, "review": review_words}
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
     made.globals |= {"tables": tables, "most_characters": MOST_CHARACTERS}
@@ -76,8 +75,16 @@ def make_environment(*folders: Path) -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("count", "duration", "plain", "seconds", "signed", "size_words", "span", "tick"):
-        made.filters[name] = getattr(wording, name)
+    for function in (
+        wording.count,
+        wording.duration,
+        wording.plain,
+        wording.signed,
+        wording.size_words,
+        wording.span,
+        wording.tick,
+    ):
+        made.filters[function.__name__] = function
     made.filters |= {"cost": cost_words, "thousands": "{:,}".format}
     made.globals["plots"] = plots
     return made

@@ -10,7 +10,6 @@ from pipeline.decide.explain import (
     Failure,
     collapse_words,
     guard_words,
-    in_groups,
 )
 from pipeline.report.facts import BlindReview, Reason, Story
 from pipeline.report.next_steps import next_steps
@@ -94,8 +93,9 @@ def _numbers(verdict: Verdict) -> list[str]:
         return [words]
     scored = f"The new model scored {new} of 100 points, the champion {old}: a change of {signed(verdict.gain)}."
     of_them = "of them"
-    if in_groups(verdict):
-        asked, of_them = f"{asked}{in_groups(verdict)} of alike ones, each of which counts once", "of the groups"
+    if verdict.groups != verdict.records:
+        groups = count(verdict.groups, "group")
+        asked, of_them = f"{asked} in {groups} of alike ones, each of which counts once", "of the groups"
     return [
         f"Both models answered the same {asked}; neither was trained on them. {scored}",
         f"It did better on {verdict.wins:,} {of_them}, worse on {verdict.losses:,}, equally well on {verdict.ties:,}.",
