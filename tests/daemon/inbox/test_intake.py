@@ -547,29 +547,6 @@ def cut_before_move(patch: pytest.MonkeyPatch) -> None:
 CUTS = [cut_before_transaction, cut_before_document, cut_before_move]
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_a_daemon_that_dies_while_it_accepts_takes_the_file_once_after_its_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[[pytest.MonkeyPatch], None]
-) -> None:
-    box = Box(tmp_path)
-    path = box.put("a.jsonl", [{**GOOD[0], "id": 1}])
-    with monkeypatch.context() as patch:
-        cut(patch)
-        with pytest.raises(PowerCut):
-            box.take(path)
-    assert path.exists()
-    box.restart()
-    assert box.take(path, NOW + 1000).kind == "accepted"
-    assert [drop.state for drop in box.rows(Drop)] == ["accepted"]
-    assert len(box.rows(Run)) == 1
-    assert box.files("done") == ["a.jsonl", "a.jsonl.receipt.json"]
-    receipt = box.read("done/a.jsonl.receipt.json")
-    assert (receipt["drop"], receipt["run"], receipt["state"], len(receipt["warnings"])) == (1, 1, "accepted", 2)
-    assert len(box.store()) == 1
-    # Dropped once more, it is a duplicate of itself at last.
-    assert box.drop("a.jsonl", [{**GOOD[0], "id": 1}]).kind == "duplicate"
-
-
 @pytest.mark.parametrize("cut", CUTS[1:])
 @pytest.mark.parametrize("kind", ["rejected", "duplicate", "proposed"])
 def test_a_daemon_that_dies_while_it_answers_gives_one_answer_after_its_restart(
