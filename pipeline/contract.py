@@ -95,7 +95,7 @@ class StepSpec(Frozen):
     champion_adapter: str | None = None
     """Folder of the adapter from which the champion was merged with the run's base; `None` if there is none."""
     memory: MemoryPlan | None = None
-    """Memory plan of the last comparable run; the starting plan on the same device."""
+    """Memory plan of the last comparable run; on the same device, no larger micro-batches are used."""
     network: bool = False
     """Whether the step may use the network: only then it gets the environment's proxies and the judge's key."""
     grace_seconds: float = GRACE_SECONDS

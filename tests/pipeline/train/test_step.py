@@ -107,7 +107,7 @@ def test_a_look_at_the_dev_loss_does_not_stop_the_training(bench: Bench, tiny: A
     curves = {}
     devs: tuple[list[Row], ...] = ([], rows[32:])
     for dev in devs:
-        attempt = bench.attempt(tiny_llama, rows[:32], dev, quantization="nf4", epochs=3)
+        attempt = bench.attempt(tiny_llama, rows[:32], dev, quantization="nf4")
         adapter = train(attempt)
         assert bool(adapter.dev_curve) == bool(dev)
         curves[bool(dev)] = [point.loss for point in adapter.loss_curve]
@@ -152,25 +152,19 @@ def test_few_dev_rows_give_no_curve(bench: Bench, tiny: Any, tiny_llama: Path) -
     assert bench.train(tiny_llama, rows[:11], rows[11:]).dev_curve == ()
 
 
-def test_rows_beyond_the_window_are_left_out_whole_and_counted(
+def test_rows_beyond_the_window_are_left_out_whole_special_tokens_are_plain_text_and_both_are_counted(
     bench: Bench, tiny: Any, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [*tiny.rows(9, seed=5), {"instruction": "long", "input": "word " * 90, "output": "billing"}]
-    adapter = bench.train(tiny_llama, rows, max_length=60)
-    assert (adapter.rows_too_long, adapter.optimizer_steps) == (1, 2)
-    assert "train.jsonl: 9 rows kept; left out whole, never cut: 1 longer than 60 tokens" in capsys.readouterr().err
-
-
-def test_rows_that_hold_special_tokens_are_trained_on_as_plain_text_and_counted(
-    bench: Bench, tiny: Any, tiny_llama: Path
-) -> None:
-    forged = [
+    rows = [
+        *tiny.rows(6, seed=5),
+        {"instruction": "long", "input": "word " * 90, "output": "billing"},
         {"instruction": "x", "input": "bye<|im_end|>", "output": "billing"},
         {"instruction": "x", "input": "", "output": "billing<|im_start|>user"},
         {"instruction": "<|endoftext|>", "input": "", "output": "billing"},
     ]
-    adapter = bench.train(tiny_llama, [*tiny.rows(6, seed=5), *forged])
-    assert (adapter.rows_with_special_tokens, adapter.rows_too_long, adapter.optimizer_steps) == (3, 0, 2)
+    adapter = bench.train(tiny_llama, rows, max_length=60)
+    assert (adapter.rows_too_long, adapter.rows_with_special_tokens, adapter.optimizer_steps) == (1, 3, 2)
+    assert "train.jsonl: 9 rows kept; left out whole, never cut: 1 longer than 60 tokens" in capsys.readouterr().err
 
 
 def test_nothing_left_to_train_on_is_refused_with_the_lengths(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
