@@ -8,10 +8,13 @@ request any more. No name ever means two adapters: vLLM keeps blocks and request
 """
 
 import contextlib
+import http.client
 import json
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,15 +25,15 @@ from urllib.parse import urlsplit
 from daemon.champions.handover.smoke_prompts import SmokePrompts
 from pipeline import durable
 from pipeline.errors import DropforgeError
-from pipeline.http_request import request
 from pipeline.words import count
 
 _OK = 200
-_ANSWER_SECONDS, _LOOK_SECONDS = 120.0, 0.5
+_ANSWER_SECONDS, _DRAIN_SECONDS, _LOOK_SECONDS = 120.0, 60.0, 0.2
+#: Most bytes of a response body.
+_MOST_BYTES = 1 << 26
 _SHOWN = 300
 _LORA_METRIC = re.compile(r"^vllm:lora_requests_info\{(?P<labels>[^}]*)\} (?P<at>\d+\.?\d*(?:e\+?\d+)?)", re.MULTILINE)
 _ADAPTERS = re.compile(r'(?:running|waiting)_lora_adapters="([^"]*)"')
-_DRAIN_SECONDS, _LOOK_SECONDS = 60.0, 0.2
 _ID_LETTERS = 12
 
 
@@ -138,7 +141,7 @@ class Server:
 
     def _is_up(self, seconds: float) -> bool:
         with contextlib.suppress(OSError):
-            return request(self._at, "GET", "/health", None, seconds)[0] == _OK
+            return _request(self._at, "GET", "/health", None, seconds)[0] == _OK
         return False
 
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
@@ -151,7 +154,7 @@ class Server:
 
     def _text(self, method: str, path: str, body: dict[str, Any] | None = None) -> str:
         try:
-            status, said = request(self._at, method, path, body, _ANSWER_SECONDS)
+            status, said = _request(self._at, method, path, body, _ANSWER_SECONDS)
         except OSError as error:
             message = f"the server at {self._url} does not answer: {str(error) or type(error).__name__}"
             raise DropforgeError(message, "see whether it runs, and its own log") from error
@@ -241,3 +244,56 @@ def _unload(server: Server, name: str) -> None:
             return
         time.sleep(_LOOK_SECONDS)
     server.unload_adapter(name)
+
+
+def _request(
+    server: str | tuple[str, int], method: str, path: str, body: object | None, seconds: float
+) -> tuple[int, bytes]:
+    """
+    Send one request, with `body` as JSON unless it is `None`; return the status and the body of the answer.
+
+    `server` is the path of a unix socket, or host and port. Raises `OSError` if it cannot be reached, speaks no HTTP,
+    does not send a complete response within `seconds`, or sends more than 67 MB.
+    """
+    connection = _UnixConnection(server) if isinstance(server, str) else http.client.HTTPConnection(*server)
+    connection.timeout, end = seconds, time.monotonic() + seconds
+    sent = None if body is None else json.dumps(body).encode()
+    try:
+        with contextlib.closing(connection), contextlib.ExitStack() as opened:
+            connection.connect()
+            # A socket's timeout restarts with each received byte.
+            timer = threading.Timer(end - time.monotonic(), _shut_down, (connection.sock,))
+            timer.start()
+            opened.callback(timer.join)
+            opened.callback(timer.cancel)
+            connection.request(method, path, sent, {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            content = reply.read(_MOST_BYTES + 1)
+    except (OSError, http.client.HTTPException) as error:
+        if time.monotonic() >= end:
+            raise TimeoutError(f"no whole answer within {seconds:g} s") from error
+        raise error if isinstance(error, OSError) else ConnectionError(str(error) or type(error).__name__) from error
+    if time.monotonic() >= end:
+        raise TimeoutError(f"no whole answer within {seconds:g} s")
+    if len(content) > _MOST_BYTES:
+        raise ConnectionError(f"the answer has more than {_MOST_BYTES:,} bytes")
+    return reply.status, content
+
+
+def _shut_down(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is closed already
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP on a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        """Open the socket; it is closed with the connection."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)

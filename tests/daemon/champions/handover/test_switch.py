@@ -15,7 +15,6 @@ import pytest
 
 from daemon.champions.handover.server import Change, Server, check, restart, switch_adapter
 from daemon.champions.handover.smoke_prompts import SmokePrompt, SmokePrompts
-from pipeline import http_request
 from pipeline.errors import DropforgeError
 from tests.stand_in_server import StandIn, write_answers
 
@@ -96,7 +95,7 @@ def test_what_is_no_answer_is_a_sentence(
 def test_an_answer_that_has_no_end_is_cut_off_in_time_and_size(
     stand: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(http_request, "_MOST_BYTES", 100)
+    monkeypatch.setattr("daemon.champions.handover.server._MOST_BYTES", 100)
     monkeypatch.setattr(stand, "get", lambda _path: (200, "x" * 101))
     with pytest.raises(DropforgeError, match="the answer has more than 100 bytes"):
         Server(stand.url).models()
