@@ -116,6 +116,8 @@ def options(
 
 def main() -> int:
     """Run the command that the arguments name; return the exit code."""
+    # Pydantic would read the metadata of every installed package to look for plugins: we use none.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         code = app(args=sys.argv[1:] or ["--help"], prog_name="dropforge", standalone_mode=False)
         sys.stdout.flush()
