@@ -7,9 +7,8 @@ from typing import Any
 
 from pipeline.errors import StepFailed
 from pipeline.evaluate.vllm import Process
-from pipeline.models import generation, greedy_decoding, multiple_choice
-from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Tokens
-from pipeline.models.multiple_choice import Question
+from pipeline.models import generation, greedy_decoding
+from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Question, Tokens
 from pipeline.words import count
 
 #: Called with the number of complete answers and of tokens so far; it may raise to stop the batch.
@@ -36,7 +35,7 @@ class InStep:
 
     def choices(self, questions: Sequence[Question]) -> list[list[float]]:
         """Return each choice's mean negative log-likelihood in nats per token, by question."""
-        return multiple_choice.choice_likelihoods(self.model, questions)
+        return generation.choice_likelihoods(self.model, questions)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -25,7 +25,7 @@ from pipeline.evaluate.suites import Suite
 from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.metrics.registry import token_f1
-from pipeline.models import generation, greedy_decoding, multiple_choice
+from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import chosen_device
 from pipeline.records.heldout import HeldoutRecord
@@ -218,14 +218,14 @@ class Inference:
         if not questions:
             return
         vocabulary = generation.vocabulary(self._requests.folder)
-        for batch in multiple_choice.choice_batches(questions, self._decoding.batch_size, vocabulary):
+        for batch in generation.choice_batches(questions, self._decoding.batch_size, vocabulary):
             batch_questions = [questions[index] for index in batch]
             values = self._batch("choice", batch_questions, partial(self._choices, batch_questions))
             for index, losses in zip(batch, values, strict=True):
                 item = part.suite.items[items[index]]
                 self._note(part.suite, item.id, item.category, item.score_choice(losses))
 
-    def _choices(self, questions: Sequence[multiple_choice.Question]) -> list[list[float]]:
+    def _choices(self, questions: Sequence[generation.Question]) -> list[list[float]]:
         return self._engine().choices(questions)
 
     def _answer_freely(self, part: SuiteRequests, indices: Sequence[int]) -> None:

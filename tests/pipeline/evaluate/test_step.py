@@ -26,7 +26,7 @@ from pipeline.evaluate.step import evaluate
 from pipeline.metrics import degenerate as degenerate_module
 from pipeline.metrics.degenerate import degenerate
 from pipeline.metrics.registry import METRICS
-from pipeline.models import auto_batch_size, generation, greedy_decoding, multiple_choice
+from pipeline.models import auto_batch_size, generation, greedy_decoding
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import model_id
@@ -657,7 +657,7 @@ def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path, *, cached: bool)
     ]
     if not cached:
         questions = [(prompt, [tokens[:1] for tokens in given]) for prompt, given in questions]
-    found = multiple_choice.choice_likelihoods(asked, questions)
+    found = generation.choice_likelihoods(asked, questions)
     for (prompt, given), means in zip(questions, found, strict=True):
         expected = [direct_nll(tiny_llama, prompt, tokens) / len(tokens) for tokens in given]
         assert means == pytest.approx(expected, rel=1e-4)
@@ -670,7 +670,7 @@ def test_a_choice_is_as_likely_to_a_model_that_keeps_no_cache(
     asked = generation.open_model(tiny_llama, tokenizer, "cpu")
     given = [tokenizer(choice)["input_ids"] for choice in ("yes", "no, not at all")]
     questions = [(prompt_ids(tokenizer, "chat", text), given) for text in ("Which?", "Which of all these is it?")]
-    expected = multiple_choice.choice_likelihoods(asked, questions)
+    expected = generation.choice_likelihoods(asked, questions)
     real = asked.model.forward
 
     @functools.wraps(real)
@@ -680,7 +680,7 @@ def test_a_choice_is_as_likely_to_a_model_that_keeps_no_cache(
         return output
 
     monkeypatch.setattr(asked.model, "forward", forward)
-    found = multiple_choice.choice_likelihoods(asked, questions)
+    found = generation.choice_likelihoods(asked, questions)
     assert [pytest.approx(means, rel=1e-4) for means in expected] == found
 
 
