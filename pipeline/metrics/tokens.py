@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
 
 #: Scripts that put no spaces between words; there each character is a token.
 _UNSPACED = (
@@ -22,7 +24,11 @@ _CHARACTERS_A_WORD = 2
 #: Characters in which a script is looked for: a long text is not read to its end.
 _MOST_CHARACTERS = 10_000
 _UNSPACED_SIGN = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _UNSPACED) + "]")
-_ASCII_WORD = re.compile(r"[a-z0-9]+")
+#: Letters in lower case and digits; a space for all other characters.
+_ASCII = bytes(
+    ord(chr(code).lower()) if chr(code).isalnum() and chr(code).isascii() else ord(" ") for code in range(256)
+)
+_LONGEST_CACHED = 64
 _SPACE = re.compile(r"\s+")
 # Signs with a meaning at an edge (minus, percent, #, currency, @) are not included.
 _QUOTES = "\"'`*_ \u2018\u2019\u201a\u201c\u201d\u201e"
@@ -49,12 +55,18 @@ def tokens(text: str) -> list[str]:
     In a script without spaces between words each character is a token; so are emoji. For ASCII text these are the
     tokens of rouge_score.
     """
-    folded = _fold(text)
-    if folded.isascii():
-        return _ASCII_WORD.findall(folded)
+    if text.isascii():
+        return text.encode().translate(_ASCII).decode().split()
+    # No word contains a blank, and most pieces between blanks occur again.
+    pieces = ((_words if len(piece) <= _LONGEST_CACHED else _words.__wrapped__)(piece) for piece in text.split())
+    return [word for piece in pieces for word in piece]
+
+
+@lru_cache(1 << 16)
+def _words(text: str) -> Sequence[str]:
     words: list[str] = []
     extends, takes_marks = False, False
-    for character in folded:
+    for character in _fold(text):
         kind = unicodedata.category(character)
         if kind == "Cf":  # joiners and other invisible signs, within words too
             continue

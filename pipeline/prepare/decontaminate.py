@@ -24,8 +24,9 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from pipeline.artifacts import Overlap
+from pipeline.metrics.tokens import tokens
 from pipeline.models.prompt import fold
-from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs, shingles, words
+from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs, shingles
 from pipeline.prepare.partitions import PartitionRow
 from pipeline.prepare.split import Prompt
 
@@ -60,7 +61,7 @@ class Common:
 
     def words(self, row: PartitionRow) -> Sequence[str]:
         """Return the words of a prompt that are compared: instruction and input, or the input alone."""
-        before, after = words(row.instruction), words(row.input)
+        before, after = tokens(row.instruction), tokens(row.input)
         return after if hash(tuple(before)) in self.instructions else [*before, *after]
 
     def text(self, prompt: Prompt) -> Text:
@@ -73,7 +74,7 @@ class Common:
 def find_common(prompts: Sequence[Prompt]) -> Common:
     """Return what more than 1 % of some prompts have in common."""
     most = max(int(COMMON_SHARE * len(prompts)), COMMON_ROWS)
-    instructions = array("q", (hash(tuple(words(prompt.rows[0].instruction))) for prompt in prompts))
+    instructions = array("q", (hash(tuple(tokens(prompt.rows[0].instruction))) for prompt in prompts))
     answers = array("q", filter(None, (_long_answer(row) for prompt in prompts for row in prompt.rows)))
     labels = _frequent(answers, max(most, LABEL_ROWS))
     common = Common(_frequent(instructions, most), _frequent(answers, most), labels)
@@ -194,7 +195,7 @@ def _long_answers(rows: Iterable[PartitionRow]) -> set[int]:
 
 def _long_answer(row: PartitionRow) -> int:
     """Return the hash of a row's answer if it is long, else 0."""
-    answer = words(row.output)
+    answer = tokens(row.output)
     return hash(tuple(answer)) if len(answer) >= LONG_ANSWER_WORDS else 0
 
 

@@ -9,21 +9,14 @@ import math
 from array import array
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
-
-from pipeline.metrics.tokens import tokens
 
 SHINGLE = 3
 LONG_RUN = 13
 #: Where a part of a text is not compared, or the similarity is low, fewer common shingles are chance: a name, a date.
 LEAST_SHARED = 3
 _ROUNDING = 1e-9
-_ASCII = bytes(
-    ord(chr(code).lower()) if chr(code).isalnum() and chr(code).isascii() else ord(" ") for code in range(256)
-)
-_LONGEST_CACHED = 64
 
 
 class Text(NamedTuple):
@@ -39,19 +32,6 @@ class Text(NamedTuple):
     def partly(self) -> bool:
         """Whether some shingles are not compared."""
         return len(self.shingles) < len(self.every)
-
-
-def words(text: str) -> Sequence[str]:
-    """Return what `tokens` returns, faster: no word contains a blank, and the pieces between blanks repeat."""
-    if text.isascii():
-        return text.encode().translate(_ASCII).decode().split()
-    pieces = (_words(piece) if len(piece) <= _LONGEST_CACHED else tokens(piece) for piece in text.split())
-    return [word for piece in pieces for word in piece]
-
-
-@lru_cache(1 << 16)
-def _words(piece: str) -> tuple[str, ...]:
-    return tuple(tokens(piece))
 
 
 def shingles(words: Sequence[str]) -> set[int]:

@@ -15,9 +15,10 @@ from typing import NamedTuple
 from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
+from pipeline.metrics.tokens import tokens
 from pipeline.models.manifest import read_lineage, trained_ids
 from pipeline.models.prompt import fold
-from pipeline.prepare.near_duplicates import shingles, words
+from pipeline.prepare.near_duplicates import shingles
 from pipeline.records.heldout import NAMES, prompt_id
 from pipeline.words import count, listed
 
@@ -118,12 +119,12 @@ def mix_in_general(folder: Path, rows: int, share: float, similarity: float) -> 
     if not share:
         return 0
     general = {prompt_id(row["instruction"], ""): row for row in durable.read_jsonl(GENERAL_ROWS)}
-    runs = {name: shingles(words(row["instruction"])) for name, row in general.items()}
+    runs = {name: shingles(tokens(row["instruction"])) for name, row in general.items()}
     for file in NAMES:
         for row in durable.read_jsonl(folder / file) if (folder / file).exists() else ():
             general.pop(row["id"], None)
             if file == "heldout.jsonl":
-                own = shingles(words(fold(row["instruction"], row["input"])))
+                own = shingles(tokens(fold(row["instruction"], row["input"])))
                 for name, other in runs.items():
                     if len(own & other) >= similarity * len(own | other):
                         general.pop(name, None)
