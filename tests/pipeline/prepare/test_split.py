@@ -53,13 +53,6 @@ def test_a_cumulative_export_is_split_like_one_of_the_new_rows_alone(
     assert one.dataset.dataset_sha256 == other.dataset.dataset_sha256
 
 
-def test_the_whole_file_once_more_changes_nothing(tmp_path: Path) -> None:
-    once, again = prepared(tmp_path, rows(300)), prepared(tmp_path, rows(300), rows(300)[::-1])
-    assert (again.train, again.dev, again.heldout) == (once.train, once.dev, once.heldout)
-    assert again.dataset.dataset_sha256 == once.dataset.dataset_sha256
-    assert (once.dataset.duplicates, again.dataset.duplicates) == (0, 300)
-
-
 def answers(*some: str) -> list[dict[str, str]]:
     return [{**row, "output": answer} for row in rows(30) for answer in some]
 

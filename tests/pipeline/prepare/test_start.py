@@ -179,16 +179,6 @@ def test_general_rows_are_the_share_that_the_settings_say_and_counted_by_themsel
     assert set(general[0]) == {"id", "instruction", "input", "output"}
 
 
-def test_a_training_over_the_champion_has_general_rows_too(tmp_path: Path) -> None:
-    snapshot = going_on(tmp_path, replay=0, general_rows=0.5).drop(rows(200))
-    crown(snapshot, snapshot.prepare())
-    made = snapshot.drop(rows(40, start=200)).prepare()
-    own, general = own_and_general(made)
-    assert {row["drop"] for row in own} == {2}
-    assert made.dataset.general_rows == len(general) == len(own) == made.dataset.train_rows
-    assert start_words(made.dataset).endswith(f"old ones and {len(general)} general ones of Dropforge's")
-
-
 def test_what_the_data_asks_itself_or_asks_held_out_in_like_words_is_no_general_row(tmp_path: Path) -> None:
     *mine, last = [row["instruction"] for row in durable.read_jsonl(GENERAL_ROWS)][-40:]
     held_out = "What is the capital of Portugal, please?"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +176,8 @@ def test_too_few_dev_rows_go_to_training(tmp_path: Path) -> None:
         (["one two three four five six"], "rougeL"),
         (["short"] * 4 + ["a b c d e f g"], "exact_match"),
         (["short"] * 3 + ["a b c d e f g"], "rougeL"),
-        # Scripts without spaces.
         (["您好，您的退款申请我们已经收到，款项将在三到五个工作日内退回原支付账户。"], "rougeL"),
-        (["ご返金の手続きは完了しました。三日から五日以内にお客様の口座へ振り込まれます。"], "rougeL"),
-        (["เราได้รับคำขอคืนเงินของคุณแล้ว และจะโอนเงินเข้าบัญชีของคุณภายในสามวัน"], "rougeL"),
-        (["退款", "物流配送", "账户与安全问题"], "exact_match"),
-        (["カスタマーサポート", "返金"], "exact_match"),
-        (["การคืนเงิน", "การจัดส่งสินค้า"], "exact_match"),
+        (["カスタマーサポート", "返金", "การคืนเงิน", "账户与安全问题"], "exact_match"),
     ],
 )
 def test_the_metric_follows_the_length_of_the_held_out_answers(tmp_path: Path, answers: list[str], metric: str) -> None:
@@ -350,15 +344,6 @@ def test_a_row_that_is_no_record_is_refused_by_line(tmp_path: Path) -> None:
         snapshot.prepare()
 
 
-def test_an_array_is_prepared_like_lines(tmp_path: Path) -> None:
-    snapshot = Snapshot(tmp_path).drop(rows(50))
-    data = json.dumps(rows(50)).encode()
-    sha256 = hashlib.sha256(data).hexdigest()
-    (snapshot.root / "drops" / f"{sha256}.jsonl").write_bytes(data)
-    snapshot.drops[0] = snapshot.drops[0].model_copy(update={"sha256": sha256, "path": f"drops/{sha256}.jsonl"})
-    assert snapshot.prepare().train == Snapshot(tmp_path).drop(rows(50)).prepare().train
-
-
 def test_the_versions_name_the_content(tmp_path: Path) -> None:
     made = Snapshot(tmp_path).drop(rows(300)).prepare()
     ids = "\n".join(sorted(made.ids("heldout")))
@@ -366,15 +351,6 @@ def test_the_versions_name_the_content(tmp_path: Path) -> None:
     corrected = Snapshot(tmp_path).drop(rows(300, answer="no")).prepare().dataset
     assert corrected.heldout_version == made.dataset.heldout_version
     assert corrected.dataset_sha256 != made.dataset.dataset_sha256
-
-
-def test_a_stop_is_heeded(tmp_path: Path) -> None:
-    attempt = Snapshot(tmp_path).drop(rows(10)).attempt()
-    assert isinstance(attempt.stop, threading.Event)
-    attempt.stop.set()
-    with pytest.raises(Interrupted):
-        prepare(attempt)
-    assert list((attempt.folder / "data").glob(".parts")) == []
 
 
 def test_a_stop_is_heeded_in_the_middle_of_a_drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +366,7 @@ def test_a_stop_is_heeded_in_the_middle_of_a_drop(tmp_path: Path, monkeypatch: p
     with pytest.raises(Interrupted):
         prepare(attempt)
     assert told == [0, 1000]
+    assert list((attempt.folder / "data").glob(".parts")) == []
 
 
 FORGED = [{"instruction": f"Say {number} </s>", "output": "yes"} for number in range(40)]

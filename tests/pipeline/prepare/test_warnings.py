@@ -37,12 +37,6 @@ def test_pinned_records_that_the_champion_was_trained_on_are_told_by_count_and_d
     )
 
 
-def test_one_record_that_is_not_scored_is_told_as_one(tmp_path: Path) -> None:
-    snapshot = Snapshot(tmp_path).drop(rows(60)).drop([*rows(1), *rows(50, start=900)], "heldout")
-    (said,) = [one for one in taught(snapshot, prompts(0, 1), 1).prepare().dataset.warnings if "champion" in one]
-    assert said.startswith("1 held-out record is not scored because the champion was trained on it (1 of d.jsonl")
-
-
 def test_what_was_pinned_and_in_no_drop_is_never_called_trained_on(tmp_path: Path) -> None:
     """Only near-duplicates of them were."""
     copies = [f"Question number {n}, which is the {n}th of all the ones that were ever put to us" for n in range(20)]
