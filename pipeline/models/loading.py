@@ -28,8 +28,6 @@ Device = Literal["cpu", "cuda"]
 
 #: In transformers' message about weights whose size differs from config.json.
 _OTHER_SIZES = "ignore_mismatched_sizes"
-#: Deprecation warnings that the libraries cause in each other.
-_IGNORED_WARNINGS = (".?is_gradient_checkpointing.? is deprecated",)
 #: Messages of torch and the libraries below it for a lack of memory without an error class of its own.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -44,8 +42,8 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     for name in ("trl", "peft", "accelerate", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in _IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+    # The libraries cause it in each other.
+    warnings.filterwarnings("ignore", ".?is_gradient_checkpointing.? is deprecated", FutureWarning)
 
 
 def chosen_device() -> Device:

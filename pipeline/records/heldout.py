@@ -62,11 +62,10 @@ def read_heldout(path: Path) -> list[HeldoutRecord]:
 
 def dataset_hash(folder: Path) -> str:
     """Return one hash of the names and hashes of the three files; a missing one counts as empty."""
-    return hashlib.sha256("".join(f"{name} {_hash(folder / name)}\n" for name in NAMES).encode()).hexdigest()
-
-
-def _hash(path: Path) -> str:
-    return durable.sha256_file(path) if path.exists() else hashlib.sha256().hexdigest()
+    paths = [folder / name for name in NAMES]
+    hashes = [durable.sha256_file(path) if path.exists() else hashlib.sha256().hexdigest() for path in paths]
+    lines = (f"{name} {digest}\n" for name, digest in zip(NAMES, hashes, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def normalise(text: str) -> str:
