@@ -139,19 +139,11 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
         name = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
         name += ", computing in float32" if arithmetic_dtype(device) is not None else ""
     return {
-        "dtype": str(config.dtype or _stored_dtype(folder)).removeprefix("torch."),
+        "dtype": str(config.dtype or "as stored").removeprefix("torch."),
         "device": f"{device} {name}",
         "attention": str(model.config._attn_implementation),  # noqa: SLF001 - the library has no public name for it
         "versions": {module.__name__: module.__version__ for module in (tokenizers, torch, transformers)},
     }
-
-
-def _stored_dtype(folder: Path) -> Any:
-    """Return the dtype of the weights, for a folder whose config does not name it."""
-    from safetensors import safe_open  # noqa: PLC0415
-
-    with safe_open(min(folder.glob("*.safetensors")), framework="pt") as weights:
-        return weights.get_tensor(next(iter(weights.keys()))).dtype
 
 
 def vocabulary(folder: Path) -> int:
@@ -246,8 +238,7 @@ def _choice_losses(
     wanted = counted.bool()
     logits = read.logits[index, -1:]
     if width > 1:
-        # The cache's name changed within transformers 5.
-        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        name = cache_name(model) or ""
         known: Any = getattr(read, name, None)
         if not hasattr(known, "reorder_cache"):
             return None
@@ -278,6 +269,12 @@ def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
     ids = [[*[row[0]] * (width - len(row)), *row] for row in sequences]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in sequences]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def cache_name(model: Any) -> str | None:
+    """Return the name of the model's cache argument, which changed within transformers 5, if it has one."""
+    known = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in known), None)
 
 
 def accepted(model: Any, **arguments: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ slower on a CPU than batches that wait for their longest answer. Batches depend 
 since in bf16 the composition of a batch can change an answer.
 """
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from pipeline.models.generation import (
     Decoding,
     Tokens,
     accepted,
+    cache_name,
     device_of,
     memory_errors,
     pad_left,
@@ -125,7 +125,11 @@ class _Rows:
 
         self._model = model
         self._penalty = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
-        self._name = _cache_name(model)
+        name = cache_name(model)
+        if name is None:
+            message = f"{type(model).__name__} has no key-value cache of transformers"
+            raise CannotTrain(message, "use a base model with a key-value cache")
+        self._name = name
         self.indices: list[int] = []
         """The index of each row's prompt."""
         self._cache: Any = None
@@ -207,16 +211,6 @@ class _Rows:
         )
         output = self._model(**inputs, return_dict=True)
         return getattr(output, self._name), output.logits[:, -1]
-
-
-def _cache_name(model: Any) -> str:
-    """Return the name of the model's cache argument, which changed within transformers 5."""
-    known = inspect.signature(model.forward).parameters
-    name = next((name for name in ("cache", "past_key_values") if name in known), None)
-    if name is None:
-        message = f"{type(model).__name__} has no key-value cache of transformers"
-        raise CannotTrain(message, "use a base model with a key-value cache")
-    return name
 
 
 def _pad_cache(layer: Any, width: int) -> None:
