@@ -1,6 +1,7 @@
 """Read an untrusted model folder's text files within limits of size, and run its code within limits of time."""
 
 import json
+import reprlib
 import signal
 import stat
 import sys
@@ -127,15 +128,10 @@ def _problems(prefix: str, config: Mapping[str, Any]) -> Iterator[str]:
         # Some architectures have a list with a size per layer; null is the default.
         for size in value if isinstance(value, list) else [] if value is None else [value]:
             if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
-                yield f"{prefix}{name} is {_shown(size)}, and must be an integer from 1 to {most:,}"
+                yield f"{prefix}{name} is {reprlib.repr(size)}, and must be an integer from 1 to {most:,}"
     heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
         yield f"{prefix}num_attention_heads is {heads}, and must be a multiple of num_key_value_heads, {shared}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"  # noqa: PLR2004 - enough to find it by
 
 
 @contextmanager
