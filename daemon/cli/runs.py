@@ -145,6 +145,8 @@ def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None
 def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
     """Return a verdict, why it is so and what to do, and the numbers that its story leaves out, a line each."""
     lines = [verdict.sentence]
+    if story is None and verdict.yardstick is not None:
+        lines.append(verdict.yardstick)
     if story is not None:
         lines += ["why:", *(f"  {words}" for words in story.why)]
         steps = [f"{one.words.rstrip('.')}: {one.command}" if one.command else one.words for one in story.next_steps]

@@ -380,7 +380,7 @@ class Dispatcher:
         self.may_collect = True
 
     def _maintain(self, now: int) -> None:
-        """Twice a minute: shorten waits by a clock that was ahead; look at links and base models again."""
+        """Every 30 seconds: end waits set by a clock that was ahead, repair champion links, check base models."""
         # The clock may be set back: then the last look lies ahead.
         if abs(now - self._maintained_at) < _MAINTENANCE_MS:
             return

@@ -27,7 +27,7 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
 
 
 def require_usable(name: str) -> None:
-    """Raise `DropforgeError` for a name that the inbox ignores."""
+    """Raise `DropforgeError` for a name that the inbox skips: hidden, of an upload, or of its own texts."""
     if is_skipped(os.fsencode(name)):
         message = f"{name}: the inbox takes a file of such a name for one that is still being written"
         raise DropforgeError(message, "rename the file and submit it again")
@@ -122,7 +122,7 @@ def _copy(source: Path, new: BinaryIO) -> None:
 
 
 def _give_name(aside: tuple[int, str], target: Path, folder: int) -> None:
-    """Move the finished file to its name in another open folder, never over an existing file."""
+    """Give the finished file its final name in the open `folder`. Raises `DropforgeError` if the name is taken."""
     message = f"{target} is there already and has not been taken yet"
     hint = "wait until the daemon has taken it, or submit yours under another name"
     source, name = aside

@@ -218,7 +218,7 @@ _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
 
 @forms.post("/{kind}/{target}/{deed}")
 async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: str) -> Response:
-    """Run the action of a form, and render `done.html`."""
+    """Run the action of a form and render `done.html`; after a judgement, redirect to the review."""
     act, told = _DEEDS.get((kind, deed), (None, None))
     numbered = kind in {"runs", "drops"}
     if act is None or (numbered and not _NUMBER.fullmatch(target)):

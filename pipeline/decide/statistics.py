@@ -88,7 +88,7 @@ def count_signs(values: Floats) -> tuple[int, int]:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """
-    Return the p-values adjusted so that all of them together err no more often than one (Holm 1979, step-down).
+    Return p-values adjusted by Holm's step-down method (1979), which bounds the familywise error rate.
 
     The smallest of m is multiplied by m, the next by m - 1 and so on; none becomes smaller than the one before it.
     """

@@ -197,7 +197,7 @@ def score_former(
 
 
 def noise_floor(records: Sequence[HeldoutRecord], result: Result, primary: str) -> NoiseFloor | None:
-    """Return the differences between two generations of the same answers; `None` if none was generated twice."""
+    """Return how much texts and scores differ where answers were generated twice; `None` if there are none."""
     if not result.again:
         return None
     indices = sorted(result.again)

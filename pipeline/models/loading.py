@@ -64,7 +64,7 @@ def chosen_device() -> Device:
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer in `folder`. Raises `CannotTrain` if there is no usable one."""
+    """Return the tokenizer in `folder`. Raises `CannotTrain` if it cannot be loaded or has no EOS token."""
     from transformers import AutoTokenizer
 
     quiet()

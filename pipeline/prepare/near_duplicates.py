@@ -35,7 +35,7 @@ class Text(NamedTuple):
 
 
 def shingles(words: Sequence[str]) -> set[int]:
-    """Return the hashes of the 3-word runs of a text; a text of one or two words is one run."""
+    """Return the hashes of a text's 3-word runs; one or two words are one run, an empty text has none."""
     return set(_ngrams(words)) or ({hash(tuple(words))} if words else set())
 
 

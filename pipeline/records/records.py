@@ -201,7 +201,7 @@ def _nearest_key(key: str) -> str | None:
 
 
 def _parts(word: str) -> set[str]:
-    """Return a word, and what is left of it without each of its letters."""
+    """Return the word and every string made by leaving out one of its letters."""
     return {word, *(word[:index] + word[index + 1 :] for index in range(len(word)))}
 
 

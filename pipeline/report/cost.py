@@ -29,7 +29,7 @@ def run_cost(run_folder: Path, gain: float | None) -> RunCost:
 
 
 def cost_words(cost: RunCost) -> str:
-    """Return a run's cost in one line."""
+    """Return a run's cost in one line: time, tokens, peak memory, price, and the cost of each point gained."""
     words = [duration(cost.seconds)] if cost.seconds else []
     if cost.tokens:
         words.append(count(cost.tokens, "token"))

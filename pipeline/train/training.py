@@ -186,7 +186,7 @@ def _cards(device: Device) -> int:
 
 
 def _error(codes: Sequence[int | None], report: Path, attempt: Attempt) -> Exception:
-    """Return the error that ended a training: the first that a process reported, or the signal that killed one."""
+    """Return the error that ended a training: an expected one, else the stop, the killing signal, any other."""
     error = Exception("a process of the training ended without an error message")
     with suppress(OSError, EOFError, pickle.UnpicklingError):
         error = pickle.loads(report.read_bytes())  # noqa: S301 - of our own process

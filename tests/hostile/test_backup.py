@@ -25,9 +25,9 @@ from daemon.views.overview import Overview
 from pipeline.contract import SPEC_NAME
 from pipeline.errors import DropforgeError
 from tests.chaos.loop_disk import LoopDisk, needs_root
-from tests.daemon.conftest import MODEL_ID, LivedIn, dropforge, lived_in, new_workspace
+from tests.daemon.conftest import MODEL_ID, LivedIn, dropforge, lived_in, lived_in_once, new_workspace
 
-__all__ = ["dropforge", "lived_in", "new_workspace"]
+__all__ = ["dropforge", "lived_in", "lived_in_once", "new_workspace"]
 
 Tamper = Callable[[Path], object]
 Record = Callable[[str, object], None]
@@ -199,7 +199,7 @@ def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
     root = lived_in.settings.state_folder
     engine = open_engine(root / DATABASE_NAME)
     dispatcher = Dispatcher(engine, lived_in.settings, LocalExecutor(root))
-    monkeypatch.setattr(dispatcher.bases, "require", lambda _name: None)
+    monkeypatch.setattr(dispatcher.bases, "problem", lambda _name: None)
     dispatcher.recover(lived_in.tick())
     dispatcher.tick(lived_in.tick())
     with transaction(engine) as session:

@@ -180,7 +180,7 @@ def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:
 
 
 def _is_about(document: bytes, drop: Drop) -> bool:
-    """Return whether this is a document of a drop; a dropped file may have such a name, too."""
+    """Return whether `document` is the receipt or error list of `drop`, not a dropped file of such a name."""
     try:
         value = json.loads(document)
     except (ValueError, RecursionError):

@@ -175,7 +175,7 @@ class _Search:
             raise again
 
     def _attempt(self, trial: TrialState) -> _TrialAttempt:
-        """Return the attempt of a trial, which starts with the memory plan of the one before."""
+        """Log the trial and return its attempt: its own settings, the memory plan of the trial trained last."""
         train = self.attempt.config.train
         most = max(most_trials(train.search), trial.number)
         note = f"trial {trial.number} of {most}: {settings_words(trial.settings)}".removesuffix(": ")

@@ -16,6 +16,7 @@ from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import SEARCH
 from daemon.state.tables import Drop, Run
+from daemon.system.processes import FileLock
 from pipeline.errors import DropforgeError
 from tests import run_owner
 from tests.chaos.house import records
@@ -101,10 +102,13 @@ def test_the_step_in_hand_is_asked_to_stop(house: House) -> None:
     house.daemon.dispatcher.tick(house.now)
     (order,) = (house.root / "spool/queue").glob("*.json")
     running = house.root / "spool/running" / order.name
-    order.rename(running)  # a worker has begun it
+    order.rename(running)
+    worker = FileLock(house.root / "spool/worker.lock")
+    assert worker.acquire(), "a worker has begun it"
     house.withdraw(bad)
     house.daemon.dispatcher.tick(house.now)
     assert (house.root / "spool/cancel" / order.stem).exists()
+    worker.release()
 
 
 def test_a_waiting_run_ends_at_once(house: House) -> None:

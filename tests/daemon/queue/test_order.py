@@ -145,7 +145,7 @@ def test_pausing_twice_and_resuming_what_is_not_paused_are_refused(engine: Engin
     order.pause(engine, "support", WORD)
     with pytest.raises(DropforgeError, match="paused already: the card is lent out") as refused:
         order.pause(engine, "support", Word("another", 60, "bob"))
-    assert refused.value.hint == "to let it go on: dropforge resume support"
+    assert refused.value.hint == "to resume: dropforge resume support"
     order.resume(engine, "support", WORD)
     for name in ("support", "unknown"):
         with pytest.raises(DropforgeError, match=f"track {name} is not paused"):
