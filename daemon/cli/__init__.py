@@ -1,8 +1,8 @@
 """
-The command line: a file a command group, a function a command, which parses, calls one thing and prints.
+The command line: one module per command group, one function per command, which parses, calls and prints.
 
-In: arguments. Out: lines, tables or JSON (`output`), and an exit code. This module finds the commands and words the
-errors of all of them. Open `runs` first to see how a command is written.
+In: arguments. Out: lines, tables or JSON (`output`), and an exit code. This module imports the command that is asked
+for and prints the errors of all commands. Open `runs` first to see how a command is written.
 """
 
 import os
@@ -30,14 +30,14 @@ _EPILOG = (
 
 
 class _Commands(TyperGroup):
-    """The commands; a command's module is imported when it is needed, so that `--help` is quick."""
+    """Command group that imports a command's module only when it is used, so that `--help` is quick."""
 
     def list_commands(self, _ctx: Any) -> list[str]:
-        """Return all names, in the order of the help."""
+        """Return the names of all commands, in the order in which `--help` lists them."""
         return list(COMMANDS)
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-        """Return a command; `None` if the name is unknown, with all imported, so that a similar one is suggested."""
+        """Return the command; for an unknown name import all, so that a similar one is suggested, and return `None`."""
         for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
             if name not in self.commands:
                 self.commands.update(get_group(_made(name)).commands)
@@ -55,7 +55,7 @@ class _Commands(TyperGroup):
             )
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named; raise `DatabaseUnusable` for an error that the database gave it."""
+        """Run the command; raise `DatabaseUnusable` in place of an error of the state database."""
         try:
             return super().invoke(ctx)
         except Exception as error:
@@ -77,7 +77,7 @@ app = typer.Typer(
 
 
 def _made(name: str) -> typer.Typer:
-    """Return an application with this command alone."""
+    """Return a Typer application that has only the command `name`, with its subcommands if it is a group."""
     module, made = import_module(f"daemon.cli.{COMMANDS[name][0]}"), typer.Typer(rich_markup_mode=None)
     function = getattr(module, name.replace("-", "_"))
     if name in GROUPS:
@@ -115,7 +115,7 @@ def options(
 
 
 def main() -> int:
-    """Run the command that the arguments name; return the exit code."""
+    """Run the command in `sys.argv`, print its errors to stderr, and return the exit code."""
     # Pydantic would read the metadata of every installed package to look for plugins: we use none.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
@@ -133,7 +133,7 @@ def main() -> int:
     except typer.Abort:
         return _EXIT_SIGINT
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python would complain once more at exit.
+        # The reader closed the pipe; without this, Python prints another error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_BROKEN_PIPE
     except OSError as error:
@@ -146,7 +146,7 @@ def main() -> int:
 
 
 def _database_words(error: Exception, context: typer.Context) -> DropforgeError | None:
-    """Return what an error of the state database is to a person; `None` for any other error."""
+    """Return an error of the state database as a `DropforgeError` with a remedy; `None` for any other error."""
     if "sqlite3" not in sys.modules:
         return None  # nobody has opened it
     from daemon.cli.workspace import load_settings  # noqa: PLC0415 - a quick start
@@ -157,7 +157,7 @@ def _database_words(error: Exception, context: typer.Context) -> DropforgeError 
 
 
 def _report(message: str, hint: str, code: int) -> int:
-    """Say on standard error what went wrong and what to do; with --json also as an object on standard output."""
+    """Print message and hint to stderr, with --json also as JSON to stdout; return the exit code `code`."""
     print(f"error: {printable(message)}", file=sys.stderr)
     if hint:
         print(f"hint: {printable(hint)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`ask`: a prompt to the champion, and to another model beside it."""
+"""`ask`: send a prompt to the champion, and with --versus also to the previous champion or the base model."""
 
 import sys
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
 from pipeline.words import count, printable
 
-#: The longest answer where no run of the track has fixed another length.
+#: Longest answer in tokens, if neither the settings nor a run of the track fix it.
 _TOKENS = 256
 VersusOption = Annotated[
     Literal["previous", "base"] | None,
@@ -65,7 +65,7 @@ def ask(  # noqa: PLR0913 - each goes by its name on the command line
 
 
 def _asked(overview: Overview, track: str, versus: str | None) -> list[ChampionView]:
-    """Return the champion, and the model beside it if one was asked for."""
+    """Return the champion, then the model that `versus` names, if any. Raises `DropforgeError` if one is missing."""
     past = overview.history(track)
     if not past:
         raise no_champion(track)
@@ -87,7 +87,7 @@ def _named(one: ChampionView) -> str:
 
 
 def _print_part(said: dict[str, Any]) -> None:
-    """Print what came, as it comes; a line's end is one, and whatever else a terminal must not see is escaped."""
+    """Print a part of an answer at once; unprintable characters except newlines are escaped."""
     sys.stdout.write("\n".join(map(printable, said.get("text", "").split("\n"))))
     if "tokens" in said:
         sys.stdout.write("\n")

@@ -1,4 +1,4 @@
-"""`champion` and `history`: the model that serves, and those that served."""
+"""`champion` and `history`: show the model that serves, and the models that served before."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -79,7 +79,7 @@ def history(
 
 
 def _moment(text: str) -> datetime:
-    """Return the time that was asked for; only the past has a history."""
+    """Parse an ISO 8601 time, local without an offset. Raises `BadParameter` if it is malformed or in the future."""
     try:
         moment = datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError, OSError) as error:
@@ -125,7 +125,7 @@ def _print_moment(context: typer.Context, past: dict[str, list[ChampionView]], m
 
 
 def _why(one: ChampionView) -> str:
-    """Return why a champion served, and by whose word."""
+    """Return the reason for which a champion serves, and who approved or forced it or rolled back to it."""
     who = one.approved_by
     if one.kind == "forced":
         return f"forced{f' by {who}' if who else ''} over {one.overrode}: {one.reason}"
@@ -135,7 +135,7 @@ def _why(one: ChampionView) -> str:
 
 
 def _why_in_list(one: ChampionView) -> str:
-    """Return why a champion served, as a list has it: of the gate's own word the gain alone."""
+    """Return the reason for which a champion serves, for lists: for a promotion its gain and who approved it."""
     if one.kind == "promotion" and one.gain is not None:
         return f"{signed(one.gain)} points{f', approved by {one.approved_by}' if one.approved_by else ''}"
     return _why(one)

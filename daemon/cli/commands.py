@@ -1,4 +1,4 @@
-"""All commands: the module of `daemon.cli` that has each, its line in the list of all, and its examples."""
+"""Tables of all commands: their modules in `daemon.cli`, their lines in `--help`, and their examples."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-#: The module, whose function of this name it is, and with what the command's help begins, by its name.
+#: Command name -> (module of `daemon.cli` with the function of this name, its line in the list of commands).
 COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "run": ("service", "Run the daemon until Ctrl-C or SIGTERM."),
@@ -52,11 +52,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "config": ("workspace", "Show the settings in force and where each comes from, or check them."),
     }
 )
-#: The commands below a command, functions of its module.
+#: Command name -> its subcommands, functions of the same module.
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"drops": ("accept", "withdraw", "restore"), "config": ("show", "check")}
 )
-#: Examples of each command, by its name; what follows the two spaces behind one says what it is for.
+#: Command name -> examples; two spaces and `#` begin a comment on an example.
 EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "run": ("dropforge run", "dropforge --config /etc/dropforge/dropforge.toml run"),
@@ -120,7 +120,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def examples_of(command_path: str) -> tuple[str, ...]:
-    """Return the examples of a command by its whole path, as `dropforge drops accept`; a group has none."""
+    """Return the examples of a command path such as `dropforge drops accept`; empty if it has none."""
     return EXAMPLES.get(command_path.partition(" ")[2], ())
 
 
@@ -128,7 +128,7 @@ class Leaf(TyperCommand):
     """A command whose help ends with its examples."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the examples as they are, since a command that is wrapped cannot be copied."""
+        """Write the epilog, then the examples without line wrapping, so that they can be copied."""
         super().format_epilog(ctx, formatter)
         found = examples_of(ctx.command_path)
         if found:
@@ -138,7 +138,7 @@ class Leaf(TyperCommand):
 
 
 def add_examples(app: typer.Typer) -> None:
-    """Let every command that is registered with `app`, or with a group of it, show its examples."""
+    """Make the help of every command of `app` and of its groups end with the command's examples."""
     for command in app.registered_commands:
         command.cls = Leaf
     for group in app.registered_groups:

@@ -1,4 +1,4 @@
-"""`drops`: what was taken in; accepting a proposed drop, taking one out of later runs, putting it back."""
+"""`drops`: list drops, accept a proposed drop, withdraw a drop from later runs, restore a withdrawn drop."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -87,7 +87,7 @@ def _print_list(found: Sequence[DropView]) -> None:
 
 
 def _name_words(drop: DropView) -> str:
-    """Return a drop's name in its track's inbox, and why it is in its state or what is odd in it, if anything."""
+    """Return a drop's name in its track's inbox, followed by the reason for its state or by a warning, if any."""
     place = f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
     why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.unlikely

@@ -1,4 +1,4 @@
-"""What people do to champions: `promote`, `rollback`, `hook`, `export`, `serve-hook`."""
+"""Commands that change the champion or hand it over: `promote`, `rollback`, `hook`, `export`, `serve-hook`."""
 
 import os
 import shlex
@@ -98,7 +98,7 @@ def hook(context: typer.Context, *, track: OneTrackOption = "default") -> None:
 
 
 def _try_out(folder: Path) -> None:
-    """Let the model answer, and say that this is under way."""
+    """Print a line, then load the model in `folder` and require an answer; skipped without the training stack."""
     if can_try():
         print_line(f"its files are what they were; loading {folder} to see that it answers")
         require_answer(folder)
@@ -107,7 +107,7 @@ def _try_out(folder: Path) -> None:
 
 
 def _print_commands(context: typer.Context, track: str) -> None:
-    """Say that the daemon runs the user's commands, and whether it is there to do so."""
+    """Print the state of the hooks of the track's champion, and whether the daemon is running to run them."""
     overview = open_overview(context)
     champion = overview.champion(track)
     if champion is not None:
@@ -144,7 +144,7 @@ def serve_hook(
 
 
 def _words(command: str) -> list[str]:
-    """Return a command's arguments; no shell reads it."""
+    """Split the --restart command into arguments, without a shell. Raises `BadParameter` if malformed or empty."""
     try:
         words = shlex.split(command)
     except ValueError as error:

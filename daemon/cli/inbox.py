@@ -1,4 +1,4 @@
-"""`init`, `check` and `submit`: making an inbox, and what may go into it."""
+"""`init`, `check` and `submit`: create a workspace, validate a file, copy a file into the inbox."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from pipeline.records.special_tokens import FILES
 from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation, validate
 from pipeline.words import count
 
-#: Each commented line is right where it stands when it alone is uncommented: what follows a section belongs to it.
+#: Each commented line is valid if it alone is uncommented: after a section's heading come only its own settings.
 _START_FILE = """\
 # Settings of Dropforge; systemd/dropforge.toml of the project lists all of them with their defaults.
 
@@ -60,16 +60,16 @@ _START_FILE = """\
 [gate]
 #on = "all"             # "pinned": judge on files in inbox/heldout/ only, of whoever owns this file (pinned_by)
 """
-#: Readings of a file whose keys are other ones that are offered.
+#: Most conversion commands that are suggested for a file with other keys.
 _MOST_READINGS = 3
-#: Keys that hold answers, besides those that mean `output`.
+#: Keys that may hold the answer, if no key resembles `output`.
 _ANSWERS = frozenset({"solution", "query", "sql", "summary", "label"})
 #: Keys that need no quotes in jq, nor in a shell.
 _PLAIN_KEY = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
 
 
 class BadDrop(DropforgeError):
-    """The file would be rejected."""
+    """The file would be rejected if it were dropped."""
 
     exit_code = EXIT_BAD_DATA
 
@@ -192,7 +192,7 @@ def _print_next_steps(folder: Path, settings: Settings) -> None:
 
 
 class _Found(NamedTuple):
-    """What is known of a file before it is dropped."""
+    """The result of examining a file before it is dropped."""
 
     validation: Validation
     ruling: Ruling
@@ -206,7 +206,7 @@ class _Found(NamedTuple):
 
 
 def _look_at(file: Path, settings: Settings, track: str, role: str) -> _Found:
-    """Validate a file and compare it with what its track has. Raises `BadDrop` for one that is not read at all."""
+    """Validate a file and compare it with its track's drops. Raises `BadDrop` if its type, name or size is wrong."""
     own, database = settings.track(track), settings.state_folder / DATABASE_NAME
     _refuse(file, settings)
     unseen, known, remarks = [], None, list[str]()
@@ -282,7 +282,7 @@ def _what_follows(settings: Settings, track: str, *, heldout: bool, known: bool)
 
 
 def _print_findings(file: Path, validation: Validation, ruling: Ruling, odd: Sequence[str] = ()) -> None:
-    """Print what is wrong with `file`, what is odd in it, further lines of that, and what would become of it."""
+    """Print the file's errors and warnings, then the lines in `odd`, then whether the file would be accepted."""
     _print_faults(file, validation)
     for notice in validation.warnings:
         where = f"{file}:{notice.line}" if notice.line is not None else str(file)
@@ -315,7 +315,7 @@ def _print_faults(file: Path, validation: Validation) -> None:
 
 
 def _readings(file: Path) -> Iterator[str]:
-    """Yield a complete command for each way to read the rows of a file that has other keys, by its first row."""
+    """Yield up to three hints, each with a jq command that converts a file with other keys, by its first row's keys."""
     row = next((row.value for row in read_rows(file) if isinstance(row, Row)), None)
     values = row if isinstance(row, dict) else {}
     texts = [key for key, value in values.items() if isinstance(value, str) and _PLAIN_KEY.fullmatch(key)]

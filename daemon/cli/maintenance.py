@@ -1,4 +1,4 @@
-"""Looking after a workspace: `attention`, `gc`, `backup`, `restore`, `doctor`, `messages`, `metrics`."""
+"""Maintenance of a workspace: `attention`, `gc`, `backup`, `restore`, `doctor`, `messages`, `metrics`."""
 
 import os
 from collections.abc import Sequence
@@ -164,7 +164,7 @@ def _tracks(names: Sequence[str]) -> str:
 
 
 def _is_outside(context: typer.Context) -> bool:
-    """Return whether the settings are the service's and this process runs outside of its unit."""
+    """Return whether the settings are the service's but this process runs outside of its systemd unit."""
     return chosen_file(context) == SERVICE_FILE and "STATE_DIRECTORY" not in os.environ
 
 

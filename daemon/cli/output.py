@@ -1,4 +1,4 @@
-"""How every command prints: plain lines, tables, JSON objects, and the words that several of them share."""
+"""Output of all commands: plain lines, tables, JSON objects, and the phrases that several commands share."""
 
 import json
 import sys
@@ -17,38 +17,38 @@ from pipeline.artifacts import Frozen
 from pipeline.words import duration, printable, signed
 
 SCHEMA = 1
-#: Columns where no terminal sets an end: more than any verdict has, as all cells of a wider line would be clipped.
+#: Width in columns if stdout is no terminal: more than any verdict needs, since wider lines would be clipped.
 _WIDE = 100_000
-#: Outcomes that are shorter, or plainer, in a list.
+#: Outcomes that have a shorter or plainer name in lists.
 _VERDICTS = {"not_shown_better": "not better", "awaiting_approval": "won"}
-#: Columns between those of a table; what is never cut; the least that is left of a longer one, and of the last.
+#: In characters: gap between columns; widest column that is never cut; least width of a wider one; extra for the last.
 _GAP, _SHORT, _LEAST, _BEYOND = 2, 20, 10, 30
 
 
 def make_console() -> Console:
-    """Return a console that colours and clips on a terminal only."""
+    """Return a Rich console that uses colours and the terminal's width only if stdout is a terminal."""
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def print_line(text: str = "") -> None:
-    """Print one line at once; whatever a terminal must not see in it is escaped."""
+    """Print one line and flush it; unprintable characters are escaped."""
     print(printable(text), flush=True)
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print each of `lines`."""
+    """Print each line as `print_line` does."""
     for line in lines:
         print_line(line)
 
 
 def print_older(number: int) -> None:
-    """Print how many older rows a list left out, if any."""
+    """Print how many older rows a list omits and how to see them; nothing if `number` is 0."""
     if number:
         print_line(f"{number:,} older ones: add --all")
 
 
 def print_json(**fields: Any) -> None:
-    """Print one JSON object with the version of our schema; whatever a terminal must not see in it is escaped."""
+    """Print `fields` and the schema version as one JSON object; unprintable characters are escaped."""
     text = json.dumps({"schema": SCHEMA, **fields}, default=_as_json, ensure_ascii=False, indent=2)
     # Only texts hold such characters, bidi controls among them and halves of one (a byte of a name that is no UTF-8).
     print("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
@@ -56,10 +56,10 @@ def print_json(**fields: Any) -> None:
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """
-    Print rows under their heads; the last column takes what is left of the line.
+    Print rows as a table under `heads`; the last column takes the remaining width of the line.
 
-    On a terminal that is too narrow for the others, long names are cut, and lines rather become longer than it than
-    that a number were: the next command asks for it.
+    On a narrow terminal, columns of more than 20 characters are cut; narrower ones, such as numbers, never are, since
+    the next command needs them: lines then become longer than the terminal is wide.
     """
     console = make_console()
     cells = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
@@ -93,17 +93,17 @@ def _as_json(value: Frozen) -> dict[str, Any]:
 
 
 def local(time: datetime | None) -> str:
-    """Return a time as people read it, in the machine's time zone."""
+    """Format a time as YYYY-MM-DD HH:MM:SS in the machine's time zone; `None` as an empty string."""
     return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def clock(time: datetime | None) -> str:
-    """Return a time to the minute, as lists have it."""
+    """Format a time as YYYY-MM-DD HH:MM in the machine's time zone; `None` as an empty string."""
     return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"
 
 
 def verdict_words(run: RunView) -> str:
-    """Return what an ended run has come to as a list has it: a word, and the gain in points where there is one."""
+    """Return a run's outcome and gain in points for a list; without an outcome its state and error."""
     if run.outcome is None:
         return f"{run.state}: {run.error}" if run.error else run.state
     word = _VERDICTS.get(run.outcome, run.outcome.replace("_", " "))
@@ -119,16 +119,16 @@ def verdict_words(run: RunView) -> str:
 
 
 def drop_words(drop: DropView) -> str:
-    """Return a drop's state as a person reads it; one that is on trial is accepted, and in no run but its own."""
+    """Return a drop's state for display: "on trial" if it is in no run but its trial run, else its state."""
     return "on trial" if drop.on_trial else drop.state
 
 
 def waiting_words(drop: DropView) -> str:
-    """Return why a drop waits for approval and the command that gives it; empty for any other drop."""
+    """Return why a drop waits for approval and the command that accepts it; empty for any other drop."""
     return f"waits for a person: dropforge drops accept {drop.id}; {drop.reason}" if drop.state == "proposed" else ""
 
 
 def until(time: datetime) -> str:
-    """Return how long it is until `time`, in words."""
+    """Return "in" and the duration until `time`, or "now" if that is less than a second away."""
     seconds = (time - datetime.now(UTC)).total_seconds()
     return f"in {duration(seconds)}" if seconds >= 1 else "now"

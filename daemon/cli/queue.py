@@ -1,4 +1,4 @@
-"""What people do to the queue: `train`, `search`, `retry`, `cancel`, `move`, `pause` and `resume`."""
+"""Commands that change the queue: `train`, `search`, `retry`, `cancel`, `move`, `pause` and `resume`."""
 
 from typing import Annotated
 
@@ -59,7 +59,7 @@ def train(
 
 
 def _nothing_new(overview: Overview, track: str, run: int) -> str:
-    """Say what the run before came to; it need not have had the same drops, as a trial has one alone."""
+    """Return that no drop is new, with the outcome or state of the track's previous run, if there was one."""
     last = next(iter(overview.runs(track, most=1, before=run)), None)
     if last is None:
         return "no drop is new"

@@ -111,7 +111,7 @@ def _choose(context: typer.Context, run: int, pair: str, key: str) -> Review:
 
 
 def _ask_all(context: typer.Context, found: Review) -> Review:
-    """Show one pair after the other and wait for its key; return the review as it is at the end, or at a q."""
+    """Show the pairs one by one and read a key for each; return the review once none is left or q was pressed."""
     if found.result is not None:
         put_on_card(load_settings(context).state_folder, found.run, found.result)
     elif not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -1,4 +1,4 @@
-"""`runs`, `show`, `logs`: looking at runs."""
+"""`runs`, `show`, `logs`: list runs, show one run, print a run's logs."""
 
 import json
 import time
@@ -122,7 +122,7 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
 
 
 def _print_trials(overview: Overview, run: int) -> None:
-    """Say what a search tried, and what it chose."""
+    """Print a line for each trial of the run's search; nothing if it made none or its adapter file is damaged."""
     try:
         adapter = load_adapter(overview.folder, run)
     except ArtifactDamaged:
@@ -143,7 +143,7 @@ def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None
 
 
 def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
-    """Return a verdict, why it is so and what to do, and the numbers that its story leaves out, a line each."""
+    """Return the lines of a verdict: its sentence, reasons and next steps from `story`, and all other numbers."""
     lines = [verdict.sentence]
     if story is None and verdict.yardstick is not None:
         lines.append(verdict.yardstick)
@@ -234,14 +234,14 @@ def _print_data(run: RunDetail) -> None:
 
 
 def _settings_words(section: object) -> Iterator[str]:
-    """Yield the settings of a section, or one alone, with their values as a settings file has them; words unquoted."""
+    """Yield "NAME VALUE" for each setting of a section, or one setting's value; as JSON with strings unquoted."""
     for name, value in flat(section) if isinstance(section, dict) else [((), section)]:
         words = value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         yield f"{'.'.join(name)} {words}".lstrip()
 
 
 class _Tail:
-    """Prints what is new in the logs of a run, under a line that names the attempt where it changes."""
+    """Prints the new lines of a run's logs, with a heading whenever the attempt changes."""
 
     def __init__(self, overview: Overview, run: int, step: str | None) -> None:
         self._overview = overview
@@ -251,7 +251,7 @@ class _Tail:
         self._at: Path | None = None
 
     def print_new(self, *, whole: bool = False) -> None:
-        """Print every finished line that is new; with `whole` an unfinished one at the end too."""
+        """Print the complete lines written since the last call; with `whole` also a last line without a newline."""
         for path in self._overview.logs(self._run, self._step):
             start = self._read.get(path, 0)
             with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""`run`, `worker` and `web`: the processes that go on until they are stopped."""
+"""`run`, `worker` and `web`: the processes that run until they are stopped."""
 
 from pathlib import Path
 from typing import Annotated

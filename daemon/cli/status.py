@@ -1,4 +1,4 @@
-"""`status`: what the daemon does, what waits, what came of the latest runs."""
+"""`status`: print what the daemon does, what waits, and the outcomes of the latest runs."""
 
 import os
 from datetime import UTC, datetime
@@ -71,7 +71,7 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
 
 def describe_run(run: RunView) -> str:
-    """Return in words what an open run does or waits for."""
+    """Return a phrase for an open run: its progress if it is running, else why it waits or when it begins."""
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
         ending = "; to be cancelled" if run.cancel_requested else ""
@@ -88,18 +88,18 @@ def describe_run(run: RunView) -> str:
 
 
 def progress_mark(run: RunView) -> tuple[object, ...]:
-    """Return what changes whenever the progress of a run is worth a new line: at each phase, and each 5 % of it."""
+    """Return a key that changes with each step, phase and 5 % of a phase, so that each change is printed once."""
     made = run.progress or Progress(step=run.step or "")
     return made.step, made.phase, made.done * _PARTS // made.total if made.total else 0
 
 
 def outcome_words(run: RunView) -> str:
-    """Return what an ended run has come to, as lists have it, and of a trial what it tried."""
+    """Return an ended run's outcome for lists, and for a trial run which drop it tried."""
     return "; ".join(filter(None, (verdict_words(run), run.trial)))
 
 
 def short_id(model_id: str) -> str:
-    """Return as much of a model's id as people need."""
+    """Return the first 12 characters of a model id."""
     return model_id[:_SHORT_ID]
 
 
@@ -133,7 +133,7 @@ def _print_status_json(settings: Settings, overview: Overview, champions: Champi
 
 
 def files_in_inbox(settings: Settings, track: str | None = None) -> list[str]:
-    """Return the files in the inbox, or a track's, that have not been taken, relative to it, in printable form."""
+    """Return the sorted printable paths, relative to the inbox, of files not yet taken in, of all tracks or one."""
     found = []
     for folder in watched_folders(settings):
         if track in {None, folder.track} and folder.path.is_dir():
@@ -168,7 +168,7 @@ def _print_inbox(settings: Settings, overview: Overview, *, alive: bool) -> None
 
 
 def _next_night(settings: Settings, track: str) -> datetime | None:
-    """Return when a track's schedule is due next; `None` for one that has none, or is no longer in the settings."""
+    """Return the next time of a track's schedule; `None` if it has none or is no longer in the settings."""
     own = settings.track(track) if track in settings.track_names else None
     if own is None or own.trigger == "drop":
         return None
@@ -203,7 +203,7 @@ def _champion_words(champion: ChampionView) -> str:
 
 
 def _print_open_ends(settings: Settings, overview: Overview, champions: Champions, *, alive: bool) -> None:
-    """Print what waits for a person: proposed drops, wins, withdrawn training data, hooks that failed."""
+    """Print what needs a person: proposed drops, wins not promoted, withdrawn training data, hooks not done."""
     proposed = overview.drops(state="proposed", most=_LATEST + 1)
     for drop in proposed[:_LATEST]:
         rows = count(drop.rows, "held-out row")
@@ -223,7 +223,7 @@ def _print_open_ends(settings: Settings, overview: Overview, champions: Champion
 
 
 def review_lines(overview: Overview, run: RunView) -> list[str]:
-    """Return how far a run's blind review is, or what came of it; nothing unless it was begun or is waited for."""
+    """Return a line with the progress or result of a run's blind review; empty if not begun and not waited for."""
     try:
         found = overview.review(run.id)
     except (DropforgeError, OSError):
@@ -233,7 +233,7 @@ def review_lines(overview: Overview, run: RunView) -> list[str]:
 
 
 def judged_words(found: Review) -> str:
-    """Return what came of a blind review, or how far it is."""
+    """Return a blind review's result in words, or its progress and the command that continues it."""
     if found.result is not None:
         from pipeline.report.story import review_words  # noqa: PLC0415 - a quick start
 
@@ -247,7 +247,7 @@ def taken_out_lines(champion: ChampionView) -> list[str]:
 
 
 def command_lines(settings: Settings, champion: ChampionView, *, alive: bool, every: bool = False) -> list[str]:
-    """Return what is to be said of the commands after a change of champion; of those that went well only if `every`."""
+    """Return a line for each of a champion's hooks that failed or has not ended; with `every` also for all others."""
     track = champion.track
     declared = track in settings.track_names
     own = (settings.track(track) if declared else settings).hooks
@@ -275,7 +275,7 @@ def command_lines(settings: Settings, champion: ChampionView, *, alive: bool, ev
 
 
 def _why_none(settings: Settings, track: str) -> str:
-    """Say what a track without a champion lacks: the base model is its first one as soon as the daemon has seen it."""
+    """Return why a track has no champion: no settings, no base model, or the daemon has not read that yet."""
     if track not in settings.track_names:
         return "none; no longer in the settings"
     path = settings.track(track).base_model

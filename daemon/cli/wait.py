@@ -1,4 +1,4 @@
-"""`wait`: until a run or a drop has its verdict, which is the exit code."""
+"""`wait`: wait until a run or a drop has a verdict, and return the verdict's exit code."""
 
 import math
 import sys
@@ -52,7 +52,7 @@ _GONE_SECONDS = 60.0
 
 
 class Settled(Frozen):
-    """How something ended that was waited for."""
+    """The final result of a run or drop that `wait` waited for."""
 
     verdict: Literal["promoted", "refused", "insufficient_evidence", "failed", "cancelled", "rejected"]
     """`refused`: by the gate, or a win that another champion came before or whose model is blocked."""
@@ -64,13 +64,13 @@ class Settled(Frozen):
 
 
 class TimedOut(DropforgeError):
-    """There is no verdict yet."""
+    """The timeout passed without a verdict."""
 
     exit_code = EXIT_TIMED_OUT
 
 
 class NoDaemon(DropforgeError):
-    """Nothing will happen, since no daemon runs."""
+    """No verdict will come, since no daemon is running."""
 
     exit_code = 69
 
@@ -120,7 +120,7 @@ def wait(  # noqa: PLR0913 - each goes by its name on the command line
 def _question(
     overview: Overview, settings: Settings, what: str | None, drop: int | None, track: str | None
 ) -> Callable[[], Settled | RunView | DropView | str]:
-    """Return the question that is asked until the answer is a verdict."""
+    """Return a function to poll: it returns `Settled` once there is a verdict, until then the present state."""
     if drop is not None:
         return partial(drop_awaited, overview, drop)
     if what is not None and what.isdecimal():
@@ -147,7 +147,7 @@ def _question(
 def _until_settled(
     overview: Overview, ask: Callable[[], Settled | RunView | DropView | str], timeout: float | None
 ) -> Settled:
-    """Look once a second; say on standard error what is waited for, whenever that changes."""
+    """Poll `ask` every second until a verdict, printing each new state to stderr. Raises `TimedOut` or `NoDaemon`."""
     end = None if timeout is None else time.monotonic() + timeout
     said: object = None
     alive_at = -math.inf
@@ -168,7 +168,7 @@ def _until_settled(
 
 
 def _state(found: RunView | DropView | str) -> tuple[object, str]:
-    """Return what tells one state from the next, and the state in words."""
+    """Return a key that changes whenever the state does, and the state in words."""
     if isinstance(found, str):
         return found, found
     if isinstance(found, RunView):
@@ -183,7 +183,7 @@ def _state(found: RunView | DropView | str) -> tuple[object, str]:
 
 
 def run_awaited(overview: Overview, run_id: int) -> Settled | RunView:
-    """Return how a run ended, or its progress; a win that waits for approval has not ended. Raises `NotThere`."""
+    """Return the run's result, or the run itself while it is open or waits for approval. Raises `NotThere`."""
     run = overview.run(run_id)
     if run.state in _BY_STATE:
         words = f"run {run.id} {run.state}" if run.state != RunState.CANCELLED else f"run {run.id} was cancelled"
@@ -197,10 +197,10 @@ def run_awaited(overview: Overview, run_id: int) -> Settled | RunView:
 
 def drop_awaited(overview: Overview, drop_id: int) -> Settled | RunView | DropView:
     """
-    Return what the first run that sees a drop came to, or how far drop or run are.
+    Return the result of the first run that uses a drop; until there is one, that run or the drop itself.
 
-    A drop that repeats another one is waited for as that; a run that failed or was cancelled has given its drops back.
-    Raises `NotThere`.
+    For a duplicate the original drop counts. A rejected, withdrawn or suspended drop has a result of its own. If a
+    failed or cancelled run gave the drop back and no run is queued, that run's result counts. Raises `NotThere`.
     """
     drop = overview.drop(drop_id)
     if drop.duplicate_of is not None:

