@@ -58,6 +58,8 @@ class YardstickBefore(Frozen):
 class StepSpec(Frozen):
     """The dispatcher's order for one attempt at a step of a run."""
 
+    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
+
     version: Literal[1] = 1
     run: int
     step: str

@@ -4,6 +4,7 @@ The state database as a file: where it may lie, whether it is whole, a copy of i
 Plain `sqlite3`: it must work on a database that the rest of the program refuses.
 """
 
+import re
 import sqlite3
 import uuid
 from contextlib import closing
@@ -20,7 +21,9 @@ _BUSY_SECONDS = 30.0
 _COPY_PAGES = 2048
 _MOUNTS = Path("/proc/self/mountinfo")
 #: File systems of other hosts: no shared memory between them, and locks that are promises at best.
-_NETWORK = {"9p", "beegfs", "ceph", "cifs", "glusterfs", "lustre", "nfs", "nfs4", "s3fs", "smb3", "smbfs", "sshfs"}
+_NETWORK = re.compile(
+    "9p|afs|beegfs|ceph|cifs|coda|gfs2|glusterfs|lustre|ncpfs|nfs4?|ocfs2|orangefs|pvfs2|s3fs|smb3|smbfs|sshfs"
+)
 _PRIMARY_CODE = 0xFF  # the rest of an extended code says more of the same
 _DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
 #: What a process that died had begun: a writer takes it back first, and whoever only reads may not.
@@ -62,7 +65,7 @@ def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
 
 def is_network(kind: str) -> bool:
     """Say whether a file system's type, as `file_system` returns it, is one that other hosts share."""
-    return kind.removeprefix("fuse.") in _NETWORK
+    return _NETWORK.fullmatch(kind.removeprefix("fuse.")) is not None
 
 
 def refuse_network(folder: Path, mounts: Path = _MOUNTS) -> None:

@@ -1,7 +1,7 @@
 """
 The rows of the state database; `states` says what states they pass through.
 
-Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `intake`, `drops` and `suspects` write
+Only `queue` writes `Run.state`, only `queue.states` writes `Attempt.state`, only `intake`, `drops` and `suspects` write
 `Drop.state`, only `suspects` writes `Suspect`, only `daemon.champions` writes `Promotion` and the champion columns of
 `Track`, only `hooks` what became of a promotion's commands, only `outbox` writes `Message` and `Outbox`. Times are
 whole milliseconds since the epoch, UTC. Every change of a state but a message's leaves an `Event` row in the same

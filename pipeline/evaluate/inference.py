@@ -226,7 +226,13 @@ class Inference:
                 self._note(part.suite, item.id, item.category, item.score_choice(losses))
 
     def _choices(self, questions: Sequence[generation.Question]) -> list[list[float]]:
-        return self._engine().choices(questions)
+        means = self._engine().choices(questions)
+        if not all(math.isfinite(loss) for losses in means for loss in losses):
+            raise CannotTrain(
+                f"the {self._requests.role}'s likelihood of a general suite's answer is not a finite number",
+                "the model is broken: train again, with a lower train.learning_rate",
+            )
+        return means
 
     def _answer_freely(self, part: SuiteRequests, indices: Sequence[int]) -> None:
         if not indices:

@@ -32,7 +32,10 @@ def add_review(folder: Path, review: BlindReview) -> None:
 
     Raises `ValueError` if report.json is damaged.
     """
-    report = Report.model_validate(known_fields(Report, durable.read_json(folder / JSON_NAME)))
+    written = durable.read_json(folder / JSON_NAME)
+    if not isinstance(written, dict):
+        raise ValueError(f"{folder / JSON_NAME} is not a JSON object")  # noqa: TRY004 - as any damage of it
+    report = Report.model_validate(known_fields(Report, written))
     write_files(folder, report.model_copy(update={"review": review}))
 
 

@@ -178,7 +178,7 @@ def test_what_cannot_be_judged_is_refused_with_a_remedy(reviewed: Reviewed) -> N
 
 
 def test_a_damaged_card_loses_no_choice(reviewed: Reviewed) -> None:
-    (reviewed.card / "report.json").write_text("{}")
+    (reviewed.card / "report.json").write_text("[]")
     with pytest.raises(DropforgeError, match="the data of the card"):
         reviewed.judge_all(*["candidate"] * ASKED)
     assert reviewed.overview.review(1).judged == ASKED

@@ -80,6 +80,14 @@ def test_a_trial_of_the_one_new_drop_is_told_of_the_run_that_it_repeats(
     assert spec(made, trial).suspect == len(new) + 1, "the newest drop is tried first"
 
 
+def test_a_spec_of_an_earlier_version_is_read(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    made.take("a.jsonl", ROW.format("a"))
+    today = spec(made, made.claim())
+    earlier = {**today.model_dump(mode="json"), "argv": ["python"], "needs_gpu": False}
+    assert StepSpec.model_validate(earlier) == today
+
+
 def test_a_step_is_told_how_many_heldout_rows_wait_for_approval(new_workspace: Callable[[], Any]) -> None:
     made = new_workspace()
     made.take("exam.jsonl", ROW.format("x"), "heldout")

@@ -284,6 +284,31 @@ def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(bench
     assert list((attempt.folder / "predictions").iterdir()) == []
 
 
+def test_a_base_whose_choices_are_no_numbers_is_not_measured_and_the_run_goes_on(
+    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    bench.champion = trained
+    folder = bench.base_copy()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    model.save_pretrained(folder)
+    bench.base, bench.base_id = folder, model_id(folder)
+    report = evaluate(bench.attempt(heldout_rows(tiny, 4), general=(name,)))
+    assert report.suites[0].base is None
+    assert "likelihood of a general suite's answer is not a finite number" in capsys.readouterr().err
+
+
+def test_a_base_whose_config_names_no_dtype_is_compared_by_the_stored_one(bench: Bench, tiny: Any) -> None:
+    folder = bench.base_copy()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if "dtype" not in key}))
+    bench.base, bench.base_id = folder, model_id(folder)
+    bench.champion = ModelRef(model_id=bench.base_id, path=str(folder), generation=0)
+    assert math.isfinite(evaluate(bench.attempt(heldout_rows(tiny, 4))).champion.nll), "both compute in float32"
+
+
 def test_only_a_record_with_a_reference_that_loops_may_be_answered_by_a_loop(
     bench: Bench, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
