@@ -37,7 +37,7 @@ class _Commands(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-        """Return the command; for an unknown name import all, so that a similar one is suggested, and return `None`."""
+        """Return the command; for an unknown name `None`, with all imported, so that a similar one is suggested."""
         for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
             if name not in self.commands:
                 self.commands.update(get_group(_made(name)).commands)

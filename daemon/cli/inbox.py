@@ -315,7 +315,7 @@ def _print_faults(file: Path, validation: Validation) -> None:
 
 
 def _readings(file: Path) -> Iterator[str]:
-    """Yield up to three hints, each with a jq command that converts a file with other keys, by its first row's keys."""
+    """Yield up to three hints with a jq command that converts a file of other keys, guessed from its first row."""
     row = next((row.value for row in read_rows(file) if isinstance(row, Row)), None)
     values = row if isinstance(row, dict) else {}
     texts = [key for key, value in values.items() if isinstance(value, str) and _PLAIN_KEY.fullmatch(key)]

@@ -1,8 +1,8 @@
 """
-Read-only answers for every surface: terminal, page, JSON, metrics.
+Read-only views of the state for the terminal, the web page, JSON output and metrics.
 
-In: the database, opened for reading by `reader`, and the files that runs published. Out: plain objects. Nothing here
-changes anything, and it works with the daemon down. `overview` answers the questions about runs, drops and tracks;
-`now` has what goes on, `drop_detail` one drop in full, `champion_history` which model served when, `compare_runs` two
-runs side by side, `attention` what needs a person, `doctor` what is wrong with a machine. Open `overview` first.
+In: the database, opened for reading by `reader`, and the files that runs published. Out: plain objects. Only
+`attention.dismiss` writes, and no daemon need run. `overview` has runs, drops and tracks; `now` the running run and the
+queue, `drop_detail` one drop in full, `champion_history` which model served when, `compare_runs` two runs side by side,
+`attention` what needs a person, `doctor` what is wrong with a machine. Open `overview` first.
 """

@@ -1,4 +1,4 @@
-"""What a person should look at first, the most urgent first."""
+"""The list of entries that need a person, most urgent first, and how an entry is dismissed."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -22,13 +22,13 @@ from pipeline.artifacts import Frozen
 from pipeline.words import count
 
 Kind = Literal["daemon", "disk", "trouble", "hook", "failed", "rejected", "approval", "blocked", "proposed", "paused"]
-#: What has gone wrong longer ago is history.
+#: Failures and rejections of longer ago are left out.
 _RECENT = timedelta(days=7)
-#: What lasts (no daemon, a pause) is told again so long after it was dismissed.
+#: A lasting condition (no daemon, a pause) is listed again this long after it was dismissed.
 _LASTING = timedelta(days=1)
-#: In ms; what waits for longer is told again.
+#: In ms; older dismissals are ignored.
 _DISMISSED_FOR = 90 * 24 * 3_600_000
-#: How many of a kind are told, and how many are looked at.
+#: Most entries of a kind that are listed; most that are read; most kinds of findings named for a rejected drop.
 _MOST, _MOST_LOOKED_AT, _MOST_KINDS = 5, 100, 3
 #: `Event.kind` of a dismissal.
 DISMISSED = "attention_dismissed"
@@ -36,7 +36,7 @@ _DISMISSALS = "SELECT at, detail FROM event WHERE at > ? AND kind = ? ORDER BY a
 
 
 class Attention(Frozen):
-    """One thing that waits for a person, or went wrong."""
+    """One entry that needs a person: a decision that waits, a failure, or a lasting condition."""
 
     kind: Kind
     title: str
@@ -53,15 +53,15 @@ class Attention(Frozen):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def key(self) -> str:
-        """The name by which it is dismissed."""
+        """Identifier of the entry, with which it is dismissed."""
         return f"{self.kind}-{self.run or self.drop or hashlib.sha256(self.title.encode()).hexdigest()[:6]}"
 
 
 def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     """
-    Return what needs a person, the most urgent first; empty if all is well.
+    Return the entries that need a person, most urgent first; empty if there are none.
 
-    What was dismissed is left out until it happens again; a condition, such as a pause, for a day.
+    A dismissed entry is left out until it happens again; a lasting condition, such as a pause, for a day.
     """
     alive = overview.daemon().alive
     rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR, DISMISSED)
@@ -86,7 +86,7 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
 
 
 def dismiss(engine: Engine, settings: Settings, overview: Overview, key: str, word: Word) -> Attention:
-    """Dismiss what has this key, and return it. Raises `NotThere` if nothing that needs attention has it."""
+    """Record that the entry with this key is dismissed, and return it. Raises `NotThere` if there is none."""
     found = next((one for one in attention(settings, overview) if one.key == key), None)
     if found is None:
         raise NotThere(f"nothing that needs attention is called {key}", "see what does: dropforge attention")
@@ -101,7 +101,7 @@ def _is_dismissed(one: Attention, dismissed: Mapping[str, datetime | None]) -> b
 
 
 def rejected_words(overview: Overview, drop: DropView) -> str:
-    """Say what was wrong with a rejected drop: its findings with their counts, or the reason where none were noted."""
+    """Return up to three kinds of findings of a rejected drop with their row counts; without findings its reason."""
     kinds = findings_of(overview, drop.id)
     told = [f"{one.message} ({count(one.rows, 'row')})" if one.rows > 1 else one.message for one in kinds[:_MOST_KINDS]]
     more = [f"and {count(len(kinds) - _MOST_KINDS, 'other kind')}"] if len(kinds) > _MOST_KINDS else []
@@ -173,7 +173,7 @@ def _of_drop(kind: Kind, drop: DropView, title: str, detail: str) -> Attention:
 
 
 def _newest(settings: Settings, overview: Overview, state: str) -> list[DropView]:
-    """Return the newest drops in a state; asked a track at a time, their index finds them among very many."""
+    """Return the newest drops in a state, at most 100; one query per track, so that the database uses its index."""
     tracks = dict.fromkeys((*settings.track_names, *overview.tracks()))
     found = [drop for name in tracks for drop in overview.drops(name, state, _MOST_LOOKED_AT)]
     return sorted(found, key=lambda drop: -drop.id)[:_MOST_LOOKED_AT]

@@ -33,17 +33,17 @@ class TrainedOn(Frozen):
 
     @property
     def taken_out(self) -> bool:
-        """Whether later runs are made without it."""
+        """Whether it was withdrawn or suspended, so that later runs do not use it."""
         return self.state in {DropState.WITHDRAWN, DropState.SUSPENDED}
 
     @property
     def since_words(self) -> str:
-        """What it has become since; empty if it is accepted."""
+        """Its state and the reason, if it was withdrawn or suspended; empty if it is accepted."""
         return f"{self.state} since{f': {self.reason}' if self.reason else ''}" if self.taken_out else ""
 
 
 class CommandView(Frozen):
-    """What became of a command after a change of champion."""
+    """The state and output of a hook command after a change of champion."""
 
     state: str
     """pending, running, ok, failed or skipped."""
@@ -92,12 +92,12 @@ class ChampionView(Frozen):
 
     @property
     def taken_out(self) -> tuple[TrainedOn, ...]:
-        """The files that it was trained on and that later runs are made without."""
+        """The drops that it was trained on and that were withdrawn or suspended since."""
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
 def champion_view(base: Connection, state_folder: Path, row: Row, end: int | None) -> ChampionView:
-    """Return the champion that a change made, until `end` in milliseconds since the epoch."""
+    """Return the champion of one promotion row; it served until `end`, in ms since the epoch (`None`: serves now)."""
     alike = "SELECT * FROM promotion WHERE track = ? AND model_id = ? AND state = 'done' ORDER BY generation"
     made = base.execute(alike, (row.track, row.model_id)).fetchall()
     run_id = row.run_id or max((one.run_id for one in made if one.run_id is not None), default=None)
@@ -128,7 +128,7 @@ def champion_view(base: Connection, state_folder: Path, row: Row, end: int | Non
 def champion_views(
     base: Connection, state_folder: Path, track: str, most: int = -1, before: int | None = None
 ) -> list[ChampionView]:
-    """Return a track's champions, today's first; at most `most`, with `before` those of earlier generations."""
+    """Return a track's champions, newest first: at most `most` (-1: all), only generations below `before`."""
     done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' AND generation"
     below, above = f"{done} < ? ORDER BY generation DESC LIMIT ?", f"{done} >= ? ORDER BY generation LIMIT 1"
     before = _BEYOND if before is None else before
@@ -140,19 +140,19 @@ def champion_views(
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
-    """Return the champion of a history, today's first, that served at a time; `None` before the first."""
+    """Return the champion that served at time `at`, of a history sorted newest first; `None` before the first one."""
     return next((one for one in history if one.since is not None and one.since <= at), None)
 
 
 def trained_on(base: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
-    """Return the drops with these numbers, the oldest first, with what has become of them."""
+    """Return the drops with these ids, oldest first, with the state that they are in now."""
     wanted = f'SELECT {", ".join(TrainedOn.model_fields)} FROM "drop" WHERE id IN (SELECT value FROM json_each(?))'  # noqa: S608
     rows = base.execute(f"{wanted} ORDER BY id", (json.dumps(list(ids)),))
     return tuple(TrainedOn.model_validate(vars(row)) for row in rows)
 
 
 def cost_of(state_folder: Path, run_id: int) -> RunCost | None:
-    """Return what a run took, and per point that it gained; `None` if no result of its attempts can be read."""
+    """Return a run's cost, also per point of gain; `None` if no result of its attempts can be read."""
     try:
         verdict = load_verdict(state_folder, run_id)
     except (OSError, ArtifactDamaged):
@@ -165,7 +165,7 @@ def cost_of(state_folder: Path, run_id: int) -> RunCost | None:
 
 
 def dataset_of(state_folder: Path, run_id: int) -> Dataset | None:
-    """Return what a run prepared; `None` if it is not there or damaged."""
+    """Return the dataset that a run's prepare step published; `None` if it is missing or damaged."""
     try:
         return load_dataset(state_folder, run_id)
     except (ArtifactDamaged, OSError):
@@ -173,7 +173,7 @@ def dataset_of(state_folder: Path, run_id: int) -> Dataset | None:
 
 
 def _training(state_folder: Path, run_id: int) -> dict[str, object]:
-    """Return the fields of a view that say what a run trained."""
+    """Return the fields `training` and `over` of a `ChampionView`; empty if the run's dataset cannot be read."""
     data = dataset_of(state_folder, run_id)
     if data is None:
         return {}

@@ -1,4 +1,4 @@
-"""The report of a run, and the comparison of two runs, read from files alone."""
+"""The report of a run, and the comparison of two runs by their settings, drops and published scores."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,9 +14,9 @@ from pipeline.artifacts import JSON_NAME, PAGE_NAME, RECORDS_NAME, Frozen
 from pipeline.errors import DropforgeError
 from pipeline.report.facts import Story
 
-#: Nobody sets them: one differs between tracks by design, the other was measured by the track's first run.
+#: Settings that are not compared: the salt differs between tracks, the noise is measured by the track's first run.
 _UNTOLD = frozenset({"salt", "noise"})
-#: What a setting holds that leaves the choice to the run, and where that run's choice is published: step and field.
+#: Setting -> (the value that leaves the choice to the run, the step and the field that publish the run's choice).
 _CHOSEN: Mapping[str, tuple[object, str, str]] = {
     "evaluate.metric": ("auto", "prepare", "metric"),
     "evaluate.max_new_tokens": (0, "prepare", "max_new_tokens"),
@@ -25,11 +25,11 @@ _CHOSEN: Mapping[str, tuple[object, str, str]] = {
 
 
 class ReportDamaged(DropforgeError):
-    """The data of a run's evidence card, or its scored records, are none."""
+    """A run's report.json or its scored records are missing or damaged."""
 
 
 class ComparedRun(Frozen):
-    """One of the two runs."""
+    """One of the two runs of a comparison."""
 
     run: int
     track: str
@@ -46,7 +46,7 @@ class ComparedRun(Frozen):
 
 
 class Setting(Frozen):
-    """A setting that is not the same."""
+    """A setting whose value differs between the two runs."""
 
     name: str
     first: Any
@@ -65,7 +65,7 @@ class Score(Frozen):
 
 
 class Comparison(Frozen):
-    """Two runs beside each other."""
+    """Two runs compared: their drops, settings and scores."""
 
     first: ComparedRun
     second: ComparedRun
@@ -86,7 +86,7 @@ class Comparison(Frozen):
 
 
 def report_folder(overview: Overview, run_id: int) -> Path:
-    """Return the folder of a run's report.html and report.json. Raises `NotThere`, with why a run came to none."""
+    """Return the folder of a run's report.html and report.json. Raises `NotThere` with the reason if it has none."""
     run = overview.run(run_id)
     if run.verdict is None:
         why = f": it {state_words(run.state)}{f': {run.error}' if run.error else ''}" if run.ended_at else ""
@@ -104,7 +104,7 @@ def report_folder(overview: Overview, run_id: int) -> Path:
 
 
 def report_data(overview: Overview, run_id: int) -> dict[str, Any]:
-    """Return what report.json says of a run. Raises `NotThere` or `ReportDamaged`."""
+    """Return the content of a run's report.json. Raises `NotThere` or `ReportDamaged`."""
     path = report_folder(overview, run_id) / JSON_NAME
     try:
         value = durable.read_json(path)
@@ -119,7 +119,7 @@ def report_data(overview: Overview, run_id: int) -> dict[str, Any]:
 
 
 def story_of(overview: Overview, run: RunDetail) -> Story | None:
-    """Return why a run's verdict is what it is, and what to do, as its report has it; `None` without a sound one."""
+    """Return the reasons for a run's verdict and the next steps, from its report; `None` without a valid report."""
     if run.verdict is None or run.verdict.report is None:
         return None
     told = durable.read_object(overview.folder / run.verdict.report / JSON_NAME).get("story")
@@ -130,7 +130,7 @@ def story_of(overview: Overview, run: RunDetail) -> Story | None:
 
 
 def compare(overview: Overview, first_id: int, second_id: int) -> Comparison:
-    """Return what two runs have in common and what not. Raises `NotThere` if there is no such run."""
+    """Compare two runs: their drops, settings, and scores on common records. Raises `NotThere` for an unknown run."""
     first, second = overview.run(first_id), overview.run(second_id)
     names = [{drop["sha256"]: drop["name"] for drop in run.snapshot} for run in (first, second)]
     made = Comparison(
@@ -164,9 +164,9 @@ def _only(these: Mapping[str, str], others: Mapping[str, str]) -> tuple[str, ...
 
 def differing_settings(overview: Overview, first: RunDetail, second: RunDetail) -> Iterator[Setting]:
     """
-    Yield the settings that the runs did not have in common.
+    Yield the settings whose values in force differ between the two runs.
 
-    A track's first run is told to choose some, and later ones are told its choice: the choice is what is compared.
+    A track's first run chooses some values itself, and later runs get its choice: the chosen values are compared.
     """
     (ours, our_choice), (theirs, their_choice) = _in_force(overview, first), _in_force(overview, second)
     for name in sorted({*ours, *theirs}):
@@ -181,7 +181,7 @@ def differing_settings(overview: Overview, first: RunDetail, second: RunDetail) 
 
 
 def _in_force(overview: Overview, run: RunDetail) -> tuple[dict[str, Any], set[str]]:
-    """Return what a run worked with, by the settings' full names, and which of them were left to it."""
+    """Return a run's settings in force by their full names, and the names of those that the run chose itself."""
     told = {name: value for name, value in _flat(run.config or {}) if name.partition(".")[0] not in _UNTOLD}
     left = {name for name, (leaves_open, _, _) in _CHOSEN.items() if name in told and told[name] == leaves_open}
     chosen = {}
@@ -200,7 +200,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 
 def _scores(overview: Overview, first: RunDetail, second: RunDetail) -> dict[str, Any]:
-    """Return the fields of a comparison that tell of scores."""
+    """Return the score fields of a `Comparison`, or `not_compared` with the reason why there are no scores."""
     places = [_records_path(overview, run) for run in (first, second)]
     for run, path in zip((first, second), places, strict=True):
         if path is None:
@@ -233,7 +233,7 @@ def _records_path(overview: Overview, run: RunDetail) -> Path | None:
 
 
 def _by_id(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the scored records by their id. Raises `ReportDamaged`."""
+    """Return the scored records in `path` by their id. Raises `ReportDamaged`."""
     try:
         lines = {line["id"]: line for line in durable.read_jsonl(path)}
         sound = all(isinstance(score, float | int) for line in lines.values() for score in _given(line).values())
@@ -250,7 +250,7 @@ def _given(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _asked(overview: Overview, run: RunDetail) -> dict[str, Any]:
-    """Return what an answer depends on beside the model; answers that were got in other ways are never compared."""
+    """Return the conditions of generation other than the adapter; answers are compared only if they are equal."""
     report, data, model = (overview.published(run.id, step) or {} for step in ("evaluate", "prepare", "merge"))
     settings = (run.config or {}).get("evaluate", {})
     return {
@@ -283,7 +283,7 @@ def _flips(pairs: list[tuple[dict[str, float], dict[str, float]]], report: Mappi
 
 
 class Changes(Frozen):
-    """Settings in which a run differs from the one that made a champion."""
+    """Settings in which a run differs from the run that made its champion."""
 
     against: int
     """That run."""
@@ -292,7 +292,7 @@ class Changes(Frozen):
 
 
 def changes_since_champion(overview: Overview, run: RunDetail) -> Changes | None:
-    """Compare the settings of `run` with those of its champion's run; `None` for a base model or without settings."""
+    """Compare a run's settings with the settings of the run that made its champion; `None` if either is missing."""
     made = _champions_run(overview, run)
     if run.config is None or made is None or made == run.id:
         return None
@@ -304,7 +304,7 @@ def changes_since_champion(overview: Overview, run: RunDetail) -> Changes | None
 
 
 def _champions_run(overview: Overview, run: RunDetail) -> int | None:
-    """Return the run that made the champion which a run was compared with, or, before its verdict, today's."""
+    """Return the run that made the champion `run` is compared with (the base: `None`); before a verdict, today's."""
     if run.verdict is not None and run.verdict.champion_model_id is not None:
         found: int | None = overview.rows(MAKER, track=run.track, model=run.verdict.champion_model_id)[0].run
         return found

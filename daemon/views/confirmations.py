@@ -1,4 +1,4 @@
-"""Confirmations of what a person did, in sentences that the terminal and the page have in common."""
+"""Confirmation sentences for a person's actions, common to the terminal and the web page."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,44 +14,44 @@ if TYPE_CHECKING:
     from daemon.state.tables import Drop, Promotion
     from daemon.views.attention import Attention
 
-#: As much of a model's id as people need.
+#: Characters of a model id that are shown.
 _SHORT_ID = 12
 
 
 def cancelled(run: int, state: str) -> str:
-    """Say what became of a run that was cancelled and is in `state` now."""
+    """Return the confirmation that a run, now in `state`, is cancelled or was asked to stop."""
     return f"run {run} {'is asked to stop' if state == RunState.RUNNING else state_words(state)}"
 
 
 def moved(order: Sequence[int]) -> str:
-    """Say the order of the queue."""
+    """Return the new order of the queue as a sentence."""
     return f"the order is now: {', '.join(f'run {number}' for number in order)}"
 
 
 def paused(track: str) -> str:
-    """Say that a track is paused."""
+    """Return the confirmation that a track is paused, with the command that resumes it."""
     return f"track {track} is paused: no run of it begins; to resume: dropforge resume {track}"
 
 
 def resumed(track: str) -> str:
-    """Say that a track is no longer paused."""
+    """Return the confirmation that a track is resumed."""
     return f"track {track} is resumed: its runs begin in their order"
 
 
 def dismissed(one: "Attention") -> str:
-    """Say what is left out, and for how long."""
+    """Return the confirmation that an entry is dismissed, and for how long."""
     return f"dismissed {'for a day' if one.since is None else 'until it happens again'}: {one.title}"
 
 
 def promoted(row: "Promotion") -> list[str]:
-    """Say which model serves by a person's word, and what verdict that overrides."""
+    """Return lines on a manual promotion: the model that serves now, and the verdict that was overridden, if any."""
     serves = f"track {row.track} serves model {row.model_id[:_SHORT_ID]} of run {row.run_id}"
     over = [] if row.overrode is None else [f"the verdict that this overrides: {row.overrode}"]
     return [f"{serves}, as generation {row.generation}", *over]
 
 
 def rolled_back(row: "Promotion") -> list[str]:
-    """Say which model serves again, and which one does no more."""
+    """Return lines on a rollback: the model that serves again, the model that is blocked, and the links."""
     return [
         f"track {row.track} serves model {row.model_id[:_SHORT_ID]} again, as generation {row.generation}",
         f"model {(row.previous_model_id or '')[:_SHORT_ID]} is blocked: no run promotes it again",
@@ -60,19 +60,19 @@ def rolled_back(row: "Promotion") -> list[str]:
 
 
 def accepted(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
-    """Say what a held-out drop that a person accepted is for, and which run is queued."""
+    """Return lines on an accepted held-out drop: what it is used for, and the runs that are queued."""
     use = use_of_pinned(settings, row.track)
     return [f"drop {row.id} ({row.name}) is accepted: {use}", *_queued(overview, settings, row.track)]
 
 
 def restored(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
-    """Say that a drop is in use again, and which run is queued."""
+    """Return lines on a restored drop: that runs use it again, and the runs that are queued."""
     again = f"drop {row.id} ({row.name}) is accepted again: the next run of track {row.track} uses it"
     return [again, *_queued(overview, settings, row.track)]
 
 
 def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:
-    """Say what ended with a drop that was withdrawn, what it is in still, and what a correction must not miss."""
+    """Return lines on a withdrawn drop: what ended, a champion trained on it, and when to drop a corrected file."""
     mend = "if a corrected file is to take its place, drop it before that run begins: it judges with what is there"
     correct = done.queued is not None and done.drop.role == "heldout"
     uses = overview.uses(done.drop.id or 0)
@@ -80,7 +80,7 @@ def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:
 
 
 def _queued(overview: Overview, settings: Settings, track: str) -> list[str]:
-    """Say that a run is queued, if one is, and when it begins."""
+    """Return a line per queued run of the track with when it begins; empty for a track not in the settings."""
     if track not in settings.track_names:
         return []
     own, words = settings.track(track), "it begins next"
@@ -90,7 +90,7 @@ def _queued(overview: Overview, settings: Settings, track: str) -> list[str]:
 
 
 def _still_in(uses: DropUses, track: str) -> list[str]:
-    """Say whether the champion was trained on a withdrawn drop, and what a person can do about it."""
+    """Return a line with the remedy if the serving champion was trained on a withdrawn drop; else empty."""
     if uses.champion is None:
         return []
     see = f"dropforge history --track {track}"

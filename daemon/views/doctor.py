@@ -1,4 +1,4 @@
-"""What can be wrong with a machine and a workspace: each check changes nothing, each finding has its remedy."""
+"""Checks of a machine and a workspace: each changes nothing, and each problem found comes with a remedy."""
 
 import os
 import shutil
@@ -65,7 +65,7 @@ def _bad(name: str, text: str, remedy: str) -> Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Make every check; one that fails is itself a finding."""
+    """Run all checks and return their findings; a check that raises an exception becomes a bad finding."""
     findings: list[Finding] = []
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _sqlite,
@@ -164,7 +164,7 @@ def _file_systems(settings: Settings) -> Iterator[Finding]:
 
 
 def _rights(settings: Settings) -> Iterator[Finding]:
-    """Yield what others may do that is the daemon's alone to do."""
+    """Yield a warning for each permission with which other users could change the state or others' drops."""
     for text, remedy in state_rights(settings.state_folder):
         yield _warn("state rights", text, remedy)
     for folder in (one.path for one in watched_folders(settings)):
@@ -225,7 +225,7 @@ def _inotify(settings: Settings) -> Iterator[Finding]:
 
 
 def bases(settings: Settings) -> Iterator[Finding]:
-    """Say of each track whether its base model is there and can be trained."""
+    """Yield a finding per track: whether its base model exists, is readable and can be trained."""
     for track in settings.track_names:
         name, folder = f"base of {track}", settings.track(track).base_model
         if not folder:
@@ -253,7 +253,7 @@ def _memory(settings: Settings) -> Iterator[Finding]:
 
 
 def _champions(settings: Settings) -> Iterator[Finding]:
-    """Look whether what a server loads is there; a rollback checks every byte of it."""
+    """Yield a finding per champion: whether its folder exists and its link leads there; contents are not checked."""
     overview = Overview(settings.state_folder)
     for track in settings.track_names:
         champion = overview.champion(track)
@@ -272,7 +272,7 @@ def _champions(settings: Settings) -> Iterator[Finding]:
 
 
 def needs(settings: Settings) -> Iterator[Finding]:
-    """Look for each package, program and suite that the settings need."""
+    """Yield a finding for each package, program and suite that the settings need: found, or missing or unusable."""
     for name, look, of_steps in preflight.needs(settings):
         try:
             yield _ok(name, look())
@@ -283,7 +283,7 @@ def needs(settings: Settings) -> Iterator[Finding]:
 
 
 def _judge(settings: Settings) -> Iterator[Finding]:
-    """Look whether the judges' keys are set and their hosts listen; nothing is asked, and no key is sent."""
+    """Yield findings on judges: whether the API key is set and the host accepts connections; no request is sent."""
     judges = {settings.track(name).judge for name in settings.track_names}
     for judge in sorted((one for one in judges if one.url), key=lambda one: one.url):
         parts = urlsplit(judge.url)

@@ -1,4 +1,4 @@
-"""A drop in full: its rows, what was found in it, in which champions it is, what it did to the score."""
+"""All details of a drop: its rows, findings, the champions that were trained on it, and its effect on scores."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,15 +12,15 @@ from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
 from pipeline.records.records import Row, read_rows
 
-#: Rows that one page shows, and the longest text of one.
+#: Most rows of one page, and most characters of a row's text.
 MOST_ROWS = 20
 MOST_CHARACTERS = 2000
-#: Champions and runs that are named, and runs that are looked at for them.
+#: Most champions and runs that are listed, and most runs that are searched for them.
 _MOST_CHAMPIONS, _MOST_RUNS, _MOST_LOOKED_AT = 20, 5, 50
 
 
 class FindingView(Frozen):
-    """What is wrong with a drop's rows, or odd in them."""
+    """A kind of error or warning about a drop's rows."""
 
     message: str
     remedy: str = ""
@@ -30,7 +30,7 @@ class FindingView(Frozen):
 
 
 class DropRow(Frozen):
-    """A row of a drop; a longer text than a page bears is cut to its beginning."""
+    """A row of a drop; each text is cut after `MOST_CHARACTERS`."""
 
     line: int
     instruction: str
@@ -41,7 +41,7 @@ class DropRow(Frozen):
 
 
 class DropEffect(Frozen):
-    """What a run that used the drop came to, and how its models did on the records that the drop held out."""
+    """The outcome of a run that used the drop, and both models' scores on the drop's held-out records."""
 
     run: int
     outcome: str | None
@@ -54,7 +54,7 @@ class DropEffect(Frozen):
 
 
 class DropDetail(Frozen):
-    """Everything that is known of one drop but its rows."""
+    """All details of one drop except its rows."""
 
     drop: DropView
     by: str | None
@@ -70,7 +70,7 @@ class DropDetail(Frozen):
 
 
 def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
-    """Return everything that is known of a drop but its rows. Raises `NotThere`."""
+    """Return all details of a drop except its rows. Raises `NotThere`."""
     drop = overview.drop(drop_id)
     detail = _taken_in(overview, drop_id)
     champions = _champions(overview, drop)
@@ -87,7 +87,7 @@ def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
 
 
 def drop_of_file(overview: Overview, track: str, role: str, sha256: str) -> DropView | None:
-    """Return the drop of a track that a file of this hash was taken as, also without its bad rows, if it is of use."""
+    """Return the track's accepted, withdrawn or suspended drop made from a file with this hash; else `None`."""
     first = (
         'SELECT d.id FROM "drop" AS d LEFT JOIN event AS e ON e.drop_id = d.id '
         "AND json_extract(e.detail, '$.file_sha256') = ? WHERE d.track = ? AND d.role = ? "
@@ -98,19 +98,19 @@ def drop_of_file(overview: Overview, track: str, role: str, sha256: str) -> Drop
 
 
 def come_to(overview: Overview, drops: Iterable[DropView]) -> dict[int, str]:
-    """Return what the first runs of some drops have come to, by their numbers: the outcome, or the state before one."""
+    """Return the drops' first runs as a mapping from run id to outcome, or to the state while it has none."""
     wanted = json.dumps([drop.first_run for drop in drops if drop.first_run is not None])
     found = overview.rows("SELECT id, state, outcome FROM run WHERE id IN (SELECT value FROM json_each(?))", wanted)
     return {row.id: row.outcome or row.state for row in found}
 
 
 def findings_of(overview: Overview, drop_id: int) -> tuple[FindingView, ...]:
-    """Return what was found wrong with a drop's rows, rare kinds first."""
+    """Return the kinds of errors in a drop's rows, rarest first."""
     return _findings(_taken_in(overview, drop_id).get("kinds"))
 
 
 def drop_rows(overview: Overview, drop: DropView, after: int = 0, most: int = MOST_ROWS) -> tuple[DropRow, ...]:
-    """Return up to `most` stored rows of a drop behind the first `after`; none of one whose bytes were not kept."""
+    """Return up to `most` stored rows of a drop after the first `after`; empty if its file was not kept."""
     path = overview.folder / "drops" / f"{drop.sha256}.jsonl"
     if not drop.sha256 or not path.is_file():
         return ()
@@ -119,7 +119,7 @@ def drop_rows(overview: Overview, drop: DropView, after: int = 0, most: int = MO
 
 
 def _taken_in(overview: Overview, drop_id: int) -> dict[str, Any]:
-    """Return what the intake noted when it took a drop in."""
+    """Return the detail of the event that recorded the drop; empty if there is none."""
     return next((row.detail for row in overview.rows(TAKEN_IN, drop=drop_id)), {})
 
 
@@ -156,7 +156,7 @@ def _champions(overview: Overview, drop: DropView) -> tuple[int, ...]:
 
 
 def _effects(overview: Overview, drop: DropView) -> Iterator[DropEffect]:
-    """Yield what the first runs that used a drop came to: in these it was what was new."""
+    """Yield the outcomes and scores of the first runs with an outcome that used the drop, at most five."""
     if drop.first_run is None:
         return
     ended = (

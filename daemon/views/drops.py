@@ -1,4 +1,4 @@
-"""A drop as people see it: its state, whether it is on trial, and the champions that a withdrawn one is still in."""
+"""Views of drops: state, trial, a champion's loss on them, and the champions trained on a withdrawn drop."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +10,7 @@ from daemon.state.questions import LOSS
 from daemon.views.reader import Row, Time, champions_of
 from pipeline.artifacts import Frozen
 
-#: Former champions that are looked through for one without withdrawn drops.
+#: Most former champions that are searched for one without withdrawn drops.
 _MOST_FORMER = 1000
 
 
@@ -42,7 +42,7 @@ _COLUMNS = ", ".join(name for name, field in DropView.model_fields.items() if fi
 
 
 class DropUses(Frozen):
-    """Where a drop is in spite of its being out of every later snapshot."""
+    """The serving champion that was trained on a drop no later run uses, and the champion to roll back to."""
 
     champion: int | None = None
     """Generation of the serving champion, if that was trained on it."""
@@ -51,7 +51,7 @@ class DropUses(Frozen):
 
 
 def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[DropView]:
-    """Return the drops that `which`, our own end of a question, chooses by `values`."""
+    """Return the drops that the SQL clause `which` selects with the parameters `values`."""
     tried = on_trial(base)
     found = base.execute(f'SELECT {_COLUMNS} FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608
     return [
@@ -61,7 +61,7 @@ def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[D
 
 
 def on_trial(base: Connection) -> dict[int, str]:
-    """Return the drops that are on trial, each with the reason and what is done about it."""
+    """Return the drops that are on trial, as a mapping from drop id to the reason and the state of the trial."""
     rows = base.execute("SELECT drop_id, blamed_run, trial_run FROM suspect WHERE ended IS NULL").fetchall()
     when = "it is tried alone when nothing else is to be run"
     return {
@@ -72,7 +72,7 @@ def on_trial(base: Connection) -> dict[int, str]:
 
 
 def _champion_loss(base: Connection, drop_id: int) -> dict[str, str | None]:
-    """Describe the loss on a drop of the latest champion not trained on it, and the remedy if it stood out."""
+    """Return a view's `champion_loss` and `unlikely`, in words; empty if no loss on the drop was measured."""
     row = base.execute(LOSS, {"drop": drop_id}).fetchone()
     if row is None:
         return {}
@@ -83,7 +83,7 @@ def _champion_loss(base: Connection, drop_id: int) -> dict[str, str | None]:
 
 
 def drop_uses(base: Connection, state_folder: Path, drop: Row) -> DropUses:
-    """Return what `drop` is still in; no champion is named for a held-out drop, since nothing is trained on it."""
+    """Return the champion trained on `drop` and the one to roll back to; both `None` if it was not trained on it."""
     track = base.execute("SELECT * FROM track WHERE name = ?", (drop.track,)).fetchone()
     past = champions_of(base, drop.track)
     if track is None or drop.role != "train" or drop.id not in (history.drops_of(past, track.champion_model_id) or ()):

@@ -1,4 +1,4 @@
-"""All that a person who watches wants to see at once: the run that goes on, what waits, what came of the latest."""
+"""The present state of the daemon: the running run with its steps and losses, the queue, the latest outcomes."""
 
 from datetime import UTC, datetime
 from sqlite3 import Connection
@@ -13,12 +13,12 @@ from pipeline.config import RunConfig
 from pipeline.contract import Curve
 from pipeline.steps import STEPS
 
-#: Ended runs that are looked at.
+#: Most ended runs in a view.
 LATEST = 12
 
 
 class Stage(Frozen):
-    """One step of a run, and how far the run is with it."""
+    """One step of a run and its state."""
 
     step: str
     state: Literal["done", "running", "to do"]
@@ -27,7 +27,7 @@ class Stage(Frozen):
 
 
 class Now(Frozen):
-    """What goes on at one moment."""
+    """The state of daemon, running run and queue at one moment."""
 
     daemon: DaemonView
     run: RunView | None
@@ -47,7 +47,7 @@ class Now(Frozen):
 
 
 def look(overview: Overview) -> Now:
-    """Return what goes on now."""
+    """Return the present state of daemon, running run and queue."""
     runs = overview.open_runs()
     running = next((run for run in runs if run.state == RunState.RUNNING), None)
     daemon = overview.daemon()
@@ -65,7 +65,7 @@ def look(overview: Overview) -> Now:
 
 
 def stages(overview: Overview, run_id: int) -> tuple[Stage, ...]:
-    """Return the steps that a run does with its settings, in order, and its progress in each. Raises `NotThere`."""
+    """Return the steps that a run's settings require, in order, each with its state. Raises `NotThere`."""
 
     def found(base: Connection, row: Row) -> tuple[Stage, ...]:
         config = RunConfig.model_validate(row.config) if row.config else None
@@ -90,18 +90,18 @@ def _stage(step: str, latest: AttemptView | None, *, is_done: bool) -> Stage:
 
 
 class LiveRun(Frozen):
-    """The run that is worked on now."""
+    """The running run with its loss curves."""
 
     run: RunView
     curves: Curve
 
 
 def curves_of(overview: Overview, run_id: int) -> Curve:
-    """Return the curves of a run's training; empty ones before it has begun."""
+    """Return the loss curves of a run's training; empty ones before training has begun."""
     return load_curve(overview.folder, run_id) or Curve()
 
 
 def live_run(overview: Overview) -> LiveRun | None:
-    """Return the run that is worked on now, with its curves as far as they are; `None` if there is none."""
+    """Return the running run with its loss curves so far; `None` if no run is running."""
     found = overview.runs(states=["running"], most=1)
     return LiveRun(run=found[0], curves=curves_of(overview, found[0].id)) if found else None

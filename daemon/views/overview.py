@@ -1,7 +1,7 @@
 """
-Read-only questions about a state folder, answered from its database and files alone: they work with the daemon down.
+Read-only queries on a state folder, from its database and files; they need no running daemon.
 
-Times are UTC. What is not there (no database yet, a file that a crash took) is an empty answer, not an error.
+Times are UTC. Missing data (no database yet, a file lost in a crash) gives an empty result, not an error.
 """
 
 import sqlite3
@@ -52,7 +52,7 @@ from pipeline.words import start_words
 T = TypeVar("T")
 #: Shown as the outcome of a win whose model was rolled back from: it does not wait for approval.
 BLOCKED = "blocked"
-#: Why the training of a run is done once more, until it has been.
+#: The reason for repeating a run's training; no row once the training is repeated.
 _WHY_AGAIN = """
 SELECT detail FROM event WHERE run_id = ? AND kind = 'run_began_again' AND NOT EXISTS (
     SELECT 1 FROM attempt
@@ -70,7 +70,7 @@ AND json_extract(came.detail, '$.owner') = json_extract(again.detail, '$.owner')
 
 
 class NotThere(DropforgeError):
-    """There is no such run, track or log."""
+    """The requested run, drop, log, report or entry does not exist."""
 
 
 class DaemonView(Frozen):
@@ -92,7 +92,7 @@ class YardstickView(Frozen):
 
 
 class PauseView(Frozen):
-    """A track that begins no run."""
+    """A paused track, of which no run begins."""
 
     track: str
     reason: str
@@ -102,7 +102,7 @@ class PauseView(Frozen):
 
     @property
     def words(self) -> str:
-        """That it is paused, why, and how it is resumed."""
+        """A sentence: the track is paused, by whom, why, and the command that resumes it."""
         return f"track {self.track} is paused by {self.by}: {self.reason}; to resume: dropforge resume {self.track}"
 
 
@@ -119,7 +119,7 @@ class AttemptView(Frozen):
 
 
 class RunView(Frozen):
-    """One run, and how far it is."""
+    """One run with its state, progress and outcome."""
 
     id: int
     track: str
@@ -161,7 +161,7 @@ _RUN_COLUMNS = tuple(name for name, field in RunView.model_fields.items() if fie
 
 
 class RunDetail(RunView):
-    """Everything that is known of one run."""
+    """One run with all details: its drops, settings, attempts and verdict."""
 
     folder: str
     failures: int
@@ -180,14 +180,14 @@ class RunDetail(RunView):
 
 
 class Overview:
-    """Answers for one state folder."""
+    """Read-only queries on one state folder."""
 
     def __init__(self, state_folder: Path) -> None:
-        """Look at `state_folder`, which need not exist."""
+        """Query `state_folder`, which need not exist."""
         self.folder = state_folder
 
     def daemon(self) -> DaemonView:
-        """Return whether a daemon holds the state folder's lock."""
+        """Return whether a daemon holds the state folder's lock. Raises `DropforgeError` if that is not readable."""
         try:
             pid = lock_holder(self.folder / LOCK_NAME)
         except PermissionError as error:
@@ -213,7 +213,7 @@ class Overview:
         return found[0] if found else SimpleNamespace(metric=None, max_new_tokens=None)
 
     def champion(self, track: str) -> ChampionView | None:
-        """Return the track's champion; `None` before its base model is known."""
+        """Return the track's champion; `None` if it has none, not even its base model."""
         latest = f"{CHAMPIONS} DESC LIMIT 1"
         found = self.read(
             lambda base: [champion_view(base, self.folder, row, None) for row in base.execute(latest, {"track": track})]
@@ -221,7 +221,7 @@ class Overview:
         return found[0] if found else None
 
     def history(self, track: str, most: int = -1, before: int | None = None) -> list[ChampionView]:
-        """Return the track's champions, today's first; at most `most`, with `before` those of earlier generations."""
+        """Return the track's champions, newest first: at most `most` (-1: all), only generations below `before`."""
         return self.read(lambda base: champion_views(base, self.folder, track, most, before))
 
     def yardsticks(self, track: str) -> list[YardstickView]:
@@ -233,7 +233,7 @@ class Overview:
         ]
 
     def missing_rows(self, settings: Settings, track: str | None = None) -> dict[str, str]:
-        """Return what each track lacks for its first verdict, in words, by track; of `track` alone if it is given."""
+        """Return track -> sentence for tracks that lack rows for a first verdict, of all tracks or of `track` only."""
         found = {}
         for name in settings.track_names:
             if track in {None, name} and not self.rows(_HAS_VERDICT, name):
@@ -248,7 +248,7 @@ class Overview:
     def drops(
         self, track: str | None = None, state: str | None = None, most: int | None = None, before: int | None = None
     ) -> list[DropView]:
-        """Return the drops, newest first, at most `most` of them; with `before` those with a lower number."""
+        """Return the drops, newest first: at most `most`, and only ids below `before` if that is given."""
         newest, values = newest_rows({"track": track, "state": state}, most, before)
         return self._drops(newest, *values)
 
@@ -260,7 +260,7 @@ class Overview:
         return found[0]
 
     def drop_named(self, name: str, track: str | None = None) -> DropView | None:
-        """Return the newest drop of a file name, if there is any."""
+        """Return the newest drop with this file name; `None` if there is none."""
         newest, values = newest_rows({"name": name, "track": track}, 1)
         return next(iter(self._drops(newest, *values)), None)
 
@@ -272,13 +272,13 @@ class Overview:
         return counts
 
     def uses(self, drop_id: int) -> DropUses:
-        """Return which champion was trained on a drop that no later run uses."""
+        """Return the serving champion that was trained on a withdrawn drop, and the champion to roll back to."""
         wanted = 'SELECT * FROM "drop" WHERE id = ?'
         found = self.read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
         return found[0] if found else DropUses()
 
     def came_again(self, drop: DropView) -> bool:
-        """Return whether the owner of a drop dropped a later file of this name, which then says what is wrong today."""
+        """Return whether the drop's owner later dropped another file of the same name for the same track and role."""
         return bool(self.rows(_CAME_AGAIN, drop.id))
 
     # --- runs
@@ -290,18 +290,18 @@ class Overview:
         most: int | None = None,
         before: int | None = None,
     ) -> list[RunView]:
-        """Return the runs, newest first, at most `most` of them; with `before` those with a lower number."""
+        """Return the runs, newest first: at most `most`, and only ids below `before` if that is given."""
         newest, values = newest_rows({"track": track, "state": None if states is None else list(states)}, most, before)
         return self._runs(newest, *values)
 
     def open_runs(self) -> list[RunView]:
-        """Return the runs that are not over, in the order in which they begin."""
+        """Return the runs that have not ended, in the order of the queue."""
         return sorted(
             self.runs(states=OPEN_STATES), key=lambda run: queue_order(run.state, run.trigger, run.place, run.id)
         )
 
     def ended_runs(self, most: int) -> list[RunView]:
-        """Return the newest runs that have ended, at most `most`."""
+        """Return the newest runs that have ended, at most `most`, newest first, with their costs."""
         # By its end, not its state: SQLite would gather every run of the ended states before it takes the newest.
         found = self._runs("WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", most)
         return [run.model_copy(update={"cost": cost_of(self.folder, run.id)}) for run in found]
@@ -319,13 +319,13 @@ class Overview:
         return self.ask_of_run(run_id, self._detail)
 
     def review(self, run_id: int) -> Review:
-        """Return how far a run's blind review is. Raises `NotThere`, or `DropforgeError` without answers to compare."""
+        """Return a run's blind review so far. Raises `NotThere`, or `DropforgeError` without answers to compare."""
         config = self.ask_of_run(run_id, lambda _, row: row.config)
         rows = self.rows("SELECT detail FROM event WHERE run_id = ? AND kind = ? ORDER BY id", run_id, CHOSEN)
         return review_of(self.folder, run_id, config, [row.detail for row in rows])
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
-        """Return the logs of a run's attempts, oldest first. Raises `NotThere` if the run, or any log, is not there."""
+        """Return the log files of a run's attempts, oldest first. Raises `NotThere` without such a run or any log."""
         attempts = [one for one in self.ask_of_run(run_id, attempts_of) if step in {None, one.step}]
         paths = [self.folder / attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
         found = [path for path in paths if path.exists()]
@@ -337,28 +337,28 @@ class Overview:
         return found
 
     def verdict(self, run_id: int) -> Verdict | None:
-        """Return a run's published verdict, with its numbers. Raises `ArtifactDamaged`."""
+        """Return a run's published verdict; `None` if there is none. Raises `ArtifactDamaged`."""
         return load_verdict(self.folder, run_id)
 
     def published(self, run_id: int, step: str) -> dict[str, Any] | None:
-        """Return what a step of a run published. Raises `ArtifactDamaged`."""
+        """Return the artifact that a step of a run published; `None` if there is none. Raises `ArtifactDamaged`."""
         return load_object(self.folder, run_id, step)
 
     # --- notes of the daemon
 
     def inbox_note(self) -> dict[str, Any]:
-        """Return what the daemon last said of files in the inbox that it has not taken."""
+        """Return the daemon's latest note on the files in the inbox that it has not taken in."""
         note = read_object(self.folder / WATCHER_NOTE)
         return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks", "left")}
 
     def troubles(self) -> dict[str, str]:
-        """Return the latest errors of tracks, hooks and collections, as the daemon noted them, by what has it."""
+        """Return the daemon's latest errors by the part that failed: a track, a hook, the worker, a collection."""
         return {whose: str(words) for whose, words in read_object(self.folder / TROUBLES_NOTE).items()}
 
     # --- how it is read
 
     def ask_of_run(self, run_id: int, question: Callable[[Connection, Row], T]) -> T:
-        """Ask the database about one run. Raises `NotThere`."""
+        """Call `question` with a connection and the run's row, and return its result. Raises `NotThere`."""
         wanted = "SELECT * FROM run WHERE id = ?"
         found = self.read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
         if not found:
@@ -366,7 +366,7 @@ class Overview:
         return found[0]
 
     def read(self, question: Callable[[Connection], list[T]]) -> list[T]:
-        """Ask the database in one transaction; the answer is empty if there is none yet."""
+        """Call `question` in one read transaction and return its result; empty if there is no database yet."""
         path = self.folder / DATABASE_NAME
         if not path.exists():
             return []
@@ -382,7 +382,7 @@ class Overview:
             ) from error
 
     def rows(self, question: str, *values: object, **named: object) -> list[Any]:
-        """Return what the database answers to a question; `daemon.views` alone asks it."""
+        """Return the rows of an SQL query with positional or named parameters; empty if there is no database yet."""
         return self.read(lambda base: base.execute(question, named or values).fetchall())
 
     def _runs(self, which: str, *values: object) -> list[RunView]:
@@ -451,7 +451,7 @@ class Overview:
 
 
 def attempts_of(base: Connection, run: Row) -> tuple[AttemptView, ...]:
-    """Return the attempts of a run, the oldest first."""
+    """Return the attempts of a run, oldest first."""
     wanted = (
         "SELECT step, number, state, started_at, ended_at, error, (ended_at - started_at) / 1000.0 AS seconds "
         "FROM attempt WHERE run_id = ? ORDER BY id"
@@ -460,7 +460,7 @@ def attempts_of(base: Connection, run: Row) -> tuple[AttemptView, ...]:
 
 
 def _done_again(base: Connection, state_folder: Path, run_id: int) -> str | None:
-    """Describe which steps an open run repeats and why; `None` for none, or if its folder is unreadable."""
+    """Return which steps an open run repeats and why, in words; `None` if none or if its folder is unreadable."""
     try:
         kept = published(state_folder, run_id)
     except OSError:
@@ -480,7 +480,7 @@ def _pauses(base: Connection) -> list[PauseView]:
 
 
 def _goes_after(base: Connection, run: Row) -> int | None:
-    """Return the run before `run` in the queue, of those that may begin now; `None` for the first."""
+    """Return the id of the last run before `run` in the queue that is due; `None` if there is none."""
     due = base.execute(f"SELECT id, state, trigger, place FROM run WHERE {IS_DUE}", {"now": now_ms()})  # noqa: S608
     keys = {queue_order(one.state, one.trigger, one.place, one.id) for one in due}
     before = [key for key in keys if key < queue_order(run.state, run.trigger, run.place, run.id)]
@@ -488,7 +488,7 @@ def _goes_after(base: Connection, run: Row) -> int | None:
 
 
 def _trial_words(base: Connection, run_id: int, *, ended: bool) -> str | None:
-    """Describe the purpose of a trial run; `None` for one that tries nothing any more."""
+    """Return in words which drop a trial run tries and why; `None` if it no longer tries one."""
     tried = base.execute("SELECT drop_id, blamed_run FROM suspect WHERE trial_run = ?", (run_id,)).fetchone()
     if tried is None:
         return None

@@ -1,4 +1,4 @@
-"""The packages, programs, suites and memory that settings need, and whether this user has them; loads no model."""
+"""Check that the packages, programs, suites and memory that settings need are there for this user; loads no model."""
 
 import importlib.util
 import re
@@ -21,9 +21,9 @@ _DEVICES = Path("/dev")
 
 def needs(settings: Settings) -> Iterator[tuple[str, Callable[[], str], bool]]:
     """
-    Yield what these settings need: a name, a function that finds it, and whether only steps need it.
+    Yield each requirement of the settings: its name, a function that checks it, and whether only steps need it.
 
-    The function describes what it found, and raises `DropforgeError` if that is missing or cannot be used.
+    The function returns a description, and raises `DropforgeError` if the required thing is missing or unusable.
     """
     yield "training", partial(try_training, settings.device), True
     own = settings.hooks
@@ -44,7 +44,7 @@ def needs(settings: Settings) -> Iterator[tuple[str, Callable[[], str], bool]]:
 
 def try_training(device: str) -> str:
     """
-    Describe the installed training stack, by its metadata: importing torch takes seconds and half a gigabyte.
+    Return the versions of the installed training stack, from package metadata: importing torch takes seconds.
 
     Raises `DropforgeError` if a package of it is not installed, or cannot compute on `device`.
     """
@@ -62,9 +62,9 @@ def try_training(device: str) -> str:
 
 def try_suite(name: str) -> str:
     """
-    Return in words what a name in `evaluate.general` stands for, read as a run reads it.
+    Return a description of the suite that `name` in `evaluate.general` means; its items are read as a run reads them.
 
-    A task of lm-eval is not loaded, which takes the training stack. Raises `DropforgeError` if it cannot be used.
+    An lm-eval task is not loaded, since that needs the training stack. Raises `DropforgeError` if it cannot be used.
     """
     if not name.startswith(HARNESS):
         if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
@@ -91,16 +91,16 @@ def try_suite(name: str) -> str:
 
 
 def try_vllm(program: str) -> str:
-    """Return in words which vLLM a program is. Raises `DropforgeError` if it cannot be used, or is none."""
+    """Return the path and version of a vLLM program. Raises `DropforgeError` if it cannot be used or is not vLLM."""
     return f"{find_program(program)}: version {read_version(program)}"
 
 
 def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
     """
-    Return the estimate for a track in words, and whether the least that a training can do with is there.
+    Return a track's estimated training memory in words, and whether the smallest plan fits into free memory.
 
-    It is for records as long as they may be, on a processor with arithmetic in 16 bits. What is free on a card, only
-    torch tells. Raises `OSError` or `ValueError` if the base model cannot be read.
+    The estimate assumes records of the maximum length and 16-bit arithmetic. On a GPU the second value is always true,
+    since only torch can read its free memory. Raises `OSError` or `ValueError` if the base model cannot be read.
     """
     own = settings.track(track)
     cards = len(list(_DEVICES.glob("nvidia[0-9]*")))

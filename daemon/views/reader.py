@@ -1,7 +1,7 @@
 """
-The state database for those who only read: the standard library's driver, opened read-only.
+Read-only access to the state database through the standard library's sqlite3.
 
-SQLAlchemy and the classes of the tables take longer to load than all that `dropforge status` does.
+SQLAlchemy and the table classes take longer to import than all the rest of `dropforge status`.
 """
 
 import json
@@ -25,25 +25,25 @@ sqlite3.register_converter("JSON", json.loads)
 
 
 def utc(milliseconds: int | None) -> datetime | None:
-    """Return a time of the database as people and JSON have it."""
+    """Convert milliseconds since the epoch to a UTC datetime; `None` stays `None`."""
     return None if milliseconds is None else clock.utc(milliseconds)
 
 
-#: A field of a view that is given as the database has it.
+#: A datetime field that is validated from the database's milliseconds since the epoch.
 Time = Annotated[datetime, BeforeValidator(utc)]
 
 
 class Row(SimpleNamespace):
-    """A row: each column is an attribute, as in the class of its table."""
+    """A database row with a column per attribute."""
 
     def __getattr__(self, name: str) -> Any:
-        """Refuse a column that the database does not have, in the words in which SQLite would."""
+        """Raise `sqlite3.OperationalError` for a missing column, with SQLite's own message."""
         raise sqlite3.OperationalError(f"no such column: {name}")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Give a connection that cannot write; all that it is asked is answered from one state of the database."""
+    """Open a read-only connection whose queries all see one snapshot of the database; close it on exit."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     converting = sqlite3.PARSE_DECLTYPES
     opened = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, detect_types=converting)
@@ -54,7 +54,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def champions_of(base: sqlite3.Connection, track: str) -> list[Any]:
-    """Return the promotions by which a track's champions came, the base model's first and today's last."""
+    """Return the promotion rows of a track's champions, from the base model to the present champion."""
     return base.execute(CHAMPIONS, {"track": track}).fetchall()
 
 
@@ -62,9 +62,9 @@ def newest_rows(
     wanted: dict[str, str | list[str] | None], most: int | None, before: int | None = None
 ) -> tuple[str, list[object]]:
     """
-    Return the end of a question for the newest rows whose columns have the `wanted` values, and its values.
+    Return the end of an SQL query for the newest rows with the `wanted` column values, and its parameters.
 
-    At most `most` rows, and with `before` those of lower numbers.
+    It selects at most `most` rows, and only ids below `before` if that is given.
     """
     given = {name: [value] if isinstance(value, str) else value for name, value in wanted.items() if value is not None}
     terms = [f"{name} IN ({', '.join('?' * len(values))})" for name, values in given.items()]
@@ -75,7 +75,7 @@ def newest_rows(
 
 
 def count_rows(base: sqlite3.Connection, table: str, wanted: dict[str, str | list[str] | None], before: int) -> int:
-    """Return how many rows with a lower number than `before` have the `wanted` values in their columns."""
+    """Return how many rows with the `wanted` column values have an id below `before`."""
     end, values = newest_rows(wanted, None, before)
     return int(base.execute(f'SELECT count(*) AS number FROM "{table}" {end}', values).fetchone().number)  # noqa: S608
 
