@@ -9,10 +9,10 @@ from pipeline.artifacts import Role
 DONE = "done"
 REJECTED = "rejected"
 HELDOUT = "heldout"
-#: Names of files that are being written (browsers, rsync and scp clients, editors), or that only desktops care for.
+#: Endings of files that are being written (by browsers, rsync and scp clients, editors); files of desktops.
 _IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b".kate-swp", b"~")
 _DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
-#: What the daemon writes there itself, or a person in its place; compared in lower case.
+#: Files that the daemon itself writes there, or a person instead of it; compared in lower case.
 _TEXTS = frozenset({b"readme.txt", b"wanted.md"})
 #: Ends the name of the note beside a file that cannot be taken.
 WAITS = ".waits.txt"
@@ -29,18 +29,18 @@ class WatchedFolder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its path from the inbox, as names."""
+        """The path below the inbox, as names; empty for the inbox itself."""
         return folder_names(self.track, self.role)
 
 
 def folder_names(track: str, role: Role) -> tuple[str, ...]:
-    """Return the path from the inbox to the folder of a track and role, as names."""
+    """Return the folder of a track and role as names below the inbox; empty for the inbox itself."""
     home = () if track == "default" else (track,)
     return (*home, HELDOUT) if role == "heldout" else home
 
 
 def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
-    """Return the folders that files may be dropped into: the inbox and `heldout` below it, for each track its own."""
+    """Return the folders for drops of all declared tracks: for each its own folder and `heldout` below it."""
     roles: tuple[Role, ...] = ("train", "heldout")
     return tuple(
         WatchedFolder(settings.inbox_folder.joinpath(*folder_names(track, role)), track, role)
@@ -51,10 +51,10 @@ def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
 
 def is_skipped(name: bytes) -> bool:
     """
-    Return whether a file of this name is ignored: partial uploads, desktop files, our own texts.
+    Return whether a file of this name is ignored: a partial upload, a file of a desktop, or a text of the daemon.
 
-    Beginning with `.` (rsync's and macOS's among them) or `~`, or with an ending that writers use until they are done;
-    README.txt, WANTED.md and notes, whoever wrote them.
+    Ignored are names that begin with `.` (as those of rsync and macOS) or `~`, or end as writers end theirs until they
+    are done, and README.txt, WANTED.md and notes, whoever wrote them.
     """
     lower = name.lower()
     return lower.startswith((b".", b"~")) or lower.endswith((*_IN_PROGRESS, _NOTE)) or lower in _DESKTOP | _TEXTS

@@ -1,14 +1,14 @@
 """
-The folders of the inbox, opened by descriptor: each name is looked up once, and no link is followed.
+Open the folders of the inbox by descriptor: each name is looked up once, and no link is followed.
 
 Whoever may write into the inbox can put anything under any name in it, at any moment. So the inbox is opened once and
-every folder below it from there, name by name; what is a link, no folder, or another user's is not used. Folders for
-drops have the inbox's own rights, and where others may write, the sticky bit: nobody moves what is not theirs. `done/`
-and `rejected/` are the daemon's alone to write, and what another user dropped lies there in a folder that only this
-user and the daemon can read.
+every folder below it from there, name by name; links, other files and folders of another user are refused. Folders
+for drops have the same rights as the inbox, and the sticky bit where others may write: nobody can move the files of
+another user. Only the daemon writes to `done/` and `rejected/`; files of another user are moved there into a folder
+that only this user and the daemon can read.
 
-Files of the daemon's own where others may write too are known by their owner and their first line, `MARK`: others by
-these names, and links, are left alone.
+The daemon's own files in folders where others may write are recognised by owner and first line, `MARK`: other files
+with the same names, and links, are left alone.
 """
 
 import contextlib
@@ -32,21 +32,21 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ACL = "system.posix_acl_access"
 _NO_ID = 0xFFFFFFFF
-#: The first line of each file of the daemon's own where others may write too says whose it is.
+#: First line of each of the daemon's own files in folders where others may write.
 MARK = "Dropforge keeps this file up to date; one of your own by this name stays as it is."
 _READ_OWN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITE_OWN = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Longer than any file that is written here.
+#: More than any file written here has.
 _MOST_OWN_BYTES = 1 << 20
 log = structlog.get_logger()
 
 
 class InboxUnusable(DropforgeError):
-    """The inbox, or a folder of it, cannot be used as it is."""
+    """The inbox or a folder in it cannot be used: wrong kind, owner or rights, or another daemon uses it."""
 
 
 class Folder:
-    """An open folder; it is closed when nobody refers to it any more."""
+    """An open folder; its descriptor is closed when the object is garbage-collected."""
 
     def __init__(self, fd: int) -> None:
         """Take over the descriptor `fd`."""
@@ -55,7 +55,7 @@ class Folder:
 
     @property
     def path(self) -> Path:
-        """A path of this open folder, even if it is moved, for functions that take a path."""
+        """A path that leads to this open folder even after it was moved, for functions that take a path."""
         return Path(f"/proc/self/fd/{self.fd}")
 
     def is_same(self, other: "Folder") -> bool:
@@ -64,16 +64,16 @@ class Folder:
 
 
 class InboxFolders:
-    """The inbox and the folders below it. Every method makes what is missing and raises `InboxUnusable`."""
+    """The inbox and the folders below it; methods create missing folders and raise `InboxUnusable`."""
 
     def __init__(self, path: Path) -> None:
-        """Use the inbox at `path`; nothing is opened or made yet."""
+        """Use the inbox at `path`; open and create nothing yet."""
         self.path = path
         self._root: Folder | None = None
         self._lock: FileLock | None = None
 
     def root(self) -> Folder:
-        """Return the inbox; if another folder replaced it, that one from now on."""
+        """Return the open inbox; open it again if its path leads to another folder now."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._root is None or not os.path.samestat(os.fstat(self._root.fd), self.path.stat()):
@@ -86,10 +86,10 @@ class InboxFolders:
         return self._root
 
     def _make_sticky(self, root: Folder) -> None:
-        """Set the sticky bit, if the inbox is the daemon's; of another inbox `why_movable` says what is wrong."""
+        """Set the sticky bit if the daemon owns the inbox and others may write there; ignore errors."""
         info = os.fstat(root.fd)
         if info.st_uid == os.geteuid() and info.st_mode & _OTHERS_WRITE and not info.st_mode & stat.S_ISVTX:
-            with contextlib.suppress(OSError):  # a unit may forbid it beside a set-group-id bit
+            with contextlib.suppress(OSError):  # a unit may forbid it if the set-group-id bit is set
                 os.fchmod(root.fd, stat.S_IMODE(info.st_mode) | stat.S_ISVTX)
 
     def why_movable(self) -> str | None:
@@ -100,11 +100,11 @@ class InboxFolders:
         return f"others may move files in the inbox (chmod +t {self.path})"
 
     def shared(self, *names: str) -> Folder:
-        """Return a folder that files are dropped into; without names the inbox."""
+        """Open the folder for drops at `names` below the inbox; without names the inbox itself."""
         return self._below(names, is_closed=False)
 
     def closed(self, *names: str) -> Folder:
-        """Return a folder that the daemon alone writes to, and that those may read who may read the inbox."""
+        """Open the folder at `names` that only the daemon can write to, and all readers of the inbox can read."""
         return self._below(names, is_closed=True)
 
     def _below(self, names: tuple[str, ...], *, is_closed: bool) -> Folder:
@@ -130,10 +130,10 @@ class InboxFolders:
 
     def answers(self, *names: str, owner: int) -> Folder:
         """
-        Return the closed folder for what the user with number `owner` has dropped.
+        Open the closed folder for receipts and errors of files that the user with id `owner` dropped.
 
-        Of another user than the daemon's it is `~USER` in there, which only this user can read. On a file system that
-        knows no access lists nobody but the daemon can.
+        For any user but the daemon's it is `~USER` in the folder at `names`, which only this user can read; on a file
+        system without access lists only the daemon can.
         """
         folder = self.closed(*names)
         if owner == os.geteuid():
@@ -151,7 +151,7 @@ class InboxFolders:
         return private
 
     def answers_there(self, *names: str, user: str | None) -> Folder | None:
-        """Return the folder of `answers` for a user by name, if it was made; `None` stands for the daemon's own."""
+        """Open the folder of `answers` for a user name, if it exists, or return `None`; user `None` is the daemon's."""
         folder = self.closed(*names)
         if user in {None, name_of(os.geteuid())}:
             return folder
@@ -162,8 +162,8 @@ class InboxFolders:
         return private if os.fstat(private.fd).st_uid in {os.geteuid(), 0} else None
 
     def lock(self) -> None:
-        """Keep other daemons from this inbox, until the process ends."""
-        # There, because nobody else can open a file in it: who may write to the inbox could hold a lock in it, too.
+        """Lock the inbox until the process ends. Raises `InboxUnusable` if another daemon has locked it."""
+        # In done/, where nobody else can open a file: whoever may write to the inbox could hold a lock in it, too.
         folder = self.closed(DONE)
         path = folder.path / ".daemon.lock"
         self._lock = FileLock(path)
@@ -177,7 +177,7 @@ class InboxFolders:
 
 
 def read_own(folder: Folder, name: str | bytes) -> bytes | None:
-    """Return the first `_MOST_OWN_BYTES` of a regular file of the daemon's user; `None` if there is none."""
+    """Return up to 1 MB of a regular file that the daemon's user owns; `None` if there is no such file."""
     try:
         fd = os.open(name, _READ_OWN, dir_fd=folder.fd)
     except OSError:
@@ -190,9 +190,9 @@ def read_own(folder: Folder, name: str | bytes) -> bytes | None:
 
 def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None:
     """
-    Write `text` to `name` in `folder`, or delete it if `None`, unless the file there is not the daemon's.
+    Write `text` under `MARK` to `name` in `folder`, or delete the file if `None`; leave files of others alone.
 
-    It is written in the folder `aside` first, which only the daemon may write to. Raises `OSError`.
+    The text is written to the folder `aside`, which only the daemon may write to, and then moved. Raises `OSError`.
     """
     data, old = None if text is None else f"{MARK}\n\n{text}".encode(), read_own(folder, name)
     ours = old is not None and old.startswith(MARK.encode())
@@ -208,7 +208,7 @@ def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None
             file.flush()
             os.fsync(file.fileno())
         if not ours:
-            # Unlike a rename this never takes the place of a file that came in this very moment.
+            # Unlike a rename this never replaces a file that somebody creates at the same moment.
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, name, src_dir_fd=aside.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
         else:
@@ -226,7 +226,7 @@ def _is_there(folder: Folder, name: str) -> bool:
 
 
 def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folder, bool]:
-    """Open a folder of the daemon or root, creating it if missing; return it and whether it is new."""
+    """Open a folder that the daemon or root owns, creating it if missing; return it and whether it is new."""
     is_new = True
     try:
         try:
@@ -247,7 +247,7 @@ def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folde
 
 
 def _set_rights(folder: Folder, wants: int, shown: Path, command: str, *, may_fail: bool) -> None:
-    """Set a folder's mode; on a new folder this may fail."""
+    """Set a folder's mode to `wants` if it differs. Raises `InboxUnusable` on failure, unless `may_fail`."""
     if wants == stat.S_IMODE(os.fstat(folder.fd).st_mode):
         return
     try:
@@ -268,7 +268,7 @@ def _unusable(path: Path, error: OSError) -> InboxUnusable:
 
 
 def _readable_for(user: int) -> bytes:
-    """Return an access list, as Linux's acl_ea_header has it: all for the owner, reading for one user, no more."""
+    """Return a POSIX access list as a Linux xattr value: all for the owner, read and enter for user id `user`."""
     read, all_rights = 5, 7
     entries = (
         (0x01, all_rights, _NO_ID),

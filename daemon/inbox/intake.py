@@ -1,8 +1,8 @@
 """
-One settled file → an accepted, rejected or duplicate drop, recorded once and answered in the inbox.
+Turn one settled file into an accepted, proposed, rejected or duplicate drop, and move it out of the inbox.
 
-The order is what makes it safe to die anywhere: the copy is durable first, then one transaction records the drop and
-its run, then the file leaves the inbox. A file that is recorded but still there is known by its identity in the event.
+The order makes a crash at any point safe: the copy is durable first, then one transaction records the drop and its run,
+then the file leaves the inbox. A recorded file that is still there is recognised by its identity in the event.
 """
 
 import os
@@ -44,13 +44,13 @@ from pipeline.words import printable, size_words
 Taken = Literal["accepted", "proposed", "rejected", "duplicate"]
 Kind = Taken | Literal["changed", "gone", "queue_full", "unreadable", "no_room", "not_moved"]
 _ENDINGS = (b".jsonl", b".json")
-#: States in which a drop's content counts as known. Not what a stranger proposed: the owner's own copy counts at once.
+#: States of drops whose content makes a file a duplicate. Not proposed: a stranger's file would block the owner's.
 _KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.SUSPENDED)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of taking one file; all but the first four kinds leave it in the inbox for a later scan."""
+    """The result of taking one file; kinds that are not in `Taken` leave it in the inbox for a later scan."""
 
     kind: Kind
     track: str
@@ -73,7 +73,7 @@ class Outcome:
 
 
 class _Source(NamedTuple):
-    """A settled file, its stat and the time."""
+    """A settled file, its stat result, its open folder and the time in milliseconds."""
 
     settled: Settled
     info: os.stat_result
@@ -86,17 +86,17 @@ class _Source(NamedTuple):
 
 
 class Intake:
-    """Takes files in; used by one thread of the one daemon that works on the state folder."""
+    """Turns settled files into drops; used by one thread of the only daemon on the state folder."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
-        """Record in the database of `engine`; keep accepted files in `drops/` of the state folder."""
+        """Record drops in the database of `engine`, store files in `drops/`; remove leftovers of a killed daemon."""
         self._engine = engine
         self._settings = settings
         self._drops = settings.state_folder / "drops"
         self._incoming = settings.state_folder / "incoming"
         for folder in (self._drops, self._incoming):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # What is left of a daemon that died while it copied.
+        # Copies that a killed daemon had not finished.
         for path in self._incoming.glob("*.tmp"):
             path.unlink()
         self._inbox = InboxFolders(settings.inbox_folder)
@@ -109,8 +109,8 @@ class Intake:
         """
         Take one file in and return the outcome; `now_ms` is in milliseconds since the epoch.
 
-        Nothing that is wrong with the file raises. Raises `OSError` if the state folder cannot be written, as on a full
-        disk, and `InboxUnusable`; then the file is left in the inbox.
+        A bad file raises nothing. Raises `OSError` if the state folder cannot be written, as on a full disk, and
+        `InboxUnusable`; then the file stays in the inbox.
         """
         try:
             folder = self._inbox.shared(*settled.folders)
@@ -166,7 +166,7 @@ class Intake:
             return self._reject(source, validation, ruling.reason, taken.sha256)
         content = taken.sha256
         if not validation.ok:
-            # What is stored, hashed and compared is what will be trained on: a drop is its good rows.
+            # Only the good rows, which will be trained on, are stored, hashed and compared.
             content = sift(taken.path, options)
             same = self._duplicate(source, taken, content)
             if same is not None:
@@ -176,7 +176,7 @@ class Intake:
         return self._accept(source, validation, counts, content, taken.sha256)
 
     def _duplicate(self, source: _Source, taken: Copy, content: str) -> Outcome | None:
-        """Record a duplicate, or return `None`; `content` is the hash of the good rows in `taken.path`."""
+        """Record a duplicate if a known drop has the hash `content`, that of the good rows; otherwise return `None`."""
         with transaction(self._engine) as session:
             settled = source.settled
             same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.sha256 == content)
@@ -189,7 +189,7 @@ class Intake:
             tried = is_on_trial(session, original)
             _record(session, drop, source, (), on_trial=tried)
         stored = self._drops / f"{content}.jsonl"
-        if not stored.is_file() or durable.sha256_file(stored) != content:  # this is it, once more
+        if not stored.is_file() or durable.sha256_file(stored) != content:  # replace a lost or damaged file
             taken.path.rename(stored)
             durable.fsync_folder(self._drops)
         receipt = receipts.receipt(drop, None, receipts.Original(original, tried), (), taken.sha256)
@@ -230,7 +230,7 @@ class Intake:
         return too_few(drop.track, track, fixed or metric, rows)
 
     def _reject(self, source: _Source, validation: Validation, reason: str, sha256: str) -> Outcome:
-        """Record a rejected file, unless it was recorded before a crash."""
+        """Record a rejected file, unless it was recorded before a crash, and move it to `rejected/`."""
         if source.earlier is not None and source.earlier[0].state == DropState.REJECTED:
             drop = source.earlier[0]
         else:
@@ -247,7 +247,7 @@ class Intake:
         return self._file_away(*_filing(source, drop, run, receipt, errors), source.now)
 
     def _file_away(self, filing: Filing, outcome: Outcome, now: int) -> Outcome:
-        """Move a recorded file out of the inbox; if that fails, the next scan finds it recorded and tries again."""
+        """Move a recorded file out of the inbox; on failure return "not_moved", and the next scan tries again."""
         settled = filing.settled
         try:
             receipts.file_away(self._inbox, filing)
@@ -259,7 +259,7 @@ class Intake:
         return outcome
 
     def _finish_earlier(self, session: Session, source: _Source) -> tuple[Filing, Outcome] | None:
-        """Return the filing of a file that was recorded before a crash; files with findings are read again."""
+        """Return the filing of a file recorded before a crash; `None` if it is new, or its findings are needed."""
         if source.earlier is None:
             return None
         drop, detail = source.earlier
@@ -280,7 +280,7 @@ class Intake:
 
     def _no_room(self, size: int) -> str:
         """Return why the disk has no room for a file of this size; empty if it has."""
-        # Without its bad rows it is written once more.
+        # A second copy is written without the bad rows.
         need = size * (2 if self._settings.intake.on_bad_rows == "quarantine" else 1)
         free = self._disk.free_bytes()
         if need + self._disk.low_water_bytes <= free:
@@ -291,7 +291,7 @@ class Intake:
         )
 
     def _left(self, settled: Settled, kind: Kind, message: str, now: int) -> Outcome:
-        """Leave a file in the inbox, with an event the first time."""
+        """Return the outcome of a file that stays in the inbox; record an event the first time."""
         key = (settled, kind)
         if key not in self._told:
             self._told.add(key)
@@ -314,7 +314,7 @@ def _outcome(settled: Settled, kind: Kind, message: str) -> Outcome:
 
 
 def _receipt(drop: Drop, detail: Mapping[str, object], original: Drop | None, sha256: str) -> Document:
-    """Make the receipt of a recorded drop again, from the detail of its event."""
+    """Rebuild the receipt of a recorded drop from the detail of its event."""
     run, noted = detail.get("run"), detail.get("warnings")
     notices = [Notice.model_validate(value) for value in noted] if isinstance(noted, list) else []
     same = None if original is None else receipts.Original(original, detail.get("on_trial") is True)
@@ -347,7 +347,7 @@ def _drop(source: _Source, state: DropState, sha256: str) -> Drop:
 
 
 def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice, ...], **detail: Any) -> None:
-    """Add the drop with the event that lets this very file be recognised until it has left the inbox."""
+    """Add the drop, and an event with the file's identity, by which a file still in the inbox is recognised."""
     session.add(drop)
     session.flush()
     warnings = [notice.model_dump() for notice in notices]
@@ -369,7 +369,7 @@ def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice
 
 
 def _earlier(session: Session, source: _Source) -> tuple[Drop, dict[str, object]] | None:
-    """Return the drop that this same file was recorded as before a crash, and its event's detail."""
+    """Return the drop that this file was recorded as before a crash, and its event's detail; `None` if it was not."""
     settled = source.settled
     same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.name_bytes == settled.name)
     drop = session.exec(same.order_by(col(Drop.id).desc())).first()
@@ -382,7 +382,7 @@ def _earlier(session: Session, source: _Source) -> tuple[Drop, dict[str, object]
 
 
 def _wrong_name(name: bytes, path: Path) -> Validation | None:
-    """Reject a file without a JSON file name, and name its format if it is recognised."""
+    """Return a failed validation, with the format if recognised, for a name without .json or .jsonl; else `None`."""
     if name.lower().endswith(_ENDINGS):
         return None
     with path.open("rb") as file:

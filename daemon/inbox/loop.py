@@ -1,4 +1,4 @@
-"""The intake's thread: watch the inbox, take in what is ready, pause after trouble."""
+"""The intake's thread: watch the inbox, take complete files, pause after an error."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ from pipeline import durable
 from pipeline.errors import DropforgeError
 
 TROUBLE_SECONDS = 5.0
-#: Texts are written once no file has come in for the first of these, and in any case after the second.
+#: Texts are written after so many seconds without a new file, and at the latest after the second number.
 _QUIET_SECONDS, _LONGEST_WAIT = 0.2, 10.0
 log = structlog.get_logger()
 
@@ -43,20 +43,20 @@ class IntakeLoop:
         self._thread = threading.Thread(target=self._run, name="intake")
 
     def start(self) -> None:
-        """Begin to watch. Raises `InboxUnusable`, also if another daemon watches the same inbox."""
+        """Lock the inbox and start the thread. Raises `InboxUnusable`, also if another daemon has locked it."""
         self._watcher.inbox.lock()
         self._watcher.start()
         self._thread.start()
 
     def finish(self) -> None:
-        """Stop after the file in hand; what has not been taken stays in the inbox."""
+        """Stop the thread after the current file and wait for it; other files stay in the inbox."""
         self.stop.set()
         self.wake.set()
         self._thread.join()
         self._watcher.stop()
 
     def require_alive(self) -> None:
-        """Raise `DropforgeError` if the thread has ended though nobody told it to."""
+        """Raise `DropforgeError` if the thread has ended with an exception."""
         if self._ended is not None:
             message = f"the thread that takes files in has ended: {type(self._ended).__name__}: {self._ended}"
             raise DropforgeError(message, "start the daemon again; this is a defect, please report it") from self._ended
@@ -94,7 +94,7 @@ class IntakeLoop:
     def _scan(self) -> bool:
         """Take settled files; return whether any was taken."""
         taken = False
-        # What needs no approval first: anybody may bring any number of files that do.
+        # Files that need no approval first: anybody may drop any number of files that need it.
         for settled in sorted(self._watcher.scan(time.monotonic()), key=self._intake.limit.needs_approval):
             # Under the low-water mark files stay where they are; `dropforge status` says so.
             if self.stop.is_set() or self._disk.shortage():
@@ -107,12 +107,12 @@ class IntakeLoop:
         return taken
 
     def _take(self, settled: Settled) -> bool:
-        """Take one file, and return whether that went well; one that cannot be taken is skipped for a while."""
+        """Take one file and return whether it left the inbox; a file that cannot be taken is retried after a pause."""
         try:
             outcome = self._intake.take(settled, now_ms())
         except Exception as error:
             if is_full(error):
-                raise  # there was room for the file when it was looked at: no other fits in now
+                raise  # there was room for the file when it was checked: there is none for others now
             self._watcher.put_off(settled, f"it could not be taken: {error}", time.monotonic())
             log.warning("file_trouble", track=settled.track, name=settled.name, error=str(error), exc_info=True)
             return False
@@ -125,7 +125,7 @@ class IntakeLoop:
         return False
 
     def _write_texts(self) -> bool:
-        """Write verdicts, README.txt and WANTED.md; return whether more is to be written."""
+        """Write verdict notes, README.txt and WANTED.md; return whether notes are still pending."""
         if self.stop.is_set() or self._disk.shortage():
             return False
         if self._texts is None:

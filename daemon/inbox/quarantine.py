@@ -14,7 +14,7 @@ from pipeline.words import count
 
 @dataclass(frozen=True)
 class Ruling:
-    """Whether a drop is taken, and why not."""
+    """Whether a validated file is accepted, with the reason."""
 
     accepted: bool
     reason: str
@@ -32,7 +32,7 @@ def validation_options(settings: Settings, track: str) -> Options:
 
 
 def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
-    """Return whether a validated file is accepted, possibly without its bad rows, and why not."""
+    """Decide whether a validated file is accepted, possibly without its bad rows, by the settings `intake`."""
     bad, rows = validation.bad_rows, validation.rows
     if validation.ok:
         return Ruling(accepted=True, reason=validation.reason)
@@ -52,7 +52,7 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
 
 
 def noted_kinds(validation: Validation) -> list[dict[str, object]]:
-    """Return the kinds of findings, rare ones first, as the event of a drop keeps them."""
+    """Return the kinds of findings for the detail of a drop's event, at most `MOST_KINDS`, rare ones first."""
     return [kind._asdict() for kind in validation.kinds[:MOST_KINDS]]
 
 
@@ -60,7 +60,7 @@ def sift(path: Path, options: Options) -> str:
     """
     Remove the bad rows from the file at `path`, durably; return its new sha256.
 
-    The same bytes and options give the same file. Raises `OSError`, and the file is as it was then.
+    The same bytes and options give the same file. Raises `OSError` and then leaves the file unchanged.
     """
     aside = path.with_suffix(".sifted.tmp")
     digest = sha256()

@@ -51,7 +51,7 @@ def identity(info: os.stat_result) -> str:
 
 
 def refusal(info: os.stat_result) -> tuple[str, str] | None:
-    """Return why a file is rejected unopened, with the remedy, or `None` for a regular file."""
+    """Return reason and remedy if a file is rejected unopened (not regular, or hard-linked), or `None`."""
     if not stat.S_ISREG(info.st_mode):
         return (
             f"the file is {_KINDS.get(stat.S_IFMT(info.st_mode), 'no regular file')}",
@@ -64,9 +64,10 @@ def refusal(info: os.stat_result) -> tuple[str, str] | None:
 
 def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> Copy:
     """
-    Copy the file that `look` saw into `folder` and make it durable.
+    Copy the file `name`, whose `look` gave `info`, durably into `folder` under a temporary name.
 
-    Raises `SourceUnreadable` or `SourceChanged`, with nothing left behind; `OSError` if the copy cannot be written.
+    Raises `SourceUnreadable`, `SourceChanged` or `FileNotFoundError`; `OSError` if the copy cannot be written. Nothing
+    is left behind then.
     """
     try:
         fd = os.open(name, _OPEN, dir_fd=folder_fd)

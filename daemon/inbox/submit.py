@@ -1,4 +1,4 @@
-"""Copies a file into the inbox so that the daemon sees it whole or not at all, and nothing there is replaced."""
+"""Copy a file into the inbox so that the daemon sees all of it or nothing, and no file there is replaced."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from daemon.inbox.drop_folders import HELDOUT, is_skipped
 from daemon.settings.model import Settings
 from pipeline.errors import DropforgeError
 
-#: Whatever the umask of who submits: in the service's inbox the group is the daemon's.
+#: Mode of a submitted file, whatever the umask: in the service's inbox the group is the daemon's.
 _MODE = 0o640
 
 
@@ -27,7 +27,7 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
 
 
 def require_usable(name: str) -> None:
-    """Raise `DropforgeError` for a name that the inbox skips: hidden, of an upload, or of its own texts."""
+    """Raise `DropforgeError` for a name that the inbox ignores: hidden, a partial upload, or a text of the daemon."""
     if is_skipped(os.fsencode(name)):
         message = f"{name}: the inbox takes a file of such a name for one that is still being written"
         raise DropforgeError(message, "rename the file and submit it again")
@@ -35,7 +35,7 @@ def require_usable(name: str) -> None:
 
 @dataclass(frozen=True)
 class Incoming:
-    """A new file in the inbox, under a name that the watcher passes over until it is given its own."""
+    """A new file in the inbox under a hidden name, which the watcher ignores until `place` renames it."""
 
     inbox: Path
     folder: int
@@ -45,7 +45,7 @@ class Incoming:
 
     def place(self, name: str, track: str, *, heldout: bool) -> Path:
         """
-        Let the file appear under `name` in the folder of a declared `track`, or its held-out one, whole and durable.
+        Make the file durable and rename it to `name` in the folder of a declared `track`, or its held-out folder.
 
         Returns its path. Raises `DropforgeError` if a file of that name exists, or the folder does not.
         """
@@ -63,11 +63,11 @@ class Incoming:
 @contextlib.contextmanager
 def incoming(settings: Settings) -> Iterator[Incoming]:
     """
-    Give an empty file in the inbox to write; behind the block it is gone, unless it was given a name.
+    Yield a new empty file in the inbox; delete it at the end of the block unless it was placed.
 
     Raises `DropforgeError` if there is no inbox, `OSError` if it cannot be written.
     """
-    # Names that begin with a dot are in progress to the watcher.
+    # The watcher ignores names that begin with a dot.
     aside = f".{uuid.uuid4().hex}.part"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     inbox = settings.inbox_folder
@@ -94,7 +94,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
-    """Open a folder of the inbox; below the inbox no link is followed."""
+    """Yield the descriptor of the folder `below` in the inbox. Raises `DropforgeError` if it is missing or a link."""
     place, flags = inbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     with contextlib.ExitStack() as opened:
         try:
@@ -114,7 +114,7 @@ def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
 
 
 def _copy(source: Path, new: BinaryIO) -> None:
-    """Copy a regular file."""
+    """Copy a regular file into `new`. Raises `DropforgeError` if `source` is not a regular file."""
     with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as old:  # noqa: PTH123 - a descriptor
         if not stat.S_ISREG(os.fstat(old.fileno()).st_mode):
             raise DropforgeError(f"{source} is not a file", "name a .jsonl or .json file")
@@ -131,7 +131,7 @@ def _give_name(aside: tuple[int, str], target: Path, folder: int) -> None:
     except FileExistsError as error:
         raise DropforgeError(message, hint) from error
     except OSError as error:
-        # A file system without hard links: a rename would replace a file that appears in this very moment.
+        # A file system without hard links: a rename could replace a file that appears at the same moment.
         if target.name in os.listdir(folder):
             raise DropforgeError(message, hint) from error
         os.rename(name, target.name, src_dir_fd=source, dst_dir_fd=folder)

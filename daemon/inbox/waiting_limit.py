@@ -1,7 +1,7 @@
 """
-How many drops of one owner may wait: for a run, or for approval where they are held-out records.
+Limit how many drops of one owner wait: training drops for a run, held-out drops for approval.
 
-Counted per owner of the files, so that nobody who may write into the inbox keeps the others out.
+Counted per owner of the files, so that one user cannot use up the limit for the others.
 """
 
 import os
@@ -23,13 +23,13 @@ _LIMIT = "the limit (intake.max_waiting_drops)"
 
 
 class WaitingLimit:
-    """Holds `intake.max_waiting_drops`; used by the intake's thread."""
+    """Enforces `intake.max_waiting_drops`; used by the intake's thread."""
 
     def __init__(self, engine: Engine, settings: Settings, inbox: InboxFolders) -> None:
         """Count in the database of `engine`."""
         self._engine, self._settings, self._inbox = engine, settings, inbox
         self._most = settings.intake.max_waiting_drops
-        #: Tracks and users whose limit of drops that wait for a run is reached.
+        #: Tracks and user ids whose limit of waiting training drops is reached.
         self._full: set[tuple[str, int]] = set()
 
     def is_full(self, settled: Settled, info: os.stat_result) -> bool:
@@ -37,7 +37,7 @@ class WaitingLimit:
         return settled.role == "train" and (settled.track, info.st_uid) in self._full
 
     def full_tracks(self) -> list[str]:
-        """Return the tracks with files in the inbox that exceed their owner's limit."""
+        """Count again and return the tracks in which an owner has reached the limit of waiting training drops."""
         if self._full:
             with transaction(self._engine) as session:
                 self._full = {(track, uid) for track, uid in self._full if self._wait(session, track, uid)}
@@ -56,16 +56,16 @@ class WaitingLimit:
         return ""
 
     def words(self, info: os.stat_result) -> str:
-        """Return that too many drops of a file's owner wait for a run."""
+        """Return the message that too many drops of a file's owner wait for a run."""
         return f"{count(self._most, 'drop')} of {name_of(info.st_uid)} wait for a run, {_LIMIT}"
 
     def why_it_waits(self, settled: Settled, info: os.stat_result) -> str | None:
-        """Return why a held-out file waits for approval; `None` if it counts at once."""
+        """Return why a held-out file waits for approval; `None` if it is accepted at once."""
         why = why_it_waits(self._settings, settled.track, info.st_uid, info.st_mode)
         return why or self._inbox.why_movable()
 
     def needs_approval(self, settled: Settled) -> bool:
-        """Return whether a file would wait for approval; one that cannot be looked at does not."""
+        """Return whether a file would wait for approval; `False` if its owner and mode cannot be read."""
         if settled.role != "heldout":
             return False
         try:

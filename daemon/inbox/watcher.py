@@ -1,8 +1,8 @@
 """
-The inbox → files that have stopped changing.
+Find the files in the inbox that have stopped changing.
 
-Events of the kernel (or of polling) carry no data that matters: they only wake a scan, which lists the watched folders.
-The same scan runs on a timer, so a file is found even if every event was lost.
+Events of the kernel (or of polling) wake a scan, which lists the watched folders. The same scan runs on a timer, so a
+file is found even if every event was lost.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ from daemon.settings.text import nearest
 from pipeline.artifacts import Role
 from pipeline.words import printable
 
-#: No lease is given: the file system has none, or we neither own the file nor have CAP_LEASE.
+#: Errors if no lease is possible: the file system has none, or we neither own the file nor have CAP_LEASE.
 _NO_ANSWER = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP})
-#: Seconds between looks at a file that somebody still has open for writing.
+#: Seconds between checks of a file that a process still has open for writing.
 WRITER_SECONDS = 1.0
 _EVENTS: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent, FileCreatedEvent]
 #: Seconds before a file that could not be taken is tried again; doubled at each further failure of the same file.
 _FIRST_PAUSE = 5.0
 _LONGEST_PAUSE = 600.0
-#: Files that could not be taken of which `dropforge status` is told.
+#: Most files listed for `dropforge status` that could not be taken.
 _MOST_LEFT = 100
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ class Settled:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The names that lead from the inbox to the file's folder."""
+        """The file's folder, as names below the inbox."""
         return folder_names(self.track, self.role)
 
 
@@ -86,7 +86,7 @@ class _Candidate:
 
 
 def make_inbox(settings: Settings) -> None:
-    """Create every folder of the inbox that is not there. Raises `InboxUnusable`."""
+    """Create all missing folders of the inbox. Raises `InboxUnusable`."""
     inbox = InboxFolders(settings.inbox_folder)
     for folder in watched_folders(settings):
         inbox.shared(*folder.names)
@@ -95,15 +95,15 @@ def make_inbox(settings: Settings) -> None:
 
 
 class Watcher:
-    """Tells which files of the inbox may be taken; used by one thread, woken by others."""
+    """Finds the files of the inbox that are complete; used by one thread, which others wake."""
 
     def __init__(self, settings: Settings, wake: threading.Event) -> None:
-        """Watch the inbox of `settings`; `wake` is set whenever a scan is worth while."""
+        """Watch the inbox of `settings`; `wake` is set at each file event, so that the caller scans."""
         self.inbox = InboxFolders(settings.inbox_folder)
         self._settings = settings
         self._handler = _Waker(wake)
         self._observer: BaseObserver | None = None
-        #: The folders that can be used, open: a file is known by the folder's descriptor and its name in there.
+        #: The usable folders, open: a file is identified by its folder's descriptor and its name.
         self._open: dict[WatchedFolder, Folder] = {}
         self._watches: dict[WatchedFolder, ObservedWatch] = {}
         self._candidates: dict[WatchedFolder, dict[bytes, _Candidate]] = {}
@@ -111,13 +111,13 @@ class Watcher:
         self._unusable: dict[WatchedFolder, str] = {}
 
     def start(self) -> None:
-        """Create the inbox's folders and begin to listen for events. Raises `InboxUnusable`."""
+        """Create the inbox's folders and start to watch for events. Raises `InboxUnusable`."""
         self._observer = _observer(self._settings.observer)
         self._observer.start()
         self._refresh()
 
     def stop(self) -> None:
-        """Stop listening."""
+        """Stop watching for events."""
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
@@ -126,11 +126,11 @@ class Watcher:
 
     def scan(self, now: float) -> list[Settled]:
         """
-        List the inbox and return the files that are complete, in the order in which they came.
+        List the inbox and return the files that are complete, in the order of their last change.
 
         `now` is monotonic, in seconds. A file is complete when it has not changed for the settle time, or was renamed
-        into place, and no one has it open for writing. One that stays in the inbox is returned at every scan, but for
-        one that was put off. Raises `InboxUnusable` if the inbox, or its `done/` or `rejected/`, cannot be used.
+        into place, and no process has it open for writing. A file that stays in the inbox is returned by every scan,
+        except while it is put off. Raises `InboxUnusable` if the inbox, or its `done/` or `rejected/`, cannot be used.
         """
         self._refresh()
         settled: list[tuple[_Shape, Settled]] = []
@@ -151,7 +151,7 @@ class Watcher:
         return [file for _shape, file in sorted(settled, key=lambda pair: (pair[0].ctime_ns, pair[1].name))]
 
     def put_off(self, settled: Settled, why: str, now: float) -> None:
-        """Return a failed file again only after a pause, doubled at each failure, or once it has changed."""
+        """Leave a failed file out of scans for a pause, doubled at each failure, or until the file changes."""
         place = next(place for place in self._candidates if (place.track, place.role) == (settled.track, settled.role))
         candidate = self._candidates[place].get(settled.name)
         if candidate is not None:
@@ -161,7 +161,7 @@ class Watcher:
             candidate.why = why
 
     def next_due(self, now: float) -> float | None:
-        """Return the seconds after which some file may be complete, or is tried again; `None` if none is pending."""
+        """Return the seconds until a file may be complete or is tried again; `None` if no file is pending."""
         settle = self._settings.intake.settle_seconds
         candidates = [candidate for known in self._candidates.values() for candidate in known.values()]
         waits = [
@@ -173,23 +173,23 @@ class Watcher:
         return min(waits, default=None)
 
     def waiting(self) -> list[str]:
-        """Return the files, relative to the inbox, that are quiet but still open for writing somewhere."""
+        """Return files, relative to the inbox, that stopped changing but are open for writing; at most 100."""
         return sorted(_shown(place, name) for place, name, seen in self._all() if seen.has_writer)[:_MOST_LEFT]
 
     def left(self) -> list[dict[str, str]]:
-        """Return files and folders, relative to the inbox, that could not be taken or used, each {"name", "why"}."""
+        """Return files and folders, relative to the inbox, that could not be taken or used, as {"name", "why"}."""
         files = sorted((_shown(place, name), seen.why) for place, name, seen in self._all() if seen.why)
         folders = sorted(("/".join(place.names) + "/", why) for place, why in self._unusable.items())
         return [{"name": name, "why": why} for name, why in (folders + files)[:_MOST_LEFT]]
 
     def left_by_folder(self) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
-        """Yield the names that lead to each folder, and the names of its files that could not be taken, with why."""
+        """Yield each folder, as names below the inbox, and its files that could not be taken, as {name: reason}."""
         for place, known in self._candidates.items():
             left = ((os.fsdecode(name), seen.why) for name, seen in known.items() if seen.why)
             yield place.names, dict(itertools.islice(left, _MOST_LEFT))
 
     def unknown_folders(self) -> list[dict[str, str | None]]:
-        """Return the inbox's folders that are no declared track, each {"name", "nearest"}; they are left alone."""
+        """Return the folders in the inbox that are no declared track, with the most similar track as "nearest"."""
         known = {*self._settings.track_names, DONE, REJECTED, HELDOUT} - {"default"}
         with os.scandir(self.inbox.root().fd) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
@@ -202,7 +202,7 @@ class Watcher:
                 yield place, name, candidate
 
     def _refresh(self) -> None:
-        """Open each folder that can be used, and listen to it; again if another one is in its place."""
+        """Open and watch every usable folder; open it again if it was replaced. Raises `InboxUnusable`."""
         for name in (DONE, REJECTED):
             self.inbox.closed(name)
         for place in watched_folders(self._settings):
@@ -232,7 +232,7 @@ class Watcher:
         self._candidates.pop(place, None)
 
     def _give_up(self, place: WatchedFolder, error: InboxUnusable | OSError) -> None:
-        """Note that a folder cannot be used. Raises `InboxUnusable` if it is the inbox itself."""
+        """Record why a folder cannot be used. Raises `InboxUnusable` if it is the inbox itself."""
         if not place.names:
             raise error if isinstance(error, InboxUnusable) else InboxUnusable(f"{place.path}: {error.strerror}")
         why = f"{error.message}; {error.hint}" if isinstance(error, InboxUnusable) else str(error)
@@ -245,7 +245,7 @@ class Watcher:
         candidate.has_writer = candidate.given = False
         if not quiet and not self._handler.was_renamed((folder.path, name)):
             return False
-        # Without an answer: the file system has no leases, our rights allow none, or the kind of file.
+        # `None` if not known: the file system has no leases, our rights allow none, or the file is not regular.
         asked = candidate.shape.regular and self._settings.observer == "native"
         writer = has_writer(name, folder.fd) if asked else None
         candidate.has_writer = quiet and writer is True
@@ -255,12 +255,12 @@ class Watcher:
 
 
 def _listing(folder: Folder) -> dict[bytes, _Shape]:
-    """Return the files in a folder by name, without ignored names and subfolders."""
+    """Return name → stat fields of the files in a folder, without ignored names and subfolders."""
     found = {}
     with os.scandir(folder.fd) as entries:
         for entry in entries:
             name = os.fsencode(entry.name)
-            # What a person has mounted there may refuse every question, and is gone as far as others can see.
+            # A mounted file system may refuse every call: such an entry is ignored.
             with contextlib.suppress(OSError):
                 if is_skipped(name) or entry.is_dir(follow_symlinks=False):
                     continue
@@ -276,10 +276,10 @@ def _shown(place: WatchedFolder, name: bytes) -> str:
 
 def has_writer(name: bytes, dir_fd: int) -> bool | None:
     """
-    Say whether the regular file `name` in a folder is open for writing, or mapped so, by any process.
+    Return whether any process has the regular file `name` open or mapped for writing; `None` if not known.
 
-    `None` if there is no answer: not allowed, not supported, not readable, or not a regular file. Local file systems
-    only: network ones may refuse a lease for reasons of their own.
+    Not known: not allowed, not supported, not readable, or not a regular file. For local file systems only: a network
+    file system may refuse a lease for other reasons.
     """
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=dir_fd)
@@ -335,7 +335,7 @@ class _Waker(FileSystemEventHandler):
 
     def forget_all_but(self, seen: set[tuple[Path, bytes]]) -> None:
         with self._lock:
-            # An event may be ahead of the listing: what is there now is for the next scan.
+            # An event may be newer than the listing: keep files that exist now for the next scan.
             self._renamed = {
                 key for key in self._renamed if key in seen or os.path.lexists(key[0] / os.fsdecode(key[1]))
             }
@@ -348,10 +348,10 @@ def _key(path: bytes | str) -> tuple[Path, bytes]:
 
 class _Arrivals(InotifyFullEmitter):
     """
-    Reports files that arrive and none that leave; "full" tells a file moved in from one created.
+    Reports files that arrive, distinguishing moved ("full") from created ones, and none that leave.
 
-    The library holds each departure back for half a second, waiting for where it went, and every later event behind it:
-    a file renamed in after another was filed away would be noticed that much later.
+    The library delays each departure by half a second to learn its target, and all later events with it: after a file
+    was moved out of the inbox, a file renamed into it would be noticed that much later.
     """
 
     def get_event_mask_from_filter(self) -> Mask:
@@ -359,7 +359,7 @@ class _Arrivals(InotifyFullEmitter):
 
 
 class _ArrivalsObserver(InotifyObserver):
-    """The library's observer with our emitter."""
+    """The library's inotify observer with `_Arrivals` as its emitter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -367,5 +367,5 @@ class _ArrivalsObserver(InotifyObserver):
 
 
 def _observer(kind: str) -> BaseObserver:
-    """Return the observer that the setting names."""
+    """Return a polling observer for "polling", otherwise the inotify observer."""
     return PollingObserver() if kind == "polling" else _ArrivalsObserver()

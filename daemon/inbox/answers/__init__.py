@@ -1,8 +1,9 @@
 """
-What people find in the inbox: receipts, verdicts beside them, README.txt, WANTED.md.
+Files for people in the inbox: receipts, verdict notes, README.txt and WANTED.md.
 
 In: drops and runs as the database has them. Out: files in `done/`, `rejected/` and the folders for drops.
-`receipts` answers a file when it is taken, `remarks` says what comes of it, `verdict_notes` what became of it, kept
-beside the receipt; `folder_texts` keeps README.txt and WANTED.md, `rejected` removes old files that were given back.
+`receipts` writes the receipt or error list of a file when it is taken, `remarks` has sentences on what happens next,
+`verdict_notes` keeps each drop's outcome next to its receipt; `folder_texts` keeps README.txt and WANTED.md,
+`rejected` deletes old rejected files.
 Open `verdict_notes` first.
 """

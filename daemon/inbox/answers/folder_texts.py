@@ -1,9 +1,9 @@
 """
-The texts in the inbox's folders: README.txt, WANTED.md, and a note beside each file that cannot be taken.
+Write the texts in the inbox's folders: README.txt, WANTED.md, and a note next to each file that cannot be taken.
 
-They follow from settings and database and are looked at whenever the inbox is. README.txt says what may be dropped into
-a track's folder and how it is answered, WANTED.md which kinds of rows would help its champion most, by the scores on
-the held-out records.
+They are derived from settings and database, and refreshed after scans of the inbox. README.txt describes what may be
+dropped into a track's folder and how it is answered; WANTED.md lists the kinds of rows that would help its champion
+most, by the scores on the held-out records.
 """
 
 import os
@@ -33,30 +33,30 @@ from pipeline.words import count, plain, printable, size_words
 
 README = "README.txt"
 WANTED = "WANTED.md"
-#: Slices that are listed, the weakest; verdicts that are looked through for one on today's champion.
+#: Most slices listed, the weakest ones; most verdicts searched for one with scores of the current champion.
 _MOST, _MOST_VERDICTS = 20, 50
-#: Fewer groups of records say little (`pipeline.decide.slices.LEAST_TESTED`; numpy is not for the daemon).
+#: The score of fewer groups of records is unreliable (a copy of `pipeline.decide.slices.LEAST_TESTED`: no numpy here).
 _LEAST_GROUPS = 30
-#: Guards that more rows of a kind help against, and those that general ones do.
+#: Guards that more rows of some kind can satisfy, and guards that general questions and answers can.
 _ROWS_HELP, _GENERAL = {"slice", "anchor", "floor"}, {"general", "general_base"}
-#: Reasons of a verdict that would have been no win without its guards either.
+#: Reasons of a verdict that would not have been a win even without guards.
 _NO_WIN = {"p_above_limit", "gain_below_minimum"}
-#: What would end the code, or the cell of the table.
+#: Characters that would end Markdown code or the cell of a table.
 _NO_CODE = str.maketrans({"`": "'", "|": "¦"})
 log = structlog.get_logger()
 
 
 class FolderTexts:
-    """The README.txt of each track's folder, its WANTED.md, and the verdicts beside the receipts."""
+    """Keeps README.txt and WANTED.md in each track's folder, and the verdict notes next to receipts, up to date."""
 
     def __init__(self, settings: Settings, inbox: InboxFolders) -> None:
-        """Keep the texts of `inbox`; nothing is written yet. For one thread. Raises `DatabaseUnusable`."""
+        """Open the database, for use by one thread; write nothing yet. Raises `DatabaseUnusable` if there is none."""
         self._engine = open_reader(settings.state_folder / DATABASE_NAME)
         self._settings, self._inbox = settings, inbox
         self._notes = VerdictNotes(self._engine, settings, inbox)
 
     def refresh(self) -> bool:
-        """Write what has changed; say whether more is to be written soon. Raises `OSError` if the disk is full."""
+        """Write texts that changed; return whether notes are still pending. Raises `OSError` if the disk is full."""
         more = self._notes.refresh()
         for track in sorted(self._notes.touched):
             if track in self._settings.track_names:
@@ -71,7 +71,7 @@ class FolderTexts:
         return more
 
     def keep_notes(self, folders: tuple[str, ...], left: Mapping[str, str]) -> None:
-        """Say beside each file in `left` why it stays, and nothing beside others. Raises `OSError` as `refresh`."""
+        """Write a note next to each file in `left` (name: reason), delete others. Raises `OSError` as `refresh`."""
         try:
             folder = self._inbox.shared(*folders)  # open as long as it has a name
             there = os.listdir(folder.fd)  # noqa: PTH208 - a descriptor
@@ -84,7 +84,7 @@ class FolderTexts:
             self._keep(folders, name + WAITS, note)
 
     def _keep(self, folders: tuple[str, ...], name: str, words: str | None) -> None:
-        """Keep one text in a folder; one that cannot be written is logged and left, but for a full disk."""
+        """Write a text to a folder, or delete it if `None`. Errors are logged; a full disk raises `OSError`."""
         try:
             keep_own(self._inbox.shared(*folders), self._inbox.closed(DONE), name, words)
         except (InboxUnusable, OSError) as error:
@@ -94,7 +94,7 @@ class FolderTexts:
 
 
 def readme_text(settings: Settings, track: str, metric: str | None = None) -> str:
-    """Return the text for the folder of `track`, which is judged by `metric`; `None`: not known yet."""
+    """Return the README of the folder of `track`; `metric` is its primary metric, `None` if not known yet."""
     intake, own = settings.intake, settings.track(track)
     below, top = ("", "") if track == "default" else (f"{track}/", "../")
     return f"""\
@@ -146,7 +146,7 @@ def _bad_rows(intake: IntakeSettings) -> str:
 
 
 class _Measured(NamedTuple):
-    """A verdict that says how the champion did."""
+    """A verdict that has a score of the current champion."""
 
     verdict: Verdict
     run: int
@@ -155,7 +155,7 @@ class _Measured(NamedTuple):
 
 
 def wanted_text(session: Session, state_folder: Path, track: str) -> str | None:
-    """Return what WANTED.md says of a track; `None` while no verdict says how its champion did."""
+    """Return the content of a track's WANTED.md; `None` if no verdict has a score of its current champion."""
     serving = session.get(Track, track)
     measured = None if serving is None else _measured(session, state_folder, serving)
     if measured is None or serving is None or serving.champion_model_id is None:
@@ -186,7 +186,7 @@ def wanted_text(session: Session, state_folder: Path, track: str) -> str | None:
 
 
 def _guarded(measured: _Measured) -> str:
-    """Say what a run lost that won on the task, and that more rows of the task do not help; empty where they may."""
+    """Return a paragraph if the run won on the task but failed guards that more rows cannot satisfy; empty if not."""
     verdict = measured.verdict
     failed = {guard.guard for guard in verdict.guards if guard.state == "failed"}
     won = verdict.outcome == "guard_failed" and not _NO_WIN & set(verdict.reasons)
@@ -200,7 +200,7 @@ def _guarded(measured: _Measured) -> str:
 
 
 def _measured(session: Session, state_folder: Path, serving: Track) -> _Measured | None:
-    """Return the latest verdict on the champion that serves."""
+    """Return the latest verdict with a score of the current champion; `None` if the last 50 runs have none."""
     asked = select(Run.id).where(Run.track == serving.name, col(Run.outcome).in_(JUDGED))
     for run in session.exec(asked.order_by(col(Run.id).desc()).limit(_MOST_VERDICTS)):
         try:
@@ -215,7 +215,7 @@ def _measured(session: Session, state_folder: Path, serving: Track) -> _Measured
 
 
 def _train_rows(session: Session, state_folder: Path, track: str, model_id: str) -> dict[str, int]:
-    """Return the training rows of the champion's own run, by slice; none of a base model."""
+    """Return the number of training rows per slice in the run that made the champion; empty for a base model."""
     run = session.scalars(text(MAKER), {"track": track, "model": model_id}).first()
     try:
         dataset = None if run is None else load_dataset(state_folder, run)
@@ -225,12 +225,12 @@ def _train_rows(session: Session, state_folder: Path, track: str, model_id: str)
 
 
 def _weakest(slices: Sequence[SliceResult], *, is_candidate: bool) -> list[SliceResult]:
-    """Return the drops and tags with the lowest scores, those of few records last."""
+    """Return at most 20 slices by drop or tag, lowest score first, those with few groups of records last."""
     parts = [one for one in slices if one.kind in {"drop", "tag"}]
     score = {one.label: one.candidate if is_candidate else one.champion for one in parts}
     return sorted(parts, key=lambda one: (one.groups < _LEAST_GROUPS, score[one.label], one.label))[:_MOST]
 
 
 def _code(label: str) -> str:
-    """Return a tag or a file's name, which anybody may have chosen, as code: nothing in there is markup."""
+    """Return an untrusted tag or file name as Markdown code, so that nothing in it acts as markup."""
     return f"`{printable(label).translate(_NO_CODE)}`"

@@ -1,8 +1,8 @@
 """
-The answer that a person finds in the inbox: the file in `done/` or `rejected/`, and a receipt or its errors beside it.
+Move a recorded file to `done/` or `rejected/`, and write its receipt or error list next to it.
 
 The document is written first and the file moved after it. If the daemon dies between the two, the file is recognised
-at the next scan and moved to the document that was written for it.
+at the next scan and moved next to the document that was written for it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ RECEIPT = ".receipt.json"
 ERRORS = ".errors.json"
 #: A name, its number, the document's ending and the temporary name that it is written under stay below 255 bytes.
 _LONGEST_NAME = 190
-#: Findings in a file of errors: it stays small beside a file of many short rows.
+#: Most findings in an error list, which stays small even for a file of many short rows.
 _MOST_FINDINGS = 100
 _LONGEST_ENDING = 20
 _FIRST_TRIES = 20
@@ -38,7 +38,7 @@ _ON_TRIAL = "; it may have made a run worse, so it is tried alone before it is u
 
 @dataclass(frozen=True)
 class Filing:
-    """A file that is recorded and still has to leave the inbox, with its document."""
+    """A recorded file that still has to leave the inbox, with the documents to write next to it."""
 
     settled: Settled
     info: os.stat_result
@@ -50,13 +50,13 @@ class Filing:
 
     @property
     def documents(self) -> dict[str, Document]:
-        """What is written beside the file, by the ending of its name."""
+        """The documents to write next to the file, by the ending of their names."""
         both = {ERRORS: self.errors, RECEIPT: self.receipt}
         return {ending: document for ending, document in both.items() if document is not None}
 
 
 class Original(NamedTuple):
-    """The drop whose content another one repeats."""
+    """The earlier drop whose content a duplicate repeats."""
 
     drop: Drop
     on_trial: bool
@@ -65,9 +65,9 @@ class Original(NamedTuple):
 
 def receipt(drop: Drop, run: int | None, original: Original | None, notices: Sequence[Notice], sha256: str) -> Document:
     """
-    Return the receipt of a drop that was accepted, waits for a person, or was found to repeat `original`.
+    Return the receipt of a drop that is accepted, proposed, or a duplicate of `original`.
 
-    `sha256` is the file's; where bad rows were set aside, `content_sha256` is that of the rows which were stored.
+    `sha256` is that of the dropped file; `content_sha256` in the receipt is that of the stored rows, without bad ones.
     """
     same = None
     if original is not None:
@@ -93,9 +93,10 @@ def receipt(drop: Drop, run: int | None, original: Original | None, notices: Seq
 
 def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
     """
-    Return the errors of a drop that was rejected or lost rows, as `schemas/drop-errors.schema.json` describes them.
+    Return the error list of a drop that was rejected or lost rows (`schemas/drop-errors.schema.json`), or `None`.
 
-    `sha256` is the file's. `None` if there are none any more: the settings of a daemon that died were other ones.
+    `sha256` is that of the dropped file. `None` if the file is valid now: it was recorded before a crash, under other
+    settings.
     """
     if validation.ok:
         return None
@@ -119,7 +120,7 @@ def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
 
 def file_away(inbox: InboxFolders, filing: Filing) -> None:
     """
-    Write the documents and move the file beside them.
+    Write a filing's documents to `done/` or `rejected/`, then move the file next to them if it is unchanged.
 
     Nothing is overwritten: a name that is taken gets a number. Raises `OSError` or `InboxUnusable`, and may then be
     called again.
@@ -143,34 +144,34 @@ def file_away(inbox: InboxFolders, filing: Filing) -> None:
 
 
 def home_of(track: str, *, rejected: bool) -> tuple[str, ...]:
-    """Return the names that lead from the inbox to where the answers of a track are."""
+    """Return a track's folder in `done` or `rejected`, as names below the inbox."""
     return (REJECTED if rejected else DONE, *(() if track == "default" else (track,)))
 
 
 def names_for(name: bytes, drop: int) -> Iterator[bytes]:
-    """Yield the names under which a dropped file may be filed away, in the order in which they are tried."""
+    """Yield the names to try for a file in `done/` or `rejected/`: its own, then numbered ones, without end."""
     stem, dot, suffix = _shortened(name).rpartition(b".")
     if not stem:
         stem, dot, suffix = dot + suffix, b"", b""
-    # After a few tries by what no other drop has, or thousands of equal names would be gone through for each.
+    # After a few tries the number comes from the drop's id: with thousands of equal names each would try all others.
     numbers = itertools.chain(range(1, _FIRST_TRIES + 1), itertools.count(1000 * max(drop, 1)))
     yield from (stem + (b"" if number == 1 else b"-%d" % number) + dot + suffix for number in numbers)
 
 
 def remove_leftovers(inbox: InboxFolders) -> None:
-    """Remove the half-written documents of a daemon that died."""
+    """Remove half-written documents of a killed daemon from `done/` and `rejected/`; ignore errors."""
     for name in (DONE, REJECTED):
-        with contextlib.suppress(InboxUnusable, OSError):  # which the first scan says
+        with contextlib.suppress(InboxUnusable, OSError):  # the first scan reports it
             _remove_leftovers(inbox.closed(name), deeper=2)
 
 
 def iso_time(milliseconds: int) -> str:
-    """Return a moment as people and programs read it: 2026-01-31T02:00:00+00:00."""
+    """Return milliseconds since the epoch as ISO 8601 in UTC: 2026-01-31T02:00:00+00:00."""
     return utc(milliseconds).isoformat(timespec="seconds")
 
 
 def _told(findings: Sequence[Finding]) -> Sequence[Finding]:
-    """Return the findings to write, in their order: the first of each rule and kind, and then others."""
+    """Return at most 100 findings in their order; the first of each rule and message are chosen before others."""
     rules: dict[str, int] = {}
     kinds: dict[tuple[str, str], int] = {}
     for number, finding in enumerate(findings):
@@ -211,13 +212,13 @@ def _sentence(drop: Drop, run: int | None, original: Original | None) -> str:
 
 
 def _remove_leftovers(folder: Folder, deeper: int) -> None:
-    """Look into a folder, those of tracks in it and those of users in these."""
+    """Remove half-written documents from a folder and, `deeper` levels down, from subfolders of the daemon's user."""
     for ending in ("json", "txt", "md"):
         durable.remove_leftovers(folder.path, f"*.{ending}")
     with os.scandir(folder.fd) as entries:
         names = [entry.name for entry in entries if deeper and entry.is_dir(follow_symlinks=False)]
     for name in names:
-        # A folder that is not the daemon's is nothing that it has written to.
+        # The daemon writes nothing into a folder of another user.
         with contextlib.suppress(OSError):
             below = Folder(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd))
             if os.fstat(below.fd).st_uid == os.geteuid():
@@ -225,13 +226,13 @@ def _remove_leftovers(folder: Folder, deeper: int) -> None:
 
 
 def _give_back_another(source: Folder, name: bytes, target: Folder, new: bytes, info: os.stat_result) -> None:
-    """Put a file back that took the recorded one's name in the moment before the move: nobody has read it."""
+    """Move a file back that replaced the recorded one just before it was moved; it has not been read yet."""
     if look(new, target.fd).st_ino != info.st_ino and not os.path.lexists(source.path / os.fsdecode(name)):
         os.rename(new, name, src_dir_fd=target.fd, dst_dir_fd=source.fd)
 
 
 def _is_free(folder: Folder, name: str, documents: Mapping[str, Document]) -> bool:
-    """Say whether nothing stands in the way, but for documents that were written for this drop before a crash."""
+    """Return whether a file may be moved to `name`: neither it nor documents of another drop are there."""
     in_the_way = [ending for ending in (RECEIPT, ERRORS) if os.path.lexists(folder.path / (name + ending))]
     return not os.path.lexists(folder.path / name) and all(
         ending in documents and read_own(folder, name + ending) == durable.json_bytes(documents[ending])
@@ -246,5 +247,5 @@ def _shortened(name: bytes) -> bytes:
     ending = dot + ending
     if not stem or len(ending) > _LONGEST_ENDING:
         stem, ending = name, b""
-    # "ignore" drops what the cut left of a character; a name that is no UTF-8 loses its odd bytes here.
+    # "ignore" drops a character that was cut in half, and the bytes of a name that are not UTF-8.
     return stem[: _LONGEST_NAME - len(ending)].decode("utf-8", "ignore").encode() + ending

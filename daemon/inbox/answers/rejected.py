@@ -1,8 +1,8 @@
 """
-Removes what was rejected long ago: the file and its errors in `rejected/`, then its rows in the database.
+Delete old rejected drops: the file and its error list in `rejected/`, then the rows in the database.
 
-A file is removed if the errors beside it are those of its drop; what else lies there is somebody's own. The rows go
-last, so that a collection that was cut off goes on to the same end.
+A file is deleted only if the error list next to it belongs to its drop; other files there are left alone. The rows are
+deleted last, so that an interrupted collection can be repeated.
 """
 
 import os
@@ -27,10 +27,11 @@ from pipeline.words import printable
 
 def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = False) -> tuple[Item, ...]:
     """
-    Remove what was rejected more than `gc.rejected_days` before `now`, milliseconds since the epoch, and return it.
+    Delete drops that were rejected more than `gc.rejected_days` before `now`, and return them.
 
-    With `dry_run` nothing is removed. Safe beside a living daemon. Raises `OSError` or `InboxUnusable` if a file
-    cannot be removed, once all others are; its rows stay.
+    `now` is in milliseconds since the epoch. With `dry_run` nothing is deleted. Safe while a daemon runs. Returns
+    nothing if there is no inbox. Raises `OSError` or `InboxUnusable` if a file cannot be deleted, after all others
+    were; its rows stay.
     """
     inbox, days = InboxFolders(settings.inbox_folder), settings.gc.rejected_days
     if not inbox.path.is_dir():  # a disk that is not mounted: without their rows the files would stay for ever
@@ -55,8 +56,8 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
 
 
 def _old_drops(session: Session, before: int) -> list[Drop]:
-    """Return the drops that were rejected before that moment, but for those that a message will still tell of."""
-    # SQLite would give the highest number again.
+    """Return rejected drops received before `before` (ms), except the newest drop and those with a pending message."""
+    # Not the drop with the highest id: SQLite would assign that id again.
     latest = select(func.max(Drop.id)).scalar_subquery()
     told = select(Event.drop_id).join(Message).where(Message.state == MessageState.PENDING, Event.drop_id == Drop.id)
     old = select(Drop).where(Drop.state == DropState.REJECTED, Drop.received_at < before, col(Drop.id) < latest)
@@ -64,7 +65,7 @@ def _old_drops(session: Session, before: int) -> list[Drop]:
 
 
 def _remove(inbox: InboxFolders, drop: Drop, owner: str | None, *, dry_run: bool) -> tuple[str, int]:
-    """Remove a drop's file, then its errors; return where the file is, from the inbox on, and the bytes of both."""
+    """Delete a drop's file, then its error list; return the file's path, from the inbox on, and the bytes of both."""
     home, size = home_of(drop.track, rejected=True), 0
     folder = inbox.answers_there(*home, user=owner)
     name = folder and name_with(ERRORS, folder, drop)
@@ -79,8 +80,8 @@ def _remove(inbox: InboxFolders, drop: Drop, owner: str | None, *, dry_run: bool
 
 
 def _forget(session: Session, gone: dict[int, Item], now: int) -> None:
-    """Remove the rows of drops, with their events and messages."""
-    # First, so that the highest number of an event is not one that goes: it would come again.
+    """Delete the rows of the drops in `gone` with their events and messages, and record one event about it."""
+    # Recorded first: if the event with the highest id were deleted, SQLite would assign that id again.
     reasons, total = {"rejected files": len(gone)}, sum(item.bytes for item in gone.values())
     record_event(session, "garbage_collected", now, bytes=total, items=len(gone), reasons=reasons)
     number: BindParameter[int] = bindparam("number")

@@ -1,9 +1,7 @@
 """
-What a person should know of a file where it is dropped, not a night later.
+Sentences for people who drop files: rows still needed for a verdict, pinned rows, the next run, unlikely answers.
 
-Whether its track has rows enough for a verdict: below the minimum nothing is trained. How many of its rows are pinned
-as held-out records: those are never trained on. When a run begins, what pinned records are for, and what a champion
-found odd.
+With too few rows for a verdict nothing is trained; rows pinned as held-out records are never trained on.
 """
 
 import math
@@ -22,11 +20,11 @@ _IF_LONG = f"where answers are JSON or longer than {SHORT_WORDS} words"
 
 def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[str, int]) -> str | None:
     """
-    Say what track `name` lacks for a verdict on any model, and the ways out; `None` if it has enough.
+    Return how many rows track `name` lacks for a verdict, as a sentence with remedies; `None` if it has enough.
 
-    Enough rows are those that bring the held-out records in 95 of 100 cases; `rows` are those of its accepted drops, by
-    role, repeated ones counted each time: even so many may not do. `metric` is what the track's first run fixed, or
-    what a file is likely to be judged by; `None`: not known.
+    Enough rows yield the required held-out records in 95 of 100 cases. `rows` is the number of rows in accepted drops,
+    by role; repeated rows count each time, so even enough rows may turn out too few. `metric` is the one that the
+    track's first run fixed, or the likely one of a new file; `None` if it is not known.
     """
     least, most = _needed(track, metric)
     nothing = "nothing is trained" if track.gate.approval == "auto" else "no model gets a verdict"
@@ -50,9 +48,9 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
 
 def metric_of_track(state_folder: Path, found: Any) -> str | None:
     """
-    Return the metric of the track whose `METRIC` was found; `None` if it is not known.
+    Return a track's metric from `found`, its row of the query `METRIC`; `None` if it is not known.
 
-    Before its first run that is the metric by which its newest drop is likely to be judged.
+    Before the track's first run it is the likely metric of its newest accepted drop.
     """
     if found is None or found.metric or not found.newest:
         return None if found is None else found.metric
@@ -65,7 +63,7 @@ def metric_of_track(state_folder: Path, found: Any) -> str | None:
 
 
 def pinned_already(name: str, pinned: int, rows: int) -> str | None:
-    """Say how many of a training file's rows are held-out questions; `None` if none is."""
+    """Return a sentence on how many rows of a training file are pinned held-out questions; `None` if none is."""
     if not pinned:
         return None
     are = "is a held-out question" if pinned == 1 else "are held-out questions"
@@ -73,7 +71,7 @@ def pinned_already(name: str, pinned: int, rows: int) -> str | None:
 
 
 def begins_when(settings: Settings, track: str) -> str:
-    """Say when the next run of a track begins, with "begins" as the first word."""
+    """Return when the next run of a track begins, as a phrase whose first word is "begins"."""
     if track not in settings.track_names:
         return "begins once that track is in the settings again"
     own = settings.track(track)
@@ -83,7 +81,7 @@ def begins_when(settings: Settings, track: str) -> str:
 
 
 def use_of_pinned(settings: Settings, track: str) -> str:
-    """Say what an accepted held-out drop of a track is for."""
+    """Return a clause on how an accepted held-out drop of a track is used."""
     on = settings.track(track).gate.on if track in settings.track_names else "pinned"
     if on == "pinned":
         return f"from the next run on it judges the candidates of track {track}"
@@ -91,18 +89,18 @@ def use_of_pinned(settings: Settings, track: str) -> str:
 
 
 def loss_words(found: Mapping[str, Any]) -> str:
-    """Say what a champion's loss on a new drop was, beside those on what it knew; `found` is what the event says."""
+    """Return a champion's loss on a new drop compared with known ones; `found` is the detail of the event."""
     nats, least, most = (plain(value, 2) for value in (found["nats"], *found["known"]))
     return f"{nats} nats per token, compared with {least} to {most} on the drops that it knew"
 
 
 def unlikely_words(found: Mapping[str, Any], run: int | None) -> str:
-    """Say that the champion of a run found a drop's answers far less likely than those of all drops that it knew."""
+    """Return a warning that the champion found a drop's answers unlikely in `run`; `found` as in `loss_words`."""
     return f"look at its answers, the champion found them unlikely: {loss_words(found)}; dropforge report {run}"
 
 
 def rows_for_verdict(track: TrackSettings, metric: str | None = None) -> str:
-    """Say how much of what a track needs for a verdict on any model; `metric` is as in `too_few`."""
+    """Return how many held-out records or rows a verdict needs, as a clause; `metric` is as in `too_few`."""
     least, most = _needed(track, metric)
     share = track.split.heldout
     if track.gate.on == "pinned":
@@ -111,7 +109,7 @@ def rows_for_verdict(track: TrackSettings, metric: str | None = None) -> str:
 
 
 def _needed(track: TrackSettings, metric: str | None) -> tuple[int, int]:
-    """Return the fewest held-out records for a verdict, with short answers and with long ones; `None`: as it comes."""
+    """Return the fewest held-out records for a verdict: with short answers, with long answers."""
     metric = metric if track.evaluate.metric == "auto" else track.evaluate.metric
     short, long = track.gate.min_records, track.gate.min_records_continuous
     return {None: (short, long), "exact_match": (short, short)}.get(metric, (long, long))

@@ -1,8 +1,8 @@
 """
-What became of each drop, in `NAME.verdict.txt` beside its receipt, replaced whenever that changes.
+Keep the outcome of each drop in `NAME.verdict.txt` next to its receipt, rewritten whenever it changes.
 
-A text follows from the database alone, and one that differs from the file is written, so a crash costs nothing: at its
-start the daemon goes through all drops once. After that it looks at the drops that an event may be about.
+A text is derived from the database alone and written if it differs from the file, so a crash loses nothing: the daemon
+checks all drops once at its start, and afterwards the drops that a new event may concern.
 """
 
 import itertools
@@ -29,9 +29,9 @@ from pipeline.errors import is_disk_full
 from pipeline.words import count, printable
 
 VERDICT = ".verdict.txt"
-#: Of the others everything is said when they are taken.
+#: States with a verdict note; of rejected and duplicate drops the receipt or error list is final.
 _TOLD = (DropState.ACCEPTED, DropState.PROPOSED, DropState.WITHDRAWN, DropState.SUSPENDED)
-#: Drops that are looked at before files are taken in again, and names that a receipt is looked for under.
+#: Most drops handled by one `refresh`, and most names tried to find a receipt.
 _AT_ONCE, _MOST_NAMES = 20, 25
 _WON, _TOO_LITTLE = "promoted: ", "insufficient evidence: "
 _AGAIN = "It is trained on again, together with the next drops."
@@ -39,28 +39,28 @@ log = structlog.get_logger()
 
 
 class TrackPast:
-    """What came of a track's runs, read once for many drops; it holds until the database changes."""
+    """A track's champions and runs, read once for many drops; valid until the database changes."""
 
     def __init__(self, session: Session, track: str) -> None:
-        """Read the champions of `track`; runs are read when asked for."""
+        """Read the champions of `track`; runs are read on demand."""
         self._track = track
         self._held: dict[int, frozenset[int]] = {}
         promotions = rows_of(session, Promotion, CHAMPIONS, track=track).all()
-        #: The change by which a champion first was one that had been trained on a drop.
+        #: The first promotion of a model that was trained on a drop, by the id of the drop.
         self.first: dict[int, Promotion] = {}
         serving = session.get(Track, track)
-        #: The drops in the snapshot that the champion was made from.
+        #: Ids of the drops in the snapshot that the current champion was trained on.
         self.champion: frozenset[int] = frozenset()
         for one in promotions:
             for drop in one.drops or ():
                 self.first.setdefault(drop, one)
             if one.drops is not None and serving is not None and one.model_id == serving.champion_model_id:
                 self.champion = frozenset(one.drops)
-        #: The change that made today's champion.
+        #: The promotion that made the current champion.
         self.latest = promotions[-1] if promotions else None
 
     def last_run(self, session: Session, drop: Drop) -> Run | None:
-        """Return the latest run that held a drop since it last came in; one without a verdict has given it back."""
+        """Return the latest run, even without a verdict, that used `drop` since it came in; `None` if none did."""
         if drop.first_run is None:
             gave_back = session.scalars(text(GAVE_BACK), {"track": self._track, "drop": drop.id}).first()
             return None if gave_back is None else session.get_one(Run, gave_back)
@@ -74,10 +74,10 @@ class TrackPast:
 
 
 class VerdictNotes:
-    """Keeps the notes of all drops; used by one thread."""
+    """Keeps the verdict notes of all drops up to date; used by one thread."""
 
     def __init__(self, engine: Engine, settings: Settings, inbox: InboxFolders) -> None:
-        """Read from the database of `engine`, and begin with all drops."""
+        """Read from the database of `engine`; all drops are pending at first."""
         self._engine, self._settings, self._inbox = engine, settings, inbox
         self._changes = ChangeWatch(engine)
         with transaction(engine) as session:
@@ -86,16 +86,16 @@ class VerdictNotes:
             self._pending = {number for number in session.exec(told) if number}
             self._champions = {track: TrackPast(session, track).champion for track in settings.track_names}
         self._pasts: dict[str, TrackPast] = {}
-        #: Whether there are changes that nobody has looked at to the end: a look may fail at a locked database.
+        #: Whether changes are not handled yet: reading them fails while the database is locked.
         self._changed = False
-        #: The tracks whose champion or verdicts may have changed; who has told of one takes it out.
+        #: Tracks whose champion or verdicts may have changed; `FolderTexts` removes each that it has handled.
         self.touched = set(settings.track_names)
 
     def refresh(self) -> bool:
         """
-        Write what has changed, of so many drops at once; say whether more are waiting.
+        Write the notes that changed, of at most 20 drops; return whether more drops are pending.
 
-        After an error, as of a full disk or a locked database, the next call does what this one left.
+        After an error, such as a full disk or a locked database, the next call handles the same drops again.
         """
         self._changed |= self._changes.changed()
         if not self._changed and not self._pending:
@@ -118,7 +118,7 @@ class VerdictNotes:
         return bool(self._pending)
 
     def _look_at_events(self, session: Session) -> None:
-        """Note the drops that the events since the last look may be about."""
+        """Mark drops as pending, and tracks as touched, that the events since the last call may concern."""
         asked = select(Event).where(col(Event.id) > self._seen, col(Event.kind).not_like("step!_%", escape="!"))
         asked = asked.options(defer(Event.detail))  # type: ignore[arg-type]
         events = session.exec(asked.order_by(col(Event.id))).all()
@@ -128,12 +128,12 @@ class VerdictNotes:
         champions = {track: self._past(session, track).champion for track in tracks}
         self.touched |= tracks
         self._pending |= {event.drop_id for event in events if event.drop_id}
-        # A drop that comes in changes no other one's text: of a thousand each would be worded a thousand times.
+        # A new drop changes no other drop's text; otherwise a thousand new drops would be worded a thousand times each.
         of_runs = [event for event in events if event.run_id and not event.kind.startswith("drop_")]
         for number in {event.run_id for event in of_runs}:
             run = session.get(Run, number)
             if run is not None:
-                # What the champion was trained on has its verdict.
+                # Drops that the champion was trained on have their verdict already.
                 self._pending |= snapshot_ids(run) - champions.get(run.track, frozenset())
         for track, champion in champions.items():
             self._pending |= champion ^ self._champions.get(track, frozenset())
@@ -149,7 +149,7 @@ class VerdictNotes:
         return self._pasts[track]
 
     def _write(self, drop: Drop, owner: str | None, words: str) -> None:
-        """Put a drop's text beside its receipt, unless it is there; a drop without a receipt gets none."""
+        """Write a drop's note next to its receipt if it differs; write nothing if there is no receipt."""
         try:
             folder = self._inbox.answers_there(*home_of(drop.track, rejected=False), user=owner)
             name = None if folder is None else name_with(RECEIPT, folder, drop)
@@ -164,14 +164,14 @@ class VerdictNotes:
 
 
 def owner_of(session: Session, drop: Drop) -> str | None:
-    """Return the user who dropped a file, by the event that recorded it."""
+    """Return the name of the user who dropped a file, from the event that recorded it; `None` if unknown."""
     first = rows_of(session, Event, TAKEN_IN, drop=drop.id).first()
     owner = first.detail.get("owner") if first is not None else None
     return owner if isinstance(owner, str) else None
 
 
 def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:
-    """Return the name under which a drop was filed away: the document with this ending beside it names the drop."""
+    """Return a drop's file name in `folder`, found by its document NAME + `ending`; `None` if there is none."""
     for name in map(os.fsdecode, itertools.islice(names_for(drop.name_bytes, drop.id or 0), _MOST_NAMES)):
         document = read_own(folder, name + ending)
         if document is not None and _is_about(document, drop):
@@ -191,15 +191,15 @@ def _is_about(document: bytes, drop: Drop) -> bool:
 
 
 def tell(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> str:
-    """Return the text about a drop that is accepted, proposed, withdrawn or suspended; `past` is its track's."""
+    """Return the note of a drop that is accepted, proposed, withdrawn or suspended; `past` is that of its track."""
     head = f"{drop.name}: drop {drop.id} of track {drop.track}, {count(drop.rows, 'row')}"
-    # Reasons and labels come from people and from data; a terminal may be what shows them.
+    # Reasons and labels are untrusted text, and the note may be shown in a terminal.
     sentences = "\n".join(map(printable, _sentences(session, settings, drop, past)))
     return f"{head}, received {iso_time(drop.received_at)}\n\n{sentences}\n"
 
 
 def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> Iterator[str]:
-    """Yield the sentences: the first says what became of the drop."""
+    """Yield the sentences of a drop's note, the outcome first."""
     if drop.state == DropState.PROPOSED:
         yield f"It waits for a person, who lets it count or not: dropforge drops accept {drop.id}."
         yield f"Why: {drop.reason}."
@@ -231,7 +231,7 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
 
 
 def _how_it_came(first: Promotion) -> str:
-    """Say by which run a drop first came into a champion, and how much better that was."""
+    """Return which run first brought a drop into a champion, and the gain, or who forced it and why."""
     if first.kind == PromotionKind.FORCED:
         by = f" by {first.approved_by}" if first.approved_by else ""
         return f"Run {first.run_id} was trained on it, and its model was made the champion{by}: {first.reason}."
@@ -240,7 +240,7 @@ def _how_it_came(first: Promotion) -> str:
 
 
 def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> Iterator[str]:
-    """Yield what the latest run came to that held an accepted drop which the champion does not know."""
+    """Yield the outcome of the latest run that used an accepted drop which the champion was not trained on."""
     run, first = past.last_run(session, drop), past.first.get(drop.id or 0)
     if first is not None and run is not None and run.id == first.run_id:
         yield "Not in use any more: the model that serves was not trained on it."
@@ -278,7 +278,7 @@ def _after_run(run: Run) -> Iterator[str]:
 
 
 def _cleared(session: Session, suspect: Suspect | None) -> Iterator[str]:
-    """Yield how a drop's being on trial has ended."""
+    """Yield how a drop's trial ended; nothing if it was not tried."""
     if suspect is None or suspect.trial_run is None:
         return
     ended = select(Event).where(Event.drop_id == suspect.drop_id, Event.kind == "suspicion_ended")
@@ -288,7 +288,7 @@ def _cleared(session: Session, suspect: Suspect | None) -> Iterator[str]:
 
 
 def _taken_out(drop: Drop, past: TrackPast) -> Iterator[str]:
-    """Yield why a withdrawn or suspended drop is out, what it is still in, and how it comes back."""
+    """Yield why a drop is withdrawn or suspended, whether the champion was trained on it, and how to restore it."""
     why = f": {drop.reason}" if drop.reason else ""
     yield f"{drop.state.capitalize()}{why}."
     yield "No later run uses it."
@@ -300,7 +300,7 @@ def _taken_out(drop: Drop, past: TrackPast) -> Iterator[str]:
 
 
 def _loss(session: Session, drop: Drop, past: TrackPast) -> Iterator[str]:
-    """Yield the loss on a drop of the latest champion that did not know it; what serves needs no look any more."""
+    """Yield a champion's loss on a drop that it was not trained on; as a warning if it stands out and is not in use."""
     found = rows_of(session, Event, LOSS, drop=drop.id).first()
     if found is not None and found.detail["stands_out"] and drop.id not in past.champion:
         words = unlikely_words(found.detail, found.run_id)
