@@ -45,7 +45,7 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: list[str]) -> int:
-    """Run the step in `argv` and write its result beside the spec; return the exit code."""
+    """Run the step `argv[0]` with the spec file `argv[1]`, and write result.json; return the exit code."""
     faulthandler.enable()
     step_name, spec_path = argv
     spec = StepSpec.model_validate_json(Path(spec_path).read_bytes())
@@ -72,13 +72,13 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         if not is_disk_full(error):
             raise
-        # The worker reports it once there is room, from the exit code.
+        # The worker reports it from the exit code, once there is free space.
         return EXIT_DISK_FULL
     return result.exit_code
 
 
 def _run(step_name: str, attempt: Attempt) -> StepResult:
-    """Run the step and return its result, also for errors."""
+    """Run the step and return its result; an exception becomes a result with status failed or interrupted."""
     spec = attempt.spec
     try:
         artifact = BY_NAME[step_name].load()(attempt)
@@ -119,7 +119,7 @@ def _ended(
 
 
 def _make_room(attempt: Attempt) -> None:
-    """Delete the step's unfinished files, except predictions, to make room for its result."""
+    """Delete the attempt's files but spec, progress, curve, log and predictions, to free space for its result."""
     for path in attempt.folder.iterdir():
         if path.is_dir() and path.name != "predictions":
             shutil.rmtree(path, ignore_errors=True)
@@ -128,7 +128,7 @@ def _make_room(attempt: Attempt) -> None:
 
 
 def _hash_outputs(folder: Path) -> dict[str, str]:
-    """Return the sha256 of the step's output files, without the contract's own and those in a model's manifest."""
+    """Return each output file's sha256 by path, without the contract's files and models that have a manifest."""
     contract_files = {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME}
     models = [path.parent for path in folder.glob(f"*/{MANIFEST_NAME}")]
     # Names that begin with a dot are temporary files.
@@ -138,7 +138,7 @@ def _hash_outputs(folder: Path) -> dict[str, str]:
 
 
 def _stop_on_signal(attempt: Attempt) -> None:
-    """Let SIGTERM and SIGINT stop the step at its next safe point; a second signal ends it at once."""
+    """Install handlers: SIGTERM or SIGINT stops the step at its next safe point, a second signal exits at once."""
 
     def handler(_signal: int, _frame: FrameType | None) -> None:
         if attempt.stop.is_set():
@@ -152,11 +152,12 @@ def _stop_on_signal(attempt: Attempt) -> None:
 
 def _stop_without_worker(attempt: Attempt) -> None:
     """
-    Wait for the worker's start byte, and stop when the worker dies.
+    Wait for the worker's start byte, then stop the step when the worker dies; a thread watches its pipe.
 
-    The worker writes one byte to the inherited pipe once it has recorded this process, so no process runs unrecorded;
-    the other end closes when the worker dies, however that happens. A parent-death signal would not do: it is sent when
-    the *thread* that started the process ends.
+    Without the variable `LIFELINE` nothing is done. The worker writes one byte to the inherited pipe once it has
+    recorded this process, so no process runs unrecorded; the other end closes when the worker dies, however that
+    happens. A step that has not ended `grace_seconds` later is killed. A parent-death signal would not do: it is sent
+    when the *thread* that started the process ends.
     """
     number = os.environ.pop(LIFELINE, "")
     if not number:
@@ -174,7 +175,11 @@ def _stop_without_worker(attempt: Attempt) -> None:
 
 
 def _tick(attempt: Attempt, done: threading.Event) -> None:
-    """Rewrite progress.json until the step ends; errors such as a full disk are ignored."""
+    """
+    Write progress.json every `PROGRESS_SECONDS` until `done` is set, and once more afterwards.
+
+    `OSError`, as of a full disk, and `MemoryError` are ignored.
+    """
     over = False
     while not over:
         with contextlib.suppress(OSError, MemoryError):

@@ -56,7 +56,7 @@ class YardstickBefore(Frozen):
 
 
 class StepSpec(Frozen):
-    """The dispatcher's order for one attempt at a step of a run."""
+    """The input of one attempt at a step of a run, written by the dispatcher."""
 
     model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
 
@@ -188,7 +188,7 @@ class Curve(Frozen):
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> tuple[CurvePoint, ...]:
-    """Return at most `CURVE_POINTS` points of (step, loss): the mean loss of equal spans, each at its last step."""
+    """Average (step, loss) points over equal spans, each at its last step; return at most `CURVE_POINTS` points."""
     span = math.ceil(len(points) / CURVE_POINTS) or 1
     groups = [points[start : start + span] for start in range(0, len(points), span)]
     return tuple(CurvePoint(step=g[-1][0], loss=sum(loss for _, loss in g) / len(g)) for g in groups)
@@ -198,7 +198,7 @@ class Attempt:
     """A step's interface: its spec, inputs, output folder, progress and stop signal."""
 
     def __init__(self, spec: StepSpec) -> None:
-        """Use the attempt's folder in `spec`, which must exist."""
+        """Take the attempt's folder, which must exist, from `spec`."""
         self.spec = spec
         self.root = Path(spec.root)
         self.folder = self.root / spec.folder
@@ -213,7 +213,7 @@ class Attempt:
         return self.spec.config
 
     def load(self, kind: type[A]) -> A:
-        """Return an earlier step's artifact. Raises `StepFailed` if there is none."""
+        """Return the artifact `kind` of an earlier step. Raises `StepFailed` if it was not published."""
         relative = self.spec.inputs.get(kind.step)
         value = durable.read_json(self.root / relative) if relative else None
         if value is None:
@@ -222,7 +222,7 @@ class Attempt:
         return kind.model_validate(value)
 
     def path(self, relative: str) -> Path:
-        """Return the absolute path of a relative path in an artifact."""
+        """Return the absolute path of `relative`, a path below the state folder, as in artifacts."""
         return self.root / relative
 
     def relative(self, path: Path) -> str:
@@ -230,7 +230,7 @@ class Attempt:
         return path.relative_to(self.root).as_posix()
 
     def make_folder(self, name: str) -> Path:
-        """Create and return a folder in the attempt's folder."""
+        """Create the folder `name` in the attempt's folder and return its path."""
         folder = self.folder / name
         folder.mkdir()
         return folder
@@ -239,23 +239,24 @@ class Attempt:
         """
         Set the progress: `done` of `total`, and the other fields of `Progress`.
 
-        Cheap enough to call at every optimizer step; a separate thread rewrites the file.
+        `phase`, `note` and `memory` keep their values unless given, all other fields are reset. Cheap enough to call at
+        every optimizer step; a separate thread rewrites the file.
         """
         with self._lock:
             known = {**self._progress.model_dump(include={"phase", "note", "memory"}), **fields}
             self._progress = Progress(step=self.spec.step, done=done, total=total, **known)
 
     def show_curve(self, losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> None:
-        """Write two growing lists of (step, loss), of training and of the dev rows, to curve.json from now on."""
+        """Have `write_progress` also write these lists of (step, loss), which the caller extends, to curve.json."""
         self._losses = losses, dev
 
     def earlier(self, name: str) -> list[Path]:
-        """Return the files of this name in the folders of the step's earlier attempts, the oldest first."""
+        """Return the existing files `name` in the folders of the step's earlier attempts, oldest attempt first."""
         folders = (self.folder.with_name(f"{self.spec.step}-{number}") for number in range(1, self.spec.attempt))
         return [folder / name for folder in folders if (folder / name).is_file()]
 
     def check_stop(self) -> None:
-        """Raise `Interrupted` if the step was told to stop; call it where no work would be lost."""
+        """Raise `Interrupted` if the step was told to stop; call it where no results would be lost."""
         if self.stop.is_set():
             raise Interrupted(f"step {self.spec.step} was asked to stop")
 

@@ -16,7 +16,7 @@ _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
+    """Fsync `folder`, so that its entries survive a power cut."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -25,7 +25,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make the contents of `path` durable."""
+    """Fsync the file `path`, so that its contents survive a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -34,7 +34,7 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make every file and folder below `folder` durable, the folder itself last."""
+    """Fsync every regular file and folder below `folder`, then `folder` itself; symbolic links are skipped."""
     for directory, _, names in os.walk(folder, topdown=False):
         for name in names:
             path = Path(directory, name)
@@ -46,7 +46,7 @@ def fsync_tree(folder: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace the file `path` atomically and durably: a crash leaves the old file or the new one."""
+    """Create or replace the file `path` atomically and durably: a crash leaves the old file or the new one."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -80,9 +80,10 @@ def write_hint(path: Path, value: Any) -> None:
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
     """
-    Remove temporary files of `folder`/`name`, a pattern, that a dead writer left; the folder may be missing.
+    Remove the temporary files that interrupted writers of `folder`/`name` left; `name` is a glob pattern.
 
-    Only for the single writer of these files: a living writer's file would be removed, too.
+    Nothing happens if the folder is missing. Only for the single writer of these files: a running writer's file would
+    be removed, too.
     """
     for path in folder.glob(f".{name}.*.tmp"):
         path.unlink(missing_ok=True)
@@ -129,7 +130,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one if it cannot be read."""
+    """Return the JSON object in a file; {} if the file cannot be read or holds no JSON object."""
     try:
         value = read_json(path)
     except (OSError, ValueError):

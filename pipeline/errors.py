@@ -7,15 +7,15 @@ from typing import ClassVar
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_DATA = 65
-#: The disk is full: the run waits for room, uncounted.
+#: The disk is full: the run waits for free space, and the attempt is not counted.
 EXIT_DISK_FULL = 74
 EXIT_INTERRUPTED = 75
-#: Memory ran out: the next attempt continues at once with less, uncounted.
+#: `StartAgain`: the next attempt continues at once in a fresh process, and this one is not counted.
 EXIT_START_AGAIN = 76
 
 
 class DropforgeError(Exception):
-    """An error that a person can act on: `message` says what happened, `hint` what to do."""
+    """An error that the user can act on: `message` describes it, `hint` is the remedy."""
 
     exit_code: ClassVar[int] = EXIT_FAILED
 
@@ -37,13 +37,13 @@ class CannotTrain(DropforgeError):
 
 
 class Interrupted(DropforgeError):
-    """The step was stopped and left a checkpoint; the run waits and the attempt is not counted."""
+    """The step was stopped and left a checkpoint; the run waits, and the attempt does not count as a failed one."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class StartAgain(Interrupted):
-    """The step saved its state, and another attempt continues at once in a fresh process; this one is not counted."""
+    """The step saved its state; another attempt follows at once in a fresh process. This one is not counted."""
 
     exit_code = EXIT_START_AGAIN
 

@@ -40,7 +40,7 @@ BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
 
 def next_step(published: Collection[str], dataset: Dataset | None, config: RunConfig) -> Step | None:
     """
-    Return the first unpublished step, or `None` if all are published.
+    Return the first of the run's steps that is not published, or `None` if all are published.
 
     With too little data for any verdict the run skips from `prepare` to `decide`, to save the training. With manual
     approval the model is made all the same, as it may be wanted without a verdict; it is evaluated if there are

@@ -19,7 +19,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 
 def plain(value: float, digits: int = 1) -> str:
-    """Format a number with a true minus sign and without a negative zero."""
+    """Format a number with thousands separators, a true minus sign and no negative zero."""
     rounded = round(value, digits) + 0.0
     return f"{rounded:,.{digits}f}".replace("-", "\u2212")
 
@@ -119,7 +119,7 @@ def printable(text: str) -> str:
 
 
 def show_controls(page: str) -> str:
-    """Replace forbidden and bidirectional control characters in an HTML page by escapes as in Python."""
+    """Escape forbidden and bidirectional control characters in an HTML page, as Python writes them."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), page.replace("\r\n", "\n"))
 
 
