@@ -18,7 +18,7 @@ NO_LABEL = -100
 
 def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
     """
-    Return whether `model` computes its logits as the output head of the hidden states, without scaling or capping.
+    Return whether `model`'s logits are its output head applied to the hidden states, unscaled and uncapped.
 
     It is tested on the first few of `tokens`, as each architecture has its own setting for it.
     """
@@ -37,7 +37,7 @@ def add_answer_loss(model: Any) -> None:
     """
     Patch `model` so that `model(..., labels=labels, answer_loss=True)` returns the answers' summed loss in nats.
 
-    It is computed within the model's own forward so that wrappers around that, as mixed precision, still apply.
+    It is computed within the model's own forward method, so that wrappers of it, such as mixed precision, still apply.
     """
     plain = model.forward
 
@@ -67,7 +67,7 @@ def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = LOGITS_
 
 
 def answer_tokens(labels: Any) -> Any:
-    """Return the number of predicted labels in `labels`, (rows, tokens), as a scalar tensor."""
+    """Return how many labels in `labels`, (rows, tokens), are predicted (not -100), as a scalar tensor."""
     return (labels[:, 1:] != NO_LABEL).sum()
 
 
@@ -75,8 +75,9 @@ def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
     """
     Return the summed loss of a micro-batch divided by `answers`, the number of answer tokens; in nats per token.
 
-    `answers` is by default the micro-batch's own; with several per optimizer step it is that of all of them. This is
-    for summed gradients: where processes average theirs, the loss must be multiplied by their number.
+    `answers` defaults to the micro-batch's own number; where an optimizer step has several micro-batches, pass that of
+    the whole step. Gradients must then be summed over processes: if they are averaged, multiply the loss by the number
+    of processes.
     """
     import torch
 
@@ -86,9 +87,9 @@ def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
 
 def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any) -> Any:
     """
-    Return the loss of one chunk; its logits are recomputed in the backward pass.
+    Return the summed loss of one chunk; its logits are recomputed in the backward pass.
 
-    The head's gradient is as large as the head: computed in the forward pass, one would be kept for each chunk.
+    The head's gradient is as large as the head: computed in the forward pass, a copy would be kept for each chunk.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -102,7 +103,7 @@ def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any) -> Any:
 @functools.cache
 def _chunk_loss() -> Any:
     """
-    Return the loss function of one chunk, which computes its gradient in the forward pass.
+    Return the function for a chunk's summed loss, which computes the gradient in the forward pass.
 
     Neither logits nor probabilities are kept for the backward pass, or recomputed in it.
     """

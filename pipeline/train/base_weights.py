@@ -1,11 +1,12 @@
 """
 Full fine-tuning: select the base's weights that are trained, hold them in float32, and save them.
 
-`full` trains all of them, `galore` its linear layers on projected gradients, `spectrum` the linear layers whose weights
+`full` trains all weights, `galore` the linear layers on projected gradients, `spectrum` the linear layers whose weights
 have the highest signal-to-noise ratio (arXiv:2406.06623).
 
-Trained weights, their gradients and moments are float32 whatever the base is: a bfloat16 weight of 0.1 has neighbours
-0.0005 away, and a step of 2e-5 would be rounded away. The forward pass rounds them to 16 bits, as an adapter's.
+Trained weights, their gradients and moments are float32 whatever the base's dtype is: a bfloat16 weight of 0.1 has
+neighbours 0.0005 away, and a step of 2e-5 would be rounded away. The forward pass rounds them to 16 bits, as it does an
+adapter's.
 """
 
 import math
@@ -55,14 +56,14 @@ def unfreeze(model: Any, base: Path, config: TrainConfig, process: ProcessRank) 
 
 
 def optimizer(model: Any, config: TrainConfig) -> "torch.optim.Optimizer | None":
-    """Return GaLore's optimizer, or `None` for the trainer's default."""
+    """Return GaLore's optimizer if the method is `galore`, else `None` for the trainer's default optimizer."""
     if config.method != "galore":
         return None
     return galore(_trained(model).values(), config.learning_rate, config.rank, config.alpha / config.rank)
 
 
 def save_trained(model: Any, folder: Path) -> None:
-    """Save PEFT's adapter, or the trained weights under the base's names, in `folder`."""
+    """Save the PEFT adapter in `folder` or, if `model` has none, the trained weights under the base's names."""
     if hasattr(model, "peft_config"):
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
@@ -71,7 +72,7 @@ def save_trained(model: Any, folder: Path) -> None:
 
 
 def keeping_weights(trainer_class: Any) -> Any:
-    """Return a subclass of the trainer whose checkpoints hold only the trained weights."""
+    """Return a subclass of `trainer_class` whose checkpoints hold the trained weights only."""
 
     class Trainer(trainer_class):  # type: ignore[misc, unused-ignore]
         """The trainer, saving and loading only the trained weights."""
@@ -101,7 +102,7 @@ def _trained(model: Any) -> "dict[str, torch.nn.Parameter]":
 
 
 def _trained_names(model: Any, files: Files, config: TrainConfig, process: ProcessRank) -> set[str]:
-    """Return the names of the trained weights: all, or those of the method's linear layers."""
+    """Return the names of the weights to train: all for `full`, else those of the selected linear layers."""
     if config.method == "full":
         return {name for name, _ in model.named_parameters()}
     weights = {layer: model.get_submodule(layer).weight for layer in target_layers(model, config.targets)}
@@ -119,7 +120,7 @@ def _trained_names(model: Any, files: Files, config: TrainConfig, process: Proce
 
 
 def _from_first(layers: list[str], process: ProcessRank) -> list[str]:
-    """Return the first process's layers in all processes; rankings could differ by rounding."""
+    """Return rank 0's `layers` in all processes (broadcast), as rankings could differ by rounding."""
     if process.count == 1:
         return layers
     from torch import distributed
@@ -130,7 +131,7 @@ def _from_first(layers: list[str], process: ProcessRank) -> list[str]:
 
 
 def _files(base: Path) -> Files:
-    """Return each tensor's file and shape in the base's folder."""
+    """Return file and shape by tensor name. Raises `CannotTrain` if the folder has no safetensors weights."""
     try:
         paths = weight_files(base)
     except NotSafetensorsError as error:
@@ -139,7 +140,11 @@ def _files(base: Path) -> Files:
 
 
 def _read(files: Files, name: str, weight: "torch.nn.Parameter") -> "torch.Tensor":
-    """Return a weight from the base's files in float32, on the device of the model's weight."""
+    """
+    Return the tensor `name` from the base's files in float32, on the device of `weight`.
+
+    Raises `CannotTrain` if the files have no tensor of this name and the shape of `weight`.
+    """
     from safetensors import safe_open  # noqa: PLC0415
 
     if name not in files or files[name][1] != list(weight.shape):
@@ -173,9 +178,10 @@ def signal_to_noise(weight: "torch.Tensor") -> float:
 
 def chosen_layers(layers: Iterable[str], read: "Callable[[str], torch.Tensor]", config: TrainConfig) -> list[str]:
     """
-    Return the layers to train: the best share `config.share` of the layers with the same last name, at least one.
+    Return the layers with the highest signal-to-noise ratio: the share `config.share` per last name, sorted.
 
-    `read` returns a layer's weight; one at a time is in memory. Raises `CannotTrain` if one is not finite.
+    At least one layer of each last name is chosen. `read` returns a layer's weight; only one weight at a time is in
+    memory. Raises `CannotTrain` if a weight is not finite.
     """
     began = time.monotonic()
     kinds: dict[str, list[tuple[float, str]]] = defaultdict(list)

@@ -1,5 +1,5 @@
 """
-Write and find checkpoints: written aside, hashed, renamed into process, and marked complete last.
+Write and find checkpoints: written in the scratch folder, hashed, renamed, and marked complete last.
 
 A checkpoint is a folder `step-<N>` with the trainer's files, `files.json` (the fingerprint of the training that it
 belongs to, size and sha256 of each file) and `COMPLETE`, which holds the hash of `files.json`.
@@ -61,7 +61,7 @@ def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
 
 def newest_valid(folder: Path, mark: str) -> Path | None:
     """
-    Return the newest complete checkpoint of this training, or `None` if there is none.
+    Return the newest complete, undamaged checkpoint with the fingerprint `mark`; `None` if there is none.
 
     Incomplete and damaged checkpoints and those of other trainings are skipped, with the reason on stderr.
     """
@@ -133,7 +133,7 @@ def _by_step(folder: Path) -> list[Path]:
 
 
 def _doubt(path: Path, mark: str) -> str:
-    """Return why a checkpoint is incomplete or another training's, without reading its files; empty if neither."""
+    """Return why a checkpoint is incomplete or has another fingerprint, else ""; its listed files are not read."""
     try:
         complete = durable.read_json(path / COMPLETE)
         if complete is None:
@@ -148,7 +148,7 @@ def _doubt(path: Path, mark: str) -> str:
 
 
 def _damage(path: Path) -> str:
-    """Return which file of a checkpoint is missing or changed; empty if none is."""
+    """Return a message that names a missing or changed file of a checkpoint; "" if all are as listed."""
     try:
         listing = durable.read_json(path / LISTING)["files"]
         damaged = (name for name, entry in listing.items() if not _is_as_listed(path / name, entry))
@@ -164,7 +164,7 @@ def _is_as_listed(file: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; if interrupted, what is left is not marked complete."""
+    """Remove a checkpoint, its mark `COMPLETE` first: an interrupted removal leaves an incomplete checkpoint."""
     if path.exists():
         (path / COMPLETE).unlink(missing_ok=True)
         durable.fsync_folder(path)

@@ -50,7 +50,7 @@ def summed(process: ProcessRank, loss: "torch.Tensor", weights: Iterable["torch.
 
 
 def any_process(process: ProcessRank, flag: bool, device: "torch.device") -> bool:  # noqa: FBT001 - a value, no option
-    """All-reduce `flag` over the processes with logical or."""
+    """Return whether `flag` is true in any process: an all-reduce with logical or."""
     import torch
 
     return bool(summed(process, torch.tensor(float(flag), device=device)))
@@ -60,7 +60,8 @@ def seed_step(process: ProcessRank, seed: int, step: int) -> None:
     """
     Seed this process's random numbers for an optimizer step, differently for each rank.
 
-    A checkpoint holds only the first process's generator state; seeded at each step, the others need none.
+    Nothing is seeded if there is one process. A checkpoint holds only the first process's generator state; seeded at
+    each step, the others need none.
     """
     import torch
 

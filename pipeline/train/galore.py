@@ -27,7 +27,8 @@ def galore(
 
     P, (m, rank), holds the first left singular vectors of a gradient G, (m, n) with m <= n, or of its transpose,
     recomputed every `STEPS_BETWEEN` steps. M and V are Adam's moments of P^T G, (rank, n), corrected for their bias;
-    the weight falls by `learning_rate * scale * P (M / (sqrt(V) + 1e-8))`. The state holds tensors alone.
+    each step subtracts `learning_rate * scale * P (M / (sqrt(V) + 1e-8))` from the weight. The state holds only
+    tensors.
     """
     import torch
 
@@ -69,7 +70,7 @@ def first_singular_vectors(gradient: "torch.Tensor", rank: int) -> "torch.Tensor
     """
     Return the first left singular vectors of a matrix (m, n), m <= n, in columns: (m, rank).
 
-    They are computed as eigenvectors of its product with its transpose, in a fraction of the time of a singular value
+    They are computed as eigenvectors of the matrix times its transpose, in a fraction of the time of a singular value
     decomposition. For a matrix that is not finite they are NaN: the watcher then stops the training.
     """
     import torch

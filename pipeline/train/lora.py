@@ -70,8 +70,8 @@ def fuse(model: Any) -> int:
     """
     Replace the forward of each plain LoRA layer of a PEFT `model` by a fused one; return how many were replaced.
 
-    PEFT's takes a dozen operations forwards and as many backwards, with a copy of the input in float32. Plain is LoRA
-    or rsLoRA without dropout and bias over an `nn.Linear` of 16 or 32 bits. Others keep PEFT's forward.
+    PEFT's forward takes a dozen operations, and as many backwards, with a copy of the input in float32. A plain layer
+    is LoRA or rsLoRA without dropout and bias over an `nn.Linear` of 16 or 32 bits. Other layers keep PEFT's forward.
     """
     from peft.tuners.lora.layer import Linear
 

@@ -25,7 +25,7 @@ NOTE_NAME = "memory.json"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What determines the memory of a training under each plan."""
+    """The sizes of model, records and device from which a training's memory under any plan is estimated."""
 
     base: BaseSizes
     train: TrainConfig
@@ -48,17 +48,21 @@ class Sizes:
         return estimate(self.base, plan, self.train, self.device, arithmetic_in_16_bits=narrow)
 
     def fits(self, plan: MemoryPlan) -> bool:
-        """Return whether a training under `plan` is estimated to fit."""
+        """Return whether the estimate for `plan` is at most the share `MARGIN` of the free memory."""
         return sum(self.estimate(plan).values()) <= MARGIN * self.free
 
     def smaller(self, plan: MemoryPlan) -> MemoryPlan | None:
-        """Return a plan with half the tokens or, where a record is all, with recomputed activations; `None` if none."""
+        """
+        Return the next smaller plan, or `None` if there is none.
+
+        It has half the tokens per micro-batch or, if a micro-batch is a single record, recomputed activations.
+        """
         if (tokens := self.tokens(plan)) > self.longest:
             return plan.model_copy(update={"batch_tokens": max(self.longest, tokens // 2)})
         return plan.model_copy(update={"activations": "recomputed"}) if plan.activations == "kept" else None
 
     def words(self, plan: MemoryPlan) -> str:
-        """Describe `plan` and its estimate."""
+        """Describe `plan` and its estimated memory in words."""
         base = "NF4 base" if plan.quantization == "nf4" else "base as saved"
         needs = size_words(sum(self.estimate(plan).values()))
         return f"estimated {needs}: {base}, micro-batches of {self.tokens(plan)} tokens, activations {plan.activations}"
@@ -70,8 +74,9 @@ def plan_memory(
     """
     Return the memory plan for training on records of `lengths` tokens in `processes` processes, and the sizes.
 
-    It is the plan that this run last used. A new run's is the first that is estimated to fit, or else the smallest,
-    with no larger micro-batches than the last run on this device had; an NF4 base is tried before smaller plans.
+    If this run has used a plan with the same settings on this device, that plan is returned. Otherwise it is the first
+    plan that is estimated to fit, or else the smallest, with no larger micro-batches than in the last run on this
+    device; an NF4 base is tried before smaller micro-batches. The plan is saved for later attempts.
     """
     import torch
 
@@ -103,7 +108,8 @@ def go_on_with_less(attempt: Attempt, plan: MemoryPlan, sizes: Sizes, error: Out
     """
     Save a plan that needs less memory for the next attempt, and raise `StartAgain`.
 
-    Raises `Interrupted` if the attempt is stopped, `StepFailed`, saying what would fit, if there is no such plan.
+    Raises `Interrupted` if the attempt is stopped, and `StepFailed`, with a hint at what would fit, if there is no
+    smaller plan.
     """
     less = sizes.smaller(plan)
     if less is None:
@@ -120,7 +126,7 @@ def go_on_with_less(attempt: Attempt, plan: MemoryPlan, sizes: Sizes, error: Out
 
 
 def _note(attempt: Attempt, plan: MemoryPlan) -> None:
-    """Save the plan that the run's later attempts train with."""
+    """Save `plan` in the checkpoint folder, for the run's later attempts."""
     folder = attempt.path(attempt.spec.checkpoints)
     folder.mkdir(parents=True, exist_ok=True)
     note = {"asked": _asked(attempt.config.train), "plan": plan.model_dump(mode="json")}

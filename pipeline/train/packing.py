@@ -2,9 +2,9 @@
 The order of a training's rows, and how an optimizer step is divided into micro-batches, packed or padded.
 
 The division affects memory and speed only: each micro-batch divides its loss by the answer tokens of the whole
-optimizer step, so that the gradients add up to the same. Records are packed where a model's attention can stay within
-each: torch's variable-length attention on CUDA, elsewhere scaled dot-product attention per record. No mask is built: a
-mask of all tokens by all tokens costs more than packing saves.
+optimizer step, so that the gradients add up to the same. Records are packed if the model's attention can be confined to
+each record: by torch's variable-length attention on CUDA, elsewhere by scaled dot-product attention per record. No mask
+is built: a mask of all tokens by all tokens costs more than packing saves.
 """
 
 import math
@@ -49,13 +49,13 @@ class LengthGroups:
         self.epoch = epoch
 
     def of_step(self, step: int) -> list[int]:
-        """Return the rows that optimizer step `step`, from 1, reads."""
+        """Return the indices of the rows that optimizer step `step`, from 1, reads; sets the epoch."""
         epoch, index = divmod(step - 1, math.ceil(len(self) / self.batch_size))
         self.set_epoch(epoch)
         return list(self)[index * self.batch_size : (index + 1) * self.batch_size]
 
     def __iter__(self) -> Iterator[int]:
-        """Yield each row's index once."""
+        """Yield each row's index once, in the order of the current epoch."""
         dice = random.Random(f"{self.seed}/{self.epoch}")  # noqa: S311 - an order, not a secret
         order = list(range(len(self.lengths)))
         dice.shuffle(order)
@@ -108,7 +108,7 @@ def micro_batches(
 
 
 def divide(lengths: Sequence[int], batch_tokens: int, *, packed: bool) -> Iterator[tuple[int, int]]:
-    """Yield the range of records, first and end, of each micro-batch: as many as fit, at least one."""
+    """Yield (first, end) of each micro-batch's records: as many as `batch_tokens` allows, at least one."""
     first = 0
     for end in range(1, len(lengths) + 1):
         wider = lengths[first : end + 1]
@@ -147,10 +147,10 @@ def _pad(ids: Sequence[Any], labels: Sequence[Any]) -> dict[str, Any]:
 
 def enable_packing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     """
-    Switch `model` to packed attention if it computes the same with it; return whether it does, with a line on stderr.
+    Switch `model` to packed attention if its hidden states stay the same; return whether it is packed.
 
-    This is tested by comparing hidden states of two records, packed and apart, not by a list of architectures. `rows`
-    are the tokens of the training's records.
+    It is tested on two records, packed and apart, instead of by a list of architectures. `rows` are the tokens of the
+    training's records. Writes the result to standard error.
     """
     before = model.config._attn_implementation  # noqa: SLF001 - as the library's own guide has it
     reason = _narrow(model, max(len(row) for row in rows)) or _differs(model, rows[0])
@@ -163,7 +163,7 @@ def enable_packing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
 
 
 def _narrow(model: Any, longest: int) -> str:
-    """Return why the attention's window is too short for the longest record; empty if it is not."""
+    """Return a message if the attention window is shorter than the longest record, else ""."""
     config = model.config.get_text_config()
     windows = [window for name in _WINDOWS if isinstance(window := getattr(config, name, None), int)]
     if min(windows, default=longest) >= longest:
@@ -172,7 +172,7 @@ def _narrow(model: Any, longest: int) -> str:
 
 
 def _differs(model: Any, tokens: Sequence[int]) -> str:
-    """Set packed attention; return why the model cannot use it, empty if the hidden states stay the same."""
+    """Set packed attention; return why the model cannot use it, or "" if the hidden states stay the same."""
     import torch
     from transformers import AttentionInterface
 
@@ -234,7 +234,7 @@ def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any,
 
 
 def _has_kernel(query: Any, key: Any, value: Any) -> bool:
-    """Return whether torch's variable-length attention supports these: 16 bits on CUDA, heads of 8 to 256 numbers."""
+    """Return whether torch has a kernel for these tensors: CUDA, 16 bits, and heads of 8 to 256 numbers."""
     import torch
 
     same = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1]

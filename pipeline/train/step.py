@@ -49,7 +49,12 @@ class Tokeniser:
     lengths: list[int] = field(default_factory=list)
 
     def tokenise(self, attempt: Attempt, path: Path) -> list[TokenRow]:
-        """Return a file's rows that fit into the window; longer ones are left out whole. Raises `Interrupted`."""
+        """
+        Return the tokenised rows of a JSON Lines file that fit into the window; none if there is no file.
+
+        Longer rows are left out whole. The counts and `lengths` are those of this file. Raises `Interrupted` if
+        stopped.
+        """
         self.too_long = self.spelled = 0
         self.lengths = []
         kept = []
@@ -171,7 +176,7 @@ def train(attempt: Attempt) -> Adapter:
 def _train_once(
     attempt: Attempt, prepared: Prepared, adapter: Path, prune: Callable[[Sequence[float]], bool] | None = None
 ) -> TrainedOnce:
-    """Train with the attempt's settings and save the adapter in a folder. Raises what `train` raises."""
+    """Train once with the attempt's settings and save the result in `adapter`. Raises what `train` raises."""
     config, base, device = attempt.config.train, prepared.base, prepared.device
     process = ProcessRank(count=process_count(config, device))
     scratch = attempt.make_folder("scratch")
@@ -194,7 +199,7 @@ def _train_once(
 
 def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
     """
-    Run the trials of [train.search] and combinations of train.soup; return the best on the dev rows.
+    Run the trials of [train.search] and train.soup; return the trial that the dev rows choose, and all outcomes.
 
     Raises what `train` raises.
     """

@@ -58,7 +58,7 @@ class Training:
 def make_trainer(
     training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], config: TrainConfig
 ) -> Any:
-    """Load the base, add a new adapter or make its own weights trainable, and return the trainer."""
+    """Load the base, add a new adapter or unfreeze the weights to train, and return the trainer."""
     import torch
     from transformers import AutoConfig, PrinterCallback
     from trl import SFTConfig
@@ -108,7 +108,7 @@ def make_trainer(
 def _trainer_class(
     lengths: Sequence[int], config: TrainConfig, process: ProcessRank, divide: Divide, *, plain_head: bool
 ) -> Any:
-    """Return the subclass of TRL's trainer for records of these lengths."""
+    """Return a subclass of TRL's trainer with this project's row order, micro-batches (`divide`) and loss."""
     import torch
     from trl import SFTTrainer
 
@@ -163,7 +163,7 @@ def _trainer_class(
 
 
 def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev: bool) -> dict[str, Any]:
-    """Return SFTConfig's arguments."""
+    """Return the keyword arguments of TRL's `SFTConfig`."""
     on_cuda = training.device == "cuda"
     return {
         "output_dir": str(training.scratch),

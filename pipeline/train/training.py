@@ -2,8 +2,8 @@
 Train on tokenised rows and save the result, resuming from a checkpoint where there is one.
 
 With several GPUs a training is data-parallel, one process per GPU. The processes report through files in the training's
-scratch folder: a pipe whose writer is killed would block its reader. They meet in a file, too: torchrun's rendezvous
-listens on all networks and unpickles what it is sent.
+scratch folder: a pipe whose writer is killed would block its reader. They join their process group through a file, too:
+torchrun's rendezvous listens on all networks and unpickles the data that it receives.
 """
 
 import errno
@@ -132,7 +132,7 @@ def process_count(config: TrainConfig, device: Device) -> int:
     """
     Return the number of processes of a training, at most the records per optimizer step.
 
-    Raises `CannotTrain` if `train.processes` are more than CUDA devices are visible.
+    Raises `CannotTrain` if `train.processes` is larger than the number of visible CUDA devices.
     """
     cards = _cards(device)
     wanted = max(1, cards) if config.processes == "auto" else config.processes
@@ -148,9 +148,10 @@ def train_in_processes(
     training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], attempt: Attempt
 ) -> Trained:
     """
-    Run `train_model` in `training.process.count` processes; a single one on the CPU or the only GPU is this one.
+    Run `train_model` in `training.process.count` processes; return its result.
 
-    Raises what `train_model` raises, and `StepFailed` if a process died. No process is left running.
+    A single process is the calling one, except on a machine with several GPUs. Raises what `train_model` raises, and
+    `StepFailed` if a process died. No process is left running.
     """
     from torch.multiprocessing.spawn import start_processes
 
@@ -186,7 +187,12 @@ def _cards(device: Device) -> int:
 
 
 def _error(codes: Sequence[int | None], report: Path, attempt: Attempt) -> Exception:
-    """Return the error that ended a training: an expected one, else the stop, the killing signal, any other."""
+    """
+    Return the error to raise for a failed training: that in the file `report`, or one made from the exit codes.
+
+    A `DropforgeError` or `OSError` in the file is returned as it is. Otherwise it is `Interrupted` if the attempt was
+    stopped, or else `StepFailed` with the signal that killed a process, or with the message in the file.
+    """
     error = Exception("a process of the training ended without an error message")
     with suppress(OSError, EOFError, pickle.UnpicklingError):
         error = pickle.loads(report.read_bytes())  # noqa: S301 - of our own process
@@ -205,7 +211,7 @@ def _error(codes: Sequence[int | None], report: Path, attempt: Attempt) -> Excep
 
 
 class _ProcessAttempt(Attempt):
-    """The attempt within a process of the training; it reports progress to the step's process."""
+    """The attempt in a spawned training process; rank 0 writes progress to a file for the step's process."""
 
     def __init__(self, spec: StepSpec, process: ProcessRank, scratch: Path) -> None:
         super().__init__(spec)

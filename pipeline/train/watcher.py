@@ -43,10 +43,14 @@ def adapter_weights(model: Any) -> Mapping[str, Any]:
 
 
 class Watcher:
-    """Reads only the trainer's log, so that a resumed training is treated like an uninterrupted one."""
+    """
+    The trainer callback's methods: report progress, record losses, and stop a diverged or pruned training.
+
+    It reads only the trainer's log, so that a resumed training is treated like an uninterrupted one.
+    """
 
     def __init__(self, attempt: Attempt, order: LengthGroups, lines: Sequence[int]) -> None:
-        """Watch an attempt's training on rows in this order, from these lines of train.jsonl, counted from 1."""
+        """Watch a training whose rows are sampled by `order`; `lines` are the rows' lines in train.jsonl, from 1."""
         self.attempt = attempt
         self.order = order
         self.lines = lines
@@ -65,12 +69,12 @@ class Watcher:
         self.attempt.progress(state.global_step, state.max_steps, phase="train")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Request a measurement of the final weights, which are the ones saved."""
+        """Request a dev loss after the last optimizer step, as its weights are saved."""
         if args.eval_strategy != "no" and state.global_step == state.max_steps:
             control.should_evaluate = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Report the step; raise `CannotTrain` if the training diverged."""
+        """Record and report the logged loss. Raises `CannotTrain` if the training diverged."""
         logs = logs or {}
         for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm"), ("eval_loss", "dev loss")):
             if not math.isfinite(logs.get(name, 0.0)):
@@ -89,7 +93,7 @@ class Watcher:
             sys.stderr.write(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}\n")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Record the dev loss; stop the training if `prune` says so."""
+        """Record the dev loss; stop the training if `prune` returns true."""
         self.dev.append((state.global_step, metrics["eval_loss"]))
         self._report(state)
         if self.prune is not None and state.global_step < state.max_steps:
@@ -150,10 +154,11 @@ def watcher(attempt: Attempt, order: LengthGroups, lines: Sequence[int]) -> Watc
 
 def exploded(losses: Sequence[tuple[int, float]], vocabulary: int) -> str | None:
     """
-    Return a description of an exploded loss, or `None`; `losses` are (step, nats per token).
+    Return a message if the loss has exploded, else `None`; `losses` are (step, nats per token).
 
-    The mean of the last 20 steps must exceed three times that of the first 20, and half of ln(vocabulary), which is a
-    perplexity of the square root of the vocabulary. Any model that still models language stays below.
+    It has exploded if the mean of the last 20 steps exceeds three times that of the first 20, and half of
+    ln(vocabulary), which is a perplexity of the square root of the vocabulary. Any model that still models language
+    stays below. The message has a placeholder `{}` for the step.
     """
     first, last = (
         sum(loss for _, loss in part) / len(part) for part in (losses[:_WINDOW_STEPS], losses[-_WINDOW_STEPS:])

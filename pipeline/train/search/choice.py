@@ -26,7 +26,7 @@ class DevScores:
 
     @property
     def mean(self) -> float:
-        """Weighted mean of the scores; 0 without a record."""
+        """Weighted mean of the scores; 0 if there is no record."""
         return _mean(self.scores, self.weights)
 
 
@@ -34,9 +34,9 @@ def choose(trials: Sequence[DevScores]) -> int:
     """
     Return the index of the trial to merge and evaluate, by the one-standard-error rule.
 
-    It is the cheapest whose paired difference to the best mean is at most one standard error of that difference; among
-    equally cheap ones the better, then the first. With fewer than two records the cheapest is chosen. Raises
-    `ValueError` if they were not scored on as many records.
+    It is the cheapest trial whose paired difference to the best mean is at most one standard error of that difference;
+    among equally cheap ones the better, then the first. With fewer than two records the cheapest is chosen. Raises
+    `ValueError` if the trials have different numbers of records.
     """
     best = max(trials, key=lambda trial: trial.mean)
     tied = [index for index, trial in enumerate(trials) if _is_as_good(trial, best)]
@@ -44,7 +44,7 @@ def choose(trials: Sequence[DevScores]) -> int:
 
 
 def _is_as_good(trial: DevScores, best: DevScores) -> bool:
-    """Return whether the mean paired difference to `best` is within one standard error."""
+    """Return whether the mean paired difference to `best` is within one standard error; true below two records."""
     records = len(best.scores)
     if records < 2:  # noqa: PLR2004 - a standard error needs two
         return True

@@ -1,4 +1,4 @@
-"""Score a trained adapter on the dev rows: by the track's metric, or by likelihood where they are few."""
+"""Score a trained adapter on the dev rows: by the track's metric, or by likelihood below `METRIC_ROWS` rows."""
 
 import gc
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class DevSet:
 
     @property
     def by(self) -> str:
-        """What trials are compared by: the track's metric, or "nll"."""
+        """The criterion for comparing trials: the track's metric, or "nll" below `METRIC_ROWS` rows."""
         return self.metric if len(self.rows) >= METRIC_ROWS else NLL
 
 
@@ -62,7 +62,7 @@ class Scored(Frozen):
 
 def score_dev(dev: DevSet, adapter: Path, attempt: Attempt) -> Scored:
     """
-    Return the dev scores of the 16-bit base with the adapter in a folder, as it would be merged.
+    Return the dev scores of the unquantised base with the adapter in the folder `adapter`, as if merged.
 
     Raises `Interrupted` if the attempt is stopped, `StepFailed` if memory does not suffice or a likelihood is not
     finite.

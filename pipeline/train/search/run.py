@@ -35,7 +35,7 @@ Train = Callable[[Attempt, Path, MedianRule], TrainedOnce]
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The chosen trial of a search, and the outcome of all trials."""
+    """A search's chosen trial, and the outcomes of all trials."""
 
     once: TrainedOnce
     """The chosen training."""
@@ -50,12 +50,13 @@ class SearchResult:
 
 def search(attempt: Attempt, mark: str, dev: DevSet, train: Train) -> SearchResult:
     """
-    Run the trials of [train.search] within its budget, and return the one that is best on the dev rows.
+    Run the trials of [train.search] within its budget, and return the trial that the dev rows choose.
 
-    With `train.soup` the best is also combined with the champion's adapter. Without a space there is one trial.
+    With `train.soup` the best trial is also combined with the champion's adapter. Without a search space there is one
+    trial.
 
-    `mark` is the search's fingerprint: trials of another one are deleted. Raises `Interrupted` or `StartAgain` where a
-    training does, `CannotTrain` if all trials failed.
+    `mark` is the search's fingerprint: trials saved under another fingerprint are deleted. Raises `Interrupted` and
+    `StartAgain` as a training does, `CannotTrain` if all trials failed.
     """
     files = TrialFiles(attempt.path(attempt.spec.checkpoints), mark)
     running = _Search(attempt, files, dev, train)
@@ -88,7 +89,7 @@ class _TrialAttempt(Attempt):
 
 @dataclass(frozen=True)
 class _Search:
-    """A running search; its state is in its files."""
+    """A running search; all its state is in its files."""
 
     attempt: Attempt
     files: TrialFiles
@@ -97,11 +98,11 @@ class _Search:
 
     @property
     def champion(self) -> str:
-        """Today's champion, as a soup names it: it may be another when a killed search resumes."""
+        """Name of the current champion in a soup's settings; it may have changed when a killed search resumes."""
         return f"champion {self.attempt.spec.champion.model_id[:_ID_CHARACTERS]}"
 
     def next(self) -> TrialState | None:
-        """Return the interrupted trial, or else a new one, or else a new soup; `None` if there is none."""
+        """Return the trial to run next: the interrupted one, else a new one, else a new soup; `None` at the end."""
         trials = self.files.load()
         if trials and trials[-1].outcome is None:
             return trials[-1]
@@ -120,7 +121,7 @@ class _Search:
         return suggest(train, [trial for trial in trials if not trial.is_soup])
 
     def _next_soup(self, trials: Sequence[TrialState]) -> dict[str, Any] | None:
-        """Return the method and parts of the next combination of the best trial with the champion's adapter."""
+        """Return the settings of the next soup of best trial and champion's adapter; `None` if none is left."""
         finished = [trial for trial in trials if trial.outcome == "finished" and not trial.is_soup]
         of = [f"trial {_best(finished).number}", self.champion] if finished else []
         soups = [{"soup": method, "of": of} for method in self.attempt.config.train.soup if finished]
@@ -143,7 +144,12 @@ class _Search:
         return ""
 
     def work_on(self, trial: TrialState) -> None:
-        """Run a trial to its end. Raises errors after which a later process continues it."""
+        """
+        Run a trial and save its outcome; a trial that raises an error is saved as failed.
+
+        Raises `Interrupted`, or the error of a full disk, if a later process must continue the trial. Raises
+        `StartAgain` after an unexpected error, as the next trial needs a fresh process.
+        """
         folder, began = self.files.trial(trial.number), time.monotonic()
         step = latest_step(folder)
         vanished = trial.vanished if step == trial.at_step else min(trial.vanished, 1)
@@ -175,7 +181,7 @@ class _Search:
             raise again
 
     def _attempt(self, trial: TrialState) -> _TrialAttempt:
-        """Log the trial and return its attempt: its own settings, the memory plan of the trial trained last."""
+        """Log the trial; return its attempt, with its settings and the last trained trial's memory plan."""
         train = self.attempt.config.train
         most = max(most_trials(train.search), trial.number)
         note = f"trial {trial.number} of {most}: {settings_words(trial.settings)}".removesuffix(": ")
@@ -191,7 +197,7 @@ class _Search:
         )
 
     def _ended(self, attempt: Attempt, trial: TrialState) -> TrialState:
-        """Train, unless already done, and score on the dev rows; return the ended trial."""
+        """Train the trial unless already done, score it on the dev rows, and return it with its outcome."""
         if trial.vanished > _MOST_VANISHED:
             message = f"its process vanished {_MOST_VANISHED} times in a row without an error"
             raise StepFailed(message, "see dmesg for a lack of memory")
@@ -212,7 +218,11 @@ class _Search:
         return MedianRule(tuple(x.losses for x in trials if x.outcome == "finished" and not x.is_soup))
 
     def _combined(self, trial: TrialState, target: Path) -> TrainedOnce:
-        """Combine a trial's adapter with the champion's; return its training with the cost of both."""
+        """
+        Save the soup of a trial's and the champion's adapter in `target`; return its training with doubled cost.
+
+        Raises `StepFailed` if the champion has changed or its adapter was deleted.
+        """
         best, champion = trial.settings["of"]
         number = int(best.removeprefix("trial "))
         once, adapter = self.files.load()[number - 1].once, self.attempt.spec.champion_adapter
@@ -223,7 +233,11 @@ class _Search:
         return once.model_copy(update={"cost": 2 * once.cost})
 
     def result(self) -> SearchResult:
-        """Choose among the finished trials, at least one; soups with a former champion are excluded."""
+        """
+        Choose among the finished trials and return the search's result.
+
+        At least one trial must have finished. Soups with an earlier champion's adapter are excluded.
+        """
         trials = self.files.load()
         former = [x for x in trials if x.is_soup and x.settings["of"][1] != self.champion]
         finished = [x for x in trials if x.outcome == "finished" and x not in former]
@@ -243,7 +257,7 @@ class _Search:
 
 
 def _best(finished: Sequence[TrialState]) -> TrialState:
-    """Return the trial chosen by the dev rows."""
+    """Return the trial that the one-standard-error rule chooses by the dev scores."""
     return finished[choose([trial.dev for trial in finished if trial.dev])]
 
 

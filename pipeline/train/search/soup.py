@@ -20,7 +20,7 @@ _DENSITY, _WHOLE, _HALF = 0.5, 1.0, 0.5
 
 def combine(base: Path, device: Device, method: str, pair: tuple[Path, Path], target: Path) -> None:
     """
-    Save the combination of a pair of adapters in folders, both over `base`, into the empty folder `target`.
+    Combine the adapters in two folders, both for the model `base`, and save the result in the empty `target`.
 
     Raises `StepFailed` if they cannot be combined by this method, or the base does not fit into memory.
     """

@@ -36,7 +36,12 @@ class MedianRule:
     """Of the trials that finished."""
 
     def __call__(self, losses: Losses) -> bool:
-        """Return whether to prune a training whose best dev loss is above the median at the latest measurement."""
+        """
+        Return whether to prune a training with these dev losses.
+
+        It is pruned if its best loss is above the median of the earlier trials' losses at the same measurement, and at
+        least `_UNPRUNED` trials have finished.
+        """
         there = [past[len(losses) - 1] for past in self.earlier if len(past) >= len(losses)]
         return len(self.earlier) >= _UNPRUNED and bool(there) and min(losses) > median(there)
 
@@ -56,7 +61,7 @@ def suggest(train: TrainConfig, past: Sequence[TrialState]) -> dict[str, Any] | 
 
 
 def _draw(train: TrainConfig, past: Sequence[TrialState], seed: int) -> dict[str, Any]:
-    """Let Optuna draw settings after the results of `past`; listed values are JSON texts in its study."""
+    """Draw settings by Optuna, given the results of `past`; listed values are JSON texts in its study."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

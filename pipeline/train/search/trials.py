@@ -31,7 +31,7 @@ class TrainedOnce(Frozen):
 
 
 class TrialState(Frozen):
-    """A trial, or a soup, as its file has it."""
+    """The saved state of a trial or of a soup."""
 
     number: int
     """From 1."""
@@ -76,7 +76,7 @@ class TrialFiles:
     """Reads and writes the files of a search; trials are numbered from 1 without gaps."""
 
     def __init__(self, folder: Path, mark: str) -> None:
-        """Use the run's checkpoint folder, without the trials of a search with another fingerprint than `mark`."""
+        """Use the run's checkpoint folder; delete its trials if they have another fingerprint than `mark`."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         if durable.read_object(folder / _SEARCH).get("mark") != mark:
