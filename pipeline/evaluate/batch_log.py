@@ -2,8 +2,8 @@
 A log of computed batches, so that an interrupted attempt loses one batch at most.
 
 A line is a whole batch, `{"batch": <sha256 of its prompts>, "values": [...]}`: after a kill or a power cut a batch is
-there with all of its rows or not at all. The next attempt uses the same batches as an uninterrupted one (in bf16 the
-composition of a batch can change an answer) and reads those in the log.
+logged with all of its rows or not at all. The next attempt forms the same batches as an uninterrupted one (in bf16 the
+composition of a batch can change an answer) and reads the logged ones instead of computing them.
 """
 
 import hashlib

@@ -19,14 +19,14 @@ _NOTHING = -9999.0
 
 @dataclass(frozen=True)
 class InStep:
-    """The engine of the training stack: a model loaded in the step's process."""
+    """The transformers engine: a model loaded in the step's process."""
 
     model: AskedModel
 
     def answers(
         self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
     ) -> list[Answer]:
-        """Return greedy answers in the order of the prompts; loops are not cut at the indices `may_loop`."""
+        """Return greedy answers in the order of the prompts; those at the indices `may_loop` may loop uncut."""
         return greedy_decoding.answers(self.model, prompts, decoding, watch, may_loop)
 
     def likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
@@ -44,7 +44,7 @@ class InStep:
 
 @dataclass(frozen=True)
 class Vllm:
-    """The engine of a model that vLLM has loaded; loops are not cut, as they cost vLLM little."""
+    """The engine of a model that vLLM has loaded; looping answers are not cut, as they cost vLLM little."""
 
     process: Process
     tokenizer: Any
@@ -54,7 +54,7 @@ class Vllm:
     def answers(
         self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
     ) -> list[Answer]:
-        """Return greedy answers in the order of the prompts. Raises `StepFailed` if one is incomplete."""
+        """Return greedy answers in the order of the prompts. Raises `StepFailed` if an answer is incomplete."""
         del watch, may_loop
         sampling = {"repetition_penalty": decoding.repetition_penalty, "stop_token_ids": self.ends}
         rooms = [decoding.room(prompt) for prompt in prompts]

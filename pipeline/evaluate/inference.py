@@ -55,7 +55,7 @@ class Result:
 
 
 class Inference:
-    """The cached parts of a model's predictions, by the record's index, and the missing ones, which `run` computes."""
+    """One model's predictions by the record's index: the cached ones, and the missing ones, which `run` computes."""
 
     def __init__(
         self, attempt: Attempt, requests: ModelRequests, records: Sequence[HeldoutRecord], cache: PredictionCache
@@ -84,7 +84,12 @@ class Inference:
         self._opened: InStep | Vllm | None = None
 
     def answer_twice(self) -> None:
-        """Let `run` generate some missing answers twice: whole batches, the cheapest, at least one."""
+        """
+        Have `run` generate about `NOISE_RECORDS` of the missing answers twice, for the noise floor.
+
+        Whole batches are chosen, at least one, those with the shortest prompts first. Nothing happens if no answer is
+        missing.
+        """
         for batch in reversed(self._answer_batches()):
             if self._again and sum(map(len, self._again)) + len(batch) > NOISE_RECORDS:
                 break
@@ -93,12 +98,12 @@ class Inference:
 
     def run(self, folder: Path, models: Sequence["Inference"]) -> Result:
         """
-        Return the predictions, computing the missing ones.
+        Return all predictions, computing the missing ones.
 
         They are written to `folder`: all of them at the end, and each batch as it is computed, for the next attempt to
-        read. The ETA is that of all `models`. Raises `Interrupted`; `StepFailed` if memory does not suffice;
+        read. The ETA is that of all `models`. Raises `Interrupted` if stopped; `StepFailed` if memory does not suffice;
         `CannotTrain` if a likelihood is not finite, the model cannot be prompted, or its folder is the user's and now
-        holds another model (checked only if something is missing: it reads every file).
+        holds another model (checked only if a prediction is missing, as it reads every file).
         """
         started = time.monotonic()
         requests, self._models, self._total = self._requests, models, self.left
@@ -189,7 +194,7 @@ class Inference:
         return self._batch(kind, prompts, partial(self._generate, prompts, self._decoding, may_loop))
 
     def _missing_items(self, part: SuiteRequests) -> list[int]:
-        """Return the indices of a suite's items that have no score yet; of a task of lm-eval 0, if it has none."""
+        """Return the indices of a suite's items without a score; for an lm-eval task [0] if it has no scores."""
         known = self._suites[part.suite.digest]
         if part.suite.task:
             return [] if known else [0]
@@ -254,7 +259,7 @@ class Inference:
         self._suites[suite.digest][item] = noted
 
     def _batch(self, kind: str, inputs: Sequence[Any], compute: Callable[[], Sequence[Any]]) -> Sequence[Any]:
-        """Return a batch's values, one per input: those in the log of an earlier attempt, or computed."""
+        """Return a batch's values, one per input: from an earlier attempt's log, or computed and logged."""
         name = batch_id(kind, inputs)
         values = self._log.find(name)
         if values is None:
@@ -281,7 +286,7 @@ class Inference:
         return [(*answer, share) for answer in answers]
 
     def _report(self, answers: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
-        """Report progress, with `answers` of `tokens` in the current batch after `seconds`. Raises `Interrupted`."""
+        """Report progress, with `answers` and `tokens` of the current batch after `seconds`. Raises `Interrupted`."""
         self._attempt.check_stop()
         left = sum(model.left for model in self._models) - answers
         self._attempt.progress(

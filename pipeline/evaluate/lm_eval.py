@@ -23,9 +23,9 @@ def check_task(task: str) -> str:
     """
     Return a text that identifies a task's content, so that cached scores of other content are never reused.
 
-    It holds the package's version, the hash of the task's YAML file and, for each task of the name, its version, the
+    It holds the package's version, the hash of the task's YAML file and, for each task of this name, its version, the
     number of its items and a hash of all requests with the items' data. Raises `CannotTrain` if lm-eval is not
-    installed or cannot load the task: nothing is downloaded.
+    installed or cannot load the task; nothing is downloaded.
     """
     if find_spec("lm_eval") is None:
         message = f'evaluate.general names "lm-eval:{task}", and the package lm-eval is not installed'
@@ -94,7 +94,7 @@ def run_task(asked: Any, task: str, batch_size: int) -> dict[str, float]:
 
 @contextmanager
 def _its_own_words(task: str) -> Iterator[None]:
-    """Raise lm-eval's errors as `CannotTrain`, with a remedy."""
+    """Convert errors of lm-eval within the block to `CannotTrain` with its message and a remedy."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -103,7 +103,7 @@ def _its_own_words(task: str) -> Iterator[None]:
 
 
 def _manager(task: str) -> tuple[str, Any]:
-    """Return a task's name and a task manager that knows it."""
+    """Return a task's name and a lm-eval task manager that can load it."""
     from lm_eval.tasks import TaskManager
 
     name, folder = _own_task(task)
@@ -111,7 +111,11 @@ def _manager(task: str) -> tuple[str, Any]:
 
 
 def _own_task(task: str) -> tuple[str, str | None]:
-    """Return a task's name, and the folder of its YAML file if it is the user's."""
+    """
+    Return a task's name and, if `task` is the path of a YAML file, the file's folder; otherwise `None`.
+
+    Raises `ValueError` if the file does not name its task.
+    """
     path = Path(task)
     if not path.is_file():
         return task, None

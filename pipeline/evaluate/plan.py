@@ -45,7 +45,12 @@ class SuiteRequests:
     """Tokens of each item's choices, or of its references, each with its end token."""
 
     def new_tokens(self, index: int) -> int:
-        """Return the most tokens of an item's answer; of a free one rounded up to a multiple of 16, as in `prepare`."""
+        """
+        Return the most tokens of an item's answer.
+
+        That is the length of its longest choice or, for a free question, of its longest reference, rounded up to a
+        multiple of 16 as in `prepare`; at least 32 for a short free question.
+        """
         item, longest = self.suite.items[index], max(map(len, self.answers[index]))
         if item.choices:
             return longest
@@ -102,7 +107,7 @@ class ModelRequests:
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """The prompts for both models, and the held-out records that remain and were left out."""
+    """The requests for both models, the remaining held-out records, and the numbers of those left out."""
 
     records: list[HeldoutRecord]
     candidate: ModelRequests
@@ -134,8 +139,8 @@ def make_plan(
     """
     Return the evaluation plan; with a batch size of 0 in `decoding`, find one and save it in `folder`.
 
-    Records that one model cannot be evaluated on fairly are left out for both. Raises `CannotTrain` if none is left, or
-    if the settings want vLLM and there is none.
+    Records that one model cannot be evaluated on fairly are left out for both. Raises `CannotTrain` if no record is
+    left, or if the settings name a vLLM that cannot be run.
     """
     # A template may contain today's date: everything is tokenised before the long work.
     candidate_model, champion_model = _evaluated_models(attempt)
@@ -182,7 +187,11 @@ def _evaluated_models(attempt: Attempt) -> tuple[_EvaluatedModel, _EvaluatedMode
 def _base_requests(
     attempt: Attempt, candidate: ModelRequests, champion: _EvaluatedModel, decoding: Decoding
 ) -> ModelRequests | None:
-    """Return the base model's prompts, the candidate's suite items; `None` if it is the champion or cannot be used."""
+    """
+    Return the base model's requests for the candidate's suite items.
+
+    `None` if there are none, the base model is the champion, or it cannot be evaluated (written to standard error).
+    """
     model, folder = attempt.load(Model), Path(attempt.config.base_model)
     if champion.model_id == model.base_model_id or not candidate.suites:
         return None
@@ -209,7 +218,11 @@ def say_base_is_not_evaluated(why: str) -> None:
 
 
 def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[HeldoutRecord]:
-    """Leave out records that the champion was trained on, or near-duplicates of them: it may have memorised them."""
+    """
+    Return the records that the champion was not trained on; it may have memorised the others.
+
+    Records with a near-duplicate that it was trained on are left out, too. Raises `CannotTrain` if no record is left.
+    """
     kept = [record for record in records if not record.is_known(trained)]
     if not kept:
         message = "the champion was trained on every held-out record, or on near-duplicates"
@@ -265,9 +278,10 @@ def _leave_out_too_long(
     records: list[HeldoutRecord], both: Sequence[ModelRequests]
 ) -> tuple[list[HeldoutRecord], list[ModelRequests], int]:
     """
-    Leave out records and items that exceed a model's window with their answer, for both; return the number of records.
+    Return records and requests without those that exceed a window with their answer, and the number of these records.
 
-    Training leaves such rows out too. Otherwise one long document would fail every run of the track.
+    The smaller window of both models counts. Training leaves such rows out too. Otherwise one long document would fail
+    every run of the track. Raises `CannotTrain` if no record is left.
     """
     window = min(requests.window for requests in both)
 
@@ -296,7 +310,7 @@ def _leave_out_too_long(
 
 
 def _fitting_items(parts: Sequence[SuiteRequests], window: int) -> list[SuiteRequests]:
-    """Return a suite's requests to each model without the items that exceed the window with their answer."""
+    """Return a suite's requests to both models without the items that exceed the window with their answer."""
     suite = parts[0].suite
 
     def fits(part: SuiteRequests, index: int) -> bool:
@@ -316,14 +330,18 @@ def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
 
 
 def _noted_size(attempt: Attempt, folder: str, wanted: int) -> int:
-    """Return the batch size that an earlier attempt saved, at most `wanted`; `wanted` if there is none."""
+    """Return the batch size that the latest attempt saved, at most `wanted` (0: no limit); `wanted` if none did."""
     notes = attempt.earlier(f"{folder}/{_FOUND_NAME}")
     noted = int(durable.read_json(notes[-1])) if notes else wanted
     return min(noted, wanted or noted)
 
 
 def halve_batches(folder: Path, size: int, error: OutOfMemory) -> OutOfMemory:
-    """Save half the batch size in `folder` for later attempts; return the error with that in its message."""
+    """
+    Save half the batch size in `folder` for later attempts; return `error` with that in its message.
+
+    A batch size of 1 is not halved.
+    """
     message = f"{error.message}: a batch of {size} prompts"
     if size > 1:
         durable.write_json(folder / _FOUND_NAME, size // 2)

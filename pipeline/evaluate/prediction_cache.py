@@ -24,7 +24,7 @@ PLAIN = "transformers: 1"
 
 
 class Setup(Frozen):
-    """Everything but the model that answers depend on."""
+    """Everything that answers depend on, except the model."""
 
     template: str
     """sha256 of the prompt tokens of a fixed request: equal for models that are prompted in the same format."""

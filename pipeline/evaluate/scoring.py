@@ -111,8 +111,8 @@ def score_suites(
     """
     Return the points of candidate and champion on each suite; write each item's scores to a file in `folder`.
 
-    The base model's are included if it has a score for every one of these items. For free questions the file also says
-    how an answer has collapsed, if it has: labels are those of the rows in `train`.
+    The base model's are included if it has a score for every one of these items. For free questions the file also has
+    the kind of collapse of each answer, or ""; labels are those of the rows in the file `train`.
     """
     scores = []
     for number, suite in enumerate(suites):
@@ -163,7 +163,8 @@ def score_former(
     """
     Return former champions' primary metric on the records that they answered under the setup of `requests`.
 
-    Only cached answers count: nothing is generated. Each record's score is written to a file in `folder`.
+    Only cached answers count: nothing is generated. Records that the former champion was trained on do not count. Each
+    record's score is written to a file in `folder`.
     """
     hashes = [hash_tokens(prompt) for prompt in requests.prompts]
     found = []
@@ -197,7 +198,7 @@ def score_former(
 
 
 def noise_floor(records: Sequence[HeldoutRecord], result: Result, primary: str) -> NoiseFloor | None:
-    """Return how much texts and scores differ where answers were generated twice; `None` if there are none."""
+    """Return how much texts and scores of answers generated twice differ; `None` if no answer was."""
     if not result.again:
         return None
     indices = sorted(result.again)
@@ -213,7 +214,7 @@ def noise_floor(records: Sequence[HeldoutRecord], result: Result, primary: str) 
 
 
 def _length_ratio(records: Sequence[HeldoutRecord], answers: Sequence[Prediction]) -> float | None:
-    """Return the median ratio of answer to reference length in words (characters in scripts without spaces)."""
+    """Return the median ratio of answer to reference length in words; `None` if no reference has a word."""
     lengths = [
         (len(tokens(answer.text)), len(tokens(record.references[0])))
         for record, answer in zip(records, answers, strict=True)

@@ -19,13 +19,14 @@ RECORDS_NAME = "records.jsonl"
 
 def evaluate(attempt: Attempt) -> Evaluation:
     """
-    Return both models' scores on the held-out records; each record's are in the report's records.jsonl.
+    Evaluate candidate and champion on the held-out records; return their scores.
 
-    A base model that is no longer the champion is evaluated on the general suites, once, if its folder still holds it.
-    Answers come from the prediction cache, or from the batch log of an interrupted attempt, where they are there. The
-    predictions used are written to `predictions/<key>.jsonl`. Raises `StepFailed` if memory does not suffice,
-    `CannotTrain` if a likelihood is not finite, the two setups differ, no record is left, a suite is invalid, or the
-    champion is a base model that was replaced.
+    Scores and answers of each record are written to the report's records.jsonl. A base model that is no longer the
+    champion is evaluated on the general suites, once, if its folder still holds it. Answers in the prediction cache, or
+    in the batch log of an interrupted attempt, are reused. The predictions used are written to
+    `predictions/<key>.jsonl`. Raises `StepFailed` if memory does not suffice, `CannotTrain` if a likelihood is not
+    finite, the two setups differ, no record is left, a suite is invalid, or the champion is a base model that was
+    replaced.
     """
     dataset, settings = attempt.load(Dataset), attempt.config.evaluate
     suites = read_suites(settings.general, attempt.spec.run)

@@ -87,7 +87,7 @@ def read_items(name: str) -> tuple[Item, ...]:
     """
     Return the items of a suite's file, or of a built-in suite; at least one.
 
-    Raises `CannotTrain` if the file is missing, empty or invalid, with line and field.
+    Raises `CannotTrain`, naming line and field, if the file is missing, empty or invalid.
     """
     path = _FILES.get(name) or Path(name)
     if not path.is_file():
@@ -104,7 +104,7 @@ def read_items(name: str) -> tuple[Item, ...]:
 
 
 def _items(path: Path) -> Iterator[tuple[int, Item]]:
-    """Yield a file's items with their line numbers, or their positions in another format."""
+    """Yield a file's items with their line numbers; records (not questions) with their positions, from 1."""
     lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
     first = next((line for line in lines if line.strip()), b"")
     if b'"choices"' in first or b'"question"' in first:

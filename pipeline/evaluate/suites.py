@@ -2,8 +2,8 @@
 General suites: questions outside the task, to detect forgetting.
 
 `builtin` is a small built-in set, with free `questions`; a file is JSON Lines of such items or of Alpaca records;
-`lm-eval:TASK` is a task of the package lm-eval. An item with choices scores 1 if the right one is the likeliest, else
-0; a free question scores 1 if the answer contains a right one; a record is answered and scored by token F1.
+`lm-eval:TASK` is a task of the package lm-eval. An item with choices scores 1 if the right choice is the likeliest,
+else 0; a free question scores 1 if the answer contains a right one; a record is answered and scored by token F1.
 """
 
 import hashlib
@@ -42,9 +42,9 @@ def read_suites(names: Sequence[str], run: int) -> list[Suite]:
 
 def read_suite(name: str) -> Suite:
     """
-    Return the suite of a name in evaluate.general.
+    Return the suite with this name in evaluate.general.
 
-    Raises `CannotTrain` if its file is missing or invalid, with line and field.
+    Raises `CannotTrain`, naming line and field, if its file is missing or invalid, or if lm-eval cannot load the task.
     """
     if name.startswith(HARNESS):
         task = name.removeprefix(HARNESS)

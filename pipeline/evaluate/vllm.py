@@ -1,8 +1,8 @@
 """
-Run vLLM, which has an environment of its own: its Python runs `vllm_script` for one model.
+Run vLLM in its own Python environment, whose interpreter runs `vllm_script` for one model.
 
-Its process group is killed when it is closed, and by the script itself when the step is killed. Its output goes to a
-file, whose last lines are part of the error message if it exits.
+The process group is killed by `Process.close`, and by the script itself when the step is killed. The output goes to a
+file, whose last lines are part of the error message if vLLM exits.
 """
 
 import json
@@ -30,7 +30,7 @@ _REMEDY = 'see evaluate.vllm, or set evaluate.vllm = "" to let transformers answ
 
 
 def read_version(program: str) -> str:
-    """Return the version of the vLLM that a program belongs to. Raises `CannotTrain` if it cannot be used."""
+    """Return the version of vLLM in the environment of `program`. Raises `CannotTrain` if there is none."""
     code = "from importlib.metadata import version; print(version('vllm'))"
     try:
         done = subprocess.run(  # noqa: S603 - the Python beside the program that the settings name
@@ -101,7 +101,7 @@ class Process:
         return json.loads(reply)
 
     def close(self) -> None:
-        """Kill it with all its processes."""
+        """Kill the process with all processes that it started, and close the connection."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -113,7 +113,7 @@ class Process:
 
 
 def _python(program: str) -> str:
-    """Return the Python in the folder of a program, which may be a link to it."""
+    """Return the path of python3 in the folder of `program`, after following links."""
     return str(Path(program).resolve().with_name("python3"))
 
 

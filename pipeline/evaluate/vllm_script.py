@@ -1,11 +1,11 @@
 """
-Answer token sequences by vLLM: `python3 -I vllm_script.py`, with the Python of vLLM's environment.
+Generate answers to token sequences with vLLM: `python3 -I vllm_script.py`, with the Python of vLLM's environment.
 
-Standard input is JSON Lines. The first line has the arguments of `vllm.LLM`; each other one is a batch: a list of
-requests, each a prompt's tokens and its sampling parameters. Each line is answered by one: null once the model is
-loaded, then for every request the generated tokens and the log-probabilities of the prompt's, null if not requested.
-What vLLM prints goes to standard error. The process group is killed once standard input closes, as it does when the
-step is killed. Nothing of Dropforge is imported: it is not installed there.
+Standard input is JSON Lines. The first line has the arguments of `vllm.LLM`; each further line is a batch: a list of
+requests, each a prompt's tokens and its sampling parameters. Standard output has one line per line of input: null once
+the model is loaded, then for every request of a batch the generated tokens and the log-probabilities of the prompt's
+tokens, null if not requested. vLLM's own output goes to standard error. The process group is killed once standard input
+closes, as it does when the step is killed. Nothing of Dropforge is imported: it is not installed there.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Answer every line of standard input."""
+    """Load the model in the first line of standard input, then answer every further line; never returns."""
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     with os.fdopen(os.dup(1), "w") as replies:

@@ -40,7 +40,7 @@ _pause = asyncio.sleep
 
 
 class NoAnswerError(Exception):
-    """A question got no answer, with the reason in `words`; `for_all`: no question would get one."""
+    """A question got no answer, for the reason in `words`; with `for_all`, no question would get an answer."""
 
     def __init__(self, words: str, *, for_all: bool = False) -> None:
         """Keep `words`, which must not quote the server."""
@@ -57,7 +57,7 @@ class _Passing(NamedTuple):
 
 
 def read_key(name: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the key in the variable `name`, or "" without a name. Raises `NoAnswerError` if it is not usable."""
+    """Return the key in the variable `name`, or "" without a name. Raises `NoAnswerError` if unset or malformed."""
     if not name:
         return ""
     key = environment.get(name, "").strip()
@@ -71,7 +71,7 @@ def read_key(name: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 class Endpoint:
-    """A client for one endpoint and model, which holds connections."""
+    """A client for one endpoint and model, which keeps its connections open."""
 
     def __init__(self, config: JudgeConfig, key: str) -> None:
         """Use the endpoint in `config` with `key`. Raises `NoAnswerError` if the environment's proxy cannot be used."""
@@ -100,7 +100,7 @@ class Endpoint:
         """
         Return the text of the reply, with retries; the key is removed from it.
 
-        Raises `NoAnswerError` if there is no reply; one that is not a chat completion gives an empty text.
+        The text is empty if the reply is not a chat completion. Raises `NoAnswerError` if there is no reply.
         """
         body = json.dumps({"model": self._model, "messages": messages, "stream": False, **SAMPLING}).encode()
         failed = ""
@@ -141,7 +141,7 @@ class Endpoint:
 
 
 async def _read(response: httpx2.Response) -> bytes:
-    """Return the body; empty if it is larger than any verdict."""
+    """Return the response's body; empty if it has more than `_LARGEST_REPLY` bytes."""
     parts: list[bytes] = []
     size = 0
     async for part in response.aiter_bytes():
@@ -153,7 +153,7 @@ async def _read(response: httpx2.Response) -> bytes:
 
 
 def _content(body: bytes) -> str:
-    """Return the text of a chat completion; empty if there is none."""
+    """Return the text of a chat completion; "" if `body` is not one."""
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):

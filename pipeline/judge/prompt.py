@@ -39,7 +39,7 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 def prompt_sha256(model: str) -> str:
-    """Return the hash of everything but the question that a judgement depends on: model, prompt, sampling."""
+    """Return the hash of all that a judgement depends on besides the question: model, prompt, sampling."""
     return _sha256([model, _SYSTEM, _USER, _FENCE, _NAMES, SAMPLING])
 
 
@@ -59,7 +59,7 @@ def read_choice(reply: str) -> Choice | None:
     """
     Return the winner named in a reply; `None` if it names none or several.
 
-    A reply is a JSON object with `winner`, with any text around it, or only the word.
+    A reply is a JSON object with `winner`, with any text around it, or the bare value of `winner`.
     """
     answer = reply.rpartition("</think>")[2].strip()
     winners = {_winner(text) for text in _OBJECT.findall(answer)}

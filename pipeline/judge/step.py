@@ -1,8 +1,8 @@
 """
 The judge step (optional): a remote language model compares both models' answers, each pair in both orders.
 
-It can only block a promotion, and never fails a run: an endpoint that is down, slow or unreadable is given up after a
-while, and the judgement says for how many records there is no answer.
+It can only block a promotion, and never fails a run: after repeated failures the step stops using the endpoint, and the
+judgement has the number of records without an answer.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Judged:
-    """The judge's winner in each order; `None` if not asked or not readable."""
+    """The judge's winner of a pair in each order; `None` if there is no request or no readable reply."""
 
     candidate_first: Choice | None = None
     champion_first: Choice | None = None
@@ -85,9 +85,9 @@ def judge(attempt: Attempt) -> Judgement:
     """
     Return the judge's wins, losses and ties on the records with the lowest ids, among those that the gate judges on.
 
-    A line per record is written. Equal answers are a tie without a request. Replies of an interrupted attempt are read
-    from its log. Raises `StepFailed` if the report's records cannot be read, `Interrupted` if stopped; never because of
-    the endpoint.
+    The result of each record is written to a file. Equal answers are a tie without a request. Replies to an interrupted
+    attempt are read from its log. Raises `StepFailed` if the report's records cannot be read, `Interrupted` if stopped;
+    never because of the endpoint.
     """
     config = attempt.config.judge
     pairs = _read_pairs(attempt, attempt.load(Evaluation))
@@ -116,7 +116,11 @@ def judge(attempt: Attempt) -> Judgement:
 
 
 def _read_pairs(attempt: Attempt, report: Evaluation) -> list[Pair]:
-    """Return the report's records that the gate judges on, those with the lowest ids, at most `judge.records`."""
+    """
+    Return the records that the gate judges on, those with the lowest ids, at most `judge.records`.
+
+    Raises `StepFailed` if the report's file lacks a field or a record.
+    """
     lines = list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
     hint = f"evaluate again: dropforge retry {attempt.spec.run} --from evaluate"
     try:
@@ -163,7 +167,7 @@ class _Session:
         self._in_a_row = 0
 
     async def hold(self) -> None:
-        """Judge all pairs. Raises `Interrupted`, and `NoAnswerError` if the endpoint does not answer."""
+        """Judge all pairs. Raises `Interrupted` if stopped, and `NoAnswerError` if the endpoint does not answer."""
         self._take_known()
         waiting = iter([pair for pair in self._pairs if pair.id not in self.judged])
         config = self._attempt.config.judge
@@ -235,7 +239,7 @@ class _Session:
 
 
 def _say(session: _Session, counts: Mapping[Outcome, int], gave_up: str) -> None:
-    """Write a summary to the log."""
+    """Write a summary of the judgement to standard error."""
     results = [f"{counts[name]} {name}" for name in ("win", "loss", "tie", "inconsistent", "failed")]
     replies = count(session.asked, "reply", "replies")
     records = count(sum(counts.values()), "record")

@@ -1,8 +1,9 @@
 """
-The merge step: the adapter or trained weights, and the 16-bit model below → the folder that is served.
+The merge step: an adapter or trained weights, and the model that was trained → the model folder that is served.
 
 The merged files have the base's headers: each tensor is computed in float32, rounded once, and written at the base's
-offset, with a few rows in memory at a time. PEFT merges all other cases, with the whole model in memory.
+offset, with a few rows in memory at a time. All other cases are merged with the whole model in memory, adapters by
+PEFT.
 """
 
 import dataclasses
@@ -174,7 +175,7 @@ def _check_weights(base: Path, weights: Path) -> None:
 
 
 def _generation(tokenizer: Any, answering: Answering) -> Any:
-    """Return the generation config of the evaluation; set the tokenizer's template and padding token."""
+    """Return the evaluation's generation config; set the tokenizer's chat template and padding token."""
     from transformers import GenerationConfig
 
     template = template_for(tokenizer, answering.format)
@@ -194,7 +195,11 @@ def _generation(tokenizer: Any, answering: Answering) -> Any:
 
 
 def _empty_model(folder: Path) -> tuple[Any, Any]:
-    """Return a model with parameters on the meta device, and its config, from a folder's config."""
+    """
+    Create the model of a folder's config with parameters on the meta device; return it and its config.
+
+    Raises `NeedsWholeModel` if that fails, or if transformers converts such weights when it loads them.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -217,7 +222,11 @@ def _empty_model(folder: Path) -> tuple[Any, Any]:
 
 
 def _check_files(base: Path, model: Any, config: Any) -> tuple[dict[Path, Header], str]:
-    """Return the base's weight files and their dtype. Raises `NeedsWholeModel` if their tensors are not the model's."""
+    """
+    Return the headers of the base's weight files, and their dtype.
+
+    Raises `NeedsWholeModel` if a file cannot be read, the tensors are not the model's, or they have several dtypes.
+    """
     try:
         headers = {path: read_header(path)[0] for path in weight_files(base)}
     except (OSError, NotSafetensorsError) as error:
@@ -249,7 +258,12 @@ def _replacements(weights: Path) -> dict[str, Change]:
 
 
 def _updates(model: Any, adapter: Path) -> dict[str, Change]:
-    """Return the adapter's change of each base weight by name. Raises as `check_pairs` does."""
+    """
+    Return the adapter's change of each base weight, by the weight's name.
+
+    Raises what `check_pairs` raises, and `NeedsWholeModel` for an adapter that is not plain LoRA or DoRA on linear
+    layers.
+    """
     from peft import LoraConfig, PeftConfig, PeftModel
     from peft.tuners.lora.layer import Linear
     from safetensors.torch import load_file
@@ -284,10 +298,11 @@ def _updates(model: Any, adapter: Path) -> dict[str, Change]:
 
 def _lora(a: "torch.Tensor", b: "torch.Tensor", scale: float, magnitude: "torch.Tensor | None") -> Change:
     """
-    Return the update of a linear layer, whose weight has the shape (outputs, inputs).
+    Return the function that applies an adapter to rows of a linear layer's weight, of the shape (outputs, inputs).
 
     `a` is (rank, inputs), `b` (outputs, rank); LoRA (arXiv:2106.09685) gives W + scale B A. With DoRA
-    (arXiv:2402.09353) each output's row of that gets the length in `magnitude`, of the shape (outputs,).
+    (arXiv:2402.09353) each row of the result, an output's, is scaled to the length in `magnitude`, of the shape
+    (outputs,).
     """
     import torch
 
@@ -304,8 +319,8 @@ def check_pairs(model: Any, adapter: Path) -> None:
     """
     Check that an adapter's file has exactly the matrices that its config implies.
 
-    Raises `StepFailed` naming a matrix that is missing, one without a weight in the base, or one on a weight that the
-    model uses twice (tied). PEFT itself only warns of a missing pair, and leaves it untrained.
+    Raises `StepFailed` with the name of a matrix that is missing, that has no weight in the base, or that changes a
+    weight which the model uses twice (tied). PEFT itself only warns of a missing pair, and leaves it untrained.
     """
     from peft import get_peft_model_state_dict
 
@@ -336,7 +351,11 @@ def _lora_layers(model: Any) -> dict[str, Any]:
 
 
 def _write_merged(source: Path, header: Header, changes: Mapping[str, Change], target: Path) -> None:
-    """Copy the safetensors file `source` to `target`, with the same header and changed weights."""
+    """
+    Copy the safetensors file `source` to `target`, with the same header, changing the weights named in `changes`.
+
+    Raises `CannotTrain` if a number is not finite, and `OSError` if the file is truncated.
+    """
     import torch
 
     begins = source.stat().st_size - max(tensor.data_offsets[1] for tensor in header.values())
@@ -369,7 +388,11 @@ def _check_finite(weight: "torch.Tensor", name: str) -> None:
 
 
 def _merge_whole(base: Path, trained: Path, target: Path, generation: Any) -> str:
-    """Merge with the whole model in memory, by PEFT if it is an adapter; return the dtype's name."""
+    """
+    Merge with the whole model in memory, an adapter by PEFT; return the dtype's name.
+
+    Raises `CannotTrain` if a merged weight is not finite, and what `check_pairs` raises.
+    """
     from peft import PeftModel
     from safetensors.torch import load_file
 
