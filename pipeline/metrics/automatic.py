@@ -12,7 +12,7 @@ _MOST = 0.8
 
 
 def metric_of(answers: Sequence[str]) -> str | None:
-    """Return the metric for answers: field F1 if JSON, exact match if short, else ROUGE-L; `None` without answers."""
+    """Return the metric's name: field F1 if answers are JSON, exact match if short, else ROUGE-L; `None` if none."""
     if not answers:
         return None
     if sum(json_fields.parse(text) is not None for text in answers) >= _MOST * len(answers):

@@ -1,8 +1,8 @@
 """
-Detect answers that are none, in any script.
+Detect degenerate and collapsed answers, in any script.
 
-Degenerate: empty, truncated or looping. Collapsed, to a general question: a label of the training data, empty or very
-short.
+A degenerate answer is empty, truncated or looping. A collapsed answer to a general question is a label of the training
+data, empty or very short.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ def degenerate(text: str, references: Sequence[str], *, ended: bool) -> list[str
     """
     Return which of `empty`, `truncated`, `looping` apply to an answer.
 
-    `ended` says whether the model generated the end token. An answer does not count as looping if a reference loops.
+    `ended` is whether the model generated the end token. An answer does not count as looping if a reference loops.
     """
     kinds = [] if text.strip() else ["empty"]
     if not ended:
@@ -53,8 +53,9 @@ def _stretch(signs: str, period: int) -> int:
     """
     Return the length of a stretch that repeats with `period`, at least three times and over half of the text; else 0.
 
-    Within such a stretch the characters equal to the one a period before span at least a third of the text, so one of
-    them is at a third, at two thirds or at the end, and the search starts from these.
+    Within such a stretch the characters equal to the character a period before span at least a third of the text, so
+    the stretch has such a character at a third, at two thirds or at the end of the text, and the search starts from
+    these.
     """
     third = len(signs) // _TIMES
     for anchor in (third, 2 * third, 3 * third):
@@ -76,8 +77,8 @@ def collapsed(
     """
     Return, by model, how each of its answers has collapsed: one of `COLLAPSED`, or "" for a real answer.
 
-    `answers` has each model's texts for the same questions, with whether they are right; right ones are real. `base`
-    names the model with which lengths are compared, `outputs` are those of the training rows, read once.
+    `answers` has each model's texts for the same questions, each with whether it is right; right answers are real.
+    `base` names the model with whose answers lengths are compared, `outputs` are those of the training rows, read once.
     """
     words = {model: [tokens(text) for text, _ in texts] for model, texts in answers.items()}
     texts_seen = {" ".join(answer) for of_model in words.values() for answer in of_model}

@@ -8,7 +8,7 @@ from typing import Any
 
 def parse(text: str) -> Any:
     """
-    Return the JSON object or array that `text` is; `None` if it is neither.
+    Return the JSON object or array that `text` consists of; `None` if it is anything else.
 
     As strict as a consuming program: no text and no code fence around it, no NaN.
     """

@@ -21,7 +21,7 @@ Scores = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: its name, its function, and the records that it applies to."""
+    """A metric: its name, its function, and the records that it applies to (all, or some by their references)."""
 
     name: str
     title: str
@@ -113,7 +113,7 @@ def _f1(prediction: str, reference: str) -> float:
 
 @cache
 def _rouge_class() -> Any:
-    """Define the metric on first use: `evaluate.load` would query a hub, and importing the stack takes seconds."""
+    """Return the metric's class, defined on first use: `evaluate.load` would query a hub, imports take seconds."""
     import datasets
     import evaluate
     from rouge_score import rouge_scorer
@@ -139,7 +139,7 @@ def _rouge_class() -> Any:
 
 
 def _each(score: Callable[[str, Sequence[str]], float]) -> Scores:
-    """Return the function that scores many answers by one that scores one."""
+    """Return a function that applies `score` to each prediction with its references."""
     return lambda predictions, references: list(map(score, predictions, references))
 
 

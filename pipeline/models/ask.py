@@ -67,7 +67,11 @@ def answer(request: Ask, model: Model) -> None:
 
 
 def check(folder: Path) -> None:
-    """Let the model in `folder` generate one token. Raises `CannotTrain` or `StepFailed` if it cannot."""
+    """
+    Run one forward pass of the model in `folder`.
+
+    Raises `CannotTrain` if it cannot be loaded, `StepFailed` if memory does not suffice or its logits are not finite.
+    """
     import torch
 
     device = chosen_device()

@@ -34,7 +34,7 @@ def batch_size(folder: Path, tokenizer: Any, prompts: Sequence[Tokens], answer_t
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
     """
-    Return the largest batch size that fits: 16 doubled until `most` is reached or the next does not fit, or halved.
+    Return the largest batch size that fits: 16, doubled while that fits and `most` is not reached, or halved.
 
     The last doubling may exceed `most`, so that all prompts fit into one batch. Raises `StepFailed` if 1 does not fit.
     """

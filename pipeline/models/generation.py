@@ -101,7 +101,7 @@ def open_model(folder: Path, tokenizer: Any, device: Device) -> AskedModel:
 
 
 def device_of(model: Any) -> Any:
-    """Return the device that a model computes on; offloaded weights are on none."""
+    """Return the device of the model's first weight in memory; the CPU if all weights are offloaded."""
     import torch
 
     return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
@@ -120,7 +120,7 @@ def close_model(asked: AskedModel) -> None:
 
 def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
     """
-    Return what the last bits of results depend on besides the model: dtype, device, attention, library versions.
+    Return what affects the last bits of results besides the weights: dtype, device, attention, library versions.
 
     Weights are not read: the model is created on the meta device to learn its attention implementation.
     """
@@ -207,8 +207,8 @@ def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list
     """
     Return the mean negative log-likelihood of each choice of each question, in nats per token.
 
-    Each question is prefilled once, but for a model without a key-value cache, as a recurrent one. The mean normalises
-    for length (Brown et al. 2020, section 2.4). Raises `StepFailed` if memory does not suffice.
+    Each question is prefilled once, except for a model without a key-value cache, such as a recurrent one. The mean
+    normalises for length (Brown et al. 2020, section 2.4). Raises `StepFailed` if memory does not suffice.
     """
     import torch
 
@@ -280,20 +280,20 @@ def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
 
 
 def cache_name(model: Any) -> str | None:
-    """Return the name of the model's cache argument, which changed within transformers 5, if it has one."""
+    """Return the name of the forward's cache argument, which transformers 5 renamed; `None` if it has none."""
     known = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in known), None)
 
 
 def accepted(model: Any, **arguments: Any) -> dict[str, Any]:
-    """Return the arguments that the model's `forward` accepts: architectures differ."""
+    """Return those of `arguments` that the model's `forward` accepts, as architectures differ."""
     known = inspect.signature(model.forward).parameters
     return {name: value for name, value in arguments.items() if name in known}
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raise `OutOfMemory` for the device's out-of-memory errors."""
+    """Convert the device's out-of-memory errors within the block to `OutOfMemory`."""
     try:
         yield
     except Exception as error:

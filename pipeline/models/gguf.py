@@ -45,7 +45,11 @@ class Drift(NamedTuple):
 
 
 def convert(source: Path, target: Path) -> None:
-    """Convert the GGUF file `source` to the folder `target`, unless it exists. Raises `CannotTrain` if it cannot be."""
+    """
+    Convert the GGUF file `source` to the model folder `target`, unless the folder exists.
+
+    Raises `CannotTrain` if the file cannot be read.
+    """
     if target.is_dir():
         return
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -88,7 +92,7 @@ def _read(source: Path, what: Literal["model", "tokenizer"]) -> Any:
 
 def check(source: Path, model: Path) -> Drift:
     """
-    Compare the logits of the GGUF file `source` with those of `model`, the folder that it was made from.
+    Return the differences between the logits of the GGUF file `source` and of `model`, from which it was made.
 
     The file is read by transformers. Raises `CannotTrain` if that fails, or if its tokenizer or chat template produces
     other tokens for a prompt.
@@ -128,7 +132,7 @@ def _tokenised(tokenizer: Any) -> list[list[int]]:
 
 
 def main(argv: list[str]) -> int:
-    """Convert or check as `argv` says; return the exit code."""
+    """Convert a GGUF file or, with --check in `argv`, compare it with its model; return the exit code."""
     wants_check = "--check" in argv
     paths = [Path(word) for word in argv if word != "--check"]
     if len(paths) != 2:  # noqa: PLR2004 - source, and target or model

@@ -101,7 +101,7 @@ def _is_over(asked: AskedModel, tokens: Tokens, most: int, *, may_loop: bool) ->
 
 
 def _repeats(tokens: Tokens) -> bool:
-    """Return whether the last tokens repeat one phrase so often that the model will hardly leave the loop."""
+    """Return whether the tokens end with at least four repetitions, and 32 tokens, of one phrase."""
     for period in range(1, len(tokens) // _LOOP_TIMES + 1):
         length = max(_LOOP_TIMES * period, _LOOP_TOKENS)
         if length <= len(tokens) and tokens[-length:-period] == tokens[period - length :]:
@@ -138,14 +138,14 @@ class _Rows:
         self._logits: Any = None
 
     def can_join(self) -> bool:
-        """Return whether rows can be added to the cache: not to the state of a recurrent layer."""
+        """Return whether rows can be added to the cache; impossible if a layer has a recurrent state."""
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
         known = {DynamicLayer, DynamicSlidingWindowLayer}
         return not self.indices or all(type(layer) in known for layer in self._cache.layers)
 
     def join(self, indices: Sequence[int], prompts: Sequence[Tokens]) -> None:
-        """Prefill some prompts, and add them to the rows."""
+        """Prefill prompts and add them to the rows; `indices` are the prompts' numbers."""
         import torch
 
         ids, mask = pad_left(prompts, device_of(self._model))
@@ -174,7 +174,7 @@ class _Rows:
         return [int(token) for token in chosen[:, 0].tolist()]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these, and padding that is no longer needed."""
+        """Drop all rows but `rows`, and padding that is no longer needed."""
         import torch
 
         if len(rows) == len(self.indices):
@@ -225,7 +225,7 @@ def _pad_cache(layer: Any, width: int) -> None:
 
 
 def _widen(ids: Any, mask: Any, width: int) -> tuple[Any, Any]:
-    """Return token ids and mask with more padding, as `pad_left` pads."""
+    """Return token ids and mask padded to `width` at the left, as `pad_left` pads."""
     import torch
     from torch.nn.functional import pad
 

@@ -33,7 +33,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "C
 
 
 def quiet() -> None:
-    """Turn off the libraries' progress bars and advice; a step reports its own progress."""
+    """Turn off the progress bars and warnings of the libraries; a step reports its own progress."""
     import datasets
     import transformers
 
@@ -47,7 +47,11 @@ def quiet() -> None:
 
 
 def chosen_device() -> Device:
-    """Return the device in `$DROPFORGE_DEVICE`; `auto` is CUDA, if any. Raises `CannotTrain` if it is not there."""
+    """
+    Return the device in `$DROPFORGE_DEVICE`; `auto` is CUDA if available, else the CPU.
+
+    Raises `CannotTrain` if the device is unknown or CUDA is not available.
+    """
     import torch
 
     wanted = os.environ.get("DROPFORGE_DEVICE", "auto")
@@ -158,7 +162,7 @@ def load_model(
 
 
 def _device_map(folder: Path, device: Device, *, offload: bool) -> dict[str, Any]:
-    """Return transformers' arguments for placing weights: on the device, or on half of it and on disk."""
+    """Return transformers' arguments for placing weights: all on the device, or partly there and partly on disk."""
     weights, free = sum(path.stat().st_size for path in folder.glob("*.safetensors")), free_memory(device)
     if not offload or weights <= MARGIN * free:
         return {"device_map": {"": device}}

@@ -88,7 +88,7 @@ def read_lineage(folder: Path) -> Lineage | None:
 
 
 def verify_manifest(folder: Path) -> str:
-    """Return the model id. Raises `DropforgeError` naming the first file that differs from the manifest."""
+    """Return the model id in the manifest. Raises `DropforgeError` naming the first file that differs from it."""
     hint = "the folder is damaged: restore it from a backup, or train it again"
     value = try_read_object(folder / MANIFEST_NAME)
     if value is None or not isinstance(value.get("files"), dict):
@@ -108,12 +108,16 @@ def verify_manifest(folder: Path) -> str:
 
 
 def write_trained_ids(folder: Path, ids: Iterable[str]) -> None:
-    """Write the ids to a model's folder, sorted and without duplicates, one per line."""
+    """Write the ids of training records to a model's folder, sorted and without duplicates, one per line."""
     durable.write_bytes(folder / TRAINED_IDS, "".join(f"{name}\n" for name in sorted(set(ids))).encode())
 
 
 def trained_ids(folder: Path, among: Container[str] | None = None) -> frozenset[str]:
-    """Return the ids of the records that a model was trained on, of those `among` these; none for a base model."""
+    """
+    Return the ids of the records that a model was trained on, only those in `among` if given.
+
+    The result is empty for a folder without the list, such as a base model's.
+    """
     try:
         with (folder / TRAINED_IDS).open(encoding="utf-8") as file:
             ids = (line.rstrip("\n") for line in file)
@@ -127,8 +131,8 @@ def check_base(folder: Path) -> None:
     Check that `folder` holds a trainable base model in transformers' format, without loading weights.
 
     The folder is untrusted: only regular files are opened, and read up to a limit. Raises `CannotTrain` if there is no
-    folder, no complete safetensors weights or no tokenizer, if it holds pipes, impossible sizes, custom code, quantised
-    weights, or an adapter instead of a model.
+    folder, no complete safetensors weights or no tokenizer, or if it holds pipes, impossible sizes, custom code,
+    quantised weights, or an adapter instead of a model.
     """
     if not folder.is_dir():
         raise CannotTrain(
@@ -143,7 +147,7 @@ _ANEW = "download the model again from a trusted source, or use another one"
 
 
 def _problems(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield what makes a folder no trainable base model, and the remedy; nothing is read after the first problem."""
+    """Yield each reason why a folder is no trainable base model, with its remedy; the caller stops at the first."""
     if problem := unfit_file(folder):
         yield problem, _ANEW
     if (folder / "adapter_config.json").exists():

@@ -41,7 +41,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class BaseSizes:
-    """The sizes of a base model that determine its training's memory, as counts of numbers."""
+    """The sizes of a base model, from its headers and config.json, that determine its training's memory."""
 
     weights: int
     linear: int
@@ -103,7 +103,7 @@ def linear_shapes(shapes: Mapping[str, list[int]]) -> list[list[int]]:
 
 
 def trained_numbers(base: BaseSizes, train: TrainConfig) -> int:
-    """Return the most numbers that a training changes, in an adapter or in the base."""
+    """Return the largest number of parameters that a training changes, in an adapter or in the base."""
     if train.method == "full":
         return base.weights
     if train.method == "galore":
@@ -115,7 +115,7 @@ def trained_numbers(base: BaseSizes, train: TrainConfig) -> int:
 
 
 def moment_numbers(base: BaseSizes, train: TrainConfig) -> int:
-    """Return the size of the optimizer's state: two moments per trained number, or GaLore's moments and projectors."""
+    """Return how many numbers the optimizer stores: two moments per trained one, or GaLore's and its projectors."""
     if train.method == "galore":
         return 2 * train.rank * (base.inputs + base.outputs)
     return 2 * trained_numbers(base, train)
@@ -172,7 +172,7 @@ def _kept_numbers(base: BaseSizes, rank: int, number: int) -> int:
 
 
 def peak_resident() -> int:
-    """Return the peak resident memory of this program in bytes; getrusage would include its parent's before exec."""
+    """Return this process's peak resident memory in bytes; getrusage would include its parent's before exec."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
 
@@ -193,7 +193,7 @@ def available_memory() -> int:
 
 
 def _left_in_group(folder: Path, unlimited: int) -> int:
-    """Return the bytes that a control group still allows; the page cache counts as free."""
+    """Return the bytes that a control group still allows, or `unlimited`; the page cache counts as free."""
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         if limit == "max":

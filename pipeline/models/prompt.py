@@ -57,7 +57,11 @@ def prompt_form(fmt: Format) -> str:
 
 
 def choose_format(setting: Literal["auto", "chat", "alpaca"], *, has_chat_template: bool) -> Format:
-    """Resolve `train.format`: `auto` is the chat template, else Alpaca's. Raises `CannotTrain` if it cannot be."""
+    """
+    Return the format for `train.format`; `auto` is `chat` if there is a chat template, else `alpaca`.
+
+    Raises `CannotTrain` for `chat` without a chat template.
+    """
     if setting == "chat" and not has_chat_template:
         message = "train.format is chat, and the base model's tokenizer has no chat template"
         raise CannotTrain(message, 'set train.format = "alpaca" (or "auto"), or use an instruct model as the base')
@@ -68,7 +72,7 @@ def choose_format(setting: Literal["auto", "chat", "alpaca"], *, has_chat_templa
 
 def template_for(tokenizer: Any, fmt: Format) -> str | None:
     """
-    Return the chat template of a format; `None` is the tokenizer's own.
+    Return the chat template of a format; `None` for the tokenizer's own template.
 
     Rendered templates are tokenised without adding special tokens, so Alpaca's begins with the BOS token if the
     tokenizer adds one to plain text.
@@ -80,18 +84,18 @@ def template_for(tokenizer: Any, fmt: Format) -> str | None:
 
 
 def prompt_ids(tokenizer: Any, fmt: Format, content: str) -> list[int]:
-    """Return the token ids of a user message's prompt. Raises `CannotTrain` if chat template or tokenizer fail."""
+    """Return the token ids of a user message's prompt. Raises `CannotTrain` if chat template or tokenizer fails."""
     veil = _Veil(tokenizer, content)
     return veil.ids(veil.render(fmt, content))
 
 
 def completion_ids(tokenizer: Any, fmt: Format, content: str, output: str, stops: Collection[int]) -> list[int]:
     """
-    Return the token ids of the completion: `output`, followed by one of the `stops`.
+    Return the token ids of the completion: `output`, followed by an end token (one of `stops`).
 
     Text of the template after the turn's end token is dropped; if it has none, the tokenizer's EOS is appended. The ids
     continue `prompt_ids`: tokens of prompt and answer are never merged. Raises `CannotTrain` if chat template or
-    tokenizer fail.
+    tokenizer fails.
     """
     veil = _Veil(tokenizer, content, output)
     prompt = veil.render(fmt, content)
@@ -154,7 +158,7 @@ class _Veil:
         return self._pattern.sub(lambda match: self._marks[match[0]], text)
 
     def render(self, fmt: Format, content: str, output: str | None = None) -> str:
-        """Return the rendered conversation: the request up to where the answer begins, or with the answer."""
+        """Return the rendered conversation: the request and the answer's beginning, or with the answer `output`."""
         turns = [{"role": "user", "content": self.hide(content)}]
         if output is not None:
             turns.append({"role": "assistant", "content": self.hide(output)})

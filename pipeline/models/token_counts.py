@@ -2,7 +2,8 @@
 Count a text's tokens with a base model's tokenizer.json, without loading the training stack.
 
 A tokenizer takes a gigabyte of memory and seconds for a text of some megabytes. So texts that certainly exceed the
-window are found first, by characters and words: no token has more of them than the longest one in the vocabulary.
+window are recognised first, by characters and words: no token has more of them than the longest token in the
+vocabulary.
 """
 
 import json
@@ -23,7 +24,7 @@ _BLANKS = str.maketrans("ĠĊ▁", "   ")
 
 
 class Window:
-    """The most tokens of a row, prompt and answer together; counts texts against it."""
+    """The most tokens of a row, prompt and answer together, and the tokenizer for comparing texts with it."""
 
     def __init__(self, base: Path, most: int) -> None:
         """Use the smaller of `most` and the window of the base model in a folder."""
@@ -61,7 +62,7 @@ class Window:
 
 @lru_cache(maxsize=4)
 def _longest(file: tuple[str, int, int, int]) -> tuple[int, int]:
-    """Return the most characters and words of a token in a tokenizer.json; no bound if it may drop text."""
+    """Return the most characters and words per token in a tokenizer.json; `sys.maxsize` if there is no bound."""
     try:
         # The merges behind the vocabulary would take many times its size.
         text = read_bytes(Path(file[0])).decode()

@@ -1,4 +1,4 @@
-"""Read an untrusted model folder's text files within limits of size, and run its code within limits of time."""
+"""Read text files of an untrusted model folder within size limits, and run libraries on it within a time limit."""
 
 import json
 import reprlib
@@ -66,7 +66,7 @@ def parse_json(data: bytes, most: int = _MOST_VALUES) -> Any:
 
 
 def unfit_file(folder: Path) -> str:
-    """Return which file of a model folder must not be opened, and why; empty if there is none."""
+    """Return why a model folder must not be opened, naming the file; "" if it may be opened."""
     folders = (folder, folder / "additional_chat_templates")
     paths = list(islice((path for part in folders if part.is_dir() for path in part.iterdir()), _MOST_FILES + 1))
     if len(paths) > _MOST_FILES:
@@ -103,7 +103,7 @@ def read_window(folder: Path) -> int:
 
 
 def size_problem(config: Mapping[str, Any]) -> str:
-    """Return an invalid size in a config.json, including `text_config`; empty if all are valid."""
+    """Describe an invalid size in a config.json, including `text_config`; "" if all are valid."""
     text = config.get("text_config")
     parts = {"": config, "text_config.": text if isinstance(text, dict) else {}}
     return next((problem for prefix, part in parts.items() for problem in _problems(prefix, part)), "")
@@ -137,7 +137,7 @@ def _problems(prefix: str, config: Mapping[str, Any]) -> Iterator[str]:
 @contextmanager
 def foreign_code(what: str, hint: str) -> Iterator[None]:
     """
-    Raise `CannotTrain`, with a message that begins with `what`, for any error of the block but `MemoryError`.
+    Convert any error within the block but `MemoryError` to `CannotTrain`, with a message that begins with `what`.
 
     `ENDED_BY` kills the whole process if the block takes more than `SECONDS` of processor time.
     """
