@@ -1,8 +1,8 @@
 """
-Candidate and champion on the same records, sorted by id: a column per fact, read from the score files.
+The scores of candidate and champion on the same records, sorted by id, as arrays from the score files.
 
-A pair of columns has the shape (records, 2): candidate, champion. What was not measured of a record is NaN. Records
-that are paraphrases of each other are one group, and one unit of every test.
+A pair of columns has the shape (records, 2): candidate, champion. A score that was not measured is NaN. Records that
+are paraphrases of each other are one group, and one unit of every test.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ _ROLES = ("candidate", "champion")
 
 @dataclass(frozen=True)
 class Suite:
-    """Both models on one suite of general abilities; `scores` has the shape (items, 2), 0 to 1."""
+    """Both models' scores on one suite of general abilities; `scores` has the shape (items, 2), 0 to 1."""
 
     name: str
     scores: Floats
@@ -43,7 +43,7 @@ class Suite:
 
     @cached_property
     def parts(self) -> dict[str, float]:
-        """Candidate minus champion, -1 to 1, by category; empty where all items are of one."""
+        """Candidate minus champion, -1 to 1, by category; empty if there is only one category."""
         names, changes = np.array(self.categories), self.scores[:, 0] - self.scores[:, 1]
         found = {name: float(changes[names == name].mean()) for name in sorted(set(self.categories))}
         return found if len(found) > 1 else {}
@@ -66,7 +66,7 @@ class Opinion:
     """By the record's id: win, loss, tie, inconsistent or failed."""
 
     def on(self, ids: Iterable[str]) -> Judgement:
-        """Return the judgement counted over those of its records that are among `ids`."""
+        """Return the judgement with counts over its records in `ids` only."""
         found = [self.results[name] for name in ids if name in self.results]
         return self.judgement.model_copy(update=count_results(found))
 
@@ -86,7 +86,7 @@ def count_results(results: Collection[str]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both models on the same records."""
+    """Both models' scores on the same records, with each record's drop, group and tags."""
 
     metric: str
     ids: tuple[str, ...]
@@ -114,7 +114,11 @@ class Comparison:
         return np.unique(self.groups).size == self.groups.size
 
     def by_group(self, columns: Floats, mask: Flags | None = None) -> Floats:
-        """Return the means of `columns`, shape (records, any), of each group within `mask`: (groups, any)."""
+        """
+        Return the means of `columns`, shape (records, any), per group: (groups, any).
+
+        Records outside `mask` or with NaN are left out, and groups without any other record.
+        """
         kept: Flags = np.asarray(~np.isnan(columns).any(axis=1))
         kept = kept if mask is None else kept & mask
         if self.alone or not kept.any():
@@ -123,7 +127,7 @@ class Comparison:
         return np.column_stack([np.bincount(places, weights=column) for column in columns[kept].T]) / counts[:, None]
 
     def sums(self, columns: Floats) -> Floats:
-        """Return the sums of `columns`, shape (records, any), of each group: (groups, any)."""
+        """Return the sums of `columns`, shape (records, any), per group: (groups, any)."""
         if self.alone:
             return columns
         places = np.unique(self.groups, return_inverse=True)[1]
@@ -134,16 +138,16 @@ class Comparison:
         return self.by_group(self.scores.get(metric or self.metric, np.empty((0, 2))), mask)
 
     def differences(self, mask: Flags | None = None, metric: str | None = None) -> Floats:
-        """Return a metric's candidate minus champion by group."""
+        """Return candidate minus champion by group, of `metric` or by default the primary metric."""
         pairs = self.pairs(mask, metric)
         return np.asarray(pairs[:, 0] - pairs[:, 1])
 
     def part(self, mask: Flags) -> "Comparison":
-        """Return the comparison on the records that `mask` names; suites stay as they are."""
+        """Return the comparison restricted to the records where `mask` is true; suites are unchanged."""
         return self if mask.all() else self.take(np.flatnonzero(mask), self.groups[mask])
 
     def take(self, rows: Places, groups: Places) -> "Comparison":
-        """Return the comparison on the records at `rows`, which may repeat, in these groups."""
+        """Return the comparison on the records at the indices `rows`, which may repeat, with `groups` as groups."""
         return replace(
             self,
             ids=tuple(self.ids[row] for row in rows.tolist()),
@@ -162,7 +166,7 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
     """
     Read the comparison from an evaluation's files below `root`.
 
-    Raises `StepFailed` if the files are not the report's, or hold a score that is no number.
+    Raises `StepFailed` if a file's records are not the report's, or a score is not a finite number.
     """
     folder = root / report.folder
     lines = list(durable.read_jsonl(folder / "records.jsonl"))
@@ -205,9 +209,9 @@ def _opinion(root: Path, judgement: Judgement) -> Opinion:
 
 def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
     """
-    Return the comparison that lines of records.jsonl make, in any order.
+    Return the comparison of lines of records.jsonl, which may be in any order.
 
-    Raises `StepFailed` if they were scored by different metrics, or a score is no finite number.
+    Raises `StepFailed` if they were scored by different metrics, or a score is not a finite number.
     """
     lines = sorted(lines, key=lambda line: str(line["id"]))
     names = _metrics(metric, lines)
@@ -231,7 +235,12 @@ def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
 
 
 def _metrics(metric: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the metrics, sorted. Raises `StepFailed` if a line lacks one that says something about each record."""
+    """
+    Return the names of all metrics, sorted.
+
+    Raises `StepFailed` if the metrics of both models differ on a record, a metric is unknown, or one that applies to
+    every record is missing on some.
+    """
     named = [[frozenset(line[role]["scores"]) for role in _ROLES] for line in lines]
     every = frozenset().union({metric}, *(names for both in named for names in both))
     some = {name for name in every if not all(name in names for both in named for names in both)}
@@ -247,7 +256,7 @@ def _pair(lines: Sequence[Mapping[str, Any]], of: Any) -> Floats:
 
 
 def _finite(score: float | None) -> float:
-    """Return a score, NaN for none. Raises `StepFailed` if it is not finite."""
+    """Return a score, NaN for `None`. Raises `StepFailed` if it is not finite."""
     if score is None:
         return np.nan
     if not np.isfinite(score):

@@ -1,4 +1,4 @@
-"""What a verdict's reason codes and guards mean to a person, and a verdict in one short line."""
+"""Explain a verdict's reason codes and guards to users, and format a verdict in one line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ GENERAL_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Failure:
-    """What a failed guard means to a person."""
+    """The explanation of a failed guard: reason code, remedy and command."""
 
     reason: str
     remedy: str = ""
@@ -97,7 +97,8 @@ def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = 
     """
     Return the verdict with its gain and interval, as `promoted: +11.5 points (+5.9 to +16.9)`.
 
-    A verdict needs so many held-out records, which about `needed_rows` more rows bring; `None`: nobody said how many.
+    With insufficient evidence it gives the number of held-out records that a verdict needs, `needed_records`, and about
+    how many more rows bring them, `needed_rows`, unless that is `None`.
     """
     words = verdict.outcome.replace("_", " ")
     if verdict.outcome == "insufficient_evidence":
@@ -118,7 +119,7 @@ def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = 
 
 
 def collapse_words(verdict: Verdict) -> list[str]:
-    """Return what general questions get instead of answers, where that is shown; else nothing."""
+    """Describe the collapsed answers, one text per suite of free questions with p <= `HARM_P_VALUE`."""
     said = []
     for guard in verdict.guards:
         if guard.guard == "collapse" and guard.p_value is not None and guard.p_value <= HARM_P_VALUE:
@@ -129,20 +130,20 @@ def collapse_words(verdict: Verdict) -> list[str]:
 
 
 def change_words(guard: GuardResult) -> str:
-    """Return a guard's change in its unit."""
+    """Format a guard's change with its unit; "" if it has none."""
     if guard.change is None:
         return ""
     return f"{signed(guard.change, digits(guard))} {guard.unit}"
 
 
 def lost_most(guard: GuardResult) -> str:
-    """Return the two categories of a suite that lost most, beginning with ", most in"; empty where none lost."""
+    """Name the two categories of a suite that lost most, beginning with ", most in"; "" if none lost."""
     worst = sorted((change, name) for name, change in guard.parts.items() if change < 0)[:2]
     return f", most in {listed([f'{name} ({signed(change)})' for change, name in worst])}" if worst else ""
 
 
 def digits(guard: GuardResult) -> int:
-    """Return how many decimals a guard's numbers have."""
+    """Return the number of decimals for a guard's values."""
     return {"nats": 3, "records": 0}.get(guard.unit, 1)
 
 
@@ -165,7 +166,7 @@ def guard_words(guard: GuardResult) -> str:
 
 
 def margin_words(guard: GuardResult) -> str:
-    """Return a guard's margin in its unit."""
+    """Format a guard's margin with its unit; "" if it has none."""
     if guard.margin is None:
         return ""
     return f"{plain(guard.margin, 2 if guard.unit == 'nats' else 1)} {guard.unit}"

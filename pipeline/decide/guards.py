@@ -1,10 +1,11 @@
 """
-Guards: what a candidate that wins must not lose. Each rule is one function.
+Guards: checks for harm that block the promotion of a winning candidate. Each rule is one function.
 
-A guard fails where harm is shown, not where its absence is unproven. On fewer than `LEAST_TESTED` groups of records
-nothing is tested, only displayed. Which guards block a promotion is a setting (`guards.stop`); the others are
-shown. What each costs and buys is measured by `bench/gate.py` (true gain +10 points, 500 records): the cost in
-points of promotion of a good candidate; what it buys, how often a truly bad winner is promoted with it (without it).
+A guard fails if harm is shown, not if its absence is unproven. On fewer than `LEAST_TESTED` groups of records nothing
+is tested, only displayed. The setting `guards.stop` names the guards that block a promotion; the others are only shown.
+`bench/gate.py` measures each guard (true gain +10 points, 500 records). Its cost is by how many percentage points fewer
+good candidates are promoted with it. Its benefit is how often a truly bad winner is promoted with it, in per cent,
+compared with how often without it (in parentheses).
 """
 
 import math
@@ -36,7 +37,11 @@ _NORMAL_95 = 1.6448536269514722
 def check(
     comparison: Comparison, slices: Sequence[Slice], known: Known, config: GuardConfig
 ) -> tuple[GuardResult, ...]:
-    """Return every guard's result on the compared records."""
+    """
+    Return every guard's results on the compared records.
+
+    The state is "shown" for guards that `config.stop` does not name.
+    """
     rows = [
         *_slices(comparison, slices, config.slices),
         *_suites(comparison, config),
@@ -52,11 +57,12 @@ def check(
 
 def _slices(comparison: Comparison, slices: Sequence[Slice], margin: float) -> Iterator[GuardResult]:
     """
-    Yield each seen drop, each tag and all seen records: a shown loss, or one beyond the margin on 100 groups.
+    Yield a result for all seen records, each drop and each tag; a significant or large loss fails.
 
-    Shown is a test at .05 over all of a kind together (Holm 1979). Costs .4 points, more where a new kind of task comes
-    in; an old drop that truly lost 10 points is promoted in 14 % (43: the anchor stands beside it; alone 19 and 92).
-    New records are what may carry a win, not what could be lost.
+    Significant is p <= .05 over all slices of a kind together (Holm 1979), large a loss beyond the margin on 100
+    groups. Costs .4 points, more if there is a new kind of task; a candidate that truly lost 10 points on an old drop
+    is promoted in 14 % (43, as the anchor guard remains; without that guard 19 and 92). Slices of new records are not
+    tested: a gain may come from them, but the champion has no knowledge of them that could be lost.
     """
     for kind in ("seen", "drop", "tag"):
         # All drops are tested, as they are shown: one that is new has no champion's knowledge to lose.
@@ -75,11 +81,12 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], margin: float) -> I
 
 def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
     """
-    Yield each general suite, against the champion and against the base model: beyond the margin and p <= .01.
+    Yield a result per general suite against champion and base model; a loss beyond the margin fails at p <= .01.
 
-    Costs .6 points; a true loss of 10 is promoted in 8 % (53). Against the base, since a line of champions can walk:
-    costs nothing; 6 points more of a champion that has lost 8 are promoted in 10 % (66). A candidate that is no further
-    below the base than the champion passes: it may bring some of a loss back.
+    Against the champion this costs .6 points; a true loss of 10 points is promoted in 8 % (53). Against the base model,
+    as a line of champions can lose a little each time, it costs nothing; 6 points more of loss than a champion's 8 are
+    promoted in 10 % (66). A candidate that is no further below the base than the champion passes: it may regain a part
+    of a loss. Suites of free questions are left to `_collapse`.
     """
     for suite in comparison.suites:
         if suite.collapsed is not None:
@@ -105,10 +112,11 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
 
 def _collapse(comparison: Comparison) -> Iterator[GuardResult]:
     """
-    Yield how many general questions get a label, nothing or next to nothing: more than the base's, p <= .01 (McNemar).
+    Yield a result per suite of free questions; more collapsed answers than the base model's fail at p <= .01.
 
-    As with the suites, a candidate with no more than the champion passes. A track of labels may want just that, so it
-    stops nothing unless the settings say so.
+    The test is McNemar's. An answer has collapsed if it is a label, empty or very short. A candidate with no more of
+    them than the champion passes. A track of labels may want such answers, so this guard blocks nothing unless the
+    settings name it.
     """
     for suite in comparison.suites:
         if suite.collapsed is None:
@@ -134,10 +142,10 @@ def _collapse(comparison: Comparison) -> Iterator[GuardResult]:
 
 def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[GuardResult]:
     """
-    Yield each seen drop against the former champion, of those given, that was best on it: beyond the margin, p <= .05.
+    Yield a result per seen drop against the former champion best on it; a loss beyond the margin fails at p <= .05.
 
-    Costs a new kind of task 4 points, else nothing; 4 points more of a drop that has lost 6 are promoted in 42 % (62).
-    As with the base model, what is no further down than the champion passes.
+    Costs a candidate with a new kind of task 4 points, else nothing; 4 points more of loss on a drop that has lost 6
+    are promoted in 42 % (62). A candidate that is no worse than the champion on the drop passes.
     """
     seen = known.seen(comparison)
     for drop in np.unique(comparison.drops[seen & ~comparison.pinned]).tolist() if comparison.former else ():
@@ -153,7 +161,7 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
 
 
 def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
-    """Turn a failure into a pass if the candidate is no worse than the champion: `changes` are since the champion."""
+    """Return `row`, passed instead of failed if the mean of `changes`, candidate minus champion, is not a loss."""
     if row.state != "failed" or _exceeds(0.0, float(changes.mean())):
         return row
     return row.model_copy(update={"state": "passed", "label": f"{row.label}, no further below it than the champion"})
@@ -161,10 +169,11 @@ def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
 
 def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     """
-    Yield the references' negative log-likelihood per token: beyond the margin, on 100 groups or with p <= .05.
+    Yield the result for the references' mean negative log-likelihood per token; nothing if there is no record.
 
-    The test is that of a difference of ratios (Cochran 1977, 6.4). Costs nothing; a rise of .15 nats is promoted in
-    0 % (98) where records differ by .2 nats from model to model, in 49 (93) where by more.
+    It fails if it is not finite, or if it rose beyond the margin, on 100 groups or with p <= .05 (difference of ratios,
+    Cochran 1977, 6.4). Costs nothing; a rise of .15 nats is promoted in 0 % (98) if records differ by .2 nats from
+    model to model, in 49 (93) if by more.
     """
     if not comparison.ids:
         return
@@ -192,7 +201,7 @@ def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
 
 def _degenerate(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     """
-    Yield the rates of empty, truncated and looping answers: a rise beyond the margin and p <= .01.
+    Yield a result each for empty, truncated and looping answers; a rise beyond the margin fails at p <= .01.
 
     Costs .3 to .5 points each; rates four times as high as 2 % are promoted in 2 % (98), twice as high on 200 records
     in 68 (93).
@@ -205,10 +214,11 @@ def _degenerate(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
 
 def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
     """
-    Yield the floors that a person set; one that no record has a score for fails, as nothing shows that it is reached.
+    Yield a result per floor in the settings; it fails if the mean score is below it, or no record has such a score.
 
-    On fewer than `LEAST_TESTED` groups they are shown: `[1]` and `{}` are JSON, and one such reference would refuse
-    every win. Costs nothing to what is 5 points above; what is truly 2 below is promoted in 8 % (98).
+    A floor whose metric applies to a part of the groups only, fewer than `LEAST_TESTED`, is only displayed: `[1]` and
+    `{}` are JSON, and one such reference would block every promotion. Costs a candidate 5 points above the floor
+    nothing; a candidate truly 2 points below is promoted in 8 % (98).
     """
     for name, floor in sorted(config.floors.items()):
         pair = comparison.pairs(metric=name)
@@ -230,9 +240,10 @@ def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
 
 def _judge(comparison: Comparison) -> Iterator[GuardResult]:
     """
-    Yield what a language model prefers: the exact sign test on the pairs that it decided, p <= .05.
+    Yield the judge model's preference, if there is a judgement; preferring the champion fails at p <= .05.
 
-    Costs nothing; a winner against which it decides 3 to 2, 120 of 200 times, is promoted in 30 % (98).
+    The exact sign test is on the pairs that the judge decided. Costs nothing; a winner that loses 120 of 200 decided
+    pairs is promoted in 30 % (98).
     """
     if comparison.opinion is None:
         return
@@ -254,7 +265,7 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
 
 
 def _tested(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1, level: float = SURE) -> GuardResult:
-    """Return a guard that needs both, a loss beyond the margin and p <= `level`; `sign` is -1 where less is better."""
+    """Return a result that fails on a loss beyond `margin` with p <= `level`; `sign` is -1 where less is better."""
     changes = (pair[:, 0] - pair[:, 1]) * sign
     p_value = _harm(changes) if changes.size >= LEAST_TESTED else None
     fails = p_value is not None and p_value <= level and _exceeds(-float(changes.mean()) * POINTS, margin)
@@ -262,7 +273,7 @@ def _tested(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1
 
 
 def _harm(changes: Floats) -> float:
-    """Return the p-value of a loss."""
+    """Return the one-sided p-value for a loss, given the changes per group."""
     return statistics.one_sided_p(-changes, yes_or_no=statistics.is_yes_or_no(changes))
 
 
@@ -296,5 +307,5 @@ def _row(
 
 
 def _number(value: float) -> float | None:
-    """Return a number that JSON can write."""
+    """Return `value`, or `None` if it is not finite: JSON has no such number."""
     return value if math.isfinite(value) else None

@@ -2,8 +2,8 @@
 Power: the smallest true gain that this decision detects on a held-out set like this one, by simulation.
 
 The groups of records are drawn again with replacement (Efron 1979, the bootstrap) as two models that are equally good:
-each group's answers change hands by a fair coin. Then the candidate gains as models do: a part of the answers becomes
-right, the others stay. The whole decision, with its guards, is asked of each draw.
+both models' answers to a group are exchanged with probability 1/2. Then the candidate gains as models do: a part of the
+answers becomes right, the others stay. The whole decision, with its guards, is made on each draw.
 """
 
 import math
@@ -27,7 +27,7 @@ MOST_RECORDS = 1_000_000
 
 def smallest_gain(comparison: Comparison, promotes: Callable[[Comparison], bool], seed: int) -> float | None:
     """
-    Return the smallest true gain, as a fraction, that `promotes` lets pass in eight of ten draws; `None` if none.
+    Return the smallest true gain, as a fraction, that `promotes` accepts in 8 of 10 draws; `None` if no gain is.
 
     Its standard error is about 3 points of power.
     """
@@ -49,7 +49,11 @@ def smallest_gain(comparison: Comparison, promotes: Callable[[Comparison], bool]
 
 
 def _draw(comparison: Comparison, random: np.random.Generator) -> tuple[Comparison, Floats]:
-    """Return a resample of the groups in which both models are equally good, and each record's luck in gaining."""
+    """
+    Return a resample of the groups in which both models are equally good, and a random number per record.
+
+    The numbers are uniform in [0, 1) and equal within a group; records with a number below a gain's share become right.
+    """
     _, codes, sizes = np.unique(comparison.groups, return_inverse=True, return_counts=True)
     starts, order = np.cumsum(sizes) - sizes, np.argsort(codes, kind="stable")
     chosen = random.integers(0, sizes.size, sizes.size)
@@ -76,7 +80,7 @@ def _exchange(pair: Floats, turned: np.ndarray) -> Floats:
 
 
 def _gained(comparison: Comparison, lucky: np.ndarray) -> Comparison:
-    """Return the comparison with the candidate's answers to the lucky records made right."""
+    """Return the comparison with the candidate's primary score set to 1 on the `lucky` records."""
     pair = comparison.scores[comparison.metric].copy()
     pair[lucky, 0] = 1.0
     return replace(comparison, scores={**comparison.scores, comparison.metric: pair})
@@ -84,10 +88,10 @@ def _gained(comparison: Comparison, lucky: np.ndarray) -> Comparison:
 
 def records_needed(gain: float, smallest: float | None, groups: int) -> int | None:
     """
-    Return about how many groups in all would show the observed gain, if it is true, in eight of ten cases.
+    Return about how many groups in all show the observed gain, if it is true, in 8 of 10 cases.
 
-    The smallest gain falls with the square root of their number. `None` where no number would do (no gain, or no gain
-    is large enough) or only more than `MOST_RECORDS`.
+    The smallest gain falls with the square root of their number. `None` if no number suffices (no gain, or no gain is
+    large enough) or only more than `MOST_RECORDS`.
     """
     if gain <= 0 or smallest is None:
         return None

@@ -1,4 +1,4 @@
-"""Parts of the held-out records: by drop, by tag, and by whether the champion knows the drop that they came with."""
+"""Slices of the held-out records: by drop, by tag, and by whether the champion knows the record's drop."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ _LEAST_KNOWN = 3
 
 @dataclass(frozen=True)
 class Known:
-    """The drops that the champion knows, which tell a seen record from a new one."""
+    """The drops that the champion was trained on; held-out records of other drops are new to it."""
 
     drops: frozenset[int] | None = None
     """Those that the champion was trained on; `None` for a base model, to which no record is new."""
@@ -33,12 +33,12 @@ class Known:
     """File names of drops, for labels."""
 
     def seen(self, comparison: Comparison) -> Flags:
-        """Return which records came with a drop that the champion knows."""
+        """Return a mask of the records that came with a drop that the champion knows, or are pinned."""
         return self.among(comparison.drops, comparison.pinned)
 
     def among(self, drops: Places, pinned: Flags) -> Flags:
         """
-        Return the same for records that came with `drops` and of which some are `pinned`.
+        Return the mask of seen records from each record's drop and whether it is pinned.
 
         A pinned record always counts as seen: a person chose it for the evaluation set, and it has no training rows.
         """
@@ -52,7 +52,11 @@ class Known:
 
 
 def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
-    """Return which records, of these drops and pinned or not, the gate judges on by its setting `on`."""
+    """
+    Return a mask of the records that the gate judges on by its setting `on`.
+
+    `drops` and `pinned` have an entry per record. "pinned" without a pinned record selects all records.
+    """
     if on == "pinned" and pinned.any():
         return pinned
     if on == "seen":
@@ -62,7 +66,7 @@ def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some of the records."""
+    """A subset of the records."""
 
     kind: Literal["seen", "unseen", "drop", "tag"]
     label: str
@@ -73,10 +77,11 @@ class Slice:
 
 def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
     """
-    Return the slices of the records, none of them empty or all of the records.
+    Return the slices of the records: seen and unseen records, drops, tags; none is empty.
 
-    Seen and new ones where there are both or only new ones; drops where there are several; tags. Of drops and
-    tags that are too small for any test, no more than `MOST_SMALL` each.
+    Unseen records are a slice if there are any, and seen ones if there are both; drops if there are several; tags if
+    some records, but not all, have them. Of drops and tags with fewer than `LEAST_TESTED` records there are at most
+    `MOST_SMALL` each.
     """
     slices, seen = [], known.seen(comparison)
     if not seen.all():
@@ -92,26 +97,30 @@ def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
 
 
 def count_unlisted(comparison: Comparison) -> int:
-    """Return how many drops and tags `find_slices` leaves out: they are small, and there are too many of them."""
+    """Return how many drops and tags `find_slices` leaves out because there are too many small ones."""
     counts = (_drops(comparison).values(), _tags(comparison).values())
     return sum(max(0, sum(count < LEAST_TESTED for count in kind) - MOST_SMALL) for kind in counts)
 
 
 def _drops(comparison: Comparison) -> dict[int, int]:
-    """Return the records by drop in the order of their numbers; nothing if there is one drop alone."""
+    """Return the number of records per drop, by ascending drop; empty if there is only one drop."""
     drops, counts = np.unique(comparison.drops, return_counts=True)
     return dict(zip(drops.tolist(), counts.tolist(), strict=True)) if drops.size > 1 else {}
 
 
 def _tags(comparison: Comparison) -> dict[str, int]:
-    """Return the records by tag, the largest first; without tags of none or of all records."""
+    """Return the number of records per tag, the largest first, without tags of no record or of all records."""
     counts = {tag: int(mask.sum()) for tag, mask in comparison.tags.items()}
     found = [(tag, count) for tag, count in counts.items() if 0 < count < len(comparison.ids)]
     return dict(sorted(found, key=lambda one: (-one[1], one[0])))
 
 
 def _kept(counts: Mapping[Name, int], *, newest: bool) -> list[Name]:
-    """Return the names to list, in their order; of small ones, which decide nothing, the last or the first."""
+    """
+    Return the names to list: all with enough records for a test, and at most `MOST_SMALL` others, in their order.
+
+    Of the others the last are kept if `newest`, else the first.
+    """
     small = [name for name, count in counts.items() if count < LEAST_TESTED]
     left_out = set(small[:-MOST_SMALL] if newest else small[MOST_SMALL:])
     return [name for name in counts if name not in left_out]
@@ -143,10 +152,11 @@ def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int)
 
 def measure_drop_losses(comparison: Comparison, known: Known) -> tuple[DropLoss, ...]:
     """
-    Return the champion's negative log-likelihood per token on the held-out records of each drop, by the drops' numbers.
+    Return the champion's negative log-likelihood per token on each drop's held-out records, by ascending drop.
 
-    Wrong data in a new drop often shows there at once: a drop stands out if it lies above the known ones by more than
-    these, three or more, differ among each other. Nothing for a base model, which knows no drop.
+    Wrong data in a new drop often shows there at once: a new drop stands out if its loss exceeds the highest loss of
+    three or more known drops by more than the range of theirs. Drops with fewer than ten records are left out. Empty
+    for a base model, which knows no drop.
     """
     if not known.drops:
         return ()

@@ -1,8 +1,8 @@
 """
-Paired tests, bounds and intervals of one metric's differences, candidate minus champion, one a group of records.
+Paired tests, bounds and intervals of a metric's differences, candidate minus champion, one per group of records.
 
-Differences are fractions (a metric of 0 to 1 gives -1 to 1). Every test is one-sided, for a gain: for a loss it is
-asked with the signs turned. Pure functions; the bootstrap alone takes a seed.
+Differences are fractions (a metric of 0 to 1 gives -1 to 1). Every test is one-sided, for a gain; to test for a loss,
+negate the differences. Pure functions; only the bootstrap takes a seed.
 """
 
 import math
@@ -51,12 +51,12 @@ def paired_t(values: Floats) -> float:
 
 def skewness_adjusted_t(values: Floats) -> float:
     """
-    Return the one-sided p-value of the t-test on Hall's transformation, which takes the skewness out of t.
+    Return the one-sided p-value of the t-test on Hall's transformation, which removes the effect of skewness on t.
 
     With S = mean / s, skewness g and n records, T = sqrt(n) (S + g S^2 / 3 + g^2 S^3 / 27 + g / (6 n)) is compared with
-    Student's t of n - 1 degrees of freedom (Hall 1992, On the removal of skewness by transformation). It knows what t
-    does not: a sample of many small gains and few large losses has probably missed some of the losses. Where there is
-    no spread, or no more than two records, it is `paired_t`.
+    Student's t of n - 1 degrees of freedom (Hall 1992, On the removal of skewness by transformation). Unlike t, it
+    allows for a sample of many small gains and few large losses having probably missed some of the losses. Without
+    spread, or with no more than two records, it is `paired_t`.
     """
     if values.size < 3 or np.ptp(values) <= _EQUAL:  # noqa: PLR2004 - two records are never skewed
         return paired_t(values)
@@ -72,8 +72,8 @@ def one_sided_p(values: Floats, *, yes_or_no: bool) -> float:
     Return the gate's p-value: exact McNemar for a yes-or-no metric, else the larger of both t-tests.
 
     Groups of records may have a mean between yes and no. Then the groups that gained and lost are counted (the sign
-    test, Arbuthnott 1710, which McNemar's is on single records), and the largest of all three p-values is taken: a sign
-    says nothing of the size, and t errs where few records differ.
+    test, Arbuthnott 1710, which McNemar's is on single records), and the largest of all three p-values is taken: the
+    sign test ignores the size of differences, and t is inaccurate if few records differ.
     """
     by_sign = mcnemar_exact(*count_signs(values)) if yes_or_no else 0.0
     if yes_or_no and is_yes_or_no(values):
@@ -82,7 +82,7 @@ def one_sided_p(values: Floats, *, yes_or_no: bool) -> float:
 
 
 def count_signs(values: Floats) -> tuple[int, int]:
-    """Return how many gained and how many lost."""
+    """Return the number of positive and of negative differences; rounding errors count as 0."""
     return int(np.count_nonzero(values > _EQUAL)), int(np.count_nonzero(values < -_EQUAL))
 
 
@@ -90,7 +90,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     Return p-values adjusted by Holm's step-down method (1979), which bounds the familywise error rate.
 
-    The smallest of m is multiplied by m, the next by m - 1 and so on; none becomes smaller than the one before it.
+    The smallest of m is multiplied by m, the next by m - 1 and so on; each is at least the one before it, and at most
+    1.
     """
     adjusted, least = [1.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -106,12 +107,12 @@ def is_yes_or_no(values: Floats) -> bool:
 
 def upper_bound(values: Floats, confidence: float = 0.95) -> float:
     """
-    Return the one-sided upper bound of the mean difference that goes with the tests above, at most 1.
+    Return the one-sided upper confidence bound of the mean difference, consistent with the tests above; at most 1.
 
     For a yes-or-no metric with d discordant records of n it is (2 q - 1) d / n, where q is the upper bound of the share
-    of wins among them (Clopper and Pearson 1934): below zero exactly where `mcnemar_exact` shows a loss; without any
-    discordant record, the largest share of them that is likely to stay unseen. Else mean + t s / sqrt(n) (Student
-    1908). 1 for fewer than two records.
+    of wins among them (Clopper and Pearson 1934): below zero exactly where `mcnemar_exact` shows a loss. Without a
+    discordant record it is the largest share of such records that could probably be missed. For other metrics it is
+    mean + t s / sqrt(n) (Student 1908). 1 for fewer than two records.
     """
     if values.size < 2:  # noqa: PLR2004 - one record has no spread
         return 1.0
@@ -129,9 +130,9 @@ def ratio_change(sums: Floats, weights: Floats) -> tuple[float, float]:
     """
     Return the difference of two weighted means over the same groups of records, and its standard error.
 
-    `sums` and `weights` have the shape (groups, 2): summed NLL and tokens, candidate and champion, say; each mean is
-    the sum of its `sums` over the sum of its `weights`. The error is that of the linearised ratios (Cochran 1977,
-    Sampling Techniques, 6.4), as both models answered the same ones; NaN for fewer than two groups.
+    `sums` and `weights` have the shape (groups, 2), for candidate and champion: summed NLL and tokens, say; each mean
+    is the sum of its `sums` over the sum of its `weights`. The error is that of the linearised ratios (Cochran 1977,
+    Sampling Techniques, 6.4), paired by group; NaN for fewer than two groups.
     """
     totals = weights.sum(axis=0)
     means = sums.sum(axis=0) / totals
@@ -147,11 +148,11 @@ def interval(values: Floats, seed: int, confidence: float = CONFIDENCE) -> tuple
     """
     Return the two-sided interval of the mean difference: the BCa bootstrap (Efron 1987), within -1 and 1.
 
-    On a yes-or-no metric it is widened to the exact bounds (`upper_bound`) where these are wider: among few discordant
-    records the bootstrap leaves zero out where the test shows nothing.
+    On a yes-or-no metric it is widened to the exact bounds (`upper_bound`) where these are wider: with few discordant
+    records the bootstrap excludes zero where the test shows nothing.
 
-    Where all differences are equal the bootstrap would claim certainty. There at least q = (a/2)^(1/n) of the
-    population has that value (Clopper and Pearson 1934 for n successes in n), and the rest may lie anywhere.
+    If all differences are equal the bootstrap would claim certainty. Then at least q = (a/2)^(1/n) of the population
+    has that value (Clopper and Pearson 1934 for n successes in n), and the rest may lie anywhere.
     """
     tail = (1 - confidence) / 2
     if values.size == 0:

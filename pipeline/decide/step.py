@@ -13,9 +13,10 @@ from pipeline.words import plain
 
 def decide(attempt: Attempt) -> Verdict:
     """
-    Return the verdict on the run's candidate and write its card; with a shortfall, without an evaluation.
+    Return the verdict on the run's candidate and write its card; with too little data, without an evaluation.
 
-    Raises `StepFailed` if the report belongs to another dataset or another champion than the spec's, or lacks records.
+    Raises `StepFailed` if the evaluation is of another dataset or against another champion than the spec's, or if its
+    files lack records.
     """
     dataset, spec = attempt.load(Dataset), attempt.spec
     version = dataset.heldout_version
@@ -65,7 +66,11 @@ def decide(attempt: Attempt) -> Verdict:
 
 
 def _require_champion(found: Evaluation, spec: StepSpec) -> None:
-    """Raise `StepFailed` if another champion than the spec's was evaluated: which records are new follows from that."""
+    """
+    Raise `StepFailed` if another champion than the spec's was evaluated.
+
+    Which records are new to the champion follows from the spec.
+    """
     serving = spec.champion
     if not found.is_against(serving):
         raise StepFailed(
@@ -90,7 +95,7 @@ def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:
 
 
 def yardstick_words(before: YardstickBefore, records: int, champion_score: float | None) -> str:
-    """Return what changed in the evaluation set, now of `records` records, and the champion's score on it."""
+    """Describe the change of the evaluation set, now of `records` records, and the champion's old and new score."""
     said = [f"The evaluation set changed since run {before.run}."]
     said += [f"Added: {', '.join(before.added)}."] if before.added else []
     said += [f"Taken out: {', '.join(before.removed)}."] if before.removed else []

@@ -14,15 +14,15 @@ from pipeline.decide.slices import POINTS, Known, count_unlisted, find_slices, j
 from pipeline.decide.statistics import Floats
 from pipeline.metrics.registry import METRICS, Metric
 
-#: The same for an old drop or the likelihood of a candidate that did not win. At .001 a drop that ruined an old one was
-#: found in 88 of 100 months, at .005 in 98.
+#: As `HARM_P_VALUE`, for the failed guards (old drop, likelihood) of a candidate that did not win. At .001 a drop that
+#: ruined an old one was found in 88 of 100 months, at .005 in 98.
 GUARD_HARM_P_VALUE = 0.005
 _T_TESTS = "paired t and skewness-adjusted t"
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The limits for a candidate, and what is known about the records."""
+    """The limits for a candidate, the drops that the champion knows, and the candidate's count of seen records."""
 
     gate: GateConfig = field(default_factory=GateConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
@@ -49,7 +49,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     """
     Return the verdict on a candidate: a pure function, the same for any order of the records.
 
-    `weigh` decides; this adds the numbers that a person reads.
+    `weigh` makes the decision; this function adds the numbers for the report.
     """
     found = weigh(comparison, rules)
     metric, part = METRICS[comparison.metric], found.part
@@ -97,9 +97,9 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
 
 def weigh(comparison: Comparison, rules: Rules) -> Decision:
     """
-    Decide: p-value and mean gain within the gate's limits on enough groups of records, and no guard failed.
+    Decide: promote if p-value and mean gain are within the gate's limits on enough groups, and no guard failed.
 
-    `worse` needs the mirrored test to show harm.
+    The outcome is `worse` if the mirrored test shows harm (p <= `HARM_P_VALUE`).
     """
     gate, part = rules.gate, on_part(comparison, rules)
     seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
@@ -129,7 +129,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
 
 
 def promotes(part: Comparison, rules: Rules) -> bool:
-    """Return whether `weigh` would promote on these records, which are enough: the quick form for many draws."""
+    """Return whether `weigh` would promote on `part`, which must have enough records; faster, for simulations."""
     if not _wins(part, part.differences(), rules.gate):
         return False
     found = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)
@@ -145,7 +145,7 @@ def _p_value(part: Comparison, differences: Floats) -> float:
 
 
 def _test_words(differences: Floats, metric: Metric) -> str:
-    """Name the tests of which `statistics.one_sided_p` took the largest p-value."""
+    """Name the tests among which `statistics.one_sided_p` took the largest p-value."""
     if metric.continuous:
         return _T_TESTS
     return "exact McNemar" if statistics.is_yes_or_no(differences) else f"sign test, {_T_TESTS}"
@@ -161,7 +161,7 @@ def _wins(part: Comparison, differences: Floats, gate: GateConfig) -> bool:
 
 
 def on_part(comparison: Comparison, rules: Rules) -> Comparison:
-    """Return the comparison on the records that the gate judges on."""
+    """Return the comparison restricted to the records that the gate judges on."""
     return comparison.part(judged_on(rules.gate.on, rules.known, comparison.drops, comparison.pinned))
 
 
@@ -172,10 +172,10 @@ def least_groups(metric: str, gate: GateConfig) -> int:
 
 def _outcome(reasons: Sequence[str], failed: Sequence[GuardResult], *, wins: bool) -> Outcome:
     """
-    Return the outcome for these reasons: invalid or insufficient evidence comes before anything else.
+    Return the outcome for these reasons; contaminated or insufficient evidence comes before anything else.
 
-    A failed guard blocks any promotion. As the verdict on a candidate that did not win it needs what puts new drops
-    under suspicion, at the proof that `worse` needs.
+    A failed guard blocks any promotion. If the candidate did not win, the outcome is `guard_failed` only if the
+    likelihood is not finite or a failed guard that blames new drops has p <= `GUARD_HARM_P_VALUE`.
     """
     if "trained_on_heldout" in reasons:
         return "contaminated"
@@ -194,7 +194,7 @@ def _blames(found: Decision, known: Known) -> bool:
     """
     Return whether the verdict puts the drops that the champion does not know under suspicion.
 
-    Where it knows none, as a base model does, nothing tells a bad drop from a good one.
+    If it knows no drop, as a base model, a bad drop cannot be told from a good one.
     """
     blamed = any(row.state == "failed" and GUARDS[row.guard].blames for row in found.guards)
     lost = found.outcome == "worse" or (found.outcome == "guard_failed" and blamed)
@@ -202,7 +202,7 @@ def _blames(found: Decision, known: Known) -> bool:
 
 
 def early_verdict(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> Verdict:
-    """Return the verdict for too little data: no model was trained for it, or nothing to evaluate it on."""
+    """Return the verdict of a run with too little data, in which nothing was evaluated."""
     have, need, on_seen = shortfall.heldout_rows, shortfall.needed_heldout_rows, gate.on == "seen"
     unpinned = gate.on == "pinned" and not dataset.heldout_pinned
     few = "too_few_seen" if on_seen else "too_few_records"

@@ -13,7 +13,7 @@ _SMALL_PRICE = 0.1
 
 
 def run_cost(run_folder: Path, gain: float | None) -> RunCost:
-    """Return the cost of all attempts of a run that left a result; `gain` in points is its verdict's."""
+    """Return the cost of all attempts of a run that left a result; `gain` is the verdict's, in points."""
     results = list(_results(run_folder))
     seconds, prices = sum(one.seconds for one in results), [one.price for one in results if one.price is not None]
     price = sum(prices) if prices else None
@@ -45,7 +45,7 @@ def cost_words(cost: RunCost) -> str:
 
 
 def price_words(price: float) -> str:
-    """Return a price with the digits that say something: 12.50, 0.0031."""
+    """Format a price with two decimals, below 0.1 with two significant digits: 12.50, 0.0031."""
     return f"{price:,.2f}" if price >= _SMALL_PRICE or not price else f"{price:.2g}"
 
 
@@ -58,7 +58,7 @@ def _results(run_folder: Path) -> Iterator[StepResult]:
 
 
 def _tokens(result: StepResult) -> float:
-    """Return the tokens that an attempt trained on, or generated."""
+    """Return the number of tokens that an attempt trained on or generated."""
     made = result.artifact or {}
     asked = [made[role] for role in ("candidate", "champion") if isinstance(made.get(role), dict)]
     generated = sum(one["generated"] * one["answer_tokens"] for one in asked)

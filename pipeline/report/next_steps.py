@@ -1,4 +1,4 @@
-"""What a person can do after a verdict: the steps, with their commands."""
+"""Suggest what the user can do after a verdict, with the commands for it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ _MANY_TIMES = 10
 def next_steps(
     verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None = None
 ) -> Sequence[NextStep]:
-    """Return what to do now, the most useful first; `spec` is that of the step which made the verdict."""
+    """Return the suggested steps, the most useful first; `spec` is that of the decide step."""
     config, run = spec.config, spec.run
     tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
         "promoted": lambda: _after_a_win(verdict, config, run),
@@ -72,10 +72,10 @@ def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[Ne
 
 def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: TrainConfig) -> list[NextStep]:
     """
-    Return what helps where general abilities fell: a lighter training, or rows that keep them up.
+    Return the steps against a loss of general abilities: train less, or add general rows; none if nothing failed.
 
-    Epochs first: three forgot more than a doubled rate did (`bench/presets.py`). A row to each five is what
-    `train.replay` has of old rows by default.
+    Epochs are lowered first: three forgot more than a doubled learning rate did (`bench/presets.py`). One general row
+    per five rows is the share that `train.replay` has of old rows by default.
     """
     if not failed:
         return []
@@ -158,7 +158,7 @@ def _proposed(spec: StepSpec) -> list[NextStep]:
 
 
 def _other_settings(config: RunConfig, adapter: Adapter | None) -> list[NextStep]:
-    """Return which settings to try on the same data: beyond what a search tried, or by a search."""
+    """Return the step for trying other settings on the same data, beyond a search's values or by a search."""
     train = config.train
     chosen = next((one for one in adapter.candidates if one.chosen), None) if adapter else None
     if chosen is not None:
@@ -177,7 +177,7 @@ def _other_settings(config: RunConfig, adapter: Adapter | None) -> list[NextStep
 
 
 def _edge(train: TrainConfig, name: str, value: object) -> str:
-    """Return that a search chose the smallest or largest of its values, in words; empty if not."""
+    """Describe a chosen value that is the smallest or largest of those tried; "" if it is neither."""
     tried = train.search.space.get(name, ())
     numbers = [one for one in tried if isinstance(one, int | float)] if isinstance(tried, tuple) else []
     if len(numbers) < 2 or not isinstance(value, int | float) or isinstance(value, bool):  # noqa: PLR2004 - an edge
@@ -191,7 +191,7 @@ def _track(config: RunConfig) -> str:
 
 
 def _far_away(run: int, otherwise: list[NextStep]) -> list[NextStep]:
-    """Return the steps for a gain so small that no held-out set would show it."""
+    """Return the steps after a gain too small to be shown with a feasible number of held-out records."""
     return [
         NextStep(
             words="Wait for more drops: held-out records alone will not show a gain as small as this, and the gains of "
@@ -211,12 +211,12 @@ def _far_away(run: int, otherwise: list[NextStep]) -> list[NextStep]:
 
 
 def _records_for(verdict: Verdict) -> int:
-    """Return how many records bring the groups that are needed, if they repeat each other as these do."""
+    """Return how many records contain the needed groups, at today's ratio of records to groups."""
     return math.ceil((verdict.records_needed or 0) * max(1, verdict.records) / max(1, verdict.groups))
 
 
 def _rows_for(records: int, dataset: Dataset) -> int:
-    """Return about how many rows bring so many held-out records, to two digits; 0 where drops bring none."""
+    """Return about how many rows yield `records` held-out records, rounded up to two digits; 0 if rows yield none."""
     rows = dataset.train_rows + dataset.dev_rows + dataset.heldout_rows
     if dataset.heldout_pinned or not dataset.heldout_rows:
         return 0

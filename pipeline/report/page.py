@@ -21,14 +21,14 @@ MOST_CHARACTERS = 3000
 
 
 def write_files(folder: Path, report: Report) -> None:
-    """Write report.json and report.html into `folder`, over those that are there."""
+    """Write report.json and report.html into `folder`, replacing existing ones."""
     durable.write_json(folder / JSON_NAME, report.model_dump(mode="json"))
     durable.write_bytes(folder / PAGE_NAME, render_page(report).encode())
 
 
 def add_review(folder: Path, review: BlindReview) -> None:
     """
-    Rewrite the card in `folder`, which an older version may have written, with a blind review.
+    Rewrite the card in `folder` with a blind review; the card may be of an older version.
 
     Raises `ValueError` if report.json is damaged.
     """
@@ -40,7 +40,7 @@ def add_review(folder: Path, review: BlindReview) -> None:
 
 
 def render_page(report: Report) -> str:
-    """Return the whole page; the same report gives the same bytes."""
+    """Return the page as HTML; the same report gives the same bytes."""
     adapter, evaluation = report.adapter, report.evaluation
     versions = (adapter.versions if adapter else {}) | (evaluation.versions if evaluation else {})
     template = _environment().get_template("report.html.jinja")
@@ -68,7 +68,7 @@ def _environment() -> "Environment":
 
 
 def make_environment(*folders: Path) -> "Environment":
-    """Return the Jinja environment of card and web page: text is escaped, unknown names are errors."""
+    """Return the Jinja environment of card and web page: text is escaped, unknown names raise errors."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - a quick start
 
     made = Environment(

@@ -1,7 +1,7 @@
 """
-Coordinates of the evidence card's pictures, which `templates/plots.html.jinja` draws as inline SVG.
+Coordinates of the evidence card's plots, which `templates/plots.html.jinja` draws as inline SVG.
 
-An x is in per cent of the width and a y in pixels, so a picture fills the page and its words stay readable.
+An x is in per cent of the width and a y in pixels, so that a plot fills the page and its text stays readable.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _LEFT, _WIDTH, _TOP, _HEIGHT = 11, 86, 12, 156
 
 @dataclass(frozen=True)
 class Axis:
-    """The scale from values to per cents of the width; values outside stay at the edge."""
+    """The scale from values to per cents of the width; values outside are clamped to the edge."""
 
     low: float
     high: float
@@ -38,13 +38,13 @@ class Axis:
         return f"{self.percent(end) - self.percent(start):.2f}%"
 
     def ticks(self, most: int = 6) -> list[float]:
-        """Return the round values that are named beneath the axis."""
+        """Return the round values, at most `most`, to label below the axis."""
         return ticks(self.low, self.high, most)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from left to right."""
+    """A horizontal bar: its colour's name, position, width and description."""
 
     kind: str
     x: str
@@ -54,7 +54,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture with lines across that are named on the left, and names beneath."""
+    """A line chart: horizontal grid lines with labels on the left, labels below, and curves."""
 
     description: str
     rungs: tuple[tuple[str, str], ...]
@@ -66,7 +66,7 @@ class Chart:
 
 
 def gain_axis(verdict: Verdict, min_gain: float) -> Axis | None:
-    """Return the axis of the gain, its interval, what promotes and what this set can show; `None` without a gain."""
+    """Return an axis that spans gain, interval, `min_gain` and smallest detectable gain; `None` without a gain."""
     if verdict.gain is None or verdict.interval is None:
         return None
     seen = verdict.smallest_detectable_gain
@@ -75,7 +75,7 @@ def gain_axis(verdict: Verdict, min_gain: float) -> Axis | None:
 
 
 def slice_axis(slices: Sequence[SliceResult]) -> Axis:
-    """Return one axis for all slices, in points, as far on both sides of no change."""
+    """Return one axis for the gains of all slices, in points, symmetric about 0."""
     values = [value for one in slices for value in (one.gain, *(one.interval or ()))]
     reach = 1.05 * (max((abs(value) for value in values), default=1.0) or 1.0)
     return Axis(-reach, reach)
@@ -86,7 +86,7 @@ GUARD_AXIS = Axis(-1.0, 1.5)
 
 
 def guard_bar(guard: GuardResult) -> Bar | None:
-    """Return what a guard measured, held against its margin."""
+    """Return a bar of a guard's harm as a share of its margin; `None` if it has no change or no margin."""
     share = harm_share(guard)
     if share is None:
         return None
@@ -97,7 +97,7 @@ def guard_bar(guard: GuardResult) -> Bar | None:
 
 
 def curves_chart(curves: Sequence[tuple[str, str, Sequence[CurvePoint]]]) -> Chart | None:
-    """Return curves, each a kind, a name and its points, on one scale; `None` without a point."""
+    """Return a chart of the curves (kind, name, points) on one scale; `None` if no curve has a point."""
     curves = [curve for curve in curves if curve[2]]
     points = [point for _, _, some in curves for point in some]
     if not points:
@@ -130,7 +130,7 @@ def curves_chart(curves: Sequence[tuple[str, str, Sequence[CurvePoint]]]) -> Cha
 
 
 def loss_caption(adapter: Adapter) -> str:
-    """Return a training's losses in words: at both ends, and the lowest of the dev rows."""
+    """Describe a training's first and last loss, and the last and lowest dev loss if it was measured."""
     first, last = adapter.loss_curve[0], adapter.loss_curve[-1]
     words = f"From {plain(first.loss, 2)} at step {first.step:,} to {plain(last.loss, 2)} at step {last.step:,}"
     if adapter.dev_curve:
@@ -142,7 +142,7 @@ def loss_caption(adapter: Adapter) -> str:
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis with some room beyond the values."""
+    """Return the ends of an axis that covers the values with a margin."""
     low, high = min(values), max(values)
     room = 0.08 * (high - low) or 1.0
     return low - room, high + room

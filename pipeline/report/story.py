@@ -1,4 +1,4 @@
-"""The verdict for a person who does not read statistics: what was decided, why, and what to do now."""
+"""Explain a verdict in plain language, without statistics: the decision, its reasons, and the next steps."""
 
 from pipeline.artifacts import Adapter, Dataset, Evaluation, Outcome, Verdict
 from pipeline.contract import StepSpec
@@ -28,7 +28,7 @@ _SURE_OF_REVIEW = 0.05
 
 
 def reasons(verdict: Verdict) -> tuple[Reason, ...]:
-    """Return the reasons against promotion, each code with its words."""
+    """Return the verdict's reasons against promotion: each code with its explanation."""
     failed = {GUARDS[guard.guard].reason: guard_words(guard) for guard in verdict.guards if guard.state == "failed"}
     return tuple(Reason(code=code, words={**REASONS, **failed}[code]) for code in verdict.reasons)
 
@@ -36,7 +36,7 @@ def reasons(verdict: Verdict) -> tuple[Reason, ...]:
 def tell(
     verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec: StepSpec, adapter: Adapter | None = None
 ) -> Story:
-    """Return the story of a verdict; `spec` is that of the step which made it."""
+    """Return the headline, explanation and next steps of a verdict; `spec` is that of the decide step."""
     config = spec.config
     headline = _HEADLINES[verdict.outcome]
     if verdict.outcome == "guard_failed":
@@ -59,7 +59,7 @@ def tell(
 
 
 def _guarded(verdict: Verdict) -> str:
-    """Return the headline where a guard failed; not every guard measures what this model lost."""
+    """Return the headline for a failed guard; not every guard measures a loss of this model."""
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
     if failed and all(GUARDS[guard.guard].found != Failure.found for guard in failed):
         return "The new model gains, but a guard blocks it. The champion stays."
@@ -69,7 +69,7 @@ def _guarded(verdict: Verdict) -> str:
 
 
 def _likeness_only(verdict: Verdict, evaluation: Evaluation | None) -> list[str]:
-    """Say that neither model has an exact match, where a continuous metric decides."""
+    """Return a sentence if neither model has an exact match and another metric decides; else nothing."""
     exact = "exact_match"
     if evaluation is None or verdict.gain is None or verdict.metric == exact:
         return []
@@ -103,7 +103,7 @@ def _numbers(verdict: Verdict) -> list[str]:
 
 
 def _beside_twin(verdict: Verdict, spec: StepSpec) -> list[str]:
-    """Return how far the gains of this run and of its twin under another seed differ."""
+    """Return a sentence on how far the gains of this run and of its twin under another seed differ."""
     if spec.twin is None or verdict.gain is None:
         return []
     apart = plain(abs(verdict.gain - spec.twin.gain))
@@ -115,7 +115,7 @@ def _beside_twin(verdict: Verdict, spec: StepSpec) -> list[str]:
 
 
 def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) -> list[str]:
-    """Return the reasons of the decision, the decisive first."""
+    """Return sentences with the reasons of the decision, the decisive reason first."""
     told = {reason.code: reason.words for reason in reasons(verdict)}
     if verdict.outcome == "promoted" and verdict.p_value is not None:
         guarded = ", and no guard failed" if verdict.guards else ""
@@ -142,7 +142,7 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
 
 
 def _of_a_gain(gain: float, p_value: float, least: float) -> dict[str, str]:
-    """Return the words of two reason codes where there is a gain."""
+    """Return the explanations of two reason codes that differ if there is a gain, by code."""
     small = f"{beside(gain, least)} is below {least:g}"
     return {
         "p_above_limit": f"A model that is no better would look like this {luck(p_value)}: that is no proof.",
@@ -151,7 +151,7 @@ def _of_a_gain(gain: float, p_value: float, least: float) -> dict[str, str]:
 
 
 def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
-    """Say that general questions get no real answers any more, and which setting helps."""
+    """Return a sentence per suite of general questions without real answers, with the setting that helps."""
     share = spec.config.train.general_rows
     helps = f"raise train.general_rows (it was {share:g})" if share else f"set train.general_rows = {GENERAL_SHARE:g}"
     return [
@@ -162,7 +162,7 @@ def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
 
 
 def _on_new_data(verdict: Verdict) -> str:
-    """Return the gain on records of new drops compared with that on drops the champion knows."""
+    """Return a sentence comparing the gains on records of new drops and of drops that the champion knows."""
     slices = {one.kind: f"{signed(one.gain)} on {count(one.records, 'record')}" for one in verdict.slices}
     names = (("unseen", "new"), ("seen", "older"))
     parts = [f"{slices[kind]} of {name} drops" for kind, name in names if kind in slices]
@@ -170,7 +170,7 @@ def _on_new_data(verdict: Verdict) -> str:
 
 
 def _stand_out(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
-    """Name the new drops on which the champion's loss is far above that on the drops it knows."""
+    """Return a sentence per new drop on which the champion's loss is far above that on the drops it knows."""
     old = [one.nats for one in verdict.champion_losses if one.known]
     names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
     return [
@@ -183,7 +183,7 @@ def _stand_out(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
 
 
 def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
-    """Return the smallest gain that this held-out set can show, or how many records are missing."""
+    """Return a sentence with the smallest gain that this held-out set can show, or with the missing records."""
     if dataset.shortfall is not None and verdict.gain is None:
         have, need = dataset.shortfall.heldout_rows, dataset.shortfall.needed_heldout_rows
         done = "asked" if verdict.candidate_model_id else "trained"
@@ -205,7 +205,7 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
 
 
 def p_value_words(verdict: Verdict, limit: float | None = None) -> str:
-    """Return the p-value that the verdict rests on, of a loss if it is `worse`, else of a gain; with its limit."""
+    """Format the p-value of the verdict, for a loss if it is `worse`, else for a gain, with test and limit."""
     value, of = verdict.p_value, ""
     if verdict.outcome == "worse" and verdict.harm_p_value is not None:
         value, of, limit = verdict.harm_p_value, " for a loss", limit and HARM_P_VALUE

@@ -32,7 +32,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: a text with a smaller one beneath it, or a picture."""
+    """One cell: a text with a smaller text below it, a bar, or a gain with its interval."""
 
     text: str = ""
     kind: str = ""
@@ -56,7 +56,7 @@ class Table:
 
 
 def _table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    """Return a table without the columns that have no value."""
+    """Return a table without the columns that are empty in every row."""
     cells = [[cell if isinstance(cell, Cell) else Cell(cell or "") for cell in row] for row in rows]
     kept = [place for place in range(len(columns)) if any(row[place] != Cell() for row in cells)]
     made = tuple(tuple(row[place] for place in kept) for row in cells)
@@ -72,7 +72,7 @@ def _plain(value: float | None, places: int = 1) -> str | None:
 
 
 def guards_table(verdict: Verdict) -> Table:
-    """Return a row for each guard: those that failed first, then those that nearly did."""
+    """Return a row for each guard: failed guards first, then nearly failed, passed and shown ones."""
     numbers = _numbers("Champion", "New model", "Change", "Limit")
     columns = (Column("Guard"), *numbers, Column("Against the limit"), *_numbers("Records"), Column("State"))
     note = (
@@ -143,7 +143,7 @@ def drops_table(report: Report) -> Table:
 
 
 def overlaps_table(overlaps: Sequence[Overlap]) -> Table:
-    """Return examples of training rows that were left out for a held-out record."""
+    """Return a row per example of a training row that was left out because of a held-out record."""
     columns = (Column("Training row"), Column("Held-out record"), Column("In common"))
     rows = [(one.train_text, one.heldout_text, _RULES[one.rule]) for one in overlaps]
     return _table("Beginnings of both texts", columns, rows)
@@ -160,7 +160,7 @@ def former_table(former: Sequence[FormerScores]) -> Table:
 
 
 def trials_table(adapter: Adapter) -> Table:
-    """Return a row for each candidate of a search, in the order in which they were made."""
+    """Return a row for each trial of a search, in the order in which they ran."""
     metric = next((one.scored_by for one in adapter.candidates if one.scored_by not in {"", "nll"}), "")
     columns = (
         *_numbers("Trial"),
@@ -184,7 +184,7 @@ def trials_table(adapter: Adapter) -> Table:
 
 
 def scores_table(evaluation: Evaluation) -> Table:
-    """Return a row for everything that was measured of both models."""
+    """Return a row for each measure of both models, with the change."""
     columns = (Column("Measured"), *_numbers("Champion", "New model", "Change"))
     rows: list[Row] = []
     for name, old, new, places in _measured(evaluation):
@@ -195,7 +195,7 @@ def scores_table(evaluation: Evaluation) -> Table:
 
 
 def _measured(evaluation: Evaluation) -> Iterator[tuple[str, float | None, float | None, int]]:
-    """Give the name of each measure, the champion's value, the candidate's, and how many decimals they have."""
+    """Yield each measure's name, the champion's value, the candidate's, and their number of decimals."""
     old, new = evaluation.champion, evaluation.candidate
     for name in sorted({*new.metrics, *old.metrics}, key=lambda name: (name != evaluation.metric, name)):
         yield name, old.metrics.get(name), new.metrics.get(name), 1

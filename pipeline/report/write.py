@@ -1,4 +1,4 @@
-"""Gather what the steps published into the evidence card: report.json and report.html, for every verdict."""
+"""Build the evidence card from the published artifacts: report.json and report.html, for every verdict."""
 
 import hashlib
 import heapq
@@ -34,7 +34,8 @@ def write_report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None
     """
     Write `verdict`'s evidence card into a new folder of the attempt; return the folder, relative to the state folder.
 
-    It shows what the run's earlier steps published, as far as it came; `judgement` is what the gate counted of it.
+    The card contains the artifacts that the run's earlier steps published. `judgement` replaces the judge step's
+    artifact: it is counted on the gate's records only.
     """
     folder = attempt.make_folder(_FOLDER_NAME)
     path = attempt.relative(folder)
