@@ -1,8 +1,8 @@
 """
-The composition root: builds the daemon from its settings, runs it until it is told to stop, and takes it down in order.
+Composition root: builds the daemon from its settings, runs it until it is told to stop, and shuts it down in order.
 
-The main thread looks at the schedule and dispatches, one takes files in, one tells people, one takes signals. The
-worker is a child process (or a unit of its own) and holds everything that is heavy.
+The main thread runs schedule and dispatcher; further threads take files in, send messages and receive signals. The
+heavy work is done by the worker, which is a child process or a systemd unit.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ log = structlog.get_logger()
 
 
 class Service:
-    """The whole daemon."""
+    """The daemon: intake, schedule, dispatcher, hooks, messenger, and worker and web server as child processes."""
 
     def __init__(self, settings: Settings, config: Path | None = None) -> None:
         """Take the state folder's lock and open the database. Raises `DropforgeError` if one of them cannot be used."""
@@ -91,9 +91,10 @@ class Service:
 
     def on_signal(self, number: int) -> None:
         """
-        Begin an orderly end; a second signal ends it here and now, with 128 and the signal's number.
+        Begin an orderly shutdown; at a second signal exit at once, with 128 plus the signal's number.
 
-        Worker and step are killed; all that is on disk is as safe as after a power cut, and the run waits uncounted.
+        In that case worker and step are killed: what is on disk is as safe as after a power cut, and the run waits
+        without a failure being counted.
         """
         if self.stop.is_set():
             log.warning("stopping_now", signal=signal.Signals(number).name)
@@ -107,10 +108,10 @@ class Service:
 
     def run(self) -> None:
         """
-        Recover, then work until `stop` is set, then end in order.
+        Recover from a crash, work until `stop` is set, then shut down in order.
 
-        Raises `DropforgeError` after such an end if the intake has failed. If the state folder is taken away there
-        is no order to keep: one line, and the process ends here and now with exit code 1.
+        Raises `DropforgeError` after the shutdown if the intake has failed. If the state folder is taken away there is
+        no shutdown: one error is logged, and the process exits at once with code 1.
         """
         Spool(self._settings.state_folder)
         with transaction(self._engine) as session:
@@ -132,14 +133,14 @@ class Service:
             self._end()
 
     def _end_without_folder(self, error: StateFolderGone) -> None:
-        """End here and now, with one line: nothing can be written down, and no folder may be made anew."""
+        """Log one error and exit at once with code 1: nothing can be recorded, and no folder may be created again."""
         log.error("state_folder_gone", error=error.message, hint=error.hint)
         self._worker.kill()  # its step notices, and stops by itself
         self._web.stop()
         os._exit(EXIT_FAILED)
 
     def _beat(self) -> None:
-        """One turn of the main loop. Raises `StateFolderGone`, or `DropforgeError`: nothing can be done any more."""
+        """Run one turn of the main loop. Raises `StateFolderGone`, or `DropforgeError` if the intake has failed."""
         self._folder.require_there()
         self._intake.require_alive()
         monotonic = time.monotonic()
@@ -163,7 +164,7 @@ class Service:
                 notify(f"STATUS={said}")
 
     def _look_for_worker(self) -> None:
-        """Say that a run waits for a worker of its own unit; one that is a child is started again by itself."""
+        """Note as trouble that a run waits and no worker runs; a worker that is a child is restarted instead."""
         root = self._settings.state_folder
         if self._settings.worker == "child" or self._dispatcher.idle or lock_holder(root / WORKER_LOCK) is not None:
             self._troubles.clear("the worker")
@@ -172,8 +173,8 @@ class Service:
             self._troubles.note("the worker", DropforgeError(words))
 
     def _tick(self) -> bool:
-        """Let schedule, dispatcher and hooks do what they can, and go on at the next turn; say whether all could."""
-        # Each of them, whatever came of the one before.
+        """Call schedule, dispatcher, hooks and status report; return whether none of them raised an exception."""
+        # Call each of them, whether or not the previous one failed.
         parts = (self._look_at_schedule, self._dispatch, self._hooks.tick, self._tell)
         well = [self._does(part) for part in parts]
         return all(well)
@@ -186,11 +187,11 @@ class Service:
         was_busy = not self._dispatcher.idle
         self._dispatcher.tick(now)
         if was_busy and self._dispatcher.idle:
-            # It tells beside the drops' receipts what became of them.
+            # The intake then updates the drops' receipts with the run's outcome.
             self._intake.wake.set()
 
     def _tell(self, _now: int) -> None:
-        """Tell service manager and `dropforge status` how things are, when that has changed."""
+        """Report status and troubles to the service manager and to `dropforge status` when they have changed."""
         if not self.stop.is_set():
             self._say_status(time.monotonic())
         if self._troubles.words != self._told:
@@ -205,7 +206,7 @@ class Service:
             self._folder.require_there()
             if is_full(error):
                 log.warning("disk_full", error=str(error))
-                # To be ended for it by systemd would help nobody.
+                # A restart by systemd's watchdog would not help.
                 notify("WATCHDOG=1", "STATUS=the disk is full: nothing can be recorded until there is room")
             else:
                 log.exception("dispatch_trouble")
@@ -213,12 +214,12 @@ class Service:
         return True
 
     def _night_began(self) -> None:
-        """Collect before the night's first run."""
+        """Allow a garbage collection before the night's first run, and wake the main loop."""
         self._dispatcher.may_collect = True
         self._wake.set()
 
     def _end(self) -> None:
-        """Stop taking, stop the worker with a checkpoint, let the run wait, give the lock back."""
+        """Shut down: stop intake and worker (which leaves a checkpoint), let the run wait, release the lock."""
         notify("STOPPING=1", "STATUS=stopping: the running step leaves a checkpoint")
         self._web.stop()
         self._dispatcher.draining = True
@@ -237,7 +238,7 @@ class Service:
         try:
             left = Overview(self._settings.state_folder).open_runs()
         except (DropforgeError, OSError):
-            left = []  # the end is no place to stumble over what was told before
+            left = []  # reported before; the shutdown goes on
         self._lock.release()
         words = [", ".join(filter(None, (f"run {run.id}", run.state, run.step))) for run in left]
         log.info("daemon_stopped", open_runs=words)
@@ -254,7 +255,7 @@ class Service:
         self._kill_worker()
 
     def _kill_worker(self) -> None:
-        """End a worker of ours in any case, and its step with it."""
+        """Kill the child worker and its step; do nothing if the worker is a unit of its own."""
         if self._settings.worker == "child":
             self._worker.kill()
             end_steps_now(self._settings.state_folder)
@@ -262,9 +263,9 @@ class Service:
 
 def run(settings: Settings, config: Path | None = None) -> int:
     """
-    Run the daemon until SIGTERM or SIGINT; return the exit code: 0, or 128 and the number of a second signal.
+    Run the daemon until SIGTERM or SIGINT; return the exit code: 0, or 128 plus the number of a second signal.
 
-    `config` is the file that `settings` are from, if it was named. Raises what `Service` and its `run` do.
+    `config` is the path of the settings file, if one was named. Raises what `Service` and `Service.run` raise.
     """
     service = Service(settings, config)
     on_stop(service.on_signal)

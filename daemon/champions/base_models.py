@@ -1,4 +1,4 @@
-"""Base models: generation 0 of each track's champions. Hashed once, then recognised by size and time of change."""
+"""Base models: generation 0 of each track's champions. Hashed once, then recognised by file size and change time."""
 
 import contextlib
 from dataclasses import dataclass
@@ -29,21 +29,21 @@ log = structlog.get_logger()
 
 
 class Bases:
-    """Knows for every declared track whether its base model can be trained, and sees to its champion row and link."""
+    """Checks the base model of every declared track, and makes it the champion of a track that has none."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
-        """Look at the tracks of `settings`."""
+        """Prepare for the tracks of `settings` and remove files of interrupted writes; `refresh` checks models."""
         self._engine = engine
         self._settings = settings
         self._seen: dict[str, object] = {}
         self._problems: dict[str, DropforgeError] = {}
         for name in settings.track_names:
-            # What cannot be removed is no harm; whether the folder can be used is seen at each look.
+            # A file that cannot be removed does no harm; `refresh` checks whether the folder can be used.
             with contextlib.suppress(OSError):
                 durable.remove_leftovers(settings.state_folder / "tracks" / name, _NOTE)
 
     def refresh(self, now: int) -> None:
-        """Look at every track's base model again; only one that changed is hashed."""
+        """Check every track's base model again; only a model whose files have changed is hashed."""
         for name in self._settings.track_names:
             looked_at = None
             try:
@@ -64,7 +64,7 @@ class Bases:
             self._seen[name] = looked_at
 
     def problem(self, name: str) -> DropforgeError | None:
-        """Return why the track's base model cannot be used, if it cannot."""
+        """Return the error that keeps the track's base model from being used; `None` if it can be used."""
         return self._problems.get(name)
 
     def _folder(self, name: str) -> Path:
@@ -95,13 +95,13 @@ def _unreadable(error: OSError) -> DropforgeError:
 
 
 def _signature(folder: Path) -> list[Any]:
-    """Return what changes when a file of the model does: path, size and time of change of each, as JSON has it."""
+    """Return the folder, and the name, size and modification time of each model file, as JSON values."""
     files = [(path, path.stat()) for path in sorted(model_files(folder))]
     return [str(folder), [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in files]]
 
 
 def _entries(folder: Path) -> list[object]:
-    """Return what changes with any file in the folder or its permissions, of the files that are looked at."""
+    """Return values that change with the folder's files or their permissions; at most 10,000 files are looked at."""
     folders = [path for path in (folder, folder / "additional_chat_templates") if path.is_dir()]
     paths = sorted(islice((path for each in folders for path in each.iterdir()), _MOST_ENTRIES))
     times = [path.stat().st_ctime_ns if path.exists() else 0 for path in (*folders, *paths)]
@@ -110,7 +110,7 @@ def _entries(folder: Path) -> list[object]:
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: where it lies, and what it is."""
+    """A base model: its folder and its model id."""
 
     folder: Path
     model_id: str
@@ -118,11 +118,11 @@ class Base:
 
 def ensure_base(engine: Engine, state_folder: Path, track_name: str, base: Base, now: int) -> None:
     """
-    Make the base model the track's first champion, generation 0, if it has none; see to its links.
+    Make the base model the champion, generation 0, of a track that has none; update the track's base and links.
 
-    Another base later on is noted on the track and leaves a champion that was trained as it is; while the champion is
-    still the old base, the new one takes its place as the next generation. A base that only moved, with the same
-    content, is followed to its new place.
+    If the settings name another base model later, a trained champion stays; a champion that is the old base model is
+    replaced by the new one, as the next generation. If the same model only moved to another folder, rows and links
+    follow.
     """
     with transaction(engine) as session:
         track = ensure_track(session, track_name, now)

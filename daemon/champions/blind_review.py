@@ -1,8 +1,8 @@
 """
-Blind review: people compare both models' answers to held-out prompts, and do not know whose answer is whose.
+Blind review: people compare both models' answers to held-out prompts without knowing which model gave which.
 
-The pairs are drawn by a hash, and the sides of each are shuffled by another one. Each choice is an event; after the
-last one the counts are shown with an exact sign test, on the run's card too.
+One hash draws the pairs, another one decides which answer is shown first. Each choice is an event; after the last one
+the counts are shown with an exact sign test, and added to the run's report.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _TAIL, _HALVINGS = 0.025, 60
 
 
 class Pair(Frozen):
-    """Both models' answers to one held-out prompt; nothing in it tells whose is which."""
+    """Both models' answers to one held-out prompt, without saying which model gave which."""
 
     id: str
     instruction: str
@@ -51,7 +51,7 @@ class Pair(Frozen):
 
 
 class Review(Frozen):
-    """Progress of a blind review; which model gave which answer is told at the end only."""
+    """Progress of a blind review; the result, with which model gave which answer, is set after the last pair only."""
 
     run: int
     asked: int
@@ -68,7 +68,7 @@ class Review(Frozen):
 
 @dataclass(frozen=True)
 class Choice:
-    """One pair, judged by a person."""
+    """A person's judgement of one pair."""
 
     pair: str
     key: str
@@ -81,9 +81,9 @@ def review_of(
     state_folder: Path, run_id: int, config: Mapping[str, Any] | None, chosen: Iterable[Mapping[str, Any]]
 ) -> Review:
     """
-    Return a run's review from its settings and the details of its `CHOSEN` events, the oldest first.
+    Return a run's review from its configuration and the details of its `CHOSEN` events, oldest first.
 
-    Raises `DropforgeError` if it has no answers to compare.
+    Raises `DropforgeError` if the run has no answers to compare.
     """
     pairs = read_pairs(state_folder, run_id, str((config or {}).get("salt", "")))
     wanted = past_setting(config, "gate", "review") or 0
@@ -108,10 +108,11 @@ def review_of(
 
 def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) -> Review:
     """
-    Record a choice and return the review as it is then; the last one puts the result on the run's card.
+    Record a choice and return the updated review; after the last choice add the result to the run's report.
 
-    The first choice of a pair stands until it is taken back. Raises `DropforgeError` for an unknown pair or key, a run
-    without a verdict and answers to compare, and for an `UNDO` after the result was shown.
+    A second choice on the same pair is ignored until the first one is undone. Raises `DropforgeError` for an unknown
+    pair or key, for a run that has not ended or has no answers to compare, and for an `UNDO` after the result was
+    shown.
     """
     from daemon.queue.states import known_run  # noqa: PLC0415 - the views, which only read, load no SQLAlchemy
     from daemon.state.database import transaction  # noqa: PLC0415
@@ -146,7 +147,7 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
 
 
 def require_reviewed(session: "Session", state_folder: Path, run: "Run") -> None:
-    """Raise `DropforgeError` if the promotion of `run` waits for a blind review that is not at its end."""
+    """Raise `DropforgeError` if the settings of `run` require a blind review that is not complete."""
     if not past_setting(run.config, "gate", "review"):
         return
     found = _review(session, state_folder, run)
@@ -156,7 +157,7 @@ def require_reviewed(session: "Session", state_folder: Path, run: "Run") -> None
 
 
 def put_on_card(state_folder: Path, run_id: int, result: BlindReview) -> None:
-    """Write the run's card anew with the result, unless it is there. Raises `DropforgeError` if the card is damaged."""
+    """Add the result to the run's report, if there still is one. Raises `DropforgeError` if its data is damaged."""
     from pipeline.report.page import add_review  # noqa: PLC0415 - a quick start
 
     verdict = run_files.load_verdict(state_folder, run_id)
@@ -173,10 +174,10 @@ def put_on_card(state_folder: Path, run_id: int, result: BlindReview) -> None:
 
 def read_pairs(state_folder: Path, run_id: int, salt: str) -> list[Pair]:
     """
-    Return the scored records that both models answered differently, in the order in which they are asked.
+    Return the pairs of answers in which the two models differ, in the order in which they are to be judged.
 
-    Order and sides are hashes of what was answered and of the track's `salt`: the same pair is shown alike every time.
-    Raises `DropforgeError` if the run's records are not there, or damaged.
+    Order and sides are hashes of the answers and of the track's `salt`: a pair is shown in the same way every time.
+    Raises `DropforgeError` if the run's scored records are missing or damaged.
     """
     found = run_files.load_evaluation(state_folder, run_id)
     path = None if found is None else state_folder / found.folder / RECORDS_NAME
@@ -192,7 +193,7 @@ def read_pairs(state_folder: Path, run_id: int, salt: str) -> list[Pair]:
 
 
 def first_side(pair_id: str, salt: str) -> Side:
-    """Return whose answer a pair shows first."""
+    """Return which model's answer is shown first in a pair."""
     return "candidate" if _hash("side", pair_id, salt)[0] in "02468ace" else "champion"
 
 
@@ -233,9 +234,9 @@ def sign_test(wins: int, losses: int) -> float:
 
 def share_interval(wins: int, losses: int) -> tuple[float, float]:
     """
-    Return the 95 % interval of the share of wins, 0 to 1 (Clopper and Pearson 1934); found by halving, to 1e-15.
+    Return the 95 % interval of the share of wins, 0 to 1 (Clopper and Pearson 1934), computed by bisection.
 
-    Its ends are the shares at which as many wins or more, and as few or fewer, have a probability of 2.5 % each.
+    At its lower end `wins` or more have a probability of 2.5 %, at its upper end `wins` or fewer.
     """
     return _lower_end(wins, losses), 1 - _lower_end(losses, wins)
 
@@ -249,7 +250,7 @@ def _lower_end(wins: int, losses: int) -> float:
 
 
 def _tail(least: int, of: int, share: float) -> float:
-    """Return the probability of `least` or more of so many pairs, each with probability `share`."""
+    """Return the binomial probability of at least `least` successes in `of` trials, each with probability `share`."""
     ways = math.lgamma(of + 1)
     yes, no = math.log(share), math.log1p(-share)
     logs = (ways - math.lgamma(k + 1) - math.lgamma(of - k + 1) + k * yes + (of - k) * no for k in range(least, of + 1))

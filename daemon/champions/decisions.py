@@ -1,7 +1,8 @@
 """
-What people decide: approve a pending win, force a run's model whatever its verdict, roll back to a former champion.
+Manual decisions: approve a pending win, force a run's model whatever its verdict, roll back to a former champion.
 
-A win that waits is `awaiting_approval` as long as the champion that it was compared with serves; then it is too late.
+A pending win is `awaiting_approval` as long as the champion that it was compared with serves; after that it cannot be
+approved any more.
 """
 
 from collections.abc import Sequence
@@ -30,10 +31,10 @@ _GONE = "is not there any more"
 
 def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Promotion:
     """
-    Promote the win of a run that waits for approval, and return the row that says so; the reason may be empty.
+    Promote the pending win of a run and return the promotion's row; the reason may be empty.
 
-    Raises `DropforgeError` if it did not win, another champion came first, its blind review is not complete or its
-    files have changed; `ChampionMoved`, `Blocked` if it was rolled back from, `Cancelled`.
+    Raises `DropforgeError` if the run did not win, another champion came first, its blind review is not complete or the
+    model's files have changed; `ChampionMoved`; `Blocked` if the model was rolled back from; `Cancelled`.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
@@ -59,10 +60,11 @@ def force(
     engine: Engine, state_folder: Path, run_id: int, word: Word, *, try_out: TryOut = lambda _folder: None
 ) -> Promotion:
     """
-    Make the model of an ended run the champion whatever its verdict, and return the row that says so.
+    Make the model of an ended run the champion whatever its verdict, and return the promotion's row.
 
-    Its files are compared with their hashes and `try_out` lets it answer before anything moves. The model is no longer
-    blocked; suspended drops stay suspended. Raises `DropforgeError`, or `ChampionMoved` if another change came first.
+    Before the change the model's files are compared with their hashes, and `try_out` is called with its folder. The
+    model is no longer blocked; suspended drops stay suspended. Raises `DropforgeError`, or `ChampionMoved` if another
+    change came first.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
@@ -88,7 +90,7 @@ def force(
 
 @dataclass(frozen=True)
 class Target:
-    """Which former champion is to serve again on a track."""
+    """The former champion to roll back to, and the generation expected to serve until then."""
 
     track: str
     generation: int | None = None
@@ -101,11 +103,11 @@ def rollback(
     engine: Engine, state_folder: Path, to: Target, word: Word, *, try_out: TryOut = lambda _folder: None
 ) -> Promotion:
     """
-    Make a former champion serve again, as the next generation; return the row that says so.
+    Make a former champion the champion again, as the next generation; return the promotion's row.
 
-    Before anything moves every file of its model is compared with its hash, and `try_out` lets it answer. The model
-    that loses its place is blocked: no run promotes it again, only a person brings it back. Raises `DropforgeError`,
-    what `try_out` does, or `ChampionMoved` if another change came first.
+    Before the change every file of its model is compared with its hash, and `try_out` is called with its folder. The
+    model that is replaced is blocked: no run promotes it again, only a person does. Raises `DropforgeError`, what
+    `try_out` raises, or `ChampionMoved` if another change came first.
     """
     track = to.track
     with transaction(engine) as session:
@@ -131,14 +133,14 @@ def rollback(
 
 
 def _blocked_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
-    """Return the roll-back by which the model of a run lost its place and is blocked since, if there was one."""
+    """Return the row of the rollback that replaced and still blocks the model of a run; `None` if there is none."""
     made = {row.model_id for row in past if row.run_id == run_id} & blocked(past)
     back = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id in made]
     return back[-1] if back else None
 
 
 def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) -> None:
-    """Raise `DropforgeError` for a run whose win does not wait; name `--force` only where it would do something."""
+    """Raise `DropforgeError` unless the run's win waits for approval; the hint names `--force` only if it works."""
     if run.outcome == AWAITING:
         return
     back = _blocked_by(past, run.id or 0)
@@ -167,7 +169,7 @@ def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) ->
 
 
 def _model_of(state_folder: Path, run: Run) -> str:
-    """Return the id of the model that an ended run published."""
+    """Return the id of the model that an ended run published. Raises `DropforgeError` if there is none."""
     if run.ended_at is None:
         message = f"run {run.id} {state_words(run.state)} and may still change its model"
         raise DropforgeError(message, f"wait for it, or end it: dropforge cancel {run.id}")
@@ -181,7 +183,11 @@ def _model_of(state_folder: Path, run: Run) -> str:
 
 
 def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_folder: Path) -> Promotion:
-    """Return the former champion of generation `to`, or the one that today's took the place of."""
+    """
+    Return the former champion of generation `to`; without `to`, the latest one that is not today's model.
+
+    Raises `DropforgeError` if there is none, or without `to` if something speaks against that champion (`_against`).
+    """
     track = past[0].track
     hint = f"see the generations: dropforge history --track {track}"
     if to is not None:
@@ -204,7 +210,7 @@ def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_
 
 
 def _against(row: Promotion, past: Sequence[Promotion], state_folder: Path) -> str:
-    """Say why a rollback does not take a former champion by itself; empty if it does."""
+    """Return why a rollback without `--to` refuses a former champion; an empty string if it does not."""
     if not (state_folder / row.model_path).is_dir():
         return _GONE
     if row.model_id in blocked(past):
@@ -213,7 +219,7 @@ def _against(row: Promotion, past: Sequence[Promotion], state_folder: Path) -> s
 
 
 def _choices(others: Sequence[Promotion], past: Sequence[Promotion], state_folder: Path) -> str:
-    """Return the command for a person, and what it takes: first the generations that nothing speaks against."""
+    """Return a hint with the rollback command and the generations it takes, those without an objection first."""
     track, bases = past[0].track, {row.model_id for row in past if row.kind == PromotionKind.BASE}
     against = {row.generation: _against(row, past, state_folder) for row in others}
     there = [row for row in others if against[row.generation] != _GONE]

@@ -1,4 +1,4 @@
-"""What a track's promotion rows say, whoever read them: former champions, blocked models and wins, unhealthy models."""
+"""Functions of a track's promotion rows: former champions, blocked models and wins, unhealthy models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from daemon.state.tables import Promotion, Track
 
-#: What `decide` begins the sentence of a win with.
+#: The beginning of a win's sentence, written by `decide`.
 _WON = "promoted: "
-#: What the outcome of a win is called that was not promoted.
+#: The words for the outcome of a win that was not promoted.
 _WORDS = {
     AWAITING: "won, waits for approval (dropforge promote {run})",
     OVERTAKEN: "won, but another champion came first, with which it was not compared",
@@ -23,7 +23,7 @@ _WORDS = {
 
 
 def unhealthy_models(past: "Sequence[Promotion]") -> set[str]:
-    """Return the models that failed their health command when they last came to serve: others took their place."""
+    """Return the ids of the models whose health command failed when they last became champion."""
     latest = {row.model_id: row for row in past}
     return {model for model, row in latest.items() if row.health_state == HookState.FAILED}
 
@@ -32,8 +32,8 @@ def former(past: "Sequence[Promotion]", track: "Track", state_folder: Path, most
     """
     Return up to `most` of a track's `past` champions that may serve again, the latest first.
 
-    Not today's, not those that were rolled back from, that failed their health command or that a rollback skipped,
-    not those whose folder is gone; base models are among them.
+    Left out are today's champion, models that were rolled back from, that failed their health command or that a
+    rollback skipped, and models whose folder is gone. Base models are included.
     """
     shut, over = blocked(past) | unhealthy_models(past) | {track.champion_model_id}, _skipped(past)
     found: dict[str, ModelRef] = {}
@@ -52,7 +52,7 @@ def former(past: "Sequence[Promotion]", track: "Track", state_folder: Path, most
 
 
 def _skipped(past: "Sequence[Promotion]") -> set[int]:
-    """Return the generations between those that were rolled back from and those that served again for them."""
+    """Return the generations skipped by rollbacks: later than the restored one, earlier than the rollback itself."""
     over: set[int] = set()
     for row in past:
         if row.kind == PromotionKind.ROLLBACK:
@@ -63,13 +63,13 @@ def _skipped(past: "Sequence[Promotion]") -> set[int]:
 
 
 def drops_of(past: "Sequence[Promotion]", model: str) -> tuple[int, ...] | None:
-    """Return the drops in the snapshot that a champion's model was made from; `None` for a base model."""
+    """Return the ids of the drops in the snapshot of a champion's run; `None` for a base model."""
     made = [row.drops for row in past if row.model_id == model and row.run_id is not None]
     return None if not made or made[-1] is None else tuple(made[-1])
 
 
 def blocked(past: "Sequence[Promotion]") -> set[str]:
-    """Return the models that were rolled back from and that nobody has brought back since."""
+    """Return the ids of the models that were rolled back from and have not become champion again since."""
     shut = set()
     for row in past:
         if row.kind == PromotionKind.ROLLBACK and row.previous_model_id is not None:
@@ -105,9 +105,9 @@ def blocker(folder: Path, past: "Sequence[Promotion]") -> str | None:
 
 def true_sentence(run: int, outcome: str, sentence: str, against: str | None = None) -> str:
     """
-    Return the sentence of a run that ended with `outcome`.
+    Return the verdict's sentence for the user; for a win that was not promoted it begins with the reason.
 
-    That of a win that was not promoted says what it waits for, or what is `against` it.
+    That is what the win waits for, or `against`: why it is blocked (from `blocker`).
     """
     words = _WORDS.get(outcome)
     if words is None:

@@ -1,11 +1,10 @@
 """
-Each track's champion: which model serves, and the one way in which another takes its place.
+Each track's champion: which model serves, and the only functions that replace it.
 
-The row is the truth, the links `tracks/<track>/champion` and `previous` are its picture in the state folder. They are
+The row is authoritative; the links `tracks/<track>/champion` and `previous` in the state folder follow it. They are
 renamed while the transaction that writes the row holds the database's write lock, and before it commits: whoever sees
-the row finds the links. What a crash or an error left of a change before its commit is a link, which `sync_links` puts
-back. A model that was rolled back from is blocked: no run promotes it again, only a person brings it back (`approval`,
-`rollback`).
+the row finds the links. A crash or an error before the commit can leave a changed link, which `sync_links` puts back. A
+model that was rolled back from is blocked: no run promotes it again, only a person does (`decisions`).
 """
 
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from pipeline.durable import fsync_folder
 from pipeline.errors import DropforgeError, is_disk_full
 from pipeline.models.manifest import model_id, verify_manifest
 
-#: Lets a model answer; raises `DropforgeError` if it does not.
+#: Lets the model in a folder answer; raises `DropforgeError` if it does not.
 TryOut = Callable[[Path], object]
 #: The event of each change.
 _EVENTS = {
@@ -41,16 +40,16 @@ _EVENTS = {
 
 
 class ChampionMoved(DropforgeError):
-    """Another change came first: the candidate was not compared with today's champion."""
+    """The champion is not the one that the candidate was compared with, or that the caller expected."""
 
 
 class Blocked(DropforgeError):
-    """The model was rolled back from: only a person brings it back."""
+    """The model was rolled back from: no run promotes it, only a person can make it the champion again."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The model that a run made, and where it lies: `path` is relative to the state folder."""
+    """The model of a run that is to be promoted; `path` is its folder, relative to the state folder."""
 
     track: str
     run_id: int
@@ -67,7 +66,7 @@ class Candidate:
 
 
 def champion(session: Session, track: str) -> ModelRef:
-    """Return the track's champion. Raises `DropforgeError` before its base model is known."""
+    """Return the track's champion. Raises `DropforgeError` if it has none yet, not even its base model."""
     row = session.get(Track, track)
     if row is None or row.champion_generation is None:
         raise no_champion(track)
@@ -77,12 +76,12 @@ def champion(session: Session, track: str) -> ModelRef:
 
 
 def champions_of(session: Session, track: str) -> list[Promotion]:
-    """Return the track's champions, the base model first and today's last."""
+    """Return the rows of all champions that the track has had, the base model first and today's last."""
     return list(rows_of(session, Promotion, CHAMPIONS, track=track))
 
 
 def require_generation(session: Session, track: str, expected: int | None) -> None:
-    """Raise `ChampionMoved` if the track's champion is of another generation, or it is not known which was meant."""
+    """Raise `ChampionMoved` unless the track's champion has generation `expected`; `None` always raises."""
     if champion(session, track).generation != expected:
         message = f"the champion of track {track} is not generation {expected} any more"
         raise ChampionMoved(message, f"look at it: dropforge history --track {track}")
@@ -90,11 +89,12 @@ def require_generation(session: Session, track: str, expected: int | None) -> No
 
 def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) -> Promotion:
     """
-    Make the candidate its track's champion and return the row that says so.
+    Make the candidate its track's champion and return the promotion's row.
 
-    For a run that did this already nothing happens and its row is returned. Raises `ChampionMoved` if the champion is
-    not the one that it was compared with, `Blocked` if the model was rolled back from, `Cancelled` if the run was
-    cancelled, `DropforgeError` if the model is not there, `LostClaim` if the run is not the owner's.
+    If the run's model was promoted already, nothing changes and its row is returned. Raises `ChampionMoved` if the
+    champion is not the one that the candidate was compared with, `Blocked` if the model was rolled back from,
+    `Cancelled` if the run was cancelled, `DropforgeError` if the model's folder is missing, `LostClaim` if the claim is
+    not valid any more.
     """
     with transaction(engine) as session:
         done = promotion_of(session, candidate.run_id)
@@ -123,9 +123,9 @@ def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) 
 
 def change_by_hand(engine: Engine, state_folder: Path, change: Promotion, what: str, try_out: TryOut) -> Promotion:
     """
-    Make a change that a person asked for, once the model's files are what they were and it answers; return the row.
+    Make a change that a person asked for, after checking the model's files and calling `try_out`; return the row.
 
-    `what` names the model. Loading a large one takes minutes, and the row's time is that of the change.
+    `what` names the model in messages. The checks may take minutes, which are added to `change.created_at`.
     """
     begun = monotonic()
     check_files(state_folder, change.model_path, change.model_id, what, change.track)
@@ -138,7 +138,7 @@ def change_by_hand(engine: Engine, state_folder: Path, change: Promotion, what: 
 
 
 def check_files(state_folder: Path, path: str, identity: str, what: str, track: str) -> None:
-    """Compare the files of the model at `path`, as rows name it, with their hashes. Raises `DropforgeError`."""
+    """Raise `DropforgeError` unless the files of the model at `path`, as rows name it, have the id `identity`."""
     folder = state_folder / path
     require_there(folder, what, track)
     try:
@@ -151,28 +151,28 @@ def check_files(state_folder: Path, path: str, identity: str, what: str, track: 
 
 
 def require_there(folder: Path, what: str, track: str) -> None:
-    """Raise `DropforgeError` if the folder of a model, named by `what`, is not there any more."""
+    """Raise `DropforgeError` if the model's folder does not exist; `what` names the model in the message."""
     if not folder.is_dir():
         raise DropforgeError(f"{what} is not there any more: {folder}", other_ways(track))
 
 
 def other_ways(track: str) -> str:
-    """Return what a person can do where a model's files are not what they were."""
+    """Return the hint for a model whose files are missing or changed."""
     return f"take another one: dropforge history --track {track}; or bring the folder back from a backup"
 
 
 def has_promoted(engine: Engine, run_id: int) -> bool:
-    """Say whether a run's candidate became the champion by its verdict, though the run may not have ended yet."""
+    """Return whether the run's candidate was promoted; the run itself may not have ended yet."""
     with transaction(engine) as session:
         return promotion_of(session, run_id) is not None
 
 
 def change_champion(session: Session, state_folder: Path, change: Promotion) -> Promotion:
     """
-    Make the model of `change` its track's champion: row, track and links; the last thing done in `session`.
+    Make the model of `change` its track's champion, row and links; return `change`. Call it last in `session`.
 
-    With the row come the commands that the daemon has to run, and the end of waiting for all that waited for approval.
-    Raises `ChampionMoved` if today's champion is not of the generation before.
+    The row's hooks are marked as pending, and no win of the track waits for approval any more. Raises `ChampionMoved`
+    if today's champion is not of the generation before.
     """
     require_generation(session, change.track, change.generation - 1)
     track = session.get_one(Track, change.track)
@@ -203,7 +203,7 @@ def change_champion(session: Session, state_folder: Path, change: Promotion) -> 
 
 
 def end_waiting(session: Session, track: str, promoted: int | None, now: int) -> None:
-    """Let no run of the track wait for approval any more: `promoted` has it, the others were overtaken."""
+    """Set the outcome of all pending wins of the track: `promoted` for run `promoted`, overtaken for all others."""
     for run in session.exec(select(Run).where(Run.track == track, waits())).all():
         if run.id == promoted:
             run.outcome = "promoted"
@@ -215,7 +215,7 @@ def end_waiting(session: Session, track: str, promoted: int | None, now: int) ->
 
 def sync_links(engine: Engine, state_folder: Path) -> dict[str, OSError | None]:
     """
-    Make the links of all tracks equal to the rows; return by track what its files said against it, if they did.
+    Make the links of all tracks match their rows; return for each track the `OSError` that prevented it, or `None`.
 
     Raises `OSError` if the disk is full.
     """
@@ -233,7 +233,7 @@ def sync_links(engine: Engine, state_folder: Path) -> dict[str, OSError | None]:
 
 
 def sync_link(session: Session, state_folder: Path, track: str) -> None:
-    """Make the track's links equal to its row, in a transaction that writes: no other change comes between."""
+    """Make a track's links match its row, in the caller's write transaction so that no other change intervenes."""
     row = session.get_one(Track, track)
     serving = select(Promotion).where(
         Promotion.track == track,
@@ -250,7 +250,7 @@ def sync_link(session: Session, state_folder: Path, track: str) -> None:
 
 
 def sync_restored_links(state_folder: Path) -> None:
-    """Make all links equal to the rows, if the database has this program's schema: else the daemon's start does."""
+    """Make all links match the rows if the database has the current schema; else the daemon does so at its start."""
     path = state_folder / DATABASE_NAME
     if revision(path) != newest_revision():
         return
@@ -260,7 +260,7 @@ def sync_restored_links(state_folder: Path) -> None:
 
 
 def _point(state_folder: Path, track: str, name: str, path: str) -> None:
-    """Make the link `name` of a track lead to a model, at every moment to the old one or to the new one, durably."""
+    """Set the link `name` of a track to the model at `path`, atomically and durably; nothing if it is set already."""
     folder = state_folder / "tracks" / track
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / name

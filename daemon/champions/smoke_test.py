@@ -1,4 +1,4 @@
-"""Load a model in a process of its own and let it answer: the daemon itself never loads torch."""
+"""Smoke test: load a model in a child process and let it answer; the daemon itself never loads torch."""
 
 import contextlib
 import json
@@ -23,11 +23,11 @@ log = structlog.get_logger()
 
 
 class Stopped(Exception):
-    """The caller does not want the answer any more."""
+    """The `stop` event was set before the model had answered."""
 
 
 def can_try() -> bool:
-    """Say whether the training stack, which loads models, is installed here."""
+    """Return whether torch and transformers, which load models, are installed."""
     return all(find_spec(name) is not None for name in ("torch", "transformers"))
 
 
@@ -35,8 +35,8 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
     """
     Load the model in `folder` on the CPU, in a process of its own, and let it generate one token.
 
-    On the CPU since a training may have the GPU's memory. Where the training stack is not installed this is said in the
-    log, and nothing is tried. Raises `DropforgeError`, also after `seconds`, and `Stopped` once `stop` is set.
+    On the CPU since a training may use the GPU's memory. If torch or transformers is missing, only a warning is logged.
+    Raises `DropforgeError` if the model does not answer within `seconds`, `Stopped` once `stop` is set.
     """
     if not can_try():
         log.warning("model_not_tried", folder=str(folder), reason="the training stack is not installed here")
@@ -53,9 +53,9 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
 
 def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
     """
-    Yield what models say to one prompt while they say it; request and yield are those of `pipeline.models.ask`.
+    Yield the parts of models' answers to one prompt as they come, in the format of `pipeline.models.ask`.
 
-    The process that loads them ends with the caller's interest. Raises `DropforgeError`.
+    The process that loads the models is killed when the generator is closed. Raises `DropforgeError` if it fails.
     """
     if not can_try():
         message = "the training stack, which loads models, is not installed here"
@@ -76,7 +76,7 @@ def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _started(device: str, stdin: int, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a module of ours in a process group of its own, which ends with the block."""
+    """Start one of our modules in a process group of its own; kill it if it still runs at the end of the block."""
     with subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-P", "-m", *argv],
         env=child_environment({"DROPFORGE_DEVICE": device, "OMP_WAIT_POLICY": "PASSIVE"}),
@@ -93,7 +93,7 @@ def _started(device: str, stdin: int, *argv: str) -> Iterator[subprocess.Popen[b
 
 
 def _answer(process: subprocess.Popen[bytes], seconds: float, stop: threading.Event) -> bytes | None:
-    """Return what the process prints until it ends; `None` if it does not in time."""
+    """Return the process's output; `None` if it does not end within `seconds`. Raises `Stopped` if `stop` is set."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if stop.is_set():
@@ -106,7 +106,7 @@ def _answer(process: subprocess.Popen[bytes], seconds: float, stop: threading.Ev
 
 
 def _words(said: bytes, code: int) -> tuple[str, str]:
-    """Return message and hint of a check that failed, from its last line if it could still say one."""
+    """Return message and hint of a failed check: from its last line if that is JSON, else from its exit code."""
     try:
         told = json.loads(said.splitlines()[-1])
         return str(told["error"]), str(told["hint"])

@@ -1,7 +1,7 @@
 """
-What a person does with a drop after it was taken in: accept a proposed one, take one out of later runs, put it back.
+Manual decisions on drops that were taken in: accept a proposed drop, withdraw a drop from later runs, restore it.
 
-Its file and its lineage stay. (A drop that made a candidate worse is found and suspended by `suspects`.)
+The drop's file and lineage are kept. (A drop that made a candidate worse is found and suspended by `suspects`.)
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from pipeline.errors import DropforgeError
 
 
 class Withdrawal(NamedTuple):
-    """A drop that was taken out, and what that has ended and begun."""
+    """Result of `withdraw`: the drop, the runs cancelled for it, and the run queued for their other new drops."""
 
     drop: Drop
     cancelled: list[int]
@@ -32,7 +32,7 @@ class Withdrawal(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """The same in sentences."""
+        """The result as sentences for the user."""
         row, begun = self.drop, self.queued
         does = "searches again" if self.searches else "trains on what else is new"
         return [
@@ -43,7 +43,11 @@ class Withdrawal(NamedTuple):
 
 
 def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:
-    """Let a proposed drop count, and start the run that ended for want of records. Raises `DropforgeError`."""
+    """
+    Accept a proposed drop, queue the run that it starts (`run_queue.enqueue_for_drop`), and return the drop.
+
+    Raises `DropforgeError` if the drop is unknown or not proposed, or if the same content is accepted already.
+    """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
         if drop.state != DropState.PROPOSED:
@@ -59,11 +63,11 @@ def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop
 
 def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Withdrawal:
     """
-    Take an accepted, proposed or suspended drop out of every later snapshot, training and held-out alike.
+    Withdraw an accepted, proposed or suspended drop: no later run trains on it or is evaluated on it.
 
-    The open runs and the pending approvals that were made from it are cancelled, and one run is queued on what else was
-    new in them, which searches if one of them did. What is promoted already stays: a person rolls it back. Raises
-    `DropforgeError`.
+    Open runs and pending wins that were made from it are cancelled. If other drops were new in them, one run is queued
+    for those; it searches if one of the cancelled runs did. A model that was promoted already keeps serving: a person
+    rolls it back. Raises `DropforgeError` if the drop is unknown or in another state.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -89,9 +93,10 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
 
 def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:
     """
-    Put a withdrawn or suspended drop, or one on trial, back into later snapshots, as new: it starts a run as one would.
+    Accept a withdrawn or suspended drop, or a drop on trial, as if it were new; queue its run and return the drop.
 
-    Its trial is cancelled. Raises `DropforgeError`.
+    Its trial is cancelled. Raises `DropforgeError` if the drop is unknown or in another state, or if the same content
+    is accepted already.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -112,11 +117,11 @@ def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Dro
 
 def _cancel_made_from(session: Session, drop: Drop, now: int) -> list[int]:
     """
-    Cancel the runs of a drop's track that were made from it, for training or held out; return their numbers.
+    Cancel the track's open runs and pending wins whose snapshot contains the drop; return their ids.
 
-    That is open ones, and wins that wait for approval, which lose their verdict. A run whose model serves is left as it
-    is. What was new in them is unseen again, and so is a drop that a trial tried: where its win waited, the search for
-    it was over, and no other run has it.
+    A pending win loses its verdict; a run whose model was promoted is left as it is. The drops that were new in a
+    cancelled run wait for a run again, and so does the drop that a cancelled trial tested: if its win was pending, the
+    search for the drop was over, and no other run has it.
     """
     going = col(Run.state).in_([RunState.QUEUED, RunState.WAITING, RunState.RUNNING])
     asked = select(Run).where(Run.track == drop.track, or_(going, waits())).order_by(col(Run.id))
@@ -138,7 +143,7 @@ def _known(session: Session, drop_id: int) -> Drop:
 
 
 def _refuse_twin(session: Session, drop: Drop) -> None:
-    """Raise `DropforgeError` if the same content is accepted already."""
+    """Raise `DropforgeError` if another drop of the track with the same role and content is accepted already."""
     same = select(Drop).where(Drop.track == drop.track, Drop.role == drop.role, Drop.sha256 == drop.sha256)
     twin = session.exec(same.where(Drop.state == DropState.ACCEPTED, Drop.id != drop.id)).first()
     if twin is not None:

@@ -1,8 +1,8 @@
 """
-The evaluation set of a track: whose pinned files count, and what changed since its previous verdict.
+The evaluation set of a track: which pinned files are accepted at once, and changes since its previous verdict.
 
-A file in heldout/ changes it, and anybody who may write into the inbox can put one there. So it counts at once only
-where the settings judge on pinned files and name its owner; everything else there waits for a person.
+A file in heldout/ changes the evaluation set, and anybody who may write into the inbox can put a file there. So a file
+is accepted at once only if the settings judge on pinned files and name its owner; every other waits for approval.
 """
 
 import stat
@@ -30,10 +30,10 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 def why_it_waits(settings: Settings, track: str, uid: int, mode: int) -> str | None:
     """
-    Return why a file in a track's heldout folder waits for approval; `None` if it counts at once.
+    Return why a file in a track's heldout folder waits for approval; `None` if it is accepted at once.
 
-    `uid` and `mode` are those of the very file whose bytes were taken: its owner answers for it, unless others could
-    write into it.
+    `uid` and `mode` are the owner and the mode of the very file whose bytes were taken. A file that others may write
+    always waits.
     """
     gate = settings.track(track).gate
     # A track may name nobody; without a settings file it is the daemon's own user.
@@ -57,7 +57,11 @@ def pinned_drops(session: Session, track: str) -> Sequence[str]:
 
 
 def records_came(session: Session, settings: Settings, track: str) -> bool:
-    """Say whether pinned records wait for a run, on a track that is judged on them and whose last run lacked some."""
+    """
+    Return whether an unused pinned drop waits, and the last run ended with `insufficient_evidence`.
+
+    Always `False` unless the track is declared and its `gate.on` is "pinned".
+    """
     if track not in settings.track_names or settings.track(track).gate.on != "pinned":
         return False
     waiting = select(Drop.id).where(Drop.track == track, Drop.role == "heldout", Drop.state == DropState.ACCEPTED)
@@ -68,7 +72,7 @@ def records_came(session: Session, settings: Settings, track: str) -> bool:
 
 
 def accepted_rows(session: Session, track: str) -> tuple[str | None, dict[str, int]]:
-    """Return the metric that a track's first run fixed, and how many rows its accepted drops of each role have."""
+    """Return the metric fixed by the track's first verdict (or `None`), and the number of accepted rows by role."""
     session.flush()
     rows = session.connection().execute(text(ACCEPTED_ROWS), {"track": track})
     return session.get_one(Track, track).metric, {row.role: row.rows for row in rows}
@@ -76,9 +80,10 @@ def accepted_rows(session: Session, track: str) -> tuple[str | None, dict[str, i
 
 def yardstick_before(session: Session, state_folder: Path, run: Run, champion: str) -> YardstickBefore | None:
     """
-    Return what the track's previous verdict was judged on, if `run` is judged on something else.
+    Return how the evaluation set differs from that of the track's previous verdict; `None` if it does not.
 
-    That is other pinned drops, or the drops' own shares. `champion` is today's, whose score there is told.
+    The evaluation set is the pinned drops, or shares of all drops. `champion` is the id of today's champion, whose
+    score on the previous set is included. Also `None` if there is no previous verdict.
     """
     ended = select(func.max(Event.id)).where(Event.run_id == Run.id, Event.kind == "run_succeeded").scalar_subquery()
     judged = select(Run).where(Run.track == run.track, Run.id != run.id, col(Run.outcome).in_(JUDGED))
@@ -87,7 +92,7 @@ def yardstick_before(session: Session, state_folder: Path, run: Run, champion: s
         return None
     dataset, verdict = _published(state_folder, last.id or 0)
     then, config = past_setting(last.config, "gate", "on"), RunConfig.model_validate(run.config)
-    # Before the settings alone said so, a pinned drop did.
+    # In older versions a run was judged on pinned drops if there were any, whatever `gate.on` said.
     was = _pins(last, pinned=then == "pinned" if dataset is None else dataset.heldout_pinned)
     now = _pins(run, pinned=config.gate.on == "pinned")
     if was == now:
@@ -103,7 +108,7 @@ def yardstick_before(session: Session, state_folder: Path, run: Run, champion: s
 
 
 def note_change(session: Session, run: Run, verdict: Verdict, now: int) -> None:
-    """Record that a run was judged on something else than the one before it, in the transaction that ends it."""
+    """Record an event, in the caller's `session`, if the evaluation set is not that of the previous verdict."""
     if verdict.yardstick is not None:
         record_event(session, "yardstick_changed", now, track=run.track, run_id=run.id, words=verdict.yardstick)
 
@@ -116,7 +121,7 @@ def _published(state_folder: Path, run_id: int) -> tuple[Dataset | None, Verdict
 
 
 def _pins(run: Run, *, pinned: bool) -> set[int]:
-    """Return the pinned drops that a run is judged on; none if it is judged on the drops' own shares."""
+    """Return the ids of the pinned drops that a run is judged on; empty if it is judged on shares of all drops."""
     return {int(str(drop["id"])) for drop in run.snapshot or () if pinned and drop["role"] == "heldout"}
 
 
@@ -126,13 +131,13 @@ def _score(verdict: Verdict, model_id: str, metric: str) -> float | None:
 
 
 def _named(session: Session, drops: Iterable[int]) -> tuple[str, ...]:
-    """Return each drop's number and file, and by whose word it counts, or does not any more."""
+    """Describe each drop for the user: its id, file name and rows, and who dropped, accepted or withdrew it."""
     rows = [session.get_one(Drop, number) for number in sorted(drops)]
     return tuple(f"drop {row.id} ({row.name}, {count(row.rows, 'row')}{_by_whom(session, row)})" for row in rows)
 
 
 def _by_whom(session: Session, drop: Drop) -> str:
-    """Return who dropped a file and whose word it took, or who withdrew it; what was not noted is not said."""
+    """Return who dropped and accepted the drop, or who withdrew it, as a phrase; empty if that was not recorded."""
     events = session.exec(select(Event).where(Event.drop_id == drop.id).order_by(col(Event.id))).all()
     words = [(one.kind, one.detail.get("by")) for one in events if one.detail.get("by")]
     if drop.state == DropState.WITHDRAWN:

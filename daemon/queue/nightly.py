@@ -1,13 +1,15 @@
 """
-Nightly runs: which slots of the schedule are due, and taking each of them once.
+Nightly runs: find the due slots of each track's schedule, and take each slot once.
 
-APScheduler only says when a schedule fires. What is due follows from the last slot in the database, and a unique row
-takes it, so that neither a restart nor a second daemon runs one night twice, and a night slept through is made up for
-once. Its own thread is not used: it waits by the wall clock, and one that is set back two days stopped it for as long.
+APScheduler only computes fire times. Which slot is due follows from the last slot in the database, and a unique row
+takes it: neither a restart nor a second daemon runs one night twice, and nights that were missed, since the machine was
+off, are made up for by one run. APScheduler's own thread is not used: it waits by the wall clock, and stopped for two
+days when that clock was set back two days.
 
 Nights count from when the track was first seen with this schedule (`Track.nightly`): a track that is switched to
-nightly at midday does not make up for last night. A clock that was set back is noticed, since each look notes its time:
-nights then count from the new time on; slots taken in what is the future now stay taken and hold up no other night.
+nightly at midday does not make up for last night. A clock that was set back is noticed, since each check stores its
+time: nights then count from the new time on; slots taken at times that are now in the future stay taken and delay no
+other night.
 """
 
 import math
@@ -31,10 +33,10 @@ from daemon.state.events import record_event
 from daemon.state.tables import Slot, Track
 from daemon.system.clock import utc
 
-#: Looked back over one after the other, so that a long gap costs no step for each of its fire times.
+#: Searched backwards from now, shortest first, so that a long gap is not walked through fire time by fire time.
 _WINDOWS = tuple(timedelta(hours=hours) for hours in (1, 24, 8 * 24, 32 * 24, 370 * 24))
 _LOOK_SECONDS = 300.0
-#: How far the clocks may drift apart between two looks; steering a clock right is slower.
+#: Milliseconds that the clocks may drift apart between two checks; gradual correction of a clock is slower.
 _SET_MS = 2000
 log = structlog.get_logger()
 
@@ -43,8 +45,8 @@ def last_due(schedule: str, timezone: str, after: datetime, now: datetime) -> da
     """
     Return the latest fire time of a cron expression in (`after`, `now`], in UTC; `None` if there is none.
 
-    `timezone` is an IANA name; the two times are aware. A time of day that the clocks skip fires as much later as they
-    jump, one that they repeat fires at the first pass only, unless the expression is for every hour.
+    `timezone` is an IANA name; the two times are aware. A local time that the clocks skip fires later, by the length of
+    the gap; a repeated local time fires the first time only, unless the expression is for every hour.
     """
     trigger = cron_trigger(schedule, timezone)
     # Without an end it would look for a 30th of February until the year 9999.
@@ -65,11 +67,11 @@ def last_due(schedule: str, timezone: str, after: datetime, now: datetime) -> da
 
 def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
     """
-    Take the latest due slot of every track with a nightly trigger, in one transaction.
+    Take the latest due slot of every track with a nightly trigger, in one transaction; return the new slots.
 
-    With drops for training that no run has seen, or pinned records that the last one lacked, the track's run is queued
-    to begin at once; without, the slot says `no_new_data`. Earlier slots that were missed are covered by the one that
-    is taken. `now` in ms since the epoch.
+    If training drops wait for a run, or pinned records that the last run lacked, the track's run is queued to begin at
+    once; otherwise the slot's outcome is `no_new_data`. The slot also covers earlier slots that were missed. `now` is
+    in milliseconds since the epoch.
     """
     taken = []
     with transaction(engine) as session:
@@ -80,7 +82,7 @@ def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
                 slot = _take(session, row, settings, now)
                 taken += [slot] if slot is not None else []
             elif row.nightly is not None:
-                # Should it be switched on again, nights count from then.
+                # If nightly runs are switched on again, nights count from then.
                 row.nightly = None
                 session.add(row)
     return taken
@@ -88,10 +90,10 @@ def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
 
 class Schedule:
     """
-    Looks for due slots: at the start, at the fire times of each track's schedule, and every few minutes.
+    Takes due slots: at the first `tick`, at the fire times of each track's schedule, and every five minutes.
 
-    It is asked all the time, by a loop that no clock can stop, and looks at once where the wall clock has gone another
-    way than the monotonic one: it was set, or the machine was suspended.
+    `tick` is called several times a second by the main loop. It also checks at once when wall clock and monotonic clock
+    have drifted apart: the clock was set, or the machine was suspended.
     """
 
     def __init__(
@@ -101,20 +103,20 @@ class Schedule:
         on_taken: Callable[[], object],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take slots for the tracks of `settings`; call `on_taken` when one has queued a run."""
+        """Take slots for the tracks of `settings`; call `on_taken` after a slot has queued a run."""
         self._engine = engine
         self._settings = settings
         self._on_taken = on_taken
         self._monotonic = monotonic
         tracks = [settings.track(name) for name in settings.track_names]
         self._nightly = [track for track in tracks if track.trigger in {"nightly", "both"}]
-        #: By how much the clocks differed at the last look, in ms; nothing before the first.
+        #: Wall clock minus monotonic clock at the last check, in ms; `None` before the first.
         self._apart: float | None = None
-        #: The next looks: by the wall clock in ms, by the monotonic one in seconds.
+        #: Time of the next check: by the wall clock in ms, by the monotonic clock in seconds.
         self._at, self._after = math.inf, math.inf
 
     def tick(self, now: int) -> None:
-        """Look if it is time to; what that raises (a locked database, say) lets the next call look again."""
+        """Take due slots if a check is due; an exception (a locked database, say) makes the next call check again."""
         monotonic = self._monotonic()
         apart = now - 1000 * monotonic
         set_anew = self._apart is None or abs(apart - self._apart) > _SET_MS
@@ -126,7 +128,7 @@ class Schedule:
             self._at, self._after = self._next_fire(now), monotonic + _LOOK_SECONDS
 
     def _look(self, now: int) -> None:
-        """Take what is due now."""
+        """Take all slots that are due at `now`, log them, and call `on_taken` if one of them queued a run."""
         taken = take_due_slots(self._engine, self._settings, now)
         for slot in taken:
             log.info("slot_taken", track=slot.track, outcome=slot.outcome, run=slot.run_id)
@@ -134,7 +136,7 @@ class Schedule:
             self._on_taken()
 
     def _next_fire(self, now: int) -> float:
-        """Return when a schedule fires next, in ms since the epoch."""
+        """Return the next fire time of all nightly tracks, in ms since the epoch; infinity if there is none."""
         fires = [next_fire(track.schedule, track.timezone, utc(now)) for track in self._nightly]
         return min((_ms(fire) for fire in fires if fire is not None), default=math.inf)
 
@@ -162,7 +164,7 @@ def _take(session: Session, row: Track, settings: Settings, now: int) -> Slot | 
 
 
 def _since(row: Track, track: TrackSettings, now: int) -> int:
-    """Return the time from which the track's nights count."""
+    """Return the time (ms) from which the track's nights count: `now` for a new schedule or a clock set back."""
     seen = row.nightly or {}
     since, looked_at = seen.get("since"), seen.get("looked_at")
     if not isinstance(since, int) or not isinstance(looked_at, int):
@@ -176,14 +178,14 @@ def _words(track: TrackSettings) -> str:
 
 
 def _next(trigger: CronTrigger, after: datetime) -> datetime | None:
-    """Return the trigger's first fire time after `after` and not after its end, in UTC."""
+    """Return the trigger's first fire time after `after`, in UTC; `None` if that is after the trigger's end."""
     after = after.astimezone(UTC)
     fire: datetime | None = trigger.get_next_fire_time(after, after + timedelta(seconds=1))
     return None if fire is None or fire > trigger.end_date else fire.astimezone(UTC)
 
 
 def _second_pass(fire: datetime, trigger: CronTrigger) -> bool:
-    """Say whether the clock shows `fire` for the second time: an hour that is repeated when summer time ends."""
+    """Return whether `fire` lies in the second pass of an hour that is repeated when summer time ends."""
     return fire.astimezone(trigger.timezone).fold == 1
 
 

@@ -1,11 +1,11 @@
 """
-The order in which runs begin, and how people change it: a run is moved, a track is paused and resumed.
+The order in which runs begin, and the commands that change it: move a run to the front, pause or resume a track.
 
-By itself: what waits goes first, then what is queued, the oldest of each, and trials come last. `Run.place` goes before
-all of that, the lowest first: 0, until a person lets the run go first.
+By default waiting runs go first, then queued runs, oldest first in each group, and trials last. `Run.place` goes before
+that, lowest first: it is 0 until a person moves the run to the front.
 
-A paused track begins no run, and none of its interrupted ones goes on; a running one ends as it would have. It takes in
-drops, queues its run and keeps its nights as ever.
+A paused track begins and resumes no run; a run that is running continues to its end. Drops are still taken in and runs
+are still queued, nightly ones as well.
 """
 
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ from daemon.state.states import OPEN_STATES, RunState, queue_order, state_words
 from daemon.state.tables import Run, Track
 from pipeline.errors import DropforgeError
 
-# Made once, like those of `states`.
+# Built once, like the statements of `states`.
 _DUE = select(Run).where(text(IS_DUE))
 _NEXT = select(func.min(Run.not_before)).where(text(MAY_BEGIN))
 _OPEN = select(Run).where(col(Run.state).in_(OPEN_STATES))
 
 
 def due_runs(session: Session, now: int) -> list[Run]:
-    """Return the runs that may be claimed now, in the order in which they are."""
+    """Return the runs that may be claimed at `now`, in the order in which they are to be claimed."""
     return _in_order(session.exec(_DUE, params={"now": now}).all())
 
 
 def next_due(engine: Engine) -> int | None:
-    """Return the earliest time at which a queued or waiting run may be claimed; `None` if there is none."""
+    """Return the earliest time, in ms, at which a queued or waiting run may be claimed; `None` if there is none."""
     with transaction(engine) as session:
         due: int | None = session.exec(_NEXT).one()
     return due
 
 
 def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
-    """End waits that are longer than `most_ms`: a clock that was ahead has set them."""
+    """Make every open run due now that would wait longer than `most_ms`: a clock that was ahead has set its time."""
     with transaction(engine) as session:
         going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
         for run in session.exec(select(Run).where(going, col(Run.not_before) > now + most_ms)).all():
@@ -50,10 +50,10 @@ def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
 
 def move_first(engine: Engine, run_id: int, now: int, by: str) -> list[int]:
     """
-    Let a queued or waiting run go before all others that are not running; return the order in which they then go.
+    Move a queued or waiting run to the front of the queue; return the ids of all open, not running runs in order.
 
-    `by` is the person. The run still waits for its own time: a back-off, its track's quiet. Raises `DropforgeError` if
-    the run cannot be moved.
+    `by` is the person who asked. The run still waits until its own time: a back-off, its track's quiet. Raises
+    `DropforgeError` if the run is unknown, or neither queued nor waiting.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
@@ -74,7 +74,7 @@ def _in_order(runs: Sequence[Run]) -> list[Run]:
 
 
 def pause(engine: Engine, track: str, word: Word) -> None:
-    """Let a known track begin no run until `resume`. Raises `DropforgeError` if it is paused already."""
+    """Pause a track: it begins no run until `resume`. Raises `DropforgeError` if it is paused already."""
     with transaction(engine) as session:
         row = ensure_track(session, track, word.at)
         if row.paused is not None:
@@ -86,7 +86,7 @@ def pause(engine: Engine, track: str, word: Word) -> None:
 
 
 def resume(engine: Engine, track: str, word: Word) -> None:
-    """Let a paused track begin runs again; the reason may be empty. Raises `DropforgeError` if it is not paused."""
+    """Resume a paused track; the reason may be empty. Raises `DropforgeError` if the track is not paused."""
     with transaction(engine) as session:
         row = session.get(Track, track)
         if row is None or row.paused is None:

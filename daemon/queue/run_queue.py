@@ -1,8 +1,8 @@
 """
-The queue of runs: the only place that writes `Run.state`, with an event in the same transaction.
+The queue of runs: every change of `Run.state`, each in one transaction with its event.
 
-A run's owner holds a claim token, and each of its writes is conditional on it: a daemon that lost its run cannot end
-somebody else's. Every time is in whole milliseconds since the epoch and given by the caller.
+A run's owner holds a claim token, and each of its writes is conditional on the token: a daemon that lost its run cannot
+end a run that another daemon adopted. Every time is in whole milliseconds since the epoch and given by the caller.
 """
 
 import uuid
@@ -40,7 +40,7 @@ CONFIGURE_AGAIN_MS = 30_000
 LONGEST_BACKOFF_MS = 3_600_000
 _LONGEST_PUT_OFF_MS = 3_600_000
 
-# Made once, like those of `states`.
+# Built once, like the statements of `states`.
 _OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
 #: Largest seed that training takes.
 _MOST_SEED = 4_294_967_295
@@ -48,7 +48,7 @@ _MOST_SEED = 4_294_967_295
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run failed, in words, and whether another try may mend it."""
+    """Error message and hint of a failed step, and whether a retry may succeed."""
 
     message: str
     hint: str
@@ -57,7 +57,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Death:
-    """A process of a run's that vanished: what is known of it, and whether it had got further than the one before."""
+    """Error message of a step's process that vanished, and whether that process had made progress (a checkpoint)."""
 
     message: str
     progress: bool = False
@@ -65,7 +65,7 @@ class Death:
 
 @dataclass(frozen=True)
 class Ending:
-    """The verdict that a run ends with; its candidate's held-out set and gain in points, if there was one."""
+    """Outcome and sentence that a run ends with; held-out version and gain in points if there was a candidate."""
 
     outcome: str
     sentence: str
@@ -74,7 +74,7 @@ class Ending:
 
 
 def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
-    """Open the track's queued run in the caller's transaction, or put off the open one to a later `not_before`."""
+    """Return the track's queued run, inserted if there is none; `not_before` may make it due later, never earlier."""
     ensure_track(session, track, now)
     run = _opened(session, track)
     if run is None:
@@ -91,9 +91,10 @@ def enqueue(session: Session, track: str, trigger: str, now: int, not_before: in
 
 def enqueue_for_drop(session: Session, settings: Settings, drop: Drop, now: int) -> Run | None:
     """
-    Queue the run that a drop starts, in the caller's transaction, which has added the drop; `None` if it starts none.
+    Queue and return the run that an accepted drop starts; `None` if it starts none.
 
-    Training records start a run; pinned records only where the track's last run ended for want of them.
+    Call it in the transaction that accepts the drop. Training records start a run; pinned records only if the track's
+    last run ended for lack of them.
     """
     starts = drop.role == "train" or records_came(session, settings, drop.track)
     return enqueue_when_quiet(session, settings, drop.track, now) if starts else None
@@ -101,10 +102,11 @@ def enqueue_for_drop(session: Session, settings: Settings, drop: Drop, now: int)
 
 def enqueue_when_quiet(session: Session, settings: Settings, name: str, now: int) -> Run | None:
     """
-    Open track `name`'s queued run for a new drop, or put it off until the track is quiet again.
+    Queue the run for a new drop of track `name`, or postpone the queued run until the track is quiet; return the run.
 
-    Drops that keep coming put it off for an hour at most, or for one quiet time if that is longer. Works in the
-    caller's transaction. Returns `None` if drops start no run of this track.
+    The run is due `run_after_quiet_seconds` after the last drop. Drops that keep coming postpone it for an hour at
+    most, or for one quiet time if that is longer. Works in the caller's transaction. Returns `None` if the track is not
+    declared or runs at night only.
     """
     track = settings.track(name) if name in settings.track_names else None
     if track is None or track.trigger == "nightly":
@@ -118,10 +120,10 @@ def enqueue_when_quiet(session: Session, settings: Settings, name: str, now: int
 
 def enqueue_by_hand(engine: Engine, track: str, now: int, trigger: str = "hand") -> tuple[int, Sequence[Drop]]:
     """
-    Let a run of the track begin next, as a person asked; return its number and the drops that it will see.
+    Queue a run of the track to begin now, as a person asked; return its id and the drops that it will use.
 
-    It is the track's queued run, if there is one, which then has the trigger `SEARCH` if that is given. Raises
-    `DropforgeError` if no drop is there to train on.
+    A run of the track that is queued already is used; it gets the trigger `SEARCH` if that is given. Raises
+    `DropforgeError` if the track has no accepted training drop.
     """
     with transaction(engine) as session:
         drops = next_drops(session, track)
@@ -137,10 +139,10 @@ def enqueue_by_hand(engine: Engine, track: str, now: int, trigger: str = "hand")
 
 def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
     """
-    Give a run that is due its configuration and its snapshot; return whether it can be claimed.
+    Set configuration and snapshot of a run that is due; return whether it can be claimed.
 
-    The snapshot is the track's accepted drops; that of a run that a person retried, those of its drops that still are.
-    A run without any training drop is cancelled.
+    The snapshot is the track's accepted drops; for a retried run, those of its former snapshot that are still accepted.
+    A run without any training drop is cancelled: `False`.
     """
     snapshot = take_snapshot(session, run)
     if not snapshot:
@@ -161,7 +163,7 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
 
 
 def put_off(session: Session, run: Run, error: DropforgeError, now: int) -> None:
-    """Write on a due run why it cannot be claimed, with an event the first time; it is due again after a pause."""
+    """Store in a due run the error that keeps it from being claimed, with an event if it is new; postpone the run."""
     if (run.error, run.hint) != (error.message, error.hint):
         record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
     run.error, run.hint, run.not_before = error.message, error.hint, now + _pause_ms(error)
@@ -169,7 +171,7 @@ def put_off(session: Session, run: Run, error: DropforgeError, now: int) -> None
 
 
 def claim(session: Session, run: Run, now: int) -> Claim:
-    """Take a due run that has begun, in the transaction that found it due."""
+    """Set a due run to running under a new token and return the claim, in the transaction that found the run due."""
     held = Claim(run.id or 0, uuid.uuid4().hex)
     values = {"token": held.token, "started_at": run.started_at or now}
     change(session, run, Move(RunState.RUNNING, "run_claimed", values), now)
@@ -178,9 +180,9 @@ def claim(session: Session, run: Run, now: int) -> Claim:
 
 def finish(session: Session, claim: Claim, ending: Ending, now: int) -> Run:
     """
-    End the run with its verdict, in the transaction that does what follows from it; return the run.
+    Set the claimed run to succeeded with its verdict and return it, in the transaction that applies the verdict.
 
-    Raises `LostClaim`, or `Cancelled` if a person cancelled the run and its model does not serve yet.
+    Raises `LostClaim`, or `Cancelled` if the run is to be cancelled and its model was not promoted yet.
     """
     values = {
         "outcome": ending.outcome,
@@ -199,7 +201,11 @@ def finish(session: Session, claim: Claim, ending: Ending, now: int) -> Run:
 
 
 def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetrySettings) -> RunState:
-    """Count a failure; let the run wait (`backoff_seconds`, doubled up to an hour) or end it; return its state."""
+    """
+    Count a failure and postpone the run (`backoff_seconds`, doubled up to an hour) or end it; return its new state.
+
+    The run ends as failed if `failure` is not retryable or the failures reach `retry.limit`.
+    """
     with transaction(engine) as session:
         run = held_run(session, claim)
         failures = run.failures + 1
@@ -213,14 +219,14 @@ def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetryS
 
 
 def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
-    """Let the run wait with its snapshot, uncounted; it goes first next time. Return its new state."""
+    """Set an interrupted run to waiting, without counting a failure; it resumes first. Return its new state."""
     with transaction(engine) as session:
         # `not_before` stays as it was at the claim: to be later, by a clock that is ahead, would make it wait.
         return _wait(session, held_run(session, claim), Move(RunState.WAITING, "run_interrupted"), now)
 
 
 def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> RunState:
-    """Let the run wait, uncounted, for what the machine lacks; `error` says what. Return its new state."""
+    """Set a run to waiting because of `error` (a full disk, say), not counted as a failure; return its new state."""
     with transaction(engine) as session:
         values = {"error": error.message, "hint": error.hint, "not_before": now + _pause_ms(error)}
         move = Move(RunState.WAITING, "run_postponed", values, {"error": error.message})
@@ -229,9 +235,10 @@ def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> R
 
 def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySettings) -> RunState:
     """
-    Count a vanished process; let the run wait, or end it as crashed at `retry.limit` in a row. Return its new state.
+    Count a process that vanished: the run waits, or ends as crashed at `retry.limit` in a row. Return its new state.
 
-    With `progress` the count begins anew: three reboots in a week must not end a training that takes longer than that.
+    With `progress` the count restarts at 1: three reboots in a week must not end a training that takes longer than a
+    week.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
@@ -245,17 +252,22 @@ def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySetti
 
 def retry(engine: Engine, run_id: int, now: int) -> RunState:
     """
-    Let a failed, cancelled or crashed run go on where it stopped, its counters at zero; return its new state.
+    Set a failed, cancelled or crashed run to waiting or queued, with its counters at zero; return its new state.
 
-    It goes on with the settings of today, without the drops that were withdrawn or suspended meanwhile. Raises
-    `DropforgeError` for any other run, and for one without a snapshot whose track has an open run already.
+    It resumes where it stopped, with today's settings and without drops that were withdrawn or suspended meanwhile.
+    Raises `DropforgeError` for a run in any other state, and for a run without a snapshot whose track has a queued run
+    already.
     """
     with transaction(engine) as session:
         return retry_in(session, run_id, now)
 
 
 def rescue(engine: Engine, now: int) -> list[Claim]:
-    """Adopt every running run under a new token, uncounted, oldest first; the caller holds the state folder's lock."""
+    """
+    Claim every running run under a new token; return the claims, oldest run first.
+
+    The caller holds the state folder's lock, so no other daemon works on these runs.
+    """
     claims = []
     with transaction(engine) as session:
         for run in session.exec(select(Run).where(Run.state == RunState.RUNNING).order_by(col(Run.id))):
@@ -266,7 +278,7 @@ def rescue(engine: Engine, now: int) -> list[Claim]:
 
 
 def retry_in(session: Session, run_id: int, now: int) -> RunState:
-    """Do as `retry` in the caller's transaction."""
+    """Do what `retry` does, in the caller's transaction; return the run's new state."""
     run = known_run(session, run_id)
     if run.state not in RETRIABLE:
         message = f"run {run_id} {state_words(run.state)}: only a failed, cancelled or crashed run can be retried"
@@ -283,10 +295,10 @@ def retry_in(session: Session, run_id: int, now: int) -> RunState:
 
 def cancel(engine: Engine, run_id: int, now: int) -> RunState:
     """
-    End a queued or waiting run at once; ask for the end of a running one, whose owner then calls `cancelled`.
+    Cancel a queued or waiting run at once; for a running run request it, and the run's owner then calls `cancelled`.
 
-    Returns the state that the run is in now. Raises `DropforgeError` for a run that has ended or does not exist, or
-    whose model serves already.
+    Returns the run's new state. Raises `DropforgeError` for a run that has ended or does not exist, or that waits
+    though its model was promoted already.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
@@ -299,7 +311,7 @@ def cancel(engine: Engine, run_id: int, now: int) -> RunState:
 
 
 def call_off(session: Session, run: Run, now: int, why: str | None = None) -> RunState:
-    """Cancel a run, or ask the owner of a running one to; `why`, or nothing, becomes its error. Return its state."""
+    """Cancel a run, or request it if the run is running; `why` becomes the run's error. Return its new state."""
     detail: dict[str, Any] = {"reason": why} if why else {}
     if run.state != RunState.RUNNING:
         values = {"error": why, **dict.fromkeys(("hint", "outcome", "sentence", "heldout_version", "gain"))}
@@ -314,7 +326,7 @@ def call_off(session: Session, run: Run, now: int, why: str | None = None) -> Ru
 
 
 def cancelled(engine: Engine, claim: Claim, now: int) -> None:
-    """End a running run that a person wanted cancelled."""
+    """Set the claimed run to cancelled, as was requested. Raises `LostClaim` if the claim is not valid any more."""
     with transaction(engine) as session:
         change(session, held_run(session, claim), Move(RunState.CANCELLED, "run_cancelled"), now)
 
@@ -324,12 +336,12 @@ def _pause_ms(error: DropforgeError) -> int:
 
 
 def _opened(session: Session, track: str) -> Run | None:
-    """Return the track's queued run, of which there is one at most."""
+    """Return the track's queued run, of which there is one at most; `None` if there is none."""
     return session.exec(_OPENED, params={"of_track": track}).first()
 
 
 def _wait(session: Session, run: Run, move: Move, now: int) -> RunState:
-    """Let a running run wait, or end it if a person asked for that meanwhile."""
+    """Apply `move`, which makes a running run wait, or cancel the run if that was requested; return its new state."""
     if run.cancel_requested and promotion_of(session, run.id or 0) is None:
         move = Move(RunState.CANCELLED, "run_cancelled", move.values, move.detail)
     return change(session, run, move, now)

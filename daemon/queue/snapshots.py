@@ -1,4 +1,4 @@
-"""Which drops a run sees: its snapshot, and what waits for the next one."""
+"""Snapshots: the drops that a run uses, and the drops that wait for the next run."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,17 @@ from daemon.state.states import TRIAL, DropState
 from daemon.state.tables import Drop, Event, Run, on_trial_beside
 from pipeline import artifacts
 
-#: Outcomes of runs whose candidate was held against the champion.
+#: Outcomes of runs whose candidate was compared with the champion.
 JUDGED = ("promoted", "not_shown_better", "worse", "guard_failed", "contaminated", "awaiting_approval", "overtaken")
 
 
 def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
     """
-    Return the accepted drops of the run's track as JSON of `artifacts.Drop`, oldest first.
+    Return the run's snapshot: the accepted drops of its track as JSON of `artifacts.Drop`, oldest first.
 
-    Of a retried run, those of its snapshot that still are. None that is on trial is among them. Each that is in a
-    snapshot for the first time is marked with this run. Empty if no drop is for training.
+    For a retried run only drops of its former snapshot. Drops on trial are left out, but for the drop that this run
+    tests. Drops that are in a snapshot for the first time are marked with this run, unless it is a trial. Empty if
+    there is no training drop.
     """
     of_track = col(Drop.track) == run.track
     drops = _free(session, run.id, of_track if run.snapshot is None else col(Drop.id).in_(snapshot_ids(run)))
@@ -33,7 +34,7 @@ def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
 
 
 def give_back(session: Session, run_id: int) -> None:
-    """Let the drops that were new in a run that ended without a verdict wait for a run again."""
+    """Mark the drops that were new in this run as unused, so that they wait for a run again."""
     session.exec(update(Drop).where(col(Drop.first_run) == run_id).values(first_run=None))
 
 
@@ -45,12 +46,12 @@ def as_snapshot(drops: Sequence[Drop]) -> list[dict[str, object]]:
 
 
 def snapshot_ids(run: Run) -> frozenset[int]:
-    """Return the numbers of the drops in a run's snapshot."""
+    """Return the ids of the drops in a run's snapshot."""
     return frozenset(int(str(drop["id"])) for drop in run.snapshot or ())
 
 
 def next_drops(session: Session, track: str) -> Sequence[Drop]:
-    """Return the drops that a run of the track which began now would see, oldest first."""
+    """Return the drops that a run of the track would use if it began now, oldest first."""
     return _free(session, None, col(Drop.track) == track)
 
 
@@ -61,12 +62,12 @@ def _free(session: Session, run_id: int | None, which: ColumnElement[bool]) -> S
 
 
 def waiting_drops(session: Session, track: str, owner: str | None = None) -> int:
-    """Return how many accepted training drops, of `owner` if named, wait for a run; those on trial do not."""
+    """Return how many accepted training drops no run has used, not counting drops on trial; of `owner` if named."""
     return _count(session, _WAITING, track, owner)
 
 
 def proposed_drops(session: Session, track: str, owner: str) -> int:
-    """Return how many drops of the track that user `owner` dropped wait for a person."""
+    """Return the number of drops of the track that user `owner` dropped and that wait for approval."""
     return _count(session, _counted(col(Drop.state) == DropState.PROPOSED), track, owner)
 
 
@@ -74,7 +75,7 @@ def _counted(which: ColumnElement[bool]) -> SelectOfScalar[int]:
     return select(func.count()).select_from(Drop).where(Drop.track == bindparam("of_track"), which)
 
 
-# Made once: putting a statement together takes longer than SQLite's own work on it, and the intake asks for each file.
+# Built once: building a statement takes longer than SQLite's own work on it, and the intake asks for each file.
 _WAITING = _counted(
     (col(Drop.state) == DropState.ACCEPTED)
     & (col(Drop.role) == "train")
@@ -85,14 +86,14 @@ _WAITING = _counted(
 
 def _count(session: Session, counted: SelectOfScalar[int], track: str, owner: str | None) -> int:
     if owner is not None:
-        # The event that recorded a drop says whose file it was.
+        # The event that recorded a drop names the file's owner.
         named = col(Event.detail)["owner"].as_string() == owner
         counted = counted.where(select(Event.id).where(Event.drop_id == Drop.id, named).exists())
     return session.exec(counted, params={"of_track": track}).one()
 
 
 def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[str, int]]:
-    """Return how many other candidates of the track were judged, and how many of them on each held-out version."""
+    """Return how many other runs of the track judged a candidate, in total and by held-out version."""
     count = select(Run.heldout_version, func.count()).group_by(col(Run.heldout_version))
     others = count.where(Run.track == track, Run.id != run_id, col(Run.outcome).in_(JUDGED))
     found = list(session.exec(others).all())

@@ -1,7 +1,7 @@
 """
-The state of runs and of attempts at their steps: each is changed by compare-and-set, with its event in one transaction.
+State changes of runs and step attempts: each is a compare-and-set, in one transaction with its event.
 
-A run that is in hand belongs to whoever has its claim. For `queue` alone, which knows when a run moves.
+A running run belongs to the holder of its claim. Only the modules of `queue` call `change`.
 """
 
 import secrets
@@ -22,13 +22,13 @@ from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Run, Track
 from pipeline.errors import DropforgeError
 
-#: What a run may become from each state; anything else is a defect.
+#: The states that a run may change to, by its current state; any other change is a defect.
 ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType(
     {
         RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED}),
         RunState.RUNNING: frozenset(set(RunState) - {RunState.QUEUED}),
         RunState.WAITING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
-        # A win that waits for approval, where a drop of its own is withdrawn.
+        # A win that waits for approval is cancelled if one of its drops is withdrawn.
         RunState.SUCCEEDED: frozenset({RunState.CANCELLED}),
         RunState.FAILED: frozenset({RunState.WAITING, RunState.QUEUED}),
         RunState.CANCELLED: frozenset({RunState.WAITING, RunState.QUEUED}),
@@ -38,13 +38,13 @@ ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType(
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.CRASHED})
 RETRIABLE = FINAL - {RunState.SUCCEEDED}
 _table = Run.metadata.tables["run"]
-#: Changes a run that is still as it was read; its new values go with the parameters.
+#: Updates a run whose state and token are still those that were read; the new values are further parameters.
 _CHANGE = update(_table).where(
     _table.c.id == bindparam("was_id"),
     _table.c.state == bindparam("was_state"),
     _table.c.token.is_not_distinct_from(bindparam("was_token")),
 )
-# Made once: putting a statement together takes longer than SQLite's own work on it.
+# Built once: building a statement takes longer than SQLite's own work on it.
 _HELD = select(Run).where(
     col(Run.id) == bindparam("held_id"), Run.state == RunState.RUNNING, col(Run.token) == bindparam("held_token")
 )
@@ -52,23 +52,23 @@ _OPEN = select(Attempt).where(col(Attempt.run_id) == bindparam("of_run"), Attemp
 
 
 class LostClaim(DropforgeError):
-    """The run is no longer this owner's: another daemon adopted it, or it has moved on."""
+    """The claim is not valid any more: another daemon adopted the run, or the run's state has changed."""
 
 
 class Cancelled(DropforgeError):
-    """A person cancelled the run or withdrew a drop that it was made from: nobody acts on its verdict."""
+    """The run was cancelled by a person, or since one of its drops was withdrawn: do not apply its verdict."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to work on one run, until somebody else holds it."""
+    """The right to change one running run: its id, and the token that its row must still have."""
 
     run_id: int
     token: str
 
 
 def held_run(session: Session, claim: Claim) -> Run:
-    """Return the claim's run in a transaction that writes. Raises `LostClaim` if it does not run under the token."""
+    """Return the claimed run, to be changed in `session`. Raises `LostClaim` unless it runs under this token."""
     run = session.exec(_HELD, params={"held_id": claim.run_id, "held_token": claim.token}).first()
     if run is None:
         message = f"run {claim.run_id} is not held by this daemon any more"
@@ -77,7 +77,7 @@ def held_run(session: Session, claim: Claim) -> Run:
 
 
 def require_not_cancelled(run: Run) -> None:
-    """Raise `Cancelled` if the run was or is to be; asked in the transaction that acts on its verdict."""
+    """Raise `Cancelled` if the run is cancelled or is to be; call it in the transaction that applies its verdict."""
     if run.cancel_requested or run.state == RunState.CANCELLED:
         why = f": {run.error}" if run.error else ""
         raise Cancelled(f"run {run.id} was cancelled{why}", f"look at it: dropforge show {run.id}")
@@ -85,7 +85,7 @@ def require_not_cancelled(run: Run) -> None:
 
 @dataclass(frozen=True)
 class Move:
-    """One change of a run's state: to what, with which event and which columns beside it."""
+    """A change of a run's state: the new state, the event's kind and details, and further column values."""
 
     to: RunState
     kind: str
@@ -94,7 +94,13 @@ class Move:
 
 
 def change(session: Session, run: Run, move: Move, now: int) -> RunState:
-    """Change a run's state from what the caller read, once, with its event."""
+    """
+    Apply `move` to a run and record its event; return the new state.
+
+    The open attempt of a run that stops running is ended as lost. The drops that were new in a run that fails, crashes
+    or is cancelled wait for a run again. Raises `DropforgeError` if the move is not allowed, `LostClaim` if the row has
+    changed since the caller read it.
+    """
     was = RunState(run.state)
     if move.to not in ALLOWED[was]:
         raise DropforgeError(f"run {run.id} cannot become {move.to} from {was}", f"look at it: dropforge show {run.id}")
@@ -120,7 +126,7 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
 
 
 def known_run(session: Session, run_id: int) -> Run:
-    """Return a run. Raises `DropforgeError` if there is none of this number."""
+    """Return the run with this id. Raises `DropforgeError` if there is none."""
     run = session.get(Run, run_id)
     if run is None:
         raise DropforgeError(f"there is no run {run_id}", "list them: dropforge runs")
@@ -128,7 +134,7 @@ def known_run(session: Session, run_id: int) -> Run:
 
 
 def ensure_track(session: Session, name: str, now: int) -> Track:
-    """Return the row of track `name`, made in the caller's transaction if it is new."""
+    """Return the row of track `name`; insert it in the caller's transaction if there is none."""
     track = session.get(Track, name)
     if track is None:
         track = Track(name=name, salt=secrets.token_hex(16), created_at=now)
@@ -140,9 +146,9 @@ def ensure_track(session: Session, name: str, now: int) -> Track:
 
 def begin_attempt(engine: Engine, claim: Claim, step: str, now: int) -> Attempt:
     """
-    Open the next attempt at `step`, with a number and a fence of its own; the run is at that step from now on.
+    Insert and return the next attempt at `step`, with a new number and fence; make `step` the run's current step.
 
-    Raises `LostClaim` if the run is not the owner's any more, `DropforgeError` if an attempt of the run is open.
+    Raises `LostClaim` if the claim is not valid any more, `DropforgeError` if the run has an open attempt already.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
@@ -161,21 +167,25 @@ def begin_attempt(engine: Engine, claim: Claim, step: str, now: int) -> Attempt:
 
 
 def open_attempt(engine: Engine, run_id: int) -> Attempt | None:
-    """Return the run's attempt that has not ended, if there is one."""
+    """Return the run's attempt that has not ended; `None` if there is none."""
     with transaction(engine) as session:
         return _open(session, run_id)
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended, and with which error if it was not published."""
+    """Final state of an attempt, and its error if its result was not published."""
 
     state: AttemptState
     error: str | None = None
 
 
 def end_attempt(engine: Engine, claim: Claim, attempt_id: int, ending: Ending, now: int) -> None:
-    """End the run's open attempt. Raises `LostClaim` if the run or the attempt is not the owner's any more."""
+    """
+    End the open attempt `attempt_id` of the claimed run.
+
+    Raises `LostClaim` if the claim is not valid any more or the attempt has ended.
+    """
     with transaction(engine) as session:
         run = held_run(session, claim)
         opened = _open(session, claim.run_id)

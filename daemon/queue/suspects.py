@@ -1,10 +1,10 @@
 """
-Which new drops may have made a run worse, and the runs that find out.
+Suspects: new drops that may have made a run worse, and the trial runs that test them.
 
-A verdict that speaks against the new drops convicts none of them: it puts them on trial. Each is tried alone beside
-what the champion was trained on, under another seed, when nothing else is to be done. One that is blamed twice is
-suspended; every other is accepted as before. The rows of `Suspect` are the whole state: after a crash a search goes on
-where they say that it was.
+A verdict that blames the new drops suspends none of them: it puts them on trial. Each is tested alone, together with
+the drops that the champion was trained on, under another seed, when nothing else is to be run. A drop that is blamed
+twice is suspended; every other is accepted as before. The rows of `Suspect` are the whole state: after a crash a search
+continues from them.
 """
 
 from collections.abc import Iterable
@@ -27,15 +27,15 @@ from pipeline.words import count
 
 #: Drops that one verdict puts on trial at most: the newest and six more.
 MOST = 7
-#: Outcomes that say how the old drops did.
+#: Outcomes of runs whose verdict has results by drop.
 _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 _WEEK_MS = 7 * 86_400_000
-#: The event of a verdict that found old drops to have lost, whether or not that spoke against new ones.
+#: The event of a verdict that names old drops on which the candidate lost, whether or not it blames new drops.
 _LOST = "drops_lost"
 
 
 class _End(NamedTuple):
-    """How the suspicion of a drop ends, and why."""
+    """How the suspicion of a drop ends, and the reason."""
 
     kind: SuspectEnd
     why: str
@@ -43,11 +43,12 @@ class _End(NamedTuple):
 
 def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> None:
     """
-    Do what a verdict means for the drops that the champion does not know, in the transaction that ends the run.
+    Put new drops on trial, or suspend or clear the drop of a trial, as the verdict of `run` requires.
 
-    A trial's verdict suspends or clears the drop that it tried; any other run's verdict may open a search. A trial
-    opens none. A candidate that lacks a drop of the champion's, as one was withdrawn, may be worse for that, so it
-    speaks against none; a trial beside another champion than it was made for is made again.
+    Called in the transaction that ends the run. A trial's verdict suspends or clears the drop that it tested; the
+    verdict of any other run may open a search. A candidate that lacks a drop of the champion's, as it was withdrawn,
+    may be worse for that, so its verdict blames no drop; a trial is repeated if the champion is not the one that it was
+    made for.
     """
     _note_losses(session, run, verdict, now)
     known, own = _known(session, run.track), _train_ids(session, run)
@@ -72,7 +73,7 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
 
 
 def _note_losses(session: Session, run: Run, verdict: Verdict, now: int) -> None:
-    """Record the champion's loss on each new drop beside those on the drops that it knew."""
+    """Record an event per new drop: the champion's loss on it, and its range of losses on the drops it knows."""
     known = [one.nats for one in verdict.champion_losses if one.known]
     for one in verdict.champion_losses:
         if known and not one.known:
@@ -82,9 +83,9 @@ def _note_losses(session: Session, run: Run, verdict: Verdict, now: int) -> None
 
 def go_on(engine: Engine, settings: Settings, now: int) -> None:
     """
-    Queue the next trial of each track whose last one is over, or end the search.
+    For each track whose last trial has ended, queue the next trial, or end the search.
 
-    A trial that ended without a verdict clears its drop. Called when nothing is in hand: trials run when all is idle.
+    A trial that ended without a verdict clears its drop. Called while no run is claimed: trials run when all is idle.
     """
     with transaction(engine) as session:
         tracks = session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None)).distinct()).all()
@@ -93,12 +94,12 @@ def go_on(engine: Engine, settings: Settings, now: int) -> None:
 
 
 def is_on_trial(session: Session, drop: Drop) -> bool:
-    """Say whether a drop is in no run but one that tries it alone."""
+    """Return whether the drop is on trial: no run but the trial that tests it may use it."""
     return session.exec(_open().where(Suspect.drop_id == drop.id)).first() is not None
 
 
 def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | None:
-    """End the search for a drop that the caller's transaction has changed; return its open trial, if there is one."""
+    """End the suspicion of a drop that a person accepted or withdrew; return its trial, `None` if none is open."""
     found = session.exec(_open().where(Suspect.drop_id == drop.id)).first()
     if found is None:
         return None
@@ -109,21 +110,21 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | N
 
 
 def try_again_without(session: Session, drop: Drop) -> None:
-    """Let the drop that a trial tries be tried anew, since `drop`, which the trial was made with too, was withdrawn."""
+    """Have every other suspect tested by a new trial if its trial also used `drop`, which was withdrawn."""
     for suspect in session.exec(_open().where(Suspect.track == drop.track, col(Suspect.trial_run).is_not(None))).all():
         if suspect.drop_id != drop.id and drop.id in snapshot_ids(session.get_one(Run, suspect.trial_run)):
             suspect.trial_run = None
             session.add(suspect)
 
 
-# --- a search: opened, gone on with, ended
+# --- a search for the drop that made a run worse: open, continue, end
 
 
 def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, now: int) -> None:
     """
-    Put the new drops of a run on trial, `MOST` of them at most, in the order in which they are to be tried.
+    Put up to `MOST` new drops of a run on trial, in the order in which they are to be tested.
 
-    First those that came when an old drop began to lose, then those that were never tried, then the newest.
+    First the drops that came when an old drop began to lose, then those that were never tested, then the newest.
     """
     first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
@@ -137,7 +138,7 @@ def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, 
 
 
 def _came_when_lost(session: Session, run: Run, lost: Iterable[int]) -> set[int]:
-    """Return the drops that came in when an old one began to lose that has lost in several runs in a row."""
+    """Return the drops that were new in the run with which a drop of `lost` began its current series of losses."""
     found = select(Event.run_id, Event.detail).where(Event.kind == _LOST, Event.track == run.track)
     lost_in = {run_id: detail["lost"] for run_id, detail in session.exec(found).all()}
     ended = select(Run.id).join(Event, col(Event.run_id) == Run.id).where(Event.kind == "run_succeeded")
@@ -183,7 +184,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
 
 
 def _queue_trial(session: Session, suspect: Suspect, known: set[int], now: int) -> None:
-    """Queue the run that tries a drop alone beside the champion's; its snapshot stands once it begins."""
+    """Queue the trial of a suspect: the champion's drops plus the suspect. Its snapshot is final once it begins."""
     run = Run(track=suspect.track, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
     run.snapshot = _trial_snapshot(session, suspect, known)
     session.add(run)
@@ -202,7 +203,7 @@ def _trial_snapshot(session: Session, suspect: Suspect, known: set[int]) -> list
 
 
 def _suspend(session: Session, settings: Settings, suspect: Suspect, verdict: Verdict, now: int) -> None:
-    """Suspend the drop that a trial has found, clear all others of its search, and let what is left run again."""
+    """Suspend the drop that its trial found worse, clear the other suspects of its search, and queue a run."""
     drop = session.get_one(Drop, suspect.drop_id)
     wrong = f" and did worse on {verdict.losses:,} of {count(verdict.groups, 'record')}" if verdict.losses else ""
     drop.reason = (
@@ -220,9 +221,10 @@ def _suspend(session: Session, settings: Settings, suspect: Suspect, verdict: Ve
 
 def _end(session: Session, settings: Settings, suspect: Suspect, end: _End, now: int) -> None:
     """
-    End the suspicion of one drop. If it is its search's last, what is left may run again.
+    End the suspicion of one drop; if it was the last one of its search, a new run may be queued.
 
-    It does where a drop was suspended or a trial has won: the same data against the same champion is the same run.
+    A run is queued if a drop was suspended or withdrawn, or a trial won: otherwise it would only repeat the same data
+    against the same champion.
     """
     suspect.ended, suspect.ended_at = end.kind, now
     session.add(suspect)
@@ -240,7 +242,7 @@ def _changes_what_is_run(session: Session, suspect: Suspect) -> bool:
 
 
 def _run_again(session: Session, settings: Settings, suspect: Suspect, now: int) -> None:
-    """Let what the champion does not know wait for a run again, and start one as a new drop would."""
+    """Mark the drops that the champion was not trained on as unused, and queue a run for them as for a new drop."""
     all_drops = session.exec(select(Drop.id).where(Drop.track == suspect.track)).all()
     ids = _accepted(session, {drop for drop in all_drops if drop} - _known(session, suspect.track))
     session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))
@@ -248,16 +250,16 @@ def _run_again(session: Session, settings: Settings, suspect: Suspect, now: int)
         run_queue.enqueue_when_quiet(session, settings, suspect.track, now)
 
 
-# --- what is asked
+# --- queries
 
 
 def _open() -> SelectOfScalar[Suspect]:
-    """Return the question for what is on trial."""
+    """Return the query for the suspects whose suspicion has not ended."""
     return select(Suspect).where(col(Suspect.ended).is_(None))
 
 
 def _known(session: Session, track: str) -> set[int]:
-    """Return the drops that the champion was trained on; none if it is a base model."""
+    """Return the ids of the training drops behind the champion; empty if it is a base model."""
     serving = session.get(Track, track)
     if serving is None or serving.champion_model_id is None:
         return set()
@@ -273,13 +275,13 @@ def _known(session: Session, track: str) -> set[int]:
 
 
 def _accepted(session: Session, drops: Iterable[int]) -> set[int]:
-    """Return those of some drops that a run may be trained on, and that are not on trial."""
+    """Return the ids among `drops` that are accepted training drops and not on trial."""
     free = select(Drop.id).where(col(Drop.id).in_(drops), Drop.state == DropState.ACCEPTED, Drop.role == "train")
     return {number for number in session.exec(free.where(col(Drop.id).not_in(on_trial_beside(None)))) if number}
 
 
 def _budget(settings: Settings, track: str) -> int:
-    """Return how many trials a track may begin in a week."""
+    """Return how many trials a track may begin in seven days (`gate.trials_per_week`)."""
     own = settings.track(track) if track in settings.track_names else settings
     return own.gate.trials_per_week
 
@@ -287,11 +289,11 @@ def _budget(settings: Settings, track: str) -> int:
 def _trials(session: Session, track: str, now: int) -> int:
     """Return how many trials of a track have begun in the last seven days."""
     begun = select(func.count()).select_from(Run).where(Run.track == track, Run.trigger == TRIAL)
-    # What began in the future was told so by a clock that was set back since.
+    # A start in the future was recorded before the clock was set back.
     return session.exec(begun.where(col(Run.started_at) > now - _WEEK_MS, col(Run.started_at) <= now)).one()
 
 
 def _train_ids(session: Session, run: Run) -> set[int]:
-    """Return the drops for training in a run."""
+    """Return the ids of the training drops in the run's snapshot."""
     asked = select(Drop.id).where(col(Drop.id).in_(snapshot_ids(run)), Drop.role == "train")
     return {number for number in session.exec(asked).all() if number}

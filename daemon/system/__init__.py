@@ -1,5 +1,5 @@
 """
 The operating system: processes, signals, systemd, logs and the clock.
 
-It knows nothing of drops, runs or models. Each module is one thing by itself; open the one that you need.
+No module here uses drops, runs or models, or another area of the daemon. Open the one that you need.
 """

@@ -15,10 +15,10 @@ log = structlog.get_logger()
 
 
 class ChildProcess:
-    """A command with `--lifeline`: it lives as long as the pipe to its standard input is open, however we end."""
+    """A `dropforge` command with `--lifeline`: it ends when its standard input closes, as when the daemon dies."""
 
     def __init__(self, name: str, arguments: Sequence[str], *, most_seconds: float) -> None:
-        """Prepare `dropforge ARGUMENTS`; logs call it `name`, and it is back within `most_seconds` of its end."""
+        """Prepare `dropforge ARGUMENTS`; `name` is for logs, `most_seconds` the longest pause before a restart."""
         self._name = name
         # -P: a folder called `daemon` where this one was started must not be taken for ours.
         self._argv = [sys.executable, "-P", "-m", "daemon", *arguments, "--lifeline"]
@@ -28,7 +28,7 @@ class ChildProcess:
         self._begun = self._not_before = 0.0
 
     def keep_alive(self, monotonic: float) -> None:
-        """Start it if it is not running; the pause doubles after each early end."""
+        """Start the process if it is not running and its pause is over; the pause doubles after each early end."""
         if self._process is not None and self._process.poll() is not None:
             self._try_later(monotonic, exit_code=self._process.returncode)
             self._process = None
@@ -50,17 +50,17 @@ class ChildProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
-        """Ask it to end in order; nothing waits for it."""
+        """Ask the process to end, by closing its standard input; does not wait for it."""
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
     def kill(self) -> None:
-        """End it here and now; what it started itself is not ended with it."""
+        """Kill the process with its process group and wait for it; its children in groups of their own live on."""
         if self._process is not None:
             kill_group(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -1,4 +1,4 @@
-"""Set-up of the log: structlog events on standard error, for people on a terminal and as JSON lines elsewhere."""
+"""Log configuration: structlog events on standard error, in colour on a terminal and as JSON lines elsewhere."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from structlog.typing import Processor
 
 
 def configure() -> None:
-    """Write every event of structlog, and what libraries log from WARNING up, to standard error in one form."""
+    """Write structlog events (from INFO) and the logs of libraries (from WARNING) to standard error in one format."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -28,7 +28,7 @@ def configure() -> None:
 
 
 def _last() -> list[Processor]:
-    """Return what turns an event into a line: one for people on a terminal, JSON elsewhere."""
+    """Return the processors that render an event as a line: in colour on a terminal, as JSON elsewhere."""
     if sys.stderr.isatty():
         return [structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]

@@ -1,4 +1,4 @@
-"""Processes: which one a number means, whether it still lives, signals to it and to us, and locks that end with it."""
+"""Processes: identity beyond the pid, whether one is alive, signals, and locks that end with the process."""
 
 import contextlib
 import fcntl
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-#: What the service manager tells the daemon alone, and addresses of messages, which hold passwords.
+#: Variables for the daemon only: those of the service manager, and message addresses, which contain passwords.
 _NOT_FOR_CHILDREN = (
     *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID", "JOURNAL_STREAM"),
     "DROPFORGE_MESSAGES",
@@ -23,7 +23,7 @@ _TRIES = 4
 
 @dataclass(frozen=True)
 class Identity:
-    """A process, unambiguously: its number, start time (clock ticks since boot) and boot."""
+    """Identifies a process even if its pid is reused: pid, start time (clock ticks since boot) and boot id."""
 
     pid: int
     started: int
@@ -31,19 +31,19 @@ class Identity:
 
 
 def child_environment(told: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a child process: ours without what is for the daemon alone, and `told`."""
+    """Return this process's environment without the variables that are for the daemon only, and with `told`."""
     return {**{name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHILDREN)}, **told}
 
 
 def close_to_others() -> None:
-    """Deny other processes of this user, such as the steps, access to our memory and environment."""
+    """Deny other processes of this user, such as the steps, access to this process's memory and environment."""
     import ctypes  # noqa: PLC0415 - a quick start for the commands that do not need it
 
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def signal_name(number: int) -> str:
-    """Return a signal's name; most real-time signals have only a number."""
+    """Return the name of signal `number`, or "signal NUMBER" if it has none, as most real-time signals."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -51,7 +51,7 @@ def signal_name(number: int) -> str:
 
 
 def boot_id() -> str:
-    """Return the kernel's name of this boot."""
+    """Return the kernel's random id of the current boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
@@ -68,12 +68,12 @@ def identify(pid: int) -> Identity | None:
 
 
 def is_alive(identity: Identity) -> bool:
-    """Say whether exactly this process still runs."""
+    """Return whether the process with this identity is still running."""
     return identity.boot == boot_id() and identify(identity.pid) == identity
 
 
 def wait_until_dead(identity: Identity, seconds: float) -> bool:
-    """Wait up to `seconds` for the process to end; say whether it has."""
+    """Wait up to `seconds` for the process to end; return whether it has ended."""
     end = time.monotonic() + seconds
     while is_alive(identity):
         if time.monotonic() >= end:
@@ -83,19 +83,18 @@ def wait_until_dead(identity: Identity, seconds: float) -> bool:
 
 
 def kill_group(pid: int, number: signal.Signals) -> None:
-    """Send a signal to the process group that `pid` leads; nothing happens if it is gone."""
+    """Send signal `number` to the process group that `pid` leads; do nothing if the group is gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 
 
 def on_stop(act: Callable[[int], object]) -> None:
     """
-    Call `act` with the number of each SIGTERM and SIGINT from now on, one at a time. For the main thread.
+    Call `act` in a thread with the number of each SIGTERM and SIGINT from now on. Call this in the main thread.
 
-    A handler of Python's runs in the main thread between two of its steps: one that logs or sets an event can wait for
-    a lock that this very thread holds, and it does not run at all while that thread is in a long call of C. Here the
-    number of the signal goes through a pipe to a thread that may lock, log and end the process whatever the main thread
-    does.
+    A Python signal handler runs in the main thread between two bytecodes: if it logs or sets an event it can wait for a
+    lock that this very thread holds, and it does not run at all while the thread is in a long C call. Here the signal's
+    number goes through a pipe to a thread that may lock, log and end the process whatever the main thread does.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -114,9 +113,9 @@ def on_stop(act: Callable[[int], object]) -> None:
 
 class FileLock:
     """
-    An flock on a file, held until it is released or the process dies, however it dies.
+    An exclusive flock on a file, held until it is released or the process ends in any way.
 
-    Made by hand: lock files that are merely created and deleted outlive a crash.
+    Lock files that are merely created and deleted would outlive a crash.
     """
 
     def __init__(self, path: Path) -> None:
@@ -125,7 +124,7 @@ class FileLock:
         self._fd: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock if nobody has it and write this process's number into the file; say whether it was taken."""
+        """Try to take the lock, and write this process's pid into the file; return whether the lock was taken."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         if not _locked(fd):
             os.close(fd)
@@ -138,14 +137,14 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock; do nothing if it is not held."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
 def _locked(fd: int) -> bool:
-    """Lock an open file; somebody who only looks (`lock_holder`) is in the way for a moment, so it is tried again."""
+    """Try to lock an open file, four times as `lock_holder` may lock it for a moment; return whether this worked."""
     for _ in range(_TRIES):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +156,7 @@ def _locked(fd: int) -> bool:
 
 
 def lock_holder(path: Path) -> int | None:
-    """Return the number of the process that holds the lock on `path`; `None` if nobody does."""
+    """Return the pid of the process that locks `path`, 0 if the file has no pid; `None` if it is not locked."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Users, and programs that settings name."""
+"""Names of users, owners and permissions of files, and programs that settings name."""
 
 import getpass
 import os
@@ -15,7 +15,7 @@ def user() -> str:
 
 
 def who() -> str:
-    """Return the name of the person at the command line, and behind which other one if sudo says so."""
+    """Return the name of the user at the command line, with the user who called sudo if there is one."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
@@ -25,7 +25,7 @@ def who() -> str:
 
 
 def name_of(uid: int) -> str:
-    """Return a user's name, or the number of one that has none here."""
+    """Return the name of user `uid`, or the number as text if there is no such account here."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -33,12 +33,12 @@ def name_of(uid: int) -> str:
 
 
 def owner_of(path: Path) -> tuple[str, ...]:
-    """Return the name of the user whose file this is; nobody if it is not there."""
+    """Return the name of the file's owner, in a tuple; an empty tuple if the file does not exist."""
     return (name_of(path.stat().st_uid),) if path.exists() else ()
 
 
 def is_closed(path: Path) -> bool:
-    """Say whether this user may not read a file or folder; one that is not there is not closed."""
+    """Return whether this user lacks permission to read a file or folder; `False` if it does not exist."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except PermissionError:
@@ -50,9 +50,10 @@ def is_closed(path: Path) -> bool:
 
 def act_as_owner(state_folder: Path) -> None:
     """
-    Become the owner of the state folder, for good, if this is root's process and the folder is another user's.
+    Drop root's privileges for those of the state folder's owner, permanently, if root runs this process.
 
-    Otherwise what root writes there would be closed to the daemon. A folder that is not there yet will belong to root.
+    Otherwise the daemon could not read what root writes there. Nothing changes for any other user, or if the folder is
+    root's or does not exist yet, in which case it will belong to root.
     """
     if os.geteuid() != 0 or not state_folder.exists() or (info := state_folder.stat()).st_uid == 0:
         return
@@ -69,7 +70,7 @@ def act_as_owner(state_folder: Path) -> None:
 
 
 def find_program(name: str) -> str:
-    """Return the path of a command's program as a start would find it from here. Raises `DropforgeError`."""
+    """Return the path of an executable program, found through PATH. Raises `DropforgeError` if there is none."""
     found = shutil.which(name)
     if found is not None:
         return found

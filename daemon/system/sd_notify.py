@@ -1,4 +1,4 @@
-"""systemd's notification protocol: datagrams to $NOTIFY_SOCKET (sd_notify(3)); silent without one."""
+"""systemd's notification protocol: datagrams to $NOTIFY_SOCKET (sd_notify(3)); nothing is sent if that is not set."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _SIGN_SECONDS = 2.0
 _LIFE = "WATCHDOG=1"
-#: When the service last said that it lives, to whomever; by the monotonic clock.
+#: Monotonic time at which WATCHDOG=1 was last sent, or would have been.
 _lived_at = time.monotonic()
 
 
@@ -22,7 +22,7 @@ def silent_seconds() -> float:
 
 
 def notify(*assignments: str) -> bool:
-    """Send `assignments` (`READY=1`, `STATUS=…`) in one datagram; say whether there was somebody to send them to."""
+    """Send `assignments` (`READY=1`, `STATUS=…`) in one datagram; return whether that was possible."""
     global _lived_at  # noqa: PLW0603 - there is one service in a process
     if _LIFE in assignments:
         _lived_at = time.monotonic()
@@ -40,7 +40,7 @@ def notify(*assignments: str) -> bool:
 
 
 def showing_life(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """Return what `work` returns, and send WATCHDOG=1 while it runs (hashing a large model, say)."""
+    """Run `work` in a thread and return its result; send WATCHDOG=1 every two seconds meanwhile."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         future = pool.submit(work, *arguments, **named)
         while True:

@@ -1,7 +1,8 @@
 """
-Copies a champion out of the house: a plain folder, a repository as the Hub has them, a GGUF file.
+Export of a champion: to a plain folder, to a repository for the Hugging Face Hub, to a GGUF file.
 
-The folder appears whole or not at all: it is written aside, compared with the champion's id, synced and renamed.
+The folder appears whole or not at all: it is written under another name, compared with the champion's id, synced and
+renamed.
 """
 
 import json
@@ -22,20 +23,20 @@ from pipeline.errors import DropforgeError
 from pipeline.models.manifest import MANIFEST_NAME, TRAINED_IDS, model_files, model_id
 from pipeline.words import count, printable, signed, span, start_words
 
-#: Files beside those that make up the model.
+#: Files that are exported in addition to the model's own.
 _BESIDE = ("LICENSE*", "NOTICE*", MANIFEST_NAME, TRAINED_IDS)
 _LARGE_FILES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.gguf filter=lfs diff=lfs merge=lfs -text\n"
 #: How far a GGUF file's logits may be from the champion's, and at how many places its likeliest token must be the same.
 #: In 8 bits SmolLM2-135M is 0.033 away and agrees at 99 % of them, in 16 there is no difference.
 _MOST_DISTANCE, _LEAST_AGREEMENT = 0.1, 0.9
 _MAGIC = b"GGUF"
-#: What of this environment a command in an environment of its own must not get.
+#: Prefixes of variables that a command with its own Python environment must not get.
 _NOT_ITS_OWN = ("PYTHON", "VIRTUAL_ENV", "DROPFORGE_")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be written."""
+    """The parts of an export."""
 
     folder: bool
     """The champion's folder."""
@@ -47,10 +48,10 @@ class Wanted:
 
 def export(champion: Path, identity: str, target: Path, wanted: Wanted) -> str:
     """
-    Write what is wanted of the folder `champion`, whose id is `identity`, to the new folder `target`.
+    Export the model folder `champion` with id `identity` to the new folder `target`; describe what was written.
 
-    Return what was written, in words. Raises `DropforgeError` if `target` is there, the champion is not what it was, or
-    the GGUF file is not the champion.
+    Raises `DropforgeError` if `target` exists, the model's files do not match `identity`, or the GGUF file cannot be
+    made or differs from the champion.
     """
     if os.path.lexists(target):
         raise DropforgeError(f"{target} is there already", "name a folder that is not there yet")
@@ -87,7 +88,7 @@ def _copy(champion: Path, identity: str, aside: Path) -> str:
 
 
 def _make_gguf(champion: Path, file: Path, command: Sequence[str]) -> str:
-    """Let the command make a GGUF file of the champion, and compare the two."""
+    """Run the command that makes a GGUF file, and compare that with the champion; return both as a description."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_ITS_OWN)}
     try:
         done = _run([*command, str(champion), "--outfile", str(file)], {**own, "HF_HUB_OFFLINE": "1"})
@@ -106,7 +107,7 @@ def _make_gguf(champion: Path, file: Path, command: Sequence[str]) -> str:
 
 
 def _compared(champion: Path, file: Path) -> str:
-    """Return how near a GGUF file is to the champion, in words. Raises `DropforgeError` if that is not near enough."""
+    """Describe how close the GGUF file's logits are to the champion's. Raises `DropforgeError` if too far apart."""
     if not can_try():
         return "not compared with the champion, since the training stack is not installed here"
     argv = [sys.executable, "-P", "-m", "pipeline.models.gguf", str(file), "--check", str(champion.absolute())]
@@ -123,14 +124,18 @@ def _compared(champion: Path, file: Path) -> str:
 
 
 def _run(argv: Sequence[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and keep what it says: hundreds of lines that only a failure makes worth reading."""
+    """Run a command to its end and return it with its output, which is captured and shown only if it failed."""
     return subprocess.run(  # noqa: S603 - the user's own argument list, or our own module
         argv, env=environment, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
     )
 
 
 def hub_readme(state_folder: Path, run_id: int | None, model_id: str, name: str) -> str:
-    """Return README.md for a run's model. Raises `DropforgeError` for any other model, or without huggingface_hub."""
+    """
+    Return README.md for the model of a run. Raises `DropforgeError` if the run did not make it.
+
+    Also raises `DropforgeError` for a base model (`run_id` is `None`) and if huggingface_hub is not installed.
+    """
     if run_id is None:
         message = "the champion is the base model itself: nothing was trained"
         raise DropforgeError(message, "export it without --hub, or take it from where it came from")
@@ -153,7 +158,7 @@ def hub_readme(state_folder: Path, run_id: int | None, model_id: str, name: str)
 
 
 def _metadata(name: str, evaluation: Evaluation | None, adapter: Adapter) -> str:
-    """Return the YAML head, with an entry of the model index for each metric."""
+    """Return the YAML front matter for the Hub, with a model-index entry for each metric."""
     try:
         from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415 - a part of the training stack
     except ImportError as error:
@@ -230,5 +235,5 @@ def _made_from(run_id: int, adapter: Adapter, dataset: Dataset, model_id: str) -
 
 
 def _plain(text: str) -> str:
-    """Return a text as Markdown shows it, whatever it holds: names of files come from anybody."""
+    """Escape a text so that Markdown shows it as it is: file names come from anybody."""
     return "".join(f"\\{char}" if char in "\\`*_{}[]()<>#+-!|~&" else char for char in printable(text))

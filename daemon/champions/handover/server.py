@@ -1,10 +1,11 @@
 """
-Let a server take the champion, and see that it answers as the champion did: what `dropforge serve-hook` does.
+Make a server serve the champion, and check that it answers as the champion did: `dropforge serve-hook`.
 
-By a restart, with a gap that the restart takes. Or without a gap, by adapter: the champion's is loaded under a name of
-its own, asked, and only then named in a file that clients read before each request. The former champion's stays loaded,
-so that who read the name just before is still answered; it is unloaded at the change after that, once it has no
-request any more. No name ever means two adapters: vLLM keeps blocks and requests of the old one under it.
+Either the server is restarted, and nothing is served meanwhile. Or without a gap, by adapter: the champion's adapter is
+loaded under a new name, checked, and only then named in a file that clients read before each request. The former
+champion's adapter stays loaded, so that clients which read its name just before are still answered; it is unloaded at
+the next change, once it has no request any more. A name is never used for a second adapter: vLLM keeps cached blocks
+and requests of the first one under it.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ _ID_LETTERS = 12
 
 @dataclass(frozen=True)
 class Change:
-    """A change of champion, as the daemon tells it to its commands."""
+    """A change of champion, as the daemon's environment variables describe it to hooks."""
 
     track: str
     model_id: str
@@ -50,7 +51,7 @@ class Change:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Change":
-        """Read what the daemon told. Raises `DropforgeError` where it is not the daemon that asks."""
+        """Return the change that PROMOTION_* describe. Raises `DropforgeError` if they are missing or outdated."""
         try:
             track, model_id, run = (environment[f"PROMOTION_{name}"] for name in ("TRACK", "MODEL_ID", "RUN"))
         except KeyError as error:
@@ -69,15 +70,15 @@ class Change:
 
     @property
     def name(self) -> str:
-        """Under which name vLLM has the champion's adapter: as long as the bytes are the same, and no longer."""
+        """Name of the champion's adapter in vLLM, from track and model id: every other model gets another name."""
         return f"{self.track}-{self.model_id[:_ID_LETTERS]}"
 
 
 class Server:
-    """A server at http://HOST:PORT or unix:/PATH; what it says is waited for two minutes at most."""
+    """A client for an OpenAI-compatible server at http://HOST:PORT or unix:/PATH; two minutes for each response."""
 
     def __init__(self, url: str) -> None:
-        """Speak to the server at `url`. Raises `DropforgeError` if that is no address."""
+        """Use the server at `url`; nothing is sent yet. Raises `DropforgeError` if `url` is not a valid address."""
         self._url = url
         parts = urlsplit(url)
         self._at: str | tuple[str, int] = parts.path if parts.scheme == "unix" else ""
@@ -89,7 +90,7 @@ class Server:
             raise DropforgeError(message, "write http://127.0.0.1:8000, or unix:/run/vllm/vllm.sock")
 
     def wait(self, seconds: float) -> None:
-        """Wait until it is up, for `seconds` at most. Raises `DropforgeError`."""
+        """Wait until the server's /health responds with 200. Raises `DropforgeError` after `seconds`."""
         end = time.monotonic() + seconds
         while not self._is_up(min(_ANSWER_SECONDS, end - time.monotonic())):
             if time.monotonic() + _LOOK_SECONDS > end:
@@ -98,7 +99,7 @@ class Server:
             time.sleep(_LOOK_SECONDS)
 
     def models(self) -> list[dict[str, Any]]:
-        """Return what it serves: each model's `id`, and of an adapter the `parent`. Raises `DropforgeError`."""
+        """Return the entries of /v1/models: `id`, for an adapter also `parent`. Raises `DropforgeError` if none."""
         said = self._json("GET", "/v1/models")
         found = said.get("data") if isinstance(said, dict) else None
         models = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
@@ -107,7 +108,7 @@ class Server:
         return models
 
     def answer(self, model: str, content: str, asked: SmokePrompts) -> str:
-        """Return what it answers to a user's message, greedily. Raises `DropforgeError`."""
+        """Return the greedy answer of `model` to a user message. Raises `DropforgeError` if there is none."""
         body: dict[str, Any] = {
             "model": model,
             "messages": [{"role": "user", "content": content}],
@@ -124,15 +125,15 @@ class Server:
             raise DropforgeError(message, "see its own log") from error
 
     def load_adapter(self, name: str, folder: str) -> None:
-        """Let vLLM load an adapter under a name that it has not had yet. Raises `DropforgeError`."""
+        """Load the adapter in `folder` into vLLM under a new name. Raises `DropforgeError` if the server refuses."""
         self._text("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
 
     def unload_adapter(self, name: str) -> None:
-        """Let vLLM forget an adapter. Raises `DropforgeError`."""
+        """Unload an adapter from vLLM. Raises `DropforgeError` if the server refuses."""
         self._text("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
     def adapters_at_work(self) -> set[str]:
-        """Return the adapters that vLLM has requests for, by its newest word on them. Raises `DropforgeError`."""
+        """Return the adapters with running or waiting requests, from vLLM's metrics. Raises `DropforgeError`."""
         found = max(
             _LORA_METRIC.finditer(self._text("GET", "/metrics")), key=lambda one: float(one["at"]), default=None
         )
@@ -167,7 +168,11 @@ class Server:
 
 
 def restart(server: Server, change: Change, command: Sequence[str], seconds: float) -> str:
-    """Restart the server, wait until it is up, compare its answers and describe them. Raises `DropforgeError`."""
+    """
+    Run the command that restarts the server, wait for it and check its answers; return a description.
+
+    Raises `DropforgeError` if the command fails, the server is not up within `seconds`, or too few answers match.
+    """
     try:
         done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=seconds)  # noqa: S603 - the user's own
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -178,16 +183,17 @@ def restart(server: Server, change: Change, command: Sequence[str], seconds: flo
 
 
 def check(server: Server, change: Change, seconds: float) -> str:
-    """Wait until a server is up and ask it; return what it answered, in words. Raises as `restart` does."""
+    """Wait until the server is up and check its answers; describe the result. Raises as `restart` does."""
     server.wait(seconds)
     return _ask(server, change, str(server.models()[0]["id"]))
 
 
 def switch_adapter(server: Server, change: Change, name_file: Path, seconds: float) -> str:
     """
-    Let vLLM serve the champion by its adapter, and write the name to ask for into `name_file` once it answers.
+    Load the champion's adapter into vLLM, check its answers, then write its name into `name_file`; describe it.
 
-    Return what it answered, in words. Raises as `restart` does; then the file names the former champion still.
+    For a base model the name is that of the server's own model. Raises `DropforgeError` as `restart`, or if the model
+    has no adapter; `name_file` then still names the former champion.
     """
     server.wait(seconds)
     models = server.models()
@@ -220,7 +226,7 @@ def switch_adapter(server: Server, change: Change, name_file: Path, seconds: flo
 
 
 def _ask(server: Server, change: Change, model: str) -> str:
-    """Ask the smoke prompts; raise `DropforgeError` if too few of the answers are the champion's."""
+    """Send the smoke prompts; describe the result. Raises `DropforgeError` unless over half of the answers match."""
     if change.asked is None or not change.asked.prompts:
         return f"{model} is served; no recorded answers tell the champion from another model, so it was asked nothing"
     prompts = change.asked.prompts
@@ -236,7 +242,7 @@ def _ask(server: Server, change: Change, model: str) -> str:
 
 
 def _unload(server: Server, name: str) -> None:
-    """Let vLLM forget an adapter that nobody is sent to any more, once its last request has ended."""
+    """Unload an adapter once its last request has ended; after 60 seconds leave it loaded and print a warning."""
     end = time.monotonic() + _DRAIN_SECONDS
     while name in server.adapters_at_work():
         if time.monotonic() > end:
@@ -250,7 +256,7 @@ def _request(
     server: str | tuple[str, int], method: str, path: str, body: object | None, seconds: float
 ) -> tuple[int, bytes]:
     """
-    Send one request, with `body` as JSON unless it is `None`; return the status and the body of the answer.
+    Send one request, with `body` as JSON unless it is `None`; return the status and the body of the response.
 
     `server` is the path of a unix socket, or host and port. Raises `OSError` if it cannot be reached, speaks no HTTP,
     does not send a complete response within `seconds`, or sends more than 67 MB.
@@ -293,7 +299,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        """Open the socket; it is closed with the connection."""
+        """Connect to the unix socket; the socket is closed with the connection."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)

@@ -1,9 +1,9 @@
 """
-Prompts that tell the champion from another model: they show whether a server serves it.
+Smoke prompts: prompts whose recorded answers tell the champion from another model, to check a server with.
 
-They come from the evaluation that compared the two, whose records stay as long as the champion may serve; a file beside
-the champion's link has those of today's. Two engines round differently, and the longer an answer the likelier they
-part: so only its beginning is asked for, where the two models differ from the first words on.
+They come from the evaluation that compared the two models; its records are kept as long as the champion may serve. A
+file next to the champion's link has today's prompts. Two engines round differently, and the longer an answer, the more
+likely they diverge: so only the beginning of an answer is compared, where the two models differ from the first words.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ from pipeline.models.prompt import fold
 
 FILE_NAME = "smoke-prompts.json"
 MOST = 8
-#: Runs that are looked at for an evaluation of a model: the main loop waits for it.
+#: Most runs searched for an evaluation of a model, as the main loop waits meanwhile.
 _MOST_RUNS = 50
 #: Characters of a prompt; tokens that are asked for; characters within which the two answers differ, which are fewer
 #: than those tokens have in any script.
@@ -28,7 +28,7 @@ _LONGEST_PROMPT, _ASKED_TOKENS, _LONGEST_COMMON = 4000, 32, 8
 
 
 class SmokePrompt(Frozen):
-    """A user's message, and what two models answered to it."""
+    """A user message, and the recorded answers of two models to it."""
 
     content: str
     answer: str
@@ -37,14 +37,14 @@ class SmokePrompt(Frozen):
     """That of the model that it was compared with."""
 
     def is_champions(self, said: str) -> bool:
-        """Say whether an answer, which may be cut off, is the beginning of the champion's and not of the other's."""
+        """Return whether `said`, perhaps cut off, is a beginning of the champion's answer and not of `other`."""
         # A character that was cut in the middle of its bytes is none.
         said, own, other = said.strip().rstrip("\ufffd"), self.answer.strip(), self.other.strip()
         return said == own or (own.startswith(said) and not other.startswith(said))
 
 
 class SmokePrompts(Frozen):
-    """What a server is asked, and how."""
+    """The prompts that a server is checked with, and the sampling settings to send."""
 
     model_id: str
     prompts: tuple[SmokePrompt, ...]
@@ -55,9 +55,10 @@ class SmokePrompts(Frozen):
 
 def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: int | None) -> str | None:
     """
-    Write prompts that tell a model from the one that it was compared with, best those of the run that made it.
+    Write a model's smoke prompts into its track's folder; return the file's path, or `None` if there are none.
 
-    Return the file's path, relative to the state folder; `None` where no evaluation of the model is there any more.
+    They come from the run that made the model or, if that has none, from the latest other run that evaluated it. The
+    path is relative to the state folder. An older file is removed in any case.
     """
     path = state_folder / "tracks" / track / FILE_NAME
     path.unlink(missing_ok=True)
@@ -70,7 +71,7 @@ def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: i
 
 
 def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
-    """Return the folder of a model's adapter, relative to the state folder; `None` if it is not one over the base."""
+    """Return the folder of a model's adapter, relative to the state folder; `None` if none over the base exists."""
     try:
         adapter, model = run_files.load_adapter(state_folder, run_id), run_files.load_model(state_folder, run_id)
     except DropforgeError:
@@ -83,7 +84,7 @@ def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
 
 
 def _runs(state_folder: Path, first: int | None) -> Iterator[int]:
-    """Yield the run that made a model, then the latest others."""
+    """Yield run `first` if it is given, then the 50 latest other runs."""
     if first is not None:
         yield first
     names = (path.name for path in (state_folder / "runs").glob("*") if path.name.isdecimal())
@@ -91,7 +92,7 @@ def _runs(state_folder: Path, first: int | None) -> Iterator[int]:
 
 
 def _of_run(state_folder: Path, run_id: int, model_id: str) -> SmokePrompts | None:
-    """Return what a run's evaluation recorded of a model; `None` if it did not ask it, or its files are not there."""
+    """Return a model's smoke prompts from a run's evaluation; `None` if it was not evaluated or files are missing."""
     try:
         evaluation = run_files.load_evaluation(state_folder, run_id)
         dataset = run_files.load_dataset(state_folder, run_id)
@@ -114,13 +115,13 @@ def _of_run(state_folder: Path, run_id: int, model_id: str) -> SmokePrompts | No
 
 
 def _roles(evaluation: Evaluation, model_id: str) -> tuple[str, str] | None:
-    """Return under which name the records have a model's answers, and the other one's."""
+    """Return the keys of the model's and of the other model's answers in records; `None` if it was not evaluated."""
     names = {evaluation.candidate.model_id: ("candidate", "champion")}
     return ({evaluation.champion.model_id: ("champion", "candidate")} | names).get(model_id)
 
 
 def _choose(records: Iterable[Mapping[str, Any]], own: str, other: str) -> tuple[SmokePrompt, ...]:
-    """Return the shortest prompts and answers, of sound answers that differ from the other model's early."""
+    """Return up to `MOST` prompts with sound answers that differ early from the other model's, the shortest first."""
     found = []
     for record in records:
         content = fold(record["instruction"], record["input"])

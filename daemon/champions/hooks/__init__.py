@@ -1,7 +1,7 @@
 """
-Run the user's commands, those that tell a server, and see to it that none is forgotten.
+Run the user's commands that notify a server, each at least once.
 
-In: settings and rows. Out: processes, and what became of them. `changes` runs what follows on a change of champion,
-`training` what frees the GPU for a run and gives it back, `commands` one command in the background.
-Open `changes` first.
+In: settings and rows. Out: processes, and their results in the rows. `changes` runs the commands after a change of
+champion, `training` those that free the GPU for a run and give it back, `commands` one command in the background. Open
+`changes` first.
 """

@@ -1,10 +1,10 @@
 """
 Runs the user's commands after a change of a champion: `hooks.after_promotion`, then `hooks.health`.
 
-How far each is stands on the row of the change, so a daemon that dies in between runs it again: at least once. A
-failed `after_promotion` is recorded and undoes nothing; a failed `health` lets the former champion serve again. Nothing
-in here waits: each command has a thread of its own, and the main loop looks at what came of it. So a track's command
-that hangs, until its time is over, or fails is that track's alone; and so is trouble with its files.
+The state of each command is on the row of the change, so a daemon that dies in between runs it again: at least once. A
+failed `after_promotion` is recorded and changes nothing else; a failed `health` rolls back to the former champion.
+Nothing here blocks: each command has a thread of its own, and the main loop polls it. A track's command that hangs
+(until its time limit) or fails concerns that track only, and so does an error in the track's files.
 """
 
 import threading
@@ -43,7 +43,7 @@ log = structlog.get_logger()
 
 
 class Hooks:
-    """The commands of all tracks, one at a time on each."""
+    """Runs the commands of all tracks, one at a time for each track."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Hooks:
         try_out: Callable[..., Any] = require_answer,
         troubles: Troubles | None = None,
     ) -> None:
-        """Run the commands in `settings` for the changes that `engine`'s database has."""
+        """Run the commands in `settings` for the changes in the database of `engine`, from the first `tick` on."""
         self._engine = engine
         self._settings = settings
         self._root = settings.state_folder
@@ -70,11 +70,11 @@ class Hooks:
 
     @property
     def idle(self) -> bool:
-        """Whether no command runs."""
+        """Whether no command and no rollback is running."""
         return not self._running and not self._rollbacks
 
     def tick(self, now: int) -> None:
-        """Take note of what has ended, and begin what is next; nothing more once `stop` was called."""
+        """Record the commands that have ended and start the next ones; do nothing once `stop` was called."""
         if self._stop.is_set():
             return
         for track, thread in list(self._rollbacks.items()):
@@ -91,12 +91,12 @@ class Hooks:
             return
         with transaction(self._engine) as session:
             waiting = session.exec(UNTOLD).all()
-        # Each of them, whatever came of the one before.
+        # Start each of them, whether or not the previous one could be.
         well = [self._went_on(row, now) for row in waiting]
         self._look = not all(well)
 
     def stop(self) -> None:
-        """End what runs, unrecorded: the next daemon runs it again."""
+        """Kill running commands and record nothing, so that the next daemon runs them again; wait for rollbacks."""
         for _, _, running in self._running.values():
             running.kill()
         self._running.clear()
@@ -105,7 +105,7 @@ class Hooks:
             thread.join()
 
     def _went_on(self, row: Promotion, now: int) -> bool:
-        """Begin the next command of a change; say whether it could be: what was against it is its track's alone."""
+        """Start the next command of a change; return `False` if trouble with its track prevents that, for now."""
         whose = whose_hooks(row.track)
         if self._troubles.is_pausing(whose):
             return False
@@ -122,7 +122,7 @@ class Hooks:
         return True
 
     def _next(self, row: Promotion, now: int) -> None:
-        """Begin the next command of a change, or note that there is none."""
+        """Start the next command of a change, or its rollback if the health command failed; record a missing one."""
         if row.health_state in OPEN and row.health_error is not None:
             if row.hook_state in OPEN:
                 # A person asked for it while the health was asked for: nobody is told of an unhealthy model again.
@@ -143,7 +143,7 @@ class Hooks:
             self._begins(row, "health", now)
 
     def _begins(self, row: Promotion, which: Which, now: int) -> bool:
-        """Begin a command, or note that the settings name none; say whether there is one."""
+        """Start a command and return `True`; record that the settings have none and return `False`."""
         own = self._settings_of(row.track)
         argv = own.after_promotion if which == "hook" else own.health
         if not argv and which == "hook" and self._is_asked_for(row):
@@ -160,7 +160,7 @@ class Hooks:
         return bool(argv)
 
     def _note(self, row_id: int, which: Which, ended: Ended, now: int) -> None:
-        """Write down how a command ended; a health command that failed has its consequence first."""
+        """Record how a command ended; a failed health command keeps its state until `_roll_back` has acted."""
         with transaction(self._engine) as session:
             row = session.get_one(Promotion, row_id)
             setattr(row, f"{which}_output", ended.output or None)
@@ -178,7 +178,7 @@ class Hooks:
             log.warning("hook_failed", **words, error=ended.error, said=said, hint=hint)
 
     def _roll_back(self, row: Promotion, error: str, now: int) -> None:
-        """Let the former champion serve again; what stops or breaks this is tried again later, from the row."""
+        """Roll back to the former champion and record the result; if stopped or failed it is tried again later."""
         try:
             refused = self._change_back(row, error, now)
             with transaction(self._engine) as session:
@@ -194,7 +194,7 @@ class Hooks:
             self._stop.wait(_TROUBLE_SECONDS)
 
     def _change_back(self, row: Promotion, error: str, now: int) -> str | None:
-        """Roll back if the unhealthy model still serves; return why it was refused, if it was."""
+        """Roll back if the unhealthy model still serves; return the error if that was refused, else `None`."""
         if not self._serves(row):
             return None
         reason = f"health command failed: {error}"
@@ -219,7 +219,7 @@ class Hooks:
                 record_event(session, f"{which}_started", now, track=row.track, run_id=row.run_id)
 
     def _is_asked_for(self, row: Promotion) -> bool:
-        """Say whether a person asked for the hook of a change; each has it pending at first, named or not."""
+        """Return whether a person requested the hook of a change with `ask_again`, not only the change itself."""
         with transaction(self._engine) as session:
             asked = select(Event).where(Event.kind == _ASKED, Event.track == row.track)
             return any(event.detail.get("generation") == row.generation for event in session.exec(asked))
@@ -233,7 +233,7 @@ class Hooks:
         return (self._settings.track(track) if declared else self._settings).hooks
 
     def _environment(self, row: Promotion) -> dict[str, str]:
-        """Return the daemon's own environment, and what changed."""
+        """Return the environment of a command: the daemon's own and PROMOTION_*. Writes the smoke prompts."""
         with transaction(self._engine) as session:
             made = {"track": row.track, "model": row.model_id}
             run = row.run_id or session.scalars(text(MAKER), made).first()
@@ -260,10 +260,10 @@ class Hooks:
 
 def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str) -> Promotion:
     """
-    Let the daemon run `hooks.after_promotion` again for today's champion of a track; return the row of its change.
+    Have the daemon run `hooks.after_promotion` again for the track's champion; return the champion's row.
 
-    `by` is who asked, for the event. Raises `DropforgeError` if the settings name no command, it runs already or the
-    champion was found unhealthy and is being rolled back, or if the track has none.
+    `by` is the person who asked, for the event. Raises `DropforgeError` if the settings name no command, if it is
+    pending or running already, if the champion is being rolled back as unhealthy, or if the track has no champion.
     """
     own = (settings.track(track) if track in settings.track_names else settings).hooks
     if not own.after_promotion:

@@ -1,7 +1,7 @@
 """
-A command of the user's, in the background: an argument list and no shell, a process group of its own, a time limit.
+Run a user's command in the background: no shell, a process group of its own, a time limit.
 
-The end of what it prints is kept.
+The last 4 kB of its output are kept.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _CHUNK, _MOST_CHUNKS = 1 << 16, 64
 
 
 def last_line(output: str | None) -> str:
-    """Return the last line of an output that is not blank, printable and shortened; not the hint of our own errors."""
+    """Return the last line of an output, printable and shortened; blank lines and "hint: " lines are skipped."""
     lines = [line.strip() for line in (output or "").splitlines() if line.strip() and not line.startswith("hint: ")]
     words = printable(lines[-1]) if lines else ""
     return words if len(words) <= _LONGEST_LINE else f"{words[: _LONGEST_LINE - 1]}…"
@@ -34,7 +34,7 @@ def last_line(output: str | None) -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """Result of a command: its error, if any, and the end of its output."""
 
     error: str | None
     """What was wrong, in words; `None` if it ended with exit code 0."""
@@ -44,13 +44,14 @@ class Ended:
 
 class Command:
     """
-    A command that has been begun; a thread of its own watches it.
+    A command that was started, watched by a thread of its own.
 
-    Its background processes go on, unless it ran out of time; their later output is discarded.
+    Its background processes go on after its end, unless it ran out of time or was killed; their later output is
+    discarded.
     """
 
     def __init__(self, argv: tuple[str, ...], environment: dict[str, str], seconds: float) -> None:
-        """Begin `argv` with `environment` in the folder where the daemon was started; `seconds` is its time limit."""
+        """Start `argv` with `environment` in the folder where the daemon was started; `seconds` is the time limit."""
         self._argv = argv
         self._environment = environment
         self._seconds = seconds
@@ -62,16 +63,16 @@ class Command:
         self._thread.start()
 
     def ended(self) -> Ended | None:
-        """Return how it ended; `None` while it runs."""
+        """Return the command's result; `None` while it runs."""
         return None if self._thread.is_alive() else self._ended
 
     def wait(self) -> Ended:
-        """Wait for its end and return it."""
+        """Wait for the command to end and return its result."""
         self._thread.join()
         return self._ended
 
     def kill(self) -> None:
-        """End it now, with all that it started."""
+        """Kill the command with its process group, and wait for its end."""
         self._killed.set()
         self._thread.join()
 
@@ -104,7 +105,7 @@ class Command:
         self._ended = Ended(wrong, self._tail.decode("utf-8", "replace"))
 
     def _follow(self, process: subprocess.Popen[bytes]) -> str | None:
-        """Read what the command prints until it ends or has to; return what was wrong."""
+        """Read the command's output until it ends, or kill it at its time limit; return its error, or `None`."""
         end = time.monotonic() + self._seconds
         while process.poll() is None:
             left = end - time.monotonic()
@@ -120,7 +121,7 @@ class Command:
         return f"exit code {process.returncode}" if process.returncode else None
 
     def _read(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        """Read at most 4 MB of output and keep its end; wait up to `seconds` for each part."""
+        """Read at most 4 MB of output and keep its end; wait up to `seconds` for the first part."""
         assert process.stdout is not None  # noqa: S101 - it was given a pipe
         fd = process.stdout.fileno()
         for _ in range(_MOST_CHUNKS):

@@ -1,9 +1,10 @@
 """
-Runs the user's commands around what needs the GPU: `hooks.before_training`, and `hooks.after_training` in any case.
+Runs the user's commands before and after steps that need the GPU: `hooks.before_training`, `hooks.after_training`.
 
-A note in the state folder is written before the first one begins and goes once the second one went well. So whatever
-ends the run or this process in between, who finds the note gives the GPU back: at least once. While it is there the
-commands after a change of champion wait, for the server that they tell has no GPU. Nothing in here waits.
+A note in the state folder is written before the first command starts and removed once the second one succeeded. So
+however the run or this process ends in between, the daemon that finds the note runs `hooks.after_training`: at least
+once. While the note exists the commands after a change of champion wait, since the server that they notify has no GPU.
+Nothing here blocks but `finish`.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from pipeline.errors import DropforgeError
 
 _BEFORE, _AFTER = "hooks.before_training", "hooks.after_training"
 OPEN = (HookState.PENDING, HookState.RUNNING)
-#: The changes of champion after which a command is still to be run, or runs.
+#: The changes of champion that have a pending or running command.
 UNTOLD = (
     select(Promotion)
     .where(Promotion.state == PromotionState.DONE)
@@ -37,10 +38,10 @@ log = structlog.get_logger()
 
 
 class TrainingHooks:
-    """The GPU between a server and the runs; one of the two commands at a time."""
+    """Takes the GPU from a server for runs and gives it back, by one of the two commands at a time."""
 
     def __init__(self, engine: Engine, settings: Settings, troubles: Troubles) -> None:
-        """Run the commands in `settings` for the runs that `engine`'s database has; tell `troubles` what fails."""
+        """Run the commands in `settings` when `free` and `tick` require it; their errors are noted in `troubles`."""
         self._engine = engine
         self._own = settings.hooks
         self._note = settings.state_folder / GPU_NOTE
@@ -50,9 +51,10 @@ class TrainingHooks:
 
     def free(self, run: Run) -> bool:
         """
-        Say whether the GPU is free for a step of `run`; if not, begin what frees it, once the server has been told.
+        Return whether the GPU is free for a step of `run`; if not, start `hooks.before_training`.
 
-        Raises `SetApart` if the command failed: the run waits, and it is tried again.
+        It is not started before the commands after a change of champion have run. Raises `SetApart` if it failed: the
+        run waits, and the command is tried again.
         """
         if not (self._own.before_training or self._own.after_training) or self._is_free:
             return True
@@ -69,12 +71,12 @@ class TrainingHooks:
         return False
 
     def tick(self, is_wanted: Callable[[], bool]) -> None:
-        """Give the GPU back as soon as it is not wanted any more, if it was taken by this process or a dead one."""
+        """Run `hooks.after_training` once the GPU is not needed any more, if this or an earlier process took it."""
         if self._running is not None:
             which, running = self._running
             ended = running.ended()
             if ended is None or (which == _BEFORE and is_wanted()):
-                return  # whoever wants it looks at what came of it
+                return  # `free` takes the result of the command
             self._running = None
             if which == _AFTER:
                 self._note_given_back(ended)
@@ -82,7 +84,7 @@ class TrainingHooks:
             self._give_back()
 
     def finish(self, is_wanted: Callable[[], bool]) -> None:
-        """At the end of the daemon: give the GPU back now, and wait for that; a command that frees it is ended."""
+        """At shutdown, kill a running `hooks.before_training`, give the GPU back if it was taken, and wait for it."""
         if self._running is not None and self._running[0] == _BEFORE:
             self._running[1].kill()
             self._running = None
@@ -93,7 +95,7 @@ class TrainingHooks:
             self._running = None
 
     def _has_freed(self) -> bool:
-        """Say whether the command that frees the GPU has done so; raise `SetApart` if it failed."""
+        """Return whether `hooks.before_training` has succeeded. Raises `SetApart` if it failed."""
         assert self._running is not None  # noqa: S101 - the caller has looked
         which, running = self._running
         ended = running.ended()
@@ -136,17 +138,17 @@ class TrainingHooks:
         return DropforgeError(message, "mend the command or what it acts on: it is run again by itself")
 
     def _is_server_to_be_told(self) -> bool:
-        """Say whether a command after a change of champion is still to be run, or runs, where nothing is in its way."""
+        """Return whether a command after a change of champion is pending or running on a track without trouble."""
         with transaction(self._engine) as session:
             # What one track has in its way must not keep the others from training; its server is told afterwards.
             return any(whose_hooks(row.track) not in self._troubles.words for row in session.exec(UNTOLD))
 
 
 def whose_hooks(track: str) -> str:
-    """Return the name under which trouble with a track's commands after a change of champion is kept."""
+    """Return the key in `Troubles` for a track's commands after a change of champion."""
     return f"hooks of track {track}"
 
 
 def is_gpu_lent(state_folder: Path) -> bool:
-    """Say whether a run has the GPU, or had it when the daemon died: the server has not got it back."""
+    """Return whether the GPU was taken for a run, by this daemon or an earlier one, and not given back yet."""
     return (state_folder / GPU_NOTE).exists()
