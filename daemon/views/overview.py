@@ -233,7 +233,7 @@ class Overview:
         ]
 
     def missing_rows(self, settings: Settings, track: str | None = None) -> dict[str, str]:
-        """Return track -> sentence for tracks that lack rows for a first verdict, of all tracks or of `track` only."""
+        """Return a sentence for each track that lacks rows for a first verdict, of all tracks or `track` only."""
         found = {}
         for name in settings.track_names:
             if track in {None, name} and not self.rows(_HAS_VERDICT, name):

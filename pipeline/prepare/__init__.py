@@ -1,8 +1,8 @@
 """
 Split records into train, dev and held-out sets that share nothing.
 
-In: the drops of a run. Out: frozen files, and warnings about them. `partitions` reads the drops, `split` says where a
-record goes, `decontaminate` removes what held-out and training data have in common and groups held-out records that
-count as one, `start` chooses the model that the training starts from, `warnings` words what a person should know.
+In: the drops of a run. Out: frozen files, and warnings about them. `partitions` reads the drops, `split` assigns each
+record to a split, `decontaminate` removes training rows that are near-duplicates of held-out records and groups similar
+held-out records, `start` chooses the model that the training starts from, `warnings` writes the warnings.
 README.md has the rules. Open `step` first.
 """

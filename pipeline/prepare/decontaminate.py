@@ -1,9 +1,9 @@
 """
 Find the training rows that are near-duplicates of a held-out record, and the held-out records that repeat another one.
 
-Texts are compared without what is common: an instruction, a run of words or a long answer in more than 1 % of the
-prompts. (More copies than that of one text cannot be distinguished from the form of a task.) Of more than 10,000
-prompts, the 10,000 with the lowest hashes are counted, a random sample.
+Common text is not compared: an instruction, a run of words or a long answer in more than 1 % of the prompts. (More
+copies than that of a text cannot be distinguished from the form of a task.) These shares are counted in at most 10,000
+prompts, those with the lowest hashes, which are a random sample.
 
 In the order of their hash, held-out records are selected unless they are near-duplicates of one selected before. All
 near-duplicates of selected records are left out, and noted with each of these: a model may have been trained on them.
@@ -32,10 +32,10 @@ from pipeline.prepare.split import Prompt
 
 Rule = Literal["answer", "ngram", "minhash"]
 RULES: tuple[Rule, ...] = ("answer", "ngram", "minhash")
-#: What more than this share of the prompts, and more than so many of them, have in common is not compared.
+#: Text that more than this share and more than this number of the prompts have in common is not compared.
 COMMON_SHARE = 0.01
 COMMON_ROWS = 3
-#: A long answer to more prompts is a label of the task; to fewer it may be one case, asked in other words.
+#: A long answer to more prompts than this is a label of the task; to fewer it may be one case in other words.
 LABEL_ROWS = 10
 #: Most prompts in which the common runs and answers are counted.
 SAMPLE = 10_000
@@ -50,7 +50,7 @@ _SHOWN = 200
 
 @dataclass(frozen=True)
 class Common:
-    """What too many prompts have in common, as hashes: it is not compared."""
+    """Hashes of texts that too many prompts have in common, which are not compared."""
 
     instructions: frozenset[int]
     answers: frozenset[int]
@@ -60,19 +60,19 @@ class Common:
     """Of 3 and of 13 words."""
 
     def words(self, row: PartitionRow) -> Sequence[str]:
-        """Return the words of a prompt that are compared: instruction and input, or the input alone."""
+        """Return the words of a prompt to compare: instruction and input, or only the input after a common one."""
         before, after = tokens(row.instruction), tokens(row.input)
         return after if hash(tuple(before)) in self.instructions else [*before, *after]
 
     def text(self, prompt: Prompt) -> Text:
-        """Return what is compared of a prompt."""
+        """Return the words and shingles of a prompt, with the shingles to compare."""
         own = self.words(prompt.rows[0])
         every = shingles(own)
         return Text(own, every, every if self.runs.isdisjoint(every) else every - self.runs)
 
 
 def find_common(prompts: Sequence[Prompt]) -> Common:
-    """Return what more than 1 % of some prompts have in common."""
+    """Return the instructions, answers and word runs in more than 1 %, and in more than three, of the prompts."""
     most = max(int(COMMON_SHARE * len(prompts)), COMMON_ROWS)
     instructions = array("q", (hash(tuple(tokens(prompt.rows[0].instruction))) for prompt in prompts))
     answers = array("q", filter(None, (_long_answer(row) for prompt in prompts for row in prompt.rows)))
@@ -120,7 +120,7 @@ class HeldOut:
             self._note(prompt, {*by_run, *similar, *(self._answers[answer] for answer in answers)})
 
     def keep(self, prompt: Prompt) -> list[PartitionRow]:
-        """Return the rows of a training prompt that are kept: it may be a near-duplicate, or only some answers."""
+        """Return the rows of a train or dev prompt that are no near-duplicates of held-out ones; count the others."""
         if not prompt.rows:
             return []
         by_run, similar = self._near(self.common.text(prompt))
@@ -136,18 +136,18 @@ class HeldOut:
         return [row for row, number in zip(prompt.rows, by_answer, strict=True) if number is None]
 
     def examples(self) -> tuple[Overlap, ...]:
-        """Return some rows that are left out, of each rule in turn; of equal prompts only if there is room."""
+        """Return up to ten examples of left-out rows, of each rule in turn; equal prompts only if there is room."""
         turns = zip_longest(*self._examples.values())
         same = (_overlap("prompt", prompt.removed[0], prompt.rows[0]) for prompt in self.prompts if prompt.removed)
         near = (example for turn in turns for example in turn if example)
         return tuple(islice(chain(near, same), MOST_EXAMPLES))
 
     def _near(self, text: Text) -> tuple[set[int], set[int]]:
-        """Return the indices of the selected prompts that share a run of 13 words, and of those that are similar."""
+        """Return the indices of the selected prompts that share a 13-word run with `text`, and of similar ones."""
         return self._runs.find(text), self._similar.find(text)
 
     def _note(self, prompt: Prompt, near: set[int]) -> None:
-        """Note a prompt with the selected prompts that it is a near-duplicate of."""
+        """Record `prompt` as a near-duplicate of each selected prompt whose index is in `near`."""
         for number in near:
             if prompt.rows[0].id != self.prompts[number].rows[0].id:
                 self.near[number].add(prompt.rows[0].id)
@@ -162,11 +162,12 @@ class HeldOut:
 
 def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> list[str]:
     """
-    Return the group's name of each scored prompt: its lowest id. `similarity` is `split.similarity`.
+    Return the name of each scored prompt's group, the lowest id in it. `similarity` is `split.similarity`.
 
-    Two prompts are linked that have a long answer in common, or are half as similar as near-duplicates; a group is
-    linked by any chain. Half was measured (`bench/groups.py`): of the pairs of PAWS that are left it links 60 %, where
-    0.7 links 30 %, and of 1,500 unlike records of real sets one pair. Paraphrases without common words are not found.
+    Two prompts are linked if they have a long answer in common, or at least half the similarity of near-duplicates; a
+    group is a connected component. Half was measured (`bench/groups.py`): it links 60 % of the pairs of PAWS that are
+    left, where 0.7 links 30 %, and one pair among 1,500 unlike records of real sets. Paraphrases without common words
+    are not found.
     """
     if not scored:
         return []
@@ -189,12 +190,12 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
 
 
 def _long_answers(rows: Iterable[PartitionRow]) -> set[int]:
-    """Return the hashes of the long answers."""
+    """Return the hashes of those answers in `rows` that have at least eight words."""
     return set(filter(None, map(_long_answer, rows)))
 
 
 def _long_answer(row: PartitionRow) -> int:
-    """Return the hash of a row's answer if it is long, else 0."""
+    """Return the hash of a row's answer if it has at least eight words, else 0."""
     answer = tokens(row.output)
     return hash(tuple(answer)) if len(answer) >= LONG_ANSWER_WORDS else 0
 
@@ -213,7 +214,7 @@ def _overlap(rule: Literal["prompt"] | Rule, row: PartitionRow, heldout: Partiti
 
 
 def _prompts(row: PartitionRow, heldout: PartitionRow) -> tuple[str, str]:
-    """Return both prompts, without an instruction that they share: only their beginning is shown."""
+    """Return both prompts to show, without a common instruction, since only their first 200 characters are shown."""
     if row.instruction == heldout.instruction and row.input and heldout.input:
         return row.input, heldout.input
     return fold(row.instruction, row.input), fold(heldout.instruction, heldout.input)

@@ -1,8 +1,8 @@
 """
-Find near-duplicates among texts, exactly: by runs of words that two texts share.
+Find near-duplicate texts exactly, by the runs of words that they share.
 
-Words are those of `pipeline.metrics.tokens` (a character each in scripts without spaces). Runs are compared by Python's
-hash of 64 bits, so two different ones are taken for the same with a probability of about 2^-64.
+Words are those of `pipeline.metrics.tokens` (single characters in scripts without spaces). Runs are compared by
+Python's 64-bit hash, so two different runs are taken for equal with a probability of about 2^-64.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 SHINGLE = 3
 LONG_RUN = 13
-#: Where a part of a text is not compared, or the similarity is low, fewer common shingles are chance: a name, a date.
+#: Least common shingles if a text is compared in part or the similarity is low: fewer are chance (a name, a date).
 LEAST_SHARED = 3
 _ROUNDING = 1e-9
 
@@ -54,19 +54,19 @@ class RunIndex:
     """An index of texts by their runs of 13 words."""
 
     def __init__(self, common: AbstractSet[int]) -> None:
-        """Leave out the runs in `common`."""
+        """Create an empty index that ignores the runs whose hashes are in `common`."""
         self._common = common
         self._numbers: dict[int, int] = {}
         self._some: set[int] = set()
 
     def add(self, number: int, text: Text) -> None:
-        """Add a text that shares no run with the others."""
+        """Add a text as `number`; it must not share a 13-word run with a text added before."""
         self._numbers.update(dict.fromkeys(long_runs(text.words) - self._common, number))
         # Of the eleven shingles of any of its runs, one is among these.
         self._some.update(islice(_ngrams(text.words), 0, None, LONG_RUN - SHINGLE + 1))
 
     def find(self, text: Text) -> set[int]:
-        """Return the numbers of the texts that share a run with `text`."""
+        """Return the numbers of the added texts that share a 13-word run with `text`."""
         if self._some.isdisjoint(text.every):
             return set()
         return {self._numbers[run] for run in self._numbers.keys() & long_runs(text.words)}
@@ -74,21 +74,21 @@ class RunIndex:
 
 class SimilarityIndex:
     """
-    An inverted index from shingles to texts: finds the texts whose Jaccard index is high enough.
+    An inverted index from shingles to texts that finds texts by their Jaccard similarity.
 
     Two similar texts share a minimum number of shingles, so a text without that many less one of its shingles still
     shares one of the rest (prefix filtering, Chaudhuri et al. 2006). Only the rest, the rarest shingles, is indexed.
     """
 
     def __init__(self, similarity: float, least_shared: int = 1) -> None:
-        """Find texts with at least this similarity and so many shared shingles."""
+        """Create an empty index for texts with at least this Jaccard similarity and number of shared shingles."""
         self._similarity = similarity
         self._least_shared = least_shared
         self._index: dict[int, tuple[int, ...]] = {}
         self._texts: dict[int, tuple[array[int], bool]] = {}
 
     def add(self, number: int, text: Text) -> None:
-        """Add a text; about 200 bytes a word."""
+        """Add a text as `number`; it takes about 200 bytes per word."""
         self._texts[number] = array("q", text.shingles), text.partly
         shared = max(math.ceil(self._similarity * len(text.shingles) - _ROUNDING), 1)
         rarest = sorted(text.shingles, key=lambda shingle: len(self._index.get(shingle, ())))
@@ -96,7 +96,7 @@ class SimilarityIndex:
             self._index[shingle] = (*self._index.get(shingle, ()), number)
 
     def find(self, text: Text) -> set[int]:
-        """Return the numbers of the texts that are similar to `text`."""
+        """Return the numbers of the added texts that are at least as similar to `text` as the index requires."""
         candidates = {number for shingle in self._index.keys() & text.shingles for number in self._index[shingle]}
         return {number for number in candidates if self._is_similar(text, number)}
 

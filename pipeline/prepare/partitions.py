@@ -1,4 +1,4 @@
-"""Read the drops of a run into rows on disk, in parts by their prompt's hash, so that each part is sorted in memory."""
+"""Write the rows of a run's drops to disk, partitioned by prompt hash, so that each partition is sorted in memory."""
 
 import json
 import re
@@ -17,13 +17,13 @@ from pipeline.records.heldout import hash_id, normalise, split_hash
 from pipeline.records.records import ANY_LENGTH, Finding, Record, read_records
 from pipeline.records.special_tokens import special_tokens
 
-#: Rows between two looks at whether the step is to stop.
+#: Rows between two checks whether the step is to stop.
 CHECK_EVERY = 1000
 PARTS = 64
 
 
 class PartitionRow(NamedTuple):
-    """One record on its way to a split."""
+    """One record that is not yet assigned to a split."""
 
     hash: str
     """Of salt and prompt, hexadecimal."""
@@ -41,7 +41,7 @@ class PartitionRow(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """How many rows are in no split."""
+    """Numbers of rows that are in no split, by reason."""
 
     too_long: int
     """They certainly exceed the window."""
@@ -50,26 +50,26 @@ class LeftOut(NamedTuple):
 
 
 class Partitions:
-    """Rows on disk, in parts by the first digits of their hash."""
+    """Rows on disk, partitioned by the first digits of their hash."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep the parts in a new folder in `folder`, until `close`."""
+        """Create the partitions' files in a new folder in `folder`, which `close` removes."""
         self._folder = folder / ".parts"
         self._folder.mkdir()
         self._files = [(self._folder / str(part)).open("w", encoding="utf-8") for part in range(PARTS)]
 
     def close(self) -> None:
-        """Remove the parts."""
+        """Close and remove the partitions' files."""
         for file in self._files:
             file.close()
         shutil.rmtree(self._folder)
 
     def add(self, row: PartitionRow) -> None:
-        """Add one row."""
+        """Append one row to the partition of its hash."""
         self._files[int(row.hash[:8], 16) * PARTS >> 32].write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def sorted_parts(self) -> Iterator[list[PartitionRow]]:
-        """Yield each part's rows by prompt: pinned ones first, then the latest drop, in the drop's order."""
+        """Yield each partition's rows by prompt hash; within a prompt pinned rows first, then later drops first."""
         for file in self._files:
             file.flush()
             with Path(file.name).open("rb") as lines:
@@ -79,7 +79,7 @@ class Partitions:
 
 
 def read_drops(attempt: Attempt, partitions: Partitions, window: Window) -> LeftOut:
-    """Add the drops' rows to `partitions`; return how many are left out. Raises `CannotTrain` if a file has changed."""
+    """Add the drops' rows to `partitions`; return how many are left out. Raises `CannotTrain` on a bad drop file."""
     tokens = special_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
     holds_token = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
     total = sum(drop.rows for drop in attempt.spec.drops)

@@ -1,4 +1,4 @@
-"""Group sorted rows by prompt, choose its answers and its split, and write the splits to files."""
+"""Group sorted rows by prompt, choose each prompt's answers and split, and write the splits to files."""
 
 import json
 from collections import Counter
@@ -15,9 +15,9 @@ from pipeline.models.token_counts import Window
 from pipeline.prepare.partitions import PartitionRow
 
 SplitName = Literal["train", "dev", "heldout"]
-#: Fewer dev rows say nothing and go to training.
+#: Fewer dev rows are too few for a dev loss and go to training.
 LEAST_DEV_ROWS = 20
-#: Tags whose training rows are counted: there may be as many as rows.
+#: Most tags whose training rows are counted: there may be as many tags as rows.
 _MOST_TAGS = 10_000
 
 
@@ -39,7 +39,7 @@ class Prompt(NamedTuple):
 
 def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -> Iterator[Prompt]:
     """
-    Yield the prompts of sorted rows, in their order.
+    Group sorted rows into prompts and yield each with its split and its current answers, in the order of their hash.
 
     With `pinned` only the prompts of held-out drops are held out. Without, a prompt's split depends on its hash alone,
     and a held-out drop only keeps its prompts out of training: else its author would choose the evaluation set.
@@ -70,7 +70,7 @@ def _split_of(digits: str, split: SplitConfig, *, pinned: bool) -> SplitName:
 
 
 def _current(rows: list[PartitionRow]) -> tuple[list[PartitionRow], int]:
-    """Return the latest drop's rows of one prompt, each answer once, and the number of rows that repeat these."""
+    """Return the latest drop's rows of one prompt, each answer once, and the number of rows that repeat an answer."""
     latest = rows[0].order
     kept: dict[str, PartitionRow] = {}
     duplicates = 0
@@ -83,7 +83,7 @@ def _current(rows: list[PartitionRow]) -> tuple[list[PartitionRow], int]:
 
 
 def _since(rows: list[PartitionRow]) -> tuple[int, ...]:
-    """Return the drops since the one that last changed a prompt's answers, that one first, of all its rows."""
+    """Return the drops from the last change of a prompt's answers on, oldest first; `rows` are all its rows."""
     answers: dict[int, set[str]] = {}
     for row in rows:
         answers.setdefault(row.order, set()).add(row.output)
@@ -103,13 +103,13 @@ class Scored(NamedTuple):
 
     @property
     def tags(self) -> list[str]:
-        """The tags of its rows."""
+        """All tags of its rows, sorted."""
         return sorted({tag for row in self.prompt.rows for tag in row.tags})
 
 
 @dataclass
 class Totals:
-    """What became of all rows."""
+    """Numbers of rows and prompts by what was done with them, and the scored prompts."""
 
     rows: int = 0
     train_rows: int = 0
@@ -149,7 +149,7 @@ class Totals:
 
 
 class Familiar(NamedTuple):
-    """What the champion was trained on."""
+    """The prompts and drops that the champion was trained on."""
 
     ids: frozenset[str] = frozenset()
     """Of held-out prompts and their near-duplicates."""
@@ -170,7 +170,7 @@ class SplitWriter:
         self.totals = Totals()
 
     def close(self) -> None:
-        """Write the rows that wait, and close the files."""
+        """Write dev rows that are too few for a dev split to the training file, and close the files."""
         # Too few dev rows are the last rows of the training file.
         for row in self._dev_waiting:
             self._write_train(row)
@@ -178,7 +178,7 @@ class SplitWriter:
         self._dev.close()
 
     def add(self, prompt: Prompt, kept: Sequence[PartitionRow]) -> None:
-        """Add the next prompt that is not held out; `kept` are those of its rows that are no near-duplicates."""
+        """Write and count a prompt that is not held out; `kept` are its rows that are no near-duplicates."""
         self._count(prompt)
         self.totals.near_duplicates += len(prompt.rows) - len(kept)
         for row in kept:
@@ -193,7 +193,7 @@ class SplitWriter:
                 self._dev_waiting.clear()
 
     def hold_out(self, prompt: Prompt, near: AbstractSet[str] | None, champion: Familiar) -> None:
-        """Add the next held-out prompt, with its near-duplicates' ids; `None` if it is one of an earlier prompt."""
+        """Count a held-out prompt and score it if eligible; `near`: its near-duplicates' ids, `None` if it is one."""
         self._count(prompt)
         totals, rows = self.totals, prompt.rows
         totals.heldout_prompts += 1
@@ -220,7 +220,7 @@ class SplitWriter:
         totals.removed_heldout.update(row.drop for row in prompt.removed)
 
     def _fits(self, rows: list[PartitionRow]) -> bool:
-        """Return whether a prompt fits into the window with each of its answers, and note the longest one."""
+        """Return whether a prompt fits into the window with its longest answer; count its rows as too long if not."""
         answer = max(self._window.count(row.output) for row in rows) + 1
         asked = self._window.count(fold(rows[0].instruction, rows[0].input)) if self._window.counts else 0
         if self._window.counts and asked + answer > self._window.tokens:
@@ -238,7 +238,7 @@ class SplitWriter:
 
 
 def write_heldout(path: Path, scored: Sequence[Scored], groups: Sequence[str]) -> None:
-    """Write the scored prompts, each with the name of its group."""
+    """Write the scored prompts to `path` as JSON Lines, each with its references and the name of its group."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for one, group in zip(scored, groups, strict=True):
             first, references = one.prompt.rows[0], [row.output for row in one.prompt.rows]
@@ -247,6 +247,6 @@ def write_heldout(path: Path, scored: Sequence[Scored], groups: Sequence[str]) -
 
 
 def _json_line(row: PartitionRow, **more: Any) -> str:
-    """Return a row as a line of JSON, with more fields."""
+    """Return a row as a line of JSON, with the fields in `more` added."""
     value = {"id": row.id, "instruction": row.instruction, "input": row.input, "output": row.output, **more}
     return json.dumps(value, ensure_ascii=False) + "\n"

@@ -1,8 +1,8 @@
 """
-Choose the model that a training starts from: the base with all rows, or the champion with those that are new to it.
+Choose the model that a training starts from: the base with all rows, or the champion with the rows new to it.
 
-The champion's folder says what it was trained on (`trained-ids.txt`) and how often since the base (its manifest). To
-either, built-in general rows are added as `train.general_rows` says.
+The champion's folder lists the prompts that it was trained on (`trained-ids.txt`) and, in its manifest, the number of
+trainings since the base. With either start, built-in general rows are added as `train.general_rows` says.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from pipeline.records.heldout import NAMES, prompt_id
 from pipeline.words import count, listed
 
 GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")
-#: Successive trainings from the champion; the next one is from the base.
+#: Most successive trainings from the champion; the next one starts from the base.
 _MOST_TRAININGS = 10
 
 
@@ -42,9 +42,9 @@ class Start(NamedTuple):
 
 def choose_start(attempt: Attempt, folder: Path, rows: int) -> Start:
     """
-    Choose the model that the training starts from; of the train.jsonl in `folder`, with so many `rows`, leave its rows.
+    Return the model that the training starts from, and reduce train.jsonl in `folder` (`rows` rows) to its rows.
 
-    From the champion these are the rows that are new to it and a sample of its old ones.
+    If that is the champion, the file keeps the rows that are new to it and a sample of its old rows.
     """
     train, champion = attempt.config.train, attempt.spec.champion
     if train.start == "base" or champion.model_id == attempt.config.base_model_id:
@@ -61,7 +61,7 @@ def choose_start(attempt: Attempt, folder: Path, rows: int) -> Start:
 
 
 def _blocker(attempt: Attempt, champion: ModelRef) -> str:
-    """Return why a training cannot start from a champion; empty if it can."""
+    """Return why the training cannot start from the champion; empty if it can."""
     name = f"generation {champion.generation}"
     lineage = read_lineage(attempt.path(champion.path))
     if lineage is None or lineage.base_model_id != attempt.config.base_model_id:
@@ -83,12 +83,13 @@ def _blocker(attempt: Attempt, champion: ModelRef) -> str:
 
 def _keep_new_rows(path: Path, champion: ModelRef, folder: Path, replay: float) -> Start | None:
     """
-    Leave in the train.jsonl at `path` the rows that are new to a champion, and a sample of its old ones.
+    Reduce train.jsonl at `path` to the rows that are new to a champion and a sample of its old rows.
 
-    New is a row whose prompt it was not trained on, or whose answers came with a drop that it does not know. The sample
-    has `replay` times as many rows as are new, all old ones at most: those with the lowest sha256 of model and prompt.
-    So it is the same however often the run prepares, and another one for the next champion. `None`, and the file
-    unchanged, if no row is new. Memory: an id for each row that the model was trained on.
+    A row is new if the champion was not trained on its prompt, or if its answers came with a drop that the champion was
+    not made from. The sample has `replay` times as many rows as are new, at most all old ones: those with the lowest
+    sha256 of model and prompt, so that it is the same whenever the run prepares again, and another one for the next
+    champion. Returns `None`, and leaves the file unchanged, if no row is new. Memory: an id per row that the model was
+    trained on.
     """
     known, drops = trained_ids(folder), frozenset(champion.drops or ())
     rows, old = 0, []
@@ -111,10 +112,10 @@ def _keep_new_rows(path: Path, champion: ModelRef, folder: Path, replay: float) 
 
 def mix_in_general(folder: Path, rows: int, share: float, similarity: float) -> int:
     """
-    Add general rows to the train.jsonl in `folder`, which has so many `rows`; return how many.
+    Append general rows to train.jsonl in `folder`, which has `rows` rows; return how many were added.
 
-    After that, `share` of it is general; if that takes more rows than there are, they repeat. Prompts of the data are
-    not mixed in, nor near-duplicates of held-out ones (`split.similarity`).
+    After that, `share` of its rows are general; if that takes more general rows than there are, they repeat. Prompts of
+    the data are not added, nor near-duplicates of held-out prompts (`split.similarity`).
     """
     if not share:
         return 0

@@ -2,9 +2,9 @@
 Run the prepare step: the snapshot's drops → train, dev and held-out rows, deduplicated and split without overlap.
 
 A record's split depends on its prompt alone: u = sha256(salt, normalised prompt), length-prefixed, read as a number in
-[0, 1). The prompt is what the model reads, instruction and input folded into one text: a record that comes folded
-already is the same record. Rows are sorted by it on disk, in parts; only the held-out set grows in memory with the
-data (`pipeline.prepare.decontaminate`).
+[0, 1). The prompt is the text that the model reads, instruction and input folded into one: a record that is dropped
+folded already is the same record. Rows are partitioned by this hash on disk and sorted; only the held-out set grows in
+memory with the data (`pipeline.prepare.decontaminate`).
 """
 
 import math
@@ -36,14 +36,14 @@ _MOST_TOKENS = 1024
 
 def prepare(attempt: Attempt) -> Dataset:
     """
-    Write `train.jsonl`, `dev.jsonl` and `heldout.jsonl` from the drops in the spec.
+    Write `train.jsonl`, `dev.jsonl` and `heldout.jsonl` from the drops in the spec, and return their description.
 
     Rows are {"id", "instruction", "input", "output", "drop"}; general rows that are mixed in have no "drop". Held-out
     rows, of which only the scored ones are written, have "references", "pinned", "tags", "near" (the ids of
-    near-duplicates in any split) and "group" (the first id of those that count as one), too. Where the training starts
-    from the champion, `train.jsonl` has the rows that are new to it and a sample of the others.
+    near-duplicates in any split) and "group" (the lowest id in its group), too. If the training starts from the
+    champion, `train.jsonl` has the rows that are new to it and a sample of the others.
     Raises `CannotTrain` if a drop is damaged, no training rows are left, the settings never allow a verdict, or a suite
-    that they name cannot be read.
+    in the settings cannot be read.
     """
     # The evaluation reads them hours later: an error in one is reported before anything is trained.
     read_suites(attempt.config.evaluate.general, attempt.spec.run)
@@ -108,7 +108,7 @@ def prepare(attempt: Attempt) -> Dataset:
 
 
 def _prompts(attempt: Attempt, partitions: Partitions, phase: str, *, pinned: bool) -> Iterator[Prompt]:
-    """Yield all prompts in the order of their hash."""
+    """Yield all prompts in the order of their hash, and report progress as `phase`."""
     attempt.progress(0, PARTS, phase=phase)
     for number, rows in enumerate(partitions.sorted_parts()):
         attempt.check_stop()
@@ -117,7 +117,7 @@ def _prompts(attempt: Attempt, partitions: Partitions, phase: str, *, pinned: bo
 
 
 def _familiar(attempt: Attempt, heldout: HeldOut) -> Familiar:
-    """Return what the champion was trained on of the held-out prompts and their near-duplicates."""
+    """Return the held-out prompts and near-duplicates that the champion was trained on, and its drops."""
     champion = attempt.spec.champion
     ids = {prompt.rows[0].id for prompt in heldout.prompts}.union(*heldout.near.values())
     return Familiar(trained_ids(attempt.path(champion.path), ids), frozenset(champion.drops or ()))
@@ -135,7 +135,7 @@ def _left_out_words(left_out: LeftOut) -> Iterator[str]:
 
 
 def _metric(attempt: Attempt, scored: Sequence[Scored]) -> str:
-    """Return the primary metric: the one that is set, or that of the scored answers; without any, of trained ones."""
+    """Return the primary metric: as configured, else chosen by the scored answers, without any by training rows."""
     if attempt.config.evaluate.metric != "auto":
         return attempt.config.evaluate.metric
     held_out = [row.output for one in scored for row in one.prompt.rows]
@@ -144,13 +144,13 @@ def _metric(attempt: Attempt, scored: Sequence[Scored]) -> str:
 
 
 def _max_new_tokens(longest: int, window: Window) -> int:
-    """Return the most tokens of a generated answer, for references of at most `longest` tokens."""
+    """Return the limit of generated tokens per answer, for references of at most `longest` tokens."""
     most = min(2 * longest, max(longest, _MOST_TOKENS)) if window.counts else min(longest, _MOST_TOKENS)
     return max(1, math.ceil(most / _TOKENS_STEP)) * _TOKENS_STEP
 
 
 def _shortfall(attempt: Attempt, scored: Sequence[Scored], groups: Sequence[str], metric: str) -> Shortfall | None:
-    """Return how many rows are missing for a verdict on these groups. Raises `CannotTrain` if no number would do."""
+    """Return the rows missing for a verdict, `None` if enough. Raises `CannotTrain` if no number can be enough."""
     gate, split = attempt.config.gate, attempt.config.split
     twice = metric != "exact_match"
     needed = gate.min_records_continuous if twice else gate.min_records

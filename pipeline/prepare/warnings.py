@@ -1,4 +1,4 @@
-"""Word what a person should know about a data set before trusting its verdict: a sentence each, with what to do."""
+"""Write warnings about a data set that a person should know before trusting its verdict, each with a remedy."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from pipeline.prepare.decontaminate import Rule
 from pipeline.prepare.split import Totals
 from pipeline.words import count
 
-#: A larger share of a split that is left out is told.
+#: A warning is given if more than this share of a split is left out.
 LARGE_SHARE = 0.2
 _WORDS: dict[Rule, str] = {
     "answer": "the same long answer",
@@ -22,7 +22,7 @@ _WORDS: dict[Rule, str] = {
 def data_warnings(
     spec: StepSpec, totals: Totals, removed: Mapping[Rule, int], groups: int, metric: str
 ) -> tuple[str, ...]:
-    """Return all warnings; `removed` are training rows by the rule that found them near-duplicates."""
+    """Return all warnings; `removed` is the number of near-duplicate training rows by the rule that found them."""
     return (
         *_pinned(spec.drops, spec.config.gate.on),
         *_near_duplicates(totals, removed, spec.config.split.similarity),
@@ -61,7 +61,7 @@ def _near_duplicates(totals: Totals, removed: Mapping[Rule, int], similarity: fl
 
 
 def mostly_similar(removed: Mapping[Rule, int]) -> bool:
-    """Return whether most near-duplicates are removed by `split.similarity`, so that raising it would keep them."""
+    """Return whether most near-duplicates were found by `split.similarity`, so that raising it would keep them."""
     return 2 * removed["minhash"] > sum(removed.values())
 
 
@@ -74,7 +74,7 @@ def _groups(records: int, groups: int) -> Iterator[str]:
 
 
 def contamination_warnings(totals: Totals, drops: Sequence[Drop]) -> list[str]:
-    """Return a warning for each drop with many rows that are held-out questions, pinned in its track."""
+    """Return a warning per drop of whose rows more than 20 % have the prompt of a pinned held-out record."""
     return [
         f"{drop.name}: {totals.removed_heldout[drop.id]:,} of {drop.rows:,} rows are held-out questions and not "
         f"trained on: if the file should not be there, dropforge drops withdraw {drop.id} --reason TEXT"
@@ -102,7 +102,7 @@ def _not_scored(records: int, copies_of: str = "") -> str:
 
 
 def _references(totals: Totals, metric: str, drops: Sequence[Drop], champion: ModelRef) -> Iterator[str]:
-    """Yield warnings of references that changed since `champion` was judged, or that `metric` cannot read."""
+    """Yield warnings about references that changed since `champion` was judged, or that `metric` cannot parse."""
     names = {drop.id: drop.name for drop in drops}
     changed = Counter(one.drop for one in totals.scored if one.prompt.changed and one.prompt.rows[0].pinned)
     for drop, number in sorted(changed.items()):

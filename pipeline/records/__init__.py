@@ -1,8 +1,8 @@
 """
 Turn lines of a dropped file into records or findings.
 
-In: a file from anybody. Out: the number of good rows, and for each bad one its line, field, what was expected and what
-to do. `fast_path` recognises plain rows quickly; `records` reads all others; `text_checks` and `special_tokens` check
-texts; `validate` checks each row with `schemas/alpaca-record.schema.json`; `repeats` counts; `heldout` identifies.
-Open `validate` first.
+In: a file from anybody. Out: the number of good rows, and for each bad row its line, field, error and remedy.
+`fast_path` recognises plain rows quickly; `records` reads all others; `text_checks` and `special_tokens` check texts;
+`validate` checks each row with `schemas/alpaca-record.schema.json`; `repeats` counts repeated rows; `heldout` hashes
+prompts and reads held-out records. Open `validate` first.
 """

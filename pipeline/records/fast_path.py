@@ -1,9 +1,9 @@
 r"""
-Recognise plain rows, of which nearly all files are made, by a line's bytes: they are good records.
+Recognise plain rows, which are good records and make up most files, by a line's bytes, without parsing.
 
-A plain row has the known keys alone, each once, and texts of harmless characters. Whatever is not certainly plain is
-parsed strictly and checked by every rule, so that this module decides nothing but speed: a property test shows that it
-never takes a row with a finding or a warning.
+A plain row has only known keys, each once, and texts of harmless characters. Every line that is not certainly plain is
+parsed strictly and checked by every rule, so that this module affects speed only: a property test shows that it never
+takes a row with a finding or a warning.
 """
 
 import json
@@ -27,7 +27,7 @@ _NO_PLACEHOLDER = rb"(?!(?i:<?no[ _-]?(?:in|out)put|n/a))"
 #: A first character that is no blank, so that the text is not blank.
 _FIRST = rb'[!#-\[\]-~]|\\["\\]|' + _NO_SPACE + rb"[\xc2-\xf4]"
 _FIRST_ESCAPED = rb"|\\(?!u0085|u00[aA]0|u1680|u20[025]|u3000)" + _ESCAPE
-#: Traces of UTF-8 that was read as Windows-1252 (see `text_rules`), and U+FFFD; more than there are, never fewer.
+#: UTF-8 that was read as Windows-1252, and U+FFFD: matches more than `text_checks` finds, never less.
 _MOJIBAKE = (
     rb"\xc3[\x82\x83](?=[\xc2\xc5\xc6\xcb\xe2])|\xc3[\x90\x91]\xc2|\xc3\xa2\xe2\x82\xac|\xc3\xaf\xc2\xbb|\xef\xbf\xbd"
 )
@@ -46,7 +46,7 @@ class PlainRows:
     """Recognises plain rows by their bytes."""
 
     def __init__(self, special_tokens: Collection[str]) -> None:
-        """Make the patterns; a text that holds one of `special_tokens` is not plain."""
+        """Compile the patterns; a text that holds one of `special_tokens` is not plain."""
         spelled = token_pattern([json.dumps(token, ensure_ascii=False)[1:-1] for token in special_tokens]).encode()
         # A token beyond ASCII could be spelled with escapes in part: then no line with such an escape is plain.
         escapes = all(token.isascii() for token in special_tokens)
@@ -58,9 +58,9 @@ class PlainRows:
 
     def lines(self, block: bytes) -> tuple[bytes, int]:
         """
-        Return the lines at the beginning of `block` that are plain rows, and how many lines `take` must check singly.
+        Return the plain rows at the beginning of `block`, and how many lines to check by `take` before the next block.
 
-        A plain row costs a fifth less in a block. Where one of the first lines may not be plain, all are taken singly.
+        A plain row costs a fifth less in a block. If one of these lines may not be plain, `take` must check each.
         """
         found = self._rows(block)
         lines = b"" if found is None else found[0]
@@ -69,7 +69,7 @@ class PlainRows:
         return b"", lines.count(b"\n")
 
     def take(self, line: bytes) -> bool:
-        """Return whether `line`, with or without its end, is certainly one good record with nothing odd in it."""
+        """Return whether `line`, with or without its newline, is certainly a record without findings or warnings."""
         if self._row(line) is None or (self._suspect is not None and self._suspect(line) is not None):
             return False
         if line.isascii():
@@ -85,7 +85,7 @@ class PlainRows:
 
 
 def _row(*, escapes: bool) -> bytes:
-    """Return the pattern of a line: the known keys in any order, each once."""
+    """Return the pattern of a plain row: the known keys in any order, each once."""
     escaped = rb'\\(?:["\\nrt]|' + _ESCAPE + rb")" if escapes else rb'\\["\\nrt]'
     # All but quotes, backslashes and control characters; a positive set is searched twice as fast.
     run = rb"[ !#-\[\]-\xff]*+"

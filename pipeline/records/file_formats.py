@@ -1,8 +1,8 @@
 """
 Recognise a file or a row of another format, and give the command that converts it.
 
-The command for rows is a jq program. It reads JSON Lines and one JSON array alike, and leaves out what would be no
-record: `dropforge check` accepts all that it writes, but for what only a base model or the settings object to.
+The command for rows is a jq program. It reads JSON Lines or one JSON array, and omits rows that would be no records:
+`dropforge check` accepts its whole output, except rows that only the base model or the settings exclude.
 """
 
 import re
@@ -43,7 +43,7 @@ _SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "a tabl
 _ROWS = 'if type == "array" then .[] else . end | objects'
 _KEEP = 'select(all(type == "string") and ([.instruction, .output] | all(test("\\\\S"))))'
 _LOST = "system messages, later turns, and rows that begin otherwise are lost"
-#: Lists of parts that are texts alone.
+#: Joins lists of content parts that are all texts.
 _PARTS = 'map_values(if type == "array" and all(.type == "text") then map(.text) | join("\\n") else . end)'
 _FIRST_PAIR = (
     "arrays | map(select(.{who} | IN({left_out}) | not)) "
@@ -59,14 +59,14 @@ _OPENAI = _FIRST_PAIR.format(
 
 @dataclass(frozen=True)
 class Foreign:
-    """A format that is not read, and what to do with it."""
+    """A file format that is not supported, with its remedy."""
 
     name: str
     remedy: str
 
 
 def foreign_format(head: bytes) -> Foreign | None:
-    """Return what a file is whose first bytes are `head`; `None` if it may be JSON."""
+    """Return the unsupported format of a file that begins with `head`; `None` if it may be JSON."""
     for magic, name, remedy in _MAGIC:
         if head.startswith(magic):
             return Foreign(name, remedy)
@@ -81,7 +81,7 @@ def foreign_format(head: bytes) -> Foreign | None:
 
 
 def _table(line: str) -> Foreign | None:
-    """Recognise a table by a header line that names columns which we know."""
+    """Return the format of a table whose header `line` names known columns; `None` if it is no such table."""
     for separator, name in _SEPARATORS.items():
         cells = {re.sub(r'^["\']|["\']$', "", cell.strip()).casefold() for cell in line.split(separator)}
         if len(cells) > 1 and cells & _COLUMNS:
@@ -90,12 +90,12 @@ def _table(line: str) -> Foreign | None:
 
 
 def command(program: str) -> str:
-    """Return the command that makes records of a file's rows by a jq program."""
+    """Return the shell command that converts a file's rows to records by the jq filter `program`."""
     return f"jq -c '{_ROWS} | {program} | {_KEEP}' FILE > NEW.jsonl"
 
 
 def other_format(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Return the key that identifies another format, the format's name, and how its rows become records."""
+    """Return (identifying key, format name, how to convert) of a row in another known format; else `None`."""
     if "instruction" in row:
         return None
     if "conversations" in row:

@@ -11,14 +11,14 @@ from pipeline.artifacts import Frozen
 from pipeline.errors import StepFailed
 from pipeline.models.prompt import fold
 
-#: What `prepare` freezes, and `dataset_hash` is of.
+#: The files that `prepare` writes and `dataset_hash` covers.
 NAMES = ("train.jsonl", "dev.jsonl", "heldout.jsonl")
-#: So many standard deviations above the mean lie 5 in 100 cases.
+#: 5 % of a normal distribution lie more than this many standard deviations above the mean.
 _SURE = 1.645
 
 
 class HeldoutRecord(Frozen):
-    """A prompt with its right answers."""
+    """A held-out prompt with its reference answers."""
 
     id: str
     instruction: str
@@ -40,17 +40,17 @@ class HeldoutRecord(Frozen):
         return fold(self.instruction, self.input)
 
     def is_known(self, trained: frozenset[str]) -> bool:
-        """Return whether a model that was trained on the records with these ids knows this one or a near-duplicate."""
+        """Return whether this record or a near-duplicate is among the ids that a model was trained on."""
         return self.id in trained or not trained.isdisjoint(self.near)
 
 
 def version_of(ids: Iterable[str]) -> str:
-    """Return one hash of the records with these ids, whatever their order."""
+    """Return one hash of a set of record ids, independent of their order."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def read_heldout(path: Path) -> list[HeldoutRecord]:
-    """Return the records in `path`. Raises `StepFailed` if there are none."""
+    """Return the held-out records in `path`. Raises `StepFailed` if there are none."""
     records = [HeldoutRecord.model_validate(row) for row in durable.read_jsonl(path)]
     if not records:
         raise StepFailed(
@@ -61,7 +61,7 @@ def read_heldout(path: Path) -> list[HeldoutRecord]:
 
 
 def dataset_hash(folder: Path) -> str:
-    """Return one hash of the names and hashes of the three files; a missing one counts as empty."""
+    """Return one hash of the three split files in `folder`; a missing file counts as empty."""
     paths = [folder / name for name in NAMES]
     hashes = [durable.sha256_file(path) if path.exists() else hashlib.sha256().hexdigest() for path in paths]
     lines = (f"{name} {digest}\n" for name, digest in zip(NAMES, hashes, strict=True))
@@ -93,7 +93,7 @@ def split_hash(salt: str, prompt: str) -> str:
 
 def rows_for(records: int, share: float) -> float:
     """
-    Return the number of rows of which at least `records` are held out in 95 of 100 cases, each with chance `share`.
+    Return how many rows yield at least `records` held-out ones with 95 % probability, each held out with `share`.
 
     By the normal approximation of the binomial distribution: rows * share - z sqrt(rows * share (1 - share)) is
     `records`, solved for rows. `share` must be above 0.
@@ -103,6 +103,6 @@ def rows_for(records: int, share: float) -> float:
 
 
 def _lengths(*texts: str) -> bytes:
-    """Join texts so that no two different lists give the same bytes."""
+    """Join texts, each prefixed with its length, so that different lists never give the same bytes."""
     encoded = [text.encode("utf-8") for text in texts]
     return b"".join(len(part).to_bytes(8, "big") + part for part in encoded)

@@ -1,5 +1,5 @@
 """
-Read a drop's bytes as rows of JSON and these as records; whatever is wrong becomes a `Finding`, never an exception.
+Read a drop's bytes as rows of JSON, and rows as records; every error becomes a `Finding`, never an exception.
 
 Lines end at newline bytes alone (text may hold U+2028 and its kin), their length is bounded, and JSON is read strictly:
 no duplicate keys, no NaN, no lone surrogates. A file that is one JSON array is read element by element, in flat memory.
@@ -21,18 +21,18 @@ from pipeline.records.strict_json import ArrayReader, BadJson, parse, too_long
 from pipeline.words import printable
 
 _BOM = b"\xef\xbb\xbf"
-#: What JSON calls blank; a form feed is none.
+#: JSON's white space; a form feed does not belong to it.
 _BLANKS = b" \t\r\n"
 _BLOCK_BYTES = 1 << 16
 _BLANK_RUN = re.compile(rb"[ \t\r\n]*+")
 _LONGEST_KEY = 40
 _SHOWN_KEY = 60
-#: Keys that say what a record is about, for the report alone; as the schema bounds them.
+#: Keys that label a record for slices of the report; the limits are those of the schema.
 LABELS = ("tags", "category")
 MOST_TAGS = 20
 LONGEST_TAG = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: What other formats call our keys.
+#: Names that other formats have for our keys.
 _ALIASES = {
     "prompt": "instruction",
     "question": "instruction",
@@ -48,12 +48,12 @@ MOST_LINE_BYTES = 4_000_000
 #: For files that were accepted already.
 ANY_LENGTH = 1 << 40
 
-#: Called with the number of a line, and with good records from this line on as JSON Lines.
+#: Called with the number of the first line, and with the good records from that line on as JSON Lines.
 Look = Callable[[int, bytes], None]
 
 
 class Finding(Frozen):
-    """One thing that is wrong with a drop, and what to do about it."""
+    """One error in a drop, with its remedy."""
 
     line: int | None
     """Line in the file, from 1; `None` where the whole file is meant."""
@@ -68,7 +68,7 @@ class Finding(Frozen):
 
 
 class FileFinding(Finding):
-    """A finding about the whole file, or one after which it cannot be read: leaving out a row does not help."""
+    """A finding about the whole file, or after which reading stops: leaving out the row does not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PlainRun:
-    """Consecutive rows that `PlainRows` took: good records, not parsed."""
+    """Consecutive rows that `PlainRows` recognised as good records; they are not parsed."""
 
     count: int
 
@@ -114,7 +114,7 @@ def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding
 def scan_rows(
     path: Path, most: int, plain: PlainRows | None, look: Look | None = None
 ) -> Iterator[Row | Finding | PlainRun]:
-    """Do as `read_rows` does, but only count the lines that `plain` takes, and show them to `look`."""
+    """Yield as `read_rows` does, but lines that `plain` takes are only counted (`PlainRun`) and passed to `look`."""
     file: BufferedReader = BufferedReader(path.open("rb", buffering=0), _BLOCK_BYTES)
     with file:
         head = file.read(HEAD_BYTES)
@@ -131,7 +131,7 @@ def scan_rows(
 
 
 def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | Finding]:
-    """Yield a drop's records, and a finding for every row that is none (`validate` words these in detail)."""
+    """Yield a drop's records, and a finding for each other row, without the details that `validate` gives."""
     for row in read_rows(path, most):
         if isinstance(row, Finding):
             yield row
@@ -146,7 +146,7 @@ def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | F
 
 
 def record_of(row: Row) -> Record | None:
-    """Return the record in `row`, or `None` if it breaks a rule: as jsonschema would say, many times as fast."""
+    """Return the record in `row`, or `None` if it breaks a rule; agrees with the JSON schema, but is much faster."""
     value = row.value
     if not isinstance(value, dict) or len(value) > MOST_KEYS:
         return None
@@ -181,14 +181,14 @@ def _is_label(value: object) -> bool:
 
 
 def key_meant(key: str, value: Mapping[str, Any]) -> str | None:
-    """Return the known key that an unknown one is probably meant to be, if the row lacks that one."""
+    """Return the known key that `key` probably stands for, if the row `value` lacks it; else `None`."""
     known = nearest_key(key)
     return known if known is not None and known not in value else None
 
 
 def nearest_key(key: str) -> str | None:
-    """Return the known key that `key` means, by another name or one wrong letter (`Output`, `response`), or `None`."""
-    # Looked at before anything is remembered: a key may be as long as a line.
+    """Return the known key that `key` is an alias (`response`) or misspelling (`Output`, `outpt`) of; else `None`."""
+    # Checked before the result is cached: a key may be as long as a line.
     return _nearest_key(key) if len(key) <= _LONGEST_KEY else None
 
 
@@ -247,7 +247,7 @@ def _line_rows(
 
 
 def _skip_blanks(file: BufferedReader, most: int) -> int:
-    """Pass all blank lines that the buffer holds at once; return how many."""
+    """Skip the blank lines at the beginning of the read buffer; return how many."""
     held = file.peek()[:most]
     if held[:1].strip(_BLANKS):
         return 0
@@ -287,7 +287,7 @@ def _finding(error: BadJson, line: int, record: int | None) -> Finding:
 
 
 def many_keys(line: int, record: int | None = None) -> Finding:
-    """Return the finding about a record of more than `MOST_KEYS` keys."""
+    """Return the finding for a record of more than `MOST_KEYS` keys."""
     message, remedy = f"the record has more than {MOST_KEYS:,} keys", "keep instruction, input and output alone"
     return Finding(line=line, record=record, rule="maxproperties", message=message, remedy=remedy)
 

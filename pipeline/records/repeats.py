@@ -1,4 +1,4 @@
-"""Count, before a run, the rows of a file that repeat, do not fit or are pinned, and choose the likely metric."""
+"""Count, before a run, a file's repeated, too long and pinned rows, and choose the likely metric."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,11 +16,11 @@ from pipeline.records.heldout import normalise
 from pipeline.records.records import ANY_LENGTH, Record, read_records
 from pipeline.words import count
 
-#: Rows that are compared, about 100 bytes of memory each.
+#: Most rows that are compared; each takes about 100 bytes of memory.
 MOST_ROWS = 1_000_000
-#: Answers that tell which metric suits a file.
+#: Most answers by which the metric is chosen.
 _MOST_ANSWERS = 200
-#: Rows of a pinned file that are read together.
+#: Rows of a pinned file that are hashed together.
 _TOGETHER = 1000
 #: ASCII in lower case, and a space for all that `str.split` parts words at.
 _FOLDED = bytes(ord(" " if chr(code).isspace() else chr(code).lower()) for code in range(128)) + bytes(range(128, 256))
@@ -29,7 +29,7 @@ _BLANKS = re.compile(rb"  +")
 
 @dataclass
 class Repeats:
-    """How often a file repeats itself, and the lines where it first does; 0 where it does not."""
+    """Numbers of repeated and of too long rows, each with the line of the first; 0 if there is none."""
 
     rows: int = 0
     """Rows whose prompt and answer an earlier one has, too."""
@@ -43,14 +43,15 @@ class Repeats:
 
 
 class RowCounts:
-    """Counts the good records of a file in the pass that validates it: give `add` to `validate`."""
+    """Counts on a file's good records, made while it is validated: pass `add` to `validate`."""
 
     def __init__(self, pinned: Iterable[Path] = (), window: Window | None = None, *, repeats: bool = True) -> None:
         """
-        Count records whose prompt is in one of the `pinned` files, too; one that is gone has none.
+        Create empty counts; prompts in the files `pinned` count as pinned, and files that are missing are ignored.
 
-        The first `MOST_ROWS` records are compared, by the hashes of their texts, and counted if they certainly exceed
-        `window`. Prompts are the same as for the split: normalised, instruction and input folded into one text.
+        The first `MOST_ROWS` records (with `repeats`) are compared, by the hashes of their texts, and counted as too
+        long if they certainly exceed `window`. Prompts are compared as in the split: normalised, instruction and input
+        folded into one text.
         """
         self._window = window
         self._most = MOST_ROWS if repeats else 0
@@ -64,7 +65,7 @@ class RowCounts:
         """Records whose prompt is pinned."""
 
     def add(self, first: int, lines: bytes) -> None:
-        """Count the good records in `lines`; `first` is the number of the first line."""
+        """Count the good records in `lines`, which are JSON Lines; `first` is the number of the first line."""
         rows = from_json(b"[" + lines.strip(b"\n").replace(b"\n", b",") + b"]", cache_strings="keys")
         if len(self._first_answers) < _MOST_ANSWERS:
             self._first_answers += [row["output"] for row in rows]
@@ -107,7 +108,7 @@ class RowCounts:
 
 
 def repeat_lines(file: Path, found: Repeats) -> list[str]:
-    """Return a line for each kind of repetition that a person may want to mend before the file is dropped."""
+    """Return a warning line each for repeated rows, prompts with several answers, and too long rows, if any."""
     lines = []
     if found.rows:
         says = "row says" if found.rows == 1 else "rows say"
@@ -131,7 +132,7 @@ def repeat_lines(file: Path, found: Repeats) -> list[str]:
 
 
 def likely_metric(path: Path) -> str | None:
-    """Return the metric that "auto" takes for a drop's first answers; `None` without records. Raises `OSError`."""
+    """Return the metric that "auto" chooses by a drop's first answers; `None` without records. Raises `OSError`."""
     records = (row for row in read_records(path, ANY_LENGTH) if isinstance(row, Record))
     return metric_of([row.output for row in islice(records, _MOST_ANSWERS)])
 
@@ -144,9 +145,9 @@ def _keys_in(path: Path) -> Iterator[int]:
 
 def _keys(prompts: Sequence[str]) -> list[int]:
     """
-    Return 64 bits a prompt that are the same, in this process, for prompts that are the same once normalised.
+    Return a 64-bit hash per prompt, equal for prompts that are equal once normalised; valid in this process only.
 
-    All are normalised at once, as bytes where they are ASCII: in a quarter of the time that each alone takes.
+    All prompts are normalised together, as bytes if they are ASCII, which takes a quarter of the time of one by one.
     """
     # No good record holds the NUL that parts them.
     whole = "\0".join(prompts)

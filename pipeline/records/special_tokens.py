@@ -1,5 +1,5 @@
 """
-The special tokens of a model folder's tokenizer, read as plain JSON: nothing of the training stack is loaded.
+Read the special tokens of a model folder's tokenizer as plain JSON, without loading the training stack.
 
 In data they could end or forge a turn. (What training and evaluation do with them: `prompt`.)
 """
@@ -15,19 +15,19 @@ from typing import Any
 from pipeline.durable import signature
 from pipeline.models.untrusted import read_bytes, try_read_object
 
-#: The files of a model folder that name them.
+#: The files of a model folder that name special tokens.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _ADDED = re.compile(rb'"added_tokens"\s*:\s*(?=\[)')
-#: Of special tokens, and of the list of added ones in tokenizer.json; the most of any model are some thousand.
+#: Most special tokens, most characters in all, most bytes of the list of added tokens; models have some thousand.
 _MOST_TOKENS, _MOST_CHARACTERS, _LISTED_BYTES = 1 << 14, 1 << 18, 4 << 20
-#: Most groups within each other in a pattern of tokens.
+#: Deepest nesting of groups in a pattern of tokens.
 _DEEPEST = 20
 
 
 def special_tokens(folder: Path) -> tuple[str, ...]:
-    """Return the sorted special tokens of the tokenizer in `folder`; none if `token_problem` says why."""
+    """Return the sorted special tokens of the tokenizer in `folder`; empty if `token_problem` gives a reason."""
     return _read(tuple(signature(folder / name) for name in FILES))[0]
 
 
@@ -38,9 +38,9 @@ def token_problem(folder: Path) -> str:
 
 def token_pattern(tokens: Collection[str], depth: int = _DEEPEST) -> str:
     """
-    Return a regular expression for any of `tokens`, the longest where several begin at one position.
+    Return a regular expression that matches any of `tokens`, at each position the longest; empty without tokens.
 
-    Grouped by their beginnings: else a base's hundreds of tokens would all be tried at every `<`.
+    Alternatives are grouped by common prefixes; else a base's hundreds of tokens would all be tried at every `<`.
     """
     if not depth:
         return f"(?:{'|'.join(map(re.escape, sorted(set(tokens), key=len, reverse=True)))})"
@@ -58,7 +58,7 @@ def token_pattern(tokens: Collection[str], depth: int = _DEEPEST) -> str:
 
 @lru_cache(maxsize=16)
 def _read(files: tuple[tuple[str, int, int, int], ...]) -> tuple[tuple[str, ...], str]:
-    """Return the special tokens, and what is wrong with them."""
+    """Return the special tokens in the tokenizer `files`, and why they cannot be used; empty if they can."""
     tokenizer, *configs = (Path(path) for path, *_ in files)
     try:
         found = set(_special(_added_tokens(tokenizer)))
@@ -74,7 +74,7 @@ def _read(files: tuple[tuple[str, int, int, int], ...]) -> tuple[tuple[str, ...]
 
 
 def _added_tokens(path: Path) -> Any:
-    """Return the list in tokenizer.json without reading the vocabulary behind it, which takes many times its size."""
+    """Return the added tokens in tokenizer.json, `None` without any; the vocabulary after them is not parsed."""
     try:
         data = read_bytes(path)
     except OSError:
@@ -94,7 +94,7 @@ def _special(tokens: Any) -> Iterator[str]:
 
 
 def _named(config: dict[str, Any]) -> Iterator[str]:
-    """Yield the tokens that a configuration gives a role, and its added ones that it calls special."""
+    """Yield a configuration's tokens with a role, such as `eos_token`, and its added tokens marked as special."""
     yield from _special(config.get("added_tokens_decoder"))
     for name in _NAMES:
         yield from _text(config.get(name))

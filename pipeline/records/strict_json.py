@@ -1,5 +1,5 @@
 """
-Read JSON strictly: a duplicate key, NaN, a boundless number or half a character is an error with a name.
+Parse JSON strictly: a duplicate key, NaN, a number too large or a lone surrogate is an error with a rule's name.
 
 A file that is one array is read element by element: memory is bounded by the longest element.
 """
@@ -14,13 +14,13 @@ from typing import Any, TextIO
 from pipeline.words import printable
 
 _SHOWN_KEY = 40
-#: Most arrays and objects within each other. Counted, since each Python's own reader stops elsewhere.
+#: Deepest nesting of arrays and objects. Counted here, since the limit of `json` differs between Python versions.
 MOST_DEPTH = 500
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-#: What a bracket does to the depth, as a signed byte.
+#: The change of depth at each bracket, as a signed byte.
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
-#: What `json` says where a value is followed by more.
+#: The message of `json` for text after the value.
 _MORE = "Extra data"
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -34,10 +34,10 @@ _scan = json.JSONDecoder(parse_int=float).raw_decode
 
 
 class BadJson(ValueError):
-    """The text is not the JSON that a drop may hold; `rule` names what it broke."""
+    """The text is not JSON that a drop may hold; `rule` names the broken rule."""
 
     def __init__(self, rule: str, message: str, remedy: str, field: str | None = None) -> None:
-        """Keep the words; `field` is the key of the object in question, where there is one."""
+        """Store message and remedy; `field` is the affected key of an object, if there is one."""
         super().__init__(message)
         self.rule = rule
         self.message = message
@@ -46,7 +46,7 @@ class BadJson(ValueError):
 
 
 def parse(line: bytes) -> Any:
-    """Return the one value that a line is. Raises `BadJson`."""
+    """Parse a line of UTF-8 as one JSON value and return it. Raises `BadJson`."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -130,10 +130,10 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 
 
 class ArrayReader:
-    """Reads an array from a file's position on."""
+    """Reads a JSON array element by element, from a file's current position."""
 
     def __init__(self, file: TextIO, most: int) -> None:
-        """Read no element that is longer than about `most` bytes; those that are not UTF-8 are escaped in `file`."""
+        """Limit an element to about `most` bytes; `file` must decode invalid UTF-8 by surrogateescape."""
         self._file = file
         self._most = most
         self._text = ""
@@ -141,16 +141,16 @@ class ArrayReader:
         self._end = False
         self._number = 0
         self._inside = False
-        #: Line of the present element, or of what is broken.
+        #: Line of the current element, or of the error.
         self.line = 1
 
     @property
     def record(self) -> int | None:
-        """Number of the present element, from 1; `None` between two."""
+        """Number of the current element, from 1; `None` between two elements."""
         return self._number if self._inside else None
 
     def elements(self) -> Iterator[bytes]:
-        """Yield each element as it is written. Raises `BadJson` where the array is broken and cannot be read on."""
+        """Yield the bytes of each element, unparsed. Raises `BadJson` if the array is broken; reading ends there."""
         self._peek()
         self._advance(self._at + 1)
         more = self._peek() != "]"
@@ -179,7 +179,7 @@ class ArrayReader:
                 return self._text[self._at : self._at + 1]
 
     def _find_end(self) -> int:
-        """Return the index after the element that begins here, reading on as needed."""
+        """Return the index after the current element, reading more of the file as needed. Raises `BadJson`."""
         while True:
             try:
                 end = _scan(self._text, self._at)[1]
@@ -201,7 +201,7 @@ class ArrayReader:
         self._at = position
 
     def _more(self) -> bool:
-        """Read on, at least as much as is held, and forget what lies behind."""
+        """Read the next chunk, drop the text before the current position, and return whether there was more."""
         read = self._file.read(max(_CHUNK, len(self._text) - self._at))
         self._text, self._at = self._text[self._at :] + read, 0
         self._end = not read
@@ -209,6 +209,6 @@ class ArrayReader:
 
 
 def too_long(what: str, most: int) -> BadJson:
-    """Return the error about a line or an element of more than `most` bytes."""
+    """Return the error for a line or an element (`what`) of more than `most` bytes."""
     remedy = "write one record a line; if it is one record, shorten it"
     return BadJson("too_long", f"{what} is longer than {most:,} bytes", remedy)

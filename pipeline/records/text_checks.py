@@ -1,4 +1,4 @@
-"""Find control characters and special tokens in a record's texts, and what is odd in them."""
+"""Find faults (control characters, special tokens) and oddities (mojibake, placeholders) in a record's texts."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -14,13 +14,13 @@ _MOJIBAKE = re.compile(
     "[\u00c2\u00c3][\u0080-\u00bf\u20ac\u0192\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2022\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
     "|(?:[\u00d0\u00d1][\u0080-\u00bf]){2}|\u00e2\u20ac|\u00ef\u00bb\u00bf|\ufffd"
 )
-#: A set of characters is found many times as fast as these alternatives.
+#: A quick test before `_MOJIBAKE`: a set of characters is searched many times as fast as alternatives.
 _MOJIBAKE_FIRST = re.compile("[\u00c2\u00c3\u00d0\u00d1\u00e2\u00ef\ufffd]")
 _PLACEHOLDER = re.compile(r"<?no[ _-]?(?:in|out)put>?|n/a", re.IGNORECASE | re.ASCII)
 _SHOWN_TOKEN = 60
 
 
-#: What each kind of oddity means, and what could be done about it.
+#: The message for each kind of oddity, with the field to be filled in.
 ODDITIES: Mapping[str, str] = {
     "mojibake": "{} looks as if its UTF-8 had been read as Windows-1252 (as in Ã©) or could not be read (U+FFFD)",
     "placeholder": "{} is a placeholder such as noinput or N/A, trained on as it is; for no input, leave it empty",
@@ -29,16 +29,16 @@ ODDITIES: Mapping[str, str] = {
 
 
 class TextRules:
-    """Checks the texts of records; made once for a file."""
+    """Checks the texts of records; one instance serves a whole file."""
 
     def __init__(self, special_tokens: Collection[str], *, escape: bool) -> None:
-        """With `escape` a special token in a text is odd, else it is a fault."""
+        """Compile the patterns; with `escape` a special token in a text is an oddity, else a fault."""
         self._escape = escape
         tokens = token_pattern(special_tokens)
         self._token = re.compile(tokens) if tokens else None
 
     def clean(self, *texts: str) -> bool:
-        """Return quickly whether texts have neither faults nor oddities."""
+        """Return whether texts have neither faults nor oddities, faster than the two methods that list them."""
         text = "\n".join(texts)
         if _CONTROL.search(text) is not None or (self._token is not None and self._token.search(text) is not None):
             return False
@@ -61,7 +61,7 @@ class TextRules:
                 yield field, "special_token", what, remedy
 
     def oddities(self, value: Any) -> Iterator[tuple[str, str]]:
-        """Yield kind and field of what is odd in the texts of an object."""
+        """Yield the kind and field of each oddity in the texts of an object."""
         for field, text in _texts(value):
             if _MOJIBAKE.search(text) is not None:
                 yield "mojibake", field
@@ -72,7 +72,7 @@ class TextRules:
 
 
 def _is_placeholder(text: str) -> bool:
-    """Return whether a text is a placeholder for none: noinput, <noinput>, N/A."""
+    """Return whether a text is a placeholder for an empty one: noinput, <noinput>, N/A."""
     return len(text) < 40 and _PLACEHOLDER.fullmatch(text.strip()) is not None  # noqa: PLR2004 - cheap before exact
 
 

@@ -1,5 +1,5 @@
 """
-Validate a file against `schemas/alpaca-record.schema.json`; tell of each bad row the line, the error and the remedy.
+Validate a file against `schemas/alpaca-record.schema.json`, with line, error and remedy for each bad row.
 
 Used by the intake and by `dropforge check FILE`; streaming, so memory does not grow with the file. Nearly all rows of
 nearly all files are recognised as good by their bytes (`fast_path`); jsonschema finds what is wrong with the others.
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "alpaca-record.schema.json"
 MOST_FINDINGS = 1000
-#: Kinds of findings that are told or kept.
+#: Most kinds of findings that are shown or stored.
 MOST_KINDS = 20
 _MOST_NOTICES = 100
 _MOST_HINTS = 100
@@ -53,7 +53,7 @@ _KEY_WIDTH = 60
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a file may be."""
+    """The limits and rules by which a file is validated."""
 
     max_line_bytes: int = MOST_LINE_BYTES
     """Longest line in bytes."""
@@ -71,7 +71,7 @@ class Options:
 
 
 class Notice(Frozen):
-    """A warning, which rejects nothing, counted over the file."""
+    """A warning and the number of rows with it; it does not reject the file."""
 
     kind: str
     key: str | None
@@ -82,7 +82,7 @@ class Notice(Frozen):
 
 
 class FindingKind(NamedTuple):
-    """Equal findings of several rows."""
+    """Findings of one or more rows with the same message and remedy."""
 
     message: str
     remedy: str
@@ -93,7 +93,7 @@ class FindingKind(NamedTuple):
 
 
 class Validation(Frozen):
-    """What a file was found to be."""
+    """The result of validating a file."""
 
     rows: int
     """Records found, good or not; where reading stopped early, up to there."""
@@ -111,17 +111,17 @@ class Validation(Frozen):
 
     @property
     def bad_rows(self) -> int:
-        """Records with a finding."""
+        """Number of records with a finding."""
         return self.rows - self.good_rows
 
     @property
     def ok(self) -> bool:
-        """Whether the file may be trained on."""
+        """Whether there are no findings."""
         return self.findings_total == 0
 
     @property
     def kinds(self) -> tuple[FindingKind, ...]:
-        """The findings, equal ones once, rare ones first: so they are not lost behind what is wrong in every line."""
+        """The findings grouped by message and remedy, rarest first, so that errors in every line do not hide them."""
         equal: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             equal.setdefault((finding.message, finding.remedy), []).append(finding)
@@ -130,7 +130,7 @@ class Validation(Frozen):
 
     @property
     def reason(self) -> str:
-        """One sentence: how many findings, and the first."""
+        """A sentence with the number of findings and the first one; without findings the number of records."""
         if self.ok:
             return f"{count(self.good_rows, 'record')}, nothing to object to"
         first = self.findings[0]
@@ -143,9 +143,9 @@ class Validation(Frozen):
 
 def validate(path: Path, options: Options, look: Look | None = None) -> Validation:
     """
-    Read the file at `path` and return what it holds; each good record is shown to `look`. Raises `OSError` only.
+    Validate the file at `path`, pass each good record to `look`, and return the result. Raises `OSError` only.
 
-    A file that is refused in any case is not read to its end once there are `MOST_FINDINGS` findings.
+    Reading stops early once there are `MOST_FINDINGS` findings and more bad rows than the options accept.
     """
     tally = _Tally(options, look)
     plain = PlainRows(options.special_tokens)
@@ -165,7 +165,7 @@ def good_rows(path: Path, options: Options) -> Iterator[Row]:
 
 
 def row_findings(row: Row, record: Record | None, texts: TextRules) -> list[Finding]:
-    """Return what is wrong with a row; `record` is what `record_of` made of it."""
+    """Return the findings about a row; `record` is the result of `record_of` for it."""
     found = schema_findings(row) if record is None else []
     if not (found and found[0].rule == "format"):
         found += [_finding(row, *fault) for fault in texts.faults(row.value)]
@@ -173,7 +173,7 @@ def row_findings(row: Row, record: Record | None, texts: TextRules) -> list[Find
 
 
 def schema_findings(row: Row) -> list[Finding]:
-    """Return the findings of the schema, and of the rule on misnamed keys, about one row; in the order of the keys."""
+    """Return the findings about one row from the schema and the checks for other formats and misnamed keys."""
     value = row.value
     if isinstance(value, dict):
         if len(value) > MOST_KEYS:
@@ -189,7 +189,7 @@ def schema_findings(row: Row) -> list[Finding]:
 
 
 def outline(value: Any) -> Any:
-    """Return a small row that breaks the schema as `value` does, without too many tags: errors hold the whole row."""
+    """Return a small row that breaks the schema as `value` does, except for too many tags: errors hold the row."""
     if not isinstance(value, dict):
         return _small(value)
     small = {key: _small(value[key]) for key in (*KEYS, *LABELS) if key in value}
@@ -212,7 +212,7 @@ def _small(value: Any) -> Any:
 
 @cache
 def _schema() -> "Draft202012Validator":
-    """Build the validator once; its registry is empty, so nothing is ever fetched."""
+    """Return the schema's validator, built once; its registry is empty, so that nothing is ever fetched."""
     from importlib import resources  # noqa: PLC0415 - a quick start: most files have no row that it is needed for
 
     from jsonschema import Draft202012Validator  # noqa: PLC0415
@@ -226,7 +226,7 @@ def _schema() -> "Draft202012Validator":
 
 
 class _Tally:
-    """Counts what a file holds."""
+    """Counts a file's rows, findings and warnings, and makes the `Validation`."""
 
     def __init__(self, options: Options, look: Look | None) -> None:
         self._texts = options.text_rules
@@ -243,7 +243,7 @@ class _Tally:
 
     @property
     def is_full(self) -> bool:
-        """Whether the file is refused whatever follows, and no further finding would be kept."""
+        """Whether the file is refused in any case and no further finding would be kept."""
         return self._total >= MOST_FINDINGS and self._rows - self._good > self._most_bad_rows
 
     def add(self, row: Row | Finding | PlainRun) -> None:
@@ -282,7 +282,7 @@ class _Tally:
         self._note(found)
         if found:
             return
-        # Only of rows that count: what is odd in a bad one is for whoever mends it.
+        # Warnings are for good rows only.
         self._good += 1
         if self._look is not None:
             self._look(row.line, json.dumps({key: row.value[key] for key in KEYS if key in row.value}).encode())
@@ -308,7 +308,7 @@ def _notice(kind: str, key: str, rows: int, line: int) -> Notice:
 
 
 def _worded(row: Row, error: "ValidationError") -> Finding:
-    """Word what jsonschema found; its own message would repeat the whole value."""
+    """Convert a jsonschema error to a finding with a message of its own, since jsonschema's repeats the value."""
     field = str(error.path[0]) if error.path else None
     if error.validator == "required":
         # The schema gives an error for each missing key, which its message begins with.
@@ -329,7 +329,7 @@ def _worded(row: Row, error: "ValidationError") -> Finding:
 
 
 def _worded_label(row: Row, error: "ValidationError") -> Finding | None:
-    """Word an error about a record's tags or its category; `None` if it is about neither."""
+    """Convert a jsonschema error about tags or category to a finding; `None` for an error about another key."""
     field = error.path[0] if error.path else None
     if field not in LABELS:
         return None
@@ -363,7 +363,7 @@ def _missing_finding(row: Row, field: str) -> Finding:
 
 
 def _misnamed(row: Row, told: set[str | None]) -> Iterator[Finding]:
-    """Yield unknown keys that are probably `input`, which would be lost otherwise."""
+    """Yield a finding per unknown key that probably stands for a missing key, unless that is in `told`."""
     if not isinstance(row.value, dict):
         return
     # Of a row that is bad in any case so many keys are looked at; one that is not must not be lost.
