@@ -1,7 +1,7 @@
 """
-What follows from a verdict: the candidate is promoted or waits for a person, drops are put on trial, the run ends.
+Apply a verdict: promote the candidate or let it wait for approval, put drops on trial, end the run.
 
-Each part is idempotent, so a crash in between repeats it to the same end.
+Each part is idempotent: repeated after a crash it has the same result.
 """
 
 import shutil
@@ -29,7 +29,12 @@ from pipeline.models.manifest import verify_manifest
 
 
 def fix_measures(engine: Engine, state_folder: Path, claim: states.Claim, config: RunConfig, now: int) -> None:
-    """Write on the track what its first verdict was made by: all later runs are judged by the same measure."""
+    """
+    Store on the track the metric, answer length, split, batch size and noise floor of its first verdict.
+
+    Later runs are judged with these values: later calls only add missing ones, or a smaller batch size. Does nothing if
+    data set or evaluation are not published. Raises `LostClaim`.
+    """
     dataset = run_files.load_dataset(state_folder, claim.run_id)
     report = run_files.load_evaluation(state_folder, claim.run_id)
     if dataset is None or report is None:
@@ -56,11 +61,11 @@ def fix_measures(engine: Engine, state_folder: Path, claim: states.Claim, config
 
 def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, now: int) -> tuple[str, str]:
     """
-    Act on the run's published verdict; return the outcome that the run has ended with, and its sentence.
+    Apply the run's published verdict and end the run; return its outcome and the sentence for the user.
 
-    Raises `ChampionMoved` if the candidate was not compared with today's champion, whether it won or lost, `LostClaim`
-    if the run is not the owner's any more, `Cancelled` if a person cancelled it or withdrew a drop of its own,
-    `DropforgeError` if the candidate cannot be promoted.
+    Raises `ChampionMoved` if the candidate, winner or loser, was compared with a champion that no longer serves,
+    `LostClaim` if the claim is not valid any more, `Cancelled` if a person cancelled the run or withdrew one of its
+    drops, `DropforgeError` if the candidate cannot be promoted.
     """
     root = settings.state_folder
     folder = run_files.run_folder(root, claim.run_id)
@@ -93,16 +98,16 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
 
 def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
     """
-    Return whether a verdict that is no win depends on the champion that serves.
+    Return whether a verdict that is no win depends on the champion: the models were compared.
 
-    Not where the candidate was trained on what it was asked, and not where nobody was compared, for want of data: that
-    the data was not prepared for another champion has `stale_steps` invalidated, as far as nothing was trained on it.
+    `False` for a contaminated candidate, and if the run ended before the evaluation, for lack of data: `stale_steps`
+    repeats such a run if its data was prepared for another champion and nothing was trained on it.
     """
     return verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, run_id)
 
 
 def _candidate(claim: states.Claim, track: str, verdict: Verdict) -> promotion.Candidate:
-    """Return what a verdict would promote."""
+    """Return the candidate that a winning verdict promotes. Raises `StepFailed` if the verdict names none."""
     identity, over = verdict.candidate_model_id, verdict.champion_generation
     if identity is None or over is None:
         raise StepFailed("the verdict names no model to promote")
@@ -111,14 +116,14 @@ def _candidate(claim: states.Claim, track: str, verdict: Verdict) -> promotion.C
 
 
 def _is_manual(settings: Settings, run: Run) -> bool:
-    """Return whether a win waits for approval: by the run's settings, or by those of today."""
+    """Return whether a win needs approval: `gate.approval` is "manual" in the run's settings or in today's."""
     # The track may have been taken out of the settings during its run.
     today = settings.track(run.track) if run.track in settings.track_names else settings
     return "manual" in {RunConfig.model_validate(run.config).gate.approval, today.gate.approval}
 
 
 def _heldout_version(settings: Settings, verdict: Verdict, claim: states.Claim) -> str | None:
-    """Return the held-out set that a candidate was judged on; `None` if there was no candidate."""
+    """Return the version of the held-out set that the candidate was judged on; `None` if there was no candidate."""
     if verdict.candidate_model_id is None:
         return None
     dataset = run_files.load_dataset(settings.state_folder, claim.run_id)

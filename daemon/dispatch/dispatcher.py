@@ -1,9 +1,9 @@
 """
-Claims the next run, sends its steps to the executor one by one, publishes what came back, and acts on the verdict.
+The dispatcher: claims the next run, submits its steps one by one, publishes their results and applies the verdict.
 
 One `tick` does all that can be done without waiting. All of its state is in the database and the run's folder, so a new
-dispatcher after a crash goes on where the files say the old one was. What one run or track has against it in its own
-files is that one's alone: it waits, and all others go on. A full disk and a locked database are everybody's.
+dispatcher continues after a crash. An error in the files of one run or track makes only that run or track wait. A full
+disk and a locked database concern all.
 """
 
 import structlog
@@ -50,14 +50,14 @@ class Dispatcher:
     def __init__(
         self, engine: Engine, settings: Settings, executor: LocalExecutor, troubles: Troubles | None = None
     ) -> None:
-        """Dispatch for the state folder of `settings`, from `recover` and `tick` on; tracks tell `troubles` theirs."""
+        """Prepare for the state folder of `settings`; `recover` and `tick` do the work, problems go to `troubles`."""
         self._engine = engine
         self._settings = settings
         self._root = settings.state_folder
         self._executor = executor
         self._claim: states.Claim | None = None
         self._changes = ChangeWatch(engine)
-        #: When a run is due that could not be claimed at the last look, and when that was: the clock may be set back.
+        #: When the next run is due, and the time of the last query for due runs: the clock may be set back.
         self._due: int | None = None
         self._asked_at = 0
         self._apart = RunsApart(settings.state_folder)
@@ -74,7 +74,7 @@ class Dispatcher:
         self.draining = False
 
     def recover(self, now: int) -> None:
-        """Finish what a dead daemon left half-done and adopt its run; the caller holds the state folder's lock."""
+        """Clean up after a daemon that died and claim its running run; the caller holds the state folder's lock."""
         durable.remove_leftovers(Spool(self._root).queue)
         self._maintain(now)
         claim = self._claim = next(iter(run_queue.rescue(self._engine, now)), None)
@@ -87,18 +87,18 @@ class Dispatcher:
 
     @property
     def idle(self) -> bool:
-        """Whether no run is in hand."""
+        """Whether no run is claimed."""
         return self._claim is None
 
     def tick(self, now: int) -> None:
-        """Do everything that can be done now."""
+        """Do maintenance, claim a run if none is claimed, and advance it as far as is possible without waiting."""
         low = self._look_at_disk(now)
-        # With a run in hand too: a base that was replaced must not be judged by, and cached, under the old one's name.
+        # Also while a run is claimed: a base model that was replaced must not be used and cached under the old id.
         self._maintain(now)
         self._gpu.tick(self._needs_gpu)
         if self._claim is None and not self.draining:
             self._collect_garbage(now)
-            # Asked twice a second all day long: only where the answer can be another one than last time.
+            # Called twice a second: query the database only if the answer can differ from the last one.
             later = now >= self._asked_at and (self._due is None or now < self._due)
             if later and not self._changes.changed():
                 return
@@ -130,7 +130,7 @@ class Dispatcher:
             self._after_failure(claim, f"{type(error).__name__}: {error}"[:2000], hint, now, retryable=False)
 
     def _look_at_disk(self, now: int) -> bool:
-        """Return whether the disk is under the low-water mark, and record a change of that."""
+        """Return whether free disk space is below the low-water mark; record an event when that changes."""
         words = self.disk.shortage()
         if bool(words) != self._was_low:
             with transaction(self._engine) as session:
@@ -142,7 +142,7 @@ class Dispatcher:
         return self._was_low
 
     def describe(self) -> str:
-        """Return one line for people: what runs and how far it is."""
+        """Return one line for people: the claimed run and its progress, the lack of disk space, or "idle"."""
         if self._claim is None:
             return self.disk.shortage() or "idle"
         run_id = self._claim.run_id
@@ -153,12 +153,12 @@ class Dispatcher:
         return f"run {run_id} {attempt.step if progress is None else progress.words}"
 
     def abandon(self, now: int) -> None:
-        """At the end of a shutdown: let the run in hand wait, uncounted, though its step left no result."""
+        """At the end of a shutdown, set the claimed run to waiting though its step left no result; not a failure."""
         if self._claim is None:
             return
         attempt = states.open_attempt(self._engine, self._claim.run_id)
         if attempt is not None:
-            # Or the next worker would run what nobody waits for.
+            # Otherwise the next worker would run a step that is not needed any more.
             self._executor.cancel(key_of(attempt))
             # Its files stay: the step may be at its last checkpoint.
             ending = states.Ending(AttemptState.LOST, "the daemon stopped before the step did")
@@ -167,13 +167,13 @@ class Dispatcher:
         self._drop()
 
     def give_gpu_back(self) -> None:
-        """After the end of all steps: let the server have its GPU while there is no daemon, and wait for that."""
+        """At shutdown, after all steps: run `hooks.after_training` if the GPU was taken, and wait for it."""
         self._gpu.finish(self._needs_gpu)
 
     # --- one claim
 
     def _claim_next(self, now: int) -> states.Claim | None:
-        """Take the first run in the order of the queue that can go on now; write on those before it why they cannot."""
+        """Claim and return the first due run that can continue, or `None`; store in the others before it why not."""
         with transaction(self._engine) as session:
             for run in order.due_runs(session, now):
                 try:
@@ -190,7 +190,7 @@ class Dispatcher:
         return None
 
     def _advance(self, claim: states.Claim, now: int) -> bool:
-        """Take one step with a run; say whether another may follow at once."""
+        """Poll, submit or end one step of the run, or end the run; return whether to call this again at once."""
         attempt = states.open_attempt(self._engine, claim.run_id)
         run = self._run(claim)
         if attempt is not None:
@@ -221,11 +221,11 @@ class Dispatcher:
         return False
 
     def _look_at(self, claim: states.Claim, run: Run, attempt: Attempt, now: int) -> bool:
-        """See how an open attempt is doing."""
+        """Poll an open attempt and act on its state; return whether the run can be advanced again at once."""
         spec = self._spec_of(attempt)
         if spec is None:
-            # The daemon died between the attempt's row and its spec: the same attempt is ordered now, unless what it
-            # goes on from stands no more.
+            # The daemon died between the attempt's row and its spec: the same attempt is submitted now, unless an
+            # earlier step has become stale.
             invalidate_stale(self._engine, self._root, run, now)
             done, step = self._next(run)
             if step is None or step.name != attempt.step:
@@ -238,7 +238,7 @@ class Dispatcher:
             return self._collect(claim, attempt, spec, now)
         stop = run.cancel_requested or is_in_vain(self._engine, run, spec)
         if state is JobState.LOST and {path.name for path in (self._root / spec.folder).iterdir()} == {SPEC_NAME}:
-            # Nothing but its spec came of it: it was called off in the queue, or the daemon died before it was there.
+            # It has left nothing but its spec: it was removed from the queue, or the daemon died before it was queued.
             if stop:
                 self._end(claim, attempt, AttemptState.LOST, now, "it was called off before it began")
                 return True
@@ -251,7 +251,7 @@ class Dispatcher:
         return False
 
     def _collect(self, claim: states.Claim, attempt: Attempt, spec: StepSpec, now: int) -> bool:
-        """Act on a result; say whether the run goes on at once."""
+        """Publish an attempt's result or count its failure; return whether the run can be advanced again at once."""
         result = run_files.read_result(spec)
         if result is None:
             self._end(claim, attempt, AttemptState.LOST, now, "its result carries another attempt's fence")
@@ -292,7 +292,7 @@ class Dispatcher:
         return False
 
     def _conclude(self, claim: states.Claim, run: Run, now: int) -> bool:
-        """Act on the verdict; say whether the run goes on at once, since its champion has moved meanwhile."""
+        """Apply the verdict; return `True` if the run goes on instead: the champion changed, or it was cancelled."""
         try:
             outcome, words = conclude(self._engine, self._settings, claim, run, now)
         except states.LostClaim:
@@ -313,7 +313,12 @@ class Dispatcher:
     # --- small parts
 
     def _config_of(self, session: Session, run: Run, now: int) -> RunConfig:
-        """Return the configuration of a run that begins now. Raises `DropforgeError` if its track cannot run."""
+        """
+        Return the configuration of a run that begins now.
+
+        Raises `DropforgeError` if the track's base model cannot be used, its settings are not valid or the disk lacks
+        room.
+        """
         track = states.ensure_track(session, run.track, now)
         problem = self.bases.problem(track.name)
         if problem is not None:
@@ -324,20 +329,20 @@ class Dispatcher:
         return config
 
     def _require_room(self, run: Run) -> None:
-        """Raise `DropforgeError` if a waiting run cannot go on now, for want of room or for its own files."""
+        """Raise `DropforgeError` if a waiting run cannot continue, for lack of disk space or for damaged files."""
         try:
             self.disk.require(still_needed(self._root, run))
         except (OSError, ValueError) as error:
             raise self._apart.words(run.id or 0, error) from error
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
-        """Return the run's published steps, with their artifacts, and the one to do now: `None` after the last."""
+        """Return the paths of the run's published artifacts by step, and the next step: `None` after the last one."""
         done = run_files.published(self._root, run.id or 0)
         dataset = run_files.load_dataset(self._root, run.id or 0)
         return done, next_step(done, dataset, RunConfig.model_validate(run.config))
 
     def _needs_gpu(self) -> bool:
-        """Say whether the run in hand has a step before it that needs the GPU, or a step's process is there yet."""
+        """Return whether the claimed run has a GPU step that is not published, or any step's process is alive."""
         steps = {step.name for step in STEPS if step.needs_gpu}
         claim = self._claim
         is_before = claim is not None and not steps <= set(run_files.published(self._root, claim.run_id))
@@ -354,7 +359,7 @@ class Dispatcher:
         self._drop()
 
     def _set_apart(self, claim: states.Claim, error: OSError | DBAPIError, now: int) -> None:
-        """Let a run with damaged files wait, uncounted. Raises errors that concern every run, as of a full disk."""
+        """Postpone a run whose files cause `error`; raise `error` if it concerns every run: database or full disk."""
         if isinstance(error, DBAPIError) or is_full(error):
             raise error
         attempt = states.open_attempt(self._engine, claim.run_id)
@@ -393,7 +398,7 @@ class Dispatcher:
             self._tell(f"base model of track {name}", self.bases.problem(name))
 
     def _collect_garbage(self, now: int) -> None:
-        """Remove what nothing needs any more."""
+        """Remove models, run files and rejected files that nothing needs; skipped unless `may_collect` is set."""
         if not self.may_collect or not self._settings.gc.automatic:
             return
         self.may_collect = False

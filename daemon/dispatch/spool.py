@@ -1,5 +1,5 @@
 """
-The spool: the folders in which the daemon orders attempts and `dropforge worker` takes them.
+The spool: folders through which the daemon gives step attempts to `dropforge worker`.
 
     spool/queue/KEY.json     ordered; written by the executor
     spool/running/KEY.json   taken by the worker, with the identity of its process
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 
 class JobState(StrEnum):
-    """How far an attempt is."""
+    """State of an attempt, as its files show it."""
 
     #: It is ordered and has not begun.
     QUEUED = "queued"
@@ -48,7 +48,7 @@ class JobState(StrEnum):
 
 
 class _Entry(BaseModel):
-    """Content of a file in the spool."""
+    """Content of a spool entry: the attempt's fence, and its process once the worker has started it."""
 
     fence: str
     process: Identity | None = None
@@ -56,7 +56,7 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True)
 class Order:
-    """An attempt in the spool, and its process once the worker has written it down."""
+    """A valid spool entry with its spec, and its process once the worker has recorded that."""
 
     entry: Path
     spec: StepSpec
@@ -65,9 +65,10 @@ class Order:
 
 def read_order(root: Path, entry: Path) -> Order:
     """
-    Read the order in a file of the spool of `root`.
+    Resolve a spool entry to its attempt and spec without trusting the entry's content.
 
-    Raises `OSError` or `ValueError` if it, or its spec, cannot be read, is torn or another attempt's.
+    Raises `OSError` or `ValueError` if the entry or its spec cannot be read, is incomplete or belongs to another
+    attempt.
     """
     if (name := _NAME.fullmatch(entry.name)) is None:
         raise ValueError("its name is no attempt's")
@@ -80,10 +81,10 @@ def read_order(root: Path, entry: Path) -> Order:
 
 
 class Spool:
-    """The folders that executor and worker meet in."""
+    """The spool's folders in a state folder, shared by executor and worker."""
 
     def __init__(self, state_folder: Path) -> None:
-        """Make the folders where they are missing."""
+        """Create the folders that are missing."""
         self.root = state_folder
         self.folder = state_folder / "spool"
         self.queue = self.folder / "queue"
@@ -94,7 +95,7 @@ class Spool:
             folder.mkdir(parents=True, exist_ok=True)
 
     def entries(self, folder: Path) -> list[Path]:
-        """Return the files in `queue` or `running`, the oldest first, but for those that are being written."""
+        """Return the entries in `queue` or `running`, oldest first, without those that are still being written."""
         found = []
         with os.scandir(folder) as listed:
             for entry in listed:
@@ -105,7 +106,7 @@ class Spool:
         return [path for _, path in sorted(found)]
 
     def accept(self, folder: Path) -> Iterator[Order]:
-        """Yield the orders in `queue` or `running`, the oldest first; remove files that are none."""
+        """Yield the valid orders in `queue` or `running`, oldest first; delete entries that are not valid."""
         for entry in self.entries(folder):
             try:
                 order = read_order(self.root, entry)
@@ -118,12 +119,12 @@ class Spool:
                 yield order
 
     def has_living(self) -> bool:
-        """Say whether the process of a step is there, one that was told to stop included."""
+        """Return whether the process of any step is alive, one that was told to stop included."""
         found = (self.process_of(entry.stem) for entry in self.entries(self.running))
         return any(process is not None and is_alive(process) for process in found)
 
     def process_of(self, key: str) -> Identity | None:
-        """Return the process that the worker wrote down for an attempt, if it has."""
+        """Return the process that the worker recorded for an attempt; `None` if there is none."""
         try:
             return _Entry.model_validate_json((self.running / f"{key}.json").read_bytes()).process
         except (FileNotFoundError, ValueError):
@@ -131,14 +132,14 @@ class Spool:
 
 
 class LocalExecutor:
-    """Orders attempts from the worker of this machine."""
+    """Submits attempts to the worker on this machine."""
 
     def __init__(self, state_folder: Path) -> None:
         """Use the spool in `state_folder`."""
         self._spool = Spool(state_folder)
 
     def submit(self, spec: StepSpec) -> None:
-        """Write the attempt's spec.json, then its entry in the queue. Idempotent on the key."""
+        """Write the attempt's spec.json and its entry in the queue; nothing if it is in the spool or has a result."""
         folder = Path(spec.root) / spec.folder
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RESULT_NAME).exists() or self._is_known(spec.key):
@@ -148,7 +149,7 @@ class LocalExecutor:
         durable.write_json(self._spool.queue / f"{spec.key}.json", {"fence": spec.fence})
 
     def poll(self, spec: StepSpec) -> JobState:
-        """Say how far an attempt is, from the files alone."""
+        """Return the state of an attempt, from its files and the worker's lock."""
         # In the order of an attempt's life, so that one moving on meanwhile is not taken for lost.
         if (self._spool.queue / f"{spec.key}.json").exists():
             return JobState.QUEUED
@@ -163,7 +164,7 @@ class LocalExecutor:
         return JobState.RUNNING if process and is_alive(process) else JobState.LOST
 
     def cancel(self, key: str) -> None:
-        """Take it out of the queue if no worker has begun it, else leave a mark that the worker acts on."""
+        """Remove an attempt from the queue; if it runs already, leave a file that makes the worker stop it."""
         (self._spool.queue / f"{key}.json").unlink(missing_ok=True)
         if self._is_known(key):
             (self._spool.cancelled / key).touch()

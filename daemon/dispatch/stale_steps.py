@@ -1,16 +1,17 @@
 """
-Which published steps of a run still stand: those whose key of today is the key that they were made by.
+Stale steps: find the published steps whose inputs have changed, and unpublish them so that they are done again.
 
-The key of a step holds the settings that it reads, the drops, and what it takes of the data, by hash. The settings are
-today's, and the drops are without those that were taken out since the run began. A stale step takes all later ones
-with it. Only `prepare` is done again alone, with the verdict: it is quick and may well come to the same rows, and once
-it is published anew what was made from the old data is looked at again.
+A step's key holds the settings that it reads, the drops, and the hashes of the data that it uses. A step is valid while
+the key of today's settings, and of the drops without those taken out since the run began, equals the key that it was
+made with. A stale step makes all later steps stale. Only `prepare` is done again without them, together with the
+verdict: it is quick and may well produce the same rows, and once it is published again the steps made from the old data
+are checked again.
 
 The champion is part of a key where it matters. An evaluation against a former champion is stale as long as there is no
-verdict on it (what such a verdict still means, `apply_verdict` says), and data without records that a former champion
-knew is stale until something was trained on it. A training that goes on from a champion, or is combined with one, is
-stale as soon as another model serves, and so is the data that was prepared for it, however far the run is: else a model
-that was rolled back would return as its child.
+verdict on it (`apply_verdict` decides whether such a verdict is still valid), and data without the records that a
+former champion was trained on is stale until something was trained on it. A training that starts from a champion, or is
+combined with one, is stale as soon as another model serves, and so is the data that was prepared for it, however far
+the run is: otherwise a model that was rolled back would return through its descendant.
 """
 
 from collections.abc import Collection
@@ -41,7 +42,7 @@ log = structlog.get_logger()
 
 
 class Remains(NamedTuple):
-    """What of a run's published steps does not stand, and in words what does."""
+    """Result of `what_remains`: the stale steps of a run, and what is kept and repeated in words."""
 
     stale: tuple[str, ...]
     left: str
@@ -51,7 +52,7 @@ class Remains(NamedTuple):
 
 
 def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> None:
-    """Unpublish the steps of a run in hand that are stale."""
+    """Unpublish the stale steps of the claimed run; do nothing if it has published none."""
     run_id = run.id or 0
     if run.config is None or not run_files.published(state_folder, run_id):
         return
@@ -65,14 +66,14 @@ def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> 
 
 
 def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
-    """Return whether the running step of `spec` belongs to a training from a former champion."""
+    """Return whether the running step of `spec` is useless: its training started from a former champion."""
     with transaction(engine) as session:
         serving = champion(session, run.track)
     return serving.model_id != spec.champion.model_id and bool(_Past(engine, Path(spec.root), run).left)
 
 
 def retry_words(engine: Engine, settings: Settings, run_id: int, now: int) -> str:
-    """Return what a retry would keep and do again; empty if nobody can tell. Raises `DropforgeError` as `retry`."""
+    """Describe which steps a retry would keep and repeat; empty if unknown. Raises what `retry` raises."""
     with Session(engine, expire_on_commit=False) as session:  # never committed: the run only seems to begin
         state = run_queue.retry_in(session, run_id, now)
         run = known_run(session, run_id)
@@ -91,10 +92,10 @@ def retry_words(engine: Engine, settings: Settings, run_id: int, now: int) -> st
 
 def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str | None = None) -> tuple[str, str]:
     """
-    Let a failed, cancelled or crashed run go on, doing `since` and all later steps again if that is named.
+    Let a failed, cancelled or crashed run continue; with `since`, do that step and all later ones again.
 
-    Returns in words how it goes on, and what `retry_words` says. Raises `DropforgeError` if it cannot be retried or
-    there is no such step.
+    Returns how the run continues, in words, and the result of `retry_words`. Raises `DropforgeError` if the run cannot
+    be retried or there is no such step.
     """
     if since is not None:
         if since not in BY_NAME:
@@ -108,13 +109,13 @@ def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str 
 
 
 def invalidate(state_folder: Path, run_id: int, step: str) -> None:
-    """Take a run's published artifacts back from `step` on; nobody may be working on the run."""
+    """Unpublish `step` and all later steps of a run; no step of the run may be running."""
     names = [one.name for one in STEPS]
     _unpublish(state_folder, run_id, names[names.index(step) :])
 
 
 def what_remains(engine: Engine, state_folder: Path, run: Run) -> Remains:
-    """Return what of a run stands, by the settings and the snapshot that it has. Raises `ArtifactDamaged`."""
+    """Return which published steps are stale under the run's own config and snapshot. Raises `ArtifactDamaged`."""
     done = list(run_files.published(state_folder, run.id or 0))
     past, stands = _Past(engine, state_folder, run), list(done)
     for name in reversed(done):
@@ -128,20 +129,20 @@ def what_remains(engine: Engine, state_folder: Path, run: Run) -> Remains:
 
 
 def _unpublish(state_folder: Path, run_id: int, steps: Collection[str]) -> None:
-    """Take steps back, the last one first: whatever is left after a crash, the first of them is stale still."""
+    """Unpublish steps, the last one first, so that after a crash the first of them is still found to be stale."""
     for name in reversed(list(run_files.published(state_folder, run_id))):
         if name in steps:
             run_files.unpublish(state_folder, run_id, name)
 
 
 class _Past:
-    """What a run's published steps were made from, and whether that is still so."""
+    """The inputs that a run's published steps were made from, to be compared with today's."""
 
     def __init__(self, engine: Engine, state_folder: Path, run: Run) -> None:
         self._folder, self._run = state_folder, run.id or 0
         self._config = RunConfig.model_validate(run.config)
         self._drops = [drop["id"] for drop in run.snapshot or ()]
-        #: By step: the number of the attempt that it was made by last, and of the one whose data that read.
+        #: By step: the number of its last published attempt, and of the `prepare` attempt whose data that one read.
         self.made: dict[str, int] = {}
         self._read: dict[str, int] = {}
         for one in published_attempts(engine, self._run):
@@ -152,7 +153,7 @@ class _Past:
             is_champion = promotion_of(session, self._run) is not None
         self._dataset = run_files.load_dataset(state_folder, self._run)
         self._report = run_files.load_evaluation(state_folder, self._run)
-        #: By step: the former champion that it was trained from, in words; none if its own model was promoted.
+        #: By step: the former champion that it started from, in words; empty if the run's own model was promoted.
         self.left = {} if is_champion else self._left()
 
     def _left(self) -> dict[str, str]:
@@ -169,7 +170,7 @@ class _Past:
         }
 
     def is_stale(self, name: str, stands: Collection[str]) -> bool:
-        """Return whether a published step would be made from something else today; `stands` names those that stand."""
+        """Return whether a published step's inputs have changed; `stands` are the steps that are valid so far."""
         against = self._report if name == "evaluate" and "decide" not in stands else None
         if name in self.left or (against is not None and not against.is_against(self._serving)):
             return True
@@ -188,7 +189,7 @@ class _Past:
         return then != today or (name == "evaluate" and self._has_other_batches(made.config))
 
     def _data(self, number: int) -> dict[str, Any]:
-        """Return what an attempt at `prepare` made, and its files' hashes. Raises `ValueError` if that is damaged."""
+        """Return artifact and file hashes of `prepare` attempt `number`, {} for 0. Raises `ValueError` if damaged."""
         if not number:
             return {}  # the daemon died before it noted which attempt made the data, and the run ended
         folder = self._folder / run_files.attempt_folder(self._run, "prepare", number)
@@ -197,9 +198,9 @@ class _Past:
 
     def _leaves_out(self, stands: Collection[str]) -> bool:
         """
-        Return whether data leaves out what a champion knew, and nothing was trained on it yet.
+        Return whether the data depends on what a champion was trained on, and nothing was trained on it yet.
 
-        Too little data may be so for that champion only. Where none was left out, another champion leaves no more.
+        Data that is too small may suffice for another champion. A training that has begun goes on with its own data.
         """
         data = self._dataset
         if data is None or "train" in stands or not (data.seen_by_champion or self._config.gate.on == "seen"):
@@ -208,16 +209,16 @@ class _Past:
         return data.shortfall is not None or not run_files.made_checkpoint(self._folder, self._run, 0)
 
     def _has_other_batches(self, made: RunConfig) -> bool:
-        """Return whether another batch size is set than was, or was taken where that did not fit into memory."""
+        """Return whether today's batch size is set, and is neither the former setting nor the size that was used."""
         taken = 0 if self._report is None else self._report.batch_size
         return self._config.evaluate.batch_size not in {0, made.evaluate.batch_size, taken}
 
 
 def _key(step: str, config: RunConfig, drops: list[object], data: dict[str, Any]) -> tuple[object, ...]:
     """
-    Return what a step is made from: settings, drops, and what it takes of `data`.
+    Return the key of a step: the settings that it reads, the drops, and the values in `data` that it uses.
 
-    The track's noise floor is none of it: a report that measured it has it.
+    The track's noise floor is not part of it: the report that measured it contains it.
     """
     evaluate, gate, train = config.evaluate, config.gate, config.train
     metric = data.get("metric") if evaluate.metric == "auto" else evaluate.metric
@@ -240,5 +241,5 @@ def _key(step: str, config: RunConfig, drops: list[object], data: dict[str, Any]
         case "judge":
             return judge
         case _:
-            # A judge that was taken on or dismissed since is heard, or not.
+            # A judge that was added or removed since changes the verdict's inputs.
             return (gate, config.guards, *judge)

@@ -1,4 +1,4 @@
-"""The configuration of a run, and the spec of a step: its data, today's champion, what the track's history adds."""
+"""Build a run's configuration, and a step's spec from drops, champion and the history of the track."""
 
 import os
 from contextlib import suppress
@@ -22,9 +22,9 @@ from pipeline.config import MemoryPlan, RunConfig
 from pipeline.contract import StepSpec, TwinRun
 from pipeline.steps import BY_NAME
 
-#: Former champions that a candidate is held against.
+#: Number of former champions that a candidate is compared with.
 _FORMER = 3
-#: Earlier runs among which one with a like training is looked for.
+#: Number of earlier runs that are searched for one with the same memory settings.
 _LOOKED_AT = 50
 #: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
 #: the step itself most of all (README.md has the numbers). The daemon's own setting goes before ours. The worker
@@ -63,7 +63,7 @@ def compose(settings: Settings, track: Track) -> RunConfig:
 
 
 def warn_of_fixed(settings: Settings, track: Track) -> None:
-    """Log which shares of the split are set otherwise than the track's first run fixed them: its shares hold."""
+    """Log a warning for each split share in the settings that differs from the track's fixed share, which applies."""
     wanted = settings.track(track.name).split
     for name, share in _fixed_shares(track).items():
         if share != getattr(wanted, name):
@@ -71,7 +71,7 @@ def warn_of_fixed(settings: Settings, track: Track) -> None:
 
 
 def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inputs: dict[str, str]) -> StepSpec:
-    """Return the order for an attempt; `inputs` are the steps of the run that stand, with their artifacts."""
+    """Return the spec of an attempt; `inputs` are the artifacts of the run's published steps, by step name."""
     steps = list(BY_NAME)
     earlier = steps[: steps.index(attempt.step)]
     root = settings.state_folder
@@ -103,7 +103,11 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
 
 
 def memory_before(session: Session, state_folder: Path, run: Run) -> MemoryPlan | None:
-    """Return the memory plan of the latest training on the same base and settings of memory, on any track."""
+    """
+    Return the memory plan of the last training with the same base model and memory settings, on any track.
+
+    Only the 50 latest runs are searched; `None` if none of them has one.
+    """
     asked = _asks(run.config or {})
     others = select(Run).where(Run.id != run.id, col(Run.config).is_not(None)).order_by(col(Run.id).desc())
     for other in session.exec(others.limit(_LOOKED_AT)):
@@ -118,7 +122,7 @@ def memory_before(session: Session, state_folder: Path, run: Run) -> MemoryPlan 
 
 
 def champion_adapter(session: Session, state_folder: Path, run: Run) -> str | None:
-    """Return the folder of the adapter that the champion of the run's track was merged from, if it is of its base."""
+    """Return the folder of the adapter behind the track's champion; `None` if it is not over the run's base model."""
     serving = promotion.champion(session, run.track)
     past = promotion.champions_of(session, run.track)
     made = [row.run_id for row in past if row.model_id == serving.model_id and row.run_id is not None]
@@ -157,12 +161,12 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
 
 
 def _fixed_shares(track: Track) -> dict[str, float]:
-    """Return the shares that the track's first run fixed, so that no prompt changes sides."""
+    """Return the split shares that the track's first run fixed, so that no prompt moves to another part."""
     return {name: share for name, share in (track.split or {}).items() if name in {"heldout", "dev"}}
 
 
 def _twin(session: Session, settings: Settings, run: Run, champion: str) -> TwinRun | None:
-    """Return the run that a trial repeats; `None` for any other run, and where the two have not the same to say."""
+    """Return the run that a trial repeats with the same drops and champion, and its gain; `None` if there is none."""
     blamed = session.exec(select(Suspect.blamed_run).where(Suspect.trial_run == run.id)).first()
     if blamed is None or snapshot_ids(session.get_one(Run, blamed)) != snapshot_ids(run):
         return None
@@ -176,5 +180,5 @@ def _twin(session: Session, settings: Settings, run: Run, champion: str) -> Twin
 
 
 def key_of(attempt: Attempt) -> str:
-    """Return the key of an attempt, which its spec has too, without reading that."""
+    """Return an attempt's key, RUN-STEP-NUMBER, as in its spec."""
     return f"{attempt.run_id}-{attempt.step}-{attempt.number}"

@@ -1,9 +1,9 @@
 """
-Takes step specs from the spool, one at a time, and runs each in a process of its own.
+The worker: takes step specs from the spool, one at a time, and runs each in a process of its own.
 
-The worker touches no database, and takes neither a path nor a program from an order (`spool`). Each step gets a
-session and process group of its own, and one end of a pipe: when the worker dies, however it dies, the step notices and
-stops. A new worker starts nothing before the old one's step is gone.
+The worker touches no database, and takes neither a path nor a program from a spool entry (`spool`). Each step gets a
+session and process group of its own, and one end of a pipe: when the worker dies in any way, the step notices and
+stops. A new worker starts nothing before the old worker's step has ended.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ _MACHINE = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "
 _LIBRARIES = ("LD_*", "PYTHON*", "VIRTUAL_ENV", "HF_HOME", "HF_HUB_CACHE", "TORCH*", "PYTORCH*", "TRITON*", "BNB_*")
 _HARDWARE = ("CUDA*", "NVIDIA*", "NCCL_*", "HIP*", "ROCR*", "OMP_*", "MKL_*", "OPENBLAS*", "VLLM_CPU_*")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-#: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
+#: Variables of the worker's own environment that a step may see: paths and hardware settings, no secrets.
 ALLOWED_ENVIRONMENT = (*_MACHINE, *_LIBRARIES, *_HARDWARE)
-#: What a step that uses the network sees as well, with its key.
+#: Further variables for a step that uses the network, in addition to its API key.
 NETWORK_ENVIRONMENT = (*_PROXIES, *map(str.lower, _PROXIES), "SSL_CERT_FILE", "SSL_CERT_DIR")
-#: What of a spec's environment a step is given: the program sets no other.
+#: Variables that a step takes from its spec's environment: the daemon sets no others.
 STEP_VARIABLES = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY", "DROPFORGE_DEVICE")
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10.0
@@ -49,18 +49,18 @@ log = structlog.get_logger()
 
 
 def step_command(spec: StepSpec, path: Path) -> Sequence[str]:
-    """Return the argument list that does the step whose spec lies at `path`."""
+    """Return the argument list that runs the step of the spec at `path`."""
     # -P: the folder that it is started in must not be looked through for modules.
     return (sys.executable, "-P", "-m", "pipeline", spec.step, str(path.absolute()))
 
 
 class Worker:
-    """Serves one spool folder. `stop` ends it after the running step has left its checkpoint."""
+    """Runs the steps of one spool folder. Setting `stop` ends it after the running step has left its checkpoint."""
 
     def __init__(
         self, state_folder: Path, command: StepCommand = step_command, look: Callable[[], None] = lambda: None
     ) -> None:
-        """Serve the spool in `state_folder`; each step is done by `command`, and what `look` raises ends it."""
+        """Serve the spool in `state_folder`; `command` runs a step, `look` is called between steps and may raise."""
         self._spool = Spool(state_folder)
         self._command = command
         self._look = look
@@ -70,7 +70,7 @@ class Worker:
         self.owns_spool = False
 
     def serve(self) -> None:
-        """Run steps until `stop` is set; wait first until no other worker, and no step of one, is left."""
+        """Run steps until `stop` is set; first wait until no other worker, and none of its steps, is running."""
         waited = False
         while not self._lock.acquire():
             if not waited:
@@ -93,7 +93,7 @@ class Worker:
             self._lock.release()
 
     def _clear_leftovers(self) -> None:
-        """Wait for the steps of a dead worker, which are stopping by themselves, and end those that do not."""
+        """Wait until the steps of a dead worker have stopped, kill those that have not, and delete their entries."""
         for order in self._spool.accept(self._spool.running):
             process = order.process
             if process is not None and is_alive(process):
@@ -105,7 +105,7 @@ class Worker:
             order.entry.unlink()
 
     def _take(self) -> Order | None:
-        """Move the oldest order of the queue to `running` and return it."""
+        """Move the oldest order of the queue to `running` and return it; `None` if the queue is empty."""
         for order in self._spool.accept(self._spool.queue):
             # It may be cancelled meanwhile.
             with contextlib.suppress(FileNotFoundError):
@@ -114,7 +114,7 @@ class Worker:
         return None
 
     def _run(self, order: Order) -> None:
-        """Run one attempt to its end and see to it that it has a result; one that has a result is over already."""
+        """Run one attempt to its end and make sure that it has a result; do nothing if it has one already."""
         spec = order.spec
         entry = self._spool.running / f"{spec.key}.json"
         folder = self._spool.root / spec.folder
@@ -136,7 +136,7 @@ class Worker:
         entry.unlink(missing_ok=True)
 
     def _begin_with_room(self, entry: Path, spec: StepSpec, folder: Path) -> tuple[subprocess.Popen[bytes], int] | None:
-        """Do as `_begin` once disk and memory have room; told to stop before, put the order back and return `None`."""
+        """Call `_begin` until disk and memory suffice; once `stop` is set, put the order back and return `None`."""
         while True:
             try:
                 return self._begin(entry, spec, folder)
@@ -151,9 +151,9 @@ class Worker:
 
     def _begin(self, entry: Path, spec: StepSpec, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
         """
-        Start the step's process and write it down; return it with our end of its lifeline, on which it waits.
+        Start the step's process and record it in `entry`; return it and the write end of the pipe it waits on.
 
-        If that cannot be written the process ends before it has done anything: our end is closed without a word.
+        If it cannot be recorded the process is killed before it has done anything, as nothing was written to the pipe.
         """
         lifeline, keep = os.pipe()
         process = None
@@ -183,7 +183,7 @@ class Worker:
         return process, keep
 
     def _word(self, folder: Path, result: StepResult) -> None:
-        """Leave a result for a step that could not, as soon as the disk has room for it."""
+        """Write the result of a step that left none, retrying while the disk is full; give up once `stop` is set."""
         while True:
             try:
                 durable.write_json(folder / RESULT_NAME, result.model_dump())
@@ -197,7 +197,7 @@ class Worker:
                 return
 
     def _watch(self, process: subprocess.Popen[bytes], spec: StepSpec) -> bool:
-        """Wait for the step; stop it when it is cancelled or the worker is to end. Say whether it was stopped."""
+        """Wait for the step to end; stop it if it is cancelled or `stop` is set. Return whether it was stopped."""
         while process.poll() is None:
             if self.stop.is_set() or (self._spool.cancelled / spec.key).exists():
                 log.info("step_stopping", key=spec.key, grace_seconds=spec.grace_seconds)
@@ -216,10 +216,9 @@ class Worker:
 
 def end_steps_now(state_folder: Path) -> None:
     """
-    Kill the steps that a worker has in hand, with all that they started, and leave the result that they cannot.
+    Kill the running steps with all their processes, and write the result "interrupted" for each without one.
 
-    For the end without grace. The caller is the worker, or has ended it. The steps count as interrupted: that somebody
-    was in a hurry is no fault of the run's.
+    For a shutdown at once. The caller is the worker, or has ended it. No failure is counted for the runs.
     """
     spool = Spool(state_folder)
     for order in spool.accept(spool.running):
@@ -236,8 +235,8 @@ def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = ste
     """
     Run a worker until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes; return the exit code.
 
-    Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended. A second signal kills
-    the step and ends the process at once, with 128 and the signal's number.
+    Standard input is then a pipe from the daemon: it closes when the daemon ends in any way. A second signal kills the
+    step and ends the process at once, with 128 plus the signal's number.
 
     Raises `DropforgeError` if the state folder is not this user's own, `StateFolderGone` if it is taken away.
     """
@@ -272,7 +271,11 @@ def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = ste
 
 
 def _environment(spec: StepSpec) -> dict[str, str]:
-    """Return what the step may see; the name of a key is in its spec, the value in the worker's environment alone."""
+    """
+    Return the variables that a step may see: allowed ones of the worker's, and those of the spec.
+
+    A step with network access also gets proxies and the API key, whose name is in the spec.
+    """
     names = [*ALLOWED_ENVIRONMENT]
     if spec.network:
         names += [*NETWORK_ENVIRONMENT, spec.config.judge.api_key_env]
@@ -281,7 +284,7 @@ def _environment(spec: StepSpec) -> dict[str, str]:
 
 
 def _result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepResult:
-    """Word the end of a step that could not write its result itself."""
+    """Return the result of a step that ended without writing one, with message and hint for its exit code."""
     if stopped or returncode == EXIT_INTERRUPTED:
         words = StepError(message=f"step {spec.step} was stopped before it could leave a result")
         return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED, error=words)
