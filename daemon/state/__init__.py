@@ -1,7 +1,7 @@
 """
 The state folder: the database, the run folders, and who may use them.
 
-In: rows and artifacts. Out: the same, durable and checked. `tables` has the rows, `states` a sentence for each state,
-`database` opens and migrates them, `events` records each change, `run_files` publishes what a step made, `layout`
-names the files, `ownership` keeps other users out. Open `tables` first.
+In: rows and artifacts. Out: the same, durable and checked. `tables` defines the rows, `states` documents their states,
+`database` opens and migrates the database, `events` records each change, `run_files` publishes the results of steps,
+`layout` names the files, `ownership` keeps other users out. Open `tables` first.
 """

@@ -1,5 +1,5 @@
 """
-The state database: its engines, its transactions, its migrations.
+Engines, transactions and migrations of the state database.
 
 A writer begins every transaction with BEGIN IMMEDIATE: what it reads is still true when it writes, and it waits for its
 turn instead of failing in the middle with "database is locked". Engines are safe to share between threads.
@@ -46,10 +46,10 @@ log = structlog.get_logger()
 
 def open_engine(path: Path, *, keep: bool = False) -> Engine:
     """
-    Return an engine that writes; each of its transactions holds the write lock from its first statement on.
+    Return a read-write engine; each of its transactions holds the write lock from its first statement on.
 
-    A commit that returned survives a power cut (synchronous EXTRA; in WAL mode the same as FULL). With `keep` it keeps
-    its connections, one a thread at a time, until it is disposed of: for a process that asks all day.
+    A commit that returned survives a power cut (synchronous EXTRA; in WAL mode the same as FULL). With `keep` the
+    engine pools its connections until it is disposed of: for a process that queries all day.
     """
     return _engine(path, partial(_connect, path, foreign_keys=True), "BEGIN IMMEDIATE", QueuePool if keep else NullPool)
 
@@ -62,22 +62,22 @@ def open_reader(path: Path) -> Engine:
 
 
 def open_writer(path: Path) -> Engine:
-    """Return an engine that writes to a database that exists. Raises as `open_reader` does."""
-    open_reader(path)  # refuses where there is no database, which the writer would make
+    """Return a read-write engine. Raises `DatabaseUnusable` if the database is missing, instead of creating it."""
+    open_reader(path)  # raises if there is no database, which the writer would create
     return open_engine(path)
 
 
 class ChangeWatch:
-    """Tells, for a hundredth of what a transaction costs, whether somebody has changed the database; for one thread."""
+    """Detects whether the database has changed, at a hundredth of the cost of a transaction; for one thread."""
 
     def __init__(self, engine: Engine) -> None:
-        """Watch the database of `engine`, which must be there; that very engine's changes count too."""
+        """Watch the existing database of `engine`; changes made through this engine count too."""
         self._connection = _connect_read_only(engine.get_execution_options()["path"])
         weakref.finalize(self, self._connection.close)
         self._seen: int | None = None
 
     def changed(self) -> bool:
-        """Say whether anything was committed since the last call; the first call says so."""
+        """Return whether anything was committed since the last call; `True` for the first call."""
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         before, self._seen = self._seen, int(version)
         return before != self._seen
@@ -85,19 +85,19 @@ class ChangeWatch:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """Give a session whose work is committed at the end, or rolled back if an exception leaves the block."""
+    """Yield a session; commit at the end of the block, or roll back if an exception leaves it."""
     with Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
 def migrate(path: Path) -> None:
     """
-    Bring the database at `path` to this program's schema, all or nothing; create it and its folder if need be.
+    Migrate the database at `path` to this program's schema in one transaction; create it and its folder if missing.
 
-    A verified copy of a database that is to be changed is put into `backups/` beside it first. Foreign keys are off
-    meanwhile, since a table that is rebuilt would take its children's rows with it, and are checked before the commit.
-    Call it while no other process has the database open: the journal mode is chosen here too. Raises
-    `DatabaseUnusable` if the database is newer than the program, or is none.
+    Before a change a verified copy is put into `backups/` in the same folder. Foreign keys are off during the
+    migration, since rebuilding a table would delete its children's rows, and are checked before the commit. Call it
+    while no other process has the database open: it also sets the journal mode. Raises `DatabaseUnusable` if the
+    database is newer than the program, or the file is no database.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = _engine(path, partial(_connect, path, foreign_keys=False), "BEGIN IMMEDIATE")
@@ -120,7 +120,7 @@ def migrate(path: Path) -> None:
 
 
 def newest_revision() -> str:
-    """Return this program's schema: the highest number of a file in `migrations/versions`."""
+    """Return this program's schema revision: the highest number of a file in `migrations/versions`."""
     return max(known_revisions())
 
 
@@ -147,7 +147,7 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
 
 
 def _choose_journal(connection: Connection) -> None:
-    """Set the journal mode, which stays with the file; outside of any transaction, as SQLite wants it."""
+    """Set the journal mode, which the file keeps; outside of any transaction, as SQLite requires."""
     major, minor, patch = sqlite3.sqlite_version_info
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)  # noqa: S101 - for the type checker: our own creator made it
@@ -155,12 +155,12 @@ def _choose_journal(connection: Connection) -> None:
 
 
 def known_revisions() -> set[str]:
-    """Return the numbers of the migrations; without Alembic, which takes longer to load than all else at a start."""
+    """Return the numbers of the migrations from their file names, without loading Alembic, which is slow."""
     return {path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
 
 
 def _keep_copy(path: Path, old: str) -> None:
-    """Put a verified copy aside before the schema changes, and drop the oldest of such copies."""
+    """Copy the database to `backups/` before its schema changes, verified; delete all but the newest 3 such copies."""
     folder = path.parent / BACKUPS
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / f"before-{newest_revision()}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.db"
@@ -174,7 +174,7 @@ def _keep_copy(path: Path, old: str) -> None:
 
 
 def _create(connection: Connection) -> None:
-    """Make the tables, and note this program's schema as Alembic does, which is slow to load."""
+    """Create the tables, and record the schema revision as Alembic does, without loading it, which is slow."""
     SQLModel.metadata.create_all(connection, checkfirst=False)
     connection.exec_driver_sql(_ALEMBIC)
     connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (newest_revision(),))

@@ -1,5 +1,5 @@
 """
-The state database as a file: where it may lie, whether it is whole, a copy of it while others write, errors in words.
+The state database as a file: allowed file systems, integrity check, online copy, messages for errors.
 
 Plain `sqlite3`: it must work on a database that the rest of the program refuses.
 """
@@ -14,19 +14,19 @@ from daemon.system.programs import user
 from pipeline import durable
 from pipeline.errors import DropforgeError
 
-#: "DrFg": tells our database from those of other programs.
+#: "DrFg": distinguishes our database from those of other programs.
 APPLICATION_ID = 0x44724667
 BACKUPS = "backups"
 _BUSY_SECONDS = 30.0
 _COPY_PAGES = 2048
 _MOUNTS = Path("/proc/self/mountinfo")
-#: File systems of other hosts: no shared memory between them, and locks that are promises at best.
+#: Network file systems: no shared memory between hosts, and locks that cannot be relied on.
 _NETWORK = re.compile(
     "9p|afs|beegfs|ceph|cifs|coda|gfs2|glusterfs|lustre|ncpfs|nfs4?|ocfs2|orangefs|pvfs2|s3fs|smb3|smbfs|sshfs"
 )
 _PRIMARY_CODE = 0xFF  # the rest of an extended code says more of the same
 _DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
-#: What a process that died had begun: a writer takes it back first, and whoever only reads may not.
+#: A killed process left an unfinished transaction: a writer must roll it back, which a reader may not.
 _BEGUN = frozenset({sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_READONLY_RECOVERY})
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
@@ -34,12 +34,12 @@ _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class DatabaseUnusable(DropforgeError):
-    """The state database is missing, damaged, of another version, or lies where it is not safe."""
+    """The state database is missing, damaged, locked, of another version, or on an unsafe file system."""
 
 
 def journal_mode(version: tuple[int, int, int]) -> str:
     """
-    Return the journal mode that is safe with a version of the SQLite library.
+    Return the journal mode ("wal" or "delete") that is safe with a version of the SQLite library.
 
     Before 3.51.3 (mended in 3.50.7 and 3.44.6 too) a WAL that is reset while another process reads may corrupt the
     database (sqlite.org/wal.html#walresetbug).
@@ -49,7 +49,7 @@ def journal_mode(version: tuple[int, int, int]) -> str:
 
 
 def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
-    """Return the type of the file system that `path`, or the nearest folder above that exists, lies on."""
+    """Return the type of the file system of `path`, or of its nearest parent that exists; "unknown" if not found."""
     place = path.absolute()
     while not place.exists():
         place = place.parent
@@ -64,7 +64,7 @@ def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
 
 
 def is_network(kind: str) -> bool:
-    """Say whether a file system's type, as `file_system` returns it, is one that other hosts share."""
+    """Return whether a type that `file_system` returned is that of a network file system."""
     return _NETWORK.fullmatch(kind.removeprefix("fuse.")) is not None
 
 
@@ -77,7 +77,7 @@ def refuse_network(folder: Path, mounts: Path = _MOUNTS) -> None:
 
 
 def how_to_restore(path: Path) -> str:
-    """Return what to do about the damaged database at `path`, with the newest backup that is known."""
+    """Return the hint for a damaged database at `path`: restore the newest backup in its `backups/` folder."""
     backups = path.parent / BACKUPS
     found = sorted(backups.glob("[!.]*"), key=lambda one: one.stat().st_mtime) if backups.is_dir() else []
     kept = [one for one in found if not one.name.startswith("replaced-")]
@@ -87,10 +87,10 @@ def how_to_restore(path: Path) -> str:
 
 def verify(path: Path, *, at_start: bool = False) -> dict[str, int]:
     """
-    Read the whole database file, and return how many rows each table has.
+    Check the integrity of a database file; return the number of rows of each table.
 
-    `at_start`, of the daemon's own database, the indexes are not looked at, and its CHECK constraints are: SQLite
-    leaves these out on a connection that only reads.
+    With `at_start`, for the daemon's own database, indexes are not checked but CHECK constraints are, which SQLite
+    skips on a read-only connection.
     Raises `DatabaseUnusable` if SQLite finds damage, a row that refers to a missing one, or another program's data.
     """
     try:
@@ -117,7 +117,7 @@ def verify(path: Path, *, at_start: bool = False) -> dict[str, int]:
 
 
 def revision(path: Path) -> str | None:
-    """Return the schema that the database file has; `None` if it has none or there is no such file."""
+    """Return the schema revision of a database file; `None` if it has none, is missing or cannot be read."""
     if not path.exists():
         return None
     try:
@@ -130,18 +130,19 @@ def revision(path: Path) -> str | None:
 
 def copy_database(source: Path, target: Path) -> dict[str, int]:
     """
-    Copy a database into the new file `target` while others go on writing; return its rows by table.
+    Copy a database into the new file `target` while others may write; return the number of rows by table.
 
-    What was committed before the call is in the copy. It is written aside, made durable, verified, and then renamed.
+    All that was committed before the call is in the copy. It is written under a temporary name, made durable,
+    verified, and then renamed.
     Raises `DatabaseUnusable` if source or copy is damaged, `OSError` if it cannot be written; nothing is left behind.
     """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        # Not read-only: what a crash left half-written must be rolled back before it can be read.
+        # Not read-only: a transaction that a crash interrupted must be rolled back before reading.
         with closing(_open(source, "rw")) as old, closing(sqlite3.connect(aside)) as new:
             aside.chmod(0o600)
             old.backup(new, pages=_COPY_PAGES, sleep=0.01)
-            # One file that stands alone, whatever mode the original is in.
+            # One file without a WAL, whatever mode the original is in.
             new.execute("PRAGMA journal_mode=DELETE")
         counts = verify(aside)
         durable.fsync_file(aside)
@@ -161,7 +162,7 @@ def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
 
 
 def with_pragmas(connection: sqlite3.Connection, *pragmas: str) -> sqlite3.Connection:
-    """Set `pragmas` on a connection and return it. Raises `sqlite3.Error` after closing it if there is no database."""
+    """Set `pragmas` on a connection and return it. If that fails, closes it and raises `sqlite3.Error`."""
     try:
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
@@ -172,16 +173,16 @@ def with_pragmas(connection: sqlite3.Connection, *pragmas: str) -> sqlite3.Conne
 
 
 def cause_of(error: BaseException) -> sqlite3.Error | None:
-    """Return SQLite's own error behind an exception; `None` if it is of another kind."""
+    """Return the `sqlite3.Error` that an exception is or wraps; `None` if there is none."""
     cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps it; whoever only reads does not load that
     return cause if isinstance(cause, sqlite3.Error) else None
 
 
 def in_words(error: BaseException, path: Path) -> DatabaseUnusable | None:
     """
-    Return what an error on the state database at `path` is to a person.
+    Return an error on the state database at `path` with a message and a hint for users, or `None`.
 
-    `None` for errors of other kinds, and what no person causes: statements and rows that our own code got wrong.
+    `None` for errors that are not SQLite's, and for wrong statements and rows, which are defects of our own code.
     """
     cause = cause_of(error)
     whole = getattr(cause, "sqlite_errorcode", 0)

@@ -1,4 +1,4 @@
-"""Record an event: a row in the transaction of the change that it is about."""
+"""Record an event as a row in the same transaction as the change that it describes."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ _EVENT = insert(Event.metadata.tables["event"])
 
 @dataclass(frozen=True)
 class Word:
-    """Why something was decided, when, and by which person; `None` stands for the daemon itself."""
+    """The reason, time (ms since the epoch) and author of a decision; author `None` is the daemon itself."""
 
     reason: str
     at: int
@@ -30,6 +30,6 @@ def record_event(  # noqa: PLR0913 - what it is about goes by name, and most eve
     drop_id: int | None = None,
     **detail: object,
 ) -> None:
-    """Write the event `kind` (what happened, in the past) with its JSON `detail` in the caller's transaction."""
+    """Insert an event of `kind` (in the past tense: `run_failed`), with JSON `detail`, in the caller's transaction."""
     row = {"at": now, "kind": kind, "track": track, "run_id": run_id, "drop_id": drop_id, "detail": detail}
     session.connection().execute(_EVENT, row)

@@ -5,17 +5,17 @@ DATABASE_NAME = "dropforge.db"
 LOCK_NAME = "daemon.lock"
 #: Held by the running worker.
 WORKER_LOCK = "spool/worker.lock"
-#: What the inbox holds that was not taken, as the daemon last saw it; a hint for `dropforge status`.
+#: Files in the inbox that were not taken, as the daemon last saw them; a hint for `dropforge status`.
 WATCHER_NOTE = "watcher.json"
-#: What tracks, hooks and collections have run into, as the daemon last said it; a hint for `dropforge status`.
+#: Current errors of tracks, hooks and collections, as the daemon last wrote them; a hint for `dropforge status`.
 TROUBLES_NOTE = "troubles.json"
-#: There while a run has the GPU that a server lent it: hooks.after_training is due, whatever happens.
+#: Exists while a run uses the GPU that a server freed for it: hooks.after_training must run, whatever happens.
 GPU_NOTE = "gpu-lent.json"
-#: There while a restore is under way; no daemon starts beside it.
+#: Exists during a restore; no daemon starts while it exists.
 RESTORING = "restoring.json"
 #: Held while a collection moves files away, and while a result is published.
 GC_LOCK_NAME = "gc.lock"
-#: What was collected and is about to be deleted.
+#: Folder of collected files that are about to be deleted.
 TRASH_NAME = "trash"
-#: Every folder that Dropforge makes in it; others (`lost+found`, what a person keeps there) are none of its business.
+#: Every folder that Dropforge makes in the state folder; others (`lost+found`, files of a person) are left alone.
 FOLDERS = ("backups", "drops", "incoming", "models", "predictions", "runs", "spool", "tracks", TRASH_NAME)

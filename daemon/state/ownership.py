@@ -1,4 +1,4 @@
-"""Who may use the state folder: its owner alone; it is closed to others, and the same folder from start to end."""
+"""Keep other users out of the state folder, and detect that it was moved or replaced."""
 
 import os
 import stat
@@ -19,17 +19,17 @@ log = structlog.get_logger()
 
 
 class StateFolderGone(DropforgeError):
-    """The state folder was moved, removed or replaced under a process that works on it."""
+    """The state folder was moved, removed or replaced while a process used it."""
 
 
 class OwnFolder:
-    """A state folder, held open so that it is known again."""
+    """A state folder, held open so that its replacement by another folder is detected."""
 
     def __init__(self, path: Path, command: str) -> None:
         """
-        Make the folder if it is missing, and close it to others; `command` is what the owner would start.
+        Create the folder if it is missing, and revoke other users' rights; hints name `dropforge` with `command`.
 
-        Raises `DropforgeError` if another user owns it or a folder that Dropforge makes in it, or could change one.
+        Raises `DropforgeError` if another user owns the folder, or owns or could change one of `FOLDERS` in it.
         """
         self._path = path
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -46,7 +46,7 @@ class OwnFolder:
             _require_own(path / name)
 
     def require_there(self) -> None:
-        """Raise `StateFolderGone` if the folder's path leads to another one now, or nowhere."""
+        """Raise `StateFolderGone` if the folder's path is gone or leads to another folder now."""
         try:
             there = self._path.stat()
         except OSError as error:
@@ -64,7 +64,7 @@ class OwnFolder:
 
 
 def _require_own(place: Path) -> None:
-    """Raise `DropforgeError` unless a folder of ours, if there is one, is a folder and this user's own."""
+    """Raise `DropforgeError` if `place` exists and is not a folder of this user's own, or is an unsafe link."""
     try:
         info = place.lstat()
         linked = stat.S_ISLNK(info.st_mode)
@@ -89,7 +89,7 @@ def _not_own(place: Path, what: str) -> DropforgeError:
 
 
 def state_rights(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with a state folder's mode and owner, each with its remedy."""
+    """Yield each problem of a state folder's mode and owner with its remedy; nothing if the folder is missing."""
     try:
         found = folder.stat()
     except FileNotFoundError:
@@ -113,10 +113,10 @@ def may_replace(folder: Path) -> bool:
 
 def unwritable(state_folder: Path) -> Path | None:
     """
-    Return the first thing in a state folder that this user may not write; `None` if there is none.
+    Return the first path of a state folder that this user may not write; `None` if all are writable.
 
-    Looked at are the folder, those in it that Dropforge makes, the database and the locks. Where there is no state
-    folder yet, it is the folder that it would be made in.
+    Checked are the folder, the folders that Dropforge makes in it, the database and the locks; if there is no state
+    folder yet, only the folder in which it would be created.
     """
     place = state_folder
     while not place.exists():

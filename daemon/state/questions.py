@@ -1,22 +1,22 @@
 """
-SQL of the questions that are asked twice: by the daemon through `tables.rows_of`, by commands through `views.reader`.
+SQL queries that both the daemon (through `tables.rows_of`) and commands (through `views.reader`) use.
 
-It is not SQLAlchemy's, since that takes longer to load than all that `dropforge status` does.
+Plain SQL, since SQLAlchemy takes longer to load than `dropforge status` takes for everything else.
 """
 
-#: A track's champions, the base model first and today's last.
+#: A track's champions, the base model first and the current one last.
 CHAMPIONS = "SELECT * FROM promotion WHERE track = :track AND state = 'done' ORDER BY generation"
 
 #: The run that made a model of a track; NULL for a base model.
 MAKER = "SELECT max(run_id) AS run FROM promotion WHERE track = :track AND model_id = :model AND state = 'done'"
 
-#: True of the wins that wait for approval. A literal, so that SQLite uses the small index of these runs.
+#: Condition for wins that wait for approval. A literal, so that SQLite uses the small index of these runs.
 AWAITS_APPROVAL = "outcome = 'awaiting_approval'"
 
-#: True of the runs that may begin once their time has come.
+#: Condition for runs that may begin once their time has come.
 MAY_BEGIN = "state IN ('queued', 'waiting') AND track NOT IN (SELECT name FROM track WHERE paused IS NOT NULL)"
 
-#: True of those that may begin now: a run of the future was told to wait by a clock that was set back since.
+#: Condition for runs that may begin now. Also if created in the future: the clock was set back since.
 IS_DUE = f"(not_before <= :now OR created_at > :now) AND {MAY_BEGIN}"
 
 #: Rows of a track's accepted drops, by role.
@@ -31,13 +31,13 @@ SELECT metric, (
 ) AS newest FROM track WHERE name = :track
 """
 
-#: The event that recorded a drop: who dropped it, and what was found in it.
+#: The event that recorded a drop; its detail has the owner and the findings.
 TAKEN_IN = "SELECT * FROM event WHERE drop_id = :drop ORDER BY id LIMIT 1"
 
-#: The latest event with a champion's loss on a drop that it did not know.
+#: The latest event with a champion's loss on a drop that it was not trained on.
 LOSS = "SELECT * FROM event WHERE drop_id = :drop AND kind = 'drop_measured' ORDER BY id DESC LIMIT 1"
 
-#: The run without a verdict that gave a drop back since it last came in, unless a queued one is to hold it.
+#: The latest failed, crashed or cancelled run that used a drop since it last came in; none if a run is queued.
 GAVE_BACK = """
 SELECT run.id FROM run, json_each(run.snapshot) AS held
 WHERE run.track = :track AND run.state IN ('failed', 'crashed', 'cancelled')

@@ -1,7 +1,7 @@
 """
-Checks what an attempt left and publishes it: `runs/<id>/<step>.json` present means that the step is done.
+Check an attempt's result and publish it: a step is done if `runs/<id>/<step>.json` exists.
 
-Everything here is idempotent: after a crash in the middle the same result is published again to the same end.
+Everything here is idempotent: after a crash in the middle the same result can be published again.
 """
 
 import os
@@ -16,7 +16,7 @@ from pipeline.errors import DropforgeError, StepFailed
 from pipeline.steps import BY_NAME, STEPS
 from pipeline.words import listed
 
-#: What a training leaves in its checkpoint folder as it gets further, by itself or as the trials of a search.
+#: Files in the checkpoint folder that show the progress of a training, or of the trials of a search.
 _FURTHER = ("step-*/COMPLETE", "trial-*/step-*/COMPLETE", "trial-*/ended.json")
 A = TypeVar("A", bound=Artifact)
 _NOUNS = {"train": "training", "merge": "merging", "evaluate": "evaluation"}
@@ -31,7 +31,7 @@ _VERBS = {
 
 
 class ArtifactDamaged(DropforgeError):
-    """What a step of a run published is no artifact of that step."""
+    """A published artifact of a run cannot be parsed as that of its step."""
 
 
 def run_folder(state_folder: Path, run_id: int) -> Path:
@@ -52,7 +52,7 @@ def published(state_folder: Path, run_id: int) -> dict[str, str]:
 
 
 def again_words(stands: Collection[str], again: Collection[str], *, certain: bool = True) -> str:
-    """Describe which steps are kept and repeated; if not `certain`, what is kept depends on the new data."""
+    """Return a phrase on which steps are kept and repeated; unless `certain`, they are kept if the data is equal."""
     kept = [_NOUNS[name] for name in stands if name in _NOUNS]
     words = []
     if kept:
@@ -64,33 +64,33 @@ def again_words(stands: Collection[str], again: Collection[str], *, certain: boo
 
 
 def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:
-    """Return what `prepare` made of the run's snapshot, if it is published. Raises `ArtifactDamaged`."""
+    """Return the run's published dataset; `None` if there is none. Raises `ArtifactDamaged`."""
     return _load(state_folder, run_id, "prepare", Dataset)
 
 
 def load_evaluation(state_folder: Path, run_id: int) -> Evaluation | None:
-    """Return the comparison of the run's candidate with a champion, if it is published. Raises `ArtifactDamaged`."""
+    """Return the run's published evaluation; `None` if there is none. Raises `ArtifactDamaged`."""
     return _load(state_folder, run_id, "evaluate", Evaluation)
 
 
 def load_adapter(state_folder: Path, run_id: int) -> Adapter | None:
-    """Return what the run trained, if it is published. Raises `ArtifactDamaged`."""
+    """Return the run's published adapter; `None` if there is none. Raises `ArtifactDamaged`."""
     return _load(state_folder, run_id, "train", Adapter)
 
 
 def load_model(state_folder: Path, run_id: int) -> Model | None:
-    """Return the model that the run published, if it did. Raises `ArtifactDamaged`."""
+    """Return the run's published merged model; `None` if there is none. Raises `ArtifactDamaged`."""
     return _load(state_folder, run_id, "merge", Model)
 
 
 def load_object(state_folder: Path, run_id: int, step: str) -> dict[str, Any] | None:
-    """Return what a step of the run published, as the file says it. Raises `ArtifactDamaged`."""
+    """Return a step's published artifact as its file has it, as JSON, or `None`. Raises `ArtifactDamaged`."""
     value = _load(state_folder, run_id, step, BY_NAME[step].writes)
     return None if value is None else value.model_dump(mode="json", exclude_unset=True)
 
 
 def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Progress | None:
-    """Return how far an attempt says that it is; it is a hint, which a power cut may leave empty or nobody may read."""
+    """Return an attempt's reported progress; `None` if its file is missing, damaged or unreadable."""
     try:
         value = durable.read_json(state_folder / attempt_folder(run_id, step, number) / PROGRESS_NAME)
         return None if value is None else Progress.model_validate(value)
@@ -99,7 +99,7 @@ def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Pr
 
 
 def load_curve(state_folder: Path, run_id: int) -> Curve | None:
-    """Return the run's losses: what its training left, or how far its latest attempt is; `None` before any."""
+    """Return the loss curve of the run's adapter or, before it is published, of its latest attempt; else `None`."""
     try:
         adapter = load_adapter(state_folder, run_id)
         if adapter is not None:
@@ -112,14 +112,14 @@ def load_curve(state_folder: Path, run_id: int) -> Curve | None:
 
 
 def made_checkpoint(state_folder: Path, run_id: int, since: int) -> bool:
-    """Say whether the run's training has got further since `since`, in milliseconds since the epoch."""
+    """Return whether the run's training has written a checkpoint since `since`, in milliseconds since the epoch."""
     folder = run_folder(state_folder, run_id) / "checkpoints"
     found = (path for pattern in _FURTHER for path in folder.glob(pattern))
     return any(path.stat().st_mtime_ns // 1_000_000 >= since for path in found)
 
 
 def load_verdict(state_folder: Path, run_id: int) -> Verdict | None:
-    """Return the run's verdict, if it is published. Raises `ArtifactDamaged`."""
+    """Return the run's published verdict; `None` if there is none. Raises `ArtifactDamaged`."""
     return _load(state_folder, run_id, "decide", Verdict)
 
 
@@ -138,7 +138,7 @@ def _load(state_folder: Path, run_id: int, step: str, kind: type[A]) -> A | None
 
 
 def remove_leftovers(state_folder: Path, run_id: int) -> None:
-    """Remove what a dead daemon left half-written of a run; its steps' own files are left alone, they may be alive."""
+    """Remove a run's half-written files of a killed daemon; not those of its steps, which may be running."""
     folder = run_folder(state_folder, run_id)
     durable.remove_leftovers(folder)
     for attempt in (folder / "attempts").glob("*"):
@@ -156,7 +156,7 @@ def read_result(spec: StepSpec) -> StepResult | None:
 
 def publish(spec: StepSpec, result: StepResult) -> Artifact:
     """
-    Check a good result and publish its artifact.
+    Check a successful result, publish its artifact and return it.
 
     Raises `StepFailed` if the artifact is malformed or a file that it names is not there.
     """
@@ -185,7 +185,7 @@ def _is_whole(path: Path, digest: str) -> bool:
 
 
 def unpublish(state_folder: Path, run_id: int, step: str) -> None:
-    """Take a step's artifact back, so that the step is done again; the old one stays under a numbered name."""
+    """Rename a step's artifact to `<step>.stale-<number>.json`, so that the step is done again."""
     folder = run_folder(state_folder, run_id)
     number = 1
     while (folder / f"{step}.stale-{number}.json").exists():
@@ -195,7 +195,7 @@ def unpublish(state_folder: Path, run_id: int, step: str) -> None:
 
 
 def _publish_model(root: Path, model: Model) -> Model:
-    """Move the merged model to its content-addressed place."""
+    """Move a merged model to `models/<model_id>`; return it with that folder. Raises `StepFailed` if it is missing."""
     target = root / "models" / model.model_id
     target.parent.mkdir(exist_ok=True)
     source = root / model.folder
@@ -208,7 +208,7 @@ def _publish_model(root: Path, model: Model) -> Model:
 
 
 def _keep_predictions(root: Path, spec: StepSpec, report: Evaluation) -> None:
-    """Put the predictions into the cache, a file an attempt, so that a champion is never paid for twice."""
+    """Link the predictions into the cache, one file per attempt, so that a champion is not evaluated again."""
     for key in sorted(set(report.prediction_keys.values())):
         source = root / spec.folder / "predictions" / f"{key}.jsonl"
         folder = root / spec.predictions / key

@@ -1,17 +1,17 @@
 """
-The states that rows of the database pass through, a sentence for each.
+The states of the database's rows, each with its meaning and how it ends.
 
-Apart from the tables themselves, so that whoever only reads need not load what writes them.
+Separate from the tables, so that a reader need not load SQLModel.
 """
 
 from enum import StrEnum
 
-#: `Run.outcome` of a win that a person has to approve, and of one that another champion came before.
+#: `Run.outcome` of a win that waits for approval, and of a win before whose approval the champion changed.
 AWAITING, OVERTAKEN = "awaiting_approval", "overtaken"
 
 
 class DropState(StrEnum):
-    """What has become of one file."""
+    """The state of one dropped file."""
 
     #: It passed validation and is in every later snapshot of its track; a person withdraws it, a verdict suspends it.
     ACCEPTED = "accepted"
@@ -23,36 +23,36 @@ class DropState(StrEnum):
     DUPLICATE = "duplicate"
     #: A person took it out of later snapshots; a person restores it.
     WITHDRAWN = "withdrawn"
-    #: It made a candidate worse, and another one that was trained on it alone beside what the champion knows; it is out
-    #: of later snapshots, and a person restores it.
+    #: A candidate trained with it was worse, and so was one whose only new drop it was; it is in no later snapshot
+    #: until a person restores it.
     SUSPENDED = "suspended"
 
 
 #: `Run.trigger` of a run that tries one drop alone, since that may have made another run worse.
 TRIAL = "trial"
-#: `Run.trigger` of a run that a person began so that it searches, as `dropforge search` does.
+#: `Run.trigger` of a run that a person started to search settings (`dropforge search`).
 SEARCH = "search"
 
-#: `Event.kind` where a verdict has the champion's loss on a drop that it did not know.
+#: `Event.kind` for the champion's loss on a drop that it was not trained on, as measured for a verdict.
 MEASURED = "drop_measured"
 
-#: `Event.kind` where a drop came in, or came back by a person's word.
+#: `Event.kind` of a drop that was accepted, or restored by a person.
 CAME_IN = ("drop_accepted", "drop_restored")
 
 
 class SuspectEnd(StrEnum):
-    """What a drop's being on trial has come to."""
+    """How a drop's trial ended."""
 
-    #: Its trial did not speak against it, another drop was found, or nobody looks any further.
+    #: Its trial was not worse, another drop was found to be the reason, or the search was given up.
     CLEARED = "cleared"
-    #: Its trial spoke against it: the drop is suspended.
+    #: Its trial was worse: the drop is suspended.
     SUSPENDED = "suspended"
     #: A person took the drop out or put it back meanwhile.
     ENDED = "ended"
 
 
 class RunState(StrEnum):
-    """How far one run is."""
+    """The state of one run."""
 
     #: Open: it collects drops and has no snapshot yet; claimed by the dispatcher when its track has been quiet.
     QUEUED = "queued"
@@ -76,19 +76,19 @@ OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
 def queue_order(state: str, trigger: str, place: int, run_id: int) -> tuple[bool, int, bool, bool, int]:
-    """Return the key that sorts open runs into the order in which they go; `queue.order` says why."""
+    """Return the sort key of an open run in the queue, the next run first; `queue.order` has the reasons."""
     return state != RunState.RUNNING, place, trigger == TRIAL, state == RunState.QUEUED, run_id
 
 
 def state_words(state: str) -> str:
-    """Return a run's state as it is said after the run's number: "is queued", "succeeded", "was cancelled"."""
+    """Return a run's state as a predicate: "is queued", "succeeded", "was cancelled"."""
     if state in {RunState.SUCCEEDED, RunState.FAILED, RunState.CRASHED}:
         return str(state)
     return f"was {state}" if state == RunState.CANCELLED else f"is {state}"
 
 
 class AttemptState(StrEnum):
-    """How far one attempt at one step is."""
+    """The state of one attempt at one step."""
 
     #: Its spec is with the executor; moved on by the dispatcher.
     SUBMITTED = "submitted"
@@ -107,23 +107,23 @@ class PromotionKind(StrEnum):
 
     #: A base model became the champion: generation 0, or another base in the settings.
     BASE = "base"
-    #: A run's candidate won; where approval is manual, a person said yes.
+    #: A run's candidate won and, where approval is manual, a person approved it.
     PROMOTION = "promotion"
     #: A person made a run's model the champion, whatever its verdict.
     FORCED = "forced"
-    #: A person made a former champion serve again; the one that lost its place is blocked.
+    #: A former champion was made to serve again; the replaced one is blocked.
     ROLLBACK = "rollback"
 
 
 class PromotionState(StrEnum):
-    """Every change of a champion is done; older versions also wrote `intent` and `abandoned`, which changed nothing."""
+    """The state of a change of champion: always `done`; older versions also wrote `intent` and `abandoned`."""
 
     #: The link points to `model_path` or did; final.
     DONE = "done"
 
 
 class HookState(StrEnum):
-    """How far a command is that follows a change of a champion; nothing where there is none to run."""
+    """The state of a hook or health command after a change of champion; `None` if there is no command."""
 
     #: To be run by the daemon.
     PENDING = "pending"
@@ -133,17 +133,17 @@ class HookState(StrEnum):
     OK = "ok"
     #: It ended otherwise, or not in time; final.
     FAILED = "failed"
-    #: Of a health command: another champion had taken the place before it could be asked. Of a hook that a person asked
-    #: for again: the model was found to be unhealthy meanwhile. Final.
+    #: A health command that did not run before the champion changed again, or a hook that a person wanted repeated
+    #: while the model was found to be unhealthy; final.
     SKIPPED = "skipped"
 
 
 class MessageState(StrEnum):
-    """How far one message to one address is."""
+    """The state of one message to one address."""
 
-    #: To be sent once all earlier ones to the same address were; also after tries in vain.
+    #: To be sent after all earlier ones to the same address; also after failed tries.
     PENDING = "pending"
-    #: It was taken there; final.
+    #: The address accepted it; final.
     SENT = "sent"
     #: It could not be sent for a week, or its address is not in the settings any more; final.
     GIVEN_UP = "given_up"

@@ -1,5 +1,5 @@
 """
-The rows of the state database; `states` says what states they pass through.
+The tables of the state database; `states` documents the states of their rows.
 
 Only `queue` writes `Run.state`, only `queue.states` writes `Attempt.state`, only `intake`, `drops` and `suspects` write
 `Drop.state`, only `suspects` writes `Suspect`, only `daemon.champions` writes `Promotion` and the champion columns of
@@ -47,7 +47,7 @@ def _is_snapshot(drops: list[dict[str, object]]) -> list[dict[str, object]]:
     return drops
 
 
-#: What paths are made of.
+#: Types of columns that become parts of paths.
 Name = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$")]
 StepName = Annotated[str, StringConstraints(pattern=r"^[a-z]+$")]
@@ -62,7 +62,7 @@ def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
 
 
 class Track(SQLModel, table=True):
-    """One model line. What is fixed at its first run stands here and not in the settings."""
+    """One model line; values that its first run fixed are kept here, whatever the settings say later."""
 
     name: Name = Field(primary_key=True)
     salt: str
@@ -72,7 +72,7 @@ class Track(SQLModel, table=True):
     #: Primary metric and answer length, fixed at the first run.
     metric: str | None = None
     max_new_tokens: int | None = None
-    #: Prompts generated together: as the first report has them.
+    #: Prompts per batch in generation, as in the first report.
     eval_batch_size: int | None = None
     base_path: BasePath | None = None
     base_model_id: str | None = None
@@ -80,7 +80,7 @@ class Track(SQLModel, table=True):
     champion_generation: int | None = None
     champion_model_id: str | None = None
     champion_path: ModelPath | None = None
-    #: The schedule that it runs by at night, since when, and when that was last looked at.
+    #: The nightly schedule, since when it applies, and when it was last checked.
     nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: The noise floor, as the first report has it.
     noise: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
@@ -89,13 +89,13 @@ class Track(SQLModel, table=True):
 
 
 class Drop(SQLModel, table=True):
-    """One file that was taken in, whatever came of it."""
+    """One file that was taken in: accepted, proposed, rejected or duplicate."""
 
     __table_args__ = (
         _one_of("state", DropState),
         CheckConstraint("role IN ('train', 'heldout')", name="role_known"),
         Index("one_accepted_drop", "track", "role", "sha256", unique=True, sqlite_where=text("state = 'accepted'")),
-        # Counting by state for `status`, finding a file that was taken already, and what waits for a run.
+        # To count by state for `status`, find a file that was taken already, and find drops that wait for a run.
         Index("drop_states", "track", "state"),
         Index("drop_names", "track", "role", "name_bytes"),
         Index("drop_waiting", "track", "role", "state", sqlite_where=text("first_run IS NULL")),
@@ -108,7 +108,7 @@ class Drop(SQLModel, table=True):
     #: The file's name as bytes: names need not be UTF-8.
     name_bytes: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     name: str
-    #: Empty where it was not read.
+    #: Empty if the file was not read.
     sha256: Hash = Field(index=True)
     size_bytes: int
     rows: int = 0
@@ -121,12 +121,12 @@ class Drop(SQLModel, table=True):
     #: Why it is proposed, rejected, withdrawn or suspended; in words.
     reason: str | None = None
     received_at: int
-    #: The first run whose snapshot holds it; `None` while it waits for a run.
+    #: The first run whose snapshot includes it; `None` while it waits for a run.
     first_run: int | None = Field(default=None, foreign_key="run.id", index=True)
 
 
 class Run(SQLModel, table=True):
-    """One passage through the pipeline."""
+    """One run of the pipeline for one track."""
 
     __table_args__ = (
         _one_of("state", RunState),
@@ -175,7 +175,7 @@ class Run(SQLModel, table=True):
 
 
 class Suspect(SQLModel, table=True):
-    """A drop that may have made a run worse: it is on trial, in no other run, until its row has ended."""
+    """A drop that may have made a run worse: until `ended` is set, no run but its trial uses it."""
 
     __table_args__ = (
         _one_of("ended", SuspectEnd),
@@ -219,7 +219,7 @@ class Attempt(SQLModel, table=True):
 
 
 class Promotion(SQLModel, table=True):
-    """One change of a track's champion; append-only but for what became of its commands."""
+    """One change of a track's champion; append-only except the state of its hook and health command."""
 
     __table_args__ = (
         # What older versions wrote, too.
@@ -234,7 +234,7 @@ class Promotion(SQLModel, table=True):
             sqlite_where=text("state = 'done' AND kind = 'promotion' AND run_id IS NOT NULL"),
         ),
         Index("one_done_generation", "track", "generation", unique=True, sqlite_where=text("state = 'done'")),
-        # What else is known of a champion's model, for each line of a long history.
+        # To find other promotions of the same model for each line of a long history.
         Index("promotion_models", "track", "model_id"),
     )
 
@@ -269,7 +269,7 @@ class Promotion(SQLModel, table=True):
 
 
 class Slot(SQLModel, table=True):
-    """One nightly slot of one track; its row decides, so a night is run once."""
+    """One nightly slot of one track; the row is unique, so a slot is used once."""
 
     __table_args__ = (Index("one_slot_a_night", "track", "due_at", unique=True),)
 
@@ -283,7 +283,7 @@ class Slot(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """Something that happened, in the transaction that made it happen."""
+    """Something that happened, written in the same transaction as the change."""
 
     __table_args__ = (Index("yardstick_events", "track", sqlite_where=text("kind = 'yardstick_changed'")),)
 
@@ -332,7 +332,7 @@ class Message(SQLModel, table=True):
 
 
 class Outbox(SQLModel, table=True):
-    """How far the events have become messages: one row, while there are addresses."""
+    """The cursor of the events turned into messages: one row, while addresses are set."""
 
     id: int | None = Field(default=None, primary_key=True)
     #: The last event that was looked at, and the last one before the latest digest.
@@ -357,22 +357,22 @@ EVERY: tuple[type[SQLModel], ...] = (
 
 
 def rows_of(session: Session, table: type[T], question: str, **values: object) -> ScalarResult[T]:
-    """Return the rows of `table` that SQL of `questions` finds."""
+    """Return the rows of `table` that the SQL `question` (of `daemon.state.questions`) selects with `values`."""
     return session.scalars(select(table).from_statement(text(question)), values)
 
 
 def waits() -> TextClause:
-    """Return what is true of the runs that wait for approval."""
+    """Return the SQL condition for runs that wait for approval."""
     return text(AWAITS_APPROVAL)
 
 
 def on_trial_beside(run_id: int | None) -> "SelectOfScalar[int]":
-    """Return the question for the drops that are on trial, but for the one that run `run_id` tries."""
+    """Return the query for the ids of drops on trial, except the drop that run `run_id` tries."""
     own = col(Suspect.trial_run).is_(None) | (col(Suspect.trial_run) != (run_id or 0))
     return select(Suspect.drop_id).where(col(Suspect.ended).is_(None), own)
 
 
 def promotion_of(session: Session, run_id: int) -> Promotion | None:
-    """Return the row by which a run's candidate became the champion; one that was forced is another matter."""
+    """Return the promotion that a run's candidate won; `None` if it was not promoted, or only forced."""
     done = select(Promotion).where(Promotion.run_id == run_id, Promotion.state == PromotionState.DONE)
     return session.exec(done.where(Promotion.kind == PromotionKind.PROMOTION)).first()

@@ -15,10 +15,10 @@ log = structlog.get_logger()
 
 
 class SetApart(DropforgeError):
-    """A run has trouble with files of its own: it alone waits, for `pause_ms` this time, and holds nobody up."""
+    """A run cannot use its own files: only this run waits, for `pause_ms` milliseconds; other runs go on."""
 
     def __init__(self, message: str, hint: str, pause_ms: int) -> None:
-        """Keep the words of `DropforgeError` and the pause in milliseconds."""
+        """Set message and hint as `DropforgeError` does, and the pause in milliseconds."""
         super().__init__(message, hint)
         self.pause_ms = pause_ms
 
@@ -30,11 +30,11 @@ class Troubles:
         """Measure pauses by `monotonic`, in seconds."""
         self._monotonic = monotonic
         self._words: dict[str, str] = {}
-        #: Until when it is left alone, and how long that is.
+        #: End of the pause on the monotonic clock, and its length, in seconds.
         self._pauses: dict[str, tuple[float, float]] = {}
 
     def note(self, whose: str, error: Exception) -> float:
-        """Record the error of `whose`, log it if new, and return the pause in seconds."""
+        """Record the error of `whose` (a name such as "run 12"), log it if new, and return the pause in seconds."""
         words = in_words(error)
         if self._words.get(whose) != words:
             log.warning("trouble", whose=whose, error=words)
@@ -45,32 +45,32 @@ class Troubles:
         return pause
 
     def clear(self, whose: str) -> None:
-        """Forget the error of `whose`, if there is one."""
+        """Forget the error and the pause of `whose`, if there is one."""
         self._pauses.pop(whose, None)
         if self._words.pop(whose, None) is not None:
             log.info("trouble_over", whose=whose)
 
     def is_pausing(self, whose: str) -> bool:
-        """Return whether `whose` is still pausing."""
+        """Return whether the pause of `whose` has not ended yet."""
         until, _ = self._pauses.get(whose, (0.0, 0.0))
         return self._monotonic() < until
 
     @property
     def words(self) -> dict[str, str]:
-        """The current errors, by name."""
+        """The current error messages, by name."""
         return dict(self._words)
 
 
 class RunsApart:
-    """The runs that wait by themselves."""
+    """The errors of runs that cannot use their own files, each with its own pause."""
 
     def __init__(self, state_folder: Path) -> None:
-        """Speak of the runs in `state_folder`."""
+        """Name the run folders in `state_folder` in hints."""
         self._root = state_folder
         self._troubles = Troubles()
 
     def words(self, run_id: int, error: Exception) -> SetApart:
-        """Return the error for the run's row, with a longer pause than the last time."""
+        """Return the error for the run's row, with a pause that doubles each time, up to 10 minutes."""
         pause = self._troubles.note(f"run {run_id}", error)
         message = f"the files of run {run_id} cannot be used: {in_words(error)}"
         hint = (
@@ -85,7 +85,7 @@ class RunsApart:
 
 
 def in_words(error: Exception) -> str:
-    """Return an error as people read it, with the file that it is about where there is one."""
+    """Return an error's message for users; an `OSError` with the name of its file."""
     if isinstance(error, DropforgeError):
         return error.message
     if isinstance(error, OSError):

@@ -1,7 +1,8 @@
 """
-Room on the disk, and copies of it.
+Disk space of the state folder, and its backups.
 
-In: the state folder. Out: free bytes, or a backup. `disk` and `disk_estimate` say whether a run fits, `retention` what
-has to stay, `garbage` finds what need not, `gc` deletes it; `backup` and `restore` copy a workspace out and in.
+In: the state folder. Out: free bytes, or a backup. `disk` and `disk_estimate` check whether a run fits, `retention`
+lists the files to keep, `garbage` finds all others, `gc` deletes them; `backup` and `restore` copy a workspace out and
+in.
 Open `retention` first.
 """

@@ -1,5 +1,5 @@
 """
-A backup of the state folder, made while the daemon writes; `restore` puts it back.
+Back up the state folder while the daemon may write to it; `restore` puts a backup back.
 
     BACKUP/manifest.json     written last: schema, rows by table, size and sha256 of every file
     BACKUP/dropforge.db      the database, verified
@@ -68,7 +68,7 @@ WHERE p.state = 'done' AND p.previous_path LIKE 'models/%'
 
 
 class Manifest(Frozen):
-    """What a backup holds."""
+    """The contents of a backup: its `manifest.json`."""
 
     version: int = 1
     made_at: str
@@ -94,9 +94,9 @@ class Made(NamedTuple):
 
 def make(settings: Settings, target: Path | None = None, *, with_models: bool = False) -> Made:
     """
-    Back the state folder up into `target`, or into a new folder of it if it is there already; beside the daemon.
+    Back up the state folder to `target`, or to a new folder in `target` if that exists; the daemon may be running.
 
-    Without a target the place is `backups/` in the state folder. Nothing is there under its name before all of it is
+    Without a target the backup is made in `backups/` of the state folder. It gets its name only after all of it is
     durable and verified. Raises `DropforgeError`, or `DatabaseUnusable` if the database is damaged.
     """
     root = settings.state_folder
@@ -110,7 +110,7 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
         try:
             final = _place(root, target)
             aside = final.with_name(_aside_name(root))
-            # What a backup that was killed left behind; the lock says that none of this state folder is being made.
+            # The remains of a killed backup: while we hold the lock no other backup of this state folder is being made.
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(mode=0o700)
         except PermissionError as error:
@@ -133,9 +133,9 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
 
 def check(folder: Path) -> Manifest:
     """
-    Read a whole backup and return its manifest. Raises `DropforgeError` naming the first thing that is wrong.
+    Verify a whole backup and return its manifest. Raises `DropforgeError` for the first thing that is wrong.
 
-    Nothing in it is followed or believed before it was looked at: a backup may lie where others write.
+    Nothing in it is followed or trusted before it is checked: others may be able to write to a backup.
     """
     # Before the manifest is opened: it may be a FIFO, or too large.
     _refuse_other_kinds(folder)
@@ -161,7 +161,7 @@ def check(folder: Path) -> Manifest:
 
 
 def open_regular(path: Path) -> int:
-    """Open a file of a backup for reading. Raises `DropforgeError` if it is no regular file; `OSError` as `open`."""
+    """Return a read descriptor of a file. Raises `DropforgeError` if it is not a regular file; `OSError` as `open`."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -181,7 +181,7 @@ def _refuse_other_kinds(folder: Path) -> None:
 
 
 def refuse_sidecars(database: Path) -> None:
-    """Raise `DropforgeError` if a journal lies beside a database: what is in it would be checked and not restored."""
+    """Raise `DropforgeError` if a database has a journal with content, which would be checked but not restored."""
     for path in (Path(f"{database}{suffix}") for suffix in SIDECARS[:2]):
         if os.path.lexists(path) and path.lstat().st_size:
             message = f"{path} lies beside the database, so {database.name} alone is not all of it"
@@ -191,9 +191,9 @@ def refuse_sidecars(database: Path) -> None:
 
 def refuse_rows(database: Path) -> None:
     """
-    Raise `DropforgeError` if a row of a database is none that its table's model allows, or if it has a trigger or view.
+    Raise `DropforgeError` if a row does not fit its table's model, or the database has a trigger or view.
 
-    A path leads to a place in the state folder; only a base model may lie elsewhere: nothing is written there.
+    Paths must lie in the state folder; only that of a base model, to which nothing is written, may lie elsewhere.
     """
     try:
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
@@ -217,7 +217,7 @@ def _parse_rows(connection: sqlite3.Connection, database: Path, table: type[SQLM
     model = create_model(table.__name__, **fields)
     if any(hidden for *_, hidden in connection.execute(f'PRAGMA table_xinfo("{name}")')):
         raise _refusal(f"table {name} of {database} has a generated column, whose values would change later")
-    # Closed by name: an error that somebody keeps would keep the cursor, and that the file's lock.
+    # Closed explicitly: an exception that is kept would keep the cursor open, and thereby the file locked.
     with closing(connection.execute(f'SELECT rowid, * FROM "{name}"')) as rows:  # noqa: S608 - our own word
         keys = [description[0] for description in rows.description][1:]
         for number, *values in rows:
@@ -233,7 +233,7 @@ def _parse_rows(connection: sqlite3.Connection, database: Path, table: type[SQLM
 
 
 def _is_below(name: str) -> bool:
-    """Return whether a path is relative and has no part `.` or `..`."""
+    """Return whether a path is printable, relative, and has no part `.` or `..`."""
     return name.isprintable() and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 
@@ -242,12 +242,12 @@ def _refusal(message: str) -> DropforgeError:
 
 
 def stamp() -> str:
-    """Return the time as part of a file's name, in UTC."""
+    """Return the current time in UTC as a part of file names: 20260131T020000Z."""
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
 
 
 def _place(root: Path, target: Path | None) -> Path:
-    """Return the folder that the backup becomes."""
+    """Return the path of the new backup. Raises `DropforgeError` if it exists or the folder above it does not."""
     name = f"dropforge-{stamp()}"
     if target is None:
         (root / BACKUPS).mkdir(mode=0o700, exist_ok=True)
@@ -262,7 +262,7 @@ def _place(root: Path, target: Path | None) -> Path:
 
 
 def _aside_name(root: Path) -> str:
-    """Return a name that is this state folder's alone, where several machines keep their backups in one place too."""
+    """Return a temporary name unique to this host and state folder: several may keep backups in the same folder."""
     whose = hashlib.sha256(f"{socket.gethostname()}:{root.resolve()}".encode("utf-8", "surrogateescape"))
     return f".dropforge-{whose.hexdigest()[:16]}.tmp"
 
@@ -303,7 +303,7 @@ def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
 
 
 def named_files(root: Path, database: Path, *, with_models: bool = False) -> Iterator[tuple[str, str | None]]:
-    """Yield the files below `root` that a database names, each with its sha256 where the name says it."""
+    """Yield the files below `root` that a database names, each with the sha256 in its name, or `None`."""
     with closing(sqlite3.connect(database)) as connection:
         drops = connection.execute(_KEPT_FILES).fetchall()
         succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
@@ -323,7 +323,7 @@ def named_files(root: Path, database: Path, *, with_models: bool = False) -> Ite
 
 
 def unreadable_verdicts(root: Path, database: Path) -> list[str]:
-    """Return the verdicts below `root` of a database's succeeded runs that are there and damaged."""
+    """Return the paths below `root` of damaged verdicts of a database's succeeded runs."""
     with closing(sqlite3.connect(database)) as connection:
         succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
     paths = [_verdict(root, run) for run in succeeded]
@@ -331,19 +331,19 @@ def unreadable_verdicts(root: Path, database: Path) -> list[str]:
 
 
 def _is_sound(verdict: Mapping[str, object]) -> bool:
-    """Say whether a verdict says anything, and names nothing that it cannot mean."""
+    """Return whether a verdict is not empty and names its report and candidate by relative paths, if at all."""
     named = [verdict.get(name) for name in ("report", "candidate_model_id")]
     return bool(verdict) and all(one is None or _place_in(one) is not None for one in named)
 
 
 def _report(root: Path, run: int) -> list[Path]:
-    """Return the files of the evidence card that a run's verdict names; none where it has no card any more."""
+    """Return the files of the evidence card that a run's verdict names; empty if there is no card any more."""
     named = _place_in(read_object(_verdict(root, run)).get("report"))
     return [path for name in (JSON_NAME, PAGE_NAME) if named and (path := root / named / name).is_file()]
 
 
 def _awaited(root: Path, runs: Sequence[int]) -> Iterator[str]:
-    """Yield the folders of the models that runs won with, as their verdicts name them."""
+    """Yield the folders of the candidate models that the verdicts of `runs` name."""
     for run in runs:
         if named := _place_in(read_object(_verdict(root, run)).get("candidate_model_id")):
             yield f"models/{named}"
@@ -354,12 +354,12 @@ def _verdict(root: Path, run: int) -> Path:
 
 
 def _place_in(named: object) -> str | None:
-    """Return a path that a file names, if it is relative and leads nowhere else: a damaged file says anything."""
+    """Return `named` if it is a relative path without `..`, or `None`: a damaged file may have any value."""
     return named if isinstance(named, str) and _is_below(named) else None
 
 
 def champions(database: Path) -> tuple[str, ...]:
-    """Return the folders of the merged models that a database's tracks serve or would go back to."""
+    """Return the folders of the merged models that are the current or previous champion of a track."""
     with closing(sqlite3.connect(database)) as connection:
         return tuple(sorted(str(row[0]) for row in connection.execute(_CHAMPIONS)))
 
@@ -369,7 +369,7 @@ def _seen(path: Path) -> tuple[int, str]:
 
 
 def _seen_if_there(path: Path) -> tuple[int, str] | None:
-    """Return size and sha256 of a file of a backup; `None` if there is none that can be read."""
+    """Return size and sha256 of a file of a backup; `None` if it is missing or cannot be read."""
     try:
         with open(open_regular(path), "rb") as file:
             return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()

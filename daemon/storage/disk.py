@@ -1,4 +1,4 @@
-"""Room on the state folder's disk: how much is free, whether a run fits, the mark under which nothing new begins."""
+"""Free space on the state folder's disk: whether a run fits, and the low-water mark below which no run begins."""
 
 import os
 import sqlite3
@@ -10,7 +10,7 @@ from pipeline.words import size_words
 
 
 def is_full(error: BaseException) -> bool:
-    """Say whether a full disk is behind an error of ours, of a library or of the database."""
+    """Return whether a full disk caused an error, also one of SQLite or wrapped by SQLAlchemy."""
     error = getattr(error, "orig", None) or error  # SQLAlchemy wraps SQLite's
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
@@ -21,18 +21,18 @@ class Disk:
     """The file system that the state folder lies on."""
 
     def __init__(self, settings: Settings) -> None:
-        """Look at the state folder of `settings`, which need not exist."""
+        """Use the state folder of `settings`, which need not exist."""
         self._root = settings.state_folder
         self.low_water_bytes = settings.disk.low_water_bytes
 
     def free_bytes(self) -> int:
-        """Return what an ordinary user may still write."""
+        """Return the free bytes that an ordinary user may use."""
         folder = next(folder for folder in (self._root, *self._root.parents) if folder.exists())
         found = os.statvfs(folder)
         return found.f_bavail * found.f_frsize
 
     def shortage(self) -> str:
-        """Return in words that the disk is under the low-water mark; empty if it is not."""
+        """Return a message if less space is free than the low-water mark; empty otherwise."""
         free, mark = self.free_bytes(), self.low_water_bytes
         if free >= mark:
             return ""
@@ -43,7 +43,7 @@ class Disk:
         )
 
     def require(self, needs: Mapping[str, int], *, margin: bool = True) -> None:
-        """Raise `DropforgeError` unless each step's bytes fit, with `margin` above the low-water mark."""
+        """Raise `DropforgeError` unless all `needs` (bytes by step) fit, with `margin` above the low-water mark."""
         need = sum(needs.values())
         free = self.free_bytes()
         kept = self.low_water_bytes if margin else 0

@@ -1,4 +1,4 @@
-"""What a run leaves on the disk: a bound for each step, from the base model's files, the settings and the drops."""
+"""Upper bounds for the bytes that each step of a run leaves on the disk, from base model, settings and drops."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.models.manifest import model_files
 from pipeline.models.memory_estimate import base_sizes, moment_numbers, trained_numbers
 from pipeline.search_settings import largest, most_trials
 
-#: Checkpoints that are there at once: those that are kept (KEPT in pipeline.train.checkpoints) and the one
+#: Most checkpoints at the same time: those that are kept (KEPT in pipeline.train.checkpoints) and the one
 #: being written.
 CHECKPOINTS = 3
 _SMALL = 1 << 20
@@ -32,14 +32,14 @@ _LONGEST_ANSWER = 512
 
 
 class CannotTell(DropforgeError):
-    """The base model's files cannot be read, so nobody can say what a run would leave on the disk."""
+    """The base model's files cannot be read, so the disk space of a run cannot be estimated."""
 
 
 def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) -> dict[str, int]:
     """
-    Return what each step of a run leaves on the disk, at most, by step; `data_bytes` and `rows` are of its drops.
+    Return an upper bound, in bytes, for the files of each step of a run; `data_bytes` and `rows` are of its drops.
 
-    From the headers of the base's safetensors files, which are read anew. Raises `CannotTell` if they cannot be.
+    Computed from the headers of the base model's safetensors files. Raises `CannotTell` if they cannot be read.
     """
     base = Path(config.base_model)
     try:
@@ -48,7 +48,7 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
     except (OSError, ValueError) as error:
         message = f"the base model {base} cannot be read: {error}"
         raise CannotTell(message, "see what dropforge doctor says of it") from error
-    # Of the largest rank that a search tries.
+    # With the largest rank that a search tries.
     train = config.train.model_copy(update={"rank": int(largest(config.train.search, "rank", config.train.rank))})
     beside = sum(size for is_weights, size in sizes if not is_weights)
     trained = trained_numbers(counts, train) * _NUMBER_BYTES
@@ -57,7 +57,7 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
     answer = (config.evaluate.max_new_tokens or _LONGEST_ANSWER) * _TOKEN_BYTES + _ANSWER_BYTES
     data = data_bytes + rows * _ROW_BYTES
     steps = {
-        # Twice: the parts that are sorted are there beside the result.
+        # Twice: the sorted parts exist at the same time as the result.
         "prepare": 2 * data,
         "train": CHECKPOINTS * (result + moments) + _adapters(train) * result,
         "merge": sum(size for _, size in sizes),
@@ -68,21 +68,21 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
 
 
 def _adapters(train: TrainConfig) -> int:
-    """Return how many adapters of the largest rank a training leaves: each of a search, and soups, of twice a rank."""
+    """Return how many adapters a training leaves, in adapters of the largest rank: one per trial, two per soup."""
     if not train.search.space and not train.soup:
         return 1
     return 1 + most_trials(train.search) + 2 * len(train.soup)
 
 
 def of_waiting_drops(session: Session, track: str) -> tuple[int, int]:
-    """Return bytes and rows of the drops that a run of `track` would take into its snapshot now."""
+    """Return the bytes and rows of all accepted drops of `track`, an estimate for its next run."""
     sums = select(func.sum(col(Drop.size_bytes)), func.sum(col(Drop.rows)))
     size, rows = session.exec(sums.where(Drop.track == track, Drop.state == DropState.ACCEPTED)).one()
     return size or 0, rows or 0
 
 
 def still_needed(state_folder: Path, run: Run) -> dict[str, int]:
-    """Return `needed_bytes` of a run with its snapshot for the steps that are not done, less what is there of them."""
+    """Return `needed_bytes` of a claimed run for its unfinished steps, less the bytes of its checkpoints."""
     run_id = run.id or 0
     needs = needed_bytes(RunConfig.model_validate(run.config), *_of_snapshot(state_folder, run.snapshot or ()))
     checkpoints = tree_bytes(run_folder(state_folder, run_id) / "checkpoints")
@@ -92,7 +92,7 @@ def still_needed(state_folder: Path, run: Run) -> dict[str, int]:
 
 
 def _of_snapshot(state_folder: Path, snapshot: Iterable[Mapping[str, object]]) -> tuple[int, int]:
-    """Return bytes and rows of the drops in a run's snapshot; a file that is missing counts as none."""
+    """Return the bytes and rows of the drops in a run's snapshot; a missing file counts as 0 bytes."""
     drops = list(snapshot)
     files = [state_folder / str(drop["path"]) for drop in drops]
     return sum(file.stat().st_size for file in files if file.exists()), sum(int(str(drop["rows"])) for drop in drops)

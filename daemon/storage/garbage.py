@@ -1,4 +1,4 @@
-"""Finds in a state folder what is not kept: each thing once, with the reason and what it gives back."""
+"""Find the files of a state folder that are not kept, each with the reason and the bytes that it frees."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -15,10 +15,10 @@ from pipeline.artifacts import Frozen
 from pipeline.durable import read_object
 from pipeline.steps import STEPS
 
-#: Steps whose artifact names files that are collected; report and verdict of a run that has one stay.
+#: Steps whose artifact names files that are collected; report and verdict of a succeeded run are kept.
 _WITH_FILES = ("merge", "train", "prepare")
 _STEPS = tuple(step.name for step in reversed(STEPS))
-#: Cached predictions that are kept.
+#: Most bytes of cached predictions that are kept.
 PREDICTIONS_BYTES = 2_000_000_000
 
 
@@ -36,7 +36,7 @@ class Item(Frozen):
 def find_garbage(
     session: Session, settings: Settings, kept: Kept, now: int, measure: Callable[[Path], int]
 ) -> Iterator[Item]:
-    """Yield what is not kept; `now` in milliseconds since the epoch, bytes by `measure`."""
+    """Yield every item not in `kept`; `now` is in ms since the epoch, `measure` returns the bytes of a path."""
     finder = _Finder(settings.state_folder, kept, now, measure)
     yield from finder.cut_off()
     yield from finder.models()
@@ -50,7 +50,7 @@ def find_garbage(
 
 
 class _Finder:
-    """Looks through one state folder."""
+    """Searches one state folder for files that are not kept."""
 
     def __init__(self, root: Path, kept: Kept, now: int, measure: Callable[[Path], int]) -> None:
         self._root = root
@@ -72,7 +72,7 @@ class _Finder:
             yield self._item(path, why, references)
 
     def run(self, run: Run) -> Iterator[Item]:
-        """Yield the working files of an ended run; of one that is kept with a verdict only what no artifact names."""
+        """Yield the working files of an ended run; if it is kept and succeeded, only files that no artifact names."""
         folder = self._root / "runs" / str(run.id)
         if run.id not in self._kept.runs:
             for path in working_files(folder):
@@ -96,7 +96,7 @@ class _Finder:
                 yield self._item(path, "left by a process that died while it wrote")
 
     def predictions(self) -> Iterator[Item]:
-        """Yield cached predictions beyond a size, the oldest first, never those of champions and open runs."""
+        """Yield the oldest cached predictions beyond 2 GB in total, never those of champions and open runs."""
         used = {
             key
             for run_id in self._kept.champion_runs | self._kept.open_runs
@@ -114,7 +114,7 @@ class _Finder:
 
     @cached_property
     def _makers(self) -> dict[str, list[Run]]:
-        """Ended runs by the names of the models that they made, also of those whose artifact has been put away."""
+        """Ended runs by the names of the models that they made, also if their artifact was renamed by a collection."""
         makers: dict[str, list[Run]] = {}
         for run in self._kept.ended:
             folder = self._root / "runs" / str(run.id)
@@ -125,7 +125,7 @@ class _Finder:
         return makers
 
     def _unused(self, run: Run, folder: Path) -> Iterator[Item]:
-        """Yield what a run that is kept left and no published artifact names."""
+        """Yield the working files of a kept run that no published artifact names."""
         for path in working_files(folder):
             if not self._kept.holds(path):
                 yield self._item(path, f"run {run.id} has ended and nothing refers to it")

@@ -1,10 +1,10 @@
 """
-Collects what nothing needs any more: models that lost, leftovers of ended runs, asides of dead processes.
+Delete files that are no longer needed: models that lost, files of ended runs, temporary files of killed processes.
 
-What is kept follows from the database alone; what it does not know is collected when it is older than a day. Nothing is
-deleted in place: the published artifact that refers to a file goes first, then the file is moved into the trash in one
-rename, while no promotion, claim or publication can happen; the trash is emptied afterwards. Killed anywhere, the next
-collection goes on to the same end. Stored drops are never touched, and neither is anything outside of the state folder.
+The database alone decides which files are kept; files unknown to it are collected when older than a day. Nothing is
+deleted in place: the published artifact that refers to a file is renamed first, then the file is moved into the trash,
+while no promotion, claim or publication can happen; the trash is emptied afterwards. If a collection is killed, the
+next one completes it. Stored drops, and files outside of the state folder, are never touched.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 
 class Collected(Frozen):
-    """What a collection removed, or would remove."""
+    """The files that a collection removed, or would remove (`dry_run`)."""
 
     dry_run: bool
     items: tuple[Item, ...]
@@ -45,10 +45,10 @@ class Collected(Frozen):
 
 def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = False) -> Collected:
     """
-    Remove what nothing needs, and leave an event that says how much; with `dry_run` only say what.
+    Delete all files that are not kept, record an event and return them; with `dry_run` only return them.
 
-    `now` is in milliseconds since the epoch. Safe beside a living daemon. Raises `OSError` if a file cannot be moved,
-    once all others are.
+    `now` is in milliseconds since the epoch. Safe while a daemon runs. Raises `OSError` if a file cannot be moved,
+    after all others were.
     """
     root = settings.state_folder
     # Measured before anybody has to wait for the write lock.
@@ -85,8 +85,8 @@ def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
     """
     Delete the files of an attempt that ended without a result, to free the space.
 
-    Predictions and a judge's replies stay, the next attempt goes on from them. Safe to repeat; a collection gets what a
-    crash leaves.
+    Predictions and a judge's replies stay: the next attempt resumes from them. Safe to repeat; a collection deletes
+    files that a crash leaves.
     """
     if attempt.step in {"evaluate", "judge"}:
         return
@@ -99,7 +99,7 @@ def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
 
 @contextlib.contextmanager
 def collecting(state_folder: Path) -> Iterator[None]:
-    """Hold the lock that a collection and the publication of a result exclude each other by."""
+    """Hold the lock that keeps a collection and the publication of a result from running at the same time."""
     fd = os.open(state_folder / GC_LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -109,7 +109,7 @@ def collecting(state_folder: Path) -> Iterator[None]:
 
 
 def empty_trash(state_folder: Path) -> None:
-    """Delete what was collected. Raises `OSError` if something cannot be deleted, once all else is."""
+    """Delete everything in the trash. Raises `OSError` if a file cannot be deleted, after all others were."""
     trash = state_folder / TRASH_NAME
     refused = []
     for path in list(trash.iterdir()) if trash.is_dir() else ():
@@ -132,7 +132,7 @@ def _delete(path: Path) -> None:
 
 
 def _throw_all_away(root: Path, items: list[Item], kept: Kept) -> list[OSError]:
-    """Move items into the trash and drop those that fail from the list; return the errors."""
+    """Move items into the trash; remove those that fail from `items` and return their errors."""
     refused = []
     for item in list(items):
         try:
@@ -144,7 +144,7 @@ def _throw_all_away(root: Path, items: list[Item], kept: Kept) -> list[OSError]:
 
 
 def _throw_away(root: Path, item: Item, kept: Kept) -> None:
-    """Move an item into the trash, after the artifacts that refer to it."""
+    """Rename the artifacts that refer to an item to `.removed.json`, then move the item into the trash."""
     place = root / item.path
     trash = root / TRASH_NAME
     if place.parent == trash:

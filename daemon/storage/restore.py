@@ -1,10 +1,9 @@
 """
 Restore a backup into a state folder, while no daemon runs.
 
-Nothing is thrown away: what a backup replaces goes to `backups/replaced-<time>/`. Links are not touched: they are
-derived from the rows afterwards (`promotion.sync_restored_links`). A mark stands in the state folder from the first
-change to the last, and no daemon starts while it is there, so that a restore that was cut off is done again and not
-lived with.
+Nothing is deleted: files that a backup replaces go to `backups/replaced-<time>/`. Links are not touched: they are
+derived from the rows afterwards (`promotion.sync_restored_links`). A marker file is in the state folder from the first
+change to the last, and no daemon starts while it is there, so that an interrupted restore must be repeated.
 """
 
 import contextlib
@@ -40,7 +39,7 @@ from daemon.system.programs import user
 from pipeline import durable
 from pipeline.errors import DropforgeError, is_disk_full
 
-#: The settings of a backup, in the state folder; settings that say where things are differ without harm.
+#: File in the state folder with a backup's settings; settings of paths, which may differ without notice.
 _KEPT, _PLACES = "settings-of-backup.json", {"inbox", "state"}
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
 _ACCEPTED = "SELECT track, role, sha256, name FROM \"drop\" WHERE state = 'accepted'"
@@ -50,7 +49,7 @@ _BEGIN_AGAIN = (
     SELECT :now, 'run_interrupted', track, id, '{}' FROM run WHERE state = 'running'
     """,
     "UPDATE run SET state = 'waiting', token = NULL WHERE state = 'running'",
-    # By the states: `ended_at` of a backup may be anything.
+    # By the states: `ended_at` of a backup may have any value.
     "UPDATE run SET config = NULL WHERE state NOT IN ('succeeded', 'failed', 'crashed', 'cancelled')",
 )
 
@@ -72,7 +71,7 @@ class Restored(NamedTuple):
 
 
 def refuse_half_restored(root: Path) -> None:
-    """Raise `DropforgeError` if the last restore into the state folder `root` was cut off."""
+    """Raise `DropforgeError` if the last restore into the state folder `root` was interrupted."""
     mark = durable.read_json(root / RESTORING)
     if mark is not None:
         raise DropforgeError(f"a restore into {root} was cut off", f"do it again: dropforge restore {mark['backup']}")
@@ -80,11 +79,12 @@ def refuse_half_restored(root: Path) -> None:
 
 def restore(settings: Settings, source: Path, *, without_models: bool = False) -> Restored:
     """
-    Put the backup `source` (a folder of `dropforge backup`, or a database file alone) in place, verified first.
+    Verify the backup `source`, a folder of `dropforge backup` or a single database file, and restore it.
 
-    A run that was not over when the backup was made begins again, as the settings say then. Every row is parsed before
-    anything is replaced. Raises `DropforgeError` if the disk is full; and, with nothing changed, while a daemon or
-    worker runs, or for a backup that is damaged, newer than this program, or without a model (`without_models`).
+    A run that was not over when the backup was made begins again with the settings in force then. Every row is parsed
+    before anything is replaced. Raises `DropforgeError` if the disk is full; and, with nothing changed, while a daemon
+    or worker runs, or for a backup that is damaged, newer than this program, or lacks a champion's model (unless
+    `without_models`).
     """
     root = settings.state_folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -119,7 +119,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
 
 
 def _keep_settings(settings: Settings, source: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """Keep a backup's settings for a person, unless they are today's; return the file and the tracks declared there."""
+    """Save a backup's settings for reference if they differ from `settings`; return the file and its tracks."""
     found = durable.read_object(source / SETTINGS) if source.is_dir() else {}
     today = settings.model_dump(mode="json")
     if all(found.get(name) == value for name, value in today.items() if name not in _PLACES) or not found:
@@ -131,7 +131,7 @@ def _keep_settings(settings: Settings, source: Path) -> tuple[Path | None, tuple
 
 
 def _put_all_back(root: Path, source: Path, database: Path, files: Mapping[str, tuple[int, str]]) -> Path:
-    """Change the state folder, under the mark; return where what was there before is."""
+    """Replace the content of the state folder while the marker file exists; return the folder of replaced files."""
     durable.write_json(root / RESTORING, {"backup": str(source)})
     replaced = root / BACKUPS / f"replaced-{stamp()}-{uuid.uuid4().hex[:6]}"
     replaced.mkdir(parents=True, mode=0o700)
@@ -146,7 +146,7 @@ def _put_all_back(root: Path, source: Path, database: Path, files: Mapping[str, 
 
 
 def _refuse_links(root: Path, names: Iterable[str]) -> None:
-    """Raise `DropforgeError` if a folder that is restored into is a link: what it leads to is not ours."""
+    """Raise `DropforgeError` if a folder to restore into is a link, which may lead out of the state folder."""
     for folder in sorted({root / parent for name in names for parent in PurePosixPath(name).parents} - {root}):
         if folder.is_symlink():
             message = f"{folder} is a link to {folder.readlink()}, and a restore writes into the state folder alone"
@@ -163,7 +163,7 @@ def _full(root: Path, source: Path, size: int) -> DropforgeError:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """Lock the state folder as the daemon does, so that none starts meanwhile."""
+    """Hold the daemon's lock on the state folder. Raises `DropforgeError` if a daemon or worker runs."""
     lock = FileLock(root / LOCK_NAME)
     holder = None if lock.acquire() else lock_holder(root / LOCK_NAME)
     worker = None if holder is not None else lock_holder(root / WORKER_LOCK)
@@ -178,7 +178,7 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _open_backup(source: Path) -> tuple[Path, Manifest]:
-    """Return the backup's database and its manifest, both verified."""
+    """Return the path of the backup's database and the manifest, both verified. Raises `DropforgeError`."""
     if not source.exists():
         hint = "name a folder that `dropforge backup` made, by its whole path: dropforge restore /mnt/monday"
         raise DropforgeError(f"there is no backup {source.absolute()}", hint)
@@ -207,7 +207,7 @@ def _open_backup(source: Path) -> tuple[Path, Manifest]:
 
 
 def _put_runs_aside(root: Path, database: Path, replaced: Path) -> None:
-    """Move away runs newer than the backup, whose numbers are reused, and the worker's spool."""
+    """Move the folders of runs that have not succeeded in the backup, and the worker's spool, to `replaced`."""
     with closing(sqlite3.connect(database)) as connection:
         over = {str(row[0]) for row in connection.execute(_SUCCEEDED)}
     (replaced / "runs").mkdir()
@@ -220,7 +220,7 @@ def _put_runs_aside(root: Path, database: Path, replaced: Path) -> None:
 
 
 def _put_back(source: Path, target: Path, size: int, sha256: str) -> None:
-    """Copy a file of the backup to where it was, unless it is there."""
+    """Copy a file of the backup to `target`, unless it is there with the same size and sha256."""
     if target.is_file() and target.stat().st_size == size and durable.sha256_file(target) == sha256:
         return
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -250,7 +250,7 @@ def _replace_database(root: Path, database: Path, replaced: Path, sha256: str) -
 
 
 def _begin_again(database: Path) -> None:
-    """Let each run that was not over take its configuration, programs and addresses among it, from today's settings."""
+    """Reset runs that were not over: when they begin again, their configuration comes from the settings then."""
     with closing(sqlite3.connect(database)) as connection, connection:
         for statement in _BEGIN_AGAIN:
             connection.execute(statement, {"now": round(time.time() * 1000)})
@@ -258,7 +258,7 @@ def _begin_again(database: Path) -> None:
 
 
 def _copy_aside(source: Path, target: Path, sha256: str) -> Path:
-    """Copy a file beside its place, durably; return where. Raises `DropforgeError` if it is not `sha256` any more."""
+    """Copy a file durably to a temporary name next to `target`. Raises `DropforgeError` if its hash differs."""
     aside = target.with_name(f".{target.name}.restore.tmp")
     try:
         with open(open_regular(source.resolve()), "rb") as old, aside.open("wb") as new:  # noqa: PTH123 - a descriptor
@@ -275,7 +275,7 @@ def _copy_aside(source: Path, target: Path, sha256: str) -> Path:
 
 
 def _lost(old: Path, new: Path) -> tuple[str, ...]:
-    """Return the drops that the old database had accepted and the new one does not know."""
+    """Return the accepted drops of the old database that the new one lacks, as `track/name`; empty if unreadable."""
     if not old.exists():
         return ()
     try:

@@ -1,9 +1,9 @@
 """
-What `gc` keeps: read from the rows in one transaction, nothing is changed.
+Determine the files that `gc` keeps, from the database in one transaction; nothing is changed.
 
-Kept whatever the settings say: bases, each track's champion and the one before it, champions that a rollback may go
-back to, promotions in the middle, wins that wait for approval, and everything of a run that is not over. Further runs
-are kept by number, age and bytes, the newest first.
+Kept whatever the settings say: base models, each track's current and previous champion and the targets of its links,
+wins that wait for approval, and everything of a run that is not over. More former champions are kept by number, other
+runs by number, age and bytes, the newest first (settings `gc`).
 """
 
 import os
@@ -22,13 +22,13 @@ from pipeline.errors import DropforgeError
 from pipeline.steps import STEPS
 
 DAY_MS = 86_400_000
-#: What an attempt leaves that is small and tells its story.
+#: Small files of an attempt that document it; they are always kept.
 _STORY = frozenset({SPEC_NAME, RESULT_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME, "report"})
 
 
 @dataclass
 class Kept:
-    """What a collection keeps."""
+    """The models, runs and folders that a collection keeps."""
 
     models: set[Path] = field(default_factory=set)
     """Model folders, resolved."""
@@ -52,7 +52,7 @@ class Kept:
         return self.champion_runs | self.newest_runs
 
     def holds(self, path: Path) -> bool:
-        """Say whether `path` is kept, lies in something that is, or holds it."""
+        """Return whether `path` is kept, lies in a kept folder, or contains one."""
         place = path.resolve()
         return any(
             place == one or place.is_relative_to(one) or one.is_relative_to(place) for one in self.models | self.folders
@@ -66,7 +66,7 @@ class Kept:
 
 
 def what_is_kept(session: Session, settings: Settings, now: int, measure: Callable[[Path], int]) -> Kept:
-    """Return what must stay, from the rows; `now` in milliseconds since the epoch, bytes by `measure`."""
+    """Return what must be kept; `now` is in ms since the epoch, `measure` returns the bytes of a path."""
     root = settings.state_folder
     kept = Kept()
     kept.folders.add((root / "drops").resolve())
@@ -93,7 +93,7 @@ def what_is_kept(session: Session, settings: Settings, now: int, measure: Callab
 
 
 def _sort_runs(session: Session, root: Path, kept: Kept) -> None:
-    """Keep what is open or cannot be read, and list the runs that have ended, the latest first."""
+    """Add open and unreadable runs to `kept`, and list the other runs in `kept.ended`, the latest first."""
     for run in session.exec(select(Run).order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all():
         if not _is_readable(root / "runs" / str(run.id)):
             kept.unreadable.add(run.id or 0)
@@ -104,7 +104,7 @@ def _sort_runs(session: Session, root: Path, kept: Kept) -> None:
 
 
 def _is_readable(run_folder: Path) -> bool:
-    """Return whether a run's folder, if there is one, can be read."""
+    """Return whether a run's folder can be read; `True` if it does not exist."""
     try:
         with os.scandir(run_folder) as found:
             return all(os.access(entry.path, os.R_OK | (os.X_OK if entry.is_dir() else 0)) for entry in found)
@@ -115,7 +115,7 @@ def _is_readable(run_folder: Path) -> bool:
 
 
 def _keep_champions(session: Session, root: Path, track: Track, former: int, kept: Kept) -> None:
-    """Keep the champion, the one before it, and `former` more that the track had."""
+    """Add a track's champion, its predecessor and `former` earlier champions to `kept`."""
     rows = session.exec(
         select(Promotion)
         .where(Promotion.track == track.name, Promotion.state == PromotionState.DONE)
@@ -127,7 +127,7 @@ def _keep_champions(session: Session, root: Path, track: Track, former: int, kep
 
 
 def _keep_open(root: Path, run: Run, kept: Kept) -> None:
-    """Keep everything of a run that is not over, and every model that it works with."""
+    """Add everything of a run that is not over, and every model that it uses, to `kept`."""
     assert run.id is not None  # noqa: S101 - every row that was read has one
     kept.open_runs.add(run.id)
     folder = root / "runs" / str(run.id)
@@ -145,7 +145,7 @@ def _keep_open(root: Path, run: Run, kept: Kept) -> None:
 
 
 def _keep_newest(settings: Settings, kept: Kept, now: int, measure: Callable[[Path], int]) -> None:
-    """Choose the ended runs that are kept: by number a track and kind, by age, by bytes together."""
+    """Choose the ended runs to keep: by number per track and kind (succeeded or not), age and total bytes."""
     root, limits = settings.state_folder, settings.gc
     counts: dict[tuple[str, bool], int] = {}
     total = 0
@@ -170,7 +170,7 @@ def _keep_newest(settings: Settings, kept: Kept, now: int, measure: Callable[[Pa
 
 
 def models_of(root: Path, run_id: int) -> set[Path]:
-    """Return the folders of the models that a run published or was about to promote."""
+    """Return the folders of the models that a run's published merge and verdict name."""
     folder = root / "runs" / str(run_id)
     named = [
         read_object(folder / "merge.json").get("model_id"),
@@ -186,7 +186,7 @@ def _named_folders(root: Path, run_id: int) -> set[Path]:
 
 
 def working_files(run_folder: Path) -> Iterator[Path]:
-    """Yield what a run's attempts left beside their story, and its checkpoints."""
+    """Yield a run's checkpoints, and the files of its attempts except spec, result, progress, curve, log and report."""
     if (run_folder / "checkpoints").exists():
         yield run_folder / "checkpoints"
     for attempt in sorted(run_folder.glob("attempts/*")):
@@ -194,7 +194,7 @@ def working_files(run_folder: Path) -> Iterator[Path]:
 
 
 def leftovers(attempt: Path) -> Iterator[Path]:
-    """Yield what an attempt left beside its story: data, adapters, models, predictions."""
+    """Yield the large files of an attempt: data, adapters, models, predictions."""
     if attempt.is_dir():
         yield from (path for path in sorted(attempt.iterdir()) if path.name not in _STORY)
 

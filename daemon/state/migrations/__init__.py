@@ -1,1 +1,1 @@
-"""The database's schema, step by step; run by `daemon.state.database.migrate`, and by nothing else."""
+"""Migrations of the database's schema, run by `daemon.state.database.migrate` only."""

@@ -1,4 +1,4 @@
-"""Run by Alembic: apply the steps on the connection, and in the transaction, of `daemon.state.database.migrate`."""
+"""Run by Alembic: apply the migrations in the connection and transaction of `daemon.state.database.migrate`."""
 
 from alembic import context
 
