@@ -110,7 +110,7 @@ class StepSpec(Frozen):
 
 
 class StepError(Frozen):
-    """Why an attempt failed or was interrupted."""
+    """The reason why an attempt failed or was interrupted, with a remedy."""
 
     message: str
     hint: str = ""
@@ -213,7 +213,7 @@ class Attempt:
         return self.spec.config
 
     def load(self, kind: type[A]) -> A:
-        """Return the artifact `kind` of an earlier step. Raises `StepFailed` if it was not published."""
+        """Return the artifact of class `kind` of an earlier step. Raises `StepFailed` if it was not published."""
         relative = self.spec.inputs.get(kind.step)
         value = durable.read_json(self.root / relative) if relative else None
         if value is None:

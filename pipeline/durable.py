@@ -152,7 +152,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def signature(path: Path) -> tuple[str, int, int, int]:
-    """Return a file's path, size, modification time and inode, to detect changes; zeros if it is missing."""
+    """Return a file's path, size, modification time and inode, to detect changes; numbers are 0 if it is missing."""
     try:
         info = path.stat()
     except OSError:

@@ -72,7 +72,7 @@ def size_words(octets: int) -> str:
 
 
 def p_words(value: float, limit: float) -> str:
-    """Format a p-value with enough digits to distinguish it from its limit."""
+    """Format a p-value, as `p = 0.012`, with enough digits to distinguish it from its limit."""
     if value < _TINY_P:
         return "p < 0.0001"
     return f"p = {beside(value, limit, 4 if value < 0.1 else 2)}"  # noqa: PLR2004 - further digits say nothing
@@ -124,7 +124,7 @@ def show_controls(page: str) -> str:
 
 
 def shown(value: object, width: int = 60) -> str:
-    """Return a short, printable form of a JSON value for messages."""
+    """Return a short, printable form of a JSON value for messages; objects and lists without their contents."""
     if isinstance(value, str):
         clipped = value[:width] + ("…" if len(value) > width else "")
         return f'"{printable(clipped)}"'

@@ -43,7 +43,7 @@ class Suite:
 
     @cached_property
     def parts(self) -> dict[str, float]:
-        """Candidate minus champion, -1 to 1, by category; empty if there is only one category."""
+        """Mean of candidate minus champion, -1 to 1, by category; empty if there is only one category."""
         names, changes = np.array(self.categories), self.scores[:, 0] - self.scores[:, 1]
         found = {name: float(changes[names == name].mean()) for name in sorted(set(self.categories))}
         return found if len(found) > 1 else {}
@@ -110,7 +110,7 @@ class Comparison:
 
     @cached_property
     def alone(self) -> bool:
-        """Whether each record is a group of its own."""
+        """Whether every group has exactly one record."""
         return np.unique(self.groups).size == self.groups.size
 
     def by_group(self, columns: Floats, mask: Flags | None = None) -> Floats:
@@ -225,7 +225,7 @@ def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
         pinned=np.array([line["pinned"] for line in lines], dtype=np.bool_),
         groups=np.array([numbers[line["group"]] for line in lines], dtype=np.int64),
         tags={tag: np.array([tag in line["tags"] for line in lines]) for tag in sorted(kinds)},
-        # What JSON has no number for is null in the file.
+        # Numbers that are not finite are null in the file, as JSON has none.
         nll=(
             _pair(lines, lambda side: np.nan if side["nll_sum"] is None else side["nll_sum"]),
             _pair(lines, lambda side: side["nll_tokens"]),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.artifacts import GuardResult, Verdict
 from pipeline.words import count, listed, plain, signed, span
 
-#: Largest p-value of a loss that counts as harm shown, whatever the gate asks of a gain.
+#: Largest p-value at which a loss counts as harm shown, whatever limit the gate has for a gain.
 HARM_P_VALUE = 0.01
 #: Rows of general text that are a start against forgetting, as a share of the task's.
 GENERAL_SHARE = 0.2
@@ -72,7 +72,7 @@ GUARDS: Mapping[str, Failure] = {
     ),
 }
 
-#: What each other code of a verdict's reasons means. `gain_from_new_data` is all that a promoted verdict can have.
+#: Explanations of all other reason codes. A promoted verdict can have `gain_from_new_data` only.
 REASONS: Mapping[str, str] = {
     "trained_on_heldout": "The new model was trained on records that it was to be judged on.",
     "no_pinned_heldout": "The gate is to judge on a held-out set of your own, and none was dropped.",
@@ -85,7 +85,7 @@ REASONS: Mapping[str, str] = {
     "gain_from_new_data": "The gain is only there on records of drops that the champion never saw.",
 }
 
-#: What general questions are answered with instead of an answer, by `pipeline.metrics.degenerate.COLLAPSED`.
+#: Descriptions of collapsed answers to general questions, by `pipeline.metrics.degenerate.COLLAPSED`.
 _INSTEAD = {
     "label": "a label of the training data",
     "empty": "nothing",
@@ -151,7 +151,7 @@ def guard_words(guard: GuardResult) -> str:
     """Return one guard's finding in words, as `token F1 +0.3 points (the limit is 2.0 points)`."""
     words = guard.label
     if guard.guard == "floor":
-        # Its limit is the floor, which stands in the label; the change is the way to it.
+        # The label has the limit, which is the floor; the change is the distance to it.
         found = "scored on none of these records" if guard.candidate is None else f"{plain(guard.candidate)} points"
         return f"{words}: {found}"
     if guard.guard == "collapse":

@@ -25,11 +25,11 @@ from pipeline.decide.statistics import Floats
 from pipeline.metrics.degenerate import COLLAPSED, DEGENERATE
 from pipeline.metrics.registry import METRICS
 
-#: All tests of one kind of slices have this level together (Holm); a likelihood's and an anchor's test has it alone.
+#: Familywise level of the tests of all slices of a kind (Holm); level of the tests of likelihood, anchor and judge.
 LEVEL = 0.05
-#: The level of guards that need their margin and a test.
+#: Level of the guards that fail only if the change is also beyond their margin.
 SURE = 0.01
-#: A slice's loss or a likelihood's rise beyond its margin counts without a test on so many groups.
+#: Fewest groups on which a slice's loss or a likelihood's rise beyond its margin fails without a test.
 LEAST_FOR_MARGIN = 100
 _NORMAL_95 = 1.6448536269514722
 
@@ -65,7 +65,7 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], margin: float) -> I
     tested: a gain may come from them, but the champion has no knowledge of them that could be lost.
     """
     for kind in ("seen", "drop", "tag"):
-        # All drops are tested, as they are shown: one that is new has no champion's knowledge to lose.
+        # Only drops that the champion knows are tested: it has no knowledge of a new drop to lose.
         own = [one for one in slices if one.kind == kind and (kind != "drop" or one.drop is not None)]
         pairs = [comparison.pairs(one.mask) for one in own]
         changes = [pair[:, 0] - pair[:, 1] for pair in pairs]
@@ -161,7 +161,7 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
 
 
 def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
-    """Return `row`, passed instead of failed if the mean of `changes`, candidate minus champion, is not a loss."""
+    """Return `row`, changed from failed to passed if the mean of `changes`, candidate minus champion, is no loss."""
     if row.state != "failed" or _exceeds(0.0, float(changes.mean())):
         return row
     return row.model_copy(update={"state": "passed", "label": f"{row.label}, no further below it than the champion"})

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.decide.comparison import Comparison
 from pipeline.decide.statistics import Floats
 
-#: How often a gain that is called the smallest is promoted.
+#: Share of the draws in which the smallest gain must be promoted.
 POWER = 0.8
 DRAWS = 200
 _FAIR = 0.5
@@ -27,7 +27,7 @@ MOST_RECORDS = 1_000_000
 
 def smallest_gain(comparison: Comparison, promotes: Callable[[Comparison], bool], seed: int) -> float | None:
     """
-    Return the smallest true gain, as a fraction, that `promotes` accepts in 8 of 10 draws; `None` if no gain is.
+    Return the smallest true gain (a fraction) that `promotes` accepts in 8 of 10 draws; `None` if there is none.
 
     Its standard error is about 3 points of power.
     """
@@ -42,7 +42,7 @@ def smallest_gain(comparison: Comparison, promotes: Callable[[Comparison], bool]
     if room == 0 or power(high) < POWER:
         return None
     for _ in range(_STEPS):
-        # A gain's share of its own size is what matters: a third of a point beside one, not beside fifty.
+        # The error is relative to the gain: a third of a point matters for a gain of 1 point, not of 50.
         middle = math.sqrt(max(low, 1e-3) * high)
         low, high = (low, middle) if power(middle) >= POWER else (middle, high)
     return high * room
@@ -66,7 +66,7 @@ def _draw(comparison: Comparison, random: np.random.Generator) -> tuple[Comparis
         scores={name: _exchange(pair, turned) for name, pair in drawn.scores.items()},
         nll=(_exchange(drawn.nll[0], turned), _exchange(drawn.nll[1], turned)),
         degenerate={kind: _exchange(pair, turned) for kind, pair in drawn.degenerate.items()},
-        # A suite's items are the same every night.
+        # Suites are not drawn again: their items are the same in every run.
         suites=tuple(
             replace(x, scores=_exchange(x.scores, random.random(len(x.scores)) < _FAIR)) for x in drawn.suites
         ),
@@ -88,7 +88,7 @@ def _gained(comparison: Comparison, lucky: np.ndarray) -> Comparison:
 
 def records_needed(gain: float, smallest: float | None, groups: int) -> int | None:
     """
-    Return about how many groups in all show the observed gain, if it is true, in 8 of 10 cases.
+    Return about how many groups in all are needed to show the observed gain, if it is true, in 8 of 10 cases.
 
     The smallest gain falls with the square root of their number. `None` if no number suffices (no gain, or no gain is
     large enough) or only more than `MOST_RECORDS`.

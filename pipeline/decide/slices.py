@@ -13,13 +13,13 @@ from pipeline.metrics.registry import METRICS
 
 Name = TypeVar("Name", int, str)
 POINTS = 100
-#: Fewer groups are displayed only: a mean of so few says little, and the t-test needs some.
+#: Slices of fewer groups are displayed, not tested: their means are uncertain, and the t-test needs more.
 LEAST_TESTED = 30
 #: Drops and tags with fewer records than that are listed up to this many of each: the newest drops, the largest tags.
 MOST_SMALL = 50
-#: A mean over fewer held-out records says nothing of its drop.
+#: A mean over fewer held-out records is too uncertain to describe a drop.
 _LEAST_ASKED = 10
-#: Of fewer known drops the spread says little: with two, one honest drop of six would stand out.
+#: The range of fewer known drops is too uncertain: with two, one good drop of six would stand out.
 _LEAST_KNOWN = 3
 
 
@@ -47,7 +47,7 @@ class Known:
         return np.asarray(np.isin(drops, list(self.drops)) | pinned)
 
     def label(self, drop: int) -> str:
-        """Return a drop's number with its file's name."""
+        """Return a drop's number, with its file's name if that is known."""
         return f"drop {drop} ({self.names[drop]})" if drop in self.names else f"drop {drop}"
 
 

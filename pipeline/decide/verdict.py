@@ -32,7 +32,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Decision:
-    """A decision and its grounds; gains in points."""
+    """A decision with its reasons and numbers; the gain is in points."""
 
     outcome: Outcome
     reasons: tuple[str, ...]
@@ -61,7 +61,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     smallest = missing = None
     if found.outcome == "not_shown_better":
         smallest = smallest_gain(part, lambda drawn: promotes(drawn, rules), found.seed)
-        # A gain below the least is not made larger by more records.
+        # More records do not enlarge a gain that is below the minimum.
         likely = found.gain / POINTS if _is_large(found.gain, rules.gate) else 0.0
         needed = records_needed(likely, smallest, differences.size)
         missing = None if needed is None else max(0, max(needed, least) - differences.size)
@@ -97,7 +97,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
 
 def weigh(comparison: Comparison, rules: Rules) -> Decision:
     """
-    Decide: promote if p-value and mean gain are within the gate's limits on enough groups, and no guard failed.
+    Return the decision: promoted if p-value and gain meet the gate's limits on enough groups and no guard fails.
 
     The outcome is `worse` if the mirrored test shows harm (p <= `HARM_P_VALUE`).
     """
@@ -166,7 +166,7 @@ def on_part(comparison: Comparison, rules: Rules) -> Comparison:
 
 
 def least_groups(metric: str, gate: GateConfig) -> int:
-    """Return the fewest groups of held-out records for a verdict."""
+    """Return the fewest groups of held-out records that a verdict by this metric needs."""
     return gate.min_records_continuous if METRICS[metric].continuous else gate.min_records
 
 

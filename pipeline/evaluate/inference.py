@@ -274,7 +274,7 @@ class Inference:
     def _generate(
         self, prompts: Sequence[generation.Tokens], decoding: Decoding, may_loop: Collection[int]
     ) -> list[Answered]:
-        """Return each answer's text, tokens, whether it ended, and its share of the batch's seconds."""
+        """Generate answers; return each one's text, tokens, whether it ended, and its share of the batch's time."""
         engine = self._engine()
         started = time.monotonic()
 

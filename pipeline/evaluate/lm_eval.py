@@ -103,7 +103,7 @@ def _its_own_words(task: str) -> Iterator[None]:
 
 
 def _manager(task: str) -> tuple[str, Any]:
-    """Return a task's name and a lm-eval task manager that can load it."""
+    """Return a task's name and an lm-eval task manager that can load it."""
     from lm_eval.tasks import TaskManager
 
     name, folder = _own_task(task)

@@ -46,7 +46,7 @@ class SuiteRequests:
 
     def new_tokens(self, index: int) -> int:
         """
-        Return the most tokens of an item's answer.
+        Return the largest number of tokens that an answer to item `index` may have.
 
         That is the length of its longest choice or, for a free question, of its longest reference, rounded up to a
         multiple of 16 as in `prepare`; at least 32 for a short free question.
@@ -79,7 +79,7 @@ class ModelRequests:
         return read_window(self.folder) - (self.key.setup.engine != PLAIN)
 
     def longest(self) -> int:
-        """Return the most tokens of a prompt with its answer, or with a reference and one more token."""
+        """Return the most tokens of any prompt with its answer, or with a reference and one more token."""
         new, window = self.key.setup.max_new_tokens, self.window
         pairs = zip(self.prompts, self.completions, strict=True)
         of_records = [
@@ -93,7 +93,7 @@ class ModelRequests:
         return max([*of_records, *(tokens + auto_batch_size.ROUND for tokens in of_items)])
 
     def check_folder(self) -> None:
-        """Raise `CannotTrain` if the folder is the user's and no longer holds the key's model."""
+        """Raise `CannotTrain` if the folder is the user's own and no longer holds the model of the key."""
         if not self.users_own:
             return
         try:

@@ -53,7 +53,7 @@ class Item:
 
 
 class _Question(Frozen):
-    """One line of a file of questions."""
+    """The fields that every line of a file of questions has."""
 
     id: str | None = Field(default=None, min_length=1)
     category: str = "general"

@@ -131,7 +131,7 @@ class Endpoint:
         if status == _OK:
             return _content(text)
         if status in _PASSING:
-            # A date, which hardly any endpoint sends, is as good as no wish.
+            # A date, which hardly any endpoint sends, is ignored.
             return _Passing(f"status {status}", float(retry_after) if re.fullmatch("[0-9]+", retry_after) else 0.0)
         if status in _REDIRECTS:
             message = f"it redirects (status {status}), which is not followed: set judge.url to its target"

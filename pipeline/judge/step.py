@@ -52,7 +52,7 @@ class Pair:
     champion: str
 
     def chats(self) -> tuple[Chat, Chat]:
-        """Return the messages to the judge, with the candidate's answer as A and as B."""
+        """Return two lists of messages to the judge: with the candidate's answer as A, and as B."""
         one, other = self.candidate, self.champion
         texts = (self.request, self.reference)
         return messages(*texts, one, other), messages(*texts, other, one)
@@ -205,7 +205,7 @@ class _Session:
             try:
                 first, second = pair.chats()
                 choice = await self._choice(endpoint, first)
-                # Without a winner in this order the other cannot make it count.
+                # Without a winner in this order the record fails, whatever the other order gives.
                 self.judged[pair.id] = Judged(choice, choice and await self._choice(endpoint, second))
             except NoAnswerError as error:
                 self._in_a_row += 1
@@ -231,7 +231,7 @@ class _Session:
         return choice
 
     def _find(self, chat: Chat) -> list[Choice | None] | None:
-        """Return the logged choice as a list of one; `None` if it is not in the log."""
+        """Return the logged choice as a list of length 1; `None` if it is not in the log."""
         return self._log.find(batch_id(self._prompt, chat))
 
     def _say_progress(self) -> None:

@@ -50,7 +50,7 @@ def token_f1(prediction: str, references: Sequence[str]) -> float:
 
 def rouge(kind: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """
-    Return the ROUGE F-measure of each prediction (Lin 2004): rouge_score with our tokens, through `evaluate.Metric`.
+    Return each prediction's ROUGE F-measure (Lin 2004), by rouge_score with `tokens`, through `evaluate.Metric`.
 
     `kind` is rouge1, rouge2 or rougeL. A reference without any token (a dash, say) is compared exactly.
     """

@@ -60,7 +60,7 @@ class Likelihood(NamedTuple):
 
 @dataclass(frozen=True)
 class AskedModel:
-    """A loaded model and its tokenizer."""
+    """A loaded model, its tokenizer, and the tokens that end an answer."""
 
     model: Any
     tokenizer: Any
@@ -69,7 +69,7 @@ class AskedModel:
 
 
 def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the end tokens of the model in `folder`: its tokenizer's EOS and its generation config's."""
+    """Return the ids of the tokens that end an answer: the tokenizer's EOS and the generation config's."""
     from transformers import AutoConfig, GenerationConfig
 
     try:

@@ -33,7 +33,7 @@ _LOOP_TIMES, _LOOP_TOKENS = 4, 32
 
 
 def answer_batches(prompts: Sequence[Tokens], size: int) -> list[list[int]]:
-    """Return the indices of tokenised `prompts` in batches for `answers`, each for `size` rows, the longest first."""
+    """Return the indices of `prompts` in batches of 8 * `size` for `answers`, the longest first."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
     together = _PER_ROW * size
     return [order[start : start + together] for start in range(0, len(order), together)]

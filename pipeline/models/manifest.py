@@ -54,7 +54,11 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def model_id(folder: Path) -> str:
-    """Return one hash of the names and hashes of `model_files`. Raises `DropforgeError` if a file cannot be read."""
+    """
+    Return the model id: a hash of the names and hashes of `model_files`.
+
+    Raises `DropforgeError` if a file cannot be read.
+    """
     try:
         files = model_files(folder)
         return _identity({path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in files})
@@ -88,7 +92,11 @@ def read_lineage(folder: Path) -> Lineage | None:
 
 
 def verify_manifest(folder: Path) -> str:
-    """Return the model id in the manifest. Raises `DropforgeError` naming the first file that differs from it."""
+    """
+    Check a model folder against its manifest; return the model id.
+
+    Raises `DropforgeError` naming the first file that differs from the manifest.
+    """
     hint = "the folder is damaged: restore it from a backup, or train it again"
     value = try_read_object(folder / MANIFEST_NAME)
     if value is None or not isinstance(value.get("files"), dict):

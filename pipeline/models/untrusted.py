@@ -56,7 +56,7 @@ def try_read_object(path: Path) -> dict[str, Any] | None:
 
 
 def parse_json(data: bytes, most: int = _MOST_VALUES) -> Any:
-    """Return the value of a JSON text. Raises `ValueError` if it is invalid, nested too deeply, or too large."""
+    """Return the value of a JSON text. Raises `ValueError` if invalid, too deep, or with more than `most` values."""
     if sum(map(data.count, (b",", b"[", b"{"))) > most:
         raise ValueError(f"it has more than {most:,} values")
     try:

@@ -11,7 +11,7 @@ from pipeline.report.facts import NextStep
 from pipeline.words import count, listed, plain
 
 _KEPT = "No drop is suspended for this: all are trained on again, together with the next ones."
-#: More held-out records than so many times today's are no advice that anybody can follow.
+#: More held-out records than this multiple of today's are never advised: nobody could follow that.
 _MANY_TIMES = 10
 
 
@@ -149,7 +149,7 @@ def _after_no_proof(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter:
 
 
 def _proposed(spec: StepSpec) -> list[NextStep]:
-    """Return how to approve held-out records, if any wait for approval."""
+    """Return the step for approving held-out records; empty if none wait for approval."""
     if not spec.proposed_rows:
         return []
     wait = count(spec.proposed_rows, "held-out record waits", "held-out records wait")

@@ -25,7 +25,7 @@ class Axis:
     right: float = 96.0
 
     def percent(self, value: float) -> float:
-        """Return the x of a value in per cent."""
+        """Return the x of a value in per cent of the width."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
         return self.left + (self.right - self.left) * min(1.0, max(0.0, share))
 

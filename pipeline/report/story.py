@@ -23,7 +23,7 @@ _HEADLINES: dict[Outcome, str] = {
     "guard_failed": "The new model loses something that it must not lose. The champion stays.",
     "contaminated": "This result cannot be trusted. The champion stays.",
 }
-#: What the p-value of a blind review is read beside.
+#: The limit from which a blind review's p-value is distinguished when it is formatted.
 _SURE_OF_REVIEW = 0.05
 
 

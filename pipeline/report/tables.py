@@ -72,7 +72,7 @@ def _plain(value: float | None, places: int = 1) -> str | None:
 
 
 def guards_table(verdict: Verdict) -> Table:
-    """Return a row for each guard: failed guards first, then nearly failed, passed and shown ones."""
+    """Return the table of guards: failed ones first, then nearly failed, passed and shown ones."""
     numbers = _numbers("Champion", "New model", "Change", "Limit")
     columns = (Column("Guard"), *numbers, Column("Against the limit"), *_numbers("Records"), Column("State"))
     note = (
@@ -87,7 +87,7 @@ def guards_table(verdict: Verdict) -> Table:
 def _guard_row(guard: GuardResult) -> Row:
     places, nearly = digits(guard), is_nearly_failed(guard)
     bound = f"at best {signed(guard.bound, places)}" if guard.bound is not None and guard.state == "failed" else ""
-    # The score beside the candidate's is the champion's, but for the guards that go back to the base model.
+    # Most guards compare the candidate with the champion, these two with the base model.
     beside = "the base model" if guard.guard in {"general_base", "collapse"} and guard.champion is not None else ""
     state = Cell(_GUARD_STATES[guard.state], f"state {guard.state}")
     return (
@@ -103,7 +103,7 @@ def _guard_row(guard: GuardResult) -> Row:
 
 
 def slices_table(slices: Sequence[SliceResult]) -> Table:
-    """Return a row for each slice, their gains on one scale."""
+    """Return the table of slices, with their gains on one scale."""
     numbers = _numbers("Records", "Champion", "New model", "Gain", "Interval")
     columns = (Column("Records of"), *numbers, Column("On one scale", axis=slice_axis(slices)))
     note = "Points of the primary metric; a dot is the gain, a line its interval."
@@ -117,7 +117,7 @@ def _slice_row(one: SliceResult) -> Row:
 
 
 def drops_table(report: Report) -> Table:
-    """Return a row for each drop of the run's snapshot."""
+    """Return the table of the drops in the run's snapshot."""
     columns = (
         Column("File"),
         *_numbers("Drop"),
@@ -143,14 +143,14 @@ def drops_table(report: Report) -> Table:
 
 
 def overlaps_table(overlaps: Sequence[Overlap]) -> Table:
-    """Return a row per example of a training row that was left out because of a held-out record."""
+    """Return the table of example training rows that were left out because of a held-out record."""
     columns = (Column("Training row"), Column("Held-out record"), Column("In common"))
     rows = [(one.train_text, one.heldout_text, _RULES[one.rule]) for one in overlaps]
     return _table("Beginnings of both texts", columns, rows)
 
 
 def former_table(former: Sequence[FormerScores]) -> Table:
-    """Return a row for each former champion that had answered some of the records."""
+    """Return the table of former champions that had answered some of the records."""
     columns = (Column("Former champion"), *_numbers("Records", "Score"), Column("Model"))
     rows = [
         (f"generation {one.generation}", f"{one.records:,}", plain(one.score), Cell(one.model_id, "code"))
@@ -160,7 +160,7 @@ def former_table(former: Sequence[FormerScores]) -> Table:
 
 
 def trials_table(adapter: Adapter) -> Table:
-    """Return a row for each trial of a search, in the order in which they ran."""
+    """Return the table of a search's trials, in the order in which they ran."""
     metric = next((one.scored_by for one in adapter.candidates if one.scored_by not in {"", "nll"}), "")
     columns = (
         *_numbers("Trial"),
@@ -184,7 +184,7 @@ def trials_table(adapter: Adapter) -> Table:
 
 
 def scores_table(evaluation: Evaluation) -> Table:
-    """Return a row for each measure of both models, with the change."""
+    """Return the table of everything that was measured of both models, with the changes."""
     columns = (Column("Measured"), *_numbers("Champion", "New model", "Change"))
     rows: list[Row] = []
     for name, old, new, places in _measured(evaluation):

@@ -38,7 +38,7 @@ class Sizes:
     """Tokens of a process's share of an optimizer step if all its records are that long."""
 
     def tokens(self, plan: MemoryPlan) -> int:
-        """Return the most tokens of a micro-batch under `plan`."""
+        """Return the largest number of tokens of a micro-batch under `plan`."""
         return max(self.longest, min(plan.batch_tokens, self.most))
 
     def estimate(self, plan: MemoryPlan) -> dict[str, int]:

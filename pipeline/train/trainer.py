@@ -39,7 +39,7 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Training:
-    """A training's base, device, output folders, fingerprint and memory plan."""
+    """The inputs of a training but rows and settings: base, device, output folders, fingerprint and memory plan."""
 
     base: Path
     """Folder of the model that is trained: the base, or the champion that the training starts from."""

@@ -74,7 +74,7 @@ class _TrialAttempt(Attempt):
     """One trial within the step's attempt, with its own settings, folder and checkpoints."""
 
     def __init__(self, whole: Attempt, number: int, note: str, **update: Any) -> None:
-        """Make the attempt of trial `number`; its progress has `note`, and `update` changes the spec."""
+        """Make the attempt of trial `number`; `note` is shown in its progress, `update` changes the spec."""
         folders = {name: f"{getattr(whole.spec, name)}/trial-{number}" for name in ("checkpoints", "folder")}
         super().__init__(whole.spec.model_copy(update={**folders, **update}))
         self.stop = whole.stop
@@ -112,7 +112,7 @@ class _Search:
         return None if settings is None else TrialState(number=len(trials) + 1, settings=settings)
 
     def _next_settings(self, trials: Sequence[TrialState]) -> dict[str, Any] | None:
-        """Return the settings of the next training; `None` if the space or the budget is exhausted."""
+        """Return the settings of the next trial; `None` if the space or the budget is exhausted."""
         train = self.attempt.config.train
         longest = max((trial.seconds for trial in trials), default=0.0)
         if train.search.hours and trials and _seconds(trials) + longest > train.search.hours * _HOUR:

@@ -53,22 +53,22 @@ class TrialState(Frozen):
 
     @property
     def is_soup(self) -> bool:
-        """Whether it combines adapters instead of training one."""
+        """Whether the trial combines adapters instead of training one."""
         return "soup" in self.settings
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """Its dev losses in nats per token, in the order in which they were measured."""
+        """The trial's dev losses in nats per token, in the order in which they were measured; none for a soup."""
         return tuple(point.loss for point in self.once.trained.dev_curve) if self.once and not self.is_soup else ()
 
     @property
     def dev(self) -> DevScores | None:
-        """Its dev scores and cost; `None` if it was not scored."""
+        """The trial's dev scores and cost; `None` if it was not scored."""
         return DevScores(self.scored.scores, self.scored.weights, self.once.cost) if self.scored and self.once else None
 
     @property
     def mean(self) -> float | None:
-        """Its mean dev score; `None` if it was not scored."""
+        """The trial's mean dev score; `None` if it was not scored."""
         return self.dev.mean if self.dev else None
 
 
@@ -109,7 +109,7 @@ class TrialFiles:
             trials.append(TrialState.model_validate(value))
 
     def save(self, trial: TrialState) -> None:
-        """Write a trial's state."""
+        """Write a trial's state, to ended.json if it has an outcome."""
         folder = self.trial(trial.number)
         folder.mkdir(exist_ok=True)
         durable.write_json(folder / (_ENDED if trial.outcome else _TRIAL), trial.model_dump(mode="json"))
