@@ -26,7 +26,7 @@ class InStep:
     def answers(
         self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
     ) -> list[Answer]:
-        """Return greedy answers in the order of the prompts; those at the indices `may_loop` may loop uncut."""
+        """Return greedy answers in the order of the prompts; loops are cut, except at the indices `may_loop`."""
         return greedy_decoding.answers(self.model, prompts, decoding, watch, may_loop)
 
     def likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:

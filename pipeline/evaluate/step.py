@@ -90,7 +90,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
 
 
 def _evaluate_base(base: Inference, folder: Path, models: list[Inference]) -> Result | None:
-    """Return the base model's suite scores; `None` if they are not cached and its folder has changed."""
+    """Return the base model's suite scores; `None` if they are not all cached and its folder has changed."""
     try:
         return base.run(folder, models)
     except CannotTrain as error:

@@ -231,7 +231,7 @@ def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list
 def _choice_losses(
     model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequence[Tokens]
 ) -> list[float] | None:
-    """Return the summed loss of each row of tokens after its owner's prompt; `None` without a key-value cache."""
+    """Return each row's summed loss after the prompt `owners` names by index; `None` without a key-value cache."""
     import torch
     from torch.nn import functional
 

@@ -61,7 +61,7 @@ class Watcher:
         self.pruned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Load the losses that an interrupted training had logged."""
+        """Load the losses that an interrupted training had logged, and begin to report progress."""
         self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         self.dev = [(entry["step"], entry["eval_loss"]) for entry in state.log_history if "eval_loss" in entry]
         self.attempt.show_curve(self.losses, self.dev)
