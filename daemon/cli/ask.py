@@ -87,7 +87,7 @@ def _named(one: ChampionView) -> str:
 
 
 def _print_part(said: dict[str, Any]) -> None:
-    """Print a part of an answer at once; unprintable characters except newlines are escaped."""
+    """Print a part of an answer, unprintable characters but newlines escaped; after the last whether it was cut."""
     sys.stdout.write("\n".join(map(printable, said.get("text", "").split("\n"))))
     if "tokens" in said:
         sys.stdout.write("\n")

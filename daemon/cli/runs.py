@@ -143,7 +143,7 @@ def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None
 
 
 def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
-    """Return the lines of a verdict: its sentence, reasons and next steps from `story`, and all other numbers."""
+    """Return the lines of a verdict: reasons and next steps from `story`, or its scores without; guards, slices."""
     lines = [verdict.sentence]
     if story is None and verdict.yardstick is not None:
         lines.append(verdict.yardstick)

@@ -275,7 +275,7 @@ def command_lines(settings: Settings, champion: ChampionView, *, alive: bool, ev
 
 
 def _why_none(settings: Settings, track: str) -> str:
-    """Return why a track has no champion: no settings, no base model, or the daemon has not read that yet."""
+    """Return "none" and the reason why a track has no champion, such as a base model that is not set or missing."""
     if track not in settings.track_names:
         return "none; no longer in the settings"
     path = settings.track(track).base_model

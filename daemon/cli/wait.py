@@ -120,7 +120,7 @@ def wait(  # noqa: PLR0913 - each goes by its name on the command line
 def _question(
     overview: Overview, settings: Settings, what: str | None, drop: int | None, track: str | None
 ) -> Callable[[], Settled | RunView | DropView | str]:
-    """Return a function to poll: it returns `Settled` once there is a verdict, until then the present state."""
+    """Return a function to poll: it returns `Settled` once there is a verdict, else the run, the drop or a phrase."""
     if drop is not None:
         return partial(drop_awaited, overview, drop)
     if what is not None and what.isdecimal():

@@ -66,7 +66,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 def print_changes(now: Now, said: dict[object, str]) -> None:
-    """Print a line with the time for each entry of `now` that is not in `said`; then `said` holds all of `now`."""
+    """Print a line with the time for each entry of `now` that is not in `said`; then set `said` to all entries."""
     things = dict(_things(now))
     for key, words in things.items():
         if key not in said:

@@ -56,7 +56,7 @@ class NoSetting(DropforgeError):
 
 
 def config_path(context: typer.Context) -> Path | None:
-    """Return the path in `--config`, else the service's settings outside of a workspace if readable, else `None`."""
+    """Return the path in `--config`; else the service's file, if readable and outside of a workspace; else `None`."""
     path: Path | None = context.find_root().params.get("config")
     return path or (SERVICE_FILE if not _is_workspace() and os.access(SERVICE_FILE, os.R_OK) else None)
 
@@ -91,7 +91,7 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
 
 
 def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bool = False) -> None:
-    """Raise `SettingsError` if a package, program, suite, address or, `with_bases`, base model is missing or bad."""
+    """Raise `SettingsError` if a required package, program, suite, address (or base, `with_bases`) is unusable."""
     from daemon.messages.addresses import examine  # noqa: PLC0415 - a quick start
     from daemon.views.doctor import bases, needs  # noqa: PLC0415 - a quick start
 
@@ -136,7 +136,7 @@ def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:
 
 
 def complete_run(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Complete a run's number: return each matching one with track and outcome; empty if runs cannot be read."""
+    """Return (id, track and outcome) of each run whose id begins with `incomplete`; empty if none can be read."""
     try:
         runs = open_overview(context).runs()
     except DropforgeError:

@@ -250,7 +250,7 @@ def _given(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _asked(overview: Overview, run: RunDetail) -> dict[str, Any]:
-    """Return the conditions of generation other than the adapter; answers are compared only if they are equal."""
+    """Return the conditions of generation besides the candidate; scores are compared only if they are equal."""
     report, data, model = (overview.published(run.id, step) or {} for step in ("evaluate", "prepare", "merge"))
     settings = (run.config or {}).get("evaluate", {})
     return {
@@ -304,7 +304,7 @@ def changes_since_champion(overview: Overview, run: RunDetail) -> Changes | None
 
 
 def _champions_run(overview: Overview, run: RunDetail) -> int | None:
-    """Return the run that made the champion `run` is compared with (the base: `None`); before a verdict, today's."""
+    """Return the id of the run that made `run`'s champion (before a verdict, today's); `None` for a base model."""
     if run.verdict is not None and run.verdict.champion_model_id is not None:
         found: int | None = overview.rows(MAKER, track=run.track, model=run.verdict.champion_model_id)[0].run
         return found

@@ -65,7 +65,7 @@ def _bad(name: str, text: str, remedy: str) -> Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Run all checks and return their findings; a check that raises an exception becomes a bad finding."""
+    """Run all checks and return their findings; a check that raises an exception gives a finding of level "bad"."""
     findings: list[Finding] = []
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _sqlite,

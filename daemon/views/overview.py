@@ -325,7 +325,7 @@ class Overview:
         return review_of(self.folder, run_id, config, [row.detail for row in rows])
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
-        """Return the log files of a run's attempts, oldest first. Raises `NotThere` without such a run or any log."""
+        """Return the log files of a run's attempts, oldest first. Raises `NotThere` if there is no run or no log."""
         attempts = [one for one in self.ask_of_run(run_id, attempts_of) if step in {None, one.step}]
         paths = [self.folder / attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
         found = [path for path in paths if path.exists()]
@@ -366,7 +366,7 @@ class Overview:
         return found[0]
 
     def read(self, question: Callable[[Connection], list[T]]) -> list[T]:
-        """Call `question` in one read transaction and return its result; empty if there is no database yet."""
+        """Return `question`'s result in one read transaction, `[]` without a database. Raises `DatabaseUnusable`."""
         path = self.folder / DATABASE_NAME
         if not path.exists():
             return []

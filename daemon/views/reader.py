@@ -34,7 +34,7 @@ Time = Annotated[datetime, BeforeValidator(utc)]
 
 
 class Row(SimpleNamespace):
-    """A database row with a column per attribute."""
+    """A database row whose columns are attributes."""
 
     def __getattr__(self, name: str) -> Any:
         """Raise `sqlite3.OperationalError` for a missing column, with SQLite's own message."""

@@ -1,5 +1,5 @@
 """
-Split records into train, dev and held-out sets that share nothing.
+Split records into train, dev and held-out sets that have no prompt in common.
 
 In: the drops of a run. Out: frozen files, and warnings about them. `partitions` reads the drops, `split` assigns each
 record to a split, `decontaminate` removes training rows that are near-duplicates of held-out records and groups similar

@@ -89,7 +89,7 @@ class HeldOut:
     """The held-out prompts, and their near-duplicates."""
 
     def __init__(self, prompts: Iterable[Prompt], similarity: float) -> None:
-        """Select held-out prompts from all prompts, which come in the order of their hash."""
+        """Select the held-out prompts among all `prompts`, which must come in the order of their hash."""
         self.prompts: list[Prompt] = []
         sample: list[Prompt] = []
         for prompt in prompts:

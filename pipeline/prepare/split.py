@@ -83,7 +83,7 @@ def _current(rows: list[PartitionRow]) -> tuple[list[PartitionRow], int]:
 
 
 def _since(rows: list[PartitionRow]) -> tuple[int, ...]:
-    """Return the drops from the last change of a prompt's answers on, oldest first; `rows` are all its rows."""
+    """Return the ids of the drops from the last change of a prompt's answers on, oldest first."""
     answers: dict[int, set[str]] = {}
     for row in rows:
         answers.setdefault(row.order, set()).add(row.output)
@@ -109,7 +109,7 @@ class Scored(NamedTuple):
 
 @dataclass
 class Totals:
-    """Numbers of rows and prompts by what was done with them, and the scored prompts."""
+    """Numbers of rows and prompts by split and by the reason for leaving them out, and the scored prompts."""
 
     rows: int = 0
     train_rows: int = 0
@@ -149,7 +149,7 @@ class Totals:
 
 
 class Familiar(NamedTuple):
-    """The prompts and drops that the champion was trained on."""
+    """The ids of prompts and drops that the champion was trained on."""
 
     ids: frozenset[str] = frozenset()
     """Of held-out prompts and their near-duplicates."""
@@ -193,7 +193,7 @@ class SplitWriter:
                 self._dev_waiting.clear()
 
     def hold_out(self, prompt: Prompt, near: AbstractSet[str] | None, champion: Familiar) -> None:
-        """Count a held-out prompt and score it if eligible; `near`: its near-duplicates' ids, `None` if it is one."""
+        """Count a held-out prompt and score it if eligible; `near`: near-duplicates' ids, `None` if a duplicate."""
         self._count(prompt)
         totals, rows = self.totals, prompt.rows
         totals.heldout_prompts += 1

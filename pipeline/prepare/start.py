@@ -28,7 +28,7 @@ _MOST_TRAININGS = 10
 
 
 class Start(NamedTuple):
-    """The model that a training starts from, and its rows in train.jsonl."""
+    """The model that a training starts from, and the numbers of new, old and replayed rows in train.jsonl."""
 
     champion: ModelRef | None
     """`None` is the base."""
@@ -42,9 +42,9 @@ class Start(NamedTuple):
 
 def choose_start(attempt: Attempt, folder: Path, rows: int) -> Start:
     """
-    Return the model that the training starts from, and reduce train.jsonl in `folder` (`rows` rows) to its rows.
+    Choose base or champion to start from; for the champion, remove all but a sample of its old rows from train.jsonl.
 
-    If that is the champion, the file keeps the rows that are new to it and a sample of its old rows.
+    The file is in `folder` and has `rows` rows. The base is chosen if the champion is blocked or no row is new to it.
     """
     train, champion = attempt.config.train, attempt.spec.champion
     if train.start == "base" or champion.model_id == attempt.config.base_model_id:

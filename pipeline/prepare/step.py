@@ -135,7 +135,7 @@ def _left_out_words(left_out: LeftOut) -> Iterator[str]:
 
 
 def _metric(attempt: Attempt, scored: Sequence[Scored]) -> str:
-    """Return the primary metric: as configured, else chosen by the scored answers, without any by training rows."""
+    """Return the primary metric: as configured, else chosen by scored answers, or training answers without any."""
     if attempt.config.evaluate.metric != "auto":
         return attempt.config.evaluate.metric
     held_out = [row.output for one in scored for row in one.prompt.rows]
@@ -150,7 +150,7 @@ def _max_new_tokens(longest: int, window: Window) -> int:
 
 
 def _shortfall(attempt: Attempt, scored: Sequence[Scored], groups: Sequence[str], metric: str) -> Shortfall | None:
-    """Return the rows missing for a verdict, `None` if enough. Raises `CannotTrain` if no number can be enough."""
+    """Return how many rows a verdict lacks, `None` if none. Raises `CannotTrain` if the settings never allow one."""
     gate, split = attempt.config.gate, attempt.config.split
     twice = metric != "exact_match"
     needed = gate.min_records_continuous if twice else gate.min_records

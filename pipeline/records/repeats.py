@@ -43,7 +43,7 @@ class Repeats:
 
 
 class RowCounts:
-    """Counts on a file's good records, made while it is validated: pass `add` to `validate`."""
+    """Counters of a file's good records, filled while it is validated: pass `add` to `validate`."""
 
     def __init__(self, pinned: Iterable[Path] = (), window: Window | None = None, *, repeats: bool = True) -> None:
         """

@@ -189,7 +189,7 @@ def schema_findings(row: Row) -> list[Finding]:
 
 
 def outline(value: Any) -> Any:
-    """Return a small row that breaks the schema as `value` does, except for too many tags: errors hold the row."""
+    """Return a small row that breaks the schema as `value` does (except too many tags): each error keeps its row."""
     if not isinstance(value, dict):
         return _small(value)
     small = {key: _small(value[key]) for key in (*KEYS, *LABELS) if key in value}

@@ -295,7 +295,7 @@ def _print_places(stage: _Stage, first: RunDetail, seconds: float) -> None:
 
 
 def unexpected(overview: Overview, first: RunDetail, poisoned: RunDetail | None) -> list[str]:
-    """Return deviations from: the first run is promoted, a poisoned one is refused and its drop is on trial."""
+    """Return a sentence per deviation: the first run must be promoted, a poisoned one refused and put on trial."""
     problems = []
     if first.outcome != "promoted":
         problems.append(f"the honest drop should be promoted and is {first.outcome}")
