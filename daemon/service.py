@@ -52,7 +52,7 @@ class Service:
     """The daemon: intake, schedule, dispatcher, hooks, messenger, and worker and web server as child processes."""
 
     def __init__(self, settings: Settings, config: Path | None = None) -> None:
-        """Take the state folder's lock and open the database. Raises `DropforgeError` if one of them cannot be used."""
+        """Take the state folder's lock and open the database. Raises `DropforgeError` if either cannot be used."""
         self._settings = settings
         root = settings.state_folder
         refuse_network(root)

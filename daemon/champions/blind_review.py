@@ -51,7 +51,7 @@ class Pair(Frozen):
 
 
 class Review(Frozen):
-    """Progress of a blind review; the result, with which model gave which answer, is set after the last pair only."""
+    """Progress of a blind review: the pairs left to judge, and the result once all pairs are judged."""
 
     run: int
     asked: int

@@ -1,4 +1,4 @@
-"""Functions of a track's promotion rows: former champions, blocked models and wins, unhealthy models."""
+"""Functions over a track's promotion rows: former champions, blocked models and wins, unhealthy models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -138,7 +138,11 @@ def change_by_hand(engine: Engine, state_folder: Path, change: Promotion, what: 
 
 
 def check_files(state_folder: Path, path: str, identity: str, what: str, track: str) -> None:
-    """Raise `DropforgeError` unless the files of the model at `path`, as rows name it, have the id `identity`."""
+    """
+    Raise `DropforgeError` unless the model at `path` has the id `identity`, by the hashes of its files.
+
+    `path` is relative to the state folder, or absolute for a base model. `what` names the model in messages.
+    """
     folder = state_folder / path
     require_there(folder, what, track)
     try:

@@ -33,10 +33,10 @@ def can_try() -> bool:
 
 def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Event | None = None) -> None:
     """
-    Load the model in `folder` on the CPU, in a process of its own, and let it generate one token.
+    Load the model in `folder` on the CPU in a child process; raise `DropforgeError` unless it generates a token.
 
     On the CPU since a training may use the GPU's memory. If torch or transformers is missing, only a warning is logged.
-    Raises `DropforgeError` if the model does not answer within `seconds`, `Stopped` once `stop` is set.
+    Also raises `DropforgeError` after `seconds`, and `Stopped` once `stop` is set.
     """
     if not can_try():
         log.warning("model_not_tried", folder=str(folder), reason="the training stack is not installed here")

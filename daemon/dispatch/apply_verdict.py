@@ -98,7 +98,7 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
 
 def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
     """
-    Return whether a verdict that is no win depends on the champion: the models were compared.
+    Return whether a verdict that is no win is valid only for today's champion, since the models were compared.
 
     `False` for a contaminated candidate, and if the run ended before the evaluation, for lack of data: `stale_steps`
     repeats such a run if its data was prepared for another champion and nothing was trained on it.

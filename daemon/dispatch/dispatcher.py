@@ -316,7 +316,7 @@ class Dispatcher:
         """
         Return the configuration of a run that begins now.
 
-        Raises `DropforgeError` if the track's base model cannot be used, its settings are not valid or the disk lacks
+        Raises `DropforgeError` if the track is not in the settings, its base model cannot be used or the disk lacks
         room.
         """
         track = states.ensure_track(session, run.track, now)

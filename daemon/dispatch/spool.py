@@ -139,7 +139,7 @@ class LocalExecutor:
         self._spool = Spool(state_folder)
 
     def submit(self, spec: StepSpec) -> None:
-        """Write the attempt's spec.json and its entry in the queue; nothing if it is in the spool or has a result."""
+        """Write the attempt's spec.json and its queue entry; do nothing if it is in the spool or has a result."""
         folder = Path(spec.root) / spec.folder
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RESULT_NAME).exists() or self._is_known(spec.key):

@@ -52,7 +52,11 @@ class Remains(NamedTuple):
 
 
 def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> None:
-    """Unpublish the stale steps of the claimed run; do nothing if it has published none."""
+    """
+    Unpublish the stale steps of the claimed run; do nothing if it has published none.
+
+    Records an event if the training started from a model that is not the champion any more.
+    """
     run_id = run.id or 0
     if run.config is None or not run_files.published(state_folder, run_id):
         return

@@ -122,7 +122,7 @@ def memory_before(session: Session, state_folder: Path, run: Run) -> MemoryPlan 
 
 
 def champion_adapter(session: Session, state_folder: Path, run: Run) -> str | None:
-    """Return the folder of the adapter behind the track's champion; `None` if it is not over the run's base model."""
+    """Return the folder of the adapter behind the track's champion; `None` if it is gone or over another base."""
     serving = promotion.champion(session, run.track)
     past = promotion.champions_of(session, run.track)
     made = [row.run_id for row in past if row.model_id == serving.model_id and row.run_id is not None]

@@ -272,7 +272,7 @@ def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = ste
 
 def _environment(spec: StepSpec) -> dict[str, str]:
     """
-    Return the variables that a step may see: allowed ones of the worker's, and those of the spec.
+    Return the environment of a step: the allowed variables of the worker's own and of the spec's.
 
     A step with network access also gets proxies and the API key, whose name is in the spec.
     """

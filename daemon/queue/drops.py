@@ -65,9 +65,10 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
     """
     Withdraw an accepted, proposed or suspended drop: no later run trains on it or is evaluated on it.
 
-    Open runs and pending wins that were made from it are cancelled. If other drops were new in them, one run is queued
-    for those; it searches if one of the cancelled runs did. A model that was promoted already keeps serving: a person
-    rolls it back. Raises `DropforgeError` if the drop is unknown or in another state.
+    Returns what was cancelled and queued: open runs and pending wins that were made from the drop are cancelled, and
+    one run is queued for the other drops that were new in them, which searches if one of the cancelled runs did. A
+    model that was promoted already keeps serving: a person rolls it back. Raises `DropforgeError` if the drop is
+    unknown or in another state.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)

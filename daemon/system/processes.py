@@ -43,7 +43,7 @@ def close_to_others() -> None:
 
 
 def signal_name(number: int) -> str:
-    """Return the name of signal `number`, or "signal NUMBER" if it has none, as most real-time signals."""
+    """Return the name of signal `number`, or "signal NUMBER" if it has none (most real-time signals)."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -36,7 +36,7 @@ _NOT_ITS_OWN = ("PYTHON", "VIRTUAL_ENV", "DROPFORGE_")
 
 @dataclass(frozen=True)
 class Wanted:
-    """The parts of an export."""
+    """The parts of an export: the model folder, a README.md for the Hub, the command that makes a GGUF file."""
 
     folder: bool
     """The champion's folder."""

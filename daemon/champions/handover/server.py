@@ -133,7 +133,7 @@ class Server:
         self._text("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
     def adapters_at_work(self) -> set[str]:
-        """Return the adapters with running or waiting requests, from vLLM's metrics. Raises `DropforgeError`."""
+        """Return the names of adapters that have requests, by vLLM's metrics. Raises `DropforgeError` on failure."""
         found = max(
             _LORA_METRIC.finditer(self._text("GET", "/metrics")), key=lambda one: float(one["at"]), default=None
         )
@@ -190,7 +190,7 @@ def check(server: Server, change: Change, seconds: float) -> str:
 
 def switch_adapter(server: Server, change: Change, name_file: Path, seconds: float) -> str:
     """
-    Load the champion's adapter into vLLM, check its answers, then write its name into `name_file`; describe it.
+    Load the champion's adapter into vLLM, check its answers, write its name into `name_file`; describe the result.
 
     For a base model the name is that of the server's own model. Raises `DropforgeError` as `restart`, or if the model
     has no adapter; `name_file` then still names the former champion.

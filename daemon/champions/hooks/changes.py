@@ -122,7 +122,11 @@ class Hooks:
         return True
 
     def _next(self, row: Promotion, now: int) -> None:
-        """Start the next command of a change, or its rollback if the health command failed; record a missing one."""
+        """
+        Start the next command of a change, or its rollback if the health command failed.
+
+        A command that the settings do not have, or that is not needed any more, is recorded as such.
+        """
         if row.health_state in OPEN and row.health_error is not None:
             if row.hook_state in OPEN:
                 # A person asked for it while the health was asked for: nobody is told of an unhealthy model again.
@@ -219,7 +223,7 @@ class Hooks:
                 record_event(session, f"{which}_started", now, track=row.track, run_id=row.run_id)
 
     def _is_asked_for(self, row: Promotion) -> bool:
-        """Return whether a person requested the hook of a change with `ask_again`, not only the change itself."""
+        """Return whether a person requested the hook of this change again, with `ask_again`."""
         with transaction(self._engine) as session:
             asked = select(Event).where(Event.kind == _ASKED, Event.track == row.track)
             return any(event.detail.get("generation") == row.generation for event in session.exec(asked))

@@ -71,7 +71,7 @@ class TrainingHooks:
         return False
 
     def tick(self, is_wanted: Callable[[], bool]) -> None:
-        """Run `hooks.after_training` once the GPU is not needed any more, if this or an earlier process took it."""
+        """Start `hooks.after_training` once the GPU is not needed any more, if this or an earlier process took it."""
         if self._running is not None:
             which, running = self._running
             ended = running.ended()
