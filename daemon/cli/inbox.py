@@ -153,7 +153,7 @@ def submit(
     It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs.
     """
     settings = load_settings(context, as_owner=False)  # a file is its sender's
-    # All is looked at first: the daemon may have taken the copy in before we look again.
+    # Everything is examined before copying: the daemon may take the copy in at once.
     found = _look_at(file, settings, track, "heldout" if heldout else "train")
     validation, ruling = found.validation, found.ruling
     if not ruling.accepted:

@@ -50,7 +50,7 @@ def print_older(number: int) -> None:
 def print_json(**fields: Any) -> None:
     """Print `fields` and the schema version as one JSON object; unprintable characters are escaped."""
     text = json.dumps({"schema": SCHEMA, **fields}, default=_as_json, ensure_ascii=False, indent=2)
-    # Only texts hold such characters, bidi controls among them and halves of one (a byte of a name that is no UTF-8).
+    # Only strings hold unprintable characters, such as bidi controls and lone surrogates (bytes that are not UTF-8).
     print("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
 
 
@@ -68,8 +68,8 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     taken, sharing = sum(kept) + _GAP * len(widths), len(widths) - len(kept) + 1
     share = max(_LEAST, (console.width - taken) // sharing)
     if console.width < taken + _LEAST * sharing:
-        # The last column may have more of what is beyond the edge anyway, or its lines would be a tall, thin block. (A
-        # width that is set by itself is ignored on a terminal that is called dumb.)
+        # Lines exceed the terminal anyway: a wider last column avoids a tall, thin block. (Rich ignores a width that is
+        # set without a height on a dumb terminal.)
         console.size = ConsoleDimensions(taken + _LEAST * sharing + _BEYOND, console.height)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, head in enumerate(heads):
@@ -110,7 +110,7 @@ def verdict_words(run: RunView) -> str:
     number = "" if run.gain is None else f" {signed(run.gain)}"
     if run.outcome == "guard_failed" and number:
         number = f", task{number}"
-    # What its sentence says of general questions.
+    # The part of the sentence about general questions.
     warning = "".join((run.sentence or "").partition("; answers ")[1:])
     if run.blocker is not None:
         return f"won{number}, but {run.blocker}{warning}"

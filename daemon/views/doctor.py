@@ -277,7 +277,7 @@ def needs(settings: Settings) -> Iterator[Finding]:
         try:
             yield _ok(name, look())
         except DropforgeError as error:
-            # A worker of its own has an environment of its own.
+            # A separate worker has its own environment.
             make = _warn if of_steps and settings.worker == "separate" else _bad
             yield make(name, error.message, error.hint)
 

@@ -425,7 +425,7 @@ class Overview:
         if row.state == RunState.CANCELLED:
             verdict = None  # nobody acts on it
         if verdict is not None and row.outcome is not None:
-            # It may say "promoted", and nothing was.
+            # The published sentence may say "promoted" though the run was not.
             verdict = verdict.model_copy(update={"sentence": told["sentence"]})
         drops = trained_on(base, [int(str(drop["id"])) for drop in row.snapshot or ()])
         prepared = dataset_of(self.folder, run_id)

@@ -46,7 +46,7 @@ def try_training(device: str) -> str:
     """
     Return the versions of the installed training stack, from package metadata: importing torch takes seconds.
 
-    Raises `DropforgeError` if a package of it is not installed, or cannot compute on `device`.
+    Raises `DropforgeError` if one of its packages is not installed, or if torch cannot compute on `device`.
     """
     wanted = re.findall(r"^([\w-]+).*;.*extra == .train\b", "\n".join(requires("dropforge") or ()), re.MULTILINE)
     missing = [name for name in wanted if importlib.util.find_spec(name.replace("-", "_")) is None]
@@ -62,7 +62,7 @@ def try_training(device: str) -> str:
 
 def try_suite(name: str) -> str:
     """
-    Return a description of the suite that `name` in `evaluate.general` means; its items are read as a run reads them.
+    Return a description of the suite that `name` in `evaluate.general` means, with its items read as by a run.
 
     An lm-eval task is not loaded, since that needs the training stack. Raises `DropforgeError` if it cannot be used.
     """

@@ -39,8 +39,8 @@ COMMON_ROWS = 3
 LABEL_ROWS = 10
 #: Most prompts in which the common runs and answers are counted.
 SAMPLE = 10_000
-#: Prompts of one group have this share of `split.similarity`. Lower finds more paraphrases, and takes more rows of one
-#: form for such.
+#: Prompts of one group have at least this share of `split.similarity`. A lower share finds more paraphrases, but also
+#: groups more rows that only have the same form.
 GROUP_SHARE = 0.5
 #: Answers with fewer words are not compared.
 LONG_ANSWER_WORDS = 8

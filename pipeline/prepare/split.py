@@ -208,7 +208,7 @@ class SplitWriter:
                 by = (row.drop for row in (*prompt.removed, *rows) if row.drop in champion.drops)
                 totals.trained_before[next(by, 0)] += 1
         elif self._fits(rows):
-            # A drop that came back may be before those that the champion knows and that have the same answers.
+            # A restored drop may precede drops with the same answers that the champion was trained on.
             drop = next((drop for drop in prompt.drops if drop in champion.drops), prompt.drops[0])
             totals.scored.append(Scored(prompt, sorted(near), drop))
 

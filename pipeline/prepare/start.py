@@ -68,8 +68,8 @@ def _blocker(attempt: Attempt, champion: ModelRef) -> str:
         return f"the manifest of {name} does not say that it was made from this base"
     if champion.drops is None:
         return f"it is not known which drops {name} was made from"
-    # What was withdrawn must not stay in the new model by way of the old one. Whether a drop that is gone was held out
-    # only is not known here: that costs one more training from the base.
+    # Withdrawn data must not stay in the new model through the champion. It is not known here whether a missing drop
+    # was only held out; if so, this costs one more training from the base.
     gone = sorted({*champion.drops} - {drop.id for drop in attempt.spec.drops})
     if gone:
         drops = f"drop{'s' if len(gone) > 1 else ''} {listed([str(drop) for drop in gone])}"

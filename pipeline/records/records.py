@@ -213,7 +213,7 @@ def _line_rows(
 ) -> Iterator[Row | Finding | PlainRun]:
     take = plain.take if plain is not None else _nothing
     number = taken = 0
-    #: Lines that are taken singly before a block is looked at again.
+    #: Lines to check one by one before the next block.
     singly = 0 if most >= _BLOCK_BYTES else sys.maxsize
     while line := file.readline(most + 1):
         number += 1

@@ -22,7 +22,7 @@ MOST_ROWS = 1_000_000
 _MOST_ANSWERS = 200
 #: Rows of a pinned file that are hashed together.
 _TOGETHER = 1000
-#: ASCII in lower case, and a space for all that `str.split` parts words at.
+#: Translates ASCII to lower case, and every blank of `str.split` to a space.
 _FOLDED = bytes(ord(" " if chr(code).isspace() else chr(code).lower()) for code in range(128)) + bytes(range(128, 256))
 _BLANKS = re.compile(rb"  +")
 
@@ -149,7 +149,7 @@ def _keys(prompts: Sequence[str]) -> list[int]:
 
     All prompts are normalised together, as bytes if they are ASCII, which takes a quarter of the time of one by one.
     """
-    # No good record holds the NUL that parts them.
+    # No good record holds the separator NUL.
     whole = "\0".join(prompts)
     if not whole.isascii():
         whole = "\0".join([text if text.isascii() else normalise(text) for text in prompts])

@@ -366,7 +366,7 @@ def _misnamed(row: Row, told: set[str | None]) -> Iterator[Finding]:
     """Yield a finding per unknown key that probably stands for a missing key, unless that is in `told`."""
     if not isinstance(row.value, dict):
         return
-    # Of a row that is bad in any case so many keys are looked at; one that is not must not be lost.
+    # In a row that is bad anyway only the first keys are checked; in other rows all, so that no input is lost.
     for key in islice(row.value, _MOST_HINTS if told else None):
         known = key_meant(key, row.value) if key not in KEYS else None
         if known is not None and known not in told:

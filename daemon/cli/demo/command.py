@@ -258,7 +258,7 @@ def _watch(stage: _Stage, number: int) -> RunDetail:
     return run
 
 
-# --- what came of it
+# --- results
 
 
 def _print_example(stage: _Stage, run: RunDetail) -> None:
