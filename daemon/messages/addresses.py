@@ -1,4 +1,4 @@
-"""The addresses in the settings: whether each can be read, and whether it takes a message now."""
+"""Check the addresses in the settings: whether Apprise can parse them, and whether a test message can be sent."""
 
 import shlex
 import stat
@@ -27,7 +27,7 @@ class Tried(Frozen):
 
 
 def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
-    """Yield a finding for each address, and one if others may read `file`; nothing is sent."""
+    """Yield a finding per invalid address, or one if all are valid, and one if others may read `file`; send nothing."""
     in_file = read_toml(file).get("messages", {}) if file.exists() and file.stat().st_mode & _OTHERS_MAY_READ else {}
     if in_file.keys() & {"urls", "heartbeat_url"}:
         text = f"others may read {file}, and addresses hold passwords"
@@ -50,7 +50,7 @@ def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
 
 
 def try_all(settings: MessageSettings) -> list[Tried]:
-    """Send a test message to each address and ping the heartbeat, from this process."""
+    """Send a test message to each address and ping the heartbeat, from this process; return the result of each."""
     send = partial(delivery.send, title="[dropforge] test", body=_BODY, level="info")
     tried = [_tried(str(url), partial(send, url.get_secret_value())) for url in settings.urls]
     beat = settings.heartbeat_url

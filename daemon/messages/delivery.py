@@ -1,8 +1,8 @@
 """
 The only module of the daemon that uses the network: sends a message through Apprise, pings the heartbeat.
 
-Each call has a thread of its own and a time limit: whatever a server does, the caller goes on. Errors name no address,
-since that holds passwords.
+Each call has its own thread and a time limit: whatever a server does, the caller continues. Errors do not contain the
+address, which holds passwords.
 """
 
 import logging
@@ -36,12 +36,12 @@ def ping(url: str) -> None:
 
 
 def is_known(url: str) -> bool:
-    """Say whether Apprise can read an address; nothing is sent."""
+    """Return whether Apprise can parse an address; nothing is sent."""
     return bool(_apprise().add(url))
 
 
 def missing_packages(url: str) -> list[str]:
-    """Return the missing packages that Apprise needs for an address of this scheme."""
+    """Return the packages that Apprise needs for the address's scheme and that are not installed."""
     scheme = url.partition("://")[0].lower()
     every = _apprise().details(show_requirements=True, show_disabled=True)["schemas"]
     off = (one for one in every if not one["enabled"])
@@ -58,7 +58,7 @@ def _within_limit(work: Callable[[], None]) -> None:
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
             raised.append(error)
 
-    # Never joined where it hangs, and no reason for the daemon to stay.
+    # A daemon thread: if it hangs, it is not joined and does not keep the process from ending.
     thread = threading.Thread(target=run, name="delivery", daemon=True)
     thread.start()
     thread.join(SECONDS)
@@ -74,7 +74,7 @@ def _send(url: str, title: str, body: str, level: str) -> None:
     notifier = _apprise()
     if not notifier.add(url):
         raise NotSent("Apprise cannot read the address")
-    # As text, Apprise escapes it for addresses that show Markdown or HTML.
+    # Declared as plain text, so that Apprise escapes it for addresses that show Markdown or HTML.
     done = notifier.notify(title=title, body=body, notify_type=level, body_format="text")
     if not done:
         codes = [found[1] for line in done.logs() if (found := _ANSWER.search(str(line.message)))]
@@ -100,7 +100,7 @@ def _apprise() -> "Apprise":
     # Its own lines may name the address.
     quiet = logging.getLogger("apprise")
     quiet.propagate, quiet.handlers = False, [logging.NullHandler()]
-    # No pool of threads: one that hangs there would keep the daemon from ending. A mail is from Dropforge, not from
+    # No thread pool: a thread that hangs in it would keep the daemon from ending. A mail is from Dropforge, not from
     # Apprise, whose pictures would be fetched from elsewhere.
     asset = apprise.AppriseAsset(
         async_mode=False,

@@ -1,4 +1,4 @@
-"""The digest: counts of events per track since the last one, once a day; none if nothing happened."""
+"""The scheduled digest: counts of events per track since the previous digest; none if nothing happened."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from daemon.state.tables import Drop, Event, Run, waits
 from daemon.system.clock import utc
 from pipeline.words import count
 
-#: What is counted, and what one and several of it are called; in the order in which it is told.
+#: The event kinds that are counted, each with singular and plural ("": regular), in the order of the digest.
 _COUNTED = {
     "promoted": ("promotion", ""),
     "forced": ("forced promotion", ""),
@@ -42,12 +42,12 @@ _COUNTED = {
     "rollback_failed": ("rollback that failed", "rollbacks that failed"),
     "disk_low": ("time of low disk", "times of low disk"),
 }
-#: Verdicts, and runs that wait, that are told one by one.
+#: Most verdicts, and most runs that wait for approval, that are listed one by one.
 _MOST_TOLD = 4
 
 
 def digest_due(settings: Settings, last: int, now: int) -> int | None:
-    """Return the latest scheduled digest in (`last`, `now`], in ms since the epoch; `None` if there is none."""
+    """Return the latest time of the digest schedule in (`last`, `now`], in ms since the epoch, or `None`."""
     schedule = settings.messages.schedule
     if not schedule:
         return None
@@ -56,7 +56,7 @@ def digest_due(settings: Settings, last: int, now: int) -> int | None:
 
 
 def digest_text(session: Session, settings: Settings, after: int, last: int) -> Text | None:
-    """Return the digest of the events with an id above `after`; `last`: when the previous one was due, in ms."""
+    """Return the digest of events with an id above `after`, or `None`; `last` is the previous digest's time in ms."""
     wanted = select(Event).where(col(Event.id) > after, col(Event.kind).in_(_COUNTED)).order_by(col(Event.id))
     events = session.exec(wanted).all()
     if not events:
@@ -78,7 +78,7 @@ def _counts(events: Iterable[Event]) -> str:
 
 
 def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
-    """Return the latest verdicts that promoted nothing, a line each."""
+    """Return a line for each of the latest verdicts that promoted nothing, and one that counts the others."""
     ended = [
         event.run_id for event in events if event.kind == "run_succeeded" and event.detail["outcome"] != "promoted"
     ]
@@ -89,7 +89,7 @@ def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
 
 
 def _open_ends(session: Session) -> list[str]:
-    """Return a line for each decision that is pending."""
+    """Return a line for each of the first 4 runs that wait for approval, and one if held-out files do."""
     wins = session.exec(select(Run).where(waits()).order_by(col(Run.id)).limit(_MOST_TOLD)).all()
     proposed = session.exec(select(Drop.id).where(Drop.state == DropState.PROPOSED).limit(1)).first()
     lines = [f"run {run.id} of track {run.track} waits for approval: dropforge promote {run.id}" for run in wins]

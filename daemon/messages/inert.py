@@ -5,10 +5,10 @@ import re
 from daemon.settings.model import Settings
 from pipeline.words import printable
 
-#: Characters that make links, mentions, emphasis or markup somewhere, and what looks like them and makes none.
+#: Characters that make links, mentions, emphasis or markup somewhere, and similar ones that do not.
 _LOOKALIKES = str.maketrans("<>@*`[]|~#\\&", "‹›＠∗ˋ［］¦∼＃＼＆")  # noqa: RUF001 - they are to look alike
 _DOTTED = re.compile(r"[\w-]+(?:\.[\w-]+)+")
-#: No top-level domain: suffixes of files, and what has a digit or an underscore.
+#: Not a top-level domain: suffixes of files, and words with a digit or an underscore.
 _NO_HOST = re.compile(r"jsonl?|toml|txt|csv|tsv|log|html|parquet|gz|\w*[\d_]\w*", re.IGNORECASE)
 _WIDTH = 160
 

@@ -1,4 +1,4 @@
-"""The thread that sends the messages of the outbox, and the heartbeat while the daemon's main loop runs."""
+"""The thread that sends the messages of the outbox, and pings the heartbeat while the daemon's main loop runs."""
 
 import threading
 import time
@@ -20,9 +20,9 @@ from pipeline.errors import DropforgeError
 
 _TICK_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 300.0
-#: Looked again though nobody has changed the database: a try is due, or the digest.
+#: Seconds after which the outbox is read even if the database is unchanged: a retry or the digest may be due.
 _LOOK_SECONDS = 15.0
-#: After this without a sign of life the main loop counts as stuck: systemd's WatchdogSec.
+#: Seconds without a sign of life after which the main loop counts as stuck: systemd's WatchdogSec.
 _SILENT_SECONDS = 120.0
 log = structlog.get_logger()
 
@@ -37,20 +37,20 @@ class Messenger:
         troubles: Troubles,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Send for the state folder of `settings`; errors of an address are noted in `troubles`."""
+        """Send to the addresses of `settings`; record errors of an address in `troubles`."""
         self._engine = engine
         self._settings = settings
         self._own = settings.messages
         self._troubles = troubles
         self._monotonic = monotonic
         self._changes = ChangeWatch(engine)
-        #: Whether the last turn of the main loop went well.
+        #: Whether the last turn of the main loop had no error.
         self.is_well = True
         self._looked_at = self._pinged_at = -float("inf")
-        #: Sent and not noted, as the database could not be written: not sent again by this process.
+        #: Messages (by address) sent but not recorded, as the database could not be written: not sent again here.
         self._unnoted: dict[str, int] = {}
         self._stop = threading.Event()
-        # A daemon that cannot start, or ends in trouble, must not wait for it; the outbox knows what was not sent.
+        # A daemon thread: a failing daemon must not wait for it, and the outbox keeps unsent messages.
         self._thread = threading.Thread(target=self._run, name="messenger", daemon=True)
 
     def start(self, now: int) -> None:
@@ -60,7 +60,7 @@ class Messenger:
             self._thread.start()
 
     def finish(self) -> None:
-        """Stop after the message that is being sent; the next daemon sends the others."""
+        """Stop the thread after the message that is being sent, and wait for it; the next daemon sends the others."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -73,7 +73,7 @@ class Messenger:
         for number, url in enumerate(self._own.urls, 1):
             while not self._stop.is_set() and self._sends_one(url, now):
                 pass
-            # By number: of two addresses of one service the same is seen.
+            # By number: two addresses of one service look the same without their secrets.
             self._tell(f"address {number} of messages, {url}", outbox.trouble(self._engine, url.address, now))
 
     def ping(self) -> None:
@@ -91,7 +91,7 @@ class Messenger:
             self._tell("heartbeat", None)
 
     def _sends_one(self, url: SecretUrl, now: int) -> bool:
-        """Send the next message to an address; return whether it was sent and another may follow."""
+        """Send the next due message to an address; return whether one was sent, so that another may be due."""
         unnoted = self._unnoted.get(url.address)
         if unnoted is not None:
             self._note(url, unnoted, now)

@@ -1,8 +1,8 @@
 """
-The outbox: the only writer of `message`. Events become rows in one transaction with the cursor, so each does once.
+The outbox, the only writer of table `message`: events become messages in one transaction with a cursor, each once.
 
-A row is one message to one address; rejections within a minute share one. Messages to an address are sent in order, so
-an address that does not answer holds up its own messages alone. An attempt is counted before it is made.
+A row is one message to one address; rejections within a minute share a message. Messages to an address are sent in
+order, so an address that does not answer delays only its own messages. A try is counted before it is made.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ from pipeline.words import count
 if TYPE_CHECKING:
     from sqlmodel.sql.expression import SelectOfScalar
 
-#: Events that are looked at in one transaction.
+#: Most events handled in one transaction.
 _MOST = 200
-#: Messages of one kind within an hour; a folder of bad files must not drown what else there is to say.
+#: Most messages of one kind to an address within an hour: a folder of bad files must not drown other messages.
 MOST_AN_HOUR = 10
 HOUR_MS = 3_600_000
 WEEK_MS = 7 * 24 * HOUR_MS
@@ -50,9 +50,10 @@ class Unsent(NamedTuple):
 
 def open_outbox(engine: Engine, settings: Settings, now: int) -> None:
     """
-    Begin: without addresses nothing is remembered, so that whoever sets one later hears of nothing that is long past.
+    Create the cursor at the latest event if addresses are set; delete it if none are.
 
-    What waits for an address that is not in the settings any more is given up.
+    So an address that is set later gets no messages about old events. Pending messages to an address that is not in
+    the settings any more are given up.
     """
     addresses = _addresses(settings)
     with transaction(engine) as session:
@@ -81,7 +82,7 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
             outbox.event_id = events[-1].id or 0
             session.add(outbox)
         if outbox.digest_at > now:
-            outbox.digest_at = now  # it was noted by a clock that was ahead
+            outbox.digest_at = now  # the clock was ahead and was set back since
             session.add(outbox)
         due = digest_due(settings, outbox.digest_at, now)
         if due is not None and len(events) < _MOST:
@@ -96,9 +97,9 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
 
 def take(engine: Engine, address: str, now: int) -> Unsent | None:
     """
-    Return the message that is due for an address, its try counted and the next try scheduled, or `None`.
+    Return the next due message to an address, or `None`; count the try and schedule the next one.
 
-    What could not be sent for a week is given up first.
+    A message that could not be sent for a week is given up and skipped.
     """
     due = ~_gathers(now)
     first = _pending().where(Message.address == address, due).order_by(col(Message.id)).limit(1)
@@ -108,7 +109,7 @@ def take(engine: Engine, address: str, now: int) -> Unsent | None:
                 _end(session, message, MessageState.GIVEN_UP, now, message.error)
                 session.flush()
                 continue
-            # A clock that was ahead may have put it off for longer than there are pauses.
+            # Not if further ahead than the longest pause: then the clock was set back since.
             if now < message.not_before <= now + _LONGEST_PAUSE_MS:
                 return None
             message.not_before = now + min(_FIRST_PAUSE_MS << min(message.tries, 16), _LONGEST_PAUSE_MS)
@@ -125,7 +126,7 @@ def record_sent(engine: Engine, number: int, now: int) -> None:
 
 
 def record_failure(engine: Engine, number: int, error: str) -> None:
-    """Record why a message could not be sent; it stays the next one of its address."""
+    """Record why a message could not be sent; it stays the next message to its address."""
     with transaction(engine) as session:
         message = session.get_one(Message, number)
         message.error = error
@@ -149,7 +150,7 @@ def trouble(engine: Engine, address: str, now: int) -> str | None:
 
 
 def _worded(word: Callable[[], Text | None]) -> Text | None:
-    """Return the message, or `None` and a log entry if wording it fails: later messages must still be sent."""
+    """Return the message of `word`, or log its error and return `None`; database errors are raised."""
     try:
         return word()
     except DBAPIError:
@@ -160,7 +161,7 @@ def _worded(word: Callable[[], Text | None]) -> Text | None:
 
 
 def _put(session: Session, settings: Settings, text: Text, event: int | None, now: int) -> None:
-    """Add a message for each address, or a line to one that waits; at most ten of a kind per hour."""
+    """Add a message for each address, or a line to a waiting one of the same kind; at most ten of a kind per hour."""
     for address in _addresses(settings):
         if text.brief and event is not None and _joined(session, text, event, address, now):
             continue
@@ -186,7 +187,7 @@ def _put(session: Session, settings: Settings, text: Text, event: int | None, no
 
 
 def _joined(session: Session, text: Text, event: int, address: str, now: int) -> bool:
-    """Add the event to an unsent message of its kind; return whether there is one."""
+    """Add the event to a waiting message of its kind; return `False` if there is none."""
     first = session.exec(_pending().where(Message.kind == text.kind, Message.address == address, _gathers(now))).first()
     if first is None or first.event_id is None:
         return False
@@ -201,7 +202,7 @@ def _joined(session: Session, text: Text, event: int, address: str, now: int) ->
 
 
 def _gathers(now: int) -> ColumnElement[bool]:
-    """Return the SQL condition for messages that wait for further events of their kind; others pass them."""
+    """Return the SQL condition for messages that still wait for further events of their kind; they are not due."""
     return and_(col(Message.tries) == 0, col(Message.not_before) > now, col(Message.not_before) <= now + _TOGETHER_MS)
 
 

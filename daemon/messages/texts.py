@@ -1,8 +1,8 @@
 """
 Messages that are sent at once: a function for each kind of event; other events are in the digest.
 
-A message says what happened, why, and the command that undoes it or tells more. It has at most twelve lines, no row of
-data, and no words of others but through `inert`.
+A message says what happened, why, and the command that undoes it or shows more. It has at most twelve lines, no row of
+data, and foreign text only after `inert`.
 """
 
 import re
@@ -21,7 +21,7 @@ from daemon.state.tables import Drop, Event, Run
 from pipeline.records.fast_path import KEYS
 from pipeline.words import count, size_words
 
-#: The beginning of an error that nobody foresaw: what follows may quote the data.
+#: The beginning of the text of an unexpected exception, whose rest may quote data.
 _UNFORESEEN = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit|Interrupt)): ")
 _WON = "promoted: "
 #: A quoted key or value.
@@ -88,7 +88,7 @@ def _rolled_back(_session: Session, _root: Path, event: Event) -> Text:
 
 def _awaits(session: Session, root: Path, event: Event) -> Text | None:
     run = session.get_one(Run, event.run_id)
-    # Whoever was quicker than this message has answered it.
+    # No message if the win was approved or rejected in the meantime.
     if event.detail.get("outcome") != AWAITING or run.outcome != AWAITING:
         return None
     against = blocker(run_folder(root, run.id or 0), champions_of(session, run.track))
@@ -179,7 +179,7 @@ def _rejected(session: Session, _root: Path, event: Event) -> Text:
 
 
 def _first_finding(event: Event) -> tuple[str, str, str]:
-    """Return line, message and remedy of a rejected drop's first finding, without the values that they quote."""
+    """Return line, message and remedy of a rejected drop's first finding, with quoted values replaced by "…"."""
     noted = event.detail.get("kinds")
     first = noted[0] if isinstance(noted, list) and noted and isinstance(noted[0], Mapping) else {}
     wrong, remedy = (
@@ -226,7 +226,7 @@ def _by(event: Event, verb: str) -> str:
 
 
 def _cause(event: Event) -> str:
-    """Return a run's error; of an unexpected exception its type alone, as the text may quote data."""
+    """Return a run's error; of an unexpected exception only its type, as the text may quote data."""
     words = str(event.detail.get("error") or "not said")
     unforeseen = _UNFORESEEN.match(words)
     return inert(unforeseen[1] if unforeseen else words)

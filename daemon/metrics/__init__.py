@@ -1,6 +1,6 @@
 """
-What a monitoring system watches, in Prometheus' text format: for `/metrics` of the page and `dropforge metrics`.
+Metrics in Prometheus' text format, for `/metrics` of the web page and `dropforge metrics`.
 
-In: what `daemon.views` answers, and the graphics cards. Out: a text. Labels name tracks, steps, states and cards, never
-files or rows. The dashboard and the alerts of `systemd/monitoring/` stand on these names. Open `exposition` first.
+In: data from `daemon.views`, and the graphics cards. Out: a text. Labels name tracks, steps, states and cards, never
+files or rows. The dashboard and the alerts of `systemd/monitoring/` use these names. Open `exposition` first.
 """

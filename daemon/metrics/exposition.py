@@ -1,7 +1,7 @@
 """
 The metrics, computed at each scrape from the database and the running step's files; no counter is kept.
 
-So they are the same after a restart, with the daemon down, and from whichever process asks.
+They are therefore the same after a restart, while the daemon is down, and from every process.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ from daemon.storage.disk import Disk
 from daemon.views.champion_history import cost_of
 from daemon.views.overview import Overview
 
-#: What Prometheus' servers ask for, and node_exporter's textfile collector reads.
+#: The format that Prometheus' servers request and node_exporter's textfile collector reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _RUNS = "SELECT track, state, count(*) AS number FROM run GROUP BY track, state"
 _VERDICTS = "SELECT track, outcome, count(*) AS number FROM run WHERE outcome IS NOT NULL GROUP BY track, outcome"
@@ -112,7 +112,7 @@ class _House(Collector):
 
     def _verdicts(self) -> Iterator[Metric]:
         found = [((row.track, row.outcome), row.number) for row in self._overview.rows(_VERDICTS)]
-        # No counter: a cancelled run takes its verdict back, and a restored backup those that came after it.
+        # No counter: the number falls when a judged run is cancelled or an older backup is restored.
         yield _gauge("verdicts", "Runs that ended with a verdict, by its outcome.", ("track", "outcome"), found)
         latest = {row.track: row.run for row in self._overview.rows(_LATEST)}
         gains = [((track,), gain) for track, run in latest.items() if (gain := self._gain(run)) is not None]

@@ -13,7 +13,7 @@ class Gpu(NamedTuple):
 
 
 def gpus() -> Iterator[Gpu]:
-    """Yield the cards of this machine; none where module, driver or card is missing."""
+    """Yield the cards of this machine; none if module, driver or card is missing."""
     try:
         import pynvml  # noqa: PLC0415 - nvidia-ml-py comes with some of the training stack
     except ImportError:

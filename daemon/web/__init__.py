@@ -1,7 +1,7 @@
 """
-The web page and `/api/v1`: what the command line shows and does, for a browser and for programs.
+The web page and `/api/v1`: the views and actions of the command line, for browsers and programs.
 
-In: requests, of which `security` lets through what comes from here and may do what it asks. Out: pages (`pages`, drawn
-by `templates/`), JSON (`api`), events (`live`). What is shown is asked of `daemon.views`, what is done is done by the
-functions that the command line calls. It is a process of its own: its death touches no training. Open `app` first.
+In: requests; `security` refuses those from foreign pages, and changes without the token. Out: pages (`pages`, rendered
+from `templates/`), JSON (`api`), events (`live`). Data comes from `daemon.views`; actions call the same functions as
+the command line. It runs in a process of its own, whose death does not affect training. Open `app` first.
 """

@@ -33,7 +33,7 @@ def make_app(settings: Settings, token: str) -> FastAPI:
         version="1",
         description="What `dropforge --json` says, and what the command line does.",
         openapi_url=f"{API}/openapi.json",
-        # Their pages load scripts from elsewhere.
+        # FastAPI's own documentation pages load scripts from other hosts.
         docs_url=None,
         redoc_url=None,
     )
@@ -60,13 +60,13 @@ def _metrics(request: Request) -> Response:
 
 def _own_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, DropforgeError)  # noqa: S101 - for the type checker
-    # Of the settings a request can name what is not there alone: a track.
+    # The only error of settings that a request can cause is an unknown track.
     status = _NOT_FOUND if isinstance(error, NotThere | SettingsError) else _CONFLICT
     return _error(request, status, error.message, error.hint)
 
 
 def _machines_error(request: Request, error: Exception) -> Response:
-    """Answer errors of the disk or the database in words; other exceptions are raised again and logged."""
+    """Return a 503 response for an error of the disk or the database; raise a defect of our own SQL again."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return _error(request, _MACHINE, f"{where}{error.strerror or error}", "see whether its disk is full: df -h")

@@ -1,4 +1,4 @@
-"""Renders templates: text is HTML-escaped, bidirectional and control characters are shown as escapes."""
+"""Render templates; text is HTML-escaped, bidirectional and control characters are shown as escapes."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,11 +18,11 @@ from pipeline.report.page import make_environment
 
 def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 200) -> HTMLResponse:
     """
-    Render template `name` with `context`.
+    Render template `name` with `context`; return it as a response with status code `status`.
 
-    Every template has beside it: `path` (of this page), `may_change` (whether this browser has the token), `tracks`
-    (names), `daemon` (a DaemonView, or `None` where it cannot be seen). Filters: `count size signed plain
-    duration thousands short cost local until tick span`. `plots` is what the evidence card's pictures are made by.
+    Every template also has: `path` (of this page), `may_change` (whether this browser has the token), `tracks`
+    (names), `daemon` (a DaemonView, or `None` if its state cannot be read). Filters: `count size signed plain
+    duration thousands short cost local until tick span`. `plots` draws the pictures, as on the evidence card.
     """
     site = site_of(request)
     shared = {
@@ -38,7 +38,7 @@ def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 
 @cache
 def _environment() -> Environment:
     made = make_environment(Path(__file__).with_name("templates"))
-    # As much of a model's id as people need.
+    # The first 12 digits of a model's id are enough for people.
     made.filters["short"] = lambda identity: str(identity)[:12]
     made.filters["local"] = lambda time: "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
     made.filters["until"] = _until

@@ -1,8 +1,8 @@
 """
 Events for an open page, at GET /api/v1/live (text/event-stream).
 
-`changed` when anything in the database is not what it was, and at the beginning: `{"event": 123}`, the latest event's
-number. `progress` when the run that is worked on is further: a LiveRun as JSON, or null when none is any more.
+`changed` at the beginning and after each change of the database: `{"event": 123}`, the latest event's number.
+`progress` when the running run has progressed: a LiveRun as JSON, or null when no run is running any more.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from daemon.views.now import LiveRun, live_run
 from daemon.web.site import Site, SiteOf
 
 router = APIRouter(tags=["read"])
-#: A step says how far it is every two seconds.
+#: Seconds between checks; a step writes its progress every two seconds.
 _SECONDS = 1.0
 
 
 class Look:
-    """Finds what changed since its last call; for one reader."""
+    """Finds the changes of a workspace since its last call; for one client."""
 
     def __init__(self, site: Site) -> None:
-        """Start with an unseen workspace."""
+        """Watch the workspace of `site`; its whole state is new to the first call of `news`."""
         self._overview = site.overview
         self._watch: ChangeWatch | None = None
         self._running: LiveRun | None = None
 
     def news(self) -> list[ServerSentEvent]:
-        """Return the events since the last call."""
+        """Return the events to send for changes since the last call; none while there is no database."""
         path = self._overview.folder / DATABASE_NAME
         if not path.exists():
             return []
@@ -64,5 +64,5 @@ async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
 
 
 def _event(name: str, value: Any) -> ServerSentEvent:
-    # None is data here, which the class takes for no data at all.
+    # The class takes None for no data, but here it is sent as null.
     return ServerSentEvent(event=name, raw_data="null") if value is None else ServerSentEvent(event=name, data=value)

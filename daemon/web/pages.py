@@ -18,14 +18,14 @@ from pipeline.errors import DropforgeError
 from pipeline.report.story import review_words
 
 router = APIRouter(default_response_class=HTMLResponse)
-#: Lines of a page of a list, and of each list on the overview.
+#: Most rows on a page of a list, champions on a page of a track, and rows of each list on the overview.
 MOST_LISTED, MOST_CHAMPIONS, _MOST_LATEST = 50, 25, 10
 Before = Annotated[int | None, Query(ge=1, le=MOST)]
 #: A form sends an empty text for "all".
 _OR_ALL = AfterValidator(lambda chosen: chosen or None)
 Track = Annotated[str | None, Query(max_length=200), _OR_ALL]
 State = Annotated[str | None, Query(max_length=40), _OR_ALL]
-#: The card needs its own style and drawings; it runs nothing.
+#: Headers of the evidence card, which needs inline style and images, and no scripts.
 _CARD = {
     "content-security-policy": (
         "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
@@ -37,7 +37,7 @@ _CARD = {
 @router.get("/")
 def overview(request: Request, site: SiteOf) -> Response:
     """
-    Render `overview.html`.
+    Render `overview.html`: items that need attention, the running run, the queue, champions, latest runs and drops.
 
     `attention`: list of Attention. `running`: LiveRun or None. `changes`: of its settings, Changes or None. `queue`:
     list of RunView, in the order in which they go, without the running one. `latest`: list of RunView that have ended.
@@ -63,9 +63,9 @@ def overview(request: Request, site: SiteOf) -> Response:
 @router.get("/runs")
 def runs(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
     """
-    Render `runs.html`.
+    Render `runs.html`: runs, newest first, optionally of one track and state.
 
-    `runs`: list of RunView, newest first. `track`, `state`: what was asked for, or None. `older`: the `before=` of the
+    `runs`: list of RunView, newest first. `track`, `state`: the filters, or None. `older`: the `before=` of the
     next page, or None.
     """
     found = site.overview.runs(track, None if state is None else [state], MOST_LISTED, before)
@@ -76,7 +76,7 @@ def runs(request: Request, site: SiteOf, track: Track = None, state: State = Non
 @router.get("/runs/{run_id}")
 def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     """
-    Render `run.html`.
+    Render `run.html`: one run with its settings, curves and verdict.
 
     `run`: RunDetail. `curves`: Curve. `changes`: Changes against the champion's run, or None. `story`: Story (of the
     card), or None. `card`: the address of the card, or None.
@@ -95,7 +95,7 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
 
 @router.get("/runs/{run_id}/report")
 def report(site: SiteOf, run_id: Number) -> Response:
-    """Return the evidence card as it was written; it runs and loads nothing."""
+    """Return a run's evidence card as it was written, with headers that forbid scripts and external content."""
     page = report_folder(site.overview, run_id) / PAGE_NAME
     return HTMLResponse(page.read_bytes(), headers=_CARD)
 
@@ -103,9 +103,9 @@ def report(site: SiteOf, run_id: Number) -> Response:
 @router.get("/runs/{run_id}/review")
 def review(request: Request, site: SiteOf, run_id: Number) -> Response:
     """
-    Render `review.html`.
+    Render `review.html`: the blind review of a run.
 
-    `review`: Review, whose first pair that is left is asked. `result`: what came of it in words, or None before the
+    `review`: Review, whose first open pair is shown. `result`: the result as a sentence, or None before the
     end. Form: POST /runs/ID/review, fields `pair`, `key` (1, 2, 0 or u).
     """
     found = site.overview.review(run_id)
@@ -116,7 +116,7 @@ def review(request: Request, site: SiteOf, run_id: Number) -> Response:
 @router.get("/drops")
 def drops(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
     """
-    Render `drops.html`.
+    Render `drops.html`: drops, newest first, optionally of one track and state.
 
     `drops`: list of DropView, newest first. `track`, `state`, `older`: as on `/runs`. `counts`: {track: {state:
     number}}.
@@ -132,9 +132,9 @@ def drop(
     request: Request, site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
 ) -> Response:
     """
-    Render `drop.html`.
+    Render `drop.html`: one drop, its uses, and its rows after row `after`.
 
-    `detail`: DropDetail. `rows`: list of DropRow behind row `after`. `next`: the `after=` of the next rows, or None.
+    `detail`: DropDetail. `rows`: list of DropRow after row `after`. `next`: the `after=` of the next rows, or None.
     `uses`: DropUses.
     """
     detail = drop_detail(site.overview, drop_id)
@@ -153,9 +153,9 @@ def drop(
 @router.get("/tracks/{name}")
 def track(request: Request, site: SiteOf, name: str, before: Before = None) -> Response:
     """
-    Render `track.html`.
+    Render `track.html`: the champions of a track, the current one first, and changes of its evaluation set.
 
-    `track`: its name. `champions`: list of ChampionView, today's first. `older`: the `before=` (a generation) of the
+    `track`: its name. `champions`: list of ChampionView, newest first. `older`: the `before=` (a generation) of the
     next page, or None. `yardsticks`: list of YardstickView. `paused`: PauseView, or None. Raises `NotThere`.
     """
     seen = site.overview
@@ -175,9 +175,9 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
 @router.get("/compare")
 def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_length=60)] = "") -> Response:
     """
-    Render `compare.html`.
+    Render `compare.html`: two runs (`runs` is "12,15"); without two numbers a page without a comparison.
 
-    `runs`: the two numbers, as `[12, 15]`, or []. `comparison`: Comparison, or None where two were not named.
+    `runs`: the two numbers, as `[12, 15]`, or []. `comparison`: Comparison, or None without two numbers.
     `curves`: a list of two Curve, or [].
     """
     numbers = [int(part) for part in runs.split(",") if part.strip().isdecimal() and int(part) <= MOST][:2]
@@ -192,10 +192,10 @@ def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_le
 @router.get("/inbox")
 def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = None) -> Response:
     """
-    Render `inbox.html`, the page of whoever brings data: drops and what became of them.
+    Render `inbox.html`, the page for people who drop files: drops with their outcomes, and files not taken yet.
 
-    `drops`: list of (DropView, what was wrong with it in words or ""), newest first. `track`, `older`: as on `/drops`.
-    `used`: what the first run of each drop has come to, {run: outcome or state}. `waiting`: names of files in the inbox
+    `drops`: list of (DropView, why it was rejected, or ""), newest first. `track`, `older`: as on `/drops`.
+    `used`: the first run of each drop, {run: outcome or state}. `waiting`: names of files in the inbox
     that were not taken yet. `lacks`: as on `/`, of that track. Upload: POST /upload, multipart, fields `file` (one or
     more), `track`, `heldout`.
     """
@@ -210,7 +210,7 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
 
 
 def require_track(site: Site, name: str) -> None:
-    """Raise `NotThere` for a track that was never declared."""
+    """Raise `NotThere` for a track that is neither in the settings nor in the database."""
     if name not in site.settings.track_names and name not in site.overview.tracks():
         raise NotThere(f"there is no track {name}", f"declared tracks: {', '.join(site.settings.track_names)}")
 

@@ -1,9 +1,10 @@
 """
 Access control: checks Host, Origin and token of every request, and sets the headers of every response.
 
-A page elsewhere can make a browser ask us, and a name elsewhere can be made to lead here. So what is asked for by
-another name than ours is refused, and so is what another page asks. A change needs POST and the token: in a cookie that
-only our own page sends along, with our own Origin beside it; or in a header, which no foreign page can set.
+A foreign page can make a browser send requests to us (CSRF), and a foreign name can be made to resolve to our address
+(DNS rebinding). So a request with an unknown Host or a foreign Origin is refused. A change needs POST and the token:
+either in a cookie that only our own page sends, together with our own Origin, or in the Authorization header, which no
+foreign page can set.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ READING = frozenset({"GET", "HEAD"})
 _MOST_BODY = 1_000_000
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FORBIDDEN, _TOO_LARGE, _MISDIRECTED, _SEE_OTHER = 403, 413, 421, 303
-#: Of our own pages; a route may have stricter ones of its own.
+#: Headers of our own pages; a route may set stricter ones.
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -37,7 +38,7 @@ _HEADERS = {
     ),
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
-    # Not "no-referrer", with which browsers say no Origin of a form.
+    # Not "no-referrer", with which browsers send no Origin with a form.
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
@@ -45,7 +46,7 @@ _HEADERS = {
 
 
 def load_token(state_folder: Path) -> str:
-    """Return the workspace's token; the first call makes it. Raises `DropforgeError` if its file is damaged."""
+    """Return the workspace's token, created by the first call. Raises `DropforgeError` if its file is damaged."""
     path = state_folder / TOKEN_NAME
     with contextlib.suppress(FileExistsError):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -58,7 +59,7 @@ def load_token(state_folder: Path) -> str:
 
 
 def cookie_name(token: str) -> str:
-    """Return the name of the token's cookie; it has the port, as browsers share cookies between ports."""
+    """Return the name of the token's cookie, unique per token, as browsers share cookies between ports."""
     return f"dropforge_{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
 
@@ -86,14 +87,14 @@ class Guard:
     """ASGI middleware that refuses forbidden requests before any route."""
 
     def __init__(self, app: ASGIApp, settings: WebSettings, token: str) -> None:
-        """Wrap `app`."""
+        """Guard `app`: requests need a host of `settings`, and changes (reading too, if it says so) `token`."""
         self._app = app
         self._token = token
         self._all = settings.closed
         self._hosts = {*_LOOPBACK, *(name.lower() for name in settings.hosts), *settings.own_address}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request, or pass it to the application."""
+        """Refuse a request or pass it to the application; add the security headers to the response."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -113,7 +114,7 @@ class Guard:
         await (answer or self._app)(scope, receive if takes_files else bounded(receive, _MOST_BODY), with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return the reason for refusing a request, or `None`."""
+        """Return the response that refuses a request, or `None` if it is allowed."""
         if self._is_foreign(request):
             return PlainTextResponse("asked for by a name, or from a page, that is not ours\n", _MISDIRECTED)
         reads = request.method in READING
@@ -133,12 +134,12 @@ class Guard:
         if host not in self._hosts:
             return True
         origin = request.headers.get("origin")
-        # The scheme may be that of a proxy before us.
+        # Either scheme: a proxy in front of us may use https.
         ours = {f"{scheme}://{request.headers['host']}".lower() for scheme in ("http", "https")}
         return origin is not None and origin.lower() not in ours
 
     def _visit(self, request: Request) -> Response | None:
-        """Turn the token in the address of a first visit into a cookie, so that it stays out of the history."""
+        """Answer `/?token=TOKEN`: store the token in a cookie and redirect, or refuse; `None` for other requests."""
         given = parse_qs(request.url.query).get("token")
         if request.url.path != "/" or request.method != "GET" or not given or self._is_foreign(request):
             return None

@@ -1,8 +1,8 @@
 """
-Serves the page on an address or a socket, until SIGTERM or SIGINT.
+Serve the page on a TCP address or a Unix socket, until SIGTERM or SIGINT.
 
-Strangers may open any number of connections. So a connection without a request is closed after a few seconds, and of
-too many connections the one that has been idle for longest is closed.
+Strangers may open any number of connections. So a connection without a request is closed after a few seconds, and if
+there are too many connections, the one that has been idle for the longest time is closed.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ from pipeline.errors import DropforgeError
 
 #: Who may connect to the socket: the daemon's user and its group.
 _SOCKET_MODE = 0o660
-#: For what is asked at the end; the streams to open pages end by themselves.
+#: Seconds for open requests at shutdown; event streams are ended before.
 _LAST_SECONDS = 1
-#: Connections at once; what is accepted in one go must not take every descriptor before they are counted.
+#: Most connections; a backlog that is accepted at once must not use up all descriptors before they are counted.
 _MOST_CONNECTIONS, _BACKLOG = 200, 256
 #: Time that a connection has to send a request.
 _REQUEST_SECONDS = 10.0
@@ -44,7 +44,7 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
     """
     Serve the page on a listening socket until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes.
 
-    Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended.
+    Standard input is then a pipe from the daemon, which closes when the daemon ends, also if it is killed.
     """
     # For files that are uploaded: /tmp may be in memory.
     tempfile.tempdir = str(settings.state_folder)
@@ -58,7 +58,7 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
         log_config=None,
         access_log=False,
         server_header=False,
-        # Whoever asks is told by nothing but the connection: no header of a proxy is believed.
+        # The client's address is that of the connection: headers of a proxy are not trusted.
         proxy_headers=False,
         timeout_graceful_shutdown=_LAST_SECONDS,
         lifespan="off",
@@ -71,12 +71,12 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed if no request comes in time, or if there are too many."""
+    """A connection that is closed if no request comes within 10 s, or if there are too many connections."""
 
     since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request; if there are too many connections, end the one that comes first in `rank`."""
+        """Start the time limit for a request; if there are too many connections, abort the first by `rank`."""
         super().connection_made(transport)
         self._wait()
         if len(self.connections) > _MOST_CONNECTIONS:
@@ -86,12 +86,12 @@ class _Connection(H11Protocol):
             self.connections.discard(first)
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Start the time limit for the next request."""
         self._wait()
         super().on_response_complete()
 
     def rank(self) -> tuple[int, float]:
-        """Order idle connections, then answers, event streams and changes; in each the oldest first."""
+        """Return the sort key for aborting: idle connections, then reads, streams, changes; oldest first."""
         # uvicorn has no cycle before the first request, whatever its types say.
         if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]
             return 0, self.since
@@ -104,20 +104,20 @@ class _Connection(H11Protocol):
         self.loop.call_later(_REQUEST_SECONDS, self._close_if_idle, (0, self.since))
 
     def _close_if_idle(self, rank: tuple[int, float]) -> None:
-        """Close the connection, once the rest of its last answer is sent, if nothing has come meanwhile."""
+        """Close the connection, after the rest of its output is sent, if its rank is unchanged: no request has come."""
         if self.rank() == rank:
             self.transport.close()
 
 
 class _Server(uvicorn.Server):
-    """Ends the event streams at shutdown; uvicorn would cut them off with a traceback each."""
+    """A server that ends the event streams at shutdown; uvicorn would abort each with a traceback."""
 
     def __init__(self, config: uvicorn.Config, site: Site) -> None:
         super().__init__(config)
         self._site = site
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Shut down, after the event streams ended."""
+        """End the event streams, then shut down."""
         self._site.end_streams()
         await super().shutdown(sockets)
 
@@ -143,7 +143,7 @@ def _end_with_daemon(server: uvicorn.Server) -> None:
 
 
 def listen(address: Address) -> socket.socket:
-    """Return a socket that listens. Raises `DropforgeError`."""
+    """Return a socket that listens on `address`. Raises `DropforgeError` if that is not possible."""
     try:
         return _on_socket(address.socket) if address.socket is not None else _on_port(address)
     except OSError as error:
@@ -162,7 +162,7 @@ def address_words(address: Address, token: str) -> str:
 
 def _on_port(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # With the address free at once behind a server that ended.
+    # With SO_REUSEADDR: the address is free at once after a server ended.
     return socket.create_server((address.host, address.port), family=family)
 
 

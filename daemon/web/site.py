@@ -13,15 +13,15 @@ from daemon.state.database import open_writer
 from daemon.state.layout import DATABASE_NAME
 from daemon.views.overview import Overview
 
-#: The largest number that the database can look for.
+#: The largest integer that SQLite can store.
 MOST = (1 << 63) - 1
-#: Event streams at once; the page of the oldest one connects again.
+#: Most event streams at once; a new one ends the oldest, whose page connects again.
 _MOST_STREAMS = 50
 Number = Annotated[int, Path(ge=1, le=MOST)]
 
 
 class Site:
-    """The workspace that a page shows."""
+    """The workspace that the web page serves, with its token and the open event streams."""
 
     def __init__(self, settings: Settings, token: str) -> None:
         """Serve the workspace of `settings`; changes need `token`."""
@@ -32,7 +32,7 @@ class Site:
 
     @contextmanager
     def stream(self) -> Iterator[asyncio.Event]:
-        """Register an event stream; return an event that is set when it must end, at shutdown or for a newer stream."""
+        """Register an event stream; yield an event that is set when it must end, at shutdown or for a newer stream."""
         own = asyncio.Event()
         self._streams.append(own)
         for oldest in self._streams[:-_MOST_STREAMS]:

@@ -1,9 +1,9 @@
 """
-Uploads: files are put into the inbox as `dropforge submit` does, and the intake answers them.
+Uploads: put files into the inbox as `dropforge submit` does; the intake takes them from there.
 
 The form is POST /upload, multipart: `file`, one or more, `track`, `heldout` (there, or not); `done.html` answers it.
 The whole form is received into temporary files; then each is copied into the inbox under a name that the watcher
-passes over, and all appear.
+ignores, and all are renamed.
 """
 
 import shutil
@@ -66,7 +66,7 @@ async def by_form(request: Request, site: SiteOf) -> Response:
 
 
 async def _take(request: Request, site: Site) -> list[str]:
-    """Put the files of a form into the inbox; return a sentence per file. Raises `BadUpload` or `HTTPException`."""
+    """Receive a form and put its files into the inbox; return a sentence per file. Raises `DropforgeError`."""
     limited = Request(request.scope, bounded(request.receive, site.settings.intake.max_bytes))
     form = limited.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD)
     try:
@@ -80,7 +80,7 @@ def _put(sent: list[tuple[str, UploadFile | str]], site: Site) -> list[str]:
     """
     Copy the files of a form into the inbox under hidden names, then rename them; return a sentence per file.
 
-    Raises `BadUpload` if one cannot; it tells of each file whether it is there.
+    Raises `BadUpload` if a file is refused; its message says of each file whether it is in the inbox.
     """
     fields = {name: value.strip() for name, value in sent if isinstance(value, str)}
     # A form without a chosen file sends one without a name.
@@ -110,7 +110,7 @@ def _put(sent: list[tuple[str, UploadFile | str]], site: Site) -> list[str]:
 
 
 def _plain_name(name: str) -> str:
-    """Return the name of an uploaded file. Raises `BadUpload` if it is empty or a path."""
+    """Return the name of an uploaded file. Raises `DropforgeError` if it is a path, or not usable."""
     if "/" in name or "\0" in name or name in {".", ".."} or len(name.encode()) > _MOST_NAME:
         raise BadUpload("a file is sent under a name that is none", "rename it: a name without /, of at most 255 bytes")
     require_usable(name)
