@@ -166,7 +166,7 @@ def other_ways(track: str) -> str:
 
 
 def has_promoted(engine: Engine, run_id: int) -> bool:
-    """Return whether the run's candidate was promoted; the run itself may not have ended yet."""
+    """Return whether the run's candidate was promoted (not forced), though the run may not have ended yet."""
     with transaction(engine) as session:
         return promotion_of(session, run_id) is not None
 

@@ -114,7 +114,7 @@ class Worker:
         return None
 
     def _run(self, order: Order) -> None:
-        """Run one attempt to its end and make sure that it has a result; do nothing if it has one already."""
+        """Run one attempt to its end, unless it has a result already; make sure it has one, and delete its entry."""
         spec = order.spec
         entry = self._spool.running / f"{spec.key}.json"
         folder = self._spool.root / spec.folder

@@ -40,7 +40,7 @@ def next_due(engine: Engine) -> int | None:
 
 
 def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
-    """Make every open run due now that would wait longer than `most_ms`: a clock that was ahead has set its time."""
+    """Make queued and waiting runs due now whose wait exceeds `most_ms`, as set by a clock that was ahead."""
     with transaction(engine) as session:
         going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
         for run in session.exec(select(Run).where(going, col(Run.not_before) > now + most_ms)).all():
@@ -50,7 +50,7 @@ def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
 
 def move_first(engine: Engine, run_id: int, now: int, by: str) -> list[int]:
     """
-    Move a queued or waiting run to the front of the queue; return the ids of all open, not running runs in order.
+    Move a queued or waiting run to the front of the queue; return the ids of all queued and waiting runs in order.
 
     `by` is the person who asked. The run still waits until its own time: a back-off, its track's quiet. Raises
     `DropforgeError` if the run is unknown, or neither queued nor waiting.
