@@ -14,7 +14,7 @@ _IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b"
 _DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
 #: Files that the daemon itself writes there, or a person instead of it; compared in lower case.
 _TEXTS = frozenset({b"readme.txt", b"wanted.md"})
-#: Ends the name of the note beside a file that cannot be taken.
+#: Ending of the note next to a file that cannot be taken.
 WAITS = ".waits.txt"
 _NOTE = WAITS.encode()
 
@@ -54,7 +54,7 @@ def is_skipped(name: bytes) -> bool:
     Return whether a file of this name is ignored: a partial upload, a file of a desktop, or a text of the daemon.
 
     Ignored are names that begin with `.` (as those of rsync and macOS) or `~`, or end as writers end theirs until they
-    are done, and README.txt, WANTED.md and notes, whoever wrote them.
+    are done, and README.txt, WANTED.md and notes, regardless of their author.
     """
     lower = name.lower()
     return lower.startswith((b".", b"~")) or lower.endswith((*_IN_PROGRESS, _NOTE)) or lower in _DESKTOP | _TEXTS

@@ -59,7 +59,7 @@ class Folder:
         return Path(f"/proc/self/fd/{self.fd}")
 
     def is_same(self, other: "Folder") -> bool:
-        """Return whether both are the same folder."""
+        """Return whether `other` is the same folder on disk."""
         return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
 
 
@@ -163,7 +163,7 @@ class InboxFolders:
 
     def lock(self) -> None:
         """Lock the inbox until the process ends. Raises `InboxUnusable` if another daemon has locked it."""
-        # In done/, where nobody else can open a file: whoever may write to the inbox could hold a lock in it, too.
+        # In done/, where no other user can open a file: in the inbox any user with write access could hold the lock.
         folder = self.closed(DONE)
         path = folder.path / ".daemon.lock"
         self._lock = FileLock(path)

@@ -26,14 +26,14 @@ class WaitingLimit:
     """Enforces `intake.max_waiting_drops`; used by the intake's thread."""
 
     def __init__(self, engine: Engine, settings: Settings, inbox: InboxFolders) -> None:
-        """Count in the database of `engine`."""
+        """Use the database of `engine`; nothing is counted yet."""
         self._engine, self._settings, self._inbox = engine, settings, inbox
         self._most = settings.intake.max_waiting_drops
         #: Tracks and user ids whose limit of waiting training drops is reached.
         self._full: set[tuple[str, int]] = set()
 
     def is_full(self, settled: Settled, info: os.stat_result) -> bool:
-        """Return whether the owner's limit was reached at the last count; `full_tracks` counts again."""
+        """Return whether a training file's owner had reached the limit when `why_full` or `full_tracks` last counted."""
         return settled.role == "train" and (settled.track, info.st_uid) in self._full
 
     def full_tracks(self) -> list[str]:

@@ -298,7 +298,7 @@ def has_writer(name: bytes, dir_fd: int) -> bool | None:
 
 def take_read_lease(fd: int) -> bool:
     """
-    Take a read lease on an open file and return whether it was granted; a writer anywhere prevents it.
+    Take a read lease on an open file; return `False` if it is refused, as some process has the file open for writing.
 
     A writer that comes while the lease is held would send SIGIO, which ends a process that does not expect it; the
     signal is changed to one that is ignored unless asked for. Raises `OSError` where leases do not work.

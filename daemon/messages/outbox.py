@@ -150,7 +150,7 @@ def trouble(engine: Engine, address: str, now: int) -> str | None:
 
 
 def _worded(word: Callable[[], Text | None]) -> Text | None:
-    """Return the message of `word`, or log its error and return `None`; database errors are raised."""
+    """Call `word` and return its message; log any error but a database error, and return `None` then."""
     try:
         return word()
     except DBAPIError:

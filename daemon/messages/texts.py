@@ -30,7 +30,7 @@ _TITLE_WIDTH = 60
 
 
 class Text(NamedTuple):
-    """One message, for every address."""
+    """The content of one message, the same for every address."""
 
     kind: str
     level: str

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
-    """One card."""
+    """One NVIDIA card and its memory."""
 
     number: int
     used_bytes: int

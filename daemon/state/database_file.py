@@ -162,7 +162,7 @@ def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
 
 
 def with_pragmas(connection: sqlite3.Connection, *pragmas: str) -> sqlite3.Connection:
-    """Set `pragmas` on a connection and return it. If that fails, closes it and raises `sqlite3.Error`."""
+    """Set `pragmas` on a connection and return it; on failure close it and raise `sqlite3.Error`."""
     try:
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
@@ -174,7 +174,7 @@ def with_pragmas(connection: sqlite3.Connection, *pragmas: str) -> sqlite3.Conne
 
 def cause_of(error: BaseException) -> sqlite3.Error | None:
     """Return the `sqlite3.Error` that an exception is or wraps; `None` if there is none."""
-    cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps it; whoever only reads does not load that
+    cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps it, which readers do not load
     return cause if isinstance(cause, sqlite3.Error) else None
 
 

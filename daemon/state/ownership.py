@@ -27,7 +27,7 @@ class OwnFolder:
 
     def __init__(self, path: Path, command: str) -> None:
         """
-        Create the folder if it is missing, and revoke other users' rights; hints name `dropforge` with `command`.
+        Create the folder if it is missing, and revoke other users' rights; `command` is the subcommand for hints.
 
         Raises `DropforgeError` if another user owns the folder, or owns or could change one of `FOLDERS` in it.
         """
@@ -103,7 +103,7 @@ def state_rights(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def may_replace(folder: Path) -> bool:
-    """Return whether users can delete each other's files in a folder."""
+    """Return whether users can delete each other's files in a folder; `False` if the folder is missing."""
     try:
         mode = folder.stat().st_mode
     except FileNotFoundError:

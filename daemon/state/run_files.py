@@ -52,7 +52,7 @@ def published(state_folder: Path, run_id: int) -> dict[str, str]:
 
 
 def again_words(stands: Collection[str], again: Collection[str], *, certain: bool = True) -> str:
-    """Return a phrase on which steps are kept and repeated; unless `certain`, they are kept if the data is equal."""
+    """Return a phrase on the steps that are kept and repeated; unless `certain`, kept only if the data is equal."""
     kept = [_NOUNS[name] for name in stands if name in _NOUNS]
     words = []
     if kept:
@@ -84,7 +84,7 @@ def load_model(state_folder: Path, run_id: int) -> Model | None:
 
 
 def load_object(state_folder: Path, run_id: int, step: str) -> dict[str, Any] | None:
-    """Return a step's published artifact as its file has it, as JSON, or `None`. Raises `ArtifactDamaged`."""
+    """Return a step's published artifact as a JSON object; `None` if there is none. Raises `ArtifactDamaged`."""
     value = _load(state_folder, run_id, step, BY_NAME[step].writes)
     return None if value is None else value.model_dump(mode="json", exclude_unset=True)
 

@@ -89,7 +89,7 @@ class Track(SQLModel, table=True):
 
 
 class Drop(SQLModel, table=True):
-    """One file that was taken in: accepted, proposed, rejected or duplicate."""
+    """One dropped file that was taken in, with its state (`DropState`)."""
 
     __table_args__ = (
         _one_of("state", DropState),

@@ -85,7 +85,7 @@ class RunsApart:
 
 
 def in_words(error: Exception) -> str:
-    """Return an error's message for users; an `OSError` with the name of its file."""
+    """Return an error's message for users; that of an `OSError` includes the file name."""
     if isinstance(error, DropforgeError):
         return error.message
     if isinstance(error, OSError):

@@ -46,7 +46,7 @@ from pipeline.errors import DropforgeError
 
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
-#: SQLite's files beside a database that it is writing.
+#: Endings of SQLite's files next to an open database.
 SIDECARS = ("-journal", "-wal", "-shm")
 #: Largest manifest, verdict or card, in bytes: they are read whole.
 _MOST_BYTES = 1 << 28
@@ -86,7 +86,7 @@ class Manifest(Frozen):
 
 
 class Made(NamedTuple):
-    """A finished backup."""
+    """A finished backup: its folder and manifest."""
 
     folder: Path
     manifest: Manifest

@@ -36,7 +36,7 @@ class Item(Frozen):
 def find_garbage(
     session: Session, settings: Settings, kept: Kept, now: int, measure: Callable[[Path], int]
 ) -> Iterator[Item]:
-    """Yield every item not in `kept`; `now` is in ms since the epoch, `measure` returns the bytes of a path."""
+    """Yield all items that are not in `kept`; `now` is in ms since the epoch, `measure` returns the bytes of a path."""
     finder = _Finder(settings.state_folder, kept, now, measure)
     yield from finder.cut_off()
     yield from finder.models()
@@ -114,7 +114,7 @@ class _Finder:
 
     @cached_property
     def _makers(self) -> dict[str, list[Run]]:
-        """Ended runs by the names of the models that they made, also if their artifact was renamed by a collection."""
+        """Model name → ended runs that made it, also if a collection has renamed their artifact."""
         makers: dict[str, list[Run]] = {}
         for run in self._kept.ended:
             folder = self._root / "runs" / str(run.id)

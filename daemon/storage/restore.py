@@ -119,7 +119,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
 
 
 def _keep_settings(settings: Settings, source: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """Save a backup's settings for reference if they differ from `settings`; return the file and its tracks."""
+    """Save a backup's settings for reference if they differ from `settings`; return the file (or `None`) and tracks."""
     found = durable.read_object(source / SETTINGS) if source.is_dir() else {}
     today = settings.model_dump(mode="json")
     if all(found.get(name) == value for name, value in today.items() if name not in _PLACES) or not found:
@@ -250,7 +250,7 @@ def _replace_database(root: Path, database: Path, replaced: Path, sha256: str) -
 
 
 def _begin_again(database: Path) -> None:
-    """Reset runs that were not over: when they begin again, their configuration comes from the settings then."""
+    """Reset runs that were not over, so that they begin again with a configuration from the current settings."""
     with closing(sqlite3.connect(database)) as connection, connection:
         for statement in _BEGIN_AGAIN:
             connection.execute(statement, {"now": round(time.time() * 1000)})

@@ -48,7 +48,7 @@ class Kept:
 
     @property
     def runs(self) -> set[int]:
-        """Ended runs whose files stay."""
+        """The ids of ended runs whose files are kept."""
         return self.champion_runs | self.newest_runs
 
     def holds(self, path: Path) -> bool:

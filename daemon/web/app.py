@@ -66,7 +66,7 @@ def _own_error(request: Request, error: Exception) -> Response:
 
 
 def _machines_error(request: Request, error: Exception) -> Response:
-    """Return a 503 response for an error of the disk or the database; raise a defect of our own SQL again."""
+    """Return a 503 response for an error of the disk or the database; raise other database errors again."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return _error(request, _MACHINE, f"{where}{error.strerror or error}", "see whether its disk is full: df -h")

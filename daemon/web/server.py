@@ -123,7 +123,7 @@ class _Server(uvicorn.Server):
 
 
 def _once_a_minute() -> Callable[[logging.LogRecord], bool]:
-    """Return a log filter that passes each message once a minute, as strangers can cause them."""
+    """Return a log filter that passes each message at most once a minute, as strangers can cause many."""
     logged: dict[str, float] = {}
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -153,7 +153,7 @@ def listen(address: Address) -> socket.socket:
 
 
 def address_words(address: Address, token: str) -> str:
-    """Return the address to open, with the token; for a socket with the ssh command that reaches it."""
+    """Return the URL to open, with the token; for a Unix socket also the ssh command that forwards to it."""
     if address.socket is not None:
         return f"ssh -L 8765:{address.socket} HOST, then http://localhost:8765/?token={token}"
     host = f"[{address.host}]" if ":" in address.host else address.host

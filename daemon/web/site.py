@@ -48,12 +48,12 @@ class Site:
             one.set()
 
     def writer(self) -> Engine:
-        """Return an engine that can write. Raises `DatabaseUnusable` if there is no database yet."""
+        """Return a read-write engine. Raises `DatabaseUnusable` if there is no database yet."""
         return open_writer(self.settings.state_folder / DATABASE_NAME)
 
 
 def site_of(request: Request) -> Site:
-    """Return the site of a request."""
+    """Return the site of the application that received a request."""
     site = request.app.state.site
     assert isinstance(site, Site)  # noqa: S101 - for the type checker
     return site

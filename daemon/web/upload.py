@@ -25,7 +25,7 @@ from pipeline.words import size_words
 
 router = APIRouter(tags=["act"])
 forms = APIRouter()
-#: The longest name of a file, in bytes, and field beside files; how many fields and files.
+#: Longest file name and longest other field, in bytes; most fields and most files.
 _MOST_NAME, _MOST_FIELD, _MOST_FIELDS, _MOST_FILES = 255, 1024, 10, 100
 _FORM = {
     "requestBody": {
@@ -66,7 +66,7 @@ async def by_form(request: Request, site: SiteOf) -> Response:
 
 
 async def _take(request: Request, site: Site) -> list[str]:
-    """Receive a form and put its files into the inbox; return a sentence per file. Raises `DropforgeError`."""
+    """Put the files of a form into the inbox; return a sentence per file. Raises `DropforgeError`, `HTTPException`."""
     limited = Request(request.scope, bounded(request.receive, site.settings.intake.max_bytes))
     form = limited.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD)
     try:
@@ -110,7 +110,7 @@ def _put(sent: list[tuple[str, UploadFile | str]], site: Site) -> list[str]:
 
 
 def _plain_name(name: str) -> str:
-    """Return the name of an uploaded file. Raises `DropforgeError` if it is a path, or not usable."""
+    """Return the name of an uploaded file. Raises `DropforgeError` if it is a path, too long or ignored."""
     if "/" in name or "\0" in name or name in {".", ".."} or len(name.encode()) > _MOST_NAME:
         raise BadUpload("a file is sent under a name that is none", "rename it: a name without /, of at most 255 bytes")
     require_usable(name)

@@ -186,7 +186,7 @@ def wanted_text(session: Session, state_folder: Path, track: str) -> str | None:
 
 
 def _guarded(measured: _Measured) -> str:
-    """Return a paragraph if the run won on the task but failed guards that more rows cannot satisfy; empty if not."""
+    """Return a paragraph on a run that won on the task but failed guards which more rows cannot satisfy; else empty."""
     verdict = measured.verdict
     failed = {guard.guard for guard in verdict.guards if guard.state == "failed"}
     won = verdict.outcome == "guard_failed" and not _NO_WIN & set(verdict.reasons)

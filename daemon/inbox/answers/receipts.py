@@ -144,7 +144,7 @@ def file_away(inbox: InboxFolders, filing: Filing) -> None:
 
 
 def home_of(track: str, *, rejected: bool) -> tuple[str, ...]:
-    """Return a track's folder in `done` or `rejected`, as names below the inbox."""
+    """Return the folder of a track's filed drops, in `done` or `rejected`, as names below the inbox."""
     return (REJECTED if rejected else DONE, *(() if track == "default" else (track,)))
 
 
@@ -232,7 +232,7 @@ def _give_back_another(source: Folder, name: bytes, target: Folder, new: bytes, 
 
 
 def _is_free(folder: Folder, name: str, documents: Mapping[str, Document]) -> bool:
-    """Return whether a file may be moved to `name`: neither it nor documents of another drop are there."""
+    """Return whether `name` is free in `folder`: no such file, and no documents but this drop's own are there."""
     in_the_way = [ending for ending in (RECEIPT, ERRORS) if os.path.lexists(folder.path / (name + ending))]
     return not os.path.lexists(folder.path / name) and all(
         ending in documents and read_own(folder, name + ending) == durable.json_bytes(documents[ending])

@@ -95,7 +95,7 @@ def loss_words(found: Mapping[str, Any]) -> str:
 
 
 def unlikely_words(found: Mapping[str, Any], run: int | None) -> str:
-    """Return a warning that the champion found a drop's answers unlikely in `run`; `found` as in `loss_words`."""
+    """Return a warning, naming `run`, that its champion found a drop's answers unlikely; `found` as in `loss_words`."""
     return f"look at its answers, the champion found them unlikely: {loss_words(found)}; dropforge report {run}"
 
 

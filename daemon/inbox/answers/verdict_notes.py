@@ -60,7 +60,7 @@ class TrackPast:
         self.latest = promotions[-1] if promotions else None
 
     def last_run(self, session: Session, drop: Drop) -> Run | None:
-        """Return the latest run, even without a verdict, that used `drop` since it came in; `None` if none did."""
+        """Return the latest run that used `drop` since it was accepted, even one without a verdict; or `None`."""
         if drop.first_run is None:
             gave_back = session.scalars(text(GAVE_BACK), {"track": self._track, "drop": drop.id}).first()
             return None if gave_back is None else session.get_one(Run, gave_back)
