@@ -33,7 +33,7 @@ class WaitingLimit:
         self._full: set[tuple[str, int]] = set()
 
     def is_full(self, settled: Settled, info: os.stat_result) -> bool:
-        """Return whether a training file's owner had reached the limit when `why_full` or `full_tracks` last counted."""
+        """Return whether the limit of a training file's owner was reached at the last count; `full_tracks` recounts."""
         return settled.role == "train" and (settled.track, info.st_uid) in self._full
 
     def full_tracks(self) -> list[str]:

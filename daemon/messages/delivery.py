@@ -101,7 +101,7 @@ def _apprise() -> "Apprise":
     quiet = logging.getLogger("apprise")
     quiet.propagate, quiet.handlers = False, [logging.NullHandler()]
     # No thread pool: a thread that hangs in it would keep the daemon from ending. A mail is from Dropforge, not from
-    # Apprise, whose pictures would be fetched from elsewhere.
+    # Apprise, whose images would be loaded from another host.
     asset = apprise.AppriseAsset(
         async_mode=False,
         service_timeout=0,

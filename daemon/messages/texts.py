@@ -115,7 +115,7 @@ def _ended_badly(session: Session, _root: Path, event: Event) -> Text:
     )
 
 
-#: By the kind of event: the title, which command it was, what it means and what to do.
+#: Kind of event → title, command that failed, consequence, and what to do.
 _SERVER_TROUBLE = {
     "hook_failed": (
         "HOOK FAILED",

@@ -82,7 +82,7 @@ class Track(SQLModel, table=True):
     champion_path: ModelPath | None = None
     #: The nightly schedule, since when it applies, and when it was last checked.
     nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    #: The noise floor, as the first report has it.
+    #: The noise floor from the first report.
     noise: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Why it is paused, by whom and when; `None` unless it is paused.
     paused: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
@@ -146,7 +146,7 @@ class Run(SQLModel, table=True):
     created_at: int
     #: Not claimed before: the end of the track's quiet time, or of a back-off.
     not_before: int
-    #: Its priority, the lowest first: 0, and below it if a person let it go first.
+    #: Priority, the lowest first: 0, or negative if a person moved the run to the front.
     place: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: Claim token: every write of the run's owner is conditional on it.
     token: str | None = None
@@ -168,7 +168,7 @@ class Run(SQLModel, table=True):
     #: then `overtaken`.
     outcome: str | None = None
     sentence: str | None = None
-    #: The candidate's over the champion, in points of the primary metric; `None` if they were not compared.
+    #: Gain of the candidate over the champion, in points of the primary metric; `None` if they were not compared.
     gain: float | None = None
     #: The held-out set that its candidate was judged on.
     heldout_version: str | None = None
@@ -259,7 +259,7 @@ class Promotion(SQLModel, table=True):
     overrode: str | None = None
     #: Drops in the snapshot that the model was made from, as JSON; of a base model none.
     drops: list[int] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    #: `hooks.after_promotion`, then `hooks.health`: how far each is, what was wrong, the end of what it printed.
+    #: `hooks.after_promotion`, then `hooks.health`: state, error, and the end of its output.
     hook_state: str | None = None
     hook_error: str | None = None
     hook_output: str | None = None
@@ -308,7 +308,7 @@ class Message(SQLModel, table=True):
         Index("message_kinds", "kind", "created_at"),
     )
 
-    #: Those of one address are sent in the order of their numbers.
+    #: Messages to one address are sent in the order of their ids.
     id: int | None = Field(default=None, primary_key=True)
     #: `None` for a digest.
     event_id: int | None = Field(default=None, foreign_key="event.id")
@@ -316,7 +316,7 @@ class Message(SQLModel, table=True):
     address: str
     #: That of its event, or `digest`.
     kind: str
-    #: How grave it is, in Apprise's words: info, success, warning, failure.
+    #: Severity as Apprise names it: info, success, warning, failure.
     level: str
     title: str
     body: str
@@ -327,7 +327,7 @@ class Message(SQLModel, table=True):
     #: Not tried before: the end of a back-off.
     not_before: int
     ended_at: int | None = None
-    #: What came of the last try, if it failed.
+    #: The error of the last try; `None` if it did not fail.
     error: str | None = None
 
 
@@ -335,7 +335,7 @@ class Outbox(SQLModel, table=True):
     """The cursor of the events turned into messages: one row, while addresses are set."""
 
     id: int | None = Field(default=None, primary_key=True)
-    #: The last event that was looked at, and the last one before the latest digest.
+    #: Ids of the last event handled, and of the last event before the latest digest.
     event_id: int
     digest_event_id: int
     #: The time of day, in ms since the epoch, of the latest digest.

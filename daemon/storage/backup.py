@@ -59,7 +59,7 @@ _ANOTHER = "use another backup, each is a folder that `dropforge backup` made"
 _KEPT_FILES = "SELECT DISTINCT sha256, quarantined FROM \"drop\" WHERE state NOT IN ('rejected', 'duplicate')"
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
 _WAITING = "SELECT id FROM run WHERE outcome = 'awaiting_approval'"
-#: Of each track: today's champion, and the one that a roll-back would bring.
+#: Of each track: the current champion, and the champion that a rollback would restore.
 _CHAMPIONS = """
 SELECT champion_path FROM track WHERE champion_path LIKE 'models/%'
 UNION SELECT p.previous_path FROM promotion p JOIN track t ON t.name = p.track AND t.champion_generation = p.generation
@@ -212,7 +212,7 @@ def refuse_rows(database: Path) -> None:
 def _parse_rows(connection: sqlite3.Connection, database: Path, table: type[SQLModel]) -> None:
     columns, name = SQLModel.metadata.tables[str(table.__tablename__)].columns, table.__tablename__
     as_json = {column.name for column in columns if isinstance(column.type, JSON)}
-    # Its fields without what SQLAlchemy does at each assignment: 2 us a row instead of 80.
+    # The table's fields without SQLAlchemy's work at each assignment: 2 us per row instead of 80.
     fields: dict[str, Any] = {key: (field.rebuild_annotation(), None) for key, field in table.model_fields.items()}
     model = create_model(table.__name__, **fields)
     if any(hidden for *_, hidden in connection.execute(f'PRAGMA table_xinfo("{name}")')):

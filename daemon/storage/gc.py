@@ -122,7 +122,7 @@ def empty_trash(state_folder: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    # Another collection may be at it too.
+    # Another collection may delete it at the same time.
     while os.path.lexists(path):
         with contextlib.suppress(FileNotFoundError):
             if path.is_dir() and not path.is_symlink():

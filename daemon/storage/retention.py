@@ -81,7 +81,7 @@ def what_is_kept(session: Session, settings: Settings, now: int, measure: Callab
     _sort_runs(session, root, kept)
     for run in kept.ended:
         if run.outcome == AWAITING and run.id is not None:
-            # Until it is approved or another champion comes, whatever its age.
+            # Kept until it is approved or the champion changes, whatever its age.
             kept.champion_runs.add(run.id)
             kept.models |= models_of(root, run.id)
     _keep_newest(settings, kept, now, measure)

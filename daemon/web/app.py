@@ -40,7 +40,7 @@ def make_app(settings: Settings, token: str) -> FastAPI:
     app.state.site = Site(settings, token)
     for router in (api.router, actions.router, upload.router, live.router):
         app.include_router(router, prefix=API)
-    # Behind those: what a form is for stands in its path alone.
+    # After the API's routers: the paths of forms have no prefix.
     for router in (pages.router, upload.forms, actions.forms):
         app.include_router(router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
