@@ -40,7 +40,7 @@ def make_app(settings: Settings, token: str) -> FastAPI:
     app.state.site = Site(settings, token)
     for router in (api.router, actions.router, upload.router, live.router):
         app.include_router(router, prefix=API)
-    # After the API's routers: the paths of forms have no prefix.
+    # After the API's routers: the pattern of forms, /{kind}/{target}/{deed}, would match paths of the API too.
     for router in (pages.router, upload.forms, actions.forms):
         app.include_router(router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
