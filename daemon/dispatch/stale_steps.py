@@ -174,7 +174,7 @@ class _Past:
         }
 
     def is_stale(self, name: str, stands: Collection[str]) -> bool:
-        """Return whether a published step's inputs have changed; `stands` are the steps that are valid so far."""
+        """Return whether a published step's inputs have changed; some do not count if a later step is in `stands`."""
         against = self._report if name == "evaluate" and "decide" not in stands else None
         if name in self.left or (against is not None and not against.is_against(self._serving)):
             return True

@@ -151,7 +151,7 @@ class Worker:
 
     def _begin(self, entry: Path, spec: StepSpec, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
         """
-        Start the step's process and record it in `entry`; return it and the write end of the pipe it waits on.
+        Start and record the step's process; return it and a pipe: a byte lets it begin, and closing it ends the step.
 
         If it cannot be recorded the process is killed before it has done anything, as nothing was written to the pipe.
         """

@@ -74,7 +74,7 @@ class ModelRequests:
 
     @property
     def window(self) -> int:
-        """The model's context window in tokens, prompt and answer together."""
+        """Most tokens of prompt and answer together: the model's context window, with vLLM one less."""
         # vLLM generates one token even when only likelihoods are wanted.
         return read_window(self.folder) - (self.key.setup.engine != PLAIN)
 
@@ -278,7 +278,7 @@ def _leave_out_too_long(
     records: list[HeldoutRecord], both: Sequence[ModelRequests]
 ) -> tuple[list[HeldoutRecord], list[ModelRequests], int]:
     """
-    Return records and requests without those that exceed a window with their answer, and the number of these records.
+    Leave out records and suite items that exceed a window with their answer; also return how many records.
 
     The smaller window of both models counts. Training leaves such rows out too. Otherwise one long document would fail
     every run of the track. Raises `CannotTrain` if no record is left.

@@ -187,7 +187,7 @@ def key_meant(key: str, value: Mapping[str, Any]) -> str | None:
 
 
 def nearest_key(key: str) -> str | None:
-    """Return the known key that `key` is an alias (`response`) or misspelling (`Output`, `outpt`) of; else `None`."""
+    """Return the known key that `key` is, is an alias of (`response`) or misspells (`Output`, `outpt`); else `None`."""
     # Checked before the result is cached: a key may be as long as a line.
     return _nearest_key(key) if len(key) <= _LONGEST_KEY else None
 

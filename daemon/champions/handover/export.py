@@ -158,7 +158,7 @@ def hub_readme(state_folder: Path, run_id: int | None, model_id: str, name: str)
 
 
 def _metadata(name: str, evaluation: Evaluation | None, adapter: Adapter) -> str:
-    """Return the YAML front matter for the Hub, with a model-index entry for each metric."""
+    """Return the YAML front matter for the Hub: name, tags, and a model-index entry for each metric of the model."""
     try:
         from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415 - a part of the training stack
     except ImportError as error:

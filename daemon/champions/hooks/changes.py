@@ -182,7 +182,7 @@ class Hooks:
             log.warning("hook_failed", **words, error=ended.error, said=said, hint=hint)
 
     def _roll_back(self, row: Promotion, error: str, now: int) -> None:
-        """Roll back to the former champion and record the result; if stopped or failed it is tried again later."""
+        """Roll back if the model still serves; record the result or a refusal; after other errors it is tried again."""
         try:
             refused = self._change_back(row, error, now)
             with transaction(self._engine) as session:
