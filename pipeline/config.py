@@ -120,7 +120,7 @@ class TrainConfig(Frozen):
         return math.ceil(round(self.share * layers, 6))
 
     def decisive(self) -> dict[str, object]:
-        """Return, as JSON, the settings that determine what is learned from given rows."""
+        """Return, as JSON, the settings that determine what is learned from a given starting model and given rows."""
         return self.model_dump(mode="json", exclude=_OF_THE_MACHINE | _OF_THE_BEGINNING)
 
     def beginning(self) -> dict[str, object]:

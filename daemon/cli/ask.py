@@ -65,7 +65,7 @@ def ask(  # noqa: PLR0913 - each goes by its name on the command line
 
 
 def _asked(overview: Overview, track: str, versus: str | None) -> list[ChampionView]:
-    """Return the champion, then the model that `versus` names, if any. Raises `DropforgeError` if one is missing."""
+    """Return the champion, and by `versus` the previous or base model. Raises `DropforgeError` if one is missing."""
     past = overview.history(track)
     if not past:
         raise no_champion(track)

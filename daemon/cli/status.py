@@ -247,7 +247,7 @@ def taken_out_lines(champion: ChampionView) -> list[str]:
 
 
 def command_lines(settings: Settings, champion: ChampionView, *, alive: bool, every: bool = False) -> list[str]:
-    """Return a line for each of a champion's hooks that failed or has not ended; with `every` also for all others."""
+    """Return lines on a champion's hooks: failed ones with their last output, and open ones; with `every` on all."""
     track = champion.track
     declared = track in settings.track_names
     own = (settings.track(track) if declared else settings).hooks

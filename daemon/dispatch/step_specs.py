@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 
 def compose(settings: Settings, track: Track) -> RunConfig:
-    """Return the configuration of a run of `track` that begins now. Raises `SettingsError` if it is not declared."""
+    """Return the configuration of a run of `track` that begins now: the settings and what the track has fixed."""
     own = settings.track(track.name)
     fixed = {
         "metric": own.evaluate.metric if own.evaluate.metric != "auto" else track.metric,

@@ -131,7 +131,7 @@ def _score(verdict: Verdict, model_id: str, metric: str) -> float | None:
 
 
 def _named(session: Session, drops: Iterable[int]) -> tuple[str, ...]:
-    """Describe each drop for the user: its id, file name and rows, and who dropped, accepted or withdrew it."""
+    """Describe the drops for the user, by ascending id: file name, rows, and who dropped, accepted or withdrew each."""
     rows = [session.get_one(Drop, number) for number in sorted(drops)]
     return tuple(f"drop {row.id} ({row.name}, {count(row.rows, 'row')}{_by_whom(session, row)})" for row in rows)
 

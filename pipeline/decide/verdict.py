@@ -172,7 +172,7 @@ def least_groups(metric: str, gate: GateConfig) -> int:
 
 def _outcome(reasons: Sequence[str], failed: Sequence[GuardResult], *, wins: bool) -> Outcome:
     """
-    Return the outcome for these reasons; contaminated or insufficient evidence comes before anything else.
+    Return the first that holds: contaminated, insufficient evidence, worse, guard failed, promoted, not better.
 
     A failed guard blocks any promotion. If the candidate did not win, the outcome is `guard_failed` only if the
     likelihood is not finite or a failed guard that blames new drops has p <= `GUARD_HARM_P_VALUE`.

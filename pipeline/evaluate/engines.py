@@ -54,7 +54,7 @@ class Vllm:
     def answers(
         self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
     ) -> list[Answer]:
-        """Return greedy answers in the order of the prompts. Raises `StepFailed` if an answer is incomplete."""
+        """Return greedy answers in order, loops uncut. Raises `StepFailed` if one neither ended nor filled its room."""
         del watch, may_loop
         sampling = {"repetition_penalty": decoding.repetition_penalty, "stop_token_ids": self.ends}
         rooms = [decoding.room(prompt) for prompt in prompts]
