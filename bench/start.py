@@ -18,7 +18,7 @@ from rich.table import Table
 
 RUNS = 15
 #: Most bare interpreters that a command may cost.
-BUDGETS = {"--help": 12.0, "status": 33.0}
+BUDGETS = {"--help": 12.0, "status": 30.0}
 
 
 def main() -> int:
