@@ -10,14 +10,14 @@ from pipeline.contract import StepSpec
 from tests.model_folder import write_model
 
 
-def made_dataset(spec: StepSpec, **more: Any) -> Dataset:
-    """Return a dataset of enough records."""
+def dataset_of(records: int, **more: Any) -> Dataset:
+    """Return a dataset of so many held-out records."""
     values = {
-        "folder": spec.folder,
-        "train_rows": 10,
+        "folder": "dataset",
+        "train_rows": 1,
         "dev_rows": 0,
-        "heldout_rows": 120,
-        "heldout_groups": 120,
+        "heldout_rows": records,
+        "heldout_groups": records,
         "heldout_pinned": False,
         "heldout_version": "v",
         "dataset_sha256": "d",
@@ -25,10 +25,15 @@ def made_dataset(spec: StepSpec, **more: Any) -> Dataset:
         "replaced": 0,
         "removed_heldout": 0,
         "metric": "exact_match",
-        "max_new_tokens": 16,
-        "drops": spec.drops,
+        "max_new_tokens": 8,
     }
     return Dataset.model_validate({**values, **more})
+
+
+def made_dataset(spec: StepSpec, **more: Any) -> Dataset:
+    """Return a dataset of enough records."""
+    values = {"folder": spec.folder, "train_rows": 10, "max_new_tokens": 16, "drops": spec.drops}
+    return dataset_of(120, **{**values, **more})
 
 
 def heldout_row(name: str, row: Mapping[str, Any], **more: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from pipeline.artifacts import Dataset, Drop, Evaluation, ModelRef, Verdict
+from pipeline.artifacts import Drop, Evaluation, ModelRef, Verdict
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import StepSpec
 from pipeline.decide.comparison import Comparison, Suite, compare
@@ -16,6 +16,7 @@ from pipeline.decide.statistics import Floats
 from pipeline.metrics.degenerate import DEGENERATE
 from pipeline.metrics.registry import METRICS
 from pipeline.report.story import tell
+from tests.made_artifacts import dataset_of
 
 
 def lines_of(candidate: object, champion: object, metric: str = "exact_match") -> list[dict[str, Any]]:
@@ -94,26 +95,6 @@ def world(metric: str, seed: int, *, size: int = 500, group: int = 1, gain: floa
         degenerate={kind: (random.random((size, 2)) < 0.01).astype(float) for kind in DEGENERATE},
         suites=(Suite("builtin", (random.random((300, 2)) < items[:, None]).astype(float)),),
     )
-
-
-def dataset_of(records: int, **more: Any) -> Dataset:
-    """Return a dataset of so many held-out records."""
-    facts = {
-        "folder": "dataset",
-        "train_rows": 1,
-        "dev_rows": 0,
-        "heldout_rows": records,
-        "heldout_groups": records,
-        "heldout_pinned": False,
-        "heldout_version": "v",
-        "dataset_sha256": "d",
-        "duplicates": 0,
-        "replaced": 0,
-        "removed_heldout": 0,
-        "metric": "exact_match",
-        "max_new_tokens": 8,
-    }
-    return Dataset.model_validate({**facts, **more})
 
 
 def evaluation_of(folder: Path, lines: Sequence[Mapping[str, Any]], **more: Any) -> Evaluation:

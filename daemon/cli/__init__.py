@@ -1,8 +1,8 @@
 """
 The command line: one module per command group, one function per command, which parses, calls and prints.
 
-In: arguments. Out: lines, tables or JSON (`output`), and an exit code. This module imports the command that is asked
-for and prints the errors of all commands. Open `runs` first to see how a command is written.
+In: arguments. Out: lines, tables or JSON (`output`), and an exit code. This module imports the
+requested command and prints the errors of all commands. Open `runs` first to see how a command is written.
 """
 
 import os

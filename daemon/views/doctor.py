@@ -299,7 +299,7 @@ def _judge(settings: Settings) -> Iterator[Finding]:
         except OSError as error:
             yield _warn("judge", f"{judge.url} does not listen: {error}", f"start it, or mend judge.url; {_NO_JUDGE}")
         else:
-            yield _ok("judge", f"{judge.url} listens; it is asked for {judge.model}")
+            yield _ok("judge", f"{judge.url} listens; requests are for the model {judge.model}")
 
 
 def _daemon(settings: Settings) -> Iterator[Finding]:

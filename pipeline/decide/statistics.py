@@ -69,7 +69,7 @@ def skewness_adjusted_t(values: Floats) -> float:
 
 def one_sided_p(values: Floats, *, yes_or_no: bool) -> float:
     """
-    Return the gate's p-value: exact McNemar for a yes-or-no metric, else the larger of both t-tests.
+    Return the gate's p-value: exact McNemar for a binary metric, else the larger of both t-tests.
 
     Groups of records may have a mean between yes and no. Then the groups that gained and lost are counted (the sign
     test, Arbuthnott 1710, which McNemar's is on single records), and the largest of all three p-values is taken: the
@@ -101,7 +101,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def is_yes_or_no(values: Floats) -> bool:
-    """Return whether every difference is -1, 0 or 1, so that the exact test of a yes-or-no metric applies."""
+    """Return whether every difference is -1, 0 or 1, so that the exact test of a binary metric applies."""
     return not bool(np.any(values * (values * values - 1)))
 
 
@@ -109,7 +109,7 @@ def upper_bound(values: Floats, confidence: float = 0.95) -> float:
     """
     Return the one-sided upper confidence bound of the mean difference, consistent with the tests above; at most 1.
 
-    For a yes-or-no metric with d discordant records of n it is (2 q - 1) d / n, where q is the upper bound of the share
+    For a binary metric with d discordant records of n it is (2 q - 1) d / n, where q is the upper bound of the share
     of wins among them (Clopper and Pearson 1934): below zero exactly where `mcnemar_exact` shows a loss. Without a
     discordant record it is the largest share of such records that could probably be missed. For other metrics it is
     mean + t s / sqrt(n) (Student 1908). 1 for fewer than two records.
@@ -148,7 +148,7 @@ def interval(values: Floats, seed: int, confidence: float = CONFIDENCE) -> tuple
     """
     Return the two-sided interval of the mean difference: the BCa bootstrap (Efron 1987), within -1 and 1.
 
-    On a yes-or-no metric it is widened to the exact bounds (`upper_bound`) where these are wider: with few discordant
+    On a binary metric it is widened to the exact bounds (`upper_bound`) where these are wider: with few discordant
     records the bootstrap excludes zero where the test shows nothing.
 
     If all differences are equal the bootstrap would claim certainty. Then at least q = (a/2)^(1/n) of the population

@@ -214,7 +214,7 @@ def noise_floor(records: Sequence[HeldoutRecord], result: Result, primary: str) 
 
 
 def _length_ratio(records: Sequence[HeldoutRecord], answers: Sequence[Prediction]) -> float | None:
-    """Return the median ratio of answer to reference length in words; `None` if no reference has a word."""
+    """Return the median of answer length / reference length, in words; `None` if every reference is empty."""
     lengths = [
         (len(tokens(answer.text)), len(tokens(record.references[0])))
         for record, answer in zip(records, answers, strict=True)

@@ -206,7 +206,7 @@ def _measured(verdict: Verdict | None, evaluation: Evaluation | None) -> Iterabl
 
 def _trained_on(dataset: Dataset) -> Iterable[str]:
     yield "## Trained on\n"
-    of = f"of these files (sha256 of what was prepared of them: {dataset.dataset_sha256})"
+    of = f"of these files (sha256 of the prepared rows: {dataset.dataset_sha256})"
     yield f"Trained {start_words(dataset)}, {of}; all of them are behind it:\n"
     yield "| file | role | rows | sha256 |"
     yield "|---|---|---|---|"

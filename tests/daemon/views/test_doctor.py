@@ -279,7 +279,7 @@ def test_a_judge_that_listens_is_seen_and_not_asked(settings: Settings, monkeypa
         connection, _ = server.accept()
         assert connection.recv(1) == b"", "no key, no question"
         connection.close()
-    assert (found.level, found.text.endswith("listens; it is asked for m")) == ("ok", True)
+    assert (found.level, found.text.endswith("listens; requests are for the model m")) == ("ok", True)
 
 
 def test_a_judge_that_does_not_listen_or_lacks_its_key_is_a_warning(

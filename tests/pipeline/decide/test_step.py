@@ -25,7 +25,8 @@ from pipeline.decide.step import decide
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
 from pipeline.report.facts import Report
-from tests.records_made import dataset_of, evaluation_of, write_lines, yes_or_no
+from tests.made_artifacts import dataset_of
+from tests.records_made import evaluation_of, write_lines, yes_or_no
 
 Lines = list[dict[str, Any]]
 
