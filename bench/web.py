@@ -45,7 +45,6 @@ PAGES = (
     "/drops/{rejected}",
     "/tracks/default",
     "/tracks/default?before={middle}",
-    "/compare?runs={run},2",
     "/inbox",
     "/inbox?before={half}",
     "/api/v1/status",

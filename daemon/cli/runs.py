@@ -24,8 +24,8 @@ from daemon.cli.workspace import (
 from daemon.settings.origins import flat
 from daemon.state.run_files import ArtifactDamaged, load_adapter, run_folder
 from daemon.state.states import RunState
-from daemon.views.compare_runs import story_of
 from daemon.views.overview import NotThere, Overview, RunDetail
+from daemon.views.reports import story_of
 from pipeline.artifacts import Verdict
 from pipeline.decide.explain import guard_words
 from pipeline.durable import read_object

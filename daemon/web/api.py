@@ -7,11 +7,11 @@ from fastapi import APIRouter, Query
 from daemon.champions.blind_review import Review
 from daemon.views.attention import Attention, attention
 from daemon.views.champion_history import ChampionView
-from daemon.views.compare_runs import Changes, Comparison, changes_since_champion, compare, report_data
 from daemon.views.drop_detail import DropDetail, DropRow, drop_detail, drop_rows
 from daemon.views.drops import DropView
 from daemon.views.now import LiveRun, curves_of, live_run
 from daemon.views.overview import DaemonView, PauseView, RunDetail, RunView
+from daemon.views.reports import Changes, changes_since_champion, report_data
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import MOST, Number, SiteOf
 from pipeline.artifacts import Frozen
@@ -85,12 +85,6 @@ def show_report(site: SiteOf, run_id: Number) -> dict[str, Any]:
 def show_review(site: SiteOf, run_id: Number) -> Review:
     """Return the pairs of a run's blind review that are not judged yet; after the last, the result."""
     return site.overview.review(run_id)
-
-
-@router.get("/compare")
-def show_comparison(site: SiteOf, first: Chosen, second: Chosen) -> Comparison:
-    """Compare two runs: settings, drops, and scores on their common records."""
-    return compare(site.overview, first, second)
 
 
 @router.get("/drops")

@@ -7,10 +7,10 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import AfterValidator
 
 from daemon.views.attention import attention, rejected_words
-from daemon.views.compare_runs import Changes, changes_since_champion, compare, report_folder, story_of
 from daemon.views.drop_detail import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.now import curves_of, live_run
 from daemon.views.overview import NotThere, Overview, RunDetail
+from daemon.views.reports import Changes, changes_since_champion, report_folder, story_of
 from daemon.web.drawing import draw
 from daemon.web.site import MOST, Number, Site, SiteOf
 from pipeline.artifacts import PAGE_NAME
@@ -170,23 +170,6 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
         "paused": next((one for one in seen.paused() if one.track == name), None),
     }
     return draw(request, "track.html", context)
-
-
-@router.get("/compare")
-def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_length=60)] = "") -> Response:
-    """
-    Render `compare.html`: two runs (`runs` is "12,15"); without two numbers a page without a comparison.
-
-    `runs`: the two numbers, as `[12, 15]`, or []. `comparison`: Comparison, or None without two numbers.
-    `curves`: a list of two Curve, or [].
-    """
-    numbers = [int(part) for part in runs.split(",") if part.strip().isdecimal() and int(part) <= MOST][:2]
-    if len(numbers) < 2:  # noqa: PLR2004 - two
-        return draw(request, "compare.html", {"runs": [], "comparison": None, "curves": []})
-    first, second = numbers
-    made = compare(site.overview, first, second)
-    curves = [curves_of(site.overview, number) for number in numbers]
-    return draw(request, "compare.html", {"runs": numbers, "comparison": made, "curves": curves})
 
 
 @router.get("/inbox")

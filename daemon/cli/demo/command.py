@@ -26,9 +26,9 @@ from daemon.cli.watch import print_changes
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
 from daemon.state.states import state_words
-from daemon.views.compare_runs import story_of
 from daemon.views.now import look
 from daemon.views.overview import Overview, RunDetail
+from daemon.views.reports import story_of
 from pipeline import durable
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import check_base

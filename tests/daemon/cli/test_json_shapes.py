@@ -37,7 +37,6 @@ QUESTIONS: dict[str, tuple[tuple[str, ...], int]] = {
     "show": (("show", "1"), 0),
     "show of a run that runs": (("show", "5"), 0),
     "report": (("report", "1"), 0),
-    "compare": (("compare", "1", "2"), 0),
     "review": (("review", "1"), 0),
     "champion": (("champion",), 0),
     "history": (("history",), 0),

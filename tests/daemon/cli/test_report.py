@@ -1,7 +1,6 @@
-"""`report`, `compare` and what `show` says of the evidence, on a state folder where runs have ended."""
+"""`report` and what `show` says of the evidence, on a state folder where runs have ended."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +9,10 @@ from typing import Any
 import pytest
 from sqlmodel import Session
 
-from daemon.dispatch.step_specs import compose
 from daemon.queue import run_queue
-from daemon.settings.model import Settings
 from daemon.state.states import OVERTAKEN
-from daemon.state.tables import Run, Track
+from daemon.state.tables import Run
 from pipeline import durable
-from pipeline.artifacts import NoiseFloor
 from pipeline.report.write import write_report
 from tests import run_owner
 
@@ -109,7 +105,6 @@ def test_what_is_not_there_is_said_with_a_remedy(lived_in: Any, dropforge: Comma
         assert (ended.code, ended.out) == (1, "")
         assert ended.err.startswith(f"error: {words}")
         assert "\nhint: " in ended.err
-    assert dropforge("compare", 1, 9).code == 1
     none = "\nreport: none, since the run ended without a verdict\n"
     assert [none in dropforge("show", run).out for run in (2, 3)] == [True, False]
 
@@ -148,154 +143,3 @@ def test_show_says_nothing_of_what_to_do_about_a_win_that_came_too_late(
     out = dropforge("show", run).out
     assert "\nwon, but another champion came first, with which it was not compared: " in out
     assert ("why:" in out, "what to do next" in out) == (True, False)
-
-
-def without_some(lines: Lines) -> Lines:
-    """Return other records: fifty that are not in the first run, and ten whose reference was corrected."""
-    return [
-        *[{**line, "id": f"{place:032x}"} for place, line in enumerate(lines[:50], 5000)],
-        *[{**line, "references": ["corrected"]} for line in lines[50:60]],
-        *lines[60:],
-    ]
-
-
-def test_compare_scores_both_candidates_on_the_records_that_both_have(
-    workspace: Any, made_reports: Any, dropforge: Command
-) -> None:
-    first = end(workspace, made_reports, "not_shown_better")
-    second = end(workspace, made_reports, "promoted", without_some)
-    found = dropforge("compare", first, second, "--json").json["comparison"]
-    ours, theirs = (
-        {line["id"]: line["candidate"]["scores"]["exact_match"] for line in rows}
-        for rows in (
-            made_reports.rows(*made_reports.FLIPS["not_shown_better"]),
-            without_some(made_reports.rows(*made_reports.FLIPS["promoted"]))[60:],
-        )
-    )
-    common = ours.keys() & theirs.keys()
-    assert (found["records"], found["references_changed"]) == (len(common), 10) == (340, 10)
-    means = {one["metric"]: (one["first"], one["second"]) for one in found["scores"]}
-    expected = [100 * sum(scores[record] for record in common) / 340 for scores in (ours, theirs)]
-    assert list(means["exact_match"]) == pytest.approx(expected)
-    assert found["wins"] == sum(theirs[record] > ours[record] for record in common) > 0
-    assert found["losses"] == sum(theirs[record] < ours[record] for record in common) > 0
-    assert found["wins"] + found["losses"] + found["ties"] == 340
-    assert len(found["second"]["drops"]) == 1, "the second run has a further drop"
-    out = dropforge("compare", first, second).out
-    for words in (
-        f"RUN {first}",
-        f"RUN {second}",
-        "not_shown_better",
-        "settings: the same",
-        f"of run {second} alone: drop-",
-        "both candidates on the 340 records that both were scored on; 10 whose references changed are left out:",
-        f"by exact_match, run {second} is better on {found['wins']} of them, worse on {found['losses']}",
-    ):
-        assert words in out
-
-
-def test_compare_names_settings_that_differ(workspace: Any, made_reports: Any, dropforge: Command) -> None:
-    first, second = (end(workspace, made_reports, "worse") for _ in range(2))
-    with Session(workspace.engine) as session, session.begin():
-        run = session.get(Run, second)
-        assert run is not None
-        assert run.config is not None
-        config: dict[str, Any] = run.config
-        run.config = {**config, "train": {**config["train"], "rank": 64}, "salt": "other"}
-        session.add(run)
-    found = dropforge("compare", first, second, "--json").json["comparison"]["settings"]
-    rank = {"name": "train.rank", "first": 16, "second": 64}
-    assert found == [{**rank, "first_chosen": False, "second_chosen": False}]
-    assert [line.split() for line in dropforge("compare", first, second).out.splitlines() if "train.rank" in line] == [
-        ["train.rank", "16", "64"]
-    ]
-
-
-def told(made: Any, run: int, settings: Settings, **fixed: Any) -> None:
-    """Let a run have been told these settings, on a track of which a first run fixed so much."""
-    track = Track(name="default", salt="s", base_model_id=BASE_ID, **fixed)
-    with Session(made.engine) as session, session.begin():
-        row = session.get_one(Run, run)
-        row.config = compose(settings, track).model_dump(mode="json")
-        session.add(row)
-
-
-def test_what_a_tracks_first_run_chose_is_no_setting_that_somebody_changed(
-    workspace: Any, made_reports: Any, dropforge: Command
-) -> None:
-    first, second = end(workspace, made_reports, "not_shown_better"), end(workspace, made_reports, "promoted")
-    data, report = (
-        durable.read_json(workspace.settings.state_folder / f"runs/{first}/{step}.json")
-        for step in ("prepare", "evaluate")
-    )
-    fixed = {
-        "metric": data["metric"],
-        "max_new_tokens": data["max_new_tokens"],
-        "eval_batch_size": report["batch_size"],
-        "noise": NoiseFloor(records=200, changed=3, points=0.5).model_dump(),
-    }
-    told(workspace, first, workspace.settings)
-    told(workspace, second, workspace.settings, **fixed)
-    assert "settings: the same" in dropforge("compare", first, second).out
-
-    evaluate = workspace.settings.evaluate.model_copy(update={"metric": "token_f1", "batch_size": 4})
-    told(workspace, second, workspace.settings.model_copy(update={"evaluate": evaluate}), **fixed)
-    found = dropforge("compare", first, second, "--json").json["comparison"]["settings"]
-    assert found == [
-        {"name": "evaluate.batch_size", "first": 16, "second": 4, "first_chosen": True, "second_chosen": False},
-        {
-            "name": "evaluate.metric",
-            "first": "exact_match",
-            "second": "token_f1",
-            "first_chosen": True,
-            "second_chosen": False,
-        },
-    ]
-    out = dropforge("compare", second, first).out
-    assert "exact_match (the run's choice)" in out
-    assert "16 (the run's choice)" in out
-
-
-def test_a_choice_that_a_run_did_not_come_to_is_said_to_be_left_to_it(
-    workspace: Any, made_reports: Any, dropforge: Command
-) -> None:
-    early, later = end(workspace, made_reports, "early"), end(workspace, made_reports, "worse")
-    told(workspace, early, workspace.settings)
-    told(workspace, later, workspace.settings, eval_batch_size=16)
-    (row,) = dropforge("compare", early, later, "--json").json["comparison"]["settings"]
-    assert (row["name"], row["first"], row["second"]) == ("evaluate.batch_size", None, 16)
-    assert "left to the run" in dropforge("compare", early, later).out
-
-
-@pytest.mark.parametrize(
-    ("edits", "words"),
-    [
-        ({"evaluate": {"batch_size": 8}}, "the models were not prompted in the same way: batch size"),
-        ({"evaluate": {"versions": {"torch": "2.11.0"}}}, "the models were not prompted in the same way: versions"),
-        ({"prepare": {"max_new_tokens": 32}}, "the models were not prompted in the same way: max_new_tokens"),
-        ({"merge": {"format": "alpaca"}}, "the models were not prompted in the same way: format"),
-    ],
-)
-def test_answers_that_were_got_in_another_way_are_not_compared(
-    workspace: Any, made_reports: Any, dropforge: Command, edits: dict[str, Any], words: str
-) -> None:
-    first, second = end(workspace, made_reports, "worse"), end(workspace, made_reports, "worse", **edits)
-    found = dropforge("compare", first, second, "--json").json["comparison"]
-    assert (found["not_compared"], found["scores"]) == (words, [])
-    assert f"scores are not compared: {words}\n" in dropforge("compare", first, second).out
-
-
-def test_runs_without_common_scores_are_compared_all_the_same(
-    workspace: Any, made_reports: Any, dropforge: Command
-) -> None:
-    first, early = end(workspace, made_reports, "worse"), end(workspace, made_reports, "early")
-    words = f"scores are not compared: run {early} has no scored records, or they were cleared away"
-    assert words in dropforge("compare", first, early).out
-
-    def others(lines: Lines) -> Lines:
-        return [{**line, "id": f"{place:032x}"} for place, line in enumerate(lines, 9000)]
-
-    apart = end(workspace, made_reports, "worse", others)
-    assert "scores are not compared: no record was scored in both runs" in dropforge("compare", first, apart).out
-    os.unlink(workspace.settings.state_folder / f"runs/{first}/attempts/evaluate-1/report/records.jsonl")  # noqa: PTH108
-    assert f"run {first} has no scored records" in dropforge("compare", first, apart).out

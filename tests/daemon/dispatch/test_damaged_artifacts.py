@@ -22,19 +22,16 @@ def test_a_damaged_artifact_is_named_with_a_remedy(
 ) -> None:
     house = House(tmp_path, MANUAL)
     runs = [house.run(), house.run("not_shown_better")]
-    force = ("promote", "2", "--force", "--reason", "mine")
-    for step, commands in (
-        ("prepare", (("show", "2"), ("compare", "1", "2"))),
-        ("merge", (force,)),
-        ("evaluate", (("compare", "1", "2"),)),
+    for step, words in (
+        ("prepare", ("show", "2")),
+        ("merge", ("promote", "2", "--force", "--reason", "mine")),
     ):
         path = house.root / f"runs/{runs[1]}/{step}.json"
         whole = path.read_bytes()
         path.write_bytes(damage)
-        for words in commands:
-            done = dropforge(*words)
-            assert done.code == 1, words
-            assert done.err.startswith(f"error: what step {step} of run 2 published is damaged: {path}\nhint: bring ")
+        done = dropforge(*words)
+        assert done.code == 1, words
+        assert done.err.startswith(f"error: what step {step} of run 2 published is damaged: {path}\nhint: bring ")
         path.write_bytes(whole)
 
 
@@ -57,25 +54,18 @@ def test_a_run_whose_artifact_is_damaged_fails_by_its_name_and_does_the_step_aga
     assert house.row(run).outcome == "promoted"
 
 
-def test_damaged_data_of_a_card_is_named_and_its_scores_are_not_compared(
+def test_damaged_data_of_a_card_is_named(
     new_workspace: Callable[[], Any], made_reports: Any, dropforge: Callable[..., Any]
 ) -> None:
     made = new_workspace()
-    runs = [end(made, made_reports, "promoted"), end(made, made_reports, "guard_failed")]
-    home = made.settings.state_folder / f"runs/{runs[1]}"
-    card = home / "attempts/decide-1/report/report.json"
-    records = made.settings.state_folder / durable.read_json(home / "evaluate.json")["folder"] / "records.jsonl"
-    whole = records.read_bytes()
+    run = end(made, made_reports, "guard_failed")
+    card = made.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.json"
     for damage in DAMAGED:
         card.write_bytes(damage)
-        done = dropforge("report", runs[1], "--json")
+        done = dropforge("report", run, "--json")
         assert done.code == 1, damage
-        assert f"error: the data of the report of run {runs[1]} is damaged or gone: {card}" in done.err
+        assert f"error: the data of the report of run {run} is damaged or gone: {card}" in done.err
         assert done.json["error"]["code"] == 1
-        records.write_bytes(whole + damage + b"\n")
-        if damage:
-            said = dropforge("compare", *runs).out
-            assert f"scores are not compared: the scored records in {records} are damaged" in said
 
 
 def test_hints_that_are_no_objects_are_none(lived_in: Any, dropforge: Callable[..., Any]) -> None:

@@ -33,8 +33,6 @@ PAGES = (
     "/tracks/default",
     "/tracks/support",
     "/tracks/default?before=1",
-    "/compare",
-    "/compare?runs=1,2",
     "/inbox",
     "/inbox?before=4",
 )
@@ -77,9 +75,7 @@ def test_no_setting_is_shown_as_python_has_it(reader: TestClient) -> None:
     assert re.search(r'<dt>search</dt><dd>\s*{"hours": 0.0, "method": "grid", ', text)
 
 
-@pytest.mark.parametrize(
-    "path", ["/runs/99", "/drops/99", "/tracks/none", "/runs/1/report", "/nowhere", "/compare?runs=1,99"]
-)
+@pytest.mark.parametrize("path", ["/runs/99", "/drops/99", "/tracks/none", "/runs/1/report", "/nowhere"])
 def test_what_there_is_not_is_said_on_a_page(reader: TestClient, path: str) -> None:
     answer = reader.get(path)
     assert answer.status_code == 404
@@ -90,7 +86,7 @@ def test_before_the_first_daemon_every_list_is_empty(visitor: TestClient, lived_
     lived_in.engine.dispose()
     for path in lived_in.settings.state_folder.glob("dropforge.db*"):
         path.unlink()
-    for path in ("/", "/runs", "/drops", "/inbox", "/compare", "/tracks/default"):
+    for path in ("/", "/runs", "/drops", "/inbox", "/tracks/default"):
         assert visitor.get(path).status_code == 200, path
 
 
@@ -158,7 +154,7 @@ def test_no_page_reads_a_whole_table(
     monkeypatch.setattr("daemon.views.overview.reading", lambda place: _traced(place, said))
     assert owner.get(path).status_code == 200
     asked = {one for one in said if one.startswith("SELECT")}
-    assert asked or path == "/compare"
+    assert asked
     assert len(said) < 150
     with sqlite3.connect(looked_at.settings.state_folder / "dropforge.db") as base:
         for question in asked:
