@@ -96,7 +96,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "dropforge rollback --track support --to 3 --reason 'trained on a leaked file'",
         ),
         "hook": ("dropforge hook --track support",),
-        "export": ("dropforge export --to ~/champion", "dropforge export support --to ~/for-the-hub --hub --gguf"),
+        "export": ("dropforge export --to ~/champion", "dropforge export support --to ~/for-llama --gguf"),
         "serve-hook": (
             "dropforge serve-hook http://127.0.0.1:8000",
             "dropforge serve-hook unix:/run/vllm/vllm.sock --adapter-name /srv/serving/name",

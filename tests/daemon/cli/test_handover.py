@@ -34,7 +34,6 @@ def test_the_champion_is_copied_to_a_folder_that_is_not_there(workspace: Path, d
     ("arguments", "code", "words"),
     [
         (("--gguf",), 1, "export.gguf is not set"),
-        (("--hub",), 1, "nothing was trained"),
         (("nowhere",), 2, "there is no track 'nowhere'"),
     ],
 )

@@ -16,7 +16,6 @@ from daemon.settings.load import load
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
 from tests.daemon.conftest import SCRIPT
-from tests.recorded import record
 
 ROOT = Path(__file__).parents[4]
 TEXT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -40,7 +39,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
     daemon = Daemon(tmp_path, START)
     daemon.take_in(START)
     daemon.finish_runs(START, "promoted")
-    record(daemon, ["own"], ["other"])
     stands = tmp_path / "stand-ins"
     (stands / "gguf" / "bin").mkdir(parents=True)
     for name in STAND_INS:
@@ -68,7 +66,7 @@ def test_every_block_of_commands_is_run(environment: dict[str, str], tmp_path: P
         assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
     called = {line.split()[0] for line in (tmp_path / "called").read_text().splitlines()}
     assert called == {"transformers", "vllm", "python3", "pip", "llama-server"}
-    assert (tmp_path / "repository" / "README.md").exists()
+    assert (tmp_path / "copy" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("block", blocks("toml"))
