@@ -5,10 +5,9 @@ What the second night costs and keeps: trained from the base on everything, or f
 
 The first night trains SmolLM2-135M-Instruct on the demo's messages and makes the champion. Then comes another kind of
 task, in which aisle a product is, and the second night is trained in four ways through the real steps: from the base
-on all rows, and from the champion with a replay of 0, 0.1 and 0.3. What the base became is then combined with the
-champion's adapter, by each method of train.soup. Printed are the rows, the processor time of prepare, train and merge
-(of a soup, of combining and merge), which other work on the machine disturbs least, and, on the held-out records of
-both kinds, the mean loss of the answers in nats per token and how many are the likeliest at each of their tokens.
+on all rows, and from the champion with a replay of 0, 0.1 and 0.3. Printed are the rows, the processor time of
+prepare, train and merge, which other work on the machine disturbs least, and, on the held-out records of both kinds,
+the mean loss of the answers in nats per token and how many are the likeliest at each of their tokens.
 
 Measured with the defaults on one of two cores with avx512_bf16, shared with other work:
 
@@ -19,10 +18,6 @@ Measured with the defaults on one of two cores with avx512_bf16, shared with oth
     champion, replay 0             78      60      87       1.600    16 %       0.003   100 %
     champion, replay 0.1           86      66      91       0.055    94 %       0.009    98 %
     champion, replay 0.3          101      78     105       0.029    96 %       0.005   100 %
-    soup of the base's, cat                       + 6       0.022    97 %       0.416    43 %
-    soup of the base's, svd                      + 24       0.023    97 %       0.465    38 %
-    soup of the base's, ties                      + 7       0.021    97 %       0.516    29 %
-    soup of the base's, dare_ties                 + 7       0.020    99 %       2.890     0 %
 """
 
 import argparse
@@ -53,7 +48,6 @@ if __name__ == "__main__":
 from bench.presets import score, tokenise
 
 REPLAYS = (0.0, 0.1, 0.3)
-SOUPS = ("cat", "svd", "ties", "dare_ties")
 AISLES = {
     "aisle-food": ("rice", "honey", "coffee", "olive oil", "lentils", "oat flakes"),
     "aisle-tools": ("hammer", "drill", "pliers", "wood glue", "sandpaper", "spirit level"),
@@ -91,21 +85,6 @@ class House:
         adapter = train_step(self.attempt(name, drops, champion, "train", {"prepare": dataset}, **train))
         model = self.merge(name, drops, champion, {"prepare": dataset, "train": adapter})
         return Night(dataset, adapter, model, time.process_time() - began)
-
-    def soup(self, method: str, first: "Night", second: "Night", champion: ModelRef) -> "Night":
-        """Combine the adapters of two nights and merge the result."""
-        from pipeline.train.search.soup import combine  # noqa: PLC0415 - after the environment is set
-
-        began = time.process_time()
-        folder = self.attempt(method, (), champion, "train", {}).folder / "adapter"
-        folder.mkdir()
-        pair = (self.root / first.adapter.folder, self.root / second.adapter.folder)
-        combine(self.base, "cpu", method, pair, folder)
-        sha256 = durable.sha256_file(folder / "adapter_model.safetensors")
-        made = {"folder": str(folder.relative_to(self.root)), "adapter_sha256": sha256}
-        adapter = second.adapter.model_copy(update=made)
-        model = self.merge(method, (), champion, {"prepare": second.dataset, "train": adapter})
-        return Night(second.dataset, adapter, model, time.process_time() - began)
 
     def merge(self, name: str, drops: tuple[Drop, ...], champion: ModelRef, made: dict[str, Artifact]) -> Model:
         """Merge what was trained."""
@@ -206,10 +185,6 @@ def measure(house: House, old: int, new: int) -> int:
         heldout = heldout or list(durable.read_jsonl(house.root / night.dataset.folder / "heldout.jsonl"))
         rows.append((name, night, look(house, house.root / night.model.folder, heldout)))
         losses.append(rows[-1][2][2])
-        shutil.rmtree(house.root / night.model.folder)
-    for method in SOUPS:
-        night = house.soup(method, first, rows[0][1], champion)
-        rows.append((f"soup of the base's, {method}", night, look(house, house.root / night.model.folder, heldout)))
         shutil.rmtree(house.root / night.model.folder)
     before = look(house, house.base, heldout)
     after = look(house, house.root / champion.path, heldout)

@@ -230,8 +230,6 @@ class Adapter(Artifact):
     peak_memory_bytes: int = 0
     candidates: tuple[Trial, ...] = ()
     """All trials of a search; the fields above are the chosen one's, `seconds` is that of all."""
-    #: Models whose adapters were combined with this one: their training rows count as its own.
-    also_trained_on: tuple[ModelRef, ...] = ()
     seconds: float
 
 

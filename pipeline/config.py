@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import Frozen, NoiseFloor, known_fields
-from pipeline.search_settings import SearchConfig, check_search, check_soup
+from pipeline.search_settings import SearchConfig, check_search
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 #: Upper limit of counts and points, to catch mistakes.
@@ -55,7 +55,7 @@ _OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes"}
 #: Settings that choose the starting model and its rows, used by `prepare`.
 _OF_THE_BEGINNING = {"start", "replay", "general_rows"}
 #: Settings that all trials of a search share: the data, and those that cannot be tried.
-_OF_THE_SEARCH = {*_OF_THE_MACHINE, *_OF_THE_BEGINNING, "format", "max_length", "search", "soup"}
+_OF_THE_SEARCH = {*_OF_THE_MACHINE, *_OF_THE_BEGINNING, "format", "max_length", "search"}
 
 
 class TrainConfig(Frozen):
@@ -106,8 +106,6 @@ class TrainConfig(Frozen):
     seed: int = Field(default=42, ge=0, le=4_294_967_295)
     """Seed of initialisation and data order."""
 
-    soup: tuple[Literal["cat", "svd", "ties", "dare_ties"], ...] = ()
-    """How to combine the adapter with the champion's, as ["cat"]; the dev rows choose."""
     search: SearchConfig = SearchConfig()
 
     @property
@@ -163,7 +161,6 @@ class TrainConfig(Frozen):
     @model_validator(mode="after")
     def _search_is_possible(self) -> "TrainConfig":
         check_search(self.search, self, _OF_THE_SEARCH)
-        check_soup(self.soup, self.search, self)
         return self
 
 

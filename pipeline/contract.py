@@ -94,8 +94,6 @@ class StepSpec(Frozen):
     proposed_rows: int = 0
     """Held-out rows of the track that wait for a person's approval."""
     config: RunConfig
-    champion_adapter: str | None = None
-    """Folder of the adapter from which the champion was merged with the run's base; `None` if there is none."""
     memory: MemoryPlan | None = None
     """Memory plan of the last comparable run; on the same device, no larger micro-batches are used."""
     network: bool = False

@@ -1,7 +1,7 @@
 """Hyperparameter search: the settings of [train.search], and a trial in words."""
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from math import prod
 from typing import Annotated, Any, Literal, TypeVar
@@ -42,10 +42,10 @@ class SearchConfig(Frozen):
 
 def with_settings(train: T, settings: Mapping[str, Any]) -> T:
     """Return a copy of `train` with other settings and without a search. Raises `ValidationError`."""
-    return type(train).model_validate({**train.model_dump(exclude={"search", "soup"}), **settings})
+    return type(train).model_validate({**train.model_dump(exclude={"search"}), **settings})
 
 
-def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> None:
+def check_search(search: SearchConfig, train: Any, fixed: set[str]) -> None:
     """
     Raise `ValueError` unless each name of the space is a setting of `train` that can be tried, with valid values.
 
@@ -64,7 +64,8 @@ def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> Non
             except ValidationError as error:
                 problem = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(f"search.space.{name} has {value!r}: {problem}") from error
-    if search.space and _tried(search, train, "method") - {"lora", "dora"}:
+    methods = search.space.get("method", ())
+    if search.space and not {train.method, *(methods if isinstance(methods, tuple) else ())} <= {"lora", "dora"}:
         raise ValueError(
             'search chooses among adapters: set method and search.space.method to "lora" or "dora", or space = {}'
         )
@@ -73,24 +74,6 @@ def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> Non
             f"search.space has {most_trials(search)} combinations, and search.trials = {search.trials}: raise "
             'search.trials, name fewer values, or set search.method = "tpe"'
         )
-
-
-def check_soup(soup: Collection[str], search: SearchConfig, train: Any) -> None:
-    """Raise `ValueError` if adapters trained with these settings cannot be combined by the methods in `soup`."""
-    if soup and train.start != "base":
-        raise ValueError('soup combines adapters over the base: set start = "base", or soup = []')
-    if soup and (_tried(search, train, "method") != {"lora"} or _tried(search, train, "rslora") != {False}):
-        raise ValueError('soup combines plain LoRA alone: set method = "lora" and rslora = false, or soup = []')
-    if {"ties", "dare_ties"} & set(soup) and "rank" in search.space:
-        raise ValueError(
-            'soup has "ties" or "dare_ties", which need equal ranks, and search.space varies rank: use "cat" or "svd"'
-        )
-
-
-def _tried(search: SearchConfig, train: BaseModel, name: str) -> set[Any]:
-    """Return the values of a setting that a run can train with: its own, and those listed in the search's space."""
-    values = search.space.get(name, ())
-    return {getattr(train, name), *(() if isinstance(values, Range) else values)}
 
 
 def grid(search: SearchConfig) -> Iterator[dict[str, Value]]:
@@ -145,8 +128,7 @@ def settings_words(settings: dict[str, Any]) -> str:
 
 def trial_words(trial: Trial) -> str:
     """Return a trial in one line: its settings, outcome, scores and duration."""
-    tried = settings_words(trial.settings) or "settings of [train]"
-    parts = [f"{trial.number}. {tried}: {trial.outcome}"]
+    parts = [f"{trial.number}. {settings_words(trial.settings)}: {trial.outcome}"]
     if trial.dev_score is not None and trial.scored_by != "nll":
         parts.append(f"{plain(trial.dev_score)} points on the dev rows")
     if trial.dev_loss is not None:

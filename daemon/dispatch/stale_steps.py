@@ -9,9 +9,9 @@ are checked again.
 
 The champion is part of a key where it matters. An evaluation against a former champion is stale as long as there is no
 verdict on it (`apply_verdict` decides whether such a verdict is still valid), and data without the records that a
-former champion was trained on is stale until something was trained on it. A training that starts from a champion, or is
-combined with one, is stale as soon as another model serves, and so is the data that was prepared for it, however far
-the run is: otherwise a model that was rolled back would return through its descendant.
+former champion was trained on is stale until something was trained on it. A training that starts from a champion is
+stale as soon as another model serves, and so is the data that was prepared for it, however far the run is: otherwise a
+model that was rolled back would return through its descendant.
 """
 
 from collections.abc import Collection
@@ -163,13 +163,12 @@ class _Past:
     def _left(self) -> dict[str, str]:
         adapter = run_files.load_adapter(self._folder, self._run)
         behind = {
-            "prepare": () if self._dataset is None else (self._dataset.start,),
-            "train": () if adapter is None else (adapter.start, *adapter.also_trained_on),
+            "prepare": None if self._dataset is None else self._dataset.start,
+            "train": None if adapter is None else adapter.start,
         }
         return {
             name: f"generation {model.generation}, from which it was trained, is not the champion any more"
-            for name, models in behind.items()
-            for model in models
+            for name, model in behind.items()
             if model is not None and model.model_id != self._serving.model_id
         }
 

@@ -79,7 +79,6 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     with transaction(engine) as session:
         of_track = _of_track(session, settings, run)
         memory = memory_before(session, root, run) if attempt.step == "train" else None
-        adapter = champion_adapter(session, root, run) if attempt.step == "train" else None
     return StepSpec.model_validate(
         {
             "run": attempt.run_id,
@@ -96,7 +95,6 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "config": RunConfig.model_validate(run.config),
             "network": BY_NAME[attempt.step].network,
             "memory": memory,
-            "champion_adapter": adapter,
             **of_track,
         }
     )
@@ -118,19 +116,6 @@ def memory_before(session: Session, state_folder: Path, run: Run) -> MemoryPlan 
             adapter = run_files.load_adapter(state_folder, other.id or 0)
             if adapter is not None and adapter.batch_tokens:
                 return MemoryPlan.model_validate(adapter.model_dump(include=set(MemoryPlan.model_fields)))
-    return None
-
-
-def champion_adapter(session: Session, state_folder: Path, run: Run) -> str | None:
-    """Return the folder of the adapter behind the track's champion; `None` if it is gone or over another base."""
-    serving = promotion.champion(session, run.track)
-    past = promotion.champions_of(session, run.track)
-    made = [row.run_id for row in past if row.model_id == serving.model_id and row.run_id is not None]
-    with suppress(run_files.ArtifactDamaged, OSError):
-        adapter = run_files.load_adapter(state_folder, made[-1]) if made else None
-        is_ours = adapter is not None and adapter.base_model_id == (run.config or {}).get("base_model_id")
-        if adapter is not None and is_ours and (state_folder / adapter.folder).is_dir():
-            return adapter.folder
     return None
 
 

@@ -45,6 +45,7 @@ _GONE = {
     "train.patience": "every training takes all its steps",
     "train.report_to": "curves are on the page and the card",
     "train.schedule": "the learning rate falls along a cosine",
+    "train.soup": "an adapter is not combined with the champion's",
     "train.start_again_every": "every tenth training at least is from the base",
 }
 

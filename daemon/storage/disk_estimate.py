@@ -68,10 +68,8 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
 
 
 def _adapters(train: TrainConfig) -> int:
-    """Return how many adapters a training leaves, in adapters of the largest rank: one per trial, two per soup."""
-    if not train.search.space and not train.soup:
-        return 1
-    return 1 + most_trials(train.search) + 2 * len(train.soup)
+    """Return the number of adapters that a training leaves: of a search one per trial, and a copy of the chosen one."""
+    return 1 + most_trials(train.search) if train.search.space else 1
 
 
 def of_waiting_drops(session: Session, track: str) -> tuple[int, int]:

@@ -112,9 +112,8 @@ def merge(attempt: Attempt) -> Model:
     attempt.check_stop()
     attempt.progress(1, _PHASES, phase="hash")
     rows = durable.read_jsonl(attempt.path(dataset.folder) / "train.jsonl")
-    # Records that the start and the combined models were trained on must never count as unseen by this one.
-    others = (start, *(attempt.path(model.path) for model in adapter.also_trained_on))
-    write_trained_ids(target, chain((row["id"] for row in rows), *map(trained_ids, others)))
+    # Records that the start was trained on must never count as unseen by this model.
+    write_trained_ids(target, chain((row["id"] for row in rows), trained_ids(start)))
     trainings = 1 if lineage is None else lineage.trainings + 1
     identity = write_manifest(target, Lineage(adapter.base_model_id, trainings))
     attempt.progress(_PHASES, _PHASES, phase="hash")

@@ -171,7 +171,7 @@ def trials_table(adapter: Adapter) -> Table:
     rows = [
         (
             str(one.number),
-            settings_words(one.settings) or "as the settings say",
+            settings_words(one.settings),
             _plain(one.dev_score) if metric else None,
             _plain(one.dev_loss, 3),
             duration(one.seconds),

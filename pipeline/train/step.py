@@ -145,7 +145,7 @@ def train(attempt: Attempt) -> Adapter:
             f"set train.max_length = {longest}, if the base model's own window allows it",
         )
     prepared = Prepared(start, device, tokenizer, fmt, ends, rows, dev, dataset)
-    result = _search(attempt, prepared) if config.train.search.space or config.train.soup else None
+    result = _search(attempt, prepared) if config.train.search.space else None
     adapter = attempt.make_folder("adapter")
     if result is None:
         once = _train_once(attempt, prepared, adapter)
@@ -168,7 +168,6 @@ def train(attempt: Attempt) -> Adapter:
         versions={name: metadata.version(name) for name in _LIBRARIES},
         estimated_memory=once.estimated_memory,
         candidates=result.trials if result else (),
-        also_trained_on=(attempt.spec.champion,) if result and result.has_champion else (),
         seconds=result.seconds if result else time.monotonic() - started,
     )
 
@@ -199,7 +198,7 @@ def _train_once(
 
 def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
     """
-    Run the trials of [train.search] and train.soup; return the trial that the dev rows choose, and all outcomes.
+    Run the trials of [train.search]; return the trial that the dev rows choose, and all outcomes.
 
     Raises what `train` raises.
     """
@@ -207,7 +206,7 @@ def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
     if len(prepared.dev) < DEV_ROWS:
         raise CannotTrain(
             f"a search needs {DEV_ROWS} dev rows to choose by, and there are {len(prepared.dev)}",
-            "drop more data, raise split.dev before a track's first run, or remove [train.search] and train.soup",
+            "drop more data, raise split.dev before a track's first run, or remove [train.search]",
         )
     outputs = [row["output"] for row in durable.read_jsonl(attempt.path(dataset.folder) / "dev.jsonl")]
     evaluate = config.evaluate
@@ -227,6 +226,6 @@ def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
         ),
     )
     searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)
-    settings = {**config.train.decisive(), "search": searched, "soup": ()}
+    settings = {**config.train.decisive(), "search": searched}
     mark = prepared.mark(settings, config.base_model_id)
     return search(attempt, mark, dev, lambda trial, folder, prune: _train_once(trial, prepared, folder, prune))

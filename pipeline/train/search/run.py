@@ -18,13 +18,11 @@ from pipeline.search_settings import most_trials, settings_words, with_settings
 from pipeline.train.checkpoints import latest_step, remove_checkpoints
 from pipeline.train.search.choice import choose
 from pipeline.train.search.dev_scores import NLL, DevSet, score_dev
-from pipeline.train.search.soup import combine
 from pipeline.train.search.suggest import MedianRule, suggest
 from pipeline.train.search.trials import TrainedOnce, TrialFiles, TrialState
 
 _HOUR = 3600.0
 _ERROR_CHARACTERS = 1000
-_ID_CHARACTERS = 12
 #: A trial fails after so many of its processes vanished in a row without progress.
 _MOST_VANISHED = 2
 
@@ -42,8 +40,6 @@ class SearchResult:
     adapter: Path
     """Its adapter, in the checkpoint folder."""
     trials: tuple[Trial, ...]
-    has_champion: bool
-    """Whether the champion's adapter is part of it."""
     seconds: float
     """All trials together."""
 
@@ -51,9 +47,6 @@ class SearchResult:
 def search(attempt: Attempt, mark: str, dev: DevSet, train: Train) -> SearchResult:
     """
     Run the trials of [train.search] within its budget, and return the trial that the dev rows choose.
-
-    With `train.soup` the best trial is also combined with the champion's adapter. Without a search space there is one
-    trial.
 
     `mark` is the search's fingerprint: trials saved under another fingerprint are deleted. Raises `Interrupted` and
     `StartAgain` as a training does, `CannotTrain` if all trials failed.
@@ -96,52 +89,18 @@ class _Search:
     dev: DevSet
     train: Train
 
-    @property
-    def champion(self) -> str:
-        """Name of the current champion in a soup's settings; it may have changed when a killed search resumes."""
-        return f"champion {self.attempt.spec.champion.model_id[:_ID_CHARACTERS]}"
-
     def next(self) -> TrialState | None:
-        """Return the trial to run next: the interrupted one, else a new one, else a new soup; `None` at the end."""
+        """Return the interrupted trial, else a new one; `None` if the space or the budget is exhausted."""
         trials = self.files.load()
         if trials and trials[-1].outcome is None:
             return trials[-1]
-        settings = self._next_settings(trials)
-        if settings is None:
-            settings = self._next_soup(trials)
-        return None if settings is None else TrialState(number=len(trials) + 1, settings=settings)
-
-    def _next_settings(self, trials: Sequence[TrialState]) -> dict[str, Any] | None:
-        """Return the settings of the next trial; `None` if the space or the budget is exhausted."""
         train = self.attempt.config.train
         longest = max((trial.seconds for trial in trials), default=0.0)
         if train.search.hours and trials and _seconds(trials) + longest > train.search.hours * _HOUR:
             sys.stderr.write(f"no further trial fits into train.search.hours = {train.search.hours:g}\n")
             return None
-        return suggest(train, [trial for trial in trials if not trial.is_soup])
-
-    def _next_soup(self, trials: Sequence[TrialState]) -> dict[str, Any] | None:
-        """Return the settings of the next soup of best trial and champion's adapter; `None` if none is left."""
-        finished = [trial for trial in trials if trial.outcome == "finished" and not trial.is_soup]
-        of = [f"trial {_best(finished).number}", self.champion] if finished else []
-        soups = [{"soup": method, "of": of} for method in self.attempt.config.train.soup if finished]
-        made = [trial.settings for trial in trials]
-        soup = next((soup for soup in soups if soup not in made), None)
-        if soup and (words := self._no_champion()):
-            sys.stderr.write(f"no soup with the champion: {words}\n")
-            return None
-        return soup
-
-    def _no_champion(self) -> str:
-        """Return why the champion's adapter cannot be combined; empty if it can."""
-        spec = self.attempt.spec
-        if spec.champion_adapter is None:
-            return "it is the base model, or its adapter was deleted"
-        left = set(spec.champion.drops or ()) - {drop.id for drop in spec.drops}
-        if spec.champion.drops is None or left:
-            unknown = ", ".join(map(str, sorted(left))) or "unknown"
-            return f"it was trained on drops that this run does not have: {unknown}"
-        return ""
+        settings = suggest(train, trials)
+        return None if settings is None else TrialState(number=len(trials) + 1, settings=settings)
 
     def work_on(self, trial: TrialState) -> None:
         """
@@ -184,9 +143,9 @@ class _Search:
         """Log the trial; return its attempt, with its settings and the last trained trial's memory plan."""
         train = self.attempt.config.train
         most = max(most_trials(train.search), trial.number)
-        note = f"trial {trial.number} of {most}: {settings_words(trial.settings)}".removesuffix(": ")
+        note = f"trial {trial.number} of {most}: {settings_words(trial.settings)}"
         sys.stderr.write(f"{note}\n")
-        config = with_settings(train, {} if trial.is_soup else trial.settings)
+        config = with_settings(train, trial.settings)
         plans = [past.once.plan for past in self.files.load() if past.once]
         return _TrialAttempt(
             self.attempt,
@@ -205,7 +164,7 @@ class _Search:
         if trial.once is None:
             shutil.rmtree(adapter, ignore_errors=True)
             adapter.mkdir()
-            once = self._combined(trial, adapter) if trial.is_soup else self.train(attempt, adapter, self._median())
+            once = self.train(attempt, adapter, self._median())
             durable.fsync_tree(adapter)
             trial = trial.model_copy(update={"once": once})
             self.files.save(trial)
@@ -215,32 +174,16 @@ class _Search:
 
     def _median(self) -> MedianRule:
         trials = self.files.load()
-        return MedianRule(tuple(x.losses for x in trials if x.outcome == "finished" and not x.is_soup))
-
-    def _combined(self, trial: TrialState, target: Path) -> TrainedOnce:
-        """
-        Save the soup of a trial's and the champion's adapter in `target`; return its training with doubled cost.
-
-        Raises `StepFailed` if the champion has changed or its adapter was deleted.
-        """
-        best, champion = trial.settings["of"]
-        number = int(best.removeprefix("trial "))
-        once, adapter = self.files.load()[number - 1].once, self.attempt.spec.champion_adapter
-        if champion != self.champion or adapter is None or once is None:
-            raise StepFailed(f"{champion} is no longer the champion, or its adapter was deleted")
-        pair = (self.files.adapter(number), self.attempt.path(adapter))
-        combine(self.dev.base, self.dev.device, trial.settings["soup"], pair, target)
-        return once.model_copy(update={"cost": 2 * once.cost})
+        return MedianRule(tuple(x.losses for x in trials if x.outcome == "finished"))
 
     def result(self) -> SearchResult:
         """
         Choose among the finished trials and return the search's result.
 
-        At least one trial must have finished. Soups with an earlier champion's adapter are excluded.
+        At least one trial must have finished.
         """
         trials = self.files.load()
-        former = [x for x in trials if x.is_soup and x.settings["of"][1] != self.champion]
-        finished = [x for x in trials if x.outcome == "finished" and x not in former]
+        finished = [x for x in trials if x.outcome == "finished"]
         chosen = _best(finished)
         best = max(finished, key=lambda trial: trial.mean or 0.0)
         why = "best on the dev rows"
@@ -251,7 +194,6 @@ class _Search:
             once=chosen.once,
             adapter=self.files.adapter(chosen.number),
             trials=tuple(_trial(trial, why if trial is chosen else "") for trial in trials),
-            has_champion=chosen.is_soup,
             seconds=_seconds(trials),
         )
 
@@ -271,7 +213,7 @@ def _trial(trial: TrialState, chosen: str) -> Trial:
         scored_by=by,
         dev_loss=trial.losses[-1] if trial.losses else None,
         seconds=trial.seconds,
-        tokens=trial.once.trained.trained_tokens if trial.once and not trial.is_soup else 0,
+        tokens=trial.once.trained.trained_tokens if trial.once else 0,
         chosen=bool(chosen),
         why=chosen or trial.why,
     )

@@ -31,12 +31,12 @@ class TrainedOnce(Frozen):
 
 
 class TrialState(Frozen):
-    """The saved state of a trial or of a soup."""
+    """The saved state of a trial."""
 
     number: int
     """From 1."""
     settings: dict[str, Any]
-    """The tried settings; of a soup its method as `soup`, and the names of both adapters as `of`."""
+    """The tried settings."""
     outcome: Literal["finished", "pruned", "failed"] | None = None
     """`None` until it has ended."""
     seconds: float = 0.0
@@ -45,21 +45,16 @@ class TrialState(Frozen):
     """Processes that began it and did not record an end, since the checkpoint of `at_step`."""
     at_step: int = 0
     once: TrainedOnce | None = None
-    """Set after training, before scoring; of a soup that of its best part, with the cost of both."""
+    """Set after training, before scoring."""
     scored: Scored | None = None
     why: str = ""
     """Why it failed."""
     hint: str = ""
 
     @property
-    def is_soup(self) -> bool:
-        """Whether the trial combines adapters instead of training one."""
-        return "soup" in self.settings
-
-    @property
     def losses(self) -> tuple[float, ...]:
-        """The trial's dev losses in nats per token, in the order in which they were measured; none for a soup."""
-        return tuple(point.loss for point in self.once.trained.dev_curve) if self.once and not self.is_soup else ()
+        """The trial's dev losses in nats per token, in the order in which they were measured."""
+        return tuple(point.loss for point in self.once.trained.dev_curve) if self.once else ()
 
     @property
     def dev(self) -> DevScores | None:

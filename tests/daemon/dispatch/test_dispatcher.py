@@ -53,7 +53,6 @@ class ScriptedExecutor(LocalExecutor):
         self.known: dict[str, int] = {}
         self.goes_on = False
         """Whether a training goes on from the champion."""
-        self.mixes = False
         """Whether it is combined with the champion."""
         self.batch_size = 0
         self.noise: NoiseFloor | None = None
@@ -101,8 +100,7 @@ class ScriptedExecutor(LocalExecutor):
             )
         elif spec.step == "train":
             begun = durable.read_json(root / spec.inputs["prepare"])["start"]
-            mixed = (spec.champion,) if self.mixes else ()
-            artifact = made_adapter(spec, start=begun, also_trained_on=mixed)
+            artifact = made_adapter(spec, start=begun)
         elif spec.step == "merge":
             artifact = made_model(spec)
         elif spec.step == "evaluate":
@@ -771,10 +769,9 @@ def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(box: Box) 
 
 
 @pytest.mark.parametrize("step", ["prepare", "train", "merge", "evaluate", "decide"])
-@pytest.mark.parametrize("how", ["goes on from it", "is combined with it"])
-def test_a_model_that_was_rolled_back_does_not_return_as_its_child(box: Box, how: str, step: str) -> None:
+def test_a_model_that_was_rolled_back_does_not_return_as_its_child(box: Box, step: str) -> None:
     with_knowing_champion(box.engine, box.new_dispatcher(), box.executor, 0)
-    box.executor.goes_on, box.executor.mixes = how == "goes on from it", how == "is combined with it"
+    box.executor.goes_on = True
     box.meanwhile(step, lambda: swears(box.engine, box.settings))
     box.drop("b")
     dispatcher, said = box.new_dispatcher(), []
@@ -782,24 +779,16 @@ def test_a_model_that_was_rolled_back_does_not_return_as_its_child(box: Box, how
         dispatcher.tick(NOW + 50 + turn)
         said.append(Overview(box.settings.state_folder).run(2).again or "")
     steps = ["prepare", "train", "merge", "evaluate", "decide"]
-    if box.executor.goes_on or step == "prepare":
-        again = [*steps[: steps.index(step) + 1], *steps]
-    else:
-        again = [*steps[: steps.index(step) + 1], *steps[1:]]
-    if box.executor.mixes and step == "prepare":
-        again = steps  # what it is combined with is chosen at training
-    assert box.executor.steps == again
+    assert box.executor.steps == [*steps[: steps.index(step) + 1], *steps]
     adapter = run_files.load_adapter(box.settings.state_folder, 2)
     assert adapter is not None
     with transaction(box.engine) as session:
         past = promotion.champions_of(session, "default")
-    behind = {model.model_id for model in (adapter.start, *adapter.also_trained_on) if model is not None}
-    assert not behind & history.blocked(past)
+    assert adapter.start is None or adapter.start.model_id not in history.blocked(past)
     assert box.run(2).outcome == "promoted"
-    if again != steps:
-        assert any(
-            one.startswith("generation 1, from which it was trained, is not the champion any more: ") for one in said
-        )
+    assert any(
+        one.startswith("generation 1, from which it was trained, is not the champion any more: ") for one in said
+    )
 
 
 def test_a_training_from_a_model_that_is_rolled_back_is_stopped(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
 """What a step is told of other runs: the one that its own repeats, the one whose adapter the champion has."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from sqlmodel import Session
@@ -17,8 +16,7 @@ from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.contract import StepSpec, TwinRun
 from tests import run_owner
-from tests.daemon.conftest import BASE_ID, MODEL_ID
-from tests.made_artifacts import made_adapter
+from tests.daemon.conftest import MODEL_ID
 
 ROW = '{{"instruction": "say {0}", "output": "{0}"}}\n'
 
@@ -96,30 +94,3 @@ def test_a_step_is_told_how_many_heldout_rows_wait_for_approval(new_workspace: C
     with transaction(made.engine) as session:
         session.get_one(Drop, 2).state = DropState.PROPOSED
     assert spec(made, made.claim()).proposed_rows == 2
-
-
-@pytest.mark.parametrize(
-    ("base", "kept", "expected"), [(BASE_ID, True, True), ("e0" * 32, True, False), (BASE_ID, False, False)]
-)
-def test_a_training_is_told_of_the_champions_adapter_if_it_is_there_and_of_its_base(
-    new_workspace: Callable[[], Any], base: str, kept: bool, expected: bool
-) -> None:
-    made = new_workspace()
-    made.take("a.jsonl", ROW.format("a"))
-    first = made.claim()
-    folder = made.attempt(first, "train") / "adapter"
-    root = made.settings.state_folder
-    if kept:
-        folder.mkdir()
-    place = folder.relative_to(root).as_posix()
-    spec = SimpleNamespace(folder=place, run=first.run_id)
-    adapter = made_adapter(cast("StepSpec", spec), base_model_id=base)
-    durable.write_json(root / "runs" / str(first.run_id) / "train.json", adapter.model_dump(mode="json"))
-    made.promote(first)
-    made.take("b.jsonl", ROW.format("b"))
-    second = made.claim()
-    with transaction(made.engine) as session:
-        run = session.get_one(Run, second.run_id)
-    for step, told_of in (("train", place if expected else None), ("merge", None)):
-        attempt = Attempt(run_id=second.run_id, step=step, number=1, fence="f", started_at=0)
-        assert spec_of(made.engine, made.settings, run, attempt, {}).champion_adapter == told_of
