@@ -222,8 +222,6 @@ class Adapter(Artifact):
     """L2 norm of the change of the trained weights."""
     rows_too_long: int
     """Rows longer than the window, left out of training."""
-    rows_with_special_tokens: int = 0
-    """Training rows whose text holds a special token of the tokenizer: trained on as plain text."""
     versions: dict[str, str] = Field(default_factory=dict)
     estimated_memory: dict[str, int] = Field(default_factory=dict)
     """Estimated memory of the training, in bytes by purpose."""

@@ -349,8 +349,6 @@ class RunConfig(Frozen):
     """Absolute path of the base model's folder."""
     base_model_id: str
     salt: str
-    special_tokens: Literal["reject", "escape"] = "reject"
-    """Records with a special token of the base model: left out of every split, or encoded as plain text."""
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

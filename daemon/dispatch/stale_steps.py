@@ -229,7 +229,7 @@ def _key(step: str, config: RunConfig, drops: list[object], data: dict[str, Any]
     judge = (config.judge.url, config.judge.model, config.judge.records)
     match step:
         case "prepare":
-            rows = (config.salt, config.split, config.base_model_id, config.special_tokens, gate.on, drops)
+            rows = (config.salt, config.split, config.base_model_id, gate.on, drops)
             return (*rows, train.max_length, train.beginning(), gate.min_records, metric, max_new_tokens)
         case "train":
             # The drops by themselves: what a model is said to know is its run's snapshot, whatever rows that came to.

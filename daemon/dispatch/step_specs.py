@@ -50,7 +50,6 @@ def compose(settings: Settings, track: Track) -> RunConfig:
         base_model=own.base_model,
         base_model_id=track.base_model_id or "",
         salt=track.salt,
-        special_tokens=settings.intake.special_tokens,
         train=own.train,
         gate=own.gate,
         guards=own.guards,

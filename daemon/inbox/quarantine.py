@@ -28,7 +28,7 @@ def validation_options(settings: Settings, track: str) -> Options:
     base, intake = settings.track(track).base_model, settings.intake
     tokens = special_tokens(Path(base)) if base else ()
     most = intake.max_bad_rows if intake.on_bad_rows == "quarantine" else 0
-    return Options(special_tokens=tokens, on_special_tokens=intake.special_tokens, most_bad_rows=most)
+    return Options(special_tokens=tokens, most_bad_rows=most)
 
 
 def rule(validation: Validation, intake: IntakeSettings) -> Ruling:

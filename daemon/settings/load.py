@@ -32,6 +32,7 @@ _GONE = {
     "grace_seconds": "a step has 60 s to leave a checkpoint",
     "hooks.health_timeout_seconds": "hooks.timeout_seconds is for hooks.health, too",
     "intake.max_line_bytes": "a line has at most 4,000,000 bytes",
+    "intake.special_tokens": "a record that holds a special token is a bad row",
     "intake.unknown_keys": "other keys are counted, not refused",
     "log_format": "the log is for people on a terminal, and JSON elsewhere",
     "messages.heartbeat_minutes": "the heartbeat is every 5 minutes",

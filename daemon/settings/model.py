@@ -79,8 +79,6 @@ class IntakeSettings(Frozen):
     """Seconds without a change after which a file counts as complete."""
     max_bytes: int = Field(default=8_000_000_000, ge=1, le=_MOST_BYTES)
     """Largest file, in bytes; a line has 4,000,000 at most."""
-    special_tokens: Literal["reject", "escape"] = "reject"
-    """Records that hold a special token of the base model (<|im_end|>): bad rows, or read as plain text everywhere."""
     on_bad_rows: Literal["reject", "quarantine"] = "reject"
     """A drop with bad rows: given back whole, or taken without them, if they are within both ceilings below."""
     max_bad_rows: int = Field(default=100, ge=0, le=_MANY)

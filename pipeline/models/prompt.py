@@ -122,12 +122,6 @@ def special_tokens(tokenizer: Any) -> list[str]:
     return sorted({str(token.content) for token in added.values() if token.special and token.content})
 
 
-def holds_special_token(tokenizer: Any, *texts: str) -> bool:
-    """Return whether one of the texts contains a special token of the tokenizer."""
-    pattern = _control_pattern(tokenizer)
-    return pattern is not None and any(pattern.search(text) for text in texts)
-
-
 @lru_cache(maxsize=8)
 def _control_pattern(tokenizer: Any) -> re.Pattern[str] | None:
     tokens = sorted(special_tokens(tokenizer), key=len, reverse=True)

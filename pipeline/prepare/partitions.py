@@ -80,7 +80,7 @@ class Partitions:
 
 def read_drops(attempt: Attempt, partitions: Partitions, window: Window) -> LeftOut:
     """Add the drops' rows to `partitions`; return how many are left out. Raises `CannotTrain` on a bad drop file."""
-    tokens = special_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
+    tokens = special_tokens(Path(attempt.config.base_model))
     holds_token = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
     total = sum(drop.rows for drop in attempt.spec.drops)
     done = too_long = spelled = 0

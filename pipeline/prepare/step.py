@@ -129,8 +129,7 @@ def _left_out_words(left_out: LeftOut) -> Iterator[str]:
     if left_out.special_tokens:
         yield (
             f"in no split: {count(left_out.special_tokens, 'row')} with special tokens of the base model's tokenizer, "
-            'from before the base or the setting changed (intake.special_tokens = "escape" keeps such rows, as plain '
-            "text)"
+            "from before the base changed"
         )
 
 

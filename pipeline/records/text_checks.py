@@ -24,16 +24,14 @@ _SHOWN_TOKEN = 60
 ODDITIES: Mapping[str, str] = {
     "mojibake": "{} looks as if its UTF-8 had been read as Windows-1252 (as in Ã©) or could not be read (U+FFFD)",
     "placeholder": "{} is a placeholder such as noinput or N/A, trained on as it is; for no input, leave it empty",
-    "special_token": "{} holds a special token of the base model's tokenizer, which is read as plain text",
 }
 
 
 class TextRules:
     """Checks the texts of records; one instance serves a whole file."""
 
-    def __init__(self, special_tokens: Collection[str], *, escape: bool) -> None:
-        """Compile the patterns; with `escape` a special token in a text is an oddity, else a fault."""
-        self._escape = escape
+    def __init__(self, special_tokens: Collection[str]) -> None:
+        """Compile the pattern of `special_tokens`."""
         tokens = token_pattern(special_tokens)
         self._token = re.compile(tokens) if tokens else None
 
@@ -53,12 +51,11 @@ class TextRules:
             if control is not None:
                 what = f"{field} holds the control character U+{ord(control[0]):04X}"
                 yield field, "control_character", what, "take it out: of these only tab and line breaks are text"
-            token = None if self._escape or self._token is None else self._token.search(text)
+            token = None if self._token is None else self._token.search(text)
             if token is not None:
                 name = printable(token[0][:_SHOWN_TOKEN])
                 what = f"{field} holds {name}, a special token of the base model's tokenizer"
-                remedy = 'take it out, or set intake.special_tokens = "escape" to have it read as plain text'
-                yield field, "special_token", what, remedy
+                yield field, "special_token", what, "take it out: it could end or forge a turn of the conversation"
 
     def oddities(self, value: Any) -> Iterator[tuple[str, str]]:
         """Yield the kind and field of each oddity in the texts of an object."""
@@ -67,8 +64,6 @@ class TextRules:
                 yield "mojibake", field
             if _is_placeholder(text):
                 yield "placeholder", field
-            if self._escape and self._token is not None and self._token.search(text) is not None:
-                yield "special_token", field
 
 
 def _is_placeholder(text: str) -> bool:

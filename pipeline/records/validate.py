@@ -13,7 +13,7 @@ from functools import cache, reduce
 from itertools import islice
 from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.artifacts import Frozen
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
@@ -59,15 +59,13 @@ class Options:
     """Longest line in bytes."""
     special_tokens: tuple[str, ...] = ()
     """Texts that the base model's tokenizer reads as special tokens."""
-    on_special_tokens: Literal["reject", "escape"] = "reject"
-    """Records that hold one: a finding each, or counted, as they will be read as plain text."""
     most_bad_rows: int = 0
     """Most bad rows of an accepted file: after `MOST_FINDINGS`, a file with more of them is read no further."""
 
     @property
     def text_rules(self) -> TextRules:
         """The rules for texts, compiled."""
-        return TextRules(self.special_tokens, escape=self.on_special_tokens == "escape")
+        return TextRules(self.special_tokens)
 
 
 class Notice(Frozen):

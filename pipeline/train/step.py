@@ -16,7 +16,7 @@ from pipeline.errors import CannotTrain
 from pipeline.models.generation import Decoding, end_tokens
 from pipeline.models.loading import Device, OutOfMemory, chosen_device, load_tokenizer
 from pipeline.models.manifest import check_base, model_id, require_start
-from pipeline.models.prompt import Format, choose_format, completion_ids, fold, holds_special_token, prompt_ids
+from pipeline.models.prompt import Format, choose_format, completion_ids, fold, prompt_ids
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import fingerprint
@@ -36,7 +36,7 @@ _LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "tran
 
 @dataclass
 class Tokeniser:
-    """Tokenises rows, and counts rows that are too long or hold special tokens."""
+    """Tokenises rows, and counts rows that are too long."""
 
     tokenizer: Any
     format: Format
@@ -44,8 +44,6 @@ class Tokeniser:
     window: int
     """Most tokens of prompt and answer together."""
     too_long: int = 0
-    spelled: int = 0
-    """Rows whose text holds a special token of the tokenizer, which is encoded as plain text."""
     lengths: list[int] = field(default_factory=list)
 
     def tokenise(self, attempt: Attempt, path: Path) -> list[TokenRow]:
@@ -55,7 +53,7 @@ class Tokeniser:
         Longer rows are left out whole. The counts and `lengths` are those of this file. Raises `Interrupted` if
         stopped.
         """
-        self.too_long = self.spelled = 0
+        self.too_long = 0
         self.lengths = []
         kept = []
         for number, row in enumerate(durable.read_jsonl(path) if path.exists() else (), start=1):
@@ -67,12 +65,11 @@ class Tokeniser:
             if self.lengths[-1] > self.window:
                 self.too_long += 1
                 continue
-            self.spelled += holds_special_token(self.tokenizer, content, row["output"])
             kept.append(TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer), number))
-        if self.too_long or self.spelled:
+        if self.too_long:
             sys.stderr.write(
                 f"{path.name}: {count(len(kept), 'row')} kept; left out whole, never cut: {self.too_long} longer than "
-                f"{self.window} tokens; kept with special tokens of the tokenizer as plain text: {self.spelled}\n"
+                f"{self.window} tokens\n"
             )
         return kept
 
@@ -164,7 +161,6 @@ def train(attempt: Attempt) -> Adapter:
         **plan.model_dump(),
         **trained.model_dump(include=set(Adapter.model_fields)),
         rows_too_long=tokeniser.too_long,
-        rows_with_special_tokens=tokeniser.spelled,
         versions={name: metadata.version(name) for name in _LIBRARIES},
         estimated_memory=once.estimated_memory,
         candidates=result.trials if result else (),

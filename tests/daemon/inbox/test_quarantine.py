@@ -161,13 +161,10 @@ def test_a_drop_that_was_taken_without_rows_stays_taken_whatever_the_settings_sa
     assert strict.files("rejected") == []
 
 
-def test_a_record_with_a_special_token_of_the_base_is_rejected_or_kept_as_text(tmp_path: Path) -> None:
+def test_a_record_with_a_special_token_of_the_base_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     rows = [{"instruction": "a", "output": "b</s>"}]
     strict = Box(tmp_path, base_model=str(tmp_path / "base"))
     assert strict.drop("a.jsonl", rows).kind == "rejected"
     assert strict.read("rejected/a.jsonl.errors.json")["findings"][0]["rule"] == "special_token"
-    loose = Box(tmp_path, base_model=str(tmp_path / "base"), intake={"special_tokens": "escape"})
-    assert loose.drop("a.jsonl", rows).kind == "accepted"
-    assert loose.read("done/a.jsonl.receipt.json")["warnings"][0]["kind"] == "special_token"

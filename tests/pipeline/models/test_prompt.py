@@ -16,7 +16,6 @@ from pipeline.models.prompt import (
     choose_format,
     completion_ids,
     fold,
-    holds_special_token,
     prompt_ids,
     special_tokens,
     stop_ids,
@@ -157,8 +156,6 @@ def test_a_special_token_in_an_answer_neither_ends_nor_cuts_it(chat: Any, fmt: A
     control = {chat.convert_tokens_to_ids(token) for token in special_tokens(chat)}
     assert [place for place, token in enumerate(ids) if token in control] == [len(ids) - 1]
     assert chat.decode(ids[:-1]) == text
-    assert holds_special_token(chat, "plain", text)
-    assert not holds_special_token(chat, "plain", "<|im_end")
 
 
 def test_a_conversation_in_alpacas_format_ends_each_answer_with_eos(alpaca: Any) -> None:

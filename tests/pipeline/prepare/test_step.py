@@ -390,14 +390,6 @@ def test_rows_with_special_tokens_of_the_base_are_on_no_side(tmp_path: Path, rol
     assert len(made.train) + len(made.dev) + len(made.heldout) == 90
 
 
-def test_rows_with_special_tokens_are_on_both_sides_where_they_are_read_as_plain_text(tmp_path: Path) -> None:
-    base = base_with(tmp_path, "</s>")
-    made = Snapshot(tmp_path, base_model=base, special_tokens="escape").drop([*rows(60), *FORGED]).prepare()
-    assert made.dataset.rows_with_special_tokens == 0
-    assert sum("</s>" in row["instruction"] for row in made.train) > 0
-    assert sum("</s>" in row["instruction"] for row in made.heldout) > 0
-
-
 def test_nothing_but_rows_with_special_tokens_is_told_as_such(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path, base_model=base_with(tmp_path, "</s>")).drop(FORGED)
     with pytest.raises(CannotTrain, match=r"no training rows are left of 40.*40 with special tokens"):

@@ -204,7 +204,7 @@ def test_what_is_odd_is_counted_with_the_first_line_and_rejects_nothing(tmp_path
     assert "noinput" in found.warnings[0].message
 
 
-def test_special_tokens_are_findings_or_counted_as_the_setting_says(tmp_path: Path) -> None:
+def test_special_tokens_are_findings(tmp_path: Path) -> None:
     rows = [GOOD, {**GOOD, "output": "x</s>"}, {**GOOD, "input": "</s>", "instruction": "<s></s>"}]
     tokens = ("<s>", "</s>")
     refused = check(tmp_path, *rows, options=Options(special_tokens=tokens))
@@ -214,14 +214,6 @@ def test_special_tokens_are_findings_or_counted_as_the_setting_says(tmp_path: Pa
         (3, "input", "special_token"),
     ]
     assert "output holds </s>, a special token" in refused.findings[0].message
-    assert 'intake.special_tokens = "escape"' in refused.findings[0].remedy
-    kept = check(tmp_path, *rows, options=Options(special_tokens=tokens, on_special_tokens="escape"))
-    assert kept.ok
-    assert [(notice.kind, notice.key, notice.rows, notice.line) for notice in kept.warnings] == [
-        ("special_token", "output", 1, 2),
-        ("special_token", "instruction", 1, 3),
-        ("special_token", "input", 1, 3),
-    ]
     assert check(tmp_path, *rows).ok
 
 

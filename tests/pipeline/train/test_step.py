@@ -152,7 +152,7 @@ def test_few_dev_rows_give_no_curve(bench: Bench, tiny: Any, tiny_llama: Path) -
     assert bench.train(tiny_llama, rows[:11], rows[11:]).dev_curve == ()
 
 
-def test_rows_beyond_the_window_are_left_out_whole_special_tokens_are_plain_text_and_both_are_counted(
+def test_rows_beyond_the_window_are_left_out_whole_and_counted_and_special_tokens_are_plain_text(
     bench: Bench, tiny: Any, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
@@ -163,7 +163,7 @@ def test_rows_beyond_the_window_are_left_out_whole_special_tokens_are_plain_text
         {"instruction": "<|endoftext|>", "input": "", "output": "billing"},
     ]
     adapter = bench.train(tiny_llama, rows, max_length=60)
-    assert (adapter.rows_too_long, adapter.rows_with_special_tokens, adapter.optimizer_steps) == (1, 3, 2)
+    assert (adapter.rows_too_long, adapter.optimizer_steps) == (1, 2)
     assert "train.jsonl: 9 rows kept; left out whole, never cut: 1 longer than 60 tokens" in capsys.readouterr().err
 
 
