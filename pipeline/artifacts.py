@@ -447,8 +447,6 @@ class Verdict(Artifact):
     same_set_uses: int = 0
     """Those of them that were evaluated on exactly these records."""
     noise: NoiseFloor | None = None
-    yardstick: str | None = None
-    """Changes of the evaluation set since the previous verdict: drops, by whom, and the champion's scores."""
     heldout_version: str | None = None
     """Version of the records that both models answered; the data set's if `evaluate` left none out."""
     report: str | None = None

@@ -40,21 +40,6 @@ class TwinRun(Frozen):
     """Its candidate's gain, in points of the primary metric."""
 
 
-class YardstickBefore(Frozen):
-    """The evaluation set of the track's previous verdict, which differs from this run's."""
-
-    run: int
-    """The run of that verdict."""
-    records: int | None
-    """Scored records; `None` if its verdict was deleted."""
-    champion_score: float | None
-    """Today's champion's score on them, in points; `None` if it was not scored on them, or by another metric."""
-    added: tuple[str, ...] = ()
-    """Drops in this run's evaluation set only: each with its number, file and who added it."""
-    removed: tuple[str, ...] = ()
-    """Drops in that evaluation set only."""
-
-
 class StepSpec(Frozen):
     """The input of one attempt at a step of a run, written by the dispatcher."""
 
@@ -85,8 +70,6 @@ class StepSpec(Frozen):
     """Candidates of the track that were evaluated before."""
     judged_versions: dict[str, int] = Field(default_factory=dict)
     """Of those, how many on each version of the held-out set."""
-    yardstick: YardstickBefore | None = None
-    """What the track's previous verdict was judged on; `None` if this run is judged on the same, or is the first."""
     twin: TwinRun | None = None
     """The run that this one repeats under another seed: how far the two differ, training alone can do."""
     suspect: int | None = None

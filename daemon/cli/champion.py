@@ -55,7 +55,7 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """
-    List the champions of each track, today's first, and when what they are judged on was changed, and by whom.
+    List the champions of each track, today's first.
 
     With --at the one that was live at that time, with the drops that it was trained on. A time without an offset is
     in this machine's time zone.
@@ -63,19 +63,17 @@ def history(
     moment = None if at is None else _moment(at)
     overview = open_overview(context)
     past = {name: overview.history(name) for name in chosen_tracks(context, track)}
-    yardsticks = [one for name in past if moment is None for one in overview.yardsticks(name)]
     if moment is not None:
         past = {name: [one] if (one := serving_at(all_, moment)) else [] for name, all_ in past.items()}
     found = [one for all_ in past.values() for one in all_]
     if as_json:
-        print_json(history=found, yardsticks=yardsticks)
+        print_json(history=found)
     elif moment is not None:
         _print_moment(context, past, moment)
     elif not found:
         print_line("no champions yet")
     else:
         _print_history(context, found)
-        print_lines(f"track {one.track}, run {one.run}, {local(one.at)}: {one.words}" for one in yardsticks)
 
 
 def _moment(text: str) -> datetime:

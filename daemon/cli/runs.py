@@ -145,8 +145,6 @@ def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None
 def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
     """Return the lines of a verdict: reasons and next steps from `story`, or its scores without; guards, slices."""
     lines = [verdict.sentence]
-    if story is None and verdict.yardstick is not None:
-        lines.append(verdict.yardstick)
     if story is not None:
         lines += ["why:", *(f"  {words}" for words in story.why)]
         steps = [f"{one.words.rstrip('.')}: {one.command}" if one.command else one.words for one in story.next_steps]

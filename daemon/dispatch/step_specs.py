@@ -9,7 +9,6 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from daemon.champions import history, promotion
-from daemon.queue.evaluation_set import yardstick_before
 from daemon.queue.snapshots import judged_before, snapshot_ids
 from daemon.settings.model import Settings
 from daemon.state import run_files
@@ -137,7 +136,6 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         "former": history.former(past, session.get_one(Track, run.track), settings.state_folder, _FORMER),
         "uses": uses,
         "judged_versions": versions,
-        "yardstick": yardstick_before(session, settings.state_folder, run, serving.model_id),
         "twin": _twin(session, settings, run, serving.model_id),
         "suspect": session.exec(select(Suspect.drop_id).where(Suspect.trial_run == run.id)).first(),
         "proposed_rows": sum(session.exec(proposed).all()),

@@ -28,7 +28,6 @@ _COUNTED = {
     "run_blocked": ("run that could not go on", "runs that could not go on"),
     "run_began_again": ("run that began again from another champion", "runs that began again from another champion"),
     "run_overtaken": ("win that another champion came before", "wins that another champion came before"),
-    "yardstick_changed": ("change of what is judged on", "changes of what is judged on"),
     "drop_accepted": ("accepted drop", ""),
     "drop_proposed": ("proposed held-out file", ""),
     "drop_duplicate": ("duplicate drop", ""),

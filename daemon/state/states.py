@@ -36,9 +36,6 @@ SEARCH = "search"
 #: `Event.kind` for the champion's loss on a drop that it was not trained on, as measured for a verdict.
 MEASURED = "drop_measured"
 
-#: `Event.kind` of a drop that was accepted, or restored by a person.
-CAME_IN = ("drop_accepted", "drop_restored")
-
 
 class SuspectEnd(StrEnum):
     """How a drop's trial ended."""

@@ -285,8 +285,6 @@ class Slot(SQLModel, table=True):
 class Event(SQLModel, table=True):
     """Something that happened, written in the same transaction as the change."""
 
-    __table_args__ = (Index("yardstick_events", "track", sqlite_where=text("kind = 'yardstick_changed'")),)
-
     id: int | None = Field(default=None, primary_key=True)
     at: int = Field(index=True)
     #: A verb: `run_claimed`, `drop_accepted`, `promoted`, `slot_taken`.

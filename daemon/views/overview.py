@@ -81,16 +81,6 @@ class DaemonView(Frozen):
     """Its process, if this user may read the lock file."""
 
 
-class YardstickView(Frozen):
-    """A run that was judged on another evaluation set than the run before it."""
-
-    track: str
-    run: int
-    at: Time
-    words: str
-    """What changed, who decided it, and what the champion scores on both."""
-
-
 class PauseView(Frozen):
     """A paused track, of which no run begins."""
 
@@ -223,14 +213,6 @@ class Overview:
     def history(self, track: str, most: int = -1, before: int | None = None) -> list[ChampionView]:
         """Return the track's champions, newest first: at most `most` (-1: all), only generations below `before`."""
         return self.read(lambda base: champion_views(base, self.folder, track, most, before))
-
-    def yardsticks(self, track: str) -> list[YardstickView]:
-        """Return the changes of the track's evaluation set, the latest first."""
-        changes = "SELECT * FROM event WHERE kind = 'yardstick_changed' AND track = ? ORDER BY id DESC"
-        return [
-            YardstickView.model_validate({"track": track, "run": one.run_id, "at": one.at, **one.detail})
-            for one in self.rows(changes, track)
-        ]
 
     def missing_rows(self, settings: Settings, track: str | None = None) -> dict[str, str]:
         """Return a sentence for each track that lacks rows for a first verdict, of all tracks or `track` only."""

@@ -153,10 +153,10 @@ def drop(
 @router.get("/tracks/{name}")
 def track(request: Request, site: SiteOf, name: str, before: Before = None) -> Response:
     """
-    Render `track.html`: the champions of a track, the current one first, and changes of its evaluation set.
+    Render `track.html`: the champions of a track, the current one first.
 
     `track`: its name. `champions`: list of ChampionView, newest first. `older`: the `before=` (a generation) of the
-    next page, or None. `yardsticks`: list of YardstickView. `paused`: PauseView, or None. Raises `NotThere`.
+    next page, or None. `paused`: PauseView, or None. Raises `NotThere`.
     """
     seen = site.overview
     require_track(site, name)
@@ -166,7 +166,6 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
         "track": name,
         "champions": found,
         "older": older,
-        "yardsticks": seen.yardsticks(name),
         "paused": next((one for one in seen.paused() if one.track == name), None),
     }
     return draw(request, "track.html", context)

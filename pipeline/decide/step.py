@@ -1,14 +1,13 @@
 """The decide step: read both models' scores on the same records, decide, and write the verdict and its card."""
 
 from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
-from pipeline.contract import Attempt, StepSpec, YardstickBefore
+from pipeline.contract import Attempt, StepSpec
 from pipeline.decide.comparison import read_comparison
 from pipeline.decide.slices import Known, measure_drop_losses
 from pipeline.decide.verdict import Rules, decide_verdict, early_verdict, on_part
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
 from pipeline.report.write import write_report
-from pipeline.words import plain
 
 
 def decide(attempt: Attempt) -> Verdict:
@@ -52,8 +51,6 @@ def decide(attempt: Attempt) -> Verdict:
             "champion_model_id": found.champion.model_id,
             "noise": found.noise or attempt.config.noise,
         }
-        if spec.yardstick is not None and verdict.outcome != "insufficient_evidence":
-            facts["yardstick"] = yardstick_words(spec.yardstick, verdict.records, verdict.champion_score)
     verdict = verdict.model_copy(
         update={
             **facts,
@@ -92,17 +89,3 @@ def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:
         ),
         seen_by_candidate=found.records_seen_by_candidate,
     )
-
-
-def yardstick_words(before: YardstickBefore, records: int, champion_score: float | None) -> str:
-    """Describe the change of the evaluation set, now of `records` records, and the champion's old and new score."""
-    said = [f"The evaluation set changed since run {before.run}."]
-    said += [f"Added: {', '.join(before.added)}."] if before.added else []
-    said += [f"Taken out: {', '.join(before.removed)}."] if before.removed else []
-    was = "" if before.records is None else f"{before.records:,} before, "
-    said.append(f"Records: {was}{records:,} now.")
-    old = "was not judged on the old one"
-    if before.champion_score is not None:
-        old = f"scored {plain(before.champion_score)} points on the old one"
-    new = "" if champion_score is None else f" and scores {plain(champion_score)} on this one"
-    return f"{' '.join(said)} The champion {old}{new}."

@@ -53,7 +53,6 @@ def tell(
         *_collapsed(verdict, spec),
         *_stand_out(verdict, dataset, spec),
         *_limits(verdict, dataset, spec),
-        *([] if verdict.yardstick is None else [verdict.yardstick]),
     ]
     return Story(headline=headline, why=tuple(why), next_steps=tuple(next_steps(verdict, dataset, spec, adapter)))
 

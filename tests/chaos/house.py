@@ -22,7 +22,6 @@ from daemon.state.layout import DATABASE_NAME
 from pipeline import durable
 from pipeline.artifacts import Artifact
 from pipeline.contract import RESULT_NAME, StepResult, StepSpec
-from pipeline.decide.step import yardstick_words
 from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.models.manifest import MANIFEST_NAME
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
@@ -152,5 +151,4 @@ def _artifact(spec: StepSpec, outcome: str) -> Artifact:
         case "evaluate":
             return made_report(spec)
         case _:
-            words = spec.yardstick and yardstick_words(spec.yardstick, 120, 50.0)
-            return made_verdict(spec, outcome, yardstick=words)
+            return made_verdict(spec, outcome)

@@ -18,7 +18,7 @@ from pipeline.artifacts import (
     Verdict,
 )
 from pipeline.config import GateConfig, RunConfig, TrainConfig
-from pipeline.contract import Attempt, StepSpec, YardstickBefore
+from pipeline.contract import Attempt, StepSpec
 from pipeline.decide import power
 from pipeline.decide.comparison import count_results
 from pipeline.decide.step import decide
@@ -95,33 +95,6 @@ def test_the_step_judges_the_reports_records(make: Callable[..., Attempt], lines
     assert verdict.records == 120
     answered = version_of(line["id"] for line in lines)
     assert (verdict.uses, verdict.same_set_uses, verdict.heldout_version) == (9, 4, answered)
-
-
-def test_another_yardstick_than_the_last_verdicts_is_told_by_verdict_and_card(
-    make: Callable[..., Attempt], tmp_path: Path
-) -> None:
-    before = YardstickBefore(run=6, records=100, champion_score=71.0, added=("drop 3 (e.jsonl, 20 rows)",))
-    attempt = make(yes_or_no(10, 40, 70))
-    verdict = decide(Attempt(attempt.spec.model_copy(update={"yardstick": before})))
-    said = (
-        "The evaluation set changed since run 6. Added: drop 3 (e.jsonl, 20 rows). Records: 100 before, 120 now. "
-        f"The champion scored 71.0 points on the old one and scores {verdict.champion_score:.1f} on this one."
-    )
-    assert verdict.yardstick == said
-    folder = tmp_path / str(verdict.report)
-    assert said in (folder / "report.html").read_text(encoding="utf-8")
-    assert said in durable.read_json(folder / "report.json")["story"]["why"]
-
-
-def test_nothing_is_said_of_the_yardstick_where_it_is_the_same_or_nothing_was_judged(
-    make: Callable[..., Attempt],
-) -> None:
-    attempt = make(yes_or_no(10, 4, 6))
-    assert decide(attempt).outcome == "insufficient_evidence"
-    before = YardstickBefore(run=6, records=None, champion_score=None)
-    few = Attempt(attempt.spec.model_copy(update={"yardstick": before, "folder": "again"}))
-    few.folder.mkdir()
-    assert decide(few).yardstick is None
 
 
 def test_the_step_knows_what_the_report_says_about_the_candidates_training(
