@@ -43,7 +43,7 @@ from daemon.cli.demo.data import write_rows
 from pipeline import durable
 from pipeline.config import TrainConfig
 from pipeline.decide.statistics import mcnemar_exact
-from pipeline.evaluate.suite_items import QUESTIONS, Item, read_items
+from pipeline.evaluate.suites import QUESTIONS, Item, read_suite
 from pipeline.metrics.degenerate import COLLAPSED, collapsed
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import AskedModel, Decoding
@@ -55,7 +55,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.methods import Data, data_of
 from bench.presets import DEV_ROWS, score, tokenise, train
 
-ASKED = read_items(QUESTIONS)
+ASKED = read_suite(QUESTIONS).items
 
 
 def main() -> int:

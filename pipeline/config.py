@@ -188,7 +188,7 @@ class EvaluateConfig(Frozen):
     batch_size: int = Field(default=0, ge=0, le=65_536)
     """Prompts generated together; 0 finds it at the track's first evaluation: 16 on a CPU, what fits on a GPU."""
     general: tuple[str, ...] = ("builtin",)
-    """Suites against forgetting: `builtin`, or its free `questions` alone, your own files, `lm-eval:TASK`; or []."""
+    """Suites against forgetting: `builtin`, or its free `questions` alone, your own files; or []."""
     vllm: str = ""
     """Absolute path of vLLM's program, whose environment answers in place of transformers, as "/opt/vllm/bin/vllm"."""
 
@@ -196,11 +196,6 @@ class EvaluateConfig(Frozen):
     def _vllm_is_a_path(self) -> "EvaluateConfig":
         if self.vllm and not self.vllm.startswith("/"):
             raise ValueError("evaluate.vllm must be the absolute path of the program, /opt/vllm/bin/vllm")
-        tasks = [name for name in self.general if name.startswith("lm-eval:")]
-        if self.vllm and tasks:
-            raise ValueError(
-                f'{tasks[0]} needs transformers: set evaluate.vllm = "", or take it out of evaluate.general'
-            )
         return self
 
 

@@ -199,10 +199,7 @@ def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
         return str(Path(os.path.abspath(folder / os.path.expanduser(value)))) if value else ""  # noqa: PTH100, PTH111 - links stay, and an unknown home is refused elsewhere
 
     def suite(name: str) -> str:
-        """Make a suite's own file absolute; a task of lm-eval may be a file, too."""
-        engine, task = ("lm-eval:", name.removeprefix("lm-eval:")) if name.startswith("lm-eval:") else ("", name)
-        own = task not in {"builtin", "questions"} and (not engine or "/" in task or task.endswith((".yaml", ".yml")))
-        return engine + (absolute(task) if own else task)
+        return name if name in {"builtin", "questions"} else absolute(name)
 
     def track(values: Mapping[str, Any]) -> dict[str, Any]:
         found = dict(values)

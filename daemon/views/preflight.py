@@ -4,14 +4,14 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 from daemon.settings.model import Settings
 from daemon.system.programs import find_program, user
 from pipeline.config import MemoryPlan
 from pipeline.errors import DropforgeError
-from pipeline.evaluate.suite_items import BUILTIN, HARNESS, read_items
+from pipeline.evaluate.suites import BUILTIN, read_suite
 from pipeline.evaluate.vllm import read_version
 from pipeline.models.memory_estimate import MARGIN, available_memory, base_sizes, estimate
 from pipeline.words import count, size_words
@@ -34,7 +34,7 @@ def needs(settings: Settings) -> Iterator[tuple[str, Callable[[], str], bool]]:
     for track in settings.track_names:
         own, evaluate = settings.track(track).hooks, settings.track(track).evaluate
         for suite in dict.fromkeys(evaluate.general):
-            yield f"suites of {track}", partial(try_suite, suite), suite.startswith(HARNESS)
+            yield f"suites of {track}", partial(try_suite, suite), False
         for argv in (own.after_promotion, own.health):
             if argv:
                 yield f"hooks of {track}", partial(find_program, argv[0]), False
@@ -61,33 +61,17 @@ def try_training(device: str) -> str:
 
 
 def try_suite(name: str) -> str:
-    """
-    Return a description of the suite that `name` in `evaluate.general` means, with its items read as by a run.
-
-    An lm-eval task is not loaded, since that needs the training stack. Raises `DropforgeError` if it cannot be used.
-    """
-    if not name.startswith(HARNESS):
-        if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
-            raise DropforgeError(f"{name} is not a regular file", "name a file of items in evaluate.general")
-        try:
-            items = read_items(name)
-        except OSError as error:
-            raise DropforgeError(
-                f"user {user()} cannot read the suite {name}: {error.strerror}",
-                f"let the daemon's user read it: ls -l {name}",
-            ) from error
-        return f"{'built in' if name == BUILTIN else name}: {count(len(items), 'item')}"
-    task = name.removeprefix(HARNESS)
+    """Return a description of a suite in `evaluate.general`. Raises `DropforgeError` if a run could not read it."""
+    if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
+        raise DropforgeError(f"{name} is not a regular file", "name a file of items in evaluate.general")
     try:
-        package = f"lm-eval {version('lm-eval')}"
-    except PackageNotFoundError as error:
+        items = read_suite(name).items
+    except OSError as error:
         raise DropforgeError(
-            f"evaluate.general names {name}, and the package lm-eval is not installed",
-            "pip install 'lm-eval>=0.4.13,<0.5', or remove it from the setting",
+            f"user {user()} cannot read the suite {name}: {error.strerror}",
+            f"let the daemon's user read it: ls -l {name}",
         ) from error
-    if task.endswith((".yaml", ".yml")) and not Path(task).is_file():
-        raise DropforgeError(f"there is no task {task}", "mend its path in evaluate.general, or put the file there")
-    return f"{name}: {package}; whether it loads, a run says"
+    return f"{'built in' if name == BUILTIN else name}: {count(len(items), 'item')}"
 
 
 def try_vllm(program: str) -> str:

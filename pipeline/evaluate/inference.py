@@ -11,12 +11,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pipeline import durable
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.evaluate import lm_eval
 from pipeline.evaluate.batch_log import BatchLog, batch_id
 from pipeline.evaluate.engines import InStep, Vllm
 from pipeline.evaluate.plan import ModelRequests, SuiteRequests
@@ -194,29 +193,16 @@ class Inference:
         return self._batch(kind, prompts, partial(self._generate, prompts, self._decoding, may_loop))
 
     def _missing_items(self, part: SuiteRequests) -> list[int]:
-        """Return the indices of a suite's items without a score; for an lm-eval task [0] if it has no scores."""
+        """Return the indices of a suite's items without a score."""
         known = self._suites[part.suite.digest]
-        if part.suite.task:
-            return [] if known else [0]
         return [index for index, item in enumerate(part.suite.items) if item.id not in known]
 
     def _fill_suites(self) -> None:
         """Score the suites' items that have no score yet."""
         for part in self._requests.suites:
             suite, missing = part.suite, self._missing_items(part)
-            if suite.task:
-                for _ in missing:
-                    (scores,) = self._batch("task", [suite.task], partial(self._task, suite.task))
-                    for item, score in scores.items():
-                        self._note(suite, item, suite.task, score)
-                continue
             self._choose(part, [index for index in missing if suite.items[index].choices])
             self._answer_freely(part, [index for index in missing if not suite.items[index].choices])
-
-    def _task(self, task: str) -> list[dict[str, float]]:
-        # The settings refuse tasks with vLLM.
-        engine = cast("InStep", self._engine())
-        return [lm_eval.run_task(engine.model, task, self._decoding.batch_size)]
 
     def _choose(self, part: SuiteRequests, items: Sequence[int]) -> None:
         questions = [(part.prompts[index], part.answers[index]) for index in items]

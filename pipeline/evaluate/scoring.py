@@ -118,9 +118,7 @@ def score_suites(
     for number, suite in enumerate(suites):
         one, other = (result.suites[suite.digest] for result in both)
         third = {} if base is None else base.suites[suite.digest]
-        # In the suite's order; an lm-eval task keeps its items itself.
-        wanted = [item.id for item in suite.items] or sorted(one)
-        items = [name for name in wanted if name in one and name in other]
+        items = [item.id for item in suite.items if item.id in one and item.id in other]
         if not items:
             continue
         with_base = all(item in third for item in items)
@@ -134,7 +132,7 @@ def score_suites(
             for item in items
         ]
         # A choice has no text: in a mixed suite it would count as an empty answer.
-        if suite.items and all(item.words for item in suite.items):
+        if all(item.words for item in suite.items):
             kinds = _collapsed(by_role, items, train)
             for index, line in enumerate(lines):
                 line["texts"] = {role: items_of[line["id"]].text for role, items_of in by_role.items()}

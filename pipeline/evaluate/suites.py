@@ -1,34 +1,102 @@
 """
 General suites: questions outside the task, to detect forgetting.
 
-`builtin` is a small built-in set, with free `questions`; a file is JSON Lines of such items or of Alpaca records;
-`lm-eval:TASK` is a task of the package lm-eval. An item with choices scores 1 if the right choice is the likeliest,
-else 0; a free question scores 1 if the answer contains a right one; a record is answered and scored by token F1.
+`builtin` is a small built-in set, with free `questions`; a file is JSON Lines of such items or of Alpaca records. An
+item with choices scores 1 if the right choice is the likeliest, else 0; a free question scores 1 if the answer contains
+a right one; a record is answered and scored by token F1. Nothing of the training stack is imported.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
-from pipeline.evaluate.lm_eval import check_task
-from pipeline.evaluate.suite_items import BUILTIN, HARNESS, QUESTIONS, Item, read_items
+from pipeline.metrics.tokens import tokens
+from pipeline.models.prompt import fold
+from pipeline.records.records import Finding, read_records
+from pipeline.records.strict_json import BadJson, parse
 
+BUILTIN, QUESTIONS = "builtin", "questions"
+#: The built-in suites.
+_FILES = {name: Path(__file__).with_name(f"general_{name}.jsonl") for name in (BUILTIN, QUESTIONS)}
+_MOST_LINE_BYTES = 1 << 24
 #: Part of every suite's hash: another scoring method gives other scores.
 _SCORING = "choices by mean likelihood a token, records by token F1, questions by words: 2"
 
 
 @dataclass(frozen=True)
+class Item:
+    """One question of a suite, with choices or right answers."""
+
+    id: str
+    category: str
+    question: str
+    choices: tuple[str, ...] = ()
+    answer: int = 0
+    """Index of the right choice."""
+    references: tuple[str, ...] = ()
+    """Right answers to a free question."""
+    words: int = 0
+    """Fewest words of a right answer, which must contain a reference; 0: token F1 is its score."""
+
+    def score_choice(self, losses: Sequence[float]) -> float:
+        """Return 1 if the right choice has the lowest mean negative log-likelihood per token, else 0."""
+        return float(losses.index(min(losses)) == self.answer)
+
+    def score_text(self, text: str) -> float:
+        """Return 1 if a free answer contains a reference and has at least `words` words, else 0."""
+        words = tokens(text)
+        right = any(f" {' '.join(tokens(reference))} " in f" {' '.join(words)} " for reference in self.references)
+        return float(right and len(words) >= self.words)
+
+
+@dataclass(frozen=True)
 class Suite:
-    """A named set of questions, or an lm-eval task."""
+    """A named set of questions."""
 
     name: str
     """As in evaluate.general."""
     digest: str
-    items: tuple[Item, ...] = ()
-    task: str = ""
-    """The lm-eval task's name; lm-eval keeps its items."""
+    """sha256 of the items and of the scoring method."""
+    items: tuple[Item, ...]
+
+
+class _Question(Frozen):
+    """The fields that every line of a file of questions has."""
+
+    id: str | None = Field(default=None, min_length=1)
+    category: str = "general"
+    question: str = Field(min_length=1)
+
+
+class _Free(_Question):
+    """A question that is answered freely."""
+
+    answers: tuple[Annotated[str, Field(pattern=r"\w")], ...] = Field(min_length=1)
+    words: int = Field(default=1, ge=1)
+
+
+class _Choice(_Question):
+    """A multiple-choice question."""
+
+    choices: tuple[str, ...] = Field(min_length=2)
+    answer: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _names_a_choice(self) -> "_Choice":
+        if self.answer >= len(self.choices):
+            msg = f"answer: {self.answer} is not an index of the {len(self.choices)} choices, which start at 0"
+            raise ValueError(msg)
+        if not all(map(str.strip, self.choices)) or len(set(self.choices)) < len(self.choices):
+            raise ValueError("choices: must not be empty or repeat")
+        return self
 
 
 def read_suites(names: Sequence[str], run: int) -> list[Suite]:
@@ -42,16 +110,63 @@ def read_suites(names: Sequence[str], run: int) -> list[Suite]:
 
 def read_suite(name: str) -> Suite:
     """
-    Return the suite with this name in evaluate.general.
+    Return the suite with this name in evaluate.general; it has at least one item.
 
-    Raises `CannotTrain`, naming line and field, if its file is missing or invalid, or if lm-eval cannot load the task.
+    Raises `CannotTrain`, naming line and field, if its file is missing, empty or invalid.
     """
-    if name.startswith(HARNESS):
-        task = name.removeprefix(HARNESS)
-        return Suite(name, _digest(check_task(task)), task=task)
-    items = read_items(name)
-    return Suite(name, _digest(*(json.dumps(asdict(item), sort_keys=True) for item in items)), items)
+    path = _FILES.get(name) or Path(name)
+    if not path.is_file():
+        message = f"there is no suite {name}"
+        raise CannotTrain(message, f'evaluate.general takes "{BUILTIN}", "{QUESTIONS}" or the path of a file')
+    numbered = tuple(_items(path))
+    if not numbered:
+        raise CannotTrain(f"the suite {path} is empty", "write one item per line, or remove it from evaluate.general")
+    seen: dict[str, int] = {}
+    for number, item in numbered:
+        if seen.setdefault(item.id, number) != number:
+            raise _wrong(path, number, f"id: {item.id!r} is already the id of line {seen[item.id]}")
+    items = tuple(item for _, item in numbered)
+    parts = [_SCORING, *(json.dumps(asdict(item), sort_keys=True) for item in items)]
+    return Suite(name, hashlib.sha256(json.dumps(parts).encode()).hexdigest(), items)
 
 
-def _digest(*parts: str) -> str:
-    return hashlib.sha256(json.dumps([_SCORING, *parts]).encode()).hexdigest()
+def _items(path: Path) -> Iterator[tuple[int, Item]]:
+    """Yield a file's items with their line numbers; records (not questions) with their positions, from 1."""
+    lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
+    first = next((line for line in lines if line.strip()), b"")
+    if b'"choices"' in first or b'"question"' in first:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, _question(path, number, line)
+        return
+    for number, record in enumerate(read_records(path, _MOST_LINE_BYTES), 1):
+        if isinstance(record, Finding):
+            raise _wrong(path, record.line or number, record.message)
+        content = fold(record.instruction, record.input)
+        yield number, Item(str(number), "general", content, references=(record.output,))
+
+
+def _question(path: Path, number: int, line: bytes) -> Item:
+    found: _Free | _Choice
+    try:
+        value = parse(line)
+        found = (_Free if isinstance(value, dict) and "answers" in value else _Choice).model_validate(value)
+    except BadJson as error:
+        raise _wrong(path, number, error.message) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        problem = first["msg"].removeprefix("Value error, ")
+        raise _wrong(path, number, f"{field}: {problem}" if field else problem) from error
+    name = found.id or str(number)
+    if isinstance(found, _Free):
+        return Item(name, found.category, found.question, references=found.answers, words=found.words)
+    return Item(name, found.category, found.question, found.choices, found.answer)
+
+
+def _wrong(path: Path, line: int, problem: str) -> CannotTrain:
+    hint = (
+        'a line is {"id", "category", "question", "choices": [...], "answer": index of the right one}, or '
+        '{"question", "answers": [...]}, or a record'
+    )
+    return CannotTrain(f"suite {path}, line {line}: {problem}", hint)

@@ -101,13 +101,13 @@ def test_paths_are_relative_to_the_file(file: Path) -> None:
 
 def test_suites_of_ones_own_are_relative_to_the_file_and_names_stay(file: Path) -> None:
     file.write_text(
-        '[evaluate]\ngeneral = ["builtin", "own.jsonl", "own.txt", "lm-eval:arc_easy", "lm-eval:tasks/a.yaml"]\n'
+        '[evaluate]\ngeneral = ["builtin", "own.jsonl", "own.txt"]\n'
         '[tracks.a.evaluate]\ngeneral = ["sets/mine.jsonl"]\n[tracks.b.evaluate]\nbatch_size = 2\n',
         encoding="utf-8",
     )
     settings = load(file, {})
     own = tuple(f"{file.parent}/{name}" for name in ("own.jsonl", "own.txt"))
-    expected = ("builtin", *own, "lm-eval:arc_easy", f"lm-eval:{file.parent}/tasks/a.yaml")
+    expected = ("builtin", *own)
     assert settings.evaluate.general == expected
     assert settings.track("a").evaluate.general == (f"{file.parent}/sets/mine.jsonl",)
     assert settings.track("b").evaluate.general == expected

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -239,26 +238,17 @@ def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Setting
     assert hooks((), (str(mute),)) == [("ok", str(mute))]
 
 
-def test_suites_are_read_as_a_run_reads_them(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_suites_are_read_as_a_run_reads_them(settings: Settings, tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
     own.write_text('{"question": "q", "choices": ["a", "b"], "answer": 1}\n{"question": "q", "choices": ["a"]}\n')
 
-    def without_harness(name: str) -> str:
-        if name == "lm-eval":
-            raise PackageNotFoundError(name)
-        return version(name)
-
-    monkeypatch.setattr(preflight, "version", without_harness)
-    names = ("builtin", str(own), f"{own}.gone", "lm-eval:hellaswag")
+    names = ("builtin", str(own), f"{own}.gone")
     evaluate = settings.evaluate.model_copy(update={"general": names})
     found = said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")
-    assert [level for level, _ in found] == ["ok", "bad", "bad", "bad"]
+    assert [level for level, _ in found] == ["ok", "bad", "bad"]
     assert [text.removeprefix("suite ") for _, text in found][1:] == [
         f"{own}, line 2: choices: Tuple should have at least 2 items after validation, not 1",
         f"there is no suite {own}.gone",
-        "evaluate.general names lm-eval:hellaswag, and the package lm-eval is not installed",
     ]
     own.write_text('{"instruction": "a", "output": "b"}\n')
     assert said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")[1] == (

@@ -14,7 +14,6 @@ from tests.model_folder import write_model
 Command = Callable[..., Any]
 #: A setting; whose line in `doctor` tells of it, with which words and remedy.
 NEEDS = {
-    '[evaluate]\ngeneral = ["lm-eval:arc_easy"]': ("suites of default", "lm-eval is not installed", "pip install 'lm-"),
     '[evaluate]\ngeneral = ["gone.jsonl"]': ("suites of default", "there is no suite", "evaluate.general"),
     '[evaluate]\nvllm = "/gone/vllm"': ("vLLM of default", "there is no program /gone/vllm", "path"),
     '[export]\ngguf = ["gone-gguf"]': ("export.gguf", "there is no program gone-gguf", "install it"),

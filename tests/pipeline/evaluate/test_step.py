@@ -15,12 +15,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor, SuiteScores
+from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide.comparison import read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
-from pipeline.evaluate import lm_eval, plan, suites
+from pipeline.evaluate import plan
 from pipeline.evaluate.prediction_cache import Prediction
 from pipeline.evaluate.step import evaluate
 from pipeline.metrics import degenerate as degenerate_module
@@ -924,30 +924,6 @@ def test_an_item_longer_than_the_window_is_left_out_for_both(
     attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
     assert [item["id"] for item in items_of(attempt, evaluate(attempt))] == ["q0", "q1", "q2"]
     assert "left out: 1 item of" in capsys.readouterr().err
-
-
-def test_a_task_of_lm_eval_is_run_once_for_each_model_and_paired(
-    bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, int]] = []
-
-    def run_task(_asked: generation.AskedModel, task: str, batch_size: int) -> dict[str, float]:
-        asked.append((task, batch_size))
-        return {"t-0": 1.0, "t-1": float(len(asked) == 1)}
-
-    monkeypatch.setattr(suites, "check_task", lambda task: f"lm-eval 1 {task}")
-    monkeypatch.setattr(lm_eval, "run_task", run_task)
-    rows = heldout_rows(tiny, 4)
-    attempt = bench.attempt(rows, general=("lm-eval:t",))
-    report = evaluate(attempt)
-    assert asked == [("t", 4), ("t", 4)]
-    assert report.suites == (
-        SuiteScores(name="lm-eval:t", records=2, candidate=100.0, champion=50.0, file="suite-0.jsonl"),
-    )
-    assert [item["category"] for item in items_of(attempt, report)] == ["t", "t"]
-    bench.publish(attempt, report)
-    assert evaluate(bench.attempt(rows, general=("lm-eval:t",))).suites == report.suites
-    assert len(asked) == 2
 
 
 # Former champions, and noise ---------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ import pytest
 from pipeline import durable
 from pipeline.errors import CannotTrain
 from pipeline.evaluate import suites
-from pipeline.evaluate.suite_items import Item
-from pipeline.evaluate.suites import read_suite, read_suites
+from pipeline.evaluate.suites import Item, read_suite, read_suites
 from pipeline.prepare.start import GENERAL_ROWS
 from pipeline.records.heldout import prompt_id
 
@@ -181,10 +180,3 @@ def test_the_hash_follows_the_items_and_not_the_name(tmp_path: Path, monkeypatch
     assert read_suite(str(write(tmp_path / "three.jsonl", {**ITEM, "answer": 1}))).digest != one.digest
     monkeypatch.setattr(suites, "_SCORING", "another way")
     assert read_suite(str(tmp_path / "one.jsonl")).digest != one.digest
-
-
-def test_lm_eval_that_is_not_installed_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.evaluate.lm_eval.find_spec", lambda _name: None)
-    with pytest.raises(CannotTrain, match="lm-eval is not installed") as caught:
-        read_suite("lm-eval:arc_easy")
-    assert "pip install 'lm-eval" in caught.value.hint

@@ -286,10 +286,10 @@ def test_of_several_guards_each_has_a_say_and_no_remedy_is_said_twice(made_repor
 def test_against_forgetting_a_setting_and_rows_are_named_with_numbers(
     made_reports: Any, tmp_path: Path, train: dict[str, Any], less: str
 ) -> None:
-    fell = [("builtin", -6.04), ("lm-eval:arc", -13.3)]
+    fell = [("builtin", -6.04), ("own.jsonl", -13.3)]
     guards = [made_reports.guard("general", name, change, "failed", margin=5.0) for name, change in fell]
     _, to_do = told(made_reports, tmp_path, *guards, **train)
-    lost = "General abilities fell: builtin by 6.0 points and lm-eval:arc by 13.3 points"
+    lost = "General abilities fell: builtin by 6.0 points and own.jsonl by 13.3 points"
     assert to_do.startswith(f"{lost} (5.0 are let pass, guards.general). {less}")
     assert "one to each five (about 135 rows): more rows of the task do not help." in to_do
 
