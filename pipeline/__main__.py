@@ -3,12 +3,10 @@
 import contextlib
 import faulthandler
 import os
-import resource
 import shutil
 import signal
 import sys
 import threading
-import time
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -38,7 +36,6 @@ from pipeline.errors import (
     is_disk_full,
 )
 from pipeline.models.manifest import MANIFEST_NAME
-from pipeline.models.memory_estimate import peak_resident
 from pipeline.steps import BY_NAME
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -51,7 +48,6 @@ def main(argv: list[str]) -> int:
     spec = StepSpec.model_validate_json(Path(spec_path).read_bytes())
     attempt = Attempt(spec)
     _stop_on_signal(attempt)
-    started = time.monotonic()
     _stop_without_worker(attempt)
     done = threading.Event()
     ticker = threading.Thread(target=_tick, args=(attempt, done), daemon=True)
@@ -59,14 +55,6 @@ def main(argv: list[str]) -> int:
     result = _run(step_name, attempt)
     done.set()
     ticker.join()
-    seconds, per_hour = time.monotonic() - started, spec.config.price_per_hour
-    of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    cost = {
-        "seconds": seconds,
-        "peak_memory_bytes": max(peak_resident(), of_children),
-        "price": seconds / 3600 * per_hour if per_hour else None,
-    }
-    result = result.model_copy(update=cost)
     try:
         durable.write_json(attempt.folder / RESULT_NAME, result.model_dump())
     except OSError as error:

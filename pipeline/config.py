@@ -352,8 +352,6 @@ class RunConfig(Frozen):
     judge: JudgeConfig = JudgeConfig()
     noise: NoiseFloor | None = None
     """The track's noise floor, once measured."""
-    price_per_hour: float = 0.0
-    """Price of the machine per hour; 0 if not set."""
 
     @model_validator(mode="before")
     @classmethod

@@ -112,12 +112,6 @@ class StepResult(Frozen):
     """sha256 of each input artifact's file."""
     outputs: dict[str, str] = Field(default_factory=dict)
     """sha256 of each output file, by path below the attempt's folder."""
-    seconds: float = 0.0
-    """Wall time of the step, without the start of its process."""
-    peak_memory_bytes: int | None = None
-    """Peak resident memory of the step's process, or of the largest process that it started."""
-    price: float | None = None
-    """By `cost.per_hour`; `None` without one."""
 
 
 class Progress(Frozen):

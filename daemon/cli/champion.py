@@ -10,8 +10,7 @@ from daemon.cli.output import clock, local, print_json, print_line, print_lines,
 from daemon.cli.status import command_lines, short_id, taken_out_lines
 from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, load_settings, open_overview
 from daemon.views.champion_history import ChampionView, serving_at
-from pipeline.report.cost import cost_words
-from pipeline.words import count, signed
+from pipeline.words import count, duration, signed
 
 
 def champion(
@@ -101,8 +100,8 @@ def _print_history(context: typer.Context, found: list[ChampionView]) -> None:
         lines = [*taken_out_lines(one), *command_lines(settings, one, alive=alive)]
         if one.over is not None:
             lines.insert(0, f"trained {one.training}")
-        if one.cost is not None:
-            lines.insert(0, f"run {one.run} took {cost_words(one.cost)}")
+        if one.seconds is not None:
+            lines.insert(0, f"run {one.run} took {duration(one.seconds)}")
         print_lines(f"track {one.track}, generation {one.generation}: {line}" for line in lines)
 
 

@@ -30,7 +30,6 @@ from pipeline.artifacts import Verdict
 from pipeline.decide.explain import guard_words
 from pipeline.durable import read_object
 from pipeline.models.prompt import prompt_form
-from pipeline.report.cost import cost_words
 from pipeline.report.facts import Story, is_nearly_failed
 from pipeline.report.story import p_value_words
 from pipeline.search_settings import trial_words
@@ -212,8 +211,6 @@ def _print_head(run: RunDetail) -> None:
         took = duration((run.ended_at - run.started_at).total_seconds()) if run.ended_at else ""
         ended = f", ended {local(run.ended_at)} after {took}" if run.ended_at else ""
         print_line(f"began {local(run.started_at)}{ended}")
-    if run.cost is not None:
-        print_line(f"cost: {cost_words(run.cost)}")
     if run.failures or run.deaths:
         print_line(f"failures: {run.failures}, vanished processes: {run.deaths}")
     print_line(f"folder: {run.folder}")

@@ -29,8 +29,7 @@ from daemon.views.champion_history import ChampionView
 from daemon.views.overview import Overview, RunView
 from pipeline.contract import Progress
 from pipeline.errors import DropforgeError
-from pipeline.report.cost import cost_words
-from pipeline.words import count, printable, size_words
+from pipeline.words import count, duration, printable, size_words
 
 EXIT_UNAVAILABLE = 69
 _LATEST = 5
@@ -308,8 +307,8 @@ def _print_runs(overview: Overview) -> None:
         rows = [(run.id, run.track, clock(run.ended_at), outcome_words(run)) for run in latest]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME"), rows)
         for run in latest:
-            if run.cost is not None:
-                print_line(f"run {run.id} took {cost_words(run.cost)}")
+            if run.seconds is not None:
+                print_line(f"run {run.id} took {duration(run.seconds)}")
         for run in latest:
             if run.state == "crashed" and run.hint:
                 print_line(f"run {run.id} crashed; hint: {run.hint}")

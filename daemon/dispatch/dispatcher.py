@@ -268,7 +268,7 @@ class Dispatcher:
             if isinstance(artifact, Verdict) and artifact.outcome != "insufficient_evidence":
                 fix_measures(self._engine, self._root, claim, spec.config, now)
             self._end(claim, attempt, AttemptState.PUBLISHED, now, None)
-            log.info("step_published", run=claim.run_id, step=spec.step, seconds=round(result.seconds, 1))
+            log.info("step_published", run=claim.run_id, step=spec.step)
             return True
         if result.status == "interrupted":
             begins_again = result.exit_code == EXIT_START_AGAIN

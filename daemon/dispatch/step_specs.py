@@ -53,7 +53,6 @@ def compose(settings: Settings, track: Track) -> RunConfig:
         gate=own.gate,
         guards=own.guards,
         judge=own.judge,
-        price_per_hour=settings.cost.per_hour,
         noise=NoiseFloor.model_validate(track.noise) if track.noise else None,
         split=own.split.model_copy(update=_fixed_shares(track)),
         evaluate=own.evaluate.model_copy(update={key: value for key, value in fixed.items() if value}),

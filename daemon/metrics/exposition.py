@@ -17,7 +17,6 @@ from daemon.settings.model import Settings
 from daemon.state.run_files import ArtifactDamaged
 from daemon.state.states import DropState, RunState
 from daemon.storage.disk import Disk
-from daemon.views.champion_history import cost_of
 from daemon.views.overview import Overview
 
 #: The format that Prometheus' servers request and node_exporter's textfile collector reads.
@@ -117,11 +116,6 @@ class _House(Collector):
         latest = {row.track: row.run for row in self._overview.rows(_LATEST)}
         gains = [((track,), gain) for track, run in latest.items() if (gain := self._gain(run)) is not None]
         yield _gauge("last_gain_points", "Gain of the last verdict's candidate, in points.", _TRACK, gains)
-        costs = [(track, cost) for track, run in latest.items() if (cost := cost_of(self._settings.state_folder, run))]
-        took = [((track,), cost.seconds) for track, cost in costs]
-        yield _gauge("last_run_seconds", "What that run's attempts took.", _TRACK, took)
-        tokens = [((track,), cost.tokens) for track, cost in costs]
-        yield _gauge("last_run_tokens", "What they trained on and generated.", _TRACK, tokens)
 
     def _champions(self) -> Iterator[Metric]:
         found = [one for track in self._overview.tracks() if (one := self._overview.champion(track)) is not None]

@@ -25,6 +25,7 @@ from daemon.system.programs import owner_of
 _Key = tuple[int, int, tuple[str, ...]]
 #: Settings that earlier versions had, with what holds instead.
 _GONE = {
+    "cost": "a run's time is shown, no price",
     "disk.ballast_bytes": "no ballast is kept",
     "evaluate.engine": "vLLM answers where evaluate.vllm is set",
     "gate.min_records_continuous": "it is twice gate.min_records",

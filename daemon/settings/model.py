@@ -105,13 +105,6 @@ class DiskSettings(Frozen):
     """Free bytes on the state folder's disk under which no run begins and files stay in the inbox."""
 
 
-class CostSettings(Frozen):
-    """What the machine costs, for what is said of each run's cost."""
-
-    per_hour: float = Field(default=0.0, ge=0, le=_MANY)
-    """Price of an hour of the machine, in any currency; 0 shows no price."""
-
-
 class GcSettings(Frozen):
     """What is kept of ended runs and rejected files; champions in use, open runs and other drops always are."""
 
@@ -230,7 +223,6 @@ class Settings(TrackSettings):
     retry: RetrySettings = RetrySettings()
     disk: DiskSettings = DiskSettings()
     gc: GcSettings = GcSettings()
-    cost: CostSettings = CostSettings()
     messages: MessageSettings = MessageSettings()
     web: WebSettings = WebSettings()
     export: ExportSettings = ExportSettings()

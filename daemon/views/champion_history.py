@@ -1,4 +1,4 @@
-"""A track's champions: since when, until when, why, by whom, trained on which drops, at what cost."""
+"""A track's champions: since when, until when, why, by whom, trained on which drops, in what time."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -7,12 +7,10 @@ from pathlib import Path
 from sqlite3 import Connection
 
 from daemon.champions.history import drops_of
-from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict, run_folder
+from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
 from daemon.views.reader import Row, Time
 from pipeline.artifacts import Dataset, Frozen
-from pipeline.report.cost import run_cost
-from pipeline.report.facts import RunCost
 from pipeline.words import start_words
 
 #: More than any generation.
@@ -87,8 +85,8 @@ class ChampionView(Frozen):
     """Generation of the champion that it trained from; `None` for the base."""
     hook: CommandView | None
     health: CommandView | None
-    cost: RunCost | None = None
-    """Of the run that made it, in its history; else left out."""
+    seconds: float | None = None
+    """Time that the steps of the run that made it took; `None` for a base model."""
 
     @property
     def taken_out(self) -> tuple[TrainedOn, ...]:
@@ -119,6 +117,7 @@ def champion_view(base: Connection, state_folder: Path, row: Row, end: int | Non
             "drops": tuple(drop.name for drop in data if drop.role == "train"),
             "data": data,
             **({} if run is None or run_id is None else _training(state_folder, run_id)),
+            "seconds": None if run_id is None else seconds_of(base, run_id),
             "hook": _command(row.hook_state, row.hook_error, row.hook_output),
             "health": _command(row.health_state, row.health_error, row.health_output),
         }
@@ -135,8 +134,7 @@ def champion_views(
     rows = base.execute(below, (track, before, most)).fetchall()
     after = base.execute(above, (track, before)).fetchone()
     ends = [None if after is None else after.done_at, *(row.done_at for row in rows)]
-    made = [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
-    return [one if one.run is None else one.model_copy(update={"cost": cost_of(state_folder, one.run)}) for one in made]
+    return [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
@@ -151,17 +149,11 @@ def trained_on(base: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
     return tuple(TrainedOn.model_validate(vars(row)) for row in rows)
 
 
-def cost_of(state_folder: Path, run_id: int) -> RunCost | None:
-    """Return a run's cost, also per point of gain; `None` if no result of its attempts can be read."""
-    try:
-        verdict = load_verdict(state_folder, run_id)
-    except (OSError, ArtifactDamaged):
-        verdict = None
-    try:
-        cost = run_cost(run_folder(state_folder, run_id), verdict.gain if verdict else None)
-    except OSError:
-        return None
-    return cost if cost.seconds else None
+def seconds_of(base: Connection, run_id: int) -> float | None:
+    """Return the time that a run's attempts took, failed ones included; `None` if none of them has ended."""
+    took = "SELECT sum(ended_at - started_at) / 1000.0 AS seconds FROM attempt WHERE run_id = ?"
+    seconds: float | None = base.execute(took, (run_id,)).fetchone().seconds
+    return seconds
 
 
 def dataset_of(state_folder: Path, run_id: int) -> Dataset | None:

@@ -35,8 +35,8 @@ from daemon.views.champion_history import (
     TrainedOn,
     champion_view,
     champion_views,
-    cost_of,
     dataset_of,
+    seconds_of,
     trained_on,
 )
 from daemon.views.drops import DropUses, DropView, drop_uses, drop_views
@@ -45,7 +45,6 @@ from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
-from pipeline.report.facts import RunCost
 from pipeline.steps import STEPS
 from pipeline.words import start_words
 
@@ -142,8 +141,8 @@ class RunView(Frozen):
     """Why a win is promoted by force only: its model is blocked."""
     again: str | None = None
     """Which steps a run repeats, and what it keeps."""
-    cost: RunCost | None = None
-    """The cost of a run that has ended; lists of all runs leave it out."""
+    seconds: float | None = None
+    """Time that the attempts of an ended run took; lists of all runs leave it out."""
 
 
 #: The columns that lists of runs need; settings and snapshots are large, and read only where they are shown.
@@ -283,10 +282,11 @@ class Overview:
         )
 
     def ended_runs(self, most: int) -> list[RunView]:
-        """Return the newest runs that have ended, at most `most`, newest first, with their costs."""
+        """Return the newest runs that have ended, at most `most`, newest first, with their times."""
         # By its end, not its state: SQLite would gather every run of the ended states before it takes the newest.
         found = self._runs("WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", most)
-        return [run.model_copy(update={"cost": cost_of(self.folder, run.id)}) for run in found]
+        took = self.read(lambda base: [seconds_of(base, run.id) for run in found])
+        return [run.model_copy(update={"seconds": seconds}) for run, seconds in zip(found, took, strict=True)]
 
     def awaiting(self) -> list[RunView]:
         """Return the runs whose win waits for approval, oldest first."""
@@ -413,7 +413,7 @@ class Overview:
         prepared = dataset_of(self.folder, run_id)
         return RunDetail(
             **told,
-            cost=None if row.ended_at is None else cost_of(self.folder, run_id),
+            seconds=None if row.ended_at is None else seconds_of(base, run_id),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
             warnings=(*data.get("warnings", ()), *unread),
             training=None if prepared is None else start_words(prepared),

@@ -22,7 +22,7 @@ def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 
 
     Every template also has: `path` (of this page), `may_change` (whether this browser has the token), `tracks`
     (names), `daemon` (a DaemonView, or `None` if its state cannot be read). Filters: `count size signed plain
-    duration thousands short cost local until tick span`. `plots` draws the pictures, as on the evidence card.
+    duration thousands short local until tick span`. `plots` draws the pictures, as on the evidence card.
     """
     site = site_of(request)
     shared = {

@@ -80,27 +80,6 @@ class BlindReview(Frozen):
     judged_by: tuple[str, ...]
 
 
-class RunCost(Frozen):
-    """Cost of all attempts of a run, failed ones included; the price is `None` if not known."""
-
-    seconds: float
-    tokens: int
-    """Trained on and generated, by attempts that came to an end."""
-    peak_memory_bytes: int | None = None
-    """Most memory (resident set) of one process."""
-    price: float | None = None
-    """By `cost.per_hour`."""
-    seconds_per_point: float | None = None
-    """Per point of gain; `None` without one."""
-    price_per_point: float | None = None
-
-
-class Cost(Frozen):
-    """What the run took up to the verdict; each step's part is in the step's artifact."""
-
-    total: RunCost
-
-
 class Report(Frozen):
     """The evidence behind one verdict; steps that did not run are `None`."""
 
@@ -130,7 +109,6 @@ class Report(Frozen):
     """Records that the candidate answered worse, the worst first."""
     gains: tuple[Example, ...] = ()
     """Records that the candidate answered better, the best first."""
-    cost: Cost
     settings: dict[str, Any]
     """The run's configuration, as its steps were told it."""
     settings_sha256: str

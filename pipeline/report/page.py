@@ -9,7 +9,6 @@ from pipeline import durable
 from pipeline import words as wording
 from pipeline.artifacts import JSON_NAME, PAGE_NAME, known_fields
 from pipeline.report import plots, tables
-from pipeline.report.cost import cost_words
 from pipeline.report.facts import BlindReview, Report, is_nearly_failed
 from pipeline.report.story import p_value_words, review_words
 
@@ -88,6 +87,6 @@ def make_environment(*folders: Path) -> "Environment":
         wording.tick,
     ):
         made.filters[function.__name__] = function
-    made.filters |= {"cost": cost_words, "thousands": "{:,}".format}
+    made.filters["thousands"] = "{:,}".format
     made.globals["plots"] = plots
     return made

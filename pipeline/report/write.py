@@ -19,8 +19,7 @@ from pipeline.artifacts import (
 )
 from pipeline.contract import Attempt
 from pipeline.metrics.registry import METRICS
-from pipeline.report.cost import run_cost
-from pipeline.report.facts import Answer, Cost, Example, Report
+from pipeline.report.facts import Answer, Example, Report
 from pipeline.report.page import MOST_CHARACTERS, write_files
 from pipeline.report.story import reasons, tell
 
@@ -66,7 +65,6 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
         judgement=judgement or _published(attempt, Judgement),
         regressions=regressions,
         gains=gains,
-        cost=Cost(total=run_cost(attempt.folder.parents[1], verdict.gain)),
         settings=settings,
         settings_sha256=hash_settings(settings),
     )

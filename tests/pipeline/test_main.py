@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
 from pipeline.config import GateConfig, JudgeConfig, RunConfig
@@ -33,7 +31,7 @@ def write_spec(root: Path, step: str, rows: str) -> StepSpec:
         inputs={},
         drops=(drop,),
         champion=ModelRef(model_id="m", path="m", generation=0),
-        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s", price_per_hour=7200),
+        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
     )
     (root / spec.folder).mkdir(parents=True)
     durable.write_json(root / spec.folder / SPEC_NAME, spec.model_dump(mode="json"))
@@ -60,16 +58,13 @@ def result_of(spec: StepSpec) -> StepResult:
 ROWS = "".join(f'{{"instruction": "say {n}", "output": "{n}"}}\n' for n in range(50))
 
 
-def test_a_good_step_leaves_its_artifact_the_hashes_of_its_files_and_its_own_peak_memory(tmp_path: Path) -> None:
+def test_a_good_step_leaves_its_artifact_and_the_hashes_of_its_files(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, "prepare", ROWS)
     (tmp_path / spec.folder / CURVE_NAME).write_text("{}")
     argv = [sys.executable, "-P", "-m", "pipeline", spec.step, str(tmp_path / spec.folder / SPEC_NAME)]
-    code = f"import subprocess; large = b'x' * (1 << 30); subprocess.run({argv!r}, check=True)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    subprocess.run(argv, check=True, capture_output=True)
     result = result_of(spec)
     assert (result.status, result.key, result.fence) == ("ok", "1-prepare-1", "fence")
-    assert 1 << 20 < (result.peak_memory_bytes or 0) < 1 << 30, "not that of whoever started it"
-    assert result.price == pytest.approx(result.seconds * 2)
     dataset = Dataset.model_validate(result.artifact)
     assert dataset.train_rows + dataset.dev_rows + dataset.heldout_rows == 50
     for name, digest in result.outputs.items():
