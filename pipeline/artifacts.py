@@ -130,8 +130,6 @@ class Dataset(Artifact):
     replayed_rows: int = 0
     general_rows: int = 0
     """Built-in general rows in `train.jsonl` in addition to `train_rows`, by `train.general_rows`."""
-    train_rows_of: dict[str, int] = Field(default_factory=dict)
-    """Rows that the model is trained on, with all `old_rows`, by slice: `drop 3`, `tag legal` for scored tags."""
     dev_rows: int
     heldout_rows: int
     """Scored records, after the limit."""

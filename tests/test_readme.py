@@ -50,8 +50,7 @@ def in_backticks(text: str) -> set[str]:
 def named_paths(text: str) -> set[str]:
     """Return the files and folders of the repository that a text names, not those that the program makes."""
     ours = r"(?:daemon|pipeline|schemas|systemd|tests|bench|\.ci)/[\w./-]*|[\w/]+\.(?:py|md)|Makefile|pyproject\.toml"
-    made = {"__init__.py", "inbox/WANTED.md"}  # any of them; by the daemon
-    return {name for name in in_backticks(text) if re.fullmatch(ours, name)} - made
+    return {name for name in in_backticks(text) if re.fullmatch(ours, name)} - {"__init__.py"}
 
 
 def lost_paths(document: Path) -> list[str]:

@@ -9,11 +9,10 @@ from pipeline.artifacts import Role
 DONE = "done"
 REJECTED = "rejected"
 HELDOUT = "heldout"
-#: Endings of files that are being written (by browsers, rsync and scp clients, editors); files of desktops.
+#: Endings of files that are being written (by browsers, rsync and scp clients, editors).
 _IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b".kate-swp", b"~")
-_DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
-#: Files that the daemon itself writes there, or a person instead of it; compared in lower case.
-_TEXTS = frozenset({b"readme.txt", b"wanted.md"})
+#: Files of desktops, and the one that the daemon itself writes there, or a person instead; compared in lower case.
+_NO_DROPS = frozenset({b"thumbs.db", b"desktop.ini", b"readme.txt"})
 #: Ending of the note next to a file that cannot be taken.
 WAITS = ".waits.txt"
 _NOTE = WAITS.encode()
@@ -54,7 +53,7 @@ def is_skipped(name: bytes) -> bool:
     Return whether a file of this name is ignored: a partial upload, a file of a desktop, or a text of the daemon.
 
     Ignored are names that begin with `.` (as those of rsync and macOS) or `~`, or end as writers end theirs until they
-    are done, and README.txt, WANTED.md and notes, regardless of their author.
+    are done, and README.txt and notes, regardless of their author.
     """
     lower = name.lower()
-    return lower.startswith((b".", b"~")) or lower.endswith((*_IN_PROGRESS, _NOTE)) or lower in _DESKTOP | _TEXTS
+    return lower.startswith((b".", b"~")) or lower.endswith((*_IN_PROGRESS, _NOTE)) or lower in _NO_DROPS

@@ -125,7 +125,7 @@ class IntakeLoop:
         return False
 
     def _write_texts(self) -> bool:
-        """Write verdict notes, README.txt and WANTED.md; return whether notes are still pending."""
+        """Write README.txt and verdict notes; return whether notes are still pending."""
         if self.stop.is_set() or self._disk.shortage():
             return False
         if self._texts is None:

@@ -17,8 +17,6 @@ from pipeline.prepare.partitions import PartitionRow
 SplitName = Literal["train", "dev", "heldout"]
 #: Fewer dev rows are too few for a dev loss and go to training.
 LEAST_DEV_ROWS = 20
-#: Most tags whose training rows are counted: there may be as many tags as rows.
-_MOST_TAGS = 10_000
 
 
 class Prompt(NamedTuple):
@@ -113,10 +111,6 @@ class Totals:
 
     rows: int = 0
     train_rows: int = 0
-    train_drops: Counter[int] = field(default_factory=Counter)
-    """Training rows by drop."""
-    train_tags: Counter[str] = field(default_factory=Counter)
-    """Training rows by tag, of the first `_MOST_TAGS` tags."""
     dev_rows: int = 0
     heldout_rows: int = 0
     """Rows of held-out prompts, scored or not."""
@@ -139,13 +133,6 @@ class Totals:
     """Tokens of the longest answer of these, with its end token."""
     too_long: int = 0
     """Rows of prompts that are not scored only because they exceed the window with their answers."""
-
-    @property
-    def train_rows_of(self) -> dict[str, int]:
-        """Training rows by slice: each drop, and each tag of the scored prompts."""
-        by_drop = {f"drop {drop}": rows for drop, rows in sorted(self.train_drops.items())}
-        tags = sorted({tag for scored in self.scored for tag in scored.tags})
-        return by_drop | {f"tag {tag}": self.train_tags[tag] for tag in tags}
 
 
 class Familiar(NamedTuple):
@@ -232,9 +219,6 @@ class SplitWriter:
     def _write_train(self, row: PartitionRow) -> None:
         self._train.write(_json_line(row, drop=row.drop))
         self.totals.train_rows += 1
-        self.totals.train_drops[row.drop] += 1
-        tags = self.totals.train_tags
-        tags.update(tag for tag in set(row.tags) if tag in tags or len(tags) < _MOST_TAGS)
 
 
 def write_heldout(path: Path, scored: Sequence[Scored], groups: Sequence[str]) -> None:

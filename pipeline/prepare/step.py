@@ -83,7 +83,6 @@ def prepare(attempt: Attempt) -> Dataset:
         old_rows=start.old,
         replayed_rows=start.replayed,
         general_rows=general,
-        train_rows_of=totals.train_rows_of,
         dev_rows=totals.dev_rows,
         heldout_rows=len(scored),
         heldout_groups=len(set(groups)),

@@ -99,9 +99,9 @@ def unlikely_words(found: Mapping[str, Any], run: int | None) -> str:
     return f"look at its answers, the champion found them unlikely: {loss_words(found)}; dropforge report {run}"
 
 
-def rows_for_verdict(track: TrackSettings, metric: str | None = None) -> str:
-    """Return how many held-out records or rows a verdict needs, as a clause; `metric` is as in `too_few`."""
-    least, most = _needed(track, metric)
+def rows_for_verdict(track: TrackSettings) -> str:
+    """Return how many held-out records or rows a verdict needs, as a clause."""
+    least, most = _needed(track, None)
     share = track.split.heldout
     if track.gate.on == "pinned":
         return f"{_either(least, most, 'records')} are held out"

@@ -88,8 +88,6 @@ class VerdictNotes:
         self._pasts: dict[str, TrackPast] = {}
         #: Whether changes are not handled yet: reading them fails while the database is locked.
         self._changed = False
-        #: Tracks whose champion or verdicts may have changed; `FolderTexts` removes each that it has handled.
-        self.touched = set(settings.track_names)
 
     def refresh(self) -> bool:
         """
@@ -118,7 +116,7 @@ class VerdictNotes:
         return bool(self._pending)
 
     def _look_at_events(self, session: Session) -> None:
-        """Mark drops as pending, and tracks as touched, that the events since the last call may concern."""
+        """Mark the drops as pending that the events since the last call may concern."""
         asked = select(Event).where(col(Event.id) > self._seen, col(Event.kind).not_like("step!_%", escape="!"))
         asked = asked.options(defer(Event.detail))  # type: ignore[arg-type]
         events = session.exec(asked.order_by(col(Event.id))).all()
@@ -126,7 +124,6 @@ class VerdictNotes:
             return
         tracks = {event.track for event in events if event.track}
         champions = {track: self._past(session, track).champion for track in tracks}
-        self.touched |= tracks
         self._pending |= {event.drop_id for event in events if event.drop_id}
         # A new drop changes no other drop's text; otherwise a thousand new drops would be worded a thousand times each.
         of_runs = [event for event in events if event.run_id and not event.kind.startswith("drop_")]

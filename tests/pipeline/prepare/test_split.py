@@ -143,15 +143,3 @@ def test_references_that_are_no_json_are_counted_where_field_f1_decides(tmp_path
     assert [json_f1(answer, ["42"]) for answer in ("42", '{"a": 42}', "43")] == [1, 0, 0]
     assert len(prepare("auto", *good, "none")) == 1, "it is chosen where 80 % are JSON"
     assert prepare("json_f1", *good) == prepare("exact_match", *broken) == ()
-
-
-def test_training_rows_are_counted_by_drop_and_by_tag_of_a_scored_record(tmp_path: Path) -> None:
-    first = [{**row, "tags": ["easy", "easy"], "category": "law"} for row in rows(200)]
-    second = [{**row, "tags": ["easy"]} for row in rows(100, start=500)]
-    made = prepared(tmp_path, first, second)
-    by_drop = {f"drop {drop}": sum(row["drop"] == drop for row in made.train) for drop in (1, 2)}
-    assert made.dataset.train_rows_of == {
-        **by_drop,
-        "tag category:law": by_drop["drop 1"],
-        "tag easy": made.dataset.train_rows,
-    }

@@ -55,7 +55,6 @@ def test_the_champion_is_trained_on_what_is_new_to_it_and_a_share_of_the_rest(tm
     snapshot.config = snapshot.config.model_copy(update={"train": TrainConfig()})
     plain = snapshot.prepare()
     assert (plain.dev, plain.heldout) == (second.dev, second.heldout)
-    assert plain.dataset.train_rows_of == found.train_rows_of, "all that is behind the model"
     assert len(plain.train) == len(new) + len(first.train)
 
 
@@ -174,7 +173,6 @@ def test_general_rows_are_the_share_that_the_settings_say_and_counted_by_themsel
     found = made.dataset
     assert (found.train_rows, found.general_rows) == (len(own), len(general))
     assert len(general) == round(share * len(made.train))
-    assert found.train_rows_of == plain.dataset.train_rows_of
     assert start_words(found) == f"from the base, on {len(own)} rows and {len(general):,} general ones of Dropforge's"
     assert set(general[0]) == {"id", "instruction", "input", "output"}
 
