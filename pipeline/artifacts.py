@@ -171,27 +171,23 @@ class CurvePoint(Frozen):
 
 
 class Trial(Frozen):
-    """One training of a search, or a combination of adapters, with its outcome."""
+    """One training of a search, with its outcome."""
 
     number: int
     """From 1, in the order in which they ran."""
     settings: dict[str, Any]
     """The tried settings of [train]."""
     outcome: Literal["finished", "pruned", "failed"]
-    """`pruned`: stopped early, its dev loss was above the median of earlier trials."""
-    dev_score: float | None = None
-    """What it was chosen by, higher is better: in points, or for `nll` the mean log-likelihood in nats per token."""
-    scored_by: str = ""
-    """The track's metric, or `nll` with few dev rows; empty if it was not scored."""
+    """Earlier versions also wrote `pruned`."""
     dev_loss: float | None = None
-    """The last measurement, in nats per token."""
+    """The last measurement, in nats per token, by which one trial is chosen."""
     seconds: float
     tokens: int = 0
     """Tokens that it was trained on."""
     chosen: bool = False
     """Whether it was merged and evaluated."""
     why: str = ""
-    """Why it was chosen or failed."""
+    """Why it failed."""
 
 
 class Adapter(Artifact):

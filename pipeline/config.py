@@ -55,7 +55,7 @@ _OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes"}
 #: Settings that choose the starting model and its rows, used by `prepare`.
 _OF_THE_BEGINNING = {"start", "replay", "general_rows"}
 #: Settings that all trials of a search share: the data, and those that cannot be tried.
-_OF_THE_SEARCH = {*_OF_THE_MACHINE, *_OF_THE_BEGINNING, "format", "max_length", "search"}
+_OF_THE_SEARCH = {*_OF_THE_MACHINE, *_OF_THE_BEGINNING, "format", "max_length", "quantization", "search"}
 
 
 class TrainConfig(Frozen):

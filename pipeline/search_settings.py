@@ -129,8 +129,6 @@ def settings_words(settings: dict[str, Any]) -> str:
 def trial_words(trial: Trial) -> str:
     """Return a trial in one line: its settings, outcome, scores and duration."""
     parts = [f"{trial.number}. {settings_words(trial.settings)}: {trial.outcome}"]
-    if trial.dev_score is not None and trial.scored_by != "nll":
-        parts.append(f"{plain(trial.dev_score)} points on the dev rows")
     if trial.dev_loss is not None:
         parts.append(f"dev loss {plain(trial.dev_loss, 3)}")
     parts.append(duration(trial.seconds))

@@ -161,26 +161,18 @@ def former_table(former: Sequence[FormerScores]) -> Table:
 
 def trials_table(adapter: Adapter) -> Table:
     """Return the table of a search's trials, in the order in which they ran."""
-    metric = next((one.scored_by for one in adapter.candidates if one.scored_by not in {"", "nll"}), "")
-    columns = (
-        *_numbers("Trial"),
-        Column("Tried"),
-        *_numbers("Points", "Dev loss", "Time"),
-        Column("What became of it"),
-    )
+    columns = (*_numbers("Trial"), Column("Tried"), *_numbers("Dev loss", "Time"), Column("What became of it"))
     rows = [
         (
             str(one.number),
             settings_words(one.settings),
-            _plain(one.dev_score) if metric else None,
             _plain(one.dev_loss, 3),
             duration(one.seconds),
             ": ".join(filter(None, ("✓ chosen" if one.chosen else one.outcome, one.why))),
         )
         for one in adapter.candidates
     ]
-    by = f"{metric} on the dev rows, in points" if metric else "the likelihood of the dev rows' answers"
-    return _table(f"Chosen by {by}, and never by a held-out record", columns, rows)
+    return _table("Chosen by the lowest dev loss, and never by a held-out record", columns, rows)
 
 
 def scores_table(evaluation: Evaluation) -> Table:

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline import durable
 from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.models.generation import Decoding, end_tokens
+from pipeline.models.generation import end_tokens
 from pipeline.models.loading import Device, OutOfMemory, chosen_device, load_tokenizer
 from pipeline.models.manifest import check_base, model_id, require_start
 from pipeline.models.prompt import Format, choose_format, completion_ids, fold, prompt_ids
@@ -22,7 +22,6 @@ from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import fingerprint
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.memory import go_on_with_less, plan_memory
-from pipeline.train.search.dev_scores import DevSet
 from pipeline.train.search.run import SearchResult, search
 from pipeline.train.search.trials import TrainedOnce
 from pipeline.train.trainer import DEV_ROWS, TokenRow, Training
@@ -82,7 +81,6 @@ class Prepared:
     device: Device
     tokenizer: Any
     format: Format
-    ends: tuple[int, ...]
     rows: Sequence[TokenRow]
     dev: Sequence[TokenRow]
     dataset: Dataset
@@ -141,7 +139,7 @@ def train(attempt: Attempt) -> Adapter:
             f"{min(tokeniser.lengths)} to {longest} tokens, and the window is {tokeniser.window}",
             f"set train.max_length = {longest}, if the base model's own window allows it",
         )
-    prepared = Prepared(start, device, tokenizer, fmt, ends, rows, dev, dataset)
+    prepared = Prepared(start, device, tokenizer, fmt, rows, dev, dataset)
     result = _search(attempt, prepared) if config.train.search.space else None
     adapter = attempt.make_folder("adapter")
     if result is None:
@@ -168,9 +166,7 @@ def train(attempt: Attempt) -> Adapter:
     )
 
 
-def _train_once(
-    attempt: Attempt, prepared: Prepared, adapter: Path, prune: Callable[[Sequence[float]], bool] | None = None
-) -> TrainedOnce:
+def _train_once(attempt: Attempt, prepared: Prepared, adapter: Path) -> TrainedOnce:
     """Train once with the attempt's settings and save the result in `adapter`. Raises what `train` raises."""
     config, base, device = attempt.config.train, prepared.base, prepared.device
     process = ProcessRank(count=process_count(config, device))
@@ -181,15 +177,14 @@ def _train_once(
     settings = {**config.decisive(), "quantization": plan.quantization}
     mark = prepared.mark(settings, attempt.config.base_model_id)
     try:
-        training = Training(base, device, adapter, scratch, mark, plan, process, prune)
+        training = Training(base, device, adapter, scratch, mark, plan, process)
         trained = train_in_processes(training, prepared.tokenizer, prepared.rows, prepared.dev, attempt)
     except OutOfMemory as error:
         adapter.rmdir()
         go_on_with_less(attempt, plan, sizes, error)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    cost = float(trained.trained_tokens * (sizes.base.weights + trained.trainable_parameters))
-    return TrainedOnce(trained=trained, plan=plan, estimated_memory=estimated, cost=cost)
+    return TrainedOnce(trained=trained, plan=plan, estimated_memory=estimated)
 
 
 def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
@@ -198,30 +193,12 @@ def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
 
     Raises what `train` raises.
     """
-    config, dataset = attempt.config, prepared.dataset
+    config = attempt.config
     if len(prepared.dev) < DEV_ROWS:
         raise CannotTrain(
             f"a search needs {DEV_ROWS} dev rows to choose by, and there are {len(prepared.dev)}",
             "drop more data, raise split.dev before a track's first run, or remove [train.search]",
         )
-    outputs = [row["output"] for row in durable.read_jsonl(attempt.path(dataset.folder) / "dev.jsonl")]
-    evaluate = config.evaluate
-    dev = DevSet(
-        base=prepared.base,
-        device=prepared.device,
-        tokenizer=prepared.tokenizer,
-        ends=prepared.ends,
-        rows=prepared.dev,
-        references=[outputs[row.line - 1] for row in prepared.dev],
-        metric=dataset.metric,
-        decoding=Decoding(
-            dataset.max_new_tokens,
-            evaluate.repetition_penalty,
-            evaluate.batch_size,
-            read_window(prepared.base),
-        ),
-    )
     searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)
-    settings = {**config.train.decisive(), "search": searched}
-    mark = prepared.mark(settings, config.base_model_id)
-    return search(attempt, mark, dev, lambda trial, folder, prune: _train_once(trial, prepared, folder, prune))
+    mark = prepared.mark({**config.train.decisive(), "search": searched}, config.base_model_id)
+    return search(attempt, mark, lambda trial, folder: _train_once(trial, prepared, folder))

@@ -51,8 +51,6 @@ class Training:
     """Memory plan; overrides the settings. `None`: use the settings."""
     process: ProcessRank = field(default_factory=ProcessRank)
     """This process's rank among those that share the training."""
-    prune: Callable[[Sequence[float]], bool] | None = None
-    """Called with the dev losses so far; returns whether to stop the training. `None`: never stop."""
 
 
 def make_trainer(

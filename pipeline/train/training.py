@@ -48,8 +48,6 @@ class Trained(Frozen):
     trained_tokens: int
     loss_curve: tuple[CurvePoint, ...]
     dev_curve: tuple[CurvePoint, ...]
-    pruned: bool = False
-    """Whether a search stopped it early because other trials did better; the adapter is saved as it was then."""
     trainable_parameters: int
     adapter_change: float
     peak_memory_bytes: int
@@ -76,7 +74,6 @@ def train_model(
         trainer = make_trainer(training, tokenizer, rows, dev, config)
         before = adapter_weights(trainer.model)
         watch = watcher(attempt, trainer._get_train_sampler(), [row.line for row in rows])  # noqa: SLF001 - ours
-        watch.prune = training.prune
         trainer.add_callback(watch)
         trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint, training.process))
         attempt.check_stop()
@@ -93,7 +90,7 @@ def train_model(
             "free memory on the device, or lower train.max_length",
         )
     state = trainer.state
-    if state.global_step < state.max_steps and not watch.pruned:
+    if state.global_step < state.max_steps:
         raise Interrupted(
             f"training was stopped and left a checkpoint at step {state.global_step} of {state.max_steps}"
         )
@@ -107,7 +104,6 @@ def train_model(
         trained_tokens=int(state.num_input_tokens_seen),
         loss_curve=thinned(losses),
         dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watch.dev),
-        pruned=watch.pruned,
         trainable_parameters=sum(weight.numel() for weight in before.values()),
         adapter_change=change,
         peak_memory_bytes=torch.cuda.max_memory_allocated() if training.device == "cuda" else peak_resident(),

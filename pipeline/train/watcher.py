@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.artifacts import Dataset
@@ -44,7 +44,7 @@ def adapter_weights(model: Any) -> Mapping[str, Any]:
 
 class Watcher:
     """
-    The trainer callback's methods: report progress, record losses, and stop a diverged or pruned training.
+    The trainer callback's methods: report progress, record losses, and stop a diverged training.
 
     It reads only the trainer's log, so that a resumed training is treated like an uninterrupted one.
     """
@@ -57,8 +57,6 @@ class Watcher:
         self.marks: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS + 1)
         self.losses: list[tuple[int, float]] = []
         self.dev: list[tuple[int, float]] = []
-        self.prune: Callable[[Sequence[float]], bool] | None = None
-        self.pruned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Load the losses that an interrupted training had logged, and begin to report progress."""
@@ -93,17 +91,9 @@ class Watcher:
             sys.stderr.write(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}\n")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Record the dev loss; stop the training if `prune` returns true."""
+        """Record and report the dev loss."""
         self.dev.append((state.global_step, metrics["eval_loss"]))
         self._report(state)
-        if self.prune is not None and state.global_step < state.max_steps:
-            self.pruned = self.prune([loss for _, loss in self.dev])
-        if self.pruned:
-            sys.stderr.write(
-                f"training pruned at step {state.global_step}: its dev loss is above the median of earlier trials\n"
-            )
-            control.should_training_stop = True
-            control.should_save = False
 
     def _report(self, state: Any) -> None:
         (began, first, tokens), (now, last, seen) = self.marks[0], self.marks[-1]

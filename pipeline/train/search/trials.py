@@ -12,22 +12,18 @@ from typing import Any, Literal
 from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.config import MemoryPlan
-from pipeline.train.search.choice import DevScores
-from pipeline.train.search.dev_scores import Scored
 from pipeline.train.training import Trained
 
 _SEARCH, _TRIAL, _ENDED = "search.json", "trial.json", "ended.json"
 
 
 class TrainedOnce(Frozen):
-    """The result of one finished training, with its memory plan and cost."""
+    """The result of one finished training, with its memory plan."""
 
     trained: Trained
     plan: MemoryPlan
     estimated_memory: dict[str, int]
     """Bytes by purpose."""
-    cost: float
-    """Trained tokens times weights: the amount of computation, on any machine."""
 
 
 class TrialState(Frozen):
@@ -37,34 +33,20 @@ class TrialState(Frozen):
     """From 1."""
     settings: dict[str, Any]
     """The tried settings."""
-    outcome: Literal["finished", "pruned", "failed"] | None = None
+    outcome: Literal["finished", "failed"] | None = None
     """`None` until it has ended."""
     seconds: float = 0.0
     """Spent by earlier processes, as far as they could record it."""
-    vanished: int = 0
-    """Processes that began it and did not record an end, since the checkpoint of `at_step`."""
-    at_step: int = 0
     once: TrainedOnce | None = None
-    """Set after training, before scoring."""
-    scored: Scored | None = None
+    """The training, once it has finished."""
     why: str = ""
     """Why it failed."""
     hint: str = ""
 
     @property
-    def losses(self) -> tuple[float, ...]:
-        """The trial's dev losses in nats per token, in the order in which they were measured."""
-        return tuple(point.loss for point in self.once.trained.dev_curve) if self.once else ()
-
-    @property
-    def dev(self) -> DevScores | None:
-        """The trial's dev scores and cost; `None` if it was not scored."""
-        return DevScores(self.scored.scores, self.scored.weights, self.once.cost) if self.scored and self.once else None
-
-    @property
-    def mean(self) -> float | None:
-        """The trial's mean dev score; `None` if it was not scored."""
-        return self.dev.mean if self.dev else None
+    def dev_loss(self) -> float | None:
+        """The last dev loss in nats per token, which is that of the saved adapter; `None` if the trial failed."""
+        return self.once.trained.dev_curve[-1].loss if self.once else None
 
 
 class TrialFiles:

@@ -1,14 +1,11 @@
-"""What is tried next, and what is given up: the same for the same past, in whatever process."""
+"""What is tried next: the same for the same past, in whatever process."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import pytest
-
 from pipeline.artifacts import CurvePoint
 from pipeline.config import TrainConfig
-from pipeline.train.search.dev_scores import Scored
-from pipeline.train.search.suggest import MedianRule, suggest
+from pipeline.train.search.suggest import suggest
 from pipeline.train.search.trials import TrainedOnce, TrialState
 from pipeline.train.training import Trained
 
@@ -20,14 +17,12 @@ SPACE = {
 }
 
 
-def tried(settings: Mapping[str, Any], score: float | None, losses: tuple[float, ...]) -> TrialState:
-    """Return a trial with these results."""
-    curve = tuple(CurvePoint(step=step, loss=loss) for step, loss in enumerate(losses))
+def tried(settings: Mapping[str, Any], loss: float | None) -> TrialState:
+    """Return a trial with this last dev loss, or one that failed."""
     trained: Any = Trained.model_construct
     once: Any = TrainedOnce.model_construct
-    made = once(trained=trained(dev_curve=curve), cost=1.0) if losses else None
-    scored = None if score is None else Scored(by="nll", scores=(score,), weights=(1.0,))
-    return TrialState.model_construct(number=1, settings=dict(settings), once=made, scored=scored)
+    made = None if loss is None else once(trained=trained(dev_curve=(CurvePoint(step=1, loss=loss),)))
+    return TrialState.model_construct(number=1, settings=dict(settings), once=made)
 
 
 def searched(count: int, train: TrainConfig, past: list[TrialState] | None = None) -> list[TrialState]:
@@ -37,7 +32,7 @@ def searched(count: int, train: TrainConfig, past: list[TrialState] | None = Non
         settings = suggest(train, past)
         if settings is None:
             break
-        past.append(tried(settings, -abs(settings["learning_rate"] - 1e-3), (1.0, 0.5)))
+        past.append(tried(settings, abs(settings["learning_rate"] - 1e-3)))
     return past
 
 
@@ -55,8 +50,8 @@ def test_optuna_draws_the_same_in_one_go_and_after_a_restart() -> None:
         assert isinstance(one.settings["rank"], int)
     assert len({repr(one.settings) for one in whole}) == 12
     assert searched(3, tpe().model_copy(update={"seed": 7}))[0] != whole[0]
-    # What was pruned or failed is told to Optuna, too.
-    past = [tried(one.settings, None, (2.0,) if index % 2 else ()) for index, one in enumerate(whole[:8])]
+    # What failed is told to Optuna, too.
+    past = [tried(one.settings, 2.0 if index % 2 else None) for index, one in enumerate(whole[:8])]
     assert suggest(tpe(), past) is not None
 
 
@@ -65,19 +60,3 @@ def test_a_search_ends_with_its_trials_or_when_all_was_tried() -> None:
     rates = [1e-4, 1e-3]
     found = searched(9, tpe(space={"learning_rate": rates}))
     assert sorted(one.settings["learning_rate"] for one in found) == rates
-
-
-@pytest.mark.parametrize(
-    ("earlier", "losses", "ends"),
-    [
-        ([(1.0,), (2.0,), (3.0,)], (2.5,), True),
-        ([(1.0,), (2.0,), (3.0,)], (1.5,), False),
-        ([(4.0, 1.0), (4.0, 2.0), (4.0, 3.0)], (0.5, 2.5), False),  # it had been better
-        ([(1.0,), (2.0,)], (9.0,), False),  # too few to know
-        ([(1.0,), (2.0,), (3.0,)], (0.5, 9.0), False),  # nobody was measured so late
-    ],
-)
-def test_the_median_of_those_before_ends_a_trial(
-    earlier: list[tuple[float, ...]], losses: tuple[float, ...], ends: bool
-) -> None:
-    assert MedianRule(tuple(earlier))(losses) is ends
