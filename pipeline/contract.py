@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from pipeline import durable
 from pipeline.artifacts import Artifact, CurvePoint, Drop, Frozen, ModelRef
-from pipeline.config import MemoryPlan, RunConfig
+from pipeline.config import RunConfig
 from pipeline.errors import Interrupted, StepFailed
 from pipeline.words import duration, size_words
 
@@ -77,8 +77,6 @@ class StepSpec(Frozen):
     proposed_rows: int = 0
     """Held-out rows of the track that wait for a person's approval."""
     config: RunConfig
-    memory: MemoryPlan | None = None
-    """Memory plan of the last comparable run; on the same device, no larger micro-batches are used."""
     network: bool = False
     """Whether the step may use the network: only then it gets the environment's proxies and the judge's key."""
     grace_seconds: float = GRACE_SECONDS

@@ -1,12 +1,10 @@
 """Build a run's configuration, and a step's spec from drops, champion and the history of the track."""
 
 import os
-from contextlib import suppress
-from pathlib import Path
 
 import structlog
 from sqlalchemy import Engine
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from daemon.champions import history, promotion
 from daemon.queue.snapshots import judged_before, snapshot_ids
@@ -17,14 +15,12 @@ from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Run, Suspect, Track
 from daemon.state.tables import Drop as DropRow
 from pipeline.artifacts import Drop, NoiseFloor
-from pipeline.config import MemoryPlan, RunConfig
+from pipeline.config import RunConfig
 from pipeline.contract import StepSpec, TwinRun
 from pipeline.steps import BY_NAME
 
 #: Number of former champions that a candidate is compared with.
 _FORMER = 3
-#: Number of earlier runs that are searched for one with the same memory settings.
-_LOOKED_AT = 50
 #: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
 #: the step itself most of all (README.md has the numbers). The daemon's own setting goes before ours. The worker
 #: passes on no other than `worker.STEP_VARIABLES`.
@@ -75,7 +71,6 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
     with transaction(engine) as session:
         of_track = _of_track(session, settings, run)
-        memory = memory_before(session, root, run) if attempt.step == "train" else None
     return StepSpec.model_validate(
         {
             "run": attempt.run_id,
@@ -91,36 +86,9 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "drops": tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
             "config": RunConfig.model_validate(run.config),
             "network": BY_NAME[attempt.step].network,
-            "memory": memory,
             **of_track,
         }
     )
-
-
-def memory_before(session: Session, state_folder: Path, run: Run) -> MemoryPlan | None:
-    """
-    Return the memory plan of the last training with the same base model and memory settings, on any track.
-
-    Only the 50 latest runs are searched; `None` if none of them has one.
-    """
-    asked = _asks(run.config or {})
-    others = select(Run).where(Run.id != run.id, col(Run.config).is_not(None)).order_by(col(Run.id).desc())
-    for other in session.exec(others.limit(_LOOKED_AT)):
-        if _asks(other.config or {}) != asked:
-            continue
-        # Another run's damage is its own trouble.
-        with suppress(run_files.ArtifactDamaged, OSError):
-            adapter = run_files.load_adapter(state_folder, other.id or 0)
-            if adapter is not None and adapter.batch_tokens:
-                return MemoryPlan.model_validate(adapter.model_dump(include=set(MemoryPlan.model_fields)))
-    return None
-
-
-def _asks(config: dict[str, object]) -> tuple[object, ...]:
-    train = config.get("train")
-    asked = train if isinstance(train, dict) else {}
-    of_memory = ("method", "quantization", "batch_tokens", "max_length")
-    return (config.get("base_model_id"), *(asked.get(name) for name in of_memory))
 
 
 def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, object]:

@@ -75,32 +75,28 @@ def plan_memory(
     Return the memory plan for training on records of `lengths` tokens in `processes` processes, and the sizes.
 
     If this run has used a plan with the same settings on this device, that plan is returned. Otherwise it is the first
-    plan that is estimated to fit, or else the smallest, with no larger micro-batches than in the last run on this
-    device; an NF4 base is tried before smaller micro-batches. The plan is saved for later attempts.
+    plan that is estimated to fit, or else the smallest; an NF4 base is tried before smaller micro-batches. The plan is
+    saved for later attempts.
     """
     import torch
 
-    config, earlier, longest = attempt.config.train, attempt.spec.memory, max(lengths)
+    config, longest = attempt.config.train, max(lengths)
     name = str(torch.cuda.get_device_name()) if device == "cuda" else "cpu"
     most = longest * -(-config.batch_size // processes)
     free = free_memory(device) // (1 if device == "cuda" else processes)
     sizes = Sizes(base_sizes(base), config, device, free, longest, most)
-    tokens, words = config.batch_tokens, ""
-    if earlier is not None and earlier.device == name and earlier.batch_tokens < tokens:
-        tokens = earlier.batch_tokens
-        words = "; no larger micro-batches than an earlier training's until train.batch_tokens changes"
     note = durable.read_object(attempt.path(attempt.spec.checkpoints) / NOTE_NAME)
     if note.get("asked") == _asked(config) and note["plan"]["device"] == name:
         plan = MemoryPlan.model_validate(note["plan"])
     else:
         quantization: Literal["nf4", "none"] = "nf4" if config.quantization == "nf4" else "none"
-        plan = MemoryPlan(device=name, quantization=quantization, batch_tokens=tokens, activations="kept")
+        plan = MemoryPlan(device=name, quantization=quantization, batch_tokens=config.batch_tokens, activations="kept")
         if config.quantization == "auto" and not sizes.fits(plan):
             plan = plan.model_copy(update={"quantization": "nf4"})
         while not sizes.fits(plan) and (less := sizes.smaller(plan)) is not None:
             plan = less
     _note(attempt, plan)
-    sys.stderr.write(f"memory: {sizes.words(plan)}; {size_words(free)} free{words}\n")
+    sys.stderr.write(f"memory: {sizes.words(plan)}; {size_words(free)} free\n")
     return plan, sizes
 
 

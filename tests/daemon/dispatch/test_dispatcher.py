@@ -28,7 +28,7 @@ from pipeline.artifacts import (
     NoiseFloor,
     Shortfall,
 )
-from pipeline.config import GateConfig, JudgeConfig, MemoryPlan
+from pipeline.config import GateConfig, JudgeConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN, DropforgeError
 from pipeline.models.manifest import check_base
@@ -1266,29 +1266,3 @@ def test_a_step_at_work_writes_nothing_into_the_database(box: Box, monkeypatch: 
     for seconds in range(0, 600, 10):
         box.dispatcher.tick(NOW + 1000 * seconds)
     assert not watch.changed(), "each commit wakes hooks and messages, and every open page asks for all it shows"
-
-
-def trained(batch_tokens: int, device: str) -> Callable[[StepSpec], StepResult]:
-    return lambda spec: StepResult(
-        key=spec.key,
-        fence=spec.fence,
-        status="ok",
-        exit_code=0,
-        artifact=made_adapter(spec, batch_tokens=batch_tokens, device=device).model_dump(mode="json"),
-    )
-
-
-def test_a_training_is_told_how_the_latest_like_it_came_to_fit(box: Box) -> None:
-    box.executor.script["train"] = [trained(512, "card"), trained(256, "card"), trained(128, "card")]
-    dispatcher = box.new_dispatcher()
-    for name in ("a", "b"):
-        box.drop(name)
-        ticks(dispatcher)
-    longer = box.settings.train.model_copy(update={"max_length": 2048})
-    dispatcher = box.new_dispatcher(box.settings.model_copy(update={"train": longer}))
-    box.drop("c")
-    ticks(dispatcher)
-    told = [spec.memory for spec in box.executor.submitted if spec.step == "train"]
-    first = MemoryPlan(device="card", quantization="none", batch_tokens=512, activations="kept")
-    assert told == [None, first, None]
-    assert {spec.memory for spec in box.executor.submitted if spec.step != "train"} == {None}

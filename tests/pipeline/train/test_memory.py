@@ -85,14 +85,12 @@ Order = Callable[..., Attempt]
 def order(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Order:
     """Make attempts of one run at training on 16 records of about 250 tokens."""
 
-    def make(base: Path, earlier: MemoryPlan | None = None, **settings: Any) -> Attempt:
+    def make(base: Path, **settings: Any) -> Attempt:
         rows = [{"instruction": f"{n} a b" * 50, "input": "", "output": f"ok {n}"} for n in range(16)]
         dataset = write_rows(tmp_path, rows)
         train = TrainConfig(**{"rank": 4, "batch_size": 8, "batch_tokens": 4096, **settings})
         config = RunConfig(track="default", base_model=str(base), base_model_id=model_id(base), salt="s", train=train)
-        attempt = make_attempt("train", config=config, inputs={"prepare": dataset})
-        attempt.spec = attempt.spec.model_copy(update={"memory": earlier})
-        return attempt
+        return make_attempt("train", config=config, inputs={"prepare": dataset})
 
     return make
 
@@ -199,17 +197,6 @@ def test_the_base_is_quantised_where_it_does_not_fit_as_it_is_and_stays_what_it_
     assert (little.quantization, little.batch_tokens < 800) == ("nf4", True)
     assert chosen(enough, rank=6).quantization == "nf4", "the run has begun with it"
     assert chosen(0, quantization="none").quantization == "none"
-
-
-def test_a_training_begins_with_the_tokens_of_an_earlier_one_on_the_same_device(
-    order: Order, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    earlier = a_plan(quantization="nf4", batch_tokens=512, activations="offloaded")
-    plan, _ = plan_memory(order(tiny_llama, earlier), tiny_llama, "cpu", [100] * 8)
-    assert plan == a_plan(batch_tokens=512), "a base that fits is not quantised, nor are activations recomputed"
-    assert "than an earlier training's until train.batch_tokens changes" in capsys.readouterr().err
-    other = earlier.model_copy(update={"device": "card"})
-    assert plan_memory(order(tiny_llama, other, rank=5), tiny_llama, "cpu", [100] * 8)[0] == a_plan()
 
 
 def test_want_of_memory_is_told_from_other_errors() -> None:
