@@ -43,37 +43,33 @@ ACCENTED = 0.02
 #: How often the time a byte of a good file a refused one may take.
 MOST_TIMES = 4.0
 HEAD = b'{"instruction": "a", "output": "b", "'
-#: Files made to cost much: their beginning, and what follows again and again.
-HOSTILE: dict[str, tuple[bytes, bytes]] = {
-    "tags of two million numbers": (b"", HEAD + b'tags": [' + b"1," * 1_980_000 + b"1]}\n"),
-    "tags of 20,000 numbers": (b"", HEAD + b'tags": [' + b"1," * 20_000 + b"1]}\n"),
-    "20 bad tags a line": (b"", HEAD + b'tags": [' + b"1," * 19 + b"1]}\n"),
-    "330,000 unknown keys": (b"", HEAD + b"".join(b'k%d":1,"' % key for key in range(330_000)) + b'":1}\n'),
-    "empty lines": (b"", b"\n"),
-    "carriage returns": (b"", b"\r\n"),
-    "no JSON": (b"", b"x\n"),
-    "empty objects": (b"", b"{}\n"),
-    "keys that stand twice": (b"", HEAD + b'x": 1, "x": 2}\n'),
-    "lone surrogates": (b"", HEAD[:-4] + b'\\ud83d"}\n'),
-    "4 MB of lone surrogates": (b"", HEAD + b'x": "' + b"\\ud83d" * 660_000 + b'"}\n'),
-    "4 MB without an end": (b"", HEAD + b"x" * 3_990_000 + b"\n"),
-    "nested without end": (b"", HEAD + b'x": ' + b"[" * 3_990_000 + b"\n"),
-    "4 MB of digits": (b"", HEAD + b'x": ' + b"7" * 3_990_000 + b"}\n"),
-    "4 MB of <": (b"", HEAD[:-4] + b"<" * 3_990_000 + b'"}\n'),
-    "NUL": (b"", b"\0"),
-    "an array of empty arrays": (b"[", b"[],"),
-    "an array of one element": (b"[[", b"1,"),
-    "an array of newlines": (b"[", b"\n"),
+#: Files made to cost much: the lines that they repeat.
+HOSTILE: dict[str, bytes] = {
+    "tags of two million numbers": HEAD + b'tags": [' + b"1," * 1_980_000 + b"1]}\n",
+    "tags of 20,000 numbers": HEAD + b'tags": [' + b"1," * 20_000 + b"1]}\n",
+    "20 bad tags a line": HEAD + b'tags": [' + b"1," * 19 + b"1]}\n",
+    "330,000 unknown keys": HEAD + b"".join(b'k%d":1,"' % key for key in range(330_000)) + b'":1}\n',
+    "empty lines": b"\n",
+    "carriage returns": b"\r\n",
+    "no JSON": b"x\n",
+    "empty objects": b"{}\n",
+    "keys that stand twice": HEAD + b'x": 1, "x": 2}\n',
+    "lone surrogates": HEAD[:-4] + b'\\ud83d"}\n',
+    "4 MB of lone surrogates": HEAD + b'x": "' + b"\\ud83d" * 660_000 + b'"}\n',
+    "4 MB without an end": HEAD + b"x" * 3_990_000 + b"\n",
+    "nested without end": HEAD + b'x": ' + b"[" * 3_990_000 + b"\n",
+    "4 MB of digits": HEAD + b'x": ' + b"7" * 3_990_000 + b"}\n",
+    "4 MB of <": HEAD[:-4] + b"<" * 3_990_000 + b'"}\n',
+    "NUL": b"\0",
 }
 #: Files of good rows, each of which needs a look at its JSON.
-UNUSUAL: dict[str, tuple[bytes, bytes]] = {
-    "short rows": (b"", HEAD[:-3] + b"}\n"),
-    "an empty line after each row": (b"", HEAD[:-3] + b"}\n\n"),
-    "short rows with a key more": (b"", HEAD + b'id": 1}\n'),
-    "rows of 900 keys more": (b"", HEAD + b"".join(b'k%d": 1, "' % key for key in range(900)) + b'":1}\n'),
-    "two million numbers a row": (b"", HEAD + b'x": [' + b"1," * 1_980_000 + b"1]}\n"),
-    "500,000 objects a row": (b"", HEAD + b'x": [' + b'{"a":1},' * 490_000 + b"1]}\n"),
-    "an array of short rows": (b"[", HEAD[:-3] + b"},"),
+UNUSUAL: dict[str, bytes] = {
+    "short rows": HEAD[:-3] + b"}\n",
+    "an empty line after each row": HEAD[:-3] + b"}\n\n",
+    "short rows with a key more": HEAD + b'id": 1}\n',
+    "rows of 900 keys more": HEAD + b"".join(b'k%d": 1, "' % key for key in range(900)) + b'":1}\n',
+    "two million numbers a row": HEAD + b'x": [' + b"1," * 1_980_000 + b"1]}\n",
+    "500,000 objects a row": HEAD + b'x": [' + b'{"a":1},' * 490_000 + b"1]}\n",
 }
 TEXT = """
 the of and to in is that it was for on are as with his they at be this have from or one had by word but not
@@ -209,10 +205,9 @@ def hostile(size: int) -> int:
         make(path, size=size)
         good = min(cost(path) for _ in range(TURNS))
         table.add_row("a good file", *cells(path, good, good))
-        for kind, (start, unit) in {**HOSTILE, **UNUSUAL}.items():
+        for kind, unit in {**HOSTILE, **UNUSUAL}.items():
             path = Path(name) / "drop.jsonl"
             with path.open("wb") as file:
-                file.write(start)
                 block = unit * max(1, 1_000_000 // len(unit))
                 for _ in range(max(1, size // len(block))):
                     file.write(block)

@@ -2,9 +2,8 @@
 
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -26,8 +25,7 @@ from pipeline.durable import sha256_file
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
 from pipeline.models.token_counts import Window
-from pipeline.records.file_formats import HEAD_BYTES, command, foreign_format
-from pipeline.records.records import Row, nearest_key, read_rows
+from pipeline.records.file_formats import HEAD_BYTES, foreign_format
 from pipeline.records.repeats import RowCounts, repeat_lines
 from pipeline.records.special_tokens import FILES
 from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation, validate
@@ -60,12 +58,6 @@ _START_FILE = """\
 [gate]
 #on = "all"             # "pinned": judge on files in inbox/heldout/ only, of whoever owns this file (pinned_by)
 """
-#: Most conversion commands that are suggested for a file with other keys.
-_MOST_READINGS = 3
-#: Keys that may hold the answer, if no key resembles `output`.
-_ANSWERS = frozenset({"solution", "query", "sql", "summary", "label"})
-#: Keys that need no quotes in jq, nor in a shell.
-_PLAIN_KEY = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
 
 
 class BadDrop(DropforgeError):
@@ -308,24 +300,3 @@ def _print_faults(file: Path, validation: Validation) -> None:
         shown = sum(found.rows for found in kinds[:MOST_KINDS])
         held = "all of them" if kept == validation.findings_total else f"the first {MOST_FINDINGS:,}"
         print_line(f"... and {validation.findings_total - shown:,} more; {held}: dropforge check --json {file}")
-    everywhere = [found for found in kinds if found.rows == validation.rows]
-    missing = {found.field for found in everywhere if found.message.startswith(f"{found.field} is missing")}
-    if missing & {"instruction", "output"}:
-        print_lines(_readings(file))
-
-
-def _readings(file: Path) -> Iterator[str]:
-    """Yield up to three hints with a jq command that converts a file of other keys, guessed from its first row."""
-    row = next((row.value for row in read_rows(file) if isinstance(row, Row)), None)
-    values = row if isinstance(row, dict) else {}
-    texts = [key for key, value in values.items() if isinstance(value, str) and _PLAIN_KEY.fullmatch(key)]
-    meant = {key: nearest_key(key) for key in texts}
-    questions = ["instruction", "question", *(key for key in texts if meant[key] == "instruction")]
-    asked = next((key for key in questions if key in texts), None)
-    answers = [key for key in texts if meant[key] == "output"] or [key for key in texts if key.casefold() in _ANSWERS]
-    if asked is None or not answers:
-        return
-    given = next((f', input: (.{key} // "")' for key in texts if meant[key] == "input"), "")
-    for answer in answers[:_MOST_READINGS]:
-        made = command(f"{{instruction: .{asked}{given}, output: .{answer}}}")
-        yield f'if "{answer}" is the answer to "{asked}", this converts it; other keys are lost: {made}'

@@ -1,14 +1,8 @@
-"""
-Recognise a file or a row of another format, and give the command that converts it.
-
-The command for rows is a jq program. It reads JSON Lines or one JSON array, and omits rows that would be no records:
-`dropforge check` accepts its whole output, except rows that only the base model or the settings exclude.
-"""
+"""Recognise a file or a row of another format, and give the command that converts such a file."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 HEAD_BYTES = 1 << 16
 """So many first bytes are enough for `foreign_format`."""
@@ -17,19 +11,18 @@ _PANDAS = (
     'lines=True)"'
 )
 _SHEET = "unpack it (unzip FILE), or save the sheet as CSV and convert that"
-_EXPORT = "write its records as JSON Lines: one object a line with instruction, input and output"
 _ICONV = "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+_ARRAY = (
+    "convert it: python3 -c \"import json; [print(json.dumps(row)) for row in json.load(open('FILE', "
+    "encoding='utf-8-sig'))]\" > NEW.jsonl"
+)
 _MAGIC = (
     (b"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip FILE"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it first: unzstd FILE"),
     (b"PK\x03\x04", "a zip archive or an Excel file", _SHEET),
     (b"PAR1", "Parquet", _PANDAS),
-    (b"%PDF", "a PDF document", _EXPORT),
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself", "fetch it: git lfs pull"),
     (b"\xff\xfe", "UTF-16 text", _ICONV),
     (b"\xfe\xff", "UTF-16 text", _ICONV),
 )
-_HTML = re.compile(r"<!doctype html|<html", re.IGNORECASE)
 _SPREAD = re.compile(rb"\s*\{[ \t\r]*\n\s*\"")
 _COLUMNS = frozenset(
     {"instruction", "input", "output", "prompt", "response", "completion", "question", "answer", "text"}
@@ -40,25 +33,8 @@ _TABLE = (
 )
 _SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "a table with bars"}
 
-_ROWS = 'if type == "array" then .[] else . end | objects'
-_KEEP = 'select(all(type == "string") and ([.instruction, .output] | all(test("\\\\S"))))'
-_LOST = "system messages, later turns, and rows that begin otherwise are lost"
-#: Joins lists of content parts that are all texts.
-_PARTS = 'map_values(if type == "array" and all(.type == "text") then map(.text) | join("\\n") else . end)'
-_FIRST_PAIR = (
-    "arrays | map(select(.{who} | IN({left_out}) | not)) "
-    "| select([.[0].{who}, .[1].{who}] | IN({pairs})) | {{instruction: .[0].{says}, output: .[1].{says}}}"
-)
-_SHAREGPT = _FIRST_PAIR.format(
-    who="from", says="value", left_out='"system"', pairs='["human", "gpt"], ["user", "assistant"]'
-)
-_OPENAI = _FIRST_PAIR.format(
-    who="role", says="content", left_out='"system", "developer"', pairs='["user", "assistant"]'
-)
 
-
-@dataclass(frozen=True)
-class Foreign:
+class Foreign(NamedTuple):
     """A file format that is not supported, with its remedy."""
 
     name: str
@@ -74,10 +50,10 @@ def foreign_format(head: bytes) -> Foreign | None:
     if _SPREAD.match(body):
         remedy = "write each record on one line: jq -c . FILE > NEW.jsonl (jq -c '.data[]' where a key holds them all)"
         return Foreign("JSON spread over several lines", remedy)
+    if body.startswith(b"["):
+        return Foreign("one JSON array", _ARRAY)
     line = body.split(b"\n", 1)[0].decode("utf-8", "replace")
-    if _HTML.match(line):
-        return Foreign("an HTML page", "drop the data itself: this is a web page")
-    return None if line.startswith(("{", "[")) else _table(line)
+    return None if line.startswith("{") else _table(line)
 
 
 def _table(line: str) -> Foreign | None:
@@ -89,19 +65,7 @@ def _table(line: str) -> Foreign | None:
     return None
 
 
-def command(program: str) -> str:
-    """Return the shell command that converts a file's rows to records by the jq filter `program`."""
-    return f"jq -c '{_ROWS} | {program} | {_KEEP}' FILE > NEW.jsonl"
-
-
-def other_format(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Return (identifying key, format name, how to convert) of a row in another known format; else `None`."""
-    if "instruction" in row:
-        return None
-    if "conversations" in row:
-        words = f"its first question and the answer become a record; {_LOST}"
-        return "conversations", "a ShareGPT conversation", f"{words}: {command(f'.conversations | {_SHAREGPT}')}"
-    if "messages" in row:
-        words = f"its first user message and the answer become a record; {_LOST}"
-        return "messages", "an OpenAI chat", f"{words}: {command(f'.messages | {_OPENAI} | {_PARTS}')}"
-    return None
+def other_format(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return (identifying key, format name) of a row in another known format; else `None`."""
+    known = {"conversations": "a ShareGPT conversation", "messages": "an OpenAI chat"}
+    return None if "instruction" in row else next(((key, known[key]) for key in known if key in row), None)

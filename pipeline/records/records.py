@@ -2,7 +2,7 @@
 Read a drop's bytes as rows of JSON, and rows as records; every error becomes a `Finding`, never an exception.
 
 Lines end at newline bytes alone (text may hold U+2028 and its kin), their length is bounded, and JSON is read strictly:
-no duplicate keys, no NaN, no lone surrogates. A file that is one JSON array is read element by element, in flat memory.
+no duplicate keys, no NaN, no lone surrogates.
 """
 
 import re
@@ -10,14 +10,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BufferedReader, TextIOWrapper
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Frozen
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows, has_many_keys
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
-from pipeline.records.strict_json import ArrayReader, BadJson, parse, too_long
+from pipeline.records.strict_json import BadJson, parse
 from pipeline.words import printable
 
 _BOM = b"\xef\xbb\xbf"
@@ -43,7 +43,7 @@ _ALIASES = {
     "target": "output",
     "instruct": "instruction",
 }
-#: Longest line of a drop, or longest element of an array, in bytes.
+#: Longest line of a drop, in bytes.
 MOST_LINE_BYTES = 4_000_000
 #: For files that were accepted already.
 ANY_LENGTH = 1 << 40
@@ -57,8 +57,6 @@ class Finding(Frozen):
 
     line: int | None
     """Line in the file, from 1; `None` where the whole file is meant."""
-    record: int | None = None
-    """Number of the element, from 1, where the file is a JSON array."""
     field: str | None = None
     """The record's key, where one key is meant."""
     rule: str
@@ -68,7 +66,7 @@ class Finding(Frozen):
 
 
 class FileFinding(Finding):
-    """A finding about the whole file, or after which reading stops: leaving out the row does not help."""
+    """A finding about the whole file, which is not read: leaving out a row does not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,6 @@ class Row:
     """One JSON value of a drop, not yet validated."""
 
     line: int
-    record: int | None
     value: Any
 
 
@@ -124,10 +121,7 @@ def scan_rows(
             return
         start = len(_BOM) if head.startswith(_BOM) else 0
         file.seek(start)
-        if head[start:].lstrip()[:1] == b"[":
-            yield from _array_rows(file, most)
-        else:
-            yield from _line_rows(file, most, plain, look or _nothing)
+        yield from _line_rows(file, most, plain, look or _nothing)
 
 
 def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | Finding]:
@@ -138,7 +132,6 @@ def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | F
             continue
         yield record_of(row) or Finding(
             line=row.line,
-            record=row.record,
             rule="schema",
             message="not a record: instruction and output must be text that is not blank, input text",
             remedy="see every problem: dropforge check FILE",
@@ -237,11 +230,12 @@ def _line_rows(
             taken = 0
         if is_long:
             _skip_line(file)
-            yield _finding(too_long("the line", most), number, None)
+            message, remedy = f"the line is longer than {most:,} bytes", "write one record a line, or shorten it"
+            yield Finding(line=number, rule="too_long", message=message, remedy=remedy)
         elif plain is not None and has_many_keys(line):
             yield many_keys(number)
         else:
-            yield _json_row(line.removesuffix(b"\n"), number, None)
+            yield _json_row(line.removesuffix(b"\n"), number)
     if taken:
         yield PlainRun(taken)
 
@@ -261,35 +255,18 @@ def _nothing(*_: object) -> None:
     return None
 
 
-def _json_row(text: bytes, line: int, record: int | None) -> Row | Finding:
+def _json_row(text: bytes, line: int) -> Row | Finding:
     try:
-        return Row(line, record, parse(text))
+        return Row(line, parse(text))
     except BadJson as error:
-        return _finding(error, line, record)
+        field = error.field and printable(error.field[:_SHOWN_KEY])
+        return Finding(line=line, field=field, rule=error.rule, message=error.message, remedy=error.remedy)
 
 
-def _array_rows(file: BufferedReader, most: int) -> Iterator[Row | Finding]:
-    with TextIOWrapper(file, "utf-8", "surrogateescape", newline="\n") as decoded:
-        array = ArrayReader(decoded, most)
-        try:
-            for text in array.elements():
-                if len(text) > most:
-                    yield _finding(too_long("the element", most), array.line, array.record)
-                else:
-                    yield _json_row(text, array.line, array.record)
-        except BadJson as error:
-            yield FileFinding(**_finding(error, array.line, array.record).model_dump())
-
-
-def _finding(error: BadJson, line: int, record: int | None) -> Finding:
-    field = error.field and printable(error.field[:_SHOWN_KEY])
-    return Finding(line=line, record=record, field=field, rule=error.rule, message=error.message, remedy=error.remedy)
-
-
-def many_keys(line: int, record: int | None = None) -> Finding:
+def many_keys(line: int) -> Finding:
     """Return the finding for a record of more than `MOST_KEYS` keys."""
     message, remedy = f"the record has more than {MOST_KEYS:,} keys", "keep instruction, input and output alone"
-    return Finding(line=line, record=record, rule="maxproperties", message=message, remedy=remedy)
+    return Finding(line=line, rule="maxproperties", message=message, remedy=remedy)
 
 
 def _skip_line(file: BufferedReader) -> None:

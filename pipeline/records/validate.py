@@ -175,9 +175,10 @@ def schema_findings(row: Row) -> list[Finding]:
     value = row.value
     if isinstance(value, dict):
         if len(value) > MOST_KEYS:
-            return [many_keys(row.line, row.record)]
+            return [many_keys(row.line)]
         if (other := other_format(value)) is not None:
-            return [_finding(row, other[0], "format", f"the row is {other[1]}", other[2])]
+            remedy = "write each question as instruction and its answer as output, one record a line"
+            return [_finding(row, other[0], "format", f"the row is {other[1]}", remedy)]
     found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(outline(value))]
     tags = value.get("tags") if isinstance(value, dict) else None
     if isinstance(tags, list) and len(tags) > MOST_TAGS:
@@ -253,7 +254,7 @@ class _Tally:
             self._add_row(row)
         else:
             self._complete = self._complete and not isinstance(row, FileFinding)
-            self._rows += not isinstance(row, FileFinding) or row.record is not None
+            self._rows += not isinstance(row, FileFinding)
             self._note([row])
 
     def result(self, *, stopped: bool = False) -> Validation:
@@ -375,7 +376,7 @@ def _misnamed(row: Row, told: set[str | None]) -> Iterator[Finding]:
 
 
 def _finding(row: Row, field: str | None, rule: str, message: str, remedy: str) -> Finding:
-    return Finding(line=row.line, record=row.record, field=field, rule=rule, message=message, remedy=remedy)
+    return Finding(line=row.line, field=field, rule=rule, message=message, remedy=remedy)
 
 
 def _article(value: object) -> str:

@@ -52,11 +52,8 @@ PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "50 MB of blanks": (lambda: b" " * 50_000_000, 65, "longer than"),
     "2,000,000 lines of x": (lambda: b"x\n" * 2_000_000, 65, STOPPED),
     "500,000 lines of 0": (lambda: b"0\n" * 500_000, 65, STOPPED),
-    "10,000,000 empty elements": (lambda: b"[" + b"[]," * 10_000_000 + b"[]]", 65, STOPPED),
-    "one element of 50 MB": (lambda: b"[[" + b"1," * 25_000_000 + b"1]]", 65, "the element is longer"),
-    "an array of newlines": (lambda: b"[" + b"\n" * 50_000_000 + b"]", 65, "no records"),
+    "one array of 50 MB": (lambda: b"[" + b"[]," * 16_000_000 + b"[]]", 65, "one JSON array"),
     "nested 4,000,000 deep": (lambda: filled(HEAD + b'x": ', b'{"a":', b"\n"), 65, "nested too deeply"),
-    "an array nested without end": (lambda: b"[" * 50_000_000, 65, "nested too deeply"),
     "1,300,000 lists in a value": (lambda: filled(HEAD + b'x": [', b"[],", b"0]}\n") * 2, 0, "would be accepted"),
     "500,000 objects in a value": (lambda: filled(HEAD + b'x": [', b'{"a":1},', b"0]}\n") * 2, 0, "would be accepted"),
     "a number of 4,000,000 digits": (lambda: filled(HEAD + b'x": ', b"7", b"}\n"), 65, "digits"),
@@ -75,11 +72,10 @@ PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
 
 def check(folder: Path, data: bytes, settings: str = "") -> subprocess.CompletedProcess[str]:
     """Let `dropforge check` look at a file, in so much memory."""
-    name = "drop.json" if data.startswith(b"[") else "drop.jsonl"
-    (folder / name).write_bytes(data)
+    (folder / "drop.jsonl").write_bytes(data)
     (folder / "dropforge.toml").write_text(settings, encoding="utf-8")
     limited = ["sh", "-c", f'ulimit -v {MEMORY_KILOBYTES}; exec "$@"', "sh"]
-    command = [*limited, sys.executable, "-m", "daemon", "check", name]
+    command = [*limited, sys.executable, "-m", "daemon", "check", "drop.jsonl"]
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **os.environ}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
 

@@ -347,31 +347,6 @@ def test_check_tells_a_kind_of_fault_once_and_the_rare_ones_first(dropforge: Com
     assert lines[3].startswith("mixed.jsonl: 246 records; ")
 
 
-def test_check_gives_a_whole_command_for_each_reading_of_rows_with_other_keys(
-    dropforge: Command, tmp_path: Path
-) -> None:
-    row = {"db_id": "shop", "question": "How many are there?", "query": "SELECT count(*) FROM shop", "level": 3}
-    (tmp_path / "sql.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
-    readings = [line for line in dropforge("check", "sql.jsonl").out.splitlines() if "jq" in line]
-    assert len(readings) == 1, "neither a name nor a number is an answer"
-    assert readings[0].startswith(
-        'if "query" is the answer to "question", this converts it; other keys are lost: jq -c '
-    )
-    converts = readings[0][readings[0].index("jq -c") :].replace("FILE", "sql.jsonl")
-    subprocess.run(["sh", "-c", converts], cwd=tmp_path, check=True)
-    assert dropforge("check", "NEW.jsonl").code == 0
-    assert json.loads((tmp_path / "NEW.jsonl").read_text().splitlines()[0]) == {
-        "instruction": "How many are there?",
-        "output": "SELECT count(*) FROM shop",
-    }
-
-
-@pytest.mark.parametrize("key", ["an'swer", "a b", "$(id)", ""])
-def test_check_puts_no_key_into_a_command_that_a_shell_would_read(dropforge: Command, tmp_path: Path, key: str) -> None:
-    (tmp_path / "bad.jsonl").write_text(json.dumps({"question": "q", key: "a"}) + "\n")
-    assert "jq" not in dropforge("check", "bad.jsonl").out
-
-
 def test_check_says_what_a_table_is_whatever_its_name(dropforge: Command, tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_text("instruction\toutput\na\tb\n")
     ended = dropforge("check", "rows.tsv")

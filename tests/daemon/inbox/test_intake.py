@@ -225,7 +225,7 @@ def test_the_numbers_of_collected_drops_and_events_do_not_come_again(tmp_path: P
         ("a.xlsx", b"PK\x03\x04", "format", "Excel"),
         ("a.txt", jsonl(GOOD), "name", "does not end in .jsonl or .json"),
         ("jsonl", jsonl(GOOD), "name", "does not end"),
-        ("a.json", b'[{"instruction": "a", "output": "b"}', "array", "not JSON"),
+        ("a.json", b'[{"instruction": "a", "output": "b"}]', "format", "one JSON array"),
         ("big.jsonl", jsonl(GOOD) * 100, "too_large", "1,000 are allowed"),
     ],
 )
@@ -237,14 +237,6 @@ def test_what_cannot_be_read_is_rejected_by_name(tmp_path: Path, name: str, data
     assert errors["findings"][0]["rule"] == rule
     assert words in errors["findings"][0]["message"]
     assert (box.inbox / "rejected" / name).read_bytes() == data
-
-
-def test_an_array_is_accepted_as_it_is(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    data = json.dumps(GOOD, indent=1).encode()
-    assert box.drop("a.JSON", data).kind == "accepted"
-    assert box.rows(Drop)[0].rows == 3
-    assert (box.settings.state_folder / "drops" / box.store()[0]).read_bytes() == data
 
 
 def test_links_pipes_and_sockets_are_moved_away_and_never_followed(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A drop with bad rows is given back whole, or taken without them; either way every row is answered for."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,15 +90,6 @@ def test_what_setting_rows_aside_cannot_mend_is_given_back(tmp_path: Path, name:
     assert made.drop(name, data).kind == "rejected"
     FINDINGS.validate(made.read(f"rejected/{name}.errors.json"))
     assert made.store() == []
-
-
-def test_the_bad_elements_of_an_array_are_set_aside_too(tmp_path: Path) -> None:
-    made = box(tmp_path)
-    data = json.dumps([GOOD[0], BAD, *GOOD[1:]], indent=1).encode()
-    assert made.drop("a.json", data).kind == "accepted"
-    assert [record.instruction for record in stored(made)] == [row["instruction"] for row in GOOD]
-    errors = made.read("done/a.json.errors.json")
-    assert [found["record"] for found in errors["findings"]] == [2]
 
 
 def test_the_same_file_again_and_its_good_rows_alone_are_duplicates(tmp_path: Path) -> None:

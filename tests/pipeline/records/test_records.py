@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipeline.records import records, strict_json
+from pipeline.records import records
 from pipeline.records.fast_path import PlainRows
 from pipeline.records.records import (
     MOST_LINE_BYTES,
@@ -24,15 +22,6 @@ from pipeline.records.records import (
 from pipeline.words import printable
 
 GOOD = b'{"instruction": "a", "output": "b"}'
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**20), 10**20)
-    | st.text()
-    | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
 
 
 def rows(folder: Path, data: bytes, most: int = MOST_LINE_BYTES) -> list[Row | Finding]:
@@ -109,73 +98,6 @@ def test_an_overlong_line_is_one_finding_and_the_next_line_is_read(tmp_path: Pat
     assert len(values(exact)) == 1
 
 
-def test_an_array_is_read_as_records_with_their_lines(tmp_path: Path) -> None:
-    data = b"\xef\xbb\xbf\n [\n" + GOOD + b",\n\n" + GOOD + b" ,\n" + GOOD + b"]\n"
-    found = rows(tmp_path, data)
-    assert [(row.line, row.record) for row in found] == [(3, 1), (5, 2), (6, 3)]
-    assert rows(tmp_path, b"[ ]") == []
-
-
-def test_a_bad_element_of_an_array_does_not_hide_the_later_ones(tmp_path: Path) -> None:
-    data = b'[{"a": 1, "a": 2},\n{"a": NaN},\n{"a": "\\udc00"},\n' + GOOD + b"]"
-    found = rows(tmp_path, data)
-    assert [getattr(row, "rule", "") for row in found] == ["duplicate_key", "number", "surrogate", ""]
-    assert [row.line for row in found] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("data", "line", "record", "words"),
-    [
-        (b"[" + GOOD + b",\n" + b'{"a": tru}]', 2, 2, "expecting value at character 7 of the element"),
-        (b"[" + GOOD + b",\n" + b'{"a": "x', 2, 2, "unterminated string at character 7 of the element"),
-        (b"[" + GOOD + b"\n " + GOOD + b"]", 2, None, "expecting ',' or ']' after an element"),
-        (b"[" + GOOD + b"]\n\nx", 3, None, "more follows the end of the array"),
-        (b"[" + GOOD, 1, None, "expecting ',' or ']' after an element, found the end of the file"),
-        (b"[" + GOOD + b",", 1, 2, "expecting value at character 1 of the element"),
-    ],
-)
-def test_a_broken_array_is_a_finding_with_line_and_element(
-    tmp_path: Path, data: bytes, line: int, record: int | None, words: str
-) -> None:
-    found = rows(tmp_path, data)
-    finding = found[-1]
-    assert isinstance(finding, Finding)
-    assert (finding.line, finding.record) == (line, record)
-    assert finding.message == f"not JSON: {words}"
-    assert isinstance(found[0], Row)
-
-
-def test_an_overlong_element_of_an_array_is_a_finding(tmp_path: Path) -> None:
-    data = b"[" + GOOD + b"," + json.dumps("x" * 200).encode() + b"," + GOOD + b"]"
-    found = rows(tmp_path, data, 100)
-    assert [getattr(row, "rule", "") for row in found] == ["", "too_long", ""]
-    endless = rows(tmp_path, b'["' + b"x" * 3_000_000, 100)
-    assert [getattr(row, "rule", "") for row in endless] == ["too_long"]
-
-
-@given(
-    items=st.lists(JSON, max_size=5),
-    indent=st.sampled_from([None, 1]),
-    chunk=st.integers(1, 40),
-    ascii_only=st.booleans(),
-)
-def test_an_array_reads_the_same_however_it_falls_into_chunks(
-    tmp_path_factory: pytest.TempPathFactory, items: list[Any], indent: int | None, chunk: int, ascii_only: bool
-) -> None:
-    text = json.dumps(items, indent=indent, ensure_ascii=ascii_only)
-    path = tmp_path_factory.getbasetemp() / "array.json"
-    path.write_bytes(text.encode())
-    whole = strict_json._CHUNK
-    strict_json._CHUNK = chunk
-    try:
-        found = list(read_rows(path, 10_000))
-    finally:
-        strict_json._CHUNK = whole
-    assert values(found) == items
-    assert [row.record for row in found] == list(range(1, len(items) + 1))
-    assert [row.line for row in found] == sorted(row.line or 0 for row in found)
-
-
 def test_records_carry_their_texts_and_the_names_of_other_keys(tmp_path: Path) -> None:
     path = tmp_path / "drop.jsonl"
     path.write_bytes(GOOD + b'\n{"instruction": "a", "input": "i", "output": "b", "id": 3}\n{"instruction": "a"}\n')
@@ -188,8 +110,8 @@ def test_records_carry_their_texts_and_the_names_of_other_keys(tmp_path: Path) -
 
 def test_labels_become_tags_and_none_of_them_is_an_unknown_key() -> None:
     value = {"instruction": "a", "output": "b", "tags": ["x", "y"], "category": "news", "id": 1}
-    assert record_of(Row(1, None, value)) == Record(1, "a", "", "b", ("id",), ("x", "y", "category:news"))
-    assert record_of(Row(1, None, {**value, "tags": "x"})) is None
+    assert record_of(Row(1, value)) == Record(1, "a", "", "b", ("id",), ("x", "y", "category:news"))
+    assert record_of(Row(1, {**value, "tags": "x"})) is None
 
 
 @pytest.mark.parametrize(
@@ -220,8 +142,8 @@ def test_no_key_as_long_as_a_line_is_remembered() -> None:
 
 
 def test_a_key_that_is_probably_input_is_not_lost_without_a_word() -> None:
-    assert record_of(Row(1, None, {"instruction": "a", "output": "b", "Input": "c"})) is None
-    assert record_of(Row(1, None, {"instruction": "a", "output": "b", "input": "", "Input": "c"})) is not None
+    assert record_of(Row(1, {"instruction": "a", "output": "b", "Input": "c"})) is None
+    assert record_of(Row(1, {"instruction": "a", "output": "b", "input": "", "Input": "c"})) is not None
 
 
 def test_unprintable_characters_are_escaped() -> None:

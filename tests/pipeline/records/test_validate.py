@@ -46,7 +46,7 @@ SCHEMA = schema()
 @example(value={"instruction": "\u200b", "output": "b"})
 def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
     misnamed = isinstance(value, dict) and any(key_meant(key, value) for key in value if key not in KEYS)
-    row = Row(1, None, value)
+    row = Row(1, value)
     assert (record_of(row) is not None) == (SCHEMA.is_valid(value) and not misnamed)
     assert (record_of(row) is None) == bool(schema_findings(row))
 
@@ -75,8 +75,8 @@ def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
         ({**BARE, "tags": ["a\x1b[1m"]}, "tags", "pattern", "a tag holds a control character", "take it out"),
         ({**BARE, "category": 3}, "category", "type", "category is a number: 3, not a text", '"category": "one"'),
         ("text", None, "type", 'a record is an object, this is a text: "text"', "instruction"),
-        ({"conversations": []}, "conversations", "format", "ShareGPT", "jq -c"),
-        ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "jq -c"),
+        ({"conversations": []}, "conversations", "format", "ShareGPT", "as instruction"),
+        ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "as instruction"),
     ],
 )
 def test_a_bad_row_is_told_by_field_rule_and_remedy(
@@ -167,11 +167,10 @@ def test_findings_repeat_little_of_the_data_and_nothing_that_cannot_be_printed(t
         assert len(finding.message) < 300
 
 
-@pytest.mark.parametrize("kind", ["lines", "array"])
-def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "drop.jsonl"
     row = json.dumps({**GOOD, "instruction": "x" * 1000}).encode()
-    path.write_bytes(b"[" + b",\n".join([row] * 20_000) + b"]" if kind == "array" else b"\n".join([row] * 20_000))
+    path.write_bytes(b"\n".join([row] * 20_000))
     tracemalloc.start()
     try:
         assert validate(path, Options()).good_rows == 20_000
@@ -223,12 +222,7 @@ def test_special_tokens_are_findings(tmp_path: Path) -> None:
         (b"", False),
         (b"PK\x03\x04", False),
         (b"x", True),
-        (b"[{}]", True),
-        (b"[{},", False),
-        (b"[{} {}]", False),
-        (b'[{"a": NaN}]', True),
-        (b'[{"a": }, {}]', False),
-        (b'["\xff", {}]', True),
+        (b"[{}]", False),
     ],
 )
 def test_a_file_that_is_not_read_to_its_end_is_known_as_such(tmp_path: Path, data: bytes, complete: bool) -> None:
