@@ -43,7 +43,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "gc": ("maintenance", "Remove what nothing needs any more."),
         "backup": ("maintenance", "Back up database, drops and verdicts with their cards."),
         "restore": ("maintenance", "Put a backup in the place of the present database; no daemon may run."),
-        "doctor": ("maintenance", "Look at database, disks, inbox, models and clock, and say what to mend."),
+        "doctor": ("maintenance", "Look at database, disks, inbox and models, and say what to mend."),
         "messages": ("maintenance", "List the messages that have not arrived."),
         "metrics": ("maintenance", "Print all metrics in Prometheus' text format, as /metrics of the page does."),
         "demo": ("demo.command", "Show the whole loop on a real small model."),

@@ -170,7 +170,7 @@ def _is_outside(context: typer.Context) -> bool:
 
 def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
-    Look at database, disks, inbox, models and clock, and say what to mend.
+    Look at database, disks, inbox and models, and say what to mend.
 
     Changes nothing. Exit code 1 if a line is bad.
     """

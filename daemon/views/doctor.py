@@ -2,23 +2,15 @@
 
 import os
 import shutil
-import socket
-import sqlite3
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from daemon.inbox.drop_folders import watched_folders
-from daemon.inbox.watcher import take_read_lease
 from daemon.settings.model import Settings
-from daemon.state.database import newest_revision, open_engine, open_reader
-from daemon.state.database_file import file_system, in_words, is_network, journal_mode, revision, verify
+from daemon.state.database import newest_revision, open_reader
+from daemon.state.database_file import file_system, in_words, is_network, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.ownership import may_replace, state_rights, unwritable
 from daemon.storage.backup import named_files
@@ -27,7 +19,6 @@ from daemon.system.processes import lock_holder
 from daemon.system.programs import user
 from daemon.views import preflight
 from daemon.views.overview import Overview
-from daemon.views.reader import reading
 from pipeline.artifacts import Frozen
 from pipeline.durable import open_regular
 from pipeline.errors import DropforgeError
@@ -35,12 +26,6 @@ from pipeline.models.manifest import check_base, model_files
 from pipeline.words import count, size_words
 
 Level = Literal["ok", "warn", "bad"]
-_LEAST_WATCHES = 1024
-_BUILT = 1_750_000_000  # a clock before this (June 2025) has lost its battery
-_JUDGE_SECONDS = 3.0
-_NO_JUDGE = "without it runs are decided without a judge"
-_SYNCHRONOUS = {0: "OFF", 1: "NORMAL", 2: "FULL", 3: "EXTRA"}
-_INOTIFY = Path("/proc/sys/fs/inotify")
 
 
 class Finding(Frozen):
@@ -68,20 +53,16 @@ def examine(settings: Settings) -> list[Finding]:
     """Run all checks and return their findings; a check that raises an exception gives a finding of level "bad"."""
     findings: list[Finding] = []
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        _sqlite,
         _database,
         _file_systems,
         _rights,
         _space,
         _inbox,
-        _inotify,
         bases,
-        _memory,
         _champions,
         needs,
         _judge,
         _daemon,
-        _clock,
     )
     for check in checks:
         name = check.__name__.strip("_").replace("_", " ")
@@ -96,13 +77,6 @@ def examine(settings: Settings) -> list[Finding]:
             said = said or DropforgeError(f"{type(error).__name__}: {error}", "this is a defect, please report it")
             findings.append(_bad(name, said.message, said.hint))
     return findings
-
-
-def _sqlite(_settings: Settings) -> Iterator[Finding]:
-    major, minor, patch = sqlite3.sqlite_version_info
-    mode = journal_mode((major, minor, patch))
-    affected = "has the WAL-reset bug, so no WAL is used" if mode == "delete" else "has no WAL-reset bug"
-    yield _ok("sqlite", f"SQLite {sqlite3.sqlite_version} {affected}; journal mode {mode}")
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
@@ -120,7 +94,6 @@ def _database(settings: Settings) -> Iterator[Finding]:
     text = f"whole; schema {found}, this version has {newest}; {rows}"
     upgrades = "the daemon upgrades it at its next start: dropforge run"
     yield _ok("database", text) if found == newest else _warn("database", text, upgrades)
-    yield _modes(path)
     names = [name for name, _ in named_files(settings.state_folder, path)]
     missing = [name for name in names if not (settings.state_folder / name).exists()]
     if missing:
@@ -130,18 +103,6 @@ def _database(settings: Settings) -> Iterator[Finding]:
             f"{count(len(missing), f'file {of} is', f'files {of} are')} not there: {missing[0]}",
             "put it back from a backup, or take its drop out: dropforge drops withdraw DROP --reason WHY",
         )
-
-
-def _modes(path: Path) -> Finding:
-    with open_engine(path).connect() as connection:
-        mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
-        level = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
-    major, minor, patch = sqlite3.sqlite_version_info
-    text = f"journal mode {mode}, synchronous {_SYNCHRONOUS.get(level, level)}"
-    if mode == "wal" != journal_mode((major, minor, patch)):
-        remedy = "restart the daemon, which changes it: systemctl restart dropforge"
-        return _bad("journal", f"{text}: not safe with this SQLite", remedy)
-    return _ok("journal", text)
 
 
 def _file_systems(settings: Settings) -> Iterator[Finding]:
@@ -193,35 +154,12 @@ def _space(settings: Settings) -> Iterator[Finding]:
 
 def _inbox(settings: Settings) -> Iterator[Finding]:
     if not settings.inbox_folder.is_dir():
-        yield _warn("leases", f"there is no {settings.inbox} yet", "make it: dropforge init")
+        yield _warn("inbox", f"there is no {settings.inbox} yet", "make it: dropforge init")
         return
     unusable = [str(one.path) for one in watched_folders(settings) if one.path.is_dir() and not os.access(one.path, 7)]
     if unusable:
         remedy = f"let this user list and change it: ls -ld {unusable[0]}"
         yield _bad("inbox rights", f"{unusable[0]} is not writable", remedy)
-        return
-    # A name that no scan takes; a file without a name has no leases on some file systems.
-    with tempfile.NamedTemporaryFile(dir=settings.inbox_folder, prefix=".dropforge-doctor-") as made:
-        fd = os.open(made.name, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            works = not take_read_lease(fd)  # it is open for writing, by ourselves
-        except OSError:
-            works = False
-        finally:
-            os.close(fd)
-    text = "the kernel says who has a file in the inbox open for writing"
-    remedy = "a file is taken when it has been quiet for intake.settle_seconds; senders should rename files in"
-    yield _ok("leases", text) if works else _warn("leases", f"not here: {text}", remedy)
-
-
-def _inotify(settings: Settings) -> Iterator[Finding]:
-    if settings.observer == "polling":
-        return
-    watches, instances = (int((_INOTIFY / f"max_user_{name}").read_text()) for name in ("watches", "instances"))
-    text = f"{watches} watches, {instances} instances allowed"
-    remedy = "sysctl fs.inotify.max_user_watches=65536 fs.inotify.max_user_instances=128"
-    few = watches < _LEAST_WATCHES or instances < 1
-    yield _warn("inotify", text, remedy) if few else _ok("inotify", text)
 
 
 def bases(settings: Settings) -> Iterator[Finding]:
@@ -242,14 +180,6 @@ def bases(settings: Settings) -> Iterator[Finding]:
             yield _bad(name, f"{error.filename}: {error.strerror}", "let the daemon's user read that file")
         else:
             yield _ok(name, folder)
-
-
-def _memory(settings: Settings) -> Iterator[Finding]:
-    for track in (name for name in settings.track_names if settings.track(name).base_model):
-        with suppress(OSError, ValueError):  # `bases` says why a base model cannot be read
-            text, fits = preflight.memory_needs(settings, track)
-            remedy = "free memory, lower train.max_length, or use a smaller base model"
-            yield _ok(f"memory of {track}", text) if fits else _warn(f"memory of {track}", text, remedy)
 
 
 def _champions(settings: Settings) -> Iterator[Finding]:
@@ -283,23 +213,11 @@ def needs(settings: Settings) -> Iterator[Finding]:
 
 
 def _judge(settings: Settings) -> Iterator[Finding]:
-    """Yield findings on judges: whether the API key is set and the host accepts connections; no request is sent."""
-    judges = {settings.track(name).judge for name in settings.track_names}
-    for judge in sorted((one for one in judges if one.url), key=lambda one: one.url):
-        parts = urlsplit(judge.url)
-        if judge.api_key_env and not os.environ.get(judge.api_key_env):
-            remedy = f"set it where the daemon runs, as in /etc/dropforge/environment; {_NO_JUDGE}"
-            yield _warn("judge", f"{judge.api_key_env} is not set in this shell", remedy)
-        if not judge.on_this_machine and getproxies().get(parts.scheme):
-            yield _ok("judge", f"{judge.url}: behind a proxy, not tried")
-            continue
-        try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname, port), timeout=_JUDGE_SECONDS).close()
-        except OSError as error:
-            yield _warn("judge", f"{judge.url} does not listen: {error}", f"start it, or mend judge.url; {_NO_JUDGE}")
-        else:
-            yield _ok("judge", f"{judge.url} listens; requests are for the model {judge.model}")
+    """Yield a warning per variable for a judge's API key that is not set."""
+    judges = [settings.track(name).judge for name in settings.track_names]
+    for key in sorted({one.api_key_env for one in judges if one.url and one.api_key_env} - os.environ.keys()):
+        remedy = "set it where the daemon runs, as in /etc/dropforge/environment; without it there is no judge"
+        yield _warn("judge", f"{key} is not set in this shell", remedy)
 
 
 def _daemon(settings: Settings) -> Iterator[Finding]:
@@ -310,21 +228,3 @@ def _daemon(settings: Settings) -> Iterator[Finding]:
         yield _ok("daemon", f"running, process {pid}")
     if pid and settings.worker == "separate" and lock_holder(settings.state_folder / WORKER_LOCK) is None:
         yield _warn("worker", "not running: no step begins", "dropforge worker")
-
-
-def _clock(settings: Settings) -> Iterator[Finding]:
-    now, path = datetime.now().astimezone(), settings.state_folder / DATABASE_NAME
-    text = f"{now:%Y-%m-%d %H:%M:%S} {now.tzname()}"
-    if now.timestamp() < _BUILT:
-        yield _bad("clock", f"{text}: it is wrong", "set it: timedatectl set-ntp true")
-        return
-    latest = None
-    if path.exists():
-        with reading(path) as base:
-            latest = base.execute("SELECT max(at) AS at FROM event").fetchone().at
-    if latest is not None and latest > time.time() * 1000 + 60_000:
-        remedy = "it was ahead earlier, or is behind now: timedatectl status"
-        yield _warn("clock", f"{text}: events of the future are recorded", remedy)
-        return
-    zones = {settings.track(name).timezone for name in settings.track_names}
-    yield _ok("clock", f"{text}; schedules are in {', '.join(sorted(zones))}")

@@ -1,4 +1,4 @@
-"""Check that the packages, programs, suites and memory that settings need are there for this user; loads no model."""
+"""Check that the packages, programs and suites that settings need are there for this user; loads no model."""
 
 import importlib.util
 import re
@@ -9,12 +9,10 @@ from pathlib import Path
 
 from daemon.settings.model import Settings
 from daemon.system.programs import find_program, user
-from pipeline.config import MemoryPlan
 from pipeline.errors import DropforgeError
 from pipeline.evaluate.suites import BUILTIN, read_suite
 from pipeline.evaluate.vllm import read_version
-from pipeline.models.memory_estimate import MARGIN, available_memory, base_sizes, estimate
-from pipeline.words import count, size_words
+from pipeline.words import count
 
 _DEVICES = Path("/dev")
 
@@ -77,41 +75,3 @@ def try_suite(name: str) -> str:
 def try_vllm(program: str) -> str:
     """Return the path and version of a vLLM program. Raises `DropforgeError` if it cannot be used or is not vLLM."""
     return f"{find_program(program)}: version {read_version(program)}"
-
-
-def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
-    """
-    Return a track's estimated training memory in words, and whether the smallest plan fits into free memory.
-
-    The estimate assumes records of the maximum length and 16-bit arithmetic. On a GPU the second value is always true,
-    since only torch can read its free memory. Raises `OSError` or `ValueError` if the base model cannot be read.
-    """
-    own = settings.track(track)
-    cards = len(list(_DEVICES.glob("nvidia[0-9]*")))
-    is_gpu = settings.device == "cuda" or (settings.device == "auto" and cards > 0)
-    base = base_sizes(Path(own.base_model))
-    most = own.train.max_length * own.train.batch_size
-    first = MemoryPlan(
-        device="",
-        quantization="none",
-        batch_tokens=max(own.train.max_length, min(own.train.batch_tokens, most)),
-        activations="kept",
-    )
-    quantised = first.model_copy(update={"quantization": "nf4"})
-    least = (first if own.train.quantization == "none" else quantised).model_copy(
-        update={"batch_tokens": own.train.max_length, "activations": "recomputed"}
-    )
-    wide, narrow, smallest = (
-        sum(estimate(base, plan, own.train, "cuda" if is_gpu else "cpu").values()) for plan in (first, quantised, least)
-    )
-    in_nf4 = "" if own.train.trains_full_weights else f", {size_words(narrow)} with it in NF4"
-    text = (
-        f"training takes about {size_words(wide)} with the base as it is{in_nf4}, for "
-        f"{first.batch_tokens:,} tokens per micro-batch; {size_words(smallest)} at the least"
-    )
-    wanted = cards if own.train.processes == "auto" else own.train.processes
-    used = min(wanted, own.train.batch_size)
-    if is_gpu:
-        return f"{text}, on {'the card' if used == 1 else f'each of {used} cards'}", True
-    free = available_memory()
-    return f"{text}; {size_words(free)} are free", smallest <= MARGIN * free
