@@ -78,15 +78,13 @@ def retry(
     """
     Let a failed, cancelled or crashed run go on where it stopped.
 
-    With the settings of today, and without the drops that were withdrawn or suspended meanwhile: steps that this
-    makes stale are done again, and it says which, and what stands.
+    With the settings of today, and without the drops that were withdrawn or suspended meanwhile: the first step that
+    this makes stale and all later ones are done again.
     """
     if since is not None and since not in BY_NAME:
         raise typer.BadParameter(f"there is no step {since!r}: use one of {', '.join(BY_NAME)}")
-    goes_on, words = stale_steps.retry(open_writer(context), load_settings(context), run, now_ms(), since)
+    goes_on = stale_steps.retry(open_writer(context), load_settings(context).state_folder, run, now_ms(), since)
     print_line(f"{goes_on}{_when_it_acts(context)}")
-    if words:
-        print_line(words)
 
 
 def cancel(context: typer.Context, *, run: RunArgument) -> None:

@@ -74,15 +74,13 @@ def describe_run(run: RunView) -> str:
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
         ending = "; to be cancelled" if run.cancel_requested else ""
-        again = f"; {run.again}" if run.again else ""
-        return trial + (run.progress.words if run.progress else run.step or "beginning") + again + ending
+        return trial + (run.progress.words if run.progress else run.step or "beginning") + ending
     if run.paused:
         return trial + run.paused
     begins = "next" if run.after is None else f"after run {run.after}"
     if run.not_before > datetime.now(UTC):
         begins = until(run.not_before)
     words = f"{trial}begins {begins}"
-    words += f"; {run.again}" if run.again else ""
     return f"{words}; {run.error}" if run.error else words
 
 

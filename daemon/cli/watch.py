@@ -169,8 +169,6 @@ def _run(now: Now, run: RunView, width: int) -> Iterator[Text | str]:
         yield from ("", _bar(run.progress, width))
         if numbers:
             yield numbers
-    if run.again:
-        yield run.again
     if now.curve is not None and now.curve.loss:
         yield from ("", *_curves(now.curve, width))
 

@@ -1,11 +1,9 @@
 """
 Stale steps: find the published steps whose inputs have changed, and unpublish them so that they are done again.
 
-A step's key holds the settings that it reads, the drops, and the hashes of the data that it uses. A step is valid while
-the key of today's settings, and of the drops without those taken out since the run began, equals the key that it was
-made with. A stale step makes all later steps stale. Only `prepare` is done again without them, together with the
-verdict: it is quick and may well produce the same rows, and once it is published again the steps made from the old data
-are checked again.
+A step's key holds the settings that it reads and, for `prepare`, the drops. A step is stale if the key of today's
+settings, and of the drops without those taken out since the run began, differs from the key that it was made with. All
+steps after a stale one are stale, too.
 
 The champion is part of a key where it matters. An evaluation against a former champion is stale as long as there is no
 verdict on it (`apply_verdict` decides whether such a verdict is still valid), and data without the records that a
@@ -16,57 +14,50 @@ model that was rolled back would return through its descendant.
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import Engine
-from sqlmodel import Session
 
 from daemon.champions.promotion import champion
-from daemon.dispatch.step_specs import compose
 from daemon.queue import run_queue
-from daemon.queue.states import ensure_track, known_run, published_attempts
-from daemon.settings.model import Settings
+from daemon.queue.states import published_attempts
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import RunState
 from daemon.state.tables import Run, promotion_of
-from pipeline import durable
+from pipeline.artifacts import Dataset
 from pipeline.config import RunConfig
-from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.contract import SPEC_NAME, StepSpec
 from pipeline.errors import DropforgeError
 from pipeline.steps import BY_NAME, STEPS
 
 log = structlog.get_logger()
 
 
-class Remains(NamedTuple):
-    """Result of `what_remains`: the stale steps of a run, and what is kept and repeated in words."""
-
-    stale: tuple[str, ...]
-    left: str
-    """The former champion that the training started from, in words; empty if none."""
-    words: str
-    """What stands and what is done again, with those that were taken back before and not done since."""
-
-
 def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> None:
     """
-    Unpublish the stale steps of the claimed run; do nothing if it has published none.
+    Unpublish the first stale step of the claimed run and all later ones; do nothing if no step is stale.
 
-    Records an event if the training started from a model that is not the champion any more.
+    Records an event if the training started from a model that is not the champion any more. Raises `ArtifactDamaged`.
     """
     run_id = run.id or 0
-    if run.config is None or not run_files.published(state_folder, run_id):
+    done = list(run_files.published(state_folder, run_id))
+    if run.config is None or not done:
         return
-    found = what_remains(engine, state_folder, run)
-    if found.left:
+    past, stands = _Past(engine, state_folder, run), done
+    # The last one first: an evaluation is valid as long as the verdict on it is.
+    for number, name in reversed(list(enumerate(done))):
+        if past.is_stale(name, stands):
+            stands = done[:number]
+    if stands == done:
+        return
+    first = done[len(stands)]
+    if past.left:
         with transaction(engine) as session:
-            record_event(session, "run_began_again", now, track=run.track, run_id=run_id, reason=found.left)
-    if found.stale:
-        log.info("steps_taken_back", run=run_id, words=found.words)
-        _unpublish(state_folder, run_id, found.stale)
+            record_event(session, "run_began_again", now, track=run.track, run_id=run_id, reason=past.left)
+    log.info("steps_taken_back", run=run_id, first=first)
+    invalidate(state_folder, run_id, first)
 
 
 def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
@@ -76,66 +67,30 @@ def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
     return serving.model_id != spec.champion.model_id and bool(_Past(engine, Path(spec.root), run).left)
 
 
-def retry_words(engine: Engine, settings: Settings, run_id: int, now: int) -> str:
-    """Describe which steps a retry would keep and repeat; empty if unknown. Raises what `retry` raises."""
-    with Session(engine, expire_on_commit=False) as session:  # never committed: the run only seems to begin
-        state = run_queue.retry_in(session, run_id, now)
-        run = known_run(session, run_id)
-        try:
-            config = compose(settings, ensure_track(session, run.track, now))
-        except DropforgeError:
-            return ""  # the run says so when it comes to it
-        if state == RunState.QUEUED or not run_queue.begin(session, run, config, now):
-            return ""
-        session.expunge(run)
-    try:
-        return what_remains(engine, settings.state_folder, run).words
-    except run_files.ArtifactDamaged:
-        return ""  # the run says so when it comes to it
-
-
-def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str | None = None) -> tuple[str, str]:
+def retry(engine: Engine, state_folder: Path, run_id: int, now: int, since: str | None = None) -> str:
     """
     Let a failed, cancelled or crashed run continue; with `since`, do that step and all later ones again.
 
-    Returns how the run continues, in words, and the result of `retry_words`. Raises `DropforgeError` if the run cannot
-    be retried or there is no such step.
+    Returns how the run continues, in words. Raises `DropforgeError`, with nothing changed, if the run cannot be retried
+    or there is no such step.
     """
-    if since is not None:
-        if since not in BY_NAME:
-            raise DropforgeError(f"there is no step {since!r}", f"use one of {', '.join(BY_NAME)}")
-        # Before the run is anybody's, and only if it can be retried: a refusal must leave its artifacts as they are.
-        retry_words(engine, settings, run_id, now)
-        invalidate(settings.state_folder, run_id, since)
-    words = retry_words(engine, settings, run_id, now)
-    waits = run_queue.retry(engine, run_id, now) == RunState.WAITING
-    return f"run {run_id} {'goes on where it stopped' if waits else 'had not begun: it is queued again'}", words
+    if since is not None and since not in BY_NAME:
+        raise DropforgeError(f"there is no step {since!r}", f"use one of {', '.join(BY_NAME)}")
+    with transaction(engine) as session:
+        waits = run_queue.retry_in(session, run_id, now) == RunState.WAITING
+        if since is not None:
+            # Before the commit, after which a daemon may claim the run.
+            invalidate(state_folder, run_id, since)
+    return f"run {run_id} {'goes on where it stopped' if waits else 'had not begun: it is queued again'}"
 
 
 def invalidate(state_folder: Path, run_id: int, step: str) -> None:
     """Unpublish `step` and all later steps of a run; no step of the run may be running."""
     names = [one.name for one in STEPS]
-    _unpublish(state_folder, run_id, names[names.index(step) :])
-
-
-def what_remains(engine: Engine, state_folder: Path, run: Run) -> Remains:
-    """Return which published steps are stale under the run's own config and snapshot. Raises `ArtifactDamaged`."""
-    done = list(run_files.published(state_folder, run.id or 0))
-    past, stands = _Past(engine, state_folder, run), list(done)
-    for name in reversed(done):
-        if past.is_stale(name, stands):
-            stale = {"prepare", "decide"} if name == "prepare" else set(done[done.index(name) :])
-            stands = [one for one in stands if one not in stale]
-    again = [step.name for step in STEPS if step.name in {*done, *past.made} and step.name not in stands]
-    left = next(iter(past.left.values()), "")
-    words = run_files.again_words(stands, again, certain="prepare" in stands)
-    return Remains(tuple(name for name in done if name not in stands), left, f"{left}: {words}" if left else words)
-
-
-def _unpublish(state_folder: Path, run_id: int, steps: Collection[str]) -> None:
-    """Unpublish steps, the last one first, so that after a crash the first of them is still found to be stale."""
+    later = names[names.index(step) :]
+    # The last one first, so that after a crash the first of them is still found to be stale.
     for name in reversed(list(run_files.published(state_folder, run_id))):
-        if name in steps:
+        if name in later:
             run_files.unpublish(state_folder, run_id, name)
 
 
@@ -146,58 +101,37 @@ class _Past:
         self._folder, self._run = state_folder, run.id or 0
         self._config = RunConfig.model_validate(run.config)
         self._drops = [drop["id"] for drop in run.snapshot or ()]
-        #: By step: the number of its last published attempt, and of the `prepare` attempt whose data that one read.
-        self.made: dict[str, int] = {}
-        self._read: dict[str, int] = {}
-        for one in published_attempts(engine, self._run):
-            self.made[one.step] = one.number
-            self._read[one.step] = self.made.get("prepare", 0)
+        #: By step: the number of its last published attempt.
+        self._made = {one.step: one.number for one in published_attempts(engine, self._run)}
         with transaction(engine) as session:
             self._serving = champion(session, run.track)
             is_champion = promotion_of(session, self._run) is not None
         self._dataset = run_files.load_dataset(state_folder, self._run)
         self._report = run_files.load_evaluation(state_folder, self._run)
-        #: By step: the former champion that it started from, in words; empty if the run's own model was promoted.
-        self.left = {} if is_champion else self._left()
-
-    def _left(self) -> dict[str, str]:
-        adapter = run_files.load_adapter(self._folder, self._run)
-        behind = {
-            "prepare": None if self._dataset is None else self._dataset.start,
-            "train": None if adapter is None else adapter.start,
-        }
-        return {
-            name: f"generation {model.generation}, from which it was trained, is not the champion any more"
-            for name, model in behind.items()
-            if model is not None and model.model_id != self._serving.model_id
-        }
+        #: Why the training has to begin again: the champion that it starts from was replaced; empty if it need not.
+        self.left = ""
+        start = None if self._dataset is None else self._dataset.start
+        if start is not None and start.model_id != self._serving.model_id and not is_champion:
+            self.left = f"generation {start.generation}, from which it was trained, is not the champion any more"
 
     def is_stale(self, name: str, stands: Collection[str]) -> bool:
         """Return whether a published step's inputs have changed; some do not count if a later step is in `stands`."""
         against = self._report if name == "evaluate" and "decide" not in stands else None
-        if name in self.left or (against is not None and not against.is_against(self._serving)):
+        if self.left or (against is not None and not against.is_against(self._serving)):
             return True
+        spec = self._folder / run_files.attempt_folder(self._run, name, self._made.get(name, 0)) / SPEC_NAME
+        if not spec.exists():
+            return False  # the daemon died before it noted which attempt made it
         try:
-            spec = self._folder / run_files.attempt_folder(self._run, name, self.made.get(name, 0)) / SPEC_NAME
-            if not spec.exists():
-                return False
             made = StepSpec.model_validate_json(spec.read_bytes())
-            then = _key(name, made.config, [drop.id for drop in made.drops], self._data(self._read[name]))
-            today = _key(name, self._config, self._drops, self._data(self.made.get("prepare", 0)))
         except ValueError:
             return True  # it is damaged, so nobody knows what the step was made from
+        then = _key(name, made.config, [drop.id for drop in made.drops], self._dataset)
+        today = _key(name, self._config, self._drops, self._dataset)
         if name == "prepare" and self._leaves_out(stands):
             # The same model knows the same, whatever served in between.
             then, today = (*then, made.champion.model_id), (*today, self._serving.model_id)
         return then != today or (name == "evaluate" and self._has_other_batches(made.config))
-
-    def _data(self, number: int) -> dict[str, Any]:
-        """Return artifact and file hashes of `prepare` attempt `number`, {} for 0. Raises `ValueError` if damaged."""
-        if not number:
-            return {}  # the daemon died before it noted which attempt made the data, and the run ended
-        folder = self._folder / run_files.attempt_folder(self._run, "prepare", number)
-        result = StepResult.model_validate(durable.read_json(folder / RESULT_NAME))
-        return {**(result.artifact or {}), **result.outputs}
 
     def _leaves_out(self, stands: Collection[str]) -> bool:
         """
@@ -208,7 +142,6 @@ class _Past:
         data = self._dataset
         if data is None or "train" in stands or not (data.seen_by_champion or self._config.gate.on == "seen"):
             return False
-        # A training that has begun goes on with the very same files only.
         return data.shortfall is not None or not run_files.made_checkpoint(self._folder, self._run, 0)
 
     def _has_other_batches(self, made: RunConfig) -> bool:
@@ -217,30 +150,27 @@ class _Past:
         return self._config.evaluate.batch_size not in {0, made.evaluate.batch_size, taken}
 
 
-def _key(step: str, config: RunConfig, drops: list[object], data: dict[str, Any]) -> tuple[object, ...]:
+def _key(step: str, config: RunConfig, drops: list[object], data: Dataset | None) -> tuple[object, ...]:
     """
-    Return the key of a step: the settings that it reads, the drops, and the values in `data` that it uses.
+    Return the key of a step: the settings that it reads and earlier steps do not, and the drops for `prepare`.
 
-    The track's noise floor is not part of it: the report that measured it contains it.
+    What a setting leaves to the data is taken from the prepared `data`. The track's noise floor is not part of a key:
+    the report that measured it contains it.
     """
     evaluate, gate, train = config.evaluate, config.gate, config.train
-    metric = data.get("metric") if evaluate.metric == "auto" else evaluate.metric
-    max_new_tokens = evaluate.max_new_tokens or data.get("max_new_tokens")
     judge = (config.judge.url, config.judge.model, config.judge.records)
     match step:
         case "prepare":
+            metric = data.metric if data is not None and evaluate.metric == "auto" else evaluate.metric
+            max_new_tokens = evaluate.max_new_tokens or (data.max_new_tokens if data is not None else 0)
             rows = (config.salt, config.split, config.base_model_id, gate.on, drops)
             return (*rows, train.max_length, train.beginning(), gate.min_records, metric, max_new_tokens)
         case "train":
-            # The drops by themselves: what a model is said to know is its run's snapshot, whatever rows that came to.
-            start = (data.get("start") or {}).get("model_id")
-            files = (data.get("data/train.jsonl"), data.get("data/dev.jsonl"))
-            return (train.decisive(), config.base_model_id, drops, start, *files)
+            return (train.decisive(),)
         case "merge":
-            return (evaluate.repetition_penalty, max_new_tokens)
+            return (evaluate.repetition_penalty,)
         case "evaluate":
-            how = (evaluate.repetition_penalty, evaluate.general, bool(evaluate.vllm))
-            return (*how, metric, max_new_tokens, data.get("data/heldout.jsonl"))
+            return (evaluate.general, bool(evaluate.vllm))
         case "judge":
             return judge
         case _:

@@ -5,7 +5,6 @@ Everything here is idempotent: after a crash in the middle the same result can b
 """
 
 import os
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,20 +13,10 @@ from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Ve
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Curve, Progress, StepResult, StepSpec
 from pipeline.errors import DropforgeError, StepFailed
 from pipeline.steps import BY_NAME, STEPS
-from pipeline.words import listed
 
 #: Files in the checkpoint folder that show the progress of a training, or of the trials of a search.
 _FURTHER = ("step-*/COMPLETE", "trial-*/step-*/COMPLETE", "trial-*/ended.json")
 A = TypeVar("A", bound=Artifact)
-_NOUNS = {"train": "training", "merge": "merging", "evaluate": "evaluation"}
-_VERBS = {
-    "prepare": "prepares",
-    "train": "trains",
-    "merge": "merges",
-    "evaluate": "evaluates",
-    "judge": "asks the judge",
-    "decide": "decides",
-}
 
 
 class ArtifactDamaged(DropforgeError):
@@ -49,18 +38,6 @@ def published(state_folder: Path, run_id: int) -> dict[str, str]:
     folder = run_folder(state_folder, run_id)
     names = [step.name for step in STEPS if (folder / f"{step.name}.json").exists()]
     return {name: f"runs/{run_id}/{name}.json" for name in names}
-
-
-def again_words(stands: Collection[str], again: Collection[str], *, certain: bool = True) -> str:
-    """Return a phrase on the steps that are kept and repeated; unless `certain`, kept only if the data is equal."""
-    kept = [_NOUNS[name] for name in stands if name in _NOUNS]
-    words = []
-    if kept:
-        verb = "stands" if len(kept) == 1 else "stand"
-        words.append(f"{listed(kept)} {verb}{'' if certain else ' if the data comes out the same'}")
-    if again:
-        words.append(f"{listed([_VERBS[name] for name in again])} again")
-    return "; ".join(words)
 
 
 def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:

@@ -19,12 +19,10 @@ from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.questions import ACCEPTED_ROWS, AWAITS_APPROVAL, CHAMPIONS, IS_DUE, METRIC
 from daemon.state.run_files import (
-    again_words,
     attempt_folder,
     load_object,
     load_progress,
     load_verdict,
-    published,
     run_folder,
 )
 from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState, queue_order
@@ -45,19 +43,11 @@ from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
-from pipeline.steps import STEPS
 from pipeline.words import start_words
 
 T = TypeVar("T")
 #: Shown as the outcome of a win whose model was rolled back from: it does not wait for approval.
 BLOCKED = "blocked"
-#: The reason for repeating a run's training; no row once the training is repeated.
-_WHY_AGAIN = """
-SELECT detail FROM event WHERE run_id = ? AND kind = 'run_began_again' AND NOT EXISTS (
-    SELECT 1 FROM attempt
-    WHERE run_id = event.run_id AND step = 'train' AND state = 'published' AND ended_at > event.at)
-ORDER BY id DESC LIMIT 1
-"""
 _HAS_VERDICT = "SELECT 1 FROM run WHERE track = ? AND outcome <> 'insufficient_evidence' LIMIT 1"
 #: Whether the owner of a drop dropped a later file of its name. Only the first event of a drop has its owner.
 _CAME_AGAIN = """
@@ -139,8 +129,6 @@ class RunView(Frozen):
     """Which drop a trial run tries alone, and why."""
     blocker: str | None = None
     """Why a win is promoted by force only: its model is blocked."""
-    again: str | None = None
-    """Which steps a run repeats, and what it keeps."""
     seconds: float | None = None
     """Time that the attempts of an ended run took; lists of all runs leave it out."""
 
@@ -390,8 +378,6 @@ class Overview:
         if row.state in {RunState.QUEUED, RunState.WAITING}:
             values["paused"] = next((one.words for one in _pauses(base) if one.track == row.track), None)
             values["after"] = _goes_after(base, row)
-        if row.state in OPEN_STATES:
-            values["again"] = _done_again(base, self.folder, run_id)
         if row.state == RunState.RUNNING:
             values["progress"] = self._progress(base, run_id)
         return values
@@ -439,21 +425,6 @@ def attempts_of(base: Connection, run: Row) -> tuple[AttemptView, ...]:
         "FROM attempt WHERE run_id = ? ORDER BY id"
     )
     return tuple(AttemptView.model_validate(vars(row)) for row in base.execute(wanted, (run.id,)))
-
-
-def _done_again(base: Connection, state_folder: Path, run_id: int) -> str | None:
-    """Return which steps an open run repeats and why, in words; `None` if none or if its folder is unreadable."""
-    try:
-        kept = published(state_folder, run_id)
-    except OSError:
-        return None
-    once = "SELECT DISTINCT step FROM attempt WHERE run_id = ? AND state = 'published'"
-    made = {row.step for row in base.execute(once, (run_id,))}
-    again = [step.name for step in STEPS if step.name in made and step.name not in kept]
-    if not again:
-        return None
-    reasons = [str(row.detail["reason"]) for row in base.execute(_WHY_AGAIN, (run_id,))]
-    return ": ".join([*reasons, again_words(kept, again, certain="prepare" in kept)])
 
 
 def _pauses(base: Connection) -> list[PauseView]:

@@ -119,7 +119,7 @@ def cancel(site: SiteOf, run_id: Number) -> Done:
 @router.post("/runs/{run_id}/retry")
 def retry(site: SiteOf, run_id: Number, body: From) -> Done:
     """Continue a failed, cancelled or crashed run where it stopped, with the current settings."""
-    return _done(*stale_steps.retry(site.writer(), site.settings, run_id, now_ms(), body.since))
+    return _done(stale_steps.retry(site.writer(), site.settings.state_folder, run_id, now_ms(), body.since))
 
 
 @router.post("/runs/{run_id}/move")
