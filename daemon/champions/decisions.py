@@ -19,14 +19,10 @@ from daemon.queue.states import known_run
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import Word
-from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind, state_words
+from daemon.state.states import AWAITING, PromotionKind, state_words
 from daemon.state.tables import Promotion, Run, Track
 from pipeline.artifacts import ModelRef
 from pipeline.errors import DropforgeError
-
-#: Former champions that a refused rollback names.
-_TOLD = 5
-_GONE = "is not there any more"
 
 
 def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Promotion:
@@ -38,9 +34,7 @@ def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Prom
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
-        past = promotion.champions_of(session, run.track)
-    _require_waiting(state_folder, run, past)
-    with transaction(engine) as session:
+        _require_waiting(run)
         require_reviewed(session, state_folder, run)
     try:
         verdict = run_files.load_verdict(state_folder, run_id)
@@ -132,40 +126,14 @@ def rollback(
     return change_by_hand(engine, state_folder, change, f"the model of generation {target.generation}", try_out)
 
 
-def _blocked_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
-    """Return the row of the rollback that replaced and still blocks the model of a run; `None` if there is none."""
-    made = {row.model_id for row in past if row.run_id == run_id} & blocked(past)
-    back = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id in made]
-    return back[-1] if back else None
-
-
-def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) -> None:
-    """Raise `DropforgeError` unless the run's win waits for approval; the hint names `--force` only if it works."""
+def _require_waiting(run: Run) -> None:
+    """Raise `DropforgeError` unless the run's win waits for approval."""
     if run.outcome == AWAITING:
         return
-    back = _blocked_by(past, run.id or 0)
-    serves = bool(past) and past[-1].model_id in {row.model_id for row in past if row.run_id == run.id}
-    if run.ended_at is None:
-        message = f"run {run.id} {state_words(run.state)} and has no verdict yet"
-        raise DropforgeError(message, f"see how far it is: dropforge show {run.id}")
-    if back is not None:
-        how = "promoted" if run.outcome == "promoted" else "forced"
-        by = f", by {back.approved_by}" if back.approved_by else ""
-        message = f"run {run.id} was {how}, then {back.reason}{by}; its model is blocked since"
-        hint = f"see what serves: dropforge history --track {run.track}"
-    elif run.outcome == OVERTAKEN:
-        message = f"run {run.id} won, but against a champion that another one has taken the place of"
-        hint = "a run on new data is compared with today's champion"
-    elif run.outcome == "promoted":
-        message, hint = f"run {run.id} was promoted", f"see what serves: dropforge history --track {run.track}"
-    elif run.outcome is None:
-        why = f": {run.error}" if run.error else ""
-        message, hint = f"run {run.id} {state_words(run.state)}{why}", f"look at it: dropforge show {run.id}"
-    else:
-        message, hint = f"run {run.id} did not win: {run.outcome}", f"see why: dropforge show {run.id}"
-    if not serves and (run_files.run_folder(state_folder, run.id or 0) / "merge.json").exists():
-        hint = f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}"
-    raise DropforgeError(message, hint)
+    ended = f"ended as {run.outcome}" if run.outcome else state_words(run.state)
+    message = f"run {run.id} {ended}: no win of it waits for approval"
+    hint = f"see why: dropforge show {run.id}; to promote its model whatever the verdict: "
+    raise DropforgeError(message, hint + forcing(run.id or 0))
 
 
 def _model_of(state_folder: Path, run: Run) -> str:
@@ -198,37 +166,22 @@ def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_
             raise DropforgeError(f"the model of generation {to} is the champion of track {track} already", hint)
         return found
     # A run can make the very model that serves, and promote it again.
-    others = {row.model_id: row for row in past if row.model_id != serving.model_id}
-    former = max(others.values(), key=lambda row: row.generation, default=None)
-    if former is None:
+    others = [row for row in past if row.model_id != serving.model_id]
+    if not others:
         raise DropforgeError(f"track {track} has had no other champion than today's", hint)
+    former = others[-1]
     against = _against(former, past, state_folder)
     if against:
         message = f"no rollback without --to: the model of generation {former.generation} {against}"
-        raise DropforgeError(message, _choices(list(others.values()), past, state_folder))
+        name = f"name one: dropforge rollback --track {track} --to GENERATION --reason TEXT"
+        raise DropforgeError(message, f"{hint}, and {name}")
     return former
 
 
 def _against(row: Promotion, past: Sequence[Promotion], state_folder: Path) -> str:
     """Return why a rollback without `--to` refuses a former champion; an empty string if it does not."""
     if not (state_folder / row.model_path).is_dir():
-        return _GONE
+        return "is not there any more"
     if row.model_id in blocked(past):
         return "was rolled back from"
     return "failed its health command" if row.model_id in unhealthy_models(past) else ""
-
-
-def _choices(others: Sequence[Promotion], past: Sequence[Promotion], state_folder: Path) -> str:
-    """Return a hint with the rollback command and the generations it takes, those without an objection first."""
-    track, bases = past[0].track, {row.model_id for row in past if row.kind == PromotionKind.BASE}
-    against = {row.generation: _against(row, past, state_folder) for row in others}
-    there = [row for row in others if against[row.generation] != _GONE]
-    if not there:
-        return f"the models of all former champions are gone: {promotion.other_ways(track)}"
-    there.sort(key=lambda row: (bool(against[row.generation]), -row.generation))
-    told = []
-    for row in there[:_TOLD]:
-        remarks = ["base model"] * (row.model_id in bases) + [against[row.generation]] * bool(against[row.generation])
-        told.append(f"{row.generation} ({', '.join(remarks)})" if remarks else str(row.generation))
-    command = f"dropforge rollback --track {track} --to {there[0].generation} --reason TEXT"
-    return f"name one: {command}; --to takes {', '.join(told)}; see them all: dropforge history --track {track}"
