@@ -1,8 +1,8 @@
 """
 A stand-in for a server of models in this process: vLLM's paths, its adapters and what it gets wrong.
 
-A model or adapter is a folder with `answers.json`: what it says to each prompt. A request whose adapter is unloaded
-before its end fails, as in vLLM; so does a second adapter under a name that is taken.
+A model or adapter is a folder with `answers.json`: what it says to each prompt. A second adapter under a name that is
+taken is refused, as by vLLM.
 """
 
 import json
@@ -28,9 +28,6 @@ class StandIn:
         self.lock = threading.Lock()
         self.names_loaded: list[str] = []
         self.refused: list[str] = []
-        #: Requests in hand, by model; and one that waits until it is set.
-        self.at_work: list[str] = []
-        self.held: dict[str, threading.Event] = {}
         self.restart()
         self.not_up = 0
 
@@ -69,8 +66,6 @@ class StandIn:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for event in self.held.values():
-            event.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -83,11 +78,6 @@ class StandIn:
             if path == "/v1/models":
                 parents = {name: None if name == self.base else self.base for name in self.models}
                 return 200, {"data": [{"id": name, "parent": parent} for name, parent in parents.items()]}
-            if path == "/metrics":
-                running = ",".join(sorted(set(self.at_work)))
-                old = 'vllm:lora_requests_info{running_lora_adapters="gone",waiting_lora_adapters=""} 1.5e+09'
-                new = f'vllm:lora_requests_info{{running_lora_adapters="{running}",waiting_lora_adapters=""}} 1.7e+09'
-                return 200, f"# HELP of it\n{old}\n{new}\n"
         return 404, {}
 
     def post(self, path: str, body: bytes) -> tuple[int, Any]:
@@ -114,14 +104,6 @@ class StandIn:
             if name not in self.models:
                 self.refused.append(name)
                 return 404, {"error": f"The model `{name}` does not exist."}
-            self.at_work.append(name)
-        if content in self.held:
-            self.held[content].wait(60)
-        with self.lock:
-            self.at_work.remove(name)
-            if name not in self.models:
-                self.refused.append(name)
-                return 500, {"error": "its adapter is gone"}
             said = self.models[name].get(content, "")
         return 200, {"model": name, "choices": [{"message": {"role": "assistant", "content": said}}]}
 

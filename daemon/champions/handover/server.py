@@ -4,8 +4,8 @@ Make a server serve the champion, and check that it answers as the champion did:
 Either the server is restarted, and nothing is served meanwhile. Or without a gap, by adapter: the champion's adapter is
 loaded under a new name, checked, and only then named in a file that clients read before each request. The former
 champion's adapter stays loaded, so that clients which read its name just before are still answered; it is unloaded at
-the next change, once it has no request any more. A name is never used for a second adapter: vLLM keeps cached blocks
-and requests of the first one under it.
+the next change. A name is never used for a second adapter: vLLM keeps cached blocks and requests of the first one under
+it.
 """
 
 import contextlib
@@ -14,8 +14,6 @@ import json
 import re
 import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +27,8 @@ from pipeline.errors import DropforgeError
 from pipeline.words import count
 
 _OK = 200
-_ANSWER_SECONDS, _DRAIN_SECONDS, _LOOK_SECONDS = 120.0, 60.0, 0.2
-#: Most bytes of a response body.
-_MOST_BYTES = 1 << 26
+_ANSWER_SECONDS, _LOOK_SECONDS = 120.0, 0.2
 _SHOWN = 300
-_LORA_METRIC = re.compile(r"^vllm:lora_requests_info\{(?P<labels>[^}]*)\} (?P<at>\d+\.?\d*(?:e\+?\d+)?)", re.MULTILINE)
-_ADAPTERS = re.compile(r'(?:running|waiting)_lora_adapters="([^"]*)"')
 _ID_LETTERS = 12
 
 
@@ -75,7 +69,7 @@ class Change:
 
 
 class Server:
-    """A client for an OpenAI-compatible server at http://HOST:PORT or unix:/PATH; two minutes for each response."""
+    """A client for an OpenAI-compatible server at http://HOST:PORT or unix:/PATH."""
 
     def __init__(self, url: str) -> None:
         """Use the server at `url`; nothing is sent yet. Raises `DropforgeError` if `url` is not a valid address."""
@@ -131,14 +125,6 @@ class Server:
     def unload_adapter(self, name: str) -> None:
         """Unload an adapter from vLLM. Raises `DropforgeError` if the server refuses."""
         self._text("POST", "/v1/unload_lora_adapter", {"lora_name": name})
-
-    def adapters_at_work(self) -> set[str]:
-        """Return the names of adapters that have requests, by vLLM's metrics. Raises `DropforgeError` on failure."""
-        found = max(
-            _LORA_METRIC.finditer(self._text("GET", "/metrics")), key=lambda one: float(one["at"]), default=None
-        )
-        lists = [] if found is None else _ADAPTERS.findall(found["labels"])
-        return {name.strip() for names in lists for name in names.split(",")} - {""}
 
     def _is_up(self, seconds: float) -> bool:
         with contextlib.suppress(OSError):
@@ -204,7 +190,7 @@ def switch_adapter(server: Server, change: Change, name_file: Path, seconds: flo
     own = re.compile(re.escape(change.track) + rf"-[0-9a-f]{{{_ID_LETTERS}}}")
     loaded = {str(one["id"]) for one in models if one.get("parent") and own.fullmatch(str(one["id"]))}
     for old in sorted(loaded - {name, former}):
-        _unload(server, old)
+        server.unload_adapter(old)
     is_new = not change.is_base and name not in loaded
     if is_new:
         if not change.adapter:
@@ -241,17 +227,6 @@ def _ask(server: Server, change: Change, model: str) -> str:
     return words
 
 
-def _unload(server: Server, name: str) -> None:
-    """Unload an adapter once its last request has ended; after 60 seconds leave it loaded and print a warning."""
-    end = time.monotonic() + _DRAIN_SECONDS
-    while name in server.adapters_at_work():
-        if time.monotonic() > end:
-            sys.stderr.write(f"{name} stays loaded: after {_DRAIN_SECONDS:g} s it still has requests\n")
-            return
-        time.sleep(_LOOK_SECONDS)
-    server.unload_adapter(name)
-
-
 def _request(
     server: str | tuple[str, int], method: str, path: str, body: object | None, seconds: float
 ) -> tuple[int, bytes]:
@@ -259,36 +234,18 @@ def _request(
     Send one request, with `body` as JSON unless it is `None`; return the status and the body of the response.
 
     `server` is the path of a unix socket, or host and port. Raises `OSError` if it cannot be reached, speaks no HTTP,
-    does not send a complete response within `seconds`, or sends more than 67 MB.
+    or sends nothing for `seconds`.
     """
     connection = _UnixConnection(server) if isinstance(server, str) else http.client.HTTPConnection(*server)
-    connection.timeout, end = seconds, time.monotonic() + seconds
+    connection.timeout = seconds
     sent = None if body is None else json.dumps(body).encode()
     try:
-        with contextlib.closing(connection), contextlib.ExitStack() as opened:
-            connection.connect()
-            # A socket's timeout restarts with each received byte.
-            timer = threading.Timer(end - time.monotonic(), _shut_down, (connection.sock,))
-            timer.start()
-            opened.callback(timer.join)
-            opened.callback(timer.cancel)
+        with contextlib.closing(connection):
             connection.request(method, path, sent, {"Content-Type": "application/json"})
             reply = connection.getresponse()
-            content = reply.read(_MOST_BYTES + 1)
-    except (OSError, http.client.HTTPException) as error:
-        if time.monotonic() >= end:
-            raise TimeoutError(f"no whole answer within {seconds:g} s") from error
-        raise error if isinstance(error, OSError) else ConnectionError(str(error) or type(error).__name__) from error
-    if time.monotonic() >= end:
-        raise TimeoutError(f"no whole answer within {seconds:g} s")
-    if len(content) > _MOST_BYTES:
-        raise ConnectionError(f"the answer has more than {_MOST_BYTES:,} bytes")
-    return reply.status, content
-
-
-def _shut_down(connected: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is closed already
-        connected.shutdown(socket.SHUT_RDWR)
+            return reply.status, reply.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
 
 
 class _UnixConnection(http.client.HTTPConnection):

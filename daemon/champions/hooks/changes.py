@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import structlog
 from sqlalchemy import Engine, text
-from sqlmodel import select
 
 from daemon.champions import decisions, promotion
 from daemon.champions.handover.smoke_prompts import adapter_of, write_smoke_prompts
@@ -28,7 +27,7 @@ from daemon.state.database import ChangeWatch, transaction
 from daemon.state.events import Word, record_event
 from daemon.state.questions import MAKER
 from daemon.state.states import HookState
-from daemon.state.tables import Event, Promotion, Track
+from daemon.state.tables import Promotion, Track
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
 from daemon.system.processes import child_environment
@@ -37,8 +36,6 @@ from pipeline.errors import DropforgeError
 
 Which = Literal["hook", "health"]
 _TROUBLE_SECONDS = 30.0
-_ASKED = "hook_asked_again"
-_NO_COMMAND = "the daemon runs with settings that name no such command: restart it"
 log = structlog.get_logger()
 
 
@@ -150,17 +147,11 @@ class Hooks:
         """Start a command and return `True`; record that the settings have none and return `False`."""
         own = self._settings_of(row.track)
         argv = own.after_promotion if which == "hook" else own.health
-        if not argv and which == "hook" and self._is_asked_for(row):
-            self._note(row.id or 0, which, Ended(_NO_COMMAND, ""), now)
-            return False
         self._set(row.id, which, HookState.RUNNING if argv else None, now)
         if argv:
             log.info("hook_started", track=row.track, generation=row.generation, command=_name(which))
-            self._running[row.track] = (
-                row.id or 0,
-                which,
-                self._begin(argv, self._environment(row), own.timeout_seconds),
-            )
+            command = self._begin(argv, self._environment(row), own.timeout_seconds)
+            self._running[row.track] = (row.id or 0, which, command)
         return bool(argv)
 
     def _note(self, row_id: int, which: Which, ended: Ended, now: int) -> None:
@@ -222,12 +213,6 @@ class Hooks:
             if state == HookState.RUNNING:
                 record_event(session, f"{which}_started", now, track=row.track, run_id=row.run_id)
 
-    def _is_asked_for(self, row: Promotion) -> bool:
-        """Return whether a person requested the hook of this change again, with `ask_again`."""
-        with transaction(self._engine) as session:
-            asked = select(Event).where(Event.kind == _ASKED, Event.track == row.track)
-            return any(event.detail.get("generation") == row.generation for event in session.exec(asked))
-
     def _serves(self, row: Promotion) -> bool:
         with transaction(self._engine) as session:
             return session.get_one(Track, row.track).champion_generation == row.generation
@@ -267,7 +252,7 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
     Have the daemon run `hooks.after_promotion` again for the track's champion; return the champion's row.
 
     `by` is the person who asked, for the event. Raises `DropforgeError` if the settings name no command, if it is
-    pending or running already, if the champion is being rolled back as unhealthy, or if the track has no champion.
+    pending or running already, or if the track has no champion.
     """
     own = (settings.track(track) if track in settings.track_names else settings).hooks
     if not own.after_promotion:
@@ -279,15 +264,9 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
         if row.hook_state in OPEN:
             message = f"hooks.after_promotion of track {track} is {row.hook_state} already"
             raise DropforgeError(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")
-        if row.health_state in OPEN and row.health_error is not None:
-            message = (
-                f"hooks.health of track {track} failed for generation {generation} ({row.health_error}), and the "
-                "former champion is being brought back"
-            )
-            raise DropforgeError(message, "its own change runs the hook; see what comes of it: dropforge status")
         row.hook_state, row.hook_error, row.hook_output = HookState.PENDING, None, None
         session.add(row)
-        record_event(session, _ASKED, now, track=track, run_id=row.run_id, generation=generation, by=by)
+        record_event(session, "hook_asked_again", now, track=track, run_id=row.run_id, generation=generation, by=by)
     return row
 
 

@@ -6,7 +6,6 @@ The last 4 kB of its output are kept.
 
 import contextlib
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,9 @@ KEPT_OUTPUT = 4096
 #: Characters of a line of output that are shown beside an error.
 _LONGEST_LINE = 200
 _LOOK_SECONDS = 0.1
-_CHUNK, _MOST_CHUNKS = 1 << 16, 64
+#: How long the rest of the output is waited for after the end of a command that leaves processes in the background.
+_LAST_SECONDS = 1.0
+_CHUNK = 1 << 16
 
 
 def last_line(output: str | None) -> str:
@@ -46,8 +47,8 @@ class Command:
     """
     A command that was started, watched by a thread of its own.
 
-    Its background processes go on after its end, unless it ran out of time or was killed; their later output is
-    discarded.
+    Its background processes go on after its end, unless it ran out of time or was killed. Their later output is read
+    and discarded until this process ends.
     """
 
     def __init__(self, argv: tuple[str, ...], environment: dict[str, str], seconds: float) -> None:
@@ -58,7 +59,6 @@ class Command:
         self._tail = b""
         self._ended = Ended("it could not be followed", "")
         self._killed = threading.Event()
-        self._closed = False
         self._thread = threading.Thread(target=self._run, name="hook")
         self._thread.start()
 
@@ -93,46 +93,33 @@ class Command:
                 words = f"{words}; if it is a script, look at its #! line"
             self._ended = Ended(f"it could not be started: {self._argv[0]}: {words}", "")
             return
-        with process:
-            wrong = self._follow(process)
-            if not self._closed:
-                # Drain the pipe for background processes: a closed or full one would end or stop them. The reader is
-                # a shell's background process, so it outlives us; it ends with the pipe.
-                reader = ("sh", "-c", "exec 3<&0; cat <&3 >/dev/null 2>&1 &")
-                plain = {"PATH": os.environ.get("PATH", os.defpath)}
-                with contextlib.suppress(OSError):
-                    subprocess.run(reader, check=False, stdin=process.stdout, env=plain, start_new_session=True)  # noqa: S603 - our own
+        # It reads to the end of the pipe, which background processes may hold open: a closed or full one would end or
+        # stop them.
+        reader = threading.Thread(target=self._read, args=(process,), name="hook output", daemon=True)
+        reader.start()
+        wrong = self._follow(process)
+        reader.join(_LAST_SECONDS)
         self._ended = Ended(wrong, self._tail.decode("utf-8", "replace"))
 
     def _follow(self, process: subprocess.Popen[bytes]) -> str | None:
-        """Read the command's output until it ends, or kill it at its time limit; return its error, or `None`."""
+        """Wait for the command's end, or kill it at its time limit; return its error, or `None`."""
         end = time.monotonic() + self._seconds
-        while process.poll() is None:
+        while True:
             left = end - time.monotonic()
             if left <= 0 or self._killed.is_set():
                 kill_group(process.pid, signal.SIGKILL)
                 process.wait()
-                self._read(process, 0)
                 return "it was stopped with the daemon" if left > 0 else f"no end within {self._seconds:g} s"
-            self._read(process, min(left, _LOOK_SECONDS))
-        self._read(process, 0)
-        if process.returncode < 0:
-            return f"killed by {signal_name(-process.returncode)}"
-        return f"exit code {process.returncode}" if process.returncode else None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(min(left, _LOOK_SECONDS))
+                break
+        if code < 0:
+            return f"killed by {signal_name(-code)}"
+        return f"exit code {code}" if code else None
 
-    def _read(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        """Read at most 4 MB of output and keep its end; wait up to `seconds` for the first part."""
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        """Read the output to its end; keep the last 4 kB."""
         assert process.stdout is not None  # noqa: S101 - it was given a pipe
-        fd = process.stdout.fileno()
-        for _ in range(_MOST_CHUNKS):
-            if not select.select([fd], [], [], seconds)[0]:
-                return
-            chunk = os.read(fd, _CHUNK)
-            if not chunk:
-                # It closed its output, and may go on.
-                self._closed = True
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(seconds)
-                return
-            self._tail = (self._tail + chunk)[-KEPT_OUTPUT:]
-            seconds = 0
+        with process.stdout as pipe:
+            while chunk := os.read(pipe.fileno(), _CHUNK):
+                self._tail = (self._tail + chunk)[-KEPT_OUTPUT:]

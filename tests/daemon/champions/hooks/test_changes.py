@@ -353,29 +353,6 @@ def test_without_a_hook_there_is_none_to_run_again(house: House, dropforge: Call
     assert "hook_asked_again" not in house.events()
 
 
-def test_a_hook_that_the_daemons_own_settings_do_not_name_is_said_to_be_missing_there(
-    house: House, dropforge: Callable[..., Any]
-) -> None:
-    house.start(None)
-    house.promote()
-    house.settle()
-    assert (states(house), house.rows()[-1].hook_error) == ([(None, None), (None, None)], None), "nobody asked"
-    path = house.folder / "dropforge.toml"
-    path.write_text(path.read_text().replace("after_promotion = []", f"after_promotion = {json.dumps(tell(house))}"))
-    assert dropforge("hook").code == 0
-    house.settle()
-    assert (states(house)[-1], house.told(), house.events()[-1]) == (("failed", None), [], "hook_failed")
-    words = (
-        "failed: the daemon runs with settings that name no such command: restart it; to run it again: dropforge hook"
-    )
-    assert words in dropforge("status").out
-    house.daemon = Daemon(house.folder, house.now)
-    house.hooks = house.new_hooks()
-    assert dropforge("hook").code == 0
-    house.settle()
-    assert (states(house)[-1], len(house.told())) == (("ok", None), 1)
-
-
 # --- health
 
 
@@ -402,28 +379,6 @@ def test_a_hook_that_is_asked_for_during_the_health_check_of_an_unhealthy_model_
     assert states(house) == [(None, None), ("skipped", "failed"), ("ok", None)]
     said = [(told["PROMOTION_KIND"], told["PROMOTION_GENERATION"]) for told in house.told()]
     assert said == [("promotion", "1"), ("rollback", "2")]
-
-
-def test_no_hook_is_to_be_had_for_an_unhealthy_model_while_the_former_one_is_brought_back(
-    house: House, dropforge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    real = house._try_out
-
-    def try_out(folder: Path, **how: object) -> None:
-        asked.append(dropforge("hook"))
-        real(folder, **how)
-
-    house.start(tell(house), run("raise SystemExit(7)"))
-    monkeypatch.setattr(house.hooks, "_try_out", try_out)
-    house.promote()
-    house.settle()
-    (refused,) = asked
-    assert refused.code == 1
-    for words in ("hooks.health of track default failed for generation 1 (exit code 7)", "is being brought back"):
-        assert words in refused.err
-    assert "hook_asked_again" not in house.events()
-    assert [told["PROMOTION_KIND"] for told in house.told()] == ["promotion", "rollback"]
 
 
 def test_a_healthy_model_stays(house: House) -> None:
