@@ -284,14 +284,6 @@ class FormerScores(Frozen):
     file: str
 
 
-class NoiseFloor(Frozen):
-    """Differences between two generations by one model: changed answers, mean absolute change of the primary metric."""
-
-    records: int
-    changed: int
-    points: float
-
-
 class Evaluation(Artifact):
     """The evaluation's result: `records.jsonl` in `folder` holds both models' scores, a line per record."""
 
@@ -312,8 +304,6 @@ class Evaluation(Artifact):
     base_model_id: str | None = None
     """The base model that the suites compare with; `None` if it is the champion."""
     former: tuple[FormerScores, ...] = ()
-    noise: NoiseFloor | None = None
-    """Measured at the track's first evaluation."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of the libraries that computed the answers, and the device."""
     candidate: Scores
@@ -440,7 +430,6 @@ class Verdict(Artifact):
     """Candidates of this track that were evaluated before."""
     same_set_uses: int = 0
     """Those of them that were evaluated on exactly these records."""
-    noise: NoiseFloor | None = None
     heldout_version: str | None = None
     """Version of the records that both models answered; the data set's if `evaluate` left none out."""
     report: str | None = None

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.artifacts import Frozen, NoiseFloor, known_fields
+from pipeline.artifacts import Frozen, known_fields
 from pipeline.search_settings import SearchConfig, check_search
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -350,8 +350,6 @@ class RunConfig(Frozen):
     gate: GateConfig = GateConfig()
     guards: GuardConfig = GuardConfig()
     judge: JudgeConfig = JudgeConfig()
-    noise: NoiseFloor | None = None
-    """The track's noise floor, once measured."""
 
     @model_validator(mode="before")
     @classmethod

@@ -173,9 +173,6 @@ def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
     if verdict.uses:
         same = f", {verdict.same_set_uses} of them on exactly these records" if verdict.same_set_uses else ""
         lines.append(f"candidates judged before on this track: {verdict.uses}{same}")
-    if verdict.noise is not None:
-        changed = f"{verdict.noise.changed} of {count(verdict.noise.records, 'answer')} changed"
-        lines.append(f"noise of evaluating one model twice: {verdict.noise.points:.2f} points ({changed})")
     return lines
 
 

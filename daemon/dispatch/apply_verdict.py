@@ -29,7 +29,7 @@ from pipeline.models.manifest import verify_manifest
 
 def fix_measures(engine: Engine, state_folder: Path, claim: states.Claim, config: RunConfig, now: int) -> None:
     """
-    Store on the track the metric, answer length, split, batch size and noise floor of its first verdict.
+    Store on the track the metric, answer length, split and batch size of its first verdict.
 
     Later runs are judged with these values: later calls only add missing ones, or a smaller batch size. Does nothing if
     data set or evaluation are not published. Raises `LostClaim`.
@@ -43,7 +43,6 @@ def fix_measures(engine: Engine, state_folder: Path, claim: states.Claim, config
         "max_new_tokens": dataset.max_new_tokens,
         "split": config.split.model_dump(),
         "eval_batch_size": report.batch_size,
-        "noise": report.noise.model_dump() if report.noise else None,
     }
     # A batch smaller than the setting: more did not fit into memory, whatever did before.
     anew = {"eval_batch_size"} if report.batch_size < config.evaluate.batch_size else set()

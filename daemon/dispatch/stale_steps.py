@@ -154,8 +154,7 @@ def _key(step: str, config: RunConfig, drops: list[object], data: Dataset | None
     """
     Return the key of a step: the settings that it reads and earlier steps do not, and the drops for `prepare`.
 
-    What a setting leaves to the data is taken from the prepared `data`. The track's noise floor is not part of a key:
-    the report that measured it contains it.
+    What a setting leaves to the data is taken from the prepared `data`.
     """
     evaluate, gate, train = config.evaluate, config.gate, config.train
     judge = (config.judge.url, config.judge.model, config.judge.records)

@@ -14,7 +14,7 @@ from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Run, Suspect, Track
 from daemon.state.tables import Drop as DropRow
-from pipeline.artifacts import Drop, NoiseFloor
+from pipeline.artifacts import Drop
 from pipeline.config import RunConfig
 from pipeline.contract import StepSpec, TwinRun
 from pipeline.steps import BY_NAME
@@ -49,7 +49,6 @@ def compose(settings: Settings, track: Track) -> RunConfig:
         gate=own.gate,
         guards=own.guards,
         judge=own.judge,
-        noise=NoiseFloor.model_validate(track.noise) if track.noise else None,
         split=own.split.model_copy(update=_fixed_shares(track)),
         evaluate=own.evaluate.model_copy(update={key: value for key, value in fixed.items() if value}),
     )

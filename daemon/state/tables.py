@@ -82,8 +82,6 @@ class Track(SQLModel, table=True):
     champion_path: ModelPath | None = None
     #: The nightly schedule, since when it applies, and when it was last checked.
     nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    #: The noise floor from the first report.
-    noise: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Why it is paused, by whom and when; `None` unless it is paused.
     paused: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 

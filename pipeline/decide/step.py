@@ -49,7 +49,6 @@ def decide(attempt: Attempt) -> Verdict:
             "champion_generation": found.champion_generation,
             "candidate_model_id": found.candidate.model_id,
             "champion_model_id": found.champion.model_id,
-            "noise": found.noise or attempt.config.noise,
         }
     verdict = verdict.model_copy(
         update={

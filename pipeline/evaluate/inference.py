@@ -29,8 +29,6 @@ from pipeline.models.generation import Decoding
 from pipeline.models.loading import chosen_device
 from pipeline.records.heldout import HeldoutRecord
 
-#: Approximate number of answers generated twice for the noise floor, in whole batches.
-NOISE_RECORDS = 32
 _LOG = ".batches.jsonl"
 _ANSWER = "answer"
 
@@ -49,8 +47,6 @@ class Result:
     seconds: float
     suites: dict[str, dict[str, ItemScore]]
     """Scores of each suite's items, by the suite's sha256."""
-    again: dict[int, str]
-    """Answers generated a second time, by the record's index."""
 
 
 class Inference:
@@ -73,7 +69,6 @@ class Inference:
         self._without_nll = [index for index in range(len(self._prompts)) if index not in self._nll]
         self.without_answer = [index for index in range(len(self._prompts)) if index not in self._answers]
         self._suites = {part.suite.digest: cache.items(part.suite.digest) for part in requests.suites}
-        self._again: list[list[int]] = []
         missing = sum(len(self._missing_items(part)) for part in requests.suites)
         self.left = len(self._without_nll) + len(self.without_answer) + missing
         """Number of requests that are neither cached nor computed."""
@@ -81,19 +76,6 @@ class Inference:
         setup = requests.key.setup
         self._decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size, requests.window)
         self._opened: InStep | Vllm | None = None
-
-    def answer_twice(self) -> None:
-        """
-        Have `run` generate about `NOISE_RECORDS` of the missing answers twice, for the noise floor.
-
-        Whole batches are chosen, at least one, those with the shortest prompts first. Nothing happens if no answer is
-        missing.
-        """
-        for batch in reversed(self._answer_batches()):
-            if self._again and sum(map(len, self._again)) + len(batch) > NOISE_RECORDS:
-                break
-            self._again.insert(0, batch)
-            self.left += len(batch)
 
     def run(self, folder: Path, models: Sequence["Inference"]) -> Result:
         """
@@ -115,7 +97,6 @@ class Inference:
                 requests.check_folder()
             self._fill_likelihoods()
             self._fill_answers()
-            again = self._repeat()
             self._fill_suites()
         finally:
             if self._opened is not None:
@@ -128,7 +109,7 @@ class Inference:
         data = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
         durable.write_bytes(folder / f"{digest}.jsonl", data)
         seconds = time.monotonic() - started
-        return Result(predictions, len(self.without_answer), self._resumed, seconds, self._suites, again)
+        return Result(predictions, len(self.without_answer), self._resumed, seconds, self._suites)
 
     def _prediction(self, index: int) -> Prediction:
         (text, tokens, ended, seconds), (nll_sum, nll_tokens) = self._answers[index], self._nll[index]
@@ -168,29 +149,18 @@ class Inference:
                 )
         return likelihoods
 
-    def _answer_batches(self) -> list[list[int]]:
-        """Return the indices of the records without an answer, in batches for generation."""
-        prompts = [self._requests.prompts[index] for index in self.without_answer]
-        batches = greedy_decoding.answer_batches(prompts, self._decoding.batch_size)
-        return [[self.without_answer[index] for index in batch] for batch in batches]
-
     def _fill_answers(self) -> None:
-        for batch in self._answer_batches():
-            for record, (text, tokens, ended, seconds) in zip(batch, self._answer(_ANSWER, batch), strict=True):
-                self._answers[record] = (text, tokens, ended, seconds)
-
-    def _repeat(self) -> dict[int, str]:
-        """Generate some records' answers again, in the same batches; return the texts by the record's index."""
-        return {
-            record: text
-            for batch in self._again
-            for record, (text, *_) in zip(batch, self._answer("again", batch), strict=True)
-        }
-
-    def _answer(self, kind: str, batch: Sequence[int]) -> Sequence[Any]:
-        prompts = [self._requests.prompts[record] for record in batch]
-        may_loop = {row for row, record in enumerate(batch) if any(map(is_looping, self._records[record].references))}
-        return self._batch(kind, prompts, partial(self._generate, prompts, self._decoding, may_loop))
+        prompts = [self._requests.prompts[index] for index in self.without_answer]
+        for batch in greedy_decoding.answer_batches(prompts, self._decoding.batch_size):
+            batch_prompts = [prompts[index] for index in batch]
+            indices = [self.without_answer[index] for index in batch]
+            references = [self._records[index].references for index in indices]
+            may_loop = {row for row, texts in enumerate(references) if any(map(is_looping, texts))}
+            generate = partial(self._generate, batch_prompts, self._decoding, may_loop)
+            for index, (text, tokens, ended, seconds) in zip(
+                indices, self._batch(_ANSWER, batch_prompts, generate), strict=True
+            ):
+                self._answers[index] = (text, tokens, ended, seconds)
 
     def _missing_items(self, part: SuiteRequests) -> list[int]:
         """Return the indices of a suite's items without a score."""

@@ -1,4 +1,4 @@
-"""Score answers: per record, both models' means, former champions, suites and the noise floor."""
+"""Score answers: per record, both models' means, former champions and suites."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import FormerScores, NoiseFloor, Scores, SuiteScores
+from pipeline.artifacts import FormerScores, Scores, SuiteScores
 from pipeline.contract import Attempt
 from pipeline.evaluate.inference import Result
 from pipeline.evaluate.plan import ModelRequests
@@ -193,22 +193,6 @@ def score_former(
             )
         )
     return tuple(found)
-
-
-def noise_floor(records: Sequence[HeldoutRecord], result: Result, primary: str) -> NoiseFloor | None:
-    """Return how much texts and scores of answers generated twice differ; `None` if no answer was."""
-    if not result.again:
-        return None
-    indices = sorted(result.again)
-    first = [result.predictions[index].text for index in indices]
-    second = [result.again[index] for index in indices]
-    references = [records[index].references for index in indices]
-    scores = zip(*(METRICS[primary].scores(texts, references) for texts in (first, second)), strict=True)
-    return NoiseFloor(
-        records=len(indices),
-        changed=sum(one != other for one, other in zip(first, second, strict=True)),
-        points=_POINTS * fmean(abs(one - other) for one, other in scores),
-    )
 
 
 def _length_ratio(records: Sequence[HeldoutRecord], answers: Sequence[Prediction]) -> float | None:

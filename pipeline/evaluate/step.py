@@ -43,8 +43,6 @@ def evaluate(attempt: Attempt) -> Evaluation:
 
     both = [inference(candidate), inference(champion)]
     models = [*both, *([inference(plan.base)] if plan.base else [])]
-    if attempt.config.noise is None:
-        next((one for one in both if one.without_answer), both[0]).answer_twice()
     try:
         first, second = [one.run(folder, models) for one in both]
         base = _evaluate_base(models[-1], folder, models) if plan.base else None
@@ -69,8 +67,6 @@ def evaluate(attempt: Attempt) -> Evaluation:
         ),
         base_model_id=None if champion.key.model_id == base_id else base_id,
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
-        noise=scoring.noise_floor(records, first, dataset.metric)
-        or scoring.noise_floor(records, second, dataset.metric),
         versions={
             **setup.versions,
             **({} if setup.engine == prediction_cache.PLAIN else {"engine": setup.engine}),

@@ -33,10 +33,6 @@ class Axis:
         """Return the x of a value as an SVG attribute."""
         return f"{self.percent(value):.2f}%"
 
-    def width(self, start: float, end: float) -> str:
-        """Return the width between two values as an SVG attribute."""
-        return f"{self.percent(end) - self.percent(start):.2f}%"
-
     def ticks(self, most: int = 6) -> list[float]:
         """Return the round values, at most `most`, to label below the axis."""
         return ticks(self.low, self.high, most)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, ModelRef, NoiseFloor
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, ModelRef
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.models.manifest import model_id
@@ -363,7 +363,6 @@ class EvaluateStep:
             base_model_id=model_id(self.base),
             salt="s",
             evaluate=EvaluateConfig(batch_size=BATCH, general=()),
-            noise=NoiseFloor(records=1, changed=0, points=0.0),
         )
         return spec_of(root, "evaluate", attempt, config, {"prepare": self.dataset, "merge": model})
 

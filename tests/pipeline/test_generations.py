@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Model, ModelRef, NoiseFloor
+from pipeline.artifacts import Adapter, Artifact, Dataset, Model, ModelRef
 from pipeline.config import EvaluateConfig, SplitConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted
@@ -61,7 +61,6 @@ class Line:
             split=SplitConfig(heldout=0.2, dev=0),
             train=TrainConfig(start="champion", **learning),
             evaluate=EvaluateConfig(batch_size=8, general=()),
-            noise=NoiseFloor(records=1, changed=0, points=0.0),
         )
         self.root, self.base = self.data.root, base
         self.data.champion = ModelRef(model_id=self.data.config.base_model_id, path=str(base), generation=0)

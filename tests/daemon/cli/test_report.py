@@ -120,7 +120,6 @@ def test_show_tells_the_core_of_the_evidence(workspace: Any, made_reports: Any, 
         "drops that the champion knows: gain +6.0 points on 300 records, interval +0.4 to +11.5\n",
         "new drops: gain −4.5 points on 100 records, interval −15.2 to +6.3\n",
         "candidates judged before on this track: 6, 2 of them on exactly these records\n",
-        "noise of evaluating one model twice: 0.50 points (3 of 200 answers changed)\n",
         f"report: {workspace.settings.state_folder}/runs/{run}/attempts/decide-1/report/report.html\n",
     ):
         assert words in out

@@ -24,7 +24,6 @@ from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, T
 from pipeline import durable
 from pipeline.artifacts import (
     Judgement,
-    NoiseFloor,
     Shortfall,
 )
 from pipeline.config import GateConfig, JudgeConfig
@@ -54,7 +53,6 @@ class ScriptedExecutor(LocalExecutor):
         """Whether a training goes on from the champion."""
         """Whether it is combined with the champion."""
         self.batch_size = 0
-        self.noise: NoiseFloor | None = None
         self.version = "v"
         self.cancelled: list[str] = []
 
@@ -103,7 +101,7 @@ class ScriptedExecutor(LocalExecutor):
         elif spec.step == "merge":
             artifact = made_model(spec)
         elif spec.step == "evaluate":
-            artifact = made_report(spec, batch_size=self.batch_size, noise=self.noise)
+            artifact = made_report(spec, batch_size=self.batch_size)
         elif spec.step == "judge":
             counts = dict.fromkeys(("losses", "ties", "inconsistent", "failed"), 0)
             artifact = Judgement(folder=spec.folder, model="m", records=1, wins=1, **counts)
@@ -333,33 +331,28 @@ def with_gate(settings: Settings, **values: object) -> Settings:
 def test_where_a_person_approves_a_model_is_made_of_little_data_too_and_fixes_nothing(box: Box) -> None:
     box.executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
     box.executor.outcome, box.executor.batch_size = "insufficient_evidence", 7
-    box.executor.noise = NoiseFloor(records=3, changed=1, points=33.0)
     box.drop("a")
     ticks(box.new_dispatcher(with_gate(box.settings, approval="manual")))
     assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
     assert box.run().outcome == "insufficient_evidence"
     with transaction(box.engine) as session:
         track = session.get_one(Track, "default")
-    assert (track.metric, track.max_new_tokens, track.split, track.eval_batch_size, track.noise) == (None,) * 5
+    assert (track.metric, track.max_new_tokens, track.split, track.eval_batch_size) == (None,) * 4
 
 
 def test_what_the_first_report_found_holds_for_later_runs(box: Box) -> None:
-    first = NoiseFloor(records=120, changed=6, points=0.5)
-    box.executor.batch_size, box.executor.noise = 24, first
+    box.executor.batch_size = 24
     box.drop("a")
     box.ticks()
-    assert box.executor.submitted[-1].config.noise is None
-    box.executor.noise, box.executor.batch_size = NoiseFloor(records=9, changed=9, points=9.0), 99
+    box.executor.batch_size = 99
     found_once = box.settings.model_copy(
         update={"evaluate": box.settings.evaluate.model_copy(update={"batch_size": 0})}
     )
     box.drop("b")
     ticks(box.new_dispatcher(found_once))
-    config = box.executor.submitted[-1].config
-    assert (config.noise, config.evaluate.batch_size) == (first, 24)
+    assert box.executor.submitted[-1].config.evaluate.batch_size == 24
     with transaction(box.engine) as session:
-        track = session.get_one(Track, "default")
-    assert (track.eval_batch_size, track.noise) == (24, first.model_dump())
+        assert session.get_one(Track, "default").eval_batch_size == 24
 
 
 def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(box: Box) -> None:

@@ -12,7 +12,6 @@ from pipeline.artifacts import (
     Judgement,
     Model,
     ModelRef,
-    NoiseFloor,
     Shortfall,
     SuiteScores,
     Verdict,
@@ -143,9 +142,7 @@ def test_a_judgement_that_lacks_lines_is_asked_for_again(make: Callable[..., Att
     assert caught.value.hint == "ask the judge again: dropforge retry RUN --from judge"
 
 
-def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
-    make: Callable[..., Attempt], tmp_path: Path
-) -> None:
+def test_the_step_reads_suites_former_champions_and_a_judgement(make: Callable[..., Attempt], tmp_path: Path) -> None:
     lines = yes_or_no(60, 2, 58)
     attempt = make(lines)
     folder = tmp_path / "evaluated"
@@ -153,11 +150,9 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
     write_lines(folder / "suite-1.jsonl", items)
     answers = [{"id": line["id"], "score": 1.0} for line in lines]
     write_lines(folder / "former-2.jsonl", answers)
-    noise = NoiseFloor(records=120, changed=3, points=0.4)
     write_evaluation(
         tmp_path,
         lines,
-        noise=noise,
         suites=(SuiteScores(name="builtin", records=120, candidate=0, champion=100, file="suite-1.jsonl"),),
         former=(FormerScores(generation=2, model_id="m", records=120, score=100, file="former-2.jsonl"),),
     )
@@ -169,7 +164,6 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
     assert (anchor.champion, anchor.records) == (100, 120)
     (suite,) = [row for row in verdict.guards if row.guard == "general"]
     assert suite.parts == {"kind 0": -100.0, "kind 1": -100.0}
-    assert verdict.noise == noise
 
 
 @pytest.mark.parametrize(("short", "share"), [(0, 0.0), (5, 0.3)])

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor
+from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide.comparison import read_comparison
@@ -35,8 +35,6 @@ from tests.made_artifacts import heldout_row
 
 RECORDS = 10
 NEW_TOKENS = 6
-#: The track's noise floor was measured before.
-QUIET = NoiseFloor(records=1, changed=0, points=0.0)
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +62,7 @@ class Bench:
         self.candidate_id, self.base_id = "cand", model_id(base)
         self.champion = ModelRef(model_id=self.base_id, path=str(base), generation=0)
 
-    def attempt(
-        self, rows: Sequence[Mapping[str, Any]], fmt: str = "chat", noise: NoiseFloor | None = QUIET, **settings: Any
-    ) -> Attempt:
+    def attempt(self, rows: Sequence[Mapping[str, Any]], fmt: str = "chat", **settings: Any) -> Attempt:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.root / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
         dataset = Dataset(
@@ -101,7 +97,6 @@ class Bench:
             base_model_id=self.base_id,
             salt="s",
             evaluate=EvaluateConfig(**{"batch_size": 4, "general": (), **settings}),
-            noise=noise,
         )
         made = self.make("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
         return Attempt(made.spec.model_copy(update={"champion": self.champion}))
@@ -926,7 +921,7 @@ def test_an_item_longer_than_the_window_is_left_out_for_both(
     assert "left out: 1 item of" in capsys.readouterr().err
 
 
-# Former champions, and noise ---------------------------------------------------------------------------------------
+# Former champions ------------------------------------------------------------------------------------------------
 
 
 def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and_never_asked(
@@ -970,30 +965,3 @@ def test_a_former_champion_is_not_scored_on_what_it_knows_by_heart(bench: Bench,
     assert (report.records, [one.records for one in report.former]) == (RECORDS, [RECORDS - 2])
     scored = [line["id"] for line in durable.read_jsonl(attempt.path(report.folder) / report.former[0].file)]
     assert scored == [row["id"] for place, row in enumerate(rows) if place not in {0, 2}]
-
-
-def test_the_noise_floor_is_measured_once_on_what_is_generated_anyway(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny, 50)
-    attempt = bench.attempt(rows, noise=None)
-    report = evaluate(attempt)
-    assert report.noise == NoiseFloor(records=50 - 32, changed=0, points=0.0), "whole batches, 32 records at most"
-    assert report.candidate.generated == 50
-    counts = sorted(len(batches) for batches in logged(attempt).values())
-    assert counts == [13 + 2, 13 + 2 + 1], "one model alone is asked twice, in the same batches"
-    bench.publish(attempt, report)
-    assert evaluate(bench.attempt(rows, noise=None)).noise is None, "nothing was generated"
-    assert evaluate(bench.attempt(rows, noise=QUIET, batch_size=3)).noise is None
-
-
-def test_noise_is_what_the_second_time_changed(bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{**row, "references": ["right"]} for row in heldout_rows(tiny, 8)]
-    real, calls = greedy_decoding.answers, []
-
-    def answers(*given: Any) -> list[generation.Answer]:
-        calls.append(1)
-        said = real(*given)
-        # The candidate's second time.
-        return [said[0]._replace(text="right"), *said[1:]] if len(calls) == 2 else said
-
-    monkeypatch.setattr(greedy_decoding, "answers", answers)
-    assert evaluate(bench.attempt(rows, noise=None)).noise == NoiseFloor(records=8, changed=1, points=100 / 8)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor
+from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
@@ -78,7 +78,6 @@ def attempt(tmp_path: Path, make_attempt: Make, tiny: Any, tiny_llama: Path) -> 
             base_model=str(tiny_llama),
             base_model_id=base_id,
             salt="s",
-            noise=NoiseFloor(records=1, changed=0, points=0.0),
             evaluate=EvaluateConfig(**evaluation),
         )
         made = make_attempt("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
