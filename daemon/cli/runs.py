@@ -21,7 +21,7 @@ from daemon.cli.workspace import (
     count_older,
     open_overview,
 )
-from daemon.settings.origins import flat
+from daemon.settings.text import flat
 from daemon.state.run_files import ArtifactDamaged, load_adapter, run_folder
 from daemon.state.states import RunState
 from daemon.views.overview import NotThere, Overview, RunDetail

@@ -3,15 +3,14 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from daemon.cli.output import print_json, print_line, print_table
 from daemon.settings.load import load
 from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES, Settings, SettingsError
-from daemon.settings.origins import origins
-from daemon.settings.text import nearest
+from daemon.settings.text import flat, nearest
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.clock import now_ms
 from daemon.system.programs import act_as_owner
@@ -180,30 +179,41 @@ def count_older(overview: Overview, table: str, last: int | None, **wanted: str 
 
 
 def config(context: typer.Context) -> None:
-    """Show the settings in force and where each comes from, or check them."""
+    """Show the settings in force, or check them."""
     if context.invoked_subcommand is None:
         show(context)
 
 
 def show(context: typer.Context, *, key: KeyArgument = None, as_json: JsonOption = False) -> None:
     """
-    Show the settings in force, and where each comes from: the file, a variable, a preset, or the default.
+    Show the settings in force, and the default of each that has another value.
 
     With KEY that one alone, or those of its section. Passwords and tokens are not shown.
     """
-    load_settings(context)  # refuses where there is no workspace
-    every = origins(config_path(context), os.environ)
-    found = [one for one in every if key is None or one.name == key or one.name.startswith(f"{key}.")]
+    every = _by_name(load_settings(context))
+    found = {name: value for name, value in every.items() if key is None or name == key or name.startswith(f"{key}.")}
     if not found:
-        near = nearest(key or "", [one.name for one in every])
+        near = nearest(key or "", every)
         raise NoSetting(
             f"there is no setting {key!r}", f"did you mean {near!r}?" if near else "list them: dropforge config"
         )
+    defaults = _by_name(Settings())
     if as_json:
-        print_json(settings=found)
+        print_json(settings=[{"name": name, "value": found[name], "default": defaults.get(name)} for name in found])
         return
-    rows = [(one.name, json.dumps(one.value, ensure_ascii=False), one.where or one.source) for one in found]
-    print_table(("SETTING", "VALUE", "FROM"), rows)
+    changed = {name for name in found if found[name] != defaults.get(name)}
+    rows = [
+        (name, json.dumps(value, ensure_ascii=False), json.dumps(defaults.get(name)) if name in changed else "")
+        for name, value in found.items()
+    ]
+    print_table(("SETTING", "VALUE", "DEFAULT"), rows)
+
+
+def _by_name(settings: Settings) -> dict[str, Any]:
+    """Return the value of each setting by its dotted name, those of the tracks last, as JSON has it."""
+    values = settings.model_dump(mode="json")
+    tracks = values.pop("tracks")
+    return {".".join(name): value for name, value in flat({**values, **({"tracks": tracks} if tracks else {})})}
 
 
 def check(context: typer.Context, *, as_json: JsonOption = False) -> None:

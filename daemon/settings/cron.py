@@ -7,19 +7,19 @@ from zoneinfo import ZoneInfo
 if TYPE_CHECKING:
     from apscheduler.triggers.cron import CronTrigger
 
-_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-
 
 def cron_trigger(schedule: str, timezone: str) -> "CronTrigger":
     """
-    Return the trigger of a five-field cron expression. Raises `ValueError` if it is none.
+    Return the trigger of a five-field cron expression. Raises `ValueError` if it is none, or has weekdays as numbers.
 
-    Weekday numbers are cron's, 0 and 7 for Sunday; APScheduler by itself would read 0 as Monday.
+    APScheduler would read 0 as Monday, which is Sunday in cron.
     """
     from apscheduler.triggers.cron import CronTrigger  # noqa: PLC0415 - where no schedule is set it is not needed
 
-    *fields, weekdays = schedule.split()
-    return CronTrigger.from_crontab(" ".join((*fields, _named(weekdays))), timezone=timezone)
+    weekdays = schedule.split()[-1:]
+    if any(character.isdecimal() for part in weekdays for character in part):
+        raise ValueError("write the days of the week by their names, as mon-fri or sat,sun")
+    return CronTrigger.from_crontab(schedule, timezone=timezone)
 
 
 def next_fire(schedule: str, timezone: str, now: datetime) -> datetime | None:
@@ -38,21 +38,3 @@ def check_timezone(value: str) -> str:
     except (KeyError, ValueError) as error:
         raise ValueError(f"no such time zone: {value!r}; use an IANA name such as Europe/Berlin") from error
     return value
-
-
-def _named(weekdays: str) -> str:
-    """Return cron's weekday field with its numbers as names; anything else stays as it is."""
-    return ",".join(_named_part(part) for part in weekdays.split(","))
-
-
-def _named_part(part: str) -> str:
-    span, slash, step = part.partition("/")
-    first, dash, last = span.partition("-")
-    if not first.isdecimal() and not (span == "*" and slash):
-        return part
-    low = 0 if span == "*" else int(first)
-    high = 6 if span == "*" or (slash and not dash) else int(last or first)
-    numbers = range(low, high + 1, int(step or 1))
-    if not numbers or numbers[-1] > len(_DAYS):
-        return part
-    return ",".join(_DAYS[number % 7] for number in numbers)

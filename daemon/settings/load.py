@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,8 +21,6 @@ from daemon.settings.model import (
 from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
 from daemon.system.programs import owner_of
 
-#: A folder that exists is its device and inode; one that does not, the nearest above it that does, and the rest.
-_Key = tuple[int, int, tuple[str, ...]]
 #: Settings that earlier versions had, with what holds instead.
 _GONE = {
     "cost": "a run's time is shown, no price",
@@ -160,13 +158,24 @@ def _refuse_machines(name: str, overrides: Mapping[str, Any], source: str) -> No
 
 
 def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> None:
-    words = _overlap(settings, file)
-    if words is not None:
+    """Raise `SettingsError` if the inbox is, lies in or lies around a folder from which nothing may be taken."""
+    inbox = settings.inbox_folder
+    real = Path(os.path.realpath(inbox))
+    for what, folder, may_lie_in in _others(settings, file):
+        other = Path(os.path.realpath(folder))
+        if real == other:
+            words = "is"
+        elif real.is_relative_to(other) and not may_lie_in:
+            words = "lies in"
+        elif other.is_relative_to(real):
+            words = "lies around"
+        else:
+            continue
         hint = (
             f"found {shown(found)}; what lies in an inbox is taken for drops: give it a folder of its own, as "
             'inbox = "inbox", apart from settings, home, state and base models'
         )
-        raise SettingsError(f"{source}: inbox: {words}", hint)
+        raise SettingsError(f"{source}: inbox: {inbox} {words} {what} {folder}", hint)
 
 
 def _worded(
@@ -218,25 +227,6 @@ def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
     return {**paths, "evaluate": evaluate, "tracks": {name: track(values) for name, values in settings.tracks.items()}}
 
 
-def _overlap(settings: Settings, file: Path) -> str | None:
-    """
-    Return what the inbox is, lies in or lies around that it must not, as "/x lies in the state folder /y"; else `None`.
-
-    Folders are compared by device and inode, so that no link and no bind mount hides one; `settings` has absolute
-    paths, `file` is where they were read.
-    """
-    inbox = settings.inbox_folder
-    own, mine = _key(inbox), set(_keys(inbox))
-    for what, other, may_lie_in in _others(settings, file):
-        if own == _key(other):
-            return f"{inbox} is {what} {other}"
-        if _key(other) in mine and not may_lie_in:
-            return f"{inbox} lies in {what} {other}"
-        if own in _keys(other):
-            return f"{inbox} lies around {what} {other}"
-    return None
-
-
 def _others(settings: Settings, file: Path) -> Iterable[tuple[str, Path, bool]]:
     """Yield what the inbox is held apart from: what it is, where, and whether the inbox may lie in it."""
     yield "the folder of the settings file", file.absolute().parent, True
@@ -245,18 +235,3 @@ def _others(settings: Settings, file: Path) -> Iterable[tuple[str, Path, bool]]:
     yield "the state folder", settings.state_folder, False
     bases = {settings.track(name).base_model for name in settings.track_names} - {""}
     yield from (("the base model", Path(base), False) for base in sorted(bases))
-
-
-def _keys(path: Path) -> Iterator[_Key]:
-    """Yield a folder's key, then those of all folders above it."""
-    real = Path(os.path.realpath(path))
-    return map(_key, (real, *real.parents))
-
-
-def _key(path: Path) -> _Key:
-    real = Path(os.path.realpath(path))
-    for place in (real, *real.parents):
-        with contextlib.suppress(OSError):
-            found = place.stat()
-            return found.st_dev, found.st_ino, real.relative_to(place).parts
-    return 0, 0, real.parts

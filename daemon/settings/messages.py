@@ -22,18 +22,10 @@ class SecretUrl(SecretStr):
     def _display(self) -> str:
         return shown_url(self.get_secret_value())
 
-    #: How many addresses stand before it in the settings that have the same digits.
-    same_before = 0
-
-    @property
-    def digits(self) -> str:
-        """The first digits of its SHA-256."""
-        return sha256(self.get_secret_value().encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
-
     @property
     def address(self) -> str:
-        """Its name in the database: the digits, and a number if an earlier address has the same digits."""
-        return f"{self.digits}-{self.same_before + 1}" if self.same_before else self.digits
+        """Its name in the database: the first digits of its SHA-256."""
+        return sha256(self.get_secret_value().encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
 
 
 class MessageSettings(Frozen):
@@ -53,8 +45,8 @@ class MessageSettings(Frozen):
             raise ValueError("must be URLs as Apprise writes them, such as mailto://user:password@example.org")
         if len(set(value)) < len(value):
             raise ValueError("one of them is there twice")
-        for number, url in enumerate(value):
-            url.same_before = sum(one.digits == url.digits for one in value[:number])
+        if len({url.address for url in value}) < len(value):
+            raise ValueError("two of them have the same short hash: add ?n=1 to one of them")
         return value
 
     @field_validator("heartbeat_url")

@@ -3,12 +3,10 @@
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-#: Largest file and longest line, in bytes: the reader takes minutes over a key of a hundred thousand parts.
-_MOST_BYTES, _MOST_LINE = 1 << 20, 1 << 14
 _DEEP = "is nested too deeply"
 _SHOWN = 80
 
@@ -19,15 +17,8 @@ class BadText(ValueError):
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the values in a settings file. Raises `BadText`, or `OSError` if it cannot be opened."""
-    with path.open("rb") as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise BadText(f"has more than {_MOST_BYTES:,} bytes, which no settings have")
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if len(line) > _MOST_LINE:
-            raise BadText(f"has more than {_MOST_LINE:,} bytes in line {number}, which no setting has")
     try:
-        return tomllib.loads(data.decode("utf-8").replace("\r\n", "\n"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise BadText(_DEEP) from error
     except ValueError as error:  # of TOML, of UTF-8, of a number with more digits than Python reads
@@ -67,3 +58,12 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
         old = merged.get(key)
         merged[key] = overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def flat(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield each value that is not a table, and each empty table, with its path."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, (*place, name))
+        else:
+            yield (*place, name), value

@@ -250,6 +250,7 @@ def test_a_setting_of_an_earlier_version_is_refused_with_what_holds_instead(file
         ('device = "tpu"', "device", "'auto', 'cpu' or 'cuda'"),
         ('timezone = "Mars/Base"', "timezone", "no such time zone: 'Mars/Base'"),
         ('[tracks.a]\nschedule = "each night"', "tracks.a.schedule", "not a cron expression"),
+        ('schedule = "0 2 * * 1-5"', "schedule", "by their names, as mon-fri"),
         ("[guards.floors]\nexact_mach = 50", "guards.floors.exact_mach", "'exact_match', 'token_f1'"),
         ("[guards.floors]\nexact_match = nan", "guards.floors.exact_match", "less than or equal to 100"),
         ('[hooks]\nhealth = ["", "x"]', "hooks.health", "must begin with the name or path of a program"),
