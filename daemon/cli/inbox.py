@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -11,7 +10,7 @@ import typer
 
 from daemon.cli.output import drop_words, print_json, print_line, print_lines
 from daemon.cli.workspace import JsonOption, OneTrackOption, config_path, load_settings
-from daemon.inbox.answers.remarks import pinned_already, too_few, use_of_pinned
+from daemon.inbox.answers.remarks import likely_metric, too_few, use_of_pinned
 from daemon.inbox.quarantine import Ruling, rule, validation_options
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
@@ -24,9 +23,7 @@ from daemon.views.overview import Overview
 from pipeline.durable import sha256_file
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
-from pipeline.models.token_counts import Window
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
-from pipeline.records.repeats import RowCounts, repeat_lines
 from pipeline.records.special_tokens import FILES
 from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation, validate
 from pipeline.words import count
@@ -117,14 +114,13 @@ def check(
     """
     settings = load(config_path(context))  # the defaults where there is no workspace: a file can be checked anywhere
     found = _look_at(file, settings, track, "train")
-    validation, ruling, repeats = found.validation, found.ruling, found.counts.repeats
+    validation, ruling = found.validation, found.ruling
     if as_json:
         same = None if found.known is None else found.known.id
-        told = {"repeats": {"rows": repeats.rows, "prompts": repeats.prompts}, "rows_too_long": repeats.too_long}
-        fields = {"same_as_drop": same, "unseen": found.unseen, **told, **validation.model_dump(mode="json")}
+        fields = {"same_as_drop": same, "unseen": found.unseen, **validation.model_dump(mode="json")}
         print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **fields)
     else:
-        _print_findings(file, validation, ruling, repeat_lines(file, repeats))
+        _print_findings(file, validation, ruling)
         _print_remarks(found)
     if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
@@ -156,7 +152,6 @@ def submit(
     if not validation.ok:
         bad = count(validation.bad_rows, "of them is bad", "of them are bad")
         print_line(f"{bad} and will be set aside: dropforge check {file}")
-    print_lines(repeat_lines(file, found.counts.repeats))
     _print_remarks(found)
     print_line(_what_follows(settings, track, heldout=heldout, known=found.known is not None))
     if is_closed(lock := settings.state_folder / LOCK_NAME):
@@ -188,13 +183,12 @@ class _Found(NamedTuple):
 
     validation: Validation
     ruling: Ruling
-    counts: RowCounts
     known: DropView | None
     """The drop of the track that brought the same content, if it is still of use."""
     unseen: list[str]
     """What this user may not look at, a line each: whoever may drop files need not see state and base model."""
     remarks: list[str]
-    """What a receipt would warn of: which rows are held out, what the track still lacks."""
+    """What a receipt would warn of: what the track still lacks."""
 
 
 def _look_at(file: Path, settings: Settings, track: str, role: str) -> _Found:
@@ -207,14 +201,9 @@ def _look_at(file: Path, settings: Settings, track: str, role: str) -> _Found:
         unseen.append(f"cannot see whether the same content is there already: user {user()} may not read {database}")
     closed = next((path for name in FILES if is_closed(path := Path(own.base_model, name))), None)
     if closed is not None:
-        unseen.append(
-            f"special tokens and rows that are too long are not looked for: user {user()} may not read {closed}"
-        )
+        unseen.append(f"special tokens are not looked for: user {user()} may not read {closed}")
     drops = [] if overview is None else overview.drops(track, "accepted")
-    pinned = [settings.state_folder / "drops" / f"{drop.sha256}.jsonl" for drop in drops if drop.role == "heldout"]
-    window = Window(Path(own.base_model), own.train.max_length) if own.base_model else None
-    counts = RowCounts(() if role == "heldout" or any(map(is_closed, pinned)) else pinned, window)
-    validation = validate(file, validation_options(settings, track), counts.add)
+    validation = validate(file, validation_options(settings, track))
     if overview is not None:
         known = drop_of_file(overview, track, role, sha256_file(file))
         fresh = 0 if known else validation.good_rows
@@ -222,10 +211,9 @@ def _look_at(file: Path, settings: Settings, track: str, role: str) -> _Found:
             rows = Counter({role: fresh})
             for drop in drops:
                 rows[drop.role] += drop.rows
-            said = too_few(track, own, overview.fixed(track).metric or counts.metric, rows)
-            held_out = pinned_already(file.name, counts.pinned if fresh else 0, fresh)
-            remarks = [*filter(None, (held_out, said and f"with this file, {said}"))]
-    return _Found(validation, rule(validation, settings.intake), counts, known, unseen, remarks)
+            said = too_few(track, own, overview.fixed(track).metric or likely_metric(file), rows)
+            remarks = [f"with this file, {said}"] if said else []
+    return _Found(validation, rule(validation, settings.intake), known, unseen, remarks)
 
 
 def _refuse(file: Path, settings: Settings) -> None:
@@ -273,13 +261,12 @@ def _what_follows(settings: Settings, track: str, *, heldout: bool, known: bool)
     return f"{settle}; a run of track {track} begins after {own.run_after_quiet_seconds:g} s without another drop"
 
 
-def _print_findings(file: Path, validation: Validation, ruling: Ruling, odd: Sequence[str] = ()) -> None:
-    """Print the file's errors and warnings, then the lines in `odd`, then whether the file would be accepted."""
+def _print_findings(file: Path, validation: Validation, ruling: Ruling) -> None:
+    """Print the file's errors and warnings, then whether the file would be accepted."""
     _print_faults(file, validation)
     for notice in validation.warnings:
         where = f"{file}:{notice.line}" if notice.line is not None else str(file)
         print_line(f"{where}: warning: {notice.message} ({count(notice.rows, 'record')})")
-    print_lines(odd)
     verdict = "it would be accepted"
     if not validation.ok:
         verdict = f"{count(validation.bad_rows, 'is bad', 'are bad')}: it would be "

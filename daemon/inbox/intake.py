@@ -7,7 +7,7 @@ then the file leaves the inbox. A recorded file that is still there is recognise
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,14 +17,14 @@ from sqlmodel import Session, col, select
 
 from daemon.inbox.answers import receipts
 from daemon.inbox.answers.receipts import Document, Filing
-from daemon.inbox.answers.remarks import pinned_already, too_few
+from daemon.inbox.answers.remarks import likely_metric, too_few
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, states
-from daemon.queue.evaluation_set import accepted_rows, pinned_drops
+from daemon.queue.evaluation_set import accepted_rows
 from daemon.queue.suspects import is_on_trial
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
@@ -37,7 +37,6 @@ from daemon.system.programs import name_of
 from pipeline import durable
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
 from pipeline.records.records import FileFinding
-from pipeline.records.repeats import RowCounts
 from pipeline.records.validate import Notice, Validation, validate
 from pipeline.words import printable, size_words
 
@@ -81,8 +80,6 @@ class _Source(NamedTuple):
     now: int
     earlier: tuple[Drop, dict[str, object]] | None = None
     """The drop that this very file was recorded as before the daemon died, with the detail of its event."""
-    pinned: Sequence[str] = ()
-    """The sha256 of the track's pinned drops, for a file of training rows."""
 
 
 class Intake:
@@ -130,8 +127,7 @@ class Intake:
     def _take(self, source: _Source) -> Outcome:
         settled = source.settled
         with transaction(self._engine) as session:
-            pinned = pinned_drops(session, settled.track) if settled.role == "train" else ()
-            source = source._replace(earlier=_earlier(session, source), pinned=pinned)
+            source = source._replace(earlier=_earlier(session, source))
             finished = self._finish_earlier(session, source)
             full = "" if finished is not None else self.limit.why_full(session, settled, source.info)
         if finished is not None:
@@ -159,8 +155,7 @@ class Intake:
         same = self._duplicate(source, taken, taken.sha256)
         if same is not None:
             return same
-        counts = RowCounts((self._drops / f"{sha256}.jsonl" for sha256 in source.pinned), repeats=False)
-        validation = _wrong_name(source.settled.name, taken.path) or validate(taken.path, options, counts.add)
+        validation = _wrong_name(source.settled.name, taken.path) or validate(taken.path, options)
         ruling = rule(validation, self._settings.intake)
         if not ruling.accepted:
             return self._reject(source, validation, ruling.reason, taken.sha256)
@@ -173,7 +168,7 @@ class Intake:
                 return same
         taken.path.rename(self._drops / f"{content}.jsonl")
         durable.fsync_folder(self._drops)
-        return self._accept(source, validation, counts, content, taken.sha256)
+        return self._accept(source, validation, content, taken.sha256)
 
     def _duplicate(self, source: _Source, taken: Copy, content: str) -> Outcome | None:
         """Record a duplicate if a known drop has the hash `content`, that of the good rows; otherwise return `None`."""
@@ -195,7 +190,7 @@ class Intake:
         receipt = receipts.receipt(drop, None, receipts.Original(original, tried), (), taken.sha256)
         return self._answer(source, drop, receipt)
 
-    def _accept(self, source: _Source, validation: Validation, counts: RowCounts, content: str, sha256: str) -> Outcome:
+    def _accept(self, source: _Source, validation: Validation, content: str, sha256: str) -> Outcome:
         settled = source.settled
         drop = _drop(source, DropState.ACCEPTED, content)
         if settled.role == "heldout":
@@ -203,19 +198,16 @@ class Intake:
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
-        held_out = pinned_already(drop.name, counts.pinned, drop.rows)
+        metric = likely_metric(self._drops / f"{content}.jsonl")
         with transaction(self._engine) as session:
             states.ensure_track(session, drop.track, source.now)
             session.add(drop)
             session.flush()
             queued = run_queue.enqueue_for_drop(session, self._settings, drop, source.now)
             run = None if queued is None else queued.id
-            lacks = self._lacks(session, drop, counts.metric)
-            notices = (
-                *validation.warnings,
-                *_notice("held_out", counts.pinned, held_out),
-                *_notice("too_few_rows", drop.rows, lacks),
-            )
+            lacks = self._lacks(session, drop, metric)
+            few = () if lacks is None else (Notice(kind="too_few_rows", key=None, rows=drop.rows, message=lacks),)
+            notices = (*validation.warnings, *few)
             _record(session, drop, source, notices, run=run, file_sha256=sha256, kinds=noted_kinds(validation))
         receipt = receipts.receipt(drop, run, None, notices, sha256)
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
@@ -303,10 +295,6 @@ class Intake:
 
 def _shown(settled: Settled) -> str:
     return printable(os.fsdecode(settled.name))
-
-
-def _notice(kind: str, rows: int, words: str | None) -> tuple[Notice, ...]:
-    return () if words is None else (Notice(kind=kind, key=None, rows=rows, message=words),)
 
 
 def _outcome(settled: Settled, kind: Kind, message: str) -> Outcome:

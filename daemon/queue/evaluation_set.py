@@ -6,7 +6,6 @@ is accepted at once only if the settings judge on pinned files and name its owne
 """
 
 import stat
-from collections.abc import Sequence
 
 from sqlalchemy import text
 from sqlmodel import Session, col, select
@@ -40,12 +39,6 @@ def why_it_waits(settings: Settings, track: str, uid: int, mode: int) -> str | N
     else:
         return None
     return f"it is {owner}'s, and {why}"
-
-
-def pinned_drops(session: Session, track: str) -> Sequence[str]:
-    """Return the sha256 of each accepted pinned drop of a track."""
-    of_track = select(Drop.sha256).where(Drop.track == track, Drop.state == DropState.ACCEPTED)
-    return session.exec(of_track.where(Drop.role == "heldout")).all()
 
 
 def records_came(session: Session, settings: Settings, track: str) -> bool:

@@ -7,7 +7,7 @@ no duplicate keys, no NaN, no lone surrogates.
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
@@ -47,9 +47,6 @@ _ALIASES = {
 MOST_LINE_BYTES = 4_000_000
 #: For files that were accepted already.
 ANY_LENGTH = 1 << 40
-
-#: Called with the number of the first line, and with the good records from that line on as JSON Lines.
-Look = Callable[[int, bytes], None]
 
 
 class Finding(Frozen):
@@ -108,10 +105,8 @@ def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding
             yield row
 
 
-def scan_rows(
-    path: Path, most: int, plain: PlainRows | None, look: Look | None = None
-) -> Iterator[Row | Finding | PlainRun]:
-    """Yield as `read_rows` does, but lines that `plain` takes are only counted (`PlainRun`) and passed to `look`."""
+def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
+    """Yield as `read_rows` does, but lines that `plain` takes are only counted (`PlainRun`)."""
     file: BufferedReader = BufferedReader(path.open("rb", buffering=0), _BLOCK_BYTES)
     with file:
         head = file.read(HEAD_BYTES)
@@ -121,7 +116,7 @@ def scan_rows(
             return
         start = len(_BOM) if head.startswith(_BOM) else 0
         file.seek(start)
-        yield from _line_rows(file, most, plain, look or _nothing)
+        yield from _line_rows(file, most, plain)
 
 
 def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | Finding]:
@@ -201,26 +196,21 @@ def _parts(word: str) -> set[str]:
 _WITHOUT_A_LETTER = {part: key for key in KEYS for part in _parts(key)}
 
 
-def _line_rows(
-    file: BufferedReader, most: int, plain: PlainRows | None, look: Look
-) -> Iterator[Row | Finding | PlainRun]:
-    take = plain.take if plain is not None else _nothing
+def _line_rows(file: BufferedReader, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
     number = taken = 0
     #: Lines to check one by one before the next block.
     singly = 0 if most >= _BLOCK_BYTES else sys.maxsize
     while line := file.readline(most + 1):
         number += 1
         is_long = len(line) > most and not line.endswith(b"\n")
-        if not is_long and take(line):
+        if plain is not None and not is_long and plain.take(line):
             taken += 1
-            look(number, line)
             singly -= 1
-            if plain is not None and singly <= 0:
+            if singly <= 0:
                 lines, singly = plain.lines(file.peek())
-                if lines:
-                    look(number + 1, file.read(len(lines)))
-                    more = lines.count(b"\n")
-                    number, taken = number + more, taken + more
+                file.read(len(lines))
+                more = lines.count(b"\n")
+                number, taken = number + more, taken + more
             continue
         if not is_long and not line.strip(_BLANKS):
             number += _skip_blanks(file, most)
@@ -249,10 +239,6 @@ def _skip_blanks(file: BufferedReader, most: int) -> int:
     end = held.rfind(b"\n", 0, run.end() if run else 0) + 1
     file.read(end)
     return held.count(b"\n", 0, end)
-
-
-def _nothing(*_: object) -> None:
-    return None
 
 
 def _json_row(text: bytes, line: int) -> Row | Finding:

@@ -25,7 +25,6 @@ from pipeline.records.records import (
     MOST_TAGS,
     FileFinding,
     Finding,
-    Look,
     PlainRun,
     Record,
     Row,
@@ -139,15 +138,14 @@ class Validation(Frozen):
         return f"{many}{where}{first.message}"
 
 
-def validate(path: Path, options: Options, look: Look | None = None) -> Validation:
+def validate(path: Path, options: Options) -> Validation:
     """
-    Validate the file at `path`, pass each good record to `look`, and return the result. Raises `OSError` only.
+    Validate the file at `path` and return the result. Raises `OSError` only.
 
     Reading stops early once there are `MOST_FINDINGS` findings and more bad rows than the options accept.
     """
-    tally = _Tally(options, look)
-    plain = PlainRows(options.special_tokens)
-    for row in scan_rows(path, options.max_line_bytes, plain, look):
+    tally = _Tally(options)
+    for row in scan_rows(path, options.max_line_bytes, PlainRows(options.special_tokens)):
         if tally.is_full:
             return tally.result(stopped=True)
         tally.add(row)
@@ -227,9 +225,8 @@ def _schema() -> "Draft202012Validator":
 class _Tally:
     """Counts a file's rows, findings and warnings, and makes the `Validation`."""
 
-    def __init__(self, options: Options, look: Look | None) -> None:
+    def __init__(self, options: Options) -> None:
         self._texts = options.text_rules
-        self._look = look
         self._most_bad_rows = options.most_bad_rows
         self._rows = 0
         self._good = 0
@@ -283,8 +280,6 @@ class _Tally:
             return
         # Warnings are for good rows only.
         self._good += 1
-        if self._look is not None:
-            self._look(row.line, json.dumps({key: row.value[key] for key in KEYS if key in row.value}).encode())
         for key in record.unknown if record is not None else ():
             self._count("unknown_key", printable(key[:_KEY_WIDTH]), row.line)
         for kind, field in () if clean else self._texts.oddities(row.value):

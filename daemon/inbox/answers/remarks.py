@@ -1,20 +1,23 @@
 """
-Sentences for people who drop files: rows still needed for a verdict, pinned rows, the next run, unlikely answers.
+Sentences for people who drop files: rows still needed for a verdict, the next run, unlikely answers.
 
-With too few rows for a verdict nothing is trained; rows pinned as held-out records are never trained on.
+With too few rows for a verdict nothing is trained.
 """
 
 import math
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from daemon.settings.model import Settings, TrackSettings
-from pipeline.metrics.automatic import SHORT_WORDS
+from pipeline.metrics.automatic import SHORT_WORDS, metric_of
 from pipeline.records.heldout import rows_for
 from pipeline.words import count, plain
 
 _TENS = 10
+#: Most answers by which the metric is chosen.
+_MOST_ANSWERS = 200
 _IF_LONG = f"where answers are JSON or longer than {SHORT_WORDS} words"
 
 
@@ -54,20 +57,18 @@ def metric_of_track(state_folder: Path, found: Any) -> str | None:
     """
     if found is None or found.metric or not found.newest:
         return None if found is None else found.metric
-    from pipeline.records.repeats import likely_metric  # noqa: PLC0415 - a quick start
-
     try:
         return likely_metric(state_folder / "drops" / f"{found.newest}.jsonl")
     except OSError:
         return None
 
 
-def pinned_already(name: str, pinned: int, rows: int) -> str | None:
-    """Return a sentence on how many rows of a training file are pinned held-out questions; `None` if none is."""
-    if not pinned:
-        return None
-    are = "is a held-out question" if pinned == 1 else "are held-out questions"
-    return f"{name}: {pinned:,} of {count(rows, 'row')} {are}, pinned in this track: never trained on"
+def likely_metric(path: Path) -> str | None:
+    """Return the metric that "auto" chooses by a drop's first answers; `None` without records. Raises `OSError`."""
+    from pipeline.records.records import Record, read_records  # noqa: PLC0415 - a quick start
+
+    records = (row for row in read_records(path) if isinstance(row, Record))
+    return metric_of([row.output for row in islice(records, _MOST_ANSWERS)])
 
 
 def begins_when(settings: Settings, track: str) -> str:

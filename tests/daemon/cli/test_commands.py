@@ -353,33 +353,6 @@ def test_check_says_what_a_table_is_whatever_its_name(dropforge: Command, tmp_pa
     assert (ended.code, "rows.tsv is TSV" in ended.err, "csv.DictReader" in ended.err) == (65, True, True)
 
 
-def test_check_and_submit_say_how_a_file_repeats_itself(dropforge: Command, tmp_path: Path) -> None:
-    rows = [("a", "1"), ("b", "2"), ("A ", "1"), ("b", "3"), ("b", "4"), ("a", "1")]
-    (tmp_path / "twice.jsonl").write_text("".join(json.dumps({"instruction": a, "output": b}) + "\n" for a, b in rows))
-    repeated = "2 rows say the same as an earlier one, prompt and answer, first here: each is trained on once"
-    several = "1 prompt has more than one answer, first here: all of them are trained on; if one is wrong, take it out"
-    said = [f"twice.jsonl:3: warning: {repeated}", f"twice.jsonl:4: warning: {several}"]
-    lines = dropforge("check", "twice.jsonl").out.splitlines()
-    assert lines[:2] == said
-    assert lines[2] == "twice.jsonl: 6 records; it would be accepted"
-    assert dropforge("check", "twice.jsonl", "--json").json["repeats"] == {"rows": 2, "prompts": 1}
-    dropforge("init")
-    assert dropforge("submit", "twice.jsonl").out.splitlines()[1:3] == said
-
-
-def test_check_counts_rows_that_do_not_fit(dropforge: Command, tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    vocabulary = {"model": {"byte_fallback": True, "vocab": {"a": 0, "b": 1, "<0x00>": 2, "a b": 3}}}
-    (tmp_path / "base/tokenizer.json").write_text(json.dumps({"normalizer": None, **vocabulary}))
-    (tmp_path / "dropforge.toml").write_text('base_model = "base"\n[train]\nmax_length = 100\n')
-    rows = [{"instruction": "say", "output": "x" * size} for size in (597, 598, 599)]
-    rows += [{"instruction": "say", "output": "x " * size} for size in (199, 200, 201)]
-    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = " ".join(dropforge("check", "long.jsonl").out.split())
-    assert "long.jsonl:2: warning: 4 rows are longer than train.max_length, first here, and will be left out" in said
-    assert dropforge("check", "long.jsonl", "--json").json["rows_too_long"] == 4
-
-
 def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(BAD)
     settings = tmp_path / "dropforge.toml"
@@ -444,11 +417,6 @@ def test_check_and_submit_say_what_the_track_lacks_for_a_verdict(
     for command in (("check", "fresh.jsonl"), ("submit", "fresh.jsonl")):
         assert pinned in dropforge(*command).out, "the files are for training"
     assert "with this file, track default has 3 pinned records" in dropforge("submit", "--heldout", "fresh.jsonl").out
-    (lived_in.folder / "exam.jsonl").write_text(lines("q") + GOOD)
-    asked = "exam.jsonl: 1 of 2 rows is a held-out question"
-    assert asked in dropforge("check", "exam.jsonl").out
-    assert asked in dropforge("submit", "exam.jsonl").out
-    assert asked not in dropforge("submit", "--heldout", "exam.jsonl").out
     monkeypatch.setenv("DROPFORGE_GATE__ON", "all")
     said = dropforge("check", "fresh.jsonl").out
     assert (

@@ -63,25 +63,6 @@ def test_a_receipt_says_how_many_records_are_pinned(tmp_path: Path) -> None:
     assert warning(box, "more.jsonl") is None
 
 
-def test_a_file_of_held_out_questions_is_named_at_the_drop(tmp_path: Path) -> None:
-    box = Box(tmp_path, **PINNED)
-    box.drop("exam.jsonl", rows(250), "heldout")
-    again = [{**row, "instruction": row["instruction"].upper(), "output": "no"} for row in rows(250)]
-    box.drop("mgsm_en.jsonl", again)
-    said = "mgsm_en.jsonl: 250 of 250 rows are held-out questions, pinned in this track: never trained on"
-    assert warning(box, "mgsm_en.jsonl") == said
-    box.drop("other.jsonl", rows(3), "support")
-    assert "held-out questions" not in (warning(box, "support/other.jsonl") or ""), "another track's"
-    box.drop("more.jsonl", rows(40, 240))
-    assert "more.jsonl: 10 of 40 rows are held-out questions" in (warning(box, "more.jsonl") or "")
-    box.drop("fresh.jsonl", rows(40, 900))
-    assert warning(box, "fresh.jsonl") is None
-    with database.transaction(box.engine) as session:
-        session.get_one(Drop, 1).state = "withdrawn"
-    box.drop("last.jsonl", rows(9))
-    assert "held-out questions" not in (warning(box, "last.jsonl") or "")
-
-
 @pytest.mark.parametrize(
     ("outcome", "values", "begins"),
     [
