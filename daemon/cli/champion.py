@@ -8,9 +8,9 @@ import typer
 from daemon.champions.history import no_champion
 from daemon.cli.output import clock, local, print_json, print_line, print_lines, print_table
 from daemon.cli.status import command_lines, short_id, taken_out_lines
-from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, load_settings, open_overview
+from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, open_overview
 from daemon.views.champion_history import ChampionView, serving_at
-from pipeline.words import count, duration, signed
+from pipeline.words import count, signed
 
 
 def champion(
@@ -68,11 +68,11 @@ def history(
     if as_json:
         print_json(history=found)
     elif moment is not None:
-        _print_moment(context, past, moment)
+        _print_moment(past, moment, alive=overview.daemon().alive)
     elif not found:
         print_line("no champions yet")
     else:
-        _print_history(context, found)
+        _print_history(found, alive=overview.daemon().alive)
 
 
 def _moment(text: str) -> datetime:
@@ -89,24 +89,18 @@ def _moment(text: str) -> datetime:
     return moment
 
 
-def _print_history(context: typer.Context, found: list[ChampionView]) -> None:
+def _print_history(found: list[ChampionView], *, alive: bool) -> None:
     rows = [
         (one.track, one.generation, one.kind, short_id(one.model_id), clock(one.since), one.run, _why_in_list(one))
         for one in found
     ]
     print_table(("TRACK", "GEN", "KIND", "MODEL", "SINCE", "RUN", "WHY"), rows)
-    settings, alive = load_settings(context), open_overview(context).daemon().alive
     for one in found:
-        lines = [*taken_out_lines(one), *command_lines(settings, one, alive=alive)]
-        if one.over is not None:
-            lines.insert(0, f"trained {one.training}")
-        if one.seconds is not None:
-            lines.insert(0, f"run {one.run} took {duration(one.seconds)}")
+        lines = [*taken_out_lines(one), *command_lines(one, alive=alive)]
         print_lines(f"track {one.track}, generation {one.generation}: {line}" for line in lines)
 
 
-def _print_moment(context: typer.Context, past: dict[str, list[ChampionView]], moment: datetime) -> None:
-    settings, alive = load_settings(context), open_overview(context).daemon().alive
+def _print_moment(past: dict[str, list[ChampionView]], moment: datetime, *, alive: bool) -> None:
     for index, (name, found) in enumerate(past.items()):
         if index:
             print_line()
@@ -118,7 +112,7 @@ def _print_moment(context: typer.Context, past: dict[str, list[ChampionView]], m
                 since = f", {drop.since_words}" if drop.taken_out else ""
                 rows = count(drop.rows, "row")
                 print_line(f"  drop {drop.id}: {drop.name}, {drop.role}, {rows}, sha256 {drop.sha256}{since}")
-            print_lines(command_lines(settings, one, alive=alive, every=True))
+            print_lines(command_lines(one, alive=alive, every=True))
 
 
 def _why(one: ChampionView) -> str:

@@ -19,7 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "status": ("status", "Say what the daemon does and what waits."),
         "attention": ("maintenance", "List what needs a person, the most urgent first, each behind its key."),
         "watch": ("watch", "Show what goes on until Ctrl-C."),
-        "wait": ("wait", "Wait until a run, or the run that trains on a drop, has its verdict."),
+        "wait": ("wait", "Wait until a run, or the run that trains on a dropped file, has its verdict."),
         "ask": ("ask", "Let the champion answer as it was evaluated."),
         "search": ("queue", "Begin a run now that trains several times, with what [train.search] has to try."),
         "move": ("queue", "Let a queued or waiting run go before all others."),
@@ -69,8 +69,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "watch": ("dropforge watch", "dropforge watch | tee progress.txt"),
         "wait": (
             "dropforge wait 7",
-            "dropforge wait data.jsonl --timeout 3600  # the newest drop of this name",
-            "dropforge wait --drop 12 && echo promoted",
+            "dropforge wait data.jsonl --timeout 3600 && echo promoted  # the newest drop of this name",
         ),
         "ask": (
             "dropforge ask 'Where is my parcel?'",

@@ -110,7 +110,7 @@ def _print_commands(context: typer.Context, track: str) -> None:
     overview = open_overview(context)
     champion = overview.champion(track)
     if champion is not None:
-        print_lines(command_lines(load_settings(context), champion, alive=overview.daemon().alive))
+        print_lines(command_lines(champion, alive=overview.daemon().alive))
 
 
 def serve_hook(

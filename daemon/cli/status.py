@@ -27,13 +27,12 @@ from daemon.settings.model import Settings
 from daemon.storage.disk import Disk
 from daemon.views.champion_history import ChampionView
 from daemon.views.overview import Overview, RunView
-from pipeline.contract import Progress
 from pipeline.errors import DropforgeError
-from pipeline.words import count, duration, printable, size_words
+from pipeline.words import printable, size_words
 
 EXIT_UNAVAILABLE = 69
-_LATEST = 5
-_PARTS = 20
+#: Most drops, and most ended runs, that are listed.
+LATEST = 5
 _SHORT_ID = 12
 Champions = dict[str, ChampionView | None]
 
@@ -45,28 +44,38 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
     With the champions, the drops, and what came of the latest runs. Exit code 69 if the daemon is not running.
     """
     settings, overview = load_settings(context), open_overview(context)
-    daemon = overview.daemon()
-    names = dict.fromkeys([*settings.track_names, *overview.tracks()])
-    champions = {name: overview.champion(name) for name in names}
     if as_json:
-        _print_status_json(settings, overview, champions)
+        _print_status_json(settings, overview)
     else:
-        process = f", process {daemon.pid}" if daemon.pid else ""
-        print_line(f"daemon: running{process}" if daemon.alive else "daemon: not running; start it: dropforge run")
-        print_line(f"inbox: {settings.inbox}")
-        print_line(f"state: {settings.state}")
-        disk = _disk(settings)
-        print_line(disk["shortage"] or f"disk: {size_words(disk['free_bytes'])} free")
-        _print_inbox(settings, overview, alive=daemon.alive)
-        for whose, words in (overview.troubles() if daemon.alive else {}).items():
-            print_line(f"trouble: {whose}: {words}")
-        print_lines(pause.words for pause in overview.paused())
-        _print_tracks(settings, overview, champions)
-        _print_open_ends(settings, overview, champions, alive=daemon.alive)
-        _print_drops(overview)
-        _print_runs(overview)
-    if not daemon.alive:
+        print_status(settings, overview)
+    if not overview.daemon().alive:
         raise typer.Exit(EXIT_UNAVAILABLE)
+
+
+def print_status(settings: Settings, overview: Overview) -> None:
+    """Print daemon, disk, inbox, tracks, what needs a person, the latest drops, and open and ended runs."""
+    daemon = overview.daemon()
+    process = f", process {daemon.pid}" if daemon.pid else ""
+    print_line(f"daemon: running{process}" if daemon.alive else "daemon: not running; start it: dropforge run")
+    print_line(f"inbox: {settings.inbox}")
+    print_line(f"state: {settings.state}")
+    disk = _disk(settings)
+    print_line(disk["shortage"] or f"disk: {size_words(disk['free_bytes'])} free")
+    _print_inbox(settings, overview, alive=daemon.alive)
+    for whose, words in (overview.troubles() if daemon.alive else {}).items():
+        print_line(f"trouble: {whose}: {words}")
+    print_lines(pause.words for pause in overview.paused())
+    champions = _champions(settings, overview)
+    _print_tracks(settings, overview, champions)
+    for drop in overview.drops(state="proposed", most=LATEST):
+        print_line(f"drop {drop.id} of track {drop.track} ({drop.name}) {waiting_words(drop)}")
+    for run in (*overview.awaiting(), *overview.blocked()):
+        print_line(f"run {run.id} of track {run.track}: {verdict_words(run)}")
+    for one in filter(None, champions.values()):
+        for line in command_lines(one, alive=daemon.alive):
+            print_line(f"track {one.track}, generation {one.generation}: {line}")
+    _print_drops(overview)
+    _print_runs(overview)
 
 
 def describe_run(run: RunView) -> str:
@@ -84,12 +93,6 @@ def describe_run(run: RunView) -> str:
     return f"{words}; {run.error}" if run.error else words
 
 
-def progress_mark(run: RunView) -> tuple[object, ...]:
-    """Return a key that changes with each step, phase and 5 % of a phase, so that each change is printed once."""
-    made = run.progress or Progress(step=run.step or "")
-    return made.step, made.phase, made.done * _PARTS // made.total if made.total else 0
-
-
 def outcome_words(run: RunView) -> str:
     """Return an ended run's outcome for lists, and for a trial run which drop it tried."""
     return "; ".join(filter(None, (verdict_words(run), run.trial)))
@@ -100,8 +103,12 @@ def short_id(model_id: str) -> str:
     return model_id[:_SHORT_ID]
 
 
-def _print_status_json(settings: Settings, overview: Overview, champions: Champions) -> None:
-    lacks, daemon = overview.missing_rows(settings), overview.daemon()
+def _champions(settings: Settings, overview: Overview) -> Champions:
+    return {name: overview.champion(name) for name in dict.fromkeys([*settings.track_names, *overview.tracks()])}
+
+
+def _print_status_json(settings: Settings, overview: Overview) -> None:
+    lacks, daemon, champions = overview.missing_rows(settings), overview.daemon(), _champions(settings, overview)
     nights = {name: _next_night(settings, name) for name in champions}
     print_json(
         daemon=daemon,
@@ -120,12 +127,12 @@ def _print_status_json(settings: Settings, overview: Overview, champions: Champi
         ],
         awaiting=overview.awaiting(),
         blocked=overview.blocked(),
-        proposed=overview.drops(state="proposed", most=_LATEST),
+        proposed=overview.drops(state="proposed", most=LATEST),
         drops=overview.drop_counts(),
-        latest_drops=overview.drops(most=_LATEST),
+        latest_drops=overview.drops(most=LATEST),
         paused=overview.paused(),
         runs=overview.open_runs(),
-        latest=overview.ended_runs(_LATEST),
+        latest=overview.ended_runs(LATEST),
     )
 
 
@@ -157,11 +164,6 @@ def _print_inbox(settings: Settings, overview: Overview, *, alive: bool) -> None
     for folder in note["unknown_folders"]:
         near = f"; did you mean {folder['nearest']}?" if folder["nearest"] else ""
         print_line(f"  left alone: {folder['name']}/ is no declared track{near}")
-    for track in note["full_tracks"]:
-        most = count(settings.intake.max_waiting_drops, "drop of one owner waits", "drops of one owner wait")
-        print_line(
-            f"  track {track}: {most} for a run, the limit (intake.max_waiting_drops); further files of theirs stay"
-        )
 
 
 def _next_night(settings: Settings, track: str) -> datetime | None:
@@ -189,34 +191,8 @@ def _print_tracks(settings: Settings, overview: Overview, champions: Champions) 
 
 
 def _champion_words(champion: ChampionView) -> str:
-    by = champion.approved_by
-    how = {
-        "forced": f"run {champion.run}, forced{f' by {by}' if by else ''}",
-        "rollback": champion.reason,
-        "promotion": f"by run {champion.run}{f', approved by {by}' if by else ''}",
-    }.get(champion.kind, champion.reason)
-    over = "" if champion.over is None else f", over generation {champion.over}"
-    return f"generation {champion.generation}, {short_id(champion.model_id)}, {how}{over}"
-
-
-def _print_open_ends(settings: Settings, overview: Overview, champions: Champions, *, alive: bool) -> None:
-    """Print what needs a person: proposed drops, wins not promoted, withdrawn training data, hooks not done."""
-    proposed = overview.drops(state="proposed", most=_LATEST + 1)
-    for drop in proposed[:_LATEST]:
-        rows = count(drop.rows, "held-out row")
-        print_line(f"drop {drop.id} of track {drop.track} ({drop.name}, {rows}) {waiting_words(drop)}")
-    if len(proposed) > _LATEST:
-        print_line("and further ones: dropforge drops --state proposed")
-    for run in (*overview.awaiting(), *overview.blocked()):
-        words = f"waits for approval: dropforge promote {run.id}"
-        if run.blocker is not None:
-            words = f"but {run.blocker}; to take it all the same: dropforge promote {run.id} --force --reason TEXT"
-        print_line(f"run {run.id} of track {run.track} won, {words}")
-        for line in review_lines(overview, run):
-            print_line(f"run {run.id}: {line}")
-    for one in filter(None, champions.values()):
-        for line in (*taken_out_lines(one), *command_lines(settings, one, alive=alive)):
-            print_line(f"track {one.track}, generation {one.generation}: {line}")
+    how = champion.reason if champion.run is None else f"{champion.kind} of run {champion.run}"
+    return f"generation {champion.generation}, {short_id(champion.model_id)}, {how}"
 
 
 def review_lines(overview: Overview, run: RunView) -> list[str]:
@@ -243,29 +219,20 @@ def taken_out_lines(champion: ChampionView) -> list[str]:
     return [f"trained on drop {drop.id} ({drop.name}), {drop.since_words}" for drop in champion.taken_out]
 
 
-def command_lines(settings: Settings, champion: ChampionView, *, alive: bool, every: bool = False) -> list[str]:
+def command_lines(champion: ChampionView, *, alive: bool, every: bool = False) -> list[str]:
     """Return lines on a champion's hooks: failed ones with their last output, and open ones; with `every` on all."""
-    track = champion.track
-    declared = track in settings.track_names
-    own = (settings.track(track) if declared else settings).hooks
     lines = []
-    for name, argv, one in (
-        ("hooks.after_promotion", own.after_promotion, champion.hook),
-        ("hooks.health", own.health, champion.health),
-    ):
+    for name, one in (("hooks.after_promotion", champion.hook), ("hooks.health", champion.health)):
         if one is None:
             continue
         if one.state == "failed":
-            again = name == "hooks.after_promotion" and argv and declared and champion.until is None
-            hint = f"; to run it again: dropforge hook --track {track}" if again else ""
+            again = name == "hooks.after_promotion" and champion.until is None
+            hint = f"; to run it again: dropforge hook --track {champion.track}" if again else ""
             lines.append(f"{name} failed: {one.error}{hint}")
             said = last_line(one.output)
             lines += [f"{name} said: {said}"] if said else []
         elif one.state in {"pending", "running"}:
-            if argv:
-                cut_off = f"{name} was cut off: it runs again once the daemon does"
-                waits = f"{name} is {one.state}" + ("" if alive else ": it runs once the daemon does")
-                lines.append(cut_off if one.state == "running" and not alive else waits)
+            lines.append(f"{name} is {one.state}" if alive else f"{name} runs once the daemon does")
         elif every:
             lines.append(f"{name}: {one.state}")
     return lines
@@ -282,16 +249,13 @@ def _why_none(settings: Settings, track: str) -> str:
 
 
 def _print_drops(overview: Overview) -> None:
-    latest = overview.drops(most=_LATEST)
+    latest = overview.drops(most=LATEST)
     if latest:
         print_line()
         rows = [
             (drop.id, drop.track, drop_words(drop), drop.rows, clock(drop.received_at), drop.name) for drop in latest
         ]
         print_table(("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), rows)
-        for drop in latest:
-            if drop.state == "rejected" and not overview.came_again(drop):
-                print_line(f"drop {drop.id} was rejected: {drop.reason}")
 
 
 def _print_runs(overview: Overview) -> None:
@@ -299,14 +263,8 @@ def _print_runs(overview: Overview) -> None:
     if going:
         print_line()
         print_table(("RUN", "TRACK", "STATE", ""), [(run.id, run.track, run.state, describe_run(run)) for run in going])
-    latest = overview.ended_runs(_LATEST)
+    latest = overview.ended_runs(LATEST)
     if latest:
         print_line()
         rows = [(run.id, run.track, clock(run.ended_at), outcome_words(run)) for run in latest]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME"), rows)
-        for run in latest:
-            if run.seconds is not None:
-                print_line(f"run {run.id} took {duration(run.seconds)}")
-        for run in latest:
-            if run.state == "crashed" and run.hint:
-                print_line(f"run {run.id} crashed; hint: {run.hint}")

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from daemon.cli.output import print_json, print_line
-from daemon.cli.status import describe_run, files_in_inbox, progress_mark
-from daemon.cli.workspace import MOST, JsonOption, complete_run, load_settings, open_overview, small_enough
+from daemon.cli.output import print_json, print_line, waiting_words
+from daemon.cli.status import describe_run, files_in_inbox
+from daemon.cli.workspace import MOST, JsonOption, TrackOption, load_settings
 from daemon.settings.model import Settings
 from daemon.state.questions import GAVE_BACK
 from daemon.state.states import AWAITING, DropState, RunState
@@ -42,10 +42,6 @@ _BY_DROP: dict[str, Literal["rejected", "cancelled", "refused"]] = {
     DropState.WITHDRAWN: "cancelled",
     DropState.SUSPENDED: "refused",
 }
-_BY_OUTCOME: dict[str, Literal["promoted", "insufficient_evidence"]] = {
-    "promoted": "promoted",
-    "insufficient_evidence": "insufficient_evidence",
-}
 _LOOK_SECONDS = 1.0
 #: A daemon that is gone for longer is not being restarted.
 _GONE_SECONDS = 60.0
@@ -63,6 +59,9 @@ class Settled(Frozen):
     drop: int | None = None
 
 
+Ask = Callable[[], Settled | RunView | DropView | str]
+
+
 class TimedOut(DropforgeError):
     """The timeout passed without a verdict."""
 
@@ -75,21 +74,11 @@ class NoDaemon(DropforgeError):
     exit_code = 69
 
 
-def wait(  # noqa: PLR0913 - each goes by its name on the command line
+def wait(
     context: typer.Context,
     *,
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[RUN|FILE]", help="Number of a run, or name of a dropped file.", autocompletion=complete_run
-        ),
-    ] = None,
-    drop: Annotated[
-        int | None, typer.Option("--drop", metavar="DROP", help="Number of a drop.", callback=small_enough)
-    ] = None,
-    track: Annotated[
-        str | None, typer.Option("--track", metavar="TRACK", help="The track that the file was dropped for.")
-    ] = None,
+    what: Annotated[str, typer.Argument(metavar="RUN|FILE", help="Number of a run, or name of a dropped file.")],
+    track: TrackOption = None,
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=0, help="Give up after so long: code 15."),
@@ -97,17 +86,17 @@ def wait(  # noqa: PLR0913 - each goes by its name on the command line
     as_json: JsonOption = False,
 ) -> None:
     """
-    Wait until a run, or the run that trains on a drop, has its verdict.
+    Wait until a run, or the run that trains on a dropped file, has its verdict.
 
     The exit code says which: 0 promoted, 10 refused by the gate, 11 insufficient evidence, 13 failed, 14 cancelled,
     15 timed out, 65 the drop was rejected, 69 no daemon runs. A win that waits for approval has no verdict yet.
     """
-    if (what is None) == (drop is None):
-        raise typer.BadParameter(
-            "name a run, a dropped file, or a drop: dropforge wait 7, wait data.jsonl, or wait --drop 4"
-        )
-    overview = open_overview(context)
-    ask = _question(overview, load_settings(context), what, drop, track)
+    settings = load_settings(context)
+    overview = Overview(settings.state_folder)
+    if what.isdecimal():
+        ask: Ask = partial(run_awaited, overview, min(int(what[:20]), MOST))
+    else:
+        ask = partial(file_awaited, overview, settings, printable(PurePath(what).name), track)
     found = _until_settled(overview, ask, timeout)
     code = EXIT_CODES[found.verdict]
     if as_json:
@@ -117,69 +106,53 @@ def wait(  # noqa: PLR0913 - each goes by its name on the command line
     raise typer.Exit(code)
 
 
-def _question(
-    overview: Overview, settings: Settings, what: str | None, drop: int | None, track: str | None
-) -> Callable[[], Settled | RunView | DropView | str]:
-    """Return a function to poll: it returns `Settled` once there is a verdict, else the run, the drop or a phrase."""
-    if drop is not None:
-        return partial(drop_awaited, overview, drop)
-    if what is not None and what.isdecimal():
-        return partial(run_awaited, overview, min(int(what[:20]), MOST))
-    name = PurePath(what or "").name
-    taken: list[int] = []  # once it is found it is this drop, whatever comes under the same name
-
-    def by_name() -> Settled | RunView | DropView | str:
-        if not taken:
-            if any(PurePath(one).name == printable(name) for one in files_in_inbox(settings)):
-                return f"{name} lies in the inbox and was not taken yet"
-            found = overview.drop_named(printable(name), track)
-            if found is None:
-                raise DropforgeError(
-                    f"there is no drop of a file {name}, and none in the inbox",
-                    f"drop it first: dropforge submit {name}; list the drops: dropforge drops",
-                )
-            taken.append(found.id)
-        return drop_awaited(overview, taken[0])
-
-    return by_name
-
-
-def _until_settled(
-    overview: Overview, ask: Callable[[], Settled | RunView | DropView | str], timeout: float | None
-) -> Settled:
+def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settled:
     """Poll `ask` every second until a verdict, printing each new state to stderr. Raises `TimedOut` or `NoDaemon`."""
-    end = None if timeout is None else time.monotonic() + timeout
+    end = math.inf if timeout is None else time.monotonic() + timeout
     said: object = None
     alive_at = -math.inf
     while not isinstance(found := ask(), Settled):
-        key, words = _state(found)
+        key = found if isinstance(found, str) else (found.id, found.state, getattr(found, "step", None))
         if overview.daemon().alive:
             alive_at = time.monotonic()
         elif time.monotonic() - alive_at > _GONE_SECONDS:
-            raise NoDaemon(f"{words}; the daemon is not running, so no verdict will come", "start it: dropforge run")
+            words = f"{_words(found)}; the daemon is not running, so no verdict will come"
+            raise NoDaemon(words, "start it: dropforge run")
         if key != said:
-            print(printable(words), file=sys.stderr, flush=True)
+            print(printable(_words(found)), file=sys.stderr, flush=True)
             said = key
-        left = _LOOK_SECONDS if end is None else end - time.monotonic()
+        left = end - time.monotonic()
         if left <= 0:
-            raise TimedOut(f"no verdict after {timeout:g} s: {words}", "wait again, or look at it: dropforge watch")
+            words = f"no verdict after {timeout:g} s: {_words(found)}"
+            raise TimedOut(words, "wait again, or look at it: dropforge watch")
         time.sleep(min(left, _LOOK_SECONDS))
     return found
 
 
-def _state(found: RunView | DropView | str) -> tuple[object, str]:
-    """Return a key that changes whenever the state does, and the state in words."""
+def _words(found: RunView | DropView | str) -> str:
     if isinstance(found, str):
-        return found, found
+        return found
     if isinstance(found, RunView):
         if found.ended_at is not None:
-            return (found.id, found.outcome), f"run {found.id} won and waits for approval: dropforge promote {found.id}"
-        key = (found.id, found.state, progress_mark(found), found.paused, found.error)
-        return key, f"run {found.id} is {found.state}: {describe_run(found)}"
-    words = f"drop {found.id} ({found.name}) waits for a run of track {found.track}"
-    if found.state == "proposed":
-        words = f"drop {found.id} ({found.name}) waits for a person: dropforge drops accept {found.id}"
-    return (found.id, found.state), words
+            return f"run {found.id} won and waits for approval: dropforge promote {found.id}"
+        return f"run {found.id} is {found.state}: {describe_run(found)}"
+    waits = waiting_words(found) or f"waits for a run of track {found.track}"
+    return f"drop {found.id} ({found.name}) {waits}"
+
+
+def file_awaited(
+    overview: Overview, settings: Settings, name: str, track: str | None
+) -> Settled | RunView | DropView | str:
+    """Return what `drop_awaited` does for the newest drop of a file name; a phrase while a file is in the inbox."""
+    if any(PurePath(one).name == name for one in files_in_inbox(settings)):
+        return f"{name} lies in the inbox and was not taken yet"
+    found = overview.drop_named(name, track)
+    if found is None:
+        raise DropforgeError(
+            f"there is no drop of a file {name}, and none in the inbox",
+            f"drop it first: dropforge submit {name}; list the drops: dropforge drops",
+        )
+    return drop_awaited(overview, found)
 
 
 def run_awaited(overview: Overview, run_id: int) -> Settled | RunView:
@@ -190,27 +163,23 @@ def run_awaited(overview: Overview, run_id: int) -> Settled | RunView:
         return Settled(verdict=_BY_STATE[run.state], sentence=": ".join(filter(None, (words, run.error))), run=run.id)
     if run.state != RunState.SUCCEEDED or run.outcome == AWAITING:
         return run
-    return Settled(
-        verdict=_BY_OUTCOME.get(run.outcome or "", "refused"), sentence=run.sentence or "", gain=run.gain, run=run.id
-    )
+    verdict = run.outcome if run.outcome in {"promoted", "insufficient_evidence"} else "refused"
+    return Settled.model_validate({"verdict": verdict, "sentence": run.sentence or "", "gain": run.gain, "run": run.id})
 
 
-def drop_awaited(overview: Overview, drop_id: int) -> Settled | RunView | DropView:
+def drop_awaited(overview: Overview, drop: DropView) -> Settled | RunView | DropView:
     """
     Return the result of the first run that uses a drop; until there is one, that run or the drop itself.
 
     For a duplicate the original drop counts. A rejected, withdrawn or suspended drop has a result of its own. If a
-    failed or cancelled run gave the drop back and no run is queued, that run's result counts. Raises `NotThere`.
+    failed or cancelled run gave the drop back and no run is queued, that run's result counts.
     """
-    drop = overview.drop(drop_id)
     if drop.duplicate_of is not None:
-        return drop_awaited(overview, drop.duplicate_of)
+        return drop_awaited(overview, overview.drop(drop.duplicate_of))
     if drop.first_run is not None:
         return run_awaited(overview, drop.first_run)
-    words = ": ".join(filter(None, (f"drop {drop.id} ({drop.name}) is {drop.state}", drop.reason)))
-    gave_back = overview.rows(GAVE_BACK, track=drop.track, drop=drop.id) if drop.state == DropState.ACCEPTED else []
-    if gave_back:
-        return run_awaited(overview, gave_back[0].id)
     if drop.state in _BY_DROP:
+        words = ": ".join(filter(None, (f"drop {drop.id} ({drop.name}) is {drop.state}", drop.reason)))
         return Settled(verdict=_BY_DROP[drop.state], sentence=words, drop=drop.id)
-    return drop
+    gave_back = overview.rows(GAVE_BACK, track=drop.track, drop=drop.id) if drop.state == DropState.ACCEPTED else []
+    return run_awaited(overview, gave_back[0].id) if gave_back else drop

@@ -62,9 +62,7 @@ def test_a_second_night_goes_on_from_the_champion_until_a_drop_of_its_is_withdra
     champion = (workspace.state / "tracks/default/champion").resolve()
     assert trained_ids(champion) == old | new
     assert read_lineage(champion) == Lineage(base, 2)
-    assert f"track default, generation 2: trained {said}" in workspace.cli("history")
     assert f"trained on: first.jsonl, second.jsonl\ntraining: {said}\n" in workspace.cli("champion")
-    assert "over generation 1" in workspace.cli("status")
 
     workspace.cli("drops", "withdraw", "1", "--reason", "it was wrong")
     drop(workspace.inbox, "third.jsonl", tiny.rows(300, seed=2))

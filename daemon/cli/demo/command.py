@@ -26,7 +26,6 @@ from daemon.cli.watch import print_changes
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
 from daemon.state.states import state_words
-from daemon.views.now import look
 from daemon.views.overview import Overview, RunDetail
 from daemon.views.reports import story_of
 from pipeline import durable
@@ -245,7 +244,7 @@ def _watch(stage: _Stage, number: int) -> RunDetail:
 
     def ended() -> RunDetail | None:
         run = stage.overview.run(number)
-        print_changes(look(stage.overview), stage.said)
+        print_changes(stage.overview, stage.said)
         return run if run.ended_at else None
 
     stage.wait(lambda: len(stage.overview.runs()) >= number)

@@ -61,7 +61,7 @@ def test_one_damaged_verdict_is_named_where_it_is_asked_for_and_ends_nothing_els
     for words in (("status",), ("status", "--json"), ("runs",), ("champion",), ("history",), ("logs", str(run))):
         done = dropforge(*words)
         assert (done.code in {0, 69}, done.err) == (True, ""), words
-    assert f"run {run} of track default won, waits for approval" in dropforge("status").out
+    assert f"run {run} of track default: won" in dropforge("status").out
     for words in (("show", str(run)), ("promote", str(run)), ("report", str(run))):
         done = dropforge(*words)
         assert done.code == 1, words

@@ -118,7 +118,6 @@ ERRORS: tuple[tuple[tuple[str, ...], int, str, str], ...] = (
     (("show", "9"), 1, "there is no run 9", "dropforge runs"),
     (("show", "9" * 30), 2, "Invalid value for 'RUN'", "dropforge show --help"),
     (("drops", "restore", "9" * 30, "--reason", "x"), 2, "Invalid value for 'DROP'", "dropforge drops restore --help"),
-    (("wait", "--drop", "9" * 30), 2, "Invalid value for '--drop'", "dropforge wait --help"),
     (("rollback", "--reason", " "), 2, "Invalid value for '--reason': it is blank", "dropforge rollback --help"),
     (("logs", "9"), 1, "there is no run 9", "dropforge runs"),
     (("retry", "1"), 1, "only a failed, cancelled or crashed run", "dropforge show 1"),

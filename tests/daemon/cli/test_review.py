@@ -164,7 +164,7 @@ def test_what_is_no_choice_is_refused(workspace: Any, dropforge: Command) -> Non
 def test_a_damaged_evaluation_hides_no_run(workspace: Any, dropforge: Command) -> None:
     (workspace.settings.state_folder / "runs/1/evaluate.json").write_text("{}")
     assert dropforge("show", 1).code == 0
-    assert "run 1 of track default won" in dropforge("status").out
+    assert "run 1 of track default: won" in dropforge("status").out
     assert "damaged" in dropforge("review", 1, "--json").err
 
 
@@ -175,7 +175,7 @@ def test_the_promotion_waits_for_the_review_and_force_does_not(workspace: Any, d
     assert refused.err == (
         "error: run 1 waits for its blind review: 0 of 3 pairs are judged\nhint: judge the others: dropforge review 1\n"
     )
-    assert "run 1: 0 of 3 pairs are judged blind; to go on: dropforge review 1" in dropforge("status").out
+    assert "0 of 3 pairs are judged blind; to go on: dropforge review 1" in dropforge("show", 1).out
     for pair in dropforge("review", 1, "--json").json["review"]["left"]:
         assert "blind review" in dropforge("promote", 1).err
         assert "blind review" not in dropforge("promote", 1, "--force", "--reason", "I know better").err

@@ -34,7 +34,7 @@ Command = Callable[..., Any]
 
 def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dropforge: Command) -> None:
     (lived_in.settings.inbox_folder / "late.jsonl").write_text(GOOD)
-    note = {"waiting": [], "unknown_folders": [{"name": "suport", "nearest": "support"}], "full_tracks": ["support"]}
+    note = {"waiting": [], "unknown_folders": [{"name": "suport", "nearest": "support"}], "full_tracks": []}
     durable.write_hint(lived_in.settings.state_folder / "watcher.json", note)
     ended = dropforge("status")
     assert ended.code == 69
@@ -42,8 +42,7 @@ def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dro
         "daemon: not running",
         "not taken yet: late.jsonl",
         "suport/ is no declared track; did you mean support?",
-        "track support: 1,000 drops of one owner wait for a run, the limit (intake.max_waiting_drops)",
-        "generation 1, c0c0c0c0c0c0, by run 1",
+        "generation 1, c0c0c0c0c0c0, promotion of run 1",
         "4 accepted, 1 duplicate, 1 rejected",
         "train 12/30, loss 0.500, dev loss 0.600, 250 tokens/s, 1 min 15 s left, about 2.3 GB of memory",
         "promoted +40.0",
@@ -57,13 +56,6 @@ def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dro
     assert [run["outcome"] for run in found["latest"]] == [None, "promoted"]
     assert found["tracks"][0]["champion"]["generation"] == 1
     assert (found["tracks"][1]["name"], found["tracks"][1]["champion"]) == ("support", None)
-
-
-def test_status_says_why_a_file_was_rejected_until_it_comes_again(lived_in: Any, dropforge: Command) -> None:
-    said = "\ndrop 4 was rejected: line 1: output is missing\n"
-    assert said in dropforge("status").out
-    lived_in.take("bad.jsonl", GOOD)
-    assert said not in dropforge("status").out
 
 
 ALPACA = (
@@ -254,9 +246,7 @@ def test_a_failed_run_is_retried_and_a_running_one_asked_to_stop(lived_in: Any, 
 
 
 @pytest.mark.usefixtures("lived_in")
-def test_what_a_run_took_stands_in_status_history_and_show(dropforge: Command) -> None:
-    assert "run 1 took 5 min" in dropforge("status").out
-    assert "track default, generation 1: run 1 took 5 min" in dropforge("history").out
+def test_what_a_run_took_stands_in_json(dropforge: Command) -> None:
     took = [
         dropforge("status", "--json").json["latest"][-1]["seconds"],
         dropforge("history", "--json").json["history"][0]["seconds"],

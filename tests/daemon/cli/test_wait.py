@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from daemon.cli import wait
-from daemon.cli.status import progress_mark
 from daemon.queue import order, run_queue
 from daemon.settings.model import RetrySettings
 from daemon.system.processes import FileLock
@@ -46,13 +45,13 @@ def test_the_exit_code_says_which_verdict(alive: Any, dropforge: Command, outcom
 def test_failed_and_cancelled_runs_have_codes_and_their_reason(alive: Any, dropforge: Command) -> None:
     ended = dropforge("wait", "2")
     assert (ended.code, ended.out) == (13, "run 2 failed: out of memory\n")
-    held = [drop.id for drop in Overview(alive.settings.state_folder).drops() if drop.first_run == 3]
+    held = [drop.name for drop in Overview(alive.settings.state_folder).drops() if drop.first_run == 3]
     run_queue.cancel(alive.engine, 3, alive.tick())
     run_queue.cancelled(alive.engine, claimed(alive), alive.tick())
     ended = dropforge("wait", "3")
     assert (ended.code, ended.out) == (14, "run 3 was cancelled\n")
     assert held, "and so are those waited for by whom it has given back"
-    assert {dropforge("wait", "--drop", str(drop)).code for drop in held} == {14}
+    assert {dropforge("wait", name).code for name in held} == {14}
 
 
 def test_a_crashed_run_has_failed(alive: Any, dropforge: Command) -> None:
@@ -64,10 +63,9 @@ def test_a_crashed_run_has_failed(alive: Any, dropforge: Command) -> None:
 
 @pytest.mark.usefixtures("alive")
 def test_a_drop_is_waited_for_as_its_run_or_by_what_it_is(dropforge: Command) -> None:
-    assert dropforge("wait", "--drop", "2").code == 0
     assert dropforge("wait", "first.jsonl").code == 0
     assert dropforge("wait", "some/where/first.jsonl").code == 0
-    assert dropforge("wait", "--drop", "3").code == 0, "a duplicate is waited for as what it repeats"
+    assert dropforge("wait", "again.jsonl").code == 0, "a duplicate is waited for as what it repeats"
     ended = dropforge("wait", "bad.jsonl")
     assert (ended.code, ended.out.startswith("drop 4 (bad.jsonl) is rejected: ")) == (65, True)
     assert dropforge("wait", "bad.jsonl", "--json").json["verdict"] == "rejected"
@@ -101,37 +99,28 @@ def test_without_a_daemon_nobody_waits_but_a_verdict_is_told(dropforge: Command)
 def test_it_ends_when_the_daemon_has_died_and_does_not_come_back(
     dropforge: Command, daemon_lock: FileLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = wait._state
-
-    def dies(found: Any) -> tuple[object, str]:
+    def dies(found: Any) -> str:
         daemon_lock.release()
-        return asked(found)
+        return words(found)
 
-    monkeypatch.setattr(wait, "_state", dies)
+    words = wait._words
+    monkeypatch.setattr(wait, "_words", dies)
     monkeypatch.setattr(wait, "_GONE_SECONDS", 0.05)
     ended = dropforge("wait", "3")
     assert (ended.code, "the daemon is not running, so no verdict will come" in ended.err) == (69, True)
 
 
 @pytest.mark.usefixtures("quick")
-def test_while_it_waits_it_says_how_far_the_run_is(
-    alive: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done, asked = iter((12, 13, 14, 15)), progress_mark
+def test_while_it_waits_it_says_each_new_state(alive: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    happens = iter((lambda: None, lambda: None, lambda: end(alive)))
 
-    def mark(found: Any) -> tuple[object, ...]:
-        more = next(done, None)
-        if more is None:
-            run_owner.finish(alive.engine, claimed(alive), run_queue.Ending("promoted", "better"), alive.tick())
-        else:
-            alive.progress(alive.settings.state_folder / "runs/3/attempts/train-1", more)
-        return asked(found)
+    def end(made: Any) -> None:
+        run_owner.finish(made.engine, claimed(made), run_queue.Ending("promoted", "better"), made.tick())
 
-    monkeypatch.setattr(wait, "progress_mark", mark)
-    ended = dropforge("wait", "3", "--timeout", "60")
+    monkeypatch.setattr("daemon.cli.wait.time.sleep", lambda _seconds: next(happens)())
+    ended = dropforge("wait", "3")
     assert (ended.code, ended.out) == (0, "better\n")
-    told = [line.partition(",")[0] for line in ended.err.splitlines()]
-    assert told == [f"run 3 is running: train {number}/30" for number in (12, 14, 15)], "on standard error, each 5 %"
+    assert [line.partition(",")[0] for line in ended.err.splitlines()] == ["run 3 is running: train 12/30"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -147,16 +136,14 @@ def test_what_is_not_there_is_said(dropforge: Command) -> None:
     for arguments, words in (
         (("99",), "there is no run 99"),
         (("9" * 5000,), "there is no run 9223372036854775807"),
-        (("--drop", "99"), "there is no drop 99"),
         (("none.jsonl",), "there is no drop of a file none.jsonl"),
     ):
         ended = dropforge("wait", *arguments)
         assert (ended.code, words in ended.err) == (1, True)
     assert dropforge("wait").code == 2
-    assert dropforge("wait", "3", "--drop", "4").code == 2
 
 
 def test_a_queued_run_says_what_it_waits_for(busy: Any, dropforge: Command) -> None:
     order.move_first(busy.engine, 5, busy.tick(), "ada")
-    ended = dropforge("wait", "--drop", "8", "--timeout", "0")
+    ended = dropforge("wait", "case.jsonl", "--track", "support", "--timeout", "0")
     assert (ended.code, "drop 8 (case.jsonl) waits for a run of track support" in ended.err) == (15, True)
