@@ -18,7 +18,7 @@ REPLACED = {
     r"reign(?:s|ed|ing)?|(?<!rule of )succession|barred|sick|passed[_ ]over": "serve, journal, blocked, skipped",
     r"waiting_wins?|[Oo]bstacles?": "blocker",
     r"conclusion|reopening|standing|take_back": "apply_verdict, stale_steps, invalidate",
-    r"footprint|named_things|inbox_copy|harness|fitting": "disk_estimate, preflight, submit, auto_batch_size",
+    r"footprint|named_things|inbox_copy|harness|fitting": "disk_estimate, preflight, submit",
     r"Weighed|Circumstances|[Hh]urdles?|dearest": "Decision",
     r"[KMG]iB": "kB, MB, GB, as all sizes are",
     r"show_only|detectable_power|seen_lost|GuardModel|Resamples|sign[_ ]flips?|costliest": "guards.stop, smallest_gain",

@@ -4,16 +4,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pipeline import durable
 from pipeline.artifacts import Model
 from pipeline.contract import Attempt
-from pipeline.errors import CannotTrain, DropforgeError
+from pipeline.errors import CannotTrain, DropforgeError, StartAgain
 from pipeline.evaluate.prediction_cache import PLAIN, PredictionKey, Setup, hash_tokens
 from pipeline.evaluate.suites import Suite
 from pipeline.evaluate.vllm import read_version
-from pipeline.models import auto_batch_size, generation
+from pipeline.models import generation
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, chosen_device, load_tokenizer
 from pipeline.models.manifest import model_id, trained_ids
@@ -24,9 +24,13 @@ from pipeline.words import count
 
 #: A fixed request whose prompt tokens identify a model's template.
 _PROBE = fold("Repeat the word.", "word")
-_FOUND_NAME = "batch-size.json"
+_SMALLER_NAME = "batch-size.json"
+#: Prompts generated together where no batch size is set; larger batches are not faster on a CPU.
+_ROWS = {"cpu": 16, "cuda": 128}
 #: Concurrent requests to vLLM, which forms its own batches.
 _ROWS_VLLM = 32
+#: Answer lengths are rounded up to a multiple of so many tokens.
+_ROUND = 16
 #: Most tokens of an answer to a short free question.
 _QUESTION_TOKENS = 32
 
@@ -54,7 +58,7 @@ class SuiteRequests:
         item, longest = self.suite.items[index], max(map(len, self.answers[index]))
         if item.choices:
             return longest
-        return max(_QUESTION_TOKENS if item.words else 0, -(-longest // auto_batch_size.ROUND) * auto_batch_size.ROUND)
+        return max(_QUESTION_TOKENS if item.words else 0, -(-longest // _ROUND) * _ROUND)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class ModelRequests:
             for suite in self.suites
             if suite.prompts
         ]
-        return max([*of_records, *(tokens + auto_batch_size.ROUND for tokens in of_items)])
+        return max([*of_records, *(tokens + _ROUND for tokens in of_items)])
 
     def check_folder(self) -> None:
         """Raise `CannotTrain` if the folder is the user's own and no longer holds the model of the key."""
@@ -137,7 +141,9 @@ def make_plan(
     attempt: Attempt, records: list[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, folder: Path
 ) -> EvalPlan:
     """
-    Return the evaluation plan; with a batch size of 0 in `decoding`, find one and save it in `folder`.
+    Return the evaluation plan; its batches are smaller if earlier attempts noted in `folder` that memory ran out.
+
+    A batch size of 0 in `decoding` is 16 on a CPU, 128 on a GPU, 32 with vLLM.
 
     Records that one model cannot be evaluated on fairly are left out for both. Raises `CannotTrain` if no record is
     left, or if the settings name a vLLM that cannot be run.
@@ -151,14 +157,9 @@ def make_plan(
         engine = f"vllm {read_version(settings.vllm)}"
         both = [_with_setup(requests, engine=engine) for requests in both]
     kept, (candidate, champion), too_long = _leave_out_too_long(kept, both)
-    size = _noted_size(attempt, folder.name, decoding.batch_size)
-    if not size and settings.vllm:
-        size = _ROWS_VLLM
-    elif not size:
-        size = auto_batch_size.batch_size(
-            candidate.folder, candidate.tokenizer, candidate.prompts, decoding.max_new_tokens
-        )
-        durable.write_json(folder / _FOUND_NAME, size)
+    first = decoding.batch_size or (_ROWS_VLLM if settings.vllm else _ROWS[chosen_device()])
+    smaller = attempt.earlier(f"{folder.name}/{_SMALLER_NAME}")
+    size = min([first, *(int(durable.read_json(note)) for note in smaller)])
     candidate, champion = (_with_setup(requests, batch_size=size) for requests in (candidate, champion))
     trained = trained_ids(candidate_model.folder)
     return EvalPlan(
@@ -329,21 +330,9 @@ def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
     return replace(requests, key=requests.key.model_copy(update={"setup": setup}))
 
 
-def _noted_size(attempt: Attempt, folder: str, wanted: int) -> int:
-    """Return the batch size that the latest attempt saved, at most `wanted` (0: no limit); `wanted` if none did."""
-    notes = attempt.earlier(f"{folder}/{_FOUND_NAME}")
-    noted = int(durable.read_json(notes[-1])) if notes else wanted
-    return min(noted, wanted or noted)
-
-
-def halve_batches(folder: Path, size: int, error: OutOfMemory) -> OutOfMemory:
-    """
-    Save half the batch size in `folder` for later attempts; return `error` with that in its message.
-
-    A batch size of 1 is not halved.
-    """
-    message = f"{error.message}: a batch of {size} prompts"
-    if size > 1:
-        durable.write_json(folder / _FOUND_NAME, size // 2)
-        message += f"; the next attempt uses batches of {size // 2}"
-    return OutOfMemory(message, error.hint)
+def go_on_with_smaller_batches(folder: Path, size: int, error: OutOfMemory) -> NoReturn:
+    """Save half the batch size in `folder` for the next attempt and raise `StartAgain`; if it is 1, raise `error`."""
+    if size == 1:
+        raise error
+    durable.write_json(folder / _SMALLER_NAME, size // 2)
+    raise StartAgain(f"{error.message}: the next attempt uses batches of {size // 2} prompts, not {size}") from error

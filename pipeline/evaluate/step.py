@@ -7,7 +7,7 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate import prediction_cache, scoring
 from pipeline.evaluate.inference import Inference, Result
-from pipeline.evaluate.plan import ModelRequests, halve_batches, make_plan, say_base_is_not_evaluated
+from pipeline.evaluate.plan import ModelRequests, go_on_with_smaller_batches, make_plan, say_base_is_not_evaluated
 from pipeline.evaluate.prediction_cache import PredictionCache
 from pipeline.evaluate.suites import read_suites
 from pipeline.models.generation import Decoding
@@ -24,7 +24,8 @@ def evaluate(attempt: Attempt) -> Evaluation:
     Scores and answers of each record are written to the report's records.jsonl. A base model that is no longer the
     champion is evaluated on the general suites, once, if its folder still holds it. Answers in the prediction cache, or
     in the batch log of an interrupted attempt, are reused. The predictions used are written to
-    `predictions/<key>.jsonl`. Raises `StepFailed` if memory does not suffice, `CannotTrain` if a likelihood is not
+    `predictions/<key>.jsonl`. Raises `StartAgain` if memory ran out and the next attempt uses smaller batches,
+    `StepFailed` if not even one prompt fits, `CannotTrain` if a likelihood is not
     finite, the two setups differ, no record is left, a suite is invalid, or the champion is a base model that was
     replaced.
     """
@@ -47,7 +48,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
         first, second = [one.run(folder, models) for one in both]
         base = _evaluate_base(models[-1], folder, models) if plan.base else None
     except OutOfMemory as error:
-        raise halve_batches(folder, candidate.key.setup.batch_size, error) from error
+        go_on_with_smaller_batches(folder, candidate.key.setup.batch_size, error)
     lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in (first, second)]
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)

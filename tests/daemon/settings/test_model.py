@@ -111,7 +111,7 @@ def test_suites_of_ones_own_are_relative_to_the_file_and_names_stay(file: Path) 
     assert settings.evaluate.general == expected
     assert settings.track("a").evaluate.general == (f"{file.parent}/sets/mine.jsonl",)
     assert settings.track("b").evaluate.general == expected
-    assert settings.evaluate.batch_size == 0, "found once"
+    assert settings.evaluate.batch_size == 0
     for wrong in ("5", '"own.jsonl"'):
         refused(file, f"[tracks.a.evaluate]\ngeneral = {wrong}\n")
     refused(file, "[tracks.a]\nevaluate = 5\n")

@@ -19,16 +19,16 @@ from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide.comparison import read_comparison
-from pipeline.errors import CannotTrain, Interrupted, StepFailed
+from pipeline.errors import CannotTrain, Interrupted, StartAgain, StepFailed
 from pipeline.evaluate import plan
 from pipeline.evaluate.prediction_cache import Prediction
 from pipeline.evaluate.step import evaluate
 from pipeline.metrics import degenerate as degenerate_module
 from pipeline.metrics.degenerate import degenerate
 from pipeline.metrics.registry import METRICS
-from pipeline.models import auto_batch_size, generation, greedy_decoding
+from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Decoding
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.loading import OutOfMemory, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.models.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
 from tests.made_artifacts import heldout_row
@@ -578,20 +578,8 @@ def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidate
         evaluate(bench.attempt(rows[1:2]))
 
 
-def test_a_batch_size_of_nothing_is_found_and_kept_by_the_runs_later_attempts(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny)
-    first = bench.attempt(rows, batch_size=0)
-    report = evaluate(first)
-    assert report.batch_size == 16
-    assert evaluate(bench.attempt(rows, batch_size=16)).prediction_keys == report.prediction_keys
-    # What a GPU had room for an hour ago must not change within a run, or its answers would be thrown away.
-    durable.write_json(first.folder / "predictions/batch-size.json", 3)
-    assert evaluate(bench.attempt(rows, batch_size=0)).batch_size == 3
-
-
-@pytest.mark.parametrize("wanted", [0, 16], ids=["found", "fixed by the track"])
 def test_a_batch_that_memory_did_not_hold_is_halved_by_the_next_attempt(
-    bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch, wanted: int
+    bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     join = greedy_decoding._Rows.join
 
@@ -603,44 +591,11 @@ def test_a_batch_that_memory_did_not_hold_is_halved_by_the_next_attempt(
     monkeypatch.setattr(greedy_decoding._Rows, "join", joined)
     rows = heldout_rows(tiny)
     for size in (16, 8):
-        with pytest.raises(StepFailed, match=f"batch of {size} prompts.*the next attempt uses batches of {size // 2}"):
-            evaluate(bench.attempt(rows, batch_size=wanted))
-    assert evaluate(bench.attempt(rows, batch_size=wanted)).batch_size == 4
-
-
-@pytest.mark.parametrize(
-    ("room", "most", "found"), [(1000, 500, 512), (1000, 16, 16), (100, 500, 64), (16, 500, 16), (9, 500, 8), (1, 9, 1)]
-)
-def test_a_batch_is_doubled_while_memory_allows_and_halved_until_it_does(room: int, most: int, found: int) -> None:
-    tried: list[int] = []
-
-    def fits(size: int) -> bool:
-        tried.append(size)
-        return size <= room
-
-    assert auto_batch_size.largest(fits, most) == found
-    assert tried[0] == 16
-    assert len(tried) == len(set(tried))
-
-
-def test_a_probe_of_memory_reads_whole_answers_and_takes_want_of_memory_for_no(
-    tiny: Any, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = load_tokenizer(tiny_llama)
-    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
-    prompts = [prompt_ids(tokenizer, "chat", row["input"]) for row in tiny.rows(3, seed=3)]
-    real, shapes = asked.model.model.forward, []
-
-    def forward(*given: Any, **named: Any) -> Any:
-        shapes.append(tuple(named["input_ids"].shape))
-        if len(named["input_ids"]) > 2:
-            raise torch.OutOfMemoryError
-        return real(*given, **named)
-
-    monkeypatch.setattr(asked.model.model, "forward", forward)
-    assert auto_batch_size._fits(asked.model, prompts[:2], 5)
-    assert shapes == [(2, max(map(len, prompts[:2])) + 5)]
-    assert not auto_batch_size._fits(asked.model, prompts, 5)
+        with pytest.raises(StartAgain, match=f"the next attempt uses batches of {size // 2} prompts, not {size}"):
+            evaluate(bench.attempt(rows, batch_size=0))
+    assert evaluate(bench.attempt(rows, batch_size=0)).batch_size == 4
+    with pytest.raises(OutOfMemory, match="do not fit"):
+        plan.go_on_with_smaller_batches(bench.root, 1, OutOfMemory("the model and one batch do not fit"))
 
 
 # Suites ------------------------------------------------------------------------------------------------------------
