@@ -148,10 +148,10 @@ class Service:
             self._worker.keep_alive(monotonic)
         if self._settings.web.enabled:
             self._web.keep_alive(monotonic)
-        self._messenger.is_well = self._tick()
+        is_well = self._tick()
         # Waiting for room on the disk is being alive, too: systemd's watchdog must not end the training over it.
         notify("WATCHDOG=1")
-        if not self._messenger.is_well:
+        if not is_well:
             self.stop.wait(TROUBLE_SECONDS)
 
     def _say_status(self, monotonic: float) -> None:

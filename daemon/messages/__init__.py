@@ -1,5 +1,5 @@
 """
-Notifications through Apprise, and a heartbeat for an external monitor.
+Notifications through Apprise.
 
 In: the events of the database after a cursor. Out: messages, as rows that are written in one transaction with the
 cursor and sent by a separate thread, in order and once; twice if the daemon is killed between sending and recording

@@ -1,5 +1,5 @@
 """
-The only module of the daemon that uses the network: sends a message through Apprise, pings the heartbeat.
+The only module of the daemon that uses the network: sends a message through Apprise.
 
 Each call has its own thread and a time limit: whatever a server does, the caller continues. Errors do not contain the
 address, which holds passwords.
@@ -8,11 +8,7 @@ address, which holds passwords.
 import logging
 import re
 import threading
-import urllib.request
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
-from urllib.error import HTTPError
 
 if TYPE_CHECKING:
     from apprise import Apprise
@@ -26,35 +22,12 @@ class NotSent(Exception):
 
 
 def send(url: str, title: str, body: str, level: str) -> None:
-    """Send one message to the address `url`, with Apprise's `level`. Raises `NotSent`."""
-    _within_limit(partial(_send, url, title, body, level))
-
-
-def ping(url: str) -> None:
-    """Request the heartbeat's URL once. Raises `NotSent`."""
-    _within_limit(partial(_ping, url))
-
-
-def is_known(url: str) -> bool:
-    """Return whether Apprise can parse an address; nothing is sent."""
-    return bool(_apprise().add(url))
-
-
-def missing_packages(url: str) -> list[str]:
-    """Return the packages that Apprise needs for the address's scheme and that are not installed."""
-    scheme = url.partition("://")[0].lower()
-    every = _apprise().details(show_requirements=True, show_disabled=True)["schemas"]
-    off = (one for one in every if not one["enabled"])
-    found = (one for one in off if scheme in {*(one["protocols"] or ()), *(one["secure_protocols"] or ())})
-    return [package for one in found for package in one["requirements"]["packages_required"]]
-
-
-def _within_limit(work: Callable[[], None]) -> None:
+    """Send one message to the address `url`, with Apprise's `level`. Raises `NotSent`, at the latest after 15 s."""
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            work()
+            _send(url, title, body, level)
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
             raised.append(error)
 
@@ -70,6 +43,11 @@ def _within_limit(work: Callable[[], None]) -> None:
         raise NotSent(f"it ended with {type(raised[0]).__name__}") from None
 
 
+def is_known(url: str) -> bool:
+    """Return whether Apprise can parse an address; nothing is sent."""
+    return bool(_apprise().add(url))
+
+
 def _send(url: str, title: str, body: str, level: str) -> None:
     notifier = _apprise()
     if not notifier.add(url):
@@ -81,17 +59,6 @@ def _send(url: str, title: str, body: str, level: str) -> None:
         # Of mail Apprise says nothing more: a wrong password looks like a server that is not there.
         message = f"the answer was {codes[-1]}" if codes else "it was not reached, or refused the login or the message"
         raise NotSent(message)
-
-
-def _ping(url: str) -> None:
-    try:
-        with urllib.request.urlopen(url, timeout=SECONDS):  # noqa: S310 - the settings take http and https alone
-            pass
-    except HTTPError as error:
-        error.close()
-        raise NotSent(f"the answer was {error.code}") from None
-    except OSError:
-        raise NotSent("there was no connection, or no answer") from None
 
 
 def _apprise() -> "Apprise":

@@ -1,8 +1,7 @@
-"""The thread that sends the messages of the outbox, and pings the heartbeat while the daemon's main loop runs."""
+"""The thread that sends the messages of the outbox."""
 
 import threading
 import time
-from collections.abc import Callable
 
 import structlog
 from sqlalchemy import Engine
@@ -15,38 +14,24 @@ from daemon.state.database import ChangeWatch
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
 from daemon.system.clock import now_ms
-from daemon.system.sd_notify import silent_seconds
 from pipeline.errors import DropforgeError
 
 _TICK_SECONDS = 2.0
-_HEARTBEAT_SECONDS = 300.0
 #: Seconds after which the outbox is read even if the database is unchanged: a retry or the digest may be due.
 _LOOK_SECONDS = 15.0
-#: Seconds without a sign of life after which the main loop counts as stuck: systemd's WatchdogSec.
-_SILENT_SECONDS = 120.0
 log = structlog.get_logger()
 
 
 class Messenger:
     """Sends the messages of the outbox, in order per address, until `finish`."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        settings: Settings,
-        troubles: Troubles,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, engine: Engine, settings: Settings, troubles: Troubles) -> None:
         """Send to the addresses of `settings`; record errors of an address in `troubles`."""
         self._engine = engine
         self._settings = settings
-        self._own = settings.messages
         self._troubles = troubles
-        self._monotonic = monotonic
         self._changes = ChangeWatch(engine)
-        #: Whether the last turn of the main loop had no error.
-        self.is_well = True
-        self._looked_at = self._pinged_at = -float("inf")
+        self._looked_at = -float("inf")
         #: Messages (by address) sent but not recorded, as the database could not be written: not sent again here.
         self._unnoted: dict[str, int] = {}
         self._stop = threading.Event()
@@ -56,7 +41,7 @@ class Messenger:
     def start(self, now: int) -> None:
         """Open the outbox, and start the thread if there is an address."""
         outbox.open_outbox(self._engine, self._settings, now)
-        if self._own.urls or self._own.heartbeat_url:
+        if self._settings.messages.urls:
             self._thread.start()
 
     def finish(self) -> None:
@@ -67,28 +52,17 @@ class Messenger:
 
     def turn(self, now: int) -> None:
         """Turn new events into messages and send those that are due; `now` in ms since the epoch."""
-        if self._own.urls:
-            while outbox.collect(self._engine, self._settings, now):
-                pass
-        for number, url in enumerate(self._own.urls, 1):
+        while outbox.collect(self._engine, self._settings, now):
+            pass
+        for number, url in enumerate(self._settings.messages.urls, 1):
             while not self._stop.is_set() and self._sends_one(url, now):
                 pass
             # By number: two addresses of one service look the same without their secrets.
-            self._tell(f"address {number} of messages, {url}", outbox.trouble(self._engine, url.address, now))
-
-    def ping(self) -> None:
-        """Ping the heartbeat if it is due and the main loop runs."""
-        monotonic = self._monotonic()
-        due = monotonic - self._pinged_at >= _HEARTBEAT_SECONDS
-        if not self._own.heartbeat_url or not due or not self.is_well or silent_seconds() > _SILENT_SECONDS:
-            return
-        self._pinged_at = monotonic
-        try:
-            delivery.ping(self._own.heartbeat_url.get_secret_value())
-        except NotSent as error:
-            self._tell("heartbeat", f"{self._own.heartbeat_url} was not reached: {error}")
-        else:
-            self._tell("heartbeat", None)
+            whose, words = f"address {number} of messages, {url}", outbox.trouble(self._engine, url.address, now)
+            if words is None:
+                self._troubles.clear(whose)
+            else:
+                self._troubles.note(whose, DropforgeError(words))
 
     def _sends_one(self, url: SecretUrl, now: int) -> bool:
         """Send the next due message to an address; return whether one was sent, so that another may be due."""
@@ -114,12 +88,6 @@ class Messenger:
         del self._unnoted[url.address]
         log.info("message_sent", message=number, address=str(url))
 
-    def _tell(self, whose: str, words: str | None) -> None:
-        if words is None:
-            self._troubles.clear(whose)
-        else:
-            self._troubles.note(whose, DropforgeError(words))
-
     def _run(self) -> None:
         while not self._stop.wait(_TICK_SECONDS):
             try:
@@ -131,8 +99,7 @@ class Messenger:
                     log.exception("messages_trouble")
 
     def _look(self) -> None:
-        self.ping()
-        monotonic = self._monotonic()
+        monotonic = time.monotonic()
         if self._changes.changed() or monotonic - self._looked_at >= _LOOK_SECONDS:
             self._looked_at = monotonic
             self.turn(now_ms())

@@ -35,8 +35,6 @@ class MessageSettings(Frozen):
     """Addresses as Apprise has them, as ["mailto://user:password@example.org", "slack://TOKEN"]; [] sends nothing."""
     digest: str = "08:00"
     """Time of day, in `timezone`, at which events without a message of their own are sent as a digest; empty: never."""
-    heartbeat_url: SecretUrl = SecretUrl("")
-    """http:// or https:// address asked for every 5 minutes while the daemon works; its watcher tells when it stops."""
 
     @field_validator("urls")
     @classmethod
@@ -47,18 +45,6 @@ class MessageSettings(Frozen):
             raise ValueError("one of them is there twice")
         if len({url.address for url in value}) < len(value):
             raise ValueError("two of them have the same short hash: add ?n=1 to one of them")
-        return value
-
-    @field_validator("heartbeat_url")
-    @classmethod
-    def _is_http(cls, value: SecretUrl) -> SecretUrl:
-        try:
-            parts = urlsplit(value.get_secret_value())
-            usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if value and not usable:
-            raise ValueError("must be an http:// or https:// address, such as https://hc-ping.com/UUID")
         return value
 
     @field_validator("digest")

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import socket
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -11,21 +10,10 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 _SIGN_SECONDS = 2.0
-_LIFE = "WATCHDOG=1"
-#: Monotonic time at which WATCHDOG=1 was last sent, or would have been.
-_lived_at = time.monotonic()
-
-
-def silent_seconds() -> float:
-    """Return the seconds since this process last sent WATCHDOG=1."""
-    return time.monotonic() - _lived_at
 
 
 def notify(*assignments: str) -> bool:
     """Send `assignments` (`READY=1`, `STATUS=…`) in one datagram; return whether that was possible."""
-    global _lived_at  # noqa: PLW0603 - there is one service in a process
-    if _LIFE in assignments:
-        _lived_at = time.monotonic()
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
@@ -49,4 +37,4 @@ def showing_life(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) ->
             except TimeoutError:
                 if future.done():
                     raise
-                notify(_LIFE, f"EXTEND_TIMEOUT_USEC={int(10 * _SIGN_SECONDS * 1e6)}")
+                notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(10 * _SIGN_SECONDS * 1e6)}")

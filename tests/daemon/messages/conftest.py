@@ -27,16 +27,11 @@ class Address:
         self.answer: int | None = 200
         self.taken: list[dict[str, Any]] = []
         self.refused: list[dict[str, Any]] = []
-        self.asked: list[str] = []
         self.arrived = threading.Event()
         self.release = threading.Event()
         made = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                made.asked.append(self.path)
-                self._answer(made.answer or 200)
-
             def do_POST(self) -> None:
                 sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 made.arrived.set()
@@ -64,10 +59,6 @@ class Address:
     def url(self) -> str:
         """Where it takes messages; an answer is waited for half a second."""
         return f"json://user:hunter2@127.0.0.1:{self._server.server_port}/?rto=0.5"
-
-    @property
-    def page(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/ping/secret-token"
 
     @property
     def titles(self) -> list[str]:

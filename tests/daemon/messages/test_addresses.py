@@ -17,28 +17,26 @@ from tests.daemon.messages.conftest import Address
 Command = Callable[..., Any]
 
 
-def with_urls(folder: Path, *urls: str, heartbeat: str = "") -> None:
+def with_urls(folder: Path, *urls: str) -> None:
     path = folder / "dropforge.toml"
     listed = ", ".join(f'"{url}"' for url in urls)
     before = path.read_text().partition("[messages]")[0] if path.exists() else ""
-    path.write_text(f'{before}[messages]\nurls = [{listed}]\nheartbeat_url = "{heartbeat}"\ndigest = ""\n')
+    path.write_text(f'{before}[messages]\nurls = [{listed}]\ndigest = ""\n')
 
 
 def test_a_test_message_is_sent_now_and_what_came_back_is_said(
     dropforge: Command, tmp_path: Path, address: Address
 ) -> None:
-    with_urls(tmp_path, address.url, "json://u:hunter2@127.0.0.1:1/", heartbeat=address.page)
+    with_urls(tmp_path, address.url, "json://u:hunter2@127.0.0.1:1/")
     done = dropforge("messages", "--test")
     assert (done.code, done.out.splitlines()) == (
         1,
         [
             "json://127.0.0.1: taken",
             "json://127.0.0.1: not taken: it was not reached, or refused the login or the message",
-            "http://127.0.0.1 (heartbeat): taken",
         ],
     )
     assert address.titles == ["[dropforge] test"]
-    assert address.asked == ["/ping/secret-token"]
     with_urls(tmp_path, address.url)
     done = dropforge("messages", "--test", "--json")
     assert (done.code, done.json["tried"]) == (0, [{"address": "json://127.0.0.1", "error": None}])
@@ -96,9 +94,9 @@ def test_doctor_says_which_address_cannot_be_read(lived_in: Any, dropforge: Comm
     file.chmod(0o644)
     file.write_text(file.read_text().partition("[messages]")[0] + '[messages]\ndigest = "09:00"\n')
     assert found() == [], "the sample has such a header, and no password"
-    settings = MessageSettings.model_validate({"urls": ["json://u:p@here/"], "heartbeat_url": "https://there/x"})
+    settings = MessageSettings.model_validate({"urls": ["json://u:p@here/", "json://there/x"]})
     (well,) = examine(settings, file)
-    assert (well.level, well.text) == ("ok", "go to json://here, https://there (heartbeat)")
+    assert (well.level, well.text) == ("ok", "go to json://here, json://there")
     assert list(examine(MessageSettings(), file)) == []
 
 

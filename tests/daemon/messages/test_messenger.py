@@ -271,57 +271,15 @@ def rows(path: Path, table: type[Any]) -> int:
         return len(connection.execute(select(table)).all())
 
 
-# --- the heartbeat
-
-
-def test_the_heartbeat_is_asked_for_while_the_main_loop_is_well(
-    lived_in: Any, address: Address, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_messages(lived_in, heartbeat_url=address.page)
-    now, silent = 1000.0, 0.0
-    monkeypatch.setattr(messenger, "silent_seconds", lambda: silent)
-    beating = messenger.Messenger(lived_in.engine, lived_in.settings, Troubles(), lambda: now)
-    counts = []
-    for now, silent, beating.is_well in (  # noqa: B007 - the lambdas read them
-        (1000.0, 0.0, True),
-        (1299.0, 0.0, True),
-        (1300.0, 0.0, True),
-        (1700.0, 0.0, False),
-        (1701.0, 121.0, True),
-        (1702.0, 119.0, True),
-    ):
-        beating.ping()
-        counts.append(len(address.asked))
-    assert counts == [1, 1, 2, 2, 2, 3]
-    assert set(address.asked) == {"/ping/secret-token"}
-
-
-def test_a_heartbeat_that_is_not_taken_is_a_trouble_until_it_is(lived_in: Any, address: Address) -> None:
-    with_messages(lived_in, heartbeat_url=address.page)
-    now, troubles = 0.0, Troubles()
-    beating = messenger.Messenger(lived_in.engine, lived_in.settings, troubles, lambda: now)
-    address.answer = 503
-    beating.ping()
-    assert troubles.words == {"heartbeat": "http://127.0.0.1 was not reached: the answer was 503"}
-    now, address.answer = 301.0, 200
-    beating.ping()
-    assert troubles.words == {}
-
-
 # --- what is never shown
 
 
 def test_no_secret_of_an_address_is_in_database_log_or_trouble(lived_in: Any, address: Address) -> None:
-    with_messages(
-        lived_in,
-        urls=[address.url, "nonsense://xoxb-secret-token", "json://u:hunter2@127.0.0.1:1/"],
-        heartbeat_url="http://127.0.0.1:1/secret-token",
-    )
+    with_messages(lived_in, urls=[address.url, "nonsense://xoxb-secret-token", "json://u:hunter2@127.0.0.1:1/"])
     fail_hook(lived_in, "one")
     troubles = Troubles()
     with capture_logs() as logs:
         turn(lived_in, troubles)
-        messenger.Messenger(lived_in.engine, lived_in.settings, troubles).ping()
     with transaction(lived_in.engine) as session:
         written = [message.model_dump() for message in session.exec(select(Message)).all()]
     seen = f"{logs} {troubles.words} {written} {lived_in.settings!r}"
