@@ -10,8 +10,8 @@ from daemon.messages.inert import inert
 from daemon.messages.texts import Text
 from daemon.queue.nightly import last_due
 from daemon.settings.model import Settings
-from daemon.state.states import AWAITING, DropState
-from daemon.state.tables import Drop, Event, Run, waits
+from daemon.state.states import AWAITING
+from daemon.state.tables import Event, Run
 from daemon.system.clock import utc
 from pipeline.words import count
 
@@ -41,7 +41,7 @@ _COUNTED = {
     "rollback_failed": ("rollback that failed", "rollbacks that failed"),
     "disk_low": ("time of low disk", "times of low disk"),
 }
-#: Most verdicts, and most runs that wait for approval, that are listed one by one.
+#: Most verdicts that are listed one by one.
 _MOST_TOLD = 4
 
 
@@ -65,7 +65,6 @@ def digest_text(session: Session, settings: Settings, after: int, last: int) -> 
         f"{track or 'all tracks'}: {_counts(event for event in events if event.track == track)}" for track in tracks
     ]
     lines += _verdicts(session, events)
-    lines += _open_ends(session)
     since = utc(last).astimezone(ZoneInfo(settings.timezone))
     title = f"[dropforge] digest since {since:%Y-%m-%d %H:%M} {settings.timezone}"
     return Text("digest", "info", title, "\n".join([*lines, "more: dropforge status"]))
@@ -85,11 +84,3 @@ def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
     lines = [f"run {run.id}: {inert(run.sentence or '')}" for run in told if run.outcome != AWAITING]
     more = len(ended) - len(told)
     return [*lines, f"and {count(more, 'further verdict')}: dropforge runs"] if more else lines
-
-
-def _open_ends(session: Session) -> list[str]:
-    """Return a line for each of the first 4 runs that wait for approval, and one if held-out files do."""
-    wins = session.exec(select(Run).where(waits()).order_by(col(Run.id)).limit(_MOST_TOLD)).all()
-    proposed = session.exec(select(Drop.id).where(Drop.state == DropState.PROPOSED).limit(1)).first()
-    lines = [f"run {run.id} of track {run.track} waits for approval: dropforge promote {run.id}" for run in wins]
-    return [*lines, "held-out files wait for a word: dropforge drops --state proposed"] if proposed else lines

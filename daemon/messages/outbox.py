@@ -1,8 +1,8 @@
 """
 The outbox, the only writer of table `message`: events become messages in one transaction with a cursor, each once.
 
-A row is one message to one address; rejections within a minute share a message. Messages to an address are sent in
-order, so an address that does not answer delays only its own messages. A try is counted before it is made.
+A row is one message to one address. Messages to an address are sent in order, so an address that does not answer
+delays only its own messages. A try is counted before it is made.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
-from sqlalchemy import ColumnElement, Engine, and_, func
+from sqlalchemy import Engine, func
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, select
 
@@ -31,9 +31,6 @@ _MOST = 200
 MOST_AN_HOUR = 10
 HOUR_MS = 3_600_000
 WEEK_MS = 7 * 24 * HOUR_MS
-#: Rejections within this time share a message, which has a line for each of the first few.
-_TOGETHER_MS, _MOST_TOGETHER = 60_000, 6
-_MORE, _FURTHER = " and {} more", "and {} more: dropforge drops --state rejected"
 _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 15_000, 600_000
 _GONE = "its address is not in the settings any more"
 log = structlog.get_logger()
@@ -81,9 +78,6 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
         if events:
             outbox.event_id = events[-1].id or 0
             session.add(outbox)
-        if outbox.digest_at > now:
-            outbox.digest_at = now  # the clock was ahead and was set back since
-            session.add(outbox)
         due = digest_due(settings, outbox.digest_at, now)
         if due is not None and len(events) < _MOST:
             after, last = outbox.digest_event_id, outbox.digest_at
@@ -101,16 +95,14 @@ def take(engine: Engine, address: str, now: int) -> Unsent | None:
 
     A message that could not be sent for a week is given up and skipped.
     """
-    due = ~_gathers(now)
-    first = _pending().where(Message.address == address, due).order_by(col(Message.id)).limit(1)
+    first = _pending().where(Message.address == address).order_by(col(Message.id)).limit(1)
     with transaction(engine) as session:
         while (message := session.exec(first).first()) is not None:
             if message.error and message.created_at < now - WEEK_MS:
                 _end(session, message, MessageState.GIVEN_UP, now, message.error)
                 session.flush()
                 continue
-            # Not if further ahead than the longest pause: then the clock was set back since.
-            if now < message.not_before <= now + _LONGEST_PAUSE_MS:
+            if now < message.not_before:
                 return None
             message.not_before = now + min(_FIRST_PAUSE_MS << min(message.tries, 16), _LONGEST_PAUSE_MS)
             message.tries += 1
@@ -161,10 +153,8 @@ def _worded(word: Callable[[], Text | None]) -> Text | None:
 
 
 def _put(session: Session, settings: Settings, text: Text, event: int | None, now: int) -> None:
-    """Add a message for each address, or a line to a waiting one of the same kind; at most ten of a kind per hour."""
+    """Add a message for each address; at most ten of a kind per hour."""
     for address in _addresses(settings):
-        if text.brief and event is not None and _joined(session, text, event, address, now):
-            continue
         hour = (Message.kind == text.kind, col(Message.created_at) > now - HOUR_MS, Message.address == address)
         told = session.exec(select(func.count()).select_from(Message).where(*hour)).one()
         if told >= MOST_AN_HOUR:
@@ -180,30 +170,10 @@ def _put(session: Session, settings: Settings, text: Text, event: int | None, no
                 title=text.title,
                 body=body,
                 created_at=now,
-                not_before=now + _TOGETHER_MS if text.brief else now,
+                not_before=now,
             )
         )
         session.flush()
-
-
-def _joined(session: Session, text: Text, event: int, address: str, now: int) -> bool:
-    """Add the event to a waiting message of its kind; return `False` if there is none."""
-    first = session.exec(_pending().where(Message.kind == text.kind, Message.address == address, _gathers(now))).first()
-    if first is None or first.event_id is None:
-        return False
-    since = (col(Event.id) > first.event_id, col(Event.id) <= event, Event.kind == text.kind)
-    more = session.exec(select(func.count()).select_from(Event).where(*since)).one()
-    first.title = f"{first.title.removesuffix(_MORE.format(more - 1))}{_MORE.format(more)}"
-    lines = first.body.removesuffix(_FURTHER.format(more - 1 - _MOST_TOGETHER)).rstrip("\n")
-    line = text.brief if more <= _MOST_TOGETHER else _FURTHER.format(more - _MOST_TOGETHER)
-    first.body = f"{lines}\n{line}"
-    session.add(first)
-    return True
-
-
-def _gathers(now: int) -> ColumnElement[bool]:
-    """Return the SQL condition for messages that still wait for further events of their kind; they are not due."""
-    return and_(col(Message.tries) == 0, col(Message.not_before) > now, col(Message.not_before) <= now + _TOGETHER_MS)
 
 
 def _end(session: Session, message: Message, state: MessageState, now: int, error: str | None) -> None:

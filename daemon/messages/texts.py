@@ -37,8 +37,6 @@ class Text(NamedTuple):
     """Severity in Apprise's words: info, success, warning, failure."""
     title: str
     body: str
-    brief: str = ""
-    """A line for a message of several events of this kind; without it each event is a message."""
 
 
 def text_of(session: Session, state_folder: Path, event: Event) -> Text | None:
@@ -47,8 +45,8 @@ def text_of(session: Session, state_folder: Path, event: Event) -> Text | None:
     return None if tell is None else tell(session, state_folder, event)
 
 
-def _text(event: Event, level: str, title: str, *lines: str, brief: str = "") -> Text:
-    return Text(event.kind, level, f"[dropforge] {title}", "\n".join(filter(None, lines)), brief)
+def _text(event: Event, level: str, title: str, *lines: str) -> Text:
+    return Text(event.kind, level, f"[dropforge] {title}", "\n".join(filter(None, lines)))
 
 
 def _promoted(_session: Session, _root: Path, event: Event) -> Text:
@@ -174,7 +172,6 @@ def _rejected(session: Session, _root: Path, event: Event) -> Text:
         # A command that `inert` changes, one with a pipe say, would not work.
         f"what to do: {remedy}" if remedy and inert(remedy) == remedy else "",
         "each with its line and what to do: beside the file, in rejected/",
-        brief=f"{inert(drop.name)}, drop {drop.id}: {wrong or found}",
     )
 
 

@@ -89,9 +89,7 @@ def test_a_mail_reads_as_it_was_written_and_is_from_dropforge(lived_in: Any, mai
     lived_in.take("Grüße an Jörg 🎉.jsonl", '{"instruction": "a"}\n')
     fail_hook(lived_in, "exit code 1; " + "a line as long as one may be " * 9)
     turn(lived_in)
-    assert len(mailbox.mails) == 1, "others of a minute may join the rejection, and nothing waits for it"
-    turn(lived_in)
-    failed, rejected = mailbox.mails
+    rejected, failed = mailbox.mails
     assert rejected["Subject"] == "[dropforge] REJECTED: default, Grüße an Jörg 🎉.jsonl"
     assert (rejected["From"], rejected["To"]) == ("Dropforge <anna@example.org>", "box@example.org")
     first, *_ = rejected.get_content().splitlines()
@@ -227,7 +225,6 @@ def test_a_server_that_hangs_keeps_no_file_from_being_taken_and_no_run_from_bein
 ) -> None:
     monkeypatch.setattr(delivery, "SECONDS", 600.0)
     monkeypatch.setattr(messenger, "_TICK_SECONDS", 0.01)
-    monkeypatch.setattr(outbox, "_TOGETHER_MS", 0)
     address.answer = None
     path = tmp_path / "dropforge.toml"
     url = address.url.replace("rto=0.5", "rto=600")

@@ -126,30 +126,6 @@ def test_what_happens_again_and_again_does_not_drown_the_rest(lived_in: Any) -> 
     assert collect(lived_in)[-1].kind == "hook_failed"
 
 
-def test_rejections_of_a_minute_are_one_message_with_a_line_each(lived_in: Any) -> None:
-    with_messages(lived_in, urls=[URL])
-    now = lived_in.now
-    for number in range(10):
-        lived_in.take(f"bad{number}.v2.jsonl", '{"instruction": "x"}\n')
-        if number in {0, 4, 9}:
-            outbox.collect(lived_in.engine, lived_in.settings, now + number)
-    (found,) = rows(lived_in)
-    assert found.title == "[dropforge] REJECTED: default, bad0.v2.jsonl and 9 more"
-    lines = found.body.splitlines()
-    assert lines[0].startswith("the file: bad0.v2.jsonl, drop 7")
-    assert lines[2:4] == ["line 1: output is missing", 'what to do: add the key "output" with a text']
-    assert lines[5:] == [
-        *(f"bad{number}.v2.jsonl, drop {number + 7}: output is missing" for number in range(1, 7)),
-        "and 3 more: dropforge drops --state rejected",
-    ]
-    (address,) = found_addresses(lived_in)
-    assert outbox.take(lived_in.engine, address, found.not_before - 1) is None
-    sent = outbox.take(lived_in.engine, address, found.not_before)
-    assert sent is not None
-    lived_in.take("late.jsonl", '{"instruction": "x"}\n')
-    assert [one.title[-10:] for one in collect(lived_in)] == ["and 9 more", "late.jsonl"]
-
-
 def test_messages_of_an_address_that_was_taken_out_are_given_up_and_a_new_one_hears_of_what_comes(
     lived_in: Any,
 ) -> None:
@@ -209,16 +185,6 @@ def test_a_message_is_given_up_after_a_week_of_tries_with_a_trouble_that_lasts_a
     assert outbox.trouble(lived_in.engine, address, late + 900_000 + outbox.WEEK_MS) is None
 
 
-def test_a_clock_that_was_ahead_does_not_put_a_message_off_for_longer(lived_in: Any) -> None:
-    with_messages(lived_in, urls=[URL])
-    (address,) = found_addresses(lived_in)
-    fail_hook(lived_in)
-    collect(lived_in)
-    taken = outbox.take(lived_in.engine, address, lived_in.now + 30 * DAY)
-    assert taken is not None
-    assert outbox.take(lived_in.engine, address, lived_in.now) == taken
-
-
 # --- the digest
 
 
@@ -276,17 +242,6 @@ def test_the_digest_tells_verdicts_and_what_waits_for_a_person(lived_in: Any) ->
     assert "run 1: better by 40.0 points" in lines
     assert lines[-2:] == ["and 2 further verdicts: dropforge runs", "more: dropforge status"]
     assert len(lines) <= 12
-
-
-def test_a_digest_that_a_clock_noted_which_was_ahead_keeps_no_later_one_back(new_workspace: Callable[[], Any]) -> None:
-    made = new_workspace()
-    at(made, "2027-11-25T09:00+00:00")
-    with_messages(made, urls=[URL], digest="08:00")
-    made.take("one.jsonl", '{"instruction": "a", "output": "b"}\n')
-    at(made, "2026-11-25T07:00+00:00")
-    assert collect(made) == []
-    at(made, "2026-11-25T08:00+00:00")
-    assert [one.kind for one in collect(made)] == ["digest"]
 
 
 def test_without_a_time_there_is_no_digest() -> None:
