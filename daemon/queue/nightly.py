@@ -33,11 +33,9 @@ from daemon.state.events import record_event
 from daemon.state.tables import Slot, Track
 from daemon.system.clock import utc
 
-#: Searched backwards from now, shortest first, so that a long gap is not walked through fire time by fire time.
-_WINDOWS = tuple(timedelta(hours=hours) for hours in (1, 24, 8 * 24, 32 * 24, 370 * 24))
+#: A night that was missed longer ago is not made up for.
+_LONGEST_GAP = timedelta(days=370)
 _LOOK_SECONDS = 300.0
-#: Milliseconds that the clocks may drift apart between two checks; gradual correction of a clock is slower.
-_SET_MS = 2000
 log = structlog.get_logger()
 
 
@@ -45,24 +43,21 @@ def last_due(schedule: str, timezone: str, after: datetime, now: datetime) -> da
     """
     Return the latest fire time of a cron expression in (`after`, `now`], in UTC; `None` if there is none.
 
-    `timezone` is an IANA name; the two times are aware. A local time that the clocks skip fires later, by the length of
-    the gap; a repeated local time fires the first time only, unless the expression is for every hour.
+    `timezone` is an IANA name; the two times are aware. Times more than 370 days before `now` are left out. A local
+    time that the clocks skip fires later, by the length of the gap; a repeated local time fires the first time only,
+    unless the expression is for every hour.
     """
     trigger = cron_trigger(schedule, timezone)
     # Without an end it would look for a 30th of February until the year 9999.
     trigger.end_date = now
     every_hour = schedule.split()[1].startswith("*")
-    starts = [now - window for window in _WINDOWS if now - window > after]
-    for start in (*starts, after):
-        latest = None
-        fire = _next(trigger, start)
-        while fire is not None:
-            if every_hour or not _second_pass(fire, trigger):
-                latest = fire
-            fire = _next(trigger, fire)
-        if latest is not None:
-            return latest
-    return None
+    latest, fire = None, _next(trigger, max(after, now - _LONGEST_GAP))
+    while fire is not None:
+        # `fold` is 1 in the second pass of an hour that is repeated when summer time ends.
+        if every_hour or fire.astimezone(trigger.timezone).fold == 0:
+            latest = fire
+        fire = _next(trigger, fire)
+    return latest
 
 
 def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
@@ -92,8 +87,8 @@ class Schedule:
     """
     Takes due slots: at the first `tick`, at the fire times of each track's schedule, and every five minutes.
 
-    `tick` is called several times a second by the main loop. It also checks at once when wall clock and monotonic clock
-    have drifted apart: the clock was set, or the machine was suspended.
+    `tick` is called several times a second by the main loop. A clock that is set, or a machine that wakes up, is
+    noticed within five minutes.
     """
 
     def __init__(
@@ -110,35 +105,22 @@ class Schedule:
         self._monotonic = monotonic
         tracks = [settings.track(name) for name in settings.track_names]
         self._nightly = [track for track in tracks if track.trigger in {"nightly", "both"}]
-        #: Wall clock minus monotonic clock at the last check, in ms; `None` before the first.
-        self._apart: float | None = None
-        #: Time of the next check: by the wall clock in ms, by the monotonic clock in seconds.
-        self._at, self._after = math.inf, math.inf
+        #: Time of the next check, by the monotonic clock in seconds.
+        self._next_look = -math.inf
 
     def tick(self, now: int) -> None:
         """Take due slots if a check is due; an exception (a locked database, say) makes the next call check again."""
         monotonic = self._monotonic()
-        apart = now - 1000 * monotonic
-        set_anew = self._apart is None or abs(apart - self._apart) > _SET_MS
-        if not set_anew and now < self._at and monotonic < self._after:
+        if monotonic < self._next_look:
             return
-        self._look(now)
-        self._apart = apart
-        if self._nightly:
-            self._at, self._after = self._next_fire(now), monotonic + _LOOK_SECONDS
-
-    def _look(self, now: int) -> None:
-        """Take all slots that are due at `now`, log them, and call `on_taken` if one of them queued a run."""
         taken = take_due_slots(self._engine, self._settings, now)
         for slot in taken:
             log.info("slot_taken", track=slot.track, outcome=slot.outcome, run=slot.run_id)
         if any(slot.run_id is not None for slot in taken):
             self._on_taken()
-
-    def _next_fire(self, now: int) -> float:
-        """Return the next fire time of all nightly tracks, in ms since the epoch; infinity if there is none."""
         fires = [next_fire(track.schedule, track.timezone, utc(now)) for track in self._nightly]
-        return min((_ms(fire) for fire in fires if fire is not None), default=math.inf)
+        waits = [(_ms(fire) - now) / 1000 for fire in fires if fire is not None]
+        self._next_look = monotonic + (min(_LOOK_SECONDS, *waits) if waits else math.inf)
 
 
 def _take(session: Session, row: Track, settings: Settings, now: int) -> Slot | None:
@@ -182,11 +164,6 @@ def _next(trigger: CronTrigger, after: datetime) -> datetime | None:
     after = after.astimezone(UTC)
     fire: datetime | None = trigger.get_next_fire_time(after, after + timedelta(seconds=1))
     return None if fire is None or fire > trigger.end_date else fire.astimezone(UTC)
-
-
-def _second_pass(fire: datetime, trigger: CronTrigger) -> bool:
-    """Return whether `fire` lies in the second pass of an hour that is repeated when summer time ends."""
-    return fire.astimezone(trigger.timezone).fold == 1
 
 
 def _ms(time: datetime) -> int:
