@@ -36,8 +36,6 @@ UNDO = "u"
 ASKED = 20
 #: The event of one choice: the pair, whose answer was shown first, the key, and who pressed it.
 CHOSEN = "answer_chosen"
-#: The probability beyond each end of the interval, and how often its place is halved.
-_TAIL, _HALVINGS = 0.025, 60
 
 
 class Pair(Frozen):
@@ -221,7 +219,6 @@ def _result(chosen: list[Mapping[str, Any]], differing: int) -> BlindReview:
         champion=losses,
         equal=len(chosen) - len(decided),
         p_value=sign_test(wins, losses),
-        interval=share_interval(wins, losses),
         judged_by=tuple(sorted({str(one["by"]) for one in chosen})),
     )
 
@@ -230,31 +227,6 @@ def sign_test(wins: int, losses: int) -> float:
     """Return the two-sided p-value of the exact sign test (Arbuthnott 1710) without ties; 1 for no pairs."""
     pairs = wins + losses
     return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(max(wins, losses), pairs + 1)) / (1 << pairs))
-
-
-def share_interval(wins: int, losses: int) -> tuple[float, float]:
-    """
-    Return the 95 % interval of the share of wins, 0 to 1 (Clopper and Pearson 1934), computed by bisection.
-
-    At its lower end `wins` or more have a probability of 2.5 %, at its upper end `wins` or fewer.
-    """
-    return _lower_end(wins, losses), 1 - _lower_end(losses, wins)
-
-
-def _lower_end(wins: int, losses: int) -> float:
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS if wins else 0):
-        middle = (low + high) / 2
-        low, high = (low, middle) if _tail(wins, wins + losses, middle) > _TAIL else (middle, high)
-    return low
-
-
-def _tail(least: int, of: int, share: float) -> float:
-    """Return the binomial probability of at least `least` successes in `of` trials, each with probability `share`."""
-    ways = math.lgamma(of + 1)
-    yes, no = math.log(share), math.log1p(-share)
-    logs = (ways - math.lgamma(k + 1) - math.lgamma(of - k + 1) + k * yes + (of - k) * no for k in range(least, of + 1))
-    return math.fsum(map(math.exp, logs))
 
 
 def _review(session: "Session", state_folder: Path, run: "Run") -> Review:

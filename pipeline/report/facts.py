@@ -75,8 +75,6 @@ class BlindReview(Frozen):
     equal: int
     p_value: float
     """Two-sided exact sign test on those that were not judged equal."""
-    interval: tuple[float, float]
-    """95 % interval of the candidate's share of those, 0 to 1."""
     judged_by: tuple[str, ...]
 
 

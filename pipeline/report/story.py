@@ -225,9 +225,4 @@ def review_words(review: BlindReview) -> str:
     )
     if not decided:
         return f"{words}."
-    low, high = (plain(100 * bound, 0) for bound in review.interval)
-    share, p_value = plain(100 * review.candidate / decided, 0), p_words(review.p_value, _SURE_OF_REVIEW)
-    return (
-        f"{words}. Of the {decided:,} that were decided the new model's is {share} %, {low} to {high} % by the 95 % "
-        f"interval; {p_value} (two-sided exact sign test)."
-    )
+    return f"{words}; {p_words(review.p_value, _SURE_OF_REVIEW)} (two-sided exact sign test)."

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from scipy.stats import binomtest
 from sqlmodel import Session, select
 
-from daemon.champions.blind_review import CHOSEN, Choice, Pair, Review, choose, read_pairs, share_interval, sign_test
+from daemon.champions.blind_review import CHOSEN, Choice, Pair, Review, choose, read_pairs, sign_test
 from daemon.queue import run_queue
 from daemon.state.states import AWAITING
 from daemon.state.tables import Event, Run
@@ -96,7 +96,6 @@ def test_the_result_and_whose_answer_was_whose_are_told_at_the_end_alone(reviewe
     assert result is not None
     assert (result.candidate, result.champion, result.equal, result.differing) == (5, 0, 1, 78)
     assert result.p_value == pytest.approx(2 / 2**5)
-    assert result.interval == pytest.approx((0.025 ** (1 / 5), 1.0))
     assert result.judged_by == ("ada", "bob")
 
 
@@ -111,7 +110,7 @@ def test_the_result_stands_on_the_card(reviewed: Reviewed) -> None:
     page = (reviewed.card / "report.html").read_text()
     words = "6 of the 78 records that the models did not answer alike, judged blind by ada: the new model&#39;s answer"
     assert words in page
-    assert "is 20 %, 1 to 72 % by the 95 % interval; p = 0.38 (two-sided exact sign test)" in page
+    assert "neither in 1; p = 0.38 (two-sided exact sign test)" in page
 
 
 def test_each_choice_is_an_event_and_the_first_one_of_a_pair_stands(reviewed: Reviewed) -> None:
@@ -193,8 +192,7 @@ def test_models_that_answer_alike_leave_nothing_to_judge(reviewed: Reviewed) -> 
     assert review.result.p_value == 1.0
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(0, 1), (5, 5), (3, 17), (20, 0), (540, 460)])
-def test_p_value_and_interval_are_those_of_scipy(wins: int, losses: int) -> None:
+@pytest.mark.parametrize(("wins", "losses"), [(5, 5), (3, 17), (540, 460)])
+def test_the_p_value_is_that_of_scipy(wins: int, losses: int) -> None:
     peer = binomtest(wins, wins + losses)
     assert sign_test(wins, losses) == pytest.approx(peer.pvalue, abs=1e-12)
-    assert share_interval(wins, losses) == pytest.approx(tuple(peer.proportion_ci(0.95, "exact")), abs=1e-9)
