@@ -37,17 +37,6 @@ def owner_of(path: Path) -> tuple[str, ...]:
     return (name_of(path.stat().st_uid),) if path.exists() else ()
 
 
-def is_closed(path: Path) -> bool:
-    """Return whether this user lacks permission to read a file or folder; `False` if it does not exist."""
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def act_as_owner(state_folder: Path) -> None:
     """
     Drop root's privileges for those of the state folder's owner, permanently, if root runs this process.

@@ -86,17 +86,6 @@ def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
     )
 
 
-def drop_of_file(overview: Overview, track: str, role: str, sha256: str) -> DropView | None:
-    """Return the track's accepted, withdrawn or suspended drop made from a file with this hash; else `None`."""
-    first = (
-        'SELECT d.id FROM "drop" AS d LEFT JOIN event AS e ON e.drop_id = d.id '
-        "AND json_extract(e.detail, '$.file_sha256') = ? WHERE d.track = ? AND d.role = ? "
-        "AND d.state IN ('accepted', 'withdrawn', 'suspended') AND (d.sha256 = ? OR e.id IS NOT NULL) LIMIT 1"
-    )
-    found = overview.rows(first, sha256, track, role, sha256)
-    return overview.drop(found[0].id) if found else None
-
-
 def come_to(overview: Overview, drops: Iterable[DropView]) -> dict[int, str]:
     """Return the drops' first runs as a mapping from run id to outcome, or to the state while it has none."""
     wanted = json.dumps([drop.first_run for drop in drops if drop.first_run is not None])

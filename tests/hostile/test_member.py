@@ -32,31 +32,17 @@ def test_a_member_may_check_a_file(new_box: Callable[..., Box], record_property:
     box = new_box()
     file = put(box, "good.jsonl", "a")
     ended = box.cli(ALICE, "check", str(file))
-    record_property("probe", ["check by a member", "works, says what it cannot see", said(ended)])
-    assert ended.returncode == 0, ended.stderr
-    assert "it would be accepted" in ended.stdout
-    assert f"cannot see whether the same content is there already: user alice may not read {box.state}" in ended.stdout
-    found = box.cli(ALICE, "check", str(file), "--json")
-    assert '"same_as_drop": null' in found.stdout
-    assert f"user alice may not read {box.state}" in found.stdout
-
-
-def test_a_member_whose_base_model_is_closed_is_told_so_in_a_line(
-    new_box: Callable[..., Box], record_property: Record
-) -> None:
-    box = new_box()
     (box.folder / "base").chmod(0o700)
-    ended = box.cli(ALICE, "check", str(put(box, "good.jsonl", "a")))
-    record_property("probe", ["check by a member, base model closed", "works, one line", said(ended)])
-    assert ended.returncode == 0, ended.stderr
-    assert f"special tokens are not looked for: user alice may not read {box.folder / 'base'}" in ended.stdout
+    closed = box.cli(ALICE, "check", str(file))
+    record_property("probe", ["check by a member, base model closed", "works", said(closed)])
+    for done in (ended, closed):
+        assert (done.returncode, "it would be accepted" in done.stdout) == (0, True), done.stderr
 
 
 def test_what_a_member_submits_is_for_the_daemon_to_read(new_box: Callable[..., Box], record_property: Record) -> None:
     box = new_box()
     ended = box.cli(ALICE, "submit", str(put(box, "good.jsonl", "a")), umask=0o077)
     assert ended.returncode == 0, ended.stderr
-    assert f"cannot see whether the daemon runs: user alice may not read {box.state}" in ended.stdout
     (copy,) = box.inbox.iterdir()
     found = copy.stat()
     record_property("probe", ["submit by a member, umask 077", "mode 640", f"mode {found.st_mode & 0o7777:o}"])

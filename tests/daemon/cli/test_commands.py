@@ -14,40 +14,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from daemon.cli.commands import COMMANDS
 from daemon.cli.output import print_table
-from daemon.inbox.submit import copy_in
+from daemon.cli.workspace import NoWorkspace
 from daemon.settings.load import load
-from daemon.views.overview import Overview
-from tests.daemon.conftest import lines
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
-COMMANDS = {
-    "backup",
-    "cancel",
-    "champion",
-    "check",
-    "demo",
-    "doctor",
-    "drops",
-    "export",
-    "gc",
-    "history",
-    "hook",
-    "init",
-    "logs",
-    "restore",
-    "retry",
-    "rollback",
-    "run",
-    "runs",
-    "serve-hook",
-    "show",
-    "status",
-    "submit",
-    "train",
-    "web",
-    "worker",
-}
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
 GOOD = '{"instruction": "a", "output": "b"}\n'
 BAD = GOOD + '{"instruction": "a", "outptu": "b"}\nkaputt\n'
@@ -63,7 +35,7 @@ def test_the_script_says_its_version_and_its_commands(script: Command, tmp_path:
     assert script("--version", folder=tmp_path).out.startswith("dropforge 0.")
     helped = script("--help", folder=tmp_path).out
     listed = [line.split()[0] for line in helped.partition("Commands:\n")[2].splitlines() if line.startswith("  ")]
-    assert set(listed) >= COMMANDS
+    assert set(listed) >= set(COMMANDS)
     assert script(folder=tmp_path).out == helped
 
 
@@ -155,13 +127,6 @@ def test_with_json_an_error_is_an_object_too(dropforge: Command, arguments: tupl
     assert f"error: {error['message']}\nhint: {error['hint']}\n" == ended.err
 
 
-def test_half_a_character_of_an_argument_is_escaped_in_json(script: Command, tmp_path: Path) -> None:
-    script("init", folder=tmp_path)
-    strict = {"PYTHONIOENCODING": "utf-8:strict"}
-    ended = script("check", "caf\udce9.jsonl", "--json", folder=tmp_path, code=65, environment=strict)
-    assert ended.json["error"]["message"] == "there is no file caf\udce9.jsonl"
-
-
 #: What a terminal reorders, hides or obeys: bidi controls, zero widths, tags, separators, DEL, C0 and C1 controls.
 UNSEEN = "\u202e\u202a\u2066\u2069\u061c\u200b\u200d\u2060\ufeff\u00ad\u180e\U000e0041\u2028\u2029\x7f\x85\x9b\x1b\t"
 
@@ -170,7 +135,7 @@ UNSEEN = "\u202e\u202a\u2066\u2069\u061c\u200b\u200d\u2060\ufeff\u00ad\u180e\U00
 def test_nothing_that_reorders_or_hides_reaches_a_terminal(
     dropforge: Command, tmp_path: Path, option: tuple[str, ...]
 ) -> None:
-    name = f"übung-日本{UNSEEN}.jsonl"
+    name = f"übung-日本{UNSEEN}\udce9.jsonl"  # the last one is half a character
     (tmp_path / name).write_text(json.dumps({"instruction": "x", "output": "y", f"ключ{UNSEEN}": 1}) + "\n")
     for words in (("check", name), ("check", f"no{name}")):
         ended = dropforge(*words, *option)
@@ -209,9 +174,11 @@ def test_a_narrow_terminal_cuts_names_and_no_number(columns: int, terminal: str)
     assert row[7] == "because"
 
 
-def test_a_traceback_comes_only_when_asked_for(script: Command, tmp_path: Path) -> None:
-    assert "Traceback" not in script("status", folder=tmp_path, code=2).err
-    assert "Traceback" in script("status", folder=tmp_path, code=1, environment={"DROPFORGE_DEBUG": "1"}).err
+def test_a_traceback_comes_only_when_asked_for(dropforge: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dropforge("status").code == 2
+    monkeypatch.setenv("DROPFORGE_DEBUG", "1")
+    with pytest.raises(NoWorkspace):
+        dropforge("status")
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_and_no_traceback(dropforge: Command, tmp_path: Path) -> None:
@@ -277,49 +244,20 @@ def test_init_makes_a_workspace_that_can_be_read_and_changes_nothing_the_second_
     assert (box / "inbox" / "support" / "heldout").is_dir()
 
 
-def test_whatever_line_of_init_is_uncommented_sets_what_it_says(dropforge: Command, tmp_path: Path) -> None:
-    dropforge("init")
-    path = tmp_path / "dropforge.toml"
-    assert dropforge("status").code == 69
-    lines = path.read_text().splitlines()
-    commented = [place for place, line in enumerate(lines) if re.match(r"#[^ ]", line)]
-    assert len(commented) == 11
-    for place in commented:
-        path.write_text("\n".join((*lines[:place], lines[place].removeprefix("#"), *lines[place + 1 :])))
-        load(path, {})
-    path.write_text(re.sub(r"^#(?! )", "", "\n".join(lines), flags=re.MULTILINE))
-    settings = load(path, {})
-    assert settings.base_model == str(tmp_path / "path/to/a/model")
-    assert settings.track("support").base_model == str(tmp_path / "path/to/another/model")
-
-
-def test_init_names_the_base_model_and_the_ignore_lines(dropforge: Command, tmp_path: Path) -> None:
+def test_init_names_the_base_model_and_refuses_one_that_it_would_not_write(dropforge: Command, tmp_path: Path) -> None:
     base = tmp_path / 'a "model"'
     base.mkdir()
     (base / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
     (base / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     (base / "tokenizer.json").write_text("{}")
-    (tmp_path / ".git").mkdir()
+    assert "name the base model in dropforge.toml" in dropforge("init").out
     ended = dropforge("init", "--base-model", base)
-    assert ended.code == 0, ended.err
-    assert ".gitignore: .dropforge/ inbox/" in ended.out
-    assert "name the base model" not in ended.out
-    assert load(tmp_path / "dropforge.toml", {}).base_model == str(base)
-    assert dropforge("init", "shop", "--base-model", f"{tmp_path}/.git/../{base.name}").code == 0
+    assert (ended.code, "names another base model" in ended.err) == (2, True)
+    (tmp_path / "shop").mkdir()
+    ended = dropforge("init", "shop", "--base-model", f"{tmp_path}/shop/../{base.name}")
+    assert (ended.code, "name the base model" in ended.out) == (0, False)
     assert load(tmp_path / "shop" / "dropforge.toml", {}).base_model == str(base)
-
-
-def test_init_refuses_a_base_model_that_it_would_not_write(dropforge: Command, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
-    (base / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    (base / "tokenizer.json").write_text("{}")
-    assert dropforge("init").code == 0
-    ended = dropforge("init", "--base-model", base)
-    assert (ended.code, f'write base_model = "{base}" into it' in " ".join(ended.err.split())) == (2, True)
-    (tmp_path / "dropforge.toml").write_text(f'base_model = "{base}"\n')
-    assert dropforge("init", "--base-model", base).code == 0
+    assert dropforge("init", "shop", "--base-model", base).code == 0
 
 
 def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_path: Path) -> None:
@@ -344,6 +282,11 @@ def test_check_tells_a_kind_of_fault_once_and_the_rare_ones_first(dropforge: Com
     assert [line.split(": ")[0] for line in lines[:3]] == ["mixed.jsonl:101", "mixed.jsonl:201", "mixed.jsonl:1"]
     assert "output is missing (in 244 rows, first here); " in lines[2]
     assert lines[3].startswith("mixed.jsonl: 246 records; ")
+    kinds = [json.dumps({"instruction": "x", "output": place}) for place in range(50)]
+    (tmp_path / "bad.jsonl").write_text("\n".join(kinds))
+    ended = dropforge("check", "bad.jsonl")
+    assert ended.out.count("output is a number") == 20
+    assert "... and 30 more; all of them: dropforge check --json bad.jsonl" in ended.out
 
 
 def test_check_says_what_a_table_is_whatever_its_name(dropforge: Command, tmp_path: Path) -> None:
@@ -360,6 +303,8 @@ def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_
     assert (ended.code, "3 records; 2 are bad: it would be accepted without them" in ended.out) == (0, True)
     found = dropforge("check", "bad.jsonl", "--json").json
     assert (found["ok"], found["accepted"], found["findings_total"]) == (False, True, 2)
+    assert dropforge("init").code == 0
+    assert "2 of them are bad and will be set aside" in dropforge("submit", "bad.jsonl").out
     settings.write_text('[intake]\non_bad_rows = "quarantine"\nmax_bad_percent = 50\n')
     ended = dropforge("check", "bad.jsonl")
     assert ended.code == 65
@@ -375,78 +320,6 @@ def test_check_knows_the_special_tokens_of_the_configured_base(dropforge: Comman
     ended = dropforge("check", "a.jsonl")
     assert ended.code == 65
     assert "a.jsonl:1: output holds </s>, a special token" in ended.out
-
-
-def test_submit_says_how_many_rows_will_be_set_aside(dropforge: Command, tmp_path: Path) -> None:
-    dropforge("init")
-    with (tmp_path / "dropforge.toml").open("a") as file:
-        file.write('[intake]\non_bad_rows = "quarantine"\nmax_bad_percent = 70\n')
-    (tmp_path / "bad.jsonl").write_text(BAD)
-    ended = dropforge("submit", "bad.jsonl")
-    assert (ended.code, "2 of them are bad and will be set aside" in ended.out) == (0, True)
-
-
-def test_check_shows_a_few_kinds_of_findings_of_many(dropforge: Command, tmp_path: Path) -> None:
-    kinds = [json.dumps({"instruction": "x", "output": place}) for place in range(50)]
-    (tmp_path / "bad.jsonl").write_text("\n".join(kinds))
-    ended = dropforge("check", "bad.jsonl")
-    assert ended.out.count("output is a number") == 20
-    assert "... and 30 more; all of them: dropforge check --json bad.jsonl" in ended.out
-
-
-def test_check_names_the_drop_with_the_same_content(lived_in: Any, dropforge: Command) -> None:
-    (lived_in.folder / "copy.jsonl").write_bytes((lived_in.settings.inbox_folder / "done" / "first.jsonl").read_bytes())
-    assert "as drop 2 (first.jsonl, accepted): a duplicate" in dropforge("check", "copy.jsonl").out
-    assert dropforge("check", "copy.jsonl", "--json").json["same_as_drop"] == 2
-    aside = lived_in.settings.intake.model_copy(update={"on_bad_rows": "quarantine", "max_bad_percent": 70})
-    lived_in.settings = lived_in.settings.model_copy(update={"intake": aside})
-    text = '{"instruction": "say z", "output": "z"}\n{}\n'
-    lived_in.take("some-bad.jsonl", text)
-    (lived_in.folder / "copy.jsonl").write_text(text)
-    taken = Overview(lived_in.settings.state_folder).drops()[0]
-    assert (taken.name, taken.state) == ("some-bad.jsonl", "accepted")
-    assert dropforge("check", "copy.jsonl", "--json").json["same_as_drop"] == taken.id, "it was taken without a row"
-
-
-def test_check_and_submit_say_what_the_track_lacks_for_a_verdict(
-    lived_in: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (lived_in.folder / "fresh.jsonl").write_text(GOOD * 2)
-    pinned = "with this file, track default has 1 pinned record, and a verdict by exact_match needs 100 records"
-    for command in (("check", "fresh.jsonl"), ("submit", "fresh.jsonl")):
-        assert pinned in dropforge(*command).out, "the files are for training"
-    assert "with this file, track default has 3 pinned records" in dropforge("submit", "--heldout", "fresh.jsonl").out
-    monkeypatch.setenv("DROPFORGE_GATE__ON", "all")
-    said = dropforge("check", "fresh.jsonl").out
-    assert (
-        "with this file, track default has 6 rows, and a verdict by exact_match needs 100 held-out records, so" in said
-    )
-    assert "pin records of your own" in said
-    (lived_in.folder / "long.jsonl").write_text(lines("one two three four five six"))
-    said = dropforge("check", "long.jsonl").out
-    assert "a verdict by rougeL needs 200 held-out records, so about 1,490 rows" in said, "of the two, which is meant"
-    monkeypatch.setenv("DROPFORGE_GATE__MIN_RECORDS", "1")
-    monkeypatch.setenv("DROPFORGE_GATE__MIN_RECORDS_CONTINUOUS", "1")
-    (lived_in.folder / "fresh.jsonl").write_text(GOOD * 30)
-    assert "held-out records" not in dropforge("check", "fresh.jsonl").out
-
-
-def test_submit_says_of_known_content_alone_that_it_is_a_duplicate(
-    lived_in: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def taken_at_once(*arguments: Any, **options: Any) -> Path:
-        target = copy_in(*arguments, **options)
-        lived_in.take(target.name, target.read_text())
-        return target
-
-    monkeypatch.setattr("daemon.cli.inbox.copy_in", taken_at_once)
-    (lived_in.folder / "fresh.jsonl").write_text(GOOD)
-    said = dropforge("submit", "fresh.jsonl").out
-    assert "duplicate" not in said
-    assert "a run of track default begins" in said
-    said = dropforge("submit", "fresh.jsonl").out
-    assert "(fresh.jsonl, accepted): a duplicate\n" in said
-    assert "it is taken once it has not changed for 5 s, and begins no run\n" in said
 
 
 def test_submit_copies_the_file_whole_and_replaces_nothing(dropforge: Command, tmp_path: Path) -> None:
