@@ -9,7 +9,7 @@ from sqlmodel import Session, select
 from daemon.queue import order, run_queue
 from daemon.queue.states import Claim, ensure_track
 from daemon.state.database import transaction
-from daemon.state.states import DropState
+from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Run, Track
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
@@ -43,6 +43,11 @@ def claim(engine: Engine, now: int, configure: Callable[[Session, Track], RunCon
             else:
                 return run_queue.claim(session, run, now)
     return None
+
+
+def retry(engine: Engine, run_id: int, now: int) -> RunState:
+    with transaction(engine) as session:
+        return run_queue.retry(session, run_id, now)
 
 
 def finish(

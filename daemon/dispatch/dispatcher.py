@@ -64,8 +64,6 @@ class Dispatcher:
         self._troubles = Troubles() if troubles is None else troubles
         self._gpu = TrainingHooks(engine, settings, self._troubles)
         self._maintained_at = -_MAINTENANCE_MS
-        quiet = [settings.track(name).run_after_quiet_seconds for name in settings.track_names]
-        self._longest_wait_ms = max(run_queue.LONGEST_BACKOFF_MS, round(1000 * max(quiet)))
         self.bases = Bases(engine, settings)
         self.disk = Disk(settings)
         self._was_low = False
@@ -390,7 +388,6 @@ class Dispatcher:
         if abs(now - self._maintained_at) < _MAINTENANCE_MS:
             return
         self._maintained_at = now
-        order.shorten_waits(self._engine, now, self._longest_wait_ms)
         for track, error in promotion.sync_links(self._engine, self._root).items():
             self._tell(f"track {track}", error)
         self.bases.refresh(now)

@@ -77,7 +77,7 @@ def retry(engine: Engine, state_folder: Path, run_id: int, now: int, since: str 
     if since is not None and since not in BY_NAME:
         raise DropforgeError(f"there is no step {since!r}", f"use one of {', '.join(BY_NAME)}")
     with transaction(engine) as session:
-        waits = run_queue.retry_in(session, run_id, now) == RunState.WAITING
+        waits = run_queue.retry(session, run_id, now) == RunState.WAITING
         if since is not None:
             # Before the commit, after which a daemon may claim the run.
             invalidate(state_folder, run_id, since)

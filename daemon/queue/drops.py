@@ -10,11 +10,11 @@ from sqlalchemy import Engine, or_, update
 from sqlmodel import Session, col, select
 
 from daemon.queue import run_queue, suspects
-from daemon.queue.snapshots import give_back, next_drops, waiting_drops
+from daemon.queue.snapshots import give_back, waiting_drops
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
-from daemon.state.states import SEARCH, DropState, RunState
+from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Run, Suspect, promotion_of, waits
 from pipeline.errors import DropforgeError
 
@@ -27,18 +27,15 @@ class Withdrawal(NamedTuple):
     """Runs that were made from it: open ones, and wins that waited for approval."""
     queued: int | None
     """The run that trains on what else was new in them."""
-    searches: bool = False
-    """Whether that is a search, as one of them was."""
 
     @property
     def words(self) -> list[str]:
         """The result as sentences for the user."""
         row, begun = self.drop, self.queued
-        does = "searches again" if self.searches else "trains on what else is new"
         return [
             f"drop {row.id} ({row.name}) is withdrawn: no later run of track {row.track} uses it",
             *(f"run {run} is cancelled: it was made from that drop" for run in self.cancelled),
-            *([] if begun is None else [f"run {begun} is queued: it {does}, without that drop"]),
+            *([] if begun is None else [f"run {begun} is queued: it trains on what else is new, without that drop"]),
         ]
 
 
@@ -66,9 +63,8 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
     Withdraw an accepted, proposed or suspended drop: no later run trains on it or is evaluated on it.
 
     Returns what was cancelled and queued: open runs and pending wins that were made from the drop are cancelled, and
-    one run is queued for the other drops that were new in them, which searches if one of the cancelled runs did. A
-    model that was promoted already keeps serving: a person rolls it back. Raises `DropforgeError` if the drop is
-    unknown or in another state.
+    one run is queued for the other drops that were new in them. A model that was promoted already keeps serving: a
+    person rolls it back. Raises `DropforgeError` if the drop is unknown or in another state.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -83,13 +79,7 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
         begun = None
         if cancelled and waiting_drops(session, drop.track):
             begun = run_queue.enqueue_when_quiet(session, settings, drop.track, word.at)
-        searched = any(session.get_one(Run, run).trigger == SEARCH for run in cancelled)
-        if searched and any(other.role == "train" for other in next_drops(session, drop.track)):
-            # A person asked for it, whatever else begins runs on the track.
-            begun = begun or run_queue.enqueue(session, drop.track, SEARCH, word.at, word.at)
-            begun.trigger = SEARCH
-            session.add(begun)
-        return Withdrawal(drop, cancelled, begun.id if begun else None, begun is not None and begun.trigger == SEARCH)
+        return Withdrawal(drop, cancelled, begun.id if begun else None)
 
 
 def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:

@@ -39,15 +39,6 @@ def next_due(engine: Engine) -> int | None:
     return due
 
 
-def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
-    """Make queued and waiting runs due now whose wait exceeds `most_ms`, as set by a clock that was ahead."""
-    with transaction(engine) as session:
-        going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
-        for run in session.exec(select(Run).where(going, col(Run.not_before) > now + most_ms)).all():
-            run.not_before = now
-            session.add(run)
-
-
 def move_first(engine: Engine, run_id: int, now: int, by: str) -> list[int]:
     """
     Move a queued or waiting run to the front of the queue; return the ids of all queued and waiting runs in order.

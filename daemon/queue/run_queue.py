@@ -37,7 +37,7 @@ from pipeline.errors import DropforgeError
 from pipeline.search_settings import SearchConfig
 
 CONFIGURE_AGAIN_MS = 30_000
-LONGEST_BACKOFF_MS = 3_600_000
+_LONGEST_BACKOFF_MS = 3_600_000
 _LONGEST_PUT_OFF_MS = 3_600_000
 
 # Built once, like the statements of `states`.
@@ -212,7 +212,7 @@ def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetryS
         values: dict[str, Any] = {"failures": failures, "error": failure.message, "hint": failure.hint}
         if not failure.retryable or failures >= retry.limit:
             return change(session, run, Move(RunState.FAILED, "run_failed", values, {"error": failure.message}), now)
-        wait = min(int(retry.backoff_seconds * 1000) << min(failures - 1, 32), LONGEST_BACKOFF_MS)
+        wait = min(int(retry.backoff_seconds * 1000) << min(failures - 1, 32), _LONGEST_BACKOFF_MS)
         detail = {"error": failure.message, "wait_ms": wait}
         values["not_before"] = now + wait
         return _wait(session, run, Move(RunState.WAITING, "run_waits", values, detail), now)
@@ -250,18 +250,6 @@ def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySetti
         return change(session, run, Move(RunState.CRASHED, "run_crashed", values, detail), now)
 
 
-def retry(engine: Engine, run_id: int, now: int) -> RunState:
-    """
-    Set a failed, cancelled or crashed run to waiting or queued, with its counters at zero; return its new state.
-
-    It resumes where it stopped, with today's settings and without drops that were withdrawn or suspended meanwhile.
-    Raises `DropforgeError` for a run in any other state, and for a run without a snapshot whose track has a queued run
-    already.
-    """
-    with transaction(engine) as session:
-        return retry_in(session, run_id, now)
-
-
 def rescue(engine: Engine, now: int) -> list[Claim]:
     """
     Claim every running run under a new token; return the claims, oldest run first.
@@ -277,8 +265,14 @@ def rescue(engine: Engine, now: int) -> list[Claim]:
     return claims
 
 
-def retry_in(session: Session, run_id: int, now: int) -> RunState:
-    """Do what `retry` does, in the caller's transaction; return the run's new state."""
+def retry(session: Session, run_id: int, now: int) -> RunState:
+    """
+    Set a failed, cancelled or crashed run to waiting or queued, with its counters at zero; return its new state.
+
+    It resumes where it stopped, with today's settings and without drops that were withdrawn or suspended meanwhile.
+    Raises `DropforgeError` for a run in any other state, and for a run without a snapshot whose track has a queued run
+    already.
+    """
     run = known_run(session, run_id)
     if run.state not in RETRIABLE:
         message = f"run {run_id} {state_words(run.state)}: only a failed, cancelled or crashed run can be retried"

@@ -460,7 +460,7 @@ class House(RuleBasedStateMachine):
         """Retry a run."""
         number = pick % len(self.world.runs) + 1
         may = self.world.retry(number, self.now)
-        act = lambda: run_queue.retry(self.daemon.engine, number, self.now)  # noqa: E731
+        act = lambda: run_owner.retry(self.daemon.engine, number, self.now)  # noqa: E731
         self.person(act, may=may, refusal=DropforgeError)
 
     @precondition(lambda self: self.world.drops)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from daemon.dispatch.stale_steps import invalidate
-from daemon.queue import run_queue
 from daemon.state.states import RunState
 from pipeline import durable
+from tests import run_owner
 from tests.daemon.champions.test_approval import MANUAL, House
 from tests.daemon.cli.test_report import end
 
@@ -49,7 +49,7 @@ def test_a_run_whose_artifact_is_damaged_fails_by_its_name_and_does_the_step_aga
     assert row.hint is not None
     assert row.hint.endswith("dropforge retry 1 --from prepare")
     invalidate(house.root, run, "prepare")
-    run_queue.retry(house.daemon.engine, run, house.now)
+    run_owner.retry(house.daemon.engine, run, house.now)
     house.daemon.finish_runs(house.now, "promoted")
     assert house.row(run).outcome == "promoted"
 

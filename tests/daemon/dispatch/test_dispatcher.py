@@ -370,15 +370,8 @@ def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(box
     box.ticks()
     last = box.executor.submitted[-1]
     assert (last.champion.generation, last.champion.drops) == (6, (1, 2, 3))
-    # Generation 5 is blocked, 4 was skipped on the way back, 3 serves again as 6.
-    assert [one.generation for one in last.former] == [2, 1, 0]
-    decisions.rollback(
-        box.engine, box.settings.state_folder, decisions.Target("default", 4), Word("4 was right after all", NOW)
-    )
-    box.drop("g")
-    box.ticks()
-    # 7 was promoted after 6 and is blocked now; the way back to 4 skipped 6, which 3 was as well.
-    assert [one.generation for one in box.executor.submitted[-1].former] == [3, 2, 1]
+    # Generation 5 is blocked, 3 serves again as 6.
+    assert [one.generation for one in last.former] == [4, 2, 1]
 
 
 def test_a_former_champion_whose_folder_is_gone_is_not_asked(box: Box) -> None:
@@ -1020,19 +1013,13 @@ def test_a_run_with_trouble_of_its_own_waits_alone_longer_each_time_and_goes_on_
     assert (box.run().state, box.run().failures) == (RunState.SUCCEEDED, 0)
 
 
-@pytest.mark.parametrize("restart", [False, True])
-def test_a_run_that_was_put_off_by_a_clock_a_year_ahead_begins_when_the_clock_is_right_again(
-    box: Box, restart: bool
-) -> None:
+def test_a_run_that_was_queued_by_a_clock_a_year_ahead_begins_when_the_clock_is_right_again(box: Box) -> None:
     dispatcher = box.new_dispatcher()
     box.drop("a")
     year = 365 * 86_400_000
     with transaction(box.engine) as session:
         run_queue.enqueue(session, "default", "drop", NOW + year, NOW + year + 600_000)
     dispatcher.tick(NOW + year)
-    if restart:
-        dispatcher = box.new_dispatcher()
-    assert box.run().not_before == (NOW if restart else NOW + year + 600_000)
     dispatcher.tick(NOW)
     assert box.executor.steps == ["prepare"]
 
@@ -1060,7 +1047,7 @@ def test_a_retried_run_with_the_same_settings_goes_on_where_it_stopped(box: Box)
     box.executor.script["evaluate"] = [ended("failed", 65)]
     box.drop("a")
     box.ticks()
-    run_queue.retry(box.engine, 1, NOW + 100)
+    run_owner.retry(box.engine, 1, NOW + 100)
     smaller = box.settings.model_copy(update={"evaluate": box.settings.evaluate.model_copy(update={"batch_size": 2})})
     ticks(box.new_dispatcher(smaller), now=NOW + 200)
     assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
@@ -1090,7 +1077,7 @@ def test_a_retried_run_with_another_judge_or_none_does_not_keep_the_old_judgemen
     box.executor.script["decide"] = [ended("failed", 65)]
     box.drop("a")
     ticks(box.new_dispatcher(box.settings.model_copy(update={"judge": JUDGE})))
-    run_queue.retry(box.engine, 1, NOW + 100)
+    run_owner.retry(box.engine, 1, NOW + 100)
     ticks(box.new_dispatcher(box.settings.model_copy(update={"judge": other})), now=NOW + 200)
     assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "judge", "decide", *again]
     assert ("judge" in box.executor.submitted[-1].inputs) == ("judge" in again)

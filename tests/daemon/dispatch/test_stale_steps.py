@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from daemon.queue import run_queue
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
@@ -20,6 +19,7 @@ from daemon.state.tables import Drop
 from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.contract import StepResult, StepSpec
+from tests import run_owner
 from tests.daemon.dispatch.test_dispatcher import NOW, ScriptedExecutor, add_drop, ended, new_dispatcher, run_row, ticks
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report
 from tests.model_folder import write_model
@@ -135,7 +135,7 @@ class House:
         else:
             self.settings = changed(self.settings, section, values)
         self.executor.submitted.clear()
-        run_queue.retry(self.engine, 1, self.now)
+        run_owner.retry(self.engine, 1, self.now)
 
     def published(self) -> dict[str, Any]:
         done = run_files.published(self.root, 1)

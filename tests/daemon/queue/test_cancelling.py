@@ -9,12 +9,10 @@ import pytest
 from sqlmodel import col, select
 
 from daemon.champions import decisions, promotion
-from daemon.queue import drops, run_queue
+from daemon.queue import run_queue
 from daemon.queue.snapshots import waiting_drops
 from daemon.queue.states import Cancelled, Claim
 from daemon.state.database import transaction
-from daemon.state.events import Word
-from daemon.state.states import SEARCH
 from daemon.state.tables import Drop, Run
 from daemon.system.processes import FileLock
 from pipeline.errors import DropforgeError
@@ -237,26 +235,12 @@ def test_a_cancelled_run_is_retried_without_the_drop(asking: House) -> None:
     bad = with_good(asking, "decide")
     asking.daemon.finish_runs(asking.now, "promoted")
     asking.withdraw(bad)
-    run_queue.retry(asking.daemon.engine, 1, asking.now)
+    run_owner.retry(asking.daemon.engine, 1, asking.now)
     asking.daemon.finish_runs(asking.now, "promoted")
     assert runs(asking)[0] == ("awaiting_approval", ["good.jsonl"])
 
 
 # --- what is said of it
-
-
-@pytest.mark.parametrize("trigger", ["drop", "nightly"])
-def test_withdrawing_a_drop_of_a_search_lets_another_one_search(asking: House, trigger: str) -> None:
-    engine, settings = asking.daemon.engine, asking.daemon.settings.model_copy(update={"trigger": trigger})
-    drop = with_good(asking, "prepare")
-    with transaction(engine) as session:
-        session.get_one(Run, 1).trigger = SEARCH
-    done = drops.withdraw(engine, drop, Word("deletion", asking.now), settings)
-    assert done.cancelled == [1]
-    assert done.words[-1] == f"run {done.queued} is queued: it searches again, without that drop"
-    with transaction(engine) as session:
-        run = session.get_one(Run, done.queued)
-    assert (run.state, run.trigger) == ("queued", SEARCH)
 
 
 def test_withdrawing_names_what_ends_what_begins_and_what_serves(asking: House, dropforge: Callable[..., Any]) -> None:

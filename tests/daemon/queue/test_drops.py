@@ -42,7 +42,7 @@ def events(engine: Engine) -> list[tuple[str, int | None, object]]:
 @pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.PROPOSED, DropState.SUSPENDED])
 def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state: DropState) -> None:
     number = add(engine, state)
-    drop, cancelled, begun, _searches = drops.withdraw(engine, number, Word("wrong customer", NOW), SETTINGS)
+    drop, cancelled, begun = drops.withdraw(engine, number, Word("wrong customer", NOW), SETTINGS)
     assert (drop.state, drop.reason) == ("withdrawn", "wrong customer")
     assert events(engine) == [("drop_withdrawn", number, "wrong customer")]
     assert (runs(engine), cancelled, begun) == ([], [], None)

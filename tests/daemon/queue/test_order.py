@@ -84,7 +84,7 @@ def test_a_retried_run_has_lost_its_place(engine: Engine) -> None:
     queue_runs(engine, "a", "b")
     order.move_first(engine, 2, 50, "ada")
     run_queue.cancel(engine, 2, 60)
-    run_queue.retry(engine, 2, 70)
+    run_owner.retry(engine, 2, 70)
     assert goes(engine) == [1, 2]
 
 

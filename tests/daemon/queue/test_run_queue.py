@@ -140,13 +140,6 @@ def test_a_run_is_not_claimed_before_its_time(engine: Engine) -> None:
     assert take(engine, 60_000).run_id == run_id
 
 
-def test_a_run_of_the_future_is_claimed_since_the_clock_was_set_back(engine: Engine) -> None:
-    queue_run(engine, now=9 * HOUR_MS, not_before=9 * HOUR_MS)
-    claim = take(engine, now=HOUR_MS)
-    run_queue.fail(engine, claim, BROKEN, 9 * HOUR_MS, RETRY)
-    assert take(engine, now=2 * HOUR_MS).run_id == claim.run_id
-
-
 def test_a_waiting_run_goes_before_an_older_queued_one_and_keeps_its_snapshot(engine: Engine) -> None:
     older, newer = queue_run(engine, "a", not_before=500), queue_run(engine, "b")
     claim = take(engine, 100)
@@ -286,18 +279,11 @@ def test_a_failed_run_goes_on_with_its_snapshot_and_fresh_counters(engine: Engin
     claim = start_run(engine)
     run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 500, RETRY)
     queue_run(engine)
-    assert run_queue.retry(engine, claim.run_id, 600) == RunState.WAITING
+    assert run_owner.retry(engine, claim.run_id, 600) == RunState.WAITING
     run = load(engine, claim.run_id)
     assert (run.failures, run.deaths, run.ended_at, run.error, run.not_before) == (0, 0, None, None, 600)
     assert take(engine, 600).run_id == claim.run_id
     assert [row["id"] for row in load(engine, claim.run_id).snapshot or ()] == [1]
-
-
-def test_a_cancelled_run_that_never_began_is_queued_again(engine: Engine) -> None:
-    run_id = queue_run(engine)
-    run_queue.cancel(engine, run_id, 50)
-    assert run_queue.retry(engine, run_id, 60) == RunState.QUEUED
-    assert take(engine).run_id == run_id
 
 
 def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drops(engine: Engine) -> None:
@@ -305,27 +291,18 @@ def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drop
     run_queue.cancel(engine, run_id, 50)
     later = queue_run(engine)
     with pytest.raises(DropforgeError, match=f"run {later} of track default will include its drops") as refused:
-        run_queue.retry(engine, run_id, 60)
+        run_owner.retry(engine, run_id, 60)
     assert refused.value.hint.endswith(f"dropforge show {later}")
     assert load(engine, run_id).state == RunState.CANCELLED
-
-
-@pytest.mark.parametrize("operation", [run_queue.retry, run_queue.cancel])
-def test_a_run_that_does_not_exist_is_an_error_with_a_hint(
-    engine: Engine, operation: Callable[[Engine, int, int], RunState]
-) -> None:
-    with pytest.raises(DropforgeError, match="no run 9") as refused:
-        operation(engine, 9, 100)
-    assert "dropforge runs" in refused.value.hint
 
 
 def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancelled(engine: Engine) -> None:
     claim = start_run(engine)
     with pytest.raises(DropforgeError, match="is running"):
-        run_queue.retry(engine, claim.run_id, 200)
+        run_owner.retry(engine, claim.run_id, 200)
     run_owner.finish(engine, claim, run_queue.Ending("promoted", "better"), 300)
     with pytest.raises(DropforgeError, match="succeeded"):
-        run_queue.retry(engine, claim.run_id, 400)
+        run_owner.retry(engine, claim.run_id, 400)
     with pytest.raises(DropforgeError, match="has ended already: succeeded"):
         run_queue.cancel(engine, claim.run_id, 400)
 
@@ -391,7 +368,7 @@ def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
     run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 200, RETRY)
     with transaction(engine) as session:
         assert snapshots.waiting_drops(session, "default") == 1
-    run_queue.retry(engine, claim.run_id, 300)
+    run_owner.retry(engine, claim.run_id, 300)
     take(engine, 300)
     with transaction(engine) as session:
         assert snapshots.waiting_drops(session, "default") == 0
@@ -405,7 +382,7 @@ def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(eng
     with transaction(engine) as session:
         session.get_one(Drop, 1).state = DropState.WITHDRAWN
     queue_run(engine)
-    run_queue.retry(engine, claim.run_id, 300)
+    run_owner.retry(engine, claim.run_id, 300)
 
     def changed(session: Session, track: Track) -> RunConfig:
         return configure(session, track).model_copy(update={"train": TrainConfig(batch_size=2)})
@@ -441,10 +418,3 @@ def test_a_search_that_is_to_be_asked_for_is_left_out_of_other_runs(
     assert claim is not None
     config = RunConfig.model_validate(load(engine, claim.run_id).config)
     assert bool(config.train.search.space) is searches
-
-
-def test_a_run_that_is_asked_for_twice_still_searches(engine: Engine) -> None:
-    queued = queue_run(engine)
-    for trigger in ("search", "hand"):
-        run_queue.enqueue_by_hand(engine, "default", 2_000, trigger)
-    assert load(engine, queued).trigger == "search"

@@ -430,7 +430,7 @@ def test_a_verdict_of_a_search_that_is_over_suspends_nobody_and_a_trial_opens_no
     trial = box.next_trial()
     run_queue.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
     box.go_on()
-    run_queue.retry(box.engine, trial.id or 0, box.tick())
+    run_owner.retry(box.engine, trial.id or 0, box.tick())
     again = box.claim()
     assert (again.id, in_snapshot(again)) == (trial.id, [1, 2])
     box.end(again, WORSE)

@@ -18,7 +18,7 @@ from sqlmodel import select
 
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import run_queue, states
+from daemon.queue import states
 from daemon.settings.model import GcSettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import AttemptState, RunState
@@ -27,6 +27,7 @@ from daemon.storage import garbage, gc, retention
 from daemon.system.processes import lock_holder
 from pipeline import durable
 from pipeline.errors import DropforgeError
+from tests import run_owner
 
 NOW = 1_950_000_000_000  # far enough that every file of a test is older than a day
 DAY = 86_400_000
@@ -270,7 +271,7 @@ def test_a_failed_run_loses_its_files_by_the_same_limits_and_can_be_retried_from
     assert made.there(f"runs/{old}/checkpoints", f"runs/{old}/attempts/train-1/adapter") == [False, False]
     assert made.there(f"runs/{old}/prepare.json", f"runs/{old}/attempts/train-1/log.txt") == [False, True]
     assert made.there(f"runs/{new}/checkpoints", f"runs/{new}/prepare.json") == [True, True]
-    run_queue.retry(made.engine, old, NOW)
+    run_owner.retry(made.engine, old, NOW)
     assert made.there(*[drop["path"] for drop in made_snapshot(made, old)]) == [True]
 
 
