@@ -6,7 +6,6 @@ offset, with a few rows in memory at a time. All other cases are merged with the
 PEFT.
 """
 
-import dataclasses
 import math
 import shutil
 import sys
@@ -52,15 +51,6 @@ if TYPE_CHECKING:
 _PHASES = 2
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _AGAIN = "train it again: dropforge retry RUN --from train"
-#: Options of an adapter that may differ from PEFT's defaults. Any other may change how it must be merged.
-_OPTIONS = {
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_dropout"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("task_type", "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"),
-    "inference_mode",
-}
-_PLAIN_INITS = (True, False, "gaussian")
-
 #: Numbers merged at a time: few enough that a block stays in the CPU's cache.
 _BLOCK = 1 << 18
 #: Maps some rows of a base weight, and their slice, to the same rows of the merged weight.
@@ -134,11 +124,8 @@ def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answerin
 
     `trained` is a PEFT adapter folder, or a safetensors file of weights that replace the base's of the same names. The
     folder contains the tokenizer, a chat template of the trained format, and a generation config as in the evaluation.
-    Raises `CannotTrain` if a merged weight is not finite, and `StepFailed` if the adapter or weights are incomplete or
-    do not match the base.
+    Raises `CannotTrain` if a merged weight is not finite, and `StepFailed` if the adapter's file and config differ.
     """
-    if trained.is_file():
-        _check_weights(base, trained)
     generation = _generation(tokenizer, answering)
     try:
         model, config = _empty_model(base)
@@ -161,16 +148,6 @@ def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answerin
         # safetensors writes files readable by their owner only; servers must read them.
         shutil.copymode(target / "config.json", path)
     return dtype
-
-
-def _check_weights(base: Path, weights: Path) -> None:
-    """Raise `StepFailed`, naming a tensor, if trained weights differ from the base's in name or shape."""
-    shapes = {name: shape for path in weight_files(base) for name, shape in read_shapes(path).items()}
-    for name, shape in read_shapes(weights).items():
-        if shapes.get(name) != shape:
-            raise StepFailed(
-                f"the trained weights hold {name} of the shape {shape}, and the base model has no such tensor", _AGAIN
-            )
 
 
 def _generation(tokenizer: Any, answering: Answering) -> Any:
@@ -260,28 +237,21 @@ def _updates(model: Any, adapter: Path) -> dict[str, Change]:
     """
     Return the adapter's change of each base weight, by the weight's name.
 
-    Raises what `check_pairs` raises, and `NeedsWholeModel` for an adapter that is not plain LoRA or DoRA on linear
-    layers.
+    Raises what `check_pairs` raises, and `NeedsWholeModel` for an adapter on other than linear layers.
     """
-    from peft import LoraConfig, PeftConfig, PeftModel
+    from peft import PeftConfig, PeftModel
     from peft.tuners.lora.layer import Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from safetensors.torch import load_file
     from torch import nn
 
     config: Any = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
-    if type(config) is not LoraConfig:
-        raise NeedsWholeModel(f"the adapter is a {config.peft_type}, not LoRA")
-    plain = LoraConfig()
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        known = field.name in _OPTIONS or (field.name == "init_lora_weights" and value in _PLAIN_INITS)
-        if not known and value != getattr(plain, field.name):
-            raise NeedsWholeModel(f"the adapter's {field.name} is {value!r}"[:200])
-    adapted = PeftModel(model, config, low_cpu_mem_usage=True)
-    check_pairs(adapted, adapter)
+    check_pairs(PeftModel(model, config, low_cpu_mem_usage=True), adapter)
     pairs = load_file(adapter / TRAINED_FILES["adapter"])
     changes = {}
-    for name, layer in _lora_layers(model).items():
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
         if type(layer) is not Linear or type(layer.base_layer) is not nn.Linear:
             kind = type(getattr(layer, "base_layer", layer)).__name__
             raise NeedsWholeModel(f"the adapter changes {name}, which is a {kind}, not linear")
@@ -316,37 +286,19 @@ def _lora(a: "torch.Tensor", b: "torch.Tensor", scale: float, magnitude: "torch.
 
 def check_pairs(model: Any, adapter: Path) -> None:
     """
-    Check that an adapter's file has exactly the matrices that its config implies.
+    Raise `StepFailed`, naming a matrix, unless an adapter's file has exactly the matrices that its config implies.
 
-    Raises `StepFailed` with the name of a matrix that is missing, that has no weight in the base, or that changes a
-    weight which the model uses twice (tied). PEFT itself only warns of a missing pair, and leaves it untrained.
+    `model` is the base with the adapter. PEFT itself only warns of a missing matrix, and leaves it untrained.
     """
     from peft import get_peft_model_state_dict
 
     parameters = dict(model.named_parameters())
     saved = get_peft_model_state_dict(model, state_dict=parameters, save_embedding_layers=False)
-    wanted = {(name, *held.shape) for name, held in saved.items() if "lora_" in name}
-    found = {
-        (name, *shape) for name, shape in read_shapes(adapter / TRAINED_FILES["adapter"]).items() if "lora_" in name
-    }
-    if missing := sorted(wanted - found):
-        raise StepFailed(f"the adapter lacks {missing[0][0]}, which its adapter_config.json requires", _AGAIN)
-    if strange := sorted(found - wanted):
-        raise StepFailed(f"the adapter holds {strange[0][0]}, and the base model has no weight for it", _AGAIN)
-    tied = getattr(model.get_base_model(), "all_tied_weights_keys", {})
-    for name in _lora_layers(model.get_base_model()):
-        if f"{name}.weight" in {*tied, *tied.values()}:
-            raise StepFailed(
-                f"the adapter changes {name}, whose weight the model also uses elsewhere, unchanged",
-                f"leave {name} out of the adapter's targets, and {_AGAIN}",
-            )
-
-
-def _lora_layers(model: Any) -> dict[str, Any]:
-    """Return the PEFT layers of a model by name."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    implied = {(name, *held.shape) for name, held in saved.items()}
+    found = {(name, *shape) for name, shape in read_shapes(adapter / TRAINED_FILES["adapter"]).items()}
+    if implied != found:
+        name = min(implied ^ found)[0]
+        raise StepFailed(f"the adapter's file and its adapter_config.json do not agree on {name}", _AGAIN)
 
 
 def _write_merged(source: Path, header: Header, changes: Mapping[str, Change], target: Path) -> None:
