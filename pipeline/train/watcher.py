@@ -1,6 +1,5 @@
 """The trainer callback that reports progress, records the dev loss, and stops a diverged training."""
 
-import json
 import math
 import shlex
 import sys
@@ -17,9 +16,6 @@ from pipeline.train.packing import LengthGroups
 
 _WINDOW_STEPS = 20
 _LOG_LINES = 20
-_NAMED_LINES = 8
-_EXPLODED = 3.0
-"""Stop when the mean loss exceeds this multiple of the initial mean."""
 
 
 def dev_loss(trainer: Any) -> float:
@@ -44,7 +40,7 @@ def adapter_weights(model: Any) -> Mapping[str, Any]:
 
 class Watcher:
     """
-    The trainer callback's methods: report progress, record losses, and stop a diverged training.
+    The trainer callback's methods: report progress, record losses, and stop a training whose loss is not finite.
 
     It reads only the trainer's log, so that a resumed training is treated like an uninterrupted one.
     """
@@ -76,15 +72,12 @@ class Watcher:
         logs = logs or {}
         for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm"), ("eval_loss", "dev loss")):
             if not math.isfinite(logs.get(name, 0.0)):
-                raise self._diverged(state.global_step, f"the {what} at step {{}} is {logs[name]}")
+                raise self._diverged(state.global_step, f"the {what} at step {state.global_step} is {logs[name]}")
         if "eval_loss" in logs:
             sys.stderr.write(f"step {state.global_step}: dev loss {logs['eval_loss']:.4f}\n")
         if "loss" not in logs:
             return
         self.losses.append((state.global_step, logs["loss"]))
-        if (words := exploded(self.losses, kwargs["model"].get_input_embeddings().num_embeddings)) is not None:
-            worst, _ = max(self.losses[-_WINDOW_STEPS:], key=lambda point: point[1])
-            raise self._diverged(worst, words)
         self.marks.append((time.monotonic(), state.global_step, int(state.num_input_tokens_seen)))
         self._report(state)
         if state.global_step % max(1, state.max_steps // _LOG_LINES) == 0:
@@ -109,50 +102,21 @@ class Watcher:
         )
 
     def _diverged(self, step: int, words: str) -> CannotTrain:
-        """Return the error of a training that diverged at `step`, and log the records that the step read."""
+        """Return the error of a training that diverged at `step`, with the lines of the records that the step read."""
         path = self.attempt.path(self.attempt.load(Dataset).folder) / "train.jsonl"
         lines = sorted(self.lines[row] for row in self.order.of_step(step))
-        wanted = set(lines)
-        with path.open(encoding="utf-8") as file:
-            records = {number: json.loads(line) for number, line in enumerate(file, start=1) if number in wanted}
-        sys.stderr.write(f"step {step} read these records of {path}:\n")
-        for number, record in records.items():
-            drop = f", from drop {record['drop']}" if "drop" in record else ""
-            sys.stderr.write(f"  line {number}: {record['id']}{drop}\n")
-        more = f" and {len(lines) - _NAMED_LINES} more, listed in the step's log" if len(lines) > _NAMED_LINES else ""
-        named = ", ".join(map(str, lines[:_NAMED_LINES]))
-        message = f"training diverged: {words.format(step)}; its records are lines {named} of {path.name}{more}"
-        shown = "".join(f"{line}p;" for line in lines[:_NAMED_LINES])
+        message = f"training diverged: {words}; its records are lines {', '.join(map(str, lines))} of {path.name}"
+        shown = "".join(f"{line}p;" for line in lines)
         hint = f"lower train.learning_rate; to look at the records: sed -n '{shown}' {shlex.quote(str(path))}"
         # The same rows in the same order diverge again: another attempt is pointless.
         return CannotTrain(message, hint)
 
 
 def watcher(attempt: Attempt, order: LengthGroups, lines: Sequence[int]) -> Watcher:
-    """
-    Return the trainer callback that reports each step and raises `CannotTrain` if the training diverges.
-
-    It diverges if loss or gradient are not finite, or the loss explodes.
-    """
+    """Return the trainer callback that reports each step and raises `CannotTrain` if loss or gradient is not finite."""
     from transformers import TrainerCallback
 
     class Callback(Watcher, TrainerCallback):
         """The watcher as a trainer callback."""
 
     return Callback(attempt, order, lines)
-
-
-def exploded(losses: Sequence[tuple[int, float]], vocabulary: int) -> str | None:
-    """
-    Return a message if the loss has exploded, else `None`; `losses` are (step, nats per token).
-
-    It has exploded if the mean of the last 20 steps exceeds three times that of the first 20, and half of
-    ln(vocabulary), which is a perplexity of the square root of the vocabulary. Any model that still models language
-    stays below. The message has a placeholder `{}` for the step.
-    """
-    first, last = (
-        sum(loss for _, loss in part) / len(part) for part in (losses[:_WINDOW_STEPS], losses[-_WINDOW_STEPS:])
-    )
-    if last <= max(_EXPLODED * first, math.log(vocabulary) / 2):
-        return None
-    return f"the mean loss of {_WINDOW_STEPS} steps rose from {first:.2f} to {last:.2f}, with its maximum at step {{}}"
