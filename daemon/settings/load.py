@@ -25,7 +25,8 @@ from daemon.system.programs import owner_of
 _GONE = {
     "cost": "a run's time is shown, no price",
     "disk.ballast_bytes": "no ballast is kept",
-    "evaluate.engine": "vLLM answers where evaluate.vllm is set",
+    "evaluate.engine": "transformers answers",
+    "evaluate.vllm": "transformers answers",
     "gate.min_records_continuous": "it is twice gate.min_records",
     "gc.predictions_bytes": "2,000,000,000 bytes are kept",
     "grace_seconds": "a step has 60 s to leave a checkpoint",
