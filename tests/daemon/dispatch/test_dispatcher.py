@@ -1013,17 +1013,6 @@ def test_a_run_with_trouble_of_its_own_waits_alone_longer_each_time_and_goes_on_
     assert (box.run().state, box.run().failures) == (RunState.SUCCEEDED, 0)
 
 
-def test_a_run_that_was_queued_by_a_clock_a_year_ahead_begins_when_the_clock_is_right_again(box: Box) -> None:
-    dispatcher = box.new_dispatcher()
-    box.drop("a")
-    year = 365 * 86_400_000
-    with transaction(box.engine) as session:
-        run_queue.enqueue(session, "default", "drop", NOW + year, NOW + year + 600_000)
-    dispatcher.tick(NOW + year)
-    dispatcher.tick(NOW)
-    assert box.executor.steps == ["prepare"]
-
-
 def test_a_run_without_a_verdict_fixes_nothing_and_smaller_batches_are_kept(box: Box) -> None:
     def track() -> Track:
         with transaction(box.engine) as session:
