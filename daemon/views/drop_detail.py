@@ -1,12 +1,11 @@
-"""All details of a drop: its rows, findings, the champions that were trained on it, and its effect on scores."""
+"""All details of a drop: its rows, its findings, and the champions that were trained on it."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 from daemon.state.questions import TAKEN_IN
-from daemon.state.run_files import ArtifactDamaged
 from daemon.views.drops import DropView
 from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
@@ -15,8 +14,8 @@ from pipeline.records.records import Row, read_rows
 #: Most rows of one page, and most characters of a row's text.
 MOST_ROWS = 20
 MOST_CHARACTERS = 2000
-#: Most champions and runs that are listed, and most runs that are searched for them.
-_MOST_CHAMPIONS, _MOST_RUNS, _MOST_LOOKED_AT = 20, 5, 50
+#: Most champions that are listed.
+_MOST_CHAMPIONS = 20
 
 
 class FindingView(Frozen):
@@ -40,19 +39,6 @@ class DropRow(Frozen):
     cut: bool = False
 
 
-class DropEffect(Frozen):
-    """The outcome of a run that used the drop, and both models' scores on the drop's held-out records."""
-
-    run: int
-    outcome: str | None
-    sentence: str | None
-    records: int | None = None
-    """The drop's held-out records; `None` where the verdict has none of its own."""
-    candidate: float | None = None
-    """Points on them, of the model that was trained with the drop."""
-    champion: float | None = None
-
-
 class DropDetail(Frozen):
     """All details of one drop except its rows."""
 
@@ -65,8 +51,6 @@ class DropDetail(Frozen):
     """Generations of the track's champions that were trained on it, the latest first."""
     serving: bool
     """Whether today's is one of them."""
-    effects: tuple[DropEffect, ...]
-    """The first runs that used it."""
 
 
 def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
@@ -82,7 +66,6 @@ def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
         warnings=_findings(detail.get("warnings")),
         champions=champions,
         serving=serving is not None and drop.id in {one.id for one in serving.data if one.role == "train"},
-        effects=tuple(_effects(overview, drop)),
     )
 
 
@@ -142,30 +125,3 @@ def _champions(overview: Overview, drop: DropView) -> tuple[int, ...]:
         "AND state = 'done' AND held.value = ? ORDER BY generation DESC LIMIT ?"
     )
     return tuple(row.generation for row in overview.rows(with_it, drop.track, drop.id, _MOST_CHAMPIONS))
-
-
-def _effects(overview: Overview, drop: DropView) -> Iterator[DropEffect]:
-    """Yield the outcomes and scores of the first runs with an outcome that used the drop, at most five."""
-    if drop.first_run is None:
-        return
-    ended = (
-        "SELECT run.id, outcome, sentence FROM run, json_each(run.snapshot) AS held WHERE run.id IN "
-        "(SELECT id FROM run WHERE track = ? AND id >= ? AND outcome IS NOT NULL ORDER BY id LIMIT ?) "
-        "AND json_extract(held.value, '$.id') = ? ORDER BY run.id LIMIT ?"
-    )
-    found = overview.rows(ended, drop.track, drop.first_run, _MOST_LOOKED_AT, drop.id, _MOST_RUNS)
-    for row in found:
-        yield DropEffect(run=row.id, outcome=row.outcome, sentence=row.sentence, **_scores(overview, row.id, drop.id))
-
-
-def _scores(overview: Overview, run_id: int, drop_id: int) -> dict[str, Any]:
-    try:
-        verdict = overview.verdict(run_id)
-    except (OSError, ArtifactDamaged):
-        return {}
-    own = [one for one in (verdict.slices if verdict else ()) if one.kind == "drop" and _is_of(one.label, drop_id)]
-    return {"records": own[0].records, "candidate": own[0].candidate, "champion": own[0].champion} if own else {}
-
-
-def _is_of(label: str, drop_id: int) -> bool:
-    return label == f"drop {drop_id}" or label.startswith(f"drop {drop_id} ")

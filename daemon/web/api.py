@@ -95,7 +95,7 @@ def list_drops(site: SiteOf, track: Track = None, state: State = None, before: B
 
 @router.get("/drops/{drop_id}")
 def show_drop(site: SiteOf, drop_id: Number) -> DropDetail:
-    """Return one drop: its findings, the champions trained on it, its effect on the score."""
+    """Return one drop: its findings and the champions trained on it."""
     return drop_detail(site.overview, drop_id)
 
 

@@ -75,7 +75,6 @@ def test_a_drop_in_full(program: TestClient) -> None:
     assert [(one["message"], one["rows"]) for one in detail["findings"]] == [("output is missing", 1)]
     detail = program.get("/api/v1/drops/2").json()
     assert (detail["champions"], detail["serving"]) == ([1], True)
-    assert [(one["run"], one["outcome"]) for one in detail["effects"]] == [(1, "promoted")]
     rows = program.get("/api/v1/drops/2/rows").json()
     assert [(row["line"], row["output"]) for row in rows] == [(1, "a"), (2, "b")]
     assert program.get("/api/v1/drops/2/rows", params={"after": 1}).json() == rows[1:]
