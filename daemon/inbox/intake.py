@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 
 from daemon.inbox.answers import receipts
 from daemon.inbox.answers.receipts import Document, Filing
-from daemon.inbox.answers.remarks import likely_metric, too_few
+from daemon.inbox.answers.remarks import too_few
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
@@ -198,14 +198,13 @@ class Intake:
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
-        metric = likely_metric(self._drops / f"{content}.jsonl")
         with transaction(self._engine) as session:
             states.ensure_track(session, drop.track, source.now)
             session.add(drop)
             session.flush()
             queued = run_queue.enqueue_for_drop(session, self._settings, drop, source.now)
             run = None if queued is None else queued.id
-            lacks = self._lacks(session, drop, metric)
+            lacks = self._lacks(session, drop)
             few = () if lacks is None else (Notice(kind="too_few_rows", key=None, rows=drop.rows, message=lacks),)
             notices = (*validation.warnings, *few)
             _record(session, drop, source, notices, run=run, file_sha256=sha256, kinds=noted_kinds(validation))
@@ -213,13 +212,13 @@ class Intake:
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
         return self._answer(source, drop, receipt, run, errors)
 
-    def _lacks(self, session: Session, drop: Drop, metric: str | None) -> str | None:
-        """Return why the drop's track has too few rows for a verdict, or `None`; `metric` is the likely metric."""
+    def _lacks(self, session: Session, drop: Drop) -> str | None:
+        """Return why the drop's track has too few rows for a verdict, or `None`."""
         track = self._settings.track(drop.track)
         if drop.state != DropState.ACCEPTED or (drop.role == "heldout" and track.gate.on != "pinned"):
             return None
-        fixed, rows = accepted_rows(session, drop.track)
-        return too_few(drop.track, track, fixed or metric, rows)
+        metric, rows = accepted_rows(session, drop.track)
+        return too_few(drop.track, track, metric, rows)
 
     def _reject(self, source: _Source, validation: Validation, reason: str, sha256: str) -> Outcome:
         """Record a rejected file, unless it was recorded before a crash, and move it to `rejected/`."""

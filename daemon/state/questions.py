@@ -24,13 +24,6 @@ ACCEPTED_ROWS = """
 SELECT role, sum(rows) AS rows FROM "drop" WHERE track = :track AND state = 'accepted' GROUP BY role
 """
 
-#: The metric that a track's first run fixed, and the content of its newest accepted drop.
-METRIC = """
-SELECT metric, (
-    SELECT sha256 FROM "drop" WHERE "drop".track = track.name AND state = 'accepted' ORDER BY id DESC LIMIT 1
-) AS newest FROM track WHERE name = :track
-"""
-
 #: The event that recorded a drop; its detail has the owner and the findings.
 TAKEN_IN = "SELECT * FROM event WHERE drop_id = :drop ORDER BY id LIMIT 1"
 

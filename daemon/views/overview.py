@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from daemon.champions.blind_review import CHOSEN, Review, review_of
 from daemon.champions.history import blocker, true_sentence
-from daemon.inbox.answers.remarks import metric_of_track, too_few
+from daemon.inbox.answers.remarks import too_few
 from daemon.settings.model import Settings
 from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
-from daemon.state.questions import ACCEPTED_ROWS, AWAITS_APPROVAL, CHAMPIONS, IS_DUE, METRIC
+from daemon.state.questions import ACCEPTED_ROWS, AWAITS_APPROVAL, CHAMPIONS, IS_DUE
 from daemon.state.run_files import (
     attempt_folder,
     load_object,
@@ -207,8 +207,7 @@ class Overview:
         for name in settings.track_names:
             if track in {None, name} and not self.rows(_HAS_VERDICT, name):
                 rows = {row.role: row.rows for row in self.rows(ACCEPTED_ROWS, track=name)}
-                metric = metric_of_track(self.folder, next(iter(self.rows(METRIC, track=name)), None))
-                if (said := too_few(name, settings.track(name), metric, rows)) is not None:
+                if (said := too_few(name, settings.track(name), self.fixed(name).metric, rows)) is not None:
                     found[name] = said
         return found
 

@@ -6,18 +6,14 @@ With too few rows for a verdict nothing is trained.
 
 import math
 from collections.abc import Mapping
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from daemon.settings.model import Settings, TrackSettings
-from pipeline.metrics.automatic import SHORT_WORDS, metric_of
+from pipeline.metrics.automatic import SHORT_WORDS
 from pipeline.records.heldout import rows_for
 from pipeline.words import count, plain
 
 _TENS = 10
-#: Most answers by which the metric is chosen.
-_MOST_ANSWERS = 200
 _IF_LONG = f"where answers are JSON or longer than {SHORT_WORDS} words"
 
 
@@ -27,7 +23,7 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
 
     Enough rows yield the required held-out records in 95 of 100 cases. `rows` is the number of rows in accepted drops,
     by role; repeated rows count each time, so even enough rows may turn out too few. `metric` is the one that the
-    track's first run fixed, or the likely one of a new file; `None` if it is not known.
+    track's first run fixed, `None` before: then the sentence has a second number of rows, for long answers.
     """
     least, most = _needed(track, metric)
     nothing = "nothing is trained" if track.gate.approval == "auto" else "no model gets a verdict"
@@ -47,28 +43,6 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
     said += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
     when = f"{_IF_LONG}, " if have >= rows_for(least, share) else ""
     return f'{said}: {when}{nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
-
-
-def metric_of_track(state_folder: Path, found: Any) -> str | None:
-    """
-    Return a track's metric from `found`, its row of the query `METRIC`; `None` if it is not known.
-
-    Before the track's first run it is the likely metric of its newest accepted drop.
-    """
-    if found is None or found.metric or not found.newest:
-        return None if found is None else found.metric
-    try:
-        return likely_metric(state_folder / "drops" / f"{found.newest}.jsonl")
-    except OSError:
-        return None
-
-
-def likely_metric(path: Path) -> str | None:
-    """Return the metric that "auto" chooses by a drop's first answers; `None` without records. Raises `OSError`."""
-    from pipeline.records.records import Record, read_records  # noqa: PLC0415 - a quick start
-
-    records = (row for row in read_records(path) if isinstance(row, Record))
-    return metric_of([row.output for row in islice(records, _MOST_ANSWERS)])
 
 
 def begins_when(settings: Settings, track: str) -> str:

@@ -45,8 +45,11 @@ def test_accepted_rows_are_counted(lived_in: Any) -> None:
     assert seen.missing_rows(settings)["support"].startswith(f"{fresh.format('0 rows,')}so about 780 rows (1,490): ")
     lived_in.take("first.jsonl", lines("a", "b"), track="support")
     lived_in.take("bad.jsonl", "x", track="support")
-    known = "track support has 2 rows, and a verdict by exact_match needs 100 held-out records, so about 780 rows: "
-    assert seen.missing_rows(settings)["support"].startswith(known), "as its receipt says"
+    assert seen.missing_rows(settings)["support"].startswith(fresh.format("2 rows,"))
+    with lived_in.engine.begin() as base:
+        base.exec_driver_sql("UPDATE track SET metric = 'rougeL' WHERE name = 'support'")
+    known = "track support has 2 rows, and a verdict by rougeL needs 200 held-out records, so about 1,490 rows: "
+    assert seen.missing_rows(settings)["support"].startswith(known), "the first run decided"
 
 
 def test_it_is_said_wherever_drops_are_listed(lived_in: Any, dropforge: Callable[..., Any]) -> None:

@@ -17,16 +17,6 @@ def test_the_rows_that_a_verdict_takes_are_named_with_both_ways_out() -> None:
         "track support has 300 rows, and a verdict by rougeL needs 200 held-out records, so about 1,490 rows: nothing "
         'is trained until then; or pin records of your own: gate.on = "pinned", then dropforge submit --heldout FILE'
     )
-    short = said("exact_match", {"train": 1})
-    assert short is not None
-    assert "has 1 row, and a verdict by exact_match needs 100 held-out records, so about 780 rows: nothing" in short
-    unknown = said(None, {"train": 800})
-    assert unknown is not None
-    assert (
-        "a verdict needs 100 held-out records (200 where answers are JSON or longer than 5 words), so about 780 rows "
-        "(1,490): "
-        "where answers are JSON or longer than 5 words, nothing is trained until then;" in unknown
-    )
     assert "no model gets a verdict until then" in (said("rougeL", gate={"approval": "manual"}) or "")
     assert "a verdict needs 200" in (said("rougeL", evaluate={"metric": "rougeL"}) or ""), "the settings say so"
 
@@ -37,8 +27,6 @@ def test_the_rows_that_a_verdict_takes_are_named_with_both_ways_out() -> None:
         ("exact_match", 775, {}, True),
         ("exact_match", 776, {}, False),
         (None, 1484, {}, True),
-        (None, 1485, {}, False),
-        ("rougeL", 776, {"evaluate": {"metric": "exact_match"}}, False),
         ("exact_match", 462, {"split": {"heldout": 0.25}}, False),
     ],
 )
