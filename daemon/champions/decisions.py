@@ -146,7 +146,7 @@ def _model_of(state_folder: Path, run: Run) -> str:
         return model.model_id
     gone = (run_files.run_folder(state_folder, run.id or 0) / "merge.removed.json").exists()
     message = f"run {run.id} " + ("has no model any more: it was collected" if gone else "published no model")
-    kept = "gc.keep_models and gc.keep_days in dropforge.toml say how long models are kept"
+    kept = "gc.keep_models in dropforge.toml says how many models are kept"
     raise DropforgeError(message, kept if gone else f"see how it ended: dropforge show {run.id}")
 
 

@@ -1,7 +1,6 @@
 """Maintenance of a workspace: `attention`, `gc`, `backup`, `restore`, `doctor`, `messages`, `metrics`."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +30,7 @@ from daemon.views import attention as needs
 from daemon.views import confirmations
 from daemon.views.doctor import Finding, examine
 from pipeline.errors import EXIT_FAILED, DropforgeError
-from pipeline.words import count, listed, size_words
+from pipeline.words import count, size_words
 
 _MOST_NAMED = 20
 _OUTSIDE = "looked from outside of the service's unit, which hides files and sets variables"
@@ -125,9 +124,7 @@ def backup(
 def restore(
     context: typer.Context,
     *,
-    source: Annotated[
-        Path, typer.Argument(metavar="BACKUP", help="A folder that `backup` made, or one of its databases alone.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that `backup` made.")],
     without_models: Annotated[
         bool, typer.Option("--without-models", help="Even if the model of a champion is lost.")
     ] = False,
@@ -142,25 +139,16 @@ def restore(
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
     sync_restored_links(settings.state_folder)
-    kept = None if done.settings is None else str(done.settings)
     if as_json:
-        names = {"settings": kept, "tracks": done.tracks, "lost": done.lost, "missing": done.missing}
-        print_json(restored=str(source), replaced=str(done.replaced), **names)
+        print_json(restored=str(source), replaced=str(done.replaced), lost=done.lost, missing=done.missing)
         return
     print_line(f"restored: {source}; what was there before is in {done.replaced}")
-    if kept is not None:
-        print_line(f"its settings differ from today's, and nothing reads them: {kept}")
-        print_line(f"they declare {_tracks(done.tracks)}; today's declare {_tracks(settings.track_names)}")
     for name in done.lost[:_MOST_NAMED]:
         print_line(f"accepted after the backup, so drop it again from {settings.inbox}/done: {name}")
     if len(done.lost) > _MOST_NAMED:
         print_line(f"and {len(done.lost) - _MOST_NAMED} more")
     for name in done.missing[:_MOST_NAMED]:
         print_line(f"missing or damaged: {name}")
-
-
-def _tracks(names: Sequence[str]) -> str:
-    return f"{'the track' if len(names) == 1 else 'the tracks'} {listed(names)}"
 
 
 def _is_outside(context: typer.Context) -> bool:

@@ -399,11 +399,12 @@ class Dispatcher:
         if not self.may_collect or not self._settings.gc.automatic:
             return
         self.may_collect = False
-        error: Exception | None = showing_life(gc.collect_quietly, self._engine, self._settings, now)
-        try:
-            showing_life(rejected.collect, self._engine, self._settings, now)
-        except (OSError, InboxUnusable) as refused:
-            error = error or refused
+        error: Exception | None = None
+        for collect in (gc.collect, rejected.collect):
+            try:
+                showing_life(collect, self._engine, self._settings, now)
+            except (OSError, InboxUnusable) as refused:
+                error = error or refused
         self._tell("garbage collection", error)
 
     def _tell(self, whose: str, error: Exception | None) -> None:

@@ -28,6 +28,8 @@ _GONE = {
     "evaluate.engine": "transformers answers",
     "evaluate.vllm": "transformers answers",
     "gate.min_records_continuous": "it is twice gate.min_records",
+    "gc.keep_bytes": "gc.keep_models limits what is kept",
+    "gc.keep_days": "gc.keep_models limits what is kept",
     "gc.predictions_bytes": "2,000,000,000 bytes are kept",
     "grace_seconds": "a step has 60 s to leave a checkpoint",
     "hooks.health_timeout_seconds": "hooks.timeout_seconds is for hooks.health, too",

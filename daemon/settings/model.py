@@ -114,10 +114,6 @@ class GcSettings(Frozen):
     """Former champions of a track that are kept for a rollback, whatever their age and size."""
     keep_models: int = Field(default=3, ge=0, le=_MANY)
     """Further ended runs of a track whose model and working files are kept: the newest with a verdict, and without."""
-    keep_days: float = Field(default=30.0, ge=0, le=36_500)
-    """Days after which those are removed in any case."""
-    keep_bytes: int = Field(default=100_000_000_000, ge=0, le=_MOST_BYTES)
-    """Bytes that those of all tracks may take together, the newest first."""
     rejected_days: float = Field(default=90.0, ge=1, le=36_500)
     """Days after which rejected files, their answers in the inbox and their rows in the database are removed."""
 
@@ -161,7 +157,7 @@ class TrackSettings(Frozen):
     trigger: Literal["drop", "nightly", "both"] = "drop"
     """What starts a run: an accepted drop, the schedule, or either."""
     schedule: Annotated[str, AfterValidator(_check_schedule)] = "0 2 * * *"
-    """Cron expression of the nightly run: minute, hour, day of month, month, day of week."""
+    """Cron expression of the nightly run: minute, hour, day of month, month, and days of the week by name."""
     timezone: Annotated[str, AfterValidator(check_timezone)] = "UTC"
     """IANA time zone of the schedule and, at the top level, of the digest, as Europe/Berlin."""
     run_after_quiet_seconds: float = Field(default=60.0, ge=0, le=365 * _DAY)

@@ -6,7 +6,6 @@ turn instead of failing in the middle with "database is locked". Engines are saf
 """
 
 import sqlite3
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,19 +21,15 @@ from sqlmodel import Session, SQLModel
 import daemon.state.tables  # noqa: F401 - fills the metadata
 from daemon.state.database_file import (
     APPLICATION_ID,
-    BACKUPS,
     DatabaseUnusable,
-    copy_database,
     how_to_restore,
-    journal_mode,
     revision,
+    verify,
     with_pragmas,
 )
 
 BUSY_SECONDS = 30.0
 MIGRATIONS = Path(__file__).parent / "migrations"
-#: Copies made before an upgrade that are kept, the newest ones.
-KEPT_COPIES = 3
 _ALEMBIC = """
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -48,8 +43,8 @@ def open_engine(path: Path, *, keep: bool = False) -> Engine:
     """
     Return a read-write engine; each of its transactions holds the write lock from its first statement on.
 
-    A commit that returned survives a power cut (synchronous EXTRA; in WAL mode the same as FULL). With `keep` the
-    engine pools its connections until it is disposed of: for a process that queries all day.
+    A commit that returned survives a power cut (synchronous EXTRA). With `keep` the engine pools its connections until
+    it is disposed of: for a process that queries all day.
     """
     return _engine(path, partial(_connect, path, foreign_keys=True), "BEGIN IMMEDIATE", QueuePool if keep else NullPool)
 
@@ -94,16 +89,14 @@ def migrate(path: Path) -> None:
     """
     Migrate the database at `path` to this program's schema in one transaction; create it and its folder if missing.
 
-    Before a change a verified copy is put into `backups/` in the same folder. Foreign keys are off during the
-    migration, since rebuilding a table would delete its children's rows, and are checked before the commit. Call it
-    while no other process has the database open: it also sets the journal mode. Raises `DatabaseUnusable` if the
-    database is newer than the program, or the file is no database.
+    Foreign keys are off during the migration, since rebuilding a table would delete its children's rows, and are
+    checked before the commit. Call it while no other process has the database open. Raises `DatabaseUnusable` if the
+    database is damaged or newer than the program, or the file is no database.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = _engine(path, partial(_connect, path, foreign_keys=False), "BEGIN IMMEDIATE")
     try:
         with engine.connect() as connection:
-            _choose_journal(connection)
             old = revision(path)
             if old == newest_revision():
                 return
@@ -111,7 +104,7 @@ def migrate(path: Path) -> None:
                 if old not in known_revisions():
                     message = f"the database {path} was written by a newer dropforge (schema {old})"
                     raise DatabaseUnusable(message, f"install that version again; or {how_to_restore(path)}")
-                _keep_copy(path, old)
+                verify(path)
             with connection.begin():
                 _create(connection) if old is None else _upgrade(connection, path)
                 connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
@@ -146,31 +139,9 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
 
-def _choose_journal(connection: Connection) -> None:
-    """Set the journal mode, which the file keeps; outside of any transaction, as SQLite requires."""
-    major, minor, patch = sqlite3.sqlite_version_info
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, sqlite3.Connection)  # noqa: S101 - for the type checker: our own creator made it
-    driver.execute(f"PRAGMA journal_mode={journal_mode((major, minor, patch))}")
-
-
 def known_revisions() -> set[str]:
     """Return the numbers of the migrations from their file names, without loading Alembic, which is slow."""
     return {path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
-
-
-def _keep_copy(path: Path, old: str) -> None:
-    """Copy the database to `backups/` before its schema changes, verified; delete all but the newest 3 such copies."""
-    folder = path.parent / BACKUPS
-    folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / f"before-{newest_revision()}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.db"
-    for old_copy in (*folder.glob(".before-*.tmp"), target):
-        old_copy.unlink(missing_ok=True)
-    copy_database(path, target)
-    log.info("database_copied", before=newest_revision(), schema=old, copy=str(target))
-    copies = sorted(folder.glob("before-*.db"), key=lambda one: one.stat().st_mtime_ns)
-    for one in copies[:-KEPT_COPIES]:
-        one.unlink()
 
 
 def _create(connection: Connection) -> None:

@@ -28,24 +28,13 @@ _PRIMARY_CODE = 0xFF  # the rest of an extended code says more of the same
 _DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
 #: A killed process left an unfinished transaction: a writer must roll it back, which a reader may not.
 _BEGUN = frozenset({sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_READONLY_RECOVERY})
-_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
+#: Another process holds it, or its disk is full or failing.
+_HINDERED = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class DatabaseUnusable(DropforgeError):
     """The state database is missing, damaged, locked, of another version, or on an unsafe file system."""
-
-
-def journal_mode(version: tuple[int, int, int]) -> str:
-    """
-    Return the journal mode ("wal" or "delete") that is safe with a version of the SQLite library.
-
-    Before 3.51.3 (mended in 3.50.7 and 3.44.6 too) a WAL that is reset while another process reads may corrupt the
-    database (sqlite.org/wal.html#walresetbug).
-    """
-    mended = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
-    return "wal" if mended else "delete"
 
 
 def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
@@ -196,12 +185,9 @@ def in_words(error: BaseException, path: Path) -> DatabaseUnusable | None:
             f"this user must be able to read and write it and its folder: ls -ld {path.parent} {path}; "
             "or ask as the user that the daemon runs as: sudo -u USER dropforge"
         )
-    elif code in _BUSY:
-        what = f"another process holds the state database {path}: {cause}"
-        hint = f"try again; who has it open: fuser -v {path}"
-    elif code in _NO_ROOM:
+    elif code in _HINDERED:
         what = f"the state database {path} cannot be used: {cause}"
-        hint = f"see whether its disk is full or failing: df -h {path.parent}; dmesg"
+        hint = f"try again; who has it open: fuser -v {path}; whether its disk is full: df -h {path.parent}"
     elif code in _DAMAGED:
         what, hint = f"the state database {path} is damaged: {cause}", how_to_restore(path)
     elif str(cause).startswith(("no such table", "no such column")):

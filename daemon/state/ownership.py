@@ -2,12 +2,11 @@
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
 
-from daemon.state.layout import DATABASE_NAME, FOLDERS
+from daemon.state.layout import FOLDERS
 from daemon.system.programs import name_of, user
 from pipeline.errors import DropforgeError
 
@@ -86,45 +85,3 @@ def _require_own(place: Path) -> None:
 
 def _not_own(place: Path, what: str) -> DropforgeError:
     return DropforgeError(f"{place} {what}", f"let it be a folder that {user()} alone can write to, or move it away")
-
-
-def state_rights(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield each problem of a state folder's mode and owner with its remedy; nothing if the folder is missing."""
-    try:
-        found = folder.stat()
-    except FileNotFoundError:
-        return
-    if found.st_mode & 0o077:
-        yield f"others may enter {folder}: mode {stat.S_IMODE(found.st_mode):o}", f"chmod 700 {folder}"
-    if found.st_uid != os.geteuid():
-        owner = name_of(found.st_uid)
-        words = f"{folder} belongs to user {owner}, and this is user {user()}"
-        yield words, f"ask as that user: sudo -u {owner} dropforge doctor"
-
-
-def may_replace(folder: Path) -> bool:
-    """Return whether users can delete each other's files in a folder; `False` if the folder is missing."""
-    try:
-        mode = folder.stat().st_mode
-    except FileNotFoundError:
-        return False
-    return bool(mode & 0o022) and not mode & stat.S_ISVTX
-
-
-def unwritable(state_folder: Path) -> Path | None:
-    """
-    Return the first path of a state folder that this user may not write; `None` if all are writable.
-
-    Checked are the folder, the folders that Dropforge makes in it, the database and the locks; if there is no state
-    folder yet, only the folder in which it would be created.
-    """
-    place = state_folder
-    while not place.exists():
-        place = place.parent
-    written = [place]
-    if place == state_folder:
-        folders = (place / name for name in FOLDERS)
-        written += [path for path in folders if path.is_dir() and not path.is_symlink()]
-        written += [path for path in (place / DATABASE_NAME, *sorted(place.glob("*.lock"))) if path.is_file()]
-    rights = ((path, os.W_OK | (os.X_OK if path.is_dir() else 0)) for path in written)
-    return next((path for path, right in rights if not os.access(path, right)), None)

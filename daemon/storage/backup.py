@@ -7,7 +7,6 @@ Back up the state folder while the daemon may write to it; `restore` puts a back
     BACKUP/runs/<id>/*.json  what its succeeded runs published: verdicts and numbers
     BACKUP/runs/<id>/attempts/decide-<n>/report/  their evidence cards
     BACKUP/models/<id>/      the merged models that are champion or previous, or wait for approval, if asked for
-    BACKUP/settings.json     the settings then in force, to read; nothing is restored from them
 
 Files are copied, not linked: a backup that shares its bytes with the original shares their damage. Not in a backup:
 checkpoints and logs, so a run that was not over begins again from its drops.
@@ -45,7 +44,6 @@ from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 
 MANIFEST = "manifest.json"
-SETTINGS = "settings.json"
 #: Endings of SQLite's files next to an open database.
 SIDECARS = ("-journal", "-wal", "-shm")
 #: Largest manifest, verdict or card, in bytes: they are read whole.
@@ -119,7 +117,7 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
             hint = f"name a folder of its own: install -d -o {user()} -m 700 {own}; dropforge backup {own}"
             raise DropforgeError(message, hint) from error
         try:
-            manifest = _fill(aside, settings, with_models=with_models)
+            manifest = _fill(aside, root, with_models=with_models)
             check(aside)
             durable.fsync_tree(aside)
             aside.rename(final)
@@ -150,11 +148,11 @@ def check(folder: Path) -> Manifest:
         if _seen_if_there(folder / name) != seen:
             raise DropforgeError(f"the backup is damaged: {folder / name} is missing or has changed", _ANOTHER)
     database = folder / DATABASE_NAME
-    refuse_sidecars(database)
+    _refuse_sidecars(database)
     if DATABASE_NAME not in manifest.files or verify(database) != manifest.counts:
         raise DropforgeError(f"the backup is damaged: {database} has not the rows that were backed up", _ANOTHER)
-    refuse_rows(database)
-    named = {DATABASE_NAME, SETTINGS, *(name for name, _ in named_files(folder, database, with_models=True))}
+    _refuse_rows(database)
+    named = {DATABASE_NAME, *(name for name, _ in named_files(folder, database, with_models=True))}
     for name in manifest.files.keys() - named:
         raise DropforgeError(f"{folder} holds a file that its database does not name: {name}", _ANOTHER)
     return manifest
@@ -180,16 +178,14 @@ def _refuse_other_kinds(folder: Path) -> None:
                 raise _refusal(f"{path} has more than {_MOST_BYTES:,} bytes")
 
 
-def refuse_sidecars(database: Path) -> None:
+def _refuse_sidecars(database: Path) -> None:
     """Raise `DropforgeError` if a database has a journal with content, which would be checked but not restored."""
     for path in (Path(f"{database}{suffix}") for suffix in SIDECARS[:2]):
         if os.path.lexists(path) and path.lstat().st_size:
-            message = f"{path} lies beside the database, so {database.name} alone is not all of it"
-            hint = f"make one file of them: sqlite3 {database} \"VACUUM INTO 'NEW.db'\", and restore that"
-            raise DropforgeError(message, hint)
+            raise _refusal(f"{path} lies beside the database, so {database.name} alone is not all of it")
 
 
-def refuse_rows(database: Path) -> None:
+def _refuse_rows(database: Path) -> None:
     """
     Raise `DropforgeError` if a row does not fit its table's model, or the database has a trigger or view.
 
@@ -267,8 +263,7 @@ def _aside_name(root: Path) -> str:
     return f".dropforge-{whose.hexdigest()[:16]}.tmp"
 
 
-def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
-    root = settings.state_folder
+def _fill(aside: Path, root: Path, *, with_models: bool) -> Manifest:
     # The database first: a file that its rows name was durable before they were committed.
     counts = copy_database(root / DATABASE_NAME, aside / DATABASE_NAME)
     schema = revision(aside / DATABASE_NAME)
@@ -276,8 +271,6 @@ def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
         message = f"{root / DATABASE_NAME} has no schema: a daemon is at its first start"
         raise DropforgeError(message, "try again when it is ready")
     files = {DATABASE_NAME: _seen(aside / DATABASE_NAME)}
-    durable.write_json(aside / SETTINGS, settings.model_dump(mode="json"))
-    files[SETTINGS] = _seen(aside / SETTINGS)
     missing = []
     for name, expected in named_files(root, aside / DATABASE_NAME, with_models=with_models):
         if not (root / name).is_file():

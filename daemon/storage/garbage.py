@@ -1,6 +1,6 @@
 """Find the files of a state folder that are not kept, each with the reason and the bytes that it frees."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from daemon.settings.model import Settings
 from daemon.state.layout import TRASH_NAME
 from daemon.state.states import RunState
 from daemon.state.tables import Run
-from daemon.storage.retention import DAY_MS, Kept, models_of, working_files
+from daemon.storage.retention import DAY_MS, Kept, models_of, tree_bytes, working_files
 from pipeline.artifacts import Frozen
 from pipeline.durable import read_object
 from pipeline.steps import STEPS
@@ -33,11 +33,9 @@ class Item(Frozen):
     """Published artifacts that lead to it, in the order in which they go."""
 
 
-def find_garbage(
-    session: Session, settings: Settings, kept: Kept, now: int, measure: Callable[[Path], int]
-) -> Iterator[Item]:
-    """Yield all items that are not in `kept`; `now` is in ms since the epoch, `measure` returns the bytes of a path."""
-    finder = _Finder(settings.state_folder, kept, now, measure)
+def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> Iterator[Item]:
+    """Yield all items that are not in `kept`; `now` is in ms since the epoch."""
+    finder = _Finder(settings, kept, now)
     yield from finder.cut_off()
     yield from finder.models()
     for run in kept.ended:
@@ -52,11 +50,11 @@ def find_garbage(
 class _Finder:
     """Searches one state folder for files that are not kept."""
 
-    def __init__(self, root: Path, kept: Kept, now: int, measure: Callable[[Path], int]) -> None:
-        self._root = root
+    def __init__(self, settings: Settings, kept: Kept, now: int) -> None:
+        self._root = settings.state_folder
+        self._limit = f"gc.keep_models = {settings.gc.keep_models}"
         self._kept = kept
         self._now = now
-        self._measure = measure
 
     def cut_off(self) -> Iterator[Item]:
         for path in sorted((self._root / TRASH_NAME).glob("*")):
@@ -65,7 +63,7 @@ class _Finder:
     def models(self) -> Iterator[Item]:
         for path in sorted((self._root / "models").glob("*")):
             runs = self._makers.get(path.name, [])
-            if self._kept.holds(path) or (not runs and (self._kept.unreadable or not self._is_old(path))):
+            if self._kept.holds(path) or (not runs and not self._is_old(path)):
                 continue
             why = self._why(runs[0]) if runs else "a model that no run made"
             references = [name for run in runs for name in self._references(run)]
@@ -83,8 +81,7 @@ class _Finder:
             yield self._item(path, "left by a process that died while it wrote")
 
     def unknown_runs(self) -> Iterator[Item]:
-        numbers = {run.id for run in self._kept.ended} | self._kept.open_runs | self._kept.unreadable
-        known = {str(number) for number in numbers}
+        known = {str(number) for number in {run.id for run in self._kept.ended} | self._kept.open_runs}
         for path in sorted((self._root / "runs").glob("*")):
             if path.name not in known and self._is_old(path):
                 yield self._item(path, "of a run that the database does not know")
@@ -136,8 +133,7 @@ class _Finder:
         return [f"runs/{run.id}/{step}.json" for step in steps]
 
     def _why(self, run: Run) -> str:
-        limit = self._kept.limits.get(run.id or 0, "what is kept")
-        return f"run {run.id}: {run.outcome or run.state}, beyond {limit}"
+        return f"run {run.id}: {run.outcome or run.state}, beyond {self._limit}"
 
     def _is_old(self, path: Path) -> bool:
         found = path.lstat()
@@ -145,4 +141,4 @@ class _Finder:
 
     def _item(self, path: Path, why: str, references: Iterable[str] = ()) -> Item:
         relative = path.relative_to(self._root).as_posix()
-        return Item(path=relative, why=why, bytes=self._measure(path), references=tuple(references))
+        return Item(path=relative, why=why, bytes=tree_bytes(path), references=tuple(references))

@@ -13,10 +13,8 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
-import structlog
 from sqlalchemy import Engine
 
 from daemon.settings.model import Settings
@@ -27,11 +25,9 @@ from daemon.state.run_files import attempt_folder
 from daemon.state.tables import Attempt
 from daemon.storage.disk import is_full
 from daemon.storage.garbage import Item, find_garbage
-from daemon.storage.retention import Kept, large_files, leftovers, tree_bytes, what_is_kept
+from daemon.storage.retention import Kept, leftovers, what_is_kept
 from pipeline import durable
 from pipeline.artifacts import Frozen
-
-log = structlog.get_logger()
 
 
 class Collected(Frozen):
@@ -48,16 +44,12 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
     Delete all files that are not kept, record an event and return them; with `dry_run` only return them.
 
     `now` is in milliseconds since the epoch. Safe while a daemon runs. Raises `OSError` if a file cannot be moved,
-    after all others were.
+    after all others were, and, with nothing changed, if the folder of a run cannot be read.
     """
     root = settings.state_folder
-    # Measured before anybody has to wait for the write lock.
-    measure = cache(tree_bytes)
-    for path in large_files(root):
-        measure(path)
     with collecting(root), transaction(engine) as session:
-        kept = what_is_kept(session, settings, now, measure)
-        items = list(find_garbage(session, settings, kept, now, measure))
+        kept = what_is_kept(session, settings)
+        items = list(find_garbage(session, settings, kept, now))
         refused = [] if dry_run else _throw_all_away(root, items, kept)
     found = Collected(dry_run=dry_run, items=tuple(items), bytes=sum(item.bytes for item in items))
     if not dry_run:
@@ -67,18 +59,6 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
     if refused:
         raise refused[0]
     return found
-
-
-def collect_quietly(engine: Engine, settings: Settings, now: int) -> OSError | None:
-    """Call `collect` and log the result; return an `OSError` instead of raising it."""
-    try:
-        found = collect(engine, settings, now)
-    except OSError as error:
-        log.warning("collection_failed", error=str(error))
-        return error
-    if found.items:
-        log.info("garbage_collected", bytes=found.bytes, items=len(found.items))
-    return None
 
 
 def clear_attempt(state_folder: Path, attempt: Attempt) -> None:

@@ -7,7 +7,6 @@ change to the last, and no daemon starts while it is there, so that an interrupt
 """
 
 import contextlib
-import os
 import shutil
 import sqlite3
 import time
@@ -19,18 +18,14 @@ from typing import NamedTuple
 
 from daemon.settings.model import Settings
 from daemon.state.database import known_revisions
-from daemon.state.database_file import BACKUPS, DatabaseUnusable, copy_database, refuse_network, revision, verify
+from daemon.state.database_file import BACKUPS, refuse_network
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.storage.backup import (
-    SETTINGS,
     SIDECARS,
     Manifest,
-    champions,
     check,
     named_files,
     open_regular,
-    refuse_rows,
-    refuse_sidecars,
     stamp,
     unreadable_verdicts,
 )
@@ -39,8 +34,6 @@ from daemon.system.programs import user
 from pipeline import durable
 from pipeline.errors import DropforgeError, is_disk_full
 
-#: File in the state folder with a backup's settings; settings of paths, which may differ without notice.
-_KEPT, _PLACES = "settings-of-backup.json", {"inbox", "state"}
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
 _ACCEPTED = "SELECT track, role, sha256, name FROM \"drop\" WHERE state = 'accepted'"
 _BEGIN_AGAIN = (
@@ -62,10 +55,6 @@ class Restored(NamedTuple):
     """Where the database and the runs that were there before are now."""
     lost: tuple[str, ...]
     """Files that were accepted after the backup was made, as `track/name`: they are in the inbox's `done/`."""
-    settings: Path | None
-    """Where the settings of the backup are now, to read; `None` if they are those of today, or not in it."""
-    tracks: tuple[str, ...]
-    """The tracks that they declare."""
     missing: tuple[str, ...]
     """Files that the restored database names and that are neither in backup nor state folder, or damaged verdicts."""
 
@@ -79,7 +68,7 @@ def refuse_half_restored(root: Path) -> None:
 
 def restore(settings: Settings, source: Path, *, without_models: bool = False) -> Restored:
     """
-    Verify the backup `source`, a folder of `dropforge backup` or a single database file, and restore it.
+    Verify the backup `source`, a folder of `dropforge backup`, and restore it.
 
     A run that was not over when the backup was made begins again with the settings in force then. Every row is parsed
     before anything is replaced. Raises `DropforgeError` if the disk is full; and, with nothing changed, while a daemon
@@ -91,55 +80,41 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     refuse_network(root)
     with _alone(root):
         try:
-            database, manifest = _open_backup(source)
+            manifest = _open_backup(source)
         except PermissionError as error:
             hint = f"let it, and enter the folders above: chown -R {user()} {source.absolute()}"
             raise DropforgeError(f"user {user()} may not read {Path(error.filename).absolute()}", hint) from error
-        files = {name: seen for name, seen in manifest.files.items() if name != SETTINGS}
-        _refuse_links(root, files)
+        _refuse_links(root, manifest.files)
         lost_models = [
             model
             for model in manifest.champions
-            if not (root / model).is_dir() and not any(name.startswith(f"{model}/") for name in files)
+            if not (root / model).is_dir() and not any(name.startswith(f"{model}/") for name in manifest.files)
         ]
         if lost_models and not without_models:
             message = f"the champion {lost_models[0]} is neither in the backup nor in {root}"
             raise DropforgeError(message, "put that folder there; or restore without it: --without-models")
         try:
-            replaced = _put_all_back(root, source.absolute(), database, files)
+            replaced = _put_all_back(root, source.absolute(), manifest.files)
         except OSError as error:
             if not is_disk_full(error):
                 raise
             raise _full(root, source, sum(size for size, _ in manifest.files.values())) from error
-        kept, tracks = _keep_settings(settings, source)
         missing = [name for name, _ in named_files(root, root / DATABASE_NAME) if not (root / name).exists()]
         missing += [*unreadable_verdicts(root, root / DATABASE_NAME), *lost_models]
-        lost = _lost(replaced / DATABASE_NAME, database)
-        return Restored(manifest, replaced, lost, kept, tracks, tuple(missing))
+        lost = _lost(replaced / DATABASE_NAME, source / DATABASE_NAME)
+        return Restored(manifest, replaced, lost, tuple(missing))
 
 
-def _keep_settings(settings: Settings, source: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """Save a backup's settings for reference if they differ from `settings`; return the file (or `None`) and tracks."""
-    found = durable.read_object(source / SETTINGS) if source.is_dir() else {}
-    today = settings.model_dump(mode="json")
-    if all(found.get(name) == value for name, value in today.items() if name not in _PLACES) or not found:
-        return None, ()
-    path = settings.state_folder / _KEPT
-    durable.write_json(path, found)
-    declared = found.get("tracks")
-    return path, ("default", *(declared if isinstance(declared, dict) else ()))
-
-
-def _put_all_back(root: Path, source: Path, database: Path, files: Mapping[str, tuple[int, str]]) -> Path:
+def _put_all_back(root: Path, source: Path, files: Mapping[str, tuple[int, str]]) -> Path:
     """Replace the content of the state folder while the marker file exists; return the folder of replaced files."""
     durable.write_json(root / RESTORING, {"backup": str(source)})
     replaced = root / BACKUPS / f"replaced-{stamp()}-{uuid.uuid4().hex[:6]}"
     replaced.mkdir(parents=True, mode=0o700)
-    _put_runs_aside(root, database, replaced)
+    _put_runs_aside(root, source / DATABASE_NAME, replaced)
     for name, (size, sha256) in files.items():
         if name != DATABASE_NAME:
             _put_back(source / name, root / name, size, sha256)
-    _replace_database(root, database, replaced, files[DATABASE_NAME][1])
+    _replace_database(root, source / DATABASE_NAME, replaced, files[DATABASE_NAME][1])
     (root / RESTORING).unlink()
     durable.fsync_folder(root)
     return replaced
@@ -177,33 +152,16 @@ def _alone(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def _open_backup(source: Path) -> tuple[Path, Manifest]:
-    """Return the path of the backup's database and the manifest, both verified. Raises `DropforgeError`."""
-    if not source.exists():
+def _open_backup(source: Path) -> Manifest:
+    """Verify a backup and return its manifest. Raises `DropforgeError`."""
+    if not source.is_dir():
         hint = "name a folder that `dropforge backup` made, by its whole path: dropforge restore /mnt/monday"
         raise DropforgeError(f"there is no backup {source.absolute()}", hint)
-    if source.is_dir():
-        manifest = check(source)
-        database = source / DATABASE_NAME
-    else:
-        os.close(open_regular(source.resolve()))  # a FIFO would be waited for
-        refuse_sidecars(source)
-        seen = (source.stat().st_size, durable.sha256_file(source))
-        database, counts = source, verify(source)
-        manifest = Manifest(
-            made_at="",
-            schema_revision=revision(source) or "none",
-            counts=counts,
-            champions=champions(source),
-            with_models=False,
-            missing=(),
-            files={DATABASE_NAME: seen},
-        )
-        refuse_rows(source)
+    manifest = check(source)
     if manifest.schema_revision not in known_revisions():
         message = f"the backup {source} has a schema that this version does not know: {manifest.schema_revision}"
         raise DropforgeError(message, "install the version that made it, or a newer one")
-    return database, manifest
+    return manifest
 
 
 def _put_runs_aside(root: Path, database: Path, replaced: Path) -> None:
@@ -232,15 +190,11 @@ def _replace_database(root: Path, database: Path, replaced: Path, sha256: str) -
     path = root / DATABASE_NAME
     aside = _copy_aside(database, path, sha256)
     _begin_again(aside)
-    if path.exists():
-        try:
-            copy_database(path, replaced / DATABASE_NAME)
-        except (DatabaseUnusable, OSError):
-            # It is damaged, which may be why somebody restores: kept as it is.
-            for suffix in ("", *SIDECARS):
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copyfile(f"{path}{suffix}", replaced / f"{DATABASE_NAME}{suffix}")
-            durable.fsync_tree(replaced)
+    # As it is: it may be damaged, which may be why somebody restores. Nobody has it open.
+    for suffix in ("", *SIDECARS):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(f"{path}{suffix}", replaced / f"{DATABASE_NAME}{suffix}")
+    durable.fsync_tree(replaced)
     # Before the new file has the name: SQLite would apply the old one's journal to it.
     for suffix in SIDECARS:
         Path(f"{path}{suffix}").unlink(missing_ok=True)

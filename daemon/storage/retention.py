@@ -2,12 +2,14 @@
 Determine the files that `gc` keeps, from the database in one transaction; nothing is changed.
 
 Kept whatever the settings say: base models, each track's current and previous champion and the targets of its links,
-wins that wait for approval, and everything of a run that is not over. More former champions are kept by number, other
-runs by number, age and bytes, the newest first (settings `gc`).
+wins that wait for approval, and everything of a run that is not over. More former champions and other runs are kept by
+number, the newest first (settings `gc`).
 """
 
+import contextlib
+import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,11 +40,7 @@ class Kept:
     newest_runs: set[int] = field(default_factory=set)
     """Ended runs within the limits of the settings."""
     ended: list[Run] = field(default_factory=list)
-    """All other runs than the open and the unreadable ones, the latest first."""
-    limits: dict[int, str] = field(default_factory=dict)
-    """Ended runs that are not kept, each with the setting that it is beyond."""
-    unreadable: set[int] = field(default_factory=set)
-    """Runs of which it cannot be read what they need: nothing of theirs goes, and no model that might be theirs."""
+    """All other runs than the open ones, the latest first."""
     folders: set[Path] = field(default_factory=set)
     """Resolved: the drops, what open runs have, what the artifacts of ended ones name that are kept."""
 
@@ -65,8 +63,8 @@ class Kept:
             raise DropforgeError(message, "report this: a collection must never come this far")
 
 
-def what_is_kept(session: Session, settings: Settings, now: int, measure: Callable[[Path], int]) -> Kept:
-    """Return what must be kept; `now` is in ms since the epoch, `measure` returns the bytes of a path."""
+def what_is_kept(session: Session, settings: Settings) -> Kept:
+    """Return what must be kept. Raises `OSError` if the folder of a run cannot be read."""
     root = settings.state_folder
     kept = Kept()
     kept.folders.add((root / "drops").resolve())
@@ -84,7 +82,7 @@ def what_is_kept(session: Session, settings: Settings, now: int, measure: Callab
             # Kept until it is approved or the champion changes, whatever its age.
             kept.champion_runs.add(run.id)
             kept.models |= models_of(root, run.id)
-    _keep_newest(settings, kept, now, measure)
+    _keep_newest(settings, kept)
     for run_id in kept.newest_runs:
         kept.models |= models_of(root, run_id)
     for run_id in kept.runs:
@@ -93,25 +91,21 @@ def what_is_kept(session: Session, settings: Settings, now: int, measure: Callab
 
 
 def _sort_runs(session: Session, root: Path, kept: Kept) -> None:
-    """Add open and unreadable runs to `kept`, and list the other runs in `kept.ended`, the latest first."""
+    """Add open runs to `kept`, and list the other runs in `kept.ended`, the latest first. Raises `OSError`."""
     for run in session.exec(select(Run).order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all():
-        if not _is_readable(root / "runs" / str(run.id)):
-            kept.unreadable.add(run.id or 0)
-        elif run.state in {RunState.QUEUED, RunState.RUNNING, RunState.WAITING}:
+        _require_readable(root / "runs" / str(run.id))
+        if run.state in {RunState.QUEUED, RunState.RUNNING, RunState.WAITING}:
             _keep_open(root, run, kept)
         else:
             kept.ended.append(run)
 
 
-def _is_readable(run_folder: Path) -> bool:
-    """Return whether a run's folder can be read; `True` if it does not exist."""
-    try:
-        with os.scandir(run_folder) as found:
-            return all(os.access(entry.path, os.R_OK | (os.X_OK if entry.is_dir() else 0)) for entry in found)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+def _require_readable(run_folder: Path) -> None:
+    """Raise `OSError` if a run's folder exists and cannot be read: nobody would know which models it needs."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(run_folder):
+            if not os.access(entry.path, os.R_OK | (os.X_OK if entry.is_dir() else 0)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), entry.path)
 
 
 def _keep_champions(session: Session, root: Path, track: Track, former: int, kept: Kept) -> None:
@@ -144,28 +138,19 @@ def _keep_open(root: Path, run: Run, kept: Kept) -> None:
         kept.models |= _places(root, champion, f"models/{identity}" if identity else None)
 
 
-def _keep_newest(settings: Settings, kept: Kept, now: int, measure: Callable[[Path], int]) -> None:
-    """Choose the ended runs to keep: by number per track and kind (succeeded or not), age and total bytes."""
-    root, limits = settings.state_folder, settings.gc
+def _keep_newest(settings: Settings, kept: Kept) -> None:
+    """Choose the ended runs to keep: of each track the newest with files, counted apart by whether they succeeded."""
+    root = settings.state_folder
     counts: dict[tuple[str, bool], int] = {}
-    total = 0
     for run in kept.ended:
         if run.id is None or run.id in kept.champion_runs:
             continue
-        models = [root / "models" / path.name for path in models_of(root, run.id) if not kept.holds(path)]
-        size = sum(map(measure, [*models, *working_files(root / "runs" / str(run.id))]))
-        if not size:
+        own = [path for path in models_of(root, run.id) if path.exists() and not kept.holds(path)]
+        if not own and not any(working_files(root / "runs" / str(run.id))):
             continue
         kind = (run.track, run.state == RunState.SUCCEEDED)
         counts[kind] = counts.get(kind, 0) + 1
-        if counts[kind] > limits.keep_models:
-            kept.limits[run.id] = f"gc.keep_models = {limits.keep_models}"
-        elif now - (run.ended_at or 0) > limits.keep_days * DAY_MS:
-            kept.limits[run.id] = f"gc.keep_days = {limits.keep_days:g}"
-        elif total + size > limits.keep_bytes:
-            kept.limits[run.id] = f"gc.keep_bytes = {limits.keep_bytes}"
-        else:
-            total += size
+        if counts[kind] <= settings.gc.keep_models:
             kept.newest_runs.add(run.id)
 
 
@@ -197,13 +182,6 @@ def leftovers(attempt: Path) -> Iterator[Path]:
     """Yield the large files of an attempt: data, adapters, models, predictions."""
     if attempt.is_dir():
         yield from (path for path in sorted(attempt.iterdir()) if path.name not in _STORY)
-
-
-def large_files(root: Path) -> Iterator[Path]:
-    """Yield the large files of a state folder: models, and the working files of runs."""
-    yield from root.glob("models/*")
-    for folder in root.glob("runs/*"):
-        yield from working_files(folder)
 
 
 def tree_bytes(path: Path) -> int:

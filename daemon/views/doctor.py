@@ -12,11 +12,9 @@ from daemon.settings.model import Settings
 from daemon.state.database import newest_revision, open_reader
 from daemon.state.database_file import file_system, in_words, is_network, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
-from daemon.state.ownership import may_replace, state_rights, unwritable
 from daemon.storage.backup import named_files
 from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.processes import lock_holder
-from daemon.system.programs import user
 from daemon.views import preflight
 from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
@@ -55,7 +53,6 @@ def examine(settings: Settings) -> list[Finding]:
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _database,
         _file_systems,
-        _rights,
         _space,
         _inbox,
         bases,
@@ -110,10 +107,6 @@ def _file_systems(settings: Settings) -> Iterator[Finding]:
     if is_network(kind):
         remedy = 'put it on a local disk: state = "/a/local/folder" in dropforge.toml'
         yield _bad("state", f"{settings.state} lies on {kind}, a network file system", remedy)
-    elif (refused := unwritable(settings.state_folder)) is not None:
-        # `dropforge run` ends at the first file or folder that it may not write.
-        remedy = f"ask as the daemon's user: sudo -u USER dropforge doctor; or let this user: ls -ld {refused}"
-        yield _bad("state", f"user {user()} may not write to {refused}", remedy)
     else:
         yield _ok("state", f"{settings.state} on {kind}")
     kind = file_system(settings.inbox_folder)
@@ -122,16 +115,6 @@ def _file_systems(settings: Settings) -> Iterator[Finding]:
         yield _warn("inbox", f"{settings.inbox} lies on {kind}", remedy)
     else:
         yield _ok("inbox", f"{settings.inbox} on {kind}")
-
-
-def _rights(settings: Settings) -> Iterator[Finding]:
-    """Yield a warning for each permission with which other users could change the state or others' drops."""
-    for text, remedy in state_rights(settings.state_folder):
-        yield _warn("state rights", text, remedy)
-    for folder in (one.path for one in watched_folders(settings)):
-        if may_replace(folder):
-            text = f"{folder}: who may drop files may take away and replace what others dropped"
-            yield _warn("inbox rights", text, f"chmod +t {folder}")
 
 
 def _space(settings: Settings) -> Iterator[Finding]:

@@ -16,7 +16,6 @@ from sqlmodel import select
 
 from daemon.state import database, database_file
 from daemon.state.database import (
-    KEPT_COPIES,
     migrate,
     newest_revision,
     open_engine,
@@ -27,7 +26,6 @@ from daemon.state.database_file import (
     BACKUPS,
     DatabaseUnusable,
     file_system,
-    journal_mode,
     refuse_network,
     verify,
 )
@@ -134,28 +132,6 @@ def test_a_further_migration_is_applied_to_a_database_with_rows(
     run["cause"] = run.pop("trigger")
     assert rows_of(path) == before
     verify(path, at_start=True)
-
-
-def test_a_verified_copy_is_made_before_an_upgrade_and_the_last_three_are_kept(
-    path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_run_with_attempt(engine)
-    before, first = rows_of(path), path.read_bytes()
-    with_next_step(monkeypatch, path.parent / "steps", REBUILD)
-    backups = path.parent / BACKUPS
-    for number in range(KEPT_COPIES + 2):
-        path.write_bytes(first)
-        migrate(path)
-        # As if they had been made at other times.
-        for copy in backups.glob("before-*Z.db"):
-            os.utime(copy, (number, number))
-            copy.rename(copy.with_name(f"before-{number}.db"))
-    copies = sorted(backups.iterdir())
-    assert [copy.name for copy in copies] == ["before-2.db", "before-3.db", "before-4.db"]
-    assert rows_of(copies[-1]) == before
-    assert database_file.revision(copies[-1]) == "0001"
-    migrate(path)
-    assert len(list(backups.iterdir())) == KEPT_COPIES, "a start that changes no schema copies nothing"
 
 
 def test_a_damaged_database_is_not_upgraded(path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,36 +402,6 @@ def test_reading_before_the_first_start_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnusable, match="no database") as missing:
         open_reader(tmp_path / "state.db")
     assert "dropforge run" in missing.value.hint
-
-
-@pytest.mark.parametrize(
-    ("version", "mode"),
-    [
-        ((3, 44, 5), "delete"),
-        ((3, 44, 6), "wal"),
-        ((3, 45, 9), "delete"),
-        ((3, 46, 1), "delete"),
-        ((3, 50, 6), "delete"),
-        ((3, 50, 7), "wal"),
-        ((3, 51, 2), "delete"),
-        ((3, 51, 3), "wal"),
-        ((3, 53, 4), "wal"),
-    ],
-)
-def test_a_write_ahead_log_is_used_only_where_the_library_cannot_corrupt_it(
-    version: tuple[int, int, int], mode: str
-) -> None:
-    assert journal_mode(version) == mode
-
-
-@pytest.mark.parametrize("mode", ["wal", "delete"])
-def test_the_journal_mode_is_set_when_the_database_is_migrated(
-    path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
-) -> None:
-    monkeypatch.setattr(database, "journal_mode", lambda _version: mode)
-    migrate(path)
-    with open_engine(path).connect() as connection:
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == mode
 
 
 if __name__ == "__main__":

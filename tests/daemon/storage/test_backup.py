@@ -27,7 +27,7 @@ from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import Settings
 from daemon.state.database import open_engine, transaction
-from daemon.state.database_file import BACKUPS, DatabaseUnusable, copy_database, verify
+from daemon.state.database_file import BACKUPS, DatabaseUnusable, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.state.tables import Drop, Event, Run
 from daemon.storage.backup import MANIFEST, check, make
@@ -212,21 +212,6 @@ def test_the_command_that_restores_leaves_links_to_the_champions(served: LivedIn
     assert (links / "previous").resolve() == (served.folder / "base").resolve()
 
 
-def test_a_restore_elsewhere_brings_the_settings_along_to_read(
-    served: LivedIn, dropforge: Any, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    made, folder = make(served.settings, served.folder / "kept", with_models=True), tmp_path_factory.mktemp("new")
-    (folder / "dropforge.toml").write_text("")
-    done = dropforge("--config", folder / "dropforge.toml", "restore", made.folder)
-    kept = folder / ".dropforge" / "settings-of-backup.json"
-    assert done.out.splitlines()[1:] == [
-        f"its settings differ from today's, and nothing reads them: {kept}",
-        "they declare the tracks default and support; today's declare the track default",
-    ]
-    assert json.loads(kept.read_text()) == served.settings.model_dump(mode="json")
-    assert "its settings" not in dropforge("restore", made.folder).out, "they are today's"
-
-
 def test_runs_of_an_earlier_version_are_backed_up_and_restored(served: LivedIn, tmp_path: Path) -> None:
     with served.engine.begin() as base:
         base.exec_driver_sql("UPDATE run SET config = json_set(config, '$.train.gone', 1, '$.gate.on', 'gone')")
@@ -261,13 +246,6 @@ def test_what_came_after_the_backup_is_put_aside_and_named(served: LivedIn, tmp_
     assert (rows(served.settings, Run)[2].state, rows(served.settings, Run)[2].config) == ("waiting", None)
     served.engine = open_engine(root / DATABASE_NAME)
     assert served.claim().run_id == 3, "it was running and goes on"
-
-
-def test_a_copy_of_the_database_alone_can_be_put_back(served: LivedIn, tmp_path: Path) -> None:
-    copy_database(served.settings.state_folder / DATABASE_NAME, tmp_path / "copy.db")
-    served.take("late.jsonl", lines("late"))
-    assert restore(served.settings, tmp_path / "copy.db").lost == ("default/late.jsonl",)
-    assert len(rows(served.settings, Drop)) == 6
 
 
 def test_a_damaged_database_is_kept_aside_as_it_is_and_replaced(served: LivedIn, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_what_the_machine_refuses_is_said(
     with lived_in.engine.begin():  # holds the write lock
         answer = program.post("/api/v1/runs/3/cancel")
         assert answer.status_code == 503
-        assert "another process holds the state database" in answer.json()["error"]["message"]
+        assert "cannot be used: database is locked" in answer.json()["error"]["message"]
     monkeypatch.setattr("daemon.queue.run_queue.cancel", _full)
     answer = person.post("/runs/3/cancel")
     assert answer.status_code == 503
