@@ -109,28 +109,15 @@ class Report(Frozen):
     """Records that the candidate answered better, the best first."""
     settings: dict[str, Any]
     """The run's configuration, as its steps were told it."""
-    settings_sha256: str
-    """Of the settings as JSON with sorted keys and without spaces."""
-
-
-def harm_share(guard: GuardResult) -> float | None:
-    """
-    Return a guard's measured harm as a share of its margin: 0 no harm, 1 all of it, negative an improvement.
-
-    `None` without a change or a margin. Scores harm by falling, other units by rising.
-    """
-    if guard.change is None or guard.margin is None:
-        return None
-    harm, room = (-guard.change if guard.unit == "points" else guard.change), abs(guard.margin)
-    if room > 0:
-        return harm / room
-    return None if harm > 0 else 0.0
 
 
 def is_nearly_failed(guard: GuardResult) -> bool:
-    """Return whether a guard passed with little left of its margin."""
-    share = harm_share(guard)
-    return guard.state == "passed" and share is not None and share >= NEARLY
+    """Return whether a guard passed with its harm at `NEARLY` of its margin or more."""
+    if guard.state != "passed" or guard.change is None or not guard.margin:
+        return False
+    # Scores harm by falling, other units by rising.
+    harm = -guard.change if guard.unit == "points" else guard.change
+    return harm >= NEARLY * abs(guard.margin)
 
 
 def schema() -> dict[str, Any]:

@@ -7,8 +7,7 @@ An x is in per cent of the width and a y in pixels, so that a plot fills the pag
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.artifacts import Adapter, CurvePoint, GuardResult, SliceResult, Verdict
-from pipeline.report.facts import harm_share
+from pipeline.artifacts import Adapter, CurvePoint, Verdict
 from pipeline.words import plain, tick, ticks
 
 #: The loss curve's own area: left edge and width in per cent, top and height in pixels.
@@ -33,19 +32,9 @@ class Axis:
         """Return the x of a value as an SVG attribute."""
         return f"{self.percent(value):.2f}%"
 
-    def ticks(self, most: int = 6) -> list[float]:
-        """Return the round values, at most `most`, to label below the axis."""
-        return ticks(self.low, self.high, most)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A horizontal bar: its colour's name, position, width and description."""
-
-    kind: str
-    x: str
-    width: str
-    words: str
+    def ticks(self) -> list[float]:
+        """Return the round values, at most 6, to label below the axis."""
+        return ticks(self.low, self.high, 6)
 
 
 @dataclass(frozen=True)
@@ -68,28 +57,6 @@ def gain_axis(verdict: Verdict, min_gain: float) -> Axis | None:
     seen = verdict.smallest_detectable_gain
     values = [0.0, min_gain, *verdict.interval, verdict.gain, *([] if seen is None else [seen])]
     return Axis(*_padded(values))
-
-
-def slice_axis(slices: Sequence[SliceResult]) -> Axis:
-    """Return one axis for the gains of all slices, in points, symmetric about 0."""
-    values = [value for one in slices for value in (one.gain, *(one.interval or ()))]
-    reach = 1.05 * (max((abs(value) for value in values), default=1.0) or 1.0)
-    return Axis(-reach, reach)
-
-
-#: No change in the middle of the bar, the margin to the right of it.
-GUARD_AXIS = Axis(-1.0, 1.5)
-
-
-def guard_bar(guard: GuardResult) -> Bar | None:
-    """Return a bar of a guard's harm as a share of its margin; `None` if it has no change or no margin."""
-    share = harm_share(guard)
-    if share is None:
-        return None
-    start, end = sorted((GUARD_AXIS.percent(0), GUARD_AXIS.percent(share)))
-    kind = "bad" if guard.state == "failed" else "good" if share <= 1 else "warn"
-    words = f"{plain(100 * share, 0)} % of the harm that is let pass"
-    return Bar(kind, f"{start:.2f}%", f"{max(end - start, 0.6):.2f}%", words)
 
 
 def curves_chart(curves: Sequence[tuple[str, str, Sequence[CurvePoint]]]) -> Chart | None:

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.artifacts import Adapter, Evaluation, FormerScores, GuardResult, Overlap, SliceResult, Verdict
+from pipeline.artifacts import Adapter, Evaluation, GuardResult, Overlap, SliceResult, Verdict
 from pipeline.decide.explain import change_words, digits, margin_words
 from pipeline.report.facts import Report, is_nearly_failed
-from pipeline.report.plots import Axis, Bar, guard_bar, slice_axis
 from pipeline.search_settings import settings_words
 from pipeline.words import duration, plain, signed, span
 
@@ -26,20 +25,16 @@ class Column:
     head: str
     number: bool = False
     """Digits, set to the right."""
-    axis: Axis | None = None
-    """The scale of its pictures, drawn in its head."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: a text with a smaller text below it, a bar, or a gain with its interval."""
+    """One cell: a text, with a smaller text below it."""
 
     text: str = ""
     kind: str = ""
     """The class of its text."""
     small: str = ""
-    bar: Bar | None = None
-    gain: SliceResult | None = None
 
 
 #: A cell that is a text alone is written as such; `None` is an empty one.
@@ -74,11 +69,8 @@ def _plain(value: float | None, places: int = 1) -> str | None:
 def guards_table(verdict: Verdict) -> Table:
     """Return the table of guards: failed ones first, then nearly failed, passed and shown ones."""
     numbers = _numbers("Champion", "New model", "Change", "Limit")
-    columns = (Column("Guard"), *numbers, Column("Against the limit"), *_numbers("Records"), Column("State"))
-    note = (
-        "A guard fails on harm that is shown beyond chance; most must be beyond their limit, too. Bars: the line in "
-        "the middle is no change, to the right of it is harm, the dashed line is the limit."
-    )
+    columns = (Column("Guard"), *numbers, *_numbers("Records"), Column("State"))
+    note = "A guard fails on harm that is shown beyond chance; most must be beyond their limit, too."
     order = {"failed": 0, "passed": 1, "shown": 2}
     guards = sorted(verdict.guards, key=lambda guard: (order[guard.state], not is_nearly_failed(guard)))
     return _table(note, columns, [_guard_row(guard) for guard in guards])
@@ -96,24 +88,26 @@ def _guard_row(guard: GuardResult) -> Row:
         _plain(guard.candidate, places),
         Cell(change_words(guard), small=bound),
         margin_words(guard),
-        Cell(guard.label if (bar := guard_bar(guard)) else "", bar=bar),
         None if guard.records is None else f"{guard.records:,}",
         Cell("! nearly failed", "state nearly") if nearly else state,
     )
 
 
 def slices_table(slices: Sequence[SliceResult]) -> Table:
-    """Return the table of slices, with their gains on one scale."""
-    numbers = _numbers("Records", "Champion", "New model", "Gain", "Interval")
-    columns = (Column("Records of"), *numbers, Column("On one scale", axis=slice_axis(slices)))
-    note = "Points of the primary metric; a dot is the gain, a line its interval."
-    return _table(note, columns, [_slice_row(one) for one in slices])
-
-
-def _slice_row(one: SliceResult) -> Row:
-    interval = span(one.interval) if one.interval else None
-    scores = (plain(one.champion), plain(one.candidate), signed(one.gain))
-    return (one.label, f"{one.records:,}", *scores, interval, Cell(one.label, gain=one))
+    """Return the table of slices, with their gains."""
+    columns = (Column("Records of"), *_numbers("Records", "Champion", "New model", "Gain", "Interval"))
+    rows = [
+        (
+            one.label,
+            f"{one.records:,}",
+            plain(one.champion),
+            plain(one.candidate),
+            signed(one.gain),
+            span(one.interval) if one.interval else None,
+        )
+        for one in slices
+    ]
+    return _table("Points of the primary metric", columns, rows)
 
 
 def drops_table(report: Report) -> Table:
@@ -147,16 +141,6 @@ def overlaps_table(overlaps: Sequence[Overlap]) -> Table:
     columns = (Column("Training row"), Column("Held-out record"), Column("In common"))
     rows = [(one.train_text, one.heldout_text, _RULES[one.rule]) for one in overlaps]
     return _table("Beginnings of both texts", columns, rows)
-
-
-def former_table(former: Sequence[FormerScores]) -> Table:
-    """Return the table of former champions that had answered some of the records."""
-    columns = (Column("Former champion"), *_numbers("Records", "Score"), Column("Model"))
-    rows = [
-        (f"generation {one.generation}", f"{one.records:,}", plain(one.score), Cell(one.model_id, "code"))
-        for one in former
-    ]
-    return _table("Former champions on those of the records that they had answered, in points", columns, rows)
 
 
 def trials_table(adapter: Adapter) -> Table:

@@ -1,8 +1,6 @@
 """Build the evidence card from the published artifacts: report.json and report.html, for every verdict."""
 
-import hashlib
 import heapq
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -46,7 +44,6 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
     dataset, config = attempt.load(Dataset), attempt.config
     adapter, evaluation = _published(attempt, Adapter), _published(attempt, Evaluation)
     regressions, gains = pick(_records(attempt, evaluation), verdict.metric)
-    settings = config.model_dump(mode="json")
     return Report(
         run=attempt.spec.run,
         track=config.track,
@@ -65,15 +62,8 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
         judgement=judgement or _published(attempt, Judgement),
         regressions=regressions,
         gains=gains,
-        settings=settings,
-        settings_sha256=hash_settings(settings),
+        settings=config.model_dump(mode="json"),
     )
-
-
-def hash_settings(settings: Mapping[str, Any]) -> str:
-    """Return the sha256 of settings as JSON with sorted keys and without spaces."""
-    written = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(written.encode()).hexdigest()
 
 
 def _published(attempt: Attempt, kind: type[A]) -> A | None:
