@@ -32,14 +32,6 @@ CURVE_POINTS = 200
 A = TypeVar("A", bound=Artifact)
 
 
-class TwinRun(Frozen):
-    """A run that trained on the same drops under another seed and was compared with the same champion."""
-
-    run: int
-    gain: float
-    """Its candidate's gain, in points of the primary metric."""
-
-
 class StepSpec(Frozen):
     """The input of one attempt at a step of a run, written by the dispatcher."""
 
@@ -70,8 +62,6 @@ class StepSpec(Frozen):
     """Candidates of the track that were evaluated before."""
     judged_versions: dict[str, int] = Field(default_factory=dict)
     """Of those, how many on each version of the held-out set."""
-    twin: TwinRun | None = None
-    """The run that this one repeats under another seed: how far the two differ, training alone can do."""
     suspect: int | None = None
     """Of a trial, the drop that it tries alone, as it may have made another run worse."""
     proposed_rows: int = 0

@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 from daemon.champions import history, promotion
-from daemon.queue.snapshots import judged_before, snapshot_ids
+from daemon.queue.snapshots import judged_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
@@ -16,7 +16,7 @@ from daemon.state.tables import Attempt, Run, Suspect, Track
 from daemon.state.tables import Drop as DropRow
 from pipeline.artifacts import Drop
 from pipeline.config import RunConfig
-from pipeline.contract import StepSpec, TwinRun
+from pipeline.contract import StepSpec
 from pipeline.steps import BY_NAME
 
 #: Number of former champions that a candidate is compared with.
@@ -102,7 +102,6 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         "former": history.former(past, session.get_one(Track, run.track), settings.state_folder, _FORMER),
         "uses": uses,
         "judged_versions": versions,
-        "twin": _twin(session, settings, run, serving.model_id),
         "suspect": session.exec(select(Suspect.drop_id).where(Suspect.trial_run == run.id)).first(),
         "proposed_rows": sum(session.exec(proposed).all()),
     }
@@ -111,20 +110,6 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
 def _fixed_shares(track: Track) -> dict[str, float]:
     """Return the split shares that the track's first run fixed, so that no prompt moves to another part."""
     return {name: share for name, share in (track.split or {}).items() if name in {"heldout", "dev"}}
-
-
-def _twin(session: Session, settings: Settings, run: Run, champion: str) -> TwinRun | None:
-    """Return the run that a trial repeats with the same drops and champion, and its gain; `None` if there is none."""
-    blamed = session.exec(select(Suspect.blamed_run).where(Suspect.trial_run == run.id)).first()
-    if blamed is None or snapshot_ids(session.get_one(Run, blamed)) != snapshot_ids(run):
-        return None
-    try:
-        verdict = run_files.load_verdict(settings.state_folder, blamed)
-    except run_files.ArtifactDamaged:
-        return None
-    if verdict is None or verdict.gain is None or verdict.champion_model_id != champion:
-        return None
-    return TwinRun(run=blamed, gain=verdict.gain)
 
 
 def key_of(attempt: Attempt) -> str:

@@ -54,19 +54,12 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
 
 def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[NextStep]:
     """Return the remedies of the guards that failed, and how to find a bad drop if one of them blames drops."""
-    config, run = spec.config, spec.run
+    config = spec.config
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
     steps = _against_forgetting([guard for guard in failed if guard.guard == "general"], dataset, config.train)
     for told in dict.fromkeys(GUARDS[guard.guard] for guard in failed):
         if told.remedy:
             steps.append(NextStep(words=told.remedy, command=told.command.format(track=config.track_option) or None))
-    if {guard.guard for guard in failed} == {"judge"}:
-        steps.append(
-            NextStep(
-                words="If that is no harm to you, let it serve all the same.",
-                command=f"dropforge promote {run} --force --reason TEXT",
-            )
-        )
     return [*steps, *(_after_harm(verdict, spec) if verdict.blames_new_drops else [NextStep(words=_KEPT)])]
 
 
@@ -74,21 +67,16 @@ def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: 
     """
     Return the steps against a loss of general abilities: train less, or add general rows; none if nothing failed.
 
-    Epochs are lowered first: three forgot more than a doubled learning rate did (`bench/presets.py`). One general row
-    per five rows is the share that `train.replay` has of old rows by default.
+    One general row per five rows is the share that `train.replay` has of old rows by default.
     """
     if not failed:
         return []
     fell = listed([f"{guard.label} by {plain(-(guard.change or 0.0))} points{lost_most(guard)}" for guard in failed])
     margin = f"{plain(failed[0].margin or 0.0)} are let pass, guards.general"
-    less = f"train.learning_rate = {train.learning_rate / 2:g} (it was {train.learning_rate:g})"
-    if train.epochs > 1:
-        less = f"train.epochs = {max(1.0, train.epochs / 2):g} (it was {train.epochs:g})"
-    if {"learning_rate", "epochs"} & train.search.space.keys():
-        less = "smaller values in train.search.space"
+    less = f"train.epochs (it was {train.epochs:g}) or train.learning_rate (it was {train.learning_rate:g})"
     rows = count(math.ceil(dataset.train_rows * GENERAL_SHARE), "row")
     return [
-        NextStep(words=f"General abilities fell: {fell} ({margin}). Train less, with {less}."),
+        NextStep(words=f"General abilities fell: {fell} ({margin}). Train less: lower {less}."),
         NextStep(
             words=f"Or drop general questions with their answers beside your rows, one to each five (about {rows}): "
             "more rows of the task do not help."
@@ -128,11 +116,11 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
 
 
 def _after_no_proof(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None) -> list[NextStep]:
-    # A search chooses by dev rows, of which there are none where they would be few.
-    steps, otherwise = [], _other_settings(spec.config, adapter) if dataset.dev_rows else []
+    steps = []
     if verdict.records_needed and verdict.records_needed > _MANY_TIMES * verdict.groups:
-        return _far_away(spec.run, otherwise)
-    if verdict.records_needed:
+        words = "Wait for more drops, whose gains add up: held-out records alone will not show a gain as small as this."
+        steps.append(NextStep(words=words))
+    elif verdict.records_needed:
         missing = _records_for(verdict)
         records = count(missing, "more held-out record")
         rows = _rows_for(missing, dataset)
@@ -145,6 +133,8 @@ def _after_no_proof(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter:
     else:
         steps.append(NextStep(words="Drop more or other data: what is there taught the model nothing that shows."))
     again = "Nothing is lost: these drops are trained on again, together with the next ones."
+    # A search chooses by dev rows, of which there are none where they would be few.
+    otherwise = _other_settings(spec.config, adapter) if dataset.dev_rows else []
     return [*steps, *otherwise, NextStep(words=again)]
 
 
@@ -158,56 +148,15 @@ def _proposed(spec: StepSpec) -> list[NextStep]:
 
 
 def _other_settings(config: RunConfig, adapter: Adapter | None) -> list[NextStep]:
-    """Return the step for trying other settings on the same data, beyond a search's values or by a search."""
+    """Return the step for a search over settings on the same data; none after a search or full fine-tuning."""
     train = config.train
-    chosen = next((one for one in adapter.candidates if one.chosen), None) if adapter else None
-    if chosen is not None:
-        edges = listed([edge for name in chosen.settings if (edge := _edge(train, name, chosen.settings[name]))])
-        words = (
-            f"Or search further: trial {chosen.number} was the best, at the edge of what was tried: {edges}. Add "
-            "values beyond that to train.search.space."
-        )
-        return [NextStep(words=words, command=f"dropforge search{_track(config)}")] if edges else []
-    if train.trains_full_weights:
+    if train.trains_full_weights or (adapter is not None and adapter.candidates):
         return []
     words = "Or try other settings on the same data: a search trains with each, and the dev rows choose."
     if not train.search.space:
         words += " Name them in [train.search], as space = { learning_rate = [1e-4, 2e-4, 4e-4], rank = [8, 32] }."
-    return [NextStep(words=words, command=f"dropforge search{_track(config)}")]
-
-
-def _edge(train: TrainConfig, name: str, value: object) -> str:
-    """Describe a chosen value that is the smallest or largest of those tried; "" if it is neither."""
-    tried = train.search.space.get(name, ())
-    numbers = [one for one in tried if isinstance(one, int | float)] if isinstance(tried, tuple) else []
-    if len(numbers) < 2 or not isinstance(value, int | float) or isinstance(value, bool):  # noqa: PLR2004 - an edge
-        return ""
-    ends = {min(numbers): "smallest", max(numbers): "largest"}
-    return f"the {ends[value]} {name} ({value:g})" if value in ends else ""
-
-
-def _track(config: RunConfig) -> str:
-    return "" if config.track == "default" else f" {config.track}"
-
-
-def _far_away(run: int, otherwise: list[NextStep]) -> list[NextStep]:
-    """Return the steps after a gain too small to be shown with a feasible number of held-out records."""
-    return [
-        NextStep(
-            words="Wait for more drops: held-out records alone will not show a gain as small as this, and the gains of "
-            "several drops add up."
-        ),
-        *otherwise,
-        NextStep(
-            words="Or read the answers that changed, in the report, and let it serve by your own decision: the "
-            "price is that nothing but you says that it is better.",
-            command=f"dropforge promote {run} --force --reason TEXT",
-        ),
-        NextStep(
-            words="Or ask for less proof: at gate.p_value = 0.05 one candidate in 20 that is no better is promoted, "
-            "not one in 100."
-        ),
-    ]
+    track = "" if config.track == "default" else f" {config.track}"
+    return [NextStep(words=words, command=f"dropforge search{track}")]
 
 
 def _records_for(verdict: Verdict) -> int:

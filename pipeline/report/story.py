@@ -7,7 +7,6 @@ from pipeline.decide.explain import (
     GUARDS,
     HARM_P_VALUE,
     REASONS,
-    Failure,
     collapse_words,
     guard_words,
 )
@@ -20,7 +19,7 @@ _HEADLINES: dict[Outcome, str] = {
     "worse": "The new model is worse. The champion stays.",
     "not_shown_better": "The new model was not shown to be better. The champion stays.",
     "insufficient_evidence": "There is too little data to decide. The champion stays.",
-    "guard_failed": "The new model loses something that it must not lose. The champion stays.",
+    "guard_failed": "A guard blocks the new model. The champion stays.",
     "contaminated": "This result cannot be trusted. The champion stays.",
 }
 #: The limit from which a blind review's p-value is distinguished when it is formatted.
@@ -39,45 +38,18 @@ def tell(
     """Return the headline, explanation and next steps of a verdict; `spec` is that of the decide step."""
     config = spec.config
     headline = _HEADLINES[verdict.outcome]
-    if verdict.outcome == "guard_failed":
-        headline = _guarded(verdict)
     if verdict.outcome == "promoted":
         # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
         manual = config.gate.approval == "manual"
         headline += " It waits for your approval." if manual else " It wins."
     why = [
-        *_likeness_only(verdict, evaluation),
         *_numbers(verdict),
-        *_beside_twin(verdict, spec),
         *_because(verdict, evaluation, spec),
         *_collapsed(verdict, spec),
         *_stand_out(verdict, dataset, spec),
         *_limits(verdict, dataset, spec),
     ]
     return Story(headline=headline, why=tuple(why), next_steps=tuple(next_steps(verdict, dataset, spec, adapter)))
-
-
-def _guarded(verdict: Verdict) -> str:
-    """Return the headline for a failed guard; not every guard measures a loss of this model."""
-    failed = [guard for guard in verdict.guards if guard.state == "failed"]
-    if failed and all(GUARDS[guard.guard].found != Failure.found for guard in failed):
-        return "The new model gains, but a guard blocks it. The champion stays."
-    headline = _HEADLINES["guard_failed"]
-    gains = not {"p_above_limit", "gain_below_minimum"} & set(verdict.reasons)
-    return headline.replace("loses", "gains, but loses") if gains else headline
-
-
-def _likeness_only(verdict: Verdict, evaluation: Evaluation | None) -> list[str]:
-    """Return a sentence if neither model has an exact match and another metric decides; else nothing."""
-    exact = "exact_match"
-    if evaluation is None or verdict.gain is None or verdict.metric == exact:
-        return []
-    found = [side.metrics.get(exact) for side in (evaluation.candidate, evaluation.champion)]
-    if found != [0.0, 0.0]:
-        return []
-    asked = count(verdict.records, "record")
-    words = f"Neither model gave one right answer to the {asked}, word for word: what is compared is likeness alone."
-    return [words]
 
 
 def _numbers(verdict: Verdict) -> list[str]:
@@ -99,18 +71,6 @@ def _numbers(verdict: Verdict) -> list[str]:
         f"Both models answered the same {asked}; neither was trained on them. {scored}",
         f"It did better on {verdict.wins:,} {of_them}, worse on {verdict.losses:,}, equally well on {verdict.ties:,}.",
     ]
-
-
-def _beside_twin(verdict: Verdict, spec: StepSpec) -> list[str]:
-    """Return a sentence on how far the gains of this run and of its twin under another seed differ."""
-    if spec.twin is None or verdict.gain is None:
-        return []
-    apart = plain(abs(verdict.gain - spec.twin.gain))
-    words = (
-        f"Run {spec.twin.run} trained on the same drops under another seed, and its change was "
-        f"{signed(spec.twin.gain)}: the two differ by {apart}, which is the luck of training alone."
-    )
-    return [words]
 
 
 def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) -> list[str]:
@@ -189,10 +149,6 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
         records = count(have, "held-out record" if have == verdict.records else "held-out group")
         known = " of drops that the champion knows" if "too_few_seen" in verdict.reasons else ""
         words = f"There are {records}{known}, and a verdict needs {need:,}. Nothing was {done}."
-        if dataset.seen_by_champion:
-            more = count(dataset.seen_by_champion, "more is", "more are")
-            them = "it" if dataset.seen_by_champion == 1 else "them"
-            words += f" {more} left out: the champion was trained on {them} or near-duplicates."
         return [words]
     if verdict.outcome != "not_shown_better":
         return []
