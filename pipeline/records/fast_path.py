@@ -17,29 +17,12 @@ REQUIRED = ("instruction", "output")
 MOST_KEYS = 1000
 _BLANKS = rb"[ \t]*+"
 #: An escape of one character, or both halves of one beyond the first 65,536. Not plain, though it may be good: ASCII in
-#: escapes, U+FFFD, and letters that begin text which was decoded wrongly where another escape follows.
-_ESCAPE = (
-    rb"u(?:(?!00[0-7]|00[cC][23]\\u|00[dD][01]\\u|00[eE]2\\u20|00[eE][fF]\\u00|[dD][89a-fA-F]|[fF]{3}[dD])[0-9a-fA-F]{4}"
-    rb"|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-)
+#: escapes.
+_ESCAPE = rb"u(?:(?!00[0-7]|[dD][89a-fA-F])[0-9a-fA-F]{4}|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 _NO_SPACE = rb"(?!\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)"
-_NO_PLACEHOLDER = rb"(?!(?i:<?no[ _-]?(?:in|out)put|n/a))"
 #: A first character that is no blank, so that the text is not blank.
 _FIRST = rb'[!#-\[\]-~]|\\["\\]|' + _NO_SPACE + rb"[\xc2-\xf4]"
 _FIRST_ESCAPED = rb"|\\(?!u0085|u00[aA]0|u1680|u20[025]|u3000)" + _ESCAPE
-#: UTF-8 that was read as Windows-1252, and U+FFFD: matches more than `text_checks` finds, never less.
-_MOJIBAKE = (
-    rb"\xc3[\x82\x83](?=[\xc2\xc5\xc6\xcb\xe2])|\xc3[\x90\x91]\xc2|\xc3\xa2\xe2\x82\xac|\xc3\xaf\xc2\xbb|\xef\xbf\xbd"
-)
-
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_PAIR = rb"\s*+" + _STRING + rb"\s*+:\s*+(?:" + _STRING + rb'|[^"\[\]{},]++)\s*+,'
-_MANY_KEYS = re.compile(rb"\s*+\{(?:" + _PAIR + rb"){%d}" % MOST_KEYS)
-
-
-def has_many_keys(line: bytes) -> bool:
-    """Return whether `line` certainly begins an object of more than `MOST_KEYS` keys, which is slow to parse."""
-    return line.count(b":") > MOST_KEYS and _MANY_KEYS.match(line) is not None
 
 
 class PlainRows:
@@ -54,7 +37,6 @@ class PlainRows:
         self._row = re.compile(row + rb"\n?").fullmatch
         self._rows = re.compile(rb"(?:" + row + rb"\n)*+").match
         self._suspect = re.compile(spelled).search if spelled else None
-        self._mojibake = re.compile(_MOJIBAKE).search
 
     def lines(self, block: bytes) -> tuple[bytes, int]:
         """
@@ -64,24 +46,20 @@ class PlainRows:
         """
         found = self._rows(block)
         lines = b"" if found is None else found[0]
-        if lines.isascii() and (self._suspect is None or self._suspect(lines) is None):
-            return lines, 1
-        return b"", lines.count(b"\n")
+        return (lines, 1) if self._is_clean(lines) else (b"", lines.count(b"\n"))
 
     def take(self, line: bytes) -> bool:
         """Return whether `line`, with or without its newline, is certainly a record without findings or warnings."""
-        if self._row(line) is None or (self._suspect is not None and self._suspect(line) is not None):
-            return False
-        if line.isascii():
-            return True
-        # Escapes beside characters that are not ASCII: a pair of letters might be spelled in both ways.
-        if b"\\u" in line or self._mojibake(line) is not None:
+        return self._row(line) is not None and self._is_clean(line)
+
+    def _is_clean(self, lines: bytes) -> bool:
+        """Return whether `lines` are UTF-8 without special tokens."""
+        if self._suspect is not None and self._suspect(lines) is not None:
             return False
         try:
-            line.decode()
+            return lines.isascii() or bool(lines.decode())
         except UnicodeDecodeError:
             return False
-        return True
 
 
 def _row(*, escapes: bool) -> bytes:
@@ -89,7 +67,7 @@ def _row(*, escapes: bool) -> bytes:
     escaped = rb'\\(?:["\\nrt]|' + _ESCAPE + rb")" if escapes else rb'\\["\\nrt]'
     # All but quotes, backslashes and control characters; a positive set is searched twice as fast.
     run = rb"[ !#-\[\]-\xff]*+"
-    first = _NO_PLACEHOLDER + rb"(?:" + _FIRST + (_FIRST_ESCAPED if escapes else b"") + rb")"
+    first = rb"(?:" + _FIRST + (_FIRST_ESCAPED if escapes else b"") + rb")"
     text = rb'"' + first + run + rb"(?:" + escaped + run + rb')*+"'
     texts = {key: text if key in REQUIRED else rb'(?:""|' + text + rb")" for key in KEYS}
 

@@ -9,13 +9,12 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Frozen
-from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows, has_many_keys
+from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
 from pipeline.records.strict_json import BadJson, parse
 from pipeline.words import printable
@@ -25,15 +24,19 @@ _BOM = b"\xef\xbb\xbf"
 _BLANKS = b" \t\r\n"
 _BLOCK_BYTES = 1 << 16
 _BLANK_RUN = re.compile(rb"[ \t\r\n]*+")
-_LONGEST_KEY = 40
 _SHOWN_KEY = 60
-#: Keys that label a record for slices of the report; the limits are those of the schema.
-LABELS = ("tags", "category")
+#: The limits of the schema for tags, which label a record for slices of the report.
 MOST_TAGS = 20
 LONGEST_TAG = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: Names that other formats have for our keys.
+#: Usual names for our keys, in lower case.
 _ALIASES = {
+    "instruction": "instruction",
+    "instructions": "instruction",
+    "input": "input",
+    "inputs": "input",
+    "output": "output",
+    "outputs": "output",
     "prompt": "instruction",
     "question": "instruction",
     "context": "input",
@@ -91,7 +94,7 @@ class Record:
     output: str
     unknown: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    """What it is about; a category becomes the tag `category:NAME`."""
+    """What it is about."""
 
 
 def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding]:
@@ -145,55 +148,25 @@ def record_of(row: Row) -> Record | None:
         return None
     if len(value) == len(KEYS) and "input" in value:
         return Record(row.line, instruction, given, output)
-    unknown = tuple(key for key in value if key not in KEYS and key not in LABELS)
-    tags = _tags(value)
-    if tags is None or ("input" not in value and any(nearest_key(key) == "input" for key in unknown)):
-        return None
-    return Record(row.line, instruction, given, output, unknown, tags)
-
-
-def _tags(value: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return a record's labels as tags; `None` if they break the schema's rules."""
+    unknown = tuple(key for key in value if key not in KEYS and key != "tags")
     tags = value.get("tags", [])
-    if not isinstance(tags, list) or len(tags) > MOST_TAGS or not all(map(_is_label, tags)):
+    is_tagged = isinstance(tags, list) and len(tags) <= MOST_TAGS and all(map(_is_tag, tags))
+    if not is_tagged or misnamed_key(value, "input") is not None:
         return None
-    if "category" not in value:
-        return tuple(tags)
-    return (*tags, f"category:{value['category']}") if _is_label(value["category"]) else None
+    return Record(row.line, instruction, given, output, unknown, tuple(tags))
 
 
-def _is_label(value: object) -> bool:
+def _is_tag(value: object) -> bool:
     if not isinstance(value, str) or len(value) > LONGEST_TAG:
         return False
     return bool(value.strip()) and _CONTROL.search(value) is None
 
 
-def key_meant(key: str, value: Mapping[str, Any]) -> str | None:
-    """Return the known key that `key` probably stands for, if the row `value` lacks it; else `None`."""
-    known = nearest_key(key)
-    return known if known is not None and known not in value else None
-
-
-def nearest_key(key: str) -> str | None:
-    """Return the known key that `key` is, is an alias of (`response`) or misspells (`Output`, `outpt`); else `None`."""
-    # Checked before the result is cached: a key may be as long as a line.
-    return _nearest_key(key) if len(key) <= _LONGEST_KEY else None
-
-
-@lru_cache(maxsize=1024)
-def _nearest_key(key: str) -> str | None:
-    plain = key.strip().casefold()
-    return _ALIASES.get(plain) or next(
-        (_WITHOUT_A_LETTER[part] for part in _parts(plain) & _WITHOUT_A_LETTER.keys()), None
-    )
-
-
-def _parts(word: str) -> set[str]:
-    """Return the word and every string made by leaving out one of its letters."""
-    return {word, *(word[:index] + word[index + 1 :] for index in range(len(word)))}
-
-
-_WITHOUT_A_LETTER = {part: key for key in KEYS for part in _parts(key)}
+def misnamed_key(value: Mapping[str, Any], known: str) -> str | None:
+    """Return the key of a row that probably stands for the key `known` (`response` for output), if it lacks that."""
+    if known in value:
+        return None
+    return next((key for key in value if _ALIASES.get(key.strip().casefold()) == known), None)
 
 
 def _line_rows(file: BufferedReader, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
@@ -222,8 +195,6 @@ def _line_rows(file: BufferedReader, most: int, plain: PlainRows | None) -> Iter
             _skip_line(file)
             message, remedy = f"the line is longer than {most:,} bytes", "write one record a line, or shorten it"
             yield Finding(line=number, rule="too_long", message=message, remedy=remedy)
-        elif plain is not None and has_many_keys(line):
-            yield many_keys(number)
         else:
             yield _json_row(line.removesuffix(b"\n"), number)
     if taken:
@@ -247,12 +218,6 @@ def _json_row(text: bytes, line: int) -> Row | Finding:
     except BadJson as error:
         field = error.field and printable(error.field[:_SHOWN_KEY])
         return Finding(line=line, field=field, rule=error.rule, message=error.message, remedy=error.remedy)
-
-
-def many_keys(line: int) -> Finding:
-    """Return the finding for a record of more than `MOST_KEYS` keys."""
-    message, remedy = f"the record has more than {MOST_KEYS:,} keys", "keep instruction, input and output alone"
-    return Finding(line=line, rule="maxproperties", message=message, remedy=remedy)
 
 
 def _skip_line(file: BufferedReader) -> None:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, reduce
-from itertools import islice
 from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +18,6 @@ from pipeline.artifacts import Frozen
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import other_format
 from pipeline.records.records import (
-    LABELS,
     LONGEST_TAG,
     MOST_LINE_BYTES,
     MOST_TAGS,
@@ -28,13 +26,12 @@ from pipeline.records.records import (
     PlainRun,
     Record,
     Row,
-    key_meant,
-    many_keys,
+    misnamed_key,
     read_rows,
     record_of,
     scan_rows,
 )
-from pipeline.records.text_checks import ODDITIES, TextRules
+from pipeline.records.text_checks import TextRules
 from pipeline.words import count, printable, shown
 
 if TYPE_CHECKING:
@@ -46,7 +43,6 @@ MOST_FINDINGS = 1000
 #: Most kinds of findings that are shown or stored.
 MOST_KINDS = 20
 _MOST_NOTICES = 100
-_MOST_HINTS = 100
 _KEY_WIDTH = 60
 
 
@@ -171,40 +167,24 @@ def row_findings(row: Row, record: Record | None, texts: TextRules) -> list[Find
 def schema_findings(row: Row) -> list[Finding]:
     """Return the findings about one row from the schema and the checks for other formats and misnamed keys."""
     value = row.value
-    if isinstance(value, dict):
-        if len(value) > MOST_KEYS:
-            return [many_keys(row.line)]
-        if (other := other_format(value)) is not None:
-            remedy = "write each question as instruction and its answer as output, one record a line"
-            return [_finding(row, other[0], "format", f"the row is {other[1]}", remedy)]
-    found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(outline(value))]
-    tags = value.get("tags") if isinstance(value, dict) else None
-    if isinstance(tags, list) and len(tags) > MOST_TAGS:
-        message = f"tags are {len(tags):,}, at most {MOST_TAGS} are read"
-        found.append(_finding(row, "tags", "maxitems", message, "leave some out"))
-    return found + list(_misnamed(row, {finding.field for finding in found}))
-
-
-def outline(value: Any) -> Any:
-    """Return a small row that breaks the schema as `value` does (except too many tags): each error keeps its row."""
     if not isinstance(value, dict):
-        return _small(value)
-    small = {key: _small(value[key]) for key in (*KEYS, *LABELS) if key in value}
-    for key in KEYS:
-        if isinstance(value.get(key), str):
-            small[key] = value[key].strip()[:1]
-    tags = value.get("tags")
-    if isinstance(tags, list) and len(tags) > MOST_TAGS:
-        del small["tags"]
-    elif isinstance(tags, list):
-        small["tags"] = [_small(tag) for tag in tags]
-    return small
-
-
-def _small(value: Any) -> Any:
-    if isinstance(value, str):
-        return value[: LONGEST_TAG + 1]
-    return type(value)() if isinstance(value, list | dict) else value
+        return [_worded(row, error) for error in _schema().iter_errors(value)]
+    if len(value) > MOST_KEYS:
+        message, remedy = f"the record has more than {MOST_KEYS:,} keys", "keep instruction, input and output alone"
+        return [_finding(row, None, "maxproperties", message, remedy)]
+    if (other := other_format(value)) is not None:
+        remedy = "write each question as instruction and its answer as output, one record a line"
+        return [_finding(row, other[0], "format", f"the row is {other[1]}", remedy)]
+    known = {key: value[key] for key in (*KEYS, "tags") if key in value}
+    if isinstance(value.get("tags"), list):
+        # One too many is enough to be told of.
+        known["tags"] = value["tags"][: MOST_TAGS + 1]
+    found = [_worded(row, error) for error in _schema().iter_errors(known)]
+    if (near := misnamed_key(value, "input")) is not None:
+        name = printable(near[:_KEY_WIDTH])
+        remedy = 'did you mean "input"? rename the key, or leave it out'
+        found.append(_finding(row, "input", "misnamed_key", f'"{name}" is not a key of a record', remedy))
+    return found
 
 
 @cache
@@ -234,8 +214,8 @@ class _Tally:
         self._total = 0
         self._findings: list[Finding] = []
         self._rules: Counter[str] = Counter()
-        self._notices: dict[tuple[str, str], list[int]] = {}
-        """Rows and first line, by kind and key."""
+        self._unknown: dict[str, list[int]] = {}
+        """Rows and first line, by key."""
 
     @property
     def is_full(self) -> bool:
@@ -259,7 +239,10 @@ class _Tally:
             remedy = "write one JSON object a line, with instruction and output, and drop it again"
             self._note([Finding(line=None, rule="empty", message="the file has no records", remedy=remedy)])
             self._complete = False
-        notices = tuple(_notice(*place, *count) for place, count in self._notices.items())
+        notices = tuple(
+            Notice(kind="unknown_key", key=key, rows=rows, line=line, message=f"the key {key!r} is not used")
+            for key, (rows, line) in self._unknown.items()
+        )
         return Validation(
             rows=self._rows,
             good_rows=self._good,
@@ -273,46 +256,38 @@ class _Tally:
 
     def _add_row(self, row: Row) -> None:
         record = record_of(row)
-        clean = record is not None and self._texts.clean(record.instruction, record.input, record.output)
-        found = [] if clean else row_findings(row, record, self._texts)
+        found = row_findings(row, record, self._texts)
         self._note(found)
         if found:
             return
         # Warnings are for good rows only.
         self._good += 1
         for key in record.unknown if record is not None else ():
-            self._count("unknown_key", printable(key[:_KEY_WIDTH]), row.line)
-        for kind, field in () if clean else self._texts.oddities(row.value):
-            self._count(kind, field, row.line)
+            name = printable(key[:_KEY_WIDTH])
+            known = name in self._unknown or len(self._unknown) < _MOST_NOTICES
+            self._unknown.setdefault(name if known else "…", [0, row.line])[0] += 1
 
     def _note(self, found: list[Finding]) -> None:
         self._total += len(found)
         self._rules.update(finding.rule for finding in found)
         self._findings.extend(found[: MOST_FINDINGS - len(self._findings)])
 
-    def _count(self, kind: str, key: str, line: int) -> None:
-        known = (kind, key) in self._notices or len(self._notices) < _MOST_NOTICES or kind != "unknown_key"
-        count = self._notices.setdefault((kind, key if known else "…"), [0, line])
-        count[0] += 1
-
-
-def _notice(kind: str, key: str, rows: int, line: int) -> Notice:
-    words = f"the key {key!r} is not used" if kind == "unknown_key" else ODDITIES[kind].format(key)
-    return Notice(kind=kind, key=key, rows=rows, line=line, message=words)
-
 
 def _worded(row: Row, error: "ValidationError") -> Finding:
     """Convert a jsonschema error to a finding with a message of its own, since jsonschema's repeats the value."""
     field = str(error.path[0]) if error.path else None
+    value = reduce(getitem, error.absolute_path, row.value)
     if error.validator == "required":
         # The schema gives an error for each missing key, which its message begins with.
         return _missing_finding(row, next(key for key in KEYS if error.message.startswith(repr(key))))
+    if field == "tags":
+        message, remedy = _tag_words(error, value)
+        return _finding(row, field, str(error.validator).lower(), message, remedy)
     if error.validator == "pattern":
         return _finding(row, field, "blank", f"{field} is blank", f"write the {field}, or leave the row out")
     if field is None:
-        message = f"a record is an object, this is {_article(row.value)}"
+        message = f"a record is an object, this is {_article(value)}"
         return _finding(row, None, "type", message, 'write {"instruction": ..., "input": ..., "output": ...}')
-    value = reduce(getitem, error.absolute_path, row.value)
     if value is None and field == "input":
         remedy = "use an empty string or leave it out"
     elif value is None or isinstance(value, list | dict):
@@ -322,52 +297,30 @@ def _worded(row: Row, error: "ValidationError") -> Finding:
     return _finding(row, field, "type", f"{field} is {_article(value)}, not a text", remedy)
 
 
-def _worded_label(row: Row, error: "ValidationError") -> Finding | None:
-    """Convert a jsonschema error about tags or category to a finding; `None` for an error about another key."""
-    field = error.path[0] if error.path else None
-    if field not in LABELS:
-        return None
-    value = reduce(getitem, error.absolute_path, row.value)
-    one = "category" if field == "category" else "a tag"
-    if error.validator == "maxLength":
-        message = f"{one} has {len(value):,} characters, at most {LONGEST_TAG} are read"
-        remedy = "shorten it: it names a slice of the report"
-    elif error.validator == "pattern" and error.validator_value == r"\S":
-        message, remedy = f"{one} is blank", "leave it out"
-    elif error.validator == "pattern":
-        message, remedy = f"{one} holds a control character", "take it out"
-    else:
-        wanted = "a list of texts" if field == "tags" and len(error.path) == 1 else "a text"
-        subject = "tags is" if wanted == "a list of texts" else f"{one} is"
-        message, remedy = (
-            f"{subject} {_article(value)}, not {wanted}",
-            'write "tags": ["one", "two"], or "category": "one"',
-        )
-    return _finding(row, str(field), str(error.validator).lower(), message, remedy)
+def _tag_words(error: "ValidationError", value: Any) -> tuple[str, str]:
+    """Return message and remedy for a jsonschema error about tags: the list, or the tag `value`."""
+    match error.validator:
+        case "maxItems":
+            return f"tags are {len(value):,}, at most {MOST_TAGS} are read", "leave some out"
+        case "maxLength":
+            message = f"a tag has {len(value):,} characters, at most {LONGEST_TAG} are read"
+            return message, "shorten it: it names a slice of the report"
+        case "pattern" if error.validator_value == r"\S":
+            return "a tag is blank", "leave it out"
+        case "pattern":
+            return "a tag holds a control character", "take it out"
+    is_list = len(error.path) == 1
+    words = f"tags is {_article(value)}, not a list of texts" if is_list else f"a tag is {_article(value)}, not a text"
+    return words, 'write "tags": ["one", "two"]'
 
 
 def _missing_finding(row: Row, field: str) -> Finding:
-    others = islice((key for key in row.value if key not in KEYS), _MOST_HINTS)
-    near = next((key for key in others if key_meant(key, row.value) == field), None)
+    near = misnamed_key(row.value, field)
     if near is None:
         return _finding(row, field, "missing", f"{field} is missing", f'add the key "{field}" with a text')
     name = printable(near[:_KEY_WIDTH])
     remedy = f'did you mean "{field}"? rename the key "{name}"'
     return _finding(row, field, "misnamed_key", f'{field} is missing, but there is "{name}"', remedy)
-
-
-def _misnamed(row: Row, told: set[str | None]) -> Iterator[Finding]:
-    """Yield a finding per unknown key that probably stands for a missing key, unless that is in `told`."""
-    if not isinstance(row.value, dict):
-        return
-    # In a row that is bad anyway only the first keys are checked; in other rows all, so that no input is lost.
-    for key in islice(row.value, _MOST_HINTS if told else None):
-        known = key_meant(key, row.value) if key not in KEYS else None
-        if known is not None and known not in told:
-            told.add(known)
-            name = printable(key[:_KEY_WIDTH])
-            remedy = f'did you mean "{known}"? rename the key, or leave it out'
-            yield _finding(row, known, "misnamed_key", f'"{name}" is not a key of a record', remedy)
 
 
 def _finding(row: Row, field: str | None, rule: str, message: str, remedy: str) -> Finding:

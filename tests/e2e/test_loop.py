@@ -33,7 +33,7 @@ def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     workspace: Any, tiny: Any, tiny_llama: Path
 ) -> None:
     workspace.start()
-    (workspace.inbox / "bad.jsonl").write_text('{"instruction": "x", "input": "", "outptu": "y"}\n')
+    (workspace.inbox / "bad.jsonl").write_text('{"instruction": "x", "input": "", "outputs": "y"}\n')
     write_drop(workspace.inbox / "good.jsonl", tiny.rows(400, seed=1))
     workspace.wait(lambda: {drop.state for drop in workspace.drops()} == {"accepted", "rejected"})
     workspace.wait_for_runs("succeeded")

@@ -40,7 +40,6 @@ PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "a tag of 4 MB": (lambda: filled(TAGS + b'"', b"\xc3\xa9", b'"]}\n'), 65, "at most 64 are read"),
     "20 bad tags a line": (lambda: (TAGS + b"1," * 19 + b"1]}\n") * 60_000, 65, STOPPED),
     "330,000 unknown keys": (lambda: keys(330_000, lambda one: f"k{one}"), 65, "more than 1,000 keys"),
-    "1,000 keys, all nearly input": (lambda: keys(990, lambda one: f"tnpui{one}") * 300, 0, "would be accepted"),
     "another key on every line": (
         lambda: lines(60_000, lambda one: HEAD + b'key%d": 1}\n' % one),
         0,

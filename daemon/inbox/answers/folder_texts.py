@@ -75,8 +75,8 @@ A file that ends in .jsonl or .json, in UTF-8, a record a line:
 
   {{"instruction": "...", "input": "...", "output": "..."}}
 
-"input" may be left out. "tags": ["one", "two"] and "category": "one" name the
-kinds that scores are given for. Other keys are not used.
+"input" may be left out. "tags": ["one", "two"] names the kinds that scores are
+given for. Other keys are not used.
 A file has at most {size_words(intake.max_bytes)}, a line {size_words(Options().max_line_bytes)}.
 "dropforge check FILE" tells beforehand what is wrong with a file.
 

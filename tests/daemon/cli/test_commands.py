@@ -22,7 +22,7 @@ from daemon.settings.load import load
 SCRIPT = Path(sys.executable).parent / "dropforge"
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
 GOOD = '{"instruction": "a", "output": "b"}\n'
-BAD = GOOD + '{"instruction": "a", "outptu": "b"}\nkaputt\n'
+BAD = GOOD + '{"instruction": "a", "outputs": "b"}\nkaputt\n'
 
 
 Command = Callable[..., Any]
@@ -264,7 +264,7 @@ def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_pa
     (tmp_path / "bad.jsonl").write_text(BAD)
     ended = dropforge("check", "bad.jsonl")
     assert ended.code == 65
-    assert 'bad.jsonl:2: output is missing, but there is "outptu"; did you mean "output"?' in ended.out
+    assert 'bad.jsonl:2: output is missing, but there is "outputs"; did you mean "output"?' in ended.out
     assert "bad.jsonl:3: not JSON" in ended.out
     assert "3 records; 2 are bad: it would be rejected" in ended.out
     found = dropforge("check", "bad.jsonl", "--json").json

@@ -432,10 +432,10 @@ def test_trained_ids_are_sorted_once_each_and_none_for_a_base_model(tmp_path: Pa
 
 
 def test_held_out_rows_say_whether_they_are_pinned_and_what_they_are_about(tmp_path: Path) -> None:
-    content = [{**row, "tags": ["b", "a"], "category": "c"} for row in rows(300)]
+    content = [{**row, "tags": ["b", "a"]} for row in rows(300)]
     content += [{**row, "output": "no", "tags": ["d"]} for row in rows(300)]
     made = Snapshot(tmp_path).drop(content).prepare()
-    assert {(row["pinned"], tuple(row["tags"])) for row in made.heldout} == {(False, ("a", "b", "category:c", "d"))}
+    assert {(row["pinned"], tuple(row["tags"])) for row in made.heldout} == {(False, ("a", "b", "d"))}
     assert all("tags" not in row for row in made.train)
     marked = Snapshot(tmp_path).drop(rows(5)).drop(rows(9, start=900), "heldout").prepare()
     assert {(row["pinned"], tuple(row["tags"])) for row in marked.heldout} == {(True, ())}

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.records import records
 from pipeline.records.fast_path import PlainRows
 from pipeline.records.records import (
     MOST_LINE_BYTES,
     Finding,
     Record,
     Row,
-    nearest_key,
     read_records,
     read_rows,
     record_of,
@@ -108,42 +106,10 @@ def test_records_carry_their_texts_and_the_names_of_other_keys(tmp_path: Path) -
     assert (found[2].line, found[2].rule) == (3, "schema")
 
 
-def test_labels_become_tags_and_none_of_them_is_an_unknown_key() -> None:
-    value = {"instruction": "a", "output": "b", "tags": ["x", "y"], "category": "news", "id": 1}
-    assert record_of(Row(1, value)) == Record(1, "a", "", "b", ("id",), ("x", "y", "category:news"))
+def test_tags_are_no_unknown_key() -> None:
+    value = {"instruction": "a", "output": "b", "tags": ["x", "y"], "id": 1}
+    assert record_of(Row(1, value)) == Record(1, "a", "", "b", ("id",), ("x", "y"))
     assert record_of(Row(1, {**value, "tags": "x"})) is None
-
-
-@pytest.mark.parametrize(
-    ("key", "known"),
-    [
-        ("instructions", "instruction"),
-        ("Output", "output"),
-        (" response", "output"),
-        ("inputs", "input"),
-        ("ouput", "output"),
-        ("imput", "input"),
-        ("instruct", "instruction"),
-        ("id", None),
-        ("text", None),
-        ("input_type", None),
-        ("x" * 1_000_000, None),
-    ],
-)
-def test_a_misnamed_key_is_known_by_its_likeness(key: str, known: str | None) -> None:
-    assert nearest_key(key) == known
-
-
-def test_no_key_as_long_as_a_line_is_remembered() -> None:
-    before = records._nearest_key.cache_info().currsize
-    for number in range(10):
-        assert nearest_key(f"{number}" * 1_000_000) is None
-    assert records._nearest_key.cache_info().currsize == before
-
-
-def test_a_key_that_is_probably_input_is_not_lost_without_a_word() -> None:
-    assert record_of(Row(1, {"instruction": "a", "output": "b", "Input": "c"})) is None
-    assert record_of(Row(1, {"instruction": "a", "output": "b", "input": "", "Input": "c"})) is not None
 
 
 def test_unprintable_characters_are_escaped() -> None:
