@@ -33,31 +33,15 @@ class PlainRows:
         spelled = token_pattern([json.dumps(token, ensure_ascii=False)[1:-1] for token in special_tokens]).encode()
         # A token beyond ASCII could be spelled with escapes in part: then no line with such an escape is plain.
         escapes = all(token.isascii() for token in special_tokens)
-        row = _row(escapes=escapes)
-        self._row = re.compile(row + rb"\n?").fullmatch
-        self._rows = re.compile(rb"(?:" + row + rb"\n)*+").match
+        self._row = re.compile(_row(escapes=escapes) + rb"\n?").fullmatch
         self._suspect = re.compile(spelled).search if spelled else None
-
-    def lines(self, block: bytes) -> tuple[bytes, int]:
-        """
-        Return the plain rows at the beginning of `block`, and how many lines to check by `take` before the next block.
-
-        A plain row costs a fifth less in a block. If one of these lines may not be plain, `take` must check each.
-        """
-        found = self._rows(block)
-        lines = b"" if found is None else found[0]
-        return (lines, 1) if self._is_clean(lines) else (b"", lines.count(b"\n"))
 
     def take(self, line: bytes) -> bool:
         """Return whether `line`, with or without its newline, is certainly a record without findings or warnings."""
-        return self._row(line) is not None and self._is_clean(line)
-
-    def _is_clean(self, lines: bytes) -> bool:
-        """Return whether `lines` are UTF-8 without special tokens."""
-        if self._suspect is not None and self._suspect(lines) is not None:
+        if self._row(line) is None or (self._suspect is not None and self._suspect(line) is not None):
             return False
         try:
-            return lines.isascii() or bool(lines.decode())
+            return line.isascii() or bool(line.decode())
         except UnicodeDecodeError:
             return False
 

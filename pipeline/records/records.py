@@ -6,7 +6,6 @@ no duplicate keys, no NaN, no lone surrogates.
 """
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
@@ -78,13 +77,6 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class PlainRun:
-    """Consecutive rows that `PlainRows` recognised as good records; they are not parsed."""
-
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
 class Record:
     """One good record; `unknown` are its keys that are not used."""
 
@@ -104,12 +96,12 @@ def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding
     A file that is something else (gzip, CSV, UTF-16, ...) gives one `FileFinding` that names it. Raises `OSError` only.
     """
     for row in scan_rows(path, most, None):
-        if not isinstance(row, PlainRun):
+        if not isinstance(row, int):
             yield row
 
 
-def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
-    """Yield as `read_rows` does, but lines that `plain` takes are only counted (`PlainRun`)."""
+def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | int]:
+    """Yield as `read_rows` does, but the number of lines in a row that `plain` takes, unparsed."""
     file: BufferedReader = BufferedReader(path.open("rb", buffering=0), _BLOCK_BYTES)
     with file:
         head = file.read(HEAD_BYTES)
@@ -169,27 +161,19 @@ def misnamed_key(value: Mapping[str, Any], known: str) -> str | None:
     return next((key for key in value if _ALIASES.get(key.strip().casefold()) == known), None)
 
 
-def _line_rows(file: BufferedReader, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
+def _line_rows(file: BufferedReader, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | int]:
     number = taken = 0
-    #: Lines to check one by one before the next block.
-    singly = 0 if most >= _BLOCK_BYTES else sys.maxsize
     while line := file.readline(most + 1):
         number += 1
         is_long = len(line) > most and not line.endswith(b"\n")
         if plain is not None and not is_long and plain.take(line):
             taken += 1
-            singly -= 1
-            if singly <= 0:
-                lines, singly = plain.lines(file.peek())
-                file.read(len(lines))
-                more = lines.count(b"\n")
-                number, taken = number + more, taken + more
             continue
         if not is_long and not line.strip(_BLANKS):
             number += _skip_blanks(file, most)
             continue
         if taken:
-            yield PlainRun(taken)
+            yield taken
             taken = 0
         if is_long:
             _skip_line(file)
@@ -198,7 +182,7 @@ def _line_rows(file: BufferedReader, most: int, plain: PlainRows | None) -> Iter
         else:
             yield _json_row(line.removesuffix(b"\n"), number)
     if taken:
-        yield PlainRun(taken)
+        yield taken
 
 
 def _skip_blanks(file: BufferedReader, most: int) -> int:

@@ -23,7 +23,6 @@ from pipeline.records.records import (
     MOST_TAGS,
     FileFinding,
     Finding,
-    PlainRun,
     Record,
     Row,
     misnamed_key,
@@ -222,10 +221,10 @@ class _Tally:
         """Whether the file is refused in any case and no further finding would be kept."""
         return self._total >= MOST_FINDINGS and self._rows - self._good > self._most_bad_rows
 
-    def add(self, row: Row | Finding | PlainRun) -> None:
-        if isinstance(row, PlainRun):
-            self._rows += row.count
-            self._good += row.count
+    def add(self, row: Row | Finding | int) -> None:
+        if isinstance(row, int):
+            self._rows += row
+            self._good += row
         elif isinstance(row, Row):
             self._rows += 1
             self._add_row(row)
