@@ -8,7 +8,8 @@ checks all drops once at its start, and afterwards the drops that a new event ma
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import structlog
 from sqlalchemy import Engine, func, text
@@ -16,13 +17,12 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from daemon.inbox.answers.receipts import RECEIPT, home_of, iso_time, names_for
-from daemon.inbox.answers.remarks import begins_when, loss_words, unlikely_words, use_of_pinned
+from daemon.inbox.answers.remarks import begins_when, unlikely_words, use_of_pinned
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
-from daemon.queue.snapshots import snapshot_ids
 from daemon.settings.model import Settings
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.questions import CHAMPIONS, GAVE_BACK, LOSS, TAKEN_IN
-from daemon.state.states import AWAITING, OVERTAKEN, DropState, PromotionKind, RunState
+from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
 from pipeline import durable
 from pipeline.errors import is_disk_full
@@ -33,44 +33,36 @@ VERDICT = ".verdict.txt"
 _TOLD = (DropState.ACCEPTED, DropState.PROPOSED, DropState.WITHDRAWN, DropState.SUSPENDED)
 #: Most drops handled by one `refresh`, and most names tried to find a receipt.
 _AT_ONCE, _MOST_NAMES = 20, 25
-_WON, _TOO_LITTLE = "promoted: ", "insufficient evidence: "
+_WON = "promoted: "
 _AGAIN = "It is trained on again, together with the next drops."
+#: The latest run that used a drop, of those since its first one.
+_LAST_RUN = """
+SELECT run.id FROM run, json_each(run.snapshot) AS held
+WHERE run.track = :track AND run.id >= :first AND json_extract(held.value, '$.id') = :drop
+ORDER BY run.id DESC LIMIT 1
+"""
 log = structlog.get_logger()
 
 
-class TrackPast:
-    """A track's champions and runs, read once for many drops; valid until the database changes."""
+class TrackPast(NamedTuple):
+    """A track's champions, read once for many drops; valid until the database changes."""
 
-    def __init__(self, session: Session, track: str) -> None:
-        """Read the champions of `track`; runs are read on demand."""
-        self._track = track
-        self._held: dict[int, frozenset[int]] = {}
-        promotions = rows_of(session, Promotion, CHAMPIONS, track=track).all()
-        #: The first promotion of a model that was trained on a drop, by the id of the drop.
-        self.first: dict[int, Promotion] = {}
-        serving = session.get(Track, track)
-        #: Ids of the drops in the snapshot that the current champion was trained on.
-        self.champion: frozenset[int] = frozenset()
-        for one in promotions:
-            for drop in one.drops or ():
-                self.first.setdefault(drop, one)
-            if one.drops is not None and serving is not None and one.model_id == serving.champion_model_id:
-                self.champion = frozenset(one.drops)
-        #: The promotion that made the current champion.
-        self.latest = promotions[-1] if promotions else None
+    first: Mapping[int, Promotion]
+    """The first promotion of a model that was trained on a drop, by the id of the drop."""
+    champion: frozenset[int]
+    """Ids of the drops in the snapshot that the current champion was trained on."""
 
-    def last_run(self, session: Session, drop: Drop) -> Run | None:
-        """Return the latest run that used `drop` since it was accepted, even one without a verdict; or `None`."""
-        if drop.first_run is None:
-            gave_back = session.scalars(text(GAVE_BACK), {"track": self._track, "drop": drop.id}).first()
-            return None if gave_back is None else session.get_one(Run, gave_back)
-        runs = select(Run.id).where(Run.track == self._track, col(Run.id) >= drop.first_run)
-        for number in session.exec(runs.order_by(col(Run.id).desc())):
-            if number is not None and number not in self._held:
-                self._held[number] = snapshot_ids(session.get_one(Run, number))
-            if number is not None and drop.id in self._held[number]:
-                return session.get_one(Run, number)
-        return None
+
+def _past_of(session: Session, track: str) -> TrackPast:
+    serving = session.get(Track, track)
+    first: dict[int, Promotion] = {}
+    champion: frozenset[int] = frozenset()
+    for one in rows_of(session, Promotion, CHAMPIONS, track=track).all():
+        for drop in one.drops or ():
+            first.setdefault(drop, one)
+        if one.drops is not None and serving is not None and one.model_id == serving.champion_model_id:
+            champion = frozenset(one.drops)
+    return TrackPast(first, champion)
 
 
 class VerdictNotes:
@@ -84,7 +76,7 @@ class VerdictNotes:
             self._seen = session.exec(select(func.max(Event.id))).one() or 0
             told = select(Drop.id).where(col(Drop.state).in_(_TOLD))
             self._pending = {number for number in session.exec(told) if number}
-            self._champions = {track: TrackPast(session, track).champion for track in settings.track_names}
+            self._champions = {track: _past_of(session, track).champion for track in settings.track_names}
         self._pasts: dict[str, TrackPast] = {}
         #: Whether changes are not handled yet: reading them fails while the database is locked.
         self._changed = False
@@ -126,23 +118,19 @@ class VerdictNotes:
         champions = {track: self._past(session, track).champion for track in tracks}
         self._pending |= {event.drop_id for event in events if event.drop_id}
         # A new drop changes no other drop's text; otherwise a thousand new drops would be worded a thousand times each.
-        of_runs = [event for event in events if event.run_id and not event.kind.startswith("drop_")]
-        for number in {event.run_id for event in of_runs}:
-            run = session.get(Run, number)
-            if run is not None:
-                # Drops that the champion was trained on have their verdict already.
-                self._pending |= snapshot_ids(run) - champions.get(run.track, frozenset())
+        ran = {event.track for event in events if event.run_id and not event.kind.startswith("drop_")}
         for track, champion in champions.items():
             self._pending |= champion ^ self._champions.get(track, frozenset())
-        for track in {event.track for event in of_runs if event.track}:
-            waiting = select(Drop.id).where(Drop.track == track, Drop.role == "train", Drop.state == DropState.ACCEPTED)
-            self._pending |= {number for number in session.exec(waiting.where(col(Drop.first_run).is_(None))) if number}
+            if track in ran:
+                told = select(Drop.id).where(Drop.track == track, col(Drop.state).in_(_TOLD))
+                # Drops that the champion was trained on have their verdict already.
+                self._pending |= {number for number in session.exec(told) if number} - champion
         self._champions |= champions
         self._seen = events[-1].id or self._seen
 
     def _past(self, session: Session, track: str) -> TrackPast:
         if track not in self._pasts:
-            self._pasts[track] = TrackPast(session, track)
+            self._pasts[track] = _past_of(session, track)
         return self._pasts[track]
 
     def _write(self, drop: Drop, owner: str | None, words: str) -> None:
@@ -212,10 +200,9 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
             yield _how_it_came(past.first[drop.id])
         else:
             yield from _not_serving(session, settings, drop, past)
-            yield from _cleared(session, suspect)
     else:
         yield from _taken_out(drop, past)
-    yield from _loss(session, drop, past)
+    yield from _unlikely(session, drop, past)
 
 
 def _on_trial(suspect: Suspect) -> Iterator[str]:
@@ -228,27 +215,31 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
 
 
 def _how_it_came(first: Promotion) -> str:
-    """Return which run first brought a drop into a champion, and the gain, or who forced it and why."""
-    if first.kind == PromotionKind.FORCED:
-        by = f" by {first.approved_by}" if first.approved_by else ""
-        return f"Run {first.run_id} was trained on it, and its model was made the champion{by}: {first.reason}."
-    gain = first.reason.removeprefix(_WON)
-    return f"Run {first.run_id} was trained on it, and its model was promoted: {gain}."
+    """Return which run first brought a drop into a champion, and why its model was promoted."""
+    return f"Run {first.run_id} was trained on it, and its model was promoted: {first.reason.removeprefix(_WON)}."
 
 
 def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> Iterator[str]:
     """Yield the outcome of the latest run that used an accepted drop which the champion was not trained on."""
-    run, first = past.last_run(session, drop), past.first.get(drop.id or 0)
+    run, first = _last_run(session, drop), past.first.get(drop.id or 0)
     if first is not None and run is not None and run.id == first.run_id:
         yield "Not in use any more: the model that serves was not trained on it."
         yield _how_it_came(first)
-        if past.latest is not None and past.latest.kind == PromotionKind.ROLLBACK:
-            yield f"Since then the track was {past.latest.reason}."
         yield _AGAIN
     elif run is None:
         yield f"Accepted: it waits for the next run of track {drop.track}, which {begins_when(settings, drop.track)}."
     else:
         yield from _after_run(run)
+
+
+def _last_run(session: Session, drop: Drop) -> Run | None:
+    """Return the latest run that used `drop` since it was accepted, even one without a verdict; or `None`."""
+    named = {"track": drop.track, "drop": drop.id}
+    if drop.first_run is None:
+        number = session.scalars(text(GAVE_BACK), named).first()
+    else:
+        number = session.scalars(text(_LAST_RUN), {**named, "first": drop.first_run}).first()
+    return None if number is None else session.get_one(Run, number)
 
 
 def _after_run(run: Run) -> Iterator[str]:
@@ -266,22 +257,9 @@ def _after_run(run: Run) -> Iterator[str]:
     elif run.outcome == OVERTAKEN:
         yield f"Not in use: run {run.id} was trained on it and won ({said}), but another model came first."
         yield _AGAIN
-    elif run.outcome == "insufficient_evidence":
-        yield f"Not in use yet: run {run.id}, which held it, had too little data: {said.removeprefix(_TOO_LITTLE)}."
-        yield "The next run holds it, together with the next drops."
     else:
         yield f"Not in use: run {run.id} held it, and its model was not promoted: {said}."
         yield f"{_AGAIN} Why it was not, and what to do: dropforge report {run.id}."
-
-
-def _cleared(session: Session, suspect: Suspect | None) -> Iterator[str]:
-    """Yield how a drop's trial ended; nothing if it was not tried."""
-    if suspect is None or suspect.trial_run is None:
-        return
-    ended = select(Event).where(Event.drop_id == suspect.drop_id, Event.kind == "suspicion_ended")
-    last = session.exec(ended.order_by(col(Event.id).desc())).first()
-    if last is not None:
-        yield f"It was on trial since run {suspect.blamed_run} was worse, and was cleared: {last.detail['reason']}."
 
 
 def _taken_out(drop: Drop, past: TrackPast) -> Iterator[str]:
@@ -296,11 +274,9 @@ def _taken_out(drop: Drop, past: TrackPast) -> Iterator[str]:
     yield f"To bring it back as it is: dropforge drops restore {drop.id} --reason TEXT."
 
 
-def _loss(session: Session, drop: Drop, past: TrackPast) -> Iterator[str]:
-    """Yield a champion's loss on a drop that it was not trained on; as a warning if it stands out and is not in use."""
+def _unlikely(session: Session, drop: Drop, past: TrackPast) -> Iterator[str]:
+    """Yield a warning if a champion found a drop's answers unlikely, and the champion was not trained on it since."""
     found = rows_of(session, Event, LOSS, drop=drop.id).first()
     if found is not None and found.detail["stands_out"] and drop.id not in past.champion:
         words = unlikely_words(found.detail, found.run_id)
         yield f"{words[:1].upper()}{words[1:]}."
-    elif found is not None:
-        yield f"In run {found.run_id} the champion's loss on its answers was {loss_words(found.detail)}."

@@ -15,7 +15,7 @@ from daemon.queue.snapshots import give_back
 from daemon.queue.states import RETRIABLE
 from daemon.state import database
 from daemon.state.events import Word, record_event
-from daemon.state.states import MEASURED, DropState, PromotionKind, PromotionState, RunState, SuspectEnd
+from daemon.state.states import MEASURED, DropState, PromotionKind, PromotionState, RunState
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
 
@@ -127,7 +127,6 @@ def test_a_promoted_drop_is_in_use_until_the_track_is_rolled_back(house: House) 
     assert house.said()[2:] == [
         "Not in use any more: the model that serves was not trained on it.",
         f"Run {run} was trained on it, and its model was promoted: +12.3 points (+8.1 to +16.4).",
-        "Since then the track was rolled back to generation 0: it answered in French.",
         "It is trained on again, together with the next drops.",
     ]
 
@@ -159,8 +158,8 @@ def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house:
         (
             {"outcome": "insufficient_evidence", "sentence": f"insufficient evidence: {TOO_LITTLE}"},
             [
-                f"Not in use yet: run 2, which held it, had too little data: {TOO_LITTLE}.",
-                "The next run holds it, together with the next drops.",
+                f"Not in use: run 2 held it, and its model was not promoted: insufficient evidence: {TOO_LITTLE}.",
+                f"{AGAIN} Why it was not, and what to do: dropforge report 2.",
             ],
         ),
         (
@@ -187,7 +186,7 @@ def test_what_a_run_came_to_is_told(house: House, values: dict[str, Any], words:
     assert house.said()[2:] == words
 
 
-def test_a_drop_on_trial_is_told_so_then_cleared_or_suspended(house: House) -> None:
+def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
     worse = house.run(1, outcome="worse", sentence="worse: −8.0 points (−12.0 to −4.0)")
     with database.transaction(house.box.engine) as session:
         session.add(Suspect(id=1, track="default", drop_id=1, blamed_run=worse, opened_at=NOW))
@@ -197,23 +196,13 @@ def test_a_drop_on_trial_is_told_so_then_cleared_or_suspended(house: House) -> N
         TRIED,
         "If that is worse too, the drop is suspended; if not, it is used as before. Nothing needs to be done.",
     ]
-    trial = house.run(1, outcome="not_shown_better", sentence="not shown better: +0.1 points (−1.0 to +1.2)")
-    with database.transaction(house.box.engine) as session:
-        suspect = session.get_one(Suspect, 1)
-        suspect.trial_run, suspect.ended, suspect.ended_at = trial, SuspectEnd.CLEARED, NOW
-        session.add(suspect)
-        why = f"run {trial} tried it alone and does not speak against it"
-        record_event(
-            session, "suspicion_ended", NOW, track="default", run_id=trial, drop_id=1, end="cleared", reason=why
-        )
-    assert house.said()[-1] == f"It was on trial since run {worse} was worse, and was cleared: {why}."
     with database.transaction(house.box.engine) as session:
         drop = session.get_one(Drop, 1)
-        drop.state, drop.reason = DropState.SUSPENDED, f"run {worse} was worse with it, and so was run {trial}"
+        drop.state, drop.reason = DropState.SUSPENDED, f"run {worse} was worse with it, and so was run 3"
         session.add(drop)
-        record_event(session, "drop_suspended", NOW, track="default", run_id=trial, drop_id=1)
+        record_event(session, "drop_suspended", NOW, track="default", run_id=worse, drop_id=1)
     assert house.said()[2:] == [
-        f"Suspended: run {worse} was worse with it, and so was run {trial}.",
+        f"Suspended: run {worse} was worse with it, and so was run 3.",
         "No later run uses it.",
         "If rows of it are wrong, mend them and drop the file again: that is a new drop.",
         "To bring it back as it is: dropforge drops restore 1 --reason TEXT.",
@@ -261,9 +250,8 @@ def test_what_was_not_told_before_a_restart_is_told_after_it(house: House, monke
     assert house.said()[2] == "In use: the model that serves was trained on it."
 
 
-@pytest.mark.parametrize("where", ["snapshot_ids", "tell"])
 def test_what_a_locked_database_held_back_is_written_at_the_next_turn(
-    house: House, monkeypatch: pytest.MonkeyPatch, where: str
+    house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house.said()
     house.serve(house.run(1, outcome="promoted"), 1)
@@ -272,7 +260,7 @@ def test_what_a_locked_database_held_back_is_written_at_the_next_turn(
         def locked(*_: object) -> None:
             raise sqlite3.OperationalError("database is locked")
 
-        cut.setattr(verdict_notes, where, locked)
+        cut.setattr(verdict_notes, "tell", locked)
         with pytest.raises(sqlite3.OperationalError):
             house.texts.refresh()
     assert house.said()[2] == "In use: the model that serves was trained on it."
@@ -285,29 +273,21 @@ def test_after_a_restart_nothing_is_written_that_stands_there(house: House, monk
     assert house.said()
 
 
-def test_the_champions_loss_on_a_drop_is_told_with_the_verdict(house: House) -> None:
-    def measured(nats: float, *, stands_out: bool) -> str:
-        with database.transaction(house.box.engine) as session:
-            found = {"nats": nats, "known": [1.0, 1.4], "stands_out": stands_out}
-            record_event(session, MEASURED, NOW, track="default", run_id=run, drop_id=1, **found)
-        return house.said()[-1]
-
+def test_answers_that_the_champion_found_unlikely_are_told_with_the_verdict(house: House) -> None:
     run = house.run(1, outcome="not_shown_better", sentence="not shown better: +0.4 points")
-    beside = "nats per token, compared with 1.00 to 1.40 on the drops that it knew"
-    likely = f"In run {run} the champion's loss on its answers was {{}} {beside}."
-    odd = f"Look at its answers, the champion found them unlikely: 3.10 {beside}; dropforge report {run}."
-    assert measured(1.3, stands_out=False) == likely.format("1.30")
-    assert measured(3.1, stands_out=True) == odd
     with database.transaction(house.box.engine) as session:
-        session.add(Suspect(track="default", drop_id=1, blamed_run=run, opened_at=NOW))
-        record_event(session, "drop_suspected", NOW, track="default", run_id=run, drop_id=1)
-    assert house.said()[2].startswith("On trial: ")
+        found = {"nats": 3.1, "known": [1.0, 1.4], "stands_out": True}
+        record_event(session, MEASURED, NOW, track="default", run_id=run, drop_id=1, **found)
+    odd = (
+        "Look at its answers, the champion found them unlikely: 3.10 nats per token, compared with 1.00 to 1.40 on the "
+        f"drops that it knew; dropforge report {run}."
+    )
     assert house.said()[-1] == odd
     withdraw(house.box.engine, 1, Word("wrong labels", NOW), house.box.settings)
     assert house.said()[2] == "Withdrawn: wrong labels."
     assert house.said()[-1] == odd
     house.serve(run, 1)
-    assert house.said()[-1] == likely.format("3.10"), "what serves needs no look"
+    assert odd not in house.said(), "what serves needs no look"
 
 
 def test_what_people_and_data_say_is_inert_in_a_terminal(house: House) -> None:
