@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.errors import CannotTrain
 from pipeline.models.loading import Device, OutOfMemory, arithmetic_dtype, is_out_of_memory, load_model
 from pipeline.models.prompt import stop_ids
 
@@ -207,8 +208,8 @@ def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list
     """
     Return the mean negative log-likelihood of each choice of each question, in nats per token.
 
-    Each question is prefilled once, except for a model without a key-value cache, such as a recurrent one. The mean
-    normalises for length (Brown et al. 2020, section 2.4). Raises `StepFailed` if memory does not suffice.
+    Each question is prefilled once. The mean normalises for length (Brown et al. 2020, section 2.4). Raises
+    `StepFailed` if memory does not suffice, `CannotTrain` if the model has no key-value cache.
     """
     import torch
 
@@ -216,22 +217,14 @@ def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list
     rows = [tokens for _, choices in questions for tokens in choices]
     with memory_errors(), torch.inference_mode():
         sums = _choice_losses(asked.model, [prompt for prompt, _ in questions], owners, rows)
-    if sums is None:
-        sums = [
-            whole.nll
-            for prompt, choices in questions
-            for whole in likelihoods(asked, [(prompt, tokens) for tokens in choices])
-        ]
     means: list[list[float]] = [[] for _ in questions]
     for owner, row, loss in zip(owners, rows, sums, strict=True):
         means[owner].append(loss / len(row))
     return means
 
 
-def _choice_losses(
-    model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequence[Tokens]
-) -> list[float] | None:
-    """Return each row's summed loss after the prompt `owners` names by index; `None` without a key-value cache."""
+def _choice_losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequence[Tokens]) -> list[float]:
+    """Return each row's summed loss in nats after the prompt that `owners` names by index."""
     import torch
     from torch.nn import functional
 
@@ -246,10 +239,8 @@ def _choice_losses(
     wanted = counted.bool()
     logits = read.logits[index, -1:]
     if width > 1:
-        name = cache_name(model) or ""
-        known: Any = getattr(read, name, None)
-        if not hasattr(known, "reorder_cache"):
-            return None
+        name = cache_name(model)
+        known = getattr(read, name)
         known.reorder_cache(index)
         positions = mask.sum(dim=-1)[index, None] + torch.arange(width - 1, device=device)
         further = model(
@@ -279,10 +270,13 @@ def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def cache_name(model: Any) -> str | None:
-    """Return the name of the forward's cache argument, which transformers 5 renamed; `None` if it has none."""
-    known = inspect.signature(model.forward).parameters
-    return next((name for name in ("cache", "past_key_values") if name in known), None)
+def cache_name(model: Any) -> str:
+    """Return the name of the forward's cache argument, as transformers 5 renamed it. Raises `CannotTrain` without one."""
+    for name in accepted(model, cache=None, past_key_values=None):
+        return name
+    raise CannotTrain(
+        f"{type(model).__name__} has no key-value cache of transformers", "use a base model with a key-value cache"
+    )
 
 
 def accepted(model: Any, **arguments: Any) -> dict[str, Any]:

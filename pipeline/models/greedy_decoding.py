@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from pipeline.errors import CannotTrain
 from pipeline.metrics.degenerate import is_looping
 from pipeline.models.generation import (
     Answer,
@@ -125,11 +124,7 @@ class _Rows:
 
         self._model = model
         self._penalty = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
-        name = cache_name(model)
-        if name is None:
-            message = f"{type(model).__name__} has no key-value cache of transformers"
-            raise CannotTrain(message, "use a base model with a key-value cache")
-        self._name = name
+        self._name = cache_name(model)
         self.indices: list[int] = []
         """The index of each row's prompt."""
         self._cache: Any = None

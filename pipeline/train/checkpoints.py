@@ -82,11 +82,6 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
-def latest_step(folder: Path) -> int:
-    """Return the step of the newest complete checkpoint in `folder`; 0 if there is none."""
-    return next((step_of(path) for path in _by_step(folder) if (path / COMPLETE).exists()), 0)
-
-
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints in `folder`."""
     for path in _by_step(folder):

@@ -1,6 +1,5 @@
 """Evaluation with two tiny Llamas and real attempts: what is asked, cached, counted and refused."""
 
-import functools
 import json
 import math
 import shutil
@@ -636,27 +635,6 @@ def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path, *, cached: bool)
     for (prompt, given), means in zip(questions, found, strict=True):
         expected = [direct_nll(tiny_llama, prompt, tokens) / len(tokens) for tokens in given]
         assert means == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_choice_is_as_likely_to_a_model_that_keeps_no_cache(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = load_tokenizer(tiny_llama)
-    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
-    given = [tokenizer(choice)["input_ids"] for choice in ("yes", "no, not at all")]
-    questions = [(prompt_ids(tokenizer, "chat", text), given) for text in ("Which?", "Which of all these is it?")]
-    expected = generation.choice_likelihoods(asked, questions)
-    real = asked.model.forward
-
-    @functools.wraps(real)
-    def forward(*args: Any, **named: Any) -> Any:
-        output = real(*args, **named)
-        output.past_key_values = None
-        return output
-
-    monkeypatch.setattr(asked.model, "forward", forward)
-    found = generation.choice_likelihoods(asked, questions)
-    assert [pytest.approx(means, rel=1e-4) for means in expected] == found
 
 
 def test_both_models_are_asked_a_suite_and_paired_item_by_item(bench: Bench, tiny: Any, tmp_path: Path) -> None:
