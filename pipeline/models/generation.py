@@ -271,7 +271,7 @@ def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
 
 
 def cache_name(model: Any) -> str:
-    """Return the name of the forward's cache argument, as transformers 5 renamed it. Raises `CannotTrain` without one."""
+    """Return the name of the forward's cache argument, renamed in transformers 5. Raises `CannotTrain` without one."""
     for name in accepted(model, cache=None, past_key_values=None):
         return name
     raise CannotTrain(
