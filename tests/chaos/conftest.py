@@ -5,16 +5,6 @@ import os
 import pytest
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only the whole form has."""
-    if os.environ.get("DROPFORGE_CHAOS") == "whole":
-        return
-    left_out = [item for item in items if item.get_closest_marker("whole") is not None]
-    if left_out:
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
-
-
 @pytest.fixture(scope="session")
 def whole() -> bool:
     """Whether everything is tried."""

@@ -1,7 +1,5 @@
 """The operations that are killed: the state before each, the operation itself, and how the daemon carries it on."""
 
-import json
-import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,19 +13,17 @@ from daemon.champions import decisions, promotion
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.commands import Command, Ended
 from daemon.champions.promotion import ChampionMoved
-from daemon.queue import drops, run_queue, suspects
+from daemon.queue import drops, run_queue
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import DropState, PromotionState, RunState
-from daemon.state.tables import Drop, Promotion, Run, Suspect
+from daemon.state.tables import Drop, Promotion, Run
 from pipeline.errors import DropforgeError
-from pipeline.train import checkpoints
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
 
 NOW = START + DAY + 3_600_000
 #: When a run goes on that was set apart for an error of the disk.
 LATER = NOW + 60_000
-MARK = checkpoints.fingerprint({"dataset": "d"})
 
 
 class Death(BaseException):
@@ -125,25 +121,6 @@ def _night_over(daemon: Daemon) -> None:
     assert _runs(daemon) == ["cancelled", "succeeded"]
 
 
-def _withdrawn(folder: Path) -> None:
-    _waiting_drop(folder)
-    daemon = Daemon(folder, START)
-    drops.withdraw(daemon.engine, 1, Word("wrong labels", START), daemon.settings)
-
-
-def _restoring(folder: Path) -> Callable[[], object]:
-    daemon = Daemon(folder, NOW)
-    return lambda: drops.restore(daemon.engine, 1, Word("they were right", NOW), daemon.settings)
-
-
-def _restored(daemon: Daemon) -> None:
-    with suppress(DropforgeError):
-        drops.restore(daemon.engine, 1, Word("they were right", NOW), daemon.settings)
-    assert _drops(daemon) == [("new.jsonl", "accepted")]
-    daemon.finish_runs(LATER)
-    assert _runs(daemon) == ["cancelled", "succeeded"]
-
-
 def _queued(folder: Path) -> None:
     build(folder)
     _accepted(Daemon(folder, START), "new.jsonl", "new")
@@ -185,24 +162,17 @@ def _at(step: str, outcome: str) -> Callable[[Path], None]:
         daemon = Daemon(folder, START)
         _accepted(daemon, "new.jsonl", "new")
         daemon.until(step, START, outcome)
-        if step == "decide":
-            (daemon.root / "runs/1/checkpoints/step-1").mkdir(parents=True)
-            (daemon.root / "runs/1/checkpoints/step-1/weights").write_bytes(b"w")
 
     return prepare
 
 
-def _overtaken_at(step: str) -> Callable[[Path], None]:
-    """Return what brings a second candidate to `step`, `worse`, before the champion was rolled back from."""
-
-    def prepare(folder: Path) -> None:
-        _came_to("promoted")(folder)
-        daemon = Daemon(folder, START)
-        _accepted(daemon, "second.jsonl", "second")
-        daemon.until(step, START, "worse")
-        decisions.rollback(daemon.engine, daemon.root, decisions.Target("default", 0), Word("it swears", START))
-
-    return prepare
+def _overtaken(folder: Path) -> None:
+    """Bring a second candidate to a verdict, `worse`, before the champion is rolled back from."""
+    _came_to("promoted")(folder)
+    daemon = Daemon(folder, START)
+    _accepted(daemon, "second.jsonl", "second")
+    daemon.until("decide", START, "worse")
+    decisions.rollback(daemon.engine, daemon.root, decisions.Target("default", 0), Word("it swears", START))
 
 
 def _compared_again(daemon: Daemon) -> None:
@@ -212,119 +182,6 @@ def _compared_again(daemon: Daemon) -> None:
         assert (run.state, run.outcome, run.failures) == (RunState.SUCCEEDED, "not_shown_better", 0)
     assert _drops(daemon) == [("new.jsonl", "accepted"), ("second.jsonl", "accepted")]
     assert _serving(daemon) == (2, [None, 1, None])
-
-
-# --- the search for a drop that made a run worse
-
-
-def _worse_at(step: str) -> Callable[[Path], None]:
-    """Return what brings a run on two new drops to `decide`, `worse`, or to its `end`, or the `trial` after it."""
-
-    def prepare(folder: Path) -> None:
-        _came_to("promoted")(folder)
-        daemon = Daemon(folder, START)
-        for name in ("second", "third"):
-            _accepted(daemon, f"{name}.jsonl", name)
-        daemon.until("decide", START, "worse")
-        if step != "decide":
-            with patch.object(suspects, "go_on"):
-                daemon.dispatcher.tick(START)
-        if step == "trial":
-            daemon.until("decide", START, "worse")
-
-    return prepare
-
-
-def _found(daemon: Daemon) -> None:
-    """Two trials at most, whatever was killed: the newest drop is found, and the other one is run without it."""
-    for _ in range(2):  # a run that had no more to do than to end leaves the daemon as idle as before
-        daemon.finish_runs(LATER, "worse")
-    with transaction(daemon.engine) as session:
-        rows = session.exec(select(Run).order_by(col(Run.id))).all()
-        runs = [(run.trigger, run.outcome, [drop["id"] for drop in run.snapshot or ()]) for run in rows]
-        ended = session.exec(select(Suspect.drop_id, Suspect.ended).order_by(col(Suspect.id))).all()
-    assert runs == [
-        ("drop", "promoted", [1]),
-        ("drop", "worse", [1, 2, 3]),
-        ("trial", "worse", [1, 3]),
-        ("drop", "worse", [1, 2]),
-        ("trial", "worse", [1, 2]),
-    ]
-    assert [tuple(one) for one in ended] == [(3, "suspended"), (2, "cleared"), (2, "suspended")]
-    assert _drops(daemon) == [("new.jsonl", "accepted"), ("second.jsonl", "suspended"), ("third.jsonl", "suspended")]
-
-
-def _tried_in_vain(folder: Path) -> None:
-    """A trial that a person has cancelled, and nobody has drawn the conclusion."""
-    _worse_at("trial")(folder)
-    daemon = Daemon(folder, START)
-    run_queue.cancel(daemon.engine, 3, START)
-    with patch.object(suspects, "go_on"):
-        daemon.dispatcher.tick(START)
-
-
-def _cleared(daemon: Daemon) -> None:
-    daemon.finish_runs(LATER, "not_shown_better")
-    with transaction(daemon.engine) as session:
-        ended = session.exec(select(Suspect.drop_id, Suspect.ended).order_by(col(Suspect.id))).all()
-        runs = [run.state for run in session.exec(select(Run).order_by(col(Run.id)))]
-    assert [tuple(one) for one in ended] == [(3, "cleared"), (2, "cleared")]
-    assert runs == ["succeeded", "succeeded", "cancelled", "succeeded"]
-
-
-# --- checkpoints
-
-
-def _trained(folder: Path) -> None:
-    """Two checkpoints, two that were torn later on, and what the trainer has just written."""
-    build(folder)
-    Daemon(folder, START)
-    for step in (10, 20, 60, 70, 30):
-        source = _written(folder, step)
-        if step != 30:
-            target = checkpoints.publish(source, folder / "checkpoints", step, MARK)
-            if step > 30:
-                (target / checkpoints.COMPLETE).unlink()
-    for step in (10, 20):  # pruned while the torn ones were made
-        if not (folder / f"checkpoints/step-{step}").exists():
-            shutil.move(
-                checkpoints.publish(_written(folder, step), folder / "aside", step, MARK), folder / "checkpoints"
-            )
-    shutil.rmtree(folder / "aside", ignore_errors=True)
-
-
-def _written(folder: Path, step: int) -> Path:
-    source = folder / "scratch" / f"checkpoint-{step}"
-    source.mkdir(parents=True)
-    (source / "optimizer.pt").write_bytes(b"moments" * step)
-    (source / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    return source
-
-
-def _checkpointing(folder: Path) -> Callable[[], object]:
-    def publish() -> None:
-        source = folder / "scratch" / "checkpoint-30"
-        if not source.exists() or (source / checkpoints.LISTING).exists():
-            # A first try failed: the next attempt's trainer writes it anew.
-            shutil.rmtree(source, ignore_errors=True)
-            _written(folder, 30)
-        checkpoints.publish(source, folder / "checkpoints", 30, MARK)
-
-    return publish
-
-
-def _checkpointed(daemon: Daemon) -> None:
-    place = daemon.folder / "checkpoints"
-    newest = checkpoints.newest_valid(place, MARK)
-    assert newest is not None
-    assert newest.name in {"step-20", "step-30"}
-    assert (newest / "optimizer.pt").read_bytes() == b"moments" * checkpoints.step_of(newest)
-    # The step goes on from there and comes to the same checkpoint again.
-    shutil.rmtree(daemon.folder / "scratch", ignore_errors=True)
-    checkpoints.publish(_written(daemon.folder, 30), place, 30, MARK)
-    assert checkpoints.newest_valid(place, MARK) == place / "step-30"
-    assert len(list(place.iterdir())) <= checkpoints.KEPT
-    assert list(place.rglob("*.tmp")) == []
 
 
 # --- champions
@@ -400,20 +257,13 @@ def _waits(daemon: Daemon) -> None:
     assert _serving(daemon) == (1, [None, 1])
 
 
-def _two_drops_at(step: str) -> Callable[[Path], None]:
-    """Return what brings a candidate of two drops to `step`, `promoted`, or to its end if that is empty."""
-
-    def prepare(folder: Path) -> None:
-        build(folder)
-        daemon = Daemon(folder, START)
-        _accepted(daemon, "new.jsonl", "new")
-        _accepted(daemon, "other.jsonl", "other")
-        if step:
-            daemon.until(step, START, "promoted")
-        else:
-            daemon.finish_runs(START, "promoted")
-
-    return prepare
+def _two_drops(folder: Path) -> None:
+    """Bring a candidate of two drops to its verdict, `promoted`."""
+    build(folder)
+    daemon = Daemon(folder, START)
+    _accepted(daemon, "new.jsonl", "new")
+    _accepted(daemon, "other.jsonl", "other")
+    daemon.until("decide", START, "promoted")
 
 
 def _withdrawing(folder: Path) -> Callable[[], object]:
@@ -421,24 +271,21 @@ def _withdrawing(folder: Path) -> Callable[[], object]:
     return lambda: drops.withdraw(daemon.engine, 1, Word("wrong labels", NOW), daemon.settings)
 
 
-def _done_without(outcome: str) -> Callable[[Daemon], None]:
-    def complete(daemon: Daemon) -> None:
-        with transaction(daemon.engine) as session:
-            gone = session.get_one(Drop, 1).state == DropState.WITHDRAWN
-            unseen = session.get_one(Drop, 2).first_run is None
-            runs = session.exec(select(Run).order_by(col(Run.id))).all()
-        ended = runs[0].cancel_requested or runs[0].state == RunState.CANCELLED
-        assert (ended, unseen, len(runs) == 2) == (gone, gone, gone), "all of it or nothing"
-        with suppress(DropforgeError):
-            drops.withdraw(daemon.engine, 1, Word("wrong labels", NOW), daemon.settings)
-        daemon.finish_runs(LATER, "promoted")
-        with transaction(daemon.engine) as session:
-            runs = session.exec(select(Run).order_by(col(Run.id))).all()
-        assert [(run.state, run.outcome) for run in runs] == [("cancelled", None), ("succeeded", outcome)]
-        assert [drop["id"] for drop in runs[1].snapshot or ()] == [2]
-        assert _serving(daemon) == ((1, [None, 2]) if outcome == "promoted" else (0, [None]))
-
-    return complete
+def _done_without(daemon: Daemon) -> None:
+    with transaction(daemon.engine) as session:
+        gone = session.get_one(Drop, 1).state == DropState.WITHDRAWN
+        unseen = session.get_one(Drop, 2).first_run is None
+        runs = session.exec(select(Run).order_by(col(Run.id))).all()
+    ended = runs[0].cancel_requested or runs[0].state == RunState.CANCELLED
+    assert (ended, unseen, len(runs) == 2) == (gone, gone, gone), "all of it or nothing"
+    with suppress(DropforgeError):
+        drops.withdraw(daemon.engine, 1, Word("wrong labels", NOW), daemon.settings)
+    daemon.finish_runs(LATER, "promoted")
+    with transaction(daemon.engine) as session:
+        runs = session.exec(select(Run).order_by(col(Run.id))).all()
+    assert [(run.state, run.outcome) for run in runs] == [("cancelled", None), ("succeeded", "promoted")]
+    assert [drop["id"] for drop in runs[1].snapshot or ()] == [2]
+    assert _serving(daemon) == (1, [None, 2])
 
 
 def _approving(folder: Path) -> Callable[[], object]:
@@ -446,25 +293,14 @@ def _approving(folder: Path) -> Callable[[], object]:
     return lambda: decisions.approve(daemon.engine, daemon.root, 1, Word("", NOW, "ada"))
 
 
-def _forcing(folder: Path) -> Callable[[], object]:
-    daemon = Daemon(folder, NOW)
-    return lambda: decisions.force(daemon.engine, daemon.root, 1, Word("I know better", NOW, "ada"))
-
-
-def _done_by_hand(kind: str, outcome: str) -> Callable[[Daemon], None]:
-    act = _approving if kind == "promotion" else _forcing
-
-    def complete(daemon: Daemon) -> None:
-        for _ in range(2):
-            with suppress(DropforgeError):
-                act(daemon.folder)()
-        assert _serving(daemon) == (1, [None, 1])
-        with transaction(daemon.engine) as session:
-            row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
-            assert (row.kind, row.approved_by, session.get_one(Run, 1).outcome) == (kind, "ada", outcome)
-        assert _drops(daemon) == [("new.jsonl", "accepted")]
-
-    return complete
+def _approved(daemon: Daemon) -> None:
+    for _ in range(2):
+        with suppress(DropforgeError):
+            _approving(daemon.folder)()
+    assert _serving(daemon) == (1, [None, 1])
+    with transaction(daemon.engine) as session:
+        row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
+        assert (row.kind, row.approved_by, session.get_one(Run, 1).outcome) == ("promotion", "ada", "promoted")
 
 
 class _Over(Command):
@@ -579,28 +415,16 @@ OPERATIONS = {
     ),
     "intake of a duplicate": Operation(_inbox("new.jsonl", records("known")), _taking, _taken(DropState.DUPLICATE)),
     "enqueue at night": Operation(_waiting_drop, _night, _night_over),
-    "enqueue by a restored drop": Operation(_withdrawn, _restoring, _restored),
     "claim": Operation(_queued, _ticking, _ended("not_shown_better")),
     "interrupt": Operation(_running, _stopping, _ended("not_shown_better")),
     "publish of a model": Operation(_at("merge", "promoted"), _ticking, _ended("promoted")),
-    "publish of predictions": Operation(_at("evaluate", "promoted"), _ticking, _ended("promoted")),
     "finish": Operation(_at("decide", "not_shown_better"), _ticking, _ended("not_shown_better")),
-    "verdict that opens a search": Operation(_worse_at("decide"), _ticking, _found),
-    "begin of a trial": Operation(_worse_at("end"), _ticking, _found),
-    "trial that finds a drop": Operation(_worse_at("trial"), _ticking, _found),
-    "trial without a verdict": Operation(_tried_in_vain, _ticking, _cleared),
-    "report that comes too late": Operation(_overtaken_at("evaluate"), _ticking, _compared_again),
-    "verdict that comes too late": Operation(_overtaken_at("decide"), _ticking, _compared_again),
-    "checkpoint": Operation(_trained, _checkpointing, _checkpointed),
+    "verdict that comes too late": Operation(_overtaken, _ticking, _compared_again),
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),
     "win that waits for approval": Operation(_by_hand(_at("decide", "promoted")), _ticking, _waits),
-    "withdraw, a run in hand": Operation(_two_drops_at("decide"), _withdrawing, _done_without("promoted")),
-    "withdraw, a win that waits": Operation(
-        _by_hand(_two_drops_at("")), _withdrawing, _done_without("awaiting_approval")
-    ),
-    "approve": Operation(_by_hand(_came_to("promoted")), _approving, _done_by_hand("promotion", "promoted")),
-    "force": Operation(_came_to("worse"), _forcing, _done_by_hand("forced", "worse")),
+    "withdraw, a run in hand": Operation(_two_drops, _withdrawing, _done_without),
+    "approve": Operation(_by_hand(_came_to("promoted")), _approving, _approved),
     "hook": Operation(
         _by_hand(_came_to("promoted"), '[hooks]\nafter_promotion = ["badly"]\nhealth = ["well"]\n'), _hooking, _hooked
     ),

@@ -1,7 +1,7 @@
 """
 The daemon's work on a disk that is about to lose power; it says on another disk what it has acknowledged.
 
-python -m tests.chaos.power_cut_target intake|queue|promote WORKSPACE ACKNOWLEDGED [MUTATION]
+python -m tests.chaos.power_cut_target intake|promote WORKSPACE ACKNOWLEDGED [MUTATION]
 
 Ends when it is killed. A mutation leaves a promise out, to see that the test would notice.
 """
@@ -21,17 +21,14 @@ from sqlmodel import select
 from daemon.dispatch.spool import read_order
 from daemon.inbox import safe_copy
 from daemon.inbox.watcher import make_inbox
-from daemon.queue import run_queue
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.state import database
 from daemon.state.database import transaction
-from daemon.state.tables import Drop, Promotion, Run
+from daemon.state.tables import Promotion, Run
 from daemon.system.clock import now_ms
 from pipeline import durable
-from pipeline.config import RunConfig
 from pipeline.contract import RESULT_NAME, Attempt, StepResult
-from tests import run_owner
 from tests.chaos.scripted_steps import ARTIFACTS
 
 Say = Callable[..., None]
@@ -88,33 +85,6 @@ def intake(house: House, say: Say) -> None:
         house.take_in()
         if (house.inbox / "done" / name).exists():
             say("taken", name, sha256)
-
-
-def queue_(house: House, say: Say) -> None:
-    """Queue, claim and finish one run after the other."""
-    config = RunConfig(track="default", base_model="/base", base_model_id="b", salt="s")
-    with transaction(house.engine) as session:
-        session.add(
-            Drop(
-                track="default",
-                role="train",
-                state="accepted",
-                name_bytes=b"d",
-                name="d",
-                sha256="d",
-                size_bytes=1,
-                received_at=0,
-            )
-        )
-    while True:
-        with transaction(house.engine) as session:
-            number = run_queue.enqueue(session, "default", "drop", now_ms(), 0).id
-        say("queued", number)
-        claim = run_owner.claim(house.engine, now_ms(), lambda _session, _track: config)
-        assert claim is not None
-        say("running", number)
-        run_owner.finish(house.engine, claim, run_queue.Ending("worse", "worse"), now_ms())
-        say("succeeded", number)
 
 
 def promote(house: House, say: Say) -> None:
@@ -175,7 +145,7 @@ def main(mode: str, workspace: str, acknowledged: str, mutation: str = "") -> No
     def say(*words: object) -> None:
         os.write(log, (" ".join(map(str, words)) + "\n").encode())
 
-    {"intake": intake, "queue": queue_, "promote": promote}[mode](House(Path(workspace)), say)
+    {"intake": intake, "promote": promote}[mode](House(Path(workspace)), say)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """
 A disk of 48 MB that is filled at each stage of a run, stays full while the daemon turns, and is freed: the run ends.
 
-By default the daemon's own objects do it, without their threads, and a worker that writes a step's files by a script;
-DROPFORGE_CHAOS=whole (`make chaos`) lets the real daemon do it too, with a tiny model. Needs root, mkfs.ext4, mount.
+The daemon's own objects do it, without their threads, and a worker that writes a step's files by a script. Needs root,
+mkfs.ext4, mount.
 """
 
 import contextlib
 import json
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -43,7 +42,6 @@ from pipeline.models.manifest import MANIFEST_NAME
 from pipeline.steps import BY_NAME
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.chaos.scripted_steps import ARTIFACTS
-from tests.e2e.conftest import Workspace
 from tests.model_folder import write_model
 
 pytestmark = needs_root
@@ -325,74 +323,3 @@ def test_how_a_step_ended_is_written_down_when_there_is_room_for_it(
     assert (result.exit_code, result.status) == (74, "failed")
     assert result.error is not None
     assert "is full" in result.error.message
-
-
-# --- the real daemon, its worker and real steps
-
-#: What is there when a stage has begun; the disk is filled then.
-_BEGUN = {
-    "intake": "",
-    "train": "runs/1/attempts/train-1/scratch",
-    "merge": "runs/1/attempts/merge-1/log.txt",
-    "evaluate": "runs/1/attempts/evaluate-1/log.txt",
-    "decide": "runs/1/attempts/decide-1/log.txt",
-}
-
-
-@pytest.fixture
-def real(tmp_path: Path, disk: LoopDisk, tiny: Any, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A workspace whose state folder is on the small disk."""
-    for name in [name for name in os.environ if name.startswith("DROPFORGE_")]:
-        monkeypatch.delenv(name)
-    train = "\n".join(f"{key} = {json.dumps(value)}" for key, value in tiny.settings().items())
-    text = (
-        f'base_model = "{tiny_llama}"\nstate = "{disk.place}/state"\nrun_after_quiet_seconds = 0.5\ndevice = "cpu"\n'
-        "reconcile_seconds = 1\n[disk]\nlow_water_bytes = 2000000\n"
-        "[intake]\nsettle_seconds = 0.5\n[split]\nheldout = 0.4\ndev = 0\n[evaluate]\ngeneral = []\n"
-        f"[train]\ncheckpoint_minutes = 0.001\n{train}\n"
-    )
-    made = Workspace(tmp_path, text)
-    made.state = disk.place / "state"
-    yield made
-    if made.daemon is not None and made.daemon.poll() is None:
-        made.stop()
-
-
-@pytest.mark.parametrize("restarted", [False, True], ids=["one daemon", "killed while it was full"])
-@pytest.mark.parametrize("stage", _BEGUN)
-@pytest.mark.timeout(300)
-@pytest.mark.whole
-def test_the_real_daemon_survives_a_disk_that_was_full_at(
-    stage: str, restarted: bool, real: Any, disk: LoopDisk, tiny: Any
-) -> None:
-    pause = threading.Event()
-    rows = "".join(json.dumps(row) + "\n" for row in tiny.rows(400, seed=1))
-    real.start()
-    if stage == "intake":
-        disk.fill()
-    (real.inbox / "good.jsonl").write_text(rows)
-    if stage != "intake":
-        real.wait((real.state / _BEGUN[stage]).exists)
-        disk.fill()
-        real.wait(lambda: "disk_full" in real.log.read_text())
-        run = real.runs()[0]
-        assert (run.failures, run.deaths) == (0, 0), run.error
-    if restarted:
-        real.kill()
-    pause.wait(3)
-    assert "disk.low_water_bytes" in real.cli("status", code=69 if restarted else 0)
-    if stage == "intake":
-        assert (real.inbox / "good.jsonl").exists()
-    disk.free()
-    if restarted:
-        real.start()
-    real.wait(lambda: [run.state for run in real.runs()] == [RunState.SUCCEEDED])
-    run = real.runs()[0]
-    assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0), run
-    assert len(real.done_promotions()) == 1
-    assert [drop.state for drop in real.drops()] == ["accepted"]
-    assert (real.inbox / "done/good.jsonl").exists()
-    verdict = real.published(1, "decide")
-    assert (real.state / "tracks/default/champion").resolve().name == verdict["candidate_model_id"]
-    assert real.stop() == 0
-    assert real.processes() == []

@@ -31,12 +31,11 @@ from tests.model_folder import write_model
 
 pytestmark = needs_root
 ROOT = Path(__file__).parents[2]
-MODES = ("intake", "queue", "promote")
+MODES = ("intake", "promote")
 #: Acknowledgements after which the power is cut, at least and at most.
-CUTS = {"intake": (5, 40), "queue": (20, 150), "promote": (2, 6)}
+CUTS = {"intake": (5, 40), "promote": (2, 6)}
 #: A promise that is left out, and where that must show.
-MUTATIONS = {"commits": "queue", "copies": "intake", "models": "promote"}
-_ORDER = ("queued", "running", "succeeded")
+MUTATIONS = {"commits": "intake", "copies": "intake", "models": "promote"}
 
 
 def work_until_the_cut(folder: Path, mode: str, acknowledgements: int, mutation: str = "") -> list[list[str]]:
@@ -99,16 +98,6 @@ def _judge_intake(house: House, acknowledged: list[list[str]]) -> list[str]:
     return wrong
 
 
-def _judge_queue(house: House, acknowledged: list[list[str]]) -> list[str]:
-    with transaction(house.engine) as session:
-        states = {str(run.id): run.state for run in session.exec(select(Run)).all()}
-    return [
-        f"run {number} was {state} and is {states.get(number)}"
-        for state, number in acknowledged
-        if number not in states or _ORDER.index(states[number]) < _ORDER.index(state)
-    ]
-
-
 def _judge_promote(house: House, acknowledged: list[list[str]]) -> list[str]:
     with transaction(house.engine) as session:
         done = session.exec(select(Promotion).where(Promotion.state == "done")).all()
@@ -138,7 +127,6 @@ def _judge_promote(house: House, acknowledged: list[list[str]]) -> list[str]:
 
 _JUDGES: dict[str, Callable[[House, list[list[str]]], list[str]]] = {
     "intake": _judge_intake,
-    "queue": _judge_queue,
     "promote": _judge_promote,
 }
 
