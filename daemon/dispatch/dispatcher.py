@@ -27,10 +27,11 @@ from daemon.state.database import ChangeWatch, transaction
 from daemon.state.events import record_event
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Run
-from daemon.state.troubles import RunsApart, Troubles
+from daemon.state.troubles import Troubles, in_words
 from daemon.storage import gc
 from daemon.storage.disk import Disk, is_full
-from daemon.storage.disk_estimate import needed_bytes, of_waiting_drops, still_needed
+from daemon.storage.disk_estimate import needed_bytes, still_needed
+from daemon.system.programs import user
 from daemon.system.sd_notify import notify, showing_life
 from pipeline import durable
 from pipeline.artifacts import Verdict
@@ -60,7 +61,6 @@ class Dispatcher:
         #: When the next run is due, and the time of the last query for due runs: the clock may be set back.
         self._due: int | None = None
         self._asked_at = 0
-        self._apart = RunsApart(settings.state_folder)
         self._troubles = Troubles() if troubles is None else troubles
         self._gpu = TrainingHooks(engine, settings, self._troubles)
         self._maintained_at = -_MAINTENANCE_MS
@@ -114,7 +114,6 @@ class Dispatcher:
         try:
             while self._advance(claim, now):
                 pass
-            self._apart.clear(claim.run_id)
         except states.LostClaim as error:
             log.warning("claim_lost", run=claim.run_id, error=error.message)
             self._drop()
@@ -323,7 +322,7 @@ class Dispatcher:
             raise problem
         config = compose(self._settings, track)
         warn_of_fixed(self._settings, track)
-        self.disk.require(needed_bytes(config, *of_waiting_drops(session, track.name)))
+        self.disk.require(needed_bytes(config))
         return config
 
     def _require_room(self, run: Run) -> None:
@@ -331,7 +330,7 @@ class Dispatcher:
         try:
             self.disk.require(still_needed(self._root, run))
         except (OSError, ValueError) as error:
-            raise self._apart.words(run.id or 0, error) from error
+            raise self._unusable(run.id or 0, error) from error
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
         """Return the paths of the run's published artifacts by step, and the next step: `None` after the last one."""
@@ -363,8 +362,17 @@ class Dispatcher:
         attempt = states.open_attempt(self._engine, claim.run_id)
         if attempt is not None:
             self._executor.cancel(key_of(attempt))
-        run_queue.postpone(self._engine, claim, self._apart.words(claim.run_id, error), now)
-        self._drop()
+        self._postpone(claim, self._unusable(claim.run_id, error), now)
+
+    def _unusable(self, run_id: int, error: Exception) -> DropforgeError:
+        """Return the error of a run that cannot use its own files: only this run waits, other runs go on."""
+        message = f"the files of run {run_id} cannot be used: {in_words(error)}"
+        folder = run_files.run_folder(self._root, run_id)
+        hint = (
+            f"let {user()}, that the daemon runs as, own all of {folder}: the run then goes on by itself; "
+            f"or end it: dropforge cancel {run_id}"
+        )
+        return DropforgeError(message, hint)
 
     def _after_failure(self, claim: states.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
         failure = run_queue.Failure(message, hint, retryable)

@@ -31,7 +31,6 @@ from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import SEARCH, TRIAL, RunState, state_words
 from daemon.state.tables import Drop, Run, promotion_of
-from daemon.state.troubles import SetApart
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.search_settings import SearchConfig
@@ -166,7 +165,7 @@ def put_off(session: Session, run: Run, error: DropforgeError, now: int) -> None
     """Store in a due run the error that keeps it from being claimed, with an event if it is new; postpone the run."""
     if (run.error, run.hint) != (error.message, error.hint):
         record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
-    run.error, run.hint, run.not_before = error.message, error.hint, now + _pause_ms(error)
+    run.error, run.hint, run.not_before = error.message, error.hint, now + CONFIGURE_AGAIN_MS
     session.add(run)
 
 
@@ -228,7 +227,7 @@ def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
 def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> RunState:
     """Set a run to waiting because of `error` (a full disk, say), not counted as a failure; return its new state."""
     with transaction(engine) as session:
-        values = {"error": error.message, "hint": error.hint, "not_before": now + _pause_ms(error)}
+        values = {"error": error.message, "hint": error.hint, "not_before": now + CONFIGURE_AGAIN_MS}
         move = Move(RunState.WAITING, "run_postponed", values, {"error": error.message})
         return _wait(session, held_run(session, claim), move, now)
 
@@ -323,10 +322,6 @@ def cancelled(engine: Engine, claim: Claim, now: int) -> None:
     """Set the claimed run to cancelled, as was requested. Raises `LostClaim` if the claim is not valid any more."""
     with transaction(engine) as session:
         change(session, held_run(session, claim), Move(RunState.CANCELLED, "run_cancelled"), now)
-
-
-def _pause_ms(error: DropforgeError) -> int:
-    return error.pause_ms if isinstance(error, SetApart) else CONFIGURE_AGAIN_MS
 
 
 def _opened(session: Session, track: str) -> Run | None:

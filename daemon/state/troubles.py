@@ -1,87 +1,48 @@
-"""Errors of single runs, tracks and hooks: each is logged once and retried after a pause that doubles."""
+"""Current errors of tracks, hooks and addresses: each is logged once, and what failed is retried after a minute."""
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 
-from daemon.system.programs import user
 from pipeline.errors import DropforgeError
 
-_FIRST_SECONDS = 30.0
-_LONGEST_SECONDS = 600.0
+_PAUSE_SECONDS = 60.0
 log = structlog.get_logger()
 
 
-class SetApart(DropforgeError):
-    """A run cannot use its own files: only this run waits, for `pause_ms` milliseconds; other runs go on."""
-
-    def __init__(self, message: str, hint: str, pause_ms: int) -> None:
-        """Set message and hint as `DropforgeError` does, and the pause in milliseconds."""
-        super().__init__(message, hint)
-        self.pause_ms = pause_ms
-
-
 class Troubles:
-    """The current error of each run, track or hook, and when it is retried; kept in memory."""
+    """The current error of each track, hook or address, and when it is retried; kept in memory."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         """Measure pauses by `monotonic`, in seconds."""
         self._monotonic = monotonic
         self._words: dict[str, str] = {}
-        #: End of the pause on the monotonic clock, and its length, in seconds.
-        self._pauses: dict[str, tuple[float, float]] = {}
+        #: End of the pause on the monotonic clock, in seconds.
+        self._until: dict[str, float] = {}
 
-    def note(self, whose: str, error: Exception) -> float:
-        """Record the error of `whose` (a name such as "run 12"), log it if new, and return the pause in seconds."""
+    def note(self, whose: str, error: Exception) -> None:
+        """Record the error of `whose` (a name such as "track a"), log it if it is new, and begin a pause."""
         words = in_words(error)
         if self._words.get(whose) != words:
             log.warning("trouble", whose=whose, error=words)
         self._words[whose] = words
-        _, last = self._pauses.get(whose, (0.0, 0.0))
-        pause = min(2 * last, _LONGEST_SECONDS) if last else _FIRST_SECONDS
-        self._pauses[whose] = (self._monotonic() + pause, pause)
-        return pause
+        self._until[whose] = self._monotonic() + _PAUSE_SECONDS
 
     def clear(self, whose: str) -> None:
         """Forget the error and the pause of `whose`, if there is one."""
-        self._pauses.pop(whose, None)
         if self._words.pop(whose, None) is not None:
+            del self._until[whose]
             log.info("trouble_over", whose=whose)
 
     def is_pausing(self, whose: str) -> bool:
         """Return whether the pause of `whose` has not ended yet."""
-        until, _ = self._pauses.get(whose, (0.0, 0.0))
-        return self._monotonic() < until
+        return self._monotonic() < self._until.get(whose, 0.0)
 
     @property
     def words(self) -> dict[str, str]:
         """The current error messages, by name."""
         return dict(self._words)
-
-
-class RunsApart:
-    """The errors of runs that cannot use their own files, each with its own pause."""
-
-    def __init__(self, state_folder: Path) -> None:
-        """Name the run folders in `state_folder` in hints."""
-        self._root = state_folder
-        self._troubles = Troubles()
-
-    def words(self, run_id: int, error: Exception) -> SetApart:
-        """Return the error for the run's row, with a pause that doubles each time, up to 10 minutes."""
-        pause = self._troubles.note(f"run {run_id}", error)
-        message = f"the files of run {run_id} cannot be used: {in_words(error)}"
-        hint = (
-            f"let {user()}, that the daemon runs as, own all of {self._root / 'runs' / str(run_id)}: the run then "
-            f"goes on by itself; or end it: dropforge cancel {run_id}"
-        )
-        return SetApart(message, hint, round(1000 * pause))
-
-    def clear(self, run_id: int) -> None:
-        """Forget the error of a run, if there is one."""
-        self._troubles.clear(f"run {run_id}")
 
 
 def in_words(error: Exception) -> str:

@@ -125,7 +125,7 @@ def _space(settings: Settings) -> Iterator[Finding]:
     needed = [0]
     for track in (settings.track(name) for name in settings.track_names):
         with suppress(CannotTell):  # `bases` says why a base model cannot be read
-            needed.append(sum(needed_bytes(track, 0, 0).values()) if track.base_model else 0)
+            needed.append(sum(needed_bytes(track).values()) if track.base_model else 0)
     need, kept = max(needed), settings.disk.low_water_bytes
     text = (
         f"{size_words(free)} free for the state folder; a run takes up to {size_words(need)} besides its drops, "

@@ -20,7 +20,7 @@ from daemon.state.database import transaction
 from daemon.state.layout import GPU_NOTE
 from daemon.state.states import HookState, PromotionState
 from daemon.state.tables import Promotion, Run
-from daemon.state.troubles import SetApart, Troubles
+from daemon.state.troubles import Troubles
 from daemon.system.processes import child_environment
 from pipeline import durable
 from pipeline.errors import DropforgeError
@@ -53,8 +53,8 @@ class TrainingHooks:
         """
         Return whether the GPU is free for a step of `run`; if not, start `hooks.before_training`.
 
-        It is not started before the commands after a change of champion have run. Raises `SetApart` if it failed: the
-        run waits, and the command is tried again.
+        It is not started before the commands after a change of champion have run. Raises `DropforgeError` if it failed:
+        the run waits, and the command is tried again.
         """
         if not (self._own.before_training or self._own.after_training) or self._is_free:
             return True
@@ -95,7 +95,7 @@ class TrainingHooks:
             self._running = None
 
     def _has_freed(self) -> bool:
-        """Return whether `hooks.before_training` has succeeded. Raises `SetApart` if it failed."""
+        """Return whether `hooks.before_training` has succeeded. Raises `DropforgeError` if it failed."""
         assert self._running is not None  # noqa: S101 - the caller has looked
         which, running = self._running
         ended = running.ended()
@@ -104,7 +104,8 @@ class TrainingHooks:
         self._running = None
         if ended.error is not None:
             error = self._failure(_BEFORE, ended)
-            raise SetApart(error.message, error.hint, round(1000 * self._troubles.note(_BEFORE, error)))
+            self._troubles.note(_BEFORE, error)
+            raise error
         self._troubles.clear(_BEFORE)
         log.info("gpu_freed")
         self._is_free = True

@@ -980,7 +980,7 @@ def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_die
     assert box.run().deaths == 0
 
 
-def test_a_run_with_trouble_of_its_own_waits_alone_longer_each_time_and_goes_on_when_it_is_over(box: Box) -> None:
+def test_a_run_with_trouble_of_its_own_waits_alone_and_goes_on_when_it_is_over(box: Box) -> None:
     two = Settings.model_validate({**box.settings.model_dump(exclude_unset=True), "tracks": {"other": {}}})
     dispatcher = box.new_dispatcher(two)
     # A file in the place of a folder: the kernel says so to root, too.
@@ -989,22 +989,12 @@ def test_a_run_with_trouble_of_its_own_waits_alone_longer_each_time_and_goes_on_
     place.touch()
     box.drop("a")
     box.drop("b", "other")
-    now = NOW
     ticks(dispatcher, 20)
     assert (box.run().state, box.run(2).state) == (RunState.WAITING, RunState.SUCCEEDED)
-    waits = []
-    for _ in range(4):
-        run = box.run()
-        waits.append((run.not_before - now) // 1000)
-        now = run.not_before
-        dispatcher.tick(now)
-    assert waits == [30, 60, 120, 240]
     run = box.run()
-    assert (run.state, run.failures, run.deaths) == (RunState.WAITING, 0, 0)
-    assert run.error is not None
-    assert run.hint is not None
-    assert run.error.startswith("the files of run 1 cannot be used: ")
-    assert "dropforge cancel 1" in run.hint
+    assert (run.failures, run.deaths, run.not_before) == (0, 0, NOW + 30_000)
+    assert (run.error or "").startswith("the files of run 1 cannot be used: ")
+    assert "dropforge cancel 1" in (run.hint or "")
     with transaction(box.engine) as session:
         open_ones = [one for one in session.exec(select(Attempt)) if one.state == AttemptState.SUBMITTED]
     assert open_ones == []

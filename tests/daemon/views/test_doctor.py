@@ -144,7 +144,7 @@ def test_each_trouble_is_seen_and_has_its_remedy(
 
 
 def test_a_run_needs_the_room_that_the_daemon_asks_for(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = sum(needed_bytes(settings.track("default"), 0, 0).values()) + settings.disk.low_water_bytes
+    needed = sum(needed_bytes(settings.track("default")).values()) + settings.disk.low_water_bytes
     usage = shutil.disk_usage("/")
     for free, level in ((needed, "ok"), (needed - 1, "bad")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _path, free=free: usage._replace(free=free))

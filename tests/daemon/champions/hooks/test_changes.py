@@ -522,7 +522,7 @@ def test_a_command_that_cannot_be_begun_is_its_tracks_trouble_and_is_begun_after
 
     def begin(argv: tuple[str, ...], environment: dict[str, str], limit: float) -> Command:
         tried.append(environment["PROMOTION_TRACK"])
-        if environment["PROMOTION_TRACK"] == "default" and seconds[0] < 30:
+        if environment["PROMOTION_TRACK"] == "default" and seconds[0] < 60:
             raise OSError(24, "Too many open files")
         return Command(argv, environment, limit)
 
@@ -532,7 +532,7 @@ def test_a_command_that_cannot_be_begun_is_its_tracks_trouble_and_is_begun_after
     assert troubles.words == {"hooks of track default": "Too many open files"}
     house.settle()
     assert sorted(tried) == ["default", "other"], "it is left alone for a while"
-    seconds[0] = 30
+    seconds[0] = 60
     house.settle()
     assert [told["PROMOTION_TRACK"] for told in house.told()] == ["other", "default"]
     assert troubles.words == {}
