@@ -13,10 +13,8 @@ Memory: the held-out prompts with their index, and the sample; training rows are
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice, zip_longest
 from typing import Literal
 
 import numpy as np
@@ -25,13 +23,11 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.artifacts import Overlap
 from pipeline.metrics.tokens import tokens
-from pipeline.models.prompt import fold
 from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs, shingles
 from pipeline.prepare.partitions import PartitionRow
 from pipeline.prepare.split import Prompt
 
 Rule = Literal["answer", "ngram", "minhash"]
-RULES: tuple[Rule, ...] = ("answer", "ngram", "minhash")
 #: Text that more than this share and more than this number of the prompts have in common is not compared.
 COMMON_SHARE = 0.01
 COMMON_ROWS = 3
@@ -100,12 +96,11 @@ class HeldOut:
         self.common = find_common(sample)
         self.near: dict[int, set[str]] = {}
         """Index of a selected prompt -> ids of its near-duplicates."""
-        self.removed: Counter[Rule] = Counter()
-        """Training rows left out, by rule."""
+        self.examples: list[Overlap] = []
+        """The first training rows that were left out."""
         self._similar = SimilarityIndex(similarity)
         self._runs = RunIndex(self.common.runs)
         self._answers: dict[int, int] = {}
-        self._examples: dict[Rule, list[Overlap]] = {rule: [] for rule in RULES}
         for number, prompt in enumerate(self.prompts):
             text, answers = self.common.text(prompt), _long_answers(prompt.rows) - self.common.answers
             by_run, similar = self._near(text)
@@ -120,27 +115,19 @@ class HeldOut:
             self._note(prompt, {*by_run, *similar, *(self._answers[answer] for answer in answers)})
 
     def keep(self, prompt: Prompt) -> list[PartitionRow]:
-        """Return the rows of a train or dev prompt that are no near-duplicates of held-out ones; count the others."""
+        """Return the rows of a train or dev prompt that are no near-duplicates of held-out ones."""
         if not prompt.rows:
             return []
         by_run, similar = self._near(self.common.text(prompt))
         by_answer = [self._answers.get(_long_answer(row)) for row in prompt.rows]
         self._note(prompt, {*by_run, *similar, *(number for number in by_answer if number is not None)})
         if by_run or similar:
-            rule: Rule = "ngram" if by_run else "minhash"
-            self._leave_out(rule, prompt.rows, min(by_run or similar))
+            self._show("ngram" if by_run else "minhash", prompt.rows[0], min(by_run or similar))
             return []
         for row, number in zip(prompt.rows, by_answer, strict=True):
             if number is not None:
-                self._leave_out("answer", [row], number)
+                self._show("answer", row, number)
         return [row for row, number in zip(prompt.rows, by_answer, strict=True) if number is None]
-
-    def examples(self) -> tuple[Overlap, ...]:
-        """Return up to ten examples of left-out rows, of each rule in turn; equal prompts only if there is room."""
-        turns = zip_longest(*self._examples.values())
-        same = (_overlap("prompt", prompt.removed[0], prompt.rows[0]) for prompt in self.prompts if prompt.removed)
-        near = (example for turn in turns for example in turn if example)
-        return tuple(islice(chain(near, same), MOST_EXAMPLES))
 
     def _near(self, text: Text) -> tuple[set[int], set[int]]:
         """Return the indices of the selected prompts that share a 13-word run with `text`, and of similar ones."""
@@ -152,12 +139,14 @@ class HeldOut:
             if prompt.rows[0].id != self.prompts[number].rows[0].id:
                 self.near[number].add(prompt.rows[0].id)
 
-    def _leave_out(self, rule: Rule, rows: Sequence[PartitionRow], number: int) -> None:
-        self.removed[rule] += len(rows)
-        if len(self._examples[rule]) < MOST_EXAMPLES:
-            rivals = self.prompts[number].rows
-            same = (rival for rival in rivals if rule == "answer" and rival.output == rows[0].output)
-            self._examples[rule].append(_overlap(rule, rows[0], next(same, rivals[0])))
+    def _show(self, rule: Rule, row: PartitionRow, number: int) -> None:
+        """Keep a left-out row as an example if there are few; `number` is the index of the held-out prompt."""
+        if len(self.examples) == MOST_EXAMPLES:
+            return
+        heldout = self.prompts[number].rows[0]
+        texts = [one.output if rule == "answer" else one.input or one.instruction for one in (row, heldout)]
+        shown = {"train_text": texts[0][:_SHOWN], "heldout_text": texts[1][:_SHOWN]}
+        self.examples.append(Overlap(rule=rule, train_id=row.id, heldout_id=heldout.id, **shown))
 
 
 def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> list[str]:
@@ -204,17 +193,3 @@ def _frequent(hashes: "array[int]", most: int) -> frozenset[int]:
     """Return the hashes that occur more than `most` times."""
     found, counts = np.unique(np.array(hashes), return_counts=True)
     return frozenset(found[counts > most].tolist())
-
-
-def _overlap(rule: Literal["prompt"] | Rule, row: PartitionRow, heldout: PartitionRow) -> Overlap:
-    texts = (row.output, heldout.output) if rule == "answer" else _prompts(row, heldout)
-    return Overlap(
-        rule=rule, train_id=row.id, heldout_id=heldout.id, train_text=texts[0][:_SHOWN], heldout_text=texts[1][:_SHOWN]
-    )
-
-
-def _prompts(row: PartitionRow, heldout: PartitionRow) -> tuple[str, str]:
-    """Return both prompts to show, without a common instruction, since only their first 200 characters are shown."""
-    if row.instruction == heldout.instruction and row.input and heldout.input:
-        return row.input, heldout.input
-    return fold(row.instruction, row.input), fold(heldout.instruction, heldout.input)

@@ -31,8 +31,6 @@ class Prompt(NamedTuple):
     """Training rows of a pinned prompt."""
     duplicates: int
     replaced: int
-    changed: bool
-    """Whether an earlier drop gave other answers."""
 
 
 def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -> Iterator[Prompt]:
@@ -51,12 +49,10 @@ def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -
         if own and (pinned or chosen != "heldout"):
             counted, removed = own if pinned else [], others
         if not counted:
-            yield Prompt("train", [], (), removed, 0, 0, changed=False)
+            yield Prompt("train", [], (), removed, 0, 0)
             continue
         kept, duplicates = _current(counted)
-        since = _since(counted)
-        changed = len({row.order for row in counted}) > len(since)
-        yield Prompt(chosen, kept, since, removed, duplicates, len(counted) - len(kept) - duplicates, changed)
+        yield Prompt(chosen, kept, _since(counted), removed, duplicates, len(counted) - len(kept) - duplicates)
 
 
 def _split_of(digits: str, split: SplitConfig, *, pinned: bool) -> SplitName:
@@ -125,8 +121,6 @@ class Totals:
     """Held-out prompts that are near-duplicates of another one."""
     seen_by_champion: int = 0
     """Held-out prompts that are not scored only because the champion was trained on them or on near-duplicates."""
-    trained_before: Counter[int] = field(default_factory=Counter)
-    """Of those, the ones that it was trained on themselves, by a drop of its that has them; 0 if none has them now."""
     scored: list[Scored] = field(default_factory=list)
     """In the order of their hash."""
     longest_answer: int = 0
@@ -191,9 +185,6 @@ class SplitWriter:
             return
         elif not champion.ids.isdisjoint([rows[0].id, *near]):
             totals.seen_by_champion += 1
-            if rows[0].id in champion.ids:
-                by = (row.drop for row in (*prompt.removed, *rows) if row.drop in champion.drops)
-                totals.trained_before[next(by, 0)] += 1
         elif self._fits(rows):
             # A restored drop may precede drops with the same answers that the champion was trained on.
             drop = next((drop for drop in prompt.drops if drop in champion.drops), prompt.drops[0])

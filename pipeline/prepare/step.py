@@ -26,9 +26,8 @@ from pipeline.prepare.decontaminate import HeldOut, find_groups
 from pipeline.prepare.partitions import CHECK_EVERY, PARTS, LeftOut, Partitions, read_drops
 from pipeline.prepare.split import Familiar, Prompt, Scored, SplitWriter, Totals, prompts, write_heldout
 from pipeline.prepare.start import choose_start, mix_in_general
-from pipeline.prepare.warnings import contamination_warnings, data_warnings, mostly_similar
+from pipeline.prepare.warnings import contamination_warnings, data_warnings
 from pipeline.records.heldout import dataset_hash, rows_for, version_of
-from pipeline.words import count
 
 _TOKENS_STEP = 16
 _MOST_TOKENS = 1024
@@ -54,7 +53,6 @@ def prepare(attempt: Attempt) -> Dataset:
     window = Window(Path(attempt.config.base_model), attempt.config.train.max_length)
     with closing(Partitions(folder)) as partitions:
         left_out = read_drops(attempt, partitions, window)
-        sys.stderr.writelines(f"{line}\n" for line in _left_out_words(left_out))
         heldout = HeldOut(_prompts(attempt, partitions, "comparing", pinned=pinned), split.similarity)
         with closing(SplitWriter(folder, window, most_scored=split.scored_records)) as splits:
             for prompt in _prompts(attempt, partitions, "splitting", pinned=pinned):
@@ -69,11 +67,11 @@ def prepare(attempt: Attempt) -> Dataset:
     metric = _metric(attempt, scored)
     shortfall = _shortfall(attempt, scored, groups, metric)
     if totals.train_rows == 0:
-        raise _nothing_to_train(attempt, totals, heldout, left_out)
+        raise _nothing_to_train(attempt, totals, left_out)
     start = choose_start(attempt, folder, totals.train_rows)
     train_rows = start.new + start.replayed
     general = mix_in_general(folder, train_rows, attempt.config.train.general_rows, split.similarity)
-    warnings = data_warnings(spec, totals, heldout.removed, len(set(groups)), metric)
+    warnings = data_warnings(spec, totals, len(set(groups)), metric)
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),
@@ -95,7 +93,7 @@ def prepare(attempt: Attempt) -> Dataset:
         rows_too_long=left_out.too_long + totals.too_long,
         rows_with_special_tokens=left_out.special_tokens,
         near_duplicates=totals.near_duplicates,
-        overlaps=heldout.examples(),
+        overlaps=tuple(heldout.examples),
         heldout_duplicates=totals.heldout_duplicates,
         seen_by_champion=totals.seen_by_champion,
         warnings=warnings,
@@ -122,16 +120,6 @@ def _familiar(attempt: Attempt, heldout: HeldOut) -> Familiar:
     return Familiar(trained_ids(attempt.path(champion.path), ids), frozenset(champion.drops or ()))
 
 
-def _left_out_words(left_out: LeftOut) -> Iterator[str]:
-    if left_out.too_long:
-        yield f"in no split: {count(left_out.too_long, 'row')} longer than train.max_length"
-    if left_out.special_tokens:
-        yield (
-            f"in no split: {count(left_out.special_tokens, 'row')} with special tokens of the base model's tokenizer, "
-            "from before the base changed"
-        )
-
-
 def _metric(attempt: Attempt, scored: Sequence[Scored]) -> str:
     """Return the primary metric: as configured, else chosen by scored answers, or training answers without any."""
     if attempt.config.evaluate.metric != "auto":
@@ -155,22 +143,16 @@ def _shortfall(attempt: Attempt, scored: Sequence[Scored], groups: Sequence[str]
     if gate.on != "pinned" and not split.heldout:
         message = "no verdict is ever possible: split.heldout = 0, which the track's first run fixed, holds nothing out"
         raise CannotTrain(message, 'set gate.on = "pinned", then pin records: dropforge submit --heldout FILE')
-    least = f"{'twice ' * twice}gate.min_records = {gate.min_records}"
-    if split.scored_records < needed:
-        raise CannotTrain(
-            f"no verdict is ever possible: split.scored_records = {split.scored_records}, {least}",
-            "raise the former or lower the latter in dropforge.toml",
-        )
     known = attempt.spec.champion.drops if gate.on == "seen" else None
     judged = len({group for one, group in zip(scored, groups, strict=True) if known is None or one.drop in known})
     if judged >= needed:
         return None
-    grouped = len(set(groups))
-    if len(scored) >= split.scored_records and grouped < needed:
+    grouped, most = len(set(groups)), split.scored_records
+    if most < needed or (len(scored) >= most and grouped < needed):
         raise CannotTrain(
-            f"no verdict is ever possible: the {count(len(scored), 'record')} that split.scored_records lets count "
-            f"make {count(grouped, 'group')} of alike ones, and {least} counts groups",
-            f"raise split.scored_records to {math.ceil(needed * len(scored) / grouped)} or more in dropforge.toml",
+            f"no verdict is ever possible: split.scored_records = {most} records count at most, {grouped} different "
+            f"ones by now, and {'twice ' * twice}gate.min_records = {gate.min_records} are needed",
+            "raise the former or lower the latter in dropforge.toml",
         )
     # Further rows of the same kind repeat each other as often.
     apart = max(1, grouped) / max(1, len(scored))
@@ -179,29 +161,22 @@ def _shortfall(attempt: Attempt, scored: Sequence[Scored], groups: Sequence[str]
     return Shortfall(heldout_rows=judged, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
 
 
-def _nothing_to_train(attempt: Attempt, totals: Totals, heldout: HeldOut, left_out: LeftOut) -> CannotTrain:
+def _nothing_to_train(attempt: Attempt, totals: Totals, left_out: LeftOut) -> CannotTrain:
     if not any(drop.role == "train" for drop in attempt.spec.drops):
         return CannotTrain(
             "the snapshot holds held-out records only", "drop training data into the track's inbox folder"
         )
-    parts = [
-        f"no training rows are left of {totals.rows + sum(left_out)}: {totals.heldout_rows} held out",
-        f"{totals.removed_heldout.total()} removed because their prompt is in the held-out set",
-        count(totals.duplicates, "duplicate"),
-    ]
-    if totals.near_duplicates:
-        near = ("near-duplicate of a held-out record", "near-duplicates of held-out records")
-        parts.append(count(totals.near_duplicates, *near))
-    if left_out.special_tokens:
-        parts.append(f"{left_out.special_tokens} with special tokens of the base model's tokenizer")
-    if left_out.too_long:
-        parts.append(f"{left_out.too_long} longer than train.max_length")
-    message = ", ".join(parts)
-    found = contamination_warnings(totals, attempt.spec.drops)
-    if found or totals.removed_heldout:
-        return CannotTrain("; ".join([message, *found]), "drop rows whose prompts are not in inbox/heldout")
-    if totals.near_duplicates:
-        similar = ", or raise split.similarity if they are only similar" if mostly_similar(heldout.removed) else ""
-        return CannotTrain(message, f"drop rows that do not repeat held-out ones{similar}")
-    share = attempt.config.split.heldout
-    return CannotTrain(message, f"drop more rows: {share:.0%} of the prompts are held out, whichever they are")
+    reasons = {
+        "held out": totals.heldout_rows,
+        "with a prompt in the held-out set": totals.removed_heldout.total(),
+        "duplicates": totals.duplicates,
+        "near-duplicates of held-out records": totals.near_duplicates,
+        "with special tokens of the base model's tokenizer": left_out.special_tokens,
+        "longer than train.max_length": left_out.too_long,
+    }
+    found = ", ".join(f"{number:,} {why}" for why, number in reasons.items() if number)
+    message = f"no training rows are left of {totals.rows + sum(left_out)}: {found}"
+    return CannotTrain(
+        "; ".join([message, *contamination_warnings(totals, attempt.spec.drops)]),
+        "drop more rows, and other ones than those that are held out",
+    )

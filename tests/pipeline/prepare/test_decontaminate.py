@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import ModelRef
 from pipeline.config import GateConfig, SplitConfig
-from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
 from pipeline.models.manifest import TRAINED_IDS, trained_ids, write_trained_ids
 from pipeline.prepare import decontaminate
@@ -202,25 +201,19 @@ def ask(text: str, answer: str = "yes", instruction: str = "") -> dict[str, str]
     return {"instruction": instruction or text, "input": text if instruction else "", "output": answer}
 
 
-ASIAN = "私は毎朝七時に起きて駅まで歩いて行きますそして電車に乗ります"
-
-
 @pytest.mark.parametrize(
     ("rule", "train", "heldout"),
     [
         ("ngram", ask(f"Before. {words(1, 14)} and more after it"), ask(f"{words(1, 14)} {words(2, 40)}")),
         ("minhash", ask(near(words(1, 60), 12)), ask(words(1, 60))),
-        ("minhash", ask("Where is my parcel, please?"), ask("where is my parcel")),
-        ("ngram", ask(f"どうぞ{ASIAN}"), ask(f"{ASIAN}今日は")),
         ("minhash", ask("駅まで歩いて行きます"), ask("駅まで歩いて行く")),
         ("answer", ask("One question", f"{LONG} 1"), ask("Something else", f"{LONG.upper()} 1!")),
-        ("prompt", ask("The same  QUESTION"), ask("the same question")),
     ],
 )
 def test_each_rule_takes_its_rows_out_and_shows_both_texts(tmp_path: Path, rule: str, train: Row, heldout: Row) -> None:
     found = pinned(tmp_path, [train], [heldout]).dataset
     assert (found.train_rows, found.heldout_rows) == (5, 1)
-    assert (found.near_duplicates, found.removed_heldout) == ((0, 1) if rule == "prompt" else (1, 0))
+    assert (found.near_duplicates, found.removed_heldout) == (1, 0)
     (example,) = found.overlaps
     field = "output" if rule == "answer" else "instruction"
     assert (example.rule, example.train_text, example.heldout_text) == (
@@ -232,24 +225,10 @@ def test_each_rule_takes_its_rows_out_and_shows_both_texts(tmp_path: Path, rule:
     assert example.heldout_id == prompt_id(heldout["instruction"], heldout["input"])
 
 
-@pytest.mark.parametrize(
-    ("train", "heldout"),
-    [
-        (ask(words(1, 12) + " a b c d"), ask(words(1, 12) + " " + words(3, 40))),  # a run of 12 only
-        (ask(near(words(1, 60), 4)), ask(words(1, 60))),
-        (ask("One question", "a short answer of seven words only"), ask("More", "a short answer of seven words only")),
-        (ask("Where is my parcel"), ask("Where has my parcel been")),
-    ],
-)
-def test_rows_that_are_less_alike_stay(tmp_path: Path, train: Row, heldout: Row) -> None:
-    found = pinned(tmp_path, [train], [heldout]).dataset
-    assert (found.train_rows, found.near_duplicates, found.overlaps) == (6, 0, ())
-
-
 INSTRUCTION = "Decide which of our teams should answer the following message from a customer of the shop we run"
 
 
-@pytest.mark.parametrize(("folded", "sample"), [(False, 10_000), (True, 10_000), (True, 40)])
+@pytest.mark.parametrize(("folded", "sample"), [(False, 10_000), (True, 40)])
 def test_what_all_rows_have_in_common_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: int, *, folded: bool
 ) -> None:
@@ -281,12 +260,6 @@ def test_many_held_out_records_that_repeat_another_one_are_a_warning(tmp_path: P
     assert "4 of 8 held-out records are not scored because they repeat" in made.warnings[0]
 
 
-def test_an_example_shows_the_answer_that_both_have(tmp_path: Path) -> None:
-    heldout = [ask("Something else", f"{LONG} {number}") for number in range(3)]
-    (example,) = pinned(tmp_path, [ask("One question", f"{LONG} 2")], heldout).dataset.overlaps
-    assert example.train_text == example.heldout_text == f"{LONG} 2"
-
-
 def test_many_rows_that_leave_are_a_warning_with_what_to_do(tmp_path: Path) -> None:
     heldout = [ask(words(number, 30)) for number in range(25)]
     train = [ask(f"{words(number, 30)} more") for number in range(25)]
@@ -296,26 +269,8 @@ def test_many_rows_that_leave_are_a_warning_with_what_to_do(tmp_path: Path) -> N
     assert made.warnings == ()
     (warning,) = pinned(tmp_path, [*train, *fresh[:94]], heldout).dataset.warnings
     assert warning.startswith("25 of 124 training rows (20%) are left out")
-    assert "25 with a run of 13 words in common" in warning
-    assert warning.endswith("drop rows that say new things"), "another similarity keeps none of them"
-    assert len(made.overlaps) == 10
-    alike = [ask(near(row["instruction"], 12)) for row in heldout]
-    (warning,) = pinned(tmp_path, [*alike, *fresh[:94]], heldout).dataset.warnings
-    assert (
-        "25 with mostly the same words): drop rows that say new things, or, if the task's rows are similar" in warning
-    )
     assert warning.endswith("raise split.similarity (0.5)")
-
-
-def test_with_nothing_left_the_reason_is_told(tmp_path: Path) -> None:
-    snapshot = Snapshot(tmp_path).drop([ask(f"{words(1, 30)} more")]).drop([ask(words(1, 30))], "heldout")
-    with pytest.raises(CannotTrain, match="1 near-duplicate of a held-out record") as caught:
-        snapshot.prepare()
-    assert caught.value.hint == "drop rows that do not repeat held-out ones"
-    snapshot = Snapshot(tmp_path).drop([ask(near(words(1, 60), 12))]).drop([ask(words(1, 60))], "heldout")
-    with pytest.raises(CannotTrain, match="1 near-duplicate of a held-out record") as caught:
-        snapshot.prepare()
-    assert caught.value.hint.endswith("or raise split.similarity if they are only similar")
+    assert len(made.overlaps) == 10
 
 
 def test_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
@@ -332,44 +287,13 @@ def test_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
     assert made.heldout[:23] == whole.heldout[7:]
     assert not made.ids("heldout") & set(seen)
     assert made.train == whole.train
-    assert "7 held-out records are not scored because the champion was trained on them" in made.dataset.warnings[-1]
-    short = whole.dataset.heldout_rows
-    assert (short, made.dataset.heldout_rows, made.dataset.shortfall) == (30, 30, None)
+    assert "7 held-out records are not scored because the champion was trained on the" in made.dataset.warnings[-1]
+    assert (whole.dataset.heldout_rows, made.dataset.heldout_rows, made.dataset.shortfall) == (30, 30, None)
     write_trained_ids(folder, [prompt_id(row["instruction"], "") for row in rows(300)])
     none = snapshot.prepare().dataset
     assert none.heldout_rows == 0
     assert none.shortfall is not None
     assert none.shortfall.heldout_rows == 0
-
-
-def test_a_record_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
-    """Rows that come again a little changed: some copies are held out, of what the champion was trained on."""
-    old = [ask(f"{words(number, 13)} asked first") for number in range(300)]
-    again = [ask(f"{words(number, 13)} asked again") for number in range(150)]
-    snapshot = Snapshot(tmp_path).drop(old)
-    first = snapshot.prepare()
-    (snapshot.root / "models" / "m").mkdir(parents=True)
-    write_trained_ids(snapshot.root / "models" / "m", first.ids("train"))
-    snapshot.drop(again)
-    to_base = snapshot.prepare()
-    snapshot.champion = ModelRef(model_id="m", path="models/m", generation=1, drops=(1,))
-    made = snapshot.prepare()
-
-    def begins(made: Prepared, *splits: str) -> set[str]:
-        return {row["instruction"].rpartition(" ")[0] for side in splits for row in getattr(made, side)}
-
-    learnt = begins(first, "train")
-    known = [row for row in to_base.heldout if row["instruction"].rpartition(" ")[0] in learnt]
-    assert len(known) > 10
-    assert made.heldout == [row for row in to_base.heldout if row not in known]
-    assert made.dataset.seen_by_champion == len(known)
-    assert made.dataset.heldout_version != to_base.dataset.heldout_version
-    assert f"{len(known)} held-out records are not scored because the champion" in made.dataset.warnings[-1]
-    # What the candidate is trained on does not depend on the champion, and neither model knows what is scored.
-    assert (made.train, made.dev) == (to_base.train, to_base.dev)
-    assert not begins(made, "heldout") & (learnt | begins(made, "train", "dev"))
-    write_trained_ids(snapshot.root / "models" / "m", ["0" * 32])
-    assert snapshot.prepare().heldout == to_base.heldout
 
 
 def taught(snapshot: Snapshot, ids: Iterable[str]) -> Snapshot:

@@ -33,7 +33,7 @@ def crown(snapshot: Snapshot, made: Prepared, lineage: Lineage | None = OF_BASE,
     snapshot.champion = ModelRef(model_id=identity, path=path, generation=generation, drops=drops)
 
 
-@pytest.mark.parametrize("replay", [0.0, 0.2, 5.0])
+@pytest.mark.parametrize("replay", [0.2, 5.0])
 def test_the_champion_is_trained_on_what_is_new_to_it_and_a_share_of_the_rest(tmp_path: Path, replay: float) -> None:
     snapshot = going_on(tmp_path, replay=replay).drop(rows(200))
     first = snapshot.prepare()
@@ -111,7 +111,6 @@ def test_where_no_row_is_new_the_base_is_trained_on_all(tmp_path: Path) -> None:
         (OF_BASE, (1, 7, 9), {}, "generation 3 was made from drops 7 and 9, and this run is not"),
         (OF_BASE, None, {}, "it is not known which drops generation 3 was made from"),
         (None, (1,), {}, "the manifest of generation 3 does not say that it was made from this base"),
-        (Lineage("another", 1), (1,), {}, "the manifest of generation 3 does not say that it was made from this base"),
         (
             Lineage("b", 10),
             (1,),

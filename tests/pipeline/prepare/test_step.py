@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import binom
 
 from pipeline.config import EvaluateConfig, GateConfig, SplitConfig, TrainConfig
@@ -52,12 +50,6 @@ def test_the_salt_decides_who_is_held_out_and_the_id_does_not_depend_on_it(tmp_p
     assert everything[0] == everything[1]
 
 
-def test_the_same_snapshot_gives_the_same_bytes(tmp_path: Path) -> None:
-    snapshot = Snapshot(tmp_path).drop(rows(300))
-    first, second = snapshot.prepare().dataset, snapshot.prepare().dataset
-    assert first.model_copy(update={"folder": ""}) == second.model_copy(update={"folder": ""})
-
-
 def test_a_prompt_that_differs_in_case_blanks_or_unicode_form_only_is_the_same(tmp_path: Path) -> None:
     assert normalise("  Ｆｕｌｌ \n WIDTH Straße\u00a0x ") == "full width strasse x"
     assert prompt_id("A  b", "C") == prompt_id("a b", " c ")
@@ -68,11 +60,6 @@ def test_a_prompt_that_differs_in_case_blanks_or_unicode_form_only_is_the_same(t
     assert prompt_place("s", "ab", "c") != prompt_place("sa", "b", "c")
     twins = [{"instruction": "Tell me", "output": "x"}, {"instruction": "tell  ME", "output": "x"}]
     assert Snapshot(tmp_path, gate=PINNED, split=SplitConfig(dev=0)).drop(twins).prepare().dataset.duplicates == 1
-
-
-@given(text=st.text())
-def test_normalising_twice_changes_nothing(text: str) -> None:
-    assert normalise(normalise(text)) == normalise(text)
 
 
 def test_a_later_drop_replaces_the_answers_of_an_earlier_one_and_no_others(tmp_path: Path) -> None:
@@ -172,8 +159,6 @@ def test_too_few_dev_rows_go_to_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answers", "metric"),
     [
-        (["one two three four five"], "exact_match"),
-        (["one two three four five six"], "rougeL"),
         (["short"] * 4 + ["a b c d e f g"], "exact_match"),
         (["short"] * 3 + ["a b c d e f g"], "rougeL"),
         (["您好，您的退款申请我们已经收到，款项将在三到五个工作日内退回原支付账户。"], "rougeL"),
@@ -263,21 +248,19 @@ def test_too_few_held_out_records_are_told_with_the_rows_that_are_missing(tmp_pa
     assert enough.shortfall is None
 
 
-def test_a_pinned_set_that_is_too_small_wants_its_own_rows(tmp_path: Path) -> None:
-    snapshot = Snapshot(tmp_path, gate=GateConfig(on="pinned")).drop(rows(300)).drop(rows(60, start=900), "heldout")
-    made = snapshot.prepare().dataset
-    assert made.shortfall is not None
-    assert (made.shortfall.heldout_rows, made.shortfall.needed_rows) == (60, 40)
-
-
 def test_a_gate_on_pinned_records_does_not_judge_without_them(tmp_path: Path) -> None:
     gate = GateConfig(on="pinned", min_records=5)
     made = Snapshot(tmp_path, gate=gate).drop(rows(300)).prepare()
     assert (made.dataset.heldout_rows, made.heldout) == (0, [])
     assert made.dataset.shortfall is not None
     assert made.dataset.shortfall.needed_rows == 5
-    pinned = Snapshot(tmp_path, gate=gate).drop(rows(300)).drop(rows(10, start=900), "heldout").prepare().dataset
-    assert (pinned.heldout_rows, pinned.shortfall) == (10, None)
+    few, enough = (
+        Snapshot(tmp_path, gate=gate).drop(rows(300)).drop(rows(count, start=900), "heldout").prepare().dataset
+        for count in (3, 10)
+    )
+    assert few.shortfall is not None
+    assert (few.shortfall.heldout_rows, few.shortfall.needed_rows) == (3, 2)
+    assert (enough.heldout_rows, enough.shortfall) == (10, None)
 
 
 def test_a_gate_on_seen_records_counts_those_that_the_champion_knows_before_anything_is_trained(tmp_path: Path) -> None:
@@ -302,20 +285,18 @@ def test_a_share_of_nothing_is_no_promise_of_more_rows(tmp_path: Path) -> None:
     assert 'set gate.on = "pinned"' in caught.value.hint
 
 
-def test_a_cap_below_the_gates_least_records_is_refused(tmp_path: Path) -> None:
-    snapshot = Snapshot(tmp_path, split=SplitConfig(scored_records=50), gate=GateConfig()).drop(rows(1000))
-    with pytest.raises(CannotTrain, match=r"split\.scored_records = 50, gate\.min_records = 100"):
-        snapshot.prepare()
-
-
 def test_no_training_rows_left_is_said_with_where_they_went(tmp_path: Path) -> None:
     with pytest.raises(CannotTrain, match="held-out records only") as caught:
         Snapshot(tmp_path).drop(rows(3), "heldout").prepare()
     assert "drop training data" in caught.value.hint
-    with pytest.raises(CannotTrain, match="no training rows are left of 6: 3 held out, 3 removed"):
+    with pytest.raises(
+        CannotTrain, match="no training rows are left of 6: 3 held out, 3 with a prompt in the held-out"
+    ):
         Snapshot(tmp_path).drop(rows(3)).drop(rows(3), "heldout").prepare()
-    with pytest.raises(CannotTrain, match="1 held out"):
-        Snapshot(tmp_path, split=SplitConfig(heldout=0.99, dev=0)).drop(rows(1)).prepare()
+    almost = [{"instruction": "Question 1? Please answer quickly", "output": "yes"}]
+    asked = [{"instruction": "Question 1? Please answer", "output": "yes"}]
+    with pytest.raises(CannotTrain, match="1 held out, 1 near-duplicates"):
+        Snapshot(tmp_path).drop(almost).drop(asked, "heldout").prepare()
 
 
 def test_a_suite_that_cannot_be_read_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
@@ -378,19 +359,32 @@ def base_with(folder: Path, token: str) -> str:
     return str(folder / "base")
 
 
-@pytest.mark.parametrize("role", ["train", "heldout"])
-def test_rows_with_special_tokens_of_the_base_are_on_no_side(tmp_path: Path, role: str) -> None:
+def test_rows_with_special_tokens_of_the_base_are_on_no_side(tmp_path: Path) -> None:
     base = base_with(tmp_path, "</s>")
     more = [{"instruction": "Question 1000?", "output": "</s>"}, {"instruction": "Q", "input": "a</s>", "output": "b"}]
     made = (
-        Snapshot(tmp_path, base_model=base).drop(rows(60)).drop([*rows(30, start=60), *FORGED, *more], role).prepare()
+        Snapshot(tmp_path, base_model=base)
+        .drop([*rows(60), *FORGED])
+        .drop([*rows(30, start=60), *more], "heldout")
+        .prepare()
     )
     assert made.dataset.rows_with_special_tokens == 42
     assert all("</s>" not in json.dumps(row) for row in [*made.train, *made.dev, *made.heldout])
     assert len(made.train) + len(made.dev) + len(made.heldout) == 90
 
 
-def test_nothing_but_rows_with_special_tokens_is_told_as_such(tmp_path: Path) -> None:
-    snapshot = Snapshot(tmp_path, base_model=base_with(tmp_path, "</s>")).drop(FORGED)
-    with pytest.raises(CannotTrain, match=r"no training rows are left of 40.*40 with special tokens"):
+def test_a_drop_of_held_out_questions_is_named(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path).drop(rows(100)).drop([*rows(21, start=900), *rows(79, start=200)])
+    made = snapshot.drop(rows(20, start=300)).drop(rows(25, start=900), "heldout").prepare().dataset
+    said = "21 of 100 rows are held-out questions and not trained on: if the file should not be there, "
+    assert made.warnings == (f"d.jsonl: {said}dropforge drops withdraw 2 --reason TEXT",)
+    few = Snapshot(tmp_path).drop([*rows(20, start=900), *rows(80, start=200)]).drop(rows(25, start=900), "heldout")
+    assert few.prepare().dataset.warnings == ()
+
+
+def test_a_run_with_nothing_but_held_out_questions_names_their_drop(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path).drop(rows(250)).drop(rows(250), "heldout")
+    with pytest.raises(CannotTrain, match="no training rows are left of 500") as caught:
         snapshot.prepare()
+    assert "d.jsonl: 250 of 250 rows are held-out questions" in caught.value.message
+    assert "dropforge drops withdraw 1 --reason TEXT" in caught.value.message
