@@ -1,7 +1,7 @@
 """
-Measure answering: one prompt at a time, in fixed batches, and as the evaluate step does it.
+Measure answering: one prompt at a time, in fixed batches, as the evaluate step does it, and by vLLM.
 
-    python bench/evaluate.py [--short 32] [--long 48] [--base FOLDER]
+    python bench/evaluate.py [--short 32] [--long 48] [--base FOLDER] [--vllm /opt/vllm/bin/vllm]
 
 Two sets on SmolLM2-135M-Instruct, greedily. `short`: the demo's held-out questions, at most 16 tokens an answer.
 `long`: questions for SQL over made schemas, at most 192 tokens, where an answer ends with its line: most do within 50
@@ -19,9 +19,12 @@ import argparse
 import os
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ from rich.table import Table
 
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data
+from pipeline.evaluate.engines import Vllm
+from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Answer, AskedModel, Decoding, pad_left
@@ -107,6 +112,7 @@ def main() -> int:
     parser.add_argument("--short", type=int, default=32)
     parser.add_argument("--long", type=int, default=48)
     parser.add_argument("--base", type=Path)
+    parser.add_argument("--vllm")
     given = parser.parse_args()
     base = given.base or demo_base()
     asked = generation.open_model(base, load_tokenizer(base), chosen_device())
@@ -129,11 +135,17 @@ def main() -> int:
         numbers = (f"{wall:.1f}", f"{own:.1f}", str(tokens), f"{tokens / wall:.0f}", str(loops))
         row = (f"{work.name}, {len(answers)}", way, *numbers, f"{same} of {len(answers)}")
         table.add_row(*row)
+        # What comes after may fail: vLLM is another program.
         print(*row, sep="\t", file=sys.stderr)
 
     for work in works:
         for way, answer in {"one at a time": _alone, "batches": _batches, "ours": _ours}.items():
             measure(work, way, answer)
+    if given.vllm:
+        generation.close_model(asked)
+        with _served(base, given.vllm) as process:
+            for work in works:
+                measure(work, "vLLM", partial(_vllm, process))
     Console(width=120).print(table)
     ratio = spent["long", "ours"] / spent["long", "batches"]
     print(f"ours takes {ratio:.2f} of the time of fixed batches on long (budget: {BUDGET})")
@@ -210,6 +222,25 @@ def _ours(work: Work) -> list[Answer]:
         said = greedy_decoding.answers(work.asked, [work.prompts[place] for place in batch], work.decoding)
         found.update(zip(batch, said, strict=True))
     return [found[place] for place in range(len(work.prompts))]
+
+
+def _vllm(process: Process, work: Work) -> list[Answer]:
+    return Vllm(process, work.asked.tokenizer, work.asked.ends).answers(
+        work.prompts, work.decoding, lambda *_: None, ()
+    )
+
+
+@contextmanager
+def _served(base: Path, program: str) -> Iterator[Process]:
+    arguments = {"model": str(base), "max_model_len": 2048, "max_num_seqs": ROWS, "enforce_eager": True}
+    with tempfile.TemporaryDirectory() as scratch:
+        began = time.monotonic()
+        process = Process(program, arguments, Path(scratch) / "vllm.log", lambda: None)
+        try:
+            print(f"vLLM was ready after {time.monotonic() - began:.0f} s")
+            yield process
+        finally:
+            process.close()
 
 
 if __name__ == "__main__":

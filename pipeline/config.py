@@ -189,6 +189,14 @@ class EvaluateConfig(Frozen):
     """Prompts generated together, half as many once memory ran out; 0 is 16 on a CPU, 128 on a GPU."""
     general: tuple[str, ...] = ("builtin",)
     """Suites against forgetting: `builtin`, or its free `questions` alone, your own files; or []."""
+    vllm: str = ""
+    """Absolute path of vLLM's program, whose environment answers in place of transformers, as "/opt/vllm/bin/vllm"."""
+
+    @model_validator(mode="after")
+    def _vllm_is_a_path(self) -> "EvaluateConfig":
+        if self.vllm and not self.vllm.startswith("/"):
+            raise ValueError("evaluate.vllm must be the absolute path of the program, /opt/vllm/bin/vllm")
+        return self
 
 
 GuardName = Literal[

@@ -169,7 +169,7 @@ def _key(step: str, config: RunConfig, drops: list[object], data: Dataset | None
         case "merge":
             return (evaluate.repetition_penalty,)
         case "evaluate":
-            return (evaluate.general,)
+            return (evaluate.general, bool(evaluate.vllm))
         case "judge":
             return judge
         case _:

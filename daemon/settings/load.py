@@ -25,8 +25,7 @@ from daemon.system.programs import owner_of
 _GONE = {
     "cost": "a run's time is shown, no price",
     "disk.ballast_bytes": "no ballast is kept",
-    "evaluate.engine": "transformers answers",
-    "evaluate.vllm": "transformers answers",
+    "evaluate.engine": "vLLM answers where evaluate.vllm is set",
     "gate.min_records_continuous": "it is twice gate.min_records",
     "gc.keep_bytes": "gc.keep_models limits what is kept",
     "gc.keep_days": "gc.keep_models limits what is kept",

@@ -11,6 +11,7 @@ from daemon.settings.model import Settings
 from daemon.system.programs import find_program, user
 from pipeline.errors import DropforgeError
 from pipeline.evaluate.suites import BUILTIN, read_suite
+from pipeline.evaluate.vllm import read_version
 from pipeline.words import count
 
 _DEVICES = Path("/dev")
@@ -35,6 +36,8 @@ def needs(settings: Settings) -> Iterator[tuple[str, Callable[[], str], bool]]:
         for argv in (own.after_promotion, own.health):
             if argv:
                 yield f"hooks of {track}", partial(find_program, argv[0]), False
+        if evaluate.vllm:
+            yield f"vLLM of {track}", partial(try_vllm, evaluate.vllm), True
 
 
 def try_training(device: str) -> str:
@@ -67,3 +70,8 @@ def try_suite(name: str) -> str:
             f"let the daemon's user read it: ls -l {name}",
         ) from error
     return f"{'built in' if name == BUILTIN else name}: {count(len(items), 'item')}"
+
+
+def try_vllm(program: str) -> str:
+    """Return the path and version of a vLLM program. Raises `DropforgeError` if it cannot be used or is not vLLM."""
+    return f"{find_program(program)}: version {read_version(program)}"

@@ -17,13 +17,15 @@ from pipeline import durable
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate.batch_log import BatchLog, batch_id
+from pipeline.evaluate.engines import InStep, Vllm
 from pipeline.evaluate.plan import ModelRequests, SuiteRequests
-from pipeline.evaluate.prediction_cache import ItemScore, Prediction, PredictionCache, hash_tokens
+from pipeline.evaluate.prediction_cache import PLAIN, ItemScore, Prediction, PredictionCache, hash_tokens
 from pipeline.evaluate.suites import Suite
+from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.metrics.registry import token_f1
 from pipeline.models import generation, greedy_decoding
-from pipeline.models.generation import AskedModel, Decoding
+from pipeline.models.generation import Decoding
 from pipeline.models.loading import chosen_device
 from pipeline.records.heldout import HeldoutRecord
 
@@ -73,7 +75,7 @@ class Inference:
         self._total = self._resumed = 0
         setup = requests.key.setup
         self._decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size, requests.window)
-        self._opened: AskedModel | None = None
+        self._opened: InStep | Vllm | None = None
 
     def run(self, folder: Path, models: Sequence["Inference"]) -> Result:
         """
@@ -98,7 +100,7 @@ class Inference:
             self._fill_suites()
         finally:
             if self._opened is not None:
-                generation.close_model(self._opened)
+                self._opened.close()
         if self._resumed:
             words = f"{self._resumed} of its {len(self.without_answer)} answers come from an interrupted attempt"
             sys.stderr.write(f"{requests.role}: {words}\n")
@@ -137,7 +139,7 @@ class Inference:
             self._nll.update((record, (nll, tokens)) for record, (nll, tokens) in zip(records, values, strict=True))
 
     def _likelihoods(self, pairs: Sequence[Any], records: Sequence[int]) -> list[generation.Likelihood]:
-        likelihoods = generation.likelihoods(self._model(), pairs)
+        likelihoods = self._engine().likelihoods(pairs)
         for record, likelihood in zip(records, likelihoods, strict=True):
             if not math.isfinite(likelihood.nll):
                 name = f"record {self._records[record].id[:12]}"
@@ -185,7 +187,7 @@ class Inference:
                 self._note(part.suite, item.id, item.category, item.score_choice(losses))
 
     def _choices(self, questions: Sequence[generation.Question]) -> list[list[float]]:
-        means = generation.choice_likelihoods(self._model(), questions)
+        means = self._engine().choices(questions)
         if not all(math.isfinite(loss) for losses in means for loss in losses):
             raise CannotTrain(
                 f"the {self._requests.role}'s likelihood of a general suite's answer is not a finite number",
@@ -229,13 +231,13 @@ class Inference:
         self, prompts: Sequence[generation.Tokens], decoding: Decoding, may_loop: Collection[int]
     ) -> list[Answered]:
         """Generate answers; return each one's text, tokens, whether it ended, and its share of the batch's time."""
-        model = self._model()
+        engine = self._engine()
         started = time.monotonic()
 
         def watch(answers: int, tokens: int) -> None:
             self._report(answers, tokens, time.monotonic() - started)
 
-        answers = greedy_decoding.answers(model, prompts, decoding, watch, may_loop)
+        answers = engine.answers(prompts, decoding, watch, may_loop)
         share = (time.monotonic() - started) / len(answers)
         return [(*answer, share) for answer in answers]
 
@@ -252,7 +254,27 @@ class Inference:
             eta_seconds=seconds / answers * left if answers else None,
         )
 
-    def _model(self) -> AskedModel:
+    def _engine(self) -> InStep | Vllm:
         if self._opened is None:
-            self._opened = generation.open_model(self._requests.folder, self._requests.tokenizer, chosen_device())
+            requests = self._requests
+            if requests.key.setup.engine == PLAIN:
+                model = generation.open_model(requests.folder, requests.tokenizer, chosen_device())
+                self._opened = InStep(model)
+            else:
+                self._opened = self._start_vllm()
         return self._opened
+
+    def _start_vllm(self) -> Vllm:
+        requests, attempt = self._requests, self._attempt
+        arguments = {
+            "model": str(requests.folder),
+            "max_model_len": requests.longest(),
+            "max_num_seqs": requests.key.setup.batch_size,
+            # The model's own sampling settings must not affect a greedy evaluation.
+            "generation_config": "vllm",
+            # Compiling the model at every start costs more than it saves on some hundred short answers.
+            "enforce_eager": True,
+        }
+        log = attempt.folder / f"vllm-{requests.role.replace(' ', '-')}.log"
+        process = Process(attempt.config.evaluate.vllm, arguments, log, attempt.check_stop)
+        return Vllm(process, requests.tokenizer, generation.end_tokens(requests.folder, requests.tokenizer))

@@ -10,8 +10,9 @@ from pipeline import durable
 from pipeline.artifacts import Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, StartAgain
-from pipeline.evaluate.prediction_cache import PredictionKey, Setup, hash_tokens
+from pipeline.evaluate.prediction_cache import PLAIN, PredictionKey, Setup, hash_tokens
 from pipeline.evaluate.suites import Suite
+from pipeline.evaluate.vllm import read_version
 from pipeline.models import generation
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, chosen_device, load_tokenizer
@@ -26,6 +27,8 @@ _PROBE = fold("Repeat the word.", "word")
 _SMALLER_NAME = "batch-size.json"
 #: Prompts generated together where no batch size is set; larger batches are not faster on a CPU.
 _ROWS = {"cpu": 16, "cuda": 128}
+#: Concurrent requests to vLLM, which forms its own batches.
+_ROWS_VLLM = 32
 #: Answer lengths are rounded up to a multiple of so many tokens.
 _ROUND = 16
 #: Most tokens of an answer to a short free question.
@@ -75,8 +78,23 @@ class ModelRequests:
 
     @property
     def window(self) -> int:
-        """Most tokens of prompt and answer together: the model's context window."""
-        return read_window(self.folder)
+        """Most tokens of prompt and answer together: the model's context window, with vLLM one less."""
+        # vLLM generates one token even when only likelihoods are wanted.
+        return read_window(self.folder) - (self.key.setup.engine != PLAIN)
+
+    def longest(self) -> int:
+        """Return the most tokens of any prompt with its answer, or with a reference and one more token."""
+        new, window = self.key.setup.max_new_tokens, self.window
+        pairs = zip(self.prompts, self.completions, strict=True)
+        of_records = [
+            max(min(len(prompt) + new, window), len(prompt) + len(completion) + 1) for prompt, completion in pairs
+        ]
+        of_items = [
+            max(map(len, suite.prompts)) + max(map(suite.new_tokens, range(len(suite.prompts))))
+            for suite in self.suites
+            if suite.prompts
+        ]
+        return max([*of_records, *(tokens + _ROUND for tokens in of_items)])
 
     def check_folder(self) -> None:
         """Raise `CannotTrain` if the folder is the user's own and no longer holds the model of the key."""
@@ -125,15 +143,21 @@ def make_plan(
     """
     Return the evaluation plan; its batches are smaller if earlier attempts noted in `folder` that memory ran out.
 
-    A batch size of 0 in `decoding` is 16 on a CPU, 128 on a GPU. Records that one model cannot be evaluated on fairly
-    are left out for both. Raises `CannotTrain` if no record is left.
+    A batch size of 0 in `decoding` is 16 on a CPU, 128 on a GPU, 32 with vLLM.
+
+    Records that one model cannot be evaluated on fairly are left out for both. Raises `CannotTrain` if no record is
+    left, or if the settings name a vLLM that cannot be run.
     """
     # A template may contain today's date: everything is tokenised before the long work.
     candidate_model, champion_model = _evaluated_models(attempt)
     kept = _unseen(records, trained_ids(champion_model.folder))
     both = [_requests(model, kept, suites, decoding) for model in (candidate_model, champion_model)]
+    settings = attempt.config.evaluate
+    if settings.vllm:
+        engine = f"vllm {read_version(settings.vllm)}"
+        both = [_with_setup(requests, engine=engine) for requests in both]
     kept, (candidate, champion), too_long = _leave_out_too_long(kept, both)
-    first = decoding.batch_size or _ROWS[chosen_device()]
+    first = decoding.batch_size or (_ROWS_VLLM if settings.vllm else _ROWS[chosen_device()])
     smaller = attempt.earlier(f"{folder.name}/{_SMALLER_NAME}")
     size = min([first, *(int(durable.read_json(note)) for note in smaller)])
     candidate, champion = (_with_setup(requests, batch_size=size) for requests in (candidate, champion))
@@ -182,7 +206,7 @@ def _base_requests(
         say_base_is_not_evaluated(f"it is damaged: {error}")
         return None
     setup = candidate.key.setup
-    base = _with_setup(requests, batch_size=setup.batch_size)
+    base = _with_setup(requests, batch_size=setup.batch_size, engine=setup.engine)
     if base.key.setup != setup:
         say_base_is_not_evaluated("its setup would differ from the candidate's")
         return None

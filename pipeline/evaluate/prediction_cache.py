@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
 
-#: What generates answers, with a version to increase when its answers change.
-_ENGINE = "transformers: 1"
+#: The engine of the training stack, with a version to increase when its answers change.
+PLAIN = "transformers: 1"
 
 
 class Setup(Frozen):
@@ -31,7 +31,8 @@ class Setup(Frozen):
     max_new_tokens: int
     repetition_penalty: float
     batch_size: int
-    engine: str = _ENGINE
+    engine: str = PLAIN
+    """Name and version of the engine that generates answers."""
     dtype: str
     device: str
     """Kind of device and its name: its arithmetic determines the last bits."""

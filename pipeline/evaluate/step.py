@@ -70,6 +70,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
         versions={
             **setup.versions,
+            **({} if setup.engine == prediction_cache.PLAIN else {"engine": setup.engine}),
             "device": setup.device,
             "dtype": setup.dtype,
             "attention": setup.attention,

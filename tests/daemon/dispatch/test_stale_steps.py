@@ -52,7 +52,7 @@ class Derived(ScriptedExecutor):
             weights = digest(read["train"]["adapter_sha256"], choices[1], evaluate.repetition_penalty)
             artifact = made_model(spec, weights.encode())
         elif spec.step == "evaluate":
-            asked = self._content(spec, data["folder"], "heldout"), evaluate.general
+            asked = self._content(spec, data["folder"], "heldout"), evaluate.general, evaluate.vllm
             how = (*choices, evaluate.repetition_penalty, evaluate.batch_size, read["merge"]["model_id"])
             artifact = made_report(spec, versions={"derived": digest(asked, how)})
         else:

@@ -21,11 +21,13 @@ from daemon.state.database import migrate
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.storage.disk_estimate import needed_bytes
 from daemon.system.processes import FileLock
+from daemon.system.programs import user
 from daemon.views import doctor
 from daemon.views.doctor import Finding, examine
 from daemon.views.overview import Overview
 from pipeline.config import JudgeConfig
 from tests.daemon.conftest import BASE_ID, MODEL_ID
+from tests.stand_in_vllm import VERSION, install
 
 
 @pytest.fixture
@@ -153,6 +155,24 @@ def test_a_run_needs_the_room_that_the_daemon_asks_for(settings: Settings, monke
 
 def said_of(settings: Settings, name: str) -> list[tuple[str, str]]:
     return [(one.level, one.text) for one in examine(settings) if one.name == name]
+
+
+def test_vllms_program_is_looked_for_where_it_is_to_answer(settings: Settings, tmp_path: Path) -> None:
+    def said(program: str) -> list[tuple[str, str]]:
+        named = settings.evaluate.model_copy(update={"vllm": program})
+        return said_of(settings.model_copy(update={"evaluate": named}), "vLLM of default")
+
+    gone, other = str(tmp_path / "gone"), tmp_path / "other"
+    other.write_text("#!/bin/sh\necho hello\n")
+    assert said("") == []
+    assert said(gone) == [("bad", f"there is no program {gone}")]
+    assert said(str(other)) == [("bad", f"user {user()} may not execute {other}")]
+    other.chmod(0o755)
+    assert said(str(other)) == [
+        ("bad", f"vLLM's Python cannot be run: [Errno 2] No such file or directory: '{tmp_path}/python3'")
+    ]
+    there = install(tmp_path / "vllm", "fixed")
+    assert said(there) == [("ok", f"{there}: version {VERSION}")]
 
 
 def test_suites_are_read_as_a_run_reads_them(settings: Settings, tmp_path: Path) -> None:

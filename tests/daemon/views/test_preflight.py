@@ -15,6 +15,7 @@ Command = Callable[..., Any]
 #: A setting; whose line in `doctor` tells of it, with which words and remedy.
 NEEDS = {
     '[evaluate]\ngeneral = ["gone.jsonl"]': ("suites of default", "there is no suite", "evaluate.general"),
+    '[evaluate]\nvllm = "/gone/vllm"': ("vLLM of default", "there is no program /gone/vllm", "path"),
     '[export]\ngguf = ["gone-gguf"]': ("export.gguf", "there is no program gone-gguf", "install it"),
     '[hooks]\nbefore_training = ["gone-stop"]': (
         "hooks.before_training",

@@ -28,7 +28,7 @@ OTHER_VALUES = {
     "max_new_tokens": 32,
     "repetition_penalty": 1.1,
     "batch_size": 16,
-    "engine": "transformers: 2",
+    "engine": "vllm 1",
     "dtype": "float32",
     "device": "cuda NVIDIA H100",
     "attention": "eager",

@@ -1,0 +1,91 @@
+"""Engines compute answers and likelihoods: transformers in the step's process, or vLLM in a process of its own."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import StepFailed
+from pipeline.evaluate.vllm import Process
+from pipeline.models import generation, greedy_decoding
+from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Question, Tokens
+from pipeline.words import count
+
+#: Called with the number of complete answers and of tokens so far; it may raise to stop the batch.
+Watch = Callable[[int, int], None]
+#: What vLLM reports for a probability of 0.
+_NOTHING = -9999.0
+
+
+@dataclass(frozen=True)
+class InStep:
+    """The transformers engine: a model loaded in the step's process."""
+
+    model: AskedModel
+
+    def answers(
+        self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
+    ) -> list[Answer]:
+        """Return greedy answers in the order of the prompts; loops are cut, except at the indices `may_loop`."""
+        return greedy_decoding.answers(self.model, prompts, decoding, watch, may_loop)
+
+    def likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
+        """Return the likelihood of each completion after its prompt."""
+        return generation.likelihoods(self.model, pairs)
+
+    def choices(self, questions: Sequence[Question]) -> list[list[float]]:
+        """Return each choice's mean negative log-likelihood in nats per token, by question."""
+        return generation.choice_likelihoods(self.model, questions)
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        generation.close_model(self.model)
+
+
+@dataclass(frozen=True)
+class Vllm:
+    """The engine of a model that vLLM has loaded; looping answers are not cut, as they cost vLLM little."""
+
+    process: Process
+    tokenizer: Any
+    ends: tuple[int, ...]
+    """Tokens that end an answer."""
+
+    def answers(
+        self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
+    ) -> list[Answer]:
+        """Return greedy answers in order, loops uncut. Raises `StepFailed` if one neither ended nor filled its room."""
+        del watch, may_loop
+        sampling = {"repetition_penalty": decoding.repetition_penalty, "stop_token_ids": self.ends}
+        rooms = [decoding.room(prompt) for prompt in prompts]
+        replies = self.process.ask(
+            [(prompt, {**sampling, "max_tokens": room}) for prompt, room in zip(prompts, rooms, strict=True)]
+        )
+        return [self._answer(tokens, room) for (tokens, _), room in zip(replies, rooms, strict=True)]
+
+    def likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
+        """Return the likelihood of each completion after its prompt."""
+        replies = self.process.ask(
+            [([*prompt, *completion], {"max_tokens": 1, "prompt_logprobs": 0}) for prompt, completion in pairs]
+        )
+        found = []
+        for (prompt, completion), (_, given) in zip(pairs, replies, strict=True):
+            logprobs = [value if value > _NOTHING else -math.inf for value in given[len(prompt) :]]
+            found.append(Likelihood(-sum(logprobs), len(completion)))
+        return found
+
+    def choices(self, questions: Sequence[Question]) -> list[list[float]]:
+        """Return each choice's mean negative log-likelihood in nats per token, by question."""
+        flat = iter(self.likelihoods([(prompt, choice) for prompt, choices in questions for choice in choices]))
+        return [[(found := next(flat)).nll / found.tokens for _ in choices] for _, choices in questions]
+
+    def close(self) -> None:
+        """Stop vLLM."""
+        self.process.close()
+
+    def _answer(self, tokens: Sequence[int], room: int) -> Answer:
+        ended = [index for index, token in enumerate(tokens) if token in self.ends]
+        if ended != [len(tokens) - 1] and (ended or len(tokens) != room):
+            message = f"vLLM gave an answer of {count(len(tokens), 'token')} that neither ended nor reached {room}"
+            raise StepFailed(message, "retry the run; if it happens again, see its log")
+        return Answer(self.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens), ended=bool(ended))

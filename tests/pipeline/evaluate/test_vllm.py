@@ -1,0 +1,215 @@
+"""Evaluation by vLLM: a stand-in program that answers as it should, and in every way that it should not."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef
+from pipeline.config import EvaluateConfig, RunConfig
+from pipeline.contract import Attempt
+from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
+from pipeline.evaluate import vllm
+from pipeline.evaluate.prediction_cache import Prediction
+from pipeline.evaluate.step import evaluate
+from pipeline.models.manifest import model_id
+from tests.made_artifacts import heldout_row
+from tests.stand_in_vllm import LIVES, VERSION, install
+
+RECORDS = 10
+NEW_TOKENS = 8
+Make = Callable[..., Attempt]
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, make_attempt: Make, tiny: Any, tiny_llama: Path) -> Make:
+    """A factory of attempts of one run: attempt("killed", batch_size=1), with a program that behaves so."""
+    tiny.make_model(tmp_path / "models/candidate", seed=1)
+    (tmp_path / "dataset").mkdir()
+    rows = [heldout_row(f"{place:08x}", row) for place, row in enumerate(tiny.rows(RECORDS, seed=5))]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
+    choices = ["yes", "no", "maybe so"]
+    items = [{"id": f"q{n}", "question": f"Which {n}?", "choices": choices, "answer": n} for n in range(3)]
+    (tmp_path / "suite.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    base_id = model_id(tiny_llama)
+
+    def make(behaviour: str, **settings: Any) -> Attempt:
+        dataset = Dataset(
+            folder="dataset",
+            train_rows=1,
+            dev_rows=0,
+            heldout_rows=RECORDS,
+            heldout_groups=RECORDS,
+            heldout_pinned=True,
+            heldout_version="v",
+            dataset_sha256="d",
+            duplicates=0,
+            replaced=0,
+            removed_heldout=0,
+            metric="exact_match",
+            max_new_tokens=NEW_TOKENS,
+        )
+        model = Model.model_validate(
+            {
+                "folder": "models/candidate",
+                "model_id": "cand",
+                "base_model_id": base_id,
+                "dtype": "float32",
+                "size_bytes": 1,
+                "format": "chat",
+                "seconds": 1.0,
+            }
+        )
+        program = install(tmp_path / "vllm", behaviour)
+        evaluation = {"vllm": program, "batch_size": 2, "general": (), **settings}
+        config = RunConfig(
+            track="default",
+            base_model=str(tiny_llama),
+            base_model_id=base_id,
+            salt="s",
+            evaluate=EvaluateConfig(**evaluation),
+        )
+        made = make_attempt("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
+        champion = ModelRef(model_id=base_id, path=str(tiny_llama), generation=0)
+        return Attempt(made.spec.model_copy(update={"champion": champion}))
+
+    return make
+
+
+def used(attempt: Attempt, report: Evaluation, role: str) -> list[dict[str, Any]]:
+    text = (attempt.folder / f"predictions/{report.prediction_keys[role]}.jsonl").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith('{"suite"')]
+    return [Prediction.model_validate_json(line).model_dump(exclude={"seconds"}) for line in lines]
+
+
+def started(folder: Path) -> list[int]:
+    """Return the processes that a stand-in left the numbers of: itself and its worker."""
+    path = folder / "pids"
+    return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    """Wait until none of the processes lives; the test's own time limit ends a wait in vain."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError), os.fdopen(os.pidfd_open(pid)) as process:
+            select.select([process], [], [])
+
+
+def failure(attempt: Attempt) -> DropforgeError:
+    """Return how an evaluation fails; nothing of vLLM may be left."""
+    with pytest.raises(DropforgeError) as caught:
+        evaluate(attempt)
+    wait_until_gone(started(attempt.folder))
+    return caught.value
+
+
+def test_it_answers_and_weighs_as_transformers_does_under_a_key_of_its_own(attempt: Make, tmp_path: Path) -> None:
+    general = (str(tmp_path / "suite.jsonl"),)
+    asked = attempt("model", general=general, repetition_penalty=1.4)
+    plain = attempt("model", general=general, repetition_penalty=1.4, vllm="")
+    reports = evaluate(asked), evaluate(plain)
+    assert reports[0].versions["engine"] == f"vllm {VERSION}"
+    for role in ("cand", asked.config.base_model_id):
+        for one, two in zip(used(asked, reports[0], role), used(plain, reports[1], role), strict=True):
+            assert one.pop("nll_sum") == pytest.approx(two.pop("nll_sum"), rel=1e-4)
+            assert one == two
+        assert reports[0].prediction_keys[role] != reports[1].prediction_keys[role]
+    assert reports[0].suites == reports[1].suites
+    assert reports[0].suites[0].records == 3
+    pids = started(asked.folder)
+    assert len(pids) == 2 * 2, "a process and its worker for one model after the other"
+    wait_until_gone(pids)
+
+
+REFUSED = {
+    "dies": (StepFailed, "vLLM exited: .*no room for the cache of keys and values"),
+    "hangs": (StepFailed, "vLLM gave no answer within 1 s"),
+    "short": (StepFailed, "an answer of 1 token that neither ended nor reached 8"),
+    "no number": (CannotTrain, "the candidate's likelihood of record .* is not a finite number"),
+    "broken": (CannotTrain, r"/vllm is not vLLM's: PackageNotFoundError"),
+    "gone": (CannotTrain, "vLLM's Python cannot be run: .*No such file or directory: '/.*/python3'"),
+}
+
+
+@pytest.mark.parametrize(("behaviour", "expected"), REFUSED.items(), ids=REFUSED)
+def test_what_vllm_does_wrong_fails_the_step_with_the_reason_and_leaves_nothing_behind(
+    attempt: Make, behaviour: str, expected: tuple[type[DropforgeError], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = attempt(behaviour)
+    if behaviour == "hangs":
+        monkeypatch.setattr(vllm, "REPLY_SECONDS", 1.0)
+    if behaviour == "gone":
+        Path(made.config.evaluate.vllm).with_name("python3").unlink()
+    error = failure(made)
+    with pytest.raises(expected[0], match=expected[1]):
+        raise error
+    assert 'evaluate.vllm = ""' in error.hint or "retry" in error.hint or "train again" in error.hint
+
+
+def test_the_program_may_be_a_link_into_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "link").symlink_to(install(tmp_path / "bin/vllm", "fixed"))
+    assert vllm.read_version(str(tmp_path / "link")) == VERSION
+
+
+def test_a_vllm_killed_in_the_middle_costs_what_was_in_hand_and_the_next_attempt_goes_on(
+    attempt: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.models.greedy_decoding._PER_ROW", 1)
+    first = attempt("killed")
+    assert LIVES > RECORDS, "all likelihoods, and some answers"
+    assert "vLLM exited" in failure(first).message
+    second = attempt("fixed")
+    report = evaluate(second)
+    assert 0 < report.candidate.resumed < RECORDS
+    assert report.candidate.generated == RECORDS
+    assert "answers come from an interrupted attempt" in capsys.readouterr().err
+
+
+def test_a_step_that_is_to_stop_stops_vllm(attempt: Make) -> None:
+    made = attempt("silent")
+    ask = vllm.Process.ask
+
+    def stop_and_ask(process: vllm.Process, request: Any) -> Any:
+        if isinstance(request, list):
+            made.stop.set()
+        return ask(process, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm.Process, "ask", stop_and_ask)
+        assert isinstance(failure(made), Interrupted)
+    assert len(started(made.folder)) == 2
+
+
+def test_a_step_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.evaluate.vllm import Process; "
+        "Process(sys.argv[1], {'model': 'm', 'generation_config': 'vllm'}, Path(sys.argv[2]), lambda: None)"
+    )
+    program = install(tmp_path / "vllm", "hangs")
+    step = subprocess.Popen([sys.executable, "-c", code, program, str(tmp_path / "log")])
+    try:
+        while not (pids := started(tmp_path)):
+            assert step.poll() is None
+            time.sleep(0.05)
+    finally:
+        step.send_signal(signal.SIGKILL)
+        step.wait()
+    assert len(pids) == 2
+    wait_until_gone(pids)
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"evaluate\.vllm must be the absolute path"):
+        EvaluateConfig(vllm="bin/vllm")
