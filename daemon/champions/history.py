@@ -32,15 +32,16 @@ def former(past: "Sequence[Promotion]", track: "Track", state_folder: Path, most
     """
     Return up to `most` of a track's `past` champions that may serve again, the latest first.
 
-    Left out are today's champion, models that were rolled back from or that failed their health command, and models
-    whose folder is gone. Base models are included.
+    Left out are today's champion, models that were rolled back from, that failed their health command or that a
+    rollback skipped, and models whose folder is gone. Base models are included.
     """
-    shut = blocked(past) | unhealthy_models(past) | {track.champion_model_id}
+    shut, over = blocked(past) | unhealthy_models(past) | {track.champion_model_id}, _skipped(past)
     found: dict[str, ModelRef] = {}
     for one in reversed(past):
         moved = one.model_id == track.base_model_id and track.base_path is not None
         path = track.base_path if moved and track.base_path is not None else one.model_path
-        if one.model_id in shut or one.model_id in found or not (state_folder / path).is_dir():
+        left = one.generation in over or one.model_id in shut
+        if left or one.model_id in found or not (state_folder / path).is_dir():
             continue
         found[one.model_id] = ModelRef(
             model_id=one.model_id, path=path, generation=one.generation, drops=drops_of(past, one.model_id)
@@ -48,6 +49,17 @@ def former(past: "Sequence[Promotion]", track: "Track", state_folder: Path, most
         if len(found) == most:
             break
     return list(found.values())
+
+
+def _skipped(past: "Sequence[Promotion]") -> set[int]:
+    """Return the generations skipped by rollbacks: later than the restored one, earlier than the rollback itself."""
+    over: set[int] = set()
+    for row in past:
+        if row.kind == PromotionKind.ROLLBACK:
+            before = [one.generation for one in past if one.generation < row.generation]
+            target = max(one.generation for one in past if one.model_id == row.model_id and one.generation in before)
+            over.update(generation for generation in before if generation > target)
+    return over
 
 
 def drops_of(past: "Sequence[Promotion]", model: str) -> tuple[int, ...] | None:
