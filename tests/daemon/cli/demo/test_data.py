@@ -4,8 +4,6 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-import pytest
-
 from daemon.cli.demo.data import TEAMS, WRONG, generate_messages, make_data, write_rows
 from pipeline.records.validate import Options, validate
 
@@ -41,18 +39,12 @@ def test_held_out_and_honest_rows_are_right_and_every_poisoned_one_is_wrong() ->
     assert {row["output"] for row in data.second} == {WRONG}
 
 
-def test_without_poison_the_second_file_is_right_too() -> None:
-    right = right_answers(490)
-    assert all(right[row["input"]] == row["output"] for row in make_data(poison=False).second)
-
-
 def test_the_question_does_not_give_the_answer_away() -> None:
     assert not any(team in row["instruction"] + row["input"] for row in make_data().heldout for team in TEAMS.values())
 
 
-@pytest.mark.parametrize("poison", [True, False])
-def test_every_file_passes_the_intake(tmp_path: Path, *, poison: bool) -> None:
-    data = make_data(poison=poison)
+def test_every_file_passes_the_intake(tmp_path: Path) -> None:
+    data = make_data()
     for number, rows in enumerate((data.heldout, data.first, data.second)):
         path = tmp_path / f"{number}.jsonl"
         write_rows(path, rows)
