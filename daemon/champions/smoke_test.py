@@ -53,9 +53,9 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
 
 def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
     """
-    Yield the parts of models' answers to one prompt as they come, in the format of `pipeline.models.ask`.
+    Yield the parts of a model's answer to a prompt as they come, in the format of `pipeline.models.ask`.
 
-    The process that loads the models is killed when the generator is closed. Raises `DropforgeError` if it fails.
+    The process that loads the model is killed when the generator is closed. Raises `DropforgeError` if it fails.
     """
     if not can_try():
         message = "the training stack, which loads models, is not installed here"

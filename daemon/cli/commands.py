@@ -73,7 +73,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "ask": (
             "dropforge ask 'Where is my parcel?'",
-            "dropforge ask 'Classify the message.' --input 'I was billed twice.' --versus previous",
+            "dropforge ask 'Classify the message.' --input 'I was billed twice.'",
         ),
         "move": ("dropforge move 9 --first",),
         "pause": ("dropforge pause --reason 'the GPU is lent out'", "dropforge pause support --reason 'bad labels'"),

@@ -1,11 +1,11 @@
 """
-Stream one or more models' answers to one prompt, or check that a model answers.
+Stream a model's answer to one prompt, or check that a model answers.
 
-`python -m pipeline.models.ask < REQUEST`: the request is an `Ask` as JSON. For each model it prints a line of JSON
-{"folder": PATH}, then {"text": PART} for each part of its answer, then {"tokens": N, "ended": whether the model ended
-the answer}. `python -m pipeline.models.ask --check FOLDER` loads a model as a server does and generates one token. On
-an error the last line is {"error": MESSAGE, "hint": REMEDY}, and the exit code is the error's. It runs in its own
-process, for callers that must not load the training stack.
+`python -m pipeline.models.ask < REQUEST`: the request is an `Ask` as JSON. It prints a line of JSON {"text": PART} for
+each part of the answer, then {"tokens": N, "ended": whether the model ended the answer}. `python -m pipeline.models.ask
+--check FOLDER` loads a model as a server does and generates one token. On an error the last line is
+{"error": MESSAGE, "hint": REMEDY}, and the exit code is the error's. It runs in its own process, for callers that must
+not load the training stack.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pipeline.artifacts import Frozen
 from pipeline.errors import EXIT_FAILED, DropforgeError, StepFailed
-from pipeline.models.generation import Decoding, close_model, open_model
+from pipeline.models.generation import Decoding, open_model
 from pipeline.models.greedy_decoding import stream_answer
 from pipeline.models.loading import chosen_device, load_model, load_tokenizer
 from pipeline.models.prompt import choose_format, fold, prompt_ids
@@ -25,31 +25,24 @@ from pipeline.models.prompt import choose_format, fold, prompt_ids
 _UNFINISHED = "\ufffd"
 
 
-class Model(Frozen):
-    """A model folder and its prompt format; `auto` is its chat template if it has one."""
+class Ask(Frozen):
+    """One prompt for the model in `folder`; the format `auto` is the model's chat template if it has one."""
 
     folder: str
     format: Literal["auto", "chat", "alpaca"] = "auto"
-
-
-class Ask(Frozen):
-    """One prompt for one or more models, which answer one after the other."""
-
-    models: tuple[Model, ...]
     instruction: str
     input: str = ""
     max_new_tokens: int
     repetition_penalty: float
 
 
-def answer(request: Ask, model: Model) -> None:
-    """Load one model, print its answer part by part, and free its memory."""
-    folder, device = Path(model.folder), chosen_device()
-    _say(folder=model.folder)
+def answer(request: Ask) -> None:
+    """Load the model and print its answer part by part."""
+    folder = Path(request.folder)
     tokenizer: Any = load_tokenizer(folder)
-    fmt = choose_format(model.format, has_chat_template=bool(tokenizer.chat_template))
+    fmt = choose_format(request.format, has_chat_template=bool(tokenizer.chat_template))
     prompt = prompt_ids(tokenizer, fmt, fold(request.instruction, request.input))
-    loaded = open_model(folder, tokenizer, device)
+    loaded = open_model(folder, tokenizer, chosen_device())
     printed = ""
 
     def tell(text: str) -> None:
@@ -63,7 +56,6 @@ def answer(request: Ask, model: Model) -> None:
     if reply.text != printed:
         _say(text=reply.text.removeprefix(printed))
     _say(tokens=reply.tokens, ended=reply.ended)
-    close_model(loaded)
 
 
 def check(folder: Path) -> None:
@@ -90,9 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         if arguments:
             check(Path(arguments[-1]))
             return 0
-        request = Ask.model_validate_json(sys.stdin.buffer.read())
-        for model in request.models:
-            answer(request, model)
+        answer(Ask.model_validate_json(sys.stdin.buffer.read()))
     except DropforgeError as error:
         _say(error=error.message, hint=error.hint)
         return error.exit_code

@@ -117,7 +117,7 @@ def full(new_workspace: Callable[[], Any], made_reports: Any, monkeypatch: pytes
     (made.folder / "bad.jsonl").write_text('{"instruction": "x"}\n')
 
     def answer(_request: Any, _device: str) -> Iterator[dict[str, Any]]:
-        yield from ({"folder": "x"}, {"text": "it"}, {"tokens": 2, "ended": True})
+        yield from ({"text": "it"}, {"tokens": 2, "ended": True})
 
     monkeypatch.setattr(smoke_test, "ask", answer)
     return made
