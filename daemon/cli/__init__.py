@@ -146,7 +146,9 @@ def main() -> int:
 
 
 def _database_words(error: Exception, context: typer.Context) -> DropforgeError | None:
-    """Return an error of the state database as a `DropforgeError` with a remedy; `None` for any other error."""
+    """Return an error of the state database, or of too large a number, with a remedy; `None` for any other error."""
+    if isinstance(error, OverflowError):  # SQLite holds 64 bits
+        return DropforgeError("no number here is that large", "list them: dropforge runs, dropforge drops")
     if "sqlite3" not in sys.modules:
         return None  # nobody has opened it
     from daemon.cli.workspace import load_settings  # noqa: PLC0415 - a quick start

@@ -11,7 +11,6 @@ from daemon.cli.output import (
     print_json,
     print_line,
     print_lines,
-    print_older,
     print_table,
     waiting_words,
 )
@@ -23,18 +22,17 @@ from daemon.cli.workspace import (
     ReasonOption,
     TrackOption,
     chosen_tracks,
-    count_older,
     load_settings,
+    newest_only,
     open_overview,
     open_writer,
-    small_enough,
     word_of_user,
 )
 from daemon.state.states import DropState
 from daemon.views import confirmations
 from daemon.views.drops import DropView
 
-DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", callback=small_enough)]
+DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.")]
 StateOption = Annotated[
     str | None,
     typer.Option("--state", help="accepted, proposed, rejected, duplicate, withdrawn or suspended.", metavar="STATE"),
@@ -58,16 +56,15 @@ def drops(
         chosen_tracks(context, track)
     overview = open_overview(context)
     found = overview.drops(track, state, None if whole else MOST_LISTED)
-    older = count_older(overview, "drop", found[-1].id if found else None, track=track, state=state)
     if as_json:
-        print_json(drops=found, older=older)
+        print_json(drops=found)
         return
     if not found:
         print_line("no drops")
     else:
         _print_list(found)
     print_lines(overview.missing_rows(load_settings(context), track).values() if state is None else ())
-    print_older(older)
+    print_lines(newest_only(found, whole=whole))
 
 
 def _print_list(found: Sequence[DropView]) -> None:

@@ -41,12 +41,6 @@ def print_lines(lines: Iterable[str]) -> None:
         print_line(line)
 
 
-def print_older(number: int) -> None:
-    """Print how many older rows a list omits and how to see them; nothing if `number` is 0."""
-    if number:
-        print_line(f"{number:,} older ones: add --all")
-
-
 def print_json(**fields: Any) -> None:
     """Print `fields` and the schema version as one JSON object; unprintable characters are escaped."""
     text = json.dumps({"schema": SCHEMA, **fields}, default=_as_json, ensure_ascii=False, indent=2)

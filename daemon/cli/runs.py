@@ -1,15 +1,12 @@
 """`runs`, `show`, `logs`: list runs, show one run, print a run's logs."""
 
 import json
-import time
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path  # noqa: TC003 - a block of its own costs four lines
 from typing import Annotated
 
 import typer
 
-from daemon.cli.output import clock, local, print_json, print_line, print_lines, print_older, print_table
+from daemon.cli.output import clock, local, print_json, print_line, print_lines, print_table
 from daemon.cli.status import describe_run, outcome_words, review_lines
 from daemon.cli.workspace import (
     MOST_LISTED,
@@ -18,13 +15,13 @@ from daemon.cli.workspace import (
     RunArgument,
     TrackOption,
     chosen_tracks,
-    count_older,
+    newest_only,
     open_overview,
 )
 from daemon.settings.text import flat
 from daemon.state.run_files import ArtifactDamaged, load_adapter, run_folder
 from daemon.state.states import RunState
-from daemon.views.overview import NotThere, Overview, RunDetail
+from daemon.views.overview import Overview, RunDetail
 from daemon.views.reports import story_of
 from pipeline.artifacts import Verdict
 from pipeline.decide.explain import guard_words
@@ -43,10 +40,6 @@ StateOption = Annotated[
         help="queued, running, waiting, succeeded, failed, cancelled or crashed.",
     ),
 ]
-StepOption = Annotated[
-    str | None, typer.Option("--step", metavar="STEP", help="Of this step only, as train or evaluate.")
-]
-_FOLLOW_SECONDS = 0.5
 
 
 def runs(
@@ -64,9 +57,8 @@ def runs(
         chosen_tracks(context, track)
     overview = open_overview(context)
     found = overview.runs(track, None if state is None else [state], None if whole else MOST_LISTED)
-    older = count_older(overview, "run", found[-1].id if found else None, track=track, state=state)
     if as_json:
-        print_json(runs=found, older=older)
+        print_json(runs=found)
         return
     if not found:
         print_line("no runs")
@@ -82,7 +74,7 @@ def runs(
         for run in found
     ]
     print_table(("RUN", "TRACK", "STATE", "BEGAN", ""), rows)
-    print_older(older)
+    print_lines(newest_only(found, whole=whole))
 
 
 def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = False) -> None:
@@ -142,55 +134,31 @@ def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None
 
 
 def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
-    """Return the lines of a verdict: reasons and next steps from `story`, or its scores without; guards, slices."""
+    """Return the lines of a verdict: its sentence, reasons and next steps from `story`, p-value, guards and slices."""
     lines = [verdict.sentence]
     if story is not None:
         lines += ["why:", *(f"  {words}" for words in story.why)]
         steps = [f"{one.words.rstrip('.')}: {one.command}" if one.command else one.words for one in story.next_steps]
         lines += ["what to do next:", *(f"  {words}" for words in steps)] if steps else []
-    elif verdict.candidate_score is not None and verdict.champion_score is not None:
-        between = f", 98 % interval {span(verdict.interval)}" if verdict.interval else ""
-        losses = count(verdict.losses, "loss", "losses")
-        scores = f"candidate {verdict.candidate_score:.1f}, champion {verdict.champion_score:.1f}"
-        lines += [
-            f"{verdict.metric} on {count(verdict.records, 'held-out record')}: {scores}",
-            f"gain {signed(verdict.gain or 0.0)} points{between}",
-            f"{count(verdict.wins, 'win')}, {losses}, {count(verdict.ties, 'tie')}",
-        ]
     lines += filter(None, [p_value_words(verdict)])
-    if verdict.smallest_detectable_gain is not None:
-        smallest = f"{verdict.smallest_detectable_gain:.1f} points"
-        lines.append(f"smallest gain that is promoted in 8 of 10 cases: {smallest}")
     if verdict.guards:
         failed = [guard for guard in verdict.guards if guard.state == "failed"]
         lines.append(f"guards: {len(failed)} of {len(verdict.guards)} failed")
-        lines += [f"  failed: {guard_words(guard)}" for guard in failed if story is None]
         lines += [f"  nearly failed: {guard_words(guard)}" for guard in verdict.guards if is_nearly_failed(guard)]
     for one in verdict.slices:
         if one.kind in {"seen", "unseen"}:
             between = f", interval {span(one.interval)}" if one.interval else ""
             lines.append(f"{one.label}: gain {signed(one.gain)} points on {count(one.records, 'record')}{between}")
-    if verdict.uses:
-        same = f", {verdict.same_set_uses} of them on exactly these records" if verdict.same_set_uses else ""
-        lines.append(f"candidates judged before on this track: {verdict.uses}{same}")
     return lines
 
 
-def logs(
-    context: typer.Context,
-    *,
-    run: RunArgument,
-    step: StepOption = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
-) -> None:
+def logs(context: typer.Context, *, run: RunArgument) -> None:
     """Print what a run's steps have written."""
-    overview = open_overview(context)
-    tail = _Tail(overview, run, step)
-    while follow and overview.run(run).ended_at is None:
-        with suppress(NotThere):  # no log yet
-            tail.print_new()
-        time.sleep(_FOLLOW_SECONDS)
-    tail.print_new(whole=True)
+    for path in open_overview(context).logs(run):
+        print_line(f"==> {path.parent.name} <==")
+        for line in path.read_bytes().removesuffix(b"\n").split(b"\n"):
+            # A progress bar writes one line over and over: its last state is enough.
+            print_line(line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace").expandtabs())
 
 
 def _print_head(run: RunDetail) -> None:
@@ -230,32 +198,3 @@ def _settings_words(section: object) -> Iterator[str]:
     for name, value in flat(section) if isinstance(section, dict) else [((), section)]:
         words = value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         yield f"{'.'.join(name)} {words}".lstrip()
-
-
-class _Tail:
-    """Prints the new lines of a run's logs, with a heading whenever the attempt changes."""
-
-    def __init__(self, overview: Overview, run: int, step: str | None) -> None:
-        self._overview = overview
-        self._run = run
-        self._step = step
-        self._read: dict[Path, int] = {}
-        self._at: Path | None = None
-
-    def print_new(self, *, whole: bool = False) -> None:
-        """Print the complete lines written since the last call; with `whole` also a last line without a newline."""
-        for path in self._overview.logs(self._run, self._step):
-            start = self._read.get(path, 0)
-            with path.open("rb") as file:
-                file.seek(start)
-                data = file.read()
-            end = len(data) if whole else data.rfind(b"\n") + 1
-            if end == 0:
-                continue
-            if path != self._at:
-                print_line(f"==> {path.parent.name} <==")
-                self._at = path
-            self._read[path] = start + end
-            for line in data[:end].removesuffix(b"\n").split(b"\n"):
-                # A progress bar writes one line over and over: its last state is enough.
-                print_line(line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace").expandtabs())

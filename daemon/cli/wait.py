@@ -12,7 +12,7 @@ import typer
 
 from daemon.cli.output import print_json, print_line, waiting_words
 from daemon.cli.status import describe_run, files_in_inbox
-from daemon.cli.workspace import MOST, JsonOption, TrackOption, load_settings
+from daemon.cli.workspace import JsonOption, TrackOption, load_settings
 from daemon.settings.model import Settings
 from daemon.state.questions import GAVE_BACK
 from daemon.state.states import AWAITING, DropState, RunState
@@ -94,7 +94,7 @@ def wait(
     settings = load_settings(context)
     overview = Overview(settings.state_folder)
     if what.isdecimal():
-        ask: Ask = partial(run_awaited, overview, min(int(what[:20]), MOST))
+        ask: Ask = partial(run_awaited, overview, int(what[:20]))
     else:
         ask = partial(file_awaited, overview, settings, printable(PurePath(what).name), track)
     found = _until_settled(overview, ask, timeout)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,11 @@ import typer
 from daemon.cli.output import print_json, print_line, print_table
 from daemon.settings.load import load
 from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES, Settings, SettingsError
-from daemon.settings.text import flat, nearest
+from daemon.settings.text import flat
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.clock import now_ms
 from daemon.system.programs import act_as_owner
 from daemon.views.overview import Overview
-from daemon.views.reader import count_rows
 from pipeline.errors import DropforgeError
 from pipeline.words import listed
 
@@ -27,15 +27,11 @@ if TYPE_CHECKING:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AllOption = Annotated[
     bool,
-    typer.Option("--all", help="All of them and not the newest 50; with --json too, where `older` counts the others."),
+    typer.Option("--all", help="All of them and not the newest 50, with --json too."),
 ]
 TrackOption = Annotated[str | None, typer.Option("--track", metavar="TRACK", help="Of this track only.")]
 OneTrackOption = Annotated[str, typer.Option("--track", metavar="TRACK", help="The track; that of the top level else.")]
 TrackArgument = Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")]
-KeyArgument = Annotated[
-    str | None, typer.Argument(metavar="[KEY]", help="A setting or a section, as train.epochs or train.")
-]
-
 #: Most rows of a list without --all.
 MOST_LISTED = 50
 #: The settings of the service, as README.md installs it.
@@ -44,12 +40,6 @@ SERVICE_FILE = Path("/etc/dropforge/dropforge.toml")
 
 class NoWorkspace(DropforgeError):
     """The command was started outside of a workspace."""
-
-    exit_code = 2
-
-
-class NoSetting(DropforgeError):
-    """There is no setting of this name."""
 
     exit_code = 2
 
@@ -134,16 +124,6 @@ def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:
     return [track]
 
 
-def complete_run(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return (id, track and outcome) of each run whose id begins with `incomplete`; empty if none can be read."""
-    try:
-        runs = open_overview(context).runs()
-    except DropforgeError:
-        return []
-    matching = [run for run in runs if str(run.id).startswith(incomplete)]
-    return [(str(run.id), f"{run.track} {run.outcome or run.state}") for run in matching]
-
-
 def _not_blank(reason: str | None) -> str | None:
     """Return `reason` unchanged. Raises `BadParameter` if it is blank."""
     if reason is not None and not reason.strip():
@@ -157,25 +137,12 @@ ReasonOption = Annotated[
 AnyReasonOption = Annotated[
     str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.", callback=_not_blank)
 ]
-#: The largest integer of SQLite.
-MOST = (1 << 63) - 1
+RunArgument = Annotated[int, typer.Argument(metavar="RUN", help="Number of the run.")]
 
 
-def small_enough(number: int | None) -> int | None:
-    """Return `number` unchanged. Raises `BadParameter` if SQLite cannot hold it (`max` would show in every help)."""
-    if number is not None and number > MOST:
-        raise typer.BadParameter(f"no number here is larger than {MOST}")
-    return number
-
-
-RunArgument = Annotated[
-    int, typer.Argument(metavar="RUN", help="Number of the run.", autocompletion=complete_run, callback=small_enough)
-]
-
-
-def count_older(overview: Overview, table: str, last: int | None, **wanted: str | list[str] | None) -> int:
-    """Return how many rows with the `wanted` column values have an id below `last`; 0 if `last` is `None`."""
-    return 0 if last is None else overview.read(lambda base: [count_rows(base, table, wanted, last)])[0]
+def newest_only(found: Sequence[object], *, whole: bool) -> list[str]:
+    """Return a line that says how to see a list's older rows; empty if `whole`, or if it is not of the most rows."""
+    return [f"the newest {MOST_LISTED}; all of them: --all"] if len(found) == MOST_LISTED and not whole else []
 
 
 def config(context: typer.Context) -> None:
@@ -184,20 +151,13 @@ def config(context: typer.Context) -> None:
         show(context)
 
 
-def show(context: typer.Context, *, key: KeyArgument = None, as_json: JsonOption = False) -> None:
+def show(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     Show the settings in force, and the default of each that has another value.
 
-    With KEY that one alone, or those of its section. Passwords and tokens are not shown.
+    Passwords and tokens are not shown.
     """
-    every = _by_name(load_settings(context))
-    found = {name: value for name, value in every.items() if key is None or name == key or name.startswith(f"{key}.")}
-    if not found:
-        near = nearest(key or "", every)
-        raise NoSetting(
-            f"there is no setting {key!r}", f"did you mean {near!r}?" if near else "list them: dropforge config"
-        )
-    defaults = _by_name(Settings())
+    found, defaults = _by_name(load_settings(context)), _by_name(Settings())
     if as_json:
         print_json(settings=[{"name": name, "value": found[name], "default": defaults.get(name)} for name in found])
         return

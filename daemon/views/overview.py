@@ -293,16 +293,13 @@ class Overview:
         rows = self.rows("SELECT detail FROM event WHERE run_id = ? AND kind = ? ORDER BY id", run_id, CHOSEN)
         return review_of(self.folder, run_id, config, [row.detail for row in rows])
 
-    def logs(self, run_id: int, step: str | None = None) -> list[Path]:
+    def logs(self, run_id: int) -> list[Path]:
         """Return the log files of a run's attempts, oldest first. Raises `NotThere` if there is no run or no log."""
-        attempts = [one for one in self.ask_of_run(run_id, attempts_of) if step in {None, one.step}]
+        attempts = self.ask_of_run(run_id, attempts_of)
         paths = [self.folder / attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
         found = [path for path in paths if path.exists()]
         if not found:
-            raise NotThere(
-                f"run {run_id} has no log{f' of step {step}' if step else ''}",
-                f"see how far it is: dropforge show {run_id}",
-            )
+            raise NotThere(f"run {run_id} has no log", f"see how far it is: dropforge show {run_id}")
         return found
 
     def verdict(self, run_id: int) -> Verdict | None:

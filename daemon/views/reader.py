@@ -74,11 +74,5 @@ def newest_rows(
     return end, [*chain.from_iterable(given.values()), *(value for value in (before, most) if value is not None)]
 
 
-def count_rows(base: sqlite3.Connection, table: str, wanted: dict[str, str | list[str] | None], before: int) -> int:
-    """Return how many rows with the `wanted` column values have an id below `before`."""
-    end, values = newest_rows(wanted, None, before)
-    return int(base.execute(f'SELECT count(*) AS number FROM "{table}" {end}', values).fetchone().number)  # noqa: S608
-
-
 def _row(cursor: sqlite3.Cursor, values: Sequence[Any]) -> Row:
     return Row(**{column[0]: value for column, value in zip(cursor.description, values, strict=True)})

@@ -50,15 +50,10 @@ def test_a_question_needs_neither_training_stack_nor_tables(lived_in: Any, argum
     assert set(done.stdout.split("\n")[-2].split()) & (STACK | daemons) == set()
 
 
-def test_the_shell_completes_commands_and_run_numbers(lived_in: Any, script: Command) -> None:
-    def complete(words: str, place: int) -> list[str]:
-        asked = {"_DROPFORGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
-        completed: str = script(folder=lived_in.folder, environment=asked).out
-        return completed.split()
-
-    assert {"champion", "check", "cancel"} <= set(complete("dropforge c", 1))
-    assert complete("dropforge show ", 2) == ["3", "2", "1"]
-    assert complete("dropforge logs 2", 2) == ["2"]
+def test_the_shell_completes_commands(lived_in: Any, script: Command) -> None:
+    asked = {"_DROPFORGE_COMPLETE": "complete_bash", "COMP_WORDS": "dropforge c", "COMP_CWORD": "1"}
+    completed = script(folder=lived_in.folder, environment=asked).out.split()
+    assert {"champion", "check", "cancel"} <= set(completed)
 
 
 def test_a_reader_that_has_gone_is_no_error(lived_in: Any) -> None:
@@ -88,8 +83,8 @@ ERRORS: tuple[tuple[tuple[str, ...], int, str, str], ...] = (
     (("show",), 2, "Missing argument 'RUN'", "dropforge show --help"),
     (("show", "x"), 2, "Invalid value for 'RUN'", "dropforge show --help"),
     (("show", "9"), 1, "there is no run 9", "dropforge runs"),
-    (("show", "9" * 30), 2, "Invalid value for 'RUN'", "dropforge show --help"),
-    (("drops", "restore", "9" * 30, "--reason", "x"), 2, "Invalid value for 'DROP'", "dropforge drops restore --help"),
+    (("show", "9" * 30), 1, "no number here is that large", "dropforge runs"),
+    (("drops", "restore", "9" * 30, "--reason", "x"), 1, "no number here is that large", "dropforge drops"),
     (("rollback", "--reason", " "), 2, "Invalid value for '--reason': it is blank", "dropforge rollback --help"),
     (("logs", "9"), 1, "there is no run 9", "dropforge runs"),
     (("retry", "1"), 1, "only a failed, cancelled or crashed run", "dropforge show 1"),
@@ -206,7 +201,6 @@ def test_the_services_workspace_is_looked_at_where_no_other_one_is(dropforge: Co
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "dropforge.toml").write_text(f'inbox = "{tmp_path}/in"\nstate = "{tmp_path}/kept"\n')
     assert f"inbox: {tmp_path}/in\nstate: {tmp_path}/kept\n" in dropforge("status").out
-    assert json.loads(dropforge("config", "show", "state", "--json").out)["settings"][0]["value"] == f"{tmp_path}/kept"
     dropforge("init", ".")
     assert f"inbox: {tmp_path}/inbox\n" in dropforge("status").out
 

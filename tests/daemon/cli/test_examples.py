@@ -67,12 +67,6 @@ def test_its_help_shows_its_examples_whole_and_they_can_be_given(name: str) -> N
         assert parsed(example) == name
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_no_help_tells_of_the_largest_number_of_the_database(name: str) -> None:
-    context = LEAVES[name].make_context("x", [], parent=None, resilient_parsing=True)
-    assert "x<=" not in LEAVES[name].get_help(context)
-
-
 @pytest.mark.parametrize(
     ("words", "missing"),
     [(("rollback",), "'--reason'"), (("ask",), "'PROMPT'"), (("show",), "'RUN'"), (("drops", "accept"), "'DROP'")],

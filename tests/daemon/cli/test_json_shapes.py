@@ -46,7 +46,7 @@ QUESTIONS: dict[str, tuple[tuple[str, ...], int]] = {
     "messages": (("messages",), 0),
     "gc": (("gc", "--dry-run"), 0),
     "backup": (("backup", "copy"), 0),
-    "config show": (("config", "show", "train"), 0),
+    "config show": (("config", "show"), 0),
     "config check": (("config", "check"), 0),
     "wait": (("wait", "2"), 10),
     "ask": (("ask", "say it"), 0),

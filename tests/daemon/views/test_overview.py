@@ -127,9 +127,6 @@ def test_the_champion_knows_the_drops_that_trained_it(lived_in: Any, overview: O
 
 def test_logs_are_those_of_the_attempts_in_their_order(overview: Overview) -> None:
     assert [path.parent.name for path in overview.logs(2)] == ["prepare-1", "train-1"]
-    assert [path.parent.name for path in overview.logs(1, "merge")] == ["merge-1"]
-    with pytest.raises(NotThere, match="run 2 has no log of step merge"):
-        overview.logs(2, "merge")
 
 
 CONFIG = RunConfig(track="default", base_model="/base", base_model_id="b" * 64, salt="s")
