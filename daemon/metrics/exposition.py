@@ -12,7 +12,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamil
 from prometheus_client.registry import Collector
 
 from daemon.messages.unsent import counted
-from daemon.metrics.gpus import gpus
 from daemon.settings.model import Settings
 from daemon.state.run_files import ArtifactDamaged
 from daemon.state.states import DropState, RunState
@@ -63,11 +62,6 @@ class _House(Collector):
         yield _one("troubles", "What `dropforge status` calls trouble: tracks, hooks, addresses.", len(troubles))
         yield _one("disk_free_bytes", "Free on the state folder's disk.", disk.free_bytes())
         yield _one("disk_low_water_bytes", "Under this no run begins (disk.low_water_bytes).", disk.low_water_bytes)
-        cards = list(gpus())
-        used = [((str(card.number),), card.used_bytes) for card in cards]
-        total = [((str(card.number),), card.total_bytes) for card in cards]
-        yield _gauge("gpu_memory_used_bytes", "Memory of a card in use, by whomever.", ("gpu",), used)
-        yield _gauge("gpu_memory_bytes", "Memory of a card.", ("gpu",), total)
 
     def _queue(self) -> Iterator[Metric]:
         tracks, runs = self._overview.tracks(), self._overview.rows(_RUNS)
@@ -89,7 +83,6 @@ class _House(Collector):
         running = self._overview.runs(states=[RunState.RUNNING])
         stage = [((run.track, run.step or "beginning"), 1) for run in running]
         yield _gauge("run_stage", "The step of the run in hand.", ("track", "step"), stage)
-        yield _gauge("run_number", "The run in hand.", _TRACK, [((run.track,), run.id) for run in running])
         steps = [(run.track, run.progress) for run in running if run.progress is not None]
         ratio = [((track,), step.done / step.total) for track, step in steps if step.total]
         yield _gauge("run_progress_ratio", "How far its step is, from 0 to 1.", _TRACK, ratio)

@@ -3,17 +3,14 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics.exposition import metrics_text
-from daemon.metrics.gpus import gpus
 from daemon.settings.model import Settings
 from daemon.system.processes import FileLock
 
@@ -47,10 +44,9 @@ def test_the_queue_and_the_drops_are_counted_by_track_and_state(found: dict[Samp
 
 def test_the_run_in_hand_says_where_it_is(found: dict[Sample, float]) -> None:
     assert value(found, "run_stage", track="default", step="train") == 1
-    names = ("number", "progress_ratio", "loss", "dev_loss", "tokens_per_second", "eta_seconds", "memory_bytes")
+    names = ("progress_ratio", "loss", "dev_loss", "tokens_per_second", "eta_seconds", "memory_bytes")
     told = {name: value(found, f"run_{name}", track="default") for name in names}
     assert told == {
-        "number": 3,
         "progress_ratio": 0.4,
         "loss": 0.5,
         "dev_loss": 0.6,
@@ -70,24 +66,21 @@ def test_verdicts_gain_and_champion_are_those_of_the_database(lived_in: Any, fou
     assert value(found, "champion_command_failed", track="default") == 0
     assert value(found, "step_seconds_count", track="default", step="prepare") == 3
     assert value(found, "step_seconds_sum", track="default", step="prepare") == 3 * 60
-
-
-def test_a_damaged_verdict_hides_its_gain_and_nothing_else(lived_in: Any) -> None:
+    # A damaged verdict hides its gain and nothing else.
     (lived_in.settings.state_folder / "runs" / "1" / "decide.json").write_text("{broken")
     found = read(metrics_text(lived_in.settings))
     assert value(found, "last_gain_points", track="default") is None
     assert value(found, "champion_generation", track="default") == 1
 
 
-def test_the_daemon_is_up_while_it_holds_the_lock(lived_in: Any, found: dict[Sample, float]) -> None:
+def test_the_machine_is_told_by_the_daemons_lock_and_the_state_folders_disk(
+    lived_in: Any, found: dict[Sample, float]
+) -> None:
     assert value(found, "up") == 0
     lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
     assert lock.acquire()
     assert value(read(metrics_text(lived_in.settings)), "up") == 1
     lock.release()
-
-
-def test_the_disk_is_that_of_the_state_folder(lived_in: Any, found: dict[Sample, float]) -> None:
     free = value(found, "disk_free_bytes")
     assert free is not None
     assert 0 < free <= shutil.disk_usage(lived_in.settings.state_folder).total
@@ -110,36 +103,7 @@ def test_no_label_names_a_file_or_a_row(new_workspace: Callable[[], Any]) -> Non
     assert "SECRET" not in text
     assert "evil" not in text
     labels = {name for _, labels in read(text.encode()) for name, _ in labels}
-    assert labels <= {"track", "state", "step", "outcome", "gpu", "version", "quantile"}
-
-
-def fake_nvml() -> ModuleType:
-    """Return what nvidia-ml-py says of two cards, as this machine may have none."""
-    made = ModuleType("pynvml")
-    vars(made).update(
-        NVMLError=ArithmeticError,
-        nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: 2,
-        nvmlDeviceGetHandleByIndex=lambda number: number,
-        nvmlDeviceGetMemoryInfo=lambda _handle: SimpleNamespace(used=5, total=80),
-    )
-    return made
-
-
-def test_cards_are_told_where_the_driver_can_be_asked(lived_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = fake_nvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    found = read(metrics_text(lived_in.settings))
-    assert value(found, "gpu_memory_used_bytes", gpu="1") == 5
-    assert value(found, "gpu_memory_bytes", gpu="0") == 80
-
-    def no_driver() -> None:
-        raise ArithmeticError
-
-    monkeypatch.setattr(nvml, "nvmlInit", no_driver)
-    assert list(gpus()) == []
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert list(gpus()) == []
+    assert labels <= {"track", "state", "step", "outcome", "version", "quantile"}
 
 
 def test_the_command_prints_the_same_text(lived_in: Any, dropforge: Callable[..., Any]) -> None:
@@ -158,8 +122,7 @@ def named() -> dict[str, set[str]]:
     return {name: set(re.findall(r"\bdropforge_\w+", text)) for name, text in files.items()}
 
 
-def test_each_metric_that_dashboard_and_alerts_name_is_there(lived_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
+def test_each_metric_that_dashboard_and_alerts_name_is_there(lived_in: Any) -> None:
     families = list(text_string_to_metric_families(metrics_text(lived_in.settings).decode()))
     there = {family.name for family in families} | {one.name for family in families for one in family.samples}
     for name, metrics in named().items():
@@ -167,7 +130,7 @@ def test_each_metric_that_dashboard_and_alerts_name_is_there(lived_in: Any, monk
         assert metrics - there == set(), name
     shown = named()["dashboard.json"]
     ours = {one.name for family in families for one in family.samples}
-    assert ours - shown <= {"dropforge_build_info", "dropforge_run_number", "dropforge_run_eta_seconds"}
+    assert ours - shown <= {"dropforge_build_info", "dropforge_run_eta_seconds"}
 
 
 def test_the_dashboard_is_one_that_grafana_imports() -> None:
