@@ -1,22 +1,9 @@
 """
 Actions of the page and the API; each calls the function that the command calls.
 
-Forms (POST, urlencoded) of the pages; each is answered with `done.html`: `words`, a list of sentences, and `back`, the
-path to go on from; or with `error.html`.
-
-    /runs/ID/cancel            /runs/ID/retry   since (a step, may be empty)
-    /runs/ID/move              before all others
-    /runs/ID/promote           reason (may be empty), force (true: whatever the verdict, then with a reason)
-    /runs/ID/review            pair, key (1, 2 or 0; u: take it back); answered with the review's next pair
-    /tracks/NAME/pause         reason
-    /tracks/NAME/resume        reason (may be empty)
-    /tracks/NAME/rollback      reason, to (a generation, or empty)
-    /drops/ID/accept           reason (may be empty)
-    /drops/ID/withdraw         reason
-    /drops/ID/restore          reason
-    /attention/KEY/dismiss
-
-The API has the same below `/api/v1`, with a JSON body of the same fields, and answers `{"words": [...]}`.
+A form (POST, urlencoded) of a page has the path and the fields of the API's action, without `/api/v1`, and is answered
+with `done.html`: `words`, a list of sentences, and `back`, the path to go on from; or with `error.html`. A judgement is
+answered with the review's next pair.
 """
 
 import re

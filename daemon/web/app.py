@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +24,8 @@ from pipeline.errors import DropforgeError
 
 API = "/api/v1"
 _HERE = Path(__file__).parent
+#: Bytes of a request's body, and files of an upload.
+_MOST_BODY, _MOST_FILES = 1_000_000, 100
 _NOT_FOUND, _CONFLICT, _UNREADABLE, _MACHINE = 404, 409, 422, 503
 
 
@@ -38,11 +41,14 @@ def make_app(settings: Settings, token: str) -> FastAPI:
         redoc_url=None,
     )
     app.state.site = Site(settings, token)
-    for router in (api.router, actions.router, upload.router, live.router):
-        app.include_router(router, prefix=API)
+    for router in (api.router, actions.router, live.router):
+        app.include_router(router, prefix=API, max_body_size=_MOST_BODY)
+    files: dict[str, Any] = {"max_body_size": settings.intake.max_bytes, "form_limits": {"max_files": _MOST_FILES}}
+    app.include_router(upload.router, prefix=API, **files)
+    app.include_router(upload.forms, include_in_schema=False, **files)
     # After the API's routers: the pattern of forms, /{kind}/{target}/{deed}, would match paths of the API too.
-    for router in (pages.router, upload.forms, actions.forms):
-        app.include_router(router, include_in_schema=False)
+    for router in (pages.router, actions.forms):
+        app.include_router(router, include_in_schema=False, max_body_size=_MOST_BODY)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     app.add_exception_handler(DropforgeError, _own_error)

@@ -10,7 +10,7 @@ from daemon.views.attention import attention, rejected_words
 from daemon.views.drop_detail import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.now import curves_of, live_run
 from daemon.views.overview import NotThere, Overview, RunDetail
-from daemon.views.reports import Changes, changes_since_champion, report_folder, story_of
+from daemon.views.reports import changes_since_champion, report_folder, story_of
 from daemon.web.drawing import draw
 from daemon.web.site import MOST, Number, Site, SiteOf
 from pipeline.artifacts import PAGE_NAME
@@ -36,20 +36,11 @@ _CARD = {
 
 @router.get("/")
 def overview(request: Request, site: SiteOf) -> Response:
-    """
-    Render `overview.html`: items that need attention, the running run, the queue, champions, latest runs and drops.
-
-    `attention`: list of Attention. `running`: LiveRun or None. `changes`: of its settings, Changes or None. `queue`:
-    list of RunView, in the order in which they go, without the running one. `latest`: list of RunView that have ended.
-    `champions`: list of ChampionView. `drops`: list of DropView. `counts`: {track: {state: number of drops}}.
-    `lacks`: {track: what it lacks for its first verdict}.
-    """
+    """Render what needs attention, the running run, the queue, champions, latest runs and drops."""
     seen = site.overview
-    running = live_run(seen)
     context = {
         "attention": attention(site.settings, seen),
-        "running": running,
-        "changes": None if running is None else _changes(seen, running.run.id),
+        "running": live_run(seen),
         "queue": [run for run in seen.open_runs() if run.state != "running"],
         "latest": seen.ended_runs(_MOST_LATEST),
         "champions": [one for one in map(seen.champion, site.settings.track_names) if one is not None],
@@ -62,12 +53,7 @@ def overview(request: Request, site: SiteOf) -> Response:
 
 @router.get("/runs")
 def runs(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
-    """
-    Render `runs.html`: runs, newest first, optionally of one track and state.
-
-    `runs`: list of RunView, newest first. `track`, `state`: the filters, or None. `older`: the `before=` of the
-    next page, or None.
-    """
+    """Render runs, newest first, optionally of one track and state; `older` is the `before=` of the next page."""
     found = site.overview.runs(track, None if state is None else [state], MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
     return draw(request, "runs.html", {"runs": found, "track": track, "state": state, "older": older})
@@ -75,12 +61,7 @@ def runs(request: Request, site: SiteOf, track: Track = None, state: State = Non
 
 @router.get("/runs/{run_id}")
 def run(request: Request, site: SiteOf, run_id: Number) -> Response:
-    """
-    Render `run.html`: one run with its settings, curves and verdict.
-
-    `run`: RunDetail. `curves`: Curve. `changes`: Changes against the champion's run, or None. `story`: Story (of the
-    card), or None. `card`: the address of the card, or None.
-    """
+    """Render one run with its settings, what differs from the champion's, its curves and verdict."""
     seen = site.overview
     found = seen.run(run_id)
     context = {
@@ -102,12 +83,7 @@ def report(site: SiteOf, run_id: Number) -> Response:
 
 @router.get("/runs/{run_id}/review")
 def review(request: Request, site: SiteOf, run_id: Number) -> Response:
-    """
-    Render `review.html`: the blind review of a run.
-
-    `review`: Review, whose first open pair is shown. `result`: the result as a sentence, or None before the
-    end. Form: POST /runs/ID/review, fields `pair`, `key` (1, 2, 0 or u).
-    """
+    """Render the first open pair of a run's blind review; after the last pair, the result."""
     found = site.overview.review(run_id)
     result = None if found.result is None else review_words(found.result)
     return draw(request, "review.html", {"review": found, "result": result})
@@ -115,12 +91,7 @@ def review(request: Request, site: SiteOf, run_id: Number) -> Response:
 
 @router.get("/drops")
 def drops(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
-    """
-    Render `drops.html`: drops, newest first, optionally of one track and state.
-
-    `drops`: list of DropView, newest first. `track`, `state`, `older`: as on `/runs`. `counts`: {track: {state:
-    number}}.
-    """
+    """Render drops, newest first, optionally of one track and state, and the number in each state."""
     found = site.overview.drops(track, state, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
     context = {"drops": found, "track": track, "state": state, "older": older, "counts": site.overview.drop_counts()}
@@ -131,12 +102,7 @@ def drops(request: Request, site: SiteOf, track: Track = None, state: State = No
 def drop(
     request: Request, site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
 ) -> Response:
-    """
-    Render `drop.html`: one drop, its uses, and its rows after row `after`.
-
-    `detail`: DropDetail. `rows`: list of DropRow after row `after`. `next`: the `after=` of the next rows, or None.
-    `uses`: DropUses.
-    """
+    """Render one drop, its uses, and its rows after row `after`; `next` is the `after=` of the next rows."""
     detail = drop_detail(site.overview, drop_id)
     rows = drop_rows(site.overview, detail.drop, after)
     following = after + MOST_ROWS if len(rows) == MOST_ROWS else None
@@ -152,12 +118,7 @@ def drop(
 
 @router.get("/tracks/{name}")
 def track(request: Request, site: SiteOf, name: str, before: Before = None) -> Response:
-    """
-    Render `track.html`: the champions of a track, the current one first.
-
-    `track`: its name. `champions`: list of ChampionView, newest first. `older`: the `before=` (a generation) of the
-    next page, or None. `paused`: PauseView, or None. Raises `NotThere`.
-    """
+    """Render a track's champions, the current one first. Raises `NotThere`."""
     seen = site.overview
     require_track(site, name)
     found = seen.history(name, MOST_CHAMPIONS, before)
@@ -173,14 +134,7 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
 
 @router.get("/inbox")
 def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = None) -> Response:
-    """
-    Render `inbox.html`, the page for people who drop files: drops with their outcomes, and files not taken yet.
-
-    `drops`: list of (DropView, why it was rejected, or ""), newest first. `track`, `older`: as on `/drops`.
-    `used`: the first run of each drop, {run: outcome or state}. `waiting`: names of files in the inbox
-    that were not taken yet. `lacks`: as on `/`, of that track. Upload: POST /upload, multipart, fields `file` (one or
-    more), `track`, `heldout`.
-    """
+    """Render the page for people who drop files: drops with their outcomes, and files that were not taken yet."""
     found = site.overview.drops(track, None, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
     told = [(one, rejected_words(site.overview, one) if one.state == "rejected" else "") for one in found]
@@ -195,13 +149,6 @@ def require_track(site: Site, name: str) -> None:
     """Raise `NotThere` for a track that is neither in the settings nor in the database."""
     if name not in site.settings.track_names and name not in site.overview.tracks():
         raise NotThere(f"there is no track {name}", f"declared tracks: {', '.join(site.settings.track_names)}")
-
-
-def _changes(seen: Overview, run_id: int) -> Changes | None:
-    try:
-        return changes_since_champion(seen, seen.run(run_id))
-    except DropforgeError:
-        return None  # the run's own page says what is damaged
 
 
 def _has_card(seen: Overview, found: RunDetail) -> bool:

@@ -15,7 +15,6 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,10 +25,8 @@ from pipeline.errors import DropforgeError
 TOKEN_NAME = "web-token"  # noqa: S105 - a file's name
 _TOKEN_BYTES = 32
 READING = frozenset({"GET", "HEAD"})
-#: Bytes of a request's body; files have a limit of their own.
-_MOST_BODY = 1_000_000
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_FORBIDDEN, _TOO_LARGE, _MISDIRECTED, _SEE_OTHER = 403, 413, 421, 303
+_FORBIDDEN, _MISDIRECTED, _SEE_OTHER = 403, 421, 303
 #: Headers of our own pages; a route may set stricter ones.
 _HEADERS = {
     "content-security-policy": (
@@ -68,21 +65,6 @@ def holds_token(request: Request, token: str) -> bool:
     return _same(request.cookies.get(cookie_name(token), ""), token) or _in_header(request, token)
 
 
-def bounded(receive: Receive, most: int) -> Receive:
-    """Return a `receive` that ends a request with status 413 after `most` bytes of its body."""
-    left = most
-
-    async def give() -> Message:
-        nonlocal left
-        message = await receive()
-        left -= len(message.get("body", b""))
-        if left < 0:
-            raise HTTPException(_TOO_LARGE, f"a request has {most:,} bytes at most")
-        return message
-
-    return give
-
-
 class Guard:
     """ASGI middleware that refuses forbidden requests before any route."""
 
@@ -110,8 +92,7 @@ class Guard:
             await send(message)
 
         answer = self._visit(request) or self._refusal(request)
-        takes_files = request.url.path.endswith("/upload")
-        await (answer or self._app)(scope, receive if takes_files else bounded(receive, _MOST_BODY), with_headers)
+        await (answer or self._app)(scope, receive, with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
         """Return the response that refuses a request, or `None` if it is allowed."""

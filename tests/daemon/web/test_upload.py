@@ -9,6 +9,8 @@ from starlette.testclient import TestClient
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled
 from daemon.views.overview import Overview
+from daemon.web.app import make_app
+from tests.daemon.web.conftest import HERE, TOKEN
 
 GOOD = b'{"instruction": "say z", "output": "z"}\n'
 
@@ -98,14 +100,14 @@ def test_a_hostile_name_is_text_on_the_page(person: TestClient, lived_in: Any) -
     assert inbox(lived_in) == [name]
 
 
-def test_more_than_is_allowed_is_given_up_while_it_comes(person: TestClient, lived_in: Any, app: Any) -> None:
+def test_more_than_is_allowed_is_given_up_while_it_comes(person: TestClient, lived_in: Any) -> None:
     settings = lived_in.settings
-    app.state.site.settings = settings.model_copy(
-        update={"intake": settings.intake.model_copy(update={"max_bytes": 1000})}
-    )
-    answer = person.post("/upload", files={"file": ("big.jsonl", GOOD * 100)})
-    assert answer.status_code == 413
-    assert "1,000 bytes at most" in answer.text
+    small = settings.model_copy(update={"intake": settings.intake.model_copy(update={"max_bytes": 1000})})
+    program = TestClient(make_app(small, TOKEN), base_url=HERE, headers={"authorization": f"Bearer {TOKEN}"})
+    for path in ("/upload", "/api/v1/upload"):
+        assert program.post(path, files={"file": ("big.jsonl", GOOD * 100)}).status_code == 413
+    files = [("file", (f"{number}.jsonl", b"")) for number in range(101)]
+    assert person.post("/upload", files=files).status_code == 400, "more files than a form may have"
     assert inbox(lived_in) == []
 
 
@@ -115,17 +117,13 @@ def test_more_than_is_allowed_is_given_up_while_it_comes(person: TestClient, liv
         (b"", "multipart/form-data; boundary=b"),
         (b"--c\r\n\r\n", "multipart/form-data; boundary=b"),
         (b"--b\r\n\r\nx\r\n--b--\r\n", "multipart/form-data; boundary=b"),
-        (
-            b'--b\r\nContent-Disposition: form-data; name="track"\r\n\r\n' + b"x" * 2000,
-            "multipart/form-data; boundary=b",
-        ),
         (b"x", "multipart/form-data"),
         (b"file=x", "application/x-www-form-urlencoded"),
         (b"{}", "application/json"),
     ],
 )
 def test_what_is_no_form_with_a_file_is_refused(person: TestClient, lived_in: Any, body: bytes, kind: str) -> None:
-    assert person.post("/upload", content=body, headers={"content-type": kind}).status_code in {400, 409}
+    assert person.post("/upload", content=body, headers={"content-type": kind}).status_code in {400, 409, 422}
     assert inbox(lived_in) == []
 
 
