@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model
@@ -122,23 +121,6 @@ def test_from_outside_the_folder_is_a_plain_model_whose_template_gives_the_train
         assert config.get("do_sample", False) is False
         assert config["eos_token_id"] in (tokenizer.eos_token_id, [tokenizer.eos_token_id])
         assert config["pad_token_id"] == tokenizer.pad_token_id
-
-
-def test_the_merged_model_has_the_bases_dtype_and_only_adapted_weights_change(
-    line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path
-) -> None:
-    base = tmp_path / "base"
-    half: Any = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float16)
-    half.save_pretrained(base)
-    load_tokenizer(tiny_llama).save_pretrained(base)
-    model, folder = line(base, tiny.rows(9, seed=5), quantization="nf4").merge()
-    merged, plain = load_file(folder / "model.safetensors"), load_file(base / "model.safetensors")
-    assert {str(tensor.dtype) for tensor in merged.values()} == {"torch.float16"}
-    assert model.dtype == "float16"
-    assert merged.keys() == plain.keys()
-    changed = {name.split(".")[-2] for name in merged if not merged[name].equal(plain[name])}
-    assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 
 
 def test_the_folder_has_a_manifest_and_the_ids_of_its_rows_and_nothing_that_does_not_belong(

@@ -100,8 +100,7 @@ class Passes:
         monkeypatch.setattr(asked.model, "forward", forward)
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.5])
-@pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.parametrize(("size", "penalty"), [(1, 1.5), (4, 1.0), (16, 1.5)])
 def test_answers_are_those_of_the_library_given_one_at_a_time(
     tiny: Any, ending_llama: Path, size: int, penalty: float
 ) -> None:

@@ -26,20 +26,6 @@ def test_the_sizes_of_a_base_are_read_from_its_headers(tiny_llama: Path) -> None
     assert base.width == 4
 
 
-def test_less_of_everything_takes_less(tiny_llama: Path) -> None:
-    base = base_sizes(tiny_llama)
-    whole = estimate(base, a_plan(), TrainConfig(rank=16), "cpu")
-    assert (
-        estimate(base, a_plan(batch_tokens=50), TrainConfig(rank=16), "cpu")["activations"] == whole["activations"] // 2
-    )
-    assert estimate(base, a_plan(), TrainConfig(rank=8), "cpu")["trained"] == whole["trained"] // 2
-    assert estimate(base, a_plan(quantization="nf4"), TrainConfig(rank=16), "cpu")["weights"] == int(
-        4 * (base.weights - base.linear) + base.linear * 4.127 / 8
-    )
-    recomputed = estimate(base, a_plan(activations="recomputed"), TrainConfig(rank=16), "cuda")["activations"]
-    assert recomputed < estimate(base, a_plan(), TrainConfig(rank=16), "cuda")["activations"]
-
-
 def test_weights_of_the_base_that_are_trained_are_counted_once_as_what_they_are(tiny_llama: Path) -> None:
     base = base_sizes(tiny_llama)
     full, half, galore = (

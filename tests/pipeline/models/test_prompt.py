@@ -13,7 +13,6 @@ from pipeline.models.loading import load_tokenizer
 from pipeline.models.prompt import (
     ALPACA_TEMPLATE,
     alpaca_prompt,
-    choose_format,
     completion_ids,
     fold,
     prompt_ids,
@@ -25,7 +24,6 @@ from pipeline.models.prompt import (
 CONTENTS = [
     "Route it.",
     fold("Route it.", "my parcel"),
-    "  spaced \n\n",
     "{{ braces }} {% if %}",
     "naïve 日本 🙂",
     "'\"\\",
@@ -57,12 +55,6 @@ def alpaca_with_bos(tiny_llama_alpaca: Path) -> Any:
 def test_the_input_stands_below_the_instruction_and_an_empty_one_leaves_no_trace() -> None:
     assert fold("Do it.", "with this") == "Do it.\n### Input:\nwith this"
     assert fold("Do it.", "") == "Do it."
-
-
-def test_chat_without_a_chat_template_is_refused_with_the_setting_to_change() -> None:
-    with pytest.raises(CannotTrain) as raised:
-        choose_format("chat", has_chat_template=False)
-    assert "train.format" in raised.value.hint
 
 
 @pytest.mark.parametrize("content", CONTENTS)
@@ -172,10 +164,7 @@ def test_a_conversation_in_alpacas_format_ends_each_answer_with_eos(alpaca: Any)
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        ("{% for ", "TemplateSyntaxError"),
-        ("{{ raise_exception('no system message') }}", "TemplateError: no system message"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-        ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
     ],
 )

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,9 +46,3 @@ def test_a_tokenizer_that_was_saved_to_cut_texts_counts_them_whole(tiny_llama: P
     content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     (base / "tokenizer.json").write_text(json.dumps(content))
     assert Window(base, 100).count("billing " * 20) == Window(tiny_llama, 100).count("billing " * 20) > 4
-
-
-@pytest.mark.parametrize("said", [{"max_position_embeddings": 7}, {"text_config": {"n_positions": 7}}])
-def test_a_models_own_window_counts_where_it_is_shorter(tmp_path: Path, said: object) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(said))
-    assert (Window(tmp_path, 100).tokens, Window(tmp_path, 5).tokens) == (7, 5)

@@ -9,13 +9,12 @@ import torch
 import transformers
 from trl import SFTTrainer
 
-from pipeline.config import TrainConfig
-from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.loading import load_model
 from pipeline.train import answer_loss
 from pipeline.train import trainer as trainer_module
 from pipeline.train.answer_loss import has_plain_head, summed_loss
 from pipeline.train.packing import collate, micro_batches
-from pipeline.train.trainer import TokenRow, Training, make_trainer
+from pipeline.train.trainer import TokenRow
 from tests.made_adapters import save_base, token_rows, trainer_of
 
 Gradients = dict[str, torch.Tensor]
@@ -115,29 +114,6 @@ def test_loss_and_gradients_are_trls_over_an_nf4_base_with_recomputed_activation
     losses.model.train()
     assert losses.model.get_base_model().model.layers[0].gradient_checkpointing
     losses.compare(losses.batches, answers_of(losses.batches), tolerance=0.02)
-
-
-def test_a_training_goes_as_with_trls_loss(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig(quantization="none", rank=4, batch_size=4, batch_tokens=50)
-    rows, dev = token_rows(19, seed=8), token_rows(trainer_module.DEV_ROWS, seed=9)
-    logs = []
-    for plain in (True, False):
-        monkeypatch.setattr(trainer_module, "has_plain_head", lambda *_, plain=plain: plain)
-        job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
-        trainer = make_trainer(job, load_tokenizer(tiny_llama), rows, dev, config)
-        trainer.train()
-        logs.append(
-            [
-                (entry["step"], name, entry[name])
-                for entry in trainer.state.log_history
-                for name in ("loss", "grad_norm", "eval_loss")
-                if name in entry
-            ]
-        )
-    ours, trls = logs
-    assert [entry[:2] for entry in ours] == [entry[:2] for entry in trls]
-    assert [entry[2] for entry in ours] == pytest.approx([entry[2] for entry in trls], rel=1e-4)
-    assert {"loss", "eval_loss"} <= {name for _, name, _ in ours}
 
 
 def test_no_logits_are_kept_and_nothing_else_measured(tiny_llama: Path, tmp_path: Path) -> None:

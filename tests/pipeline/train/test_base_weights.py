@@ -68,11 +68,10 @@ def test_each_method_trains_its_weights_and_no_others(trainer: Make) -> None:
     assert len(spectrum) == 7, "one of two layers each"
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_trained_weights_are_float32_as_the_files_have_them_and_the_others_16_bits(
-    trainer: Make, tiny_llama: Path, tmp_path: Path, dtype: torch.dtype
+    trainer: Make, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    base = in_dtype(tiny_llama, tmp_path / "base", dtype)
+    base = in_dtype(tiny_llama, tmp_path / "base", torch.float16)
     stored = load_file(base / "model.safetensors")
     made = trainer(base, method="spectrum")
     for name, weight in trained(made).items():
@@ -193,8 +192,7 @@ def reference(weight: np.ndarray) -> float:
     return float(values[values > edge].sum() / values[values <= edge].sum() / values.max())
 
 
-@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)])
-@pytest.mark.parametrize("signal", [0.0, 3.0])
+@pytest.mark.parametrize(("shape", "signal"), [((40, 60), 0.0), ((60, 40), 3.0)])
 def test_the_ratio_is_that_of_a_dense_decomposition(shape: tuple[int, int], signal: float) -> None:
     weight = noise(*shape, seed=3, signal=signal)
     assert signal_to_noise(weight) == pytest.approx(reference(weight.double().numpy()), rel=1e-4)
@@ -216,7 +214,7 @@ def chosen(read: dict[str, torch.Tensor], **settings: Any) -> list[str]:
     return chosen_layers(LAYERS, read.__getitem__, TrainConfig(method="spectrum", **settings))
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.01, 1), (0.25, 1), (0.26, 2), (0.5, 2), (1.0, 4)])
+@pytest.mark.parametrize(("share", "expected"), [(0.01, 1), (0.25, 1), (0.26, 2), (1.0, 4)])
 def test_of_each_name_the_best_layers_are_chosen(share: float, expected: int) -> None:
     read = layer_weights()
     found = chosen(read, share=share)

@@ -123,6 +123,7 @@ def test_a_process_that_dies_fails_the_step_and_the_next_attempt_ends_in_the_sam
     assert distance(found, expected) == 0
 
 
+@pytest.mark.long
 def test_a_stop_reaches_all_processes_and_one_goes_on_from_their_checkpoint(run: TrainingRun) -> None:
     whole, expected = run.finish(processes=1)
     run.forget()

@@ -7,15 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import SFTTrainer
 
-from pipeline.config import TrainConfig
-from pipeline.models.loading import load_model, load_tokenizer
-from pipeline.train import packing
 from pipeline.train.packing import collate, enable_packing, micro_batches
-from pipeline.train.trainer import TokenRow, Training, make_trainer
-from tests.made_adapters import SMALL, save_base, token_rows, trainer_of
+from pipeline.train.trainer import TokenRow
+from tests.made_adapters import SMALL, token_rows, trainer_of
 
 Gradients = dict[str, torch.Tensor]
 #: Sums of float32 in another order: an epsilon of 1.2e-7, some hundred terms, two layers.
@@ -77,27 +73,6 @@ def test_loss_and_gradients_of_packed_records_are_those_of_padded_ones(tiny_llam
     steps.compare()
 
 
-def test_packed_records_are_trained_alike_over_a_base_in_four_bits(tiny_llama: Path, tmp_path: Path) -> None:
-    # bfloat16 has an epsilon of 0.008, and on a CPU packed attention is in float32 where the padded one is not.
-    made(tiny_llama, tmp_path, token_rows(8, seed=4), quantization="nf4").compare(tolerance=0.05)
-
-
-def leaking(module: Any, query: Any, key: Any, value: Any, _mask: Any, **options: Any) -> Any:
-    """Attend to all that stands before in the row, as the library's attention does where it gets no mask."""
-    named = {name: option for name, option in options.items() if not name.startswith("cu_seq")}
-    return sdpa_attention_forward(module, query, key, value, None, **named)
-
-
-def test_a_model_whose_records_would_see_each_other_is_padded(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = load_model(tiny_llama, "cpu")
-    monkeypatch.setattr(packing, "packed_attention", leaking)
-    assert not enable_packing(model, TOKENS)
-    assert "would attend across packed records" in capsys.readouterr().err
-    assert model.config._attn_implementation == "sdpa"
-
-
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
@@ -124,16 +99,3 @@ def test_what_the_attention_cannot_take_is_padded_and_said(
     told = capsys.readouterr().err
     assert (reason in told) if reason else (told == "records are packed\n")
     assert model.config._attn_implementation == ("packed_records" if not reason else before)
-
-
-def test_a_base_with_capped_scores_is_trained_on_padded_records(
-    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    base = save_base(transformers.Gemma2Config, tiny_llama, tmp_path / "base", head_dim=16)
-    config = TrainConfig(quantization="none", rank=4, batch_tokens=64)
-    job = Training(base, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
-    trainer = make_trainer(job, load_tokenizer(base), token_rows(9, seed=5), token_rows(20, seed=6), config)
-    trainer.train()
-    assert not trainer.divide_step.keywords["packed"]
-    assert "records are padded to the longest of a micro-batch" in capsys.readouterr().err
-    assert {"loss", "eval_loss"} <= {name for entry in trainer.state.log_history for name in entry}

@@ -15,7 +15,6 @@ from pipeline.contract import Attempt, Curve, thinned
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import model_id
-from pipeline.models.prompt import alpaca_prompt, fold
 from pipeline.train.step import Tokeniser, train
 from pipeline.train.trainer import Training, make_trainer
 from tests.prepared_rows import write_rows
@@ -51,27 +50,18 @@ def bench(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Bench:
     return Bench(tmp_path, make_attempt)
 
 
-def tokenised(base: Path, rows: Sequence[Row], attempt: Attempt, fmt: Any, pad: str | None = None) -> Any:
-    """Return the trainer of `rows`, as the step builds it."""
-    tokenizer: Any = load_tokenizer(base)
-    if pad is not None:
-        tokenizer.pad_token = pad
-    tokeniser = Tokeniser(tokenizer, fmt, [tokenizer.eos_token_id], attempt.config.train.max_length)
-    kept = tokeniser.tokenise(attempt, attempt.path("data/train.jsonl"))
-    assert len(kept) == len(rows)
-    folders = (attempt.folder / "adapter", attempt.folder / "scratch")
-    job = Training(base, "cpu", *folders, "mark")
-    return tokenizer, make_trainer(job, tokenizer, kept, [], attempt.config.train)
-
-
-@pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_end|>"])
-@pytest.mark.parametrize("fmt", ["chat", "alpaca"])
+@pytest.mark.parametrize(("fmt", "pad"), [("chat", "<|im_end|>"), ("alpaca", "<|endoftext|>")])
 def test_the_loss_is_on_the_answer_and_its_eos_alone(
     bench: Bench, tiny: Any, tiny_llama: Path, fmt: Any, pad: str
 ) -> None:
     rows = tiny.rows(9, seed=5)
     attempt = bench.attempt(tiny_llama, rows, format=fmt)
-    tokenizer, trainer = tokenised(tiny_llama, rows, attempt, fmt, pad)
+    tokenizer: Any = load_tokenizer(tiny_llama)
+    tokenizer.pad_token = pad
+    tokeniser = Tokeniser(tokenizer, fmt, [tokenizer.eos_token_id], attempt.config.train.max_length)
+    kept_rows = tokeniser.tokenise(attempt, attempt.path("data/train.jsonl"))
+    job = Training(tiny_llama, "cpu", attempt.folder / "adapter", attempt.folder / "scratch", "mark")
+    trainer = make_trainer(job, tokenizer, kept_rows, [], attempt.config.train)
     answers = set()
     for batch in trainer.get_train_dataloader():
         rows_of = [batch[name][0].split(batch["lengths"]) for name in ("input_ids", "labels")]
@@ -86,31 +76,13 @@ def test_the_loss_is_on_the_answer_and_its_eos_alone(
     assert answers == {row["output"] + "<|im_end|>" for row in rows}
 
 
-def test_alpaca_trains_on_alpacas_text(bench: Bench, tiny: Any, tiny_llama_alpaca: Path) -> None:
-    rows = tiny.rows(1, seed=5)
-    tokenizer, trainer = tokenised(tiny_llama_alpaca, rows, bench.attempt(tiny_llama_alpaca, rows), "alpaca")
-    text = tokenizer.decode(trainer.train_dataset[0]["input_ids"])
-    assert text == alpaca_prompt(fold(rows[0]["instruction"], rows[0]["input"])) + rows[0]["output"] + "<|im_end|>"
-
-
-def test_nf4_is_double_quantised_with_bf16_compute(tiny_llama: Path) -> None:
-    model: Any = load_model(tiny_llama, "cpu", "nf4")
-    config = model.config.quantization_config
-    assert config.bnb_4bit_quant_type == "nf4"
-    assert config.bnb_4bit_use_double_quant is True
-    assert str(config.bnb_4bit_compute_dtype) == "torch.bfloat16"
-    assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
-
-
 def test_a_look_at_the_dev_loss_does_not_stop_the_training(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
     rows = tiny.rows(64, seed=5)
     curves = {}
-    devs: tuple[list[Row], ...] = ([], rows[32:])
-    for dev in devs:
+    for dev in (rows[32:51], rows[32:]):  # 19 are too few for a dev loss
         attempt = bench.attempt(tiny_llama, rows[:32], dev, quantization="nf4")
         adapter = train(attempt)
-        assert bool(adapter.dev_curve) == bool(dev)
-        curves[bool(dev)] = [point.loss for point in adapter.loss_curve]
+        curves[bool(adapter.dev_curve)] = [point.loss for point in adapter.loss_curve]
         shutil.rmtree(attempt.path(attempt.spec.checkpoints), ignore_errors=True)
     assert curves[True] == pytest.approx(curves[False])
 
@@ -147,11 +119,6 @@ def test_an_adapter_tells_how_its_training_went(bench: Bench, tiny: Any, tiny_ll
     assert (curve.loss, curve.dev) == (adapter.loss_curve, adapter.dev_curve)
 
 
-def test_few_dev_rows_give_no_curve(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
-    rows = tiny.rows(30, seed=5)
-    assert bench.train(tiny_llama, rows[:11], rows[11:]).dev_curve == ()
-
-
 def test_rows_beyond_the_window_are_left_out_whole_and_counted_and_special_tokens_are_plain_text(
     bench: Bench, tiny: Any, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,20 +139,12 @@ def test_nothing_left_to_train_on_is_refused_with_the_lengths(bench: Bench, tiny
         bench.train(tiny_llama, tiny.rows(2, seed=5), max_length=16)
 
 
-@pytest.mark.parametrize("said", [{"max_position_embeddings": 20}, {"text_config": {"max_position_embeddings": 20}}])
-def test_the_base_models_own_window_counts_too(
-    bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path, said: dict[str, Any]
-) -> None:
+def test_the_base_models_own_window_counts_too(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, **said}))
+    (base / "config.json").write_text(json.dumps({**config, "text_config": {"max_position_embeddings": 20}}))
     with pytest.raises(CannotTrain, match="the window is 20"):
         bench.train(base, tiny.rows(2, seed=5))
-
-
-def test_a_base_that_is_not_there_is_refused(bench: Bench, tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(CannotTrain, match="no base model folder"):
-        bench.train(tmp_path / "nowhere", tiny.rows(9, seed=5))
 
 
 def test_a_base_that_has_changed_is_refused(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
@@ -242,17 +201,6 @@ def test_a_config_that_is_not_of_its_weights_is_refused_and_nothing_made_up(
     (base / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(CannotTrain, match=problem):
         load_model(base, "cpu")
-
-
-def test_a_training_that_diverges_fails_and_says_where(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
-    attempt = bench.attempt(tiny_llama, tiny.rows(40, seed=5))
-    # Beyond what settings may say, so that it diverges on every processor.
-    far = attempt.config.train.model_copy(update={"learning_rate": 1e30})
-    config = attempt.config.model_copy(update={"train": far})
-    attempt.spec = attempt.spec.model_copy(update={"config": config})
-    with pytest.raises(CannotTrain, match="diverged") as raised:
-        train(attempt)
-    assert "learning_rate" in raised.value.hint
 
 
 def test_a_training_that_moves_nothing_fails(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
