@@ -15,7 +15,6 @@ from daemon.queue.states import Cancelled, Claim
 from daemon.state.database import transaction
 from daemon.state.tables import Drop, Run
 from daemon.system.processes import FileLock
-from pipeline.errors import DropforgeError
 from tests import run_owner
 from tests.chaos.house import records
 from tests.daemon.champions.test_approval import MANUAL, House
@@ -42,14 +41,6 @@ def with_good(house: House, step: str, outcome: str = "promoted") -> int:
     run = house.at(step, outcome)
     with transaction(house.daemon.engine) as session:
         return session.exec(select(Drop.id).where(Drop.name == f"{run}.jsonl")).one() or 0
-
-
-def with_an_exam(house: House, outcome: str = "promoted") -> int:
-    """Bring a run to its verdict by a held-out drop; return the number of that."""
-    (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
-    run = house.at("decide", outcome)
-    (exam,) = (int(str(drop["id"])) for drop in house.row(run).snapshot or () if drop["role"] == "heldout")
-    return exam
 
 
 def runs(house: House) -> list[tuple[str, list[str]]]:
@@ -79,9 +70,7 @@ def test_a_queued_run_has_no_snapshot_yet_and_goes_without_the_drop(house: House
     assert runs(house) == [("promoted", ["good.jsonl"])]
 
 
-@pytest.mark.parametrize(
-    ("step", "outcome"), [("prepare", "promoted"), ("train", "promoted"), ("decide", "promoted"), ("decide", "worse")]
-)
+@pytest.mark.parametrize(("step", "outcome"), [("train", "promoted"), ("decide", "promoted"), ("decide", "worse")])
 def test_a_running_run_ends_at_each_step_and_nothing_follows_from_its_verdict(
     house: House, step: str, outcome: str
 ) -> None:
@@ -142,32 +131,12 @@ def test_every_run_that_was_made_from_the_drop_ends_and_one_follows(asking: Hous
     assert runs(asking)[3][1] == ["2.jsonl", "3.jsonl"]
 
 
-@pytest.mark.parametrize("back", [False, True])
-def test_a_promoted_run_is_left_as_it_is_rolled_back_or_not(house: House, back: bool) -> None:
+def test_a_promoted_run_is_left_as_it_is(house: House) -> None:
     house.run()
-    if back:
-        house.back()
     serves = house.serves
     house.withdraw(1)
     house.daemon.finish_runs(house.now, "promoted")
     assert (runs(house), house.serves) == ([("promoted", ["1.jsonl"])], serves)
-
-
-def test_a_run_whose_model_serves_already_ends_as_promoted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    house.at("decide")
-
-    def full(*_arguments: Any, **_more: Any) -> None:
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(run_queue, "finish", full)
-        with pytest.raises(OSError, match="no space"):
-            house.daemon.dispatcher.tick(house.now)
-    assert (house.row(1).state, house.serves[0]) == ("running", 1)
-    house.withdraw(1)
-    assert (house.row(1).cancel_requested, house.row(1).error) == (False, None)
-    house.daemon.finish_runs(house.now, "promoted")
-    assert (house.row(1).state, house.row(1).outcome) == ("succeeded", "promoted")
 
 
 def test_a_promotion_that_a_full_disk_stopped_is_not_tried_again_for_a_withdrawn_drop(
@@ -200,16 +169,13 @@ def test_a_win_is_not_approved_that_ends_while_its_files_are_checked(
     assert asking.serves[0] == 0
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_run_by_a_withdrawn_held_out_drop_ends_too(tmp_path: Path, asked: bool) -> None:
-    house = House(tmp_path, MANUAL if asked else PINNED)
-    exam = with_an_exam(house, "promoted" if asked else "worse")
-    if asked:
-        house.daemon.finish_runs(house.now, "promoted")
+def test_a_run_by_a_withdrawn_held_out_drop_ends_too(house: House) -> None:
+    (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
+    run = house.at("decide", "worse")
+    (exam,) = (int(str(drop["id"])) for drop in house.row(run).snapshot or () if drop["role"] == "heldout")
     house.withdraw(exam)
     house.daemon.finish_runs(house.now, "promoted")
-    assert runs(house)[0][0] == "cancelled"
-    assert runs(house)[1] == ("awaiting_approval" if asked else "promoted", ["1.jsonl"])
+    assert runs(house) == [("cancelled", ["exam.jsonl", "1.jsonl"]), ("promoted", ["1.jsonl"])]
 
 
 # --- what follows
@@ -260,14 +226,6 @@ def test_withdrawing_names_what_ends_what_begins_and_what_serves(asking: House, 
     ]
 
 
-def test_withdrawing_a_held_out_drop_says_when_a_corrected_one_has_to_be_there(
-    asking: House, dropforge: Callable[..., Any]
-) -> None:
-    exam = with_an_exam(asking)
-    said = dropforge("drops", "withdraw", str(exam), "--reason", "wrong answers").out.splitlines()
-    assert "drop it before that run begins" in said[-1]
-
-
 def test_the_verdict_of_a_run_that_was_cancelled_is_not_told(asking: House, dropforge: Callable[..., Any]) -> None:
     run = asking.run()
     asking.withdraw(1)
@@ -279,24 +237,15 @@ def test_the_verdict_of_a_run_that_was_cancelled_is_not_told(asking: House, drop
     assert dropforge("show", str(run), "--json").json["run"]["verdict"] is None
 
 
-def test_only_force_makes_the_model_of_a_cancelled_run_the_champion(asking: House) -> None:
-    run = asking.run()
-    asking.withdraw(1)
-    with pytest.raises(DropforgeError, match="run 1 was cancelled: no win of it waits"):
-        asking.approve(run)
-    assert asking.force(run).overrode == "cancelled"
-
-
 # --- the fences, one by one
 
 
-@pytest.mark.parametrize("outcome", ["promoted", "worse"])
-def test_a_run_that_is_to_be_cancelled_gets_no_verdict(house: House, outcome: str) -> None:
+def test_a_run_that_is_to_be_cancelled_gets_no_verdict(house: House) -> None:
     house.at("decide")
     house.withdraw(1)
     claim = Claim(1, house.row(1).token or "")
     with pytest.raises(Cancelled):
-        run_owner.finish(house.daemon.engine, claim, run_queue.Ending(outcome, "it did"), house.now)
+        run_owner.finish(house.daemon.engine, claim, run_queue.Ending("worse", "it did"), house.now)
     candidate = promotion.Candidate("default", 1, "m", "models/m", 0, "better", claim.token)
     with pytest.raises(Cancelled):
         promotion.promote(house.daemon.engine, house.root, candidate, house.now)

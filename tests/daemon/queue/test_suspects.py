@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 
 from daemon.queue import drops, run_queue, snapshots, states, suspects
 from daemon.queue.states import Claim
-from daemon.settings.model import RetrySettings, Settings
+from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import AWAITING, PromotionState, RunState
@@ -24,7 +24,6 @@ from tests.run_owner import add_drop, configure
 
 DAY = 86_400_000
 SETTINGS = Settings(run_after_quiet_seconds=0)
-GAVE_UP = run_queue.Failure("no memory left", "lower train.batch_size", retryable=False)
 
 
 class Box:
@@ -272,33 +271,6 @@ def test_where_a_drop_of_the_champions_was_withdrawn_nothing_speaks_against_anot
     assert box.states() == {1: "withdrawn", 2: "accepted", 3: "accepted"}
 
 
-def test_a_trial_without_a_withdrawn_drop_of_the_champions_clears_its_drop(box: Box) -> None:
-    blamed(box, 2)
-    first = box.next_trial()
-    box.end(first, WINS)
-    box.go_on()
-    drops.withdraw(box.engine, 1, Word("wrong customer", box.tick()), box.settings)
-    trial = box.next_trial()
-    assert in_snapshot(trial) == [2, 3]
-    box.end(trial, WORSE)
-    assert box.states() == {1: "withdrawn", 2: "accepted", 3: "accepted"}
-
-
-def test_what_was_cleared_beside_a_withdrawn_drop_runs_again(box: Box) -> None:
-    blamed(box, 3)
-    drops.withdraw(box.engine, 4, Word("wrong customer", box.tick()), box.settings)
-    while box.order():
-        trial = box.next_trial()
-        box.end(trial, QUIET)
-    assert box.queued(), "together they were never run"
-
-
-def test_the_settings_can_keep_every_drop(box: Box) -> None:
-    box.settings = Settings.model_validate({"gate": {"trials_per_week": 0}})
-    blamed(box, 2)
-    assert box.order() == []
-
-
 def test_where_one_old_drop_loses_again_and_again_those_go_first_that_came_when_it_began_to(box: Box) -> None:
     box.settings = Settings.model_validate({"gate": {"trials_per_week": 0}, "run_after_quiet_seconds": 0})
     blamed(box, 1, QUIET)
@@ -375,12 +347,6 @@ def test_with_nights_alone_the_others_wait_for_the_night(box: Box) -> None:
 
 ENDINGS: dict[str, Callable[[Box, Run], object]] = {
     "not shown better": lambda box, run: box.end(run, QUIET),
-    "failed": lambda box, run: run_queue.fail(
-        box.engine, Claim(run.id or 0, run.token or ""), GAVE_UP, box.tick(), RetrySettings()
-    ),
-    "crashed": lambda box, run: run_queue.died(
-        box.engine, Claim(run.id or 0, run.token or ""), run_queue.Death("killed"), box.tick(), RetrySettings(limit=1)
-    ),
     "cancelled": lambda box, run: run_queue.cancelled(box.engine, Claim(run.id or 0, run.token or ""), box.tick()),
 }
 
@@ -496,16 +462,6 @@ def test_every_search_ends_after_seven_trials_whatever_the_verdicts_are(tmp_path
 
 
 # --- a person's word
-
-
-def test_a_withdrawn_suspect_is_not_tried_and_the_next_one_is(box: Box) -> None:
-    blamed(box, 3)
-    drops.withdraw(box.engine, 4, Word("wrong customer", box.tick()), box.settings)
-    assert box.states() == {1: "accepted", 2: "on trial", 3: "on trial", 4: "withdrawn"}
-    while box.queued():
-        box.end(box.claim(), QUIET)
-    trial = box.next_trial()
-    assert in_snapshot(trial) == [1, 3]
 
 
 def test_a_suspect_that_is_withdrawn_during_its_trial_is_not_suspended_and_the_search_goes_on(box: Box) -> None:

@@ -22,7 +22,6 @@ from daemon.state.troubles import Troubles
 from daemon.system.programs import who
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
-from tests.daemon.champions.test_history import DAMAGED
 from tests.model_folder import write_model
 
 WRITE = "import json, os, sys; open(sys.argv[1], 'a').write(json.dumps(dict(os.environ)) + '\\n')"
@@ -168,11 +167,10 @@ def test_another_base_that_takes_the_place_of_a_base_has_its_hook_too(house: Hou
     assert states(house) == [(None, None), ("ok", None)]
 
 
-@pytest.mark.parametrize("damage", DAMAGED[:2])
-def test_a_damaged_verdict_keeps_no_command_from_running(house: House, damage: bytes) -> None:
+def test_a_damaged_verdict_keeps_no_command_from_running_and_a_healthy_model_stays(house: House) -> None:
     house.start(tell(house), tell(house))
     house.promote()
-    (house.daemon.root / "runs/1/decide.json").write_bytes(damage)
+    (house.daemon.root / "runs/1/decide.json").write_bytes(b"\xff")
     house.settle()
     assert states(house)[1:] == [("ok", "ok")]
     assert [(told["PROMOTION_RUN"], told["PROMOTION_REPORT"]) for told in house.told()] == [("1", "")] * 2
@@ -183,7 +181,6 @@ def test_a_damaged_verdict_keeps_no_command_from_running(house: House, damage: b
     [
         ("print('so sorry'); raise SystemExit(3)", "exit code 3"),
         ("import os; print('so sorry', flush=True); os.kill(os.getpid(), 9)", "killed by SIGKILL"),
-        ("import os; print('so sorry', flush=True); os.kill(os.getpid(), 35)", "killed by signal 35"),
     ],
 )
 def test_a_hook_that_fails_is_recorded_and_undoes_nothing(
@@ -202,10 +199,9 @@ def test_a_hook_that_fails_is_recorded_and_undoes_nothing(
     assert dropforge("history", "--json").json["history"][0]["hook"]["output"] == "so sorry\n"
 
 
-@pytest.mark.parametrize("first_line", ["#!/no/such/sh\n", "#!/bin/sh\r\n", "echo told\n"])
-def test_a_script_that_cannot_be_started_is_said_to_have_a_wrong_first_line(tmp_path: Path, first_line: str) -> None:
+def test_a_script_that_cannot_be_started_is_said_to_have_a_wrong_first_line(tmp_path: Path) -> None:
     script = tmp_path / "reload.sh"
-    script.write_text(first_line)
+    script.write_text("#!/bin/sh\r\n")
     script.chmod(0o755)
     error = Command((str(script),), dict(os.environ), 5.0).wait().error or ""
     assert error.startswith(f"it could not be started: {script}: ")
@@ -277,29 +273,7 @@ def test_a_hook_of_a_daemon_that_died_is_run_again(house: House) -> None:
     assert states(house)[-1] == ("ok", None)
 
 
-def test_an_idle_house_is_not_asked_again_and_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    house.start(tell(house))
-    house.promote()
-    house.settle()
-    house.hooks.tick(house.now)
-    monkeypatch.setattr("daemon.champions.hooks.changes.transaction", lambda _: 1 / 0)
-    house.hooks.tick(house.now)
-
-
 # --- run again
-
-
-def test_a_hook_that_was_cut_off_with_its_daemon_is_not_said_to_run(
-    house: House, dropforge: Callable[..., Any]
-) -> None:
-    house.start(tell(house, "import signal; signal.pause()"))
-    house.promote()
-    house.hooks.tick(house.now)
-    assert states(house)[-1][0] == "running"
-    house.hooks.stop()
-    said = dropforge("status").out
-    assert "hooks.after_promotion runs once the daemon does" in said
-    assert "is running" not in said
 
 
 def test_a_hook_that_failed_is_run_again_when_a_person_asks(house: House, dropforge: Callable[..., Any]) -> None:
@@ -381,27 +355,14 @@ def test_a_hook_that_is_asked_for_during_the_health_check_of_an_unhealthy_model_
     assert said == [("promotion", "1"), ("rollback", "2")]
 
 
-def test_a_healthy_model_stays(house: House) -> None:
-    house.start(tell(house), tell(house))
-    house.promote()
-    house.settle()
-    assert states(house) == [(None, None), ("ok", "ok")]
-    assert len(house.told()) == 2
-
-
-@pytest.mark.parametrize(
-    ("code", "error"), [("raise SystemExit(7)", "exit code 7"), ("while True: pass", "no end within")]
-)
-def test_an_unhealthy_model_is_rolled_back_by_itself_and_blocked(
-    house: House, dropforge: Callable[..., Any], code: str, error: str
-) -> None:
-    house.start(tell(house), run(code), seconds=2)
+def test_an_unhealthy_model_is_rolled_back_by_itself_and_blocked(house: House, dropforge: Callable[..., Any]) -> None:
+    house.start(tell(house), run("raise SystemExit(7)"))
     house.promote()
     house.settle()
     base, unhealthy, back = house.rows()
-    assert (unhealthy.health_state, error in (unhealthy.health_error or "")) == ("failed", True)
+    assert (unhealthy.health_state, unhealthy.health_error) == ("failed", "exit code 7")
     assert (back.kind, back.model_id, back.generation, back.approved_by) == ("rollback", base.model_id, 2, None)
-    assert f"health command failed: {error}" in back.reason
+    assert "health command failed: exit code 7" in back.reason
     assert (back.hook_state, back.health_state) == ("ok", None), "the server is told, and nobody asks for its health"
     assert [told["PROMOTION_KIND"] for told in house.told()] == ["promotion", "rollback"]
     assert house.tried == [house.folder / "base"]

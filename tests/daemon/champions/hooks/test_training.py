@@ -113,11 +113,6 @@ def test_the_gpu_is_freed_before_the_training_and_given_back_after_the_evaluatio
     assert not box.is_lent()
 
 
-def test_with_the_second_command_alone_it_follows_each_training(box: Box) -> None:
-    assert box.start([]).settle()["train"] == []
-    assert box.told() == ["after 1"]
-
-
 def test_a_command_that_cannot_free_the_gpu_lets_the_run_wait_and_it_goes_on_once_that_is_mended(box: Box) -> None:
     box.start(tell(box.folder, "before", "print('vllm.service is masked'); raise SystemExit(5)")).settle()
     run = box.run()
@@ -132,11 +127,6 @@ def test_a_command_that_cannot_free_the_gpu_lets_the_run_wait_and_it_goes_on_onc
     assert "train" in box.start().settle()
     assert box.run().outcome == "not_shown_better"
     assert box.troubles.words == {}
-
-
-def test_a_command_that_hangs_is_ended_at_its_limit_and_the_run_waits(box: Box) -> None:
-    box.start([sys.executable, "-c", "while True: pass"], more="timeout_seconds = 0.5\n").settle()
-    assert box.run().error == "hooks.before_training failed: no end within 0.5 s"
 
 
 def test_a_gpu_that_cannot_be_given_back_is_tried_again_and_trains_on_meanwhile(box: Box) -> None:
@@ -234,14 +224,6 @@ def test_a_daemon_that_is_killed_forgets_no_gpu(box: Box, point: str) -> None:
     if point == "train":
         # A reboot may have started the server again: the next step asks anew.
         assert told == ["before 1", "before 1", "after 1"]
-
-
-def test_a_daemon_that_finds_the_gpu_lent_and_no_run_gives_it_back(box: Box) -> None:
-    box.start().until("train")
-    box.dispatcher.abandon(box.now)
-    run_queue.cancel(box.daemon.engine, 1, box.now)
-    box.start().settle()
-    assert box.told() == ["before 1", "after 1"]
 
 
 def test_a_daemon_that_ends_gives_the_gpu_back_before_it_has_ended(box: Box) -> None:
