@@ -71,7 +71,7 @@ class Artifact(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _without_former_fields(cls, value: Any) -> Any:
-        return {name: value[name] for name in value if name in cls.model_fields} if isinstance(value, dict) else value
+        return known_fields(cls, value) if isinstance(value, Mapping) else value
 
 
 class Drop(Frozen):
@@ -247,8 +247,6 @@ class Scores(Frozen):
     nll: float
     """Negative log-likelihood of the references in nats per token, weighted by tokens."""
     generated: int
-    resumed: int = 0
-    """Those of the `generated` answers that an interrupted attempt had made."""
     cached: int
     """Answers from earlier runs."""
     seconds: float
@@ -257,9 +255,6 @@ class Scores(Frozen):
     length_ratio: float | None = None
     """Median of answer length over reference length, in words."""
     answer_tokens: float = 0.0
-    seconds_per_answer: float | None = None
-    """Mean generation time per answer, as a share of its batch; for cached answers, their time then."""
-    size_bytes: int = 0
 
 
 class SuiteScores(Frozen):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 #: Part of every batch's id; increase it when a kind's values change, as an upgrade may happen during an evaluation.
-_LAYOUT = "an answer is text, tokens, ended, seconds: 2"
+_LAYOUT = "an answer is text, tokens, ended: 3"
 
 
 def batch_id(kind: str, rows: Sequence[Any]) -> str:

@@ -5,13 +5,12 @@ A resumed evaluation gives the same predictions as an uninterrupted one: its bat
 """
 
 import math
-import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import durable
 from pipeline.contract import Attempt
@@ -20,20 +19,15 @@ from pipeline.evaluate.batch_log import BatchLog, batch_id
 from pipeline.evaluate.engines import InStep, Vllm
 from pipeline.evaluate.plan import ModelRequests, SuiteRequests
 from pipeline.evaluate.prediction_cache import PLAIN, ItemScore, Prediction, PredictionCache, hash_tokens
-from pipeline.evaluate.suites import Suite
 from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.metrics.registry import token_f1
 from pipeline.models import generation, greedy_decoding
-from pipeline.models.generation import Decoding
+from pipeline.models.generation import Answer, Decoding, Tokens
 from pipeline.models.loading import chosen_device
 from pipeline.records.heldout import HeldoutRecord
 
 _LOG = ".batches.jsonl"
-_ANSWER = "answer"
-
-#: Text, tokens, whether it ended, and its share of the batch's seconds.
-Answered = tuple[str, int, bool, float]
 
 
 @dataclass(frozen=True)
@@ -42,8 +36,6 @@ class Result:
 
     predictions: list[Prediction]
     generated: int
-    resumed: int
-    """Answers read from the log of an earlier attempt."""
     seconds: float
     suites: dict[str, dict[str, ItemScore]]
     """Scores of each suite's items, by the suite's sha256."""
@@ -60,19 +52,19 @@ class Inference:
         self._prompts = [hash_tokens(tokens) for tokens in requests.prompts]
         self._references = [hash_tokens(tokens) for tokens in requests.completions]
         self._nll: dict[int, tuple[float, int]] = {}
-        self._answers: dict[int, Answered] = {}
+        self._answers: dict[int, Answer] = {}
         for index, (prompt, reference) in enumerate(zip(self._prompts, self._references, strict=True)):
             if (likelihood := cache.likelihood(prompt, reference)) is not None:
                 self._nll[index] = likelihood
             if (found := cache.answer(prompt)) is not None:
-                self._answers[index] = (found.text, found.tokens, found.ended, found.seconds)
+                self._answers[index] = Answer(found.text, found.tokens, found.ended)
         self._without_nll = [index for index in range(len(self._prompts)) if index not in self._nll]
-        self.without_answer = [index for index in range(len(self._prompts)) if index not in self._answers]
+        self._without_answer = [index for index in range(len(self._prompts)) if index not in self._answers]
         self._suites = {part.suite.digest: cache.items(part.suite.digest) for part in requests.suites}
         missing = sum(len(self._missing_items(part)) for part in requests.suites)
-        self.left = len(self._without_nll) + len(self.without_answer) + missing
+        self.left = len(self._without_nll) + len(self._without_answer) + missing
         """Number of requests that are neither cached nor computed."""
-        self._total = self._resumed = 0
+        self._total = self.left
         setup = requests.key.setup
         self._decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size, requests.window)
         self._opened: InStep | Vllm | None = None
@@ -87,7 +79,7 @@ class Inference:
         holds another model (checked only if a prediction is missing, as it reads every file).
         """
         started = time.monotonic()
-        requests, self._models, self._total = self._requests, models, self.left
+        requests, self._models = self._requests, models
         digest = requests.key.digest
         self._log = BatchLog(folder / f"{digest}{_LOG}", self._attempt.earlier(f"{folder.name}/{digest}{_LOG}"))
         self._report()
@@ -97,29 +89,24 @@ class Inference:
                 requests.check_folder()
             self._fill_likelihoods()
             self._fill_answers()
-            self._fill_suites()
+            for part in requests.suites:
+                self._fill_choices(part)
+                self._fill_free_answers(part)
         finally:
             if self._opened is not None:
                 self._opened.close()
-        if self._resumed:
-            words = f"{self._resumed} of its {len(self.without_answer)} answers come from an interrupted attempt"
-            sys.stderr.write(f"{requests.role}: {words}\n")
         predictions = [self._prediction(index) for index in range(len(self._prompts))]
         lines = [*predictions, *(score for scores in self._suites.values() for score in scores.values())]
         data = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
         durable.write_bytes(folder / f"{digest}.jsonl", data)
-        seconds = time.monotonic() - started
-        return Result(predictions, len(self.without_answer), self._resumed, seconds, self._suites)
+        return Result(predictions, len(self._without_answer), time.monotonic() - started, self._suites)
 
     def _prediction(self, index: int) -> Prediction:
-        (text, tokens, ended, seconds), (nll_sum, nll_tokens) = self._answers[index], self._nll[index]
+        nll_sum, nll_tokens = self._nll[index]
         return Prediction(
             id=self._records[index].id,
             prompt_hash=self._prompts[index],
-            text=text,
-            tokens=tokens,
-            ended=ended,
-            seconds=seconds,
+            **self._answers[index]._asdict(),
             nll_sum=nll_sum,
             nll_tokens=nll_tokens,
             reference_hash=self._references[index],
@@ -127,119 +114,102 @@ class Inference:
 
     def _fill_likelihoods(self) -> None:
         """Compute the missing likelihoods, before the slower answers: they reveal a broken model."""
-        requests = self._requests
-        pairs = [(requests.prompts[index], requests.completions[index]) for index in self._without_nll]
-        if not pairs:
-            return
-        vocabulary = generation.vocabulary(requests.folder)
-        for batch in generation.likelihood_batches(pairs, self._decoding.batch_size, vocabulary):
-            batch_pairs = [pairs[index] for index in batch]
-            records = [self._without_nll[index] for index in batch]
-            values = self._batch("likelihood", batch_pairs, partial(self._likelihoods, batch_pairs, records))
-            self._nll.update((record, (nll, tokens)) for record, (nll, tokens) in zip(records, values, strict=True))
-
-    def _likelihoods(self, pairs: Sequence[Any], records: Sequence[int]) -> list[generation.Likelihood]:
-        likelihoods = self._engine().likelihoods(pairs)
-        for record, likelihood in zip(records, likelihoods, strict=True):
-            if not math.isfinite(likelihood.nll):
-                name = f"record {self._records[record].id[:12]}"
-                raise CannotTrain(
-                    f"the {self._requests.role}'s likelihood of {name} is not a finite number",
-                    "the model is broken: train again, with a lower train.learning_rate",
-                )
-        return likelihoods
+        missing, requests = self._without_nll, self._requests
+        pairs = [(requests.prompts[index], requests.completions[index]) for index in missing]
+        for index, (nll, tokens) in self._score("likelihood", pairs, generation.likelihood_batches):
+            self._nll[missing[index]] = (nll, tokens)
 
     def _fill_answers(self) -> None:
-        prompts = [self._requests.prompts[index] for index in self.without_answer]
-        for batch in greedy_decoding.answer_batches(prompts, self._decoding.batch_size):
-            batch_prompts = [prompts[index] for index in batch]
-            indices = [self.without_answer[index] for index in batch]
-            references = [self._records[index].references for index in indices]
-            may_loop = {row for row, texts in enumerate(references) if any(map(is_looping, texts))}
-            generate = partial(self._generate, batch_prompts, self._decoding, may_loop)
-            for index, (text, tokens, ended, seconds) in zip(
-                indices, self._batch(_ANSWER, batch_prompts, generate), strict=True
-            ):
-                self._answers[index] = (text, tokens, ended, seconds)
+        missing = self._without_answer
+        prompts = [self._requests.prompts[index] for index in missing]
+        references = [self._records[index].references for index in missing]
+        for index, answer in self._answer("answer", prompts, references, self._decoding):
+            self._answers[missing[index]] = answer
 
     def _missing_items(self, part: SuiteRequests) -> list[int]:
         """Return the indices of a suite's items without a score."""
         known = self._suites[part.suite.digest]
         return [index for index, item in enumerate(part.suite.items) if item.id not in known]
 
-    def _fill_suites(self) -> None:
-        """Score the suites' items that have no score yet."""
-        for part in self._requests.suites:
-            suite, missing = part.suite, self._missing_items(part)
-            self._choose(part, [index for index in missing if suite.items[index].choices])
-            self._answer_freely(part, [index for index in missing if not suite.items[index].choices])
+    def _fill_choices(self, part: SuiteRequests) -> None:
+        missing = [index for index in self._missing_items(part) if part.suite.items[index].choices]
+        questions = [(part.prompts[index], part.answers[index]) for index in missing]
+        for index, losses in self._score("choice", questions, generation.choice_batches):
+            self._note(part, missing[index], part.suite.items[missing[index]].score_choice(losses))
 
-    def _choose(self, part: SuiteRequests, items: Sequence[int]) -> None:
-        questions = [(part.prompts[index], part.answers[index]) for index in items]
-        if not questions:
-            return
-        vocabulary = generation.vocabulary(self._requests.folder)
-        for batch in generation.choice_batches(questions, self._decoding.batch_size, vocabulary):
-            batch_questions = [questions[index] for index in batch]
-            values = self._batch("choice", batch_questions, partial(self._choices, batch_questions))
-            for index, losses in zip(batch, values, strict=True):
-                item = part.suite.items[items[index]]
-                self._note(part.suite, item.id, item.category, item.score_choice(losses))
-
-    def _choices(self, questions: Sequence[generation.Question]) -> list[list[float]]:
-        means = self._engine().choices(questions)
-        if not all(math.isfinite(loss) for losses in means for loss in losses):
-            raise CannotTrain(
-                f"the {self._requests.role}'s likelihood of a general suite's answer is not a finite number",
-                "the model is broken: train again, with a lower train.learning_rate",
-            )
-        return means
-
-    def _answer_freely(self, part: SuiteRequests, indices: Sequence[int]) -> None:
-        if not indices:
-            return
+    def _fill_free_answers(self, part: SuiteRequests) -> None:
+        missing = [index for index in self._missing_items(part) if not part.suite.items[index].choices]
         # The track's limit fits its own answers only.
-        roomy = replace(self._decoding, max_new_tokens=max(map(part.new_tokens, indices)))
-        prompts = [part.prompts[index] for index in indices]
-        for batch in greedy_decoding.answer_batches(prompts, roomy.batch_size):
-            batch_prompts = [prompts[index] for index in batch]
-            items = [part.suite.items[indices[index]] for index in batch]
-            may_loop = {row for row, item in enumerate(items) if any(map(is_looping, item.references))}
-            values = self._batch("suite answer", batch_prompts, partial(self._generate, batch_prompts, roomy, may_loop))
-            for item, (text, *_) in zip(items, values, strict=True):
-                score = item.score_text(text) if item.words else token_f1(text, item.references)
-                self._note(part.suite, item.id, item.category, score, text)
+        roomy = replace(self._decoding, max_new_tokens=max(map(part.new_tokens, missing), default=0))
+        items = [part.suite.items[index] for index in missing]
+        prompts, references = [part.prompts[index] for index in missing], [item.references for item in items]
+        for index, (text, *_) in self._answer("suite answer", prompts, references, roomy):
+            item = items[index]
+            score = item.score_text(text) if item.words else token_f1(text, item.references)
+            self._note(part, missing[index], score, text)
 
-    def _note(self, suite: Suite, item: str, category: str, score: float, text: str | None = None) -> None:
-        noted = ItemScore(suite=suite.digest, item=item, category=category, score=score, text=text)
-        self._suites[suite.digest][item] = noted
+    def _note(self, part: SuiteRequests, index: int, score: float, text: str | None = None) -> None:
+        item, suite = part.suite.items[index], part.suite.digest
+        noted = ItemScore(suite=suite, item=item.id, category=item.category, score=score, text=text)
+        self._suites[suite][item.id] = noted
 
-    def _batch(self, kind: str, inputs: Sequence[Any], compute: Callable[[], Sequence[Any]]) -> Sequence[Any]:
-        """Return a batch's values, one per input: from an earlier attempt's log, or computed and logged."""
-        name = batch_id(kind, inputs)
+    def _score(
+        self,
+        kind: Literal["likelihood", "choice"],
+        inputs: Sequence[Any],
+        batches: Callable[[Sequence[Any], int, int], list[list[int]]],
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield the index of each input with its likelihoods. Raises `CannotTrain` if one is not finite."""
+
+        def compute(chosen: Sequence[Any]) -> Sequence[Any]:
+            engine = self._engine()
+            values: Sequence[Any] = (engine.likelihoods if kind == "likelihood" else engine.choices)(chosen)
+            if not all(math.isfinite(number) for value in values for number in value):
+                raise CannotTrain(
+                    f"a {kind} of the {self._requests.role} is not a finite number",
+                    "the model is broken: train again, with a lower train.learning_rate",
+                )
+            return values
+
+        if inputs:
+            for batch in batches(inputs, self._decoding.batch_size, generation.vocabulary(self._requests.folder)):
+                yield from self._batch(kind, inputs, batch, compute)
+
+    def _answer(
+        self, kind: str, prompts: Sequence[Tokens], references: Sequence[Sequence[str]], decoding: Decoding
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield the index of each prompt with its answer, which may loop if one of its references does."""
+        for batch in greedy_decoding.answer_batches(prompts, decoding.batch_size):
+            may_loop = {row for row, index in enumerate(batch) if any(map(is_looping, references[index]))}
+            generate = partial(self._generate, decoding=decoding, may_loop=may_loop)
+            yield from ((index, Answer(*value)) for index, value in self._batch(kind, prompts, batch, generate))
+
+    def _batch(
+        self,
+        kind: str,
+        inputs: Sequence[Any],
+        batch: Sequence[int],
+        compute: Callable[[Sequence[Any]], Sequence[Any]],
+    ) -> Iterator[tuple[int, Any]]:
+        """Return the indices `batch` with their values, from an earlier attempt's log or computed and logged."""
+        chosen = [inputs[index] for index in batch]
+        name = batch_id(kind, chosen)
         values = self._log.find(name)
         if values is None:
-            values = list(compute())
+            values = list(compute(chosen))
             self._log.add(name, values)
-        elif kind == _ANSWER:
-            self._resumed += len(inputs)
-        self.left -= len(inputs)
+        self.left -= len(batch)
         self._report()
-        return values
+        return zip(batch, values, strict=True)
 
-    def _generate(
-        self, prompts: Sequence[generation.Tokens], decoding: Decoding, may_loop: Collection[int]
-    ) -> list[Answered]:
-        """Generate answers; return each one's text, tokens, whether it ended, and its share of the batch's time."""
+    def _generate(self, prompts: Sequence[Tokens], decoding: Decoding, may_loop: Collection[int]) -> list[Answer]:
         engine = self._engine()
         started = time.monotonic()
 
         def watch(answers: int, tokens: int) -> None:
             self._report(answers, tokens, time.monotonic() - started)
 
-        answers = engine.answers(prompts, decoding, watch, may_loop)
-        share = (time.monotonic() - started) / len(answers)
-        return [(*answer, share) for answer in answers]
+        return engine.answers(prompts, decoding, watch, may_loop)
 
     def _report(self, answers: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
         """Report progress, with `answers` and `tokens` of the current batch after `seconds`. Raises `Interrupted`."""

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -43,9 +43,9 @@ class SuiteRequests:
     """A suite, tokenised for one model."""
 
     suite: Suite
-    prompts: list[list[int]] = field(default_factory=list)
+    prompts: list[list[int]]
     """Tokens of each item's question."""
-    answers: list[list[list[int]]] = field(default_factory=list)
+    answers: list[list[list[int]]]
     """Tokens of each item's choices, or of its references, each with its end token."""
 
     def new_tokens(self, index: int) -> int:
@@ -72,29 +72,21 @@ class ModelRequests:
     prompts: list[list[int]]
     completions: list[list[int]]
     """Tokens of each record's reference with its end token."""
+    window: int
+    """Most tokens of prompt and answer together: the model's context window, with vLLM one less."""
     suites: tuple[SuiteRequests, ...] = ()
     users_own: bool = False
     """Whether the folder is the user's, without a manifest: it may have changed since it was hashed."""
 
-    @property
-    def window(self) -> int:
-        """Most tokens of prompt and answer together: the model's context window, with vLLM one less."""
-        # vLLM generates one token even when only likelihoods are wanted.
-        return read_window(self.folder) - (self.key.setup.engine != PLAIN)
-
     def longest(self) -> int:
-        """Return the most tokens of any prompt with its answer, or with a reference and one more token."""
-        new, window = self.key.setup.max_new_tokens, self.window
-        pairs = zip(self.prompts, self.completions, strict=True)
-        of_records = [
-            max(min(len(prompt) + new, window), len(prompt) + len(completion) + 1) for prompt, completion in pairs
+        """Return a bound of the tokens of any prompt with its answer, and one more."""
+        prompts = [*self.prompts, *(prompt for part in self.suites for prompt in part.prompts)]
+        answers = [
+            self.key.setup.max_new_tokens,
+            *map(len, self.completions),
+            *(part.new_tokens(index) for part in self.suites for index in range(len(part.prompts))),
         ]
-        of_items = [
-            max(map(len, suite.prompts)) + max(map(suite.new_tokens, range(len(suite.prompts))))
-            for suite in self.suites
-            if suite.prompts
-        ]
-        return max([*of_records, *(tokens + _ROUND for tokens in of_items)])
+        return min(max(map(len, prompts)) + max(answers), self.window) + 1
 
     def check_folder(self) -> None:
         """Raise `CannotTrain` if the folder is the user's own and no longer holds the model of the key."""
@@ -143,45 +135,40 @@ def make_plan(
     """
     Return the evaluation plan; its batches are smaller if earlier attempts noted in `folder` that memory ran out.
 
-    A batch size of 0 in `decoding` is 16 on a CPU, 128 on a GPU, 32 with vLLM.
-
-    Records that one model cannot be evaluated on fairly are left out for both. Raises `CannotTrain` if no record is
-    left, or if the settings name a vLLM that cannot be run.
+    A batch size of 0 in `decoding` is 16 on a CPU, 128 on a GPU, 32 with vLLM. Records that one model cannot be
+    evaluated on fairly are left out for both. Raises `CannotTrain` if no record is left, or if the settings name a vLLM
+    that cannot be run.
     """
     # A template may contain today's date: everything is tokenised before the long work.
-    candidate_model, champion_model = _evaluated_models(attempt)
+    model, champion = attempt.load(Model), attempt.spec.champion
+    is_base = champion.model_id == model.base_model_id
+    candidate_model = _EvaluatedModel("candidate", model.model_id, attempt.path(model.folder), "chat")
+    champion_model = _EvaluatedModel(
+        "champion",
+        champion.model_id,
+        attempt.path(champion.path),
+        # A merged model's template renders its training format; the base is prompted in the candidate's format.
+        model.format if is_base else "chat",
+        users_own=is_base,
+    )
     kept = _unseen(records, trained_ids(champion_model.folder))
-    both = [_requests(model, kept, suites, decoding) for model in (candidate_model, champion_model)]
-    settings = attempt.config.evaluate
-    if settings.vllm:
-        engine = f"vllm {read_version(settings.vllm)}"
-        both = [_with_setup(requests, engine=engine) for requests in both]
-    kept, (candidate, champion), too_long = _leave_out_too_long(kept, both)
-    first = decoding.batch_size or (_ROWS_VLLM if settings.vllm else _ROWS[chosen_device()])
+    program = attempt.config.evaluate.vllm
+    engine = f"vllm {read_version(program)}" if program else PLAIN
+    both = [_requests(model, kept, suites, decoding, engine) for model in (candidate_model, champion_model)]
+    kept, both, too_long = _leave_out_too_long(kept, both)
+    first = decoding.batch_size or (_ROWS_VLLM if program else _ROWS[chosen_device()])
     smaller = attempt.earlier(f"{folder.name}/{_SMALLER_NAME}")
     size = min([first, *(int(durable.read_json(note)) for note in smaller)])
-    candidate, champion = (_with_setup(requests, batch_size=size) for requests in (candidate, champion))
+    candidate, other = (_with_setup(requests, batch_size=size) for requests in both)
     trained = trained_ids(candidate_model.folder)
     return EvalPlan(
         kept,
         candidate,
-        champion,
+        other,
         _base_requests(attempt, candidate, champion_model, decoding),
         too_long=too_long,
         seen_by_champion=len(records) - len(kept) - too_long,
         seen_by_candidate=sum(record.id in trained for record in kept),
-    )
-
-
-def _evaluated_models(attempt: Attempt) -> tuple[_EvaluatedModel, _EvaluatedModel]:
-    model, champion = attempt.load(Model), attempt.spec.champion
-    # A merged model's template renders its training format; the base model is prompted in the candidate's format.
-    merged_format: Format = "chat"
-    is_base = champion.model_id == model.base_model_id
-    champion_format: Format = model.format if is_base else merged_format
-    return (
-        _EvaluatedModel("candidate", model.model_id, attempt.path(model.folder), merged_format),
-        _EvaluatedModel("champion", champion.model_id, attempt.path(champion.path), champion_format, users_own=is_base),
     )
 
 
@@ -200,13 +187,13 @@ def _base_requests(
         say_base_is_not_evaluated("it is not there")
         return None
     base_model = _EvaluatedModel("base model", model.base_model_id, folder, model.format, users_own=True)
+    setup = candidate.key.setup
     try:
-        requests = _requests(base_model, [], [suite_requests.suite for suite_requests in candidate.suites], decoding)
+        requests = _requests(base_model, [], [part.suite for part in candidate.suites], decoding, setup.engine)
     except Exception as error:  # noqa: BLE001 - libraries raise errors of every kind at a damaged folder
         say_base_is_not_evaluated(f"it is damaged: {error}")
         return None
-    setup = candidate.key.setup
-    base = _with_setup(requests, batch_size=setup.batch_size, engine=setup.engine)
+    base = _with_setup(requests, batch_size=setup.batch_size)
     if base.key.setup != setup:
         say_base_is_not_evaluated("its setup would differ from the candidate's")
         return None
@@ -236,7 +223,11 @@ def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[Heldo
 
 
 def _requests(
-    model: _EvaluatedModel, records: Sequence[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding
+    model: _EvaluatedModel,
+    records: Sequence[HeldoutRecord],
+    suites: Sequence[Suite],
+    decoding: Decoding,
+    engine: str,
 ) -> ModelRequests:
     tokenizer: Any = load_tokenizer(model.folder)
     stops = generation.end_tokens(model.folder, tokenizer)
@@ -245,23 +236,30 @@ def _requests(
         max_new_tokens=decoding.max_new_tokens,
         repetition_penalty=decoding.repetition_penalty,
         batch_size=decoding.batch_size,
+        engine=engine,
         **generation.arithmetic(model.folder, chosen_device()),
     )
+
+    # vLLM generates one token even when only likelihoods are wanted.
+    window = read_window(model.folder) - (engine != PLAIN)
 
     def answer(content: str, output: str) -> list[int]:
         return completion_ids(tokenizer, model.format, content, output, stops)
 
     def suite_requests(suite: Suite) -> SuiteRequests:
-        return SuiteRequests(
-            suite=suite,
-            prompts=[prompt_ids(tokenizer, model.format, item.question) for item in suite.items],
-            answers=[
-                # Without the end token: its likelihood says little about the model's knowledge.
-                [answer(item.question, choice)[:-1] for choice in item.choices]
-                or [answer(item.question, reference) for reference in item.references]
-                for item in suite.items
-            ],
-        )
+        prompts = [prompt_ids(tokenizer, model.format, item.question) for item in suite.items]
+        answers = [
+            # Without the end token: its likelihood says little about the model's knowledge.
+            [answer(item.question, choice)[:-1] for choice in item.choices]
+            or [answer(item.question, reference) for reference in item.references]
+            for item in suite.items
+        ]
+        requests = SuiteRequests(suite, prompts, answers)
+        for index, item in enumerate(suite.items):
+            if len(prompts[index]) + requests.new_tokens(index) > window:
+                message = f"suite {suite.name}, item {item.id}: longer with its answer than the window, {window} tokens"
+                raise CannotTrain(message, "shorten it or take it out, then continue: dropforge retry RUN")
+        return requests
 
     return ModelRequests(
         role=model.role,
@@ -270,6 +268,7 @@ def _requests(
         key=PredictionKey(model_id=model.model_id, setup=setup),
         prompts=[prompt_ids(tokenizer, model.format, record.content) for record in records],
         completions=[answer(record.content, record.output) for record in records],
+        window=window,
         suites=tuple(map(suite_requests, suites)),
         users_own=model.users_own,
     )
@@ -279,7 +278,7 @@ def _leave_out_too_long(
     records: list[HeldoutRecord], both: Sequence[ModelRequests]
 ) -> tuple[list[HeldoutRecord], list[ModelRequests], int]:
     """
-    Leave out records and suite items that exceed a window with their answer; also return how many records.
+    Leave out records that exceed a window with their answer; also return how many.
 
     The smaller window of both models counts. Training leaves such rows out too. Otherwise one long document would fail
     every run of the track. Raises `CannotTrain` if no record is left.
@@ -297,32 +296,15 @@ def _leave_out_too_long(
     if too_long:
         left_out = count(too_long, "held-out record")
         sys.stderr.write(f"left out: {left_out} longer than {window} tokens with the answer\n")
-    suites = [_fitting_items(parts, window) for parts in zip(*(requests.suites for requests in both), strict=True)]
     shorter = [
         replace(
             requests,
             prompts=[requests.prompts[n] for n in kept],
             completions=[requests.completions[n] for n in kept],
-            suites=tuple(parts[number] for parts in suites),
         )
-        for number, requests in enumerate(both)
+        for requests in both
     ]
     return [records[n] for n in kept], shorter, too_long
-
-
-def _fitting_items(parts: Sequence[SuiteRequests], window: int) -> list[SuiteRequests]:
-    """Return a suite's requests to both models without the items that exceed the window with their answer."""
-    suite = parts[0].suite
-
-    def fits(part: SuiteRequests, index: int) -> bool:
-        return len(part.prompts[index]) + part.new_tokens(index) <= window
-
-    kept = [index for index in range(len(suite.items)) if all(fits(part, index) for part in parts)]
-    if len(kept) < len(suite.items):
-        left_out = count(len(suite.items) - len(kept), "item")
-        sys.stderr.write(f"left out: {left_out} of {suite.name} longer than the window\n")
-    shorter = replace(suite, items=tuple(suite.items[n] for n in kept))
-    return [SuiteRequests(shorter, [part.prompts[n] for n in kept], [part.answers[n] for n in kept]) for part in parts]
 
 
 def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
@@ -56,6 +56,8 @@ class PredictionKey(Frozen):
 class Prediction(Frozen):
     """One answer, and the likelihood of one reference."""
 
+    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
+
     id: str
     prompt_hash: str
     text: str
@@ -63,8 +65,6 @@ class Prediction(Frozen):
     """Generated tokens, including the end token."""
     ended: bool
     """Whether the model generated the end token."""
-    seconds: float
-    """Its share of the time that its batch took to generate."""
     nll_sum: float
     """Negative log-likelihood of the reference in nats, summed over `nll_tokens` tokens."""
     nll_tokens: int

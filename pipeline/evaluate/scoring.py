@@ -16,7 +16,7 @@ from pipeline.evaluate.suites import Suite
 from pipeline.metrics.degenerate import DEGENERATE, collapsed, degenerate
 from pipeline.metrics.registry import METRICS, Metric
 from pipeline.metrics.tokens import tokens
-from pipeline.models.manifest import TRAINED_IDS, trained_ids
+from pipeline.models.manifest import trained_ids
 from pipeline.records.heldout import HeldoutRecord
 
 _POINTS = 100
@@ -92,16 +92,11 @@ def summarise(
         },
         nll=sum(answer.nll_sum for answer in answers) / sum(answer.nll_tokens for answer in answers),
         generated=result.generated,
-        resumed=result.resumed,
         cached=len(answers) - result.generated,
         seconds=result.seconds,
         rates={kind: _POINTS * fmean(kind in line["degenerate"] for line in lines) for kind in DEGENERATE},
         length_ratio=_length_ratio(records, answers),
         answer_tokens=fmean(answer.tokens for answer in answers),
-        seconds_per_answer=fmean(answer.seconds for answer in answers),
-        size_bytes=sum(
-            path.stat().st_size for path in requests.folder.rglob("*") if path.is_file() and path.name != TRAINED_IDS
-        ),
     )
 
 
@@ -111,25 +106,21 @@ def score_suites(
     """
     Return the points of candidate and champion on each suite; write each item's scores to a file in `folder`.
 
-    The base model's are included if it has a score for every one of these items. For free questions the file also has
-    the kind of collapse of each answer, or ""; labels are those of the rows in the file `train`.
+    The base model's are included if it was evaluated. For free questions the file also has the kind of collapse of each
+    answer, or ""; labels are those of the rows in the file `train`.
     """
     scores = []
     for number, suite in enumerate(suites):
-        one, other = (result.suites[suite.digest] for result in both)
-        third = {} if base is None else base.suites[suite.digest]
-        items = [item.id for item in suite.items if item.id in one and item.id in other]
-        if not items:
-            continue
-        with_base = all(item in third for item in items)
-        by_role = {"candidate": one, "champion": other, **({"base": third} if with_base else {})}
+        results = {"candidate": both[0], "champion": both[1], **({"base": base} if base else {})}
+        by_role = {role: result.suites[suite.digest] for role, result in results.items()}
+        items = [item.id for item in suite.items]
         lines: list[Line] = [
             {
-                "id": item,
-                "category": one[item].category,
-                **{role: items_of[item].score for role, items_of in by_role.items()},
+                "id": item.id,
+                "category": item.category,
+                **{role: items_of[item.id].score for role, items_of in by_role.items()},
             }
-            for item in items
+            for item in suite.items
         ]
         # A choice has no text: in a mixed suite it would count as an empty answer.
         if all(item.words for item in suite.items):

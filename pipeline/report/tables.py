@@ -180,7 +180,5 @@ def _measured(evaluation: Evaluation) -> Iterator[tuple[str, float | None, float
         yield f"{name} answers (per cent)", old.rates.get(name), new.rates.get(name), 1
     yield "length over the reference's", old.length_ratio, new.length_ratio, 2
     yield "tokens an answer", old.answer_tokens or None, new.answer_tokens or None, 1
-    yield "seconds an answer", old.seconds_per_answer, new.seconds_per_answer, 3
-    yield "size of the model's folder (MB)", old.size_bytes / 1e6 or None, new.size_bytes / 1e6 or None, 1
     for one in evaluation.suites:
         yield f"suite {one.name} ({one.records:,})", one.champion, one.candidate, 1

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef
+from pipeline.artifacts import Evaluation, Model, ModelRef
 from pipeline.config import EvaluateConfig, RunConfig
-from pipeline.contract import Attempt, StepSpec
+from pipeline.contract import Attempt
 from pipeline.decide.comparison import read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StartAgain, StepFailed
 from pipeline.evaluate import plan
@@ -30,7 +30,7 @@ from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.models.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
-from tests.made_artifacts import heldout_row
+from tests.made_artifacts import dataset_of, heldout_row
 
 RECORDS = 10
 NEW_TOKENS = 6
@@ -64,32 +64,9 @@ class Bench:
     def attempt(self, rows: Sequence[Mapping[str, Any]], fmt: str = "chat", **settings: Any) -> Attempt:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.root / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
-        dataset = Dataset(
-            folder="dataset",
-            train_rows=1,
-            dev_rows=0,
-            heldout_rows=len(rows),
-            heldout_groups=len(rows),
-            heldout_pinned=True,
-            heldout_version="v",
-            dataset_sha256="d",
-            duplicates=0,
-            replaced=0,
-            removed_heldout=0,
-            metric="exact_match",
-            max_new_tokens=NEW_TOKENS,
-        )
-        model = Model.model_validate(
-            {
-                "folder": "models/candidate",
-                "model_id": self.candidate_id,
-                "base_model_id": self.base_id,
-                "dtype": "float32",
-                "size_bytes": 1,
-                "format": fmt,
-                "seconds": 1.0,
-            }
-        )
+        dataset = dataset_of(len(rows), max_new_tokens=NEW_TOKENS)
+        facts = {"base_model_id": self.base_id, "dtype": "float32", "size_bytes": 1, "format": fmt, "seconds": 1.0}
+        model = Model.model_validate({"folder": "models/candidate", "model_id": self.candidate_id, **facts})
         config = RunConfig(
             track="default",
             base_model=str(self.base),
@@ -136,32 +113,6 @@ def direct_nll(folder: Path, prompt: list[int], completion: list[int]) -> float:
     return -sum(float(chances[len(prompt) + place - 1, token]) for place, token in enumerate(completion))
 
 
-def test_both_models_are_scored_on_the_same_records(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny)
-    attempt = bench.attempt(rows)
-    report = evaluate(attempt)
-    assert (report.records, report.metric, report.heldout_version, report.champion_generation) == (
-        RECORDS,
-        "exact_match",
-        "v",
-        0,
-    )
-    assert (report.candidate.model_id, report.champion.model_id) == ("cand", bench.base_id)
-    assert (report.candidate.generated, report.champion.generated) == (RECORDS, RECORDS)
-    found = lines(attempt, report)
-    assert [(line["id"], line["drop"]) for line in found] == [(row["id"], row["drop"]) for row in rows]
-    for role, scores in (("candidate", report.candidate), ("champion", report.champion)):
-        for name, metric in METRICS.items():
-            if name.startswith("json"):
-                assert name not in scores.metrics
-                continue
-            values = [line[role]["scores"][name] for line in found]
-            texts = [line[role]["text"] for line in found]
-            assert values == metric.scores(texts, [row["references"] for row in rows])
-            assert scores.metrics[name] == pytest.approx(100 * sum(values) / len(values))
-    assert [line["candidate"]["text"] for line in found] != [line["champion"]["text"] for line in found]
-
-
 def test_a_record_that_no_window_holds_is_left_out_for_both_models_and_counted(bench: Bench, tiny: Any) -> None:
     rows = heldout_rows(tiny)
     rows[2]["input"] = "Where? " * 2000
@@ -195,49 +146,35 @@ def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, t
     assert math.isfinite(report.candidate.nll)
 
 
-def test_a_second_evaluation_takes_every_prediction_from_the_cache(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny)
-    attempt = bench.attempt(rows)
-    report = evaluate(attempt)
-    bench.publish(attempt, report)
-    # Without weights nothing can be asked: only the cache can answer.
-    (bench.root / "models/candidate/model.safetensors").unlink()
-    again = bench.attempt(rows)
-    second = evaluate(again)
-    assert (second.candidate.generated, second.candidate.cached) == (0, RECORDS)
-    assert (second.champion.generated, second.champion.cached) == (0, RECORDS)
-    assert second.prediction_keys == report.prediction_keys
-    assert lines(again, second) == lines(attempt, report)
-    assert second.candidate.nll == report.candidate.nll
-    assert {line.id for line in used(again, report.prediction_keys["cand"])} == {row["id"] for row in rows}
-
-
-def test_only_what_is_missing_is_generated(bench: Bench, tiny: Any) -> None:
+def test_only_what_is_missing_is_generated_and_without_weights_the_cache_suffices(bench: Bench, tiny: Any) -> None:
     rows = heldout_rows(tiny)
     first = bench.attempt(rows[:7])
     bench.publish(first, evaluate(first))
-    second = evaluate(bench.attempt(rows))
-    assert (second.candidate.generated, second.candidate.cached) == (3, 7)
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (report.candidate.generated, report.candidate.cached) == (3, 7)
+    bench.publish(attempt, report)
+    (bench.root / "models/candidate/model.safetensors").unlink()
+    again = bench.attempt(rows)
+    second = evaluate(again)
+    for scores in (second.candidate, second.champion):
+        assert (scores.generated, scores.cached) == (0, RECORDS)
+    assert second.prediction_keys == report.prediction_keys
+    assert lines(again, second) == lines(attempt, report)
+    assert {line.id for line in used(again, report.prediction_keys["cand"])} == {row["id"] for row in rows}
 
 
-def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench, tiny: Any) -> None:
     rows = heldout_rows(tiny)
     first = bench.attempt(rows)
     report = evaluate(first)
     bench.publish(first, report)
     text = lines(first, report)[0]["champion"]["text"]
-    other = "billing" if rows[0]["output"] != "billing" else "sales"
-    rows[0] = {**rows[0], "output": other, "references": [text]}
+    rows[0] |= {"output": "billing" if rows[0]["output"] != "billing" else "sales", "references": [text]}
     attempt = bench.attempt(rows)
     second = evaluate(attempt)
     assert second.champion.generated == 0
     assert lines(attempt, second)[0]["champion"]["scores"]["exact_match"] == 1.0
-    tokenizer = load_tokenizer(tiny_llama)
-    content = fold(rows[0]["instruction"], rows[0]["input"])
-    completion = completion_ids(tokenizer, "chat", content, other, [tokenizer.eos_token_id])
-    kept = {line.id: line for line in used(attempt, second.prediction_keys[bench.base_id])}
-    expected = direct_nll(tiny_llama, prompt_ids(tokenizer, "chat", content), completion)
-    assert kept[rows[0]["id"]].nll_sum == pytest.approx(expected, rel=1e-4)
     assert second.champion.nll != report.champion.nll
 
 
@@ -273,25 +210,9 @@ def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(bench
         model.model.norm.weight[0] = float("nan")
     model.save_pretrained(folder)
     attempt = bench.attempt(heldout_rows(tiny))
-    with pytest.raises(CannotTrain, match=r"the candidate's likelihood of record .* is not a finite number"):
+    with pytest.raises(CannotTrain, match="a likelihood of the candidate is not a finite number"):
         evaluate(attempt)
     assert list((attempt.folder / "predictions").iterdir()) == []
-
-
-def test_a_base_whose_choices_are_no_numbers_is_not_measured_and_the_run_goes_on(
-    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name = write_suite(tmp_path / "own.jsonl", 9)
-    bench.champion = trained
-    folder = bench.base_copy()
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        model.model.norm.weight[0] = float("nan")
-    model.save_pretrained(folder)
-    bench.base, bench.base_id = folder, model_id(folder)
-    report = evaluate(bench.attempt(heldout_rows(tiny, 4), general=(name,)))
-    assert report.suites[0].base is None
-    assert "likelihood of a general suite's answer is not a finite number" in capsys.readouterr().err
 
 
 def test_a_base_whose_config_names_no_dtype_is_compared_by_the_stored_one(bench: Bench, tiny: Any) -> None:
@@ -326,17 +247,6 @@ def test_only_a_record_with_a_reference_that_loops_may_be_answered_by_a_loop(
 # Cut off and gone on -------------------------------------------------------------------------------------------------
 
 
-class StopsAfter(threading.Event):
-    """Set once the logs of an attempt hold so many batches."""
-
-    def __init__(self, attempt: Attempt, batches: int) -> None:
-        super().__init__()
-        self.attempt, self.batches = attempt, batches
-
-    def is_set(self) -> bool:
-        return sum(map(len, logged(self.attempt).values())) >= self.batches
-
-
 def logged(attempt: Attempt) -> dict[str, list[str]]:
     """Return the lines of each model's log of batches."""
     paths = attempt.folder.glob("predictions/*.batches.jsonl")
@@ -344,94 +254,33 @@ def logged(attempt: Attempt) -> dict[str, list[str]]:
 
 
 def comparable(report: Evaluation) -> dict[str, Any]:
-    """Return what must not depend on where an evaluation was cut off."""
+    """Return what must not depend on where an evaluation was interrupted."""
     value = report.model_dump(exclude={"folder"})
     for role in ("candidate", "champion"):
-        for timed in ("seconds", "resumed", "seconds_per_answer"):
-            del value[role][timed]
+        del value[role]["seconds"]
     return value
 
 
-#: Of ten records in batches of four, each model has three batches of likelihoods and one of answers.
-BATCHES = 4
-
-
-@pytest.mark.parametrize("cut", [1, 6])
-def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
-    bench: Bench,
-    tiny: Any,
-    cut: int,
-    whole: tuple[dict[str, Any], list[dict[str, Any]]],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_later_attempt_reads_whole_batches_and_computes_torn_ones_again(bench: Bench, tiny: Any) -> None:
     rows = heldout_rows(tiny)
     first = bench.attempt(rows)
-    first.stop = StopsAfter(first, cut)
-    with pytest.raises(Interrupted):
-        evaluate(first)
-    assert sum(map(len, logged(first).values())) == cut
+    report = evaluate(first)
+    weights = bench.root / "models/candidate/model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(bytes(len(kept)))
     second = bench.attempt(rows)
-    report = evaluate(second)
-    assert sum(map(len, logged(second).values())) == 2 * BATCHES - cut, "only what was missing is computed"
-    assert (comparable(report), lines(second, report)) == whole
-    assert report.candidate.resumed == (RECORDS if cut >= BATCHES else 0)
-    said = f"candidate: {report.candidate.resumed} of its {RECORDS} answers come from an interrupted attempt"
-    assert (said in capsys.readouterr().err) == (report.candidate.resumed > 0)
-    assert report.champion.resumed == 0
-
-
-@pytest.fixture(scope="session")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory, tiny: Any, tiny_llama: Path, candidate_folder: Path
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return report and records of an evaluation that was never cut off."""
-    root = tmp_path_factory.mktemp("whole")
-
-    def make(step: str, *, config: RunConfig, inputs: Mapping[str, Any]) -> Attempt:
-        folder = root / "attempt"
-        folder.mkdir()
-        for name, artifact in inputs.items():
-            durable.write_json(root / f"{name}.json", artifact.model_dump(mode="json"))
-        return Attempt(
-            StepSpec(
-                run=1,
-                step=step,
-                attempt=1,
-                fence="f",
-                root=str(root),
-                folder="attempt",
-                checkpoints="checkpoints",
-                predictions="cache",
-                env={},
-                inputs={name: f"{name}.json" for name in inputs},
-                drops=(),
-                champion=ModelRef(model_id="m", path="m", generation=0),
-                config=config,
-            )
-        )
-
-    bench = Bench(root, make, tiny_llama, candidate_folder)
-    attempt = bench.attempt(heldout_rows(tiny))
-    report = evaluate(attempt)
-    return comparable(report), lines(attempt, report)
-
-
-def test_a_batch_that_is_torn_or_was_asked_otherwise_is_computed_again(
-    bench: Bench, tiny: Any, whole: tuple[dict[str, Any], list[dict[str, Any]]]
-) -> None:
-    rows = heldout_rows(tiny)
-    first = bench.attempt(rows)
-    first.stop = StopsAfter(first, BATCHES)
-    with pytest.raises(Interrupted):
-        evaluate(first)
-    (path,) = (first.folder / "predictions").glob("*.batches.jsonl")
-    kept = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    other = json.dumps({**json.loads(kept[1]), "batch": "0" * 64}) + "\n"
-    path.write_text("".join([kept[0], other, kept[2], "[]\n", "\0\0\n", kept[3][:-20]]), encoding="utf-8")
-    second = bench.attempt(rows)
-    report = evaluate(second)
-    assert sum(map(len, logged(second).values())) == 2 * BATCHES - 2
-    assert (comparable(report), lines(second, report)) == whole
+    assert comparable(evaluate(second)) == comparable(report)
+    assert logged(second) == {}, "no model is needed"
+    weights.write_bytes(kept)
+    # Of ten records in batches of four, each model has three batches of likelihoods and one of answers.
+    for path in (first.folder / "predictions").glob("*.batches.jsonl"):
+        batches = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        other = json.dumps({**json.loads(batches[1]), "batch": "0" * 64}) + "\n"
+        path.write_text("".join([batches[0], other, batches[2], "[]\n", "\0\0\n", batches[3][:-20]]), encoding="utf-8")
+    third = bench.attempt(rows)
+    again = evaluate(third)
+    assert [len(batches) for batches in logged(third).values()] == [2, 2]
+    assert (comparable(again), lines(third, again)) == (comparable(report), lines(first, report))
 
 
 def test_a_batch_in_hand_is_given_up_at_the_next_token_when_the_step_is_to_stop(bench: Bench, tiny: Any) -> None:
@@ -451,19 +300,6 @@ def test_a_batch_in_hand_is_given_up_at_the_next_token_when_the_step_is_to_stop(
         evaluate(attempt)
     assert len(asked) == 4 < NEW_TOKENS
     assert sum(map(len, logged(attempt).values())) == 3, "and leaves no part of itself"
-
-
-def test_all_answers_of_an_earlier_attempt_need_no_model(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny)
-    first = bench.attempt(rows)
-    report = evaluate(first)
-    weights = bench.root / "models/candidate/model.safetensors"
-    weights.write_bytes(bytes(weights.stat().st_size))
-    second = bench.attempt(rows)
-    again = evaluate(second)
-    assert logged(second) == {}
-    assert comparable(again) == comparable(report)
-    assert (again.candidate.generated, again.candidate.resumed, again.candidate.cached) == (RECORDS, RECORDS, 0)
 
 
 def test_progress_names_the_model_counts_to_the_end_and_tells_the_speed(bench: Bench, tiny: Any) -> None:
@@ -493,43 +329,39 @@ def test_without_heldout_records_there_is_nothing_to_evaluate(bench: Bench) -> N
 # What else a report says -------------------------------------------------------------------------------------------
 
 
-def test_a_line_of_the_records_says_what_the_gate_and_the_card_need(bench: Bench, tiny: Any) -> None:
+def test_both_models_answer_and_are_scored_on_the_same_records(bench: Bench, tiny: Any) -> None:
     rows = heldout_rows(tiny)
     rows[0] |= {"pinned": True, "tags": ["category:x", "urgent"]}
     attempt = bench.attempt(rows)
-    # Grows with the data, and is nothing that is loaded.
-    ids = bench.root / "models/candidate/trained-ids.txt"
-    ids.write_text("f" * 32 + "\n")
     report = evaluate(attempt)
-    first, second, *_ = lines(attempt, report)
-    assert (first["pinned"], first["tags"]) == (True, ["category:x", "urgent"])
-    assert (second["pinned"], second["tags"]) == (False, [])
-    kept = {line.id: line for line in used(attempt, report.prediction_keys["cand"])}
-    for line, row in zip(lines(attempt, report), rows, strict=True):
-        assert {name: line[name] for name in ("instruction", "input", "references")} == {
-            name: row[name] for name in ("instruction", "input", "references")
-        }
-        found = kept[row["id"]]
-        said = line["candidate"]
-        assert (said["text"], said["tokens"], said["nll_sum"], said["nll_tokens"]) == (
-            found.text,
-            found.tokens,
-            found.nll_sum,
-            found.nll_tokens,
-        )
-        # A random model does not end by itself.
-        assert (found.tokens, found.ended) == (NEW_TOKENS, False)
-        assert said["degenerate"] == degenerate(found.text, row["references"], ended=False)
-    kinds = [line["candidate"]["degenerate"] for line in lines(attempt, report)]
-    assert {name: rate / 100 * RECORDS for name, rate in report.candidate.rates.items()} == {
-        name: pytest.approx(sum(name in some for some in kinds)) for name in ("empty", "truncated", "looping")
-    }
-    assert report.candidate.rates["truncated"] == 100
-    assert report.candidate.answer_tokens == NEW_TOKENS
-    assert report.candidate.seconds_per_answer == pytest.approx(sum(one.seconds for one in kept.values()) / RECORDS)
-    assert min(one.seconds for one in kept.values()) > 0
-    files = [path for path in (bench.root / "models/candidate").iterdir() if path.is_file() and path != ids]
-    assert report.candidate.size_bytes == sum(path.stat().st_size for path in files)
+    assert (report.records, report.metric, report.heldout_version) == (RECORDS, "exact_match", "v")
+    assert (report.candidate.model_id, report.champion.model_id) == ("cand", bench.base_id)
+    assert (report.candidate.generated, report.champion.generated) == (RECORDS, RECORDS)
+    found = lines(attempt, report)
+    for name in ("id", "drop", "pinned", "tags", "instruction", "input", "references"):
+        assert [line[name] for line in found] == [row[name] for row in rows]
+    assert [line["candidate"]["text"] for line in found] != [line["champion"]["text"] for line in found]
+    for role, scores in (("candidate", report.candidate), ("champion", report.champion)):
+        said = [line[role] for line in found]
+        for name, metric in METRICS.items():
+            if name.startswith("json"):
+                assert name not in scores.metrics
+                continue
+            values = [one["scores"][name] for one in said]
+            assert values == metric.scores([one["text"] for one in said], [row["references"] for row in rows])
+            assert scores.metrics[name] == pytest.approx(100 * sum(values) / len(values))
+        kept = {line.id: line for line in used(attempt, report.prediction_keys[scores.model_id])}
+        for one, row in zip(said, rows, strict=True):
+            prediction = kept[row["id"]]
+            # A random model does not end by itself.
+            assert (prediction.tokens, prediction.ended) == (NEW_TOKENS, False)
+            assert {name: one[name] for name in ("text", "tokens", "nll_sum", "nll_tokens")} == prediction.model_dump(
+                include={"text", "tokens", "nll_sum", "nll_tokens"}
+            )
+            assert one["degenerate"] == degenerate(prediction.text, row["references"], ended=False)
+        for kind, rate in scores.rates.items():
+            assert rate == pytest.approx(100 / RECORDS * sum(kind in one["degenerate"] for one in said))
+        assert (scores.rates["truncated"], scores.answer_tokens) == (100, NEW_TOKENS)
     assert report.batch_size == 4
     assert report.versions["torch"] == torch.__version__
     assert report.versions["device"].startswith("cpu")
@@ -620,8 +452,7 @@ def items_of(attempt: Attempt, report: Evaluation, number: int = 0) -> list[dict
     return list(durable.read_jsonl(attempt.path(report.folder) / report.suites[number].file))
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path, *, cached: bool) -> None:
+def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama)
     asked = generation.open_model(tiny_llama, tokenizer, "cpu")
     texts = [("Which?", ["yes", "no, not at all"]), ("Which of all these is it?", ["b", "a parcel", "x y z"])]
@@ -629,12 +460,11 @@ def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path, *, cached: bool)
         (prompt_ids(tokenizer, "chat", question), [tokenizer(choice)["input_ids"] for choice in given])
         for question, given in texts
     ]
-    if not cached:
-        questions = [(prompt, [tokens[:1] for tokens in given]) for prompt, given in questions]
-    found = generation.choice_likelihoods(asked, questions)
-    for (prompt, given), means in zip(questions, found, strict=True):
-        expected = [direct_nll(tiny_llama, prompt, tokens) / len(tokens) for tokens in given]
-        assert means == pytest.approx(expected, rel=1e-4)
+    of_one_token = [(prompt, [tokens[:1] for tokens in given]) for prompt, given in questions]
+    for some in (questions, of_one_token):
+        expected = [[direct_nll(tiny_llama, prompt, row) / len(row) for row in rows] for prompt, rows in some]
+        found = generation.choice_likelihoods(asked, some)
+        assert found == [pytest.approx(means, rel=1e-4) for means in expected]
 
 
 def test_both_models_are_asked_a_suite_and_paired_item_by_item(bench: Bench, tiny: Any, tmp_path: Path) -> None:
@@ -750,7 +580,6 @@ def round_off(folder: Path) -> None:
         (round_off, "its setup would differ"),
         (overwrite, "is not the one that the run trained from"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "it is damaged: the tokenizer in"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "it is damaged: "),
     ],
 )
 def test_a_base_model_that_is_not_what_it_was_is_not_measured_and_the_run_goes_on(
@@ -800,9 +629,7 @@ def test_a_base_model_that_serves_and_was_replaced_is_not_asked_under_its_id(ben
         evaluate(attempt)
 
 
-def test_what_a_model_got_in_a_suite_is_paid_once_and_another_suite_again(
-    bench: Bench, tiny: Any, tmp_path: Path
-) -> None:
+def test_a_suite_is_paid_once_and_another_one_again(bench: Bench, tiny: Any, tmp_path: Path) -> None:
     rows = heldout_rows(tiny, 4)
     name = write_suite(tmp_path / "own.jsonl", 9)
     first = bench.attempt(rows, general=(name,))
@@ -811,16 +638,10 @@ def test_what_a_model_got_in_a_suite_is_paid_once_and_another_suite_again(
     for path in first.folder.glob("predictions/*.batches.jsonl"):
         path.unlink()
     second = bench.attempt(rows, general=(name,))
-    weights = bench.root / "models/candidate/model.safetensors"
-    kept = weights.read_bytes()
-    weights.unlink()
     again = evaluate(second)
     assert logged(second) == {}
     assert (again.suites, items_of(second, again)) == (report.suites, items_of(first, report))
-    assert (second.folder / f"predictions/{report.prediction_keys['cand']}.jsonl").read_text() == (
-        first.folder / f"predictions/{report.prediction_keys['cand']}.jsonl"
-    ).read_text(), "and it is there for the next time"
-    weights.write_bytes(kept)
+    bench.publish(second, again)
     write_suite(tmp_path / "own.jsonl", 10)
     third = bench.attempt(rows, general=(name,))
     assert evaluate(third).suites[0].records == 10
@@ -842,59 +663,47 @@ def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, t
         assert [item["champion"]] == METRICS["token_f1"].scores([answer.text], [[row["output"]]])
 
 
-def test_an_item_longer_than_the_window_is_left_out_for_both(
-    bench: Bench, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "own.jsonl"
-    name = write_suite(path, 3)
+def test_an_item_longer_than_the_window_is_refused(bench: Bench, tiny: Any, tmp_path: Path) -> None:
     long = {"id": "long", "question": "Which? " * 1200, "choices": ["yes", "no"], "answer": 0}
-    path.write_text(path.read_text() + json.dumps(long) + "\n")
-    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
-    assert [item["id"] for item in items_of(attempt, evaluate(attempt))] == ["q0", "q1", "q2"]
-    assert "left out: 1 item of" in capsys.readouterr().err
+    (tmp_path / "own.jsonl").write_text(json.dumps(long) + "\n")
+    with pytest.raises(CannotTrain, match=r"own\.jsonl, item long: longer with its answer than the window"):
+        evaluate(bench.attempt(heldout_rows(tiny, 4), general=(str(tmp_path / "own.jsonl"),)))
 
 
 # Former champions ------------------------------------------------------------------------------------------------
 
 
-def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and_never_asked(
+def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and_were_not_trained_on(
     bench: Bench, tiny: Any
 ) -> None:
     rows = heldout_rows(tiny)
+    rows[2]["near"] = ["e", "f"]
     early = bench.attempt(rows[:7])
     report = evaluate(early)
     bench.publish(early, report)
     attempt = bench.attempt(rows)
     shutil.copytree(bench.root / "models/candidate", bench.root / "models/new")
+    (bench.root / "models/former").mkdir()
+    (bench.root / "models/former/trained-ids.txt").write_text(f"f\n{rows[0]['id']}\n")
     former = (
         ModelRef(model_id="cand", path="models/gone", generation=3),
-        ModelRef(model_id=bench.base_id, path="gone", generation=2),
+        ModelRef(model_id=bench.base_id, path="models/former", generation=2),
         ModelRef(model_id="none", path="gone", generation=1),
     )
     champion = ModelRef(model_id="new", path="models/new", generation=4)
     attempt = Attempt(attempt.spec.model_copy(update={"former": former, "champion": champion}))
     second = evaluate(attempt)
-    assert [(one.generation, one.records) for one in second.former] == [(3, 7), (2, 7)]
-    expected = [(line["id"], line["candidate"]["scores"]["exact_match"]) for line in lines(early, report)]
-    found = list(durable.read_jsonl(attempt.path(second.folder) / second.former[0].file))
-    assert second.former[0].file == "former-3.jsonl"
-    assert [(line["id"], line["score"]) for line in found] == expected
+    assert [(one.generation, one.records, one.file) for one in second.former] == [
+        (3, 7, "former-3.jsonl"),
+        (2, 5, "former-2.jsonl"),
+    ]
+    scored = [line["id"] for line in durable.read_jsonl(attempt.path(second.folder) / "former-2.jsonl")]
+    assert scored == [row["id"] for place, row in enumerate(rows[:7]) if place not in {0, 2}]
+    found = list(durable.read_jsonl(attempt.path(second.folder) / "former-3.jsonl"))
+    assert [(line["id"], line["score"]) for line in found] == [
+        (line["id"], line["candidate"]["scores"]["exact_match"]) for line in lines(early, report)
+    ]
     assert second.former[0].score == report.candidate.metrics["exact_match"]
     # Asked in another way, they are not to be compared.
     other = bench.attempt(rows, batch_size=2)
     assert evaluate(Attempt(other.spec.model_copy(update={"former": former}))).former == ()
-
-
-def test_a_former_champion_is_not_scored_on_what_it_knows_by_heart(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny)
-    rows[2]["near"] = ["e", "f"]
-    first = bench.attempt(rows)
-    bench.publish(first, evaluate(first))
-    (bench.root / "models/former").mkdir()
-    (bench.root / "models/former/trained-ids.txt").write_text(f"f\n{rows[0]['id']}\n")
-    former = (ModelRef(model_id=bench.base_id, path="models/former", generation=2),)
-    attempt = Attempt(bench.attempt(rows).spec.model_copy(update={"former": former}))
-    report = evaluate(attempt)
-    assert (report.records, [one.records for one in report.former]) == (RECORDS, [RECORDS - 2])
-    scored = [line["id"] for line in durable.read_jsonl(attempt.path(report.folder) / report.former[0].file)]
-    assert scored == [row["id"] for place, row in enumerate(rows) if place not in {0, 2}]
