@@ -75,7 +75,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "dropforge ask 'Where is my parcel?'",
             "dropforge ask 'Classify the message.' --input 'I was billed twice.'",
         ),
-        "move": ("dropforge move 9 --first",),
+        "move": ("dropforge move 9",),
         "pause": ("dropforge pause --reason 'the GPU is lent out'", "dropforge pause support --reason 'bad labels'"),
         "resume": ("dropforge resume", "dropforge resume support"),
         "runs": ("dropforge runs", "dropforge runs --track support --state failed"),

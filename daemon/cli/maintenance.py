@@ -1,6 +1,5 @@
 """Maintenance of a workspace: `attention`, `gc`, `backup`, `restore`, `doctor`, `messages`, `metrics`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,6 @@ import typer
 from daemon.champions.promotion import sync_restored_links
 from daemon.cli.output import local, print_json, print_line, print_lines, print_table
 from daemon.cli.workspace import (
-    SERVICE_FILE,
     JsonOption,
     chosen_file,
     load_settings,
@@ -28,16 +26,11 @@ from daemon.storage.restore import restore as put_back
 from daemon.system.clock import now_ms
 from daemon.views import attention as needs
 from daemon.views import confirmations
-from daemon.views.doctor import Finding, examine
+from daemon.views.doctor import examine
 from pipeline.errors import EXIT_FAILED, DropforgeError
 from pipeline.words import count, size_words
 
 _MOST_NAMED = 20
-_OUTSIDE = "looked from outside of the service's unit, which hides files and sets variables"
-_INSIDE = (
-    "sudo nsenter -m -n -e -S $(id -u dropforge) -G $(id -g dropforge) -t $(systemctl show -P MainPID dropforge) "
-    "dropforge"
-)
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed, and why.")]
 
@@ -151,11 +144,6 @@ def restore(
         print_line(f"missing or damaged: {name}")
 
 
-def _is_outside(context: typer.Context) -> bool:
-    """Return whether the settings are the service's but this process runs outside of its systemd unit."""
-    return chosen_file(context) == SERVICE_FILE and "STATE_DIRECTORY" not in os.environ
-
-
 def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     Look at database, disks, inbox and models, and say what to mend.
@@ -164,8 +152,6 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     settings = load_settings(context)
     findings = [*examine(settings), *addresses.examine(settings.messages, chosen_file(context))]
-    if _is_outside(context):
-        findings.append(Finding(name="outside", level="warn", text=_OUTSIDE, remedy=f"{_INSIDE} doctor"))
     bad = any(finding.level == "bad" for finding in findings)
     if as_json:
         print_json(ok=not bad, findings=findings)
@@ -192,8 +178,7 @@ def messages(
     """
     settings = load_settings(context)
     if test:
-        unseen = f"{_OUTSIDE}: {_INSIDE} messages --test" if _is_outside(context) else ""
-        _send_test(settings, unseen, as_json=as_json)
+        _send_test(settings, as_json=as_json)
         return
     found = unsent(settings, now_ms())
     if as_json:
@@ -207,18 +192,16 @@ def messages(
         print_line("no message waits" if settings.messages.urls else "no address is set: urls in [messages]")
 
 
-def _send_test(settings: Settings, unseen: str, *, as_json: bool) -> None:
+def _send_test(settings: Settings, *, as_json: bool) -> None:
     tried = addresses.try_all(settings.messages)
     if not tried:
         hint = "set urls in [messages] of dropforge.toml, as Apprise has them"
-        raise DropforgeError("there is no address to send to", f"{hint}; {unseen}" if unseen else hint)
+        raise DropforgeError("there is no address to send to", hint)
     if as_json:
-        print_json(tried=tried, unseen=unseen)
+        print_json(tried=tried)
     else:
         for one in tried:
             print_line(f"{one.address}: {'taken' if one.error is None else f'not taken: {one.error}'}")
-        if unseen:
-            print_line(unseen)
     if any(one.error for one in tried):
         raise typer.Exit(EXIT_FAILED)
 

@@ -136,14 +136,13 @@ def _print_status_json(settings: Settings, overview: Overview) -> None:
     )
 
 
-def files_in_inbox(settings: Settings, track: str | None = None) -> list[str]:
-    """Return the sorted printable paths, relative to the inbox, of files not yet taken in, of all tracks or one."""
-    found = []
+def files_in_inbox(settings: Settings) -> list[str]:
+    """Return the sorted printable paths, relative to the inbox, of files that are not yet taken in."""
+    found: list[Path] = []
     for folder in watched_folders(settings):
-        if track in {None, folder.track} and folder.path.is_dir():
-            names = [path for path in folder.path.iterdir() if not is_skipped(os.fsencode(path.name))]
-            found += [path for path in names if path.is_file()]
-    return sorted(printable(str(path.relative_to(settings.inbox_folder))) for path in found)
+        if folder.path.is_dir():
+            found += [path for path in folder.path.iterdir() if not is_skipped(os.fsencode(path.name))]
+    return sorted(printable(str(path.relative_to(settings.inbox_folder))) for path in found if path.is_file())
 
 
 def _disk(settings: Settings) -> dict[str, Any]:

@@ -21,8 +21,6 @@ from daemon.state.tables import Drop, Run
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 from pipeline import durable
-from tests.chaos.house import records
-from tests.daemon.champions.test_approval import House
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 GOOD = '{"instruction": "a", "output": "b"}\n'
@@ -266,16 +264,12 @@ def test_a_track_that_was_taken_out_of_the_settings_is_still_asked_for_by_its_na
 
 
 def test_train_begins_a_run_and_says_what_it_will_hold(lived_in: Any, dropforge: Command) -> None:
-    assert dropforge("train").out.splitlines() == [
-        "run 4 trains on 4 rows of drops 2, 5, 6; it begins next, once the daemon runs: dropforge run",
-        "no drop is new; run 3, the last one: it is running",
-    ]
+    said = "run 4 trains on {} new; it begins next, once the daemon runs: dropforge run\n"
+    assert dropforge("train").out == said.format("4 rows of 3 drops, 0 of them")
     lived_in.take("fourth.jsonl", '{"instruction": "say e", "output": "e"}\n')
     with transaction(lived_in.engine) as session:
         put_off = session.get_one(Run, 4).not_before = lived_in.now + 10**12
-    again = dropforge("train").out.splitlines()
-    assert again[0].startswith("run 4 trains on 5 rows of drops 2, 5, 6, 7; ")
-    assert again[1] == "new: 7 (fourth.jsonl)"
+    assert dropforge("train").out == said.format("5 rows of 4 drops, 1 of them")
     with transaction(lived_in.engine) as session:
         run = session.get_one(Run, 4)
         assert (run.trigger, run.not_before < put_off) == ("hand", True)
@@ -286,23 +280,3 @@ def test_train_refuses_a_track_without_data(lived_in: Any, dropforge: Command) -
     assert (ended.code, "track support has no drop to train on" in ended.err) == (1, True)
     assert "did you mean 'support'" in dropforge("train", "suport").err
     assert [run.id for run in Overview(lived_in.settings.state_folder).runs()] == [3, 2, 1]
-
-
-def test_train_says_what_the_last_run_came_to(tmp_path: Path, dropforge: Command) -> None:
-    house = House(tmp_path, '[gate]\non = "pinned"\n')
-    house.run("not_shown_better")
-    assert dropforge("train").out.splitlines()[1] == "no drop is new; run 1, the last one: not better"
-    (house.daemon.settings.inbox_folder / "new.jsonl").write_bytes(records("new"))
-    house.daemon.take_in(house.now)
-    assert dropforge("train").out.splitlines()[1] == "new: 2 (new.jsonl)"
-
-
-def test_train_names_files_that_the_daemon_has_not_taken(lived_in: Any, dropforge: Command) -> None:
-    for name in ("late.jsonl", "heldout/later.jsonl", "support/other.jsonl"):
-        (lived_in.settings.inbox_folder / name).write_text(GOOD)
-    said = "not in it, since the daemon has not taken them yet: heldout/later.jsonl, late.jsonl"
-    assert dropforge("train").out.splitlines()[-1] == said
-    lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
-    assert lock.acquire()
-    assert said not in dropforge("train").out, "it takes them by itself"
-    lock.release()

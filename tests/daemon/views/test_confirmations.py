@@ -42,4 +42,4 @@ def test_the_queue_is_told_in_the_same_words(page: Page, dropforge: Callable[...
     assert page("runs/3/cancel")[0] == "run 3 is asked to stop"
     assert dropforge("cancel", "3").out.startswith("run 3 is asked to stop")
     dropforge("retry", "2")
-    assert page("runs/2/move") == dropforge("move", "2", "--first").out.splitlines() == ["the order is now: run 2"]
+    assert page("runs/2/move") == dropforge("move", "2").out.splitlines() == ["the order is now: run 2"]
