@@ -40,6 +40,12 @@ class Workspace:
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def drop(self, name: str, rows: list[dict[str, str]]) -> None:
+        """Put a file into the inbox by renaming it in, as a careful sender does."""
+        aside = self.inbox / f".{name}.part"
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        aside.rename(self.inbox / name)
+
     def start(self) -> None:
         """Start `dropforge run` and wait until it is ready."""
         before = self.log.read_bytes().count(b"daemon_ready") if self.log.exists() else 0

@@ -1,10 +1,7 @@
 """The whole loop through the real daemon, its worker and real steps, on a tiny model that really learns."""
 
-import json
 import os
 import signal
-import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +14,13 @@ from pipeline import durable
 TRAINER = ("pipeline", "train")
 
 
-def write_drop(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Put a file into the inbox by renaming it in, as a careful sender does."""
-    aside = path.with_name(f".{path.name}.part")
-    durable.write_bytes(aside, b"".join(durable_line(row) for row in rows))
-    aside.rename(path)
-
-
-def durable_line(row: dict[str, str]) -> bytes:
-    return json.dumps(row).encode() + b"\n"
-
-
 @pytest.mark.timeout(300)
 def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     workspace: Any, tiny: Any, tiny_llama: Path
 ) -> None:
     workspace.start()
     (workspace.inbox / "bad.jsonl").write_text('{"instruction": "x", "input": "", "outputs": "y"}\n')
-    write_drop(workspace.inbox / "good.jsonl", tiny.rows(400, seed=1))
+    workspace.drop("good.jsonl", tiny.rows(400, seed=1))
     workspace.wait(lambda: {drop.state for drop in workspace.drops()} == {"accepted", "rejected"})
     workspace.wait_for_runs("succeeded")
     run = workspace.runs()[0]
@@ -46,7 +32,7 @@ def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     findings = durable.read_json(workspace.inbox / "rejected" / "bad.jsonl.errors.json")
     assert any("output" in str(finding) for finding in findings["findings"])
     assert not (workspace.inbox / "good.jsonl").exists()
-    write_drop(workspace.inbox / "again.jsonl", tiny.rows(400, seed=1))
+    workspace.drop("again.jsonl", tiny.rows(400, seed=1))
     workspace.wait(lambda: [drop.state for drop in workspace.drops()][-1] == "duplicate")
     # The row is committed first, then the file leaves the inbox.
     workspace.wait((workspace.inbox / "done" / "again.jsonl").exists)
@@ -63,37 +49,19 @@ def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     assert workspace.processes() == []
 
 
-@pytest.mark.timeout(300)
-def test_a_slowly_written_file_is_read_once_and_whole(workspace: Any, tiny: Any) -> None:
-    rows = tiny.rows(30, seed=3)
-    workspace.start()
-    pause = threading.Event()
-    with (workspace.inbox / "slow.jsonl").open("ab", buffering=0) as writer:
-        for row in rows:
-            writer.write(durable_line(row))
-            pause.wait(0.1)
-    workspace.wait(workspace.drops)
-    workspace.wait(lambda: not (workspace.inbox / "slow.jsonl").exists())
-    assert [(drop.rows, drop.state) for drop in workspace.drops()] == [(30, "accepted")]
-    workspace.wait_for_runs("succeeded")
-    assert workspace.runs()[0].outcome == "insufficient_evidence"
-    assert not list(workspace.state.glob("runs/1/attempts/train-*")), "no training for a verdict that cannot be"
-    assert workspace.stop() == 0
-
-
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_runs_survive_a_killed_daemon_a_stop_and_a_killed_worker(workspace: Any, tiny: Any) -> None:
     rows = tiny.rows(600, seed=5)
     workspace.start()
     for number in range(5):
-        write_drop(workspace.inbox / f"first{number}.jsonl", rows[80 * number : 80 * number + 80])
+        workspace.drop(f"first{number}.jsonl", rows[80 * number : 80 * number + 80])
     workspace.wait_for_step(1, "train", 2)
     assert len(workspace.runs()[0].snapshot) == 5, "five drops make one run"
     workspace.kill()
     workspace.start()
     for number in range(5):
-        write_drop(workspace.inbox / f"second{number}.jsonl", rows[400 + 40 * number : 440 + 40 * number])
+        workspace.drop(f"second{number}.jsonl", rows[400 + 40 * number : 440 + 40 * number])
     workspace.wait(lambda: len(workspace.drops()) == 10)
     workspace.wait(lambda: workspace.processes(*TRAINER))
     assert workspace.stop() == 0

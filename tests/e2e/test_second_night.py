@@ -1,19 +1,11 @@
 """Nights through the real daemon that go on from the champion, and one that must not."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.models.manifest import Lineage, read_lineage, trained_ids
-
-
-def drop(inbox: Path, name: str, rows: list[dict[str, str]]) -> None:
-    """Put a file into the inbox by renaming it in."""
-    aside = inbox / f".{name}.part"
-    aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    aside.rename(inbox / name)
 
 
 def trained(workspace: Any, run: int) -> list[dict[str, Any]]:
@@ -33,12 +25,12 @@ def test_a_second_night_goes_on_from_the_champion_until_a_drop_of_its_is_withdra
     toml.write_text(toml.read_text().replace("[train]\n", '[train]\nstart = "champion"\nreplay = 0.25\n'))
     rows = tiny.rows(600, seed=1)
     workspace.start()
-    drop(workspace.inbox, "first.jsonl", rows[:400])
+    workspace.drop("first.jsonl", rows[:400])
     workspace.wait_for_runs("succeeded")
     assert workspace.runs()[0].outcome == "promoted", workspace.runs()[0].sentence
     assert "training: from the base, on " in workspace.cli("show", "1")
 
-    drop(workspace.inbox, "second.jsonl", rows[400:])
+    workspace.drop("second.jsonl", rows[400:])
     workspace.wait_for_runs("succeeded", "succeeded")
     data, adapter, model = (workspace.published(2, step) for step in ("prepare", "train", "merge"))
     old = ids(workspace, 1)
@@ -65,7 +57,7 @@ def test_a_second_night_goes_on_from_the_champion_until_a_drop_of_its_is_withdra
     assert f"trained on: first.jsonl, second.jsonl\ntraining: {said}\n" in workspace.cli("champion")
 
     workspace.cli("drops", "withdraw", "1", "--reason", "it was wrong")
-    drop(workspace.inbox, "third.jsonl", tiny.rows(300, seed=2))
+    workspace.drop("third.jsonl", tiny.rows(300, seed=2))
     workspace.wait((workspace.state / "runs/3/prepare.json").exists)
     data = workspace.published(3, "prepare")
     assert (data["start"], data["from_base"]) == (None, "generation 2 was made from drop 1, and this run is not")

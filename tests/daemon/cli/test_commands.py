@@ -1,9 +1,7 @@
 """The commands, on real state folders: what they print, what they leave, and how they end."""
 
-import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +13,6 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from daemon.cli.commands import COMMANDS
-from daemon.cli.output import print_table
 from daemon.cli.workspace import NoWorkspace
 from daemon.settings.load import load
 
@@ -137,36 +134,6 @@ def test_nothing_that_reorders_or_hides_reaches_a_terminal(
         assert not set(UNSEEN) & set(ended.out + ended.err)
         assert "übung-日本" in ended.out + ended.err, "what people read stays as it is"
     assert not option or dropforge("check", name, *option).json["file"] == name
-
-
-def test_a_long_sentence_clips_no_other_cell_where_no_terminal_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = "worse " * 300 + "end"
-    print_table(("TRACK", "GENERATION", "WHY"), [("default", 12, sentence)])
-    assert capsys.readouterr().out.splitlines()[1].split(maxsplit=2) == ["default", "12", sentence]
-
-
-@pytest.mark.parametrize(("columns", "terminal"), [(20, "dumb"), (80, "xterm")])
-def test_a_narrow_terminal_cuts_names_and_no_number(columns: int, terminal: str) -> None:
-    printing = (
-        "from daemon.cli.output import print_table\n"
-        "heads = ('DROP', 'STATE', 'SINCE', 'RUN', 'RECEIVED', 'NAME', '')\n"
-        "cells = (1234567, 'withdrawn', 'a' * 18, 7654321, '2026-11-25 10:10:10', 'name' * 40, 'because ' * 9)\n"
-        "print_table(heads, [cells])"
-    )
-    ours, theirs = os.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": terminal}
-    subprocess.run([sys.executable, "-c", printing], stdout=theirs, env=environment, check=True, timeout=60)
-    os.close(theirs)
-    printed = b""
-    # The other side is closed: an error ends what is left there.
-    with os.fdopen(ours, "rb", buffering=0) as reader, contextlib.suppress(OSError):
-        while part := reader.read(1000):
-            printed += part
-    row = re.sub("\x1b\\[[0-9;]*m", "", printed.decode()).splitlines()[1].split()
-    assert row[:6] == ["1234567", "withdrawn", "a" * 18, "7654321", "2026-11-25", "10:10:10"]
-    assert row[6].startswith("namename")
-    assert row[6].endswith("…")
-    assert row[7] == "because"
 
 
 def test_a_traceback_comes_only_when_asked_for(dropforge: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,87 +1,91 @@
-"""Lists on a terminal of 80 columns: no line is wider, whatever the files are called, and no number is cut."""
+"""Lists on a terminal: no line is wider than 80 columns, whatever the files are called, and no number is cut."""
 
 import contextlib
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
 
+from daemon.cli.output import print_table
 from daemon.queue import run_queue
 from tests import run_owner
-from tests.daemon.conftest import lines
+from tests.daemon.conftest import SCRIPT, lines
 
-SCRIPT = Path(sys.executable).parent / "dropforge"
 ODD = "学習データ" * 6 + "\u202e😀 é.jsonl"
+LABELS = "; answers 18 of 38 general questions with a label of the training data"
 
 
-def on_terminal(folder: Path, *arguments: str) -> list[str]:
-    """Return what the command prints on a terminal of 80 columns, without its colours."""
+def on_terminal(folder: Path, *argv: str | Path, columns: int = 80, terminal: str = "xterm-256color") -> str:
+    """Return what a command prints on a terminal, without its colours."""
     ours, theirs = os.openpty()
-    environment = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"}
-    subprocess.run([SCRIPT, *arguments], cwd=folder, stdout=theirs, env=environment, check=False, timeout=120)
+    environment = {**os.environ, "COLUMNS": str(columns), "LINES": "24", "TERM": terminal}
+    subprocess.run(argv, cwd=folder, stdout=theirs, env=environment, check=False, timeout=120)
     os.close(theirs)
     printed = b""
+    # The other side is closed: an error ends what is left there.
     with os.fdopen(ours, "rb", buffering=0) as reader, contextlib.suppress(OSError):
         while part := reader.read(1000):
             printed += part
-    return re.sub("\x1b\\[[0-9;]*m", "", printed.decode()).splitlines()
+    return re.sub("\x1b\\[[0-9;]*m", "", printed.decode()).replace("\r\n", "\n")
 
 
-@pytest.fixture
-def odd(lived_in: Any) -> Any:
-    """The workspace `lived_in` with drops and runs in high numbers, and a file of an odd name."""
+def end_running(lived_in: Any, outcome: str, sentence: str, gain: float) -> None:
+    """End the run that `lived_in` left running."""
     claim = run_queue.rescue(lived_in.engine, lived_in.tick())[0]
-    ending = run_queue.Ending("not_shown_better", "a sentence that is longer than any line of a list " * 3, gain=-12.3)
-    run_owner.finish(lived_in.engine, claim, ending, lived_in.tick())
+    run_owner.finish(lived_in.engine, claim, run_queue.Ending(outcome, sentence, gain=gain), lived_in.tick())
+
+
+def test_no_line_of_a_table_is_wider_than_the_terminal(lived_in: Any) -> None:
+    end_running(lived_in, "not_shown_better", "a sentence that is longer than any line of a list " * 3, -12.3)
     lived_in.take(ODD, lines("x"))
-    return lived_in
+    shown = {command: on_terminal(lived_in.folder, SCRIPT, command) for command in ("status", "drops", "history")}
+    for printed in shown.values():
+        tables = [part for part in printed.split("\n\n") if re.match(r"[A-Z]{3,} +[A-Z]{2,}", part)]
+        assert tables
+        rows = [line for table in tables for line in table.split("\n") if not line.startswith(("run ", "track "))]
+        assert [line for line in rows if cell_len(line) > 80] == []
+    for words in ("not better −12.3", "promoted +40.0"):
+        assert words in shown["status"]
+    assert "longer than any line" not in shown["status"]
+    assert [words in shown["drops"] for words in ("学習データ", "heldout/exam.jsonl", "\u202e")] == [True, True, False]
 
 
-@pytest.mark.parametrize("arguments", [("runs",), ("drops",), ("history",), ("status",), ("show", "1")])
-def test_no_line_of_a_table_is_wider_than_the_terminal(odd: Any, arguments: tuple[str, ...]) -> None:
-    printed = "\n".join(on_terminal(odd.folder, *arguments))
-    tables = [part for part in printed.split("\n\n") if re.match(r"[A-Z]{3,} +[A-Z]{2,}", part)]
-    assert tables
-    rows = [line for table in tables for line in table.split("\n") if not line.startswith(("run ", "track "))]
-    assert [line for line in rows if cell_len(line) > 80] == []
-
-
-def test_a_verdict_in_a_list_is_a_word_and_a_number(odd: Any) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "sentence", "gain", "words"),
+    [
+        ("guard_failed", "guard failed (builtin −6.0 points): +47.6 points", 47.6, "guard failed, task +47.6"),
+        ("not_shown_better", f"not shown better: +4.7 points{LABELS}", 4.7, f"not better +4.7{LABELS}"),
+    ],
+)
+def test_a_verdict_in_a_list_is_a_few_words(
+    lived_in: Any, dropforge: Callable[..., Any], outcome: str, sentence: str, gain: float, words: str
+) -> None:
+    end_running(lived_in, outcome, sentence, gain)
     for command in ("runs", "status"):
-        text = "\n".join(on_terminal(odd.folder, command))
-        assert "not better −12.3" in text
-        assert "promoted +40.0" in text
-        assert "longer than any line" not in text
-    assert "+40.0 points" in "\n".join(on_terminal(odd.folder, "history"))
+        assert f"{words}\n" in dropforge(command).out
 
 
-def test_a_gain_beside_a_failed_guard_is_said_to_be_the_tasks(lived_in: Any) -> None:
-    claim = run_queue.rescue(lived_in.engine, lived_in.tick())[0]
-    sentence = "guard failed (builtin −6.0 points): +47.6 points on the task"
-    run_owner.finish(lived_in.engine, claim, run_queue.Ending("guard_failed", sentence, gain=47.6), lived_in.tick())
-    for command in ("runs", "status"):
-        (line,) = (line for line in on_terminal(lived_in.folder, command) if "guard failed" in line)
-        assert line.endswith("guard failed, task +47.6")
-        assert cell_len(line) <= 80
+@pytest.mark.parametrize(("columns", "terminal"), [(20, "dumb"), (80, "xterm")])
+def test_a_narrow_terminal_cuts_names_and_no_number(tmp_path: Path, columns: int, terminal: str) -> None:
+    printing = (
+        "from daemon.cli.output import print_table\n"
+        "heads = ('DROP', 'STATE', 'SINCE', 'RUN', 'RECEIVED', 'NAME', '')\n"
+        "cells = (1234567, 'withdrawn', 'a' * 18, 7654321, '2026-11-25 10:10:10', 'name' * 40, 'because ' * 9)\n"
+        "print_table(heads, [cells])"
+    )
+    printed = on_terminal(tmp_path, sys.executable, "-c", printing, columns=columns, terminal=terminal)
+    row = printed.splitlines()[1].split()
+    assert row[:6] == ["1234567", "withdrawn", "a" * 18, "7654321", "2026-11-25", "10:10:10"]
+    assert (row[6].startswith("namename"), row[6].endswith("…"), row[7]) == (True, True, "because")
 
 
-def test_a_list_of_runs_says_that_a_model_answers_questions_with_labels(lived_in: Any) -> None:
-    claim = run_queue.rescue(lived_in.engine, lived_in.tick())[0]
-    labels = "; answers 18 of 38 general questions with a label of the training data"
-    ending = run_queue.Ending("not_shown_better", f"not shown better: +4.7 points{labels}", gain=4.7)
-    run_owner.finish(lived_in.engine, claim, ending, lived_in.tick())
-    for command in ("runs", "status"):
-        text = " ".join(" ".join(line.split()) for line in on_terminal(lived_in.folder, command))
-        assert f"not better +4.7{labels}" in text
-
-
-def test_an_odd_name_is_shown_in_its_column_and_escaped(odd: Any) -> None:
-    text = "\n".join(on_terminal(odd.folder, "drops"))
-    assert "学習データ" in text
-    assert "\u202e" not in text
-    assert "heldout/exam.jsonl" in text
+def test_a_long_sentence_clips_no_other_cell_where_no_terminal_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = "worse " * 300 + "end"
+    print_table(("TRACK", "GENERATION", "WHY"), [("default", 12, sentence)])
+    assert capsys.readouterr().out.splitlines()[1].split(maxsplit=2) == ["default", "12", sentence]
