@@ -79,7 +79,10 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
             promotion.promote(engine, root, candidate, now)
         except promotion.Blocked:
             waits = True  # for a person who takes it all the same
-    bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
+    # Not compared: a run that ended before the evaluation, for lack of data. `stale_steps` repeats it if its data was
+    # prepared for another champion and nothing was trained on it.
+    compared = verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, claim.run_id)
+    bound = waits or (not wins and compared)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
     ending = run_queue.Ending(outcome, sentence, _heldout_version(settings, verdict, claim), verdict.gain)
@@ -91,16 +94,6 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
         suspects.follow_verdict(session, settings, held, verdict, now)
         against = blocker(folder, champions_of(session, held.track)) if waits else None
     return outcome, true_sentence(claim.run_id, outcome, sentence, against)
-
-
-def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
-    """
-    Return whether a verdict that is no win is valid only for today's champion, since the models were compared.
-
-    `False` for a contaminated candidate, and if the run ended before the evaluation, for lack of data: `stale_steps`
-    repeats such a run if its data was prepared for another champion and nothing was trained on it.
-    """
-    return verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, run_id)
 
 
 def _candidate(claim: states.Claim, track: str, verdict: Verdict) -> promotion.Candidate:

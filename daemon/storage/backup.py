@@ -75,10 +75,10 @@ class Manifest(Frozen):
     counts: dict[str, int]
     """Rows of the database by table."""
     champions: tuple[str, ...]
-    """Folders of the merged models that its tracks serve or would go back to, below the state folder."""
+    """Folders of the current and previous champions' merged models, relative to the state folder."""
     with_models: bool
     missing: tuple[str, ...]
-    """Files that the database names and that were not there, or not what their name says, or damaged verdicts."""
+    """Files that the database names and that were missing or had another hash, and damaged verdicts."""
     files: dict[str, tuple[int, str]]
     """Size and sha256 of every other file, by its path below the backup."""
 

@@ -6,7 +6,7 @@ from daemon.settings.model import TrackSettings
 from daemon.state.run_files import published, run_folder
 from daemon.state.tables import Run
 from daemon.storage.retention import tree_bytes
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_files
 from pipeline.models.memory_estimate import base_sizes, moment_numbers, trained_numbers
@@ -17,7 +17,7 @@ from pipeline.search_settings import largest, most_trials
 CHECKPOINTS = 3
 _SMALL = 1 << 20
 _NUMBER_BYTES = 4
-"""Of a trained number, or a moment of the optimizer: float32; the 8-bit optimizers need less."""
+"""Bytes per trained number and per optimizer moment: float32; 8-bit optimizers need less."""
 
 
 class CannotTell(DropforgeError):
@@ -43,16 +43,13 @@ def needed_bytes(config: RunConfig | TrackSettings) -> dict[str, int]:
     trained = trained_numbers(counts, train) * _NUMBER_BYTES
     moments = moment_numbers(counts, train) * _NUMBER_BYTES
     result = trained + beside
+    # Of a search one adapter per trial, and a copy of the chosen one.
+    adapters = 1 + most_trials(train.search) if train.search.space else 1
     steps = {
-        "train": CHECKPOINTS * (result + moments) + _adapters(train) * result,
+        "train": CHECKPOINTS * (result + moments) + adapters * result,
         "merge": sum(size for _, size in sizes),
     }
     return {step: size + _SMALL for step, size in steps.items()}
-
-
-def _adapters(train: TrainConfig) -> int:
-    """Return the number of adapters that a training leaves: of a search one per trial, and a copy of the chosen one."""
-    return 1 + most_trials(train.search) if train.search.space else 1
 
 
 def still_needed(state_folder: Path, run: Run) -> dict[str, int]:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,8 +150,6 @@ def _throw_away(root: Path, item: Item, kept: Kept) -> None:
 
 
 def _record(engine: Engine, found: Collected, now: int) -> None:
-    reasons: dict[str, int] = {}
-    for item in found.items:
-        reasons[item.why] = reasons.get(item.why, 0) + 1
+    reasons = Counter(item.why for item in found.items)
     with transaction(engine) as session:
         record_event(session, "garbage_collected", now, bytes=found.bytes, items=len(found.items), reasons=reasons)

@@ -52,7 +52,7 @@ class Restored(NamedTuple):
 
     manifest: Manifest
     replaced: Path
-    """Where the database and the runs that were there before are now."""
+    """The folder with the database and the runs that were there before."""
     lost: tuple[str, ...]
     """Files that were accepted after the backup was made, as `track/name`: they are in the inbox's `done/`."""
     missing: tuple[str, ...]

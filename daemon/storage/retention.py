@@ -40,9 +40,9 @@ class Kept:
     newest_runs: set[int] = field(default_factory=set)
     """Ended runs within the limits of the settings."""
     ended: list[Run] = field(default_factory=list)
-    """All other runs than the open ones, the latest first."""
+    """All runs that are over, the latest first."""
     folders: set[Path] = field(default_factory=set)
-    """Resolved: the drops, what open runs have, what the artifacts of ended ones name that are kept."""
+    """Resolved folders: drops, open runs, and those that the artifacts of kept ended runs name."""
 
     @property
     def runs(self) -> set[int]:

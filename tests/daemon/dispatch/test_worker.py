@@ -233,16 +233,15 @@ def test_a_step_that_a_models_own_code_kept_busy_names_the_model_and_is_not_retr
     assert "chat_template.jinja" in result.error.hint
 
 
-@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (35, "signal 35")])
 @pytest.mark.usefixtures("worker")
-def test_a_killed_step_gets_a_result_that_names_the_signal(tmp_path: Path, number: int, name: str) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED.replace("{}", str(number)))
+def test_a_killed_step_gets_a_result_that_names_the_signal(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED.replace("{}", "9"))
     executor.submit(spec)
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
     result = result_of(spec)
-    assert (result.status, result.exit_code) == ("failed", 128 + number)
+    assert (result.status, result.exit_code) == ("failed", 137)
     assert result.error is not None
-    assert f"was killed by {name}" in result.error.message
+    assert "was killed by SIGKILL" in result.error.message
 
 
 @pytest.mark.usefixtures("worker")

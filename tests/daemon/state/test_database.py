@@ -25,7 +25,6 @@ from daemon.state.database import (
 from daemon.state.database_file import (
     BACKUPS,
     DatabaseUnusable,
-    file_system,
     refuse_network,
     verify,
 )
@@ -297,13 +296,6 @@ def test_a_state_folder_on_a_network_file_system_is_refused(tmp_path: Path, kind
     refuse_network(tmp_path, mounts)
 
 
-def test_the_file_system_of_a_folder_is_the_one_that_the_system_names(tmp_path: Path) -> None:
-    named = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True)
-    # `stat` says ext2/ext3 for ext4, and overlayfs for overlay.
-    assert file_system(tmp_path)[:3] == named.stdout[:3]
-    assert file_system(Path("/proc/self")) == "proc"
-
-
 def test_a_transaction_holds_the_write_lock_from_its_first_read(path: Path, engine: Engine) -> None:
     other = sqlite3.connect(path, timeout=0, isolation_level=None)
     with transaction(engine) as session:
@@ -315,17 +307,12 @@ def test_a_transaction_holds_the_write_lock_from_its_first_read(path: Path, engi
 
 
 RUN = "INSERT INTO run (id, track, state, trigger, created_at, not_before, failures, deaths, cancel_requested) VALUES "
-ENDED = (
-    "INSERT INTO run (id, track, state, trigger, created_at, not_before, ended_at, failures, deaths, cancel_requested) "
-    "VALUES "
-)
 DROP = (
     'INSERT INTO "drop" (track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings, '
     "received_at) VALUES "
 )
 ATTEMPT = "INSERT INTO attempt (run_id, step, number, fence, state, started_at) VALUES "
 PROMOTION = "INSERT INTO promotion (track, run_id, state, generation, model_id, model_path, reason, created_at) VALUES "
-SLOT = "INSERT INTO slot (track, due_at, taken_at, outcome) VALUES "
 ONE_RUN = RUN + "(1, 'a', 'queued', 'drop', 1, 1, 0, 0, 0)"
 RULES = {
     "one open run a track": (ONE_RUN, RUN + "(2, 'a', 'queued', 'drop', 2, 2, 0, 0, 0)", "run.track"),
@@ -333,19 +320,6 @@ RULES = {
         DROP + "('a', 'train', 'accepted', x'61', 'a', 'h', 1, 1, 0, 0, 1)",
         DROP + "('a', 'train', 'accepted', x'62', 'b', 'h', 1, 1, 0, 0, 2)",
         "drop.track, drop.role, drop.sha256",
-    ),
-    "one slot a night": (
-        SLOT + "('a', 5, 6, 'queued')",
-        SLOT + "('a', 5, 7, 'no_new_data')",
-        "slot.track, slot.due_at",
-    ),
-    "one promotion a run": (
-        ENDED
-        + "(1, 'a', 'succeeded', 'drop', 1, 1, 2, 0, 0, 0); "
-        + PROMOTION
-        + "('a', 1, 'done', 1, 'm', 'p', 'r', 1)",
-        PROMOTION + "('a', 1, 'done', 2, 'm', 'p', 'r', 1)",
-        "promotion.run_id",
     ),
     "one champion a generation": (
         PROMOTION + "('a', NULL, 'done', 1, 'm', 'p', 'r', 1)",
@@ -358,7 +332,6 @@ RULES = {
         "attempt.run_id",
     ),
     "known states of a promotion": ("", PROMOTION + "('a', NULL, 'maybe', 1, 'm', 'p', 'r', 1)", "state_known"),
-    "no end before the end": ("", ENDED + "(1, 'a', 'queued', 'drop', 1, 1, 9, 0, 0, 0)", "final_has_end"),
     "no run without a token": ("", RUN + "(1, 'a', 'running', 'drop', 1, 1, 0, 0, 0)", "running_has_token"),
 }
 
@@ -387,15 +360,6 @@ def test_a_reader_reads_and_cannot_write(path: Path, engine: Engine) -> None:
         assert [event.kind for event in session.exec(select(Event))] == ["seen"]
     with pytest.raises(OperationalError, match="readonly"), transaction(reader) as session:
         session.add(Event(at=2, kind="forbidden"))
-
-
-def test_a_reader_does_not_wait_for_a_writer_that_has_not_committed(path: Path, engine: Engine) -> None:
-    reader = open_reader(path)
-    with transaction(engine) as session:
-        session.add(Event(at=1, kind="unfinished"))
-        session.flush()
-        with transaction(reader) as reading:
-            assert reading.exec(select(Event)).all() == []
 
 
 def test_reading_before_the_first_start_says_what_to_do(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 
-from daemon.champions import promotion
 from daemon.queue import run_queue, states
 from daemon.service import Service
 from daemon.settings.load import load
@@ -219,16 +218,6 @@ def test_runs_of_an_earlier_version_are_backed_up_and_restored(served: LivedIn, 
     first, _, third = rows(served.settings, Run)
     assert first.config["train"]["gone"] == 1
     assert third.config is None
-
-
-def test_a_restored_database_of_another_schema_is_left_to_the_daemon(
-    served: LivedIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = served.settings.state_folder
-    shutil.rmtree(root / "tracks")
-    monkeypatch.setattr("daemon.champions.promotion.newest_revision", lambda: "9999")
-    promotion.sync_restored_links(root)
-    assert not (root / "tracks").exists()
 
 
 def test_what_came_after_the_backup_is_put_aside_and_named(served: LivedIn, tmp_path: Path) -> None:

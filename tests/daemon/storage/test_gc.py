@@ -22,7 +22,7 @@ from daemon.queue import states
 from daemon.settings.model import GcSettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import AttemptState, RunState
-from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Track
+from daemon.state.tables import Attempt, Drop, Promotion, Run, Track
 from daemon.storage import garbage, gc
 from daemon.system.processes import lock_holder
 from pipeline import durable
@@ -382,20 +382,6 @@ def test_the_last_check_refuses_what_is_kept(history: Callable[..., History], mo
 
 
 # --- how it goes
-
-
-def test_a_dry_run_says_the_same_and_changes_nothing(history: Callable[..., History]) -> None:
-    made = history(keep_models=0)
-    made.run()
-    made.run("failed")
-    before = made.files()
-    said = made.collect(dry_run=True)
-    assert made.files() == before
-    assert said.items
-    assert made.collect().items == said.items
-    with transaction(made.engine) as session:
-        events = session.exec(select(Event).where(Event.kind == "garbage_collected")).all()
-    assert [event.detail["bytes"] for event in events] == [said.bytes]
 
 
 def test_no_row_can_change_and_nothing_be_published_while_files_are_moved(
