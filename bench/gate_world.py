@@ -129,7 +129,6 @@ class World:
             nll=(np.column_stack((candidate.nll, champion.nll)), np.full((size, 2), float(TOKENS))),
             degenerate={kind: np.column_stack((candidate.bad[kind], champion.bad[kind])) for kind in DEGENERATE},
             suites=(Suite("general", np.column_stack((candidate.general, champion.general)), base),),
-            held_to_base=True,
             former=tuple(Former(generation, scores) for generation, scores in enumerate(former)),
         )
 

@@ -354,7 +354,7 @@ class GuardResult(Frozen):
     """`shown`: too few records, or not in guards.stop; it cannot block the promotion."""
     drop: int | None = None
     parts: dict[str, float] = Field(default_factory=dict)
-    """For a suite, the change of each category in points; for `collapse`, the candidate's answers by kind."""
+    """For `collapse`, the number of the candidate's collapsed answers by kind."""
 
 
 class SliceResult(Frozen):
@@ -370,16 +370,6 @@ class SliceResult(Frozen):
     interval: tuple[float, float] | None = None
     p_value: float | None = None
     """One-sided p-value for a gain."""
-
-
-class DropLoss(Frozen):
-    """The champion's negative log-likelihood of one drop's held-out references, in nats per token."""
-
-    drop: int
-    nats: float
-    known: bool
-    stands_out: bool = False
-    """New, and its loss exceeds the known drops' maximum by more than their range."""
 
 
 class Verdict(Artifact):
@@ -416,8 +406,6 @@ class Verdict(Artifact):
     """Whether new drops are suspected: by `worse`, or a failed guard of an old drop or of the likelihood."""
     lost_drops: tuple[int, ...] = ()
     """Drops known to the champion on which the candidate lost."""
-    champion_losses: tuple[DropLoss, ...] = ()
-    """By drop; they warn and stop nothing."""
     slices: tuple[SliceResult, ...] = ()
     slices_not_listed: int = 0
     """Further drops and tags with too few records for a test."""

@@ -20,7 +20,7 @@ from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import MEASURED, TRIAL, DropState, PromotionState, RunState, SuspectEnd
+from daemon.state.states import TRIAL, DropState, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
 from pipeline.words import count
@@ -50,7 +50,6 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     may be worse for that, so its verdict blames no drop; a trial is repeated if the champion is not the one that it was
     made for.
     """
-    _note_losses(session, run, verdict, now)
     known, own = _known(session, run.track), _train_ids(session, run)
     lacks = known - own
     if run.trigger != TRIAL:
@@ -70,15 +69,6 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     else:
         why = f"run {run.id} tried it alone and does not speak against it"
         _end(session, settings, tried, _End(SuspectEnd.CLEARED, why), now)
-
-
-def _note_losses(session: Session, run: Run, verdict: Verdict, now: int) -> None:
-    """Record an event per new drop: the champion's loss on it, and its range of losses on the drops it knows."""
-    known = [one.nats for one in verdict.champion_losses if one.known]
-    for one in verdict.champion_losses:
-        if known and not one.known:
-            about = {"nats": one.nats, "known": [min(known), max(known)], "stands_out": one.stands_out}
-            record_event(session, MEASURED, now, track=run.track, run_id=run.id, drop_id=one.drop, **about)
 
 
 def go_on(engine: Engine, settings: Settings, now: int) -> None:

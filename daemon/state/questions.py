@@ -27,9 +27,6 @@ SELECT role, sum(rows) AS rows FROM "drop" WHERE track = :track AND state = 'acc
 #: The event that recorded a drop; its detail has the owner and the findings.
 TAKEN_IN = "SELECT * FROM event WHERE drop_id = :drop ORDER BY id LIMIT 1"
 
-#: The latest event with a champion's loss on a drop that it was not trained on.
-LOSS = "SELECT * FROM event WHERE drop_id = :drop AND kind = 'drop_measured' ORDER BY id DESC LIMIT 1"
-
 #: The latest failed, crashed or cancelled run that used a drop since it last came in; none if a run is queued.
 GAVE_BACK = """
 SELECT run.id FROM run, json_each(run.snapshot) AS held

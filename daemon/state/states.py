@@ -33,9 +33,6 @@ TRIAL = "trial"
 #: `Run.trigger` of a run that a person started to search settings (`dropforge search`).
 SEARCH = "search"
 
-#: `Event.kind` for the champion's loss on a drop that it was not trained on, as measured for a verdict.
-MEASURED = "drop_measured"
-
 
 class SuspectEnd(StrEnum):
     """How a drop's trial ended."""

@@ -1,12 +1,10 @@
-"""Views of drops: state, trial, a champion's loss on them, and the champions trained on a withdrawn drop."""
+"""Views of drops: state, trial, and the champions trained on a withdrawn drop."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from sqlite3 import Connection
 
 from daemon.champions import history
-from daemon.inbox.answers.remarks import loss_words, unlikely_words
-from daemon.state.questions import LOSS
 from daemon.views.reader import Row, Time, champions_of
 from pipeline.artifacts import Frozen
 
@@ -32,10 +30,6 @@ class DropView(Frozen):
     sha256: str
     on_trial: str | None = None
     """Why it is in no run but one that tries it alone, and which one does; `None` unless it is."""
-    champion_loss: str | None = None
-    """The loss on it of the latest champion that did not know it, beside those on what that knew, in words."""
-    unlikely: str | None = None
-    """What to do as that champion found its answers far less likely than what it knew; `None` unless they stood out."""
 
 
 _COLUMNS = ", ".join(name for name, field in DropView.model_fields.items() if field.is_required())
@@ -54,10 +48,7 @@ def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[D
     """Return the drops that the SQL clause `which` selects with the parameters `values`."""
     tried = on_trial(base)
     found = base.execute(f'SELECT {_COLUMNS} FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608
-    return [
-        DropView.model_validate({**vars(row), "on_trial": tried.get(row.id), **_champion_loss(base, row.id)})
-        for row in found
-    ]
+    return [DropView.model_validate({**vars(row), "on_trial": tried.get(row.id)}) for row in found]
 
 
 def on_trial(base: Connection) -> dict[int, str]:
@@ -69,17 +60,6 @@ def on_trial(base: Connection) -> dict[int, str]:
         f"{f'run {row.trial_run} tries it alone' if row.trial_run else when}"
         for row in rows
     }
-
-
-def _champion_loss(base: Connection, drop_id: int) -> dict[str, str | None]:
-    """Return a view's `champion_loss` and `unlikely`, in words; empty if no loss on the drop was measured."""
-    row = base.execute(LOSS, {"drop": drop_id}).fetchone()
-    if row is None:
-        return {}
-    run = base.execute("SELECT outcome FROM run WHERE id = ?", (row.run_id,)).fetchone()
-    is_odd = row.detail["stands_out"] and (run is None or run.outcome != "promoted")
-    odd = unlikely_words(row.detail, row.run_id) if is_odd else None
-    return {"champion_loss": loss_words(row.detail), "unlikely": odd}
 
 
 def drop_uses(base: Connection, state_folder: Path, drop: Row) -> DropUses:

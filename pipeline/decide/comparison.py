@@ -36,17 +36,8 @@ class Suite:
     scores: Floats
     base: Floats | None = None
     """The base model's on the same items; `None` if it is the champion, or was not measured."""
-    categories: tuple[str, ...] = ()
-    """Of each item, where the suite says so."""
     collapsed: Mapping[str, tuple[str, ...]] | None = None
     """By model (candidate, champion, base), what each free answer is instead of one; "" for an answer."""
-
-    @cached_property
-    def parts(self) -> dict[str, float]:
-        """Mean of candidate minus champion, -1 to 1, by category; empty if there is only one category."""
-        names, changes = np.array(self.categories), self.scores[:, 0] - self.scores[:, 1]
-        found = {name: float(changes[names == name].mean()) for name in sorted(set(self.categories))}
-        return found if len(found) > 1 else {}
 
 
 @dataclass(frozen=True)
@@ -103,8 +94,6 @@ class Comparison:
     """A pair of columns of 0 or 1 by kind: empty, truncated, looping."""
     tags: Mapping[str, Flags] = field(default_factory=dict)
     suites: tuple[Suite, ...] = ()
-    held_to_base: bool = False
-    """Whether the suites are held against the base model: not where it is the champion."""
     former: tuple[Former, ...] = ()
     opinion: Opinion | None = None
 
@@ -182,7 +171,6 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
     return replace(
         own,
         suites=tuple(_suite(folder, one) for one in report.suites),
-        held_to_base=report.base_model_id is not None,
         former=tuple(former),
         opinion=None if judgement is None else _opinion(root, judgement),
     )
@@ -192,8 +180,7 @@ def _suite(folder: Path, found: SuiteScores) -> Suite:
     items = sorted(durable.read_jsonl(folder / found.file), key=lambda line: str(line["id"]))
     base = None if found.base is None else np.array([_finite(item["base"]) for item in items], dtype=np.float64)
     collapsed = {role: tuple(item["collapsed"][role] for item in items) for role in items[0].get("collapsed", {})}
-    categories = tuple(item["category"] for item in items)
-    return Suite(found.name, _pair(items, _finite), base, categories, collapsed or None)
+    return Suite(found.name, _pair(items, _finite), base, collapsed or None)
 
 
 def _opinion(root: Path, judgement: Judgement) -> Opinion:

@@ -136,12 +136,6 @@ def change_words(guard: GuardResult) -> str:
     return f"{signed(guard.change, digits(guard))} {guard.unit}"
 
 
-def lost_most(guard: GuardResult) -> str:
-    """Name the two categories of a suite that lost most, beginning with ", most in"; "" if none lost."""
-    worst = sorted((change, name) for name, change in guard.parts.items() if change < 0)[:2]
-    return f", most in {listed([f'{name} ({signed(change)})' for change, name in worst])}" if worst else ""
-
-
 def digits(guard: GuardResult) -> int:
     """Return the number of decimals for a guard's values."""
     return {"nats": 3, "records": 0}.get(guard.unit, 1)
@@ -162,7 +156,7 @@ def guard_words(guard: GuardResult) -> str:
         words += f" {change_words(guard)}"
     if guard.margin is not None:
         words += f" (the limit is {margin_words(guard)})"
-    return words + lost_most(guard)
+    return words
 
 
 def margin_words(guard: GuardResult) -> str:

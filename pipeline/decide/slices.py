@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from pipeline.artifacts import DropLoss, SliceResult
+from pipeline.artifacts import SliceResult
 from pipeline.decide import statistics
 from pipeline.decide.comparison import Comparison, Flags, Places
 from pipeline.metrics.registry import METRICS
@@ -17,10 +17,6 @@ POINTS = 100
 LEAST_TESTED = 30
 #: Drops and tags with fewer records than that are listed up to this many of each: the newest drops, the largest tags.
 MOST_SMALL = 50
-#: A mean over fewer held-out records is too uncertain to describe a drop.
-_LEAST_ASKED = 10
-#: The range of fewer known drops is too uncertain: with two, one good drop of six would stand out.
-_LEAST_KNOWN = 3
 
 
 @dataclass(frozen=True)
@@ -148,25 +144,3 @@ def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int)
             )
         )
     return tuple(found)
-
-
-def measure_drop_losses(comparison: Comparison, known: Known) -> tuple[DropLoss, ...]:
-    """
-    Return the champion's negative log-likelihood per token on each drop's held-out records, by ascending drop.
-
-    Wrong data in a new drop often shows there at once: a new drop stands out if its loss exceeds the highest loss of
-    three or more known drops by more than the range of theirs. Drops with fewer than ten records are left out. Empty
-    for a base model, which knows no drop.
-    """
-    if not known.drops:
-        return ()
-    sums, tokens = (columns[:, 1] for columns in comparison.nll)
-    found = []
-    for drop in np.unique(comparison.drops).tolist():
-        mask = (comparison.drops == drop) & ~comparison.pinned
-        if mask.sum() >= _LEAST_ASKED and np.isfinite(sums[mask]).all():
-            nats = float(sums[mask].sum() / tokens[mask].sum())
-            found.append(DropLoss(drop=drop, nats=nats, known=drop in known.drops))
-    old = [one.nats for one in found if one.known]
-    most = 2 * max(old) - min(old) if len(old) >= _LEAST_KNOWN else float("inf")
-    return tuple(one.model_copy(update={"stands_out": not one.known and one.nats > most}) for one in found)

@@ -3,7 +3,7 @@
 from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide.comparison import read_comparison
-from pipeline.decide.slices import Known, measure_drop_losses
+from pipeline.decide.slices import Known
 from pipeline.decide.verdict import Rules, decide_verdict, early_verdict, on_part
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
@@ -41,11 +41,9 @@ def decide(attempt: Attempt) -> Verdict:
         version = version_of(comparison.ids)
         rules = _rules(attempt, dataset, found)
         verdict = decide_verdict(comparison, rules)
-        losses = measure_drop_losses(comparison, rules.known)
         if comparison.opinion is not None:
             judgement = comparison.opinion.on(on_part(comparison, rules).ids)
         facts = {
-            "champion_losses": losses,
             "champion_generation": found.champion_generation,
             "candidate_model_id": found.candidate.model_id,
             "champion_model_id": found.champion.model_id,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
-from pipeline.decide.explain import GENERAL_SHARE, GUARDS, lost_most
+from pipeline.decide.explain import GENERAL_SHARE, GUARDS
 from pipeline.report.facts import NextStep
 from pipeline.words import count, listed, plain
 
@@ -71,7 +71,7 @@ def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: 
     """
     if not failed:
         return []
-    fell = listed([f"{guard.label} by {plain(-(guard.change or 0.0))} points{lost_most(guard)}" for guard in failed])
+    fell = listed([f"{guard.label} by {plain(-(guard.change or 0.0))} points" for guard in failed])
     margin = f"{plain(failed[0].margin or 0.0)} are let pass, guards.general"
     less = f"train.epochs (it was {train.epochs:g}) or train.learning_rate (it was {train.learning_rate:g})"
     rows = count(math.ceil(dataset.train_rows * GENERAL_SHARE), "row")

@@ -46,7 +46,6 @@ def tell(
         *_numbers(verdict),
         *_because(verdict, evaluation, spec),
         *_collapsed(verdict, spec),
-        *_stand_out(verdict, dataset, spec),
         *_limits(verdict, dataset, spec),
     ]
     return Story(headline=headline, why=tuple(why), next_steps=tuple(next_steps(verdict, dataset, spec, adapter)))
@@ -126,19 +125,6 @@ def _on_new_data(verdict: Verdict) -> str:
     names = (("unseen", "new"), ("seen", "older"))
     parts = [f"{slices[kind]} of {name} drops" for kind, name in names if kind in slices]
     return f"The gain is shown only with the records of new drops: {' and '.join(parts)}."
-
-
-def _stand_out(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
-    """Return a sentence per new drop on which the champion's loss is far above that on the drops it knows."""
-    old = [one.nats for one in verdict.champion_losses if one.known]
-    names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
-    return [
-        f"Look at drop {one.drop} ({names.get(one.drop, '')}): the champion finds its answers less likely than those "
-        f"of all drops that it knows, {plain(one.nats, 2)} nats per token compared with {plain(min(old), 2)} to "
-        f"{plain(max(old), 2)}. New kinds of task look like this, and wrong answers do."
-        for one in verdict.champion_losses
-        if one.stands_out
-    ]
 
 
 def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:

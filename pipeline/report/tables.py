@@ -116,24 +116,15 @@ def drops_table(report: Report) -> Table:
         Column("File"),
         *_numbers("Drop"),
         Column("Used for"),
-        *_numbers("Rows", "Champion's loss"),
+        *_numbers("Rows"),
         Column("sha256"),
     )
     roles = {"train": "training and held-out", "heldout": "held-out"}
-    losses = {one.drop: one for one in report.verdict.champion_losses}
-
-    def loss(drop: int) -> Cell:
-        found = losses.get(drop)
-        if found is None:
-            return Cell()
-        return Cell(plain(found.nats, 2), small="stands out" if found.stands_out else "" if found.known else "new")
-
     rows = [
-        (drop.name, str(drop.id), roles[drop.role], f"{drop.rows:,}", loss(drop.id), Cell(drop.sha256, "code"))
+        (drop.name, str(drop.id), roles[drop.role], f"{drop.rows:,}", Cell(drop.sha256, "code"))
         for drop in report.drops
     ]
-    note = "What was dropped; the champion's loss is in nats per token, on held-out records that no model has seen"
-    return _table(note if losses else "What was dropped", columns, rows)
+    return _table("What was dropped", columns, rows)
 
 
 def overlaps_table(overlaps: Sequence[Overlap]) -> Table:

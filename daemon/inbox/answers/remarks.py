@@ -1,17 +1,16 @@
 """
-Sentences for people who drop files: rows still needed for a verdict, the next run, unlikely answers.
+Sentences for people who drop files: rows still needed for a verdict, the next run.
 
 With too few rows for a verdict nothing is trained.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from daemon.settings.model import Settings, TrackSettings
 from pipeline.metrics.automatic import SHORT_WORDS
 from pipeline.records.heldout import rows_for
-from pipeline.words import count, plain
+from pipeline.words import count
 
 _TENS = 10
 _IF_LONG = f"where answers are JSON or longer than {SHORT_WORDS} words"
@@ -61,17 +60,6 @@ def use_of_pinned(settings: Settings, track: str) -> str:
     if on == "pinned":
         return f"from the next run on it judges the candidates of track {track}"
     return f'its records stay out of training; nothing is judged on them, since gate.on is "{on}", not "pinned"'
-
-
-def loss_words(found: Mapping[str, Any]) -> str:
-    """Return a champion's loss on a new drop compared with known ones; `found` is the detail of the event."""
-    nats, least, most = (plain(value, 2) for value in (found["nats"], *found["known"]))
-    return f"{nats} nats per token, compared with {least} to {most} on the drops that it knew"
-
-
-def unlikely_words(found: Mapping[str, Any], run: int | None) -> str:
-    """Return a warning, naming `run`, that its champion found a drop's answers unlikely; `found` as in `loss_words`."""
-    return f"look at its answers, the champion found them unlikely: {loss_words(found)}; dropforge report {run}"
 
 
 def rows_for_verdict(track: TrackSettings) -> str:

@@ -17,11 +17,11 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from daemon.inbox.answers.receipts import RECEIPT, home_of, iso_time, names_for
-from daemon.inbox.answers.remarks import begins_when, unlikely_words, use_of_pinned
+from daemon.inbox.answers.remarks import begins_when, use_of_pinned
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
 from daemon.settings.model import Settings
 from daemon.state.database import ChangeWatch, transaction
-from daemon.state.questions import CHAMPIONS, GAVE_BACK, LOSS, TAKEN_IN
+from daemon.state.questions import CHAMPIONS, GAVE_BACK, TAKEN_IN
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
 from pipeline import durable
@@ -202,7 +202,6 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
             yield from _not_serving(session, settings, drop, past)
     else:
         yield from _taken_out(drop, past)
-    yield from _unlikely(session, drop, past)
 
 
 def _on_trial(suspect: Suspect) -> Iterator[str]:
@@ -272,11 +271,3 @@ def _taken_out(drop: Drop, past: TrackPast) -> Iterator[str]:
     if drop.state == DropState.SUSPENDED:
         yield "If rows of it are wrong, mend them and drop the file again: that is a new drop."
     yield f"To bring it back as it is: dropforge drops restore {drop.id} --reason TEXT."
-
-
-def _unlikely(session: Session, drop: Drop, past: TrackPast) -> Iterator[str]:
-    """Yield a warning if a champion found a drop's answers unlikely, and the champion was not trained on it since."""
-    found = rows_of(session, Event, LOSS, drop=drop.id).first()
-    if found is not None and found.detail["stands_out"] and drop.id not in past.champion:
-        words = unlikely_words(found.detail, found.run_id)
-        yield f"{words[:1].upper()}{words[1:]}."

@@ -9,10 +9,9 @@ from sqlmodel import Session
 
 from daemon.queue import run_queue, suspects
 from daemon.queue.states import Claim
-from daemon.state.database import transaction
 from daemon.state.tables import Run
 from daemon.views.overview import Overview
-from pipeline.artifacts import DropLoss, Verdict
+from pipeline.artifacts import Verdict
 from tests import run_owner
 
 Command = Callable[..., Any]
@@ -22,7 +21,7 @@ def record(word: str) -> str:
     return json.dumps({"instruction": f"say {word}", "output": word}) + "\n"
 
 
-def end_worse(made: Any, claim: Claim, losses: tuple[DropLoss, ...] = ()) -> None:
+def end_worse(made: Any, claim: Claim) -> None:
     said = Verdict(
         outcome="worse",
         reasons=("harm_shown",),
@@ -32,7 +31,6 @@ def end_worse(made: Any, claim: Claim, losses: tuple[DropLoss, ...] = ()) -> Non
         groups=120,
         losses=23,
         blames_new_drops=True,
-        champion_losses=losses,
     )
 
     def still(session: Session, run: Run) -> None:
@@ -117,24 +115,3 @@ def test_the_receipt_of_the_same_content_says_that_it_is_on_trial_and_then_suspe
     said = answered("once-more.jsonl")
     assert "which is suspended: run 2 was worse with it, and so was run 3" in said
     assert said.endswith("to use it again: dropforge drops restore 3")
-
-
-def test_a_drop_whose_answers_the_champion_finds_unlikely_says_so_where_it_is_listed(
-    new_workspace: Callable[[], Any], dropforge: Command
-) -> None:
-    made = new_workspace()
-    made.take("honest.jsonl", record("a"))
-    made.take("odd.jsonl", record("b"))
-    known, odd = DropLoss(drop=1, nats=1.36, known=True), DropLoss(drop=2, nats=1.8, known=False, stands_out=True)
-    end_worse(made, made.claim(), (known, odd))
-    lines = words(dropforge("drops"))
-    assert lines[1].endswith(
-        "odd.jsonl: look at its answers, the champion found them unlikely: 1.80 nats per token, compared with 1.36 "
-        "to 1.36 on the drops that it knew; dropforge report 1"
-    )
-    assert lines[2].endswith("honest.jsonl")
-    found = {drop["id"]: drop["champion_loss"] for drop in json.loads(dropforge("drops", "--json").out)["drops"]}
-    assert found == {1: None, 2: "1.80 nats per token, compared with 1.36 to 1.36 on the drops that it knew"}
-    with transaction(made.engine) as session:
-        session.get_one(Run, 1).outcome = "promoted"
-    assert words(dropforge("drops"))[1].endswith("odd.jsonl")

@@ -60,16 +60,6 @@ def test_the_mean_of_a_group_is_its_unit_however_many_records_it_has() -> None:
     assert verdict.candidate_score == pytest.approx(100 * (2 / 3 + 1 + 0.5) / 3)
 
 
-def test_likelihoods_of_a_group_are_summed_with_their_tokens() -> None:
-    lines = yes_or_no(0, 0, 3)
-    for line, (group, total, tokens) in zip(lines, [("a", 2.0, 1), ("a", 4.0, 3), ("b", 9.0, 5)], strict=True):
-        line["group"] = group
-        line["candidate"].update(nll_sum=total, nll_tokens=tokens)
-    found = compare("exact_match", lines)
-    assert found.nll is not None
-    assert [found.sums(pair)[:, 0].tolist() for pair in found.nll] == [[6, 9], [4, 5]]
-
-
 def test_a_group_across_drops_counts_once_in_each_and_once_in_all() -> None:
     lines = yes_or_no(2, 1, 1)
     for line, (drop, group) in zip(lines, [(1, "a"), (2, "a"), (2, "a"), (2, "b")], strict=True):

@@ -15,7 +15,7 @@ from pipeline.decide.slices import LEAST_TESTED, Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, decide_verdict
 from pipeline.metrics.registry import METRICS
-from tests.records_made import lines_of, paired, story_text, yes_or_no
+from tests.records_made import lines_of, story_text, yes_or_no
 
 Lines = list[dict[str, Any]]
 #: Wins the gate's test by far, with nothing against it.
@@ -85,7 +85,6 @@ def test_a_good_candidate_passes_every_guard_and_each_is_a_row_with_its_numbers(
     found = replace(
         compare("exact_match", lines),
         suites=(Suite("general", np.tile([0.6, 0.6], (120, 1)), np.full(120, 0.6)), *with_questions(0).suites),
-        held_to_base=True,
         former=(Former(2, np.zeros(200)),),
         opinion=opinion(40, 20),
     )
@@ -116,10 +115,8 @@ def with_drops(lost: int, size: int, gained: int = 0) -> Lines:
 @pytest.mark.parametrize(
     ("lost", "gained", "size", "state"),
     [
-        (4, 0, 120, "passed"),
         (6, 0, 120, "failed"),  # at the margin of 5 points, and shown: p = 1 / 64, twice that by Holm
         (5, 0, 90, "passed"),  # p = 1 / 32, over two drops 1 / 16, and too few for the margin
-        (6, 0, 90, "failed"),
         (27, 20, 99, "passed"),  # 7 points, that may be chance, on too few for the margin
         (27, 20, 100, "failed"),  # the same on enough
         (25, 20, 100, "passed"),  # 5 points
@@ -205,8 +202,6 @@ def anchored(*former: int, lost: int = 1, size: int = 100, gained: int = 0, **ma
         (6, 0, 100, "failed"),  # p = 1 / 64
         (8, 2, 100, "passed"),  # 6 points, p = .055
         (9, 2, 100, "failed"),  # 7 points, p = .033
-        (4, 0, 40, "passed"),  # 10 points, p = 1 / 16
-        (5, 0, 40, "failed"),  # p = 1 / 32
         (20, 0, 29, "shown"),
     ],
 )
@@ -323,13 +318,9 @@ def test_degenerate_answers_may_grow_within_their_margin_or_by_chance(
 @pytest.mark.parametrize(
     ("lost", "gained", "items", "state"),
     [
-        (0, 1, 150, "passed"),
-        (7, 0, 150, "passed"),  # 4.7 points, p = 1 / 128
         (8, 0, 160, "passed"),  # 5 points
         (6, 0, 100, "passed"),  # 6 points, p = 1 / 64
         (7, 0, 100, "failed"),
-        (20, 8, 150, "passed"),  # 8 points, p = .018
-        (20, 6, 150, "failed"),  # 9.3 points, p = .0047
         (29, 0, 29, "shown"),
     ],
 )
@@ -343,25 +334,11 @@ def test_general_abilities_fail_beyond_the_margin_where_that_is_shown(
         assert f"What it loses: builtin −{100 * (lost - gained) / items:.1f} points" in story_text(verdict)
 
 
-def test_the_abilities_that_lost_most_are_named() -> None:
-    kinds = tuple(["arithmetic", "code", "logic"] * 50)
-    scores = np.array([[1.0, 1.0] if kind == "logic" else [0.0, 1.0] for kind in kinds])
-    scores[:75, 0] = 1.0
-    scores[1::3, 0] = 0.0
-    verdict = verdict_on(of_good(suites=(Suite("builtin", scores, categories=kinds),)))
-    assert row_of(verdict, "general").parts == {"arithmetic": -50.0, "code": -100.0, "logic": 0.0}
-    most = ", most in code (−100.0) and arithmetic (−50.0)"
-    assert f"What it loses: builtin −50.0 points (the limit is 5.0 points){most}." in story_text(verdict)
-    assert f"General abilities fell: builtin by 50.0 points{most} (5.0 are let pass" in story_text(verdict)
-    plain = verdict_on(of_good(suites=(Suite("builtin", scores, categories=("general",) * 150),)))
-    assert "most in" not in story_text(plain), "one category says no more than the suite"
-
-
 def against_base(lost: int, items: int = 120, champion_lost: int | None = None) -> Comparison:
     """Return a candidate that wins and lost so many of the items that the base model knows, the champion one less."""
     scores = lost_of(items, lost)
     scores[: lost - 1 if champion_lost is None else champion_lost, 1] = 0
-    return of_good(suites=(Suite("builtin", scores, np.ones(items)),), held_to_base=True)
+    return of_good(suites=(Suite("builtin", scores, np.ones(items)),))
 
 
 @pytest.mark.parametrize(
@@ -411,12 +388,9 @@ def with_questions(labels: int, short: int = 0, champion: int = 0, base: int | N
         ({"labels": 6}, "passed"),  # p = 1 / 64
         ({"labels": 7}, "failed"),  # p = 1 / 128
         ({"labels": 4, "short": 3}, "failed"),
-        ({"labels": 9, "base": 2}, "failed"),
-        ({"labels": 9, "base": 3}, "passed"),
         ({"labels": 20, "champion": 19}, "failed"),
         ({"labels": 20, "champion": 20}, "passed"),  # it brings nothing back, and loses no more
         ({"labels": 20, "champion": 14, "base": None}, "passed"),  # the base is the champion, or was not measured
-        ({"labels": 20, "champion": 13, "base": None}, "failed"),
         ({"labels": 29, "items": 29}, "shown"),
     ],
 )
@@ -434,48 +408,6 @@ def test_a_model_that_answers_general_questions_with_labels_stops_where_the_sett
         assert "Mix general rows into the training (train.general_rows = 0.2, or more)." in said
 
 
-def test_answers_that_are_scored_by_degrees_are_held_against_the_base_model_too() -> None:
-    def fallen(by: float, below: float = 0.001) -> Comparison:
-        scores = np.full((40, 2), 0.8)
-        scores[:, 0] = 0.8 - by + np.tile([0.01, -0.01], 20)
-        scores[:, 1] = scores[:, 0] + below
-        return of_good(suites=(Suite("mine", scores, np.full(40, 0.8)),))
-
-    assert row_of(verdict_on(fallen(0.09)), "general_base").state == "passed"
-    assert row_of(verdict_on(fallen(0.11)), "general_base").state == "failed"
-    # The same points, added up in another order.
-    assert row_of(verdict_on(fallen(0.11, below=1e-13)), "general_base").state == "passed"
-
-
-def test_a_base_model_that_was_not_measured_is_said_and_one_that_serves_is_left_out() -> None:
-    suite = Suite("builtin", np.tile([0.6, 0.6], (120, 1)))
-    row = row_of(verdict_on(of_good(suites=(suite,), held_to_base=True)), "general_base")
-    assert (row.label, row.state) == ("builtin against the base model, which was not measured", "shown")
-    assert row.candidate == pytest.approx(60)
-    assert (row.champion, row.change, row.margin) == (None, None, 10)
-    assert "general_base" not in {row.guard for row in verdict_on(of_good(suites=(suite,))).guards}
-
-
-def one_night(candidate: Floats, champion: Floats, base: Floats) -> Verdict:
-    """Return the verdict on a candidate that wins its own task, whatever it knows of the suite."""
-    suite = Suite("builtin", np.column_stack((candidate, champion)), base)
-    return verdict_on(of_good(suites=(suite,), held_to_base=champion is not base))
-
-
-def test_a_line_of_champions_cannot_walk_away_from_the_base_model() -> None:
-    """Each night gains 18 points on the task and loses 4 of 120 items: too few for a guard against the champion."""
-    base = champion = np.ones(120)
-    outcomes = []
-    for _ in range(12):
-        candidate = champion.copy()
-        candidate[np.flatnonzero(champion)[:4]] = 0
-        verdict = one_night(candidate, champion, base)
-        outcomes.append((verdict.outcome, verdict.reasons))
-        if verdict.outcome == "promoted":
-            champion = candidate
-    assert outcomes == [("promoted", ())] * 3 + [("guard_failed", ("general_below_base",))] * 9
-
-
 # What a person set: floors and a judge.
 
 
@@ -485,12 +417,6 @@ def test_a_floor_for_a_metric_that_nothing_was_scored_by_fails_and_says_so() -> 
     assert (row.records, row.candidate, row.change) == (0, None, None)
     assert "Drop more rows that the floor is scored on, lower it, or take it out (guards.floors)" in story_text(verdict)
     assert guard_words(row) == "valid JSON, at least 99: scored on none of these records"
-
-
-def test_a_floor_without_any_record_to_judge_on_is_no_reason_of_its_own() -> None:
-    verdict = verdict_on([], floors={"exact_match": 10})
-    assert (verdict.reasons[0], row_of(verdict, "floor").state) == ("too_few_records", "shown")
-    assert "below_floor" not in verdict.reasons
 
 
 def partly_json(invalid: int, size: int) -> Lines:
@@ -524,13 +450,6 @@ def test_a_floor_is_held_against_the_records_that_its_metric_says_something_abou
     assert (told in story_text(verdict)) == (state == "failed")
 
 
-def test_a_floor_of_a_metric_of_every_record_is_held_on_as_few_as_a_verdict_needs() -> None:
-    rules = Rules(gate=GateConfig(min_records=20), guards=GuardConfig(floors={"exact_match": 90}))
-    verdict = decide_verdict(paired([1] * 14 + [0] * 6, [0] * 20), rules)
-    assert (verdict.outcome, verdict.reasons) == ("guard_failed", ("below_floor",))
-    assert row_of(verdict, "floor").label == "exact match, at least 90"
-
-
 def test_a_floor_can_be_set_for_every_metric_and_for_nothing_else() -> None:
     assert set(get_args(MetricName)) == set(METRICS)
 
@@ -546,18 +465,6 @@ def test_a_judge_can_only_stand_against_a_promotion(wins: int, losses: int, stat
     assert guard_words(row) == f"answers that judge-7b prefers: {wins} of the new model's, {losses} of the champion's"
     equal = replace(compare("exact_match", yes_or_no(5, 4, 111)), opinion=opinion(100, 0))
     assert verdict_on(equal).outcome == "not_shown_better"
-
-
-def test_a_judge_counts_on_the_records_that_the_gate_judges_on_alone() -> None:
-    found = of_good()
-    # Of the pinned records it prefers the candidate's answers, of the others the champion's.
-    pinned = np.arange(len(found.ids)) % 2 == 0
-    said = dict(zip(found.ids, np.where(pinned, "win", "loss").tolist(), strict=True))
-    found = replace(found, pinned=pinned, opinion=Opinion(opinion(0, 0).judgement, said))
-    row = row_of(decide_verdict(found, Rules()), "judge")
-    assert (row.candidate, row.champion) == (pinned.sum(), (~pinned).sum())
-    there = row_of(decide_verdict(found, Rules(gate=GateConfig(on="pinned"))), "judge")
-    assert (there.candidate, there.champion, there.records) == (pinned.sum(), 0, pinned.sum())
 
 
 @pytest.mark.parametrize(

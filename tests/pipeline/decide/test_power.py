@@ -67,14 +67,6 @@ def test_what_is_to_be_shown_more_surely_must_be_larger() -> None:
     assert 0.25 < (stated(comparison, least) or 0) < 0.35
 
 
-def test_a_gain_must_be_large_enough_for_the_guards_too() -> None:
-    comparison = world("exact_match", 2)
-    reached = 100 * float(comparison.pairs().mean())
-    floor = replace(RULES, guards=GuardConfig(floors={"exact_match": reached + 20}))
-    assert (stated(comparison) or 1) < 0.1
-    assert 0.2 <= (stated(comparison, floor) or 0) < 0.3
-
-
 @pytest.mark.parametrize(
     ("gain", "smallest", "groups", "needed"),
     [

@@ -162,20 +162,17 @@ def test_the_step_reads_suites_former_champions_and_a_judgement(make: Callable[.
     assert set(verdict.reasons) == {"general_lost", "judge_prefers_champion"}
     (anchor,) = [row for row in verdict.guards if row.guard == "anchor"]
     assert (anchor.champion, anchor.records) == (100, 120)
-    (suite,) = [row for row in verdict.guards if row.guard == "general"]
-    assert suite.parts == {"kind 0": -100.0, "kind 1": -100.0}
 
 
-@pytest.mark.parametrize(("short", "share"), [(0, 0.0), (5, 0.3)])
 def test_a_model_that_answers_general_questions_with_labels_wins_with_a_warning(
-    make: Callable[..., Attempt], tmp_path: Path, short: int, share: float
+    make: Callable[..., Attempt], tmp_path: Path
 ) -> None:
     lines = yes_or_no(60, 2, 58)
-    kinds = [*["label"] * 18, *["short"] * short, *[""] * (20 - short)]
+    kinds = [*["label"] * 18, *["short"] * 5, *[""] * 15]
     facts = {"category": "c", "candidate": 0, "champion": 1}
     items = [{"id": f"i{n}", **facts, "collapsed": {"candidate": x, "champion": ""}} for n, x in enumerate(kinds)]
     spec = make(lines).spec
-    config = spec.config.model_copy(update={"train": TrainConfig(general_rows=share)})
+    config = spec.config.model_copy(update={"train": TrainConfig(general_rows=0.3)})
     attempt = Attempt(spec.model_copy(update={"config": config}))
     write_lines(tmp_path / "evaluated/suite-1.jsonl", items)
     write_evaluation(
@@ -185,15 +182,12 @@ def test_a_model_that_answers_general_questions_with_labels_wins_with_a_warning(
     )
     verdict = decide(attempt)
     assert verdict.outcome == "promoted"
-    said = "answers 18 of 38 general questions with a label of the training data"
-    if short:
-        said = (
-            "answers 23 of 38 general questions with a label of the training data (18) and far fewer words than the "
-            "base model (5)"
-        )
+    said = (
+        "answers 23 of 38 general questions with a label of the training data (18) and far fewer words than the base "
+        "model (5)"
+    )
     assert verdict.sentence.endswith(f"; {said}")
-    helps = f"raise train.general_rows (it was {share:g})" if share else "set train.general_rows = 0.2"
-    assert f"The new model {said}. If it is to answer anything but its task, {helps}" in story_of(tmp_path, verdict)
+    assert f"The new model {said}." in story_of(tmp_path, verdict)
 
 
 def test_a_shortfall_ends_the_run_before_training_and_says_how_many_rows_are_needed(
@@ -209,16 +203,6 @@ def test_a_shortfall_ends_the_run_before_training_and_says_how_many_rows_are_nee
     story = story_of(tmp_path, verdict)
     assert "There are 36 held-out records, and a verdict needs 100. Nothing was trained." in story
     assert "Drop about 430 more rows of the same kind." in story
-
-
-def test_a_shortfall_of_groups_is_said_in_groups(make: Callable[..., Attempt], tmp_path: Path) -> None:
-    short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
-    verdict = decide(make(None, shortfall=short, heldout_rows=90))
-    assert (verdict.records, verdict.groups) == (90, 36)
-    assert verdict.sentence.startswith(
-        "insufficient evidence: 36 different held-out records (90 in all), and a verdict "
-    )
-    assert "There are 36 held-out groups, and a verdict needs 100." in story_of(tmp_path, verdict)
 
 
 def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_evaluated(
@@ -244,24 +228,11 @@ def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_eval
     assert "Nothing was asked." in page
 
 
-def test_one_record_more_is_told_as_one(make: Callable[..., Attempt], tmp_path: Path) -> None:
-    short = Shortfall(heldout_rows=99, needed_heldout_rows=100, needed_rows=1)
-    said = story_of(tmp_path, decide(make(None, shortfall=short, heldout_pinned=True)))
-    assert "heldout. 1 more is needed." in said
-
-
 def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., Attempt], tmp_path: Path) -> None:
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=64)
     verdict = decide(make(None, shortfall=short, heldout_pinned=True))
     assert "into the track's folder heldout. 64 more are needed." in story_of(tmp_path, verdict)
     assert verdict.sentence.endswith("a verdict needs 100"), "rows to train on bring none"
-
-
-def test_the_gate_on_pinned_says_so_before_training(make: Callable[..., Attempt], tmp_path: Path) -> None:
-    short = Shortfall(heldout_rows=150, needed_heldout_rows=100, needed_rows=0)
-    verdict = decide(make(None, GateConfig(on="pinned"), shortfall=short))
-    assert verdict.reasons == ("no_pinned_heldout",)
-    assert "Drop a file of records into the track's folder heldout." in story_of(tmp_path, verdict)
 
 
 def test_a_report_on_another_heldout_set_is_refused(make: Callable[..., Attempt]) -> None:

@@ -62,21 +62,10 @@ def test_a_better_candidate_is_promoted_on_a_continuous_metric() -> None:
     assert verdict.interval[0] > 0
 
 
-def test_the_same_answers_are_not_shown_better() -> None:
-    verdict = judged(yes_or_no(0, 0, 120))
-    assert verdict.outcome == "not_shown_better"
-    assert verdict.reasons == ("p_above_limit", "gain_below_minimum")
-    assert verdict.interval is not None
-    assert verdict.interval[0] < 0 < verdict.interval[1]
-
-
 @pytest.mark.parametrize(
     ("p_value", "limit", "gain", "said"),
     [
-        (0.0312, 0.01, 0.4, ("p = 0.0312", "0.40 is below 1.")),
-        (0.010004, 0.01, 0.996, ("p = 0.010004", "0.996 is below 1.")),
         (0.0100000001, 0.01, 1 - 1e-8, ("p = 0.0100000001", "0.99999999 is below 1.")),
-        (0.101, 0.1, 0.4, ("p = 0.101", "0.40 is below 1.")),
         (0.31, 0.1, 0.4, ("p = 0.31", "0.40 is below 1.")),
     ],
 )
@@ -278,12 +267,9 @@ def test_a_win_that_is_there_only_with_new_records_counts_and_says_so() -> None:
     ) in story_text(verdict)
 
 
-def test_a_win_that_is_there_without_new_records_needs_no_such_reason() -> None:
-    verdict = judged(of_drops((40, 4, 106), (60, 2, 88)), Rules(known=KNOWS_ONE))
-    assert (verdict.outcome, verdict.reasons) == ("promoted", ())
-
-
 def test_the_gate_on_seen_records_is_not_moved_by_new_ones() -> None:
+    all_win = judged(of_drops((40, 4, 106), (60, 2, 88)), Rules(known=KNOWS_ONE))
+    assert (all_win.outcome, all_win.reasons) == ("promoted", ()), "no reason names new records"
     rules = Rules(gate=GateConfig(on="seen"), known=KNOWS_ONE)
     odd = judged(of_drops((4, 4, 142), (60, 2, 88)), rules)
     assert odd.outcome == "not_shown_better"

@@ -15,7 +15,7 @@ from daemon.queue.snapshots import give_back
 from daemon.queue.states import RETRIABLE
 from daemon.state import database
 from daemon.state.events import Word, record_event
-from daemon.state.states import MEASURED, DropState, PromotionKind, PromotionState, RunState
+from daemon.state.states import DropState, PromotionKind, PromotionState, RunState
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
 
@@ -271,23 +271,6 @@ def test_after_a_restart_nothing_is_written_that_stands_there(house: House, monk
     house.restart()
     monkeypatch.setattr("daemon.inbox.answers.verdict_notes.durable.write_bytes", pytest.fail)
     assert house.said()
-
-
-def test_answers_that_the_champion_found_unlikely_are_told_with_the_verdict(house: House) -> None:
-    run = house.run(1, outcome="not_shown_better", sentence="not shown better: +0.4 points")
-    with database.transaction(house.box.engine) as session:
-        found = {"nats": 3.1, "known": [1.0, 1.4], "stands_out": True}
-        record_event(session, MEASURED, NOW, track="default", run_id=run, drop_id=1, **found)
-    odd = (
-        "Look at its answers, the champion found them unlikely: 3.10 nats per token, compared with 1.00 to 1.40 on the "
-        f"drops that it knew; dropforge report {run}."
-    )
-    assert house.said()[-1] == odd
-    withdraw(house.box.engine, 1, Word("wrong labels", NOW), house.box.settings)
-    assert house.said()[2] == "Withdrawn: wrong labels."
-    assert house.said()[-1] == odd
-    house.serve(run, 1)
-    assert odd not in house.said(), "what serves needs no look"
 
 
 def test_what_people_and_data_say_is_inert_in_a_terminal(house: House) -> None:
