@@ -6,7 +6,6 @@ import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.records.validate import Options
@@ -148,10 +147,7 @@ def _texts() -> Iterator[Case]:
     for kind, data in {
         "CSV": HEADER,
         "CSV with quotes": b'"Instruction","Output"\n"a","b"\n',
-        "CSV with a mark": b"\xef\xbb\xbf" + HEADER,
-        "CSV with semicolons": HEADER.replace(b",", b";"),
         "TSV": HEADER.replace(b",", b"\t"),
-        "bars": HEADER.replace(b",", b" | "),
         "CSV of another tool": b"id,prompt,completion\n1,a,b\n",
         "spread object": json.dumps(RECORD, indent=2).encode(),
         "array": json.dumps([RECORD, RECORD]).encode(),
@@ -185,43 +181,21 @@ def _json() -> Iterator[Case]:
         "comma at the end": b'{"instruction": "a", "output": "b",}',
         "single quotes": b"{'instruction': 'a', 'output': 'b'}",
         "Python None": b'{"instruction": "a", "output": None}',
-        "Python True": b'{"instruction": "a", "output": True}',
         "bare keys": b'{instruction: "a", output: "b"}',
         "comment": GOOD + b" // note",
-        "comment inside": b'{/* a */"instruction": "a", "output": "b"}',
         "cut short": GOOD[:20],
         "no end": GOOD[:-1],
-        "two ends": GOOD + b"}",
         "two records": GOOD + GOOD,
-        "comma behind": GOOD + b",",
         "word": b"hello",
         "raw tab": _line(b"a\tb"),
         "raw NUL": _line(b"a\0b"),
         "raw escape": _line(b"a\x1b[0m"),
-        "raw return": _line(b"a\rb"),
-        "hole": bytes(50),
         "bad escape": _line(rb"\x41"),
         "short escape": _line(rb"\u12"),
-        "escape at the end": _line(b"\\"),
         "hexadecimal": b'{"a": 0x1}',
-        "leading zero": b'{"a": 01}',
-        "plus": b'{"a": +1}',
-        "bare fraction": b'{"a": .5}',
-        "no fraction": b'{"a": 1.}',
-        "undefined": b'{"a": undefined}',
         "typographic quotes": "{“instruction”: “a”}".encode(),
         "mark in the middle": b"\xef\xbb\xbf" + GOOD,
-        "form feed": b"\x0c",
         "no-break space": "\u00a0".encode() + GOOD,
-        "missing colon": b'{"instruction" "a"}',
-        "equals": b'{"instruction" = "a"}',
-        "JSONP": b"load(" + GOOD + b")",
-        "number as key": b'{1: "a"}',
-        "empty escape": _line(rb"\u"),
-        "vertical tab": b"\x0b" + GOOD,
-        "brackets": b"[[",
-        "line separator outside": "\u2028".encode() + GOOD,
-        "data prefix": b"data: " + GOOD,
     }.items():
         yield Case(kind, _between(line), "json")
     yield Case("too long", _row(output="x" * 6000), "too_long")
@@ -251,18 +225,11 @@ def _encodings() -> Iterator[Case]:
     """Bytes that are not UTF-8."""
     for kind, text in {
         "Latin-1": b"caf\xe9",
-        "Windows-1252": b"\x93a\x94",
         "overlong": b"\xc0\xaf",
-        "overlong of three": b"\xe0\x80\xaf",
         "surrogate in UTF-8": b"\xed\xa0\x80",
         "beyond Unicode": b"\xf4\x90\x80\x80",
         "cut character": b"\xe6\x97",
-        "lone continuation": b"\x80",
-        "byte FE": b"\xfe",
         "Shift-JIS": "日本語".encode("shift-jis"),
-        "GBK": "中文".encode("gbk"),
-        "KOI8-R": "привет".encode("koi8-r"),
-        "five bytes": b"\xf8\x88\x80\x80\x80",
     }.items():
         yield Case(kind, _raw(text), "encoding")
     yield Case("not UTF-8 in another key", _between(GOOD[:-1] + b', "x": "\xff"}'), "encoding")
@@ -273,9 +240,6 @@ def _escapes() -> Iterator[Case]:
     for kind, half in {
         "high half": rb"\ud83d",
         "low half": rb"\ude00",
-        "halves swapped": rb"\ude00\ud83d",
-        "capital half": rb"\uD83D",
-        "two high halves": rb"\ud83d\ud83d",
         "half and text": rb"\ud83dx",
     }.items():
         yield Case(kind, _raw(half), "surrogate", 2, "output")
@@ -306,27 +270,17 @@ def _names() -> Iterator[Case]:
     """Keys that are probably meant to be ours."""
     for name, field in {
         "prompt": "instruction",
-        "question": "instruction",
-        "Instruction": "instruction",
         "instructions": "instruction",
-        "instruction ": "instruction",
         "response": "output",
-        "answer": "output",
-        "completion": "output",
-        "target": "output",
-        "OUTPUT": "output",
-        "outputs": "output",
         "context": "input",
-        "Input": "input",
-        "inputs": "input",
     }.items():
         row = {name if key == field else key: value for key, value in RECORD.items()}
         yield Case(f"key {name!r}", _between(json.dumps(row).encode()), "misnamed_key", 2, field)
 
 
 def _controls() -> Iterator[Case]:
-    """Every control character that is no tab and no line break."""
-    for code in (code for code in range(32) if chr(code) not in "\t\n\r"):
+    """Control characters that are no tab and no line break."""
+    for code in (0, 8, 11, 27, 31):
         field = FIELDS[code % 3]
         yield Case(f"U+{code:04X}", _row(**{field: f"a{chr(code)}b"}), "control_character", 2, field)
 
@@ -345,10 +299,3 @@ def _tokens() -> Iterator[Case]:
 
 def _line(text: bytes) -> bytes:
     return b'{"instruction": "a", "output": "' + text + b'"}'
-
-
-def write(case: Case, folder: Path) -> Path:
-    """Write a case's file and return its path."""
-    path = folder / "drop.jsonl"
-    path.write_bytes(case.data)
-    return path

@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
@@ -31,7 +30,7 @@ from sqlmodel import Session, col, select
 from daemon.champions import decisions, promotion
 from daemon.champions.promotion import Blocked, Candidate, require_generation
 from daemon.queue import drops, run_queue, suspects
-from daemon.queue.states import Cancelled, Claim, LostClaim
+from daemon.queue.states import Claim
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
 from daemon.state.events import Word
@@ -80,7 +79,6 @@ class House(RuleBasedStateMachine):
         self.inbox: dict[str, tuple[str, float | None]] = {}
         self.models = {name: write_model(self.folder / "models" / name, name.encode()) for name in MODELS}
         self.models["base"] = model_id(self.folder / "base")
-        self.old_claims: list[Claim] = []
         self.seen: list[str] = []
 
     def teardown(self) -> None:
@@ -91,7 +89,6 @@ class House(RuleBasedStateMachine):
 
     def restart(self) -> None:
         """Start the daemon anew: it has forgotten which files have been quiet for how long."""
-        self.old_claims.extend(self.claims())
         self.inbox = {name: (content, None) for name, (content, _) in self.inbox.items()}
         self.daemon = Daemon(self.folder, self.now)
 
@@ -324,16 +321,6 @@ class House(RuleBasedStateMachine):
             self.world.judge(number, self.now, won=True)
 
     @precondition(lambda self: self.world.runs)
-    @rule(name=st.sampled_from(MODELS), pick=PICK)
-    def win_in_vain(self, name: str, pick: int) -> None:
-        """Let a person withdraw a drop of the run in hand when its candidate has won."""
-        number = self._in_hand()
-        if number:
-            self._lay(number, name)
-            places = self.world.runs[number - 1].snapshot or []
-            self.withdraw(places[pick % len(places)] - 1)
-
-    @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
     def win_and_wait(self, name: str) -> None:
         """Let the run's candidate win where a person has to say yes."""
@@ -409,29 +396,13 @@ class House(RuleBasedStateMachine):
         return self.world.running
 
     def _end(self, conclude: Callable[[Claim], object]) -> None:
-        """Let the owner of the run in hand end it; its claim is an old one then."""
+        """Let the owner of the run in hand end it."""
 
         def act() -> None:
             for claim in self.claims():
-                self.old_claims.append(claim)
                 conclude(claim)
 
         self.do(act)
-
-    @precondition(lambda self: self.world.runs)
-    @rule()
-    def haunt(self) -> None:
-        """Let an owner that lost its run, ended or adopted by another daemon, try to end it."""
-        self._in_hand()
-        self.restart()
-        with transaction(self.daemon.engine) as session:
-            tokens = set(session.exec(select(Run.token)).all())
-        for claim in self.old_claims:
-            if claim.token not in tokens:
-                with pytest.raises(LostClaim):
-                    run_owner.finish(
-                        self.daemon.engine, claim, run_queue.Ending("promoted", "from the grave"), self.now
-                    )
 
     # --- people
 
@@ -446,7 +417,6 @@ class House(RuleBasedStateMachine):
             run_queue.cancel(self.daemon.engine, number, self.now)
             for claim in self.claims():
                 if claim.run_id == number:
-                    self.old_claims.append(claim)
                     run_queue.cancelled(self.daemon.engine, claim, self.now)
 
         may = run.state in {"queued", "waiting", "running"}
@@ -477,27 +447,16 @@ class House(RuleBasedStateMachine):
             self._end_cancelled()
 
     def _end_cancelled(self) -> None:
-        """Let the owner of a run that is to be cancelled try to act on its verdict all the same, then end it."""
-        identity, over = self.models["one"], len(self.world.champions) - 1
-        for claim in self._cancelled_claims():
-            path = f"models/{identity}"
-            candidate = Candidate("default", claim.run_id, identity, path, over, "better", claim.token)
-            with pytest.raises(Cancelled):
-                promotion.promote(self.daemon.engine, self.daemon.root, candidate, self.now)
-            with pytest.raises(Cancelled):
-                run_owner.finish(self.daemon.engine, claim, run_queue.Ending("worse", "it lost"), self.now)
+        """Let the owner of a run that is to be cancelled end it."""
 
         def act() -> None:
-            for claim in self._cancelled_claims():
-                self.old_claims.append(claim)
-                run_queue.cancelled(self.daemon.engine, claim, self.now)
+            with transaction(self.daemon.engine) as session:
+                asked = session.exec(select(Run.id).where(col(Run.cancel_requested), Run.state == "running")).all()
+            for claim in self.claims():
+                if claim.run_id in asked:
+                    run_queue.cancelled(self.daemon.engine, claim, self.now)
 
         self.do(act)
-
-    def _cancelled_claims(self) -> list[Claim]:
-        with transaction(self.daemon.engine) as session:
-            asked = session.exec(select(Run.id).where(col(Run.cancel_requested), Run.state == "running")).all()
-        return [claim for claim in self.claims() if claim.run_id in asked]
 
     @precondition(lambda self: self.world.drops)
     @rule(pick=PICK)
