@@ -8,10 +8,8 @@ may contain the key. Redirects are not followed, since the key would be sent alo
 import asyncio
 import json
 import os
-import re
 import string
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import httpx2
 
@@ -23,7 +21,6 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 #: Statuses that every request would get, with their causes.
 _FINAL = {
     401: "it does not accept the key: see the variable that judge.api_key_env names",
-    403: "it forbids this: see the permissions of the key",
     404: "there is no such address or model: see judge.url and judge.model",
     405: "it is not a chat endpoint: see judge.url",
 }
@@ -33,8 +30,8 @@ _LARGEST_REPLY = 1 << 20
 #: Tries of a question.
 TRIES = 8
 #: Failed tries of all questions together after which the judge gives up: the queue waits for this step.
-TRIES_IN_ALL = 200
-#: Seconds before the second try, doubled at each further one, and the most, also if Retry-After asks for more.
+TRIES_IN_ALL = 100
+#: Seconds before the second try, doubled at each further one, and the most.
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _pause = asyncio.sleep
 
@@ -49,11 +46,8 @@ class NoAnswerError(Exception):
         self.for_all = for_all
 
 
-class _Passing(NamedTuple):
-    """A temporary failure, and the seconds that the server asks to wait."""
-
-    words: str
-    wait: float = 0.0
+class _PassingError(Exception):
+    """A temporary failure."""
 
 
 def read_key(name: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -104,35 +98,34 @@ class Endpoint:
         """
         body = json.dumps({"model": self._model, "messages": messages, "stream": False, **SAMPLING}).encode()
         failed = ""
-        for failures in range(1, TRIES + 1):
+        for failures in range(TRIES):
+            if failures:
+                await _pause(min(_FIRST_WAIT * 2 ** (failures - 1), _LONGEST_WAIT))
             if self._failures >= TRIES_IN_ALL:
-                raise NoAnswerError(f"{TRIES_IN_ALL} tries failed in all")
-            reply = await self._try(body)
-            if isinstance(reply, str):
+                raise NoAnswerError(f"{TRIES_IN_ALL} tries failed in all; the last: {failed}", for_all=True)
+            try:
+                reply = await self._try(body)
                 return reply.replace(self._key, "(key)") if self._key else reply
-            failed = reply.words
-            self._failures += 1
-            if failures < TRIES:
-                await _pause(min(max(_FIRST_WAIT * 2 ** (failures - 1), reply.wait), _LONGEST_WAIT))
+            except _PassingError as error:
+                failed = str(error)
+                self._failures += 1
         raise NoAnswerError(f"{failed}, {TRIES} times")
 
-    async def _try(self, body: bytes) -> str | _Passing:
+    async def _try(self, body: bytes) -> str:
         try:
             async with asyncio.timeout(self._seconds), self._client.stream("POST", self._url, content=body) as response:
-                status, retry_after = response.status_code, response.headers.get("Retry-After", "")
+                status = response.status_code
                 text = await _read(response) if status == _OK else b""
         except TimeoutError:
-            return _Passing(f"no answer within {self._seconds:g} s")
+            raise _PassingError(f"no answer within {self._seconds:g} s") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
-            return _Passing(
-                "its certificate is not trusted" if untrusted else f"no connection ({type(error).__name__})"
-            )
+            words = "its certificate is not trusted" if untrusted else f"no connection ({type(error).__name__})"
+            raise _PassingError(words) from None
         if status == _OK:
             return _content(text)
         if status in _PASSING:
-            # A date, which hardly any endpoint sends, is ignored.
-            return _Passing(f"status {status}", float(retry_after) if re.fullmatch("[0-9]+", retry_after) else 0.0)
+            raise _PassingError(f"status {status}")
         if status in _REDIRECTS:
             message = f"it redirects (status {status}), which is not followed: set judge.url to its target"
             raise NoAnswerError(message, for_all=True)

@@ -33,8 +33,6 @@ from pipeline.words import count
 REPLIES_NAME = "judge.replies.jsonl"
 #: Records that are judged at once.
 PARALLEL = 4
-#: Consecutive records without an answer after which the session ends.
-STRIKES = 8
 _STOP_SECONDS = 0.2
 _SHOWN_REPLY = 80
 
@@ -58,27 +56,23 @@ class Pair:
         return messages(*texts, one, other), messages(*texts, other, one)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The judge's winner of a pair in each order; `None` if there is no request or no readable reply."""
+#: The judge's winner of a pair with the candidate's answer as A, and as B; `None` without a readable reply.
+Choices = tuple[Choice | None, Choice | None]
 
-    candidate_first: Choice | None = None
-    champion_first: Choice | None = None
 
-    @property
-    def result(self) -> Outcome:
-        """The outcome of both orders: only the same winner in both counts."""
-        match (self.candidate_first, self.champion_first):
-            case (None, _) | (_, None):
-                return "failed"
-            case ("A", "B"):
-                return "win"
-            case ("B", "A"):
-                return "loss"
-            case ("tie", "tie"):
-                return "tie"
-            case _:
-                return "inconsistent"
+def _outcome(choices: Choices) -> Outcome:
+    """Return the outcome of both orders: only the same winner in both counts."""
+    match choices:
+        case (None, _) | (_, None):
+            return "failed"
+        case ("A", "B"):
+            return "win"
+        case ("B", "A"):
+            return "loss"
+        case ("tie", "tie"):
+            return "tie"
+        case _:
+            return "inconsistent"
 
 
 def judge(attempt: Attempt) -> Judgement:
@@ -99,18 +93,13 @@ def judge(attempt: Attempt) -> Judgement:
         asyncio.run(session.hold())
     except NoAnswerError as error:
         gave_up = error.words
-    judged = {pair.id: session.judged.get(pair.id, Judged()) for pair in pairs}
+    judged = {pair.id: session.judged.get(pair.id, (None, None)) for pair in pairs}
     lines = [
-        {
-            "id": record,
-            "candidate_first": one.candidate_first,
-            "champion_first": one.champion_first,
-            "result": one.result,
-        }
-        for record, one in judged.items()
+        {"id": record, "candidate_first": choices[0], "champion_first": choices[1], "result": _outcome(choices)}
+        for record, choices in judged.items()
     ]
     durable.write_bytes(folder / JUDGEMENTS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    results = [one.result for one in judged.values()]
+    results = [_outcome(choices) for choices in judged.values()]
     _say(session, Counter(results), gave_up)
     return Judgement(folder=attempt.relative(folder), model=config.model, **count_results(results))
 
@@ -159,17 +148,15 @@ class _Session:
         """Judge `pairs`; every reply is appended to `log`."""
         self._attempt, self._pairs, self._log = attempt, pairs, log
         self._prompt = prompt_sha256(attempt.config.judge.model)
-        self.judged: dict[str, Judged] = {}
+        self.judged: dict[str, Choices] = {}
         self.asked = self.found = 0
         """Replies received by this attempt, and read from the log."""
         self.unreadable = ""
         """An example of a reply without a winner."""
-        self._in_a_row = 0
 
     async def hold(self) -> None:
         """Judge all pairs. Raises `Interrupted` if stopped, and `NoAnswerError` if the endpoint does not answer."""
-        self._take_known()
-        waiting = iter([pair for pair in self._pairs if pair.id not in self.judged])
+        waiting = iter(self._pairs)
         config = self._attempt.config.judge
         async with aclosing(Endpoint(config, read_key(config.api_key_env))) as endpoint:
             tasks = {asyncio.create_task(self._serve(endpoint, waiting)) for _ in range(PARALLEL)}
@@ -185,57 +172,39 @@ class _Session:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _take_known(self) -> None:
-        """Judge pairs that need no request: equal answers, and those whose replies are in the log."""
-        for pair in self._pairs:
-            if pair.candidate == pair.champion:
-                self.judged[pair.id] = Judged("tie", "tie")
-                continue
-            first, second = map(self._find, pair.chats())
-            if first == [None]:
-                self.judged[pair.id] = Judged()
-                self.found += 1
-            elif first and second:
-                self.judged[pair.id] = Judged(*first, *second)
-                self.found += 2
-        self._say_progress()
-
     async def _serve(self, endpoint: Endpoint, waiting: Iterator[Pair]) -> None:
         for pair in waiting:
             try:
-                first, second = pair.chats()
-                choice = await self._choice(endpoint, first)
-                # Without a winner in this order the record fails, whatever the other order gives.
-                self.judged[pair.id] = Judged(choice, choice and await self._choice(endpoint, second))
+                self.judged[pair.id] = await self._judge(endpoint, pair)
             except NoAnswerError as error:
-                self._in_a_row += 1
                 # A single refused question, as by a content filter, is no reason to give up.
-                if (error.for_all and not self.asked) or self._in_a_row >= STRIKES:
+                if error.for_all:
                     raise
-                self.judged[pair.id] = Judged()
+                self.judged[pair.id] = (None, None)
                 sys.stderr.write(f"judge: no answer for record {pair.id[:12]}: {error.words}\n")
-            self._say_progress()
+            self._attempt.progress(len(self.judged), len(self._pairs), phase="judge")
+
+    async def _judge(self, endpoint: Endpoint, pair: Pair) -> Choices:
+        if pair.candidate == pair.champion:
+            return "tie", "tie"
+        first, second = pair.chats()
+        choice = await self._choice(endpoint, first)
+        # Without a winner in this order the record fails, whatever the other order gives.
+        return choice, choice and await self._choice(endpoint, second)
 
     async def _choice(self, endpoint: Endpoint, chat: Chat) -> Choice | None:
-        known = self._find(chat)
-        if known:
+        batch = batch_id(self._prompt, chat)
+        if known := self._log.find(batch):
             self.found += 1
-            return known[0]
+            choice: Choice | None = known[0]
+            return choice
         reply = await endpoint.ask(chat)
-        self._in_a_row = 0
         choice = read_choice(reply)
         if choice is None:
             self.unreadable = self.unreadable or reply or "(empty, or no chat completion)"
-        self._log.add(batch_id(self._prompt, chat), [choice])
+        self._log.add(batch, [choice])
         self.asked += 1
         return choice
-
-    def _find(self, chat: Chat) -> list[Choice | None] | None:
-        """Return the logged choice as a list of length 1; `None` if it is not in the log."""
-        return self._log.find(batch_id(self._prompt, chat))
-
-    def _say_progress(self) -> None:
-        self._attempt.progress(len(self.judged), len(self._pairs), phase="judge")
 
 
 def _say(session: _Session, counts: Mapping[Outcome, int], gave_up: str) -> None:

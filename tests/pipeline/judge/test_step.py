@@ -22,7 +22,7 @@ from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
 from pipeline.errors import Interrupted, StepFailed
 from pipeline.judge import client as judge_client
-from pipeline.judge.step import PARALLEL, STRIKES, judge
+from pipeline.judge.step import PARALLEL, judge
 
 KEY = "sk-0123-never-written"
 RECORDS = 6
@@ -303,16 +303,8 @@ def test_only_records_that_the_gate_judges_on_are_asked_about(
 
 @pytest.mark.parametrize(
     "body",
-    [
-        says("banana").text,
-        says("").text,
-        "<html>",
-        "{}",
-        '{"choices": []}',
-        "[" * 100_000,
-        says('{"winner": "A"}' + " " * (2 << 20)).text,
-    ],
-    ids=["words", "empty", "html", "no choices", "empty choices", "deep", "large"],
+    [says("banana").text, "<html>", '{"choices": []}', "[" * 100_000],
+    ids=["words", "html", "no choices", "deep"],
 )
 def test_garbage_is_failed_and_never_a_win(
     bench: Bench, serve: Callable[[Script], ScriptedEndpoint], body: str, capfd: pytest.CaptureFixture[str]
@@ -325,49 +317,24 @@ def test_garbage_is_failed_and_never_a_win(
     assert "a reply without a winner" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("wish", "wait"), [("7", 7.0), ("9999", 60.0), ("0", 1.0), ("soon", 1.0), ("", 1.0)])
-def test_a_busy_endpoint_is_asked_again_after_the_time_that_it_names_within_a_bound(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], waits: list[float], wish: str, wait: float
-) -> None:
-    busy = Answer(status=429, headers={"Retry-After": wish})
-    endpoint = serve(lambda asked: longer(asked) if asked.number else busy)
-    judgement = judge(bench.attempt(endpoint.url, lines(1)))
-    assert (judgement.wins, judgement.failed, waits) == (1, 0, [wait])
-
-
-def test_an_endpoint_that_stays_broken_is_given_up_and_costs_no_run(
-    bench: Bench,
-    serve: Callable[[Script], ScriptedEndpoint],
-    waits: list[float],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    endpoint = serve(lambda _: Answer(status=500))
-    attempt = bench.attempt(endpoint.url, lines(100))
-    judgement = judge(attempt)
-    judgements(attempt, judgement)
-    tries = judge_client.TRIES
-    assert (judgement.failed, judgement.wins) == (100, 0)
-    assert STRIKES * tries <= len(endpoint.asked) <= (STRIKES + PARALLEL) * tries
-    assert sorted(set(waits)) == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
-    err = capfd.readouterr().err
-    assert "the endpoint was given up: status 500, 8 times" in err
-    assert "the gate decides without them" in err
-
-
-def test_an_endpoint_that_fails_now_and_then_is_not_waited_for_without_end(
+def test_a_busy_endpoint_is_asked_again_but_not_without_end(
     bench: Bench,
     serve: Callable[[Script], ScriptedEndpoint],
     waits: list[float],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     endpoint = serve(lambda asked: Answer(status=503) if asked.number % 2 else longer(asked))
-    judgement = judge(bench.attempt(endpoint.url, lines(400), records=400))
+    attempt = bench.attempt(endpoint.url, lines(400), records=400)
+    judgement = judge(attempt)
+    judgements(attempt, judgement)
     in_all = judge_client.TRIES_IN_ALL
     assert len(waits) <= in_all + PARALLEL
     assert len(endpoint.asked) <= 2 * (in_all + PARALLEL)
     assert 0 < judgement.wins < 400
     assert judgement.wins + judgement.failed == 400
-    assert "given up: 200 tries failed in all" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "given up: 100 tries failed in all; the last: status 503" in err
+    assert "the gate decides without them" in err
 
 
 def test_a_dead_port_is_given_up(bench: Bench, waits: list[float], capfd: pytest.CaptureFixture[str]) -> None:
@@ -375,7 +342,7 @@ def test_a_dead_port_is_given_up(bench: Bench, waits: list[float], capfd: pytest
     judgement = judge(attempt)
     judgements(attempt, judgement)
     assert (judgement.failed, judgement.ties, judgement.records) == (RECORDS, 1, RECORDS + 1)
-    assert len(waits) == RECORDS * (judge_client.TRIES - 1)
+    assert sorted(waits) == sorted(RECORDS * [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0])
     assert "no connection (ConnectError" in capfd.readouterr().err
 
 
@@ -411,13 +378,11 @@ def test_what_every_question_would_get_is_asked_once(
     assert words in capfd.readouterr().err
 
 
-def test_failures_with_answers_between_them_are_no_reason_to_give_up(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
-) -> None:
+def test_refused_questions_are_no_reason_to_give_up(bench: Bench, serve: Callable[[Script], ScriptedEndpoint]) -> None:
     refused = re.compile(r"number \d*[13579]\n")
     endpoint = serve(lambda asked: Answer(status=400) if refused.search(asked.user) else longer(asked))
-    judgement = judge(bench.attempt(endpoint.url, lines(6 * STRIKES)))
-    assert (judgement.wins, judgement.failed) == (3 * STRIKES, 3 * STRIKES)
+    judgement = judge(bench.attempt(endpoint.url, lines(20)))
+    assert (judgement.wins, judgement.failed) == (10, 10)
 
 
 def test_what_listens_here_is_not_asked_through_a_proxy_and_all_else_is(
@@ -445,7 +410,7 @@ def test_a_proxy_that_cannot_be_used_is_given_up_without_its_password(
 # --- its key
 
 
-def test_the_key_is_sent_and_no_other_variable_is(
+def test_the_key_is_sent(
     bench: Bench, serve: Callable[[Script], ScriptedEndpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")
@@ -571,17 +536,14 @@ def test_sigterm_ends_it_at_once_though_the_endpoint_hangs(
 # --- its report
 
 
-def test_a_report_without_the_texts_is_evaluated_again(bench: Bench) -> None:
+def test_a_report_without_texts_or_records_is_evaluated_again(bench: Bench) -> None:
     rows = lines()
-    del rows[3]["instruction"]
-    with pytest.raises(StepFailed, match="lacks 'instruction'") as caught:
-        judge(bench.attempt(dead_url(), rows))
-    assert caught.value.hint.endswith("--from evaluate")
-
-
-def test_a_report_that_lacks_records_is_evaluated_again(bench: Bench) -> None:
-    attempt = bench.attempt(dead_url(), lines())
+    attempt = bench.attempt(dead_url(), rows)
     records = bench.root / "report/records.jsonl"
     records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[1:]))
     with pytest.raises(StepFailed, match="has 6 records and its file 5"):
         judge(attempt)
+    del rows[3]["instruction"]
+    with pytest.raises(StepFailed, match="lacks 'instruction'") as caught:
+        judge(bench.attempt(dead_url(), rows))
+    assert caught.value.hint.endswith("--from evaluate")
