@@ -90,14 +90,6 @@ def test_the_commands_that_documents_name_exist() -> None:
     assert named <= known
 
 
-def test_the_make_targets_that_it_names_exist() -> None:
-    targets = set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", README, re.MULTILINE))
-    targets = {name for found in targets for name in found if name}
-    assert targets >= {"demo", "test"}
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-
-
 def test_its_tree_is_the_tree() -> None:
     shown = set(re.findall(r"^(\w+)/  ", CONTRIBUTING, re.MULTILINE))
     made = {"build", "demo", "dist", "dropforge.egg-info"}  # by the targets of make, and ignored
@@ -129,11 +121,6 @@ def test_the_rows_that_a_first_verdict_takes_are_those_of_the_program() -> None:
     said = f"about {enough} rows (200 and {surely} where answers are JSON or longer than 5 words)"
     assert said in " ".join(USING.split())
     assert f"about {enough} rows" in " ".join(README.split())
-
-
-def test_a_workspace_can_be_made_as_it_says(tmp_path: Path) -> None:
-    subprocess.run([DROPFORGE, "init"], cwd=tmp_path, check=True, capture_output=True)
-    assert {"dropforge.toml", "inbox", ".dropforge"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)

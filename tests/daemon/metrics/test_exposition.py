@@ -1,6 +1,5 @@
 """What Prometheus is told, held against the workspace that it is told of, and what dashboard and alerts stand on."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -9,10 +8,12 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
-from daemon.metrics.exposition import metrics_text
+from daemon.metrics.exposition import CONTENT_TYPE, metrics_text
 from daemon.settings.model import Settings
 from daemon.system.processes import FileLock
+from daemon.web.app import make_app
 
 ROOT = Path(__file__).parents[3]
 MONITORING = ROOT / "systemd" / "monitoring"
@@ -106,11 +107,14 @@ def test_no_label_names_a_file_or_a_row(new_workspace: Callable[[], Any]) -> Non
     assert labels <= {"track", "state", "step", "outcome", "version", "quantile"}
 
 
-def test_the_command_prints_the_same_text(lived_in: Any, dropforge: Callable[..., Any]) -> None:
+def test_command_and_page_give_the_same_text(lived_in: Any, dropforge: Callable[..., Any]) -> None:
     done = dropforge("metrics")
     assert done.code == 0
     ours = read(metrics_text(lived_in.settings)).keys()
     assert read(done.out.encode()).keys() == ours
+    answer = TestClient(make_app(lived_in.settings, "t" * 43), base_url="http://127.0.0.1:8765").get("/metrics")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, CONTENT_TYPE)
+    assert read(answer.content).keys() == ours
 
 
 # --- dashboard and alerts
@@ -131,22 +135,3 @@ def test_each_metric_that_dashboard_and_alerts_name_is_there(lived_in: Any) -> N
     shown = named()["dashboard.json"]
     ours = {one.name for family in families for one in family.samples}
     assert ours - shown <= {"dropforge_build_info", "dropforge_run_eta_seconds"}
-
-
-def test_the_dashboard_is_one_that_grafana_imports() -> None:
-    board = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
-    assert (board["uid"], board["title"]) == ("dropforge", "Dropforge")
-    numbers = [panel["id"] for panel in board["panels"]]
-    assert len(set(numbers)) == len(numbers)
-    taken: set[tuple[int, int]] = set()
-    for panel in board["panels"]:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
-        fields = {
-            (column, line)
-            for column in range(place["x"], place["x"] + place["w"])
-            for line in range(place["y"], place["y"] + place["h"])
-        }
-        assert not taken & fields, panel["title"]
-        taken |= fields
-        assert all(target["expr"] and target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])

@@ -28,11 +28,6 @@ def test_the_document_names_what_can_be_done_and_has_words_for_each(app: FastAPI
     assert all(path.startswith("/api/v1/") for path in document["paths"])
 
 
-@pytest.mark.parametrize("path", ["/api/v1/status", "/api/v1/runs", "/api/v1/drops"])
-def test_readers_need_no_token(visitor: TestClient, path: str) -> None:
-    assert visitor.get(path).status_code == 200
-
-
 def test_page_and_command_say_the_same(program: TestClient, dropforge: Callable[..., Any]) -> None:
     assert program.get("/api/v1/runs").json() == dropforge("runs", "--json").json["runs"]
     assert program.get("/api/v1/runs/1").json() == dropforge("show", "1", "--json").json["run"]
