@@ -1,13 +1,8 @@
 """An address that is really there: it takes messages, refuses them, hangs, and comes back."""
 
-import base64
-import email
-import email.policy
 import json
-import socketserver
 import threading
 from collections.abc import Callable, Iterator
-from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -69,60 +64,6 @@ class Address:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-
-
-class Mailbox:
-    """A mail server that takes what its one user sends, and keeps it as it came over the wire."""
-
-    USER = b"\0anna\0hunter2"
-
-    def __init__(self) -> None:
-        self.taken: list[bytes] = []
-        made = self
-
-        class Handler(socketserver.StreamRequestHandler):
-            def handle(self) -> None:
-                self.wfile.write(b"220 here\r\n")
-                for line in iter(self.rfile.readline, b""):
-                    self.wfile.write(self._said(*line.strip().partition(b" ")[::2]) + b"\r\n")
-
-            def _said(self, verb: bytes, rest: bytes) -> bytes:
-                if verb.upper() == b"EHLO":
-                    return b"250-here\r\n250 AUTH PLAIN"
-                if verb.upper() == b"AUTH":
-                    is_right = base64.b64decode(rest.removeprefix(b"PLAIN ")) == made.USER
-                    return b"235 well" if is_right else b"535 wrong password"
-                if verb.upper() == b"DATA":
-                    self.wfile.write(b"354 go on\r\n")
-                    made.taken.append(b"".join(iter(self.rfile.readline, b".\r\n")))
-                return b"250 well"
-
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        """Where mails are sent to, as the settings have it."""
-        port = self._server.server_address[1]
-        return f"mailto://anna:hunter2@example.org:{port}/?smtp=127.0.0.1&to=box@example.org"
-
-    @property
-    def mails(self) -> list[EmailMessage]:
-        """The mails as a person's program reads them."""
-        return [email.message_from_bytes(sent, policy=email.policy.default) for sent in self.taken]
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-@pytest.fixture
-def mailbox() -> Iterator[Mailbox]:
-    made = Mailbox()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -42,14 +42,6 @@ def test_a_test_message_is_sent_now_and_what_came_back_is_said(
     assert (done.code, done.json["tried"]) == (0, [{"address": "json://127.0.0.1", "error": None}])
 
 
-def test_without_an_address_a_test_says_where_to_set_one(dropforge: Command, tmp_path: Path) -> None:
-    (tmp_path / "dropforge.toml").write_text("")
-    done = dropforge("messages", "--test")
-    assert done.code == 1
-    assert "hint: set urls in [messages] of dropforge.toml" in done.err
-    assert dropforge("messages").out == "no address is set: urls in [messages]\n"
-
-
 def test_what_has_not_arrived_is_listed_with_why(lived_in: Any, dropforge: Command) -> None:
     with_urls(lived_in.folder, "json://u:hunter2@127.0.0.1:1/")
     assert dropforge("messages").out == "no message waits\n"
@@ -109,8 +101,6 @@ def test_doctor_says_which_address_cannot_be_read(lived_in: Any, dropforge: Comm
         ("mailto://user:hun/ter2@example.org", "mailto://…"),
         ("mailto://user:hun?ter2@example.org", "mailto://…"),
         ("slack://TokenA/TokenB/TokenC", "slack://…"),
-        ("tgram://123456:token/chat", "tgram://…"),
-        ("pbul://o.token", "pbul://…"),
         ("ntfy://topic", "ntfy://…"),
         ("json://[broken", "json://…"),
         ("hunter2", ""),

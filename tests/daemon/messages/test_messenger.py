@@ -22,7 +22,7 @@ from daemon.state.events import record_event
 from daemon.state.tables import Drop, Message, Run
 from daemon.state.troubles import Troubles
 from daemon.views.overview import Overview
-from tests.daemon.messages.conftest import Address, Mailbox, with_messages
+from tests.daemon.messages.conftest import Address, with_messages
 from tests.daemon.messages.conftest import messenger as start
 
 HOUR = 3_600_000
@@ -66,46 +66,10 @@ def test_a_server_that_fails_hangs_and_comes_back_has_each_message_once_late_and
     turn(lived_in, troubles)
     assert errors_of(address.taken) == ["one", "two", "three"]
     assert troubles.words == {}
+    assert (address.taken[0]["title"], address.taken[0]["type"]) == ("[dropforge] HOOK FAILED: default", "failure")
+    assert address.taken[0]["message"].splitlines()[-1] == "to run it again: dropforge hook --track default"
     turn(lived_in, troubles)
     assert errors_of(address.taken) == ["one", "two", "three"]
-
-
-def test_a_message_is_sent_as_it_stands_with_its_level(lived_in: Any, address: Address) -> None:
-    with_messages(lived_in, urls=[address.url])
-    fail_hook(lived_in, "exit code 1")
-    turn(lived_in)
-    (sent,) = address.taken
-    assert (sent["title"], sent["type"]) == ("[dropforge] HOOK FAILED: default", "failure")
-    assert sent["message"].splitlines() == [
-        "hooks.after_promotion: exit code 1",
-        "the new champion stands, but the server may not know of it",
-        "what it said: dropforge history --track default",
-        "to run it again: dropforge hook --track default",
-    ]
-
-
-def test_a_mail_reads_as_it_was_written_and_is_from_dropforge(lived_in: Any, mailbox: Mailbox) -> None:
-    with_messages(lived_in, urls=[mailbox.url])
-    lived_in.take("Grüße an Jörg 🎉.jsonl", '{"instruction": "a"}\n')
-    fail_hook(lived_in, "exit code 1; " + "a line as long as one may be " * 9)
-    turn(lived_in)
-    rejected, failed = mailbox.mails
-    assert rejected["Subject"] == "[dropforge] REJECTED: default, Grüße an Jörg 🎉.jsonl"
-    assert (rejected["From"], rejected["To"]) == ("Dropforge <anna@example.org>", "box@example.org")
-    first, *_ = rejected.get_content().splitlines()
-    assert first.startswith("the file: Grüße an Jörg 🎉.jsonl, drop 7, dropped by ")
-    assert failed.get_content().splitlines()[-1] == "to run it again: dropforge hook --track default"
-    # Any server on its way takes it, and changes nothing in it.
-    for sent in mailbox.taken:
-        assert sent.isascii()
-        # A subject with a file's name is one word, as it is encoded.
-        assert all(len(line) <= (998 if line.startswith(b"Subject: ") else 78) for line in sent.splitlines())
-
-
-def test_a_wrong_password_of_a_mailbox_is_not_called_silence(mailbox: Mailbox) -> None:
-    with pytest.raises(delivery.NotSent, match="or refused the login"):
-        delivery.send(mailbox.url.replace("hunter2", "wrong"), "title", "body", "info")
-    assert mailbox.taken == []
 
 
 def test_an_address_that_hangs_holds_up_no_other(lived_in: Any, new_address: Callable[[], Address]) -> None:
@@ -125,27 +89,6 @@ def test_a_call_that_never_ends_is_left_after_its_time(address: Address, monkeyp
     address.arrived.wait()
 
 
-HANGING = """
-import sys, threading
-from daemon.messages import delivery
-delivery.SECONDS = 600
-words = (sys.argv[1], "title", "body", "info")
-threading.Thread(target=delivery.send, args=words, daemon=True).start()
-sys.stdin.readline()
-"""
-
-
-def test_a_call_that_never_ends_does_not_keep_the_process_from_ending(address: Address) -> None:
-    address.answer = None
-    command = [sys.executable, "-c", HANGING, address.url.replace("rto=0.5", "rto=600")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE) as process:
-        address.arrived.wait()
-        process.communicate(b"end\n")
-    assert process.returncode == 0
-    assert not address.release.is_set()
-
-
 def test_what_a_library_raises_names_no_address(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     def raises(url: str, *_: object) -> None:
         raise ValueError(url)
@@ -154,17 +97,6 @@ def test_what_a_library_raises_names_no_address(address: Address, monkeypatch: p
     with pytest.raises(delivery.NotSent) as caught:
         delivery.send(address.url, "title", "body", "info")
     assert str(caught.value) == "it ended with ValueError"
-
-
-def test_no_restart_sends_anything_twice(lived_in: Any, address: Address) -> None:
-    with_messages(lived_in, urls=[address.url])
-    expected = []
-    for number in range(4):
-        expected.append(str(number))
-        fail_hook(lived_in, str(number))
-        for _ in range(3):
-            turn(lived_in)
-    assert errors_of(address.taken) == expected
 
 
 KILLED = """

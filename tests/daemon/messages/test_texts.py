@@ -14,7 +14,7 @@ from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import AWAITING, DropState
-from daemon.state.tables import Drop, Event
+from daemon.state.tables import Drop, Event, Run
 from tests import run_owner
 
 
@@ -35,7 +35,8 @@ def event(lived_in: Any, kind: str, **about: Any) -> Text:
 
 
 def test_a_promotion_says_what_was_gained_and_how_to_undo_it(lived_in: Any) -> None:
-    promoted, *_ = told(lived_in)
+    promoted, *others = told(lived_in)
+    assert [text.kind for text in others] == ["drop_rejected", "run_failed"], "the rest is left to the digest"
     assert promoted == Text(
         "promoted",
         "success",
@@ -46,8 +47,6 @@ def test_a_promotion_says_what_was_gained_and_how_to_undo_it(lived_in: Any) -> N
         "to go back to the model before: dropforge rollback --track default --reason TEXT",
     )
 
-
-def test_a_promotion_says_that_the_model_answers_questions_with_labels(lived_in: Any) -> None:
     labels = "answers 18 of 38 general questions with a label of the training data"
     promoted = event(lived_in, "promoted", track="default", reason=f"promoted: +9.0 points; {labels}")
     assert promoted.body.splitlines()[0] == f"+9.0 points, over the champion before; {labels}"
@@ -100,16 +99,11 @@ def test_a_run_whose_processes_vanish_is_told_once_it_is_given_up(new_workspace:
     assert crashed.body.startswith("at step train its processes vanished again and again\nthe last error: its process")
 
 
-def awaiting(new_workspace: Callable[[], Any]) -> tuple[Any, Any]:
+def test_a_win_that_waits_says_how_to_take_it_until_it_is_answered(new_workspace: Callable[[], Any]) -> None:
     made = new_workspace()
     made.take("a.jsonl", '{"instruction": "a", "output": "b"}\n')
     claim = made.claim()
     made.attempt(claim, "decide")
-    return made, claim
-
-
-def test_a_win_that_waits_says_how_to_take_it(new_workspace: Callable[[], Any]) -> None:
-    made, claim = awaiting(new_workspace)
     run_owner.finish(made.engine, claim, run_queue.Ending(AWAITING, "promoted: +4.0 points"), made.tick())
     (waits,) = told(made)
     assert (waits.level, waits.title) == ("warning", "[dropforge] WAITS FOR APPROVAL: default, run 1")
@@ -119,12 +113,9 @@ def test_a_win_that_waits_says_how_to_take_it(new_workspace: Callable[[], Any]) 
         "to take it: dropforge promote 1",
     ]
 
-
-def test_a_win_that_was_answered_meanwhile_is_not_told_any_more(new_workspace: Callable[[], Any]) -> None:
-    made, claim = awaiting(new_workspace)
-    made.promote(claim)
-    event(made, "run_succeeded", track="default", run_id=1, outcome=AWAITING)
-    assert [text.kind for text in told(made)] == ["promoted"]
+    with transaction(made.engine) as session:
+        session.get_one(Run, 1).outcome = "promoted"
+    assert told(made) == []
 
 
 def test_a_rollback_by_the_daemon_itself_is_graver_than_a_persons(lived_in: Any) -> None:
@@ -139,13 +130,8 @@ def test_a_rollback_by_the_daemon_itself_is_graver_than_a_persons(lived_in: Any)
 @pytest.mark.parametrize(
     ("kind", "title", "line"),
     [
-        ("hook_failed", "HOOK FAILED: default", "to run it again: dropforge hook --track default"),
         ("health_failed", "UNHEALTHY: default", "the former champion is being brought back"),
-        (
-            "rollback_failed",
-            "NOT ROLLED BACK: default",
-            "dropforge rollback --track default --to GENERATION",
-        ),
+        ("rollback_failed", "NOT ROLLED BACK: default", "dropforge rollback --track default --to GENERATION"),
     ],
 )
 def test_trouble_with_the_server_says_what_it_means_and_what_to_do(
@@ -170,10 +156,6 @@ def test_low_disk_and_a_suspended_drop_are_told(lived_in: Any) -> None:
     ]
     forced = event(lived_in, "forced", track="default", run_id=2, generation=2, reason="it is urgent", by="anna")
     assert "whatever its verdict, forced by anna\nthe reason: it is urgent" in forced.body
-
-
-def test_what_is_left_to_the_digest_is_not_told_at_once(lived_in: Any) -> None:
-    assert [text.kind for text in told(lived_in)] == ["promoted", "drop_rejected", "run_failed"]
 
 
 #: Names that are markup, a mention, a link, a command or another line somewhere.
