@@ -79,23 +79,14 @@ def pick(lines: Iterable[Mapping[str, Any]], metric: str) -> tuple[tuple[Example
     """
     Return the worst regressions and the best gains of records.jsonl, at most ten each, the largest first.
 
-    Records of equal difference (all of them, with exact match) are ordered by the other metrics, then by id, so that
-    the choice does not depend on the order of the lines.
+    Records of equal difference (all of them, with exact match) are ordered by id, so that the choice does not depend on
+    the order of the lines.
     """
-    ranked = [(_rank(line, metric), line) for line in lines]
-    worst = heapq.nsmallest(_MOST_EXAMPLES, (x for x in ranked if x[0][0] < 0), key=lambda x: x[0])
-    best = heapq.nsmallest(
-        _MOST_EXAMPLES, (x for x in ranked if x[0][0] > 0), key=lambda x: (-x[0][0], -x[0][1], x[0][2])
-    )
+    changes = [(line["candidate"]["scores"][metric] - line["champion"]["scores"][metric], line) for line in lines]
+    worst = heapq.nsmallest(_MOST_EXAMPLES, (x for x in changes if x[0] < 0), key=lambda x: (x[0], x[1]["id"]))
+    best = heapq.nsmallest(_MOST_EXAMPLES, (x for x in changes if x[0] > 0), key=lambda x: (-x[0], x[1]["id"]))
     regressions, gains = ([_example(line, metric) for _, line in found] for found in (worst, best))
     return tuple(regressions), tuple(gains)
-
-
-def _rank(line: Mapping[str, Any], metric: str) -> tuple[float, float, str]:
-    new, old = line["candidate"]["scores"], line["champion"]["scores"]
-    others = [name for name in new if name != metric and name in old]
-    rest = sum(new[name] - old[name] for name in others) / len(others) if others else 0.0
-    return new[metric] - old[metric], rest, line["id"]
 
 
 def _example(line: Mapping[str, Any], metric: str) -> Example:

@@ -1,7 +1,6 @@
 """The evidence card: what it says is what the artifacts say, whatever text the records hold."""
 
 import json
-import random
 import re
 from html.parser import HTMLParser
 from importlib import resources
@@ -116,7 +115,7 @@ def test_the_schema_in_the_tree_is_that_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("outcome", [*OUTCOMES, "hostile"])
-def test_the_page_is_one_sound_document_that_loads_nothing_and_can_be_heard(
+def test_the_page_is_one_sound_document_that_loads_nothing_can_be_heard_and_has_no_empty_part(
     cards: dict[str, Any], outcome: str
 ) -> None:
     _, source = cards[outcome]
@@ -138,12 +137,8 @@ def test_the_page_is_one_sound_document_that_loads_nothing_and_can_be_heard(
     assert len(page.all("desc")) == len(pictures)
     assert {one["scope"] for one in page.all("th")} == {"col", "row"}
     assert {one["role"] for one in page.all("td")} == {"cell"}
-
-
-@pytest.mark.parametrize("outcome", OUTCOMES)
-def test_what_is_not_there_is_left_out(cards: dict[str, Any], outcome: str) -> None:
-    _, source = cards[outcome]
-    page = Page(source)
+    if outcome == "hostile":
+        return
     for one in page.elements:
         if one["tag"] in {"section", "h2", "h3", "p", "ul", "li", "dl", "dd", "dt", "table", "tbody", "tr", "details"}:
             assert one["text"].strip(), f"an empty {one['tag']}"
@@ -210,16 +205,6 @@ def test_decide_leaves_a_card_of_its_own_verdict(made_reports: Any, tmp_path: Pa
     assert not any("guard" in words for words in card.story.why) or verdict.guards, "no guard, no word of guards"
 
 
-def test_the_card_of_a_gain_that_is_shown_does_not_call_it_chance(made_reports: Any, tmp_path: Path) -> None:
-    verdict, card, _ = decided(made_reports, tmp_path, (15, 0, 385), min_gain=5)
-    assert (verdict.outcome, verdict.reasons) == ("not_shown_better", ("gain_below_minimum",))
-    assert "The gain is smaller than the settings ask for: 3.75 is below 5." in card.story.why
-    assert card.story.next_steps[0].words == (
-        "The gain is no luck, but it is small: drop more or other data, or ask for less (gate.min_gain)."
-    )
-    assert not any("no proof" in words for words in card.story.why)
-
-
 def test_the_card_of_too_few_records_promises_no_gain(made_reports: Any, tmp_path: Path) -> None:
     verdict, _, words = decided(made_reports, tmp_path, (20, 5, 25))
     assert (verdict.outcome, verdict.records) == ("insufficient_evidence", 50)
@@ -283,13 +268,6 @@ def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_reports: Any,
     card, source = write(made_reports, tmp_path, "promoted", approval="manual")
     assert "It waits for your approval." in Page(source).all("h1")[0]["text"]
     assert "dropforge promote 1" in [step["command"] for step in card["story"]["next_steps"]]
-
-
-def test_the_first_candidate_of_a_track_is_called_so(made_reports: Any, tmp_path: Path) -> None:
-    attempt, verdict = made_reports.case(tmp_path, "promoted")
-    _, source = read(tmp_path / write_report(attempt, verdict.model_copy(update={"uses": 0, "same_set_uses": 0})))
-    words = Page(source).words()
-    assert "Judged on this tracknone before: this is the first candidate" in words
 
 
 def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: Path) -> None:
@@ -370,33 +348,13 @@ def test_the_page_shows_a_hostile_text_as_text(made_reports: Any, cards: dict[st
     assert Page(source).all("title")[0]["text"] == "Worse: run 1 of track default"
 
 
-def test_the_same_records_in_another_order_give_the_same_bytes(made_reports: Any, tmp_path: Path) -> None:
-    def shuffled(lines: list[Any]) -> list[Any]:
-        return random.Random(5).sample(lines, len(lines))
-
-    first = write(made_reports, tmp_path / "a", "worse")
-    second = write(made_reports, tmp_path / "b", "worse", shuffled)
-    for card in (first[0], second[0]):
-        card["evaluation"]["candidate"].pop("metrics")  # sums of floats in another order
-        card["evaluation"]["champion"].pop("metrics")
-    assert first == second
-
-
 def test_the_ten_worst_and_the_ten_best_are_chosen_by_their_change(made_reports: Any) -> None:
     lines = [made_reports.row(place, (place % 23) / 23, (place % 7) / 7) for place in range(200)]
     worst, best = pick(lines, "token_f1")
+    assert pick(lines[::-1], "token_f1") == (worst, best)
     changes = sorted(100 * ((place % 23) / 23 - (place % 7) / 7) for place in range(200))
     assert [one.difference for one in worst] == pytest.approx(changes[:10])
     assert [one.difference for one in best] == pytest.approx(changes[:-11:-1])
-
-
-def test_equal_changes_are_ordered_by_the_other_metrics_and_nothing_equal_is_shown(made_reports: Any) -> None:
-    lines = [made_reports.row(place, 0.0, 1.0) for place in range(12)]
-    for place, line in enumerate(lines):
-        line["candidate"]["scores"]["token_f1"] = 1 - place / 12
-    worst, best = pick([*lines, made_reports.row(99, 1.0, 1.0)], "exact_match")
-    assert [int(one.id, 16) for one in worst] == list(range(11, 1, -1))
-    assert best == ()
 
 
 def test_a_long_text_is_cut_and_the_page_says_so(made_reports: Any, tmp_path: Path) -> None:
