@@ -65,19 +65,13 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """
-    Print what tests measured, a line each: `record_property("table", text)`; and what attacks did:
-    `record_property("probe", [probe, expected, happened])`.
-    """
+    """Print what tests measured, a line each: `record_property("table", text)`."""
     reports = [report for group in terminalreporter.stats.values() for report in group]
     found = [getattr(report, "user_properties", ()) for report in reports if getattr(report, "when", "") == "call"]
     noted = [(name, value) for properties in found for name, value in properties]
     if lines := sorted(str(text) for name, text in noted if name == "table"):
         terminalreporter.section("measured")
         terminalreporter.write("".join(f"{line}\n" for line in lines))
-    if probes := sorted([str(word) for word in value] for name, value in noted if name == "probe"):
-        terminalreporter.section("attacks: probe | expected | happened")
-        terminalreporter.write("".join(f"{' | '.join(words)}\n" for words in probes))
 
 
 def _load(name: str) -> Any:

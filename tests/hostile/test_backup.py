@@ -30,7 +30,6 @@ from tests.daemon.conftest import MODEL_ID, LivedIn, dropforge, lived_in, lived_
 __all__ = ["dropforge", "lived_in", "lived_in_once", "new_workspace"]
 
 Tamper = Callable[[Path], object]
-Record = Callable[[str, object], None]
 
 
 @pytest.fixture
@@ -164,10 +163,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
 
 
 def test_a_tampered_backup_is_refused_and_nothing_is_touched(
-    lived_in: LivedIn,
-    dropforge: Callable[..., Any],
-    kept: Path,
-    record_property: Record,
+    lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path
 ) -> None:
     before = everything(lived_in.folder)
     for number, (case, (tamper, named)) in enumerate(TAMPERED.items()):
@@ -176,7 +172,6 @@ def test_a_tampered_backup_is_refused_and_nothing_is_touched(
         tamper(copy)
         outside = everything(copy.parent)
         done = dropforge("restore", copy)
-        record_property("probe", [f"restore: {case}", "refused, nothing changed", done.err.splitlines()[0][:90]])
         assert (done.code, done.out) == (1, ""), case
         assert named.encode("unicode_escape").decode() in done.err, case
         assert "hint: " in done.err, case
@@ -185,11 +180,7 @@ def test_a_tampered_backup_is_refused_and_nothing_is_touched(
 
 
 def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
-    lived_in: LivedIn,
-    dropforge: Callable[..., Any],
-    kept: Path,
-    record_property: Record,
-    monkeypatch: pytest.MonkeyPatch,
+    lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evil = {"url": "http://evil/v1", "model": "m", "api_key_env": "PATH"}
     to = "json_set(config, '$.evaluate.vllm', '/tmp/evil', '$.judge', json(?))"
@@ -212,7 +203,6 @@ def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
         assert run.state == "running"
         assert run.config == compose(lived_in.settings, session.get_one(Track, run.track)).model_dump(mode="json")
     (spec,) = [path.read_text() for path in (root / "runs" / "3" / "attempts").glob(f"*/{SPEC_NAME}")]
-    record_property("probe", ["restore: another program and address in run.config", "not used", "today's settings"])
     assert "evil" not in spec
 
 
@@ -235,7 +225,7 @@ def refusal(settings: Settings, backup: Path) -> str:
 
 @pytest.mark.long
 def test_garbage_in_any_column_is_refused_or_lets_the_daemon_start(
-    lived_in: LivedIn, kept: Path, tmp_path: Path, record_property: Record
+    lived_in: LivedIn, kept: Path, tmp_path: Path
 ) -> None:
     settings = lived_in.settings.model_copy(update={"state": str(tmp_path / "state")})
     root, refused, taken, whole = settings.state_folder, 0, [], (kept / DATABASE_NAME).read_bytes()
@@ -257,29 +247,23 @@ def test_garbage_in_any_column_is_refused_or_lets_the_daemon_start(
             Dispatcher(engine, settings, LocalExecutor(root)).recover(lived_in.tick())
             engine.dispose()
             Overview(root).runs()
-    record_property("probe", ["restore: garbage in each column", "refused, or the daemon starts", f"{refused} refused"])
     assert refused > len(columns), taken
 
 
 def test_a_restore_goes_through_no_link_of_the_state_folder(
-    lived_in: LivedIn,
-    dropforge: Callable[..., Any],
-    kept: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    record_property: Record,
+    lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     root, other = lived_in.settings.state_folder, tmp_path_factory.mktemp("other")
     shutil.rmtree(root / "drops")
     (root / "drops").symlink_to(other)
     done = dropforge("restore", kept)
-    record_property("probe", ["restore: drops/ is a link", "refused", done.err.splitlines()[0][:90]])
     assert (done.code, list(other.iterdir())) == (1, [])
     assert f"{root / 'drops'} is a link" in done.err
 
 
 @needs_root
 def test_a_restore_on_a_full_disk_names_the_disk_and_can_be_done_again(
-    lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path, record_property: Record
+    lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path
 ) -> None:
     with LoopDisk(lived_in.folder / "loop", 16) as disk:
         state = disk.place / "state"
@@ -290,7 +274,6 @@ def test_a_restore_on_a_full_disk_names_the_disk_and_can_be_done_again(
             file.write(f'state = "{state}"\n{rest}')
         disk.fill(leave=32 << 10)
         done = dropforge("restore", kept)
-        record_property("probe", ["restore: full disk", "names the disk", done.err.splitlines()[0][:90]])
         assert (done.code, done.out) == (1, "")
         assert f"({disk.place}, " in done.err
         assert f"bytes on {disk.place}, then do it again: dropforge restore {kept}" in done.err

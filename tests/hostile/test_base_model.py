@@ -6,10 +6,8 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -133,7 +131,7 @@ def spoilt(base: Path, folder: Path, spoil: Spoil) -> Path:
     return made
 
 
-def test_init_and_doctor_name_it(tiny_llama: Path, tmp_path: Path, record_property: Any) -> None:
+def test_init_and_doctor_name_it(tiny_llama: Path, tmp_path: Path) -> None:
     bases = {f"track{number}": what for number, what in enumerate(EVIL)}
     settings = f'base_model = "{tiny_llama}"\n'
     for track, what in bases.items():
@@ -145,84 +143,10 @@ def test_init_and_doctor_name_it(tiny_llama: Path, tmp_path: Path, record_proper
         (line,) = [one for one in found if one["name"] == f"base of {track}"]
         words = EVIL[what][1]
         assert (line["level"], words in line["text"], bool(line["remedy"])) == ("bad", True, True), line
-        record_property("probe", [f"a base model with {what}", "doctor names it", f"said: {words}"])
     begun = run_cli(tmp_path, "init", "place", "--base-model", str(tmp_path / "track0"))
     assert (begun.returncode, (tmp_path / "place").exists()) == (65, False), begun
     assert EVIL[bases["track0"]][1] in " ".join(begun.stderr.split())
     assert "Traceback" not in begun.stderr
-
-
-class Daemon:
-    """`dropforge run` on two tracks, and what it says."""
-
-    def __init__(self, folder: Path, settings: str) -> None:
-        self.folder = folder
-        (folder / "inbox").mkdir()
-        (folder / "dropforge.toml").write_text(settings)
-        self.log = (folder / "log").open("wb")
-        argv = [sys.executable, "-P", "-m", "daemon", "run"]
-        self.process = subprocess.Popen(argv, cwd=folder, env=ENVIRONMENT, stdout=self.log, stderr=self.log)
-
-    def wait(self, condition: Callable[[], object]) -> None:
-        """Wait for a condition; the test's own time limit ends a wait in vain."""
-        pause = threading.Event()
-        while not condition():
-            assert self.process.poll() is None, (self.folder / "log").read_text()
-            pause.wait(0.2)
-
-    def runs(self) -> dict[str, dict[str, Any]]:
-        """Return the latest run of each track."""
-        said = run_cli(self.folder, "runs", "--json")
-        return {run["track"]: run for run in json.loads(said.stdout)["runs"]} if said.returncode == 0 else {}
-
-
-@pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[[str], Daemon]]:
-    """A factory of one daemon, ended after the test."""
-    made: list[Daemon] = []
-
-    def start(settings: str) -> Daemon:
-        made.append(Daemon(tmp_path, settings))
-        return made[-1]
-
-    yield start
-    for daemon in made:
-        daemon.process.terminate()
-        daemon.process.wait()
-        daemon.log.close()
-
-
-@pytest.mark.timeout(300)
-def test_its_track_waits_with_the_reason_and_others_go_on(
-    tiny_llama: Path, tmp_path: Path, started: Callable[[str], Daemon], record_property: Any
-) -> None:
-    evil = {"wide": "a width of -96", "piped": "a pipe as config.json"}
-    settings = (
-        f'base_model = "{tiny_llama}"\nrun_after_quiet_seconds = 0\nreconcile_seconds = 1\n'
-        "[intake]\nsettle_seconds = 0\n[tracks.good]\n"
-    )
-    for track, what in evil.items():
-        base = spoilt(tiny_llama, tmp_path / track, EVIL[what][0])
-        settings += f'[tracks.{track}]\nbase_model = "{base}"\n'
-    daemon = started(settings)
-    daemon.wait((tmp_path / "inbox/good").is_dir)
-    rows = "".join(json.dumps({"instruction": f"say {n}", "output": "x"}) + "\n" for n in range(5))
-    for place in ("wide/0.jsonl", "piped/0.jsonl", "good/1.jsonl"):
-        (tmp_path / "inbox" / place).write_text(rows)
-    daemon.wait(lambda: daemon.runs().get("good", {}).get("state") == "succeeded")
-    good = daemon.runs()["good"]["outcome"]
-    assert good == "insufficient_evidence", "five rows are few, and it was judged"
-
-    def errors() -> dict[str, str]:
-        return {track: daemon.runs().get(track, {}).get("error") or "" for track in evil}
-
-    daemon.wait(lambda: all(EVIL[what][1] in errors()[track] for track, what in evil.items()))
-    for track, what in evil.items():
-        words = EVIL[what][1]
-        assert daemon.runs()[track]["state"] == "queued", "before its first step"
-        status = run_cli(tmp_path, "status")
-        assert words in " ".join(status.stdout.split()), status
-        record_property("probe", [f"the base of one track: {what}", "it waits with the reason", f"the other: {good}"])
 
 
 _LOAD = """
@@ -244,9 +168,7 @@ for use in (
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known architecture", "own architecture"])
-def test_its_code_is_never_run_even_where_nobody_checks(
-    known: bool, tiny_llama: Path, tmp_path: Path, record_property: Any
-) -> None:
+def test_its_code_is_never_run_even_where_nobody_checks(known: bool, tiny_llama: Path, tmp_path: Path) -> None:
     decoy = tmp_path / "decoy"
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     code = f"open({str(decoy)!r}, 'w').close()\nclass X: pass\n"
@@ -262,8 +184,6 @@ def test_its_code_is_never_run_even_where_nobody_checks(
     )
     assert not decoy.exists(), done
     assert ("refused" in done.stdout) != known, "where transformers has the architecture itself, it takes its own"
-    ended = "its own code was left alone" if known else "refused"
-    record_property("probe", ["a base model's code, loaded unchecked", "never run", ended])
 
 
 _ASK = """
@@ -284,12 +204,9 @@ _ENDLESS = {
 
 
 @pytest.mark.parametrize("what", _ENDLESS)
-def test_a_chat_template_without_end_ends_its_step(
-    what: str, tiny_llama: Path, tmp_path: Path, record_property: Any
-) -> None:
+def test_a_chat_template_without_end_ends_its_step(what: str, tiny_llama: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     (base / "chat_template.jinja").write_text(_ENDLESS[what])
     argv = [sys.executable, "-P", "-c", _ASK, str(base)]
     done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (-ENDED_BY, "loaded\n"), done
-    record_property("probe", [f"a chat template with {what}", "the step is ended", f"ended by {ENDED_BY.name}"])

@@ -1,7 +1,6 @@
 """Whoever may write into the inbox tries to lead the daemon somewhere else, or at what another person dropped."""
 
 import json
-import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 
 from tests.hostile.people import ALICE, BOB, DAEMON, STRANGER, Box, rows
 
-Record = Callable[[str, object], None]
 SPEC = '{"run": 1, "step": "prepare", "argv": ["touch", "%s"]}'
 
 
@@ -37,16 +35,15 @@ def number_after(box: Box) -> int:
 
 
 @pytest.mark.parametrize("name", ["rejected", "done", "support", "heldout", "support/heldout"])
-def test_a_member_cannot_move_a_folder_of_the_inbox(box: Box, name: str, record_property: Record) -> None:
+def test_a_member_cannot_move_a_folder_of_the_inbox(box: Box, name: str) -> None:
     for attempt in (f"mv {name} other", f"rmdir {name}", f"ln -sfn {box.state} {name} && test -L {name}"):
         done = box.shell(ALICE, attempt)
         assert done.returncode != 0
-    record_property("probe", [f"move or replace {name}/", "not permitted", done.stderr.strip()[-30:] or "refused"])
     goes_on(box)
 
 
 @pytest.mark.parametrize("home", ["rejected", "done"])
-def test_nobody_but_the_daemon_writes_into_answers(box: Box, home: str, record_property: Record) -> None:
+def test_nobody_but_the_daemon_writes_into_answers(box: Box, home: str) -> None:
     box.drop(ALICE, "mine.jsonl", rows("mine") if home == "done" else "no JSON\n")
     box.until(lambda: box.is_filed("mine.jsonl", home))
     where = f"{home}/~alice"
@@ -60,13 +57,10 @@ def test_nobody_but_the_daemon_writes_into_answers(box: Box, home: str, record_p
     for attempt in refused:
         assert box.shell(ALICE, attempt).returncode != 0, attempt
     assert box.shell(ALICE, f"cat {where}/mine.jsonl").returncode == 0
-    record_property("probe", [f"write into {home}/", "refused; own file readable", "refused; own file readable"])
     goes_on(box)
 
 
-def test_a_folder_that_was_swapped_for_a_link_is_not_followed(
-    new_box: Callable[..., Box], record_property: Record
-) -> None:
+def test_a_folder_that_was_swapped_for_a_link_is_not_followed(new_box: Callable[..., Box]) -> None:
     # Without the sticky bit on the inbox, as an administrator may have made it, members can move folders in it.
     box = new_box(inbox_mode=0o2770)
     box.start()
@@ -88,12 +82,9 @@ def test_a_folder_that_was_swapped_for_a_link_is_not_followed(
     box.drop(BOB, "later.jsonl", rows("later"), "support")
     box.until(lambda: box.is_filed("later.jsonl") and box.is_filed("zz.json", "rejected"))
     assert not target.exists()
-    record_property("probe", ["rejected/ -> spool/queue", "no code runs", "no code ran, files waited"])
 
 
-def test_a_heldout_folder_that_leads_to_the_store_loses_no_drop(
-    new_box: Callable[..., Box], record_property: Record
-) -> None:
+def test_a_heldout_folder_that_leads_to_the_store_loses_no_drop(new_box: Callable[..., Box]) -> None:
     box = new_box(inbox_mode=0o2770)
     box.start()
     box.drop(BOB, "first.jsonl", rows("first"))
@@ -105,12 +96,9 @@ def test_a_heldout_folder_that_leads_to_the_store_loses_no_drop(
     assert "belongs to alice" in box.cli(DAEMON, "status").stdout
     assert tree(box.state / "drops") == before != {}
     goes_on(box)
-    record_property(
-        "probe", ["support/heldout -> drops", "no stored drop touched", "support/ not used: belongs to alice"]
-    )
 
 
-def test_a_member_reads_what_is_theirs_and_not_what_is_not(box: Box, record_property: Record) -> None:
+def test_a_member_reads_what_is_theirs_and_not_what_is_not(box: Box) -> None:
     box.drop(ALICE, "private.jsonl", rows("private"))
     box.drop(ALICE, "wrong.jsonl", '{"instruction": "private", "output": 3}\n')
     box.drop(ALICE, "own.jsonl", rows("own"), "support")
@@ -130,21 +118,9 @@ def test_a_member_reads_what_is_theirs_and_not_what_is_not(box: Box, record_prop
                 assert box.shell(other, attempt).returncode != 0 or (box.inbox / name).exists(), (name, attempt)
             assert box.shell(other, f"cat {box.inbox}/{name}").returncode != 0
     assert all((box.inbox / name).exists() for name in own)
-    record_property("probe", ["read or delete another's answer", "refused", "refused"])
 
 
-def test_a_pipe_that_has_the_name_of_an_answer_is_not_read(box: Box, record_property: Record) -> None:
-    assert box.shell(ALICE, "mkfifo bad.jsonl.errors.json").returncode == 0
-    box.until(lambda: box.is_filed("bad.jsonl.errors.json", "rejected"))
-    box.drop(ALICE, "bad.jsonl", "no JSON\n")
-    box.until(lambda: box.is_filed("bad-2.jsonl", "rejected"))
-    goes_on(box)
-    record_property("probe", ["a pipe as bad.jsonl.errors.json", "a free name", "filed as bad-2.jsonl"])
-
-
-def test_an_answer_that_a_person_made_up_is_neither_taken_for_ours_nor_overwritten(
-    box: Box, record_property: Record
-) -> None:
+def test_an_answer_that_a_person_made_up_is_neither_taken_for_ours_nor_overwritten(box: Box) -> None:
     # As it would look, were it ours: the drop's number can be guessed.
     forged = json.dumps({"version": 1, "drop": number_after(box) + 1, "state": "rejected"})
     box.drop(ALICE, "a.jsonl.errors.json", forged)
@@ -154,23 +130,9 @@ def test_an_answer_that_a_person_made_up_is_neither_taken_for_ours_nor_overwritt
     home = box.inbox / "rejected" / "~alice"
     assert (home / "a.jsonl.errors.json").read_text() == forged
     assert json.loads((home / "a-2.jsonl.errors.json").read_text())["drop"] > 2
-    record_property("probe", ["forged a.jsonl.errors.json", "kept, not ours", "kept; ours is a-2.jsonl.errors.json"])
 
 
-def test_links_pipes_and_folders_under_the_names_of_drops_are_never_opened(box: Box, record_property: Record) -> None:
-    secret = box.state / "secret.jsonl"
-    secret.write_text(rows("secret"))
-    script = f"ln -s {secret} link.jsonl; mkfifo pipe.jsonl; mkdir folder.jsonl; ln -s /dev/zero zero.jsonl"
-    assert box.shell(ALICE, script).returncode == 0
-    there = [box.inbox / "rejected" / "~alice" / f"{name}.jsonl" for name in ("link", "pipe", "zero")]
-    box.until(lambda: all(os.path.lexists(path) for path in there))
-    assert all("secret" not in path.read_text() for path in (box.state / "drops").iterdir())
-    assert (box.inbox / "folder.jsonl").is_dir()
-    goes_on(box)
-    record_property("probe", ["link, pipe, device, folder as a drop", "rejected unread", "rejected unread"])
-
-
-def test_two_daemons_do_not_share_an_inbox(box: Box, new_box: Callable[..., Box], record_property: Record) -> None:
+def test_two_daemons_do_not_share_an_inbox(box: Box, new_box: Callable[..., Box]) -> None:
     other = new_box()
     (other.folder / "dropforge.toml").write_text((box.folder / "dropforge.toml").read_text())
     other.inbox = box.inbox
@@ -178,5 +140,4 @@ def test_two_daemons_do_not_share_an_inbox(box: Box, new_box: Callable[..., Box]
     assert other.stop() == 1
     assert f"takes the files of {box.inbox}" in other.said()
     assert "Traceback" not in other.said()
-    record_property("probe", ["a second daemon on the inbox", "refused", "exit 1, names the other process"])
     goes_on(box)

@@ -7,7 +7,6 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -98,14 +97,12 @@ def test_one_that_drips_is_given_up_after_its_time_in_all(
     serve: Callable[..., RawEndpoint],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    record_property: Any,
 ) -> None:
     monkeypatch.setattr(judge_client, "TRIES", 1)
     endpoint = serve(lambda: drip(*DRIPS[what]))
     judgement = judge(Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=0.5))
     assert judgement.failed == 1
     assert "no answer within 0.5 s" in capfd.readouterr().err
-    record_property("probe", [f"a judge drips {what}", "given up after its time in all", "no answer within 0.5 s"])
 
 
 FLOODS: dict[str, tuple[bytes, bytes]] = {
@@ -123,14 +120,12 @@ def test_one_that_floods_is_not_listened_to(
     make_attempt: Callable[..., Attempt],
     serve: Callable[..., RawEndpoint],
     monkeypatch: pytest.MonkeyPatch,
-    record_property: Any,
 ) -> None:
     monkeypatch.setattr(judge_client, "TRIES", 1)
     endpoint = serve(lambda: pour(*FLOODS[what]))
     judgement = judge(Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=300))
     # One question: what else was sent lies in the buffers of the two ends.
     assert (judgement.failed, endpoint.sent < 32 * _MIB) == (1, True)
-    record_property("probe", [f"a judge sends {what}", "no answer", f"hung up after {endpoint.sent / _MIB:.0f} MiB"])
 
 
 def test_an_answer_that_unpacks_to_far_more_is_not_unpacked(
@@ -138,7 +133,6 @@ def test_an_answer_that_unpacks_to_far_more_is_not_unpacked(
     make_attempt: Callable[..., Attempt],
     serve: Callable[..., RawEndpoint],
     monkeypatch: pytest.MonkeyPatch,
-    record_property: Any,
 ) -> None:
     monkeypatch.setattr(judge_client, "TRIES", 1)
     packer = zlib.compressobj(1, wbits=31)
@@ -153,6 +147,3 @@ def test_an_answer_that_unpacks_to_far_more_is_not_unpacked(
     finally:
         tracemalloc.stop()
     assert (judgement.failed, most < 32 * _MIB) == (1, True), most
-    record_property(
-        "probe", ["a judge's answer unpacks to 128 MiB", "no answer", f"held {most / _MIB:.0f} MiB at most"]
-    )

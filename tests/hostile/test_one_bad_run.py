@@ -13,10 +13,9 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, col, select
 
 from daemon.state.database import open_reader
-from daemon.state.tables import Promotion, Run
+from daemon.state.tables import Run
 from tests.hostile.people import DAEMON, Box, rows
 
-Tell = Callable[[str, object], None]
 #: Plays the worker: each step is done by a script, in a process of the daemon's user.
 WORK = """
 import sys, threading
@@ -66,11 +65,6 @@ def state_of(box: Box, track: str) -> str:
     return "none" if run is None else run.state
 
 
-def hooks(box: Box) -> dict[str, str | None]:
-    """Return how far the hook of each track's first promotion is."""
-    return {row.track: row.hook_state for row in found(box, Promotion) if row.generation == 1}
-
-
 def take_away(place: Path) -> None:
     """Let something be root's, as after a start as root."""
     os.chown(place, 0, 0)
@@ -84,7 +78,7 @@ def bad_lines(box: Box) -> int:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("when", ["under way", "at the start"])
 def test_a_run_whose_files_are_roots_waits_alone_is_shown_and_can_be_cancelled(
-    new_box: Callable[..., Box], worker: Callable[[Box], None], record_property: Tell, when: str
+    new_box: Callable[..., Box], worker: Callable[[Box], None], when: str
 ) -> None:
     box = new_box()
     box.start(extra=QUICK)
@@ -111,14 +105,13 @@ def test_a_run_whose_files_are_roots_waits_alone_is_shown_and_can_be_cancelled(
         f"cancel: {state_of(box, 'default')}, bad lines: {bad_lines(box)}, end: {box.stop()}"
     )
     expected = "other track: succeeded, counted: 0, shown: True, cancel: cancelled, bad lines: 0, end: 0"
-    record_property("probe", [f"runs/1 is root's, {when}", expected, happened])
     assert happened == expected, (cancelled, said)
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("damage", ["tracks/default is root's", "a folder in the place of its link"])
 def test_a_track_whose_folder_is_damaged_is_shown_and_holds_no_other_up(
-    new_box: Callable[..., Box], worker: Callable[[Box], None], record_property: Tell, damage: str
+    new_box: Callable[..., Box], worker: Callable[[Box], None], damage: str
 ) -> None:
     box = new_box()
     box.start(extra=QUICK)
@@ -141,27 +134,4 @@ def test_a_track_whose_folder_is_damaged_is_shown_and_holds_no_other_up(
     printed = all(f"trouble: {whose}: " in box.cli(DAEMON, "status").stdout for whose in troubles)
     happened = f"other track: succeeded, shown: {printed}, others: {others}, bad lines: {bad_lines(box)}"
     expected = "other track: succeeded, shown: True, others: [], bad lines: 0"
-    record_property("probe", [damage, expected, happened])
     assert happened == expected, troubles
-
-
-@pytest.mark.timeout(180)
-def test_a_hook_that_hangs_or_cannot_start_holds_up_neither_another_tracks_hook_nor_a_run(
-    new_box: Callable[..., Box], worker: Callable[[Box], None], record_property: Tell
-) -> None:
-    box = new_box(
-        "[tracks.hangs.hooks]\nafter_promotion = ['sleep', '600']\n[tracks.works.hooks]\nafter_promotion = ['true']\n"
-    )
-    broken = box.folder / "broken"
-    broken.write_text("#!/nowhere/at/all\n")  # one that is not there is refused at the start
-    broken.chmod(0o755)
-    with (box.folder / "dropforge.toml").open("a") as settings:
-        settings.write(f"[tracks.fails.hooks]\nafter_promotion = ['{broken}']\n")
-    box.start(extra=QUICK)
-    worker(box)
-    for track, state in (("hangs", "running"), ("fails", "failed"), ("works", "ok")):
-        box.drop(DAEMON, "a.jsonl", rows(track), track)
-        box.until(lambda of=track, to=state: hooks(box).get(of) == to)  # type: ignore[misc]
-    expected = "{'hangs': 'running', 'fails': 'failed', 'works': 'ok'}"
-    record_property("probe", ["one hook hangs, one cannot start", expected, str(hooks(box))])
-    assert str(hooks(box)) == expected

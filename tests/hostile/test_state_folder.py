@@ -11,8 +11,6 @@ import pytest
 
 from tests.hostile.people import ALICE, DAEMON, GROUP, Box
 
-Tell = Callable[[str, object], None]
-
 
 def started(box: Box, *words: str, person: int = DAEMON.number) -> subprocess.CompletedProcess[str]:
     """Start a command that must not stay; return how it ended."""
@@ -30,7 +28,7 @@ def started(box: Box, *words: str, person: int = DAEMON.number) -> subprocess.Co
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("words", [("run",), ("worker",)])
 def test_who_is_not_the_state_folders_owner_is_refused_with_both_names_and_leaves_nothing(
-    new_box: Callable[..., Box], words: tuple[str, ...], record_property: Tell
+    new_box: Callable[..., Box], words: tuple[str, ...]
 ) -> None:
     box = new_box()
     done = started(box, *words, person=0)
@@ -39,12 +37,11 @@ def test_who_is_not_the_state_folders_owner_is_refused_with_both_names_and_leave
     remedy = f"sudo -u dropforge dropforge {words[0]}" in done.stderr
     happened = f"exit {done.returncode}, named: {named}, remedy: {remedy}, made: {made}"
     expected = "exit 1, named: True, remedy: True, made: []"
-    record_property("probe", [f"root starts dropforge {words[0]} on dropforge's folder", expected, happened])
     assert happened == expected, done.stderr
 
 
 @pytest.mark.timeout(180)
-def test_what_root_does_in_the_state_folder_is_its_owners(new_box: Callable[..., Box], record_property: Tell) -> None:
+def test_what_root_does_in_the_state_folder_is_its_owners(new_box: Callable[..., Box]) -> None:
     box = new_box()
     box.start(extra={"DROPFORGE_WORKER": "separate"})
     assert box.stop() == 0
@@ -64,15 +61,12 @@ def test_what_root_does_in_the_state_folder_is_its_owners(new_box: Callable[...,
     box.log.unlink()
     box.start(extra={"DROPFORGE_WORKER": "separate"})
     happened = f"root's: {strangers}, starts: {not box.ended}"
-    record_property(
-        "probe", ["root backs up, restores, prints the page's address", "root's: [], starts: True", happened]
-    )
     assert happened == "root's: [], starts: True", box.said()
 
 
 @pytest.mark.timeout(120)
 def test_a_place_that_the_daemons_user_cannot_use_for_a_backup_is_refused_with_an_example(
-    new_box: Callable[..., Box], record_property: Tell
+    new_box: Callable[..., Box],
 ) -> None:
     box = new_box()
     box.start(extra={"DROPFORGE_WORKER": "separate"})
@@ -87,13 +81,10 @@ def test_a_place_that_the_daemons_user_cannot_use_for_a_backup_is_refused_with_a
         assert "install -d -o dropforge -m 700 /srv/dropforge-backups" in done.stderr
     assert "dropforge restore /" in started(box, "restore", "kept", person=0).stderr
     assert f"user dropforge may not read {closed}" in started(box, "restore", str(closed / "kept"), person=0).stderr
-    record_property("probe", ["a backup where the daemon's user may not write", "refused, example", "refused, example"])
 
 
 @pytest.mark.timeout(120)
-def test_a_state_folder_that_others_may_enter_is_closed_with_a_line(
-    new_box: Callable[..., Box], record_property: Tell
-) -> None:
+def test_a_state_folder_that_others_may_enter_is_closed_with_a_line(new_box: Callable[..., Box]) -> None:
     box = new_box()
     box.state.chmod(0o2777)
     box.start(extra={"DROPFORGE_WORKER": "separate"})
@@ -104,7 +95,6 @@ def test_a_state_folder_that_others_may_enter_is_closed_with_a_line(
     box.log.unlink()
     box.start(extra={"DROPFORGE_WORKER": "separate"})
     happened = f"{mode:04o} with {told} line, then {box.state.stat().st_mode & 0o777:04o}"
-    record_property("probe", ["the state folder is 2777, then 0755", "0700 with 1 line, then 0700", happened])
     assert happened == "0700 with 1 line, then 0700"
 
 
@@ -142,23 +132,21 @@ FOLDERS: dict[str, tuple[str, Callable[[Box, Path], object], str]] = {
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("what", FOLDERS)
 def test_a_folder_of_the_state_folder_that_is_not_the_daemons_own_is_refused(
-    new_box: Callable[..., Box], what: str, record_property: Tell
+    new_box: Callable[..., Box], what: str
 ) -> None:
     box = new_box()
     name, make, words = FOLDERS[what]
     make(box, box.state / name)
     done = started(box, "run")
     happened = f"exit {done.returncode}, said: {words in done.stderr}, traceback: {'Traceback' in done.stderr}"
-    record_property("probe", [f"{name}: {what}", "exit 1, said: True, traceback: False", happened])
     assert happened == "exit 1, said: True, traceback: False", done.stderr
 
 
 @pytest.mark.timeout(120)
-def test_models_may_lie_elsewhere_in_an_own_folder(new_box: Callable[..., Box], record_property: Tell) -> None:
+def test_models_may_lie_elsewhere_in_an_own_folder(new_box: Callable[..., Box]) -> None:
     box = new_box()
     link_to_own(0o750)(box, box.state / "models")
     box.start(extra={"DROPFORGE_WORKER": "separate"})
-    record_property("probe", ["models: a link to an own, closed folder", "it runs", "it runs"])
     assert not box.ended
 
 
@@ -182,7 +170,7 @@ def put_another_there(box: Box) -> None:
     ],
 )
 def test_a_state_folder_that_is_taken_away_ends_daemon_and_worker_with_one_line(
-    new_box: Callable[..., Box], what: str, change: Callable[[Box], object], record_property: Tell
+    new_box: Callable[..., Box], what: str, change: Callable[[Box], object]
 ) -> None:
     box = new_box()
     box.start()
@@ -195,16 +183,13 @@ def test_a_state_folder_that_is_taken_away_ends_daemon_and_worker_with_one_line(
     left = box.state.exists() and sorted(path.name for path in box.state.iterdir())
     happened = f"exit {code}, lines: {len(lines)}, said: {'was moved or removed' in ''.join(lines)}, made anew: {left}"
     expected = f"exit 1, lines: 1, said: True, made anew: {[] if what == 'replaced by another' else False}"
-    record_property("probe", [f"the state folder is {what}", expected, happened])
     assert happened == expected, lines
     worker = subprocess.run(["pgrep", "-f", f"worker --lifeline --state {box.state}"], check=False, capture_output=True)
     assert worker.stdout == b"", "the worker is gone as well"
 
 
 @pytest.mark.timeout(120)
-def test_a_dead_intake_ends_the_daemon_in_order_with_its_reason(
-    new_box: Callable[..., Box], record_property: Tell
-) -> None:
+def test_a_dead_intake_ends_the_daemon_in_order_with_its_reason(new_box: Callable[..., Box]) -> None:
     box = new_box()
     program = (
         "import sys; from daemon import cli, service\n"
@@ -220,5 +205,4 @@ def test_a_dead_intake_ends_the_daemon_in_order_with_its_reason(
         f"exit {done.returncode}, reason: {reason}, logged: {logged}, in order: {'daemon_stopped' in done.stderr}"
     )
     expected = "exit 1, reason: True, logged: True, in order: True"
-    record_property("probe", ["the intake's thread dies", expected, happened])
     assert happened == expected, done.stderr

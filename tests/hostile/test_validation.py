@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-Record = Callable[[str, object], None]
 #: What the process may take; an honest file needs a tenth.
 MEMORY_KILOBYTES = 1_000_000
 #: A line just under the longest that is read.
@@ -36,7 +35,6 @@ STOPPED = "records, read no further; "
 #: What it is, what to write, the exit code, and what the answer says.
 PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "two million tags": (lambda: filled(TAGS, b"1,", b"1]}\n"), 65, "at most 20 are read"),
-    "tags that are objects": (lambda: filled(TAGS, b"{},", b"{}]}\n"), 65, "at most 20 are read"),
     "a tag of 4 MB": (lambda: filled(TAGS + b'"', b"\xc3\xa9", b'"]}\n'), 65, "at most 64 are read"),
     "20 bad tags a line": (lambda: (TAGS + b"1," * 19 + b"1]}\n") * 60_000, 65, STOPPED),
     "330,000 unknown keys": (lambda: keys(330_000, lambda one: f"k{one}"), 65, "more than 1,000 keys"),
@@ -47,14 +45,10 @@ PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     ),
     "a key of 4 MB": (lambda: filled(HEAD, b"k", b'": 1}\n') * 3, 0, "is not used"),
     "50 MB of empty lines": (lambda: b"\n" * 50_000_000, 65, "no records"),
-    "50 MB of carriage returns": (lambda: b"\r\n" * 25_000_000, 65, "no records"),
-    "50 MB of blanks": (lambda: b" " * 50_000_000, 65, "longer than"),
     "2,000,000 lines of x": (lambda: b"x\n" * 2_000_000, 65, STOPPED),
-    "500,000 lines of 0": (lambda: b"0\n" * 500_000, 65, STOPPED),
     "one array of 50 MB": (lambda: b"[" + b"[]," * 16_000_000 + b"[]]", 65, "one JSON array"),
     "nested 4,000,000 deep": (lambda: filled(HEAD + b'x": ', b'{"a":', b"\n"), 65, "nested too deeply"),
     "1,300,000 lists in a value": (lambda: filled(HEAD + b'x": [', b"[],", b"0]}\n") * 2, 0, "would be accepted"),
-    "500,000 objects in a value": (lambda: filled(HEAD + b'x": [', b'{"a":1},', b"0]}\n") * 2, 0, "would be accepted"),
     "a number of 4,000,000 digits": (lambda: filled(HEAD + b'x": ', b"7", b"}\n"), 65, "digits"),
     "800,000 keys that stand twice": (lambda: filled(HEAD + b'x": {', b'"a":1,', b'"a":1}}\n'), 65, "stands twice"),
     "660,000 half characters": (lambda: filled(HEAD + b'x": "', b"\\ud83d", b'"}\n'), 65, "half a character"),
@@ -80,38 +74,32 @@ def check(folder: Path, data: bytes, settings: str = "") -> subprocess.Completed
 
 
 @pytest.mark.parametrize("probe", PROBES)
-def test_a_file_costs_little_more_than_it_weighs(tmp_path: Path, probe: str, record_property: Record) -> None:
+def test_a_file_costs_little_more_than_it_weighs(tmp_path: Path, probe: str) -> None:
     make, code, words = PROBES[probe]
     ended = check(tmp_path, make())
-    happened = ended.stdout.strip().rpartition("\n")[2].partition(": ")[2]
-    record_property("probe", [f"check: {probe}", f"{code}: {words}", f"{ended.returncode}: {happened}"])
     assert (ended.returncode, ended.stderr) == (code, "")
     assert words in ended.stdout
     assert len(ended.stdout) < 20_000
 
 
-def test_a_ceiling_on_bad_rows_is_held_where_reading_stops(tmp_path: Path, record_property: Record) -> None:
+def test_a_ceiling_on_bad_rows_is_held_where_reading_stops(tmp_path: Path) -> None:
     settings = '[intake]\non_bad_rows = "quarantine"\nmax_bad_percent = 100\nmax_bad_rows = {}\n'
     data = b"x\n" * 2500 + (GOOD + b"\n") * 10
     over = check(tmp_path, data, settings.format(2000))
     assert (over.returncode, over.stderr) == (65, "")
     told = next(line for line in over.stdout.splitlines() if "max_bad_rows" in line)
-    happened = told.rpartition("; ")[2]
-    record_property("probe", ["check: 2,500 bad rows, 2,000 may be", "stopped: the ceiling is named", happened])
     assert "2,001 records, read no further; 2,001 are bad: it would be rejected" in over.stdout
-    assert happened.endswith("intake.max_bad_rows allows 2,000")
+    assert told.endswith("intake.max_bad_rows allows 2,000")
     within = check(tmp_path, data, settings.format(2500))
     assert within.returncode == 0
     assert "2,510 records; 2,500 are bad: it would be accepted without them" in within.stdout
 
 
-def test_hundreds_of_special_tokens_are_not_tried_one_by_one(tmp_path: Path, record_property: Record) -> None:
+def test_hundreds_of_special_tokens_are_not_tried_one_by_one(tmp_path: Path) -> None:
     tokens = [f"<|reserved_special_token_{number}|>" for number in range(1000)]
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps({"additional_special_tokens": tokens}))
     for text, code in ((b"<", 0), (b"<|reserved_special_token_", 0), (b"<|reserved_special_token_999|>", 65)):
         ended = check(tmp_path, filled(b'{"instruction": "', text, b'", "output": "b"}\n'), 'base_model = "base"\n')
         assert (ended.returncode, ended.stderr) == (code, "")
-    happened = ended.stdout.partition("; ")[0]
-    record_property("probe", ["check: 4 MB of beginnings of 1,000 tokens", "the whole ones alone are bad", happened])
     assert "holds <|reserved_special_token_999|>, a special token" in ended.stdout

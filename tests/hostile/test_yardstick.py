@@ -82,17 +82,13 @@ def new_yard() -> Iterator[Callable[[str], Yard]]:
 WRONG = records(*(f"wrong {number}" for number in range(160)))
 
 
-@pytest.mark.parametrize("on", ["all", "seen", "pinned"])
-def test_a_strangers_pinned_file_waits_and_the_owners_counts(
-    new_yard: Callable[[str], Yard], on: str, record_property: Callable[[str, object], None]
-) -> None:
+@pytest.mark.parametrize("on", ["all", "pinned"])
+def test_a_strangers_pinned_file_waits_and_the_owners_counts(new_yard: Callable[[str], Yard], on: str) -> None:
     yard = new_yard(f'[gate]\non = "{on}"\n')
     yard.put(OWNER, "heldout/mine.jsonl", records("mine"))
     yard.put(STRANGER, "heldout/wrong.jsonl", WRONG)
     used = yard.night()
     expected = ["mine.jsonl"] if on == "pinned" else []
-    happened = f"judged with {used}, {yard.states()}"
-    record_property("probe", [f'160 wrong answers in heldout/, gate.on = "{on}"', f"judged with {expected}", happened])
     assert used == expected
     assert yard.states() == {"mine.jsonl": "accepted" if expected else "proposed", "wrong.jsonl": "proposed"}
     (receipt,) = (yard.inbox / "done").rglob("wrong.jsonl.receipt.json")
@@ -101,34 +97,22 @@ def test_a_strangers_pinned_file_waits_and_the_owners_counts(
         assert f"dropforge drops accept {number}" in said
 
 
-def test_an_accepted_file_of_a_stranger_counts_and_history_says_whose_it_is(
-    new_yard: Callable[[str], Yard], record_property: Callable[[str, object], None]
-) -> None:
+def test_a_file_of_a_stranger_counts_once_it_is_accepted(new_yard: Callable[[str], Yard]) -> None:
     yard = new_yard('[gate]\non = "pinned"\n')
     yard.put(OWNER, "heldout/mine.jsonl", records("mine"))
-    yard.night()
     yard.put(STRANGER, "heldout/foreign.jsonl", WRONG)
     assert yard.night() == ["mine.jsonl"]
-    assert "The evaluation set" not in yard.cli("history")
     number = next(drop.id for drop in Overview(yard.daemon.root).drops() if drop.name == "foreign.jsonl")
     yard.cli("drops", "accept", str(number), "--reason", "I read it")
     assert yard.night() == ["mine.jsonl", "foreign.jsonl"]
-    (line,) = [one for one in yard.cli("history").splitlines() if "The evaluation set changed" in one]
-    record_property("probe", ["a stranger's file is accepted", "history says who and what", line])
-    assert f"drop {number} (foreign.jsonl, 160 rows, dropped by {STRANGER}, accepted by " in line
 
 
-def test_a_file_that_others_may_write_into_is_not_its_owners_word(
-    new_yard: Callable[[str], Yard], record_property: Callable[[str, object], None]
-) -> None:
+def test_a_file_that_others_may_write_into_is_not_its_owners_word(new_yard: Callable[[str], Yard]) -> None:
     """The folder gives it to the group, so a stranger can put other answers into it while it settles."""
     yard = new_yard('[gate]\non = "pinned"\n')
     yard.put(OWNER, "heldout/mine.jsonl", records("mine"), umask=0o002)
     yard.put(STRANGER, "heldout/mine.jsonl", WRONG)
     used = yard.night()
-    record_property(
-        "probe", ["wrong answers written into the owner's file", "judged without it", f"judged with {used}"]
-    )
     assert (used, yard.states()) == ([], {"mine.jsonl": "proposed"})
 
 

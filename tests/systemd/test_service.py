@@ -269,9 +269,7 @@ def tree(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.timeout(400)
-def test_a_member_of_the_group_moves_nothing_and_an_honest_file_goes_through(
-    machine: Machine, record_property: Any
-) -> None:
+def test_a_member_of_the_group_moves_nothing_and_an_honest_file_goes_through(machine: Machine) -> None:
     configure(machine, "none")
     settings = machine.root / "etc/dropforge/dropforge.toml"
     # What is tried here is the inbox: nothing is to be trained.
@@ -315,9 +313,6 @@ def test_a_member_of_the_group_moves_nothing_and_an_honest_file_goes_through(
     assert mine.exists()
     exposure = ["systemd-analyze", "security", "--no-pager", f"--threshold={MOST_EXPOSURE}", "dropforge"]
     assert machine.run(*exposure, check=False).returncode == 0, "no worse than without all this"
-    refused = sum(code != 0 for code in attempts.values())
-    happened = f"{refused} of {len(attempts)} refused at once, none had an effect"
-    record_property("probe", ["a member of the group attacks the service's inbox", "no effect", happened])
 
 
 def documented() -> list[str]:

@@ -221,11 +221,7 @@ def test_the_numbers_of_collected_drops_and_events_do_not_come_again(tmp_path: P
     [
         ("empty.jsonl", b"", "empty", "no records"),
         ("a.jsonl", b"\x1f\x8b\x08", "format", "gzip"),
-        ("a.csv", b"instruction,output\na,b\n", "format", "CSV"),
-        ("a.xlsx", b"PK\x03\x04", "format", "Excel"),
         ("a.txt", jsonl(GOOD), "name", "does not end in .jsonl or .json"),
-        ("jsonl", jsonl(GOOD), "name", "does not end"),
-        ("a.json", b'[{"instruction": "a", "output": "b"}]', "format", "one JSON array"),
         ("big.jsonl", jsonl(GOOD) * 100, "too_large", "1,000 are allowed"),
     ],
 )
@@ -339,7 +335,6 @@ def test_the_same_content_as_a_withdrawn_or_held_drop_says_so(tmp_path: Path, st
     ("values", "folder", "runs"),
     [
         ({"trigger": "drop"}, "", 1),
-        ({"trigger": "both"}, "", 1),
         ({"trigger": "nightly"}, "", 0),
         ({"trigger": "drop", "gate": {"on": "pinned"}}, "heldout", 0),
         ({"tracks": {"support": {"trigger": "nightly"}}}, "support", 0),
@@ -363,9 +358,7 @@ PINNED = {"gate": {"on": "pinned"}}
         ({"gate": {"on": "pinned", "pinned_by": [str(os.getuid())]}}, 0o600, None),
         ({"gate": {"on": "pinned", "pinned_by": ["12345"]}}, 0o644, "gate.pinned_by is 12345"),
         ({"gate": {"on": "all"}}, 0o644, 'gate.on is "all"'),
-        ({"gate": {"on": "seen"}}, 0o644, 'gate.on is "seen"'),
         (PINNED, 0o664, "others may write into it (mode 664)"),
-        (PINNED, 0o646, "others may write into it (mode 646)"),
     ],
 )
 def test_a_held_out_file_counts_at_once_if_the_settings_name_its_owner_or_waits_for_a_word(
@@ -417,6 +410,27 @@ def test_a_full_queue_leaves_the_file_where_it_is_and_says_so_once(tmp_path: Pat
     assert box.take(path).kind == "accepted"
 
 
+def test_what_is_gone_or_a_folder_by_now_is_no_file(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    assert box.take(box.inbox / "a.jsonl").kind == "gone"
+    (box.inbox / "a.jsonl").mkdir()
+    assert box.take(box.inbox / "a.jsonl").kind == "gone"
+    assert (box.inbox / "a.jsonl").is_dir()
+
+
+def test_a_start_removes_what_a_dead_daemon_had_half_written_and_nothing_else(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    folder = box.inbox / "rejected" / "support"
+    (folder / ".x.json.q.tmp").mkdir(parents=True)
+    names = ("a.jsonl", "a.jsonl.receipt.json", ".hidden", "b.json.tmp")
+    for name in (*names, ".a.jsonl.receipt.json.0123.tmp"):
+        (folder / name).write_text("part")
+    (box.settings.state_folder / "incoming" / "0.tmp").write_text("part")
+    box.restart()
+    assert {path.name for path in folder.iterdir() if path.is_file()} == set(names)
+    assert box.no_litter()
+
+
 def test_names_that_are_taken_get_a_number_and_nothing_is_overwritten(tmp_path: Path) -> None:
     box = Box(tmp_path)
     (box.inbox / "done" / "a.jsonl").write_text("mine")
@@ -427,6 +441,10 @@ def test_names_that_are_taken_get_a_number_and_nothing_is_overwritten(tmp_path: 
     assert (box.inbox / "done" / "a-2.jsonl.receipt.json").read_text() == "not JSON"
     assert (box.inbox / "done" / "a-4.jsonl").read_bytes() == jsonl(GOOD)
     assert box.read("done/a-4.jsonl.receipt.json")["drop"] == 1
+    for number in range(5, 21):
+        (box.inbox / "done" / f"a-{number}.jsonl").touch()
+    box.drop("a.jsonl", GOOD[:1])
+    assert (box.inbox / "done" / "a-2000.jsonl").exists(), "thousands of one name are not gone through for each"
 
 
 @pytest.mark.parametrize(
@@ -468,12 +486,6 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path, monke
         assert box.take(path).kind == "changed"
     assert (box.rows(Drop), box.store(), box.no_litter()) == ([], [], True)
     assert path.exists()
-
-
-def test_a_file_that_is_gone_is_no_trouble(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    assert box.take(box.inbox / "a.jsonl").kind == "gone"
-    assert box.intake.take(Settled("default", "train", b"nowhere.jsonl"), NOW).kind == "gone"
 
 
 def test_a_file_that_cannot_be_read_stays_and_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -560,13 +572,6 @@ def test_a_daemon_that_dies_while_it_answers_gives_one_answer_after_its_restart(
     assert not path.exists()
 
 
-def test_part_copies_of_a_dead_daemon_are_removed_at_the_start(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    (box.settings.state_folder / "incoming" / "0.tmp").write_text("part")
-    box.restart()
-    assert box.no_litter()
-
-
 def test_a_new_file_under_the_old_name_is_not_moved_for_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -635,42 +640,6 @@ def test_what_takes_a_files_place_after_the_look_is_not_read_and_keeps_nobody_wa
         patch.setattr("daemon.inbox.intake.look", look_then_swap)
         assert box.take(path).kind == ("unreadable" if other == "link" else "changed")
     assert (box.rows(Drop), box.store(), box.no_litter()) == ([], [], True)
-
-
-@pytest.mark.parametrize("home", ["done", "rejected/support"])
-def test_half_written_documents_are_cleared_away_at_the_start_and_nothing_else(tmp_path: Path, home: str) -> None:
-    box = Box(tmp_path)
-    folder = box.inbox / home
-    folder.mkdir(exist_ok=True)
-    names = ("a.jsonl", "a.jsonl.receipt.json", ".hidden", "b.json.tmp")
-    for name in (*names, ".a.jsonl.receipt.json.0123.tmp"):
-        (folder / name).write_text("part")
-    box.restart()
-    assert {path.name for path in folder.iterdir() if path.is_file()} == set(names)
-
-
-def test_a_folder_that_takes_a_files_name_is_not_moved_into_the_answers(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    (box.inbox / "a.jsonl").mkdir()
-    assert box.take(box.inbox / "a.jsonl").kind == "gone"
-    assert (box.inbox / "a.jsonl").is_dir()
-
-
-def test_what_a_person_left_in_the_answers_keeps_no_daemon_from_starting(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    foreign = box.inbox / "rejected" / "foreign"
-    (foreign / ".x.json.q.tmp").mkdir(parents=True)
-    (box.inbox / "done" / ".y.json.q.tmp").mkdir()
-    box.restart()
-    assert box.drop("a.jsonl", GOOD).kind == "accepted"
-
-
-def test_thousands_of_one_name_are_not_gone_through_for_each(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    for number in range(1, 21):
-        (box.inbox / "done" / ("a.jsonl" if number == 1 else f"a-{number}.jsonl")).touch()
-    box.drop("a.jsonl", GOOD)
-    assert (box.inbox / "done" / "a-1000.jsonl").read_bytes() == jsonl(GOOD)
 
 
 def test_a_file_that_somebody_else_may_have_moved_there_waits_for_a_word(

@@ -2,13 +2,11 @@
 
 import html
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from starlette.testclient import TestClient
 
 from daemon.queue import run_queue
-from daemon.settings.load import load
 from daemon.settings.model import Settings
 from daemon.views.overview import Overview
 from daemon.web.app import make_app
@@ -63,10 +61,3 @@ def test_it_is_said_wherever_drops_are_listed(lived_in: Any, dropforge: Callable
     for path in ("/", "/inbox", "/inbox?track=support"):
         assert NONE in html.unescape(page.get(path).text), path
     assert NONE not in html.unescape(page.get("/inbox?track=default").text), "it is not what was asked for"
-
-
-def test_a_workspace_that_no_daemon_has_seen_says_it_too(dropforge: Callable[..., Any], tmp_path: Path) -> None:
-    assert dropforge("init").code == 0
-    said = "track default has 0 rows, and a verdict needs 100 held-out records"
-    assert said in dropforge("status").out
-    assert said in Overview(tmp_path / "nowhere").missing_rows(load(tmp_path / "dropforge.toml", {}))["default"]

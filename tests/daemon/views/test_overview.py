@@ -3,17 +3,14 @@
 import fcntl
 import os
 import re
-import sqlite3
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
 
 from daemon.queue import order
-from daemon.state.states import OPEN_STATES
 from daemon.system.processes import FileLock
 from daemon.views.overview import NotThere, Overview
 from pipeline.config import RunConfig
@@ -151,31 +148,6 @@ def plans(engine: Engine, ask: Callable[[], object]) -> list[tuple[str, str]]:
     return found
 
 
-class Noting(sqlite3.Connection):
-    """A connection that keeps SQLite's plan for each question that it is asked, a line each."""
-
-    plans: ClassVar[list[tuple[str, str]]] = []
-
-    def execute(self, statement: str, values: Any = (), /) -> sqlite3.Cursor:
-        if statement.startswith("SELECT"):
-            rows = super().execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
-            self.plans.extend((statement, row.detail) for row in rows)
-        return super().execute(statement, values)
-
-
-@pytest.fixture
-def read_plans(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], list[tuple[str, str]]]:
-    """Give a function like `plans` for what the overview asks."""
-    monkeypatch.setattr("daemon.views.reader.sqlite3.connect", partial(sqlite3.connect, factory=Noting))
-
-    def read(ask: Callable[[], object]) -> list[tuple[str, str]]:
-        Noting.plans.clear()
-        ask()
-        return list(Noting.plans)
-
-    return read
-
-
 def slow(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return the parts of plans that take longer with every run or drop that was ever there."""
     newest = re.compile(r"ORDER BY (\"?\w+\"?\.)?id DESC\s+LIMIT")
@@ -184,22 +156,6 @@ def slow(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
         for statement, line in found
         if re.match(r"SCAN (run|drop)\b", line) and "COVERING INDEX" not in line and not newest.search(statement)
     ]
-
-
-def test_status_looks_at_no_whole_history(overview: Overview, read_plans: Any) -> None:
-    def ask() -> None:
-        overview.runs(states=OPEN_STATES)
-        overview.ended_runs(5)
-        overview.drop_counts()
-        overview.drops(most=5)
-        overview.champion("default")
-        overview.awaiting()
-
-    found = read_plans(ask)
-    assert len(found) >= 5
-    assert slow(found) == []
-    assert not [line for _, line in read_plans(lambda: overview.ended_runs(5)) if "TEMP B-TREE" in line]
-    assert slow(read_plans(lambda: overview.runs(states=None, most=None)))
 
 
 def test_claiming_and_intake_look_at_no_whole_history(lived_in: Any) -> None:

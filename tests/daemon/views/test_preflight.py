@@ -23,7 +23,7 @@ NEEDS = {
         "install it",
     ),
     '[tracks.a.hooks]\nhealth = ["gone-look"]': ("hooks of a", "there is no program gone-look", "install it"),
-    '[messages]\nurls = ["growl://127.0.0.1"]': ("messages", "a package that is not installed", "pip install gntp"),
+    '[messages]\nurls = ["growl://127.0.0.1"]': ("messages", "Apprise cannot read number 1", "wiki has it"),
     'device = "cuda"': ("training", "torch 2.13.0+cpu computes on CPUs alone", 'set device = "auto"'),
     "[train.search.space]\nrank = [8, 16]": (
         "training",

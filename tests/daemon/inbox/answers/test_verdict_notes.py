@@ -289,12 +289,6 @@ def test_all_drops_are_told_some_at_a_time(house: House, monkeypatch: pytest.Mon
     assert all(house.said(f"b{number}.jsonl") for number in range(4))
 
 
-def test_nothing_is_asked_while_nothing_has_changed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    house.said()
-    monkeypatch.setattr(verdict_notes, "transaction", pytest.fail)
-    assert not house.texts.refresh()
-
-
 def test_a_drop_that_comes_in_has_no_other_ones_note_worded_again(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
