@@ -48,12 +48,6 @@ def refused(box: Box, before: Path, night: Night) -> None:
     assert box.champion == before
 
 
-def test_an_honest_drop_is_promoted(learned: Box, ground: Ground) -> None:
-    run = learned.runs()[0]
-    assert run.outcome == "promoted"
-    assert learned.champion != ground.base.resolve()
-
-
 def test_the_same_model_is_not_promoted(box: Box, ground: Ground, say: Say) -> None:
     before = box.champion
     box.drop("more.jsonl", ground.own(2).rows(30))
@@ -63,43 +57,35 @@ def test_the_same_model_is_not_promoted(box: Box, ground: Ground, say: Say) -> N
     assert (night.verdict.wins, night.verdict.losses) == (0, 0)
 
 
-def shuffle(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
+def shuffle(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     answers = [row["output"] for row in rows]
     random.Random(1).shuffle(answers)
     return [{**row, "output": answer} for row, answer in zip(rows, answers, strict=True)]
 
 
-def test_shuffled_answers_are_worse(box: Box, ground: Ground, say: Say) -> None:
+def empty(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "output": ""} if number % 2 else row for number, row in enumerate(rows)]
+
+
+def loop(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "output": " ".join([row["output"]] * 12)} for row in rows]
+
+
+@pytest.mark.parametrize(("spoil", "guards"), [(shuffle, set()), (empty, {"empty"}), (loop, {"looping"})])
+def test_answers_that_are_shuffled_half_empty_or_looping_are_worse(
+    box: Box,
+    ground: Ground,
+    say: Say,
+    spoil: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    guards: set[str],
+) -> None:
     before = box.champion
     box.drop("more.jsonl", ground.own(2).rows(30))
-    night = say(box.night(prepare=train_on(shuffle)))
+    night = say(box.night(prepare=train_on(lambda rows, _: spoil(rows))))
     refused(box, before, night)
     assert night.verdict.outcome == "worse"
     assert "harm_shown" in night.verdict.reasons
-
-
-def test_half_the_answers_empty_are_refused_as_empty(box: Box, ground: Ground, say: Say) -> None:
-    def empty(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
-        return [{**row, "output": ""} if number % 2 else row for number, row in enumerate(rows)]
-
-    before = box.champion
-    box.drop("more.jsonl", ground.own(2).rows(30))
-    night = say(box.night(prepare=train_on(empty)))
-    refused(box, before, night)
-    assert night.verdict.outcome == "worse"
-    assert "empty" in failed_guards(night)
-
-
-def test_looping_answers_are_refused_as_looping(box: Box, ground: Ground, say: Say) -> None:
-    def loop(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
-        return [{**row, "output": " ".join([row["output"]] * 12)} for row in rows]
-
-    before = box.champion
-    box.drop("more.jsonl", ground.own(2).rows(30))
-    night = say(box.night(prepare=train_on(loop)))
-    refused(box, before, night)
-    assert night.verdict.outcome == "worse"
-    assert "looping" in failed_guards(night)
+    assert guards <= failed_guards(night)
 
 
 def test_a_candidate_trained_on_held_out_records_is_contaminated(box: Box, ground: Ground, say: Say) -> None:

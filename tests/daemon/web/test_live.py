@@ -38,10 +38,6 @@ def test_how_far_a_training_is_is_told_though_the_database_is_the_same(look: Loo
     news = told(look)
     assert set(news) == {"progress"}
     assert news["progress"]["run"]["progress"]["done"] == 13
-
-
-def test_the_end_of_a_run_is_told_as_null(look: Look, lived_in: Any) -> None:
-    told(look)
     with lived_in.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE run SET state = 'failed', token = NULL, ended_at = 1 WHERE id = 3")
     assert told(look)["progress"] is None
