@@ -101,7 +101,7 @@ def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding
 
 
 def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | int]:
-    """Yield as `read_rows` does, but the number of lines in a row that `plain` takes, unparsed."""
+    """Yield as `read_rows` does; instead of consecutive rows that `plain` takes, which are not parsed, their number."""
     file: BufferedReader = BufferedReader(path.open("rb", buffering=0), _BLOCK_BYTES)
     with file:
         head = file.read(HEAD_BYTES)
