@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from daemon.state.tables import Promotion
 from daemon.storage.disk import is_full
 from daemon.system.sd_notify import showing_life
 from pipeline import durable
-from pipeline.durable import read_object, signature
+from pipeline.durable import read_object
 from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.models.manifest import check_base, model_files, model_id
 
@@ -96,16 +96,15 @@ def _unreadable(error: OSError) -> DropforgeError:
 
 def _signature(folder: Path) -> list[Any]:
     """Return the folder, and the name, size and modification time of each model file, as JSON values."""
-    files = [(path, path.stat()) for path in sorted(model_files(folder))]
+    files = [(path, path.stat()) for path in model_files(folder)]
     return [str(folder), [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in files]]
 
 
-def _entries(folder: Path) -> list[object]:
+def _entries(folder: Path) -> list[tuple[Path, int]]:
     """Return values that change with the folder's files or their permissions; at most 10,000 files are looked at."""
     folders = [path for path in (folder, folder / "additional_chat_templates") if path.is_dir()]
-    paths = sorted(islice((path for each in folders for path in each.iterdir()), _MOST_ENTRIES))
-    times = [path.stat().st_ctime_ns if path.exists() else 0 for path in (*folders, *paths)]
-    return [*map(signature, paths), *times]
+    paths = sorted(islice((path for each in folders for path in chain((each,), each.iterdir())), _MOST_ENTRIES))
+    return [(path, path.stat().st_ctime_ns if path.exists() else 0) for path in paths]
 
 
 @dataclass(frozen=True)

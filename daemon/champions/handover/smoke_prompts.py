@@ -1,27 +1,25 @@
 """
 Smoke prompts: prompts whose recorded answers tell the champion from another model, to check a server with.
 
-They come from the evaluation that compared the two models; its records are kept as long as the champion may serve. A
-file next to the champion's link has today's prompts. Two engines round differently, and the longer an answer, the more
-likely they diverge: so only the beginning of an answer is compared, where the two models differ from the first words.
+They come from the evaluation of the run that made the champion; its records are kept as long as the champion may serve.
+A file next to the champion's link has today's prompts. Two engines round differently, and the longer an answer, the
+more likely they diverge: so only the beginning of an answer is compared, where the two models differ from the first
+words.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from heapq import nlargest
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from daemon.state import run_files
 from pipeline import durable
-from pipeline.artifacts import Evaluation, Frozen
+from pipeline.artifacts import Frozen
 from pipeline.contract import SPEC_NAME, StepSpec
 from pipeline.errors import DropforgeError
 from pipeline.models.prompt import fold
 
 FILE_NAME = "smoke-prompts.json"
 MOST = 8
-#: Most runs searched for an evaluation of a model, as the main loop waits meanwhile.
-_MOST_RUNS = 50
 #: Characters of a prompt; tokens that are asked for; characters within which the two answers differ, which are fewer
 #: than those tokens have in any script.
 _LONGEST_PROMPT, _ASKED_TOKENS, _LONGEST_COMMON = 4000, 32, 8
@@ -32,9 +30,9 @@ class SmokePrompt(Frozen):
 
     content: str
     answer: str
-    """The champion's."""
+    """The champion's answer."""
     other: str
-    """That of the model that it was compared with."""
+    """The answer of the model that the champion was compared with."""
 
     def is_champions(self, said: str) -> bool:
         """Return whether `said`, perhaps cut off, is a beginning of the champion's answer and not of `other`."""
@@ -55,19 +53,18 @@ class SmokePrompts(Frozen):
 
 def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: int | None) -> str | None:
     """
-    Write a model's smoke prompts into its track's folder; return the file's path, or `None` if there are none.
+    Write the smoke prompts of a run's model into its track's folder; return the file's path, or `None` if it has none.
 
-    They come from the run that made the model or, if that has none, from the latest other run that evaluated it. The
-    path is relative to the state folder. An older file is removed in any case.
+    A base model, which no run made, has none. The path is relative to the state folder. An older file is removed in any
+    case.
     """
     path = state_folder / "tracks" / track / FILE_NAME
     path.unlink(missing_ok=True)
-    for one in _runs(state_folder, run_id):
-        found = _of_run(state_folder, one, model_id)
-        if found is not None:
-            durable.write_json(path, found.model_dump())
-            return str(path.relative_to(state_folder))
-    return None
+    found = None if run_id is None else _of_run(state_folder, run_id, model_id)
+    if found is None:
+        return None
+    durable.write_json(path, found.model_dump())
+    return str(path.relative_to(state_folder))
 
 
 def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
@@ -83,26 +80,15 @@ def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
     return adapter.folder if (state_folder / adapter.folder).is_dir() else None
 
 
-def _runs(state_folder: Path, first: int | None) -> Iterator[int]:
-    """Yield run `first` if it is given, then the 50 latest other runs."""
-    if first is not None:
-        yield first
-    names = (path.name for path in (state_folder / "runs").glob("*") if path.name.isdecimal())
-    yield from nlargest(_MOST_RUNS, (int(name) for name in names if int(name) != first))
-
-
 def _of_run(state_folder: Path, run_id: int, model_id: str) -> SmokePrompts | None:
-    """Return a model's smoke prompts from a run's evaluation; `None` if it was not evaluated or files are missing."""
+    """Return the smoke prompts of a run's model from its evaluation; `None` if that is not there or is damaged."""
     try:
         evaluation = run_files.load_evaluation(state_folder, run_id)
         dataset = run_files.load_dataset(state_folder, run_id)
-        if evaluation is None or dataset is None or evaluation.candidate.model_id == evaluation.champion.model_id:
-            return None
-        roles = _roles(evaluation, model_id)
-        if roles is None:
+        if evaluation is None or dataset is None or evaluation.candidate.model_id != model_id:
             return None
         folder = state_folder / evaluation.folder
-        prompts = _choose(durable.read_jsonl(folder / "records.jsonl"), *roles)
+        prompts = _choose(durable.read_jsonl(folder / "records.jsonl"))
         spec = StepSpec.model_validate_json((folder.parent / SPEC_NAME).read_bytes())
     except (DropforgeError, OSError, ValueError, KeyError, TypeError):
         return None  # damaged, or collected
@@ -114,20 +100,15 @@ def _of_run(state_folder: Path, run_id: int, model_id: str) -> SmokePrompts | No
     )
 
 
-def _roles(evaluation: Evaluation, model_id: str) -> tuple[str, str] | None:
-    """Return the keys of the model's and of the other model's answers in records; `None` if it was not evaluated."""
-    names = {evaluation.candidate.model_id: ("candidate", "champion")}
-    return ({evaluation.champion.model_id: ("champion", "candidate")} | names).get(model_id)
-
-
-def _choose(records: Iterable[Mapping[str, Any]], own: str, other: str) -> tuple[SmokePrompt, ...]:
-    """Return up to `MOST` prompts with sound answers that differ early from the other model's, the shortest first."""
+def _choose(records: Iterable[Mapping[str, Any]]) -> tuple[SmokePrompt, ...]:
+    """Return up to `MOST` prompts that both models answered differently from the first words on, the shortest first."""
     found = []
     for record in records:
         content = fold(record["instruction"], record["input"])
-        one = SmokePrompt(content=content, answer=record[own]["text"], other=record[other]["text"])
+        own = record["candidate"]
+        one = SmokePrompt(content=content, answer=own["text"], other=record["champion"]["text"])
         said, others = one.answer.strip(), one.other.strip()
-        sound = said and not record[own]["degenerate"] and len(content) <= _LONGEST_PROMPT
+        sound = said and not own["degenerate"] and len(content) <= _LONGEST_PROMPT
         if sound and said[:_LONGEST_COMMON] != others[:_LONGEST_COMMON]:
             found.append((len(content) + len(one.answer), str(record["id"]), one))
     return tuple(one for *_, one in sorted(found, key=lambda each: each[:2])[:MOST])

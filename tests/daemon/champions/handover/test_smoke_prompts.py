@@ -31,15 +31,13 @@ def read(daemon: Daemon, path: str | None) -> dict[str, Any]:
 
 
 def test_the_champion_is_asked_what_tells_it_from_the_model_that_it_beat(daemon: Daemon) -> None:
-    made, base = record(daemon, [OWN, "same", "", *[OWN] * 9], [OTHER, "same", OTHER, *[OTHER] * 9])
+    made, _ = record(daemon, [OWN, "same", "", *[OWN] * 9], [OTHER, "same", OTHER, *[OTHER] * 9])
     found = read(daemon, write_smoke_prompts(daemon.root, "default", made, 1))
     assert found["model_id"] == made
     assert len(found["prompts"]) == 8
     assert found["prompts"][0] == {"content": "say\n### Input:\nword 0", "answer": OWN, "other": OTHER}
     assert not {"say\n### Input:\nword 1", "say\n### Input:\nword 2"} & {one["content"] for one in found["prompts"]}
-    # A base that comes back was made by no run: the evaluation that it lost knows its answers.
-    found = read(daemon, write_smoke_prompts(daemon.root, "default", base, None))
-    assert found["prompts"][0]["answer"] == OTHER
+    assert write_smoke_prompts(daemon.root, "default", "b" * 64, None) is None, "a base model has none"
 
 
 @pytest.mark.parametrize("how", ["no records", "damaged records", "another model"])
@@ -62,11 +60,9 @@ def test_where_no_evaluation_knows_the_model_there_are_none_and_none_of_a_former
     ("said", "is_its"),
     [
         ("blue, I think", True),
-        (" blue, I think\n", True),
         ("blue, I", True),
         ("blue, \ufffd", True),
         ("blue, it seems", False),
-        ("black", False),
         ("bl", False),
         ("", False),
     ],
