@@ -59,7 +59,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "run": ("dropforge run", "dropforge --config /etc/dropforge/dropforge.toml run"),
-        "web": ("dropforge web", "dropforge web --listen unix:/run/dropforge/web.sock", "dropforge web --url"),
+        "web": ("dropforge web", "dropforge web --url"),
         "worker": ("dropforge worker", "dropforge worker --state .dropforge"),
         "init": ("dropforge init", "dropforge init ~/forge --base-model ~/models/SmolLM2-135M-Instruct"),
         "check": ("dropforge check data.jsonl", "dropforge check data.jsonl --track support --json"),

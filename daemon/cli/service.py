@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from daemon.cli.output import print_line
 from daemon.cli.workspace import config_path, load_settings, refuse_missing
-from daemon.settings.model import Settings, SettingsError
-from daemon.settings.web import WebSettings
+from daemon.settings.model import SettingsError
 from daemon.system import logs, processes
 from pipeline.errors import DropforgeError
 
@@ -58,9 +56,6 @@ def worker(
 def web(
     context: typer.Context,
     *,
-    listen: Annotated[
-        str | None, typer.Option("--listen", metavar="ADDRESS", help="Else web.listen: 127.0.0.1:8765, or unix:/PATH.")
-    ] = None,
     url: Annotated[bool, typer.Option("--url", help="Print the address alone, as of the page that runs already.")] = (
         False
     ),
@@ -69,14 +64,12 @@ def web(
     """
     Serve the web page until Ctrl-C, with or without a daemon.
 
-    Whoever has the address that is printed may change everything: keep it to yourself.
+    web.listen says where. Whoever has the address that is printed may change everything: keep it to yourself.
     """
     from daemon.web import server  # noqa: PLC0415 - the daemon and its worker load no web server
     from daemon.web.security import load_token  # noqa: PLC0415
 
     settings = load_settings(context)
-    if listen is not None:
-        settings = _listening_on(settings, listen)
     address, token = settings.web.address, load_token(settings.state_folder)
     if url:
         print_line(server.address_words(address, token))
@@ -87,11 +80,3 @@ def web(
         port = address.port or (0 if address.socket else listening.getsockname()[1])
         print_line(f"the page of {settings.state}: {server.address_words(address._replace(port=port), token)}")
     server.serve(settings, listening, with_lifeline=lifeline)
-
-
-def _listening_on(settings: Settings, listen: str) -> Settings:
-    try:
-        chosen = WebSettings.model_validate({**settings.web.model_dump(), "listen": listen})
-    except ValidationError as error:
-        raise typer.BadParameter(f"--listen: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
-    return settings.model_copy(update={"web": chosen})

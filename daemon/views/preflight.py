@@ -14,8 +14,6 @@ from pipeline.evaluate.suites import BUILTIN, read_suite
 from pipeline.evaluate.vllm import read_version
 from pipeline.words import count
 
-_DEVICES = Path("/dev")
-
 
 def needs(settings: Settings) -> Iterator[tuple[str, Callable[[], str], bool]]:
     """

@@ -149,7 +149,7 @@ def listen(address: Address) -> socket.socket:
     except OSError as error:
         where = str(address.socket) if address.socket is not None else f"{address.host}:{address.port}"
         message = f"the page cannot be served on {where}: {error.strerror}"
-        raise DropforgeError(message, "name another address: web.listen in dropforge.toml, or --listen") from error
+        raise DropforgeError(message, "name another address: web.listen in dropforge.toml") from error
 
 
 def address_words(address: Address, token: str) -> str:

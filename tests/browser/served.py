@@ -1,5 +1,6 @@
 """The page of a workspace, served by `dropforge web` in a process of its own, and looked at with Chromium."""
 
+import os
 import re
 import subprocess
 import sys
@@ -29,8 +30,11 @@ class Served:
 
     def start(self) -> None:
         """Serve the page, again on the port that it had."""
-        argv = [sys.executable, "-P", "-m", "daemon", "web", "--listen", f"127.0.0.1:{self.port}"]
-        self.process = subprocess.Popen(argv, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        argv = [sys.executable, "-P", "-m", "daemon", "web"]
+        at = {**os.environ, "DROPFORGE_WEB__LISTEN": f"127.0.0.1:{self.port}"}
+        self.process = subprocess.Popen(
+            argv, cwd=self.folder, env=at, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         assert self.process.stdout is not None
         found = next(filter(None, map(_LISTENS.search, self.process.stdout)))
         self.port, self.token = int(found[1]), found[2].decode()

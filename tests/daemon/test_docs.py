@@ -59,11 +59,6 @@ def test_every_command_of_a_chapter_runs(name: str, environment: dict[str, str],
             assert "Traceback" not in done.stderr
 
 
-def test_a_command_that_does_not_run_would_be_seen(environment: dict[str, str], tmp_path: Path) -> None:
-    assert run("dropforge show 99", tmp_path, environment).returncode == 1
-    assert run("dropforge shwo 1 # a comment", tmp_path, environment).returncode == 2
-
-
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_is_short(name: str) -> None:
     lines = text(name).splitlines()
@@ -80,20 +75,3 @@ def test_links_lead_somewhere_and_the_readme_leads_here(name: str) -> None:
 
 def test_the_chapter_of_settings_is_what_the_program_makes() -> None:
     assert text("settings.md") == schema.chapter(), "python -m daemon.settings.schema chapter > docs/settings.md"
-
-
-def test_the_chapter_of_settings_has_every_section_and_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = schema.chapter()
-    for words in (
-        "\n## [gate]\n",
-        "\n## [gc] *\n",
-        '\n| `trigger` | `"drop"` | ',
-        'Or `"nightly"`, `"both"`. |\n',
-        "| `floors` | `{}` |",
-    ):
-        assert words in made
-    assert "| `tracks` |" not in made
-    changed = schema.settings_schema()
-    changed["properties"]["inbox"]["description"] = "One | other.\nSecond line."
-    monkeypatch.setattr(schema, "settings_schema", lambda: changed)
-    assert "One \\| other. Second line." in schema.chapter()

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import typer
 from typer.main import get_command
 
 from daemon.cli import app
@@ -78,8 +77,3 @@ def test_what_is_missing_is_told_with_an_example(dropforge: Any, words: tuple[st
     assert ended.err.splitlines()[1] == (
         f"hint: for example: {EXAMPLES[path][0]}; see how it is used: dropforge {path} --help"
     )
-
-
-def test_an_example_with_an_option_that_is_none_would_be_seen() -> None:
-    with pytest.raises(typer.TyperException):
-        parsed("dropforge show 7 --jsno")

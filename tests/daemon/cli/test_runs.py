@@ -1,9 +1,6 @@
 """The commands that read a state folder with a history, and those that act on it."""
 
-import json
 import re
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -14,7 +11,6 @@ import pytest
 
 from daemon.champions import base_models
 from daemon.inbox.watcher import Watcher
-from daemon.queue import states
 from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
@@ -167,11 +163,6 @@ def test_logs_name_the_attempts_and_show_a_progress_bars_last_state(lived_in: An
     assert dropforge("logs", "2").out.splitlines() == expected
 
 
-def claim_of(lived_in: Any, run_id: int) -> states.Claim:
-    with transaction(lived_in.engine) as session:
-        return states.Claim(run_id, session.get_one(Run, run_id).token or "")
-
-
 # --- acting
 
 
@@ -196,16 +187,6 @@ def test_a_failed_run_is_retried_and_a_running_one_asked_to_stop(lived_in: Any, 
     assert lived_in
 
 
-@pytest.mark.usefixtures("lived_in")
-def test_what_a_run_took_stands_in_json(dropforge: Command) -> None:
-    took = [
-        dropforge("status", "--json").json["latest"][-1]["seconds"],
-        dropforge("history", "--json").json["history"][0]["seconds"],
-        dropforge("show", "1", "--json").json["run"]["seconds"],
-    ]
-    assert took == [300] * 3
-
-
 def test_a_drop_is_withdrawn_and_restored_with_a_reason(lived_in: Any, dropforge: Command) -> None:
     assert lived_in
     assert dropforge("drops", "withdraw", "2", "--reason", "wrong labels").code == 0
@@ -223,25 +204,6 @@ def test_acting_without_a_database_makes_none(dropforge: Command, tmp_path: Path
         ended = dropforge(*arguments)
         assert (ended.code, "there is no database" in ended.err) == (1, True)
     assert not (tmp_path / ".dropforge" / "dropforge.db").exists()
-
-
-def test_the_daemon_runs_logs_json_and_ends_in_order(dropforge: Command, tmp_path: Path) -> None:
-    dropforge("init")
-    daemon = subprocess.Popen([SCRIPT, "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert daemon.stderr is not None
-    events: list[dict[str, Any]] = []
-    watchdog = threading.Timer(60, daemon.kill)
-    watchdog.start()
-    while not events or events[-1]["event"] != "daemon_ready":
-        events.append(json.loads(daemon.stderr.readline()))
-    assert {"event", "level", "timestamp"} <= set(events[-1])
-    assert dropforge("status").code == 0
-    daemon.send_signal(signal.SIGTERM)
-    rest = [json.loads(line)["event"] for line in daemon.stderr]
-    assert (daemon.wait(), rest[-1]) == (0, "daemon_stopped")
-    watchdog.cancel()
-    daemon.stderr.close()
-    assert dropforge("status").code == 69
 
 
 def test_a_track_that_was_taken_out_of_the_settings_is_still_asked_for_by_its_name(

@@ -54,12 +54,18 @@ def page_of(daemon: int) -> int:
     return 0
 
 
+def at(address: str) -> dict[str, str]:
+    """Return our environment with the address of the page."""
+    return {**os.environ, "DROPFORGE_WEB__LISTEN": address}
+
+
 @contextmanager
-def page(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def page(folder: Path, address: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start `dropforge web`; give the process and the first line that it prints, once it listens."""
     with subprocess.Popen(
-        [*PAGE, *options],
+        PAGE,
         cwd=folder,
+        env=at(address),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -83,7 +89,7 @@ def status(where: str | Path, path: str = "/", **headers: str) -> int:
 
 
 def test_it_prints_the_address_that_opens_it(lived_in: Any) -> None:
-    with page(lived_in.folder, "--listen", "127.0.0.1:0") as (process, line):
+    with page(lived_in.folder, "127.0.0.1:0") as (process, line):
         address, token = line.split()[-1].split("/?token=")
         assert token == load_token(lived_in.settings.state_folder)
         where = address.removeprefix("http://")
@@ -108,7 +114,7 @@ def test_it_prints_the_address_that_opens_it(lived_in: Any) -> None:
 def test_a_socket_is_for_the_daemons_user_and_group(lived_in: Any) -> None:
     path = lived_in.folder / "web.sock"
     for _ in range(2):  # the second takes the place of what the first, killed, has left
-        with page(lived_in.folder, "--listen", f"unix:{path}") as (_process, line):
+        with page(lived_in.folder, f"unix:{path}") as (_process, line):
             assert str(path) in line
             assert stat.S_IMODE(path.stat().st_mode) == 0o660
             assert status(path) == 403, "a member of the group may not read what others dropped"
@@ -141,7 +147,7 @@ def test_half_requests_without_end_keep_nobody_out_and_fill_no_log(
 ) -> None:
     monkeypatch.setenv("DROPFORGE_WEB__TOKEN", "changes")  # else a socket's reader needs the token
     path, reader = lived_in.folder / "web.sock", "GET /static/page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with page(lived_in.folder, "--listen", f"unix:{path}") as (process, _), ExitStack() as opened:
+    with page(lived_in.folder, f"unix:{path}") as (process, _), ExitStack() as opened:
         working = opened.enter_context(begin(path, reader.replace("GET /static/page.js", "GET /api/v1/live")))
         assert working.recv(15) == b"HTTP/1.1 200 OK"
         halves: list[socket.socket] = []
@@ -163,8 +169,8 @@ def test_a_request_that_does_not_come_is_not_waited_for(lived_in: Any) -> None:
     path = lived_in.folder / "web.sock"
     whole = "GET /static/page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
     quick = "import sys; from daemon import cli; from daemon.web import server; server._REQUEST_SECONDS = 0.5; "
-    argv = [sys.executable, "-P", "-c", f"{quick}sys.exit(cli.main())", "web", "--listen", f"unix:{path}"]
-    with subprocess.Popen(argv, cwd=lived_in.folder, stdout=subprocess.DEVNULL) as process:
+    argv = [sys.executable, "-P", "-c", f"{quick}sys.exit(cli.main())", "web"]
+    with subprocess.Popen(argv, cwd=lived_in.folder, env=at(f"unix:{path}"), stdout=subprocess.DEVNULL) as process:
         try:
             assert answers(path)
             for said in ("", "GET / HTTP/1.1\r\nHost: ", f"{whole}GET / HTTP/1.1\r\nHost: "):
@@ -186,7 +192,7 @@ def test_of_too_many_event_streams_the_oldest_ends_and_an_upload_that_breaks_off
         "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n"
         '--b\r\nContent-Disposition: form-data; name="file"; filename="half.jsonl"\r\n\r\n{"instruction"'
     )
-    with page(lived_in.folder, "--listen", f"unix:{path}"), ExitStack() as opened:
+    with page(lived_in.folder, f"unix:{path}"), ExitStack() as opened:
         streams = []
         for _ in range(52):
             streams.append(opened.enter_context(begin(path, asks)))
@@ -200,8 +206,8 @@ def test_of_too_many_event_streams_the_oldest_ends_and_an_upload_that_breaks_off
 
 def test_it_ends_with_the_daemon_that_started_it(lived_in: Any) -> None:
     path = lived_in.folder / "web.sock"
-    argv = [*PAGE, "--listen", f"unix:{path}", "--lifeline"]
-    with subprocess.Popen(argv, cwd=lived_in.folder, stdin=subprocess.PIPE) as process:
+    argv = [*PAGE, "--lifeline"]
+    with subprocess.Popen(argv, cwd=lived_in.folder, env=at(f"unix:{path}"), stdin=subprocess.PIPE) as process:
         try:
             assert answers(path)
             assert process.stdin is not None
