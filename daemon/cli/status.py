@@ -163,6 +163,8 @@ def _print_inbox(settings: Settings, overview: Overview, *, alive: bool) -> None
     for folder in note["unknown_folders"]:
         near = f"; did you mean {folder['nearest']}?" if folder["nearest"] else ""
         print_line(f"  left alone: {folder['name']}/ is no declared track{near}")
+    for track in note["full_tracks"]:
+        print_line(f"  track {track}: further files wait for a run, the limit is intake.max_waiting_drops")
 
 
 def _next_night(settings: Settings, track: str) -> datetime | None:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
@@ -61,14 +61,7 @@ class Outcome:
     @property
     def is_taken(self) -> bool:
         """Whether the file has left the inbox."""
-        return self.kind in {"accepted", "proposed", "rejected", "duplicate"}
-
-    def __str__(self) -> str:
-        """One line for the log."""
-        number = "" if self.drop is None else f" as drop {self.drop}"
-        run = "" if self.run is None else f", run {self.run}"
-        why = f": {self.message}" if self.message else ""
-        return f"{self.kind} {self.track}/{self.name}{number}{run}{why}"
+        return self.kind in get_args(Taken)
 
 
 class _Source(NamedTuple):

@@ -117,9 +117,9 @@ class IntakeLoop:
             log.warning("file_trouble", track=settled.track, name=settled.name, error=str(error), exc_info=True)
             return False
         if outcome.is_taken:
-            log.info("file_taken", outcome=str(outcome))
+            log.info("file_taken", **vars(outcome))
             return True
-        log.debug("file_left", outcome=str(outcome))
+        log.debug("file_left", **vars(outcome))
         if outcome.kind in {"unreadable", "no_room", "not_moved"} or settled.role == "heldout":
             self._watcher.put_off(settled, outcome.message, time.monotonic())
         return False

@@ -26,7 +26,7 @@ class TrainedOn(Frozen):
     role: str
     rows: int
     state: str
-    """What it is today: accepted, or withdrawn or suspended since."""
+    """Current state of the drop: accepted, withdrawn or suspended."""
     reason: str | None
 
     @property
@@ -61,20 +61,20 @@ class ChampionView(Frozen):
     """Absolute path of the model's folder."""
     since: Time | None
     until: Time | None
-    """`None` while it serves."""
+    """When another champion took its place; `None` while it serves."""
     kind: str
     """How it became the champion: base, promotion, forced or rollback."""
     run: int | None
-    """The run that made it."""
+    """Id of the run that trained it; `None` for a base model."""
     reason: str
     approved_by: str | None
     """Who approved, forced or rolled back; `None` where the daemon did by itself."""
     overrode: str | None
     """Outcome of the run whose model was forced."""
     verdict: str | None
-    """The sentence of the run that made it."""
+    """Sentence of that run's verdict."""
     gain: float | None
-    """What that run found it better than the champion before it, in points of the primary metric."""
+    """Gain over the champion before it, in points of the primary metric."""
     drops: tuple[str, ...]
     """Names of the files that it was trained on."""
     data: tuple[TrainedOn, ...]

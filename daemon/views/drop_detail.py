@@ -25,7 +25,7 @@ class FindingView(Frozen):
     remedy: str = ""
     rows: int
     line: int | None = None
-    """The first line that it is about."""
+    """Number of the first affected line."""
 
 
 class DropRow(Frozen):
@@ -44,13 +44,13 @@ class DropDetail(Frozen):
 
     drop: DropView
     by: str | None
-    """Who dropped it."""
+    """Name of the user who dropped the file; `None` if unknown."""
     findings: tuple[FindingView, ...]
     warnings: tuple[FindingView, ...]
     champions: tuple[int, ...]
     """Generations of the track's champions that were trained on it, the latest first."""
     serving: bool
-    """Whether today's is one of them."""
+    """Whether the current champion is one of them."""
 
 
 def drop_detail(overview: Overview, drop_id: int) -> DropDetail:

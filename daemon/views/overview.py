@@ -67,7 +67,7 @@ class DaemonView(Frozen):
 
     alive: bool
     pid: int | None
-    """Its process, if this user may read the lock file."""
+    """Process id; `None` if no daemon runs or this user may not read the lock file."""
 
 
 class PauseView(Frozen):
@@ -105,19 +105,19 @@ class RunView(Frozen):
     state: str
     trigger: str
     step: str | None
-    """The step that it is at, or where it ended."""
+    """The step that is running, or in which the run ended."""
     progress: Progress | None = None
     created_at: Time
     not_before: Time
-    """A queued or waiting run does not begin before."""
+    """Earliest start of a queued or waiting run."""
     place: int
-    """Where a person put it in the queue, below 0; 0 where nobody did."""
+    """Rank in the queue: below 0 for a run that a person moved to the front, else 0."""
     started_at: Time | None
     ended_at: Time | None
     outcome: str | None
     sentence: str | None
     gain: float | None
-    """Of the candidate over the champion, in points of the primary metric."""
+    """Gain of the candidate over the champion, in points of the primary metric."""
     error: str | None
     hint: str | None
     cancel_requested: bool
@@ -145,9 +145,9 @@ class RunDetail(RunView):
     deaths: int
     config: dict[str, Any] | None
     snapshot: tuple[dict[str, Any], ...]
-    """The drops that it works on."""
+    """The run's drops."""
     taken_out: tuple[TrainedOn, ...] = ()
-    """Those of them that were withdrawn or suspended since."""
+    """Drops of the snapshot that were withdrawn or suspended since."""
     warnings: tuple[str, ...] = ()
     """Warnings about its data."""
     training: str | None = None

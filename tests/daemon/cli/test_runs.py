@@ -25,7 +25,7 @@ Command = Callable[..., Any]
 
 def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dropforge: Command) -> None:
     (lived_in.settings.inbox_folder / "late.jsonl").write_text(GOOD)
-    note = {"waiting": [], "unknown_folders": [{"name": "suport", "nearest": "support"}], "full_tracks": []}
+    note = {"waiting": [], "unknown_folders": [{"name": "suport", "nearest": "support"}], "full_tracks": ["default"]}
     durable.write_hint(lived_in.settings.state_folder / "watcher.json", note)
     ended = dropforge("status")
     assert ended.code == 69
@@ -33,6 +33,7 @@ def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dro
         "daemon: not running",
         "not taken yet: late.jsonl",
         "suport/ is no declared track; did you mean support?",
+        "track default: further files wait for a run, the limit is intake.max_waiting_drops",
         "generation 1, c0c0c0c0c0c0, promotion of run 1",
         "4 accepted, 1 duplicate, 1 rejected",
         "train 12/30, loss 0.500, dev loss 0.600, 250 tokens/s, 1 min 15 s left, about 2.3 GB of memory",
