@@ -11,16 +11,20 @@ from sqlmodel import col, select
 from daemon.champions import decisions, promotion
 from daemon.champions.promotion import Blocked
 from daemon.queue import drops
+from daemon.queue.snapshots import waiting_drops
 from daemon.state.database import transaction
 from daemon.state.events import Word
+from daemon.state.layout import FOLDERS
 from daemon.state.tables import Drop, Event, Promotion, Run
 from daemon.storage import gc
 from daemon.system.programs import who
 from daemon.views.overview import Overview
 from pipeline import durable
+from pipeline.contract import LOG_NAME
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
 
+PINNED = '[gate]\non = "pinned"\n'
 MANUAL = '[gate]\non = "pinned"\napproval = "manual"\n'
 
 
@@ -96,17 +100,6 @@ class House:
         self.daemon.take_in(self.now)
         self.daemon.until(step, self.now, outcome)
         return self.runs
-
-    def blocked_win(self) -> int:
-        """Let a run win with the model that the track was rolled back from; return its number."""
-        first = self.run()
-        self.force(first)
-        self.back()
-        run = self.run()
-        identity = durable.read_json(self.root / f"runs/{first}/merge.json")["model_id"]
-        value = durable.read_json(self.root / f"runs/{run}/decide.json")
-        durable.write_json(self.root / f"runs/{run}/decide.json", {**value, "candidate_model_id": identity})
-        return run
 
     def drop_state(self, number: int) -> str:
         with transaction(self.daemon.engine) as session:
@@ -188,10 +181,24 @@ def test_a_win_over_a_champion_that_has_gone_is_compared_again_before_it_waits(h
     assert house.approve(2).generation == 2
 
 
-def test_a_win_of_a_blocked_model_is_not_said_to_wait_but_how_it_comes_back(
-    house: House, dropforge: Callable[..., Any]
+def test_a_win_of_a_blocked_model_is_over_and_is_said_to_come_back_by_force(
+    tmp_path: Path, dropforge: Callable[..., Any]
 ) -> None:
-    run = house.blocked_win()
+    house = House(tmp_path, PINNED)
+    first = house.run()
+    house.back()
+    run = house.at("decide")
+    # The new drop repeats old rows: the same data makes the same model.
+    identity = durable.read_json(house.root / f"runs/{first}/merge.json")["model_id"]
+    (path,) = (house.root / f"runs/{run}/attempts").glob("decide-*/result.json")
+    result = durable.read_json(path)
+    result["artifact"]["candidate_model_id"] = identity
+    durable.write_json(path, result)
+    house.daemon.finish_runs(house.now)
+    assert (house.row(run).state, house.row(run).outcome) == ("succeeded", "awaiting_approval")
+    assert house.serves == (2, b"base weights")
+    with transaction(house.daemon.engine) as session:
+        assert waiting_drops(session, "default") == 0, "it is not trained again every night"
     with pytest.raises(Blocked):
         house.approve(run)
     why = "won, but its model is blocked: the track was rolled back to generation 0: it swears"
@@ -205,7 +212,32 @@ def test_a_win_of_a_blocked_model_is_not_said_to_wait_but_how_it_comes_back(
     assert [(one["id"], one["outcome"], one["blocker"]) for one in told["blocked"]] == [
         (run, "blocked", why.removeprefix("won, but ")),
     ]
-    assert dropforge("show", str(run), "--json").json["run"]["outcome"] == "blocked"
+
+
+def test_a_damaged_verdict_is_named_where_it_is_asked_for_and_ends_nothing_else(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    run = house.run()
+    log = next((house.root / f"runs/{run}/attempts").glob("train-*")) / LOG_NAME
+    log.write_text("trained\n")
+    path = house.root / f"runs/{run}/decide.json"
+    path.write_bytes(b"\xff")
+    for words in (("status",), ("status", "--json"), ("runs",), ("champion",), ("history",), ("logs", str(run))):
+        done = dropforge(*words)
+        assert (done.code in {0, 69}, done.err) == (True, ""), words
+    for words in (("show", str(run)), ("promote", str(run)), ("report", str(run))):
+        done = dropforge(*words)
+        assert done.code == 1, words
+        assert f"error: the verdict of run {run} is damaged: {path}\nhint: bring runs/{run}/decide.json" in done.err
+    assert dropforge("drops", "withdraw", "1", "--reason", "deletion").err == ""
+    assert house.force(run).generation == 1
+
+
+def test_every_folder_that_is_made_in_the_state_folder_is_known(house: House, dropforge: Callable[..., Any]) -> None:
+    house.run()
+    assert dropforge("backup").code == 0
+    made = {path.name for path in house.root.iterdir() if path.is_dir()}
+    assert {"backups", "drops", "incoming", "models", "predictions", "runs", "spool", "tracks"} <= made <= {*FOLDERS}
 
 
 def test_a_model_whose_files_are_not_what_they_were_is_neither_approved_nor_forced(house: House) -> None:

@@ -72,14 +72,6 @@ def test_an_interrupted_run_goes_on_first_though_another_was_moved_to_the_front_
     assert goes(engine) == [1, 3, 2]
 
 
-def test_a_moved_run_still_waits_for_its_own_time(engine: Engine) -> None:
-    queue_runs(engine, "a", "b")
-    with transaction(engine) as session:
-        run_queue.enqueue(session, "b", "drop", 0, 500)
-    order.move_first(engine, 2, 50, "ada")
-    assert goes(engine) == [1]
-
-
 def test_a_retried_run_has_lost_its_place(engine: Engine) -> None:
     queue_runs(engine, "a", "b")
     order.move_first(engine, 2, 50, "ada")
@@ -110,23 +102,16 @@ def events(engine: Engine) -> list[tuple[str, dict[str, Any]]]:
         return [(row.kind, row.detail) for row in session.exec(select(Event)).all() if row.kind.startswith("track_")]
 
 
-def test_a_paused_track_begins_no_run_and_others_go_on(engine: Engine) -> None:
-    queue_runs(engine, "support")
+def test_a_paused_track_begins_no_run_until_it_is_resumed_and_others_go_on(engine: Engine) -> None:
+    (run,) = queue_runs(engine, "support")
     (other,) = queue_runs(engine, "legal")
     order.pause(engine, "support", WORD)
     held = claim(engine)
     assert held.run_id == other
     assert run_owner.claim(engine, 100, configure) is None
     assert order.next_due(engine) is None
-
-
-def test_a_resumed_track_goes_on_where_it_was(engine: Engine) -> None:
-    (run,) = queue_runs(engine, "support")
-    order.pause(engine, "support", WORD)
-    assert run_owner.claim(engine, 100, configure) is None
     order.resume(engine, "support", Word("", 200, "ada"))
-    held = claim(engine, 300)
-    assert held.run_id == run
+    assert claim(engine, 300).run_id == run
     assert events(engine)[-2:] == [
         ("track_paused", {"reason": "the card is lent out", "by": "ada"}),
         ("track_resumed", {"reason": "", "by": "ada"}),
