@@ -1,7 +1,6 @@
 """What holds for all tests, and the tiny models and attempts that several share."""
 
 import gc
-import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -74,25 +73,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write("".join(f"{line}\n" for line in lines))
 
 
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def tiny() -> Any:
     """The module tests/tiny_llama.py: `make_model`, `rows`, `settings`."""
-    return _load("tiny_llama")
+    from tests import tiny_llama  # noqa: PLC0415 - its environment is set above
+
+    return tiny_llama
 
 
 @pytest.fixture(scope="session")
 def made_reports() -> Any:
     """The module tests/made_reports.py: runs that ended in each verdict, of written artifacts."""
-    return _load("made_reports")
+    from tests import made_reports  # noqa: PLC0415 - only tests of cards need it
+
+    return made_reports
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from pipeline.artifacts import (
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide.explain import short_line
+from tests.made_artifacts import dataset_of
 
 BASE, OLD, NEW = "ba" * 32, "c1" * 32, "d2" * 32
 HELDOUT, DATA = "4e" * 32, "da" * 32
@@ -102,13 +103,11 @@ def hostile(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def dataset(**changes: Any) -> Dataset:
     """Return what `prepare` would have published."""
-    made = Dataset(
+    made = dataset_of(
+        400,
         folder="runs/1/attempts/prepare-1/data",
         train_rows=1930,
         dev_rows=62,
-        heldout_rows=400,
-        heldout_groups=400,
-        heldout_pinned=False,
         heldout_version=HELDOUT,
         dataset_sha256=DATA,
         duplicates=12,
@@ -126,8 +125,6 @@ def dataset(**changes: Any) -> Dataset:
         ),
         heldout_duplicates=4,
         warnings=("Drop 3 lost 22 % of its rows to near-duplicates of held-out records.",),
-        metric="exact_match",
-        max_new_tokens=8,
         drops=DROPS,
     )
     return made.model_copy(update=changes)

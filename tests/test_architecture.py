@@ -17,7 +17,6 @@ VAGUE_NAMES = {"utils", "util", "common", "helpers", "manager", "models", "types
 TRAINING = "The daemon never loads the training stack, not even through pipeline"
 ONE_DOOR = "Only models, train, merge, evaluate and metrics open the training stack"
 WINDOW = "Only the judge, messages and the server's hook speak to a network"
-MODULES = sorted(path for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("*.py"))
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -116,16 +115,10 @@ def test_ruff_refuses_a_planted_import_of_torch_at_module_level(house: Path) -> 
     assert "TID253" in found.stdout
 
 
-@pytest.mark.parametrize("module", ["daemon.cli", "daemon.service", "daemon.dispatch.worker"])
+@pytest.mark.parametrize("module", ["daemon.cli", "daemon.service", "daemon.dispatch.worker", "pipeline.__main__"])
 def test_the_control_plane_loads_no_training_stack(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert module in loaded
-    assert {name.partition(".")[0] for name in loaded} & (STACK | NUMBERS) == set()
-
-
-def test_reading_the_list_of_steps_loads_no_training_stack() -> None:
-    loaded = loaded_by("import pipeline.__main__, pipeline.steps")
-    assert "pipeline.steps" in loaded
     assert {name.partition(".")[0] for name in loaded} & (STACK | NUMBERS) == set()
 
 
@@ -133,11 +126,10 @@ def test_a_loaded_torch_would_be_seen() -> None:
     assert "numpy" in loaded_by("import numpy")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_module_says_what_it_is(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text)) or not text.strip()
-    assert path.stem not in VAGUE_NAMES
+def test_no_module_has_a_vague_name() -> None:
+    modules = {path.stem for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("*.py")}
+    assert len(modules) > 100
+    assert not modules & VAGUE_NAMES
 
 
 def test_the_rooms_hold_no_code_in_their_init() -> None:

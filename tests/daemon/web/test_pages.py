@@ -3,7 +3,6 @@
 import json
 import re
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -122,15 +121,6 @@ def test_the_card_runs_nothing_whatever_is_in_it(person: TestClient, lived_in: A
     assert "script" not in policy
     assert "allow-scripts" not in policy
     assert "/runs/1/report" in person.get("/runs/1").text
-
-
-def test_attention_comes_first_with_what_was_wrong_and_how_often(visitor: TestClient, lived_in: Any) -> None:
-    lived_in.now = round(time.time() * 1000)
-    lived_in.take("worse.jsonl", '{"instruction": "x"}\n' * 3 + "no json\n")
-    text = visitor.get("/").text
-    assert "The daemon is not running" in text
-    assert text.index("worse.jsonl was rejected") < text.index('id="running"')
-    assert "output is missing (3 rows)" in text
 
 
 @contextmanager

@@ -22,6 +22,8 @@ def unproven(made_reports: Any) -> Verdict:
 def test_up_to_ten_times_the_set_the_advice_is_more_data(unproven: Verdict) -> None:
     said = story_text(unproven.model_copy(update={"records_needed": 4000}))
     assert "Drop more data: about 4,000 more held-out records would show this gain if it is real" in said
+    few = unproven.model_copy(update={"outcome": "insufficient_evidence", "records_needed": 50})
+    assert "Drop more rows: 50 more held-out records are needed." in story_text(few)
     assert "Wait for more drops" not in said
 
 

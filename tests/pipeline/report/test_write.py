@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pipeline import durable
-from pipeline.artifacts import GuardResult, Trial, Verdict
+from pipeline.artifacts import GuardResult, Trial
 from pipeline.config import TrainConfig
 from pipeline.decide.explain import GUARDS
-from pipeline.decide.step import decide
 from pipeline.report.facts import NextStep, Report, Story, is_nearly_failed, schema_text
 from pipeline.report.page import MOST_CHARACTERS, render_page
 from pipeline.report.plots import loss_caption
@@ -188,31 +187,6 @@ def test_the_first_screen_says_what_was_decided_why_and_what_to_do(
     assert [step["words"] for step in card["story"]["next_steps"] if step["words"] not in first] == []
 
 
-def decided(made_reports: Any, root: Path, flips: tuple[int, int, int], **gate: Any) -> tuple[Verdict, Report, str]:
-    """Decide on so many records won, lost and equal; return the verdict, its card and the words of the page."""
-    lines = made_reports.rows(*flips)
-    evaluation = made_reports.report(lines, former=())
-    published = [made_reports.dataset(), made_reports.adapter(), made_reports.model(), evaluation]
-    verdict = decide(made_reports.attempt(root, published, lines, **gate))
-    card, source = read(root / str(verdict.report))
-    return verdict, Report.model_validate(card), Page(source).words()
-
-
-def test_decide_leaves_a_card_of_its_own_verdict(made_reports: Any, tmp_path: Path) -> None:
-    verdict, card, _ = decided(made_reports, tmp_path, (80, 5, 315))
-    assert (verdict.outcome, verdict.report) == ("promoted", "runs/1/attempts/decide-1/report")
-    assert card.verdict == verdict
-    assert not any("guard" in words for words in card.story.why) or verdict.guards, "no guard, no word of guards"
-
-
-def test_the_card_of_too_few_records_promises_no_gain(made_reports: Any, tmp_path: Path) -> None:
-    verdict, _, words = decided(made_reports, tmp_path, (20, 5, 25))
-    assert (verdict.outcome, verdict.records) == ("insufficient_evidence", 50)
-    assert "There are too few held-out records for a verdict." in words
-    assert "Drop more rows: 50 more held-out records are needed." in words
-    assert "promoted" not in words
-
-
 def told(made_reports: Any, folder: Path, *failed: GuardResult, **train: Any) -> tuple[Story, str]:
     """Return the story of a winner on track maths that these guards blocked, and all that it says to do."""
     attempt, verdict = made_reports.case(folder, "guard_failed")
@@ -252,16 +226,6 @@ def test_of_several_guards_each_has_a_say_and_no_remedy_is_said_twice(made_repor
     assert "whether the judge is right" in to_do
     _, to_do = told(made_reports, tmp_path / "b", lost, base)
     assert "tried alone" in to_do, "beside the loss of an old drop"
-
-
-def test_against_forgetting_settings_and_rows_are_named_with_numbers(made_reports: Any, tmp_path: Path) -> None:
-    fell = [("builtin", -6.04), ("own.jsonl", -13.3)]
-    guards = [made_reports.guard("general", name, change, "failed", margin=5.0) for name, change in fell]
-    _, to_do = told(made_reports, tmp_path, *guards)
-    lost = "General abilities fell: builtin by 6.0 points and own.jsonl by 13.3 points"
-    less = "Train less: lower train.epochs (it was 1) or train.learning_rate (it was 0.0002)."
-    assert to_do.startswith(f"{lost} (5.0 are let pass, guards.general). {less}")
-    assert "one to each five (about 135 rows): more rows of the task do not help." in to_do
 
 
 def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_reports: Any, tmp_path: Path) -> None:
