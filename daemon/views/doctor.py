@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -143,6 +144,11 @@ def _inbox(settings: Settings) -> Iterator[Finding]:
     if unusable:
         remedy = f"let this user list and change it: ls -ld {unusable[0]}"
         yield _bad("inbox rights", f"{unusable[0]} is not writable", remedy)
+    for folder in (one.path for one in watched_folders(settings) if one.path.is_dir()):
+        mode = folder.stat().st_mode
+        if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
+            text = f"{folder}: who may drop files may take away and replace what others dropped"
+            yield _warn("inbox rights", text, f"chmod +t {folder}")
 
 
 def bases(settings: Settings) -> Iterator[Finding]:

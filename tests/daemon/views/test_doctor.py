@@ -278,6 +278,15 @@ def test_a_base_model_that_moved_is_looked_for_at_its_new_place(lived_in: Any) -
     assert said_of(settings, "champion of support") == [("ok", f"generation 0, {place}")]
 
 
+def test_an_inbox_in_which_members_can_replace_each_others_files_is_told(settings: Settings) -> None:
+    settings.inbox_folder.chmod(0o2770)
+    found = lines(settings)["inbox rights"]
+    assert (found.level, "may take away and replace what others dropped" in found.text) == ("warn", True)
+    assert found.remedy.startswith("chmod +t ")
+    settings.inbox_folder.chmod(0o3770)
+    assert "inbox rights" not in lines(settings), "as the README has it"
+
+
 @pytest.mark.parametrize("name", ["base/config.json", "base/model.safetensors", "own.jsonl"])
 @pytest.mark.timeout(60)
 def test_a_fifo_where_a_file_should_be_is_told_and_not_waited_for(
