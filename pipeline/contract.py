@@ -1,12 +1,13 @@
 """The step contract: a step's input (StepSpec), its folder and progress (Attempt), and its output (StepResult)."""
 
+import importlib
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import ConfigDict, Field
 
@@ -37,7 +38,6 @@ class StepSpec(Frozen):
 
     model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
 
-    version: Literal[1] = 1
     run: int
     step: str
     attempt: int
@@ -240,8 +240,6 @@ class Step:
 
     name: str
     writes: type[Artifact]
-    load: Callable[[], Callable[[Attempt], Artifact]]
-    """Imports the step's module and returns its function: the daemon reads STEPS without the training stack."""
     needs_gpu: bool = False
     network: bool = False
     """
@@ -250,3 +248,8 @@ class Step:
     """
     wanted: Callable[[RunConfig], bool] = lambda _config: True
     """Whether a run with these settings includes this step."""
+
+    def load(self) -> Callable[[Attempt], Artifact]:
+        """Import the step's module and return its function: the daemon reads STEPS without the training stack."""
+        module = importlib.import_module(f"pipeline.{self.name}.step")
+        return cast("Callable[[Attempt], Artifact]", getattr(module, self.name))

@@ -6,34 +6,19 @@ artifacts of earlier steps) to one artifact. Steps never import each other. To a
 and a line in `STEPS`.
 """
 
-import importlib
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
-from typing import cast
+from collections.abc import Collection, Mapping
 
-from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Judgement, Model, Verdict
+from pipeline.artifacts import Adapter, Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.config import RunConfig
-from pipeline.contract import Attempt, Step
-
-
-def _function(name: str) -> Callable[[Attempt], Artifact]:
-    """Import `pipeline.<name>.step` and return its function of the same name."""
-    return cast("Callable[[Attempt], Artifact]", getattr(importlib.import_module(f"pipeline.{name}.step"), name))
-
+from pipeline.contract import Step
 
 STEPS = (
-    Step("prepare", Dataset, partial(_function, "prepare")),
-    Step("train", Adapter, partial(_function, "train"), needs_gpu=True),
-    Step("merge", Model, partial(_function, "merge")),
-    Step("evaluate", Evaluation, partial(_function, "evaluate"), needs_gpu=True),
-    Step(
-        "judge",
-        Judgement,
-        partial(_function, "judge"),
-        network=True,
-        wanted=lambda config: bool(config.judge.url),
-    ),
-    Step("decide", Verdict, partial(_function, "decide")),
+    Step("prepare", Dataset),
+    Step("train", Adapter, needs_gpu=True),
+    Step("merge", Model),
+    Step("evaluate", Evaluation, needs_gpu=True),
+    Step("judge", Judgement, network=True, wanted=lambda config: bool(config.judge.url)),
+    Step("decide", Verdict),
 )
 BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
 

@@ -93,13 +93,11 @@ def hash_tokens(tokens: Sequence[int]) -> str:
 def comparable(one: PredictionKey, other: PredictionKey) -> None:
     """Raise `CannotTrain`, naming the differences, if two models' predictions were made with different setups."""
     mine, theirs = one.setup.model_dump(), other.setup.model_dump()
-    differing = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
-    if not differing:
-        return
-    words = ", ".join(f"{name} {_short(pair[0])} and {_short(pair[1])}" for name, pair in differing.items())
-    message = f"candidate and champion were evaluated with different setups and cannot be compared: {words}"
-    hint = "set train.format and the base model back to the champion's, or use a new track for the new ones"
-    raise CannotTrain(message, hint)
+    if differing := [name for name in mine if mine[name] != theirs[name]]:
+        raise CannotTrain(
+            f"candidate and champion have different setups and cannot be compared: {', '.join(differing)}",
+            "set train.format and the base model back to the champion's, or use a new track for the new ones",
+        )
 
 
 class PredictionCache:
@@ -146,8 +144,3 @@ class PredictionCache:
 
 def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}\u2026"  # noqa: PLR2004 - a hash, of no use to a reader in full

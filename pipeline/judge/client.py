@@ -73,7 +73,8 @@ class Endpoint:
         self._model = config.model
         self._key = key
         self._seconds = config.timeout_seconds
-        self._failures = 0
+        self._failures, self._failed = 0, ""
+        """Failed tries in all, and the reason of the last."""
         try:
             self._client = httpx2.AsyncClient(
                 headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
@@ -97,19 +98,17 @@ class Endpoint:
         The text is empty if the reply is not a chat completion. Raises `NoAnswerError` if there is no reply.
         """
         body = json.dumps({"model": self._model, "messages": messages, "stream": False, **SAMPLING}).encode()
-        failed = ""
         for failures in range(TRIES):
             if failures:
                 await _pause(min(_FIRST_WAIT * 2 ** (failures - 1), _LONGEST_WAIT))
             if self._failures >= TRIES_IN_ALL:
-                raise NoAnswerError(f"{TRIES_IN_ALL} tries failed in all; the last: {failed}", for_all=True)
+                raise NoAnswerError(f"{TRIES_IN_ALL} tries failed in all; the last: {self._failed}", for_all=True)
             try:
                 reply = await self._try(body)
                 return reply.replace(self._key, "(key)") if self._key else reply
             except _PassingError as error:
-                failed = str(error)
-                self._failures += 1
-        raise NoAnswerError(f"{failed}, {TRIES} times")
+                self._failures, self._failed = self._failures + 1, str(error)
+        raise NoAnswerError(f"{self._failed}, {TRIES} times")
 
     async def _try(self, body: bytes) -> str:
         try:

@@ -10,7 +10,6 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,9 @@ from pipeline import __main__ as step_process
 from pipeline import durable
 from pipeline.artifacts import Artifact, ModelRef
 from pipeline.config import RunConfig
-from pipeline.contract import RESULT_NAME, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, Step, StepResult, StepSpec
 from pipeline.contract import Attempt as StepAttempt
 from pipeline.models.manifest import MANIFEST_NAME
-from pipeline.steps import BY_NAME
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.chaos.scripted_steps import ARTIFACTS
 from tests.model_folder import write_model
@@ -149,8 +147,7 @@ def drop_file(inbox: Path) -> None:
 def house(tmp_path: Path, disk: LoopDisk, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     monkeypatch.setattr(service, "now_ms", CLOCK)
     made = House(tmp_path, disk)
-    steps = {name: replace(step, load=lambda: made.do) for name, step in BY_NAME.items()}
-    monkeypatch.setattr(step_process, "BY_NAME", steps)
+    monkeypatch.setattr(Step, "load", lambda _step: made.do)
     yield made
     made.close()
 

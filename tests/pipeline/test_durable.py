@@ -29,10 +29,6 @@ def test_a_value_that_is_not_json_is_refused_before_anything_is_written(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_there_is_no_value_in_a_file_that_is_not_there(tmp_path: Path) -> None:
-    assert durable.read_json(tmp_path / "none.json") is None
-
-
 def test_a_folder_is_published_once(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()

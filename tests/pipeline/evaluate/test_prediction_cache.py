@@ -96,10 +96,6 @@ def test_a_champion_of_many_nights_takes_no_more_memory_than_one_of_a_single_nig
     assert size_of(20) < 2 * size_of(1)
 
 
-def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
-    assert PredictionCache(tmp_path / "none").answer("p1") is None
-
-
 def test_a_torn_line_is_a_miss_and_the_rest_is_read(tmp_path: Path) -> None:
     write(tmp_path, prediction(), prediction(prompt_hash="p2"))
     path = tmp_path / "1.jsonl"

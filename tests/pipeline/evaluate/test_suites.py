@@ -134,18 +134,14 @@ def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ({**ITEM, "answer": 2}, "answer: 2 is not an index of the 2 choices"),
-        ({**ITEM, "answer": -1}, "answer: Input should be greater than or equal to 0"),
         ({**ITEM, "choices": ["2"]}, "choices: "),
         ({**ITEM, "choices": ["2", "2"]}, "choices: must not be empty or repeat"),
-        ({**ITEM, "choices": ["2", " "]}, "choices: must not be empty or repeat"),
         ({"question": "q", "choices": ["x", "y"]}, "answer: Field required"),
         ({**ITEM, "hint": "x"}, "hint: Extra inputs are not permitted"),
         ({**ITEM, "answers": ["2"]}, "choices: Extra inputs are not permitted"),
-        ({"question": "q", "answers": []}, "answers: "),
         ({"question": "q", "answers": ["x", "?"]}, "answers.1: "),
         ('{"question": "q", "question": "r"}', "stands twice"),
         ("{", "JSON"),
-        ("[1]", "Input should be"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_field(tmp_path: Path, line: Any, words: str) -> None:

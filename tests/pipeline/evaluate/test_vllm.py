@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef
+from pipeline.artifacts import Evaluation, Model, ModelRef
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
@@ -23,7 +23,7 @@ from pipeline.evaluate import vllm
 from pipeline.evaluate.prediction_cache import Prediction
 from pipeline.evaluate.step import evaluate
 from pipeline.models.manifest import model_id
-from tests.made_artifacts import heldout_row
+from tests.made_artifacts import dataset_of, heldout_row
 from tests.stand_in_vllm import LIVES, VERSION, install
 
 RECORDS = 10
@@ -45,32 +45,9 @@ def attempt(tmp_path: Path, make_attempt: Make, tiny: Any, tiny_llama: Path) -> 
     base_id = model_id(tiny_llama)
 
     def make(behaviour: str, **settings: Any) -> Attempt:
-        dataset = Dataset(
-            folder="dataset",
-            train_rows=1,
-            dev_rows=0,
-            heldout_rows=RECORDS,
-            heldout_groups=RECORDS,
-            heldout_pinned=True,
-            heldout_version="v",
-            dataset_sha256="d",
-            duplicates=0,
-            replaced=0,
-            removed_heldout=0,
-            metric="exact_match",
-            max_new_tokens=NEW_TOKENS,
-        )
-        model = Model.model_validate(
-            {
-                "folder": "models/candidate",
-                "model_id": "cand",
-                "base_model_id": base_id,
-                "dtype": "float32",
-                "size_bytes": 1,
-                "format": "chat",
-                "seconds": 1.0,
-            }
-        )
+        dataset = dataset_of(RECORDS, max_new_tokens=NEW_TOKENS)
+        facts = {"base_model_id": base_id, "dtype": "float32", "size_bytes": 1, "format": "chat", "seconds": 1.0}
+        model = Model.model_validate({"folder": "models/candidate", "model_id": "cand", **facts})
         program = install(tmp_path / "vllm", behaviour)
         evaluation = {"vllm": program, "batch_size": 2, "general": (), **settings}
         config = RunConfig(

@@ -3,8 +3,6 @@ import string
 import numpy as np
 import pytest
 import sacrebleu
-from hypothesis import given
-from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from pipeline.metrics import tokens
@@ -94,13 +92,6 @@ def test_words_are_counted_in_any_script(text: str, words: int) -> None:
     assert [tokens.is_short(text, most) for most in range(1, 8)] == [words <= most for most in range(1, 8)]
 
 
-@given(text=st.text(st.one_of(st.characters(), st.sampled_from("ｶﾞがกำ้中1a ")), max_size=60))
-def test_in_a_script_without_spaces_two_tokens_are_a_word(text: str) -> None:
-    pieces = [[token for token in tokens.tokens(piece) if LETTER.match(token)] for piece in text.split()]
-    words = max(len(pieces), sum(not some for some in pieces) + sum(map(len, pieces)) // 2)
-    assert [tokens.is_short(text, most) for most in range(1, 40)] == [words <= most for most in range(1, 40)]
-
-
 @pytest.mark.parametrize("beginning", ["https://example.org/" + "a" * 90, "=" * 300, "—" * 3000, "é" * 600])
 def test_a_paragraph_is_long_whatever_it_begins_with(beginning: str) -> None:
     paragraph = "这是一个很长的中文段落用来说明问题" * 40
@@ -156,10 +147,6 @@ def test_marks_and_invisible_signs_stay_with_their_letter() -> None:
     assert tokens.tokens("! \u0301 a") == ["a"]
 
 
-def test_only_exact_match_and_valid_json_are_yes_or_no() -> None:
-    assert [name for name, metric in METRICS.items() if not metric.continuous] == ["exact_match", "json_valid"]
-
-
 # chrF against sacrebleu's corpus score, which takes another way through that package: a corpus of one is one sentence.
 
 
@@ -173,13 +160,6 @@ def test_chrf_is_sacrebleus_own(script: str) -> None:
         assert score_of("chrf", answer, [one, other]) == pytest.approx(expected / 100)
 
 
-def test_chrf_weighs_recall_four_times_and_does_not_see_blanks() -> None:
-    # "ab" against "abcd": of the 1-grams 2/2 and 2/4, of the 2-grams 1/1 and 1/3; no answer has longer ones.
-    precision, recall = 1.0, (2 / 4 + 1 / 3) / 2
-    assert score_of("chrf", "a b", ["abcd"]) == pytest.approx(5 * precision * recall / (4 * precision + recall))
-    assert score_of("chrf", "x", []) == 0.0
-
-
 # JSON -------------------------------------------------------------------------------------------------------------
 
 
@@ -190,11 +170,8 @@ def test_chrf_weighs_recall_four_times_and_does_not_see_blanks() -> None:
         (" [1, 2]\n", 1.0),
         ("{}", 1.0),
         ('```json\n{"a": 1}\n```', 0.0),
-        ('{"a": 1} I hope this helps', 0.0),
         ('{"a": NaN}', 0.0),
-        ("{'a': 1}", 0.0),
         ("3", 0.0),
-        ('"a"', 0.0),
         ("", 0.0),
         ("[" * 100_000, 0.0),
     ],
