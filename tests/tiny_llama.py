@@ -137,10 +137,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--alpaca", action="store_true", help="a tokenizer without chat template")
     asked = parser.parse_args(argv)
     if asked.rows is None:
-        make_model(asked.target, chat=not asked.alpaca)
+        make_model(asked.target)
         print(json.dumps(settings()))
         return
     lines = (json.dumps(row) + "\n" for row in rows(asked.rows, asked.seed))

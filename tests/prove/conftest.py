@@ -6,7 +6,6 @@ in tests/pipeline/decide and tests/pipeline/decide/test_step.py, what follows fr
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from daemon.cli.demo.command import demo_base
 from tests.prove.box import Box
-from tests.prove.tasks import Task, desk_task, topic_task
+from tests.prove.tasks import desk_task
 
 _SETTINGS = """\
 base_model = {base}
@@ -40,14 +39,10 @@ trials_per_week = {trials}
 
 @dataclass(frozen=True)
 class Ground:
-    """One base model, two tasks that it can learn, and how many rows that takes."""
+    """One base model, and how many rows of a task it takes to learn it."""
 
     base: Path
     train: dict[str, Any]
-    own: Callable[[int], Task]
-    """The track's own task, from a seed."""
-    other: Callable[[int], Task]
-    """Another one."""
     rows: int
     """Of a drop from which the task is learned."""
 
@@ -76,14 +71,14 @@ def ground() -> Ground:
         "rank": 16,
         "max_length": 256,
     }
-    return Ground(demo_base(), train, desk_task, topic_task, rows=400)
+    return Ground(demo_base(), train, rows=400)
 
 
 @pytest.fixture(scope="session")
 def learned(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Box:
     """A box whose champion learned the track's own task from one honest drop. Tests work on copies."""
     box = ground.box(tmp_path_factory.mktemp("learned") / "box")
-    box.drop("honest.jsonl", ground.own(1).rows(ground.rows))
+    box.drop("honest.jsonl", desk_task(1).rows(ground.rows))
     night = box.night()
     assert night.verdict.outcome == "promoted", night.verdict.sentence
     return box

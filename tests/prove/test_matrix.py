@@ -14,6 +14,7 @@ import pytest
 
 from tests.prove.box import Box, Night, challenge_with, train_on
 from tests.prove.conftest import Ground
+from tests.prove.tasks import desk_task, topic_task
 
 pytestmark = pytest.mark.timeout(7200)
 
@@ -48,9 +49,9 @@ def refused(box: Box, before: Path, night: Night) -> None:
     assert box.champion == before
 
 
-def test_the_same_model_is_not_promoted(box: Box, ground: Ground, say: Say) -> None:
+def test_the_same_model_is_not_promoted(box: Box, say: Say) -> None:
     before = box.champion
-    box.drop("more.jsonl", ground.own(2).rows(30))
+    box.drop("more.jsonl", desk_task(2).rows(30))
     night = say(box.night(prepare=train_on(lambda rows, _: rows[:16]), merge=challenge_with(before)))
     refused(box, before, night)
     assert night.verdict.outcome == "not_shown_better"
@@ -73,14 +74,10 @@ def loop(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("spoil", "guards"), [(shuffle, set()), (empty, {"empty"}), (loop, {"looping"})])
 def test_answers_that_are_shuffled_half_empty_or_looping_are_worse(
-    box: Box,
-    ground: Ground,
-    say: Say,
-    spoil: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
-    guards: set[str],
+    box: Box, say: Say, spoil: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], guards: set[str]
 ) -> None:
     before = box.champion
-    box.drop("more.jsonl", ground.own(2).rows(30))
+    box.drop("more.jsonl", desk_task(2).rows(30))
     night = say(box.night(prepare=train_on(lambda rows, _: spoil(rows))))
     refused(box, before, night)
     assert night.verdict.outcome == "worse"
@@ -88,13 +85,13 @@ def test_answers_that_are_shuffled_half_empty_or_looping_are_worse(
     assert guards <= failed_guards(night)
 
 
-def test_a_candidate_trained_on_held_out_records_is_contaminated(box: Box, ground: Ground, say: Say) -> None:
+def test_a_candidate_trained_on_held_out_records_is_contaminated(box: Box, say: Say) -> None:
     def peek(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
         heldout = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
         return [*rows[:32], *({key: row[key] for key in rows[0]} for row in heldout)]
 
     before = box.champion
-    box.drop("more.jsonl", ground.own(2).rows(30))
+    box.drop("more.jsonl", desk_task(2).rows(30))
     night = say(box.night(prepare=train_on(peek)))
     refused(box, before, night)
     assert night.verdict.outcome == "contaminated"
@@ -104,7 +101,7 @@ def test_a_candidate_trained_on_held_out_records_is_contaminated(box: Box, groun
 def test_a_large_wrong_drop_is_tried_alone_and_suspended_and_the_next_honest_one_wins(
     ground: Ground, tmp_path: Path, say: Say
 ) -> None:
-    own = ground.own(3)
+    own = desk_task(3)
     box = ground.box(tmp_path / "box", trials=1)
     # Of three answers of five: what the next honest drop can teach is certain, however well these were learned.
     box.drop("honest.jsonl", own.rows(ground.rows, answers=3))
@@ -127,7 +124,7 @@ def test_a_large_wrong_drop_is_tried_alone_and_suspended_and_the_next_honest_one
 
 
 def test_right_on_the_new_drop_and_forgot_the_old_one(box: Box, ground: Ground, say: Say) -> None:
-    other = ground.other(4)
+    other = topic_task(4)
 
     def only_new(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
         return [row for row in rows if row["instruction"] == other.instruction]
@@ -146,7 +143,7 @@ def test_right_on_the_task_and_forgot_the_general_suite(ground: Ground, tmp_path
     # Eight times the rate at which it is learned without such a loss.
     box = ground.box(tmp_path / "box", general=("builtin",), learning_rate=4e-3)
     before = box.champion
-    box.drop("narrow.jsonl", ground.own(5).rows(ground.rows))
+    box.drop("narrow.jsonl", desk_task(5).rows(ground.rows))
     night = say(box.night())
     refused(box, before, night)
     assert night.verdict.outcome == "guard_failed"
@@ -161,7 +158,7 @@ def test_labels_in_answer_to_everything_are_told_and_general_rows_help(
     without: dict[float, float] = {}
     for share in (0.0, 0.2):
         box = ground.box(tmp_path / f"box {share}", general=("questions",), general_rows=share)
-        box.drop("labels.jsonl", ground.own(8).rows(ground.rows))
+        box.drop("labels.jsonl", desk_task(8).rows(ground.rows))
         night = say(box.night())
         (row,) = [guard for guard in night.verdict.guards if guard.guard == "collapse"]
         assert (night.run.outcome, row.state) == ("promoted", "shown")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.prove.conftest import Ground
+from tests.prove.tasks import desk_task
 
 pytestmark = pytest.mark.timeout(7200)
 #: Rows of a drop, of which nearly half are held out, and how many records a verdict is to need.
@@ -30,7 +31,7 @@ def test_what_each_method_trains_is_promoted(
     ground: Ground, tmp_path: Path, way: str, record_property: Callable[[str, Any], None]
 ) -> None:
     box = ground.box(tmp_path / "box", least=LEAST, **{"quantization": "none", "epochs": 2, **WAYS[way]})
-    box.drop("honest.jsonl", ground.own(1).rows(ROWS))
+    box.drop("honest.jsonl", desk_task(1).rows(ROWS))
     night = box.night()
     record_property("table", f"{way}: {night.verdict.sentence}")
     assert night.run.outcome == "promoted"

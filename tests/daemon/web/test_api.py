@@ -65,17 +65,6 @@ def test_an_error_says_what_to_do(program: TestClient) -> None:
     assert "reason" in wrong.json()["error"]["message"]
 
 
-def test_a_drop_in_full(program: TestClient) -> None:
-    detail = program.get("/api/v1/drops/4").json()
-    assert [(one["message"], one["rows"]) for one in detail["findings"]] == [("output is missing", 1)]
-    detail = program.get("/api/v1/drops/2").json()
-    assert (detail["champions"], detail["serving"]) == ([1], True)
-    rows = program.get("/api/v1/drops/2/rows").json()
-    assert [(row["line"], row["output"]) for row in rows] == [(1, "a"), (2, "b")]
-    assert program.get("/api/v1/drops/2/rows", params={"after": 1}).json() == rows[1:]
-    assert program.get("/api/v1/drops/4/rows").json() == []
-
-
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_nothing_that_can_be_asked_is_an_error_of_ours(
     lived_in: Any, monkeypatch: pytest.MonkeyPatch, mode: GenerationMode

@@ -62,13 +62,6 @@ def test_a_page_is_drawn_and_who_may_only_look_is_offered_nothing_else(reader: T
     assert all(one.get("method", "get") == "get" for one in forms)
 
 
-def test_no_setting_is_shown_as_python_has_it(reader: TestClient) -> None:
-    text = reader.get("/runs/1").text
-    for name, value in (("rslora", "false"), ("targets", "all-linear"), ("floors", "{}")):
-        assert re.search(rf"<dt>{name}</dt><dd>\s*{value}\s*</dd>", text), name
-    assert re.search(r'<dt>search</dt><dd>\s*{"hours": 0.0, "method": "grid", ', text)
-
-
 @pytest.mark.parametrize("path", ["/runs/99", "/drops/99", "/tracks/none", "/runs/1/report", "/nowhere"])
 def test_what_there_is_not_is_said_on_a_page(reader: TestClient, path: str) -> None:
     answer = reader.get(path)
