@@ -252,8 +252,6 @@ class Scores(Frozen):
     seconds: float
     rates: dict[str, float] = Field(default_factory=dict)
     """Per cent of the answers that are `empty`, `truncated` or `looping`."""
-    length_ratio: float | None = None
-    """Median of answer length over reference length, in words."""
     answer_tokens: float = 0.0
 
 

@@ -186,7 +186,6 @@ def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Evaluation:
             cached=len(lines) - generated,
             seconds=212.0 if generated else 0.4,
             rates={"empty": 0.0, "looping": 0.5},
-            length_ratio=1.0,
             answer_tokens=2.1,
         )
 

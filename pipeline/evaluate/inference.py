@@ -149,9 +149,8 @@ class Inference:
             self._note(part, missing[index], score, text)
 
     def _note(self, part: SuiteRequests, index: int, score: float, text: str | None = None) -> None:
-        item, suite = part.suite.items[index], part.suite.digest
-        noted = ItemScore(suite=suite, item=item.id, category=item.category, score=score, text=text)
-        self._suites[suite][item.id] = noted
+        item, suite = part.suite.items[index].id, part.suite.digest
+        self._suites[suite][item] = ItemScore(suite=suite, item=item, score=score, text=text)
 
     def _score(
         self,

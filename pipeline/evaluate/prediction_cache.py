@@ -53,10 +53,12 @@ class PredictionKey(Frozen):
         return _sha256(self.model_dump(mode="json"))
 
 
-class Prediction(Frozen):
-    """One answer, and the likelihood of one reference."""
-
+class _Cached(Frozen):
     model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
+
+
+class Prediction(_Cached):
+    """One answer, and the likelihood of one reference."""
 
     id: str
     prompt_hash: str
@@ -72,13 +74,12 @@ class Prediction(Frozen):
     """Hash of the reference's tokens: with another reference the text stays valid, the likelihood does not."""
 
 
-class ItemScore(Frozen):
+class ItemScore(_Cached):
     """A model's score on one item of a general suite; cached with its predictions."""
 
     suite: str
     """sha256 of the suite's items and of the scoring method."""
     item: str
-    category: str
     score: float
     """0 to 1."""
     text: str | None = None
@@ -105,7 +106,8 @@ class PredictionCache:
 
     def __init__(self, folder: Path) -> None:
         """Read every *.jsonl in `folder`, which need not exist; damaged lines are skipped."""
-        self._by_prompt: dict[str, list[Prediction]] = {}
+        self._answers: dict[str, Prediction] = {}
+        self._likelihoods: dict[tuple[str, str], tuple[float, int]] = {}
         self._items: dict[str, dict[str, ItemScore]] = {}
         for path in sorted(folder.glob("*.jsonl")):
             self._read(path)
@@ -117,25 +119,21 @@ class PredictionCache:
                     score = ItemScore.model_validate_json(line)
                     self._items.setdefault(score.suite, {}).setdefault(score.item, score)
                 else:
-                    prediction = Prediction.model_validate_json(line)
-                    known = self._by_prompt.setdefault(prediction.prompt_hash, [])
+                    found = Prediction.model_validate_json(line)
                     # Every run's file has the whole held-out set, so a long-serving champion's are there many times.
-                    if all(other.reference_hash != prediction.reference_hash for other in known):
-                        known.append(prediction)
+                    self._answers.setdefault(found.prompt_hash, found)
+                    likelihood = found.nll_sum, found.nll_tokens
+                    self._likelihoods.setdefault((found.prompt_hash, found.reference_hash), likelihood)
             except ValidationError:
                 continue
 
     def answer(self, prompt_hash: str) -> Prediction | None:
         """Return the first prediction for the prompt, whatever its reference; `None` if there is none."""
-        predictions = self._by_prompt.get(prompt_hash)
-        return predictions[0] if predictions else None
+        return self._answers.get(prompt_hash)
 
     def likelihood(self, prompt_hash: str, reference_hash: str) -> tuple[float, int] | None:
         """Return summed NLL and token count of this reference after the prompt; `None` if not cached."""
-        for prediction in self._by_prompt.get(prompt_hash, ()):
-            if prediction.reference_hash == reference_hash:
-                return (prediction.nll_sum, prediction.nll_tokens)
-        return None
+        return self._likelihoods.get((prompt_hash, reference_hash))
 
     def items(self, suite: str) -> dict[str, ItemScore]:
         """Return the cached scores of the suite with this sha256, by item."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from pipeline import durable
@@ -15,7 +15,6 @@ from pipeline.evaluate.prediction_cache import ItemScore, Prediction, Prediction
 from pipeline.evaluate.suites import Suite
 from pipeline.metrics.degenerate import DEGENERATE, collapsed, degenerate
 from pipeline.metrics.registry import METRICS, Metric
-from pipeline.metrics.tokens import tokens
 from pipeline.models.manifest import trained_ids
 from pipeline.records.heldout import HeldoutRecord
 
@@ -73,9 +72,7 @@ def write_records(
     )
 
 
-def summarise(
-    requests: ModelRequests, result: Result, lines: Sequence[Line], records: Sequence[HeldoutRecord]
-) -> Scores:
+def summarise(requests: ModelRequests, result: Result, lines: Sequence[Line]) -> Scores:
     """
     Return one model's mean scores in points, with statistics of its answers.
 
@@ -95,7 +92,6 @@ def summarise(
         cached=len(answers) - result.generated,
         seconds=result.seconds,
         rates={kind: _POINTS * fmean(kind in line["degenerate"] for line in lines) for kind in DEGENERATE},
-        length_ratio=_length_ratio(records, answers),
         answer_tokens=fmean(answer.tokens for answer in answers),
     )
 
@@ -184,15 +180,6 @@ def score_former(
             )
         )
     return tuple(found)
-
-
-def _length_ratio(records: Sequence[HeldoutRecord], answers: Sequence[Prediction]) -> float | None:
-    """Return the median of answer length / reference length, in words; `None` if every reference is empty."""
-    lengths = [
-        (len(tokens(answer.text)), len(tokens(record.references[0])))
-        for record, answer in zip(records, answers, strict=True)
-    ]
-    return median(ratios) if (ratios := [said / wanted for said, wanted in lengths if wanted]) else None
 
 
 def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

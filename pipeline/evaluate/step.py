@@ -75,8 +75,8 @@ def evaluate(attempt: Attempt) -> Evaluation:
             "dtype": setup.dtype,
             "attention": setup.attention,
         },
-        candidate=scoring.summarise(candidate, first, lines[0], records),
-        champion=scoring.summarise(champion, second, lines[1], records),
+        candidate=scoring.summarise(candidate, first, lines[0]),
+        champion=scoring.summarise(champion, second, lines[1]),
         champion_generation=attempt.spec.champion.generation,
         prediction_keys={
             requests.key.model_id: requests.key.digest

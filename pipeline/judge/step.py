@@ -22,7 +22,6 @@ from pipeline.artifacts import JUDGEMENTS_NAME, Evaluation, Judgement
 from pipeline.contract import Attempt
 from pipeline.decide.comparison import count_results
 from pipeline.decide.slices import Known, judged_on
-from pipeline.errors import StepFailed
 from pipeline.evaluate.batch_log import BatchLog, batch_id
 from pipeline.judge.client import Endpoint, NoAnswerError, read_key
 from pipeline.judge.prompt import Chat, Choice, messages, prompt_sha256, read_choice
@@ -80,8 +79,7 @@ def judge(attempt: Attempt) -> Judgement:
     Return the judge's wins, losses and ties on the records with the lowest ids, among those that the gate judges on.
 
     The result of each record is written to a file. Equal answers are a tie without a request. Replies to an interrupted
-    attempt are read from its log. Raises `StepFailed` if the report's records cannot be read, `Interrupted` if stopped;
-    never because of the endpoint.
+    attempt are read from its log. Raises `Interrupted` if stopped; never because of the endpoint.
     """
     config = attempt.config.judge
     pairs = _read_pairs(attempt, attempt.load(Evaluation))
@@ -105,20 +103,9 @@ def judge(attempt: Attempt) -> Judgement:
 
 
 def _read_pairs(attempt: Attempt, report: Evaluation) -> list[Pair]:
-    """
-    Return the records that the gate judges on, those with the lowest ids, at most `judge.records`.
-
-    Raises `StepFailed` if the report's file lacks a field or a record.
-    """
+    """Return the records that the gate judges on, those with the lowest ids, at most `judge.records`."""
     lines = list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
-    hint = f"evaluate again: dropforge retry {attempt.spec.run} --from evaluate"
-    try:
-        pairs = [_pair(line) for line in lines]
-    except (KeyError, TypeError) as error:
-        raise StepFailed(f"a record of the report lacks {error}", hint) from error
-    if len({pair.id for pair in pairs}) != report.records:
-        raise StepFailed(f"the report has {report.records} records and its file {len(pairs)}", hint)
-    kept = [pair for pair, is_judged in zip(pairs, _judged_on(attempt, lines), strict=True) if is_judged]
+    kept = [_pair(line) for line, is_judged in zip(lines, _judged_on(attempt, lines), strict=True) if is_judged]
     return heapq.nsmallest(attempt.config.judge.records, kept, key=lambda pair: pair.id)
 
 

@@ -169,7 +169,6 @@ def _measured(evaluation: Evaluation) -> Iterator[tuple[str, float | None, float
     yield "likelihood (nats per token, less is better)", old.nll, new.nll, 3
     for name in sorted({*new.rates, *old.rates}):
         yield f"{name} answers (per cent)", old.rates.get(name), new.rates.get(name), 1
-    yield "length over the reference's", old.length_ratio, new.length_ratio, 2
     yield "tokens an answer", old.answer_tokens or None, new.answer_tokens or None, 1
     for one in evaluation.suites:
         yield f"suite {one.name} ({one.records:,})", one.champion, one.candidate, 1

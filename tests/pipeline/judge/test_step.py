@@ -20,7 +20,7 @@ from pipeline import durable
 from pipeline.artifacts import Evaluation, Judgement, Scores
 from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
-from pipeline.errors import Interrupted, StepFailed
+from pipeline.errors import Interrupted
 from pipeline.judge import client as judge_client
 from pipeline.judge.step import PARALLEL, judge
 
@@ -531,19 +531,3 @@ def test_sigterm_ends_it_at_once_though_the_endpoint_hangs(
     # The endpoint is let go by the fixture alone, and one answer may take 300 s.
     assert process.wait(60) == 75
     assert durable.read_json(attempt.folder / RESULT_NAME)["status"] == "interrupted"
-
-
-# --- its report
-
-
-def test_a_report_without_texts_or_records_is_evaluated_again(bench: Bench) -> None:
-    rows = lines()
-    attempt = bench.attempt(dead_url(), rows)
-    records = bench.root / "report/records.jsonl"
-    records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[1:]))
-    with pytest.raises(StepFailed, match="has 6 records and its file 5"):
-        judge(attempt)
-    del rows[3]["instruction"]
-    with pytest.raises(StepFailed, match="lacks 'instruction'") as caught:
-        judge(bench.attempt(dead_url(), rows))
-    assert caught.value.hint.endswith("--from evaluate")
