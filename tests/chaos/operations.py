@@ -248,15 +248,6 @@ def _came_to(outcome: str) -> Callable[[Path], None]:
     return prepare
 
 
-def _waits(daemon: Daemon) -> None:
-    daemon.finish_runs(LATER, "promoted")
-    with transaction(daemon.engine) as session:
-        assert session.get_one(Run, 1).outcome == "awaiting_approval"
-    assert _serving(daemon) == (0, [None])
-    decisions.approve(daemon.engine, daemon.root, 1, Word("", NOW))
-    assert _serving(daemon) == (1, [None, 1])
-
-
 def _two_drops(folder: Path) -> None:
     """Bring a candidate of two drops to its verdict, `promoted`."""
     build(folder)
@@ -394,18 +385,6 @@ def _started(daemon: Daemon) -> None:
     assert _runs(daemon) == ["succeeded"]
 
 
-def _promoted_in_vain(folder: Path) -> None:
-    """A daemon that died in the middle of a promotion's links; its model has been lost since."""
-    _half_promoted(folder)
-    (folder / ".dropforge/tracks/default/champion").resolve().rename(folder / "lost")
-
-
-def _kept(daemon: Daemon) -> None:
-    daemon.finish_runs(LATER)
-    assert _serving(daemon) == (0, [None])
-    assert _runs(daemon) == ["failed"]
-
-
 OPERATIONS = {
     "intake of an accepted drop": Operation(
         _inbox("new.jsonl", records("a", "b")), _taking, _taken(DropState.ACCEPTED)
@@ -422,7 +401,6 @@ OPERATIONS = {
     "verdict that comes too late": Operation(_overtaken, _ticking, _compared_again),
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),
-    "win that waits for approval": Operation(_by_hand(_at("decide", "promoted")), _ticking, _waits),
     "withdraw, a run in hand": Operation(_two_drops, _withdrawing, _done_without),
     "approve": Operation(_by_hand(_came_to("promoted")), _approving, _approved),
     "hook": Operation(
@@ -432,6 +410,5 @@ OPERATIONS = {
         _by_hand(_came_to("promoted"), '[hooks]\nhealth = ["exit code 7"]\n'), _giving_up, _given_up
     ),
     "first start": Operation(build, _starting, _started),
-    "recovery without the model": Operation(_promoted_in_vain, _starting, _kept),
     "recovery of a promotion": Operation(_half_promoted, _starting, _ended("promoted")),
 }

@@ -278,20 +278,6 @@ def test_whoever_sees_the_row_of_a_promotion_finds_its_links(
 
 
 @pytest.mark.usefixtures("track")
-def test_links_that_are_right_are_left_alone(engine: Engine, state: Path) -> None:
-    link = state / "tracks/default/champion"
-    before = link.lstat()
-    promotion.sync_links(engine, state)
-    after = link.lstat()
-    # Not the time of the last look: looking is what it does.
-    assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
-        before.st_ino,
-        before.st_mtime_ns,
-        before.st_ctime_ns,
-    )
-
-
-@pytest.mark.usefixtures("track")
 def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(engine: Engine, state: Path) -> None:
     promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
     for name in ("champion", "previous"):

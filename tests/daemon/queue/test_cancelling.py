@@ -14,7 +14,6 @@ from daemon.queue.snapshots import waiting_drops
 from daemon.queue.states import Cancelled, Claim
 from daemon.state.database import transaction
 from daemon.state.tables import Drop, Run
-from daemon.system.processes import FileLock
 from tests import run_owner
 from tests.chaos.house import records
 from tests.daemon.champions.test_approval import MANUAL, House
@@ -82,20 +81,6 @@ def test_a_running_run_ends_at_each_step_and_nothing_follows_from_its_verdict(
     assert runs(house) == [("cancelled", ["good.jsonl", "1.jsonl"]), ("promoted", ["good.jsonl"])]
     assert house.serves == (1, b"weights of run 2")
     assert (house.drop_state(bad), house.drop_state(3 - bad)) == ("withdrawn", "accepted")
-
-
-def test_the_step_in_hand_is_asked_to_stop(house: House) -> None:
-    bad = with_good(house, "prepare")
-    house.daemon.dispatcher.tick(house.now)
-    (order,) = (house.root / "spool/queue").glob("*.json")
-    running = house.root / "spool/running" / order.name
-    order.rename(running)
-    worker = FileLock(house.root / "spool/worker.lock")
-    assert worker.acquire(), "a worker has begun it"
-    house.withdraw(bad)
-    house.daemon.dispatcher.tick(house.now)
-    assert (house.root / "spool/cancel" / order.stem).exists()
-    worker.release()
 
 
 def test_a_waiting_run_ends_at_once(house: House) -> None:
@@ -187,14 +172,6 @@ def test_where_nothing_new_is_left_no_run_is_queued(house: House) -> None:
     house.withdraw(2)
     house.daemon.finish_runs(house.now, "promoted")
     assert [outcome for outcome, _ in runs(house)] == ["promoted", "cancelled"]
-
-
-def test_an_older_drop_that_is_withdrawn_costs_the_new_one_nothing(house: House) -> None:
-    house.run()
-    house.at("decide")
-    house.withdraw(1)
-    house.daemon.finish_runs(house.now, "promoted")
-    assert runs(house)[1:] == [("cancelled", ["1.jsonl", "2.jsonl"]), ("promoted", ["2.jsonl"])]
 
 
 def test_a_cancelled_run_is_retried_without_the_drop(asking: House) -> None:

@@ -86,14 +86,6 @@ def test_a_drop_whose_content_is_accepted_again_is_not_restored_beside_it(engine
     assert add(engine, DropState.ACCEPTED, "heldout") != new
 
 
-def test_a_drop_that_does_not_exist_is_a_clear_error(engine: Engine) -> None:
-    with pytest.raises(DropforgeError, match="there is no drop 9") as caught:
-        drops.withdraw(engine, 9, Word("x", NOW), SETTINGS)
-    assert caught.value.hint == "see them all: dropforge drops"
-    with pytest.raises(DropforgeError, match="there is no drop 9"):
-        drops.restore(engine, 9, Word("x", NOW), SETTINGS)
-
-
 @pytest.mark.parametrize(
     ("act", "state"),
     [

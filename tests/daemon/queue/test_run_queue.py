@@ -231,17 +231,6 @@ def test_a_failed_run_waits_twice_as_long_each_time_and_then_is_given_up(engine:
     assert (run.failures, run.error, run.hint, run.ended_at) == (3, BROKEN.message, BROKEN.hint, 3_000_000)
 
 
-def test_no_wait_is_longer_than_an_hour(engine: Engine) -> None:
-    patient = RetrySettings(limit=100, backoff_seconds=30.0)
-    claim = start_run(engine)
-    for turn in range(9):
-        now = turn * 10 * HOUR_MS
-        run_queue.fail(engine, claim, BROKEN, now, patient)
-        claim = take(engine, now + HOUR_MS)
-    run_queue.fail(engine, claim, BROKEN, 10**12, patient)
-    assert load(engine, claim.run_id).not_before == 10**12 + HOUR_MS
-
-
 # --- cancel, retry, rescue
 
 
@@ -273,17 +262,6 @@ def test_a_run_that_would_wait_is_cancelled_if_that_was_asked(engine: Engine, na
     run_queue.cancel(engine, claim.run_id, 200)
     assert OWNERS[name](engine, claim) == RunState.CANCELLED
     assert load(engine, claim.run_id).ended_at == 300
-
-
-def test_a_failed_run_goes_on_with_its_snapshot_and_fresh_counters(engine: Engine) -> None:
-    claim = start_run(engine)
-    run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 500, RETRY)
-    queue_run(engine)
-    assert run_owner.retry(engine, claim.run_id, 600) == RunState.WAITING
-    run = load(engine, claim.run_id)
-    assert (run.failures, run.deaths, run.ended_at, run.error, run.not_before) == (0, 0, None, None, 600)
-    assert take(engine, 600).run_id == claim.run_id
-    assert [row["id"] for row in load(engine, claim.run_id).snapshot or ()] == [1]
 
 
 def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drops(engine: Engine) -> None:

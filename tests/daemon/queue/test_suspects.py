@@ -1,7 +1,6 @@
 """Drops that may have made a run worse are tried alone; the one that does it again is suspended, all others are not."""
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -10,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import Session, col, select
 
-from daemon.queue import drops, run_queue, snapshots, states, suspects
+from daemon.queue import drops, run_queue, states, suspects
 from daemon.queue.states import Claim
 from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
@@ -335,16 +334,6 @@ def test_a_drop_that_is_blamed_twice_is_suspended_and_all_others_are_cleared_and
     assert box.trial() is None
 
 
-def test_with_nights_alone_the_others_wait_for_the_night(box: Box) -> None:
-    blamed(box, 2)
-    box.settings = Settings.model_validate({"trigger": "nightly"})
-    trial = box.next_trial()
-    box.end(trial, WORSE)
-    assert box.queued() == []
-    with transaction(box.engine) as session:
-        assert snapshots.waiting_drops(session, "default") == 1
-
-
 ENDINGS: dict[str, Callable[[Box, Run], object]] = {
     "not shown better": lambda box, run: box.end(run, QUIET),
     "cancelled": lambda box, run: run_queue.cancelled(box.engine, Claim(run.id or 0, run.token or ""), box.tick()),
@@ -422,43 +411,6 @@ def test_no_more_trials_begin_in_a_week_than_the_settings_allow_and_what_is_left
     box.now += 2 * DAY
     blamed(box, 1)
     assert box.trial() is not None
-
-
-@pytest.mark.parametrize("new", [2, 9])
-def test_every_search_ends_after_seven_trials_whatever_the_verdicts_are(tmp_path: Path, new: int) -> None:
-    """All sequences of verdicts are gone through: after each trial the database is copied for the ways to go on."""
-    start = Box(tmp_path / "start.db")
-    start.settings = Settings.model_validate({"gate": {"trials_per_week": 1000}, "run_after_quiet_seconds": 0})
-    start.drop()
-    start.end(start.claim(), WINS)
-    blamed(start, new)
-    searches, longest, numbers = [(start, 0)], 0, itertools.count()
-    says = (WORSE, QUIET) if new > 2 else (WORSE, QUIET, WINS)
-    while searches:
-        box, trials = searches.pop()
-        trial = box.trial()
-        longest = max(longest, trials)
-        if trial is None:
-            assert "on trial" not in box.states().values()
-            box.engine.dispose()
-            continue
-        assert trials < suspects.MOST, "a search that does not end"
-        box.engine.dispose()
-        for said in says:
-            path = tmp_path / f"{next(numbers)}.db"
-            shutil.copy(box.path, path)
-            after = Box(path, box.now)
-            after.settings = box.settings
-            after.end(after.row(trial.id or 0), said)
-            if said is WORSE:
-                # The rest is run, and is not worse: the search itself has ended.
-                assert "on trial" not in after.states().values()
-                after.engine.dispose()
-                continue
-            while after.queued():
-                after.end(after.claim(), QUIET)
-            searches.append((after, trials + 1))
-    assert longest == min(new, suspects.MOST)
 
 
 # --- a person's word

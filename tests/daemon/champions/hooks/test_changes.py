@@ -12,11 +12,10 @@ import pytest
 import structlog
 from sqlmodel import col, select
 
-from daemon.champions import base_models, decisions, history, promotion
+from daemon.champions import base_models, history, promotion
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.commands import KEPT_OUTPUT, Command, last_line
 from daemon.state.database import transaction
-from daemon.state.events import Word
 from daemon.state.tables import Event, Promotion
 from daemon.state.troubles import Troubles
 from daemon.system.programs import who
@@ -140,19 +139,6 @@ def test_a_hook_is_told_what_changed_and_the_first_champion_needs_none(
     assert (told["MINE"], "NOTIFY_SOCKET" in told) == ("kept", False)
     assert states(house) == [(None, None), ("ok", None)]
     assert house.events()[-2:] == ["hook_started", "hook_succeeded"]
-
-
-def test_every_kind_of_change_has_its_hook_in_its_order(house: House) -> None:
-    house.start(tell(house))
-    house.promote()
-    house.promote("worse")
-    decisions.force(house.daemon.engine, house.daemon.root, 2, Word("I know better", house.now))
-    decisions.rollback(
-        house.daemon.engine, house.daemon.root, decisions.Target("default"), Word("it swears", house.now)
-    )
-    house.settle()
-    said = [(told["PROMOTION_KIND"], told["PROMOTION_GENERATION"], told["PROMOTION_RUN"]) for told in house.told()]
-    assert said == [("promotion", "1", "1"), ("forced", "2", "2"), ("rollback", "3", "1")]
 
 
 def test_another_base_that_takes_the_place_of_a_base_has_its_hook_too(house: House) -> None:
