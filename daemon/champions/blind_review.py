@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 Side = Literal["candidate", "champion"]
 _ID_CHARACTERS = 16
-#: The first answer is better, the second one is, or neither.
+#: Keys of a choice: the first answer is better, the second one is, neither is.
 KEYS = ("1", "2", "0")
-#: The answer to the pair is taken back, and the pair is asked again.
+#: Key that takes a choice back; the pair is shown again.
 UNDO = "u"
-#: Pairs that are asked where `gate.review` asks for none.
+#: Number of pairs to judge if `gate.review` is not set.
 ASKED = 20
-#: The event of one choice: the pair, whose answer was shown first, the key, and who pressed it.
+#: `Event.kind` of a choice; its detail has the pair, the model whose answer was shown first, the key and the user.
 CHOSEN = "answer_chosen"
 
 
@@ -53,14 +53,14 @@ class Review(Frozen):
 
     run: int
     asked: int
-    """Pairs that are judged in all: `gate.review` or `ASKED`, fewer where fewer answers differ."""
+    """Number of pairs to judge: `gate.review` or `ASKED`, or fewer if fewer answers differ."""
     judged: int
     awaited: bool
-    """Whether the promotion of this run waits for it."""
+    """Whether the run can be approved only after the review, since `gate.review` is set."""
     left: tuple[Pair, ...]
-    """Those that are not judged yet, in their order."""
+    """Pairs that are not judged yet, in the order in which they are shown."""
     last: str | None
-    """The pair whose answer came last, of those that stand."""
+    """Id of the pair that was judged last and not taken back; `None` if no pair is judged."""
     result: BlindReview | None = None
 
 

@@ -88,9 +88,9 @@ class Target:
 
     track: str
     generation: int | None = None
-    """`None` for the one that today's took the place of, if nothing speaks against it."""
+    """`None` for the former champion, unless it is blocked, unhealthy or gone."""
     over: int | None = None
-    """The generation that has to serve now; `None` for whichever does."""
+    """Generation that must be the champion now; `None` if any may be."""
 
 
 def rollback(

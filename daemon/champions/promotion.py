@@ -31,7 +31,7 @@ from pipeline.models.manifest import model_id, verify_manifest
 
 #: Lets the model in a folder answer; raises `DropforgeError` if it does not.
 TryOut = Callable[[Path], object]
-#: The event of each change.
+#: `Event.kind` of a change, by its kind.
 _EVENTS = {
     PromotionKind.PROMOTION: "promoted",
     PromotionKind.FORCED: "forced",
@@ -56,13 +56,13 @@ class Candidate:
     model_id: str
     path: str
     over: int
-    """The generation of the champion that it was compared with."""
+    """Generation of the champion that the candidate was compared with."""
     reason: str
-    """Why it won."""
+    """Sentence of the verdict, and the user's reason if the win was approved with one."""
     token: str | None = None
-    """The claim of the daemon that promotes its run's model; without one no claim is checked."""
+    """Token of the daemon's claim on the run; `None` if no claim is to be checked."""
     approved_by: str | None = None
-    """The person who approved it, if one had to."""
+    """User who approved the win; `None` if it needed no approval."""
 
 
 def champion(session: Session, track: str) -> ModelRef:

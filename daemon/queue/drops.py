@@ -24,9 +24,9 @@ class Withdrawal(NamedTuple):
 
     drop: Drop
     cancelled: list[int]
-    """Runs that were made from it: open ones, and wins that waited for approval."""
+    """Ids of the runs that used the drop: open ones, and wins that waited for approval."""
     queued: int | None
-    """The run that trains on what else was new in them."""
+    """Id of the run on the other drops that were new in the cancelled runs; `None` if there are none."""
 
     @property
     def words(self) -> list[str]:

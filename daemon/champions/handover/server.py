@@ -40,7 +40,7 @@ class Change:
     model_id: str
     is_base: bool
     adapter: str
-    """Folder of the champion's adapter over the base; empty where it has none, or that is not there any more."""
+    """Folder of the champion's adapter; empty if it has none over the base model, or if the folder was deleted."""
     asked: SmokePrompts | None
 
     @classmethod
