@@ -56,11 +56,6 @@ def span(interval: tuple[float, float], digits: int = 1) -> str:
     return f"{signed(interval[0], digits)} to {signed(interval[1], digits)}"
 
 
-def seconds(value: float) -> str:
-    """Format a duration, with tenths below 10 s: 0.4 s, 48 s, 3 min 05 s, 2 h 10 min."""
-    return f"{value:.1f} s" if value < 10 else duration(value)  # noqa: PLR2004 - tenths say something here
-
-
 def size_words(octets: int) -> str:
     """Format a number of bytes in decimal units, as 276 MB or 1.2 GB."""
     value = float(octets)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,12 @@ class BatchLog:
     def __init__(self, path: Path, earlier: Iterable[Path]) -> None:
         """Append to `path`, created on first use; read the files `earlier`, skipping damaged lines."""
         self._path = path
-        self._known: dict[str, list[Any]] = {}
-        for other in earlier:
-            self._read(other)
-
-    def find(self, batch: str) -> list[Any] | None:
-        """Return the logged values of a batch; `None` if it is not in the log."""
-        return self._known.get(batch)
+        self.known: dict[str, list[Any]] = {}
+        """The values of the batches that earlier attempts logged, by id."""
+        for line in (line for other in earlier for line in other.read_bytes().split(b"\n")):
+            with suppress(ValueError, KeyError, TypeError):
+                value = json.loads(line)
+                self.known[value["batch"]] = value["values"]
 
     def add(self, batch: str, values: Sequence[Any]) -> None:
         """Append a computed batch, durably; its values are JSON values, one per row. Raises `OSError`."""
@@ -43,13 +43,3 @@ class BatchLog:
             file.write(line)
             file.flush()
             os.fdatasync(file.fileno())
-
-    def _read(self, path: Path) -> None:
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                value = json.loads(line)
-                batch, values = value["batch"], value["values"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            if isinstance(batch, str) and isinstance(values, list):
-                self._known[batch] = values

@@ -37,12 +37,11 @@ _pause = asyncio.sleep
 
 
 class NoAnswerError(Exception):
-    """A question got no answer, for the reason in `words`; with `for_all`, no question would get an answer."""
+    """A question got no answer; with `for_all`, no question would get one."""
 
     def __init__(self, words: str, *, for_all: bool = False) -> None:
         """Keep `words`, which must not quote the server."""
         super().__init__(words)
-        self.words = words
         self.for_all = for_all
 
 

@@ -48,12 +48,6 @@ class Pair:
     candidate: str
     champion: str
 
-    def chats(self) -> tuple[Chat, Chat]:
-        """Return two lists of messages to the judge: with the candidate's answer as A, and as B."""
-        one, other = self.candidate, self.champion
-        texts = (self.request, self.reference)
-        return messages(*texts, one, other), messages(*texts, other, one)
-
 
 #: The judge's winner of a pair with the candidate's answer as A, and as B; `None` without a readable reply.
 Choices = tuple[Choice | None, Choice | None]
@@ -90,7 +84,7 @@ def judge(attempt: Attempt) -> Judgement:
     try:
         asyncio.run(session.hold())
     except NoAnswerError as error:
-        gave_up = error.words
+        gave_up = str(error)
     judged = {pair.id: session.judged.get(pair.id, (None, None)) for pair in pairs}
     lines = [
         {"id": record, "candidate_first": choices[0], "champion_first": choices[1], "result": _outcome(choices)}
@@ -168,20 +162,20 @@ class _Session:
                 if error.for_all:
                     raise
                 self.judged[pair.id] = (None, None)
-                sys.stderr.write(f"judge: no answer for record {pair.id[:12]}: {error.words}\n")
+                sys.stderr.write(f"judge: no answer for record {pair.id[:12]}: {error}\n")
             self._attempt.progress(len(self.judged), len(self._pairs), phase="judge")
 
     async def _judge(self, endpoint: Endpoint, pair: Pair) -> Choices:
         if pair.candidate == pair.champion:
             return "tie", "tie"
-        first, second = pair.chats()
-        choice = await self._choice(endpoint, first)
+        texts = pair.request, pair.reference
+        first = await self._choice(endpoint, messages(*texts, pair.candidate, pair.champion))
         # Without a winner in this order the record fails, whatever the other order gives.
-        return choice, choice and await self._choice(endpoint, second)
+        return first, first and await self._choice(endpoint, messages(*texts, pair.champion, pair.candidate))
 
     async def _choice(self, endpoint: Endpoint, chat: Chat) -> Choice | None:
         batch = batch_id(self._prompt, chat)
-        if known := self._log.find(batch):
+        if known := self._log.known.get(batch):
             self.found += 1
             choice: Choice | None = known[0]
             return choice

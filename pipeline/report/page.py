@@ -58,8 +58,7 @@ def render_page(report: Report) -> str:
 @cache
 def _environment() -> "Environment":
     made = make_environment()
-    made.filters |= {"seconds": wording.seconds, "start_words": wording.start_words}
-    made.filters |= {"p_value_of": p_value_words, "review": review_words}
+    made.filters |= {"start_words": wording.start_words, "p_value_of": p_value_words, "review": review_words}
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
     made.globals |= {"tables": tables, "most_characters": MOST_CHARACTERS}
     made.tests["nearly_failed"] = is_nearly_failed
