@@ -10,9 +10,10 @@ import pytest
 from hypothesis import settings
 
 from pipeline import durable
-from pipeline.artifacts import Artifact, ModelRef
+from pipeline.artifacts import Artifact
 from pipeline.config import RunConfig
-from pipeline.contract import Attempt, StepSpec
+from pipeline.contract import Attempt
+from tests.made_artifacts import made_spec
 
 # Before any test imports the training stack: models are folders of this machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -124,21 +125,6 @@ def make_attempt(tmp_path: Path) -> Callable[..., Attempt]:
         for name, artifact in (inputs or {}).items():
             published[name] = f"runs/1/{name}.json"
             durable.write_json(tmp_path / published[name], artifact.model_dump(mode="json"))
-        spec = StepSpec(
-            run=1,
-            step=step,
-            attempt=counts[step],
-            fence="fence",
-            root=str(tmp_path),
-            folder=folder.relative_to(tmp_path).as_posix(),
-            checkpoints="runs/1/checkpoints",
-            predictions="predictions",
-            env={},
-            inputs=published,
-            drops=(),
-            champion=ModelRef(model_id=config.base_model_id, path=config.base_model, generation=0),
-            config=config,
-        )
-        return Attempt(spec)
+        return Attempt(made_spec(tmp_path, step, config, attempt=counts[step], inputs=published))
 
     return make

@@ -5,9 +5,29 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Evaluation, Model, Scores, Verdict
+from pipeline.artifacts import Adapter, Dataset, Evaluation, Model, ModelRef, Scores, Verdict
+from pipeline.config import RunConfig
 from pipeline.contract import StepSpec
 from tests.model_folder import write_model
+
+
+def made_spec(root: Path, step: str, config: RunConfig | None = None, **more: Any) -> StepSpec:
+    """Return the spec of run 1's first attempt at a step, without inputs and drops; the champion is the base."""
+    config = config or RunConfig(track="default", base_model="m", base_model_id="m", salt="s")
+    run, attempt = more.get("run", 1), more.get("attempt", 1)
+    values = {
+        "run": run,
+        "attempt": attempt,
+        "fence": "fence",
+        "folder": f"runs/{run}/attempts/{step}-{attempt}",
+        "checkpoints": f"runs/{run}/checkpoints",
+        "predictions": "predictions",
+        "env": {},
+        "inputs": {},
+        "drops": (),
+        "champion": ModelRef(model_id=config.base_model_id, path=config.base_model, generation=0),
+    }
+    return StepSpec.model_validate({**values, "root": str(root), "step": step, "config": config, **more})
 
 
 def dataset_of(records: int, **more: Any) -> Dataset:

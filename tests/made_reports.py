@@ -25,9 +25,9 @@ from pipeline.artifacts import (
     Verdict,
 )
 from pipeline.config import GateConfig, RunConfig
-from pipeline.contract import Attempt, StepSpec
+from pipeline.contract import Attempt
 from pipeline.decide.explain import short_line
-from tests.made_artifacts import dataset_of
+from tests.made_artifacts import dataset_of, made_spec
 
 BASE, OLD, NEW = "ba" * 32, "c1" * 32, "d2" * 32
 HELDOUT, DATA = "4e" * 32, "da" * 32
@@ -346,23 +346,8 @@ def attempt(
     folder = home / "attempts" / "decide-1"
     folder.mkdir(parents=True)
     config = RunConfig(track="default", base_model="/base", base_model_id=BASE, salt="s", gate=GateConfig(**gate))
-    return Attempt(
-        StepSpec(
-            run=run,
-            step="decide",
-            attempt=1,
-            fence="f",
-            root=str(root),
-            folder=f"runs/{run}/attempts/decide-1",
-            checkpoints=f"runs/{run}/checkpoints",
-            predictions="predictions",
-            env={},
-            inputs=inputs,
-            drops=DROPS,
-            champion=ModelRef(model_id=OLD, path="models/old", generation=2),
-            config=config,
-        )
-    )
+    champion = ModelRef(model_id=OLD, path="models/old", generation=2)
+    return Attempt(made_spec(root, "decide", config, run=run, inputs=inputs, drops=DROPS, champion=champion))
 
 
 #: What each outcome's records are: how many are better, worse and equal.

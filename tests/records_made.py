@@ -10,13 +10,12 @@ from scipy import special
 
 from pipeline.artifacts import Drop, Evaluation, ModelRef, Verdict
 from pipeline.config import GateConfig, RunConfig
-from pipeline.contract import StepSpec
 from pipeline.decide.comparison import Comparison, Suite, compare
 from pipeline.decide.statistics import Floats
 from pipeline.metrics.degenerate import DEGENERATE
 from pipeline.metrics.registry import METRICS
 from pipeline.report.story import tell
-from tests.made_artifacts import dataset_of
+from tests.made_artifacts import dataset_of, made_spec
 
 
 def lines_of(candidate: object, champion: object, metric: str = "exact_match") -> list[dict[str, Any]]:
@@ -130,21 +129,8 @@ def story_text(verdict: Verdict, track: str = "default", **facts: Any) -> str:
         for drop, name in ((1, "old.jsonl"), (2, "new.jsonl"))
     )
     data = dataset_of(verdict.records, **facts, metric=verdict.metric)
-    spec = StepSpec(
-        run=7,
-        step="decide",
-        attempt=1,
-        fence="f",
-        root="/",
-        folder="f",
-        checkpoints="c",
-        predictions="p",
-        env={},
-        inputs={},
-        drops=drops,
-        champion=ModelRef(model_id="old", path="models/old", generation=3, drops=(1,)),
-        config=config,
-    )
+    champion = ModelRef(model_id="old", path="models/old", generation=3, drops=(1,))
+    spec = made_spec(Path("/"), "decide", config, run=7, drops=drops, champion=champion)
     story = tell(verdict, data, None, spec)
     steps = [f"{step.words} {step.command or ''}" for step in story.next_steps]
     return " ".join((story.headline, *story.why, *steps))

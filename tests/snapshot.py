@@ -10,10 +10,11 @@ from typing import Any
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
 from pipeline.config import EvaluateConfig, GateConfig, RunConfig
-from pipeline.contract import Attempt, StepSpec
+from pipeline.contract import Attempt
 from pipeline.models.prompt import fold
 from pipeline.prepare.step import prepare
 from pipeline.records.heldout import normalise, split_hash
+from tests.made_artifacts import made_spec
 
 Rows = Sequence[Mapping[str, Any]]
 LOOSE = GateConfig(min_records=1)
@@ -59,23 +60,8 @@ class Snapshot:
     def attempt(self) -> Attempt:
         folder = f"runs/1/attempts/prepare-{next(NUMBERS)}"
         (self.root / folder).mkdir(parents=True)
-        return Attempt(
-            StepSpec(
-                run=1,
-                step="prepare",
-                attempt=1,
-                fence="f",
-                root=str(self.root),
-                folder=folder,
-                checkpoints="c",
-                predictions="p",
-                env={},
-                inputs={},
-                drops=tuple(self.drops),
-                champion=self.champion,
-                config=self.config,
-            )
-        )
+        drops, champion = tuple(self.drops), self.champion
+        return Attempt(made_spec(self.root, "prepare", self.config, folder=folder, drops=drops, champion=champion))
 
     def prepare(self) -> "Prepared":
         return Prepared(self.root, prepare(self.attempt()))

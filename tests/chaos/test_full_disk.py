@@ -33,13 +33,13 @@ from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Drop, Promotion, Run, Track
 from pipeline import __main__ as step_process
 from pipeline import durable
-from pipeline.artifacts import Artifact, ModelRef
-from pipeline.config import RunConfig
+from pipeline.artifacts import Artifact
 from pipeline.contract import RESULT_NAME, Step, StepResult, StepSpec
 from pipeline.contract import Attempt as StepAttempt
 from pipeline.models.manifest import MANIFEST_NAME
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.chaos.scripted_steps import ARTIFACTS
+from tests.made_artifacts import made_spec
 from tests.model_folder import write_model
 
 pytestmark = needs_root
@@ -250,21 +250,7 @@ def serving(disk: LoopDisk) -> Iterator[Callable[[], None]]:
 def order(disk: LoopDisk, script: str) -> tuple[LocalExecutor, StepSpec]:
     """Order an attempt whose process runs `script` once it may begin."""
     begin = "import os, sys\nos.read(int(os.environ['DROPFORGE_LIFELINE_FD']), 1) or os._exit(75)\n"
-    spec = StepSpec(
-        run=1,
-        step="train",
-        attempt=1,
-        fence="f",
-        root=str(disk.place),
-        folder="runs/1/attempts/train-1",
-        checkpoints="c",
-        predictions="p",
-        env={"SCRIPT": begin + script},
-        inputs={},
-        drops=(),
-        champion=ModelRef(model_id="m", path="m", generation=0),
-        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
-    )
+    spec = made_spec(disk.place, "train", env={"SCRIPT": begin + script})
     executor = LocalExecutor(disk.place)
     executor.submit(spec)
     return executor, spec

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, ModelRef
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import COMPLETE, step_of
-from tests.made_artifacts import heldout_row
+from tests.made_artifacts import heldout_row, made_spec
 
 STEPS = 21
 RECORDS = 30
@@ -113,21 +113,9 @@ def spec_of(root: Path, step: str, attempt: int, config: RunConfig, inputs: dict
     """Order an attempt as the dispatcher does."""
     for name, artifact in inputs.items():
         durable.write_json(root / f"{name}.json", artifact.model_dump(mode="json"))
-    return StepSpec(
-        run=1,
-        step=step,
-        attempt=attempt,
-        fence="fence",
-        root=str(root),
-        folder=f"attempts/{step}-{attempt}",
-        checkpoints="checkpoints",
-        predictions="predictions",
-        env={},
-        inputs={name: f"{name}.json" for name in inputs},
-        drops=(),
-        config=config,
-        champion=ModelRef(model_id=config.base_model_id, path=config.base_model, generation=0),
-    )
+    published = {name: f"{name}.json" for name in inputs}
+    folder = f"attempts/{step}-{attempt}"
+    return made_spec(root, step, config, attempt=attempt, folder=folder, checkpoints="checkpoints", inputs=published)
 
 
 def freeze(root: Path, **rows: list[dict[str, Any]]) -> Dataset:

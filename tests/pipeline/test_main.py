@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Drop, ModelRef
+from pipeline.artifacts import Dataset, Drop
 from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.steps import STEPS, next_step
+from tests.made_artifacts import made_spec
 
 
 def write_spec(root: Path, step: str, rows: str) -> StepSpec:
@@ -18,21 +19,7 @@ def write_spec(root: Path, step: str, rows: str) -> StepSpec:
     (root / "drops" / "a.jsonl").write_text(rows)
     digest = hashlib.sha256(rows.encode()).hexdigest()
     drop = Drop(id=1, sha256=digest, name="a.jsonl", path="drops/a.jsonl", role="train", rows=1)
-    spec = StepSpec(
-        run=1,
-        step=step,
-        attempt=1,
-        fence="fence",
-        root=str(root),
-        folder=f"runs/1/attempts/{step}-1",
-        checkpoints="runs/1/checkpoints",
-        predictions="predictions",
-        env={},
-        inputs={},
-        drops=(drop,),
-        champion=ModelRef(model_id="m", path="m", generation=0),
-        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
-    )
+    spec = made_spec(root, step, drops=(drop,))
     (root / spec.folder).mkdir(parents=True)
     durable.write_json(root / spec.folder / SPEC_NAME, spec.model_dump(mode="json"))
     return spec

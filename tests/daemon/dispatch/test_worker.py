@@ -20,11 +20,11 @@ from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.worker import Worker
 from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
-from pipeline.artifacts import ModelRef
-from pipeline.config import JudgeConfig, RunConfig
+from pipeline.config import JudgeConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA
 from pipeline.models.untrusted import ENDED_BY
+from tests.made_artifacts import made_spec
 
 PRELUDE = """
 import json, os, signal, sys, threading, pathlib
@@ -58,22 +58,7 @@ KILLED = PRELUDE + "os.kill(os.getpid(), {})"
 
 
 def spec_of(root: Path, script: str, *, run: int = 1, grace: float = 30.0) -> StepSpec:
-    return StepSpec(
-        run=run,
-        step="train",
-        attempt=1,
-        fence="f",
-        root=str(root),
-        folder=f"runs/{run}/attempts/train-1",
-        checkpoints=f"runs/{run}/checkpoints",
-        predictions="predictions",
-        env={"SCRIPT": script},
-        inputs={},
-        drops=(),
-        champion=ModelRef(model_id="m", path="m", generation=0),
-        grace_seconds=grace,
-        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
-    )
+    return made_spec(root, "train", run=run, fence="f", env={"SCRIPT": script}, grace_seconds=grace)
 
 
 def as_scripted(spec: StepSpec, _place: Path) -> tuple[str, ...]:

@@ -17,14 +17,14 @@ from pipeline.artifacts import (
     Verdict,
 )
 from pipeline.config import GateConfig, RunConfig, TrainConfig
-from pipeline.contract import Attempt, StepSpec
+from pipeline.contract import Attempt
 from pipeline.decide import power
 from pipeline.decide.comparison import count_results
 from pipeline.decide.step import decide
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
 from pipeline.report.facts import Report
-from tests.made_artifacts import dataset_of
+from tests.made_artifacts import dataset_of, made_spec
 from tests.records_made import evaluation_of, write_lines, yes_or_no
 
 Lines = list[dict[str, Any]]
@@ -48,26 +48,14 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
         if lines is not None:
             write_evaluation(tmp_path, lines)
             inputs["evaluate"] = "evaluate.json"
-        spec = StepSpec(
-            run=7,
-            step="decide",
-            attempt=1,
-            fence="f",
-            root=str(tmp_path),
-            folder="attempt",
-            checkpoints="c",
-            predictions="p",
-            env={},
-            inputs=inputs,
-            drops=(),
-            uses=9,
-            judged_versions={version_of(line["id"] for line in lines or ()): 4, "v": 5},
-            champion=ModelRef(model_id="old", path="models/old", generation=3),
-            config=RunConfig(
-                track="default", base_model="/b", base_model_id="base", salt="s", gate=gate or GateConfig()
-            ),
-        )
-        return Attempt(spec)
+        config = RunConfig(track="default", base_model="/b", base_model_id="base", salt="s", gate=gate or GateConfig())
+        told = {
+            "inputs": inputs,
+            "uses": 9,
+            "judged_versions": {version_of(line["id"] for line in lines or ()): 4, "v": 5},
+            "champion": ModelRef(model_id="old", path="models/old", generation=3),
+        }
+        return Attempt(made_spec(tmp_path, "decide", config, run=7, folder="attempt", **told))
 
     return attempt
 
