@@ -196,19 +196,14 @@ def test_the_digest_counts_what_happened_since_the_last_one_at_its_time_of_day(
         assert collect(made)[-1].id == message.id, "nothing happened, so nothing is said"
     made.take("two.jsonl", '{"instruction": "c", "output": "d"}\n')
     at(made, "2026-12-01T08:00+01:00")
-    assert collect(made)[-1].title == "[dropforge] digest since 2026-11-30 08:00 Europe/Berlin"
-
-
-def test_a_daemon_that_was_off_at_the_time_tells_it_once_when_it_is_back(new_workspace: Callable[[], Any]) -> None:
-    made = new_workspace()
-    at(made, "2026-11-25T09:00+00:00")
-    with_messages(made, urls=[URL], digest="08:00")
-    made.take("one.jsonl", '{"instruction": "a", "output": "b"}\n')
-    at(made, "2026-11-28T11:00+00:00")
-    for _ in range(3):
+    told = collect(made)
+    assert told[-1].title == "[dropforge] digest since 2026-11-30 08:00 Europe/Berlin"
+    made.take("three.jsonl", '{"instruction": "e", "output": "f"}\n')
+    at(made, "2026-12-04T11:00+01:00")
+    for _ in range(3):  # a daemon that was off for three days tells it once
         with_messages(made, urls=[URL], digest="08:00")
-        found = collect(made)
-    assert [one.kind for one in found] == ["digest"]
+        made.settings = made.settings.model_copy(update={"timezone": "Europe/Berlin"})
+        assert len(collect(made)) == len(told) + 1
 
 
 def test_the_digest_tells_verdicts_and_what_waits_for_a_person(lived_in: Any) -> None:

@@ -204,20 +204,7 @@ def test_of_too_many_event_streams_the_oldest_ends_and_an_upload_that_breaks_off
     assert not [*inbox.rglob("half*"), *inbox.rglob(".*.part")]
 
 
-def test_it_ends_with_the_daemon_that_started_it(lived_in: Any) -> None:
-    path = lived_in.folder / "web.sock"
-    argv = [*PAGE, "--lifeline"]
-    with subprocess.Popen(argv, cwd=lived_in.folder, env=at(f"unix:{path}"), stdin=subprocess.PIPE) as process:
-        try:
-            assert answers(path)
-            assert process.stdin is not None
-            process.stdin.close()
-            assert process.wait(ENDED) in {0, -signal.SIGTERM}
-        finally:
-            process.kill()
-
-
-def test_the_daemon_starts_it_again_and_is_not_touched_by_its_death(lived_in: Any) -> None:
+def test_the_daemon_starts_it_again_is_not_touched_by_its_death_and_takes_it_along(lived_in: Any) -> None:
     path = lived_in.folder / "web.sock"
     text = (lived_in.folder / "dropforge.toml").read_text()
     (lived_in.folder / "dropforge.toml").write_text(f'{text}[web]\nenabled = true\nlisten = "unix:{path}"\n')
@@ -231,9 +218,8 @@ def test_the_daemon_starts_it_again_and_is_not_touched_by_its_death(lived_in: An
             wait_for(lambda: page_of(daemon.pid) not in {0, before})
             assert answers(path)
             assert Overview(lived_in.settings.state_folder).daemon().pid == daemon.pid
-            daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(ENDED) == 0
-            wait_for(lambda: not path.exists() or not answers_now(path))
+            daemon.kill()
+            wait_for(lambda: not answers_now(path))
         finally:
             daemon.kill()
 
