@@ -20,7 +20,7 @@ from daemon.state import run_files
 from daemon.state.database import ChangeWatch, migrate, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import AttemptState, DropState, RunState
-from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Track
+from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
 from pipeline import durable
 from pipeline.artifacts import (
     Judgement,
@@ -697,6 +697,31 @@ def test_a_training_from_a_model_that_is_rolled_back_is_stopped(box: Box, monkey
     box.ticks(20, now=NOW + 80)
     assert box.executor.steps == ["prepare", "train", "prepare", "train", "merge", "evaluate", "decide"]
     assert (box.run(2).outcome, box.run(2).failures) == ("promoted", 0)
+
+
+def test_drops_are_put_on_trial_in_the_moment_in_which_the_run_ends_or_not_at_all(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    box.drop("a")
+    box.ticks()
+    box.executor.outcome = "worse"
+    box.drop("b")
+    with monkeypatch.context() as broken:
+        box.ticks(4)
+        broken.setattr(run_queue, "change", full)
+        with pytest.raises(OSError, match="disk full"):
+            box.ticks()
+    assert box.executor.steps[-1] == "decide"
+    # Only now another champion: a drop that the old verdict put on trial would stay there.
+    swears(box.engine, box.settings)
+    box.executor.outcome = "not_shown_better"
+    box.ticks()
+    assert box.run(2).outcome == "not_shown_better"
+    with transaction(box.engine) as session:
+        assert session.exec(select(Suspect)).all() == []
 
 
 def die_before_the_end(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
