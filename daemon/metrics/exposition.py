@@ -56,12 +56,14 @@ class _House(Collector):
 
     def _machine(self) -> Iterator[Metric]:
         daemon, disk = self._overview.daemon(), Disk(self._settings)
-        yield _gauge("build_info", "The version that answers.", ("version",), [((version("dropforge"),), 1)])
+        yield _gauge("build_info", "Version of Dropforge.", ("version",), [((version("dropforge"),), 1)])
         yield _one("up", "Whether the daemon runs.", daemon.alive)
         troubles = self._overview.troubles() if daemon.alive else {}
-        yield _one("troubles", "What `dropforge status` calls trouble: tracks, hooks, addresses.", len(troubles))
-        yield _one("disk_free_bytes", "Free on the state folder's disk.", disk.free_bytes())
-        yield _one("disk_low_water_bytes", "Under this no run begins (disk.low_water_bytes).", disk.low_water_bytes)
+        yield _one("troubles", "Troubles that `dropforge status` shows: tracks, hooks, addresses.", len(troubles))
+        yield _one("disk_free_bytes", "Free bytes on the state folder's disk.", disk.free_bytes())
+        yield _one(
+            "disk_low_water_bytes", "Free bytes below which no run begins (disk.low_water_bytes).", disk.low_water_bytes
+        )
 
     def _queue(self) -> Iterator[Metric]:
         tracks, runs = self._overview.tracks(), self._overview.rows(_RUNS)
@@ -70,33 +72,33 @@ class _House(Collector):
         yield _gauge("runs", "Runs by state; queued, waiting and running are open.", ("track", "state"), by_state)
         paused = {one.track for one in self._overview.paused()}
         waits = [((track,), track in paused) for track in tracks]
-        yield _gauge("track_paused", "Whether a person has paused the track.", _TRACK, waits)
+        yield _gauge("track_paused", "Whether the track is paused.", _TRACK, waits)
         drops = self._overview.drop_counts()
         in_state = [
             ((track, str(state)), drops.get(track, {}).get(state, 0)) for track in tracks for state in DropState
         ]
-        yield _gauge("drops", "Files that were taken in, by state.", ("track", "state"), in_state)
+        yield _gauge("drops", "Drops by state.", ("track", "state"), in_state)
         messages = self._overview.read(lambda base: list(counted(base).items()))
         yield _gauge("messages", "Messages by state.", ("state",), [((state,), number) for state, number in messages])
 
     def _current(self) -> Iterator[Metric]:
         running = self._overview.runs(states=[RunState.RUNNING])
         stage = [((run.track, run.step or "beginning"), 1) for run in running]
-        yield _gauge("run_stage", "The step of the run in hand.", ("track", "step"), stage)
+        yield _gauge("run_stage", "Step of the running run.", ("track", "step"), stage)
         steps = [(run.track, run.progress) for run in running if run.progress is not None]
         ratio = [((track,), step.done / step.total) for track, step in steps if step.total]
-        yield _gauge("run_progress_ratio", "How far its step is, from 0 to 1.", _TRACK, ratio)
+        yield _gauge("run_progress_ratio", "Progress of its step, from 0 to 1.", _TRACK, ratio)
         for name, field, words in (
             ("run_loss", "loss", "Training loss, in nats per token."),
-            ("run_dev_loss", "dev_loss", "Loss on prompts that are not trained on, in nats per token."),
-            ("run_tokens_per_second", "tokens_per_second", "Tokens a second."),
+            ("run_dev_loss", "dev_loss", "Loss on the dev rows, in nats per token."),
+            ("run_tokens_per_second", "tokens_per_second", "Tokens per second."),
             ("run_eta_seconds", "eta_seconds", "Estimated time until the step ends."),
             ("run_memory_bytes", "memory", "Memory that the step is estimated to need."),
         ):
             known = [((track,), getattr(step, field)) for track, step in steps if getattr(step, field) is not None]
             yield _gauge(name, words, _TRACK, known)
         durations = SummaryMetricFamily(
-            "dropforge_step_seconds", "Time of steps that went well.", labels=("track", "step")
+            "dropforge_step_seconds", "Duration of published steps.", labels=("track", "step")
         )
         for row in self._overview.rows(_STEPS):
             durations.add_metric((row.track, row.step), row.number, row.ms / 1000)

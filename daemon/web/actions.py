@@ -61,10 +61,10 @@ class PerhapsWhy(Frozen):
 
 
 class Promote(PerhapsWhy):
-    """Whether a run's model serves by its verdict or by force."""
+    """How a run's model is promoted, and the reason."""
 
     force: bool = False
-    """Whatever the verdict, and though the model is blocked or its review is not at its end; needs a reason."""
+    """Promote whatever the verdict, also a blocked model or one under review; needs a reason."""
 
     @model_validator(mode="after")
     def _force_has_a_reason(self) -> Self:
@@ -77,7 +77,7 @@ class From(Frozen):
     """The first step to repeat."""
 
     since: str | None = Field(default=None, max_length=40)
-    """This one and all later ones; `null` for those alone that do not stand."""
+    """First step to repeat, with all later ones; `null`: only the steps that are out of date."""
 
 
 class Judged(Frozen):
@@ -85,7 +85,7 @@ class Judged(Frozen):
 
     pair: Annotated[str, Field(min_length=1, max_length=64)]
     key: Literal["1", "2", "0", "u"]
-    """The first answer is better, the second one is, or neither; `u`: what was said of the pair is taken back."""
+    """The better answer: first, second or neither; `u` withdraws the judgement of the pair."""
 
 
 class Back(Frozen):
@@ -93,7 +93,7 @@ class Back(Frozen):
 
     reason: Reason
     to: Count | None = None
-    """Its generation; `null` for the one that today's took the place of."""
+    """Generation to serve again; `null`: the one before the current champion."""
 
 
 @router.post("/runs/{run_id}/cancel")

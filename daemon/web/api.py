@@ -26,14 +26,14 @@ class Standing(Frozen):
 
     daemon: DaemonView
     attention: tuple[Attention, ...]
-    """What needs a person, the most urgent first."""
+    """Items that need a person, the most urgent first."""
     running: LiveRun | None
     queue: tuple[RunView, ...]
-    """What waits and what is queued, in the order in which it goes."""
+    """Waiting and queued runs, in the order of the queue."""
     paused: tuple[PauseView, ...]
     champions: tuple[ChampionView, ...]
     drops: dict[str, dict[str, int]]
-    """How many drops of each track are in each state."""
+    """Number of drops by track and state."""
 
 
 @router.get("/status")

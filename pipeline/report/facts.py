@@ -26,7 +26,7 @@ class NextStep(Frozen):
 
     words: str
     command: str | None = None
-    """What to type for it, where there is something to type."""
+    """Command line for the action; `None` if there is none."""
 
 
 class Story(Frozen):
@@ -38,15 +38,16 @@ class Story(Frozen):
 
 
 class Answer(Frozen):
-    """What one model answered to one record."""
+    """One model's answer to one record."""
 
     text: str
-    """Its beginning, where it is long."""
+    """The answer; a long one is cut to its beginning."""
     characters: int
-    """Of the whole answer."""
+    """Length of the whole answer, in characters."""
     score: float
-    """Of the primary metric, in points."""
+    """Score by the primary metric, in points."""
     degenerate: tuple[str, ...] = ()
+    """Kinds of degeneration found: empty, truncated, looping."""
 
 
 class Example(Frozen):
@@ -61,21 +62,24 @@ class Example(Frozen):
     candidate: Answer
     champion: Answer
     difference: float
-    """Candidate's score over champion's, in points; positive is better."""
+    """Score of the candidate's answer minus that of the champion's, in points."""
 
 
 class BlindReview(Frozen):
     """The result of a blind review: which answers people preferred without knowing the model."""
 
     differing: int
-    """Held-out records that the two models did not answer alike; those that were judged were drawn by a hash."""
+    """Number of held-out records on which the answers differ; a hash draws the judged ones from them."""
     candidate: int
-    """Records whose answer by the candidate was judged better."""
+    """Number of judged records whose better answer is the candidate's."""
     champion: int
+    """Number of judged records whose better answer is the champion's."""
     equal: int
+    """Number of judged records with equally good answers."""
     p_value: float
-    """Two-sided exact sign test on those that were not judged equal."""
+    """P-value of the two-sided exact sign test; records judged equal are left out."""
     judged_by: tuple[str, ...]
+    """Users who judged."""
 
 
 class Report(Frozen):
@@ -88,27 +92,27 @@ class Report(Frozen):
     story: Story
     reasons: tuple[Reason, ...]
     metric_title: str
-    """The primary metric as it is called in a sentence."""
+    """Name of the primary metric in a sentence."""
     min_gain: float
     """Smallest gain in points that promotes."""
     p_value_limit: float
     """Largest one-sided p-value that promotes."""
     verdict: Verdict
     drops: tuple[Drop, ...]
-    """Of the run's snapshot, each with its hash."""
+    """Drops in the run's snapshot, with their hashes."""
     dataset: Dataset
     adapter: Adapter | None = None
     model: Model | None = None
     evaluation: Evaluation | None = None
     judgement: Judgement | None = None
     review: BlindReview | None = None
-    """Of people, once they have judged all that they were asked."""
+    """Result of the blind review; `None` until its last pair is judged."""
     regressions: tuple[Example, ...] = ()
     """Records that the candidate answered worse, the worst first."""
     gains: tuple[Example, ...] = ()
     """Records that the candidate answered better, the best first."""
     settings: dict[str, Any]
-    """The run's configuration, as its steps were told it."""
+    """The run's configuration, as its steps received it."""
 
 
 def is_nearly_failed(guard: GuardResult) -> bool:
