@@ -16,8 +16,9 @@ AWAITS_APPROVAL = "outcome = 'awaiting_approval'"
 #: Condition for runs that may begin once their time has come.
 MAY_BEGIN = "state IN ('queued', 'waiting') AND track NOT IN (SELECT name FROM track WHERE paused IS NOT NULL)"
 
-#: Condition for runs that may begin now. Also if created in the future: the clock was set back since.
-IS_DUE = f"(not_before <= :now OR created_at > :now) AND {MAY_BEGIN}"
+#: Condition for runs that may begin now. Also if created a minute or more in the future: the clock was set back since.
+#: (The intake may queue a run between the moment that `now` is and the query.)
+IS_DUE = f"(not_before <= :now OR created_at > :now + 60000) AND {MAY_BEGIN}"
 
 #: Rows of a track's accepted drops, by role.
 ACCEPTED_ROWS = """

@@ -81,6 +81,15 @@ def test_drops_that_keep_coming_do_not_put_a_run_off_for_ever(engine: Engine) ->
     assert max(due) == due[-1] == HOUR_MS
 
 
+def test_a_run_queued_after_the_clock_was_read_waits_and_one_by_a_clock_set_back_does_not(engine: Engine) -> None:
+    queue_run(engine, now=1_000, not_before=61_000)
+    assert run_owner.claim(engine, 900, configure) is None
+    queue_run(engine, "support", now=HOUR_MS, not_before=HOUR_MS)
+    claim = run_owner.claim(engine, 900, configure)
+    assert claim is not None
+    assert load(engine, claim.run_id).track == "support"
+
+
 # --- changes of a state
 
 
