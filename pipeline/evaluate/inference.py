@@ -142,10 +142,10 @@ class Inference:
         # The track's limit fits its own answers only.
         roomy = replace(self._decoding, max_new_tokens=max(map(part.new_tokens, missing), default=0))
         items = [part.suite.items[index] for index in missing]
-        prompts, references = [part.prompts[index] for index in missing], [item.references for item in items]
+        prompts, references = [part.prompts[index] for index in missing], [item.answers for item in items]
         for index, (text, *_) in self._answer("suite answer", prompts, references, roomy):
             item = items[index]
-            score = item.score_text(text) if item.words else token_f1(text, item.references)
+            score = item.score_text(text) if item.words else token_f1(text, item.answers)
             self._note(part, missing[index], score, text)
 
     def _note(self, part: SuiteRequests, index: int, score: float, text: str | None = None) -> None:

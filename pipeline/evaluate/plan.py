@@ -251,7 +251,7 @@ def _requests(
         answers = [
             # Without the end token: its likelihood says little about the model's knowledge.
             [answer(item.question, choice)[:-1] for choice in item.choices]
-            or [answer(item.question, reference) for reference in item.references]
+            or [answer(item.question, reference) for reference in item.answers]
             for item in suite.items
         ]
         requests = SuiteRequests(suite, prompts, answers)

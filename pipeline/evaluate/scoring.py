@@ -119,7 +119,7 @@ def score_suites(
             for item in suite.items
         ]
         # A choice has no text: in a mixed suite it would count as an empty answer.
-        if all(item.words for item in suite.items):
+        if all(item.words and not item.choices for item in suite.items):
             kinds = _collapsed(by_role, items, train)
             for index, line in enumerate(lines):
                 line["texts"] = {role: items_of[line["id"]].text for role, items_of in by_role.items()}

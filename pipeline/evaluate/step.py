@@ -25,9 +25,8 @@ def evaluate(attempt: Attempt) -> Evaluation:
     champion is evaluated on the general suites, once, if its folder still holds it. Answers in the prediction cache, or
     in the batch log of an interrupted attempt, are reused. The predictions used are written to
     `predictions/<key>.jsonl`. Raises `StartAgain` if memory ran out and the next attempt uses smaller batches,
-    `StepFailed` if not even one prompt fits, `CannotTrain` if a likelihood is not
-    finite, the two setups differ, no record is left, a suite is invalid, or the champion is a base model that was
-    replaced.
+    `StepFailed` if not even one prompt fits, `CannotTrain` if a likelihood is not finite, the two setups differ, no
+    record is left, a suite is invalid, or the champion is a base model that was replaced.
     """
     dataset, settings = attempt.load(Dataset), attempt.config.evaluate
     suites = read_suites(settings.general, attempt.spec.run)

@@ -10,9 +10,8 @@ import hashlib
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -31,29 +30,42 @@ _MOST_LINE_BYTES = 1 << 24
 _SCORING = "choices by mean likelihood a token, records by token F1, questions by words: 2"
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(Frozen):
     """One question of a suite, with choices or right answers."""
 
-    id: str
-    category: str
-    question: str
+    id: str = ""
+    """Its line's number if the file has none."""
+    category: str = "general"
+    question: str = Field(min_length=1)
     choices: tuple[str, ...] = ()
-    answer: int = 0
+    answer: int | None = None
     """Index of the right choice."""
-    references: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
     """Right answers to a free question."""
-    words: int = 0
-    """Fewest words of a right answer, which must contain a reference; 0: token F1 is its score."""
+    words: int = Field(default=1, ge=0)
+    """Fewest words of a right answer, which must contain one of `answers`; 0: token F1 is its score."""
+
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> "Item":
+        choices = self.choices
+        if bool(choices) == bool(self.answers):
+            raise ValueError("it needs either choices and answer, or answers")
+        if choices and (len(set(choices)) < max(2, len(choices)) or not all(map(str.strip, choices))):
+            raise ValueError("choices: must be two or more, and not be empty or repeat")
+        if choices and self.answer not in range(len(choices)):
+            raise ValueError(f"answer: {self.answer} is not an index of the {len(choices)} choices, which start at 0")
+        if self.words and not all(map(tokens, self.answers)):
+            raise ValueError("answers: each must hold a word")
+        return self
 
     def score_choice(self, losses: Sequence[float]) -> float:
         """Return 1 if the right choice has the lowest mean negative log-likelihood per token, else 0."""
         return float(losses.index(min(losses)) == self.answer)
 
     def score_text(self, text: str) -> float:
-        """Return 1 if a free answer contains a reference and has at least `words` words, else 0."""
+        """Return 1 if `text` contains one of `answers` and has at least `words` words, else 0."""
         words = tokens(text)
-        right = any(f" {' '.join(tokens(reference))} " in f" {' '.join(words)} " for reference in self.references)
+        right = any(f" {' '.join(tokens(answer))} " in f" {' '.join(words)} " for answer in self.answers)
         return float(right and len(words) >= self.words)
 
 
@@ -66,37 +78,6 @@ class Suite:
     digest: str
     """sha256 of the items and of the scoring method."""
     items: tuple[Item, ...]
-
-
-class _Question(Frozen):
-    """The fields that every line of a file of questions has."""
-
-    id: str | None = Field(default=None, min_length=1)
-    category: str = "general"
-    question: str = Field(min_length=1)
-
-
-class _Free(_Question):
-    """A question that is answered freely."""
-
-    answers: tuple[Annotated[str, Field(pattern=r"\w")], ...] = Field(min_length=1)
-    words: int = Field(default=1, ge=1)
-
-
-class _Choice(_Question):
-    """A multiple-choice question."""
-
-    choices: tuple[str, ...] = Field(min_length=2)
-    answer: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _names_a_choice(self) -> "_Choice":
-        if self.answer >= len(self.choices):
-            msg = f"answer: {self.answer} is not an index of the {len(self.choices)} choices, which start at 0"
-            raise ValueError(msg)
-        if not all(map(str.strip, self.choices)) or len(set(self.choices)) < len(self.choices):
-            raise ValueError("choices: must not be empty or repeat")
-        return self
 
 
 def read_suites(names: Sequence[str], run: int) -> list[Suite]:
@@ -126,7 +107,7 @@ def read_suite(name: str) -> Suite:
         if seen.setdefault(item.id, number) != number:
             raise _wrong(path, number, f"id: {item.id!r} is already the id of line {seen[item.id]}")
     items = tuple(item for _, item in numbered)
-    parts = [_SCORING, *(json.dumps(asdict(item), sort_keys=True) for item in items)]
+    parts = [_SCORING, *(json.dumps(item.model_dump(), sort_keys=True) for item in items)]
     return Suite(name, hashlib.sha256(json.dumps(parts).encode()).hexdigest(), items)
 
 
@@ -143,14 +124,12 @@ def _items(path: Path) -> Iterator[tuple[int, Item]]:
         if isinstance(record, Finding):
             raise _wrong(path, record.line or number, record.message)
         content = fold(record.instruction, record.input)
-        yield number, Item(str(number), "general", content, references=(record.output,))
+        yield number, Item(id=str(number), question=content, answers=(record.output,), words=0)
 
 
 def _question(path: Path, number: int, line: bytes) -> Item:
-    found: _Free | _Choice
     try:
-        value = parse(line)
-        found = (_Free if isinstance(value, dict) and "answers" in value else _Choice).model_validate(value)
+        item = Item.model_validate(parse(line))
     except BadJson as error:
         raise _wrong(path, number, error.message) from error
     except ValidationError as error:
@@ -158,10 +137,7 @@ def _question(path: Path, number: int, line: bytes) -> Item:
         field = ".".join(str(part) for part in first["loc"])
         problem = first["msg"].removeprefix("Value error, ")
         raise _wrong(path, number, f"{field}: {problem}" if field else problem) from error
-    name = found.id or str(number)
-    if isinstance(found, _Free):
-        return Item(name, found.category, found.question, references=found.answers, words=found.words)
-    return Item(name, found.category, found.question, found.choices, found.answer)
+    return item if item.id else item.model_copy(update={"id": str(number)})
 
 
 def _wrong(path: Path, line: int, problem: str) -> CannotTrain:

@@ -183,7 +183,7 @@ def test_suites_are_read_as_a_run_reads_them(settings: Settings, tmp_path: Path)
     found = said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")
     assert [level for level, _ in found] == ["ok", "bad", "bad"]
     assert [text.removeprefix("suite ") for _, text in found][1:] == [
-        f"{own}, line 2: choices: Tuple should have at least 2 items after validation, not 1",
+        f"{own}, line 2: choices: must be two or more, and not be empty or repeat",
         f"there is no suite {own}.gone",
     ]
     own.write_text('{"instruction": "a", "output": "b"}\n')

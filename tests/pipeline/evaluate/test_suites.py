@@ -71,7 +71,7 @@ def test_the_questions_that_ship_come_with_the_built_in_suite_and_are_scored_by_
     said = ["It is **PARIS**.", "Parisian", "", "capital"]
     assert [capital.score_text(text) for text in said] == [1, 0, 0, 0]
     assert [sea.score_text(text) for text in ("The sea is blue.", "sea", "A label of four words")] == [1, 0, 0]
-    assert all(item.score_text(" ".join(item.references * 4)) for item in suite.items)
+    assert all(item.score_text(" ".join(item.answers * 4)) for item in suite.items)
 
 
 def test_no_general_row_that_is_trained_on_is_asked() -> None:
@@ -88,11 +88,11 @@ def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
     suite = read_suite(str(path))
     assert suite.name == str(path)
     assert suite.items == (
-        Item("a", "sums", "1 + 1?", ("2", "3"), 0),
-        Item("3", "general", "q", ("x", "y"), 1),
+        Item(id="a", category="sums", question="1 + 1?", choices=("2", "3"), answer=0),
+        Item(id="3", question="q", choices=("x", "y"), answer=1),
     )
     path = write(tmp_path / "free.jsonl", {"question": "q", "answers": ["x", "y"]})
-    assert read_suite(str(path)).items == (Item("1", "general", "q", references=("x", "y"), words=1),)
+    assert read_suite(str(path)).items == (Item(id="1", question="q", answers=("x", "y")),)
 
 
 @pytest.mark.parametrize("lines", [[ITEM, {**ITEM, "id": "b"}], [{"instruction": "Add.", "output": "2"}]])
@@ -127,19 +127,19 @@ def test_a_suite_that_is_wrong_in_a_run_says_how_the_run_goes_on(tmp_path: Path)
 
 def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", {"instruction": "Add.", "input": "1 1", "output": "2"})
-    assert read_suite(str(path)).items == (Item("1", "general", "Add.\n### Input:\n1 1", references=("2",)),)
+    assert read_suite(str(path)).items == (Item(id="1", question="Add.\n### Input:\n1 1", answers=("2",), words=0),)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ({**ITEM, "answer": 2}, "answer: 2 is not an index of the 2 choices"),
-        ({**ITEM, "choices": ["2"]}, "choices: "),
-        ({**ITEM, "choices": ["2", "2"]}, "choices: must not be empty or repeat"),
-        ({"question": "q", "choices": ["x", "y"]}, "answer: Field required"),
+        ({**ITEM, "choices": ["2"]}, "choices: must be two or more"),
+        ({**ITEM, "choices": ["2", "2"]}, "choices: must be two or more, and not be empty or repeat"),
+        ({"question": "q", "choices": ["x", "y"]}, "answer: None is not an index"),
         ({**ITEM, "hint": "x"}, "hint: Extra inputs are not permitted"),
-        ({**ITEM, "answers": ["2"]}, "choices: Extra inputs are not permitted"),
-        ({"question": "q", "answers": ["x", "?"]}, "answers.1: "),
+        ({**ITEM, "answers": ["2"]}, "it needs either choices and answer, or answers"),
+        ({"question": "q", "answers": ["x", "?"]}, "answers: each must hold a word"),
         ('{"question": "q", "question": "r"}', "stands twice"),
         ("{", "JSON"),
     ],
