@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from pipeline import durable
-from pipeline.errors import CannotTrain, Interrupted, StepFailed
+from pipeline.errors import CannotTrain, Interrupted
 from pipeline.metrics.degenerate import degenerate, is_looping
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import AskedModel, Decoding
@@ -201,21 +201,6 @@ def test_a_model_that_keeps_nothing_to_go_on_from_is_refused(tiny: Any, tiny_lla
         texts(asked, prompts_of(tiny, tiny_llama), 4)
 
 
-def test_batches_depend_on_the_prompts_and_not_on_their_order(
-    tiny: Any, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(greedy_decoding, "_PER_ROW", 2)
-    prompts = prompts_of(tiny, tiny_llama)
-
-    def composition(given: list[list[int]]) -> list[list[list[int]]]:
-        return [[given[index] for index in batch] for batch in greedy_decoding.answer_batches(given, 2)]
-
-    assert composition(prompts) == composition(prompts[::-1])
-    assert [len(batch) for batch in composition(prompts)] == [4, 4, 3]
-    lengths = [len(prompt) for batch in composition(prompts) for prompt in batch]
-    assert lengths == sorted(lengths, reverse=True)
-
-
 # Loops ---------------------------------------------------------------------------------------------------------------
 
 
@@ -282,14 +267,3 @@ def test_what_the_watcher_raises_ends_it_and_the_model_can_be_asked_again(tiny: 
     assert told[0] == (0, 0)
     assert told[1] == (0, 4) or told[1][0] > 0
     assert texts(asked, prompts, 4) == alone(asked, prompts)
-
-
-def test_want_of_memory_is_said(tiny: Any, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, prompts = open_folder(tiny_llama), prompts_of(tiny, tiny_llama)
-
-    def forward(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(asked.model.model, "forward", forward)
-    with pytest.raises(StepFailed, match="do not fit into the device"):
-        texts(asked, prompts, 4)

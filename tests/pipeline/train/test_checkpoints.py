@@ -50,15 +50,6 @@ def test_a_step_that_was_left_torn_is_replaced(folder: Path, tmp_path: Path) -> 
     assert newest_valid(folder, MARK) == folder / "step-20"
 
 
-def test_what_a_training_skipped_is_not_counted_among_those_that_are_kept(folder: Path, tmp_path: Path) -> None:
-    other = fingerprint({"dataset": "other"})
-    publish(written(tmp_path, 5), folder, 5, other)
-    assert [path.name for path in folder.iterdir()] == ["step-5"], "it could not go on from 10 or 20"
-    (folder / "step-6").mkdir()
-    publish(written(tmp_path, 7), folder, 7, other)
-    assert sorted(path.name for path in folder.iterdir()) == ["step-5", "step-7"], "a torn one takes no place"
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -86,11 +77,6 @@ def test_the_older_one_is_taken_when(folder: Path, damage: str, capsys: pytest.C
     TORN[damage](folder / "step-20")
     assert newest_valid(folder, MARK) == folder / "step-10"
     assert capsys.readouterr().err.startswith("checkpoint step-20 is skipped: ")
-
-
-def test_a_checkpoint_of_another_training_is_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert newest_valid(folder, fingerprint({"dataset": "other"})) is None
-    assert "another training" in capsys.readouterr().err
 
 
 # Real trainings ----------------------------------------------------------------------------------------------------

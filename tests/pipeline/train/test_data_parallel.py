@@ -19,8 +19,6 @@ from pipeline.artifacts import Adapter
 from pipeline.config import TrainConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_START_AGAIN, CannotTrain
-from pipeline.train.data_parallel import ProcessRank, seed_step
-from pipeline.train.packing import collate, micro_batches
 from pipeline.train.training import process_count, visible_device
 from tests.training_runs import TrainingRun
 
@@ -192,24 +190,3 @@ def test_there_is_a_process_for_each_card_and_no_more(monkeypatch: pytest.Monkey
 )
 def test_each_process_sees_one_of_the_visible_cards(visible: str | None, expected: list[str]) -> None:
     assert [visible_device(rank, visible) for rank in range(2)] == expected
-
-
-@pytest.mark.parametrize("count", [1, 3, 8])
-def test_each_record_of_a_step_is_in_one_process(count: int) -> None:
-    step = collate([{"input_ids": [n, n, n], "labels": [-100, n, n]} for n in range(count)])
-    processes = [ProcessRank(rank, 3) for rank in range(3)]
-    made = [micro_batches(step, 6, packed=True, share=process.share) for process in processes]
-    tokens = [token for parts in made for part in parts for token in part["input_ids"].flatten().tolist()]
-    assert sorted(tokens) == [record for record in range(count) for _ in range(3)]
-    assert [bool(parts) for parts in made] == [rank < count for rank in range(3)]
-
-
-def test_a_single_process_keeps_its_generator_and_several_have_one_each() -> None:
-    def drawn(process: ProcessRank) -> float:
-        torch.manual_seed(1)
-        seed_step(process, 42, 7)
-        return float(torch.rand(()))
-
-    torch.manual_seed(1)
-    assert drawn(ProcessRank()) == float(torch.rand((), generator=torch.Generator().manual_seed(1)))
-    assert drawn(ProcessRank(0, 2)) == drawn(ProcessRank(0, 2)) != drawn(ProcessRank(1, 2))

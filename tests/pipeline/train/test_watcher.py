@@ -90,28 +90,6 @@ def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Pa
 # What went wrong, and where ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_tokens", [8, 1024])
-def test_the_rows_of_a_step_are_those_that_the_trainer_saw(tiny_llama: Path, tmp_path: Path, batch_tokens: int) -> None:
-    rows = [TokenRow([3 + number] * (4 + number % 5), [0, *[1] * (3 + number % 5)]) for number in range(11)]
-    job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
-    config = TrainConfig(quantization="none", rank=4, batch_size=2, batch_tokens=batch_tokens, epochs=2)
-    trainer: Any = make_trainer(job, load_tokenizer(tiny_llama), rows, [], config)
-    seen: dict[int, set[int]] = {}
-    plain = trainer.compute_loss
-
-    def note(model: Any, inputs: Any, **options: Any) -> Any:
-        seen.setdefault(trainer.state.global_step + 1, set()).update(inputs["input_ids"].flatten().tolist())
-        return plain(model, inputs, **options)
-
-    trainer.compute_loss = note
-    trainer.train()
-    order = trainer._get_train_sampler()
-    assert len(seen) == 12
-    assert {step: {token - 3 for token in tokens} for step, tokens in seen.items()} == {
-        step: set(order.of_step(step)) for step in seen
-    }
-
-
 def poisoned(base: Path, target: Path, rows: Sequence[Row], line: int) -> Path:
     """Return a base that gives no number for a token which only the row of `line` has."""
     tokenizer = load_tokenizer(base)
