@@ -77,11 +77,15 @@ class Line:
     def night(self, rows: list[dict[str, str]]) -> tuple[Dataset, Adapter, Model]:
         """Drop rows, prepare, train and merge."""
         self.data.drop(rows)
-        shutil.rmtree(self.root / "c", ignore_errors=True)
+        self.forget()
         self.made = {}
         for name, step in STEPS.items():
             self.made[name] = step(self.attempt(name))
         return self.made["prepare"], self.made["train"], self.made["merge"]  # type: ignore[return-value]
+
+    def forget(self) -> None:
+        """Remove the checkpoints of the run's training, if there are any."""
+        shutil.rmtree(self.root / self.data.attempt().spec.checkpoints, ignore_errors=True)
 
     def crown(self, model: Model) -> ModelRef:
         """Let a model be the champion, where models are kept."""
@@ -161,14 +165,14 @@ def test_a_training_over_the_champion_resumes_to_the_same_weights_and_never_from
         with pytest.raises(Interrupted):
             train(StoppedAt(line.attempt("train").spec))
 
-    shutil.rmtree(line.root / "c", ignore_errors=True)
+    line.forget()
     cut(dataset)
     resumed = train(line.attempt("train"))
     assert resumed.resumed_from_step > 0
     same, found = adapter_of(whole), adapter_of(resumed)
     assert all(torch.equal(found[name], tensor) for name, tensor in same.items())
     # The same rows over the base are another training.
-    shutil.rmtree(line.root / "c")
+    line.forget()
     cut(dataset.model_copy(update={"start": None}))
     line.made = {"prepare": dataset}
     again = train(line.attempt("train"))
