@@ -91,9 +91,9 @@ def forcing(run_id: int) -> str:
 
 def blocker(folder: Path, past: "Sequence[Promotion]") -> str | None:
     """
-    Return why the pending win of the run in `folder` cannot simply be approved; `None` if it can.
+    Return why the win of the run in `folder` cannot simply be approved, that its model was rolled back from; or `None`.
 
-    `past` are its track's champions. A damaged verdict names no model, so nothing is known to block it.
+    `past` are its track's champions, oldest first. A damaged verdict names no model, so nothing is known to block it.
     """
     model_id = read_object(folder / "decide.json").get("candidate_model_id")
     if not isinstance(model_id, str) or model_id not in blocked(past):
@@ -107,7 +107,8 @@ def true_sentence(run: int, outcome: str, sentence: str, against: str | None = N
     """
     Return the verdict's sentence for the user; for a win that was not promoted it begins with the reason.
 
-    That is what the win waits for, or `against`: why it is blocked (from `blocker`).
+    The reason is that the win waits for approval, or that another champion came first; `against` (from `blocker`), if
+    given, takes its place. With any other outcome `sentence` is returned unchanged.
     """
     words = _WORDS.get(outcome)
     if words is None:

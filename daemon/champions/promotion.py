@@ -207,7 +207,11 @@ def change_champion(session: Session, state_folder: Path, change: Promotion) -> 
 
 
 def end_waiting(session: Session, track: str, promoted: int | None, now: int) -> None:
-    """Set the outcome of all pending wins of the track: `promoted` for run `promoted`, overtaken for all others."""
+    """
+    Set the outcome of all pending wins of the track: `promoted` for run `promoted`, overtaken for all others.
+
+    Each overtaken run gets its event at time `now`; the promotion's event is the caller's. The caller commits.
+    """
     for run in session.exec(select(Run).where(Run.track == track, waits())).all():
         if run.id == promoted:
             run.outcome = "promoted"

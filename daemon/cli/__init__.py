@@ -111,7 +111,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    """Drop a dataset into a folder; get a better model, or the proof that it isn't one."""
+    """Declare the options before the command; the commands read their values from the root context."""
 
 
 def main() -> int:

@@ -79,9 +79,9 @@ def _when_it_acts(context: typer.Context) -> str:
 
 def move(context: typer.Context, *, run: RunArgument) -> None:
     """
-    Let a queued or waiting run go before all others.
+    Let a queued or waiting run go before all others, also before those that were moved earlier.
 
-    It still waits for its own time, as for its track's quiet. What comes later goes behind what was moved.
+    It still waits for its own time, as for its track's quiet. A run that is running goes on first, even if interrupted.
     """
     print_line(confirmations.moved(order.move_first(open_writer(context), run, now_ms(), who())))
 

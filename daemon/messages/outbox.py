@@ -91,9 +91,10 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
 
 def take(engine: Engine, address: str, now: int) -> Unsent | None:
     """
-    Return the next due message to an address, or `None`; count the try and schedule the next one.
+    Return the oldest pending message to an address, and count the try; `None` if there is none or it is not due yet.
 
-    A message that could not be sent for a week is given up and skipped.
+    Until `record_sent` or `record_failure` is called for it, it is returned again after a pause. A message older than a
+    week whose sending has failed is given up, and the next one is looked at.
     """
     first = _pending().where(Message.address == address).order_by(col(Message.id)).limit(1)
     with transaction(engine) as session:

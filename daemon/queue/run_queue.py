@@ -225,7 +225,11 @@ def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
 
 
 def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> RunState:
-    """Set a run to waiting because of `error` (a full disk, say), not counted as a failure; return its new state."""
+    """
+    Set a run to waiting because of `error` (a full disk, say), not counted as a failure; return its new state.
+
+    It is cancelled instead if a person has requested that. Raises `LostClaim` if the claim is not valid any more.
+    """
     with transaction(engine) as session:
         values = {"error": error.message, "hint": error.hint, "not_before": now + CONFIGURE_AGAIN_MS}
         move = Move(RunState.WAITING, "run_postponed", values, {"error": error.message})

@@ -80,7 +80,11 @@ def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
 
 @contextlib.contextmanager
 def collecting(state_folder: Path) -> Iterator[None]:
-    """Hold the lock that keeps a collection and the publication of a result from running at the same time."""
+    """
+    Hold the lock that keeps a collection and the publication of a result from running at the same time.
+
+    Waits until it is free. It cannot be taken twice: `collect`, which takes it, must not be called within.
+    """
     fd = os.open(state_folder / GC_LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

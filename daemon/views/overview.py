@@ -348,7 +348,11 @@ class Overview:
             ) from error
 
     def rows(self, question: str, *values: object, **named: object) -> list[Any]:
-        """Return the rows of an SQL query with positional or named parameters; empty if there is no database yet."""
+        """
+        Return the rows of an SQL query, with their columns as attributes; empty if there is no database or table yet.
+
+        Parameters are either positional or named. Raises `DatabaseUnusable`.
+        """
         return self.read(lambda base: base.execute(question, named or values).fetchall())
 
     def _runs(self, which: str, *values: object) -> list[RunView]:

@@ -30,7 +30,12 @@ _NOT_FOUND, _CONFLICT, _UNREADABLE, _MACHINE = 404, 409, 422, 503
 
 
 def make_app(settings: Settings, token: str) -> FastAPI:
-    """Return the ASGI application for the workspace of `settings`; changes need `token`."""
+    """
+    Return the ASGI application for the workspace of `settings`.
+
+    Changes need `token`; reading too, if `settings.web.closed`. Requests under a host name that is neither loopback nor
+    in `settings.web` are refused.
+    """
     app = FastAPI(
         title="Dropforge",
         version="1",

@@ -44,7 +44,8 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
     """
     Serve the page on a listening socket until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes.
 
-    Standard input is then a pipe from the daemon, which closes when the daemon ends, also if it is killed.
+    Call it last in a process of its own: after the shutdown the signal is raised again, which ends the process.
+    Standard input is a pipe from the daemon, which closes when the daemon ends, also if it is killed.
     """
     # For files that are uploaded: /tmp may be in memory.
     tempfile.tempdir = str(settings.state_folder)

@@ -153,9 +153,10 @@ class Comparison:
 
 def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None) -> Comparison:
     """
-    Read the comparison from an evaluation's files below `root`.
+    Read the comparison from an evaluation's files below `root`, and the judge's results if there is a `judgement`.
 
-    Raises `StepFailed` if a file's records are not the report's, or a score is not a finite number.
+    Raises `StepFailed` if the number of records is not that of the report or judgement, the records were scored by
+    different metrics, or a score is not a finite number. A record without a score has NaN.
     """
     folder = root / report.folder
     lines = list(durable.read_jsonl(folder / "records.jsonl"))

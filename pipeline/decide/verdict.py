@@ -129,7 +129,12 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
 
 
 def promotes(part: Comparison, rules: Rules) -> bool:
-    """Return whether `weigh` would promote on `part`, which must have enough records; faster, for simulations."""
+    """
+    Return whether `weigh` would promote on `part`; faster, for simulations.
+
+    `part` must be what `on_part` returns, with enough records. `rules.seen_by_candidate` is ignored: `weigh` never
+    promotes if it is above 0.
+    """
     if not _wins(part, part.differences(), rules.gate):
         return False
     found = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)

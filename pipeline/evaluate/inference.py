@@ -71,12 +71,13 @@ class Inference:
 
     def run(self, folder: Path, models: Sequence["Inference"]) -> Result:
         """
-        Return all predictions, computing the missing ones.
+        Return all predictions: the cached ones, those that earlier attempts logged, and the rest, computed now.
 
-        They are written to `folder`: all of them at the end, and each batch as it is computed, for the next attempt to
-        read. The ETA is that of all `models`. Raises `Interrupted` if stopped; `StepFailed` if memory does not suffice;
-        `CannotTrain` if a likelihood is not finite, the model cannot be prompted, or its folder is the user's and now
-        holds another model (checked only if a prediction is missing, as it reads every file).
+        They are written to `folder`, in this attempt's folder: each batch to a log as it is computed, which the next
+        attempt reads, and all of them at the end. The ETA is that of all `models`. Raises `Interrupted` if stopped;
+        `StepFailed` if memory does not suffice; `CannotTrain` if a likelihood is not finite, the model cannot be
+        prompted, or its folder is the user's and now holds another model (checked only if a prediction is not cached,
+        as it reads every file).
         """
         started = time.monotonic()
         requests, self._models = self._requests, models

@@ -94,8 +94,9 @@ def check(source: Path, model: Path) -> Drift:
     """
     Return the differences between the logits of the GGUF file `source` and of `model`, from which it was made.
 
-    The file is read by transformers. Raises `CannotTrain` if that fails, or if its tokenizer or chat template produces
-    other tokens for a prompt.
+    The file is read by transformers, and both models run on the CPU in float32. A copy in bfloat16 is written next to
+    `source`, and deleted at the end. Raises `CannotTrain` if the file cannot be read, its tokenizer or chat template
+    produces other tokens for a prompt, or logits are not finite or all zero.
     """
     prompts = _tokenised(load_tokenizer(model))
     if _tokenised(_read(source, "tokenizer")) != prompts:

@@ -58,7 +58,7 @@ def any_process(process: ProcessRank, flag: bool, device: "torch.device") -> boo
 
 def seed_step(process: ProcessRank, seed: int, step: int) -> None:
     """
-    Seed this process's random numbers for an optimizer step, differently for each rank.
+    Seed torch's random numbers in this process for an optimizer step, differently for each rank.
 
     Nothing is seeded if there is one process. A checkpoint holds only the first process's generator state; seeded at
     each step, the others need none.
