@@ -173,6 +173,8 @@ class CurvePoint(Frozen):
 class Trial(Frozen):
     """One training of a search, with its outcome."""
 
+    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
+
     number: int
     """From 1, in the order in which they ran."""
     settings: dict[str, Any]
@@ -182,8 +184,6 @@ class Trial(Frozen):
     dev_loss: float | None = None
     """The last measurement, in nats per token, by which one trial is chosen."""
     seconds: float
-    tokens: int = 0
-    """Tokens that it was trained on."""
     chosen: bool = False
     """Whether it was merged and evaluated."""
     why: str = ""

@@ -186,7 +186,7 @@ class EvaluateConfig(Frozen):
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)
     """Greedy decoding's repetition penalty."""
     batch_size: int = Field(default=0, ge=0, le=65_536)
-    """Prompts generated together, half as many once memory ran out; 0 is 16 on a CPU, 128 on a GPU."""
+    """Prompts generated together, half as many once memory ran out; 0 is 16 on a CPU, 128 on a GPU, 32 with vLLM."""
     general: tuple[str, ...] = ("builtin",)
     """Suites against forgetting: `builtin`, or its free `questions` alone, your own files; or []."""
     vllm: str = ""
@@ -358,7 +358,8 @@ class RunConfig(Frozen):
         known = known_fields(cls, value) if isinstance(value, Mapping) else value
         space = past_setting(known, "train", "search") if isinstance(known, dict) else None
         if isinstance(space, dict) and isinstance(space.get("space"), Mapping):
-            space["space"] = {name: space["space"][name] for name in space["space"] if name in TrainConfig.model_fields}
+            known_space = TrainConfig.model_fields.keys() - _OF_THE_SEARCH
+            space["space"] = {name: space["space"][name] for name in space["space"] if name in known_space}
         return known
 
     @property

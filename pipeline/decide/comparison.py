@@ -94,6 +94,8 @@ class Comparison:
     """A pair of columns of 0 or 1 by kind: empty, truncated, looping."""
     tags: Mapping[str, Flags] = field(default_factory=dict)
     suites: tuple[Suite, ...] = ()
+    held_to_base: bool = False
+    """Whether the suites are compared with the base model: not if it is the champion."""
     former: tuple[Former, ...] = ()
     opinion: Opinion | None = None
 
@@ -172,6 +174,7 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
     return replace(
         own,
         suites=tuple(_suite(folder, one) for one in report.suites),
+        held_to_base=report.base_model_id is not None,
         former=tuple(former),
         opinion=None if judgement is None else _opinion(root, judgement),
     )

@@ -92,10 +92,21 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
         if suite.collapsed is not None:
             continue
         yield _tested(("general", suite.name), suite.scores, config.general)
+        label = f"{suite.name} against the base model"
         if suite.base is not None:
             pair = np.column_stack((suite.scores[:, 0], suite.base))
-            found = _tested(("general_base", f"{suite.name} against the base model"), pair, config.general_base)
+            found = _tested(("general_base", label), pair, config.general_base)
             yield _no_further(found, suite.scores[:, 0] - suite.scores[:, 1])
+        elif comparison.held_to_base:
+            yield GuardResult(
+                guard="general_base",
+                label=f"{label}, which was not measured",
+                unit="points",
+                records=len(suite.scores),
+                candidate=float(suite.scores[:, 0].mean()) * POINTS,
+                margin=config.general_base,
+                state="shown",
+            )
 
 
 def _collapse(comparison: Comparison) -> Iterator[GuardResult]:

@@ -8,6 +8,7 @@ may contain the key. Redirects are not followed, since the key would be sent alo
 import asyncio
 import json
 import os
+import re
 import string
 from collections.abc import Mapping
 
@@ -30,8 +31,8 @@ _LARGEST_REPLY = 1 << 20
 #: Tries of a question.
 TRIES = 8
 #: Failed tries of all questions together after which the judge gives up: the queue waits for this step.
-TRIES_IN_ALL = 100
-#: Seconds before the second try, doubled at each further one, and the most.
+TRIES_IN_ALL = 200
+#: Seconds before the second try, doubled at each further one, and the most, also if Retry-After asks for more.
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _pause = asyncio.sleep
 
@@ -46,7 +47,12 @@ class NoAnswerError(Exception):
 
 
 class _PassingError(Exception):
-    """A temporary failure."""
+    """A temporary failure; `wait` are the seconds that the endpoint asks for."""
+
+    def __init__(self, words: str, wait: float = 0.0) -> None:
+        """Keep `words`, which must not quote the server, and `wait`."""
+        super().__init__(words)
+        self.wait = wait
 
 
 def read_key(name: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -97,22 +103,23 @@ class Endpoint:
         The text is empty if the reply is not a chat completion. Raises `NoAnswerError` if there is no reply.
         """
         body = json.dumps({"model": self._model, "messages": messages, "stream": False, **SAMPLING}).encode()
+        wait = 0.0
         for failures in range(TRIES):
             if failures:
-                await _pause(min(_FIRST_WAIT * 2 ** (failures - 1), _LONGEST_WAIT))
+                await _pause(min(max(_FIRST_WAIT * 2 ** (failures - 1), wait), _LONGEST_WAIT))
             if self._failures >= TRIES_IN_ALL:
                 raise NoAnswerError(f"{TRIES_IN_ALL} tries failed in all; the last: {self._failed}", for_all=True)
             try:
                 reply = await self._try(body)
                 return reply.replace(self._key, "(key)") if self._key else reply
             except _PassingError as error:
-                self._failures, self._failed = self._failures + 1, str(error)
+                self._failures, self._failed, wait = self._failures + 1, str(error), error.wait
         raise NoAnswerError(f"{self._failed}, {TRIES} times")
 
     async def _try(self, body: bytes) -> str:
         try:
             async with asyncio.timeout(self._seconds), self._client.stream("POST", self._url, content=body) as response:
-                status = response.status_code
+                status, retry_after = response.status_code, response.headers.get("Retry-After", "")
                 text = await _read(response) if status == _OK else b""
         except TimeoutError:
             raise _PassingError(f"no answer within {self._seconds:g} s") from None
@@ -123,7 +130,8 @@ class Endpoint:
         if status == _OK:
             return _content(text)
         if status in _PASSING:
-            raise _PassingError(f"status {status}")
+            # A date, which hardly any endpoint sends, is ignored.
+            raise _PassingError(f"status {status}", float(retry_after) if re.fullmatch("[0-9]+", retry_after) else 0.0)
         if status in _REDIRECTS:
             message = f"it redirects (status {status}), which is not followed: set judge.url to its target"
             raise NoAnswerError(message, for_all=True)

@@ -123,7 +123,7 @@ def _pair(line: Mapping[str, Any]) -> Pair:
 
 
 class _Session:
-    """Judges all pairs that are not in the log, several records at a time, each record's two questions in sequence."""
+    """Judges all pairs, several records at a time, each record's two questions in sequence."""
 
     def __init__(self, attempt: Attempt, pairs: Sequence[Pair], log: BatchLog) -> None:
         """Judge `pairs`; every reply is appended to `log`."""

@@ -131,6 +131,7 @@ def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answerin
         model, config = _empty_model(base)
         headers, dtype = _check_files(base, model, config)
         changes = _replacements(trained) if trained.is_file() else _updates(model, trained)
+        _check_names(changes, headers)
     except NeedsWholeModel as why:
         sys.stderr.write(f"merged with the whole model in memory: {why}\n")
         dtype = _merge_whole(base, trained, target, generation)
@@ -222,6 +223,12 @@ def _check_files(base: Path, model: Any, config: Any) -> tuple[dict[Path, Header
             f"its weights are in {', '.join([dtype, *others])}, and its config.json says {config.dtype}"
         )
     return headers, dtype
+
+
+def _check_names(changes: Mapping[str, Change], headers: Mapping[Path, Header]) -> None:
+    """Raise `NeedsWholeModel` if the base's files have a changed weight under another name, as of a tied layer."""
+    if strange := sorted(changes.keys() - {name for header in headers.values() for name in header}):
+        raise NeedsWholeModel(f"{strange[0]} is trained, and the base's files have it under another name")
 
 
 def _replacements(weights: Path) -> dict[str, Change]:

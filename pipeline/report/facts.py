@@ -8,6 +8,8 @@ import json
 import sys
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from pipeline.artifacts import Adapter, Dataset, Drop, Evaluation, Frozen, GuardResult, Judgement, Model, Verdict
 
 #: From this share of its margin on, a guard that passed is named as a near miss.
@@ -67,6 +69,8 @@ class Example(Frozen):
 
 class BlindReview(Frozen):
     """The result of a blind review: which answers people preferred without knowing the model."""
+
+    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
 
     differing: int
     """Number of held-out records on which the answers differ; a hash draws the judged ones from them."""

@@ -6,6 +6,7 @@ with it: fragmented memory cannot be recovered within a process. Records, their 
 plan.
 """
 
+import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ def plan_memory(
     """
     import torch
 
+    # A search trains several times in this process; fused layers refer to themselves, so that the last base stays.
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
     config, longest = attempt.config.train, max(lengths)
     name = str(torch.cuda.get_device_name()) if device == "cuda" else "cpu"
     most = longest * -(-config.batch_size // processes)

@@ -16,6 +16,7 @@ from pipeline.train.packing import LengthGroups
 
 _WINDOW_STEPS = 20
 _LOG_LINES = 20
+_MOST_LINES = 8
 
 
 def dev_loss(trainer: Any) -> float:
@@ -102,9 +103,9 @@ class Watcher:
         )
 
     def _diverged(self, step: int, words: str) -> CannotTrain:
-        """Return the error of a training that diverged at `step`, with the lines of the records that the step read."""
+        """Return the error of a training that diverged at `step`, with the lines of up to 8 of its records."""
         path = self.attempt.path(self.attempt.load(Dataset).folder) / "train.jsonl"
-        lines = sorted(self.lines[row] for row in self.order.of_step(step))
+        lines = sorted(self.lines[row] for row in self.order.of_step(step))[:_MOST_LINES]
         message = f"training diverged: {words}; its records are lines {', '.join(map(str, lines))} of {path.name}"
         shown = "".join(f"{line}p;" for line in lines)
         hint = f"lower train.learning_rate; to look at the records: sed -n '{shown}' {shlex.quote(str(path))}"

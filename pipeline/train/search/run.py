@@ -98,13 +98,18 @@ def _run(whole: Attempt, files: TrialFiles, trial: TrialState, train: Train) -> 
     """
     Train a trial and save its outcome; a trial that raises a `DropforgeError` is saved as failed.
 
-    Raises `Interrupted` and `StartAgain` if a later attempt must continue the trial.
+    Later trials train over the base in the precision of the first. Other errors go up: a later attempt continues the
+    trial.
     """
     began = time.monotonic()
     config = whole.config.train
     note = f"trial {trial.number} of {most_trials(config.search)}: {settings_words(trial.settings)}"
     sys.stderr.write(f"{note}\n")
-    attempt = _TrialAttempt(whole, trial.number, note, with_settings(config, trial.settings))
+    settings = with_settings(config, trial.settings)
+    if (first := next((one.once for one in files.load() if one.once), None)) is not None:
+        # Dev losses over an NF4 base and over one in 16 bits cannot be compared.
+        settings = settings.model_copy(update={"quantization": first.plan.quantization})
+    attempt = _TrialAttempt(whole, trial.number, note, settings)
     files.save(trial)
     adapter = files.adapter(trial.number)
     shutil.rmtree(adapter, ignore_errors=True)
@@ -131,7 +136,6 @@ def _artifact(trial: TrialState, *, chosen: bool) -> Trial:
         outcome=trial.outcome or "failed",
         dev_loss=trial.dev_loss,
         seconds=trial.seconds,
-        tokens=trial.once.trained.trained_tokens if trial.once else 0,
         chosen=chosen,
         why=trial.why,
     )

@@ -630,7 +630,7 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
 def of_before(config: Any) -> dict[str, object]:
     """Return a run's settings with some that an earlier version had."""
     train = {**config["train"], "neftune": 5.0}
-    train["search"] = {**train["search"], "space": {"loss": ["nll", "dft"]}}
+    train["search"] = {**train["search"], "space": {"loss": ["nll", "dft"], "quantization": ["nf4"]}}
     return {**config, "train": train, "guards": {**config["guards"], "stop": ["latency", *config["guards"]["stop"]]}}
 
 
@@ -647,6 +647,9 @@ def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(box: Box) 
             content = {**content, "energy_joules": 1.0, "artifact": {**content["artifact"], "former": 1}}
         elif path.name in {"prepare.json", "train.json", "merge.json"}:
             content["former"] = 1
+            if path.name == "train.json":
+                trial = {"number": 1, "settings": {}, "outcome": "finished", "seconds": 1.0, "dev_score": 0.5}
+                content["candidates"] = [trial]
         durable.write_json(path, content)
     with transaction(box.engine) as session:
         run = session.get_one(Run, 1)

@@ -367,6 +367,14 @@ def test_a_suite_may_lose_little_against_the_base_model(lost: int, items: int, s
         assert verdict_on(against_base(lost, items), general_base=50).outcome == "promoted"
 
 
+def test_a_base_model_that_was_not_measured_is_a_row() -> None:
+    suites = (Suite("builtin", lost_of(120, 0)),)
+    row = expect(verdict_on(of_good(suites=suites, held_to_base=True)), "general_base", "shown")
+    assert row.label == "builtin against the base model, which was not measured"
+    verdict = verdict_on(of_good(suites=suites))
+    assert not [row for row in verdict.guards if row.guard == "general_base"], "the champion is the base model"
+
+
 @pytest.mark.parametrize(("lost", "state"), [(29, "passed"), (30, "passed"), (31, "failed")])
 def test_a_champion_that_is_far_below_the_base_model_gives_way_to_who_loses_no_more(lost: int, state: str) -> None:
     row = expect(verdict_on(against_base(lost, champion_lost=30)), "general_base", state)

@@ -333,8 +333,18 @@ def test_a_busy_endpoint_is_asked_again_but_not_without_end(
     assert 0 < judgement.wins < 400
     assert judgement.wins + judgement.failed == 400
     err = capfd.readouterr().err
-    assert "given up: 100 tries failed in all; the last: status 503" in err
+    assert "given up: 200 tries failed in all; the last: status 503" in err
     assert "the gate decides without them" in err
+
+
+@pytest.mark.parametrize(("wish", "wait"), [("7", 7.0), ("9999", 60.0), ("soon", 1.0)])
+def test_a_busy_endpoint_is_prompted_again_after_the_time_that_it_names_within_a_bound(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], waits: list[float], wish: str, wait: float
+) -> None:
+    busy = Answer(status=429, headers={"Retry-After": wish})
+    endpoint = serve(lambda asked: longer(asked) if asked.number else busy)
+    judgement = judge(bench.attempt(endpoint.url, lines(1)))
+    assert (judgement.wins, judgement.failed, waits) == (1, 0, [wait])
 
 
 def test_a_dead_port_is_given_up(bench: Bench, waits: list[float], capfd: pytest.CaptureFixture[str]) -> None:
