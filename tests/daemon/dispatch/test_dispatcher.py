@@ -661,6 +661,9 @@ def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(box: Box) 
     ticks(upgraded, now=NOW + 21)
     assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
     assert box.run().outcome == "promoted"
+    adapter = run_files.load_adapter(box.settings.state_folder, 1)
+    assert adapter is not None
+    assert [trial.number for trial in adapter.candidates] == [1]
 
 
 @pytest.mark.parametrize("step", ["prepare", "train", "merge", "evaluate", "decide"])
