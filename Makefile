@@ -24,7 +24,7 @@ test-all: $(INSTALLED) ## every test, half an hour; tests/systemd needs root and
 
 chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test-all` tries a seeded sample of. Needs root
 	DROPFORGE_CHAOS=whole $(BIN)/pytest -rA --numprocesses 2 --dist worksteal --timeout 7200 tests/chaos \
-		tests/daemon/storage/test_gc.py tests/daemon/storage/test_backup.py tests/daemon/state/test_database.py tests/hostile/test_intake.py
+		tests/daemon/storage/test_gc.py tests/daemon/storage/test_backup.py tests/hostile/test_intake.py
 
 prove: $(INSTALLED) ## candidates known to be good or bad through the whole gate, on SmolLM2 in NF4, nine nights alone, and vLLM, which VLLM_PROGRAM names: some hours
 	PYTEST_DEBUG_TEMPROOT=$${TMPDIR:-/tmp} $(BIN)/pytest -rA --timeout 7200 tests/prove

@@ -391,7 +391,7 @@ class Dispatcher:
         self.may_collect = True
 
     def _maintain(self, now: int) -> None:
-        """Every 30 seconds: end waits set by a clock that was ahead, repair champion links, check base models."""
+        """Every 30 seconds: repair champion links and check base models."""
         # The clock may be set back: then the last look lies ahead.
         if abs(now - self._maintained_at) < _MAINTENANCE_MS:
             return

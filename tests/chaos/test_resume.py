@@ -179,10 +179,11 @@ class Training:
         return adapter, load_file(Path(spec.root) / adapter.folder / "adapter_model.safetensors")
 
 
-@pytest.fixture(scope="module")
-def training(steps: Steps, tiny: Any, tiny_llama: Path, seed: int) -> Training:
-    """Return a training over the base in four bits, or over the plain base."""
-    return Training(steps, tiny, tiny_llama, random.Random(seed).choice(["nf4", "none"]))
+@pytest.fixture(scope="module", params=["nf4", "none"] if os.environ.get("DROPFORGE_CHAOS") == "whole" else ["either"])
+def training(steps: Steps, tiny: Any, tiny_llama: Path, seed: int, request: pytest.FixtureRequest) -> Training:
+    """Return a training over an NF4 base or over one in 16 bits: over either in a sample, over both otherwise."""
+    chosen = random.Random(seed).choice(["nf4", "none"]) if request.param == "either" else request.param
+    return Training(steps, tiny, tiny_llama, chosen)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Ending the real daemon in a hurry: a second signal, while its step hears nothing."""
 
+import json
 import os
 import signal
 from typing import Any
@@ -30,6 +31,8 @@ def test_a_second_signal_ends_the_daemon_now_and_the_run_goes_on_uncounted(works
     assert workspace.processes() == [], "neither worker nor step is left"
     result = durable.read_json(workspace.state / "runs/1/attempts/prepare-1/result.json")
     assert result["status"] == "interrupted"
+    for line in workspace.log.read_text().splitlines():
+        assert {"event", "level", "timestamp"} <= json.loads(line).keys()
     workspace.start()
     workspace.wait(lambda: len(workspace.rows(Attempt)) == 2)
     (run,) = workspace.runs()

@@ -1030,3 +1030,24 @@ def test_a_step_at_work_writes_nothing_into_the_database(box: Box, monkeypatch: 
     for seconds in range(0, 600, 10):
         box.dispatcher.tick(NOW + 1000 * seconds)
     assert not watch.changed(), "each commit wakes hooks and messages, and every open page asks for all it shows"
+
+
+def test_a_rollback_whose_process_died_is_undone_by_the_daemon_that_lives_on(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.drop("a")
+    box.ticks()
+    link = box.settings.state_folder / "tracks/default/champion"
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "fsync_folder", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            decisions.rollback(
+                box.engine, box.settings.state_folder, decisions.Target("default"), Word("it swears", NOW)
+            )
+    assert link.resolve() == Path(box.settings.base_model)
+    box.dispatcher.tick(NOW + 29_000)
+    assert link.resolve() == Path(box.settings.base_model)
+    box.dispatcher.tick(NOW + 61_000)
+    with transaction(box.engine) as session:
+        serving = promotion.champion(session, "default")
+    assert (serving.generation, link.resolve()) == (1, box.settings.state_folder / serving.path)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from daemon.state.events import Word
 from daemon.views.overview import Overview
 
 
@@ -183,3 +184,18 @@ def test_what_the_machine_refuses_is_said(
 
 def _full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_win_that_waits_is_promoted(program: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def approve(_engine: Any, _root: Any, run: int, word: Word) -> Any:
+        asked.append((run, word.reason, word.by))
+        values = {"track": "default", "generation": 2, "overrode": None, "run_id": run, "model_id": "abc"}
+        return type("Row", (), values)
+
+    monkeypatch.setattr("daemon.champions.decisions.approve", approve)
+    answer = program.post("/api/v1/runs/2/promote", json={"reason": "looked at it"})
+    assert answer.json()["words"] == ["track default serves model abc of run 2, as generation 2"]
+    assert asked[0][:2] == (2, "looked at it")
+    assert asked[0][2].endswith(", on the page")

@@ -199,7 +199,10 @@ def test_of_too_many_event_streams_the_oldest_ends_and_an_upload_that_breaks_off
             assert streams[-1].recv(15) == b"HTTP/1.1 200 OK"
         assert is_cut(streams[0])
         assert is_cut(streams[1])
-        begin(path, upload).close()
+        with begin(path, upload) as broken:
+            broken.shutdown(socket.SHUT_WR)
+            while broken.recv(4096):
+                pass
         assert status(path) == 200
     assert not [*inbox.rglob("half*"), *inbox.rglob(".*.part")]
 

@@ -8,9 +8,6 @@ from rouge_score import rouge_scorer
 from pipeline.metrics import tokens
 from pipeline.metrics.registry import METRICS
 
-#: A token of a script without spaces.
-LETTER = tokens._UNSPACED_SIGN
-
 SCRIPTS = {
     "Thai": "สวัสดีครับ ผมกำลังเรียนภาษาไทย",
     "Russian": "Съешь ещё этих мягких французских булок",
