@@ -12,6 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 .PHONY: demo install test test-all chaos prove fuzz lint bench clean
 
 demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a poisoned one is refused
+	rm -rf demo
 	$(BIN)/dropforge demo
 
 install: $(INSTALLED) ## the environment alone, which every other target makes too
@@ -28,6 +29,7 @@ chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test
 
 prove: $(INSTALLED) ## candidates known to be good or bad through the whole gate, on SmolLM2 in NF4, nine nights alone, and vLLM, which VLLM_PROGRAM names: some hours
 	PYTEST_DEBUG_TEMPROOT=$${TMPDIR:-/tmp} $(BIN)/pytest -rA --timeout 7200 tests/prove
+	rm -rf demo
 	$(BIN)/dropforge demo
 
 lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml

@@ -132,7 +132,7 @@ def _require_waiting(run: Run) -> None:
         return
     ended = f"ended as {run.outcome}" if run.outcome else state_words(run.state)
     message = f"run {run.id} {ended}: no win of it waits for approval"
-    hint = f"see why: dropforge show {run.id}; to promote its model whatever the verdict: "
+    hint = f"see why: dropforge show {run.id}; to promote an ended run's model whatever the verdict: "
     raise DropforgeError(message, hint + forcing(run.id or 0))
 
 

@@ -96,7 +96,7 @@ def wait(
     if what.isdecimal():
         ask: Ask = partial(run_awaited, overview, int(what[:20]))
     else:
-        ask = partial(file_awaited, overview, settings, printable(PurePath(what).name), track)
+        ask = file_awaited(overview, settings, printable(PurePath(what).name), track)
     found = _until_settled(overview, ask, timeout)
     code = EXIT_CODES[found.verdict]
     if as_json:
@@ -140,19 +140,24 @@ def _words(found: RunView | DropView | str) -> str:
     return f"drop {found.id} ({found.name}) {waits}"
 
 
-def file_awaited(
-    overview: Overview, settings: Settings, name: str, track: str | None
-) -> Settled | RunView | DropView | str:
-    """Return what `drop_awaited` does for the newest drop of a file name; a phrase while a file is in the inbox."""
-    if any(PurePath(one).name == name for one in files_in_inbox(settings)):
-        return f"{name} lies in the inbox and was not taken yet"
-    found = overview.drop_named(name, track)
-    if found is None:
-        raise DropforgeError(
-            f"there is no drop of a file {name}, and none in the inbox",
-            f"drop it first: dropforge submit {name}; list the drops: dropforge drops",
-        )
-    return drop_awaited(overview, found)
+def file_awaited(overview: Overview, settings: Settings, name: str, track: str | None) -> Ask:
+    """Return a function that polls the newest drop of a file name: once found, no later file of that name counts."""
+    taken: list[int] = []
+
+    def ask() -> Settled | RunView | DropView | str:
+        if not taken:
+            if any(PurePath(one).name == name for one in files_in_inbox(settings)):
+                return f"{name} lies in the inbox and was not taken yet"
+            found = overview.drop_named(name, track)
+            if found is None:
+                raise DropforgeError(
+                    f"there is no drop of a file {name}, and none in the inbox",
+                    f"drop it first: dropforge submit {name}; list the drops: dropforge drops",
+                )
+            taken.append(found.id)
+        return drop_awaited(overview, overview.drop(taken[0]))
+
+    return ask
 
 
 def run_awaited(overview: Overview, run_id: int) -> Settled | RunView:

@@ -78,6 +78,7 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
         if events:
             outbox.event_id = events[-1].id or 0
             session.add(outbox)
+        outbox.digest_at = min(outbox.digest_at, now)  # the clock was ahead and was set back since
         due = digest_due(settings, outbox.digest_at, now)
         if due is not None and len(events) < _MOST:
             after, last = outbox.digest_event_id, outbox.digest_at
@@ -103,7 +104,8 @@ def take(engine: Engine, address: str, now: int) -> Unsent | None:
                 _end(session, message, MessageState.GIVEN_UP, now, message.error)
                 session.flush()
                 continue
-            if now < message.not_before:
+            # A later time was set by a clock that was ahead.
+            if now < message.not_before <= now + _LONGEST_PAUSE_MS:
                 return None
             message.not_before = now + min(_FIRST_PAUSE_MS << min(message.tries, 16), _LONGEST_PAUSE_MS)
             message.tries += 1

@@ -36,6 +36,7 @@ _GONE = {
     "intake.special_tokens": "a record that holds a special token is a bad row",
     "intake.unknown_keys": "other keys are counted, not refused",
     "log_format": "the log is for people on a terminal, and JSON elsewhere",
+    "messages.heartbeat_minutes": "a timer may run `dropforge status && curl URL`",
     "messages.heartbeat_url": "a timer may run `dropforge status && curl URL`",
     "messages.timezone": "the digest is by timezone, at the top level",
     "on_worse": "gate.trials_per_week = 0 keeps every drop",

@@ -68,7 +68,7 @@ def refuse_network(folder: Path, mounts: Path = _MOUNTS) -> None:
 def how_to_restore(path: Path) -> str:
     """Return the hint for a damaged database at `path`: restore the newest backup in its `backups/` folder."""
     backups = path.parent / BACKUPS
-    found = sorted(backups.glob("[!.]*"), key=lambda one: one.stat().st_mtime) if backups.is_dir() else []
+    found = sorted(backups.glob("[!.]*/"), key=lambda one: one.stat().st_mtime) if backups.is_dir() else []
     kept = [one for one in found if not one.name.startswith("replaced-")]
     newest = str(kept[-1]) if kept else "BACKUP"
     return f"stop the daemon, then put a backup in its place: dropforge restore {newest}"

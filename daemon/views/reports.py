@@ -14,8 +14,8 @@ from pipeline.artifacts import JSON_NAME, PAGE_NAME, Frozen
 from pipeline.errors import DropforgeError
 from pipeline.report.facts import Story
 
-#: Settings that are not compared: the salt differs between tracks, the noise is measured by the track's first run.
-_UNTOLD = frozenset({"salt", "noise"})
+#: Settings that are not compared: the salt is the track's.
+_UNTOLD = frozenset({"salt"})
 #: Values that leave a choice to a track's first run; later runs are given its choice, so neither is compared.
 _LEFT_TO_RUN: Mapping[str, object] = {
     "evaluate.metric": "auto",

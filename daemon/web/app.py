@@ -48,7 +48,10 @@ def make_app(settings: Settings, token: str) -> FastAPI:
     app.state.site = Site(settings, token)
     for router in (api.router, actions.router, live.router):
         app.include_router(router, prefix=API, max_body_size=_MOST_BODY)
-    files: dict[str, Any] = {"max_body_size": settings.intake.max_bytes, "form_limits": {"max_files": _MOST_FILES}}
+    files: dict[str, Any] = {
+        "max_body_size": settings.intake.max_bytes,
+        "form_limits": {"max_files": _MOST_FILES, "max_fields": 10},
+    }
     app.include_router(upload.router, prefix=API, **files)
     app.include_router(upload.forms, include_in_schema=False, **files)
     # After the API's routers: the pattern of forms, /{kind}/{target}/{deed}, would match paths of the API too.

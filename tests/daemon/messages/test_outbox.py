@@ -225,3 +225,24 @@ def test_without_a_time_there_is_no_digest() -> None:
     now = round(datetime(2026, 11, 26, 9, tzinfo=UTC).timestamp() * 1000)
     assert digest.digest_due(Settings(messages=MessageSettings(digest="")), now - 9 * DAY, now) is None
     assert digest.digest_due(Settings(), now - DAY, now) == now - 3_600_000
+
+
+def test_a_clock_that_was_ahead_does_not_put_a_message_off_for_longer(lived_in: Any) -> None:
+    with_messages(lived_in, urls=[URL])
+    (address,) = found_addresses(lived_in)
+    fail_hook(lived_in)
+    collect(lived_in)
+    taken = outbox.take(lived_in.engine, address, lived_in.now + 30 * DAY)
+    assert taken is not None
+    assert outbox.take(lived_in.engine, address, lived_in.now) == taken
+
+
+def test_a_digest_that_a_clock_noted_which_was_ahead_keeps_no_later_one_back(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    at(made, "2027-11-25T09:00+00:00")
+    with_messages(made, urls=[URL], digest="08:00")
+    made.take("one.jsonl", '{"instruction": "a", "output": "b"}\n')
+    at(made, "2026-11-25T07:00+00:00")
+    assert collect(made) == []
+    at(made, "2026-11-25T08:00+00:00")
+    assert [one.kind for one in collect(made)] == ["digest"]
