@@ -182,7 +182,7 @@ def _refuse_sidecars(database: Path) -> None:
     """Raise `DropforgeError` if a database has a journal with content, which would be checked but not restored."""
     for path in (Path(f"{database}{suffix}") for suffix in SIDECARS[:2]):
         if os.path.lexists(path) and path.lstat().st_size:
-            raise _refusal(f"{path} lies beside the database, so {database.name} alone is not all of it")
+            raise _refusal(f"{path} lies next to the database, so {database.name} is only a part of it")
 
 
 def _refuse_rows(database: Path) -> None:

@@ -43,11 +43,8 @@ def put(
     A `heldout` of any text puts them into the track's folder for held-out records. Raises `BadUpload` if a file is
     refused; its message says of each file whether it is in the inbox.
     """
-    # A form without a chosen file sends one without a name.
-    files = [(_plain_name(one.filename), one) for one in file if one.filename]
-    if not files:
-        hint = "send a .jsonl or .json file as multipart/form-data; with curl: -F track=default -F file=@FILE.jsonl"
-        raise BadUpload("there is no file in what was sent", hint)
+    # FastAPI answers 422 if the form has no file; a file without a name is none.
+    files = [(_plain_name(one.filename or ""), one) for one in file]
     site.settings.track(track)
     settle = f"it is taken once it has not changed for {site.settings.intake.settle_seconds:g} s"
     told: list[str] = []
@@ -85,7 +82,7 @@ def by_form(request: Request, told: Told) -> Response:
 
 def _plain_name(name: str) -> str:
     """Return the name of an uploaded file. Raises `DropforgeError` if it is a path, too long or ignored."""
-    if "/" in name or "\0" in name or name in {".", ".."} or len(name.encode()) > _MOST_NAME:
+    if "/" in name or "\0" in name or name in {"", ".", ".."} or len(name.encode()) > _MOST_NAME:
         raise BadUpload("a file is sent under a name that is none", "rename it: a name without /, of at most 255 bytes")
     require_usable(name)
     return name

@@ -55,7 +55,7 @@ class Item(Frozen):
         if choices and self.answer not in range(len(choices)):
             raise ValueError(f"answer: {self.answer} is not an index of the {len(choices)} choices, which start at 0")
         if self.words and not all(map(tokens, self.answers)):
-            raise ValueError("answers: each must hold a word")
+            raise ValueError("answers: each must have a letter or digit")
         return self
 
     def score_choice(self, losses: Sequence[float]) -> float:

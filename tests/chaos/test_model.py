@@ -526,7 +526,7 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
             came.update(f"trouble at {name}" for name in self.seen)
             came.update([drop.state for drop in self.world.drops] + [run.state for run in self.world.runs])
             came.update({"champion": len(self.world.champions) - 1, "blocked": len(self.world.blocked)})
-            came.update({"waiting for a word": len(self.world.waits), "stopped run": self.world.stopped})
+            came.update({"waiting for approval": len(self.world.waits), "stopped run": self.world.stopped})
             came.update(f"suspicion {one.ended or 'open'}" for one in self.world.suspects)
             came["trial"] += sum(run.trial for run in self.world.runs)
             super().teardown()

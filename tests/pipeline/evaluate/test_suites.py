@@ -139,7 +139,7 @@ def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
         ({"question": "q", "choices": ["x", "y"]}, "answer: None is not an index"),
         ({**ITEM, "hint": "x"}, "hint: Extra inputs are not permitted"),
         ({**ITEM, "answers": ["2"]}, "it needs either choices and answer, or answers"),
-        ({"question": "q", "answers": ["x", "?"]}, "answers: each must hold a word"),
+        ({"question": "q", "answers": ["x", "?"]}, "answers: each must have a letter or digit"),
         ('{"question": "q", "question": "r"}', "stands twice"),
         ("{", "JSON"),
     ],
