@@ -36,6 +36,7 @@ from pipeline.errors import DropforgeError
 from pipeline.search_settings import SearchConfig
 
 CONFIGURE_AGAIN_MS = 30_000
+_LONGEST_POSTPONED_MS = 600_000
 _LONGEST_BACKOFF_MS = 3_600_000
 _LONGEST_PUT_OFF_MS = 3_600_000
 
@@ -228,12 +229,14 @@ def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> R
     """
     Set a run to waiting because of `error` (a full disk, say), not counted as a failure; return its new state.
 
-    It is cancelled instead if a person has requested that. Raises `LostClaim` if the claim is not valid any more.
+    It waits as long again as since its first claim: from half a minute to ten minutes. It is cancelled instead if a
+    person has requested that. Raises `LostClaim` if the claim is not valid any more.
     """
     with transaction(engine) as session:
-        values = {"error": error.message, "hint": error.hint, "not_before": now + CONFIGURE_AGAIN_MS}
-        move = Move(RunState.WAITING, "run_postponed", values, {"error": error.message})
-        return _wait(session, held_run(session, claim), move, now)
+        run = held_run(session, claim)
+        wait = min(max(now - (run.started_at or now), CONFIGURE_AGAIN_MS), _LONGEST_POSTPONED_MS)
+        values = {"error": error.message, "hint": error.hint, "not_before": now + wait}
+        return _wait(session, run, Move(RunState.WAITING, "run_postponed", values, {"error": error.message}), now)
 
 
 def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySettings) -> RunState:

@@ -261,6 +261,16 @@ def test_a_step_that_filled_the_disk_lets_its_run_wait_uncounted_and_its_waste_i
     assert {path.name for path in attempt.iterdir()} == {"spec.json", "result.json"}
 
 
+@pytest.mark.parametrize(("after", "wait"), [(0, 30_000), (90_000, 90_000), (86_400_000, 600_000)])
+def test_a_run_that_cannot_go_on_is_tried_less_often_the_longer_it_waits(
+    dispatcher: Dispatcher, after: int, wait: int
+) -> None:
+    dispatcher.tick(NOW)
+    claim = states.Claim(1, str(only_run(dispatcher).token))
+    run_queue.postpone(dispatcher._engine, claim, DropforgeError("full"), NOW + after)
+    assert only_run(dispatcher).not_before == NOW + after + wait
+
+
 def test_postponing_is_for_the_holder_and_gives_way_to_a_person_who_cancelled(dispatcher: Dispatcher) -> None:
     dispatcher.tick(NOW)
     engine = dispatcher._engine
