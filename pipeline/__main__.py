@@ -42,7 +42,12 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: list[str]) -> int:
-    """Run the step `argv[0]` with the spec file `argv[1]`, and write result.json; return the exit code."""
+    """
+    Run step `argv[0]` with the spec file `argv[1]`, write result.json to the attempt's folder, return the exit code.
+
+    An exception in the step becomes a result with status failed or interrupted. If the disk is too full for the result,
+    nothing is written and `EXIT_DISK_FULL` returned. SIGTERM, SIGINT or the worker's death stops the step.
+    """
     faulthandler.enable()
     step_name, spec_path = argv
     spec = StepSpec.model_validate_json(Path(spec_path).read_bytes())

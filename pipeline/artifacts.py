@@ -38,7 +38,7 @@ class Frozen(BaseModel):
 
 
 def field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """Return the docstring below each field of a model, including its parents' fields."""
+    """Return the docstrings below a model's and its parents' fields by field name; fields without any are left out."""
     docs = {}
     for parent in reversed(model.__mro__):
         if issubclass(parent, Frozen):
@@ -51,7 +51,12 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
 
 
 def known_fields(model: type[BaseModel], value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `value` without unknown fields, in nested models too, and without unknown names in lists of literals."""
+    """
+    Return a copy of `value` without keys that are no fields of `model`; the values are not validated.
+
+    The same is done in fields whose type is a model, but not in optional models or lists of models. Lists of literals
+    lose unknown items.
+    """
     known = {}
     for name in model.model_fields.keys() & value.keys():
         kind: Any = model.model_fields[name].annotation

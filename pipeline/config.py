@@ -114,15 +114,15 @@ class TrainConfig(Frozen):
         return self.method in FULL_WEIGHTS
 
     def chosen(self, layers: int) -> int:
-        """Return the number of layers that `spectrum` trains, of `layers` layers with the same name."""
+        """Return how many of `layers` layers with the same name `spectrum` trains: `share` of them, rounded up."""
         return math.ceil(round(self.share * layers, 6))
 
     def decisive(self) -> dict[str, object]:
-        """Return, as JSON, the settings that determine what is learned from a given starting model and given rows."""
+        """Return the settings, as JSON values, that determine what is learned from a given start and given rows."""
         return self.model_dump(mode="json", exclude=_OF_THE_MACHINE | _OF_THE_BEGINNING)
 
     def beginning(self) -> dict[str, object]:
-        """Return, as JSON, the settings that choose the starting model and its rows."""
+        """Return, as JSON values, the settings that choose the start and its rows; `replay` only for the champion."""
         from_base = {"start", "general_rows"}
         return self.model_dump(mode="json", include=_OF_THE_BEGINNING if self.start == "champion" else from_base)
 
@@ -237,7 +237,7 @@ class GateConfig(Frozen):
 
     @property
     def min_records_continuous(self) -> int:
-        """Fewest held-out records for a verdict with any metric but exact match."""
+        """Fewest held-out records for a verdict with any metric but exact match: twice `min_records`."""
         return 2 * self.min_records
 
     @model_validator(mode="after")
@@ -328,7 +328,7 @@ class JudgeConfig(Frozen):
 
     @property
     def on_this_machine(self) -> bool:
-        """Whether the endpoint listens on a loopback address."""
+        """Whether the host in `url` is `localhost` or a loopback address; other names are not resolved."""
         host = urlsplit(self.url).hostname or ""
         try:
             return ipaddress.ip_address(host).is_loopback
@@ -369,6 +369,6 @@ class RunConfig(Frozen):
 
 
 def past_setting(config: Mapping[str, Any] | None, section: str, name: str) -> Any:
-    """Return a setting from a run's stored configuration, perhaps of an earlier version; `None` if it is not there."""
+    """Return setting `name` of table `section` in a run's stored configuration; `None` if it is not there."""
     values = (config or {}).get(section)
     return values.get(name) if isinstance(values, dict) else None

@@ -74,7 +74,7 @@ class StepSpec(Frozen):
 
     @property
     def key(self) -> str:
-        """Name of the attempt, unique in the state folder."""
+        """Name of the attempt, `<run>-<step>-<attempt>`, unique in the state folder."""
         return f"{self.run}-{self.step}-{self.attempt}"
 
 
@@ -151,7 +151,7 @@ class Curve(Frozen):
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> tuple[CurvePoint, ...]:
-    """Average (step, loss) points over equal spans, each at its last step; return at most `CURVE_POINTS` points."""
+    """Return the (step, loss) `points` averaged over at most `CURVE_POINTS` equal spans, each at its last step."""
     span = math.ceil(len(points) / CURVE_POINTS) or 1
     groups = [points[start : start + span] for start in range(0, len(points), span)]
     return tuple(CurvePoint(step=g[-1][0], loss=sum(loss for _, loss in g) / len(g)) for g in groups)
@@ -185,32 +185,32 @@ class Attempt:
         return kind.model_validate(value)
 
     def path(self, relative: str) -> Path:
-        """Return the absolute path of `relative`, a path below the state folder, as in artifacts."""
+        """Return the absolute path of `relative`, a path below the state folder; an absolute path is unchanged."""
         return self.root / relative
 
     def relative(self, path: Path) -> str:
-        """Return `path` relative to the state folder, as in artifacts."""
+        """Return `path` relative to the state folder, as in artifacts. Raises `ValueError` if it is not below it."""
         return path.relative_to(self.root).as_posix()
 
     def make_folder(self, name: str) -> Path:
-        """Create the folder `name` in the attempt's folder and return its path."""
+        """Create the folder `name` in the attempt's folder; return its path. Raises `FileExistsError` if it exists."""
         folder = self.folder / name
         folder.mkdir()
         return folder
 
     def progress(self, done: int, total: int, **fields: Any) -> None:
         """
-        Set the progress: `done` of `total`, and the other fields of `Progress`.
+        Set the progress, in memory only: `done` of `total`, and the other fields of `Progress` by name.
 
         `phase`, `note` and `memory` keep their values unless given, all other fields are reset. Cheap enough to call at
-        every optimizer step; a separate thread rewrites the file.
+        every optimizer step; a separate thread writes the file, see `write_progress`.
         """
         with self._lock:
             known = {**self._progress.model_dump(include={"phase", "note", "memory"}), **fields}
             self._progress = Progress(step=self.spec.step, done=done, total=total, **known)
 
     def show_curve(self, losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> None:
-        """Have `write_progress` also write these lists of (step, loss), which the caller extends, to curve.json."""
+        """Have later `write_progress` calls also write these lists of (step, loss), which may grow, to curve.json."""
         self._losses = losses, dev
 
     def earlier(self, name: str) -> list[Path]:
@@ -224,7 +224,7 @@ class Attempt:
             raise Interrupted(f"step {self.spec.step} was asked to stop")
 
     def write_progress(self) -> None:
-        """Rewrite progress.json with the current time, and curve.json if there is a curve."""
+        """Rewrite progress.json with the current time, and curve.json after `show_curve`, in the attempt's folder."""
         with self._lock:
             value = self._progress.model_copy(update={"updated_at": time.time()})
         durable.write_hint(self.folder / PROGRESS_NAME, value.model_dump())
@@ -250,6 +250,6 @@ class Step:
     """Whether a run with these settings includes this step."""
 
     def load(self) -> Callable[[Attempt], Artifact]:
-        """Import the step's module and return its function: the daemon reads STEPS without the training stack."""
+        """Import the step's module, which may be slow, and return its function; it takes an `Attempt`."""
         module = importlib.import_module(f"pipeline.{self.name}.step")
         return cast("Callable[[Attempt], Artifact]", getattr(module, self.name))

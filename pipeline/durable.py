@@ -46,7 +46,11 @@ def fsync_tree(folder: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Create or replace the file `path` atomically and durably: a crash leaves the old file or the new one."""
+    """
+    Create or replace the file `path` atomically and durably: a crash leaves the old file or the new one.
+
+    Its folder must exist. Its permissions become `mode` less the umask; a symbolic link is replaced, not followed.
+    """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -62,17 +66,17 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented UTF-8 JSON, durably (see `write_bytes`)."""
+    """Write `value` as indented UTF-8 JSON, durably (see `write_bytes`). Raises `ValueError` if it has NaN."""
     write_bytes(path, json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return `value` as indented UTF-8 JSON with a final newline."""
+    """Return `value` as indented UTF-8 JSON with a final newline. Raises `ValueError` if it has NaN or infinity."""
     return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_hint(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically but not durably: for progress, which a crash may lose."""
+    """Write or replace `path` with `value` as JSON, atomically but not durably: for progress, which may be lost."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(value), encoding="utf-8")
     aside.rename(path)
@@ -101,9 +105,9 @@ def read_json(path: Path) -> Any:
 
 def publish_folder(source: Path, target: Path) -> None:
     """
-    Move the finished folder `source` to the content-addressed `target`, durably.
+    Move the finished folder `source` to `target`, which is named after its content, durably.
 
-    If `target` exists, it holds the same content, and `source` is left in place.
+    If a `target` with files exists, it is taken to hold the same content: nothing is moved, and `source` stays.
     """
     fsync_tree(source)
     try:
@@ -116,13 +120,13 @@ def publish_folder(source: Path, target: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hexadecimal sha256 of a regular file's bytes."""
+    """Return the hexadecimal sha256 of a file's bytes. Raises `OSError` if it is missing or no regular file."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a trusted JSON Lines file, split at newline bytes only."""
+    """Yield the value of each line that is not blank, split at newline bytes only. Raises `ValueError` if not JSON."""
     with path.open("rb") as file:
         for line in file:
             if line.strip():
@@ -152,7 +156,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def signature(path: Path) -> tuple[str, int, int, int]:
-    """Return a file's path, size, modification time and inode, to detect changes; numbers are 0 if it is missing."""
+    """Return a file's path, size, mtime in ns and inode, to detect changes; numbers are 0 if it is missing."""
     try:
         info = path.stat()
     except OSError:

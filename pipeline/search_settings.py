@@ -41,15 +41,17 @@ class SearchConfig(Frozen):
 
 
 def with_settings(train: T, settings: Mapping[str, Any]) -> T:
-    """Return a copy of `train` with other settings and without a search. Raises `ValidationError`."""
+    """Return a copy of `train` with `settings` and no search; all else stays. Raises pydantic's `ValidationError`."""
     return type(train).model_validate({**train.model_dump(exclude={"search"}), **settings})
 
 
 def check_search(search: SearchConfig, train: Any, fixed: set[str]) -> None:
     """
-    Raise `ValueError` unless each name of the space is a setting of `train` that can be tried, with valid values.
+    Raise `ValueError` unless `search.space` is empty or valid for the training settings `train`.
 
-    `fixed` are settings that all trials share.
+    Each name must be a setting of `train` that is not in `fixed` (settings that all trials share), with values that
+    differ and are valid there. A range needs the method tpe and a numeric setting, a grid may have at most
+    `search.trials` combinations, and only the training methods lora and dora can be searched.
     """
     for name, values in search.space.items():
         _check_name(name, type(train).model_fields, fixed)
@@ -77,7 +79,7 @@ def check_search(search: SearchConfig, train: Any, fixed: set[str]) -> None:
 
 
 def grid(search: SearchConfig) -> Iterator[dict[str, Value]]:
-    """Yield all combinations of a space of lists; the last setting varies fastest."""
+    """Yield all combinations as {setting: value}, the last setting fastest. Raises `ValueError` if it has a `Range`."""
     lists = [values for values in search.space.values() if not isinstance(values, Range)]
     for values in product(*lists):
         yield dict(zip(search.space, values, strict=True))
@@ -92,7 +94,7 @@ def largest(search: SearchConfig, name: str, default: float) -> float:
 
 
 def most_trials(search: SearchConfig) -> int:
-    """Return the most trials that a search can have."""
+    """Return the most trials of a search: its `trials` with tpe, the number of combinations with a grid."""
     if search.method == "tpe":
         return search.trials
     return prod(len(values) for values in search.space.values() if not isinstance(values, Range))
@@ -122,12 +124,12 @@ def _check_range(values: Range, method: str, train: BaseModel, name: str) -> Non
 
 
 def settings_words(settings: dict[str, Any]) -> str:
-    """Return settings in one line, as "learning_rate 0.0004, rank 16"."""
+    """Return settings in one line, as "learning_rate 0.0004, rank 16"; floats have 3 significant digits."""
     return ", ".join(f"{name} {_value_words(value)}" for name, value in settings.items())
 
 
 def trial_words(trial: Trial) -> str:
-    """Return a trial in one line: its settings, outcome, scores and duration."""
+    """Return a trial in one line: number, settings, outcome, dev loss, duration, whether chosen, why it failed."""
     parts = [f"{trial.number}. {settings_words(trial.settings)}: {trial.outcome}"]
     if trial.dev_loss is not None:
         parts.append(f"dev loss {plain(trial.dev_loss, 3)}")

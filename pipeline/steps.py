@@ -25,11 +25,11 @@ BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
 
 def next_step(published: Collection[str], dataset: Dataset | None, config: RunConfig) -> Step | None:
     """
-    Return the first of the run's steps that is not published, or `None` if all are published.
+    Return the first of the run's steps whose name is not in `published`, or `None` if all are.
 
-    With too little data for any verdict the run skips from `prepare` to `decide`, to save the training. With manual
-    approval the model is made all the same, as it may be wanted without a verdict; it is evaluated if there are
-    held-out rows.
+    `judge` is a step only if `judge.url` is set. With too little data for any verdict (`dataset`, `None` before
+    `prepare`) the run skips from `prepare` to `decide`, to save the training. With manual approval the model is made
+    all the same, as it may be wanted without a verdict; it is evaluated if there are held-out rows.
     """
     wanted = tuple(step for step in STEPS if step.wanted(config))
     if dataset is not None and dataset.shortfall is not None:

@@ -19,24 +19,24 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 
 def plain(value: float, digits: int = 1) -> str:
-    """Format a number with thousands separators, a true minus sign and no negative zero."""
+    """Format a number with `digits` decimals, thousands separators, a true minus sign and no negative zero."""
     rounded = round(value, digits) + 0.0
     return f"{rounded:,.{digits}f}".replace("-", "\u2212")
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """Format a change with its sign; without a sign if it rounds to zero."""
+    """Format a change as `plain` does, with a plus or minus sign; without a sign if it rounds to zero."""
     rounded = round(value, digits)
     return f"+{plain(rounded, digits)}" if rounded > 0 else plain(rounded, digits)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """Format a count with its noun, as `1 record` or `1,200 records`."""
+    """Format a count with its noun, as `1 record` or `1,200 records`; `plural` is `noun` and an s by default."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def listed(words: Sequence[str]) -> str:
-    """Join words as `a`, `a and b` or `a, b and c`."""
+    """Join words as `a`, `a and b` or `a, b and c`; empty for no words."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
@@ -67,21 +67,21 @@ def size_words(octets: int) -> str:
 
 
 def p_words(value: float, limit: float) -> str:
-    """Format a p-value, as `p = 0.012`, with enough digits to distinguish it from its limit."""
+    """Format a p-value, as `p = 0.0120`, with enough digits to distinguish it from `limit`; or `p < 0.0001`."""
     if value < _TINY_P:
         return "p < 0.0001"
     return f"p = {beside(value, limit, 4 if value < 0.1 else 2)}"  # noqa: PLR2004 - further digits say nothing
 
 
 def beside(value: float, limit: float, digits: int = 2) -> str:
-    """Format a number with enough digits to distinguish it from a limit: 0.996, not 1.00, if the limit is 1."""
+    """Format a number with `digits` decimals, or as many as distinguish it from `limit`: 0.996, not 1.00, from 1."""
     while value != limit and round(value, digits) == round(limit, digits) and digits < _MOST_DIGITS:
         digits += 1
     return f"{value:.{digits}f}"
 
 
 def luck(value: float) -> str:
-    """Describe a one-sided p-value as a frequency, as `about once in 100 times`."""
+    """Describe a one-sided p-value as a frequency: `about once in 100 times`, above 0.2 as `25 times in 100`."""
     if value < _TINY_P:
         return "less than once in 10,000 times"
     if value > _OFTEN_P:
@@ -92,7 +92,7 @@ def luck(value: float) -> str:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Return at most `most` round, evenly spaced numbers from `low` to `high`; `low` must be below `high`."""
+    """Return at most `most` + 1 round, evenly spaced numbers from `low` to `high`; `low` must be below `high`."""
     rough = (high - low) / most
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -107,19 +107,23 @@ def tick(value: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape unprintable characters (controls, lone surrogates) in `text` for a terminal or a log."""
+    """Escape unprintable characters in `text`, newlines and tabs included, as Python does: for a terminal or a log."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def show_controls(page: str) -> str:
-    """Escape forbidden and bidirectional control characters in an HTML page, as Python writes them."""
+    """Escape control characters that HTML forbids, and bidirectional controls, as Python does; CRLF becomes LF."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), page.replace("\r\n", "\n"))
 
 
 def shown(value: object, width: int = 60) -> str:
-    """Return a short, printable form of a JSON value for messages; objects and lists without their contents."""
+    """
+    Return a short, printable form of a JSON value for messages.
+
+    A string is quoted and cut after `width` characters; objects and lists are only named, as `an object`, `a list`.
+    """
     if isinstance(value, str):
         clipped = value[:width] + ("…" if len(value) > width else "")
         return f'"{printable(clipped)}"'
@@ -135,7 +139,7 @@ def shown(value: object, width: int = 60) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Format a duration: 48 s, 3 min 05 s, 2 h 10 min; empty for `None`."""
+    """Format a duration in seconds: 48 s, 3 min 05 s, 2 h 10 min; empty for `None`."""
     if seconds is None:
         return ""
     whole = round(seconds)

@@ -37,7 +37,7 @@ class Suite:
     base: Floats | None = None
     """The base model's on the same items; `None` if it is the champion, or was not measured."""
     collapsed: Mapping[str, tuple[str, ...]] | None = None
-    """By model (candidate, champion, base), what each free answer is instead of one; "" for an answer."""
+    """By model (candidate, champion, base), how each free answer has collapsed; "" for a real answer."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Opinion:
     """By the record's id: win, loss, tie, inconsistent or failed."""
 
     def on(self, ids: Iterable[str]) -> Judgement:
-        """Return the judgement with counts over its records in `ids` only."""
+        """Return the judgement with counts over its records in `ids` only; ids that were not judged are ignored."""
         found = [self.results[name] for name in ids if name in self.results]
         return self.judgement.model_copy(update=count_results(found))
 
 
 def count_results(results: Collection[str]) -> dict[str, int]:
-    """Return the counts of a `Judgement` from the result on each record."""
+    """Return the counts of a `Judgement` by field name; `results` are as `Opinion.results`, inconsistent is a tie."""
     counts = Counter(results)
     return {
         "records": len(results),
@@ -108,7 +108,7 @@ class Comparison:
         """
         Return the means of `columns`, shape (records, any), per group: (groups, any).
 
-        Records outside `mask` or with NaN are left out, and groups without any other record.
+        Records outside `mask` (by default none) or with NaN are left out, and groups without any other record.
         """
         kept: Flags = np.asarray(~np.isnan(columns).any(axis=1))
         kept = kept if mask is None else kept & mask
@@ -118,27 +118,31 @@ class Comparison:
         return np.column_stack([np.bincount(places, weights=column) for column in columns[kept].T]) / counts[:, None]
 
     def sums(self, columns: Floats) -> Floats:
-        """Return the sums of `columns`, shape (records, any), per group: (groups, any)."""
+        """Return the sums of `columns`, shape (records, any), per group: (groups, any); a sum with NaN is NaN."""
         if self.alone:
             return columns
         places = np.unique(self.groups, return_inverse=True)[1]
         return np.column_stack([np.bincount(places, weights=column) for column in columns.T])
 
     def pairs(self, mask: Flags | None = None, metric: str | None = None) -> Floats:
-        """Return a metric's scores of both models by group, shape (groups, 2), where it was measured."""
+        """
+        Return both models' mean scores per group, shape (groups, 2): candidate, champion.
+
+        `metric` is by default the primary metric. Only records in `mask` (default: all) where it was measured count.
+        """
         return self.by_group(self.scores.get(metric or self.metric, np.empty((0, 2))), mask)
 
     def differences(self, mask: Flags | None = None, metric: str | None = None) -> Floats:
-        """Return candidate minus champion by group, of `metric` or by default the primary metric."""
+        """Return candidate minus champion per group, shape (groups,); the arguments are those of `pairs`."""
         pairs = self.pairs(mask, metric)
         return np.asarray(pairs[:, 0] - pairs[:, 1])
 
     def part(self, mask: Flags) -> "Comparison":
-        """Return the comparison restricted to the records where `mask` is true; suites are unchanged."""
+        """Return the comparison on the records where `mask` is true; suites and opinion are unchanged."""
         return self if mask.all() else self.take(np.flatnonzero(mask), self.groups[mask])
 
     def take(self, rows: Places, groups: Places) -> "Comparison":
-        """Return the comparison on the records at the indices `rows`, which may repeat, with `groups` as groups."""
+        """Return the comparison on the records at the indices `rows`, which may repeat; `groups` is their groups."""
         return replace(
             self,
             ids=tuple(self.ids[row] for row in rows.tolist()),
@@ -158,7 +162,7 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
     Read the comparison from an evaluation's files below `root`, and the judge's results if there is a `judgement`.
 
     Raises `StepFailed` if the number of records is not that of the report or judgement, the records were scored by
-    different metrics, or a score is not a finite number. A record without a score has NaN.
+    different or unknown metrics, or a score is not a finite number. A record without a score has NaN.
     """
     folder = root / report.folder
     lines = list(durable.read_jsonl(folder / "records.jsonl"))
@@ -202,7 +206,8 @@ def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
     """
     Return the comparison of lines of records.jsonl, which may be in any order.
 
-    Raises `StepFailed` if they were scored by different metrics, or a score is not a finite number.
+    `metric` is the primary metric. Raises `StepFailed` if it is missing on a line, if the lines were scored by
+    different or unknown metrics, or if a score is not a finite number.
     """
     lines = sorted(lines, key=lambda line: str(line["id"]))
     names = _metrics(metric, lines)

@@ -119,7 +119,7 @@ def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = 
 
 
 def collapse_words(verdict: Verdict) -> list[str]:
-    """Describe the collapsed answers, one text per suite of free questions with p <= `HARM_P_VALUE`."""
+    """Return a text per suite of free questions whose `collapse` guard has p <= `HARM_P_VALUE`, even if only shown."""
     said = []
     for guard in verdict.guards:
         if guard.guard == "collapse" and guard.p_value is not None and guard.p_value <= HARM_P_VALUE:
@@ -130,19 +130,24 @@ def collapse_words(verdict: Verdict) -> list[str]:
 
 
 def change_words(guard: GuardResult) -> str:
-    """Format a guard's change with its unit; "" if it has none."""
+    """Format a guard's change with its sign and unit, as `+0.3 points`; "" if it has none."""
     if guard.change is None:
         return ""
     return f"{signed(guard.change, digits(guard))} {guard.unit}"
 
 
 def digits(guard: GuardResult) -> int:
-    """Return the number of decimals for a guard's values."""
+    """Return the number of decimals for a guard's values: 3 for nats, 0 for records, else 1."""
     return {"nats": 3, "records": 0}.get(guard.unit, 1)
 
 
 def guard_words(guard: GuardResult) -> str:
-    """Return one guard's finding in words, as `token F1 +0.3 points (the limit is 2.0 points)`."""
+    """
+    Return a guard's label and change, as `token F1 +0.3 points (the limit is 2.0 points)`.
+
+    For `floor` the score is in place of the change, for `judge` the counts of both models, for `collapse` those of
+    candidate and base model.
+    """
     words = guard.label
     if guard.guard == "floor":
         # The label has the limit, which is the floor; the change is the distance to it.

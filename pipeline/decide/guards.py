@@ -38,9 +38,9 @@ def check(
     comparison: Comparison, slices: Sequence[Slice], known: Known, config: GuardConfig
 ) -> tuple[GuardResult, ...]:
     """
-    Return every guard's results on the compared records.
+    Return every guard's results on the compared records; a guard without data, as `judge` without a judge, has none.
 
-    The state is "shown" for guards that `config.stop` does not name.
+    The state is "failed" or "passed", or "shown" if `config.stop` does not name the guard or there are too few groups.
     """
     rows = [
         *_slices(comparison, slices, config.slices),

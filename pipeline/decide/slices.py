@@ -43,7 +43,7 @@ class Known:
         return np.asarray(np.isin(drops, list(self.drops)) | pinned)
 
     def label(self, drop: int) -> str:
-        """Return a drop's number, with its file's name if that is known."""
+        """Return a drop's number, with its file's name if that is known: `drop 3 (answers.jsonl)`."""
         return f"drop {drop} ({self.names[drop]})" if drop in self.names else f"drop {drop}"
 
 
@@ -51,7 +51,8 @@ def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
     """
     Return a mask of the records that the gate judges on by its setting `on`.
 
-    `drops` and `pinned` have an entry per record. "pinned" without a pinned record selects all records.
+    `drops` (the number of its drop) and `pinned` have an entry per record. "seen" includes pinned records; "pinned"
+    without a pinned record selects all records.
     """
     if on == "pinned" and pinned.any():
         return pinned
@@ -68,7 +69,7 @@ class Slice:
     label: str
     mask: Flags
     drop: int | None = None
-    """Of a slice that is a drop which the champion knows."""
+    """Number of the drop, if the slice is a drop that the champion knows."""
 
 
 def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
@@ -123,7 +124,7 @@ def _kept(counts: Mapping[Name, int], *, newest: bool) -> list[Name]:
 
 
 def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int) -> tuple[SliceResult, ...]:
-    """Return the primary metric on each slice, with the 98 % interval of its gain and the p-value for a gain."""
+    """Return the primary metric on each slice in points, with 98 % interval and unadjusted p-value of the gain."""
     yes_or_no = not METRICS[comparison.metric].continuous
     found = []
     for one in slices:

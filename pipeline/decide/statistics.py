@@ -27,8 +27,9 @@ def mcnemar_exact(wins: int, losses: int) -> float:
     """
     Return the one-sided p-value of the exact McNemar test: P(`wins` or more of the discordant records | no difference).
 
-    Source: McNemar 1947, in its exact conditional form: the wins among the discordant pairs are Binomial(n, 1/2), whose
-    tail is the incomplete beta function I(1/2; wins, losses + 1) (Abramowitz and Stegun 1964, 26.5.24).
+    It is 1 without a win. Source: McNemar 1947, in its exact conditional form: the wins among the discordant pairs are
+    Binomial(n, 1/2), whose tail is the incomplete beta function I(1/2; wins, losses + 1) (Abramowitz and Stegun 1964,
+    26.5.24).
     """
     return float(special.betainc(wins, losses + 1, 0.5)) if wins > 0 else 1.0
 
@@ -69,9 +70,9 @@ def skewness_adjusted_t(values: Floats) -> float:
 
 def one_sided_p(values: Floats, *, yes_or_no: bool) -> float:
     """
-    Return the gate's p-value: exact McNemar for a binary metric, else the larger of both t-tests.
+    Return the one-sided p-value for a gain: exact McNemar if `yes_or_no` (binary metric), else the larger t-test's.
 
-    Groups of records may have a mean between yes and no. Then the groups that gained and lost are counted (the sign
+    Groups of records may have a mean between 0 and 1. Then the groups that gained and lost are counted (the sign
     test, Arbuthnott 1710, which McNemar's is on single records), and the largest of all three p-values is taken: the
     sign test ignores the size of differences, and t is inaccurate if few records differ.
     """
@@ -88,7 +89,7 @@ def count_signs(values: Floats) -> tuple[int, int]:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """
-    Return p-values adjusted by Holm's step-down method (1979), which bounds the familywise error rate.
+    Return the p-values, in their order, adjusted by Holm's method (1979), which bounds the familywise error rate.
 
     The smallest of m is multiplied by m, the next by m - 1 and so on; each is at least the one before it, and at most
     1.
@@ -128,7 +129,7 @@ def upper_bound(values: Floats, confidence: float = 0.95) -> float:
 
 def ratio_change(sums: Floats, weights: Floats) -> tuple[float, float]:
     """
-    Return the difference of two weighted means over the same groups of records, and its standard error.
+    Return the candidate's weighted mean minus the champion's, over the same groups of records, and its standard error.
 
     `sums` and `weights` have the shape (groups, 2), for candidate and champion: summed NLL and tokens, say; each mean
     is the sum of its `sums` over the sum of its `weights`. The error is that of the linearised ratios (Cochran 1977,
@@ -148,8 +149,8 @@ def interval(values: Floats, seed: int, confidence: float = CONFIDENCE) -> tuple
     """
     Return the two-sided interval of the mean difference: the BCa bootstrap (Efron 1987), within -1 and 1.
 
-    On a binary metric it is widened to the exact bounds (`upper_bound`) where these are wider: with few discordant
-    records the bootstrap excludes zero where the test shows nothing.
+    Without values it is (-1, 1). On a binary metric it is widened to the exact bounds (`upper_bound`) where these are
+    wider: with few discordant records the bootstrap excludes zero where the test shows nothing.
 
     If all differences are equal the bootstrap would claim certainty. Then at least q = (a/2)^(1/n) of the population
     has that value (Clopper and Pearson 1934 for n successes in n), and the rest may lie anywhere.

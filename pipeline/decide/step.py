@@ -12,10 +12,10 @@ from pipeline.report.write import write_report
 
 def decide(attempt: Attempt) -> Verdict:
     """
-    Return the verdict on the run's candidate and write its card; with too little data, without an evaluation.
+    Return the verdict on the run's candidate, and write its evidence card into the attempt's new folder `report`.
 
-    Raises `StepFailed` if the evaluation is of another dataset or against another champion than the spec's, or if its
-    files lack records.
+    With too little data and no evaluation the verdict is `insufficient_evidence`. Raises `StepFailed` if an artifact is
+    missing, if the evaluation is of another dataset or champion than the spec's, or if its files are not complete.
     """
     dataset, spec = attempt.load(Dataset), attempt.spec
     version = dataset.heldout_version

@@ -49,7 +49,8 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     """
     Return the verdict on a candidate: a pure function, the same for any order of the records.
 
-    `weigh` makes the decision; this function adds the numbers for the report.
+    `weigh` makes the decision; this function adds the numbers for the report, by simulation if the outcome is
+    `not_shown_better`, which takes a while. Fields on models, held-out version and earlier uses keep their defaults.
     """
     found = weigh(comparison, rules)
     metric, part = METRICS[comparison.metric], found.part
@@ -99,7 +100,9 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     """
     Return the decision: promoted if p-value and gain meet the gate's limits on enough groups and no guard fails.
 
-    The outcome is `worse` if the mirrored test shows harm (p <= `HARM_P_VALUE`).
+    First, records that the candidate was trained on make it `contaminated`, too few groups `insufficient_evidence`, and
+    harm shown by the mirrored test (p <= `HARM_P_VALUE`) `worse`. Without a win, a failed guard makes it `guard_failed`
+    only if it shows clear harm to an old drop or the likelihood. `reasons` are all codes that hold, even if promoted.
     """
     gate, part = rules.gate, on_part(comparison, rules)
     seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
@@ -132,8 +135,8 @@ def promotes(part: Comparison, rules: Rules) -> bool:
     """
     Return whether `weigh` would promote on `part`; faster, for simulations.
 
-    `part` must be what `on_part` returns, with enough records. `rules.seen_by_candidate` is ignored: `weigh` never
-    promotes if it is above 0.
+    `part` must be restricted by `on_part` and have enough groups: neither is checked. `rules.seen_by_candidate` is
+    ignored: `weigh` never promotes if it is above 0.
     """
     if not _wins(part, part.differences(), rules.gate):
         return False
@@ -207,7 +210,7 @@ def _blames(found: Decision, known: Known) -> bool:
 
 
 def early_verdict(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> Verdict:
-    """Return the verdict of a run with too little data, in which nothing was evaluated."""
+    """Return the verdict `insufficient_evidence` of a run with too little data, in which nothing was evaluated."""
     have, need, on_seen = shortfall.heldout_rows, shortfall.needed_heldout_rows, gate.on == "seen"
     unpinned = gate.on == "pinned" and not dataset.heldout_pinned
     few = "too_few_seen" if on_seen else "too_few_records"

@@ -12,7 +12,12 @@ _MOST = 0.8
 
 
 def metric_of(answers: Sequence[str]) -> str | None:
-    """Return the metric's name: field F1 if answers are JSON, exact match if short, else ROUGE-L; `None` if none."""
+    """
+    Return the metric's name for these reference answers, or `None` if there are none.
+
+    It is `json_f1` if at least 80 % are JSON objects or arrays, else `exact_match` if as many have at most
+    `SHORT_WORDS` words, else `rougeL`.
+    """
     if not answers:
         return None
     if sum(json_fields.parse(text) is not None for text in answers) >= _MOST * len(answers):

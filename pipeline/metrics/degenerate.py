@@ -24,9 +24,10 @@ _FEW_WORDS, _RATIO = 3, 3
 
 def degenerate(text: str, references: Sequence[str], *, ended: bool) -> list[str]:
     """
-    Return which of `empty`, `truncated`, `looping` apply to an answer.
+    Return which of `empty`, `truncated`, `looping` apply to an answer; an empty list for a sound answer.
 
-    `ended` is whether the model generated the end token. An answer does not count as looping if a reference loops.
+    `ended` is whether the model generated the end token; without it the answer is truncated. An answer of whitespace is
+    empty. An answer does not count as looping (see `is_looping`) if a reference loops.
     """
     kinds = [] if text.strip() else ["empty"]
     if not ended:
@@ -39,6 +40,8 @@ def degenerate(text: str, references: Sequence[str], *, ended: bool) -> list[str
 def is_looping(text: str) -> bool:
     """
     Return whether one phrase, repeated at least three times without a break, makes up half of the text or more.
+
+    The repetitions must be 20 characters long in all; any whitespace counts as a space.
 
     The repetition of Holtzman et al. 2020 ("The Curious Case of Neural Text Degeneration": a phrase that repeats at
     least three times at the end), on characters, so that it needs no words, and anywhere, so that a loop that ends
@@ -78,7 +81,8 @@ def collapsed(
     Return, by model, how each of its answers has collapsed: one of `COLLAPSED`, or "" for a real answer.
 
     `answers` has each model's texts for the same questions, each with whether it is right; right answers are real.
-    `base` names the model with whose answers lengths are compared, `outputs` are those of the training rows, read once.
+    A label equals at least 3 of `outputs`, the training rows' (read once), of at most 100 characters; a short answer
+    has at most 3 words, and at most a third of those of the model `base`.
     """
     words = {model: [tokens(text) for text, _ in texts] for model, texts in answers.items()}
     texts_seen = {" ".join(answer) for of_model in words.values() for answer in of_model}

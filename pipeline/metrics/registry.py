@@ -44,15 +44,20 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 
 def token_f1(prediction: str, references: Sequence[str]) -> float:
-    """Return the harmonic mean of precision and recall over the bag of tokens (Rajpurkar et al. 2016, SQuAD)."""
+    """
+    Return the F1 of the bags of `tokens` (Rajpurkar et al. 2016, SQuAD), 0 to 1, the best over the references.
+
+    A reference without any token (a dash, say) is compared by `exact_match`. 0 without references.
+    """
     return max((_f1(prediction, reference) for reference in references), default=0.0)
 
 
 def rouge(kind: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """
-    Return each prediction's ROUGE F-measure (Lin 2004), by rouge_score with `tokens`, through `evaluate.Metric`.
+    Return each prediction's ROUGE F-measure (Lin 2004), 0 to 1, the best over the references at the same index.
 
-    `kind` is rouge1, rouge2 or rougeL. A reference without any token (a dash, say) is compared exactly.
+    `kind` is rouge1, rouge2 or rougeL. It is computed by rouge_score with `tokens`, through `evaluate.Metric`. A
+    reference without any token (a dash, say) is compared exactly.
     """
     if not predictions:
         return []
@@ -67,9 +72,9 @@ def rouge(kind: str, predictions: Sequence[str], references: Sequence[Sequence[s
 
 def chrf(prediction: str, references: Sequence[str]) -> float:
     """
-    Return chrF2, the F2 of character n-grams up to 6 without spaces (Popovi\u0107 2015), through sacrebleu's defaults.
+    Return chrF2, the F2 of character n-grams up to 6 without spaces (Popovi\u0107 2015), by sacrebleu, from 0 to 1.
 
-    With several references the best score counts, as in sacrebleu.
+    With several references the best score counts, as in sacrebleu; 0 without references.
     """
     return float(_chrf().sentence_score(prediction, list(references)).score) / 100 if references else 0.0
 
@@ -80,7 +85,11 @@ def json_valid(prediction: str, _references: Sequence[str]) -> float:
 
 
 def json_f1(prediction: str, references: Sequence[str]) -> float:
-    """Return the F1 of the prediction's fields (`json_fields.field_f1`); a reference that is not JSON is one field."""
+    """
+    Return the F1 of the prediction's fields (`json_fields.field_f1`), the best over the references; 0 without any.
+
+    A reference that is not a JSON object or array is compared by `exact_match`.
+    """
     return max(
         (
             exact_match(prediction, [reference])

@@ -120,7 +120,7 @@ class Report(Frozen):
 
 
 def is_nearly_failed(guard: GuardResult) -> bool:
-    """Return whether a guard passed with its harm at `NEARLY` of its margin or more."""
+    """Return whether a guard passed with its harm at 80 % of its margin or more; false if the margin is `None` or 0."""
     if guard.state != "passed" or guard.change is None or not guard.margin:
         return False
     # Scores harm by falling, other units by rising.
@@ -129,7 +129,7 @@ def is_nearly_failed(guard: GuardResult) -> bool:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema of `report.json`: every field is there, and no other."""
+    """Return the JSON Schema of `report.json`, as this version writes it: every field is required."""
     found = Report.model_json_schema(mode="serialization")
     for part in (found, *found["$defs"].values()):
         # What has a default when it is made is written all the same.
@@ -146,7 +146,7 @@ def schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """Return the schema as it stands in `schemas/report.schema.json`."""
+    """Return `schema` as indented JSON text, the content of `schemas/report.schema.json`."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -27,9 +27,9 @@ def write_files(folder: Path, report: Report) -> None:
 
 def add_review(folder: Path, review: BlindReview) -> None:
     """
-    Rewrite the card in `folder` with a blind review; the card may be of an older version.
+    Rewrite report.json and report.html in `folder` with a blind review; they may be of an older version.
 
-    Raises `ValueError` if report.json is damaged.
+    Raises `ValueError` if report.json is missing or damaged.
     """
     written = durable.read_json(folder / JSON_NAME)
     if not isinstance(written, dict):
@@ -66,7 +66,11 @@ def _environment() -> "Environment":
 
 
 def make_environment(*folders: Path) -> "Environment":
-    """Return the Jinja environment of card and web page: text is escaped, unknown names raise errors."""
+    """
+    Return a new Jinja environment for card and web page: text is escaped, unknown names raise errors.
+
+    Templates are looked for in `folders`, then in this package's; filters format numbers as `pipeline.words` does.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - a quick start
 
     made = Environment(

@@ -24,16 +24,16 @@ class Axis:
     right: float = 96.0
 
     def percent(self, value: float) -> float:
-        """Return the x of a value in per cent of the width."""
+        """Return the x of a value in per cent of the width; values outside the axis are at `left` or `right`."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
         return self.left + (self.right - self.left) * min(1.0, max(0.0, share))
 
     def __call__(self, value: float) -> str:
-        """Return the x of a value as an SVG attribute."""
+        """Return the x of a value, see `percent`, as an SVG attribute: `12.50%`."""
         return f"{self.percent(value):.2f}%"
 
     def ticks(self) -> list[float]:
-        """Return the round values, at most 6, to label below the axis."""
+        """Return the round values, at most 7, to label below the axis; `low` must be below `high`."""
         return ticks(self.low, self.high, 6)
 
 
@@ -43,15 +43,15 @@ class Chart:
 
     description: str
     rungs: tuple[tuple[str, str], ...]
-    """The height of each line across, and its name."""
+    """The y in pixels and the label of each horizontal line."""
     names: tuple[tuple[str, str], ...]
-    """The x of each name beneath, and the name."""
+    """The x in per cent and the label of each tick below."""
     lines: tuple[tuple[str, str], ...]
-    """The kind and the points of each curve."""
+    """CSS class and SVG points of each curve."""
 
 
 def gain_axis(verdict: Verdict, min_gain: float) -> Axis | None:
-    """Return an axis that spans gain, interval, `min_gain` and smallest detectable gain; `None` without a gain."""
+    """Return an axis over 0, gain, interval, `min_gain` and smallest detectable gain; `None` if there is no gain."""
     if verdict.gain is None or verdict.interval is None:
         return None
     seen = verdict.smallest_detectable_gain
@@ -60,7 +60,7 @@ def gain_axis(verdict: Verdict, min_gain: float) -> Axis | None:
 
 
 def curves_chart(curves: Sequence[tuple[str, str, Sequence[CurvePoint]]]) -> Chart | None:
-    """Return a chart of the curves (kind, name, points) on one scale; `None` if no curve has a point."""
+    """Return a chart of the curves (CSS class, name, points) on the same scale; `None` if no curve has a point."""
     curves = [curve for curve in curves if curve[2]]
     points = [point for _, _, some in curves for point in some]
     if not points:
@@ -93,7 +93,7 @@ def curves_chart(curves: Sequence[tuple[str, str, Sequence[CurvePoint]]]) -> Cha
 
 
 def loss_caption(adapter: Adapter) -> str:
-    """Describe a training's first and last loss, and the last and lowest dev loss if it was measured."""
+    """Describe a training's first and last loss (there must be some), and the last and lowest dev loss if measured."""
     first, last = adapter.loss_curve[0], adapter.loss_curve[-1]
     words = f"From {plain(first.loss, 2)} at step {first.step:,} to {plain(last.loss, 2)} at step {last.step:,}"
     if adapter.dev_curve:

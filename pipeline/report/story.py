@@ -27,7 +27,7 @@ _SURE_OF_REVIEW = 0.05
 
 
 def reasons(verdict: Verdict) -> tuple[Reason, ...]:
-    """Return the verdict's reasons against promotion: each code with its explanation."""
+    """Return the verdict's reason codes, each with its explanation; a promoted verdict may have a reservation."""
     failed = {GUARDS[guard.guard].reason: guard_words(guard) for guard in verdict.guards if guard.state == "failed"}
     return tuple(Reason(code=code, words={**REASONS, **failed}[code]) for code in verdict.reasons)
 
@@ -146,7 +146,11 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
 
 
 def p_value_words(verdict: Verdict, limit: float | None = None) -> str:
-    """Format the p-value of the verdict, for a loss if it is `worse`, else for a gain, with test and limit."""
+    """
+    Format the verdict's p-value with its test, and with `limit` if that is given; "" if there is no p-value.
+
+    If the outcome is `worse` it is the p-value for a loss, and the limit is `HARM_P_VALUE` in place of `limit`.
+    """
     value, of = verdict.p_value, ""
     if verdict.outcome == "worse" and verdict.harm_p_value is not None:
         value, of, limit = verdict.harm_p_value, " for a loss", limit and HARM_P_VALUE

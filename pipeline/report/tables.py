@@ -24,7 +24,7 @@ class Column:
 
     head: str
     number: bool = False
-    """Digits, set to the right."""
+    """Whether it has numbers, aligned to the right."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Cell:
 
     text: str = ""
     kind: str = ""
-    """The class of its text."""
+    """CSS class of the text."""
     small: str = ""
 
 
@@ -67,7 +67,7 @@ def _plain(value: float | None, places: int = 1) -> str | None:
 
 
 def guards_table(verdict: Verdict) -> Table:
-    """Return the table of guards: failed ones first, then nearly failed, passed and shown ones."""
+    """Return the table of guards, without empty columns: failed, nearly failed, passed, then shown ones."""
     numbers = _numbers("Champion", "New model", "Change", "Limit")
     columns = (Column("Guard"), *numbers, *_numbers("Records"), Column("State"))
     note = "A guard fails on harm that is shown beyond chance; most must be beyond their limit, too."
@@ -94,7 +94,7 @@ def _guard_row(guard: GuardResult) -> Row:
 
 
 def slices_table(slices: Sequence[SliceResult]) -> Table:
-    """Return the table of slices, with their gains."""
+    """Return the table of slices in their order, with scores, gain and its interval in points."""
     columns = (Column("Records of"), *_numbers("Records", "Champion", "New model", "Gain", "Interval"))
     rows = [
         (
@@ -135,7 +135,7 @@ def overlaps_table(overlaps: Sequence[Overlap]) -> Table:
 
 
 def trials_table(adapter: Adapter) -> Table:
-    """Return the table of a search's trials, in the order in which they ran."""
+    """Return the table of a search's trials, in the order in which they ran; without rows if there was no search."""
     columns = (*_numbers("Trial"), Column("Tried"), *_numbers("Dev loss", "Time"), Column("What became of it"))
     rows = [
         (
@@ -151,7 +151,7 @@ def trials_table(adapter: Adapter) -> Table:
 
 
 def scores_table(evaluation: Evaluation) -> Table:
-    """Return the table of everything that was measured of both models, with the changes."""
+    """Return the table of all measures of both models with their changes, the primary metric first."""
     columns = (Column("Measured"), *_numbers("Champion", "New model", "Change"))
     rows: list[Row] = []
     for name, old, new, places in _measured(evaluation):

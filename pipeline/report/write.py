@@ -29,10 +29,10 @@ A = TypeVar("A", bound=Artifact)
 
 def write_report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None = None) -> str:
     """
-    Write `verdict`'s evidence card into a new folder of the attempt; return the folder, relative to the state folder.
+    Write report.json and report.html into the attempt's new folder `report`; return it, relative to the state folder.
 
     The card contains the artifacts that the run's earlier steps published. `judgement` replaces the judge step's
-    artifact: it is counted on the gate's records only.
+    artifact: it is counted on the gate's records only. Raises `FileExistsError` if the folder exists.
     """
     folder = attempt.make_folder(_FOLDER_NAME)
     path = attempt.relative(folder)
@@ -77,7 +77,9 @@ def _records(attempt: Attempt, evaluation: Evaluation | None) -> Iterator[dict[s
 
 def pick(lines: Iterable[Mapping[str, Any]], metric: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """
-    Return the worst regressions and the best gains of records.jsonl, at most ten each, the largest first.
+    Return the worst regressions and the best gains by `metric` among the `lines` of records.jsonl, at most ten each.
+
+    The largest come first; records with equal scores of both models are in neither, and long texts are cut.
 
     Records of equal difference (all of them, with exact match) are ordered by id, so that the choice does not depend on
     the order of the lines.
