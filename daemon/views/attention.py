@@ -53,7 +53,7 @@ class Attention(Frozen):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def key(self) -> str:
-        """Identifier of the entry, with which it is dismissed."""
+        """Identifier for `dismiss`: the kind with the id of the run or drop, else with a hash of the title."""
         return f"{self.kind}-{self.run or self.drop or hashlib.sha256(self.title.encode()).hexdigest()[:6]}"
 
 
@@ -61,7 +61,9 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     """
     Return the entries that need a person, most urgent first; empty if there are none.
 
-    A dismissed entry is left out until it happens again; a lasting condition, such as a pause, for a day.
+    A dismissed entry is left out until it happens again; a lasting condition, such as a pause, for a day. Failed runs
+    and rejected files older than a week are left out. Of failed, rejected and proposed ones five each are listed, and
+    the others counted in one more entry. Raises `DropforgeError` if the state folder cannot be read.
     """
     alive = overview.daemon().alive
     rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR, DISMISSED)
@@ -86,7 +88,7 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
 
 
 def dismiss(engine: Engine, settings: Settings, overview: Overview, key: str, word: Word) -> Attention:
-    """Record that the entry with this key is dismissed, and return it. Raises `NotThere` if there is none."""
+    """Record an event that dismisses the entry with this `key`, and return it. Raises `NotThere` if none is listed."""
     found = next((one for one in attention(settings, overview) if one.key == key), None)
     if found is None:
         raise NotThere(f"nothing that needs attention is called {key}", "see what does: dropforge attention")
@@ -101,7 +103,7 @@ def _is_dismissed(one: Attention, dismissed: Mapping[str, datetime | None]) -> b
 
 
 def rejected_words(overview: Overview, drop: DropView) -> str:
-    """Return up to three kinds of findings of a rejected drop with their row counts; without findings its reason."""
+    """Return up to three kinds of errors in a rejected drop as a line, with row counts; if none, its reason or ""."""
     kinds = findings_of(overview, drop.id)
     told = [f"{one.message} ({count(one.rows, 'row')})" if one.rows > 1 else one.message for one in kinds[:_MOST_KINDS]]
     more = [f"and {count(len(kinds) - _MOST_KINDS, 'other kind')}"] if len(kinds) > _MOST_KINDS else []

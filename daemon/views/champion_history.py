@@ -36,7 +36,7 @@ class TrainedOn(Frozen):
 
     @property
     def since_words(self) -> str:
-        """Its state and the reason, if it was withdrawn or suspended; empty if it is accepted."""
+        """Its state and the reason, as "withdrawn since: REASON"; empty if not withdrawn or suspended."""
         return f"{self.state} since{f': {self.reason}' if self.reason else ''}" if self.taken_out else ""
 
 
@@ -72,17 +72,17 @@ class ChampionView(Frozen):
     overrode: str | None
     """Outcome of the run whose model was forced."""
     verdict: str | None
-    """Sentence of that run's verdict."""
+    """Sentence of the verdict of `run`."""
     gain: float | None
-    """Gain over the champion before it, in points of the primary metric."""
+    """Gain over the champion that `run` compared it with, in points of the primary metric."""
     drops: tuple[str, ...]
     """Names of the files that it was trained on."""
     data: tuple[TrainedOn, ...]
     """The same files and the held-out ones, with what has become of them."""
     training: str | None = None
-    """What that run trained from, the base or a champion, on how many rows; `None` where nobody knows any more."""
+    """What `run` trained from, the base or a champion, on how many rows; `None` if its data is gone."""
     over: int | None = None
-    """Generation of the champion that it trained from; `None` for the base."""
+    """Generation of the champion that it trained from; `None` for the base, or if its data is gone."""
     hook: CommandView | None
     health: CommandView | None
     seconds: float | None = None
@@ -95,7 +95,11 @@ class ChampionView(Frozen):
 
 
 def champion_view(base: Connection, state_folder: Path, row: Row, end: int | None) -> ChampionView:
-    """Return the champion of one promotion row; it served until `end`, in ms since the epoch (`None`: serves now)."""
+    """
+    Return the champion of one promotion row; it served until `end`, in ms since the epoch (`None`: serves now).
+
+    If the row names no run, as after a rollback, run, verdict, gain and drops are those of the run that made its model.
+    """
     alike = "SELECT * FROM promotion WHERE track = ? AND model_id = ? AND state = 'done' ORDER BY generation"
     made = base.execute(alike, (row.track, row.model_id)).fetchall()
     run_id = row.run_id or max((one.run_id for one in made if one.run_id is not None), default=None)
@@ -127,7 +131,7 @@ def champion_view(base: Connection, state_folder: Path, row: Row, end: int | Non
 def champion_views(
     base: Connection, state_folder: Path, track: str, most: int = -1, before: int | None = None
 ) -> list[ChampionView]:
-    """Return a track's champions, newest first: at most `most` (-1: all), only generations below `before`."""
+    """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
     done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' AND generation"
     below, above = f"{done} < ? ORDER BY generation DESC LIMIT ?", f"{done} >= ? ORDER BY generation LIMIT 1"
     before = _BEYOND if before is None else before
@@ -138,26 +142,26 @@ def champion_views(
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
-    """Return the champion that served at time `at`, of a history sorted newest first; `None` before the first one."""
+    """Return the champion that served at `at`, a time with a zone, of a history sorted newest first; `None` if none."""
     return next((one for one in history if one.since is not None and one.since <= at), None)
 
 
 def trained_on(base: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
-    """Return the drops with these ids, oldest first, with the state that they are in now."""
+    """Return the drops with these ids, oldest first, with the state that they are in now; unknown ids are left out."""
     wanted = f'SELECT {", ".join(TrainedOn.model_fields)} FROM "drop" WHERE id IN (SELECT value FROM json_each(?))'  # noqa: S608
     rows = base.execute(f"{wanted} ORDER BY id", (json.dumps(list(ids)),))
     return tuple(TrainedOn.model_validate(vars(row)) for row in rows)
 
 
 def seconds_of(base: Connection, run_id: int) -> float | None:
-    """Return the time that a run's attempts took, failed ones included; `None` if none of them has ended."""
+    """Return the seconds that a run's ended attempts took in sum, failed ones included; `None` if none has ended."""
     took = "SELECT sum(ended_at - started_at) / 1000.0 AS seconds FROM attempt WHERE run_id = ?"
     seconds: float | None = base.execute(took, (run_id,)).fetchone().seconds
     return seconds
 
 
 def dataset_of(state_folder: Path, run_id: int) -> Dataset | None:
-    """Return the dataset that a run's prepare step published; `None` if it is missing or damaged."""
+    """Return the dataset that a run's prepare step published; `None` if it is missing, damaged or unreadable."""
     try:
         return load_dataset(state_folder, run_id)
     except (ArtifactDamaged, OSError):

@@ -19,12 +19,12 @@ _SHORT_ID = 12
 
 
 def cancelled(run: int, state: str) -> str:
-    """Return the confirmation that a run, now in `state`, is cancelled or was asked to stop."""
+    """Return a sentence: run number `run` was cancelled or, if `state` is "running", is asked to stop."""
     return f"run {run} {'is asked to stop' if state == RunState.RUNNING else state_words(state)}"
 
 
 def moved(order: Sequence[int]) -> str:
-    """Return the new order of the queue as a sentence."""
+    """Return the new order of the queue as a sentence; `order` has the ids of its runs."""
     return f"the order is now: {', '.join(f'run {number}' for number in order)}"
 
 
@@ -39,7 +39,7 @@ def resumed(track: str) -> str:
 
 
 def dismissed(one: "Attention") -> str:
-    """Return the confirmation that an entry is dismissed, and for how long."""
+    """Return the confirmation that an entry is dismissed, and whether for a day or until it happens again."""
     return f"dismissed {'for a day' if one.since is None else 'until it happens again'}: {one.title}"
 
 
@@ -60,19 +60,19 @@ def rolled_back(row: "Promotion") -> list[str]:
 
 
 def accepted(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
-    """Return lines on an accepted held-out drop: what it is used for, and the runs that are queued."""
+    """Return lines on an accepted held-out drop: its use, and the track's queued runs with when they begin."""
     use = use_of_pinned(settings, row.track)
     return [f"drop {row.id} ({row.name}) is accepted: {use}", *_queued(overview, settings, row.track)]
 
 
 def restored(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
-    """Return lines on a restored drop: that runs use it again, and the runs that are queued."""
+    """Return lines on a restored drop: that the next run uses it, and the track's queued runs with when they begin."""
     again = f"drop {row.id} ({row.name}) is accepted again: the next run of track {row.track} uses it"
     return [again, *_queued(overview, settings, row.track)]
 
 
 def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:
-    """Return lines on a withdrawn drop: what ended, a champion trained on it, and when to drop a corrected file."""
+    """Return lines on a withdrawn drop: runs cancelled and queued, a champion trained on it, a hint for a new file."""
     mend = "if a corrected file is to take its place, drop it before that run begins: it judges with what is there"
     correct = done.queued is not None and done.drop.role == "heldout"
     uses = overview.uses(done.drop.id or 0)

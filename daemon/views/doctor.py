@@ -49,7 +49,12 @@ def _bad(name: str, text: str, remedy: str) -> Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Run all checks and return their findings; a check that raises an exception gives a finding of level "bad"."""
+    """
+    Run all checks and return their findings; a check that raises an exception gives a finding of level "bad".
+
+    Checked are the database, file systems, free space, inbox, base models, champions, required packages and programs,
+    the judge's API key, and whether the daemon runs. Nothing is changed.
+    """
     findings: list[Finding] = []
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _database,
@@ -152,7 +157,7 @@ def _inbox(settings: Settings) -> Iterator[Finding]:
 
 
 def bases(settings: Settings) -> Iterator[Finding]:
-    """Yield a finding per track: whether its base model exists, is readable and can be trained."""
+    """Yield a finding per track: "ok" if its base model exists, is readable and can be trained, else "bad"."""
     for track in settings.track_names:
         name, folder = f"base of {track}", settings.track(track).base_model
         if not folder:
@@ -191,7 +196,7 @@ def _champions(settings: Settings) -> Iterator[Finding]:
 
 
 def needs(settings: Settings) -> Iterator[Finding]:
-    """Yield a finding for each package, program and suite that the settings need: found, or missing or unusable."""
+    """Yield a finding per package, program and suite that the settings need: "ok", "bad", or "warn" for a worker's."""
     for name, look, of_steps in preflight.needs(settings):
         try:
             yield _ok(name, look())

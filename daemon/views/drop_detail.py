@@ -48,13 +48,13 @@ class DropDetail(Frozen):
     findings: tuple[FindingView, ...]
     warnings: tuple[FindingView, ...]
     champions: tuple[int, ...]
-    """Generations of the track's champions that were trained on it, the latest first."""
+    """Generations of the track's champions that were trained on it, the latest first; at most 20."""
     serving: bool
     """Whether the current champion is one of them."""
 
 
 def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
-    """Return all details of a drop except its rows. Raises `NotThere`."""
+    """Return all details of a drop except its rows. Raises `NotThere` if there is no such drop."""
     drop = overview.drop(drop_id)
     detail = _taken_in(overview, drop_id)
     champions = _champions(overview, drop)
@@ -70,19 +70,23 @@ def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
 
 
 def come_to(overview: Overview, drops: Iterable[DropView]) -> dict[int, str]:
-    """Return the drops' first runs as a mapping from run id to outcome, or to the state while it has none."""
+    """Map the id of each run that was the first of a drop in `drops` to its outcome, or to its state if it has none."""
     wanted = json.dumps([drop.first_run for drop in drops if drop.first_run is not None])
     found = overview.rows("SELECT id, state, outcome FROM run WHERE id IN (SELECT value FROM json_each(?))", wanted)
     return {row.id: row.outcome or row.state for row in found}
 
 
 def findings_of(overview: Overview, drop_id: int) -> tuple[FindingView, ...]:
-    """Return the kinds of errors in a drop's rows, rarest first."""
+    """Return the kinds of errors that were found in a drop's rows at intake, rarest first; empty if there are none."""
     return _findings(_taken_in(overview, drop_id).get("kinds"))
 
 
 def drop_rows(overview: Overview, drop: DropView, after: int = 0, most: int = MOST_ROWS) -> tuple[DropRow, ...]:
-    """Return up to `most` stored rows of a drop after the first `after`; empty if its file was not kept."""
+    """
+    Return up to `most` stored rows of a drop after the first `after`; empty if its file was not kept.
+
+    Lines that are not JSON objects are skipped and not counted; each text is cut after 2,000 characters.
+    """
     path = overview.folder / "drops" / f"{drop.sha256}.jsonl"
     if not drop.sha256 or not path.is_file():
         return ()

@@ -13,7 +13,7 @@ _MOST_FORMER = 1000
 
 
 class DropView(Frozen):
-    """One file that was taken in."""
+    """One dropped file that was recorded, whether accepted or not."""
 
     id: int
     track: str
@@ -29,30 +29,30 @@ class DropView(Frozen):
     reason: str | None
     sha256: str
     on_trial: str | None = None
-    """Why it is in no run but one that tries it alone, and which one does; `None` unless it is."""
+    """Why only a trial run may use it, and which run that is; `None` unless it is on trial."""
 
 
 _COLUMNS = ", ".join(name for name, field in DropView.model_fields.items() if field.is_required())
 
 
 class DropUses(Frozen):
-    """The serving champion that was trained on a drop no later run uses, and the champion to roll back to."""
+    """The serving champion if it was trained on a given drop, and the champion to roll back to."""
 
     champion: int | None = None
     """Generation of the serving champion, if that was trained on it."""
     before: int | None = None
-    """The latest generation that may serve again and was trained on no drop that is withdrawn."""
+    """The latest generation that may serve again and was trained neither on it nor on a withdrawn drop."""
 
 
 def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[DropView]:
-    """Return the drops that the SQL clause `which` selects with the parameters `values`."""
+    """Return the drops that an SQL clause, as "WHERE id = ?", selects with the parameters `values`."""
     tried = on_trial(base)
     found = base.execute(f'SELECT {_COLUMNS} FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608
     return [DropView.model_validate({**vars(row), "on_trial": tried.get(row.id)}) for row in found]
 
 
 def on_trial(base: Connection) -> dict[int, str]:
-    """Return the drops that are on trial, as a mapping from drop id to the reason and the state of the trial."""
+    """Map the id of each drop on trial to a text: which run it may have made worse, and which run, if any, tries it."""
     rows = base.execute("SELECT drop_id, blamed_run, trial_run FROM suspect WHERE ended IS NULL").fetchall()
     when = "it is tried alone when nothing else is to be run"
     return {
@@ -63,7 +63,7 @@ def on_trial(base: Connection) -> dict[int, str]:
 
 
 def drop_uses(base: Connection, state_folder: Path, drop: Row) -> DropUses:
-    """Return the champion trained on `drop` and the one to roll back to; both `None` if it was not trained on it."""
+    """Return the serving champion, if it was trained on `drop`, and the one to roll back to; else `None` for both."""
     track = base.execute("SELECT * FROM track WHERE name = ?", (drop.track,)).fetchone()
     past = champions_of(base, drop.track)
     if track is None or drop.role != "train" or drop.id not in (history.drops_of(past, track.champion_model_id) or ()):

@@ -14,7 +14,7 @@ class LiveRun(Frozen):
 
 
 def curves_of(overview: Overview, run_id: int) -> Curve:
-    """Return the loss curves of a run's training; empty ones before training has begun."""
+    """Return the loss curves of a run's training; empty ones if there are none yet or they cannot be read."""
     return load_curve(overview.folder, run_id) or Curve()
 
 

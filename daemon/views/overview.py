@@ -67,7 +67,7 @@ class DaemonView(Frozen):
 
     alive: bool
     pid: int | None
-    """Process id; `None` if no daemon runs or this user may not read the lock file."""
+    """Process id; `None` if no daemon runs, or the lock file has no id."""
 
 
 class PauseView(Frozen):
@@ -164,7 +164,7 @@ class Overview:
         self.folder = state_folder
 
     def daemon(self) -> DaemonView:
-        """Return whether a daemon holds the state folder's lock. Raises `DropforgeError` if that is not readable."""
+        """Return whether a daemon holds the lock, and its pid. Raises `DropforgeError` if the lock is not readable."""
         try:
             pid = lock_holder(self.folder / LOCK_NAME)
         except PermissionError as error:
@@ -177,15 +177,15 @@ class Overview:
     # --- tracks and champions
 
     def tracks(self) -> list[str]:
-        """Return the names of the tracks that the database knows, in their order of appearance."""
+        """Return the names of all tracks in the database, also of those not in the settings any more, oldest first."""
         return [row.name for row in self.rows("SELECT name FROM track ORDER BY created_at")]
 
     def paused(self) -> list[PauseView]:
-        """Return the tracks that a person has paused."""
+        """Return the tracks that a person has paused, with reason, person and time."""
         return self.read(_pauses)
 
     def fixed(self, track: str) -> Any:
-        """Return `metric` and `max_new_tokens` as the track's first run fixed them; both are `None` before."""
+        """Return an object with the `metric` and `max_new_tokens` that the first run fixed; both are `None` before."""
         found = self.rows("SELECT metric, max_new_tokens FROM track WHERE name = ?", track)
         return found[0] if found else SimpleNamespace(metric=None, max_new_tokens=None)
 
@@ -198,11 +198,15 @@ class Overview:
         return found[0] if found else None
 
     def history(self, track: str, most: int = -1, before: int | None = None) -> list[ChampionView]:
-        """Return the track's champions, newest first: at most `most` (-1: all), only generations below `before`."""
+        """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
         return self.read(lambda base: champion_views(base, self.folder, track, most, before))
 
     def missing_rows(self, settings: Settings, track: str | None = None) -> dict[str, str]:
-        """Return a sentence for each track that lacks rows for a first verdict, of all tracks or `track` only."""
+        """
+        Map each declared track (or `track` only) that lacks rows for a first verdict to a sentence that says so.
+
+        A track that ever had a verdict other than "insufficient_evidence" is left out.
+        """
         found = {}
         for name in settings.track_names:
             if track in {None, name} and not self.rows(_HAS_VERDICT, name):
@@ -216,37 +220,37 @@ class Overview:
     def drops(
         self, track: str | None = None, state: str | None = None, most: int | None = None, before: int | None = None
     ) -> list[DropView]:
-        """Return the drops, newest first: at most `most`, and only ids below `before` if that is given."""
+        """Return the drops of a track and in a state, if given, newest first: at most `most`, ids below `before`."""
         newest, values = newest_rows({"track": track, "state": state}, most, before)
         return self._drops(newest, *values)
 
     def drop(self, drop_id: int) -> DropView:
-        """Return one drop. Raises `NotThere`."""
+        """Return one drop. Raises `NotThere` if there is no such drop."""
         found = self._drops("WHERE id = ?", drop_id)
         if not found:
             raise NotThere(f"there is no drop {drop_id}", "list them: dropforge drops")
         return found[0]
 
     def drop_named(self, name: str, track: str | None = None) -> DropView | None:
-        """Return the newest drop with this file name; `None` if there is none."""
+        """Return the newest drop with this file name, in any state, of `track` or any; `None` if there is none."""
         newest, values = newest_rows({"name": name, "track": track}, 1)
         return next(iter(self._drops(newest, *values)), None)
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
-        """Return how many drops of each track are in each state."""
+        """Return the number of drops by track, then by state; states without drops are left out."""
         counts: dict[str, dict[str, int]] = {}
         for row in self.rows('SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'):
             counts.setdefault(row.track, {})[row.state] = row.number
         return counts
 
     def uses(self, drop_id: int) -> DropUses:
-        """Return the serving champion that was trained on a withdrawn drop, and the champion to roll back to."""
+        """Return the serving champion, if trained on this drop, and the one to roll back to; else `None` for both."""
         wanted = 'SELECT * FROM "drop" WHERE id = ?'
         found = self.read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
         return found[0] if found else DropUses()
 
     def came_again(self, drop: DropView) -> bool:
-        """Return whether the drop's owner later dropped another file of the same name for the same track and role."""
+        """Return whether its owner later dropped a file of its name, track and role; `False` if that is not known."""
         return bool(self.rows(_CAME_AGAIN, drop.id))
 
     # --- runs
@@ -258,37 +262,42 @@ class Overview:
         most: int | None = None,
         before: int | None = None,
     ) -> list[RunView]:
-        """Return the runs, newest first: at most `most`, and only ids below `before` if that is given."""
+        """Return the runs of a track and in `states`, if given, newest first: at most `most`, ids below `before`."""
         newest, values = newest_rows({"track": track, "state": None if states is None else list(states)}, most, before)
         return self._runs(newest, *values)
 
     def open_runs(self) -> list[RunView]:
-        """Return the runs that have not ended, in the order of the queue."""
+        """Return the runs that have not ended in the order of the queue, which the running one leads."""
         return sorted(
             self.runs(states=OPEN_STATES), key=lambda run: queue_order(run.state, run.trigger, run.place, run.id)
         )
 
     def ended_runs(self, most: int) -> list[RunView]:
-        """Return the newest runs that have ended, at most `most`, newest first, with their times."""
+        """Return at most `most` ended runs, highest id first, with `seconds`, the time that their attempts took."""
         # By its end, not its state: SQLite would gather every run of the ended states before it takes the newest.
         found = self._runs("WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", most)
         took = self.read(lambda base: [seconds_of(base, run.id) for run in found])
         return [run.model_copy(update={"seconds": seconds}) for run, seconds in zip(found, took, strict=True)]
 
     def awaiting(self) -> list[RunView]:
-        """Return the runs whose win waits for approval, oldest first."""
+        """Return the runs whose win waits for approval, oldest first; not those that `blocked` returns."""
         return [run for run in self._runs(f"WHERE {AWAITS_APPROVAL} ORDER BY id") if run.outcome != BLOCKED]
 
     def blocked(self) -> list[RunView]:
-        """Return the runs that won with a model that was rolled back from, oldest first."""
+        """Return the runs that won, but whose model was rolled back from, so only force promotes it; oldest first."""
         return [run for run in self._runs(f"WHERE {AWAITS_APPROVAL} ORDER BY id") if run.outcome == BLOCKED]
 
     def run(self, run_id: int) -> RunDetail:
-        """Return one run with its attempts and its verdict. Raises `NotThere`, or `ArtifactDamaged`."""
+        """
+        Return one run with its attempts and its verdict, which is `None` for a cancelled run.
+
+        Files that this user may not read give a warning in the result. Raises `NotThere` if there is no such run,
+        `ArtifactDamaged` if its verdict or its prepared data cannot be parsed.
+        """
         return self.ask_of_run(run_id, self._detail)
 
     def review(self, run_id: int) -> Review:
-        """Return a run's blind review so far. Raises `NotThere`, or `DropforgeError` without answers to compare."""
+        """Return a run's blind review so far. Raises `NotThere` without the run, `DropforgeError` without answers."""
         config = self.ask_of_run(run_id, lambda _, row: row.config)
         rows = self.rows("SELECT detail FROM event WHERE run_id = ? AND kind = ? ORDER BY id", run_id, CHOSEN)
         return review_of(self.folder, run_id, config, [row.detail for row in rows])
@@ -303,28 +312,33 @@ class Overview:
         return found
 
     def verdict(self, run_id: int) -> Verdict | None:
-        """Return a run's published verdict; `None` if there is none. Raises `ArtifactDamaged`."""
+        """Return a run's verdict from its file; `None` if there is none. Raises `ArtifactDamaged` if damaged."""
         return load_verdict(self.folder, run_id)
 
     def published(self, run_id: int, step: str) -> dict[str, Any] | None:
-        """Return the artifact that a step of a run published; `None` if there is none. Raises `ArtifactDamaged`."""
+        """Return a step's published artifact as JSON; `None` if there is none. Raises `ArtifactDamaged` if damaged."""
         return load_object(self.folder, run_id, step)
 
     # --- notes of the daemon
 
     def inbox_note(self) -> dict[str, Any]:
-        """Return the daemon's latest note on the files in the inbox that it has not taken in."""
+        """
+        Return the daemon's latest note on what it has not taken in from the inbox; without a note all lists are empty.
+
+        Its keys: "waiting" (files open for writing), "unknown_folders" (of no track), "full_tracks" (too many drops
+        wait), "left" (files and folders that it cannot take or use, with the reason).
+        """
         note = read_object(self.folder / WATCHER_NOTE)
         return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks", "left")}
 
     def troubles(self) -> dict[str, str]:
-        """Return the daemon's latest errors by the part that failed: a track, a hook, the worker, a collection."""
+        """Return the errors last noted by the daemon, by part, such as "track a" or "the worker"; empty if none."""
         return {whose: str(words) for whose, words in read_object(self.folder / TROUBLES_NOTE).items()}
 
     # --- how it is read
 
     def ask_of_run(self, run_id: int, question: Callable[[Connection, Row], T]) -> T:
-        """Call `question` with a connection and the run's row, and return its result. Raises `NotThere`."""
+        """Return `question(connection, row)` for the run's database row. Raises `NotThere` if there is no such run."""
         wanted = "SELECT * FROM run WHERE id = ?"
         found = self.read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
         if not found:
@@ -332,7 +346,11 @@ class Overview:
         return found[0]
 
     def read(self, question: Callable[[Connection], list[T]]) -> list[T]:
-        """Return `question`'s result in one read transaction, `[]` without a database. Raises `DatabaseUnusable`."""
+        """
+        Call `question` with a read-only connection, in one transaction, and return its result.
+
+        Returns `[]` if there is no database or no table yet. Raises `DatabaseUnusable` if it cannot be read.
+        """
         path = self.folder / DATABASE_NAME
         if not path.exists():
             return []
@@ -351,7 +369,7 @@ class Overview:
         """
         Return the rows of an SQL query, with their columns as attributes; empty if there is no database or table yet.
 
-        Parameters are either positional or named. Raises `DatabaseUnusable`.
+        Parameters are either positional or named. Raises `DatabaseUnusable` if the database cannot be read.
         """
         return self.read(lambda base: base.execute(question, named or values).fetchall())
 
@@ -419,7 +437,7 @@ class Overview:
 
 
 def attempts_of(base: Connection, run: Row) -> tuple[AttemptView, ...]:
-    """Return the attempts of a run, oldest first."""
+    """Return the attempts at all steps of a run, oldest first; empty if there are none."""
     wanted = (
         "SELECT step, number, state, started_at, ended_at, error, (ended_at - started_at) / 1000.0 AS seconds "
         "FROM attempt WHERE run_id = ? ORDER BY id"

@@ -19,7 +19,8 @@ def needs(settings: Settings) -> Iterator[tuple[str, Callable[[], str], bool]]:
     """
     Yield each requirement of the settings: its name, a function that checks it, and whether only steps need it.
 
-    The function returns a description, and raises `DropforgeError` if the required thing is missing or unusable.
+    Nothing is checked until the function is called. It returns a description, and raises `DropforgeError` if the
+    required thing is missing or unusable.
     """
     yield "training", partial(try_training, settings.device), True
     own = settings.hooks
@@ -42,7 +43,8 @@ def try_training(device: str) -> str:
     """
     Return the versions of the installed training stack, from package metadata: importing torch takes seconds.
 
-    Raises `DropforgeError` if one of its packages is not installed, or if torch cannot compute on `device`.
+    Raises `DropforgeError` if one of its packages is not installed, or if `device` is "cuda" and torch is a build for
+    CPUs only; whether there is a GPU is not checked.
     """
     wanted = re.findall(r"^([\w-]+).*;.*extra == .train\b", "\n".join(requires("dropforge") or ()), re.MULTILINE)
     missing = [name for name in wanted if importlib.util.find_spec(name.replace("-", "_")) is None]
@@ -57,7 +59,7 @@ def try_training(device: str) -> str:
 
 
 def try_suite(name: str) -> str:
-    """Return a description of a suite in `evaluate.general`. Raises `DropforgeError` if a run could not read it."""
+    """Return name and number of items of a suite. Raises `DropforgeError` if it is missing, unreadable or invalid."""
     if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
         raise DropforgeError(f"{name} is not a regular file", "name a file of items in evaluate.general")
     try:
@@ -71,5 +73,5 @@ def try_suite(name: str) -> str:
 
 
 def try_vllm(program: str) -> str:
-    """Return the path and version of a vLLM program. Raises `DropforgeError` if it cannot be used or is not vLLM."""
+    """Run a vLLM program's Python; return path and version. Raises `DropforgeError` if it is missing or not vLLM."""
     return f"{find_program(program)}: version {read_version(program)}"

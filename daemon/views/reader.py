@@ -43,7 +43,7 @@ class Row(SimpleNamespace):
 
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a read-only connection whose queries all see one snapshot of the database; close it on exit."""
+    """Open an existing database for reading; queries see one snapshot and return `Row` objects; close it on exit."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     converting = sqlite3.PARSE_DECLTYPES
     opened = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, detect_types=converting)
@@ -54,7 +54,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def champions_of(base: sqlite3.Connection, track: str) -> list[Any]:
-    """Return the promotion rows of a track's champions, from the base model to the present champion."""
+    """Return the promotion rows of a track's champions, oldest first; the last is the present one. Empty if none."""
     return base.execute(CHAMPIONS, {"track": track}).fetchall()
 
 
@@ -62,9 +62,10 @@ def newest_rows(
     wanted: dict[str, str | list[str] | None], most: int | None, before: int | None = None
 ) -> tuple[str, list[object]]:
     """
-    Return the end of an SQL query for the newest rows with the `wanted` column values, and its parameters.
+    Return the end (WHERE to LIMIT) of an SQL query for rows with the `wanted` values, newest first, and its parameters.
 
-    It selects at most `most` rows, and only ids below `before` if that is given.
+    `wanted` maps column names to a value, a list of which any will do, or `None` for any value. The query selects at
+    most `most` rows (`None`: all), and only ids below `before` if that is given.
     """
     given = {name: [value] if isinstance(value, str) else value for name, value in wanted.items() if value is not None}
     terms = [f"{name} IN ({', '.join('?' * len(values))})" for name, values in given.items()]

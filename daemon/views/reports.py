@@ -46,7 +46,7 @@ class Changes(Frozen):
 
 
 def report_folder(overview: Overview, run_id: int) -> Path:
-    """Return the folder of a run's report.html and report.json. Raises `NotThere` with the reason if it has none."""
+    """Return the folder of a run's report.html and report.json. Raises `NotThere` if run or report.html is missing."""
     run = overview.run(run_id)
     if run.verdict is None:
         why = f": it {state_words(run.state)}{f': {run.error}' if run.error else ''}" if run.ended_at else ""
@@ -64,7 +64,7 @@ def report_folder(overview: Overview, run_id: int) -> Path:
 
 
 def report_data(overview: Overview, run_id: int) -> dict[str, Any]:
-    """Return the content of a run's report.json. Raises `NotThere` or `ReportDamaged`."""
+    """Return a run's report.json. Raises `NotThere` if there is no report, `ReportDamaged` if its data is unusable."""
     path = report_folder(overview, run_id) / JSON_NAME
     try:
         value = durable.read_json(path)
@@ -79,7 +79,7 @@ def report_data(overview: Overview, run_id: int) -> dict[str, Any]:
 
 
 def story_of(overview: Overview, run: RunDetail) -> Story | None:
-    """Return the reasons for a run's verdict and the next steps, from its report; `None` without a valid report."""
+    """Return headline, reasons and next steps for a run's verdict, from its report; `None` without a valid report."""
     if run.verdict is None or run.verdict.report is None:
         return None
     told = durable.read_object(overview.folder / run.verdict.report / JSON_NAME).get("story")
@@ -90,7 +90,12 @@ def story_of(overview: Overview, run: RunDetail) -> Story | None:
 
 
 def changes_since_champion(overview: Overview, run: RunDetail) -> Changes | None:
-    """Compare a run's settings with the settings of the run that made its champion; `None` if either is missing."""
+    """
+    Return the settings in which a run differs from the run that made the champion it was compared with.
+
+    Before a verdict that is the serving champion. `None` if the run has no settings yet, or the champion is a base
+    model or its own. The salt is not compared, nor are values that one of the runs left open, as the metric "auto".
+    """
     made = _champions_run(overview, run)
     if run.config is None or made is None or made == run.id:
         return None

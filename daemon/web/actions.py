@@ -98,26 +98,31 @@ class Back(Frozen):
 
 @router.post("/runs/{run_id}/cancel")
 def cancel(site: SiteOf, run_id: Number) -> Done:
-    """End a run without a verdict; a running one leaves a checkpoint first."""
+    """Cancel a queued or waiting run at once, without a verdict; ask a running one to stop, after a checkpoint."""
     state = run_queue.cancel(site.writer(), run_id, now_ms())
     return _done(confirmations.cancelled(run_id, state))
 
 
 @router.post("/runs/{run_id}/retry")
 def retry(site: SiteOf, run_id: Number, body: From) -> Done:
-    """Continue a failed, cancelled or crashed run where it stopped, with the current settings."""
+    """Continue a failed, cancelled or crashed run where it stopped, or from step `since`, with the current settings."""
     return _done(stale_steps.retry(site.writer(), site.settings.state_folder, run_id, now_ms(), body.since))
 
 
 @router.post("/runs/{run_id}/move")
 def move(site: SiteOf, run_id: Number) -> Done:
-    """Put a queued or waiting run first."""
+    """Put a queued or waiting run first, which still waits for its own time; return the new order."""
     return _done(confirmations.moved(order.move_first(site.writer(), run_id, now_ms(), _who())))
 
 
 @router.post("/runs/{run_id}/promote")
 def promote(site: SiteOf, run_id: Number, body: Promote) -> Done:
-    """Promote a run that waits for approval; with `force` any ended run, whatever its verdict."""
+    """
+    Make the model of a run that waits for approval the champion; with `force` that of any ended run with a model.
+
+    The model's files are checked first; with `force` it is also loaded, which can take minutes. Without `force` it
+    is an error if the champion has changed since the verdict, or if a required blind review is not complete.
+    """
     engine, root, word = site.writer(), site.settings.state_folder, _word(body.reason)
     if body.force:
         row = decisions.force(engine, root, run_id, word, try_out=require_answer)
@@ -128,7 +133,11 @@ def promote(site: SiteOf, run_id: Number, body: Promote) -> Done:
 
 @router.post("/runs/{run_id}/review")
 def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
-    """Judge one pair of a run's blind review; the first judgement counts until it is withdrawn."""
+    """
+    Record a judgement of one pair of a run's blind review; the first one counts until it is withdrawn.
+
+    The judgement of the last pair completes the review: its result is added to the report and is final.
+    """
     choice = blind_review.Choice(body.pair, body.key, now_ms(), _who())
     found = blind_review.choose(site.writer(), site.settings.state_folder, run_id, choice)
     return _done(f"{found.judged} of {found.asked} pairs are judged")
@@ -136,7 +145,7 @@ def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
 
 @router.post("/tracks/{name}/pause")
 def pause(site: SiteOf, name: Name, body: Why) -> Done:
-    """Pause a track: no run begins; a running one ends as usual."""
+    """Pause a track: no run begins; a running one ends as usual. An error if it is paused already."""
     site.settings.track(name)
     order.pause(site.writer(), name, _word(body.reason))
     return _done(confirmations.paused(name))
@@ -144,14 +153,14 @@ def pause(site: SiteOf, name: Name, body: Why) -> Done:
 
 @router.post("/tracks/{name}/resume")
 def resume(site: SiteOf, name: Name, body: PerhapsWhy) -> Done:
-    """Resume a paused track."""
+    """Resume a paused track, so that its runs begin again. An error if it is not paused."""
     order.resume(site.writer(), name, _word(body.reason))
     return _done(confirmations.resumed(name))
 
 
 @router.post("/tracks/{name}/rollback")
 def roll_back(site: SiteOf, name: Name, body: Back) -> Done:
-    """Make a former champion serve again; its files are checked and it is loaded first, which can take minutes."""
+    """Make a former champion serve again, after it was checked and loaded (minutes), and block the replaced model."""
     require_track(site, name)
     target, word = Target(name, body.to), _word(body.reason)
     row = rollback(site.writer(), site.settings.state_folder, target, word, try_out=require_answer)
@@ -160,28 +169,32 @@ def roll_back(site: SiteOf, name: Name, body: Back) -> Done:
 
 @router.post("/drops/{drop_id}/accept")
 def accept(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
-    """Accept a proposed held-out file: every later model is judged on it."""
+    """Accept a proposed held-out file: if `gate.on` is "pinned", later models are judged on it."""
     row = drops.accept(site.writer(), drop_id, _word(body.reason), site.settings)
     return _done(*confirmations.accepted(site.overview, site.settings, row))
 
 
 @router.post("/drops/{drop_id}/withdraw")
 def withdraw(site: SiteOf, drop_id: Number, body: Why) -> Done:
-    """Remove a drop from all later runs; unfinished runs made from it are cancelled."""
+    """
+    Remove a drop from all later runs; unfinished runs and pending wins made from it are cancelled.
+
+    The other new drops of the cancelled runs get a new run. A champion trained on it keeps serving.
+    """
     done = drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings)
     return _done(*confirmations.withdrawn(site.overview, done))
 
 
 @router.post("/drops/{drop_id}/restore")
 def restore(site: SiteOf, drop_id: Number, body: Why) -> Done:
-    """Restore a drop that is withdrawn, suspended or on trial: it counts as new."""
+    """Accept a withdrawn or suspended drop, or a drop on trial, as if it were new; its trial is cancelled."""
     row = drops.restore(site.writer(), drop_id, _word(body.reason), site.settings)
     return _done(*confirmations.restored(site.overview, site.settings, row))
 
 
 @router.post("/attention/{key}/dismiss")
 def dismiss(site: SiteOf, key: Name) -> Done:
-    """Dismiss an entry of Needs attention until it happens again; a lasting condition for a day."""
+    """Dismiss the entry of `attention` with this `key` until it happens again; a lasting condition for a day."""
     left_out = attention.dismiss(site.writer(), site.settings, site.overview, key, _word(""))
     return _done(confirmations.dismissed(left_out))
 
@@ -205,7 +218,11 @@ _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
 
 @forms.post("/{kind}/{target}/{deed}")
 async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: str) -> Response:
-    """Run the action of a form and render `done.html`; after a judgement, redirect to the review."""
+    """
+    Run the action of a form and render `done.html`; after a judgement, redirect to the review.
+
+    Empty fields count as not given. Raises `NotThere` for an unknown action, `RequestValidationError` for wrong fields.
+    """
     act, told = _DEEDS.get((kind, deed), (None, None))
     numbered = kind in {"runs", "drops"}
     if act is None or (numbered and not _NUMBER.fullmatch(target)):

@@ -38,7 +38,7 @@ class Standing(Frozen):
 
 @router.get("/status")
 def status(site: SiteOf) -> Standing:
-    """Return what runs, what waits, and what needs a person."""
+    """Return whether the daemon runs, what needs a person, the queue, pauses, champions and numbers of drops."""
     seen = site.overview
     return Standing(
         daemon=seen.daemon(),
@@ -53,49 +53,49 @@ def status(site: SiteOf) -> Standing:
 
 @router.get("/runs")
 def list_runs(site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> list[RunView]:
-    """List up to 50 runs, newest first; `before` is the last number of the page before."""
+    """List up to 50 runs, of a track and in a state if given, newest first; `before`: only ids below it."""
     return site.overview.runs(track, None if state is None else [state], MOST_LISTED, before)
 
 
 @router.get("/runs/{run_id}")
 def show_run(site: SiteOf, run_id: Number) -> RunDetail:
-    """Show one run with its attempts, settings and verdict."""
+    """Return one run with its attempts, settings and verdict; 404 if there is no such run."""
     return site.overview.run(run_id)
 
 
 @router.get("/runs/{run_id}/curves")
 def show_curves(site: SiteOf, run_id: Number) -> Curve:
-    """Return the loss curves of a run's training so far."""
+    """Return the loss curves of a run's training so far; empty before it; 404 if there is no such run."""
     return curves_of(site.overview, site.overview.run(run_id).id)
 
 
 @router.get("/runs/{run_id}/changes")
 def show_changes(site: SiteOf, run_id: Number) -> Changes | None:
-    """Return the settings that differ from those of the run that made the champion it was compared with."""
+    """Return the settings that differ from those of the run that made its champion; `null` if there is none."""
     return changes_since_champion(site.overview, site.overview.run(run_id))
 
 
 @router.get("/runs/{run_id}/report")
 def show_report(site: SiteOf, run_id: Number) -> dict[str, Any]:
-    """Return the data of a run's evidence card (schemas/report.schema.json)."""
+    """Return the data of a run's evidence card (schemas/report.schema.json); 404 if it has none."""
     return report_data(site.overview, run_id)
 
 
 @router.get("/runs/{run_id}/review")
 def show_review(site: SiteOf, run_id: Number) -> Review:
-    """Return the pairs of a run's blind review that are not judged yet; after the last, the result."""
+    """Return the open pairs of a run's blind review; after the last, the result. 409 if no answers can be compared."""
     return site.overview.review(run_id)
 
 
 @router.get("/drops")
 def list_drops(site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> list[DropView]:
-    """List up to 50 drops, newest first; `before` is the last number of the page before."""
+    """List up to 50 drops, of a track and in a state if given, newest first; `before`: only ids below it."""
     return site.overview.drops(track, state, MOST_LISTED, before)
 
 
 @router.get("/drops/{drop_id}")
 def show_drop(site: SiteOf, drop_id: Number) -> DropDetail:
-    """Return one drop: its findings and the champions trained on it."""
+    """Return one drop with its findings and the champions trained on it; 404 if there is no such drop."""
     return drop_detail(site.overview, drop_id)
 
 
@@ -103,12 +103,12 @@ def show_drop(site: SiteOf, drop_id: Number) -> DropDetail:
 def show_rows(
     site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
 ) -> tuple[DropRow, ...]:
-    """Return up to 20 rows of a drop, after the first `after`."""
+    """Return up to 20 rows of a drop, after the first `after`, with long texts cut; none if its file was not kept."""
     return drop_rows(site.overview, site.overview.drop(drop_id), after)
 
 
 @router.get("/tracks/{name}/champions")
 def list_champions(site: SiteOf, name: str, before: Before = None) -> list[ChampionView]:
-    """List up to 25 champions of a track, the current one first; `before`: last generation of the previous page."""
+    """List up to 25 champions, the current one first; `before`: generations below it; 404 for an unknown track."""
     require_track(site, name)
     return site.overview.history(name, MOST_CHAMPIONS, before)

@@ -21,8 +21,9 @@ def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 
     Render template `name` with `context`; return it as a response with status code `status`.
 
     Every template also has: `path` (of this page), `may_change` (whether this browser has the token), `tracks`
-    (names), `daemon` (a DaemonView, or `None` if its state cannot be read). Filters: `count size signed plain
-    duration thousands short local until tick span`. `plots` draws the pictures, as on the evidence card.
+    (names), `daemon` (a DaemonView). Filters include `count size_words signed plain duration thousands short local
+    until tick span`. `plots` draws the pictures, as on the evidence card. Control characters are shown as escapes.
+    Raises `DropforgeError` if the daemon's lock file cannot be read.
     """
     site = site_of(request)
     shared = {

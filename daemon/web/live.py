@@ -34,7 +34,7 @@ class Look:
         self._running: LiveRun | None = None
 
     def news(self) -> list[ServerSentEvent]:
-        """Return the events to send for changes since the last call; none while there is no database."""
+        """Return the events `changed` and `progress` that are due since the last call; none without a database."""
         path = self._overview.folder / DATABASE_NAME
         if not path.exists():
             return []
@@ -53,7 +53,7 @@ class Look:
 
 @router.get("/live", response_class=EventSourceResponse)
 async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
-    """Stream the events `changed` and `progress`."""
+    """Stream the events `changed` and `progress`, checked once a second, until shutdown or 50 newer streams."""
     look = Look(site)
     with site.stream() as ended:
         while not ended.is_set():

@@ -53,7 +53,7 @@ def overview(request: Request, site: SiteOf) -> Response:
 
 @router.get("/runs")
 def runs(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
-    """Render runs, newest first, optionally of one track and state; `older` is the `before=` of the next page."""
+    """Render up to 50 runs, newest first, optionally of one track and state, with ids below `before`."""
     found = site.overview.runs(track, None if state is None else [state], MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
     return draw(request, "runs.html", {"runs": found, "track": track, "state": state, "older": older})
@@ -61,7 +61,7 @@ def runs(request: Request, site: SiteOf, track: Track = None, state: State = Non
 
 @router.get("/runs/{run_id}")
 def run(request: Request, site: SiteOf, run_id: Number) -> Response:
-    """Render one run with its settings, what differs from the champion's, its curves and verdict."""
+    """Render a run with its settings, what differs from the champion's, curves, verdict. Raises `NotThere` if none."""
     seen = site.overview
     found = seen.run(run_id)
     context = {
@@ -76,14 +76,14 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
 
 @router.get("/runs/{run_id}/report")
 def report(site: SiteOf, run_id: Number) -> Response:
-    """Return a run's evidence card as it was written, with headers that forbid scripts and external content."""
+    """Return a run's report.html with headers that forbid scripts and other hosts. Raises `NotThere` if it has none."""
     page = report_folder(site.overview, run_id) / PAGE_NAME
     return HTMLResponse(page.read_bytes(), headers=_CARD)
 
 
 @router.get("/runs/{run_id}/review")
 def review(request: Request, site: SiteOf, run_id: Number) -> Response:
-    """Render the first open pair of a run's blind review; after the last pair, the result."""
+    """Render the first open pair of a run's blind review, or the result. Raises `DropforgeError` without answers."""
     found = site.overview.review(run_id)
     result = None if found.result is None else review_words(found.result)
     return draw(request, "review.html", {"review": found, "result": result})
@@ -91,7 +91,7 @@ def review(request: Request, site: SiteOf, run_id: Number) -> Response:
 
 @router.get("/drops")
 def drops(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
-    """Render drops, newest first, optionally of one track and state, and the number in each state."""
+    """Render up to 50 drops, newest first, optionally of one track and state, and the number in each state."""
     found = site.overview.drops(track, state, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
     context = {"drops": found, "track": track, "state": state, "older": older, "counts": site.overview.drop_counts()}
@@ -102,7 +102,7 @@ def drops(request: Request, site: SiteOf, track: Track = None, state: State = No
 def drop(
     request: Request, site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
 ) -> Response:
-    """Render one drop, its uses, and its rows after row `after`; `next` is the `after=` of the next rows."""
+    """Render a drop, champions trained on it, and 20 rows after row `after`. Raises `NotThere` if there is none."""
     detail = drop_detail(site.overview, drop_id)
     rows = drop_rows(site.overview, detail.drop, after)
     following = after + MOST_ROWS if len(rows) == MOST_ROWS else None
@@ -118,7 +118,7 @@ def drop(
 
 @router.get("/tracks/{name}")
 def track(request: Request, site: SiteOf, name: str, before: Before = None) -> Response:
-    """Render a track's champions, the current one first. Raises `NotThere`."""
+    """Render up to 25 champions of a track, the current one first. Raises `NotThere` if there is no such track."""
     seen = site.overview
     require_track(site, name)
     found = seen.history(name, MOST_CHAMPIONS, before)
@@ -134,7 +134,7 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
 
 @router.get("/inbox")
 def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = None) -> Response:
-    """Render the page for people who drop files: drops with their outcomes, and files that were not taken yet."""
+    """Render the upload page: up to 50 drops with outcomes, files still being written, tracks that lack rows."""
     found = site.overview.drops(track, None, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
     told = [(one, rejected_words(site.overview, one) if one.state == "rejected" else "") for one in found]

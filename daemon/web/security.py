@@ -43,7 +43,11 @@ _HEADERS = {
 
 
 def load_token(state_folder: Path) -> str:
-    """Return the workspace's token, created by the first call. Raises `DropforgeError` if its file is damaged."""
+    """
+    Return the token in `web-token` in `state_folder`; the first call creates that file, readable by its owner only.
+
+    Raises `DropforgeError` if the file holds no token, `OSError` if it cannot be read or created.
+    """
     path = state_folder / TOKEN_NAME
     with contextlib.suppress(FileExistsError):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -44,8 +44,9 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
     """
     Serve the page on a listening socket until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes.
 
-    Call it last in a process of its own: after the shutdown the signal is raised again, which ends the process.
-    Standard input is a pipe from the daemon, which closes when the daemon ends, also if it is killed.
+    Call it last in a process of its own: it blocks, sets `tempfile.tempdir`, and after the shutdown raises the signal
+    again, which ends the process. Standard input is a pipe from the daemon, which closes when the daemon ends, also if
+    it is killed. Raises `DropforgeError` if the token's file, which it creates if missing, is damaged.
     """
     # For files that are uploaded: /tmp may be in memory.
     tempfile.tempdir = str(settings.state_folder)
@@ -144,7 +145,11 @@ def _end_with_daemon(server: uvicorn.Server) -> None:
 
 
 def listen(address: Address) -> socket.socket:
-    """Return a socket that listens on `address`. Raises `DropforgeError` if that is not possible."""
+    """
+    Return a socket that listens on `address`; replace a Unix socket's file if no server answers on it.
+
+    A Unix socket is open to its owner and group only. Raises `DropforgeError` if `address` cannot be used.
+    """
     try:
         return _on_socket(address.socket) if address.socket is not None else _on_port(address)
     except OSError as error:

@@ -43,12 +43,12 @@ class Site:
             self._streams.remove(own)
 
     def end_streams(self) -> None:
-        """End all event streams."""
+        """Set the events of all registered streams, so that they end soon; do not wait for them."""
         for one in self._streams:
             one.set()
 
     def writer(self) -> Engine:
-        """Return a read-write engine. Raises `DatabaseUnusable` if there is no database yet."""
+        """Return a new read-write engine for the state database. Raises `DatabaseUnusable` if there is none yet."""
         return open_writer(self.settings.state_folder / DATABASE_NAME)
 
 

@@ -41,7 +41,8 @@ def put(
     Copy the files of a form into the inbox under hidden names, then rename them; return a sentence per file.
 
     A `heldout` of any text puts them into the track's folder for held-out records. Raises `BadUpload` if a file is
-    refused; its message says of each file whether it is in the inbox.
+    refused; its message says of each file whether it is in the inbox. If a name is unusable, `track` is not declared or
+    there is no inbox, it raises a `DropforgeError` and puts no file.
     """
     # FastAPI answers 422 if the form has no file; a file without a name is none.
     files = [(_plain_name(one.filename or ""), one) for one in file]
