@@ -43,21 +43,22 @@ def open_engine(path: Path, *, keep: bool = False) -> Engine:
     """
     Return a read-write engine; each of its transactions holds the write lock from its first statement on.
 
-    A commit that returned survives a power cut (synchronous EXTRA). With `keep` the engine pools its connections until
-    it is disposed of: for a process that queries all day.
+    The first transaction opens the file, or creates it if it is missing, without tables. Each waits for the lock for up
+    to 30 s. A commit that returned survives a power cut (synchronous EXTRA). With `keep` the engine pools its
+    connections until it is disposed of: for a process that queries all day; otherwise each session opens its own.
     """
     return _engine(path, partial(_connect, path, foreign_keys=True), "BEGIN IMMEDIATE", QueuePool if keep else NullPool)
 
 
 def open_reader(path: Path) -> Engine:
-    """Return a read-only engine. Raises `DatabaseUnusable` if the database is missing."""
+    """Return a read-only engine; the content is not checked. Raises `DatabaseUnusable` if the file is missing."""
     if not path.exists():
         raise DatabaseUnusable(f"there is no database {path}", "start the daemon once: dropforge run")
     return _engine(path, partial(_connect_read_only, path), "BEGIN")
 
 
 def open_writer(path: Path) -> Engine:
-    """Return a read-write engine. Raises `DatabaseUnusable` if the database is missing, instead of creating it."""
+    """Return an engine like `open_engine`, but raise `DatabaseUnusable` if the file is missing: it is not created."""
     open_reader(path)  # raises if there is no database, which the writer would create
     return open_engine(path)
 
@@ -66,13 +67,13 @@ class ChangeWatch:
     """Detects whether the database has changed, at a hundredth of the cost of a transaction; for one thread."""
 
     def __init__(self, engine: Engine) -> None:
-        """Watch the existing database of `engine`; changes made through this engine count too."""
+        """Open a read-only connection to the existing database of `engine`; changes through this engine count too."""
         self._connection = _connect_read_only(engine.get_execution_options()["path"])
         weakref.finalize(self, self._connection.close)
         self._seen: int | None = None
 
     def changed(self) -> bool:
-        """Return whether anything was committed since the last call; `True` for the first call."""
+        """Return whether any process has committed a change since the last call; `True` for the first call."""
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         before, self._seen = self._seen, int(version)
         return before != self._seen
@@ -80,7 +81,7 @@ class ChangeWatch:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """Yield a session; commit at the end of the block, or roll back if an exception leaves it."""
+    """Yield a session; commit at the block's end, or roll back if an exception leaves it. Rows can be read after it."""
     with Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
@@ -89,9 +90,10 @@ def migrate(path: Path) -> None:
     """
     Migrate the database at `path` to this program's schema in one transaction; create it and its folder if missing.
 
-    Foreign keys are off during the migration, since rebuilding a table would delete its children's rows, and are
-    checked before the commit. Call it while no other process has the database open. Raises `DatabaseUnusable` if the
-    database is damaged or newer than the program, or the file is no database.
+    Nothing is done, or checked, if the schema is this program's already. Foreign keys are off during the migration,
+    since rebuilding a table would delete its children's rows, and are checked before the commit. Call it while no other
+    process has the database open. Raises `DatabaseUnusable` if the database to be migrated is damaged, newer than the
+    program or locked, or the file is no database.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = _engine(path, partial(_connect, path, foreign_keys=False), "BEGIN IMMEDIATE")
@@ -113,7 +115,7 @@ def migrate(path: Path) -> None:
 
 
 def newest_revision() -> str:
-    """Return this program's schema revision: the highest number of a file in `migrations/versions`."""
+    """Return this program's schema revision, as "0001": the highest number of a file in `migrations/versions`."""
     return max(known_revisions())
 
 
@@ -140,7 +142,7 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
 
 
 def known_revisions() -> set[str]:
-    """Return the numbers of the migrations from their file names, without loading Alembic, which is slow."""
+    """Return the schema revisions that this program can use or migrate, as "0001", from the migrations' file names."""
     return {path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
 
 

@@ -38,7 +38,11 @@ class DatabaseUnusable(DropforgeError):
 
 
 def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
-    """Return the type of the file system of `path`, or of its nearest parent that exists; "unknown" if not found."""
+    """
+    Return the type of the file system of `path`, or of its nearest parent that exists, as "ext4" or "fuse.sshfs".
+
+    "unknown" if it is not in `mounts`, a file in the format of /proc/self/mountinfo.
+    """
     place = path.absolute()
     while not place.exists():
         place = place.parent
@@ -53,12 +57,12 @@ def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
 
 
 def is_network(kind: str) -> bool:
-    """Return whether a type that `file_system` returned is that of a network file system."""
+    """Return whether `kind`, a type that `file_system` returned, is that of a network file system."""
     return _NETWORK.fullmatch(kind.removeprefix("fuse.")) is not None
 
 
 def refuse_network(folder: Path, mounts: Path = _MOUNTS) -> None:
-    """Raise `DatabaseUnusable` if the state folder lies on a network file system."""
+    """Raise `DatabaseUnusable` if the state folder, which need not exist yet, lies on a network file system."""
     kind = file_system(folder, mounts)
     if is_network(kind):
         message = f"the state folder {folder} lies on a network file system ({kind}), where SQLite can lose data"
@@ -66,7 +70,7 @@ def refuse_network(folder: Path, mounts: Path = _MOUNTS) -> None:
 
 
 def how_to_restore(path: Path) -> str:
-    """Return the hint for a damaged database at `path`: restore the newest backup in its `backups/` folder."""
+    """Return the hint for a damaged database at `path`: the command that restores the newest backup in `backups/`."""
     backups = path.parent / BACKUPS
     found = sorted(backups.glob("[!.]*/"), key=lambda one: one.stat().st_mtime) if backups.is_dir() else []
     kept = [one for one in found if not one.name.startswith("replaced-")]
@@ -76,11 +80,12 @@ def how_to_restore(path: Path) -> str:
 
 def verify(path: Path, *, at_start: bool = False) -> dict[str, int]:
     """
-    Check the integrity of a database file; return the number of rows of each table.
+    Check the integrity of a database file; return the number of rows by table name.
 
     With `at_start`, for the daemon's own database, indexes are not checked but CHECK constraints are, which SQLite
-    skips on a read-only connection.
-    Raises `DatabaseUnusable` if SQLite finds damage, a row that refers to a missing one, or another program's data.
+    skips on a read-only connection; a transaction that a crash interrupted is rolled back.
+    Raises `DatabaseUnusable` if the file is missing or unreadable, SQLite finds damage or a row that refers to a
+    missing one, or the application id is another program's.
     """
     try:
         with closing(_open(path, "rw" if at_start else "ro")) as connection:
@@ -119,10 +124,10 @@ def revision(path: Path) -> str | None:
 
 def copy_database(source: Path, target: Path) -> dict[str, int]:
     """
-    Copy a database into the new file `target` while others may write; return the number of rows by table.
+    Copy a database to the file `target` while others may write; return the number of rows by table name.
 
-    All that was committed before the call is in the copy. It is written under a temporary name, made durable,
-    verified, and then renamed.
+    All that was committed before the call is in the copy. It is written under a temporary name, verified, made durable,
+    and then renamed; an existing `target` is replaced.
     Raises `DatabaseUnusable` if source or copy is damaged, `OSError` if it cannot be written; nothing is left behind.
     """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -151,7 +156,7 @@ def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
 
 
 def with_pragmas(connection: sqlite3.Connection, *pragmas: str) -> sqlite3.Connection:
-    """Set `pragmas` on a connection and return it; on failure close it and raise `sqlite3.Error`."""
+    """Set `pragmas` (as "synchronous=OFF") on `connection`, return it; on failure close it, raise `sqlite3.Error`."""
     try:
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
@@ -169,7 +174,7 @@ def cause_of(error: BaseException) -> sqlite3.Error | None:
 
 def in_words(error: BaseException, path: Path) -> DatabaseUnusable | None:
     """
-    Return an error on the state database at `path` with a message and a hint for users, or `None`.
+    Return an error on the state database at `path` with a message and a hint for users, or `None`; raise nothing.
 
     `None` for errors that are not SQLite's, and for wrong statements and rows, which are defects of our own code.
     """

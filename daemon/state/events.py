@@ -30,6 +30,10 @@ def record_event(  # noqa: PLR0913 - what it is about goes by name, and most eve
     drop_id: int | None = None,
     **detail: object,
 ) -> None:
-    """Insert an event of `kind` (in the past tense: `run_failed`), with JSON `detail`, in the caller's transaction."""
+    """
+    Insert an event of `kind` (in the past tense: `run_failed`) at `now` (ms since the epoch); do not commit.
+
+    Further keyword arguments, which must be JSON values, become the event's `detail`.
+    """
     row = {"at": now, "kind": kind, "track": track, "run_id": run_id, "drop_id": drop_id, "detail": detail}
     session.connection().execute(_EVENT, row)

@@ -28,7 +28,8 @@ class OwnFolder:
         """
         Create the folder if it is missing, and revoke other users' rights; `command` is the subcommand for hints.
 
-        Raises `DropforgeError` if another user owns the folder, or owns or could change one of `FOLDERS` in it.
+        Raises `DropforgeError` if another user owns the folder or one of `FOLDERS` in it, or one of these is no folder
+        or a link that is unsafe: to nothing, to a folder that others may write to, or for `runs` or `spool`.
         """
         self._path = path
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -54,7 +55,7 @@ class OwnFolder:
             raise self._gone("another folder is in its place")
 
     def close(self) -> None:
-        """Close the folder's descriptor."""
+        """Close the folder's descriptor; `require_there` must not be called afterwards."""
         os.close(self._fd)
 
     def _gone(self, why: str) -> StateFolderGone:

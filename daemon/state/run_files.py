@@ -24,50 +24,50 @@ class ArtifactDamaged(DropforgeError):
 
 
 def run_folder(state_folder: Path, run_id: int) -> Path:
-    """Return the folder of a run."""
+    """Return the path of a run's folder, `runs/<run_id>` in the state folder, whether it exists or not."""
     return state_folder / "runs" / str(run_id)
 
 
 def attempt_folder(run_id: int, step: str, number: int) -> str:
-    """Return an attempt's folder, relative to the state folder."""
+    """Return the path of an attempt's folder relative to the state folder: `runs/<run_id>/attempts/<step>-<number>`."""
     return f"runs/{run_id}/attempts/{step}-{number}"
 
 
 def published(state_folder: Path, run_id: int) -> dict[str, str]:
-    """Return the run's published artifacts: step name → path relative to the state folder."""
+    """Return the run's published artifacts, which are not read: step name → path relative to the state folder."""
     folder = run_folder(state_folder, run_id)
     names = [step.name for step in STEPS if (folder / f"{step.name}.json").exists()]
     return {name: f"runs/{run_id}/{name}.json" for name in names}
 
 
 def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:
-    """Return the run's published dataset; `None` if there is none. Raises `ArtifactDamaged`."""
+    """Return the dataset that the run's step `prepare` published, or `None`. Raises `ArtifactDamaged` if malformed."""
     return _load(state_folder, run_id, "prepare", Dataset)
 
 
 def load_evaluation(state_folder: Path, run_id: int) -> Evaluation | None:
-    """Return the run's published evaluation; `None` if there is none. Raises `ArtifactDamaged`."""
+    """Return the evaluation that the run's `evaluate` published, or `None`. Raises `ArtifactDamaged` if malformed."""
     return _load(state_folder, run_id, "evaluate", Evaluation)
 
 
 def load_adapter(state_folder: Path, run_id: int) -> Adapter | None:
-    """Return the run's published adapter; `None` if there is none. Raises `ArtifactDamaged`."""
+    """Return the adapter that the run's step `train` published, or `None`. Raises `ArtifactDamaged` if malformed."""
     return _load(state_folder, run_id, "train", Adapter)
 
 
 def load_model(state_folder: Path, run_id: int) -> Model | None:
-    """Return the run's published merged model; `None` if there is none. Raises `ArtifactDamaged`."""
+    """Return the model artifact that the run's `merge` published, or `None`. Raises `ArtifactDamaged` if malformed."""
     return _load(state_folder, run_id, "merge", Model)
 
 
 def load_object(state_folder: Path, run_id: int, step: str) -> dict[str, Any] | None:
-    """Return a step's published artifact as a JSON object; `None` if there is none. Raises `ArtifactDamaged`."""
+    """Return a step's published artifact as a JSON object, or `None`. Raises `ArtifactDamaged` if it is malformed."""
     value = _load(state_folder, run_id, step, BY_NAME[step].writes)
     return None if value is None else value.model_dump(mode="json", exclude_unset=True)
 
 
 def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Progress | None:
-    """Return an attempt's reported progress; `None` if its file is missing, damaged or unreadable."""
+    """Return the progress that attempt `number` at `step` last wrote; `None` if its file is missing or unreadable."""
     try:
         value = durable.read_json(state_folder / attempt_folder(run_id, step, number) / PROGRESS_NAME)
         return None if value is None else Progress.model_validate(value)
@@ -76,7 +76,7 @@ def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Pr
 
 
 def load_curve(state_folder: Path, run_id: int) -> Curve | None:
-    """Return the loss curve of the run's adapter or, before it is published, of its latest attempt; else `None`."""
+    """Return the loss curve of the run's adapter or, before that is published, of its latest training; else `None`."""
     try:
         adapter = load_adapter(state_folder, run_id)
         if adapter is not None:
@@ -89,14 +89,14 @@ def load_curve(state_folder: Path, run_id: int) -> Curve | None:
 
 
 def made_checkpoint(state_folder: Path, run_id: int, since: int) -> bool:
-    """Return whether the run's training has written a checkpoint since `since`, in milliseconds since the epoch."""
+    """Return whether the run's training wrote a checkpoint, or ended a trial, since `since`, in ms since the epoch."""
     folder = run_folder(state_folder, run_id) / "checkpoints"
     found = (path for pattern in _FURTHER for path in folder.glob(pattern))
     return any(path.stat().st_mtime_ns // 1_000_000 >= since for path in found)
 
 
 def load_verdict(state_folder: Path, run_id: int) -> Verdict | None:
-    """Return the run's published verdict; `None` if there is none. Raises `ArtifactDamaged`."""
+    """Return the verdict that the run's step `decide` published, or `None`. Raises `ArtifactDamaged` if malformed."""
     return _load(state_folder, run_id, "decide", Verdict)
 
 
@@ -115,7 +115,7 @@ def _load(state_folder: Path, run_id: int, step: str, kind: type[A]) -> A | None
 
 
 def remove_leftovers(state_folder: Path, run_id: int) -> None:
-    """Remove a run's half-written files of a killed daemon; not those of its steps, which may be running."""
+    """Delete temporary files of a killed daemon in a run's folder; not those of its steps, which may be running."""
     folder = run_folder(state_folder, run_id)
     durable.remove_leftovers(folder)
     for attempt in (folder / "attempts").glob("*"):
@@ -123,7 +123,7 @@ def remove_leftovers(state_folder: Path, run_id: int) -> None:
 
 
 def read_result(spec: StepSpec) -> StepResult | None:
-    """Return the attempt's result; `None` if it is not there or carries another attempt's fence."""
+    """Return the attempt's result; `None` if missing or with another fence. Raises `ValueError` if it is malformed."""
     value = durable.read_json(Path(spec.root) / spec.folder / RESULT_NAME)
     if value is None:
         return None
@@ -133,9 +133,11 @@ def read_result(spec: StepSpec) -> StepResult | None:
 
 def publish(spec: StepSpec, result: StepResult) -> Artifact:
     """
-    Check a successful result, publish its artifact and return it.
+    Check a successful result, write its artifact to `runs/<id>/<step>.json` and return it.
 
-    Raises `StepFailed` if the artifact is malformed or a file that it names is not there.
+    The folder of a merged model moves to `models/<model_id>`, which the returned artifact names; predictions of an
+    evaluation are linked into the cache. Safe to repeat. Raises `StepFailed` if the artifact is malformed, the model's
+    folder is missing or, in other steps, an output is missing or has changed.
     """
     root = Path(spec.root)
     try:
@@ -162,7 +164,7 @@ def _is_whole(path: Path, digest: str) -> bool:
 
 
 def unpublish(state_folder: Path, run_id: int, step: str) -> None:
-    """Rename a step's artifact to `<step>.stale-<number>.json`, so that the step is done again."""
+    """Rename an artifact to `<step>.stale-<number>.json`, so that the step is redone. Raises `OSError` if missing."""
     folder = run_folder(state_folder, run_id)
     number = 1
     while (folder / f"{step}.stale-{number}.json").exists():

@@ -70,7 +70,11 @@ OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
 def queue_order(state: str, trigger: str, place: int, run_id: int) -> tuple[bool, int, bool, bool, int]:
-    """Return the sort key of an open run in the queue, the next run first; `queue.order` has the reasons."""
+    """
+    Return a key that sorts open runs: running first, then by `place`, lowest first.
+
+    At the same place trials go last, waiting runs before queued ones, the older first; `queue.order` has the reasons.
+    """
     return state != RunState.RUNNING, place, trigger == TRIAL, state == RunState.QUEUED, run_id
 
 

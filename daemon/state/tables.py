@@ -353,17 +353,17 @@ EVERY: tuple[type[SQLModel], ...] = (
 
 
 def rows_of(session: Session, table: type[T], question: str, **values: object) -> ScalarResult[T]:
-    """Return the rows of `table` that the SQL `question` (of `daemon.state.questions`) selects with `values`."""
+    """Return an iterator over the rows of `table` that `question`, SQL with `values` as its parameters, selects."""
     return session.scalars(select(table).from_statement(text(question)), values)
 
 
 def waits() -> TextClause:
-    """Return the SQL condition for runs that wait for approval."""
+    """Return the SQL condition, for a query of `Run`, that selects runs whose win waits for approval."""
     return text(AWAITS_APPROVAL)
 
 
 def on_trial_beside(run_id: int | None) -> "SelectOfScalar[int]":
-    """Return the query for the ids of drops on trial, except the drop that run `run_id` tries."""
+    """Return a query for the ids of all drops under suspicion, except the drop that the trial run `run_id` tries."""
     own = col(Suspect.trial_run).is_(None) | (col(Suspect.trial_run) != (run_id or 0))
     return select(Suspect.drop_id).where(col(Suspect.ended).is_(None), own)
 

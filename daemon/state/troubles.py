@@ -22,7 +22,7 @@ class Troubles:
         self._until: dict[str, float] = {}
 
     def note(self, whose: str, error: Exception) -> None:
-        """Record the error of `whose` (a name such as "track a"), log it if it is new, and begin a pause."""
+        """Record the error of `whose` (as "track a"), log it if it is new, and begin or restart a pause of a minute."""
         words = in_words(error)
         if self._words.get(whose) != words:
             log.warning("trouble", whose=whose, error=words)
@@ -36,7 +36,7 @@ class Troubles:
             log.info("trouble_over", whose=whose)
 
     def is_pausing(self, whose: str) -> bool:
-        """Return whether the pause of `whose` has not ended yet."""
+        """Return whether a pause of `whose` has not ended yet; `False` if there was none."""
         return self._monotonic() < self._until.get(whose, 0.0)
 
     @property
@@ -46,7 +46,7 @@ class Troubles:
 
 
 def in_words(error: Exception) -> str:
-    """Return an error's message for users; that of an `OSError` includes the file name."""
+    """Return an error's message for users: an `OSError`'s with the file name, an unforeseen error's with its class."""
     if isinstance(error, DropforgeError):
         return error.message
     if isinstance(error, OSError):

@@ -94,8 +94,11 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
     """
     Back up the state folder to `target`, or to a new folder in `target` if that exists; the daemon may be running.
 
-    Without a target the backup is made in `backups/` of the state folder. It gets its name only after all of it is
-    durable and verified. Raises `DropforgeError`, or `DatabaseUnusable` if the database is damaged.
+    Without a target the backup is made in `backups/` of the state folder. With `with_models` it includes the models of
+    current and previous champions and of wins that wait for approval. It gets its name only after all of it is durable
+    and verified; a failed backup leaves nothing. Files that the database names and that are missing are no error: the
+    manifest lists them. Raises `DropforgeError` if there is no database, `target` is unusable, or another backup of
+    this folder is being made, `DatabaseUnusable` if the database is damaged, `OSError` if a file cannot be copied.
     """
     root = settings.state_folder
     if not (root / DATABASE_NAME).exists():
@@ -131,7 +134,9 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
 
 def check(folder: Path) -> Manifest:
     """
-    Verify a whole backup and return its manifest. Raises `DropforgeError` for the first thing that is wrong.
+    Verify a whole backup, the hash of every file and every row of the database, and return its manifest.
+
+    Raises `DropforgeError` for the first thing that is wrong, `OSError` if a folder cannot be entered.
 
     Nothing in it is followed or trusted before it is checked: others may be able to write to a backup.
     """
@@ -159,7 +164,11 @@ def check(folder: Path) -> Manifest:
 
 
 def open_regular(path: Path) -> int:
-    """Return a read descriptor of a file. Raises `DropforgeError` if it is not a regular file; `OSError` as `open`."""
+    """
+    Open a file for reading, without waiting for a FIFO, and return its descriptor, which the caller must close.
+
+    Raises `DropforgeError` if it is not a regular file, and `OSError` if it cannot be opened or is a link.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -296,7 +305,13 @@ def _fill(aside: Path, root: Path, *, with_models: bool) -> Manifest:
 
 
 def named_files(root: Path, database: Path, *, with_models: bool = False) -> Iterator[tuple[str, str | None]]:
-    """Yield the files below `root` that a database names, each with the sha256 in its name, or `None`."""
+    """
+    Yield the paths, relative to `root`, of the files for a backup of `database`, with their expected sha256 or `None`.
+
+    These are stored drops, which may be missing; JSON artifacts and evidence cards of succeeded runs, as far as they
+    exist; and, with `with_models`, all files of the models of current and previous champions and of wins that wait for
+    approval, or `models/<id>/` if such a model has none. Only drops without quarantined rows have an expected sha256.
+    """
     with closing(sqlite3.connect(database)) as connection:
         drops = connection.execute(_KEPT_FILES).fetchall()
         succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
@@ -316,7 +331,7 @@ def named_files(root: Path, database: Path, *, with_models: bool = False) -> Ite
 
 
 def unreadable_verdicts(root: Path, database: Path) -> list[str]:
-    """Return the paths below `root` of damaged verdicts of a database's succeeded runs."""
+    """Return the paths, relative to `root`, of a database's succeeded runs' verdicts that exist but are damaged."""
     with closing(sqlite3.connect(database)) as connection:
         succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
     paths = [_verdict(root, run) for run in succeeded]
@@ -352,7 +367,7 @@ def _place_in(named: object) -> str | None:
 
 
 def champions(database: Path) -> tuple[str, ...]:
-    """Return the folders of the merged models that are the current or previous champion of a track."""
+    """Return the folders, `models/<id>`, of merged models that are a track's current or previous champion, sorted."""
     with closing(sqlite3.connect(database)) as connection:
         return tuple(sorted(str(row[0]) for row in connection.execute(_CHAMPIONS)))
 

@@ -26,7 +26,7 @@ class Disk:
         self.low_water_bytes = settings.disk.low_water_bytes
 
     def free_bytes(self) -> int:
-        """Return the free bytes that an ordinary user may use."""
+        """Return the free bytes of the state folder's file system that an ordinary user may use."""
         folder = next(folder for folder in (self._root, *self._root.parents) if folder.exists())
         found = os.statvfs(folder)
         return found.f_bavail * found.f_frsize
@@ -43,7 +43,7 @@ class Disk:
         )
 
     def require(self, needs: Mapping[str, int], *, margin: bool = True) -> None:
-        """Raise `DropforgeError` unless all `needs` (bytes by step) fit, with `margin` above the low-water mark."""
+        """Raise `DropforgeError` unless `needs` (bytes by step) fit, with `margin` leaving the low-water mark free."""
         need = sum(needs.values())
         free = self.free_bytes()
         kept = self.low_water_bytes if margin else 0

@@ -26,7 +26,7 @@ class CannotTell(DropforgeError):
 
 def needed_bytes(config: RunConfig | TrackSettings) -> dict[str, int]:
     """
-    Return an upper bound, in bytes, for the files of training and merge, the large ones of a run, by step.
+    Return upper bounds, in bytes, for the large files of a run, by step: `{"train": ..., "merge": ...}`.
 
     Computed from the headers of the base model's safetensors files. Raises `CannotTell` if they cannot be read.
     """
@@ -53,7 +53,7 @@ def needed_bytes(config: RunConfig | TrackSettings) -> dict[str, int]:
 
 
 def still_needed(state_folder: Path, run: Run) -> dict[str, int]:
-    """Return `needed_bytes` of a claimed run for its unfinished steps, less the bytes of its checkpoints."""
+    """Return `needed_bytes` of a claimed run for its unpublished steps, that of "train" less its checkpoints' bytes."""
     run_id = run.id or 0
     needs = needed_bytes(RunConfig.model_validate(run.config))
     checkpoints = tree_bytes(run_folder(state_folder, run_id) / "checkpoints")

@@ -30,11 +30,16 @@ class Item(Frozen):
     why: str
     bytes: int
     references: tuple[str, ...] = ()
-    """Published artifacts that lead to it, in the order in which they go."""
+    """Published artifacts that lead to it, in the order in which they are renamed."""
 
 
 def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> Iterator[Item]:
-    """Yield all items that are not in `kept`; `now` is in ms since the epoch."""
+    """
+    Yield all items that are not in `kept`, and delete nothing; `now` is in ms since the epoch.
+
+    Files that the database does not know are included if older than a day, and the oldest cached predictions beyond
+    2 GB if no run is running.
+    """
     finder = _Finder(settings, kept, now)
     yield from finder.cut_off()
     yield from finder.models()

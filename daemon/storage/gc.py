@@ -42,9 +42,10 @@ class Collected(Frozen):
 
 def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = False) -> Collected:
     """
-    Delete all files that are not kept, record an event and return them; with `dry_run` only return them.
+    Delete all files that are not kept, record an event if there were any, and return them.
 
-    `now` is in milliseconds since the epoch. Safe while a daemon runs. Raises `OSError` if a file cannot be moved,
+    With `dry_run` they are only returned. `now` is in milliseconds since the epoch. Safe while a daemon runs; waits
+    while another collection or a publication holds the lock (`collecting`). Raises `OSError` if a file cannot be moved,
     after all others were, and, with nothing changed, if the folder of a run cannot be read.
     """
     root = settings.state_folder
@@ -64,10 +65,10 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
 
 def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
     """
-    Delete the files of an attempt that ended without a result, to free the space.
+    Delete the large files of an attempt that ended without a result: data, adapters, models; not its spec and log.
 
-    Predictions and a judge's replies stay: the next attempt resumes from them. Safe to repeat; a collection deletes
-    files that a crash leaves.
+    Nothing is deleted for `evaluate` and `judge`: the next attempt resumes from the predictions and replies. Safe to
+    repeat; a folder that cannot be deleted is left to a later collection.
     """
     if attempt.step in {"evaluate", "judge"}:
         return
@@ -94,7 +95,7 @@ def collecting(state_folder: Path) -> Iterator[None]:
 
 
 def empty_trash(state_folder: Path) -> None:
-    """Delete everything in the trash. Raises `OSError` if a file cannot be deleted, after all others were."""
+    """Delete all in the trash, if it exists. Raises `OSError` if an entry cannot be deleted, after all others were."""
     trash = state_folder / TRASH_NAME
     refused = []
     for path in list(trash.iterdir()) if trash.is_dir() else ():

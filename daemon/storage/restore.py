@@ -1,9 +1,10 @@
 """
 Restore a backup into a state folder, while no daemon runs.
 
-Nothing is deleted: files that a backup replaces go to `backups/replaced-<time>/`. Links are not touched: they are
-derived from the rows afterwards (`promotion.sync_restored_links`). A marker file is in the state folder from the first
-change to the last, and no daemon starts while it is there, so that an interrupted restore must be repeated.
+The old database, and folders of runs that the backup does not have as succeeded, go to `backups/replaced-<time>/`;
+other files that differ from the backup's are overwritten, all others stay. Links are not touched: they are derived
+from the rows afterwards (`promotion.sync_restored_links`). A marker file is in the state folder from the first change
+to the last, and no daemon starts while it is there, so that an interrupted restore must be repeated.
 """
 
 import contextlib
@@ -60,7 +61,7 @@ class Restored(NamedTuple):
 
 
 def refuse_half_restored(root: Path) -> None:
-    """Raise `DropforgeError` if the last restore into the state folder `root` was interrupted."""
+    """Raise `DropforgeError` if a restore into the state folder `root` was interrupted and not repeated."""
     mark = durable.read_json(root / RESTORING)
     if mark is not None:
         raise DropforgeError(f"a restore into {root} was cut off", f"do it again: dropforge restore {mark['backup']}")
@@ -68,12 +69,13 @@ def refuse_half_restored(root: Path) -> None:
 
 def restore(settings: Settings, source: Path, *, without_models: bool = False) -> Restored:
     """
-    Verify the backup `source`, a folder of `dropforge backup`, and restore it.
+    Verify the backup `source`, a folder of `dropforge backup`, and restore it into the state folder of `settings`.
 
-    A run that was not over when the backup was made begins again with the settings in force then. Every row is parsed
-    before anything is replaced. Raises `DropforgeError` if the disk is full; and, with nothing changed, while a daemon
-    or worker runs, or for a backup that is damaged, newer than this program, or lacks a champion's model (unless
-    `without_models`).
+    The old database, and the folders of runs that had not succeeded in the backup, move to `backups/replaced-<time>/`;
+    other files of the backup overwrite theirs if they differ. A run that was not over when the backup was made begins
+    again, with the current settings. Raises `DropforgeError` if the disk is full, when the restore must be repeated;
+    and, with nothing changed, while a daemon or worker runs, or for a backup that is damaged (every row is parsed),
+    newer than this program, or lacks a champion's model (unless `without_models`).
     """
     root = settings.state_folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)

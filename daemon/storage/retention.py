@@ -64,7 +64,7 @@ class Kept:
 
 
 def what_is_kept(session: Session, settings: Settings) -> Kept:
-    """Return what must be kept. Raises `OSError` if the folder of a run cannot be read."""
+    """Return the models, runs and folders that must be kept. Raises `OSError` if the folder of a run cannot be read."""
     root = settings.state_folder
     kept = Kept()
     kept.folders.add((root / "drops").resolve())
@@ -155,7 +155,7 @@ def _keep_newest(settings: Settings, kept: Kept) -> None:
 
 
 def models_of(root: Path, run_id: int) -> set[Path]:
-    """Return the folders of the models that a run's published merge and verdict name."""
+    """Return the resolved folders, existing or not, of the models that a run's published merge and verdict name."""
     folder = root / "runs" / str(run_id)
     named = [
         read_object(folder / "merge.json").get("model_id"),
@@ -171,7 +171,7 @@ def _named_folders(root: Path, run_id: int) -> set[Path]:
 
 
 def working_files(run_folder: Path) -> Iterator[Path]:
-    """Yield a run's checkpoints, and the files of its attempts except spec, result, progress, curve, log and report."""
+    """Yield a run's `checkpoints`, and all in its attempts except spec, result, progress, curve, log and report."""
     if (run_folder / "checkpoints").exists():
         yield run_folder / "checkpoints"
     for attempt in sorted(run_folder.glob("attempts/*")):
@@ -179,13 +179,13 @@ def working_files(run_folder: Path) -> Iterator[Path]:
 
 
 def leftovers(attempt: Path) -> Iterator[Path]:
-    """Yield the large files of an attempt: data, adapters, models, predictions."""
+    """Yield the files and folders in the folder `attempt` except spec, result, progress, curve, log and report."""
     if attempt.is_dir():
         yield from (path for path in sorted(attempt.iterdir()) if path.name not in _STORY)
 
 
 def tree_bytes(path: Path) -> int:
-    """Return the bytes that deleting a file or folder frees; a file with other hard links frees none."""
+    """Return the bytes that deleting a file or folder frees: 0 if missing; a file with other hard links frees none."""
     if path.is_symlink() or not path.is_dir():
         return _file_bytes(path)
     return sum(_file_bytes(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)

@@ -28,7 +28,12 @@ class ChildProcess:
         self._begun = self._not_before = 0.0
 
     def keep_alive(self, monotonic: float) -> None:
-        """Start the process if it is not running and its pause is over; the pause doubles after each early end."""
+        """
+        Start the process if it is not running and its pause is over, also after exit code 0 or `stop`.
+
+        Call this regularly, with the time in seconds as `monotonic`. The pause doubles after each end within a minute,
+        and is a second again after a later one. An end and a failure to start are logged, not raised.
+        """
         if self._process is not None and self._process.poll() is not None:
             self._try_later(monotonic, exit_code=self._process.returncode)
             self._process = None

@@ -8,7 +8,7 @@ from structlog.typing import Processor
 
 
 def configure() -> None:
-    """Write structlog events (from INFO) and the logs of libraries (from WARNING) to standard error in one format."""
+    """Have this process log structlog events (from INFO) and libraries' logs (from WARNING) to standard error."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

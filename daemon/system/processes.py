@@ -31,7 +31,7 @@ class Identity:
 
 
 def child_environment(told: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment without the variables that are for the daemon only, and with `told`."""
+    """Return this process's environment without the variables for the daemon only, and with the variables in `told`."""
     return {**{name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHILDREN)}, **told}
 
 
@@ -83,7 +83,7 @@ def wait_until_dead(identity: Identity, seconds: float) -> bool:
 
 
 def kill_group(pid: int, number: signal.Signals) -> None:
-    """Send signal `number` to the process group that `pid` leads; do nothing if the group is gone."""
+    """Send signal `number` to the process group that `pid` leads; do nothing if it is gone or this is not permitted."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 
@@ -92,9 +92,9 @@ def on_stop(act: Callable[[int], object]) -> None:
     """
     Call `act` in a thread with the number of each SIGTERM and SIGINT from now on. Call this in the main thread.
 
-    A Python signal handler runs in the main thread between two bytecodes: if it logs or sets an event it can wait for a
-    lock that this very thread holds, and it does not run at all while the thread is in a long C call. Here the signal's
-    number goes through a pipe to a thread that may lock, log and end the process whatever the main thread does.
+    The signals then do nothing else: SIGINT raises no `KeyboardInterrupt`. `act` must not raise. A Python signal
+    handler runs in the main thread between two bytecodes: if it logs or sets an event it can wait for a lock that this
+    very thread holds, and it does not run during a long C call; `act` may lock, log and end the process at any time.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -124,7 +124,7 @@ class FileLock:
         self._fd: int | None = None
 
     def acquire(self) -> bool:
-        """Try to take the lock, and write this process's pid into the file; return whether the lock was taken."""
+        """Try for 0.2 s to take the lock, and return whether it was taken; then this process's pid is in the file."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         if not _locked(fd):
             os.close(fd)
@@ -137,7 +137,7 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Release the lock; do nothing if it is not held."""
+        """Release the lock, leaving the file; do nothing if it is not held."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -156,7 +156,7 @@ def _locked(fd: int) -> bool:
 
 
 def lock_holder(path: Path) -> int | None:
-    """Return the pid of the process that locks `path`, 0 if the file has no pid; `None` if it is not locked."""
+    """Return the pid of the process that locks `path`, 0 if the file has no pid; `None` if unlocked or missing."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

@@ -15,7 +15,7 @@ def user() -> str:
 
 
 def who() -> str:
-    """Return the name of the user at the command line, with the user who called sudo if there is one."""
+    """Return the name of the user at the command line; of a user of sudo as "root, by sudo of anna"."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
@@ -42,7 +42,7 @@ def act_as_owner(state_folder: Path) -> None:
     Drop root's privileges for those of the state folder's owner, permanently, if root runs this process.
 
     Otherwise the daemon could not read what root writes there. Nothing changes for any other user, or if the folder is
-    root's or does not exist yet, in which case it will belong to root.
+    root's or does not exist yet, in which case it will belong to root. HOME becomes that of the owner.
     """
     if os.geteuid() != 0 or not state_folder.exists() or (info := state_folder.stat()).st_uid == 0:
         return
@@ -59,7 +59,7 @@ def act_as_owner(state_folder: Path) -> None:
 
 
 def find_program(name: str) -> str:
-    """Return the path of an executable program, found through PATH. Raises `DropforgeError` if there is none."""
+    """Return the path of the program `name`, found on PATH unless it is a path. Raises `DropforgeError` without it."""
     found = shutil.which(name)
     if found is None:
         message = f"there is no program {name} that user {user()} may execute"

@@ -28,7 +28,11 @@ def notify(*assignments: str) -> bool:
 
 
 def showing_life(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """Run `work` in a thread and return its result; send WATCHDOG=1 every two seconds meanwhile."""
+    """
+    Run `work` in a thread, wait for it, and return its result or raise its exception.
+
+    Every two seconds meanwhile systemd is sent WATCHDOG=1 and an extension of its start or stop timeout.
+    """
     with ThreadPoolExecutor(max_workers=1) as pool:
         future = pool.submit(work, *arguments, **named)
         while True:

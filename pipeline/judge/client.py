@@ -56,7 +56,7 @@ class _PassingError(Exception):
 
 
 def read_key(name: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the key in the variable `name`, or "" without a name. Raises `NoAnswerError` if unset or malformed."""
+    """Return the key in the variable `name`; "" if `name` is empty. Raises `NoAnswerError` if unset or malformed."""
     if not name:
         return ""
     key = environment.get(name, "").strip()
@@ -98,9 +98,10 @@ class Endpoint:
 
     async def ask(self, messages: Chat) -> str:
         """
-        Return the text of the reply, with retries; the key is removed from it.
+        Send `messages` and return the text of the reply, without the key; "" if it is no chat completion.
 
-        The text is empty if the reply is not a chat completion. Raises `NoAnswerError` if there is no reply.
+        Temporary failures are retried, up to `TRIES` times with pauses of 1 s to a minute. Raises `NoAnswerError` if
+        all tries or `TRIES_IN_ALL` of this client failed, and at once if the endpoint refuses the request or redirects.
         """
         body = json.dumps({"model": self._model, "messages": messages, "stream": False, **SAMPLING}).encode()
         wait = 0.0

@@ -39,12 +39,12 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 def prompt_sha256(model: str) -> str:
-    """Return the hash of all that a judgement depends on besides the question: model, prompt, sampling."""
+    """Return the hash of all that a judgement depends on besides the texts: model name, prompt, sampling."""
     return _sha256([model, _SYSTEM, _USER, _FENCE, _NAMES, SAMPLING])
 
 
 def messages(*texts: str) -> Chat:
-    """Return the messages to the judge about a request, its reference, answer A and answer B."""
+    """Return the chat messages to the judge; `texts` are a request, its reference, answer A and answer B."""
     mark = _sha256(texts)[:_MARK_DIGITS]
     fenced = "\n\n".join(
         _FENCE.format(name=name, mark=mark, text=text) for name, text in zip(_NAMES, texts, strict=True)
@@ -59,7 +59,8 @@ def read_choice(reply: str) -> Choice | None:
     """
     Return the winner named in a reply; `None` if it names none or several.
 
-    A reply is a JSON object with `winner`, with any text around it, or the bare value of `winner`.
+    A reply is a JSON object with `winner`, with any text around it, or the bare value of `winner`, in any case. Text
+    up to `</think>` is ignored; an object without a valid winner makes the reply invalid.
     """
     answer = reply.rpartition("</think>")[2].strip()
     winners = {_winner(text) for text in _OBJECT.findall(answer)}

@@ -72,8 +72,10 @@ def judge(attempt: Attempt) -> Judgement:
     """
     Return the judge's wins, losses and ties on the records with the lowest ids, among those that the gate judges on.
 
-    The result of each record is written to a file. Equal answers are a tie without a request. Replies to an interrupted
-    attempt are read from its log. Raises `Interrupted` if stopped; never because of the endpoint.
+    At most `judge.records` are sent to the endpoint; equal answers are a tie without a request. The result of each
+    record is written to a file in the attempt's `report/`, and a summary to standard error. Replies to an interrupted
+    attempt are read from its log. Raises `Interrupted` if stopped; never because of the endpoint: records without two
+    readable replies count as failed.
     """
     config = attempt.config.judge
     pairs = _read_pairs(attempt, attempt.load(Evaluation))

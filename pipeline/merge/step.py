@@ -74,11 +74,12 @@ class Answering:
 
 def merge(attempt: Attempt) -> Model:
     """
-    Merge the adapter, or the trained weights, into the model that was trained.
+    Merge the adapter, or the trained weights, into the model that the training started from, base or champion.
 
-    The folder lists the records that the model was trained on, by this run and by those of the champion it started
-    from. Raises `StepFailed` if the adapter's file has changed or is incomplete, and `CannotTrain` if a merged weight
-    is not finite, the base was replaced, or the champion's folder has changed.
+    The merged model is written to `model/` in the attempt's folder, with a manifest and a list of the records that it
+    was trained on, by this run and by those of the champion it started from. Raises `StepFailed` if the adapter's file
+    has changed or is incomplete, `CannotTrain` if a merged weight is not finite, the base was replaced, or the
+    champion's folder has changed, and `Interrupted` if stopped.
     """
     started = time.monotonic()
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)
@@ -124,7 +125,9 @@ def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answerin
 
     `trained` is a PEFT adapter folder, or a safetensors file of weights that replace the base's of the same names. The
     folder contains the tokenizer, a chat template of the trained format, and a generation config as in the evaluation.
-    Raises `CannotTrain` if a merged weight is not finite, and `StepFailed` if the adapter's file and config differ.
+    Chat template and padding token of `tokenizer` itself are set, too. The whole model is loaded into memory if its
+    files cannot be merged one by one. Raises `CannotTrain` if a merged weight is not finite, and `StepFailed` if the
+    adapter's file and config differ.
     """
     generation = _generation(tokenizer, answering)
     try:
@@ -295,7 +298,8 @@ def check_pairs(model: Any, adapter: Path) -> None:
     """
     Raise `StepFailed`, naming a matrix, unless an adapter's file has exactly the matrices that its config implies.
 
-    `model` is the base with the adapter. PEFT itself only warns of a missing matrix, and leaves it untrained.
+    Names and shapes are compared. `model` is the base with the adapter in the folder `adapter`. PEFT itself only warns
+    of a missing matrix, and leaves it untrained.
     """
     from peft import get_peft_model_state_dict
 
