@@ -19,7 +19,7 @@ _LAYOUT = "an answer is text, tokens, ended: 3"
 
 
 def batch_id(kind: str, rows: Sequence[Any]) -> str:
-    """Return a batch's id, the sha256 of its `kind` and its prompts, as JSON values, in order."""
+    """Return a batch's id: the sha256 of its `kind` and of `rows`, its prompts as JSON values, in order."""
     return hashlib.sha256(json.dumps([_LAYOUT, kind, *rows]).encode()).hexdigest()
 
 
@@ -37,7 +37,11 @@ class BatchLog:
                 self.known[value["batch"]] = value["values"]
 
     def add(self, batch: str, values: Sequence[Any]) -> None:
-        """Append a computed batch, durably; its values are JSON values, one per row. Raises `OSError`."""
+        """
+        Append the JSON `values`, one per row, of the batch with this id, durably; `known` does not change.
+
+        Raises `OSError` if the file cannot be written, `ValueError` if a value is not finite.
+        """
         line = json.dumps({"batch": batch, "values": values}, allow_nan=False).encode() + b"\n"
         with self._path.open("ab") as file:
             file.write(line)

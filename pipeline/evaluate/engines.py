@@ -26,19 +26,24 @@ class InStep:
     def answers(
         self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
     ) -> list[Answer]:
-        """Return greedy answers in the order of the prompts; loops are cut, except at the indices `may_loop`."""
+        """
+        Return greedy answers in the order of the prompts; loops are cut, except at the indices `may_loop`.
+
+        `watch` is called before every token. Raises `StepFailed` if memory does not suffice, `CannotTrain` if the model
+        has no key-value cache.
+        """
         return greedy_decoding.answers(self.model, prompts, decoding, watch, may_loop)
 
     def likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
-        """Return the likelihood of each completion after its prompt."""
+        """Return each completion's likelihood after its prompt. Raises `StepFailed` if memory does not suffice."""
         return generation.likelihoods(self.model, pairs)
 
     def choices(self, questions: Sequence[Question]) -> list[list[float]]:
-        """Return each choice's mean negative log-likelihood in nats per token, by question."""
+        """Return each choice's mean NLL in nats per token, by question. Raises `StepFailed` as `likelihoods` does."""
         return generation.choice_likelihoods(self.model, questions)
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the memory of the model, which cannot be used afterwards."""
         generation.close_model(self.model)
 
 
@@ -54,7 +59,12 @@ class Vllm:
     def answers(
         self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
     ) -> list[Answer]:
-        """Return greedy answers in order, loops uncut. Raises `StepFailed` if one neither ended nor filled its room."""
+        """
+        Return greedy answers in order; `watch` is not called, and loops are not cut, whatever `may_loop` holds.
+
+        Raises `StepFailed` if vLLM exits or takes too long, or if an answer has neither an end token nor its full
+        length.
+        """
         del watch, may_loop
         sampling = {"repetition_penalty": decoding.repetition_penalty, "stop_token_ids": self.ends}
         rooms = [decoding.room(prompt) for prompt in prompts]
@@ -64,7 +74,7 @@ class Vllm:
         return [self._answer(tokens, room) for (tokens, _), room in zip(replies, rooms, strict=True)]
 
     def likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
-        """Return the likelihood of each completion after its prompt."""
+        """Return each completion's likelihood after its prompt. Raises `StepFailed` if vLLM exits or takes too long."""
         replies = self.process.ask(
             [([*prompt, *completion], {"max_tokens": 1, "prompt_logprobs": 0}) for prompt, completion in pairs]
         )
@@ -75,12 +85,12 @@ class Vllm:
         return found
 
     def choices(self, questions: Sequence[Question]) -> list[list[float]]:
-        """Return each choice's mean negative log-likelihood in nats per token, by question."""
+        """Return each choice's mean NLL in nats per token, by question. Raises `StepFailed` as `likelihoods` does."""
         flat = iter(self.likelihoods([(prompt, choice) for prompt, choices in questions for choice in choices]))
         return [[(found := next(flat)).nll / found.tokens for _ in choices] for _, choices in questions]
 
     def close(self) -> None:
-        """Stop vLLM."""
+        """Kill vLLM's process and all processes that it started."""
         self.process.close()
 
     def _answer(self, tokens: Sequence[int], room: int) -> Answer:

@@ -36,6 +36,7 @@ class Result:
 
     predictions: list[Prediction]
     generated: int
+    """Answers that were not in the cache."""
     seconds: float
     suites: dict[str, dict[str, ItemScore]]
     """Scores of each suite's items, by the suite's sha256."""
@@ -73,9 +74,10 @@ class Inference:
         """
         Return all predictions: the cached ones, those that earlier attempts logged, and the rest, computed now.
 
-        They are written to `folder`, in this attempt's folder: each batch to a log as it is computed, which the next
-        attempt reads, and all of them at the end. The ETA is that of all `models`. Raises `Interrupted` if stopped;
-        `StepFailed` if memory does not suffice; `CannotTrain` if a likelihood is not finite, the model cannot be
+        The model is loaded only if a prediction is computed, and freed at the end. Predictions are written to `folder`,
+        in this attempt's folder: each batch to a log as it is computed, which the next attempt reads, and all of them
+        at the end. The reported ETA is that of all `models`. Raises `Interrupted` if stopped; `StepFailed` if memory
+        does not suffice or vLLM fails; `CannotTrain` if a likelihood is not finite, the model cannot be loaded or
         prompted, or its folder is the user's and now holds another model (checked only if a prediction is not cached,
         as it reads every file).
         """

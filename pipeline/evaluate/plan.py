@@ -46,7 +46,7 @@ class SuiteRequests:
     prompts: list[list[int]]
     """Tokens of each item's question."""
     answers: list[list[list[int]]]
-    """Tokens of each item's choices, or of its references, each with its end token."""
+    """Tokens of each item's choices, without an end token, or of its references, each with its end token."""
 
     def new_tokens(self, index: int) -> int:
         """
@@ -79,7 +79,7 @@ class ModelRequests:
     """Whether the folder is the user's, without a manifest: it may have changed since it was hashed."""
 
     def longest(self) -> int:
-        """Return a bound of the tokens of any prompt with its answer, and one more."""
+        """Return an upper bound of any prompt's tokens with its answer, at most `window`, and one more."""
         prompts = [*self.prompts, *(prompt for part in self.suites for prompt in part.prompts)]
         answers = [
             self.key.setup.max_new_tokens,
@@ -89,7 +89,7 @@ class ModelRequests:
         return min(max(map(len, prompts)) + max(answers), self.window) + 1
 
     def check_folder(self) -> None:
-        """Raise `CannotTrain` if the folder is the user's own and no longer holds the model of the key."""
+        """Raise `CannotTrain` if `users_own` and the folder, hashed again, no longer holds the model in `key`."""
         if not self.users_own:
             return
         try:
@@ -133,11 +133,12 @@ def make_plan(
     attempt: Attempt, records: list[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, folder: Path
 ) -> EvalPlan:
     """
-    Return the evaluation plan; its batches are smaller if earlier attempts noted in `folder` that memory ran out.
+    Return the evaluation plan: prompts tokenised for both models, and the batch size.
 
-    A batch size of 0 in `decoding` is 16 on a CPU, 128 on a GPU, 32 with vLLM. Records that one model cannot be
-    evaluated on fairly are left out for both. Raises `CannotTrain` if no record is left, or if the settings name a vLLM
-    that cannot be run.
+    A batch size of 0 in `decoding` is 16 on a CPU, 128 on a GPU, 32 with vLLM; it is smaller if earlier attempts noted
+    in `folder` that memory ran out. Records that the champion was trained on, or that exceed a window with their
+    answer, are left out for both; standard error then says how many. Raises `CannotTrain` if no record is left, a
+    suite's item exceeds a window, a model's tokenizer cannot be loaded, or the settings name a vLLM that cannot be run.
     """
     # A template may contain today's date: everything is tokenised before the long work.
     model, champion = attempt.load(Model), attempt.spec.champion
@@ -313,7 +314,7 @@ def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
 
 
 def go_on_with_smaller_batches(folder: Path, size: int, error: OutOfMemory) -> NoReturn:
-    """Save half the batch size in `folder` for the next attempt and raise `StartAgain`; if it is 1, raise `error`."""
+    """Save half of `size`, the batch size, in `folder` and raise `StartAgain`; if `size` is 1, only raise `error`."""
     if size == 1:
         raise error
     durable.write_json(folder / _SMALLER_NAME, size // 2)

@@ -132,11 +132,11 @@ class PredictionCache:
         return self._answers.get(prompt_hash)
 
     def likelihood(self, prompt_hash: str, reference_hash: str) -> tuple[float, int] | None:
-        """Return summed NLL and token count of this reference after the prompt; `None` if not cached."""
+        """Return summed NLL in nats and token count of this reference after the prompt; `None` if not cached."""
         return self._likelihoods.get((prompt_hash, reference_hash))
 
     def items(self, suite: str) -> dict[str, ItemScore]:
-        """Return the cached scores of the suite with this sha256, by item."""
+        """Return the cached scores of the suite with this sha256, by the item's id; empty if there are none."""
         return dict(self._items.get(suite, {}))
 
 

@@ -29,7 +29,8 @@ def score_answers(records: Sequence[HeldoutRecord], answers: Sequence[Prediction
     """
     Return one model's part of each line of records.jsonl, in the order of the records.
 
-    Scores are 0 to 1, by the primary metric and every other one that applies to the record's references.
+    The keys are text, tokens, scores, nll_sum, nll_tokens, degenerate. Scores are 0 to 1, by the primary metric and
+    every other one that applies to the record's references.
     """
     references = [record.references for record in records]
     texts = [answer.text for answer in answers]
@@ -62,7 +63,7 @@ def _column(
 def write_records(
     path: Path, records: Sequence[HeldoutRecord], candidate: Sequence[Line], champion: Sequence[Line]
 ) -> None:
-    """Write records.jsonl: a line per record, with both models' answers and scores."""
+    """Write `path`, records.jsonl: a line per record, with both models' lines from `score_answers`."""
     _write(
         path,
         (
@@ -74,9 +75,9 @@ def write_records(
 
 def summarise(requests: ModelRequests, result: Result, lines: Sequence[Line]) -> Scores:
     """
-    Return one model's mean scores in points, with statistics of its answers.
+    Return one model's mean scores in points, with statistics of its answers; `lines` are from `score_answers`.
 
-    The mean of a metric is over the records that it applies to.
+    The mean of a metric is over the records that it applies to; a metric without any is left out.
     """
     answers = result.predictions
     scored = [line["scores"] for line in lines]
@@ -100,10 +101,11 @@ def score_suites(
     folder: Path, suites: Sequence[Suite], both: tuple[Result, Result], base: Result | None, train: Path
 ) -> tuple[SuiteScores, ...]:
     """
-    Return the points of candidate and champion on each suite; write each item's scores to a file in `folder`.
+    Return the points of candidate and champion on each suite; write each item's scores to suite-N.jsonl in `folder`.
 
-    The base model's are included if it was evaluated. For free questions the file also has the kind of collapse of each
-    answer, or ""; labels are those of the rows in the file `train`.
+    The base model's are included if it was evaluated. If all items of a suite are free questions, the file also has
+    each answer's text and its kind of collapse, or "": an answer is a label if rows in the file `train` have it as
+    output.
     """
     scores = []
     for number, suite in enumerate(suites):
@@ -148,8 +150,9 @@ def score_former(
     """
     Return former champions' primary metric on the records that they answered under the setup of `requests`.
 
-    Only cached answers count: nothing is generated. Records that the former champion was trained on do not count. Each
-    record's score is written to a file in `folder`.
+    Only cached answers count: nothing is generated. Records that the former champion was trained on, or on
+    near-duplicates, do not count; a champion with no other records is left out. Each record's score is written to
+    former-GENERATION.jsonl in `folder`.
     """
     hashes = [hash_tokens(prompt) for prompt in requests.prompts]
     found = []

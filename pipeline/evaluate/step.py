@@ -24,9 +24,10 @@ def evaluate(attempt: Attempt) -> Evaluation:
     Scores and answers of each record are written to the report's records.jsonl. A base model that is no longer the
     champion is evaluated on the general suites, once, if its folder still holds it. Answers in the prediction cache, or
     in the batch log of an interrupted attempt, are reused. The predictions used are written to
-    `predictions/<key>.jsonl`. Raises `StartAgain` if memory ran out and the next attempt uses smaller batches,
-    `StepFailed` if not even one prompt fits, `CannotTrain` if a likelihood is not finite, the two setups differ, no
-    record is left, a suite is invalid, or the champion is a base model that was replaced.
+    `predictions/<key>.jsonl`. Raises `Interrupted` if stopped, `StartAgain` if memory ran out and the next attempt uses
+    smaller batches, `StepFailed` if not even one prompt fits, vLLM fails or there are no held-out records,
+    `CannotTrain` if a likelihood is not finite, the two setups differ, no record is left, a suite is invalid, or the
+    champion is a base model that was replaced.
     """
     dataset, settings = attempt.load(Dataset), attempt.config.evaluate
     suites = read_suites(settings.general, attempt.spec.run)

@@ -59,11 +59,11 @@ class Item(Frozen):
         return self
 
     def score_choice(self, losses: Sequence[float]) -> float:
-        """Return 1 if the right choice has the lowest mean negative log-likelihood per token, else 0."""
+        """Return 1 if the right choice has the lowest of `losses`, mean negative log-likelihoods by choice; else 0."""
         return float(losses.index(min(losses)) == self.answer)
 
     def score_text(self, text: str) -> float:
-        """Return 1 if `text` contains one of `answers` and has at least `words` words, else 0."""
+        """Return 1 if `text` contains one of `answers`, compared by words, and has at least `words` words; else 0."""
         words = tokens(text)
         right = any(f" {' '.join(tokens(answer))} " in f" {' '.join(words)} " for answer in self.answers)
         return float(right and len(words) >= self.words)
@@ -81,7 +81,11 @@ class Suite:
 
 
 def read_suites(names: Sequence[str], run: int) -> list[Suite]:
-    """Return the suites named in a run's settings, without duplicates. Raises `CannotTrain` as `read_suite` does."""
+    """
+    Return the suites named in a run's settings, without duplicates; `builtin` adds the free `questions`, too.
+
+    Raises `CannotTrain` as `read_suite` does, with a hint to retry `run`.
+    """
     parts = (part for name in names for part in ((BUILTIN, QUESTIONS) if name == BUILTIN else (name,)))
     try:
         return [read_suite(name) for name in dict.fromkeys(parts)]
@@ -91,9 +95,9 @@ def read_suites(names: Sequence[str], run: int) -> list[Suite]:
 
 def read_suite(name: str) -> Suite:
     """
-    Return the suite with this name in evaluate.general; it has at least one item.
+    Return the suite `name`: `builtin`, `questions`, or the path of a file of items or Alpaca records in JSON Lines.
 
-    Raises `CannotTrain`, naming line and field, if its file is missing, empty or invalid.
+    It has at least one item. Raises `CannotTrain`, naming line and field, if the file is missing, empty or invalid.
     """
     path = _FILES.get(name) or Path(name)
     if not path.is_file():

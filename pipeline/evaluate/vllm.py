@@ -30,7 +30,7 @@ _REMEDY = 'see evaluate.vllm, or set evaluate.vllm = "" to let transformers answ
 
 
 def read_version(program: str) -> str:
-    """Return the version of vLLM in the environment of `program`. Raises `CannotTrain` if there is none."""
+    """Return vLLM's version, by running the Python in the folder of `program`. Raises `CannotTrain` without vLLM."""
     code = "from importlib.metadata import version; print(version('vllm'))"
     try:
         done = subprocess.run(  # noqa: S603 - the Python beside the program that the settings name
@@ -77,7 +77,12 @@ class Process:
             raise
 
     def ask(self, request: Any) -> Any:
-        """Return the script's reply to `request`. Raises `StepFailed` if vLLM exits or takes too long."""
+        """
+        Send `request` as JSON and wait for the script's reply; return it.
+
+        `check_stop` is called while waiting, and may raise. Raises `StepFailed` if vLLM exits or takes more than two
+        hours.
+        """
         end = time.monotonic() + REPLY_SECONDS
         reply = b""
         try:

@@ -3,7 +3,7 @@ Stream a model's answer to one prompt, or check that a model answers.
 
 `python -m pipeline.models.ask < REQUEST`: the request is an `Ask` as JSON. It prints a line of JSON {"text": PART} for
 each part of the answer, then {"tokens": N, "ended": whether the model ended the answer}. `python -m pipeline.models.ask
---check FOLDER` loads a model as a server does and generates one token. On an error the last line is
+--check FOLDER` loads a model as a server does and runs one forward pass. On an error the last line is
 {"error": MESSAGE, "hint": REMEDY}, and the exit code is the error's. It runs in its own process, for callers that must
 not load the training stack.
 """
@@ -37,7 +37,12 @@ class Ask(Frozen):
 
 
 def answer(request: Ask) -> None:
-    """Load the model and print its answer part by part."""
+    """
+    Load the model and print its answer as lines of JSON, each part as it is generated.
+
+    A line is {"text": PART}; the last is {"tokens": N, "ended": whether the model ended the answer}; loops are cut.
+    Raises `CannotTrain` if the model cannot be loaded or prompted, `StepFailed` if memory does not suffice.
+    """
     folder = Path(request.folder)
     tokenizer: Any = load_tokenizer(folder)
     fmt = choose_format(request.format, has_chat_template=bool(tokenizer.chat_template))
@@ -60,9 +65,10 @@ def answer(request: Ask) -> None:
 
 def check(folder: Path) -> None:
     """
-    Run one forward pass of the model in `folder`.
+    Check, by one forward pass on a short text, that the model in `folder` loads and gives finite logits.
 
-    Raises `CannotTrain` if it cannot be loaded, `StepFailed` if memory does not suffice or its logits are not finite.
+    Raises `CannotTrain` if it cannot be loaded, `StepFailed` if memory does not suffice to load it or logits are not
+    finite.
     """
     import torch
 
@@ -77,7 +83,11 @@ def check(folder: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check the model in `arguments`, or answer the request on standard input; return the exit code."""
+    """
+    Check the model in the last of `arguments` or, without arguments, answer the `Ask` on standard input.
+
+    Return the exit code. An error is not raised, but printed as a line of JSON with `error` and `hint`.
+    """
     try:
         if arguments:
             check(Path(arguments[-1]))

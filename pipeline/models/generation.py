@@ -37,7 +37,7 @@ class Decoding:
     """Most tokens of a prompt with its answer."""
 
     def room(self, prompt: Tokens) -> int:
-        """Return the most tokens of an answer to a prompt: `max_new_tokens`, or what the window leaves."""
+        """Return the most tokens of an answer to `prompt`: `max_new_tokens`, or fewer if the window leaves fewer."""
         return min(self.max_new_tokens, self.window - len(prompt))
 
 
@@ -70,7 +70,7 @@ class AskedModel:
 
 
 def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids of the tokens that end an answer: the tokenizer's EOS and the generation config's."""
+    """Return the sorted ids of the end tokens: the tokenizer's EOS and the generation config's, else config.json's."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
@@ -84,11 +84,11 @@ def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
 
 def open_model(folder: Path, tokenizer: Any, device: Device) -> AskedModel:
     """
-    Return the model in `folder` on `device`, in its saved dtype (but see `arithmetic_dtype`).
+    Return the model in `folder` on `device`, ready for greedy decoding, in its saved dtype (see `arithmetic_dtype`).
 
-    If it does not fit into memory, the rest is read from disk in each forward pass: the merged 16-bit model may be too
-    large for the GPU on which its NF4 base was trained. Raises `CannotTrain` if there is no model, `StepFailed` if
-    memory does not suffice.
+    If it does not fit into memory and keeps that dtype, the rest is read from disk in each forward pass: the merged
+    16-bit model may be too large for the GPU on which its NF4 base was trained. Raises `CannotTrain` if the folder has
+    no model that can be loaded, `StepFailed` if memory does not suffice.
     """
     from transformers import GenerationConfig
 
@@ -109,7 +109,7 @@ def device_of(model: Any) -> Any:
 
 
 def close_model(asked: AskedModel) -> None:
-    """Free the model's memory."""
+    """Free the memory of the model, which cannot be used afterwards."""
     import torch
 
     # Not the model's own `to`, which refuses with offloaded weights.
@@ -123,7 +123,8 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
     """
     Return what affects the last bits of results besides the weights: dtype, device, attention, library versions.
 
-    Weights are not read: the model is created on the meta device to learn its attention implementation.
+    The keys are `dtype` (the saved one), `device` (with its name; on a CPU also the number of threads), `attention`
+    (its implementation) and `versions` (by library). The model is created on the meta device, without loading weights.
     """
     import tokenizers  # noqa: PLC0415
     import torch
@@ -156,7 +157,7 @@ def _stored_dtype(folder: Path) -> Any:
 
 
 def vocabulary(folder: Path) -> int:
-    """Return the vocabulary size of the model in `folder`."""
+    """Return the vocabulary size in the config.json of the model in `folder`."""
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -164,7 +165,7 @@ def vocabulary(folder: Path) -> int:
 
 
 def likelihood_batches(pairs: Sequence[tuple[Tokens, Tokens]], size: int, vocabulary: int) -> list[list[int]]:
-    """Return the indices of `pairs` in batches of at most `size`, fewer if logits are large; the longest first."""
+    """Return the indices of `pairs` in batches of `size` or, if fewer, 256 MB of logits; longest pairs first."""
     longest = max((len(completion) for _, completion in pairs), default=1)
     rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * (longest + 1))))
     order = sorted(range(len(pairs)), key=lambda index: (-sum(map(len, pairs[index])), tuple(pairs[index][0])))
@@ -196,7 +197,7 @@ def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> li
 
 
 def choice_batches(questions: Sequence[Question], size: int, vocabulary: int) -> list[list[int]]:
-    """Return the indices of tokenised `questions` in batches of at most `size`, the longest first."""
+    """Return the indices of `questions` in batches of `size` or, if fewer, 256 MB of logits; longest prompts first."""
     width = max((len(tokens) for _, choices in questions for tokens in choices), default=1)
     most = max((len(choices) for _, choices in questions), default=1)
     rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * width * most)))
@@ -257,7 +258,7 @@ def _choice_losses(model: Any, prompts: Sequence[Tokens], owners: list[int], row
 
 def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
     """
-    Return token ids and attention mask, padded at the left; both of shape (rows, longest).
+    Return token ids and attention mask on `device`, padded at the left; both of shape (rows, longest).
 
     The padding repeats the row's first token: masked, it is never attended to, and a repetition penalty, which ignores
     the mask, then finds only tokens of the prompt (with an end token as padding, it would penalise that).
@@ -287,7 +288,7 @@ def accepted(model: Any, **arguments: Any) -> dict[str, Any]:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Convert the device's out-of-memory errors within the block to `OutOfMemory`."""
+    """Convert the device's out-of-memory errors within the block to `OutOfMemory`, a `StepFailed`; pass on others."""
     try:
         yield
     except Exception as error:

@@ -46,9 +46,10 @@ class Drift(NamedTuple):
 
 def convert(source: Path, target: Path) -> None:
     """
-    Convert the GGUF file `source` to the model folder `target`, unless the folder exists.
+    Convert the GGUF file `source` to the model folder `target` in bf16, with its tokenizer.
 
-    Raises `CannotTrain` if the file cannot be read.
+    Nothing is done if `target` exists; its parent folders are created. Raises `CannotTrain` if the file is missing or
+    cannot be read.
     """
     if target.is_dir():
         return
@@ -94,9 +95,9 @@ def check(source: Path, model: Path) -> Drift:
     """
     Return the differences between the logits of the GGUF file `source` and of `model`, from which it was made.
 
-    The file is read by transformers, and both models run on the CPU in float32. A copy in bfloat16 is written next to
-    `source`, and deleted at the end. Raises `CannotTrain` if the file cannot be read, its tokenizer or chat template
-    produces other tokens for a prompt, or logits are not finite or all zero.
+    Four short prompts are compared. The file is read by transformers, and both models run on the CPU in float32. A copy
+    in bfloat16 is written next to `source`, and deleted at the end. Raises `CannotTrain` if the file cannot be read,
+    its tokenizer or chat template produces other tokens for a prompt, or logits are not finite or all zero.
     """
     prompts = _tokenised(load_tokenizer(model))
     if _tokenised(_read(source, "tokenizer")) != prompts:
@@ -133,7 +134,7 @@ def _tokenised(tokenizer: Any) -> list[list[int]]:
 
 
 def main(argv: list[str]) -> int:
-    """Convert a GGUF file or, with --check in `argv`, compare it with its model; return the exit code."""
+    """Convert a GGUF file or, with --check in `argv`, print its differences from its model; return the exit code."""
     wants_check = "--check" in argv
     paths = [Path(word) for word in argv if word != "--check"]
     if len(paths) != 2:  # noqa: PLR2004 - source, and target or model

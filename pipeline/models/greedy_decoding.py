@@ -32,7 +32,7 @@ _LOOP_TIMES, _LOOP_TOKENS = 4, 32
 
 
 def answer_batches(prompts: Sequence[Tokens], size: int) -> list[list[int]]:
-    """Return the indices of `prompts` in batches of 8 * `size` for `answers`, the longest first."""
+    """Return the indices of `prompts` in batches of up to 8 * `size`, the longest first, for calls of `answers`."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
     together = _PER_ROW * size
     return [order[start : start + together] for start in range(0, len(order), together)]
@@ -48,7 +48,7 @@ def answers(
     """
     Return the answers to tokenised prompts, in their order; `decoding.batch_size` of them are generated at once.
 
-    An answer that only repeats one phrase is cut, except those to the prompts with indices in `may_loop`. `watch` is
+    Answers that end in a loop of one phrase are cut, except those to the prompts with indices in `may_loop`. `watch` is
     called before every token with the number of complete answers and of tokens so far; it may raise to stop. Raises
     `StepFailed` if memory does not suffice, `CannotTrain` if the model has no key-value cache.
     """
@@ -78,7 +78,11 @@ def answers(
 
 
 def stream_answer(asked: AskedModel, prompt: Tokens, decoding: Decoding, tell: Callable[[str], None]) -> Answer:
-    """Return the answer to one prompt as `answers` does; call `tell` with the text so far after each token."""
+    """
+    Return the greedy answer to a tokenised prompt; call `tell` with the whole text so far after each token.
+
+    An answer that ends in a loop of one phrase is cut. Raises `StepFailed` and `CannotTrain` as `answers` does.
+    """
     import torch
 
     tokens: list[int] = []

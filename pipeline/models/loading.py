@@ -33,7 +33,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "C
 
 
 def quiet() -> None:
-    """Turn off the progress bars and warnings of the libraries; a step reports its own progress."""
+    """Turn off the progress bars and warnings of transformers and the libraries around it, for the whole process."""
     import datasets
     import transformers
 
@@ -48,7 +48,7 @@ def quiet() -> None:
 
 def chosen_device() -> Device:
     """
-    Return the device in `$DROPFORGE_DEVICE`; `auto` is CUDA if available, else the CPU.
+    Return the device in `$DROPFORGE_DEVICE`; `auto`, also if it is not set, is CUDA if available, else the CPU.
 
     Raises `CannotTrain` if the device is unknown or CUDA is not available.
     """
@@ -94,7 +94,7 @@ def arithmetic_dtype(device: Device) -> "torch.dtype | None":
 
 
 def free_memory(device: Device) -> int:
-    """Return the device's free memory in bytes."""
+    """Return the device's free memory in bytes; for the CPU, what this process can still allocate."""
     import torch
 
     return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else available_memory()
@@ -126,8 +126,9 @@ def load_model(
 
     Weights keep their saved dtype unless `dtype` is given; with `nf4` the linear layers are quantised to NF4 (double
     quantisation, computing in bf16 or, if that is `dtype`, in float32). With `offload`, unless `dtype` is given,
-    weights that do not fit into memory are read from disk in each forward pass. Raises `CannotTrain` if the folder
-    holds no such model, `StepFailed` if memory does not suffice.
+    weights that do not fit into memory are read from disk in each forward pass; standard error then says so. Raises
+    `CannotTrain` if the folder holds no such model or lacks weights, `StepFailed` if memory does not suffice,
+    `RuntimeError` for other problems of the device.
     """
     from transformers import AutoModelForCausalLM
 

@@ -47,7 +47,7 @@ class Lineage(NamedTuple):
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return the files that the model id covers, sorted by their name below `folder`."""
+    """Return the files that the model id covers: weights, configs, tokenizer, templates; sorted by name in `folder`."""
     # Only the patterns' folders: other files, however deep, are not visited.
     files = {path for pattern in _IDENTITY for path in folder.glob(pattern) if path.is_file()}
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
@@ -55,9 +55,9 @@ def model_files(folder: Path) -> list[Path]:
 
 def model_id(folder: Path) -> str:
     """
-    Return the model id: a hash of the names and hashes of `model_files`.
+    Return the model id: the sha256, in hexadecimal, of the names and hashes of `model_files`.
 
-    Raises `DropforgeError` if a file cannot be read.
+    A folder that is missing or has no such files also gives an id. Raises `DropforgeError` if a file cannot be read.
     """
     try:
         files = model_files(folder)
@@ -84,7 +84,7 @@ def write_manifest(folder: Path, lineage: Lineage | None = None) -> str:
 
 
 def read_lineage(folder: Path) -> Lineage | None:
-    """Return the lineage in the manifest of the model in `folder`; `None` if there is none."""
+    """Return the lineage in the manifest of the model in `folder`; `None` if it has none or cannot be read."""
     match (try_read_object(folder / MANIFEST_NAME) or {}).get("lineage"):
         case {"base_model_id": str(base), "trainings": int(trainings)}:
             return Lineage(base, trainings)
@@ -93,9 +93,10 @@ def read_lineage(folder: Path) -> Lineage | None:
 
 def verify_manifest(folder: Path) -> str:
     """
-    Check a model folder against its manifest; return the model id.
+    Check a model folder against its manifest, by hashing every listed file; return the model id.
 
-    Raises `DropforgeError` naming the first file that differs from the manifest.
+    Raises `DropforgeError`, naming the first file, if a file is missing, differs from the manifest or is a model's file
+    that is not listed, or if the manifest cannot be read or has another model id.
     """
     hint = "the folder is damaged: restore it from a backup, or train it again"
     value = try_read_object(folder / MANIFEST_NAME)
@@ -116,13 +117,13 @@ def verify_manifest(folder: Path) -> str:
 
 
 def write_trained_ids(folder: Path, ids: Iterable[str]) -> None:
-    """Write the ids of training records to a model's folder, sorted and without duplicates, one per line."""
+    """Write `ids`, of training records, to trained-ids.txt in `folder`, sorted, without duplicates, one per line."""
     durable.write_bytes(folder / TRAINED_IDS, "".join(f"{name}\n" for name in sorted(set(ids))).encode())
 
 
 def trained_ids(folder: Path, among: Container[str] | None = None) -> frozenset[str]:
     """
-    Return the ids of the records that a model was trained on, only those in `among` if given.
+    Return the ids in trained-ids.txt, of the records that a model was trained on; only those in `among` if given.
 
     The result is empty for a folder without the list, such as a base model's.
     """
@@ -140,7 +141,8 @@ def check_base(folder: Path) -> None:
 
     The folder is untrusted: only regular files are opened, and read up to a limit. Raises `CannotTrain` if there is no
     folder, no complete safetensors weights or no tokenizer, or if it holds pipes, impossible sizes, custom code,
-    quantised weights, or an adapter instead of a model.
+    quantised weights, an encoder-decoder, unusable special tokens, or an adapter instead of a model; `OSError` if
+    weights cannot be read.
     """
     if not folder.is_dir():
         raise CannotTrain(
@@ -241,7 +243,7 @@ def _difference(path: Path, entry: Mapping[str, Any]) -> str:
 
 
 def require_start(attempt: Attempt, start: ModelRef) -> Path:
-    """Return the folder of the champion to start from. Raises `CannotTrain` unless its files match its manifest."""
+    """Return the folder of the champion `start`. Raises `CannotTrain` unless its files match manifest and model id."""
     folder = attempt.path(start.path)
     try:
         problem = "" if verify_manifest(folder) == start.model_id else f"{folder} holds another model"

@@ -44,6 +44,7 @@ class BaseSizes:
     """The sizes of a base model, from its headers and config.json, that determine its training's memory."""
 
     weights: int
+    """Number of all weights."""
     linear: int
     """Weights in the matrices that get an adapter and are quantised."""
     inputs: int
@@ -63,7 +64,7 @@ class BaseSizes:
 
 def base_sizes(folder: Path) -> BaseSizes:
     """
-    Return the sizes of the base model in `folder`, from its headers.
+    Return the sizes of the base model in `folder`, from its headers and config.json; 0 if config.json lacks a size.
 
     Raises `ValueError` if a weights file is not a complete safetensors file, `OSError` if one cannot be read.
     """
@@ -98,12 +99,12 @@ def _base_sizes(folder: Path, _signatures: object) -> BaseSizes:
 
 
 def linear_shapes(shapes: Mapping[str, list[int]]) -> list[list[int]]:
-    """Return the shapes of the matrices that get an adapter, stacks of matrices included."""
+    """Return the shapes of the matrices that get an adapter: by name, all but embeddings and head; stacks included."""
     return [shape for name, shape in shapes.items() if len(shape) > 1 and not any(word in name for word in _NO_LORA)]
 
 
 def trained_numbers(base: BaseSizes, train: TrainConfig) -> int:
-    """Return the largest number of parameters that a training changes, in an adapter or in the base."""
+    """Return the most parameters that a training with the settings `train` changes, in an adapter or in the base."""
     if train.method == "full":
         return base.weights
     if train.method == "galore":
@@ -115,7 +116,7 @@ def trained_numbers(base: BaseSizes, train: TrainConfig) -> int:
 
 
 def moment_numbers(base: BaseSizes, train: TrainConfig) -> int:
-    """Return how many numbers the optimizer stores: two moments per trained one, or GaLore's and its projectors."""
+    """Return how many numbers the optimizer stores: two per trained parameter, or GaLore's moments and projectors."""
     if train.method == "galore":
         return 2 * train.rank * (base.inputs + base.outputs)
     return 2 * trained_numbers(base, train)
@@ -132,9 +133,10 @@ def estimate(
     """
     Return a training's estimated memory on `device`, in bytes by purpose, for micro-batches of `plan.batch_tokens`.
 
-    Between forward and backward pass each adapted layer saves its input, and attention, norms and feed-forward layer
-    what they need: the count of what torch saves for a Llama, which a test compares. All experts of a mixture count. An
-    output head that scales its logits computes them for all tokens and needs more.
+    The purposes, whose sum is the total: weights, trained, optimizer, activations, logits, libraries. Between forward
+    and backward pass each adapted layer saves its input, and attention, norms and feed-forward layer what they need, as
+    counted for a Llama. All experts of a mixture count. An output head that scales its logits computes them for all
+    tokens and needs more.
     """
     width = base.width if arithmetic_in_16_bits else _WIDE
     is_wide = width == _WIDE and (plan.quantization == "none" or not arithmetic_in_16_bits)

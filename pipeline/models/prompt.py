@@ -40,17 +40,17 @@ _ANSWER = "\uf8ff"
 
 
 def fold(instruction: str, input: str) -> str:  # noqa: A002 - the record's own field name
-    """Return the user message: the instruction, followed by the input if there is one."""
+    """Return the user message: the instruction, followed, if `input` is not empty, by "### Input:" and the input."""
     return f"{instruction}\n### Input:\n{input}" if input else instruction
 
 
 def alpaca_prompt(content: str) -> str:
-    """Return one user message as `ALPACA_TEMPLATE` renders it."""
+    """Return the user message `content` as `ALPACA_TEMPLATE` renders it, up to where the answer begins."""
     return f"{_ALPACA_HEAD}{content}{_ALPACA_TURN}"
 
 
 def prompt_form(fmt: Format) -> str:
-    """Describe the prompt format that a model was trained with; texts are quoted as in JSON."""
+    """Return a phrase that describes the prompt format `fmt` to people; texts in it are quoted as in JSON."""
     alone, both = (json.dumps(fold("{instruction}", given)) for given in ("", "{input}"))
     whole = f"; the template makes {json.dumps(alpaca_prompt('{message}'))} of it" if fmt == "alpaca" else ""
     return f"one user message through the model's chat template: {alone}, or with an input {both}{whole}"
@@ -72,7 +72,7 @@ def choose_format(setting: Literal["auto", "chat", "alpaca"], *, has_chat_templa
 
 def template_for(tokenizer: Any, fmt: Format) -> str | None:
     """
-    Return the chat template of a format; `None` for the tokenizer's own template.
+    Return the chat template for `fmt`: Alpaca's, or for `chat` `None`, which means the tokenizer's own template.
 
     Rendered templates are tokenised without adding special tokens, so Alpaca's begins with the BOS token if the
     tokenizer adds one to plain text.
@@ -84,7 +84,11 @@ def template_for(tokenizer: Any, fmt: Format) -> str | None:
 
 
 def prompt_ids(tokenizer: Any, fmt: Format, content: str) -> list[int]:
-    """Return the token ids of a user message's prompt. Raises `CannotTrain` if chat template or tokenizer fails."""
+    """
+    Return the token ids of the prompt with the user message `content`, up to where the answer begins.
+
+    Special tokens in `content` are encoded as plain text. Raises `CannotTrain` if chat template or tokenizer fails.
+    """
     veil = _Veil(tokenizer, content)
     return veil.ids(veil.render(fmt, content))
 
@@ -93,9 +97,9 @@ def completion_ids(tokenizer: Any, fmt: Format, content: str, output: str, stops
     """
     Return the token ids of the completion: `output`, followed by an end token (one of `stops`).
 
-    Text of the template after the turn's end token is dropped; if it has none, the tokenizer's EOS is appended. The ids
-    continue `prompt_ids`: tokens of prompt and answer are never merged. Raises `CannotTrain` if chat template or
-    tokenizer fails.
+    Special tokens in `output` are encoded as plain text. Text of the template after the turn's end token is dropped; if
+    it has none, the tokenizer's EOS is appended. The ids continue `prompt_ids`: tokens of prompt and answer are never
+    merged. Raises `CannotTrain` if chat template or tokenizer fails.
     """
     veil = _Veil(tokenizer, content, output)
     prompt = veil.render(fmt, content)
@@ -111,7 +115,7 @@ def completion_ids(tokenizer: Any, fmt: Format, content: str, output: str, stops
 
 
 def stop_ids(tokenizer: Any, generation_eos: int | Collection[int] | None) -> list[int]:
-    """Return the sorted end tokens: the tokenizer's EOS and those of the base's generation config."""
+    """Return the sorted ids of the end tokens: the tokenizer's EOS and `generation_eos`, the generation config's."""
     further = [generation_eos] if isinstance(generation_eos, int) else list(generation_eos or [])
     return sorted({tokenizer.eos_token_id, *further})
 

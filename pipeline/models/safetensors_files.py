@@ -48,12 +48,12 @@ class NotSafetensorsError(ValueError):
 
 
 def read_shapes(path: Path) -> Shapes:
-    """Return the shape of each tensor in a safetensors file. Raises what `read_header` raises."""
+    """Return the shape of each tensor, by name. Raises `NotSafetensorsError` or `OSError`, as `read_header` does."""
     return {name: tensor.shape for name, tensor in read_header(path)[0].items()}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files that transformers loads. Raises `NotSafetensorsError` if there are none."""
+    """Return model.safetensors, or the shards that the index names. Raises `NotSafetensorsError` without either."""
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
     shards = (try_read_object(folder / INDEX) or {}).get("weight_map")
@@ -64,9 +64,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_all_shapes(paths: Iterable[Path]) -> Iterator[tuple[Path, Shapes, int]]:
     """
-    Yield each weights file's path, the shapes of its tensors, and the length of its header.
+    Yield each weights file's path, the shapes of its tensors by name, and the length of its header in bytes.
 
-    Raises `NotSafetensorsError` naming the file, where `read_header` does or if the model has too many tensors.
+    Raises `NotSafetensorsError` naming the file, and `OSError`, where `read_header` does, or if all files together have
+    more than 100,000 tensors or 32 MB of headers.
     """
     left, tensors = HEADER_BYTES, 0
     for path in paths:
@@ -87,8 +88,9 @@ def read_header(path: Path, most: int = HEADER_BYTES) -> tuple[Header, int]:
     """
     Return a safetensors file's header and its length in bytes, not counting the 8 bytes of the length field.
 
-    Raises `NotSafetensorsError` if the file does not end with its last tensor, is mostly a hole, or has an invalid
-    header or one of more than `most` bytes; `OSError` if it cannot be read.
+    The header's metadata are left out. Raises `NotSafetensorsError` if the file does not end with its last tensor, is
+    mostly a hole, has more than 100,000 tensors, or has an invalid header or one of more than `most` bytes; `OSError`
+    if it cannot be read.
     """
     with open_regular(path) as file:
         info = os.fstat(file.fileno())

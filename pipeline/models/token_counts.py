@@ -37,7 +37,7 @@ class Window:
         return self._path.is_file()
 
     def is_exceeded(self, *texts: str) -> bool:
-        """Return whether the texts together certainly exceed the window, by a lower bound of their tokens."""
+        """Return whether the texts together certainly exceed the window; if false, they may still exceed it."""
         if sum(map(len, texts)) <= self.tokens:
             return False
         words = [word for text in texts for word in text.split()]
@@ -45,7 +45,11 @@ class Window:
         return max(sum(map(len, words)) / characters_a_token, len(words) / words_a_token) > self.tokens
 
     def count(self, text: str) -> int:
-        """Return a text's number of tokens, or an upper bound where they cannot be counted."""
+        """
+        Return a text's number of tokens, without special tokens; its UTF-8 bytes if there is no tokenizer.json.
+
+        The first call loads the tokenizer, and raises `CannotTrain` if it cannot be read.
+        """
         return len(self._tokenizer.encode(text, add_special_tokens=False)) if self.counts else len(text.encode())
 
     @cached_property

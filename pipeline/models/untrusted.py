@@ -42,12 +42,12 @@ ENDED_BY = signal.SIGPROF
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's bytes. Raises `OSError` if it is not a regular file or too large."""
+    """Return a file's bytes. Raises `OSError` if it is no regular file, or above 4 MB (64 MB for a tokenizer.json)."""
     return read_regular(path, _most(path))
 
 
 def try_read_object(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file; `None` if it cannot be read."""
+    """Return the JSON object in a file; `None` if `read_bytes` raises an error or the file holds no JSON object."""
     try:
         value = parse_json(read_bytes(path))
     except (OSError, ValueError):
@@ -56,7 +56,7 @@ def try_read_object(path: Path) -> dict[str, Any] | None:
 
 
 def parse_json(data: bytes, most: int = _MOST_VALUES) -> Any:
-    """Return the value of a JSON text. Raises `ValueError` if invalid, too deep, or with more than `most` values."""
+    """Return a JSON text's value. Raises `ValueError` if invalid, too deep, or of over `most` commas and brackets."""
     if sum(map(data.count, (b",", b"[", b"{"))) > most:
         raise ValueError(f"it has more than {most:,} values")
     try:
@@ -66,7 +66,7 @@ def parse_json(data: bytes, most: int = _MOST_VALUES) -> Any:
 
 
 def unfit_file(folder: Path) -> str:
-    """Return why a model folder must not be opened, naming the file; "" if it may be opened."""
+    """Return why a model folder must not be opened (too many files, a pipe, too large a text); "" if it may be."""
     folders = (folder, folder / "additional_chat_templates")
     paths = list(islice((path for part in folders if part.is_dir() for path in part.iterdir()), _MOST_FILES + 1))
     if len(paths) > _MOST_FILES:
@@ -103,7 +103,7 @@ def read_window(folder: Path) -> int:
 
 
 def size_problem(config: Mapping[str, Any]) -> str:
-    """Describe an invalid size in a config.json, including `text_config`; "" if all are valid."""
+    """Return the first invalid size in a parsed config.json, as a sentence, `text_config` included; "" without any."""
     text = config.get("text_config")
     parts = {"": config, "text_config.": text if isinstance(text, dict) else {}}
     return next((problem for prefix, part in parts.items() for problem in _problems(prefix, part)), "")
@@ -111,7 +111,7 @@ def size_problem(config: Mapping[str, Any]) -> str:
 
 def too_few_weights(config: Mapping[str, Any], numbers: int) -> str:
     """
-    Return why `numbers` weights are too few for a config.json; empty if they are not.
+    Return why `numbers` weights are too few for a parsed config.json; "" if they are not, or it has no sizes.
 
     Missing weights would be initialised at random, in any amount. A layer has at least the square of its width.
     """
@@ -139,7 +139,8 @@ def foreign_code(what: str, hint: str) -> Iterator[None]:
     """
     Convert any error within the block but `MemoryError` to `CannotTrain`, with a message that begins with `what`.
 
-    `ENDED_BY` kills the whole process if the block takes more than `SECONDS` of processor time.
+    `CannotTrain` and exits pass unchanged. `ENDED_BY` kills the whole process if it uses more than `SECONDS` of
+    processor time in the block.
     """
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
