@@ -111,11 +111,16 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    """Declare the options before the command; the commands read their values from the root context."""
+    """Declare the options before the command, and do nothing: commands read their values from the root context."""
 
 
 def main() -> int:
-    """Run the command in `sys.argv`, print its errors to stderr, and return the exit code."""
+    """
+    Run the command in `sys.argv`, or `--help` without one, print its errors to stderr, and return the exit code.
+
+    With `--json` an error is also printed as JSON to stdout. An exception other than `DropforgeError`, wrong usage and
+    `OSError` is raised, with DROPFORGE_DEBUG=1 also the first and the last of these. Returns 130 after Ctrl-C.
+    """
     # Pydantic would read the metadata of every installed package to look for plugins: we use none.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:

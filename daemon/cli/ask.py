@@ -25,7 +25,7 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """
-    Let the champion answer as it was evaluated: the same template around the prompt, greedily, of the same length.
+    Let the champion answer as it was evaluated: with the same prompt template, greedily, up to the same length.
 
     The model is loaded for this one answer, on the device of the settings, whatever the daemon does there meanwhile:
     where a training leaves too little memory, this command is the one that ends with an error.

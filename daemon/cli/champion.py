@@ -25,7 +25,8 @@ def champion(
     """
     Show each track's champion.
 
-    With --path only where it lies: of track default, unless --track says otherwise.
+    With --path only the link to its folder is printed: of track default, unless --track says otherwise. It is an error
+    if no champion is found.
     """
     overview = open_overview(context)
     names = chosen_tracks(context, track or ("default" if path else None))
@@ -56,8 +57,8 @@ def history(
     """
     List the champions of each track, today's first.
 
-    With --at the one that was live at that time, with the drops that it was trained on. A time without an offset is
-    in this machine's time zone.
+    With --at the champion that served at that time, with the drops that it was trained on. A time without an offset is
+    in this machine's time zone, and a time in the future is an error.
     """
     moment = None if at is None else _moment(at)
     overview = open_overview(context)

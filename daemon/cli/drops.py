@@ -47,7 +47,7 @@ def drops(
     whole: AllOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the files that were taken in, newest first."""
+    """List the files that were taken in, newest first: the newest 50, or with --all all of them."""
     if context.invoked_subcommand is not None:
         return
     if state is not None and state not in set(DropState):
@@ -95,7 +95,8 @@ def accept(context: typer.Context, *, drop: DropArgument, reason: AnyReasonOptio
     """
     Let a held-out file that waits for a person count.
 
-    Such a file says what every later model is judged on: look at its records first.
+    Such a file says what every later model is judged on: look at its records first. A run is queued if the track's last
+    run ended for lack of them. For any other drop, or if the same content is accepted already, this is an error.
     """
     from daemon.queue.drops import accept as let_count  # noqa: PLC0415 - a quick start
 
@@ -108,8 +109,8 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     """
     Take a drop out of every later run.
 
-    Its file and its history stay. Open runs and pending approvals that were made from it are cancelled, and a run
-    without it is queued. A champion that was trained on it stays and is named.
+    Its file and its history stay. Open runs and pending approvals that were made from it are cancelled, and a run on
+    the other new drops, if there are any, is queued. A champion that was trained on it stays and is named.
     """
     from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415 - a quick start
 
@@ -120,9 +121,9 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
 
 def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
     """
-    Put a withdrawn or suspended drop back, or one that is on trial.
+    Put a withdrawn or suspended drop back, or a drop on trial, whose trial is then cancelled.
 
-    It counts as new and starts a run as a new drop would.
+    It counts as new and starts a run as a new drop would. For any other drop this is an error.
     """
     from daemon.queue.drops import restore as put_back  # noqa: PLC0415 - a quick start
 

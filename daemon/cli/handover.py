@@ -48,6 +48,7 @@ def promote(
     Promote a run that won and waits for approval (gate.approval = "manual").
 
     With --force the model of any ended run serves, whatever its verdict; it is loaded first, to see that it answers.
+    Otherwise it is an error if the run does not wait, or if another champion came before it. The daemon runs the hooks.
     """
     if force and reason is None:
         raise typer.BadParameter("--force needs --reason TEXT")
@@ -88,7 +89,8 @@ def hook(context: typer.Context, *, track: OneTrackOption = "default") -> None:
     """
     Run hooks.after_promotion again for the champion that serves, as after a failure.
 
-    The daemon runs it with the settings that it was started with, and `status` and `history` say what came of it.
+    The daemon runs it with the settings that it was started with, and `status` and `history` say what came of it. It is
+    an error if the command is not set, or has not ended yet.
     """
     settings = load_settings(context)
     settings.track(track)  # one that left the settings has no commands of its own any more
@@ -126,10 +128,11 @@ def serve_hook(
     wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Longest time until it is up.")] = 600.0,
 ) -> None:
     """
-    Let a server take the champion, and ask it: it fails if the answers are not the champion's.
+    Let a server take the champion, and ask it: it fails unless more than half of the answers are the champion's.
 
     For hooks.after_promotion with --restart or --adapter-name, for hooks.health without. What it asks are held-out
     prompts that the champion and the model that it was compared with answered differently. docs/serving.md shows both.
+    It needs the PROMOTION_* variables that the daemon sets for hooks.
     """
     if restart is not None and adapter_name is not None:
         raise typer.BadParameter("--restart and --adapter-name are two ways to do it: choose one")
@@ -163,8 +166,8 @@ def export(
     """
     Copy a track's champion to a folder: as it serves, or as a GGUF file.
 
-    The folder appears whole or not at all. With --gguf it holds the GGUF file alone, whose logits are compared with the
-    champion's.
+    The folder appears whole or not at all; it is an error if it is there already. With --gguf it holds the GGUF file
+    alone, which is not kept if its logits are too far from the champion's.
     """
     chosen_tracks(context, track)
     settings, champion = load_settings(context), open_overview(context).champion(track)

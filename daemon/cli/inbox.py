@@ -45,7 +45,8 @@ def init(
     """
     Make a workspace: settings, inbox, state folder.
 
-    Nothing that is there already is changed.
+    Nothing that is there already is changed. It is an error if the base model cannot be trained, or if settings that
+    are there already name another.
     """
     from daemon.inbox.watcher import make_inbox  # noqa: PLC0415 - `check` is quick
 
@@ -88,7 +89,7 @@ def check(
     """
     Say what is wrong with a file, line by line.
 
-    Tells what would become of it in the inbox; needs no daemon and changes nothing. Exit code 65 if it is bad.
+    Tells what the inbox would do with it; needs no daemon and changes nothing. Exit code 65 if it would be rejected.
     """
     settings = load(config_path(context))  # the defaults where there is no workspace: a file can be checked anywhere
     validation, ruling = _look_at(file, settings, track)
@@ -113,7 +114,8 @@ def submit(
     """
     Check a file and copy it into the inbox.
 
-    It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs.
+    It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs. Exit code 65, with
+    nothing copied, if it would be rejected.
     """
     settings = load_settings(context, as_owner=False)  # a file is its sender's
     validation, ruling = _look_at(file, settings, track)

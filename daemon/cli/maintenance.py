@@ -46,7 +46,8 @@ def attention(
     """
     List what needs a person, the most urgent first, each behind its key.
 
-    What lasts, as a pause does, is told again a day after it was dismissed.
+    With --dismiss the entries of these keys are left out until they happen again, and nothing is listed. What lasts, as
+    a pause does, is told again a day after it was dismissed.
     """
     settings, overview = load_settings(context), open_overview(context)
     left_out = [needs.dismiss(open_writer(context), settings, overview, key, word_of_user()) for key in dismiss or ()]
@@ -63,8 +64,9 @@ def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOp
     """
     Remove what nothing needs any more: models that lost, leftovers of ended runs, files rejected long ago.
 
-    [gc] in the settings says what is kept. The champion, the one before it, base models, drops, and everything of a run
-    that is not over are kept in any case. Safe beside the daemon, which does the same after each run.
+    [gc] in the settings says what is kept. The champion, the one before it, base models, drops that were not rejected,
+    and everything of a run that is not over are kept in any case. Safe while the daemon runs, which does the same after
+    each run. With --dry-run nothing is removed.
     """
     settings = load_settings(context)
     engine, now = open_writer(context), now_ms()
@@ -95,8 +97,9 @@ def backup(
     """
     Back up database, drops and verdicts with their cards, also while the daemon works.
 
-    The backup is a folder that is verified before it has its name. Models are left out without --models, checkpoints
-    and logs always. Exit code 1 if a file that the database names was missing or had changed.
+    The backup is a new folder, in DIR if that is there, that is verified before it has its name. Models are left out
+    without --models, checkpoints and logs always. Exit code 1 if a file that the database names was missing or had
+    changed; the backup is made all the same.
     """
     made = make(load_settings(context), target, with_models=models)
     manifest = made.manifest
@@ -128,6 +131,7 @@ def restore(
 
     What it replaces goes to backups/replaced-… in the state folder. Runs that were not over at the time of the backup
     begin again. The champions' links follow at once, or, of a backup by an older Dropforge, at the daemon's next start.
+    If the backup is damaged, or a champion's model is lost (unless --without-models), nothing is changed.
     """
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
@@ -174,7 +178,8 @@ def messages(
     """
     List the messages that have not arrived: those that wait, and those that were given up in the last week.
 
-    [messages] in the settings says where they go. Exit code 1 if a test is not taken.
+    [messages] in the settings says where they go. With --test nothing is listed and a message is sent to each address:
+    exit code 1 if one is not taken.
     """
     settings = load_settings(context)
     if test:

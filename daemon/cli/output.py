@@ -26,12 +26,12 @@ _GAP, _SHORT, _LEAST, _BEYOND = 2, 20, 10, 30
 
 
 def make_console() -> Console:
-    """Return a Rich console that uses colours and the terminal's width only if stdout is a terminal."""
+    """Return a Rich console for stdout without markup or highlighting, 100,000 columns wide if that is no terminal."""
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def print_line(text: str = "") -> None:
-    """Print one line and flush it; unprintable characters are escaped."""
+    """Print one line and flush it; unprintable characters, such as newlines, are escaped."""
     print(printable(text), flush=True)
 
 
@@ -42,7 +42,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_json(**fields: Any) -> None:
-    """Print `fields` and the schema version as one JSON object; unprintable characters are escaped."""
+    """Print the version `schema` and `fields`, values or models, as one JSON object; unprintable text is escaped."""
     text = json.dumps({"schema": SCHEMA, **fields}, default=_as_json, ensure_ascii=False, indent=2)
     # Only strings hold unprintable characters, such as bidi controls and lone surrogates (bytes that are not UTF-8).
     print("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
@@ -50,7 +50,7 @@ def print_json(**fields: Any) -> None:
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """
-    Print rows as a table under `heads`; the last column takes the remaining width of the line.
+    Print rows as a table under `heads`, `None` as an empty cell; the last column takes the remaining width of the line.
 
     On a narrow terminal, columns of more than 20 characters are cut; narrower ones, such as numbers, never are, since
     the next command needs them: lines then become longer than the terminal is wide.
@@ -97,7 +97,11 @@ def clock(time: datetime | None) -> str:
 
 
 def verdict_words(run: RunView) -> str:
-    """Return a run's outcome and gain in points for a list; without an outcome its state and error."""
+    """
+    Return a run's outcome and gain in points for a list; without an outcome its state and error.
+
+    For a win that was not promoted, why it is blocked, or the command that approves it, is added.
+    """
     if run.outcome is None:
         return f"{run.state}: {run.error}" if run.error else run.state
     word = _VERDICTS.get(run.outcome, run.outcome.replace("_", " "))
@@ -113,7 +117,7 @@ def verdict_words(run: RunView) -> str:
 
 
 def drop_words(drop: DropView) -> str:
-    """Return a drop's state for display: "on trial" if it is in no run but its trial run, else its state."""
+    """Return a drop's state, or "on trial" while it is suspected of having made a run worse and is only tried alone."""
     return "on trial" if drop.on_trial else drop.state
 
 
@@ -123,6 +127,6 @@ def waiting_words(drop: DropView) -> str:
 
 
 def until(time: datetime) -> str:
-    """Return "in" and the duration until `time`, or "now" if that is less than a second away."""
+    """Return "in" and the duration until `time`, or "now" if that is less than a second away or past."""
     seconds = (time - datetime.now(UTC)).total_seconds()
     return f"in {duration(seconds)}" if seconds >= 1 else "now"

@@ -32,7 +32,8 @@ def train(context: typer.Context, *, track: TrackArgument = "default") -> None:
     """
     Begin a run now, without waiting for a drop or for the night.
 
-    Says how many drops it will hold, and how many of them are new. A run that is queued already begins now.
+    Says how many drops it will hold, and how many of them are new. A run that is queued already begins now. It is an
+    error if the track has no drop to train on. The command returns at once: to see the result, dropforge wait.
     """
     load_settings(context).track(track)
     run, drops = run_queue.enqueue_by_hand(open_writer(context), track, now_ms())
@@ -54,7 +55,7 @@ def retry(
     Let a failed, cancelled or crashed run go on where it stopped.
 
     With the settings of today, and without the drops that were withdrawn or suspended meanwhile: the first step that
-    this makes stale and all later ones are done again.
+    this makes stale and all later ones are done again, or with --from that step and all later ones.
     """
     if since is not None and since not in BY_NAME:
         raise typer.BadParameter(f"there is no step {since!r}: use one of {', '.join(BY_NAME)}")
@@ -66,7 +67,8 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
     """
     End a run without a verdict.
 
-    One that is running leaves a checkpoint first, so that it can be retried.
+    A running run is only told to stop: it leaves a checkpoint first, so that it can be retried. For a run that has
+    ended this is an error.
     """
     state = run_queue.cancel(open_writer(context), run, now_ms())
     print_line(confirmations.cancelled(run, state) + (_when_it_acts(context) if state == "running" else ""))
@@ -82,6 +84,7 @@ def move(context: typer.Context, *, run: RunArgument) -> None:
     Let a queued or waiting run go before all others, also before those that were moved earlier.
 
     It still waits for its own time, as for its track's quiet. A run that is running goes on first, even if interrupted.
+    Prints the new order. For any other run this is an error.
     """
     print_line(confirmations.moved(order.move_first(open_writer(context), run, now_ms(), who())))
 
@@ -95,7 +98,8 @@ def pause(
     """
     Let a track begin no run until it is resumed.
 
-    A run that is under way ends as it would have. Drops are taken in and runs queued as ever.
+    A run that is under way ends as it would have. Drops are taken in and runs queued as ever. It is an error if the
+    track is paused already.
     """
     chosen_tracks(context, track)
     order.pause(open_writer(context), track, word_of_user(reason))
@@ -108,7 +112,7 @@ def resume(
     track: TrackArgument = "default",
     reason: AnyReasonOption = None,
 ) -> None:
-    """Let a paused track begin runs again."""
+    """Let a paused track begin runs again; it is an error if the track is not paused."""
     order.resume(open_writer(context), track, word_of_user(reason))
     print_line(confirmations.resumed(track))
 
@@ -120,8 +124,9 @@ def search(context: typer.Context, *, track: TrackArgument = "default") -> None:
     """
     Begin a run now that trains several times, with what [train.search] has to try.
 
-    One of the trainings, by the rows of the dev split, is merged, evaluated and judged as any other; the card shows the
-    others. With train.search.when = "asked" only such runs search.
+    The training with the lowest loss on the dev split is merged, evaluated and judged as any other; the card shows the
+    others. With train.search.when = "asked" only such runs search. A run that is queued already becomes such a run. It
+    is an error if [train.search.space] is empty or the track has no drop to train on.
     """
     wanted = load_settings(context).track(track).train.search
     if not wanted.space:

@@ -31,8 +31,8 @@ def report(
     """
     Open the evidence behind a run's verdict in a browser.
 
-    It is one file, report.html, that can be copied or sent; without a display its path is printed. With --json the
-    same as data, which schemas/report.schema.json describes.
+    It is one file, report.html, that can be copied or sent. Its path is printed, and without a display nothing is
+    opened. With --json the same as data, which schemas/report.schema.json describes. It is an error if there is none.
     """
     overview = open_overview(context)
     if as_json:
@@ -59,7 +59,7 @@ def review(
 
     Keys: 1 the first is better, 2 the second, 0 neither, u takes the last answer back, q goes on another time. At the
     end, when nothing can be taken back any more, the counts and an exact sign test are shown, and written on the run's
-    card. For programs --json prints the pairs that are left.
+    card. Each choice is stored at once. For programs --json prints the pairs that are left and --choose judges them.
     """
     overview = open_overview(context)
     for given in choose or ():

@@ -50,7 +50,7 @@ def runs(
     whole: AllOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs, newest first."""
+    """List the runs, newest first: the newest 50, or with --all all of them."""
     if state is not None and state not in set(RunState):
         raise typer.BadParameter(f"there is no state {state!r}: use one of {', '.join(RunState)}")
     if track is not None:
@@ -134,7 +134,12 @@ def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None
 
 
 def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
-    """Return the lines of a verdict: its sentence, reasons and next steps from `story`, p-value, guards and slices."""
+    """
+    Return the lines of a verdict: its sentence, reasons and next steps from `story`, p-value, guards and slices.
+
+    Without `story` there are no reasons and next steps. Guards are counted and those that nearly failed described; of
+    the slices only those of records of drops that the champion knows, and of new drops, are there.
+    """
     lines = [verdict.sentence]
     if story is not None:
         lines += ["why:", *(f"  {words}" for words in story.why)]
@@ -153,7 +158,7 @@ def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
 
 
 def logs(context: typer.Context, *, run: RunArgument) -> None:
-    """Print what a run's steps have written."""
+    """Print what a run's steps have written, oldest attempt first; of a progress bar only its last state."""
     for path in open_overview(context).logs(run):
         print_line(f"==> {path.parent.name} <==")
         for line in path.read_bytes().removesuffix(b"\n").split(b"\n"):

@@ -42,7 +42,8 @@ def worker(
     """
     Run the steps that the daemon orders.
 
-    One at a time. The daemon starts this by itself; with worker = "separate" a unit of its own does.
+    One at a time, until SIGTERM or Ctrl-C; another worker of the same state folder must have ended first. The daemon
+    starts this by itself; with worker = "separate" a unit of its own does.
     """
     from daemon.dispatch import worker as room  # noqa: PLC0415
 
@@ -64,7 +65,8 @@ def web(
     """
     Serve the web page until Ctrl-C, with or without a daemon.
 
-    web.listen says where. Whoever has the address that is printed may change everything: keep it to yourself.
+    web.listen says where. Whoever has the address that is printed may change everything: keep it to yourself. With
+    --url it is only printed, and nothing is served.
     """
     from daemon.web import server  # noqa: PLC0415 - the daemon and its worker load no web server
     from daemon.web.security import load_token  # noqa: PLC0415

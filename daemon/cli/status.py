@@ -53,7 +53,7 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
 
 def print_status(settings: Settings, overview: Overview) -> None:
-    """Print daemon, disk, inbox, tracks, what needs a person, the latest drops, and open and ended runs."""
+    """Print daemon, disk, inbox, tracks, what needs a person, open runs, and the latest five drops and ended runs."""
     daemon = overview.daemon()
     process = f", process {daemon.pid}" if daemon.pid else ""
     print_line(f"daemon: running{process}" if daemon.alive else "daemon: not running; start it: dropforge run")
@@ -79,7 +79,7 @@ def print_status(settings: Settings, overview: Overview) -> None:
 
 
 def describe_run(run: RunView) -> str:
-    """Return a phrase for an open run: its progress if it is running, else why it waits or when it begins."""
+    """Return in words an open run's progress, or why it waits or when it begins; also its trial and last error."""
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
         ending = "; to be cancelled" if run.cancel_requested else ""
@@ -137,7 +137,7 @@ def _print_status_json(settings: Settings, overview: Overview) -> None:
 
 
 def files_in_inbox(settings: Settings) -> list[str]:
-    """Return the sorted printable paths, relative to the inbox, of files that are not yet taken in."""
+    """Return the sorted printable paths, relative to the inbox, of files not yet taken in, but no ignored names."""
     found: list[Path] = []
     for folder in watched_folders(settings):
         if folder.path.is_dir():
@@ -197,7 +197,7 @@ def _champion_words(champion: ChampionView) -> str:
 
 
 def review_lines(overview: Overview, run: RunView) -> list[str]:
-    """Return a line with the progress or result of a run's blind review; empty if not begun and not waited for."""
+    """Return a line on a run's blind review; empty if it is neither begun nor needed for approval, or not readable."""
     try:
         found = overview.review(run.id)
     except (DropforgeError, OSError):
@@ -221,7 +221,11 @@ def taken_out_lines(champion: ChampionView) -> list[str]:
 
 
 def command_lines(champion: ChampionView, *, alive: bool, every: bool = False) -> list[str]:
-    """Return lines on a champion's hooks: failed ones with their last output, and open ones; with `every` on all."""
+    """
+    Return lines on a champion's hooks: failed with their last output, pending and running; with `every` on all.
+
+    `alive` is whether the daemon, which runs the hooks, is running. Hooks that are not set are left out.
+    """
     lines = []
     for name, one in (("hooks.after_promotion", champion.hook), ("hooks.health", champion.health)):
         if one is None:

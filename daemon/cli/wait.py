@@ -89,7 +89,8 @@ def wait(
     Wait until a run, or the run that trains on a dropped file, has its verdict.
 
     The exit code says which: 0 promoted, 10 refused by the gate, 11 insufficient evidence, 13 failed, 14 cancelled,
-    15 timed out, 65 the drop was rejected, 69 no daemon runs. A win that waits for approval has no verdict yet.
+    15 timed out, 65 the drop was rejected, 69 no daemon runs. A win that waits for approval has no verdict yet. Until
+    then each new state is printed to stderr. It is an error if there is no such run, drop or file in the inbox.
     """
     settings = load_settings(context)
     overview = Overview(settings.state_folder)
@@ -141,7 +142,12 @@ def _words(found: RunView | DropView | str) -> str:
 
 
 def file_awaited(overview: Overview, settings: Settings, name: str, track: str | None) -> Ask:
-    """Return a function that polls the newest drop of a file name: once found, no later file of that name counts."""
+    """
+    Return a function that polls the newest drop of the file `name`: once found, no later file of that name counts.
+
+    It returns the result as `drop_awaited` does, or a sentence as long as a file of that name lies in the inbox. It
+    raises `DropforgeError` if there is neither such a file nor such a drop (of `track`, if that is given).
+    """
     taken: list[int] = []
 
     def ask() -> Settled | RunView | DropView | str:
@@ -176,8 +182,8 @@ def drop_awaited(overview: Overview, drop: DropView) -> Settled | RunView | Drop
     """
     Return the result of the first run that uses a drop; until there is one, that run or the drop itself.
 
-    For a duplicate the original drop counts. A rejected, withdrawn or suspended drop has a result of its own. If a
-    failed or cancelled run gave the drop back and no run is queued, that run's result counts.
+    For a duplicate the original drop counts. A rejected, withdrawn or suspended drop that no run uses has a result
+    of its own. If a failed or cancelled run gave the drop back and no run is queued, that run's result counts.
     """
     if drop.duplicate_of is not None:
         return drop_awaited(overview, overview.drop(drop.duplicate_of))

@@ -40,7 +40,11 @@ def watch(context: typer.Context) -> None:
 
 
 def print_changes(overview: Overview, said: dict[object, str]) -> None:
-    """Print a line with the time for each thing that goes on and is not in `said`; then set `said` to all of them."""
+    """
+    Print a line with the time for each state of daemon, tracks and runs that is not in `said`; then refill `said`.
+
+    Progress of a running step is printed every 5 %. With an empty `said` everything is printed.
+    """
     things = dict(_things(overview))
     for key, words in things.items():
         if key not in said:

@@ -64,9 +64,10 @@ def chosen_file(context: typer.Context) -> Path:
 
 def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
     """
-    Return the settings in force; a process of root switches to the user that owns the state folder (`act_as_owner`).
+    Return the settings in force.
 
-    Raises `SettingsError` if they cannot be used, `NoWorkspace` if there are neither settings nor a state folder.
+    With `as_owner` a process of root becomes the user that owns the state folder, for good (`act_as_owner`). Raises
+    `SettingsError` if they cannot be used, `NoWorkspace` if there are neither settings nor a state folder.
     """
     if config_path(context) is None and not _is_workspace():
         raise NoWorkspace(
@@ -91,19 +92,19 @@ def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bo
 
 
 def open_overview(context: typer.Context) -> Overview:
-    """Return an `Overview`, which reads the workspace's state folder."""
+    """Return an `Overview`, which reads the workspace's state folder; it need not exist. Raises as `load_settings`."""
     return Overview(load_settings(context).state_folder)
 
 
 def open_writer(context: typer.Context) -> "Engine":
-    """Return an engine that writes to the workspace's database. Raises `DatabaseUnusable` if there is none yet."""
+    """Return an SQLAlchemy engine on the workspace's database. Raises `DatabaseUnusable` if there is none yet."""
     from daemon.state import database  # noqa: PLC0415 - a quick start
 
     return database.open_writer(load_settings(context).state_folder / DATABASE_NAME)
 
 
 def word_of_user(reason: str | None = None) -> "Word":
-    """Return a manual decision of the user who started this command, made now and for this reason."""
+    """Return a manual decision of the user who started this command, made now, for `reason` or an empty one."""
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.programs import who  # noqa: PLC0415 - a quick start
 
@@ -112,7 +113,7 @@ def word_of_user(reason: str | None = None) -> "Word":
 
 def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:
     """
-    Return `track` alone, or all declared tracks if `None`. Raises `SettingsError` if it is not and never was declared.
+    Return `track` alone in a list, or all declared tracks if `None`. Raises `SettingsError` if it never was declared.
 
     A track that was removed from the settings still has its runs and its champion.
     """
@@ -141,12 +142,12 @@ RunArgument = Annotated[int, typer.Argument(metavar="RUN", help="Number of the r
 
 
 def newest_only(found: Sequence[object], *, whole: bool) -> list[str]:
-    """Return a line that says how to see a list's older rows; empty if `whole`, or if it is not of the most rows."""
+    """Return a line saying that only the newest 50 rows are listed; empty if `whole`, or `found` has fewer."""
     return [f"the newest {MOST_LISTED}; all of them: --all"] if len(found) == MOST_LISTED and not whole else []
 
 
 def config(context: typer.Context) -> None:
-    """Show the settings in force, or check them."""
+    """Show the settings in force, or check them; without a subcommand they are shown."""
     if context.invoked_subcommand is None:
         show(context)
 

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 def cron_trigger(schedule: str, timezone: str) -> "CronTrigger":
     """
-    Return the trigger of a five-field cron expression. Raises `ValueError` if it is none, or has weekdays as numbers.
+    Return the trigger of a five-field cron expression, read in `timezone`.
+
+    Raises `ValueError` if it is not a cron expression, or has weekdays as numbers.
 
     APScheduler would read 0 as Monday, which is Sunday in cron.
     """
@@ -23,7 +25,11 @@ def cron_trigger(schedule: str, timezone: str) -> "CronTrigger":
 
 
 def next_fire(schedule: str, timezone: str, now: datetime) -> datetime | None:
-    """Return when a cron expression fires first after `now`, an aware time; `None` if not within a year."""
+    """
+    Return when a cron expression, read in `timezone`, fires first after `now`, an aware time.
+
+    Returns `None` if it does not fire within 370 days. Raises `ValueError` as `cron_trigger`.
+    """
     trigger = cron_trigger(schedule, timezone)
     # Without an end it would look for a 30th of February until the year 9999.
     trigger.end_date = now + timedelta(days=370)
@@ -32,7 +38,7 @@ def next_fire(schedule: str, timezone: str, now: datetime) -> datetime | None:
 
 
 def check_timezone(value: str) -> str:
-    """Return the name of a time zone. Raises `ValueError` if there is none of it."""
+    """Return `value` unchanged if it is the IANA name of a time zone, else raise `ValueError`."""
     try:
         ZoneInfo(value)
     except (KeyError, ValueError) as error:

@@ -57,8 +57,10 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
     """
     Read the settings file (`path`, else `$DROPFORGE_CONFIG`, else ./dropforge.toml if it is there) and the environment.
 
-    A variable names a setting with its sections, joined by two underscores: `DROPFORGE_TRAIN__EPOCHS=2`. Raises
-    `SettingsError` naming file and field.
+    A variable names a setting with its sections, joined by two underscores: `DROPFORGE_TRAIN__EPOCHS=2`; it overrides
+    the file. Without both the defaults hold. Paths are made absolute, from the settings file's folder. An empty
+    `gate.pinned_by` becomes the file's owner. Raises `SettingsError` for an unknown or wrong setting, naming file and
+    field, and for a file that cannot be read.
     """
     environment = os.environ if environment is None else environment
     chosen = path or Path(environment.get("DROPFORGE_CONFIG") or FILE_NAME)
@@ -97,7 +99,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return what variables set, as the file would have it. Raises `SettingsError`."""
+    """
+    Return the settings in `DROPFORGE_*` variables as nested tables; they are parsed but not checked.
+
+    Raises `SettingsError` if a value is nested too deeply, or if a section has a value that is not a table.
+    """
     values: dict[str, Any] = {}
     for name in sorted(environment):
         if not name.startswith(ENV_PREFIX) or name in OTHER_VARIABLES:

@@ -24,7 +24,7 @@ class SecretUrl(SecretStr):
 
     @property
     def address(self) -> str:
-        """Its name in the database: the first digits of its SHA-256."""
+        """Its name in the database: the first four hexadecimal digits of its SHA-256."""
         return sha256(self.get_secret_value().encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
 
 
@@ -64,7 +64,7 @@ class MessageSettings(Frozen):
 
 
 def shown_url(url: str) -> str:
-    """Return the part of a URL without secrets: its scheme, and its host if it certainly has one."""
+    """Return a URL without secrets: its scheme, and its host if it certainly has one, else "…"; empty if not a URL."""
     scheme, there, rest = url.partition("://")
     if not there:
         return ""

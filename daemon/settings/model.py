@@ -227,12 +227,12 @@ class Settings(TrackSettings):
 
     @property
     def inbox_folder(self) -> Path:
-        """The watched folder."""
+        """Path of the watched folder."""
         return Path(self.inbox)
 
     @property
     def state_folder(self) -> Path:
-        """The state folder."""
+        """Path of the state folder."""
         return Path(self.state)
 
     @property
@@ -241,7 +241,7 @@ class Settings(TrackSettings):
         return ("default", *(name for name in self.tracks if name != "default"))
 
     def track(self, name: str) -> TrackSettings:
-        """Return the settings in force for one track. Raises `SettingsError` if it is not declared."""
+        """Return a track's settings: its own over the top level's. Raises `SettingsError` if it is not declared."""
         if name not in self.track_names:
             near = nearest(name, self.track_names)
             hint = f"did you mean {near!r}? " if near else ""

@@ -32,7 +32,7 @@ as at the top level. The sections marked with * are of the whole installation, s
 
 
 def settings_schema() -> dict[str, Any]:
-    """Return the schema: unknown keys are refused, a track's table holds any of `TrackSettings`' keys."""
+    """Return the JSON Schema of `Settings`: it refuses unknown keys; a track's table holds `TrackSettings`' keys."""
     schema = Settings.model_json_schema()
     track = TrackSettings.model_json_schema()
     track.pop("$defs")  # the same sections stand in the whole schema
@@ -50,12 +50,12 @@ def settings_schema() -> dict[str, Any]:
 
 
 def text() -> str:
-    """Return the schema as it stands in `schemas/settings.schema.json`."""
+    """Return the JSON Schema as text, as it is to be in `schemas/settings.schema.json`; nothing is written."""
     return json.dumps(settings_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def chapter() -> str:
-    """Return the chapter of all settings as it stands in `docs/settings.md`."""
+    """Return the chapter of all settings in Markdown, as it is to be in `docs/settings.md`; nothing is written."""
     schema = settings_schema()
     definitions, of_tracks = schema["$defs"], schema["$defs"]["TrackSettings"]["properties"]
     top: dict[str, Any] = {}

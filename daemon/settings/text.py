@@ -16,7 +16,7 @@ class BadText(ValueError):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the values in a settings file. Raises `BadText`, or `OSError` if it cannot be opened."""
+    """Return the values in a settings file. Raises `BadText` if it is not TOML, `OSError` if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -26,7 +26,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_variable(text: str) -> Any:
-    """Read numbers, true, false and tables as JSON does, anything else as the text that it is. Raises `BadText`."""
+    """Return the value of `text` if it is JSON, else `text` itself. Raises `BadText` if it is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -36,7 +36,7 @@ def read_variable(text: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return the beginning of a value as JSON, for a message."""
+    """Return the first 80 characters of a value as JSON, for a message; a phrase if it cannot be written as JSON."""
     try:
         return json.dumps(value, default=str)[:_SHOWN]
     except RecursionError:
@@ -46,13 +46,13 @@ def shown(value: Any) -> str:
 
 
 def nearest(word: str, known: Any) -> str | None:
-    """Return the known word most like `word`, or `None` if none is near."""
+    """Return the string in `known` that is most similar to `word`; `None` if none is similar enough for a hint."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `below` with the values of `above` over it, tables within tables."""
+    """Return a copy of `below` with the values of `above` over it; tables in both are merged, key by key."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -61,7 +61,7 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def flat(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield each value that is not a table, and each empty table, with its path."""
+    """Yield (path, value) of each value that is not a table, and of each empty table; each path begins with `place`."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, (*place, name))

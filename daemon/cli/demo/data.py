@@ -208,6 +208,7 @@ def make_data(seed: int = 7, *, heldout: int = 120, first: int = 160, second: in
     """
     Return a held-out set, an honest first file, and a second file that is poisoned, of these numbers of rows.
 
+    The same seed gives the same rows.
     The poison is an export that lost its column of teams: every answer is `WRONG`. These rows are the greater part of
     what the second candidate learns from, so that it does not depend on a processor which of the two it believes.
     """
@@ -220,7 +221,7 @@ def make_data(seed: int = 7, *, heldout: int = 120, first: int = 160, second: in
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write `rows` to `path` as JSON Lines, whole or not at all."""
+    """Write `rows` to `path` as JSON Lines, whole or not at all, in place of a file that is there."""
     durable.write_bytes(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
