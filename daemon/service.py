@@ -93,8 +93,8 @@ class Service:
         """
         Begin an orderly shutdown; at a second signal exit at once, with 128 plus the signal's number.
 
-        In that case worker and step are killed: what is on disk is as safe as after a power cut, and the run waits
-        without a failure being counted.
+        In that case a child worker and its step are killed: what is on disk is as safe as after a power cut, and the
+        run waits without a failure being counted.
         """
         if self.stop.is_set():
             log.warning("stopping_now", signal=signal.Signals(number).name)
@@ -110,8 +110,8 @@ class Service:
         """
         Recover from a crash, work until `stop` is set, then shut down in order.
 
-        Raises `DropforgeError` after the shutdown if the intake has failed. If the state folder is taken away there is
-        no shutdown: one error is logged, and the process exits at once with code 1.
+        Raises `DropforgeError` at once if the inbox cannot be used, after the shutdown if the intake fails. If the
+        state folder is taken away, one error is logged and the process exits with code 1 at once, without a shutdown.
         """
         Spool(self._settings.state_folder)
         with transaction(self._engine) as session:
@@ -265,7 +265,8 @@ def run(settings: Settings, config: Path | None = None) -> int:
     """
     Run the daemon until SIGTERM or SIGINT; return the exit code: 0, or 128 plus the number of a second signal.
 
-    `config` is the path of the settings file, if one was named. Raises what `Service` and `Service.run` raise.
+    `config` is the path of the settings file, if one was named. Raises `DropforgeError` if state folder or inbox cannot
+    be used or the intake fails. If the state folder is taken away, the process exits at once with code 1.
     """
     service = Service(settings, config)
     on_stop(service.on_signal)

@@ -43,7 +43,11 @@ class Bases:
                 durable.remove_leftovers(settings.state_folder / "tracks" / name, _NOTE)
 
     def refresh(self, now: int) -> None:
-        """Check every track's base model again; only a model whose files have changed is hashed."""
+        """
+        Check every track's base model and apply `ensure_base`; keep the error of an unusable model for `problem`.
+
+        A model is hashed again only if its files have changed. Only a full disk and database errors are raised.
+        """
         for name in self._settings.track_names:
             looked_at = None
             try:
@@ -64,7 +68,7 @@ class Bases:
             self._seen[name] = looked_at
 
     def problem(self, name: str) -> DropforgeError | None:
-        """Return the error that keeps the track's base model from being used; `None` if it can be used."""
+        """Return the error that `refresh` found in the base model of track `name`; `None` if it can be used."""
         return self._problems.get(name)
 
     def _folder(self, name: str) -> Path:
@@ -117,11 +121,11 @@ class Base:
 
 def ensure_base(engine: Engine, state_folder: Path, track_name: str, base: Base, now: int) -> None:
     """
-    Make the base model the champion, generation 0, of a track that has none; update the track's base and links.
+    Make `base` the champion, generation 0, of a track that has none; update the track's base model and links.
 
-    If the settings name another base model later, a trained champion stays; a champion that is the old base model is
-    replaced by the new one, as the next generation. If the same model only moved to another folder, rows and links
-    follow.
+    A missing track is created. If the track had another base model, a trained champion stays; a champion that is the
+    former base model is replaced by `base` as the next generation, which ends pending approvals and has
+    `hooks.after_promotion` run. If the same model only moved to another folder, row and links follow.
     """
     with transaction(engine) as session:
         track = ensure_track(session, track_name, now)

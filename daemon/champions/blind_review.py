@@ -79,9 +79,9 @@ def review_of(
     state_folder: Path, run_id: int, config: Mapping[str, Any] | None, chosen: Iterable[Mapping[str, Any]]
 ) -> Review:
     """
-    Return a run's review from its configuration and the details of its `CHOSEN` events, oldest first.
+    Return a run's review from its configuration `config` and the details `chosen` of its `CHOSEN` events, oldest first.
 
-    Raises `DropforgeError` if the run has no answers to compare.
+    It has a result only if no pair is left. Raises `DropforgeError` if the run's scored records are missing or damaged.
     """
     pairs = read_pairs(state_folder, run_id, str((config or {}).get("salt", "")))
     wanted = past_setting(config, "gate", "review") or 0
@@ -109,8 +109,8 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
     Record a choice and return the updated review; after the last choice add the result to the run's report.
 
     A second choice on the same pair is ignored until the first one is undone. Raises `DropforgeError` for an unknown
-    pair or key, for a run that has not ended or has no answers to compare, and for an `UNDO` after the result was
-    shown.
+    run, pair or key, for a run that has not ended or has no scored records, for an `UNDO` after the last choice, and,
+    with the choice recorded, if the report is damaged.
     """
     from daemon.queue.states import known_run  # noqa: PLC0415 - the views, which only read, load no SQLAlchemy
     from daemon.state.database import transaction  # noqa: PLC0415
@@ -145,7 +145,7 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
 
 
 def require_reviewed(session: "Session", state_folder: Path, run: "Run") -> None:
-    """Raise `DropforgeError` if the settings of `run` require a blind review that is not complete."""
+    """Raise `DropforgeError` if `run` has `gate.review` set and its blind review is incomplete or cannot be read."""
     if not past_setting(run.config, "gate", "review"):
         return
     found = _review(session, state_folder, run)
@@ -155,7 +155,7 @@ def require_reviewed(session: "Session", state_folder: Path, run: "Run") -> None
 
 
 def put_on_card(state_folder: Path, run_id: int, result: BlindReview) -> None:
-    """Add the result to the run's report, if there still is one. Raises `DropforgeError` if its data is damaged."""
+    """Add a review's result to the run's report, if there still is one. Raises `DropforgeError` if that is damaged."""
     from pipeline.report.page import add_review  # noqa: PLC0415 - a quick start
 
     verdict = run_files.load_verdict(state_folder, run_id)
@@ -174,7 +174,7 @@ def read_pairs(state_folder: Path, run_id: int, salt: str) -> list[Pair]:
     """
     Return the pairs of answers in which the two models differ, in the order in which they are to be judged.
 
-    Order and sides are hashes of the answers and of the track's `salt`: a pair is shown in the same way every time.
+    Order and sides follow from hashes of the answers and of the track's `salt`: they are the same every time.
     Raises `DropforgeError` if the run's scored records are missing or damaged.
     """
     found = run_files.load_evaluation(state_folder, run_id)
@@ -191,7 +191,7 @@ def read_pairs(state_folder: Path, run_id: int, salt: str) -> list[Pair]:
 
 
 def first_side(pair_id: str, salt: str) -> Side:
-    """Return which model's answer is shown first in a pair."""
+    """Return which model's answer is shown first in a pair, always the same for a pair id and a track's `salt`."""
     return "candidate" if _hash("side", pair_id, salt)[0] in "02468ace" else "champion"
 
 

@@ -27,10 +27,12 @@ from pipeline.errors import DropforgeError
 
 def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Promotion:
     """
-    Promote the pending win of a run and return the promotion's row; the reason may be empty.
+    Promote the model of a run whose win waits for approval, and return the promotion's row; the reason may be empty.
 
-    Raises `DropforgeError` if the run did not win, another champion came first, its blind review is not complete or the
-    model's files have changed; `ChampionMoved`; `Blocked` if the model was rolled back from; `Cancelled`.
+    First all files of the model are compared with their hashes. The change ends the track's other pending approvals and
+    marks its hooks as pending. Raises `DropforgeError` if no win of the run waits for approval, its blind review is not
+    complete or the model's files have changed; `ChampionMoved` if another model serves by now; `Blocked` if the model
+    was rolled back from; `Cancelled` if the run was cancelled.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
@@ -57,8 +59,9 @@ def force(
     Make the model of an ended run the champion whatever its verdict, and return the promotion's row.
 
     Before the change the model's files are compared with their hashes, and `try_out` is called with its folder. The
-    model is no longer blocked; suspended drops stay suspended. Raises `DropforgeError`, or `ChampionMoved` if another
-    change came first.
+    model is no longer blocked; suspended drops stay suspended. The track's pending approvals end. Raises
+    `DropforgeError` if the run has not ended, has no model (any more), its model serves already or its files have
+    changed; what `try_out` raises; `ChampionMoved` if another change came first.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
@@ -88,7 +91,7 @@ class Target:
 
     track: str
     generation: int | None = None
-    """`None` for the former champion, unless it is blocked, unhealthy or gone."""
+    """`None` for the latest champion that is another model; refused if that is blocked, unhealthy or gone."""
     over: int | None = None
     """Generation that must be the champion now; `None` if any may be."""
 
@@ -100,8 +103,9 @@ def rollback(
     Make a former champion the champion again, as the next generation; return the promotion's row.
 
     Before the change every file of its model is compared with its hash, and `try_out` is called with its folder. The
-    model that is replaced is blocked: no run promotes it again, only a person does. Raises `DropforgeError`, what
-    `try_out` raises, or `ChampionMoved` if another change came first.
+    model that is replaced is blocked: no run promotes it again, only a person does. The track's pending approvals end.
+    Raises `DropforgeError` if there is no such champion, it serves already or its files have changed; what `try_out`
+    raises; `ChampionMoved` if another change came first.
     """
     track = to.track
     with transaction(engine) as session:

@@ -23,17 +23,17 @@ _WORDS = {
 
 
 def unhealthy_models(past: "Sequence[Promotion]") -> set[str]:
-    """Return the ids of the models whose health command failed when they last became champion."""
+    """Return the ids of models whose health command failed when they last became champion; `past` is oldest first."""
     latest = {row.model_id: row for row in past}
     return {model for model, row in latest.items() if row.health_state == HookState.FAILED}
 
 
 def former(past: "Sequence[Promotion]", track: "Track", state_folder: Path, most: int) -> list[ModelRef]:
     """
-    Return up to `most` of a track's `past` champions that may serve again, the latest first.
+    Return up to `most` of a track's champions that may serve again, the latest first; `past` is oldest first.
 
     Left out are today's champion, models that were rolled back from, that failed their health command or that a
-    rollback skipped, and models whose folder is gone. Base models are included.
+    rollback skipped, and models whose folder is gone. A model is listed once; base models are included.
     """
     shut, over = blocked(past) | unhealthy_models(past) | {track.champion_model_id}, _skipped(past)
     found: dict[str, ModelRef] = {}
@@ -63,13 +63,13 @@ def _skipped(past: "Sequence[Promotion]") -> set[int]:
 
 
 def drops_of(past: "Sequence[Promotion]", model: str) -> tuple[int, ...] | None:
-    """Return the ids of the drops in the snapshot of a champion's run; `None` for a base model."""
+    """Return the ids of the drops in the snapshot of the run that made `model`; `None` for a base, or if unknown."""
     made = [row.drops for row in past if row.model_id == model and row.run_id is not None]
     return None if not made or made[-1] is None else tuple(made[-1])
 
 
 def blocked(past: "Sequence[Promotion]") -> set[str]:
-    """Return the ids of the models that were rolled back from and have not become champion again since."""
+    """Return the ids of models that were rolled back from and did not serve again since; `past` is oldest first."""
     shut = set()
     for row in past:
         if row.kind == PromotionKind.ROLLBACK and row.previous_model_id is not None:
@@ -79,21 +79,22 @@ def blocked(past: "Sequence[Promotion]") -> set[str]:
 
 
 def no_champion(track: str) -> DropforgeError:
-    """Return the error for a track without a champion, not even its base model."""
+    """Return the error, to be raised, for a track without a champion, not even its base model."""
     hint = "set base_model in dropforge.toml and start the daemon: dropforge run"
     return DropforgeError(f"track {track} has no champion yet", hint)
 
 
 def forcing(run_id: int) -> str:
-    """Return the command that makes a run's model the champion whatever its verdict."""
+    """Return the text of the command that makes a run's model the champion whatever its verdict, with --force."""
     return f"dropforge promote {run_id} --force --reason TEXT"
 
 
 def blocker(folder: Path, past: "Sequence[Promotion]") -> str | None:
     """
-    Return why the win of the run in `folder` cannot simply be approved, that its model was rolled back from; or `None`.
+    Return a clause that says why the win in the run's `folder` cannot simply be approved; `None` if it can be.
 
-    `past` are its track's champions, oldest first. A damaged verdict names no model, so nothing is known to block it.
+    The only reason looked for is that its model was rolled back from. `past` are the track's champions, oldest first.
+    If the verdict is missing or damaged, `None` is returned.
     """
     model_id = read_object(folder / "decide.json").get("candidate_model_id")
     if not isinstance(model_id, str) or model_id not in blocked(past):

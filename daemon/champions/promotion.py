@@ -91,10 +91,10 @@ def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) 
     """
     Make the candidate its track's champion and return the promotion's row.
 
-    If the run's model was promoted already, nothing changes and its row is returned. Raises `ChampionMoved` if the
-    champion is not the one that the candidate was compared with, `Blocked` if the model was rolled back from,
-    `Cancelled` if the run was cancelled, `DropforgeError` if the model's folder is missing, `LostClaim` if the claim is
-    not valid any more.
+    This changes the track's links, marks its hooks as pending and ends its other pending approvals. If the run's model
+    was promoted already, nothing changes and its row is returned. Raises `ChampionMoved` if the champion is not the one
+    that the candidate was compared with, `Blocked` if the model was rolled back from, `Cancelled` if the run was
+    cancelled, `DropforgeError` if the model's folder is missing, `LostClaim` if the claim is not valid any more.
     """
     with transaction(engine) as session:
         done = promotion_of(session, candidate.run_id)
@@ -123,9 +123,10 @@ def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) 
 
 def change_by_hand(engine: Engine, state_folder: Path, change: Promotion, what: str, try_out: TryOut) -> Promotion:
     """
-    Make a change that a person asked for, after checking the model's files and calling `try_out`; return the row.
+    Make a manual change after hashing the model's files and calling `try_out` with its folder; return the row.
 
-    `what` names the model in messages. The checks may take minutes, which are added to `change.created_at`.
+    `what` names the model in messages. The checks may take minutes, which are added to `change.created_at`. Raises
+    `DropforgeError` if the files are missing or changed, `ChampionMoved` if another change came first.
     """
     begun = monotonic()
     check_files(state_folder, change.model_path, change.model_id, what, change.track)
@@ -161,7 +162,7 @@ def require_there(folder: Path, what: str, track: str) -> None:
 
 
 def other_ways(track: str) -> str:
-    """Return the hint for a model whose files are missing or changed."""
+    """Return the hint, for an error message, for a model of `track` whose files are missing or changed."""
     return f"take another one: dropforge history --track {track}; or bring the folder back from a backup"
 
 
@@ -175,8 +176,8 @@ def change_champion(session: Session, state_folder: Path, change: Promotion) -> 
     """
     Make the model of `change` its track's champion, row and links; return `change`. Call it last in `session`.
 
-    The row's hooks are marked as pending, and no win of the track waits for approval any more. Raises `ChampionMoved`
-    if today's champion is not of the generation before.
+    The row's hooks are marked as pending (`health` not for a rollback), an event is recorded, and no win of the track
+    waits for approval any more. Raises `ChampionMoved` if today's champion is not of the generation before.
     """
     require_generation(session, change.track, change.generation - 1)
     track = session.get_one(Track, change.track)
@@ -241,7 +242,7 @@ def sync_links(engine: Engine, state_folder: Path) -> dict[str, OSError | None]:
 
 
 def sync_link(session: Session, state_folder: Path, track: str) -> None:
-    """Make a track's links match its row, in the caller's write transaction so that no other change intervenes."""
+    """Make the links `champion` and `previous` of a track match its row, in the caller's write transaction."""
     row = session.get_one(Track, track)
     serving = select(Promotion).where(
         Promotion.track == track,
@@ -258,7 +259,7 @@ def sync_link(session: Session, state_folder: Path, track: str) -> None:
 
 
 def sync_restored_links(state_folder: Path) -> None:
-    """Make all links match the rows if the database has the current schema; else the daemon does so at its start."""
+    """Make all links match the rows, or raise `OSError`; do nothing if the database's schema is not the current one."""
     path = state_folder / DATABASE_NAME
     if revision(path) != newest_revision():
         return

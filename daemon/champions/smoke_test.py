@@ -33,7 +33,7 @@ def can_try() -> bool:
 
 def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Event | None = None) -> None:
     """
-    Load the model in `folder` on the CPU in a child process; raise `DropforgeError` unless it generates a token.
+    Load the model in `folder` on the CPU in a child process; raise `DropforgeError` unless its logits are finite.
 
     On the CPU since a training may use the GPU's memory. If torch or transformers is missing, only a warning is logged.
     Also raises `DropforgeError` after `seconds`, and `Stopped` once `stop` is set.
@@ -53,9 +53,10 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
 
 def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
     """
-    Yield the parts of a model's answer to a prompt as they come, in the format of `pipeline.models.ask`.
+    Yield {"text": PART} for each part of a model's answer, then {"tokens": N, "ended": whether the model ended it}.
 
-    The process that loads the model is killed when the generator is closed. Raises `DropforgeError` if it fails.
+    `request` has the fields of `pipeline.models.ask.Ask`. A child process loads the model on `device`, and is killed
+    when the generator is closed. Raises `DropforgeError` if it fails, or if torch or transformers is missing.
     """
     if not can_try():
         message = "the training stack, which loads models, is not installed here"

@@ -32,7 +32,7 @@ def fix_measures(engine: Engine, state_folder: Path, claim: states.Claim, config
     Store on the track the metric, answer length, split and batch size of its first verdict.
 
     Later runs are judged with these values: later calls only add missing ones, or a smaller batch size. Does nothing if
-    data set or evaluation are not published. Raises `LostClaim`.
+    data set or evaluation are not published. Raises `LostClaim`, or `ArtifactDamaged` if they cannot be parsed.
     """
     dataset = run_files.load_dataset(state_folder, claim.run_id)
     report = run_files.load_evaluation(state_folder, claim.run_id)
@@ -61,9 +61,11 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     """
     Apply the run's published verdict and end the run; return its outcome and the sentence for the user.
 
-    Raises `ChampionMoved` if the candidate, winner or loser, was compared with a champion that no longer serves,
-    `LostClaim` if the claim is not valid any more, `Cancelled` if a person cancelled the run or withdrew one of its
-    drops, `DropforgeError` if the candidate cannot be promoted.
+    A win is promoted, or gets the outcome `awaiting_approval` if approval is manual or its model was rolled back from.
+    Drops may be put on trial, cleared or suspended; the run's checkpoints are deleted. Raises `ChampionMoved` if the
+    candidate, winner or loser, was compared with a champion that no longer serves, `LostClaim` if the claim is not
+    valid any more, `Cancelled` if a person cancelled the run or withdrew one of its drops, `DropforgeError` if the
+    candidate cannot be promoted.
     """
     root = settings.state_folder
     folder = run_files.run_folder(root, claim.run_id)

@@ -72,7 +72,11 @@ class Dispatcher:
         self.draining = False
 
     def recover(self, now: int) -> None:
-        """Clean up after a daemon that died and claim its running run; the caller holds the state folder's lock."""
+        """
+        Remove the temporary files of a daemon that died and claim its running run, if any; repair the champions' links.
+
+        The caller holds the state folder's lock. If the run's files cannot be used, it is set to waiting instead.
+        """
         durable.remove_leftovers(Spool(self._root).queue)
         self._maintain(now)
         claim = self._claim = next(iter(run_queue.rescue(self._engine, now)), None)
@@ -89,7 +93,12 @@ class Dispatcher:
         return self._claim is None
 
     def tick(self, now: int) -> None:
-        """Do maintenance, claim a run if none is claimed, and advance it as far as is possible without waiting."""
+        """
+        Do maintenance, claim a run if none is claimed, and advance it as far as is possible without waiting.
+
+        No run is claimed if `draining` is set or the disk is low. An error in a run's files ends or postpones that run;
+        a full disk and database errors are raised.
+        """
         low = self._look_at_disk(now)
         # Also while a run is claimed: a base model that was replaced must not be used and cached under the old id.
         self._maintain(now)
@@ -150,7 +159,7 @@ class Dispatcher:
         return f"run {run_id} {attempt.step if progress is None else progress.words}"
 
     def abandon(self, now: int) -> None:
-        """At the end of a shutdown, set the claimed run to waiting though its step left no result; not a failure."""
+        """At the end of a shutdown, cancel the open step and set the claimed run, if any, to waiting; not a failure."""
         if self._claim is None:
             return
         attempt = states.open_attempt(self._engine, self._claim.run_id)
@@ -164,7 +173,7 @@ class Dispatcher:
         self._drop()
 
     def give_gpu_back(self) -> None:
-        """At shutdown, after all steps: run `hooks.after_training` if the GPU was taken, and wait for it."""
+        """At shutdown, run `hooks.after_training` and wait for it, if the GPU was taken and is not needed any more."""
         self._gpu.finish(self._needs_gpu)
 
     # --- one claim

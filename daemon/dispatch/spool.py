@@ -95,7 +95,7 @@ class Spool:
             folder.mkdir(parents=True, exist_ok=True)
 
     def entries(self, folder: Path) -> list[Path]:
-        """Return the entries in `queue` or `running`, oldest first, without those that are still being written."""
+        """Return the files in `folder` (`queue` or `running`), oldest first, without those still being written."""
         found = []
         with os.scandir(folder) as listed:
             for entry in listed:
@@ -106,7 +106,7 @@ class Spool:
         return [path for _, path in sorted(found)]
 
     def accept(self, folder: Path) -> Iterator[Order]:
-        """Yield the valid orders in `queue` or `running`, oldest first; delete entries that are not valid."""
+        """Yield the valid orders in `folder` (`queue` or `running`), oldest first; delete and log all other entries."""
         for entry in self.entries(folder):
             try:
                 order = read_order(self.root, entry)
@@ -124,7 +124,7 @@ class Spool:
         return any(process is not None and is_alive(process) for process in found)
 
     def process_of(self, key: str) -> Identity | None:
-        """Return the process that the worker recorded for an attempt; `None` if there is none."""
+        """Return the process, perhaps dead, that the worker recorded for a running attempt; `None` if there is none."""
         try:
             return _Entry.model_validate_json((self.running / f"{key}.json").read_bytes()).process
         except (FileNotFoundError, ValueError):
@@ -149,7 +149,7 @@ class LocalExecutor:
         durable.write_json(self._spool.queue / f"{spec.key}.json", {"fence": spec.fence})
 
     def poll(self, spec: StepSpec) -> JobState:
-        """Return the state of an attempt, from its files and the worker's lock."""
+        """Return an attempt's state from its files; `LOST` also if neither a worker nor the step's process is alive."""
         # In the order of an attempt's life, so that one moving on meanwhile is not taken for lost.
         if (self._spool.queue / f"{spec.key}.json").exists():
             return JobState.QUEUED
@@ -164,7 +164,7 @@ class LocalExecutor:
         return JobState.RUNNING if process and is_alive(process) else JobState.LOST
 
     def cancel(self, key: str) -> None:
-        """Remove an attempt from the queue; if it runs already, leave a file that makes the worker stop it."""
+        """Remove an attempt from the queue; if it runs already, have the worker stop it, without waiting for that."""
         (self._spool.queue / f"{key}.json").unlink(missing_ok=True)
         if self._is_known(key):
             (self._spool.cancelled / key).touch()

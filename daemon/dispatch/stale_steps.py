@@ -39,7 +39,8 @@ def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> 
     """
     Unpublish the first stale step of the claimed run and all later ones; do nothing if no step is stale.
 
-    Records an event if the training started from a model that is not the champion any more. Raises `ArtifactDamaged`.
+    A step is stale if its settings, drops or champion have changed; its artifact is renamed. Records an event if the
+    training started from a model that is not the champion any more. Raises `ArtifactDamaged`.
     """
     run_id = run.id or 0
     done = list(run_files.published(state_folder, run_id))
@@ -61,7 +62,7 @@ def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> 
 
 
 def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
-    """Return whether the running step of `spec` is useless: its training started from a former champion."""
+    """Return whether the running step of `spec` is useless: the champion that its training starts from was replaced."""
     with transaction(engine) as session:
         serving = champion(session, run.track)
     return serving.model_id != spec.champion.model_id and bool(_Past(engine, Path(spec.root), run).left)
@@ -71,8 +72,8 @@ def retry(engine: Engine, state_folder: Path, run_id: int, now: int, since: str 
     """
     Let a failed, cancelled or crashed run continue; with `since`, do that step and all later ones again.
 
-    Returns how the run continues, in words. Raises `DropforgeError`, with nothing changed, if the run cannot be retried
-    or there is no such step.
+    It is set to waiting or queued, for the daemon to run with today's settings. Returns a sentence for the user. Raises
+    `DropforgeError`, with nothing changed, if the run cannot be retried or there is no such run or step.
     """
     if since is not None and since not in BY_NAME:
         raise DropforgeError(f"there is no step {since!r}", f"use one of {', '.join(BY_NAME)}")
@@ -85,7 +86,7 @@ def retry(engine: Engine, state_folder: Path, run_id: int, now: int, since: str 
 
 
 def invalidate(state_folder: Path, run_id: int, step: str) -> None:
-    """Unpublish `step` and all later steps of a run; no step of the run may be running."""
+    """Rename the artifacts of `step` and all later steps, so that they are done again; no step may be running."""
     names = [one.name for one in STEPS]
     later = names[names.index(step) :]
     # The last one first, so that after a crash the first of them is still found to be stale.

@@ -33,7 +33,12 @@ log = structlog.get_logger()
 
 
 def compose(settings: Settings, track: Track) -> RunConfig:
-    """Return the configuration of a run of `track` that begins now: the settings and what the track has fixed."""
+    """
+    Return the configuration of a run of `track` that begins now: the settings and what the track has fixed.
+
+    The track's split shares replace the settings'; its metric, answer length and batch size apply where none is set.
+    Raises `SettingsError` if the track is not in the settings.
+    """
     own = settings.track(track.name)
     fixed = {
         "metric": own.evaluate.metric if own.evaluate.metric != "auto" else track.metric,
@@ -63,7 +68,7 @@ def warn_of_fixed(settings: Settings, track: Track) -> None:
 
 
 def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inputs: dict[str, str]) -> StepSpec:
-    """Return the spec of an attempt; `inputs` are the artifacts of the run's published steps, by step name."""
+    """Return the spec of an attempt; `inputs` are the artifact paths of the run's published steps, by step name."""
     steps = list(BY_NAME)
     earlier = steps[: steps.index(attempt.step)]
     root = settings.state_folder

@@ -70,7 +70,11 @@ class Worker:
         self.owns_spool = False
 
     def serve(self) -> None:
-        """Run steps until `stop` is set; first wait until no other worker, and none of its steps, is running."""
+        """
+        Run the spool's steps until `stop` is set; first wait until no other worker, and none of its steps, is running.
+
+        A dead worker's step that does not stop in time is killed. `stop` stops the running step, too.
+        """
         waited = False
         while not self._lock.acquire():
             if not waited:
@@ -218,7 +222,8 @@ def end_steps_now(state_folder: Path) -> None:
     """
     Kill the running steps with all their processes, and write the result "interrupted" for each without one.
 
-    For a shutdown at once. The caller is the worker, or has ended it. No failure is counted for the runs.
+    Their spool entries are deleted. For a shutdown at once; the caller is the worker, or has ended it. No failure is
+    counted for the runs.
     """
     spool = Spool(state_folder)
     for order in spool.accept(spool.running):
@@ -238,7 +243,8 @@ def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = ste
     Standard input is then a pipe from the daemon: it closes when the daemon ends in any way. A second signal kills the
     step and ends the process at once, with 128 plus the signal's number.
 
-    Raises `DropforgeError` if the state folder is not this user's own, `StateFolderGone` if it is taken away.
+    Raises `DropforgeError` if the state folder is not this user's own. If it is taken away, returns 1 `with_lifeline`,
+    else raises `StateFolderGone`.
     """
     folder = OwnFolder(state_folder, "worker")
     worker = Worker(state_folder, command, folder.require_there)

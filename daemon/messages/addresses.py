@@ -25,7 +25,11 @@ class Tried(Frozen):
 
 
 def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
-    """Yield a finding per invalid address, or one if all are valid, and one if others may read `file`; send nothing."""
+    """
+    Yield a bad finding per address that Apprise cannot parse, or a single good one if all can be; send nothing.
+
+    Also a warning if `file` sets `messages.urls` and other users may read it. Without addresses nothing is yielded.
+    """
     in_file = read_toml(file).get("messages", {}) if file.exists() and file.stat().st_mode & _OTHERS_MAY_READ else {}
     if "urls" in in_file:
         text = f"others may read {file}, and addresses hold passwords"
@@ -45,7 +49,7 @@ def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
 
 
 def try_all(settings: MessageSettings) -> list[Tried]:
-    """Send a test message to each address, from this process; return the result of each."""
+    """Send a test message to each address, waiting up to 15 s for each; return one result per address, or error."""
     tried: list[Tried] = []
     for url in settings.urls:
         error = None

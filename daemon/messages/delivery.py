@@ -44,7 +44,7 @@ def send(url: str, title: str, body: str, level: str) -> None:
 
 
 def is_known(url: str) -> bool:
-    """Return whether Apprise can parse an address; nothing is sent."""
+    """Return whether Apprise can parse the address `url`; nothing is sent."""
     return bool(_apprise().add(url))
 
 

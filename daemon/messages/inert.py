@@ -14,7 +14,7 @@ _WIDTH = 160
 
 
 def inert(text: str, width: int = _WIDTH) -> str:
-    """Return the first `width` characters of `text` on one line, with markup, mentions and links disabled."""
+    """Return `text` on one line, cut to `width` characters, with look-alikes to disable markup, mentions, links."""
     seen = printable(text)
     clipped = seen if len(seen) <= width else f"{seen[: width - 1]}…"
     return _DOTTED.sub(_no_link, clipped.translate(_LOOKALIKES).replace("://", "∶∕∕"))  # noqa: RUF001

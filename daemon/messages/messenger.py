@@ -39,7 +39,7 @@ class Messenger:
         self._thread = threading.Thread(target=self._run, name="messenger", daemon=True)
 
     def start(self, now: int) -> None:
-        """Open the outbox, and start the thread if there is an address."""
+        """Call `outbox.open_outbox`, and start the thread that sends messages if the settings have an address."""
         outbox.open_outbox(self._engine, self._settings, now)
         if self._settings.messages.urls:
             self._thread.start()
@@ -51,7 +51,7 @@ class Messenger:
             self._thread.join()
 
     def turn(self, now: int) -> None:
-        """Turn new events into messages and send those that are due; `now` in ms since the epoch."""
+        """Turn new events into messages and send those due at `now` (ms); failures are noted as trouble and retried."""
         while outbox.collect(self._engine, self._settings, now):
             pass
         for number, url in enumerate(self._settings.messages.urls, 1):

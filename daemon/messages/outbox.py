@@ -65,7 +65,11 @@ def open_outbox(engine: Engine, settings: Settings, now: int) -> None:
 
 
 def collect(engine: Engine, settings: Settings, now: int) -> bool:
-    """Turn the next events into messages, and write the digest if it is due; return whether events may remain."""
+    """
+    Write messages about the next 200 events at most, and the digest if it is due; return whether events may remain.
+
+    Nothing is sent. At most ten messages of one kind per hour are written to an address, the others are omitted.
+    """
     with transaction(engine) as session:
         outbox = session.get_one(Outbox, 1)
         events = session.exec(
@@ -115,13 +119,13 @@ def take(engine: Engine, address: str, now: int) -> Unsent | None:
 
 
 def record_sent(engine: Engine, number: int, now: int) -> None:
-    """Record that a message was sent."""
+    """Record that the message with id `number` was sent: `take` returns the next one then."""
     with transaction(engine) as session:
         _end(session, session.get_one(Message, number), MessageState.SENT, now, None)
 
 
 def record_failure(engine: Engine, number: int, error: str) -> None:
-    """Record why a message could not be sent; it stays the next message to its address."""
+    """Record why the message with id `number` could not be sent; it stays the next message to its address."""
     with transaction(engine) as session:
         message = session.get_one(Message, number)
         message.error = error
@@ -129,7 +133,7 @@ def record_failure(engine: Engine, number: int, error: str) -> None:
 
 
 def trouble(engine: Engine, address: str, now: int) -> str | None:
-    """Return a sentence about messages that cannot be sent or were given up in the last week, or `None`."""
+    """Return a sentence about an address's messages that failed or were given up in the last week, `None` if none."""
     here = Message.address == address
     lost = (Message.state == MessageState.GIVEN_UP, col(Message.ended_at) > now - WEEK_MS, Message.error != _GONE)
     with transaction(engine) as session:

@@ -44,5 +44,5 @@ def unsent(settings: Settings, now: int) -> list[MessageView]:
 
 
 def counted(base: sqlite3.Connection) -> dict[str, int]:
-    """Return the number of messages per state."""
+    """Return the number of messages in each state, 0 included."""
     return {**dict.fromkeys(map(str, MessageState), 0), **{row.state: row.number for row in base.execute(_COUNTED)}}

@@ -32,7 +32,7 @@ Value = tuple[tuple[str, ...], float]
 
 
 def metrics_text(settings: Settings) -> bytes:
-    """Return all metrics of a workspace in Prometheus' text format, UTF-8."""
+    """Return all metrics of a workspace, computed now, in Prometheus' text format, UTF-8; the daemon need not run."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_House(settings))
     return generate_latest(registry)

@@ -35,8 +35,9 @@ def export(champion: Path, identity: str, target: Path, gguf: Sequence[str] = ()
     Copy the model folder `champion` with id `identity` to the new folder `target`; return a description of the result.
 
     If `gguf` is given, `target` gets a GGUF file alone, made by this command, which is called with FOLDER --outfile
-    FILE. Raises `DropforgeError` if `target` exists, the model's files do not match `identity`, or the GGUF file cannot
-    be made or differs from the champion.
+    FILE; its logits are compared with the champion's if torch is installed. Missing parent folders are created. Raises
+    `DropforgeError`, and leaves no `target`, if `target` exists, the copied files do not match `identity` (not checked
+    with `gguf`), or the GGUF file cannot be made or differs too much.
     """
     if os.path.lexists(target):
         raise DropforgeError(f"{target} is there already", "name a folder that is not there yet")

@@ -42,10 +42,15 @@ class Change:
     adapter: str
     """Folder of the champion's adapter; empty if it has none over the base model, or if the folder was deleted."""
     asked: SmokePrompts | None
+    """Prompts to check the server's answers with; `None` if there are none."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Change":
-        """Return the change that PROMOTION_* describe. Raises `DropforgeError` if they are missing or outdated."""
+        """
+        Return the change that the variables PROMOTION_* describe, with the smoke prompts from the file that they name.
+
+        Raises `DropforgeError` if a variable is missing, the file cannot be read or another model serves by now.
+        """
         try:
             track, model_id, run = (environment[f"PROMOTION_{name}"] for name in ("TRACK", "MODEL_ID", "RUN"))
         except KeyError as error:
@@ -64,7 +69,7 @@ class Change:
 
     @property
     def name(self) -> str:
-        """Name of the champion's adapter in vLLM, from track and model id: every other model gets another name."""
+        """Name of the champion's adapter in vLLM: the track, a hyphen and the first 12 characters of the model id."""
         return f"{self.track}-{self.model_id[:_ID_LETTERS]}"
 
 
@@ -93,7 +98,7 @@ class Server:
             time.sleep(_LOOK_SECONDS)
 
     def models(self) -> list[dict[str, Any]]:
-        """Return the entries of /v1/models: `id`, for an adapter also `parent`. Raises `DropforgeError` if none."""
+        """Return what /v1/models lists: `id`, of an adapter also `parent`. Raises `DropforgeError` if it lists none."""
         said = self._json("GET", "/v1/models")
         found = said.get("data") if isinstance(said, dict) else None
         models = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
@@ -102,7 +107,7 @@ class Server:
         return models
 
     def answer(self, model: str, content: str, asked: SmokePrompts) -> str:
-        """Return the greedy answer of `model` to a user message. Raises `DropforgeError` if there is none."""
+        """Return the greedy answer of `model` to `content`, with the settings of `asked`. Raises `DropforgeError`."""
         body: dict[str, Any] = {
             "model": model,
             "messages": [{"role": "user", "content": content}],
@@ -119,11 +124,11 @@ class Server:
             raise DropforgeError(message, "see its own log") from error
 
     def load_adapter(self, name: str, folder: str) -> None:
-        """Load the adapter in `folder` into vLLM under a new name. Raises `DropforgeError` if the server refuses."""
+        """Load the adapter in `folder` into vLLM under a new name. Raises `DropforgeError` if that fails."""
         self._text("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
 
     def unload_adapter(self, name: str) -> None:
-        """Unload an adapter from vLLM. Raises `DropforgeError` if the server refuses."""
+        """Unload the adapter `name` from vLLM. Raises `DropforgeError` if that fails."""
         self._text("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
     def _is_up(self, seconds: float) -> bool:
@@ -155,9 +160,10 @@ class Server:
 
 def restart(server: Server, change: Change, command: Sequence[str], seconds: float) -> str:
     """
-    Run the command that restarts the server, wait for it and check its answers; return a description.
+    Run the command that restarts the server, wait for the server and check its answers; return a description.
 
-    Raises `DropforgeError` if the command fails, the server is not up within `seconds`, or too few answers match.
+    There is no shell. Raises `DropforgeError` if the command fails or takes longer than `seconds`, the server is not up
+    within further `seconds`, or half or more of its answers are not the champion's.
     """
     try:
         done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=seconds)  # noqa: S603 - the user's own
@@ -169,7 +175,12 @@ def restart(server: Server, change: Change, command: Sequence[str], seconds: flo
 
 
 def check(server: Server, change: Change, seconds: float) -> str:
-    """Wait until the server is up and check its answers; describe the result. Raises as `restart` does."""
+    """
+    Wait until the server is up, send it the smoke prompts and compare its answers; return a description of the result.
+
+    If `change` has no prompts, nothing is sent. Raises `DropforgeError` if the server is not up within `seconds` or
+    does not answer, or unless more than half of its answers are the champion's.
+    """
     server.wait(seconds)
     return _ask(server, change, str(server.models()[0]["id"]))
 
@@ -178,8 +189,9 @@ def switch_adapter(server: Server, change: Change, name_file: Path, seconds: flo
     """
     Load the champion's adapter into vLLM, check its answers, write its name into `name_file`; describe the result.
 
-    For a base model the name is that of the server's own model. Raises `DropforgeError` as `restart`, or if the model
-    has no adapter; `name_file` then still names the former champion.
+    For a base model nothing is loaded, and the name is that of the server's own model. The track's other adapters are
+    unloaded, except the one named in `name_file` so far. Raises `DropforgeError` if the model has no adapter or as
+    `check` does; `name_file` then still names the former champion, and a newly loaded adapter is unloaded.
     """
     server.wait(seconds)
     models = server.models()

@@ -35,7 +35,7 @@ class SmokePrompt(Frozen):
     """The answer of the model that the champion was compared with."""
 
     def is_champions(self, said: str) -> bool:
-        """Return whether `said`, perhaps cut off, is a beginning of the champion's answer and not of `other`."""
+        """Return whether `said` is the champion's answer, or a beginning of it that is not a beginning of `other`."""
         # A character that was cut in the middle of its bytes is none.
         said, own, other = said.strip().rstrip("\ufffd"), self.answer.strip(), self.other.strip()
         return said == own or (own.startswith(said) and not other.startswith(said))
@@ -55,8 +55,9 @@ def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: i
     """
     Write the smoke prompts of a run's model into its track's folder; return the file's path, or `None` if it has none.
 
-    A base model, which no run made, has none. The path is relative to the state folder. An older file is removed in any
-    case.
+    Smoke prompts are held-out prompts with recorded answers. A model has none without `run_id` (a base model), or if
+    the run's evaluation is gone, damaged or of another model. The path is relative to the state folder. An older file
+    is removed in any case.
     """
     path = state_folder / "tracks" / track / FILE_NAME
     path.unlink(missing_ok=True)
@@ -68,7 +69,11 @@ def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: i
 
 
 def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
-    """Return the folder of a model's adapter, relative to the state folder; `None` if none over the base exists."""
+    """
+    Return the folder of a model's adapter over the base, relative to the state folder; `None` if there is none.
+
+    Also `None` if the run trained from a champion, did not make `model_id`, or its files are damaged or deleted.
+    """
     try:
         adapter, model = run_files.load_adapter(state_folder, run_id), run_files.load_model(state_folder, run_id)
     except DropforgeError:

@@ -71,7 +71,11 @@ class Hooks:
         return not self._running and not self._rollbacks
 
     def tick(self, now: int) -> None:
-        """Record the commands that have ended and start the next ones; do nothing once `stop` was called."""
+        """
+        Record the commands that have ended and start the next ones, without waiting; do nothing after `stop`.
+
+        A failed `hooks.health` starts a rollback. Nothing starts while the GPU is lent to a run (`is_gpu_lent`).
+        """
         if self._stop.is_set():
             return
         for track, thread in list(self._rollbacks.items()):
@@ -249,10 +253,10 @@ class Hooks:
 
 def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str) -> Promotion:
     """
-    Have the daemon run `hooks.after_promotion` again for the track's champion; return the champion's row.
+    Mark `hooks.after_promotion` as pending again for the track's champion, for the daemon to run; return its row.
 
-    `by` is the person who asked, for the event. Raises `DropforgeError` if the settings name no command, if it is
-    pending or running already, or if the track has no champion.
+    Its former result is deleted, and an event with the user `by` recorded. Raises `DropforgeError` if the settings name
+    no command, if it is pending or running already, or if the track has no champion.
     """
     own = (settings.track(track) if track in settings.track_names else settings).hooks
     if not own.after_promotion:

@@ -27,7 +27,7 @@ _CHUNK = 1 << 16
 
 
 def last_line(output: str | None) -> str:
-    """Return the last line of an output, printable and shortened; blank lines and "hint: " lines are skipped."""
+    """Return the last line of `output`, at most 200 characters, escaped; skip blank and "hint: " lines; "" if none."""
     lines = [line.strip() for line in (output or "").splitlines() if line.strip() and not line.startswith("hint: ")]
     words = printable(lines[-1]) if lines else ""
     return words if len(words) <= _LONGEST_LINE else f"{words[: _LONGEST_LINE - 1]}…"
@@ -38,9 +38,9 @@ class Ended:
     """Result of a command: its error, if any, and the end of its output."""
 
     error: str | None
-    """What was wrong, in words; `None` if it ended with exit code 0."""
+    """Why it failed; `None` if it ended with exit code 0."""
     output: str
-    """The end of what it printed, standard output and error together."""
+    """The last 4 kB that it printed, standard output and error together."""
 
 
 class Command:
@@ -67,12 +67,12 @@ class Command:
         return None if self._thread.is_alive() else self._ended
 
     def wait(self) -> Ended:
-        """Wait for the command to end and return its result."""
+        """Wait for the command to end, at its time limit at the latest, and return its result."""
         self._thread.join()
         return self._ended
 
     def kill(self) -> None:
-        """Kill the command with its process group, and wait for its end."""
+        """Kill the command with its process group, if it still runs, and wait for its end."""
         self._killed.set()
         self._thread.join()
 

@@ -51,10 +51,11 @@ class TrainingHooks:
 
     def free(self, run: Run) -> bool:
         """
-        Return whether the GPU is free for a step of `run`; if not, start `hooks.before_training`.
+        Return whether the GPU is free for a step of `run`; if not, start `hooks.before_training`: call again later.
 
-        It is not started before the commands after a change of champion have run. Raises `DropforgeError` if it failed:
-        the run waits, and the command is tried again.
+        Always true if neither command is set. A note in the state folder records that the GPU was taken. The command is
+        not started before the commands after a change of champion have run. Raises `DropforgeError` if it failed; the
+        next call starts it again.
         """
         if not (self._own.before_training or self._own.after_training) or self._is_free:
             return True
@@ -71,7 +72,11 @@ class TrainingHooks:
         return False
 
     def tick(self, is_wanted: Callable[[], bool]) -> None:
-        """Start `hooks.after_training` once the GPU is not needed any more, if this or an earlier process took it."""
+        """
+        Start `hooks.after_training` if the GPU was taken, by this or an earlier process, and `is_wanted()` is false.
+
+        A failure is noted in `troubles`, not raised, and the command is started again after a pause.
+        """
         if self._running is not None:
             which, running = self._running
             ended = running.ended()
@@ -84,7 +89,7 @@ class TrainingHooks:
             self._give_back()
 
     def finish(self, is_wanted: Callable[[], bool]) -> None:
-        """At shutdown, kill a running `hooks.before_training`, give the GPU back if it was taken, and wait for it."""
+        """At shutdown, kill `hooks.before_training` and, unless `is_wanted()`, give a taken GPU back; wait for that."""
         if self._running is not None and self._running[0] == _BEFORE:
             self._running[1].kill()
             self._running = None
