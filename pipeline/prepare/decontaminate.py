@@ -56,19 +56,23 @@ class Common:
     """Of 3 and of 13 words."""
 
     def words(self, row: PartitionRow) -> Sequence[str]:
-        """Return the words of a prompt to compare: instruction and input, or only the input after a common one."""
+        """Return a prompt's case-folded words to compare: all, or only the input's if the instruction is common."""
         before, after = tokens(row.instruction), tokens(row.input)
         return after if hash(tuple(before)) in self.instructions else [*before, *after]
 
     def text(self, prompt: Prompt) -> Text:
-        """Return the words and shingles of a prompt, with the shingles to compare."""
+        """Return the `words` of a prompt with rows, and the hashes of their 3-word runs: all, and those not common."""
         own = self.words(prompt.rows[0])
         every = shingles(own)
         return Text(own, every, every if self.runs.isdisjoint(every) else every - self.runs)
 
 
 def find_common(prompts: Sequence[Prompt]) -> Common:
-    """Return the instructions, answers and word runs in more than 1 %, and in more than three, of the prompts."""
+    """
+    Return hashes of the instructions, answers and word runs in more than 1 %, and in more than three, of `prompts`.
+
+    Answers of fewer than eight words do not count; those to more than ten prompts are `labels`. Each must have rows.
+    """
     most = max(int(COMMON_SHARE * len(prompts)), COMMON_ROWS)
     instructions = array("q", (hash(tuple(tokens(prompt.rows[0].instruction))) for prompt in prompts))
     answers = array("q", filter(None, (_long_answer(row) for prompt in prompts for row in prompt.rows)))
@@ -85,7 +89,7 @@ class HeldOut:
     """The held-out prompts, and their near-duplicates."""
 
     def __init__(self, prompts: Iterable[Prompt], similarity: float) -> None:
-        """Select the held-out prompts among all `prompts`, which must come in the order of their hash."""
+        """Select the held-out `prompts` that repeat none selected before; all must come in the order of their hash."""
         self.prompts: list[Prompt] = []
         sample: list[Prompt] = []
         for prompt in prompts:
@@ -115,7 +119,12 @@ class HeldOut:
             self._note(prompt, {*by_run, *similar, *(self._answers[answer] for answer in answers)})
 
     def keep(self, prompt: Prompt) -> list[PartitionRow]:
-        """Return the rows of a train or dev prompt that are no near-duplicates of held-out ones."""
+        """
+        Return the rows of a train or dev prompt that are no near-duplicates of the selected held-out prompts.
+
+        The list is empty if the prompt itself is a near-duplicate; else rows are left out whose answer, of at least
+        eight words, a held-out prompt has. Notes the prompt's id in `near`, and up to ten left-out rows in `examples`.
+        """
         if not prompt.rows:
             return []
         by_run, similar = self._near(self.common.text(prompt))
@@ -151,12 +160,12 @@ class HeldOut:
 
 def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> list[str]:
     """
-    Return the name of each scored prompt's group, the lowest id in it. `similarity` is `split.similarity`.
+    Return the name of each scored prompt's group, the lowest id in it, in order. `similarity` is `split.similarity`.
 
-    Two prompts are linked if they have a long answer in common, or at least half the similarity of near-duplicates; a
-    group is a connected component. Half was measured (`bench/groups.py`): it links 60 % of the pairs of PAWS that are
-    left, where 0.7 links 30 %, and one pair among 1,500 unlike records of real sets. Paraphrases without common words
-    are not found.
+    Two prompts are linked if they have a long answer in common that is no label, or at least three shingles and half
+    the similarity of near-duplicates; a group is a connected component. Half was measured (`bench/groups.py`): it links
+    60 % of the pairs of PAWS that are left, where 0.7 links 30 %, and one pair among 1,500 unlike records of real sets.
+    Paraphrases without common words are not found.
     """
     if not scored:
         return []

@@ -40,7 +40,7 @@ def shingles(words: Sequence[str]) -> set[int]:
 
 
 def long_runs(words: Sequence[str]) -> set[int]:
-    """Return the hashes of the 13-word runs of a text."""
+    """Return the hashes of the 13-word runs of a text; a shorter text has none."""
     # The shingles at a run's words 0, 3, 6, 9 and 10 cover it.
     at = list(_ngrams(words))
     return set(map(hash, zip(at, at[3:], at[6:], at[9:], at[10:], strict=False)))
@@ -60,13 +60,13 @@ class RunIndex:
         self._some: set[int] = set()
 
     def add(self, number: int, text: Text) -> None:
-        """Add a text as `number`; it must not share a 13-word run with a text added before."""
+        """Add a text, which `find` returns as `number`; it must not share a 13-word run with a text added before."""
         self._numbers.update(dict.fromkeys(long_runs(text.words) - self._common, number))
         # Of the eleven shingles of any of its runs, one is among these.
         self._some.update(islice(_ngrams(text.words), 0, None, LONG_RUN - SHINGLE + 1))
 
     def find(self, text: Text) -> set[int]:
-        """Return the numbers of the added texts that share a 13-word run with `text`."""
+        """Return the numbers of the added texts that share a 13-word run with `text`; common runs are ignored."""
         if self._some.isdisjoint(text.every):
             return set()
         return {self._numbers[run] for run in self._numbers.keys() & long_runs(text.words)}
@@ -88,7 +88,7 @@ class SimilarityIndex:
         self._texts: dict[int, tuple[array[int], bool]] = {}
 
     def add(self, number: int, text: Text) -> None:
-        """Add a text as `number`; it takes about 200 bytes per word."""
+        """Add a text, which `find` returns as `number`, so each needs its own; it takes about 200 bytes per word."""
         self._texts[number] = array("q", text.shingles), text.partly
         shared = max(math.ceil(self._similarity * len(text.shingles) - _ROUNDING), 1)
         rarest = sorted(text.shingles, key=lambda shingle: len(self._index.get(shingle, ())))
@@ -96,7 +96,11 @@ class SimilarityIndex:
             self._index[shingle] = (*self._index.get(shingle, ()), number)
 
     def find(self, text: Text) -> set[int]:
-        """Return the numbers of the added texts that are at least as similar to `text` as the index requires."""
+        """
+        Return the numbers of the added texts that are at least as similar to `text` as the index requires.
+
+        Similarity is the Jaccard index of the shingles to compare. If a text has others, too, three must be in common.
+        """
         candidates = {number for shingle in self._index.keys() & text.shingles for number in self._index[shingle]}
         return {number for number in candidates if self._is_similar(text, number)}
 

@@ -59,7 +59,7 @@ class Partitions:
         self._files = [(self._folder / str(part)).open("w", encoding="utf-8") for part in range(PARTS)]
 
     def close(self) -> None:
-        """Close and remove the partitions' files."""
+        """Close the partitions' files and remove them with their folder."""
         for file in self._files:
             file.close()
         shutil.rmtree(self._folder)
@@ -69,7 +69,7 @@ class Partitions:
         self._files[int(row.hash[:8], 16) * PARTS >> 32].write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def sorted_parts(self) -> Iterator[list[PartitionRow]]:
-        """Yield each partition's rows by prompt hash; within a prompt pinned rows first, then later drops first."""
+        """Yield each partition's rows, in the order of their hash; per prompt pinned rows, then later drops first."""
         for file in self._files:
             file.flush()
             with Path(file.name).open("rb") as lines:
@@ -79,7 +79,12 @@ class Partitions:
 
 
 def read_drops(attempt: Attempt, partitions: Partitions, window: Window) -> LeftOut:
-    """Add the drops' rows to `partitions`; return how many are left out. Raises `CannotTrain` on a bad drop file."""
+    """
+    Add the rows of the attempt's drops to `partitions`; return how many are left out, by reason.
+
+    Left out are rows that certainly exceed `window`, and rows with special tokens of the base model's tokenizer. Raises
+    `CannotTrain` if a drop's file is missing or changed or a line of it is no record, `Interrupted` if stopped.
+    """
     tokens = special_tokens(Path(attempt.config.base_model))
     holds_token = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
     total = sum(drop.rows for drop in attempt.spec.drops)

@@ -38,7 +38,8 @@ def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -
     Group sorted rows into prompts and yield each with its split and its current answers, in the order of their hash.
 
     With `pinned` only the prompts of held-out drops are held out. Without, a prompt's split depends on its hash alone,
-    and a held-out drop only keeps its prompts out of training: else its author would choose the evaluation set.
+    and a held-out drop only keeps its prompts out of training: else its author would choose the evaluation set. A
+    prompt without remaining rows has the split "train". `rows` must be sorted as by `Partitions.sorted_parts`.
     """
     for digits, group in groupby(rows, key=lambda row: row.hash):
         everything = list(group)
@@ -97,7 +98,7 @@ class Scored(NamedTuple):
 
     @property
     def tags(self) -> list[str]:
-        """All tags of its rows, sorted."""
+        """All tags of the prompt's rows, each once, sorted."""
         return sorted({tag for row in self.prompt.rows for tag in row.tags})
 
 
@@ -151,7 +152,7 @@ class SplitWriter:
         self.totals = Totals()
 
     def close(self) -> None:
-        """Write dev rows that are too few for a dev split to the training file, and close the files."""
+        """Write the dev rows to the training file if there are fewer than 20 in all, and close the files."""
         # Too few dev rows are the last rows of the training file.
         for row in self._dev_waiting:
             self._write_train(row)
@@ -159,7 +160,11 @@ class SplitWriter:
         self._dev.close()
 
     def add(self, prompt: Prompt, kept: Sequence[PartitionRow]) -> None:
-        """Write and count a prompt that is not held out; `kept` are its rows that are no near-duplicates."""
+        """
+        Write `kept`, a train or dev prompt's rows that are no near-duplicates, and count all its rows in `totals`.
+
+        Dev rows are written once there are 20. A written row's drop is the first with the prompt's current answers.
+        """
         self._count(prompt)
         self.totals.near_duplicates += len(prompt.rows) - len(kept)
         for row in kept:
@@ -174,7 +179,13 @@ class SplitWriter:
                 self._dev_waiting.clear()
 
     def hold_out(self, prompt: Prompt, near: AbstractSet[str] | None, champion: Familiar) -> None:
-        """Count a held-out prompt and score it if eligible; `near`: near-duplicates' ids, `None` if a duplicate."""
+        """
+        Count a held-out prompt in `totals` and, if it is to be scored, add it to `totals.scored`; no file is written.
+
+        `near` holds the ids of its near-duplicates, or is `None` if it repeats another held-out prompt. It is scored if
+        `near` is a set, fewer than `most_scored` are, the champion was trained neither on it nor on a near-duplicate,
+        and it fits into the window with its longest answer.
+        """
         self._count(prompt)
         totals, rows = self.totals, prompt.rows
         totals.heldout_prompts += 1
@@ -213,7 +224,7 @@ class SplitWriter:
 
 
 def write_heldout(path: Path, scored: Sequence[Scored], groups: Sequence[str]) -> None:
-    """Write the scored prompts to `path` as JSON Lines, each with its references and the name of its group."""
+    """Write the scored prompts to `path` as JSON Lines, each with its references and its group, from `groups`."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for one, group in zip(scored, groups, strict=True):
             first, references = one.prompt.rows[0], [row.output for row in one.prompt.rows]

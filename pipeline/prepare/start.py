@@ -44,7 +44,9 @@ def choose_start(attempt: Attempt, folder: Path, rows: int) -> Start:
     """
     Choose base or champion to start from; for the champion, remove all but a sample of its old rows from train.jsonl.
 
-    The file is in `folder` and has `rows` rows. The base is chosen if the champion is blocked or no row is new to it.
+    The file is in `folder` and has `rows` rows; the sample has `train.replay` times as many rows as are new. The base
+    is chosen if `train.start` says so, or if the champion is the base, is not known to come from this base and drops of
+    this run only, is the tenth training in a row, or knows all rows. Raises `Interrupted` if stopped.
     """
     train, champion = attempt.config.train, attempt.spec.champion
     if train.start == "base" or champion.model_id == attempt.config.base_model_id:
@@ -112,10 +114,10 @@ def _keep_new_rows(path: Path, champion: ModelRef, folder: Path, replay: float) 
 
 def mix_in_general(folder: Path, rows: int, share: float, similarity: float) -> int:
     """
-    Append general rows to train.jsonl in `folder`, which has `rows` rows; return how many were added.
+    Append built-in general rows to train.jsonl in `folder`, which has `rows` rows; return how many were added.
 
     After that, `share` of its rows are general; if that takes more general rows than there are, they repeat. Prompts of
-    the data are not added, nor near-duplicates of held-out prompts (`split.similarity`).
+    the data are not added, nor those with a Jaccard index of at least `similarity` with a held-out prompt.
     """
     if not share:
         return 0

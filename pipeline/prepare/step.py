@@ -41,8 +41,8 @@ def prepare(attempt: Attempt) -> Dataset:
     rows, of which only the scored ones are written, have "references", "pinned", "tags", "near" (the ids of
     near-duplicates in any split) and "group" (the lowest id in its group), too. If the training starts from the
     champion, `train.jsonl` has the rows that are new to it and a sample of the others.
-    Raises `CannotTrain` if a drop is damaged, no training rows are left, the settings never allow a verdict, or a suite
-    in the settings cannot be read.
+    Warnings about the data go to standard error, too. Raises `CannotTrain` if a drop is damaged, no training rows are
+    left, the settings never allow a verdict, or a suite in the settings cannot be read; `Interrupted` if stopped.
     """
     # The evaluation reads them hours later: an error in one is reported before anything is trained.
     read_suites(attempt.config.evaluate.general, attempt.spec.run)

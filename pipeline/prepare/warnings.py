@@ -13,7 +13,7 @@ LARGE_SHARE = 0.2
 
 
 def data_warnings(spec: StepSpec, totals: Totals, groups: int, metric: str) -> tuple[str, ...]:
-    """Return all warnings; `groups` is the number of groups of the scored records."""
+    """Return all warnings about a data set; `groups` counts the scored records' groups, `metric` is the primary."""
     return (
         *_pinned(spec.drops, spec.config.gate.on),
         *_near_duplicates(totals, spec.config.split.similarity),

@@ -37,7 +37,7 @@ class PlainRows:
         self._suspect = re.compile(spelled).search if spelled else None
 
     def take(self, line: bytes) -> bool:
-        """Return whether `line`, with or without its newline, is certainly a record without findings or warnings."""
+        """Return whether `line` is certainly a record without findings and warnings; `False` if only parsing tells."""
         if self._row(line) is None or (self._suspect is not None and self._suspect(line) is not None):
             return False
         try:

@@ -42,7 +42,7 @@ class Foreign(NamedTuple):
 
 
 def foreign_format(head: bytes) -> Foreign | None:
-    """Return the unsupported format of a file that begins with `head`; `None` if it may be JSON."""
+    """Return the unsupported format of a file that begins with `head` (CSV, a JSON array, ...); `None` if unknown."""
     for magic, name, remedy in _MAGIC:
         if head.startswith(magic):
             return Foreign(name, remedy)
@@ -66,6 +66,6 @@ def _table(line: str) -> Foreign | None:
 
 
 def other_format(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return (identifying key, format name) of a row in another known format; else `None`."""
+    """Return (identifying key, format name) of a ShareGPT or OpenAI row without an "instruction"; else `None`."""
     known = {"conversations": "a ShareGPT conversation", "messages": "an OpenAI chat"}
     return None if "instruction" in row else next(((key, known[key]) for key in known if key in row), None)

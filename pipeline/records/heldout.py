@@ -36,21 +36,21 @@ class HeldoutRecord(Frozen):
 
     @property
     def content(self) -> str:
-        """The user message."""
+        """The user message: the instruction, followed by the input if there is one."""
         return fold(self.instruction, self.input)
 
     def is_known(self, trained: frozenset[str]) -> bool:
-        """Return whether this record or a near-duplicate is among the ids that a model was trained on."""
+        """Return whether this record or a near-duplicate is in `trained`, the ids that a model was trained on."""
         return self.id in trained or not trained.isdisjoint(self.near)
 
 
 def version_of(ids: Iterable[str]) -> str:
-    """Return one hash of a set of record ids, independent of their order."""
+    """Return the sha256 of a set of record ids, in hexadecimal, independent of their order."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def read_heldout(path: Path) -> list[HeldoutRecord]:
-    """Return the held-out records in `path`. Raises `StepFailed` if there are none."""
+    """Return the held-out records in a file. Raises `StepFailed` if it has none, `OSError` if it cannot be read."""
     records = [HeldoutRecord.model_validate(row) for row in durable.read_jsonl(path)]
     if not records:
         raise StepFailed(
@@ -61,7 +61,7 @@ def read_heldout(path: Path) -> list[HeldoutRecord]:
 
 
 def dataset_hash(folder: Path) -> str:
-    """Return one hash of the three split files in `folder`; a missing file counts as empty."""
+    """Return one sha256 of train.jsonl, dev.jsonl and heldout.jsonl in `folder`; a missing file counts as empty."""
     paths = [folder / name for name in NAMES]
     hashes = [durable.sha256_file(path) if path.exists() else hashlib.sha256().hexdigest() for path in paths]
     lines = (f"{name} {digest}\n" for name, digest in zip(NAMES, hashes, strict=True))
@@ -69,7 +69,7 @@ def dataset_hash(folder: Path) -> str:
 
 
 def normalise(text: str) -> str:
-    """Return a text in the form in which prompts are compared: NFKC, case folded, blanks collapsed."""
+    """Return a text as prompts are compared: NFKC, case folded, each run of white space one space, none at the ends."""
     if text.isascii():
         return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -77,7 +77,7 @@ def normalise(text: str) -> str:
 
 
 def prompt_id(instruction: str, given: str) -> str:
-    """Return a record's id, 32 hexadecimal digits: the same for prompts that are the same once normalised."""
+    """Return the id of a record with the input `given`: `hash_id` of its prompt, normalised."""
     return hash_id(normalise(fold(instruction, given)))
 
 
@@ -93,7 +93,7 @@ def split_hash(salt: str, prompt: str) -> str:
 
 def rows_for(records: int, share: float) -> float:
     """
-    Return how many rows yield at least `records` held-out ones with 95 % probability, each held out with `share`.
+    Return how many rows yield at least `records` held-out ones with 95 % probability; `share` is each row's chance.
 
     By the normal approximation of the binomial distribution: rows * share - z sqrt(rows * share (1 - share)) is
     `records`, solved for rows. `share` must be above 0.

@@ -86,14 +86,15 @@ class Record:
     output: str
     unknown: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    """What it is about."""
+    """Labels for slices of the report."""
 
 
 def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding]:
     """
-    Yield the JSON values of a drop in their order, and a finding for each that cannot be read.
+    Yield the JSON values of a drop in their order, and a finding for each line that cannot be read.
 
-    A file that is something else (gzip, CSV, UTF-16, ...) gives one `FileFinding` that names it. Raises `OSError` only.
+    Blank lines are skipped; a line of more than `most` bytes is a finding. A file that is something else (gzip, CSV,
+    UTF-16, ...) gives one `FileFinding` that names it. Raises `OSError` only.
     """
     for row in scan_rows(path, most, None):
         if not isinstance(row, int):
@@ -101,7 +102,7 @@ def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding
 
 
 def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | int]:
-    """Yield as `read_rows` does; instead of consecutive rows that `plain` takes, which are not parsed, their number."""
+    """Yield as `read_rows` does, but only the number of consecutive rows that `plain` finds good without parsing."""
     file: BufferedReader = BufferedReader(path.open("rb", buffering=0), _BLOCK_BYTES)
     with file:
         head = file.read(HEAD_BYTES)
@@ -115,7 +116,11 @@ def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | 
 
 
 def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | Finding]:
-    """Yield a drop's records, and a finding for each other row, without the details that `validate` gives."""
+    """
+    Yield a drop's records, and a finding for each other row, without the details that `validate` gives.
+
+    Special tokens and control characters in texts are not looked for. Raises `OSError` only.
+    """
     for row in read_rows(path, most):
         if isinstance(row, Finding):
             yield row
@@ -129,7 +134,11 @@ def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | F
 
 
 def record_of(row: Row) -> Record | None:
-    """Return the record in `row`, or `None` if it breaks a rule; agrees with the JSON schema, but is much faster."""
+    """
+    Return the record in `row`; `None` if it breaks the JSON schema or has another name for the key "input".
+
+    Special tokens and control characters in texts are not looked for.
+    """
     value = row.value
     if not isinstance(value, dict) or len(value) > MOST_KEYS:
         return None
@@ -155,7 +164,7 @@ def _is_tag(value: object) -> bool:
 
 
 def misnamed_key(value: Mapping[str, Any], known: str) -> str | None:
-    """Return the key of a row that probably stands for the key `known` (`response` for output), if it lacks that."""
+    """Return the row's key that probably means `known` (`response`: output); `None` if there is none, or `known` itself."""
     if known in value:
         return None
     return next((key for key in value if _ALIASES.get(key.strip().casefold()) == known), None)

@@ -27,12 +27,12 @@ _DEEPEST = 20
 
 
 def special_tokens(folder: Path) -> tuple[str, ...]:
-    """Return the sorted special tokens of the tokenizer in `folder`; empty if `token_problem` gives a reason."""
+    """Return the sorted special tokens in the tokenizer files of `folder`; empty if `token_problem` has a reason."""
     return _read(tuple(signature(folder / name) for name in FILES))[0]
 
 
 def token_problem(folder: Path) -> str:
-    """Return why the special tokens of the tokenizer in `folder` cannot be used; empty if they can."""
+    """Return why `folder`'s special tokens cannot be used, as "has 20,000 special tokens, ..."; empty if they can."""
     return _read(tuple(signature(folder / name) for name in FILES))[1]
 
 
@@ -40,7 +40,8 @@ def token_pattern(tokens: Collection[str], depth: int = _DEEPEST) -> str:
     """
     Return a regular expression that matches any of `tokens`, at each position the longest; empty without tokens.
 
-    Alternatives are grouped by common prefixes; else a base's hundreds of tokens would all be tried at every `<`.
+    Alternatives are grouped by common prefixes; else a base's hundreds of tokens would all be tried at every `<`. The
+    groups are nested at most `depth` times.
     """
     if not depth:
         return f"(?:{'|'.join(map(re.escape, sorted(set(tokens), key=len, reverse=True)))})"

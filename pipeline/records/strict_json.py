@@ -34,7 +34,11 @@ class BadJson(ValueError):
 
 
 def parse(line: bytes) -> Any:
-    """Parse a line of UTF-8 as one JSON value and return it. Raises `BadJson`."""
+    """
+    Parse a line of UTF-8 as one JSON value and return it.
+
+    Raises `BadJson` for anything else, deep nesting, a duplicate key, NaN, a number too large or a lone surrogate.
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError as error:

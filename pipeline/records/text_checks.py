@@ -21,7 +21,11 @@ class TextRules:
         self._token = re.compile(tokens) if tokens else None
 
     def faults(self, value: Any) -> Iterator[tuple[str, str, str, str]]:
-        """Yield field, rule, message and remedy of each fault in the texts of an object, in the order of the keys."""
+        """
+        Yield (field, rule, message, remedy) for each text of a row with a control character or a special token.
+
+        Only the first of each kind in a text is named. Values that are no object or no text are skipped.
+        """
         texts = [(key, value[key]) for key in KEYS if key in value] if isinstance(value, dict) else []
         for field, text in texts:
             if not isinstance(text, str):

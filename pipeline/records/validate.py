@@ -58,7 +58,7 @@ class Options:
 
     @property
     def text_rules(self) -> TextRules:
-        """The rules for texts, compiled."""
+        """The rules for texts, compiled anew at each access."""
         return TextRules(self.special_tokens)
 
 
@@ -113,7 +113,7 @@ class Validation(Frozen):
 
     @property
     def kinds(self) -> tuple[FindingKind, ...]:
-        """The findings grouped by message and remedy, rarest first, so that errors in every line do not hide them."""
+        """The `findings` by message and remedy, the rarest kind first, so that errors in every line do not hide it."""
         equal: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             equal.setdefault((finding.message, finding.remedy), []).append(finding)
@@ -137,7 +137,8 @@ def validate(path: Path, options: Options) -> Validation:
     """
     Validate the file at `path` and return the result. Raises `OSError` only.
 
-    Reading stops early once there are `MOST_FINDINGS` findings and more bad rows than the options accept.
+    Reading stops early once there are `MOST_FINDINGS` findings and more bad rows than the options accept. A file
+    without records has a finding, too.
     """
     tally = _Tally(options)
     for row in scan_rows(path, options.max_line_bytes, PlainRows(options.special_tokens)):
@@ -148,7 +149,7 @@ def validate(path: Path, options: Options) -> Validation:
 
 
 def good_rows(path: Path, options: Options) -> Iterator[Row]:
-    """Yield the rows of a file that `validate` counts as good. Raises `OSError` only."""
+    """Yield the rows of a file, to its end, that are good by the rules of `validate`. Raises `OSError` only."""
     texts = options.text_rules
     for row in read_rows(path, options.max_line_bytes):
         if isinstance(row, Row) and not row_findings(row, record_of(row), texts):
@@ -156,7 +157,7 @@ def good_rows(path: Path, options: Options) -> Iterator[Row]:
 
 
 def row_findings(row: Row, record: Record | None, texts: TextRules) -> list[Finding]:
-    """Return the findings about a row; `record` is the result of `record_of` for it."""
+    """Return the findings about a row, none if it is good; `record` is the result of `record_of` for it."""
     found = schema_findings(row) if record is None else []
     if not (found and found[0].rule == "format"):
         found += [_finding(row, *fault) for fault in texts.faults(row.value)]
@@ -164,7 +165,7 @@ def row_findings(row: Row, record: Record | None, texts: TextRules) -> list[Find
 
 
 def schema_findings(row: Row) -> list[Finding]:
-    """Return the findings about one row from the schema and the checks for other formats and misnamed keys."""
+    """Return a row's findings by the schema and for misnamed keys, or only that of another format or too many keys."""
     value = row.value
     if not isinstance(value, dict):
         return [_worded(row, error) for error in _schema().iter_errors(value)]

@@ -20,7 +20,7 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
     """
     Return whether `model`'s logits are its output head applied to the hidden states, unscaled and uncapped.
 
-    It is tested on the first few of `tokens`, as each architecture has its own setting for it.
+    It is tested on the first few of `tokens`, as each architecture has its own setting for it. `False` without a head.
     """
     import torch
 
@@ -54,9 +54,10 @@ def add_answer_loss(model: Any) -> None:
 
 def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = LOGITS_BYTES) -> Any:
     """
-    Return the summed cross-entropy of all labels but -100, each predicted at the position before it, as a scalar.
+    Return the summed cross-entropy, in nats, of all labels but -100, each predicted at the position before it.
 
-    `hidden` is (rows, tokens, width), `labels` (rows, tokens). Without a label the sum is 0, with a gradient of 0.
+    `hidden` is (rows, tokens, width), `labels` (rows, tokens), the result a scalar. Without a label it is 0, with a
+    gradient of 0. The head is applied in chunks of at most `logits_bytes` of float32 logits.
     """
     rows, positions = (labels[:, 1:] != NO_LABEL).nonzero(as_tuple=True)
     size = max(1, logits_bytes // (4 * head.out_features))
@@ -67,7 +68,7 @@ def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = LOGITS_
 
 
 def answer_tokens(labels: Any) -> Any:
-    """Return how many labels in `labels`, (rows, tokens), are predicted (not -100), as a scalar tensor."""
+    """Return how many labels in `labels`, (rows, tokens), are not -100, without each row's first; a scalar tensor."""
     return (labels[:, 1:] != NO_LABEL).sum()
 
 
@@ -75,9 +76,9 @@ def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
     """
     Return the summed loss of a micro-batch divided by `answers`, the number of answer tokens; in nats per token.
 
-    `answers` defaults to the micro-batch's own number; where an optimizer step has several micro-batches, pass that of
-    the whole step. Gradients must then be summed over processes: if they are averaged, multiply the loss by the number
-    of processes.
+    `model` must be patched by `add_answer_loss`. `answers` defaults to the micro-batch's own number; where an optimizer
+    step has several micro-batches, pass that of the whole step. Gradients must then be summed over processes: if they
+    are averaged, multiply the loss by the number of processes.
     """
     import torch
 

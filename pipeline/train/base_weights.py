@@ -40,8 +40,9 @@ def unfreeze(model: Any, base: Path, config: TrainConfig, process: ProcessRank) 
     """
     Make the weights that the method trains trainable, in float32 as read from the base's files; freeze all others.
 
-    Raises `CannotTrain` if a trained weight is not in the files under the model's name and shape, so that it could not
-    be merged; if GaLore's rank is larger than a matrix; and as `target_layers` does.
+    `full` trains all, `galore` the linear layers, `spectrum` those that `chosen_layers` returns. All processes must
+    call it. Raises `CannotTrain` if a trained weight is not in the files under the model's name and shape, so that it
+    could not be merged; if GaLore's rank is larger than a matrix; and as `target_layers` and `chosen_layers` do.
     """
     files = _files(base)
     names = _trained_names(model, files, config, process)
@@ -63,7 +64,7 @@ def optimizer(model: Any, config: TrainConfig) -> "torch.optim.Optimizer | None"
 
 
 def save_trained(model: Any, folder: Path) -> None:
-    """Save the PEFT adapter in `folder` or, if `model` has none, the trained weights under the base's names."""
+    """Save `model`'s PEFT adapter in `folder` or, without any, the trainable weights by name as a safetensors file."""
     if hasattr(model, "peft_config"):
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
@@ -72,7 +73,7 @@ def save_trained(model: Any, folder: Path) -> None:
 
 
 def keeping_weights(trainer_class: Any) -> Any:
-    """Return a subclass of `trainer_class` whose checkpoints hold the trained weights only."""
+    """Return a subclass of `trainer_class` whose checkpoints hold the trained weights only, and load them."""
 
     class Trainer(trainer_class):  # type: ignore[misc, unused-ignore]
         """The trainer, saving and loading only the trained weights."""
@@ -163,7 +164,7 @@ def signal_to_noise(weight: "torch.Tensor") -> float:
 
     Singular values above s (1 + sqrt(short / long)) are signal, the others noise: this is the Marchenko-Pastur law's
     edge for noise of standard deviation s, which is estimated from the singular values' interquartile range. The ratio
-    of both sums is divided by the largest singular value.
+    of both sums is divided by the largest singular value; it is infinite without noise.
     """
     import torch
 
@@ -178,10 +179,10 @@ def signal_to_noise(weight: "torch.Tensor") -> float:
 
 def chosen_layers(layers: Iterable[str], read: "Callable[[str], torch.Tensor]", config: TrainConfig) -> list[str]:
     """
-    Return the layers with the highest signal-to-noise ratio: the share `config.share` per last name, sorted.
+    Return the layers with the highest signal-to-noise ratio: the share `config.share` per last name, sorted by name.
 
-    At least one layer of each last name is chosen. `read` returns a layer's weight; only one weight at a time is in
-    memory. Raises `CannotTrain` if a weight is not finite.
+    At least one layer of each last name (as "q_proj") is chosen. `read` returns a layer's weight; only one weight at a
+    time is in memory. The choice is also written to stderr. Raises `CannotTrain` if a weight is not finite.
     """
     began = time.monotonic()
     kinds: dict[str, list[tuple[float, str]]] = defaultdict(list)

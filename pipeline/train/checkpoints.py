@@ -26,7 +26,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Return the sha256 of everything that a training depends on, given as JSON values."""
+    """Return the sha256, in hexadecimal, of everything that a training depends on, given as JSON values."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -35,8 +35,8 @@ def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
     """
     Move the trainer's checkpoint `source` to `folder`/step-`step`, durably; return its new path.
 
-    `source` must be on the same file system; `mark` is the training's fingerprint. The newest `KEPT` checkpoints of
-    this training are kept, all others are removed.
+    `source` must be on the same file system; `mark` is the training's fingerprint. An existing target is replaced. The
+    newest `KEPT` checkpoints of this training up to `step` are kept, all others in `folder` are removed.
     """
     target = folder / f"{_PREFIX}{step}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,12 +78,12 @@ def newest_valid(folder: Path, mark: str) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the optimizer step at which a checkpoint was taken."""
+    """Return the optimizer step at which a checkpoint was taken, by its folder's name (step-20)."""
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints in `folder`."""
+    """Remove all checkpoints (folders step-<N>) in `folder`, complete or not; it need not exist."""
     for path in _by_step(folder):
         _remove(path)
 
@@ -92,7 +92,8 @@ def keeper(attempt: Attempt, scratch: Path, mark: str, process: ProcessRank) -> 
     """
     Return the trainer callback that saves a checkpoint every `checkpoint_minutes`, and when the attempt is stopped.
 
-    The training ends at the next optimizer step once `attempt.stop` is set in any of its processes.
+    The training ends at the next optimizer step once `attempt.stop` is set in any of its processes. Rank 0 moves each
+    checkpoint from `scratch` to the run's checkpoint folder by `publish`. None is saved after the last step.
     """
     from transformers import TrainerCallback
 

@@ -31,7 +31,8 @@ def summed(process: ProcessRank, loss: "torch.Tensor", weights: Iterable["torch.
     """
     Return `loss`, a scalar, summed over all processes; sum the gradients of `weights` in place.
 
-    Every process gets bitwise the same numbers. A process without a record of the step contributes gradients of 0.
+    Every process waits for the others and gets bitwise the same numbers; a missing gradient counts as 0. With a single
+    process `loss` itself is returned.
     """
     import torch
     from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -50,7 +51,7 @@ def summed(process: ProcessRank, loss: "torch.Tensor", weights: Iterable["torch.
 
 
 def any_process(process: ProcessRank, flag: bool, device: "torch.device") -> bool:  # noqa: FBT001 - a value, no option
-    """Return whether `flag` is true in any process: an all-reduce with logical or."""
+    """Return whether `flag` is true in any process; waits until all processes have called it."""
     import torch
 
     return bool(summed(process, torch.tensor(float(flag), device=device)))
@@ -60,8 +61,7 @@ def seed_step(process: ProcessRank, seed: int, step: int) -> None:
     """
     Seed torch's random numbers in this process for an optimizer step, differently for each rank.
 
-    Nothing is seeded if there is one process. A checkpoint holds only the first process's generator state; seeded at
-    each step, the others need none.
+    Nothing is seeded if there is one process. So checkpoints need the generator state of the first process only.
     """
     import torch
 

@@ -23,7 +23,7 @@ def galore(
     weights: "Iterable[torch.nn.Parameter]", learning_rate: float, rank: int, scale: float
 ) -> "torch.optim.Optimizer":
     """
-    Return the GaLore optimizer for matrices.
+    Return the GaLore optimizer for matrices: AdamW without weight decay on gradients projected to `rank`.
 
     P, (m, rank), holds the first left singular vectors of a gradient G, (m, n) with m <= n, or of its transpose,
     recomputed every `STEPS_BETWEEN` steps. M and V are Adam's moments of P^T G, (rank, n), corrected for their bias;

@@ -30,7 +30,7 @@ def lora_config(model: Any, config: TrainConfig) -> Any:
 
 def target_layers(model: Any, targets: Sequence[str]) -> list[str]:
     """
-    Return the full names of the linear layers that get an adapter.
+    Return the sorted full names of the linear layers that `targets` select.
 
     "all-linear" selects all but the output head, "mlp" those within a module of that name; any other target is a
     layer's name, or the end of it. Raises `CannotTrain` for a target without a layer, and for the output head.

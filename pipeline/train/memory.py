@@ -39,7 +39,7 @@ class Sizes:
     """Tokens of a process's share of an optimizer step if all its records are that long."""
 
     def tokens(self, plan: MemoryPlan) -> int:
-        """Return the largest number of tokens of a micro-batch under `plan`."""
+        """Return the largest number of tokens of a micro-batch under `plan`; at least the longest record's."""
         return max(self.longest, min(plan.batch_tokens, self.most))
 
     def estimate(self, plan: MemoryPlan) -> dict[str, int]:
@@ -76,8 +76,8 @@ def plan_memory(
     Return the memory plan for training on records of `lengths` tokens in `processes` processes, and the sizes.
 
     If this run has used a plan with the same settings on this device, that plan is returned. Otherwise it is the first
-    plan that is estimated to fit, or else the smallest; an NF4 base is tried before smaller micro-batches. The plan is
-    saved for later attempts.
+    plan that is estimated to fit, or else the smallest; if `train.quantization` is "auto", an NF4 base is tried before
+    smaller micro-batches. The plan is saved in the run's checkpoint folder for later attempts, and written to stderr.
     """
     import torch
 

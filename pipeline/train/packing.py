@@ -75,7 +75,7 @@ class LengthGroups:
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
-    Concatenate records: `input_ids` and `labels` are (1, tokens), `lengths` holds each record's number of tokens.
+    Return records concatenated: `input_ids` and `labels`, (1, tokens), and `lengths`, a list of each record's tokens.
 
     A record's first token has no label: the token before it is another record's.
     """
@@ -96,8 +96,8 @@ def micro_batches(
     """
     Divide the output of `collate` into the inputs of micro-batches, each packed into one row or padded.
 
-    Only the records of `share` are used. A micro-batch has at most `batch_tokens` tokens, padding included, or is a
-    single longer record.
+    Only the records of `share` are used; the list is empty without any. A micro-batch has at most `batch_tokens`
+    tokens, padding included, or is a single longer record.
     """
     lengths = step["lengths"][share]
     ids, labels = (step[name][0].split(step["lengths"])[share] for name in ("input_ids", "labels"))
@@ -108,7 +108,11 @@ def micro_batches(
 
 
 def divide(lengths: Sequence[int], batch_tokens: int, *, packed: bool) -> Iterator[tuple[int, int]]:
-    """Yield (first, end) of each micro-batch's records: as many as `batch_tokens` allows, at least one."""
+    """
+    Yield the range (first, end) of each micro-batch's records: as many as `batch_tokens` allows, at least one.
+
+    If not `packed`, records count with the length of the micro-batch's longest, to which they are padded.
+    """
     first = 0
     for end in range(1, len(lengths) + 1):
         wider = lengths[first : end + 1]
@@ -118,7 +122,11 @@ def divide(lengths: Sequence[int], batch_tokens: int, *, packed: bool) -> Iterat
 
 
 def pack(ids: Sequence[Any], labels: Sequence[Any] | None = None) -> dict[str, Any]:
-    """Return the inputs of a forward pass of concatenated records; positions restart at each record."""
+    """
+    Return a model's inputs for records concatenated to one row, (1, tokens); positions restart at each record.
+
+    `ids` and `labels` hold a 1-D tensor per record; without `labels` the inputs have none.
+    """
     import torch
 
     lengths = [len(row) for row in ids]
@@ -149,8 +157,8 @@ def enable_packing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     """
     Switch `model` to packed attention if its hidden states stay the same; return whether it is packed.
 
-    It is tested on two records, packed and apart, instead of by a list of architectures. `rows` are the tokens of the
-    training's records. Writes the result to standard error.
+    It is tested on two records, packed and apart. `rows` are the tokens of the training's records; if any is longer
+    than the model's attention window, `model` stays as it was, too. Writes the result to standard error.
     """
     before = model.config._attn_implementation  # noqa: SLF001 - as the library's own guide has it
     reason = _narrow(model, max(len(row) for row in rows)) or _differs(model, rows[0])
@@ -199,7 +207,8 @@ def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any,
     """
     Compute attention within records: queries, keys, values (1, heads, tokens, width) -> (1, tokens, heads, width).
 
-    The option `cu_seq_lens_q` holds the offsets at which records begin, and the end. Raises `ValueError` without it.
+    Returns it with `None` for the attention weights. Masks are ignored: attention is causal. The option `cu_seq_lens_q`
+    holds the offsets at which records begin, and the end. Raises `ValueError` without it.
     """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

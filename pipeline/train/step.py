@@ -49,8 +49,8 @@ class Tokeniser:
         """
         Return the tokenised rows of a JSON Lines file that fit into the window; none if there is no file.
 
-        Longer rows are left out whole. The counts and `lengths` are those of this file. Raises `Interrupted` if
-        stopped.
+        Longer rows are left out whole. Sets `too_long`, and `lengths` of all rows, to those of this file. Raises
+        `Interrupted` if stopped, `CannotTrain` if the chat template or tokenizer fails.
         """
         self.too_long = 0
         self.lengths = []
@@ -86,7 +86,7 @@ class Prepared:
     dataset: Dataset
 
     def mark(self, train: Mapping[str, object], base_model_id: str) -> str:
-        """Return the fingerprint of a training, or of a search, with these settings."""
+        """Return a fingerprint of data, device, format, settings `train` and base, or the champion to start from."""
         return fingerprint(
             {
                 "dataset": self.dataset.dataset_sha256,
@@ -102,9 +102,9 @@ def train(attempt: Attempt) -> Adapter:
     """
     Train the base model, or the champion that `prepare` chose, on `prepare`'s rows, once or with a search.
 
-    Raises `CannotTrain` if base, data and settings can never work together, `StepFailed` if training failed,
-    `StartAgain` if memory ran out and another attempt must continue with less, and `Interrupted`, after saving a
-    checkpoint, if it was stopped.
+    Saves the result in the attempt's folder `adapter`, and returns its description. Raises `CannotTrain` if base, data
+    and settings can never work together, `StepFailed` if training failed, `StartAgain` if memory ran out and another
+    attempt must continue with less, and `Interrupted`, after saving a checkpoint, if it was stopped.
     """
     started = time.monotonic()
     config = attempt.config

@@ -56,7 +56,12 @@ class Training:
 def make_trainer(
     training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], config: TrainConfig
 ) -> Any:
-    """Load the base, add a new adapter or unfreeze the weights to train, and return the trainer."""
+    """
+    Load the base, add a new adapter or unfreeze the weights to train, and return the trainer, not yet started.
+
+    Without `DEV_ROWS` rows in `dev` no dev loss is measured. Raises `StepFailed` if the base does not fit into memory,
+    and `CannotTrain` if GPU, tokenizer or settings do not match it.
+    """
     import torch
     from transformers import AutoConfig, PrinterCallback
     from trl import SFTConfig

@@ -60,9 +60,9 @@ def train_model(
     """
     Train an adapter, or the base's own weights, and save them; resume from the newest checkpoint of this training.
 
-    Raises `Interrupted` after saving a checkpoint if the attempt was stopped, `OutOfMemory` if a micro-batch did not
-    fit into memory, `StepFailed` if the base does not, and `CannotTrain` if the training diverged, no weight changed,
-    or base, tokenizer, settings or GPU do not match.
+    Only rank 0 saves, in `training.adapter`. Raises `Interrupted` if the attempt was stopped, after a checkpoint
+    if training had begun, `OutOfMemory` if a micro-batch did not fit into memory, `StepFailed` if the base does not,
+    and `CannotTrain` if the training diverged, no weight changed, or base, tokenizer, settings or GPU do not match.
     """
     import torch
 
@@ -126,9 +126,10 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
 
 def process_count(config: TrainConfig, device: Device) -> int:
     """
-    Return the number of processes of a training, at most the records per optimizer step.
+    Return the number of processes of a training: `train.processes`, at most the records per optimizer step.
 
-    Raises `CannotTrain` if `train.processes` is larger than the number of visible CUDA devices.
+    "auto" is one per visible GPU, and one on a CPU. Raises `CannotTrain` if `device` is "cuda" and `train.processes`
+    larger than the number of visible CUDA devices.
     """
     cards = _cards(device)
     wanted = max(1, cards) if config.processes == "auto" else config.processes

@@ -20,7 +20,7 @@ _MOST_LINES = 8
 
 
 def dev_loss(trainer: Any) -> float:
-    """Return the mean negative log-likelihood of the dev rows' answers, in nats per token."""
+    """Return the dev rows' negative log-likelihood in nats per answer token; leaves the model in evaluation mode."""
     import torch
 
     total = torch.zeros((), dtype=torch.float64, device=trainer.args.device)
@@ -34,7 +34,7 @@ def dev_loss(trainer: Any) -> float:
 
 
 def adapter_weights(model: Any) -> Mapping[str, Any]:
-    """Return copies of the trainable weights in float32, on the CPU."""
+    """Return copies of the trainable weights by name, in float32, on the CPU."""
     named = model.named_parameters()
     return {name: weight.detach().float().cpu().clone() for name, weight in named if weight.requires_grad}
 
@@ -64,12 +64,12 @@ class Watcher:
         self.attempt.progress(state.global_step, state.max_steps, phase="train")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Request a dev loss after the last optimizer step, as its weights are saved."""
+        """Request a dev loss after the last optimizer step, as its weights are saved, unless evaluation is off."""
         if args.eval_strategy != "no" and state.global_step == state.max_steps:
             control.should_evaluate = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Record and report the logged loss. Raises `CannotTrain` if the training diverged."""
+        """Record and report the loss if it is logged. Raises `CannotTrain` if a loss or gradient is not finite."""
         logs = logs or {}
         for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm"), ("eval_loss", "dev loss")):
             if not math.isfinite(logs.get(name, 0.0)):

@@ -41,8 +41,10 @@ def search(attempt: Attempt, mark: str, train: Train) -> SearchResult:
     """
     Run the trials of [train.search] within its budget, and return the one whose last dev loss is the lowest.
 
-    `mark` is the search's fingerprint: trials saved under another fingerprint are deleted. Raises `Interrupted` and
-    `StartAgain` as a training does, `CannotTrain` if all trials failed.
+    `train` trains once with an attempt's settings and saves in a folder. `mark` is the search's fingerprint: trials
+    saved under another fingerprint are deleted; others are not repeated, and an interrupted trial continues. Raises
+    `Interrupted` and `StartAgain` as a training does; any other `DropforgeError` fails its trial only. If all failed,
+    deletes them and raises `CannotTrain`.
     """
     files = TrialFiles(attempt.path(attempt.spec.checkpoints), mark)
     while (trial := _next(attempt.config.train, files.load())) is not None:

@@ -22,7 +22,7 @@ _SEEDS = 2**32
 
 
 def suggest(train: TrainConfig, past: Sequence[TrialState]) -> dict[str, Any] | None:
-    """Return the settings of the trial after `past`; `None` if the space or the number of trials is exhausted."""
+    """Return the settings of the trial after `past`; `None` after the last, or if ten draws give tried ones only."""
     search = train.search
     if search.method == "grid":
         return next(islice(grid(search), len(past), None), None)

@@ -45,7 +45,7 @@ class TrialState(Frozen):
 
     @property
     def dev_loss(self) -> float | None:
-        """The last dev loss in nats per token, which is that of the saved adapter; `None` if the trial failed."""
+        """The last dev loss in nats per token, which is that of the saved adapter; `None` unless the trial finished."""
         return self.once.trained.dev_curve[-1].loss if self.once else None
 
 
@@ -61,22 +61,22 @@ class TrialFiles:
             durable.write_json(folder / _SEARCH, {"mark": mark})
 
     def clear(self) -> None:
-        """Delete all trials."""
+        """Delete all trials, with checkpoints and adapters, and the search's fingerprint."""
         (self.folder / _SEARCH).unlink(missing_ok=True)
         durable.fsync_folder(self.folder)
         for trial in self.folder.glob("trial-*"):
             shutil.rmtree(trial)
 
     def trial(self, number: int) -> Path:
-        """Return the folder of a trial."""
+        """Return the path of a trial's folder, which need not exist."""
         return self.folder / f"trial-{number}"
 
     def adapter(self, number: int) -> Path:
-        """Return the folder of a trial's adapter."""
+        """Return the path of a trial's adapter folder, which need not exist."""
         return self.trial(number) / "adapter"
 
     def load(self) -> list[TrialState]:
-        """Return all trials in their order; only the last may still run."""
+        """Return the saved states of all trials, by number; only the last may be without an outcome."""
         trials: list[TrialState] = []
         while True:
             folder = self.trial(len(trials) + 1)
@@ -86,7 +86,7 @@ class TrialFiles:
             trials.append(TrialState.model_validate(value))
 
     def save(self, trial: TrialState) -> None:
-        """Write a trial's state, to ended.json if it has an outcome."""
+        """Write a trial's state durably, to ended.json if it has an outcome, else to trial.json."""
         folder = self.trial(trial.number)
         folder.mkdir(exist_ok=True)
         durable.write_json(folder / (_ENDED if trial.outcome else _TRIAL), trial.model_dump(mode="json"))
