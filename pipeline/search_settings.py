@@ -79,14 +79,14 @@ def check_search(search: SearchConfig, train: Any, fixed: set[str]) -> None:
 
 
 def grid(search: SearchConfig) -> Iterator[dict[str, Value]]:
-    """Yield all combinations as {setting: value}, the last setting fastest. Raises `ValueError` if it has a `Range`."""
+    """Yield a space's combinations as {setting: value}, the last fastest. Raises `ValueError` if it has a `Range`."""
     lists = [values for values in search.space.values() if not isinstance(values, Range)]
     for values in product(*lists):
         yield dict(zip(search.space, values, strict=True))
 
 
 def largest(search: SearchConfig, name: str, default: float) -> float:
-    """Return the largest value of a numeric setting in the search's space; `default` if it is not there."""
+    """Return the largest number that the search's space has for setting `name`; `default` if it has none."""
     values = search.space.get(name)
     if isinstance(values, Range):
         return values.high

@@ -41,7 +41,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def start_words(data: "Dataset") -> str:
-    """Describe a training's start, as `from the champion of generation 3, on 120 new rows and 24 of 800 old ones`."""
+    """Describe a start: `from the base, on 9 rows`, `from the champion of generation 3, on 9 new rows and 2 of 8 old ones`."""
     general = f" and {count(data.general_rows, 'general one')} of Dropforge's" if data.general_rows else ""
     if data.start is None:
         why = f": {data.from_base}" if data.from_base else ""
@@ -102,7 +102,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def tick(value: float) -> str:
-    """Format the label of a tick with as few digits as possible."""
+    """Format an axis label with as few digits as possible, at most 10, thousands separators and a true minus sign."""
     return f"{value:,.10g}".replace("-", "\u2212")
 
 

@@ -142,7 +142,7 @@ class Comparison:
         return self if mask.all() else self.take(np.flatnonzero(mask), self.groups[mask])
 
     def take(self, rows: Places, groups: Places) -> "Comparison":
-        """Return the comparison on the records at the indices `rows`, which may repeat; `groups` is their groups."""
+        """Return the comparison on the records at the indices `rows`, which may repeat; `groups` has their groups."""
         return replace(
             self,
             ids=tuple(self.ids[row] for row in rows.tolist()),

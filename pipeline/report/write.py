@@ -79,10 +79,9 @@ def pick(lines: Iterable[Mapping[str, Any]], metric: str) -> tuple[tuple[Example
     """
     Return the worst regressions and the best gains by `metric` among the `lines` of records.jsonl, at most ten each.
 
-    The largest come first; records with equal scores of both models are in neither, and long texts are cut.
-
-    Records of equal difference (all of them, with exact match) are ordered by id, so that the choice does not depend on
-    the order of the lines.
+    The largest come first; records with equal scores of both models are in neither, and long texts are cut. Records of
+    equal difference (all of them, with exact match) are ordered by id, so that the choice does not depend on the order
+    of the lines.
     """
     changes = [(line["candidate"]["scores"][metric] - line["champion"]["scores"][metric], line) for line in lines]
     worst = heapq.nsmallest(_MOST_EXAMPLES, (x for x in changes if x[0] < 0), key=lambda x: (x[0], x[1]["id"]))
