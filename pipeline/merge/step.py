@@ -7,10 +7,12 @@ PEFT.
 """
 
 import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -321,22 +323,34 @@ def _write_merged(source: Path, header: Header, changes: Mapping[str, Change], t
     import torch
 
     begins = source.stat().st_size - max(tensor.data_offsets[1] for tensor in header.values())
-    with durable.open_regular(source) as file, target.open("wb") as out, torch.inference_mode():
-        out.write(file.read(begins))
-        for name, tensor in sorted(header.items(), key=lambda item: item[1].data_offsets):
-            count, width = (*tensor.shape, 1)[0], math.prod(tensor.shape[1:])
-            dtype = getattr(torch, _DTYPES[tensor.dtype])
-            step = max(1, _BLOCK // max(1, width))
-            for begin in range(0, count if width else 0, step):
-                rows = slice(begin, min(begin + step, count))
-                chunk = bytearray((rows.stop - begin) * width * dtype.itemsize)
-                if file.readinto(chunk) != len(chunk):
-                    raise OSError(f"{source} ends within {name}")
+    blocks = [
+        (name, slice(first, min(first + step, count)))
+        for name, tensor in header.items()
+        for count, width in [((*tensor.shape, 1)[0], math.prod(tensor.shape[1:]))]
+        for step in [max(1, _BLOCK // max(1, width))]
+        for first in range(0, count if width else 0, step)
+    ]
+    with durable.open_regular(source) as file, target.open("wb", buffering=0) as out:
+
+        def merge_block(name: str, rows: slice) -> None:
+            tensor = header[name]
+            width, dtype = math.prod(tensor.shape[1:]), getattr(torch, _DTYPES[tensor.dtype])
+            offset = begins + tensor.data_offsets[0] + rows.start * width * dtype.itemsize
+            chunk = bytearray((rows.stop - rows.start) * width * dtype.itemsize)
+            if os.preadv(file.fileno(), [chunk], offset) != len(chunk):
+                raise OSError(f"{source} ends within {name}")
+            with torch.inference_mode():
                 block = torch.frombuffer(chunk, dtype=dtype).view(-1, width)
                 if name in changes:
                     block = changes[name](block, rows).to(dtype)
                 _check_finite(block, name)
-                out.write(block.view(-1).view(torch.uint8).numpy().data)
+                os.pwrite(out.fileno(), block.view(-1).view(torch.uint8).numpy().data, offset)
+
+        out.write(file.read(begins))
+        # A thread per core over blocks: threads within such small operations would mostly wait for each other.
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(merge_block, *zip(*blocks, strict=True)):
+                pass
 
 
 def _check_finite(weight: "torch.Tensor", name: str) -> None:
