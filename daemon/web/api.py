@@ -71,7 +71,7 @@ def show_curves(site: SiteOf, run_id: Number) -> Curve:
 
 @router.get("/runs/{run_id}/changes")
 def show_changes(site: SiteOf, run_id: Number) -> Changes | None:
-    """Return the settings that differ from those of the run that made its champion; `null` if there is none."""
+    """Return the settings that differ from those of the run that made the champion compared with it; `null` if none."""
     return changes_since_champion(site.overview, site.overview.run(run_id))
 
 
