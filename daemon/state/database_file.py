@@ -70,7 +70,7 @@ def refuse_network(folder: Path, mounts: Path = _MOUNTS) -> None:
 
 
 def how_to_restore(path: Path) -> str:
-    """Return the hint for a damaged database at `path`: the command that restores the newest backup in `backups/`."""
+    """Return a hint for users: the command that restores the newest backup next to `path`, or "BACKUP" without any."""
     backups = path.parent / BACKUPS
     found = sorted(backups.glob("[!.]*/"), key=lambda one: one.stat().st_mtime) if backups.is_dir() else []
     kept = [one for one in found if not one.name.startswith("replaced-")]

@@ -164,7 +164,7 @@ def _is_whole(path: Path, digest: str) -> bool:
 
 
 def unpublish(state_folder: Path, run_id: int, step: str) -> None:
-    """Rename an artifact to `<step>.stale-<number>.json`, so that the step is redone. Raises `OSError` if missing."""
+    """Rename the step's artifact to `<step>.stale-<number>.json`, so that it is redone. Raises `OSError` if missing."""
     folder = run_folder(state_folder, run_id)
     number = 1
     while (folder / f"{step}.stale-{number}.json").exists():

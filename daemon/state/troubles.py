@@ -30,7 +30,7 @@ class Troubles:
         self._until[whose] = self._monotonic() + _PAUSE_SECONDS
 
     def clear(self, whose: str) -> None:
-        """Forget the error and the pause of `whose`, if there is one."""
+        """Forget the error and the pause of `whose`, and log that it is over; do nothing if there is no error."""
         if self._words.pop(whose, None) is not None:
             del self._until[whose]
             log.info("trouble_over", whose=whose)

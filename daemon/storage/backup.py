@@ -137,7 +137,6 @@ def check(folder: Path) -> Manifest:
     Verify a whole backup, the hash of every file and every row of the database, and return its manifest.
 
     Raises `DropforgeError` for the first thing that is wrong, `OSError` if a folder cannot be entered.
-
     Nothing in it is followed or trusted before it is checked: others may be able to write to a backup.
     """
     # Before the manifest is opened: it may be a FIFO, or too large.

@@ -8,7 +8,7 @@ from structlog.typing import Processor
 
 
 def configure() -> None:
-    """Have this process log structlog events (from INFO) and libraries' logs (from WARNING) to standard error."""
+    """Log structlog events (from INFO) and libraries' logs (from WARNING) to stderr: colour on a terminal, or JSON."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -15,7 +15,7 @@ def user() -> str:
 
 
 def who() -> str:
-    """Return the name of the user at the command line; of a user of sudo as "root, by sudo of anna"."""
+    """Return the name of the user at the command line, from LOGNAME or USER if set; or "root, by sudo of anna"."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):

@@ -13,7 +13,7 @@ _SIGN_SECONDS = 2.0
 
 
 def notify(*assignments: str) -> bool:
-    """Send `assignments` (`READY=1`, `STATUS=…`) in one datagram; return whether that was possible."""
+    """Send `assignments` (`READY=1`, `STATUS=…`) in one datagram; return `False` if NOTIFY_SOCKET is unset or fails."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
