@@ -104,8 +104,8 @@ def score_suites(
     Return the points of candidate and champion on each suite; write each item's scores to suite-N.jsonl in `folder`.
 
     The base model's are included if it was evaluated. If all items of a suite are free questions, the file also has
-    each answer's text and its kind of collapse, or "": an answer is a label if rows in the file `train` have it as
-    output.
+    each answer's text and its kind of collapse, or "": an answer is a label if three rows in the file `train` have it
+    as output.
     """
     scores = []
     for number, suite in enumerate(suites):

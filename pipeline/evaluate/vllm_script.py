@@ -18,7 +18,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Load the model in the first line of standard input, then answer every further line until killed at its end."""
+    """Load the model in standard input's first line and answer every other line; the end of input kills the process."""
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     with os.fdopen(os.dup(1), "w") as replies:

@@ -165,7 +165,7 @@ def vocabulary(folder: Path) -> int:
 
 
 def likelihood_batches(pairs: Sequence[tuple[Tokens, Tokens]], size: int, vocabulary: int) -> list[list[int]]:
-    """Return the indices of `pairs` in batches of `size` or, if fewer, 256 MB of logits; longest pairs first."""
+    """Return the indices of `pairs` in batches of up to `size`, fewer if logits exceed 256 MB; longest pairs first."""
     longest = max((len(completion) for _, completion in pairs), default=1)
     rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * (longest + 1))))
     order = sorted(range(len(pairs)), key=lambda index: (-sum(map(len, pairs[index])), tuple(pairs[index][0])))
@@ -197,7 +197,11 @@ def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> li
 
 
 def choice_batches(questions: Sequence[Question], size: int, vocabulary: int) -> list[list[int]]:
-    """Return the indices of `questions` in batches of `size` or, if fewer, 256 MB of logits; longest prompts first."""
+    """
+    Return the indices of `questions` in batches of at most `size`, the longest prompts first.
+
+    Batches are smaller if the float32 logits of the choices, of `vocabulary` numbers per token, would exceed 256 MB.
+    """
     width = max((len(tokens) for _, choices in questions for tokens in choices), default=1)
     most = max((len(choices) for _, choices in questions), default=1)
     rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * width * most)))

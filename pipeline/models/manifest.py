@@ -70,7 +70,7 @@ def model_id(folder: Path) -> str:
 
 
 def write_manifest(folder: Path, lineage: Lineage | None = None) -> str:
-    """Write `dropforge-manifest.json` with each file's size and sha256, model id and lineage; return the model id."""
+    """Write dropforge-manifest.json in `folder`: size and sha256 per file, model id, lineage; return the model id."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}

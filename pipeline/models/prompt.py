@@ -40,7 +40,7 @@ _ANSWER = "\uf8ff"
 
 
 def fold(instruction: str, input: str) -> str:  # noqa: A002 - the record's own field name
-    """Return the user message: the instruction, followed, if `input` is not empty, by "### Input:" and the input."""
+    """Return the user message: the instruction; if `input` is not empty, then a line "### Input:" and the input."""
     return f"{instruction}\n### Input:\n{input}" if input else instruction
 
 

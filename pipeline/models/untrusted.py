@@ -42,7 +42,7 @@ ENDED_BY = signal.SIGPROF
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's bytes. Raises `OSError` if it is no regular file, or above 4 MB (64 MB for a tokenizer.json)."""
+    """Return a file's bytes. Raises `OSError` if not a regular file or above 4 MB (lists of tokens, indexes: 64 MB)."""
     return read_regular(path, _most(path))
 
 
