@@ -196,7 +196,7 @@ def _champions(settings: Settings) -> Iterator[Finding]:
 
 
 def needs(settings: Settings) -> Iterator[Finding]:
-    """Yield a finding per package, program and suite needed: "ok", "bad", or "warn" if only a separate worker needs it."""
+    """Yield a finding per package, program and suite needed: "ok", "bad", or "warn" if only another worker needs it."""
     for name, look, of_steps in preflight.needs(settings):
         try:
             yield _ok(name, look())

@@ -41,10 +41,9 @@ def is_looping(text: str) -> bool:
     """
     Return whether one phrase, repeated at least three times without a break, makes up half of the text or more.
 
-    The repetitions must have at least 20 characters in all; any whitespace counts as a space. The repetition of Holtzman
-    et al. 2020 ("The Curious Case of Neural Text Degeneration": a phrase that repeats at least three times at the end),
-    on characters, so that it needs no words, and anywhere, so that a loop that ends counts, too; the last repetition may
-    be incomplete.
+    The repetitions must have at least 20 characters in all; any whitespace counts as a space. It is the repetition of
+    Holtzman et al. 2020 ("The Curious Case of Neural Text Degeneration": a phrase that repeats at least three times at
+    the end) on characters instead of words, and anywhere in the text. The last repetition may be incomplete.
     """
     signs = " ".join(text.split())
     least = max(_LEAST, (len(signs) + 1) // 2)

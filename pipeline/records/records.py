@@ -164,7 +164,7 @@ def _is_tag(value: object) -> bool:
 
 
 def misnamed_key(value: Mapping[str, Any], known: str) -> str | None:
-    """Return the row's key that probably means `known` (`response`: output); `None` if there is none, or `known` itself."""
+    """Return the row's key that probably means `known` (`response`: output); `None` if none or if `known` is there."""
     if known in value:
         return None
     return next((key for key in value if _ALIASES.get(key.strip().casefold()) == known), None)
