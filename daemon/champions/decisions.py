@@ -102,10 +102,11 @@ def rollback(
     """
     Make a former champion the champion again, as the next generation; return the promotion's row.
 
-    Before the change every file of its model is compared with its hash, and `try_out` is called with its folder. The
-    model that is replaced is blocked: no run promotes it again, only a person does. The track's pending approvals end.
-    Raises `DropforgeError` if there is no such champion, it serves already or its files have changed; what `try_out`
-    raises; `ChampionMoved` if another change came first.
+    Without `to.generation` it is the latest other model, refused if that is blocked, unhealthy or gone. Before the
+    change every file of its model is compared with its hash, and `try_out` is called with its folder. The model that is
+    replaced is blocked: no run promotes it again, only a person does. The track's pending approvals end. Raises
+    `DropforgeError` if there is no such champion, it serves already or its files have changed; what `try_out` raises;
+    `ChampionMoved` if another change came first.
     """
     track = to.track
     with transaction(engine) as session:

@@ -49,7 +49,7 @@ log = structlog.get_logger()
 
 
 def step_command(spec: StepSpec, path: Path) -> Sequence[str]:
-    """Return the argument list that runs the step of the spec at `path`."""
+    """Return the argument list that runs the step of the spec at `path`: `python -P -m pipeline STEP PATH`."""
     # -P: the folder that it is started in must not be looked through for modules.
     return (sys.executable, "-P", "-m", "pipeline", spec.step, str(path.absolute()))
 
@@ -222,8 +222,7 @@ def end_steps_now(state_folder: Path) -> None:
     """
     Kill the running steps with all their processes, and write the result "interrupted" for each without one.
 
-    Their spool entries are deleted. For a shutdown at once; the caller is the worker, or has ended it. No failure is
-    counted for the runs.
+    Their spool entries are deleted, and no failure is counted for the runs. The caller is the worker or has ended it.
     """
     spool = Spool(state_folder)
     for order in spool.accept(spool.running):

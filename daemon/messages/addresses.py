@@ -49,7 +49,7 @@ def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
 
 
 def try_all(settings: MessageSettings) -> list[Tried]:
-    """Send a test message to each address, waiting up to 15 s for each; return one result per address, or error."""
+    """Send a test message to each address, waiting up to 15 s for each; return the results, errors included."""
     tried: list[Tried] = []
     for url in settings.urls:
         error = None

@@ -47,7 +47,7 @@ class Unsent(NamedTuple):
 
 def open_outbox(engine: Engine, settings: Settings, now: int) -> None:
     """
-    Create the cursor at the latest event if addresses are set; delete it if none are.
+    If addresses are set, create the cursor at the latest event, unless there is one; if none are set, delete it.
 
     So an address that is set later gets no messages about old events. Pending messages to an address that is not in
     the settings any more are given up.
@@ -98,8 +98,8 @@ def take(engine: Engine, address: str, now: int) -> Unsent | None:
     """
     Return the oldest pending message to an address, and count the try; `None` if there is none or it is not due yet.
 
-    Until `record_sent` or `record_failure` is called for it, it is returned again after a pause. A message older than a
-    week whose sending has failed is given up, and the next one is looked at.
+    It is returned again after a pause, which grows with each try, until `record_sent` is called for it. A message older
+    than a week whose sending has failed is given up, and the next one is looked at.
     """
     first = _pending().where(Message.address == address).order_by(col(Message.id)).limit(1)
     with transaction(engine) as session:

@@ -40,7 +40,7 @@ class Text(NamedTuple):
 
 
 def text_of(session: Session, state_folder: Path, event: Event) -> Text | None:
-    """Return the message to send now for an event; `None` for other kinds and for a verdict that awaits no approval."""
+    """Return the message to send now for an event; `None` if its kind has none or a verdict awaits no approval."""
     tell = _AT_ONCE.get(event.kind)
     return None if tell is None else tell(session, state_folder, event)
 
