@@ -28,18 +28,18 @@ class WatchedFolder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The path below the inbox, as names; empty for the inbox itself."""
+        """The folder's path below the inbox, as names; empty for the inbox itself, the folder of track "default"."""
         return folder_names(self.track, self.role)
 
 
 def folder_names(track: str, role: Role) -> tuple[str, ...]:
-    """Return the folder of a track and role as names below the inbox; empty for the inbox itself."""
+    """Return a folder for drops as names below the inbox: the track unless "default", "heldout" for held-out files."""
     home = () if track == "default" else (track,)
     return (*home, HELDOUT) if role == "heldout" else home
 
 
 def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
-    """Return the folders for drops of all declared tracks: for each its own folder and `heldout` below it."""
+    """Return the folders for drops of all declared tracks, existing or not: each its own and `heldout` below it."""
     roles: tuple[Role, ...] = ("train", "heldout")
     return tuple(
         WatchedFolder(settings.inbox_folder.joinpath(*folder_names(track, role)), track, role)
@@ -52,8 +52,8 @@ def is_skipped(name: bytes) -> bool:
     """
     Return whether a file of this name is ignored: a partial upload, a file of a desktop, or a text of the daemon.
 
-    Ignored are names that begin with `.` (as those of rsync and macOS) or `~`, or end as writers end theirs until they
-    are done, and README.txt and notes, regardless of their author.
+    Ignored are names that begin with `.` (as those of rsync and macOS) or `~`, or end in `.part`, `.tmp`, `~` and the
+    like, and README.txt, thumbs.db, desktop.ini and NAME.waits.txt: in upper or lower case, whoever wrote the file.
     """
     lower = name.lower()
     return lower.startswith((b".", b"~")) or lower.endswith((*_IN_PROGRESS, _NOTE)) or lower in _NO_DROPS

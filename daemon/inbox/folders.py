@@ -55,7 +55,7 @@ class Folder:
 
     @property
     def path(self) -> Path:
-        """A path that leads to this open folder even after it was moved, for functions that take a path."""
+        """A path to this folder, even after it was moved, for functions that take a path; valid while it is open."""
         return Path(f"/proc/self/fd/{self.fd}")
 
     def is_same(self, other: "Folder") -> bool:
@@ -73,7 +73,11 @@ class InboxFolders:
         self._lock: FileLock | None = None
 
     def root(self) -> Folder:
-        """Return the open inbox; open it again if its path leads to another folder now."""
+        """
+        Return the open inbox, created if missing; open it again if its path leads to another folder now.
+
+        If the daemon owns it and others may write there, it gets the sticky bit. Raises `InboxUnusable`.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._root is None or not os.path.samestat(os.fstat(self._root.fd), self.path.stat()):
@@ -93,18 +97,23 @@ class InboxFolders:
                 os.fchmod(root.fd, stat.S_IMODE(info.st_mode) | stat.S_ISVTX)
 
     def why_movable(self) -> str | None:
-        """Return why users can move each other's files in the inbox, or `None` if they cannot."""
+        """Return why users can move each other's files in the inbox, by its mode; `None` if they cannot."""
         mode = os.fstat(self.root().fd).st_mode
         if not mode & _OTHERS_WRITE or mode & stat.S_ISVTX:
             return None
         return f"others may move files in the inbox (chmod +t {self.path})"
 
     def shared(self, *names: str) -> Folder:
-        """Open the folder for drops at `names` below the inbox; without names the inbox itself."""
+        """
+        Open the folder for drops at `names` below the inbox; without names the inbox itself.
+
+        Missing folders are created, with the inbox's mode; each gets the sticky bit if others may write there. Raises
+        `InboxUnusable` if a name is that of a link, a file or another user's folder.
+        """
         return self._below(names, is_closed=False)
 
     def closed(self, *names: str) -> Folder:
-        """Open the folder at `names` that only the daemon can write to, and all readers of the inbox can read."""
+        """Open, or create, the folder at `names`; others lose the right to write there. Raises `InboxUnusable`."""
         return self._below(names, is_closed=True)
 
     def _below(self, names: tuple[str, ...], *, is_closed: bool) -> Folder:
@@ -130,10 +139,10 @@ class InboxFolders:
 
     def answers(self, *names: str, owner: int) -> Folder:
         """
-        Open the closed folder for receipts and errors of files that the user with id `owner` dropped.
+        Open the folder, created if missing, for receipts and errors of files that the user with id `owner` dropped.
 
-        For any user but the daemon's it is `~USER` in the folder at `names`, which only this user can read; on a file
-        system without access lists only the daemon can.
+        For the daemon's user it is the `closed` folder at `names`; for any other user, `~USER` in it, which only this
+        user can read: on a file system without access lists only the daemon. Raises `InboxUnusable`.
         """
         folder = self.closed(*names)
         if owner == os.geteuid():
@@ -151,7 +160,7 @@ class InboxFolders:
         return private
 
     def answers_there(self, *names: str, user: str | None) -> Folder | None:
-        """Open the folder of `answers` for a user name, if it exists, or return `None`; user `None` is the daemon's."""
+        """Open the folder that `answers` made for user `user` (`None`: the daemon's); return `None` if missing."""
         folder = self.closed(*names)
         if user in {None, name_of(os.geteuid())}:
             return folder
@@ -162,7 +171,7 @@ class InboxFolders:
         return private if os.fstat(private.fd).st_uid in {os.geteuid(), 0} else None
 
     def lock(self) -> None:
-        """Lock the inbox until the process ends. Raises `InboxUnusable` if another daemon has locked it."""
+        """Lock the inbox until the process ends, without waiting. Raises `InboxUnusable` if it is locked already."""
         # In done/, where no other user can open a file: in the inbox any user with write access could hold the lock.
         folder = self.closed(DONE)
         path = folder.path / ".daemon.lock"
@@ -177,7 +186,7 @@ class InboxFolders:
 
 
 def read_own(folder: Folder, name: str | bytes) -> bytes | None:
-    """Return up to 1 MB of a regular file that the daemon's user owns; `None` if there is no such file."""
+    """Return up to 1 MB of the file `name`; `None` if missing, unreadable, a link, or not of the daemon's user."""
     try:
         fd = os.open(name, _READ_OWN, dir_fd=folder.fd)
     except OSError:
@@ -190,9 +199,10 @@ def read_own(folder: Folder, name: str | bytes) -> bytes | None:
 
 def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None:
     """
-    Write `text` under `MARK` to `name` in `folder`, or delete the file if `None`; leave files of others alone.
+    Write the line `MARK` and `text` to the file `name` in `folder`, or delete the file if `text` is `None`.
 
-    The text is written to the folder `aside`, which only the daemon may write to, and then moved. Raises `OSError`.
+    Nothing happens if the file has this text already, or if another user owns it or it begins with another line. The
+    text is written to the folder `aside`, which only the daemon may write to, and then moved. Raises `OSError`.
     """
     data, old = None if text is None else f"{MARK}\n\n{text}".encode(), read_own(folder, name)
     ours = old is not None and old.startswith(MARK.encode())

@@ -60,7 +60,7 @@ class Outcome:
 
     @property
     def is_taken(self) -> bool:
-        """Whether the file has left the inbox."""
+        """Whether the file was recorded as a drop (rejected and duplicate drops, too) and has left the inbox."""
         return self.kind in get_args(Taken)
 
 
@@ -97,10 +97,12 @@ class Intake:
 
     def take(self, settled: Settled, now_ms: int) -> Outcome:
         """
-        Take one file in and return the outcome; `now_ms` is in milliseconds since the epoch.
+        Record a file as a drop and move it out of the inbox, or leave it for later; return the outcome.
 
-        A bad file raises nothing. Raises `OSError` if the state folder cannot be written, as on a full disk, and
-        `InboxUnusable`; then the file stays in the inbox.
+        The file is copied and validated, an accepted drop may queue a run, and the file then lies in `done/` with a
+        receipt or in `rejected/` with an error list. `now_ms` is in milliseconds since the epoch. A file that is bad,
+        changing, unreadable or beyond a limit raises nothing. Raises `OSError` if the state folder cannot be written,
+        as on a full disk, and `InboxUnusable`; then the file stays in the inbox.
         """
         try:
             folder = self._inbox.shared(*settled.folders)

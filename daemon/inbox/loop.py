@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class IntakeLoop:
-    """The thread that turns settled files into drops."""
+    """The thread that records complete files of the inbox as drops, and writes README.txt and notes there."""
 
     def __init__(self, engine: Engine, settings: Settings, poke: Callable[[], None]) -> None:
         """Watch the inbox of `settings`; `poke` is called after a scan that took files."""
@@ -43,7 +43,7 @@ class IntakeLoop:
         self._thread = threading.Thread(target=self._run, name="intake")
 
     def start(self) -> None:
-        """Lock the inbox and start the thread. Raises `InboxUnusable`, also if another daemon has locked it."""
+        """Lock and prepare the inbox and start the thread. Raises `InboxUnusable`, also if another daemon locked it."""
         self._watcher.inbox.lock()
         self._watcher.start()
         self._thread.start()

@@ -18,13 +18,13 @@ class Ruling:
 
     accepted: bool
     reason: str
-    """One sentence, of an accepted drop too."""
+    """One sentence, also for an accepted file."""
     ceiling: str = ""
-    """The ceiling that the bad rows are over, where that is the reason."""
+    """The limit that the bad rows exceed, as text; empty if that is not the reason."""
 
 
 def validation_options(settings: Settings, track: str) -> Options:
-    """Return the validation options of `track`: from the settings and its base model's special tokens."""
+    """Return the validation options of `track`, by the settings and the special tokens in its base model's folder."""
     base, intake = settings.track(track).base_model, settings.intake
     tokens = special_tokens(Path(base)) if base else ()
     most = intake.max_bad_rows if intake.on_bad_rows == "quarantine" else 0
@@ -32,7 +32,12 @@ def validation_options(settings: Settings, track: str) -> Options:
 
 
 def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
-    """Decide whether a validated file is accepted, possibly without its bad rows, by the settings `intake`."""
+    """
+    Decide whether a validated file is accepted, possibly without its bad rows; change no file.
+
+    A file with findings is accepted only with `on_bad_rows = "quarantine"`, and only if it was read to its end, has at
+    most `max_bad_rows` bad rows and `max_bad_percent` of them, and a good row is left.
+    """
     bad, rows = validation.bad_rows, validation.rows
     if validation.ok:
         return Ruling(accepted=True, reason=validation.reason)
@@ -52,13 +57,13 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
 
 
 def noted_kinds(validation: Validation) -> list[dict[str, object]]:
-    """Return the kinds of findings for the detail of a drop's event, at most `MOST_KINDS`, rare ones first."""
+    """Return the findings grouped by message, as JSON for a drop's event: at most `MOST_KINDS` groups, rarest first."""
     return [kind._asdict() for kind in validation.kinds[:MOST_KINDS]]
 
 
 def sift(path: Path, options: Options) -> str:
     """
-    Remove the bad rows from the file at `path`, durably; return its new sha256.
+    Replace the file at `path` by its good rows, durably and in JSON Lines; return its new sha256 in hexadecimal.
 
     The same bytes and options give the same file. Raises `OSError` and then leaves the file unchanged.
     """

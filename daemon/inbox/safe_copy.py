@@ -41,12 +41,12 @@ class Copy:
 
 
 def look(name: bytes, folder_fd: int) -> os.stat_result:
-    """Return the stat of `name` itself, not of a link's target. Raises `FileNotFoundError`."""
+    """Return the stat of `name` in the open folder, not of a link's target. Raises `FileNotFoundError`, `OSError`."""
     return os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
 
 
 def identity(info: os.stat_result) -> str:
-    """Return a string that changes if the file is changed or renamed: inode, ctime and size."""
+    """Return a string that changes if the file is changed, renamed or given another mode: inode, ctime and size."""
     return f"{info.st_ino}:{info.st_ctime_ns}:{info.st_size}"
 
 
@@ -66,8 +66,8 @@ def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> Cop
     """
     Copy the file `name`, whose `look` gave `info`, durably into `folder` under a temporary name.
 
-    Raises `SourceUnreadable`, `SourceChanged` or `FileNotFoundError`; `OSError` if the copy cannot be written. Nothing
-    is left behind then.
+    Raises `SourceUnreadable` if it is a link or cannot be read, `SourceChanged` if it differs from `info` or changes,
+    `FileNotFoundError`, or `OSError` if the copy cannot be written. Nothing is left behind then.
     """
     try:
         fd = os.open(name, _OPEN, dir_fd=folder_fd)

@@ -19,7 +19,12 @@ _MODE = 0o640
 
 
 def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> Path:
-    """Copy `source` into a declared track's inbox; return the copy. Raises as `incoming` and `place`, or `OSError`."""
+    """
+    Copy the file `source` into the inbox of a declared track, complete or not at all; return the path of the copy.
+
+    Raises `DropforgeError` if `source` is not a regular file, the inbox ignores its name or has a file of that name, or
+    there is no such folder; `OSError` if reading or writing fails.
+    """
     require_usable(source.name)
     with incoming(settings) as new:
         _copy(source, new.file)
@@ -39,7 +44,7 @@ class Incoming:
 
     inbox: Path
     folder: int
-    """The open inbox."""
+    """Descriptor of the open inbox."""
     aside: str
     file: BinaryIO
 
@@ -47,7 +52,8 @@ class Incoming:
         """
         Make the file durable and rename it to `name` in the folder of a declared `track`, or its held-out folder.
 
-        Returns its path. Raises `DropforgeError` if a file of that name exists, or the folder does not.
+        Returns its path. Raises `DropforgeError` if a file of that name exists, the inbox ignores the name, or there is
+        no such folder; `OSError` if the file cannot be written.
         """
         require_usable(name)
         below = [*([] if track == "default" else [track]), *([HELDOUT] if heldout else [])]
@@ -63,7 +69,7 @@ class Incoming:
 @contextlib.contextmanager
 def incoming(settings: Settings) -> Iterator[Incoming]:
     """
-    Yield a new empty file in the inbox; delete it at the end of the block unless it was placed.
+    Yield a new empty file in the inbox under a hidden name; delete it at the end of the block unless it was placed.
 
     Raises `DropforgeError` if there is no inbox, `OSError` if it cannot be written.
     """

@@ -23,7 +23,7 @@ _LIMIT = "the limit (intake.max_waiting_drops)"
 
 
 class WaitingLimit:
-    """Enforces `intake.max_waiting_drops`; used by the intake's thread."""
+    """Enforces `intake.max_waiting_drops`, the most drops of an owner that wait in a track; used by a single thread."""
 
     def __init__(self, engine: Engine, settings: Settings, inbox: InboxFolders) -> None:
         """Use the database of `engine`; nothing is counted yet."""
@@ -33,18 +33,23 @@ class WaitingLimit:
         self._full: set[tuple[str, int]] = set()
 
     def is_full(self, settled: Settled, info: os.stat_result) -> bool:
-        """Return whether the limit of a training file's owner was reached at the last count; `full_tracks` recounts."""
+        """Return whether a training file's owner was at the limit at the last count; `False` for held-out files."""
         return settled.role == "train" and (settled.track, info.st_uid) in self._full
 
     def full_tracks(self) -> list[str]:
-        """Count again and return the tracks in which an owner has reached the limit of waiting training drops."""
+        """Recount for the owners that `why_full` found at the limit of training drops; return the tracks still full."""
         if self._full:
             with transaction(self._engine) as session:
                 self._full = {(track, uid) for track, uid in self._full if self._wait(session, track, uid)}
         return sorted({track for track, _uid in self._full})
 
     def why_full(self, session: Session, settled: Settled, info: os.stat_result) -> str:
-        """Return why a file exceeds its owner's limit; empty if it does not."""
+        """
+        Return why no further file of this owner is taken in the file's track now; empty if it may be.
+
+        Held-out files are limited only while they would wait for approval. An owner whose waiting training drops have
+        reached the limit is remembered for `is_full`.
+        """
         track, owner = settled.track, name_of(info.st_uid)
         if settled.role == "train":
             if self._wait(session, track, info.st_uid):
@@ -56,16 +61,16 @@ class WaitingLimit:
         return ""
 
     def words(self, info: os.stat_result) -> str:
-        """Return the message that too many drops of a file's owner wait for a run."""
+        """Return the message that the file's owner has reached the limit of drops that wait for a run."""
         return f"{count(self._most, 'drop')} of {name_of(info.st_uid)} wait for a run, {_LIMIT}"
 
     def why_it_waits(self, settled: Settled, info: os.stat_result) -> str | None:
-        """Return why a held-out file waits for approval; `None` if it is accepted at once."""
+        """Return why a held-out file needs approval, by itself or the inbox's mode; `None` if accepted at once."""
         why = why_it_waits(self._settings, settled.track, info.st_uid, info.st_mode)
         return why or self._inbox.why_movable()
 
     def needs_approval(self, settled: Settled) -> bool:
-        """Return whether a file would wait for approval; `False` if its owner and mode cannot be read."""
+        """Return whether a file needs approval; `False` for training files, or if its owner and mode cannot be read."""
         if settled.role != "heldout":
             return False
         try:

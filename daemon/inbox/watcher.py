@@ -86,7 +86,7 @@ class _Candidate:
 
 
 def make_inbox(settings: Settings) -> None:
-    """Create all missing folders of the inbox. Raises `InboxUnusable`."""
+    """Create the inbox and its missing folders: of each track, `done` and `rejected`. Raises `InboxUnusable`."""
     inbox = InboxFolders(settings.inbox_folder)
     for folder in watched_folders(settings):
         inbox.shared(*folder.names)
@@ -111,13 +111,13 @@ class Watcher:
         self._unusable: dict[WatchedFolder, str] = {}
 
     def start(self) -> None:
-        """Create the inbox's folders and start to watch for events. Raises `InboxUnusable`."""
+        """Create the inbox's folders and watch them. Raises `InboxUnusable` for the inbox, `done` or `rejected`."""
         self._observer = _observer(self._settings.observer)
         self._observer.start()
         self._refresh()
 
     def stop(self) -> None:
-        """Stop watching for events."""
+        """Stop watching for events; do nothing if that was not started."""
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
@@ -128,8 +128,9 @@ class Watcher:
         """
         List the inbox and return the files that are complete, in the order of their last change.
 
-        `now` is monotonic, in seconds. A file is complete when it has not changed for the settle time, or was renamed
-        into place, and no process has it open for writing. A file that stays in the inbox is returned by every scan,
+        `now` is monotonic, in seconds. A file is complete when it has not changed for `intake.settle_seconds`, or was
+        renamed into place, and no process has it open for writing; where open files cannot be checked, a rename does
+        not count. Names that `is_skipped` ignores are left out. A file that stays in the inbox is returned by each scan
         except while it is put off. Raises `InboxUnusable` if the inbox, or its `done/` or `rejected/`, cannot be used.
         """
         self._refresh()
@@ -151,7 +152,11 @@ class Watcher:
         return [file for _shape, file in sorted(settled, key=lambda pair: (pair[0].ctime_ns, pair[1].name))]
 
     def put_off(self, settled: Settled, why: str, now: float) -> None:
-        """Leave a failed file out of scans for a pause, doubled at each failure, or until the file changes."""
+        """
+        Leave a failed file out of scans for 5 s, doubled at each failure up to 10 minutes, or until it changes.
+
+        Meanwhile and until it changes, `left` gives the reason `why`. `now` is monotonic, in seconds.
+        """
         place = next(place for place in self._candidates if (place.track, place.role) == (settled.track, settled.role))
         candidate = self._candidates[place].get(settled.name)
         if candidate is not None:
@@ -177,19 +182,19 @@ class Watcher:
         return sorted(_shown(place, name) for place, name, seen in self._all() if seen.has_writer)[:_MOST_LEFT]
 
     def left(self) -> list[dict[str, str]]:
-        """Return files and folders, relative to the inbox, that could not be taken or used, as {"name", "why"}."""
+        """Return up to 100 files and folders below the inbox that could not be taken or used, as {"name", "why"}."""
         files = sorted((_shown(place, name), seen.why) for place, name, seen in self._all() if seen.why)
         folders = sorted(("/".join(place.names) + "/", why) for place, why in self._unusable.items())
         return [{"name": name, "why": why} for name, why in (folders + files)[:_MOST_LEFT]]
 
     def left_by_folder(self) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
-        """Yield each folder, as names below the inbox, and its files that could not be taken, as {name: reason}."""
+        """Yield each folder, as names below the inbox, and up to 100 files that could not be taken: {name: reason}."""
         for place, known in self._candidates.items():
             left = ((os.fsdecode(name), seen.why) for name, seen in known.items() if seen.why)
             yield place.names, dict(itertools.islice(left, _MOST_LEFT))
 
     def unknown_folders(self) -> list[dict[str, str | None]]:
-        """Return the folders in the inbox that are no declared track, with the most similar track as "nearest"."""
+        """Return up to 100 folders of the inbox that are no declared track, as {"name", "nearest": similar track}."""
         known = {*self._settings.track_names, DONE, REJECTED, HELDOUT} - {"default"}
         with os.scandir(self.inbox.root().fd) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
@@ -298,10 +303,10 @@ def has_writer(name: bytes, dir_fd: int) -> bool | None:
 
 def take_read_lease(fd: int) -> bool:
     """
-    Take a read lease on an open file; return `False` if it is refused, as some process has the file open for writing.
+    Take a read lease on an open file, held until it is closed; return `False` if a process has it open for writing.
 
-    A writer that comes while the lease is held would send SIGIO, which ends a process that does not expect it; the
-    signal is changed to one that is ignored unless asked for. Raises `OSError` where leases do not work.
+    A process that opens the file for writing while the lease is held would cause SIGIO here, which ends this process by
+    default; the signal is changed to SIGURG, which is ignored. Raises `OSError` where leases do not work.
     """
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     try:

@@ -43,7 +43,8 @@ def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop
     """
     Accept a proposed drop, queue the run that it starts (`run_queue.enqueue_for_drop`), and return the drop.
 
-    Raises `DropforgeError` if the drop is unknown or not proposed, or if the same content is accepted already.
+    An event records the decision `word`: reason, time and author. Raises `DropforgeError` if the drop is unknown or not
+    proposed, or if the same content is accepted already.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -62,9 +63,10 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
     """
     Withdraw an accepted, proposed or suspended drop: no later run trains on it or is evaluated on it.
 
-    Returns what was cancelled and queued: open runs and pending wins that were made from the drop are cancelled, and
-    one run is queued for the other drops that were new in them. A model that was promoted already keeps serving: a
-    person rolls it back. Raises `DropforgeError` if the drop is unknown or in another state.
+    Returns what was cancelled and queued: open runs and pending wins that were made from the drop are cancelled (a
+    running run stops later), and one run is queued for the other drops that were new in them, unless the track runs at
+    night only. A model that was promoted already keeps serving: a person rolls it back. `word` is the decision: reason,
+    time and author. Raises `DropforgeError` if the drop is unknown or in another state.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -84,10 +86,10 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
 
 def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:
     """
-    Accept a withdrawn or suspended drop, or a drop on trial, as if it were new; queue its run and return the drop.
+    Accept a withdrawn or suspended drop, or a drop on trial, as if new; queue the run that it starts; return the drop.
 
-    Its trial is cancelled. Raises `DropforgeError` if the drop is unknown or in another state, or if the same content
-    is accepted already.
+    Its trial is cancelled. An event records the decision `word`: reason, time and author. Raises `DropforgeError` if
+    the drop is unknown or in another state, or if the same content is accepted already.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)

@@ -23,8 +23,8 @@ def why_it_waits(settings: Settings, track: str, uid: int, mode: int) -> str | N
     """
     Return why a file in a track's heldout folder waits for approval; `None` if it is accepted at once.
 
-    `uid` and `mode` are the owner and the mode of the very file whose bytes were taken. A file that others may write
-    always waits.
+    It is accepted only with `gate.on = "pinned"`, if its owner `uid` is in `gate.pinned_by` (by default the settings'
+    owner) and by its `mode` nobody else may write to it. Both are those of the very file whose bytes were taken.
     """
     gate = settings.track(track).gate
     # A track may name nobody; without a settings file it is the daemon's own user.
@@ -43,7 +43,7 @@ def why_it_waits(settings: Settings, track: str, uid: int, mode: int) -> str | N
 
 def records_came(session: Session, settings: Settings, track: str) -> bool:
     """
-    Return whether an unused pinned drop waits, and the last run ended with `insufficient_evidence`.
+    Return whether an accepted pinned drop is unused, and the last run with an outcome had `insufficient_evidence`.
 
     Always `False` unless the track is declared and its `gate.on` is "pinned".
     """
@@ -57,7 +57,7 @@ def records_came(session: Session, settings: Settings, track: str) -> bool:
 
 
 def accepted_rows(session: Session, track: str) -> tuple[str | None, dict[str, int]]:
-    """Return the metric fixed by the track's first verdict (or `None`), and the number of accepted rows by role."""
+    """Return the metric that the track's first verdict fixed (or `None`), and how many rows were accepted, by role."""
     session.flush()
     rows = session.connection().execute(text(ACCEPTED_ROWS), {"track": track})
     return session.get_one(Track, track).metric, {row.role: row.rows for row in rows}

@@ -65,8 +65,8 @@ def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
     Take the latest due slot of every track with a nightly trigger, in one transaction; return the new slots.
 
     If training drops wait for a run, or pinned records that the last run lacked, the track's run is queued to begin at
-    once; otherwise the slot's outcome is `no_new_data`. The slot also covers earlier slots that were missed. `now` is
-    in milliseconds since the epoch.
+    once; otherwise the slot's outcome is `no_new_data`. The slot also covers earlier slots that were missed, but none
+    before the first call with this schedule. `now` is in milliseconds since the epoch.
     """
     taken = []
     with transaction(engine) as session:
@@ -109,7 +109,7 @@ class Schedule:
         self._next_look = -math.inf
 
     def tick(self, now: int) -> None:
-        """Take due slots if a check is due; an exception (a locked database, say) makes the next call check again."""
+        """Take due slots if a check is due, and call `on_taken` if a run was queued; check again after an exception."""
         monotonic = self._monotonic()
         if monotonic < self._next_look:
             return

@@ -28,12 +28,12 @@ _OPEN = select(Run).where(col(Run.state).in_(OPEN_STATES))
 
 
 def due_runs(session: Session, now: int) -> list[Run]:
-    """Return the runs that may be claimed at `now`, in the order in which they are to be claimed."""
+    """Return the queued and waiting runs that are due at `now`, those of paused tracks left out, in their order."""
     return _in_order(session.exec(_DUE, params={"now": now}).all())
 
 
 def next_due(engine: Engine) -> int | None:
-    """Return the earliest time, in ms, at which a queued or waiting run may be claimed; `None` if there is none."""
+    """Return the earliest due time (ms) of the queued and waiting runs of tracks not paused; `None` if none is open."""
     with transaction(engine) as session:
         due: int | None = session.exec(_NEXT).one()
     return due
@@ -43,7 +43,7 @@ def move_first(engine: Engine, run_id: int, now: int, by: str) -> list[int]:
     """
     Move a queued or waiting run to the front of the queue; return the ids of all queued and waiting runs in order.
 
-    `by` is the person who asked. The run still waits until its own time: a back-off, its track's quiet. Raises
+    The event names `by`, the user. The run still waits until its own time: a back-off, its track's quiet. Raises
     `DropforgeError` if the run is unknown, or neither queued nor waiting.
     """
     with transaction(engine) as session:
@@ -65,7 +65,7 @@ def _in_order(runs: Sequence[Run]) -> list[Run]:
 
 
 def pause(engine: Engine, track: str, word: Word) -> None:
-    """Pause a track: it begins no run until `resume`. Raises `DropforgeError` if it is paused already."""
+    """Pause a track: no run of it begins until `resume`; a running run continues. Raises `DropforgeError` if paused."""
     with transaction(engine) as session:
         row = ensure_track(session, track, word.at)
         if row.paused is not None:

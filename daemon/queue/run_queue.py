@@ -74,7 +74,11 @@ class Ending:
 
 
 def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
-    """Return the track's queued run, inserted if there is none; `not_before` may make it due later, never earlier."""
+    """
+    Return the track's queued run, inserted if there is none; `not_before` may make it due later, never earlier.
+
+    A run that is queued already keeps its trigger. Works in the caller's transaction.
+    """
     ensure_track(session, track, now)
     run = _opened(session, track)
     if run is None:
@@ -93,8 +97,8 @@ def enqueue_for_drop(session: Session, settings: Settings, drop: Drop, now: int)
     """
     Queue and return the run that an accepted drop starts; `None` if it starts none.
 
-    Call it in the transaction that accepts the drop. Training records start a run; pinned records only if the track's
-    last run ended for lack of them.
+    Call it in the transaction that accepts the drop. Training records start a run, or postpone the queued run; pinned
+    records only if the track's last run ended for lack of them. Tracks that run at night only start none here.
     """
     starts = drop.role == "train" or records_came(session, settings, drop.track)
     return enqueue_when_quiet(session, settings, drop.track, now) if starts else None
@@ -120,9 +124,9 @@ def enqueue_when_quiet(session: Session, settings: Settings, name: str, now: int
 
 def enqueue_by_hand(engine: Engine, track: str, now: int, trigger: str = "hand") -> tuple[int, Sequence[Drop]]:
     """
-    Queue a run of the track to begin now, as a person asked; return its id and the drops that it will use.
+    Queue a run of the track to begin at once; return its id and the drops that it will use.
 
-    A run of the track that is queued already is used; it gets the trigger `SEARCH` if that is given. Raises
+    A run of the track that is queued already is made due instead; it gets the trigger `SEARCH` if that is given. Raises
     `DropforgeError` if the track has no accepted training drop.
     """
     with transaction(engine) as session:
@@ -142,7 +146,8 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
     Set configuration and snapshot of a run that is due; return whether it can be claimed.
 
     The snapshot is the track's accepted drops; for a retried run, those of its former snapshot that are still accepted.
-    A run without any training drop is cancelled: `False`.
+    A run without any training drop is cancelled: `False`. A trial gets another seed than `config`, and only a run with
+    the trigger `SEARCH` keeps a search that is not for every run.
     """
     snapshot = take_snapshot(session, run)
     if not snapshot:
@@ -163,7 +168,7 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
 
 
 def put_off(session: Session, run: Run, error: DropforgeError, now: int) -> None:
-    """Store in a due run the error that keeps it from being claimed, with an event if it is new; postpone the run."""
+    """Store in a due run the error that keeps it from being claimed, with an event if new; postpone the run by 30 s."""
     if (run.error, run.hint) != (error.message, error.hint):
         record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
     run.error, run.hint, run.not_before = error.message, error.hint, now + CONFIGURE_AGAIN_MS
@@ -182,7 +187,8 @@ def finish(session: Session, claim: Claim, ending: Ending, now: int) -> Run:
     """
     Set the claimed run to succeeded with its verdict and return it, in the transaction that applies the verdict.
 
-    Raises `LostClaim`, or `Cancelled` if the run is to be cancelled and its model was not promoted yet.
+    Raises `LostClaim` if the claim is not valid any more, `Cancelled` if the run is to be cancelled and its model was
+    not promoted yet.
     """
     values = {
         "outcome": ending.outcome,
@@ -204,7 +210,8 @@ def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetryS
     """
     Count a failure and postpone the run (`backoff_seconds`, doubled up to an hour) or end it; return its new state.
 
-    The run ends as failed if `failure` is not retryable or the failures reach `retry.limit`.
+    The run ends as failed if `failure` is not retryable or the failures reach `retry.limit`. It is cancelled instead of
+    postponed if that was requested. Raises `LostClaim` if the claim is not valid any more.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
@@ -219,7 +226,11 @@ def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetryS
 
 
 def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
-    """Set an interrupted run to waiting, without counting a failure; it resumes first. Return its new state."""
+    """
+    Set an interrupted run to waiting, without counting a failure; return its new state.
+
+    It resumes before queued runs, or is cancelled if that was requested. Raises `LostClaim` if the claim is invalid.
+    """
     with transaction(engine) as session:
         # `not_before` stays as it was at the claim: to be later, by a clock that is ahead, would make it wait.
         return _wait(session, held_run(session, claim), Move(RunState.WAITING, "run_interrupted"), now)
@@ -244,7 +255,7 @@ def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySetti
     Count a process that vanished: the run waits, or ends as crashed at `retry.limit` in a row. Return its new state.
 
     With `progress` the count restarts at 1: three reboots in a week must not end a training that takes longer than a
-    week.
+    week. A run that would wait is cancelled instead if that was requested. Raises `LostClaim` if the claim is invalid.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
@@ -311,7 +322,11 @@ def cancel(engine: Engine, run_id: int, now: int) -> RunState:
 
 
 def call_off(session: Session, run: Run, now: int, why: str | None = None) -> RunState:
-    """Cancel a run, or request it if the run is running; `why` becomes the run's error. Return its new state."""
+    """
+    Cancel a run, or request it if the run is running; `why` becomes the run's error. Return its new state.
+
+    A run that succeeded loses its verdict. Raises `DropforgeError` if the run ended in any other state.
+    """
     detail: dict[str, Any] = {"reason": why} if why else {}
     if run.state != RunState.RUNNING:
         values = {"error": why, **dict.fromkeys(("hint", "outcome", "sentence", "heldout_version", "gain"))}

@@ -19,8 +19,8 @@ def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
     Return the run's snapshot: the accepted drops of its track as JSON of `artifacts.Drop`, oldest first.
 
     For a retried run only drops of its former snapshot. Drops on trial are left out, but for the drop that this run
-    tests. Drops that are in a snapshot for the first time are marked with this run, unless it is a trial. Empty if
-    there is no training drop.
+    tests. Drops that are in a snapshot for the first time are marked with this run, unless it is a trial. Empty, and
+    nothing is marked, if there is no training drop. `run` itself is not changed.
     """
     of_track = col(Drop.track) == run.track
     drops = _free(session, run.id, of_track if run.snapshot is None else col(Drop.id).in_(snapshot_ids(run)))
@@ -39,14 +39,14 @@ def give_back(session: Session, run_id: int) -> None:
 
 
 def as_snapshot(drops: Sequence[Drop]) -> list[dict[str, object]]:
-    """Return drops as JSON of `artifacts.Drop`."""
+    """Return drops as in a run's snapshot: JSON of `artifacts.Drop`, with the path of the file in the state folder."""
     names = set(artifacts.Drop.model_fields) - {"path"}
     rows = [{**drop.model_dump(include=names), "path": f"drops/{drop.sha256}.jsonl"} for drop in drops]
     return [artifacts.Drop.model_validate(row).model_dump(mode="json") for row in rows]
 
 
 def snapshot_ids(run: Run) -> frozenset[int]:
-    """Return the ids of the drops in a run's snapshot."""
+    """Return the ids of the drops in a run's snapshot; empty if it has none yet."""
     return frozenset(int(str(drop["id"])) for drop in run.snapshot or ())
 
 
@@ -93,7 +93,7 @@ def _count(session: Session, counted: SelectOfScalar[int], track: str, owner: st
 
 
 def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[str, int]]:
-    """Return how many other runs of the track judged a candidate, in total and by held-out version."""
+    """Return how many other runs of the track, earlier or later, judged a candidate: in total, by held-out version."""
     count = select(Run.heldout_version, func.count()).group_by(col(Run.heldout_version))
     others = count.where(Run.track == track, Run.id != run_id, col(Run.outcome).in_(JUDGED))
     found = list(session.exec(others).all())

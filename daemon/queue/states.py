@@ -98,8 +98,8 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
     Apply `move` to a run and record its event; return the new state.
 
     The open attempt of a run that stops running is ended as lost. The drops that were new in a run that fails, crashes
-    or is cancelled wait for a run again. Raises `DropforgeError` if the move is not allowed, `LostClaim` if the row has
-    changed since the caller read it.
+    or is cancelled wait for a run again. The run's claim ends unless `move` has a token. Raises `DropforgeError` if the
+    move is not allowed, `LostClaim` if the row has changed since the caller read it.
     """
     was = RunState(run.state)
     if move.to not in ALLOWED[was]:
@@ -184,7 +184,8 @@ def end_attempt(engine: Engine, claim: Claim, attempt_id: int, ending: Ending, n
     """
     End the open attempt `attempt_id` of the claimed run.
 
-    Raises `LostClaim` if the claim is not valid any more or the attempt has ended.
+    A published result also sets the run's count of vanished processes to zero. Raises `LostClaim` if the claim is not
+    valid any more or the attempt has ended.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)

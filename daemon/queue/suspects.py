@@ -45,10 +45,10 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     """
     Put new drops on trial, or suspend or clear the drop of a trial, as the verdict of `run` requires.
 
-    Called in the transaction that ends the run. A trial's verdict suspends or clears the drop that it tested; the
-    verdict of any other run may open a search. A candidate that lacks a drop of the champion's, as it was withdrawn,
-    may be worse for that, so its verdict blames no drop; a trial is repeated if the champion is not the one that it was
-    made for.
+    Called in the transaction that ends the run. A trial's verdict suspends or clears the drop that it tested, which may
+    queue a run; the verdict of any other run may open a search. No drop is blamed if the champion is a base model or
+    `gate.trials_per_week` is 0, or if the candidate lacks a drop of the champion's, as it was withdrawn, since it may
+    be worse for that. A trial is repeated if the champion is not the model that it was made for.
     """
     known, own = _known(session, run.track), _train_ids(session, run)
     lacks = known - own
@@ -73,9 +73,10 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
 
 def go_on(engine: Engine, settings: Settings, now: int) -> None:
     """
-    For each track whose last trial has ended, queue the next trial, or end the search.
+    Queue the next trial, or end the search, in each declared track that has drops on trial and no unfinished trial.
 
-    A trial that ended without a verdict clears its drop. Called while no run is claimed: trials run when all is idle.
+    A trial that ended without a verdict clears its drop; if no trial is left for the week, all drops are cleared. A
+    trial that has not begun gets the drops of today's champion. Called while no run is claimed: trials run when idle.
     """
     with transaction(engine) as session:
         tracks = session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None)).distinct()).all()
@@ -89,7 +90,11 @@ def is_on_trial(session: Session, drop: Drop) -> bool:
 
 
 def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | None:
-    """End the suspicion of a drop that a person accepted or withdrew; return its trial, `None` if none is open."""
+    """
+    End the suspicion of a drop that a person accepted or withdrew; return its trial, `None` if none is open.
+
+    The trial is not cancelled here. If the drop was the last of its search, a run may be queued.
+    """
     found = session.exec(_open().where(Suspect.drop_id == drop.id)).first()
     if found is None:
         return None

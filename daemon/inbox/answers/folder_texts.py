@@ -34,14 +34,22 @@ class FolderTexts:
         self._is_described = False
 
     def refresh(self) -> bool:
-        """Write texts that changed; return whether notes are still pending. Raises `OSError` if the disk is full."""
+        """
+        Write README.txt, at the first call, and changed verdict notes; return whether more notes are pending.
+
+        A call handles the notes of at most 20 drops. Raises `OSError` if the disk is full; others are logged.
+        """
         for track in () if self._is_described else self._settings.track_names:
             self._keep(folder_names(track, "train"), README, readme_text(self._settings, track))
         self._is_described = True
         return self._notes.refresh()
 
     def keep_notes(self, folders: tuple[str, ...], left: Mapping[str, str]) -> None:
-        """Write a note next to each file in `left` (name: reason), delete others. Raises `OSError` as `refresh`."""
+        """
+        Write NAME.waits.txt next to each file in `left` (name: reason), and delete other such notes in the folder.
+
+        `folders` is its path as names below the inbox. Raises `OSError` if the disk is full; other errors are logged.
+        """
         try:
             folder = self._inbox.shared(*folders)  # open as long as it has a name
             there = os.listdir(folder.fd)  # noqa: PTH208 - a descriptor
@@ -64,7 +72,7 @@ class FolderTexts:
 
 
 def readme_text(settings: Settings, track: str) -> str:
-    """Return the README of the folder of `track`."""
+    """Return the text of README.txt in the folder of `track`, which describes what may be dropped there."""
     intake, own = settings.intake, settings.track(track)
     below, top = ("", "") if track == "default" else (f"{track}/", "../")
     return f"""\

@@ -60,14 +60,15 @@ class Original(NamedTuple):
 
     drop: Drop
     on_trial: bool
-    """Whether it is in no run but one that tries it alone."""
+    """Whether it is on trial: in no run but the trial that tests it alone."""
 
 
 def receipt(drop: Drop, run: int | None, original: Original | None, notices: Sequence[Notice], sha256: str) -> Document:
     """
     Return the receipt of a drop that is accepted, proposed, or a duplicate of `original`.
 
-    `sha256` is that of the dropped file; `content_sha256` in the receipt is that of the stored rows, without bad ones.
+    `run` is the id of the run that the drop queued, if any. `sha256` is that of the dropped file; `content_sha256` in
+    the receipt is that of the stored rows, without bad ones.
     """
     same = None
     if original is not None:
@@ -122,8 +123,8 @@ def file_away(inbox: InboxFolders, filing: Filing) -> None:
     """
     Write a filing's documents to `done/` or `rejected/`, then move the file next to them if it is unchanged.
 
-    Nothing is overwritten: a name that is taken gets a number. Raises `OSError` or `InboxUnusable`, and may then be
-    called again.
+    A file that changed or is gone meanwhile is left alone, without an error. Nothing is overwritten: a name that is
+    taken gets a number. Raises `OSError` or `InboxUnusable`, and may then be called again.
     """
     settled = filing.settled
     home = home_of(settled.track, rejected=filing.rejected)
@@ -149,7 +150,7 @@ def home_of(track: str, *, rejected: bool) -> tuple[str, ...]:
 
 
 def names_for(name: bytes, drop: int) -> Iterator[bytes]:
-    """Yield the names to try for a file in `done/` or `rejected/`: its own, then numbered ones, without end."""
+    """Yield names for a file in `done/` or `rejected/`: its own, cut to 190 bytes, then with numbers, without end."""
     stem, dot, suffix = _shortened(name).rpartition(b".")
     if not stem:
         stem, dot, suffix = dot + suffix, b"", b""

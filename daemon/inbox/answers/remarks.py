@@ -18,11 +18,12 @@ _IF_LONG = f"where answers are JSON or longer than {SHORT_WORDS} words"
 
 def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[str, int]) -> str | None:
     """
-    Return how many rows track `name` lacks for a verdict, as a sentence with remedies; `None` if it has enough.
+    Return how many rows track `name` has and needs for a verdict, as a sentence with remedies; `None` if it has enough.
 
-    Enough rows yield the required held-out records in 95 of 100 cases. `rows` is the number of rows in accepted drops,
-    by role; repeated rows count each time, so even enough rows may turn out too few. `metric` is the one that the
-    track's first run fixed, `None` before: then the sentence has a second number of rows, for long answers.
+    `rows` is the number of rows in accepted drops, by role: held-out rows count with `gate.on = "pinned"`, otherwise
+    training rows, of which enough yield the required held-out records in 95 of 100 cases. Repeated rows count each
+    time, so even enough rows may turn out too few. `metric` is the metric that the track's first run fixed, `None`
+    before: then the sentence has a second number of rows, for long answers.
     """
     least, most = _needed(track, metric)
     nothing = "nothing is trained" if track.gate.approval == "auto" else "no model gets a verdict"
@@ -55,7 +56,7 @@ def begins_when(settings: Settings, track: str) -> str:
 
 
 def use_of_pinned(settings: Settings, track: str) -> str:
-    """Return a clause on how an accepted held-out drop of a track is used."""
+    """Return a clause on how an accepted held-out drop of a track is used, by the track's `gate.on`."""
     on = settings.track(track).gate.on if track in settings.track_names else "pinned"
     if on == "pinned":
         return f"from the next run on it judges the candidates of track {track}"
@@ -63,7 +64,7 @@ def use_of_pinned(settings: Settings, track: str) -> str:
 
 
 def rows_for_verdict(track: TrackSettings) -> str:
-    """Return how many held-out records or rows a verdict needs, as a clause."""
+    """Return how many held-out records (or rows, if they are split off) a verdict needs, as a clause."""
     least, most = _needed(track, None)
     share = track.split.heldout
     if track.gate.on == "pinned":

@@ -85,7 +85,8 @@ class VerdictNotes:
         """
         Write the notes that changed, of at most 20 drops; return whether more drops are pending.
 
-        After an error, such as a full disk or a locked database, the next call handles the same drops again.
+        A drop without a receipt gets no note. A full disk or a locked database raises an exception, and the next call
+        handles the same drops again; other errors of writing are logged.
         """
         self._changed |= self._changes.changed()
         if not self._changed and not self._pending:
@@ -156,7 +157,7 @@ def owner_of(session: Session, drop: Drop) -> str | None:
 
 
 def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:
-    """Return a drop's file name in `folder`, found by its document NAME + `ending`; `None` if there is none."""
+    """Return a drop's file name in `folder`, found by its own document NAME + `ending`; `None` if there is none."""
     for name in map(os.fsdecode, itertools.islice(names_for(drop.name_bytes, drop.id or 0), _MOST_NAMES)):
         document = read_own(folder, name + ending)
         if document is not None and _is_about(document, drop):
