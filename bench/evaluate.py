@@ -36,7 +36,7 @@ from rich.table import Table
 
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data
-from pipeline.evaluate.engines import Vllm
+from pipeline.evaluate.engines import Vllm, cache_bytes
 from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.models import generation, greedy_decoding
@@ -232,7 +232,13 @@ def _vllm(process: Process, work: Work) -> list[Answer]:
 
 @contextmanager
 def _served(base: Path, program: str) -> Iterator[Process]:
-    arguments = {"model": str(base), "max_model_len": 2048, "max_num_seqs": ROWS, "enforce_eager": True}
+    arguments = {
+        "model": str(base),
+        "max_model_len": 2048,
+        "max_num_seqs": ROWS,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": cache_bytes(base, 2048, ROWS),
+    }
     with tempfile.TemporaryDirectory() as scratch:
         began = time.monotonic()
         process = Process(program, arguments, Path(scratch) / "vllm.log", lambda: None)

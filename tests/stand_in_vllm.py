@@ -57,6 +57,8 @@ class StandIn:
 
     def __init__(self, behaviour: str, model: str, **arguments: Any) -> None:
         assert arguments["generation_config"] == "vllm"
+        # Without it vLLM takes nine tenths of all memory.
+        assert arguments["kv_cache_memory_bytes"] > 0
         print("what vLLM prints is no reply")
         if behaviour == "dies":
             raise ValueError("no room for the cache of keys and values")

@@ -3,18 +3,22 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StepFailed
 from pipeline.evaluate.vllm import Process
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Question, Tokens
+from pipeline.models.loading import chosen_device, free_memory, key_value_bytes
 from pipeline.words import count
 
 #: Called with the number of complete answers and of tokens so far; it may raise to stop the batch.
 Watch = Callable[[int, int], None]
 #: What vLLM reports for a probability of 0.
 _NOTHING = -9999.0
+#: vLLM reserves keys and values in blocks of 16 tokens, on a CPU of 128.
+_BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,18 @@ class InStep:
     def close(self) -> None:
         """Free the memory of the model, which cannot be used afterwards."""
         generation.close_model(self.model)
+
+
+def cache_bytes(folder: Path, longest: int, sequences: int) -> int:
+    """
+    Return the bytes of the keys and values of `sequences` sequences of `longest` tokens, for vLLM to reserve.
+
+    At least one sequence's, and otherwise at most what the model's weights leave of 90 % of the free memory.
+    """
+    one = key_value_bytes(folder, -(-longest // _BLOCK_TOKENS) * _BLOCK_TOKENS)
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    left = int(0.9 * free_memory(chosen_device())) - weights
+    return max(one, min(sequences * one, left))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pipeline import durable
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate.batch_log import BatchLog, batch_id
-from pipeline.evaluate.engines import InStep, Vllm
+from pipeline.evaluate.engines import InStep, Vllm, cache_bytes
 from pipeline.evaluate.plan import ModelRequests, SuiteRequests
 from pipeline.evaluate.prediction_cache import PLAIN, ItemScore, Prediction, PredictionCache, hash_tokens
 from pipeline.evaluate.vllm import Process
@@ -242,6 +242,8 @@ class Inference:
             "model": str(requests.folder),
             "max_model_len": requests.longest(),
             "max_num_seqs": requests.key.setup.batch_size,
+            # By default vLLM takes nine tenths of all memory, and ends if anything else is there.
+            "kv_cache_memory_bytes": cache_bytes(requests.folder, requests.longest(), requests.key.setup.batch_size),
             # The model's own sampling settings must not affect a greedy evaluation.
             "generation_config": "vllm",
             # Compiling the model at every start costs more than it saves on some hundred short answers.

@@ -16,7 +16,7 @@ from daemon.champions.handover import server as handover
 from daemon.champions.handover.smoke_prompts import SmokePrompts, adapter_of, write_smoke_prompts
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data
-from pipeline.evaluate.engines import InStep, Vllm
+from pipeline.evaluate.engines import InStep, Vllm, cache_bytes
 from pipeline.evaluate.vllm import Process, read_version
 from pipeline.models import generation
 from pipeline.models.generation import Decoding
@@ -52,7 +52,13 @@ def test_vllm_answers_and_weighs_as_transformers_does(program: str, tmp_path: Pa
     completions = [completion_ids(tokenizer, "chat", content, output, ends) for content, output in asked]
     pairs = list(zip(prompts, completions, strict=True))
     decoding = Decoding(max_new_tokens=8, repetition_penalty=1.0, batch_size=16)
-    arguments = {"model": str(base), "max_model_len": 1024, "max_num_seqs": 16, "enforce_eager": True}
+    arguments = {
+        "model": str(base),
+        "max_model_len": 1024,
+        "max_num_seqs": 16,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": cache_bytes(base, 1024, 16),
+    }
     engine = Vllm(Process(program, arguments, tmp_path / "vllm.log", lambda: None), tokenizer, ends)
     try:
         said, weighed = engine.answers(prompts, decoding, lambda *_: None, ()), engine.likelihoods(pairs)
@@ -129,13 +135,14 @@ def serving(program: str, workspace: Path, folder: Path) -> Iterator[handover.Se
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (block,) = (one for one in blocks if "--enable-lora" in one)
-    script = block.replace("vllm serve base", f"exec {program} serve {demo_base()}").replace("/run/vllm", str(folder))
+    # On a CPU vLLM takes nine tenths of the memory, and ends if anything else is there.
+    serve = f"exec {program} serve {demo_base()} --kv-cache-memory-bytes 2G"
+    script = block.replace("vllm serve base", serve).replace("/run/vllm", str(folder))
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen(
             ["bash", "-c", script],
             cwd=workspace,
-            env={"VLLM_CPU_KVCACHE_SPACE": "2", **os.environ},
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -171,7 +171,8 @@ def test_a_step_that_is_to_stop_stops_vllm(attempt: Make) -> None:
 def test_a_step_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.evaluate.vllm import Process; "
-        "Process(sys.argv[1], {'model': 'm', 'generation_config': 'vllm'}, Path(sys.argv[2]), lambda: None)"
+        "arguments = {'model': 'm', 'generation_config': 'vllm', 'kv_cache_memory_bytes': 1}; "
+        "Process(sys.argv[1], arguments, Path(sys.argv[2]), lambda: None)"
     )
     program = install(tmp_path / "vllm", "hangs")
     step = subprocess.Popen([sys.executable, "-c", code, program, str(tmp_path / "log")])
