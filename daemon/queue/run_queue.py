@@ -218,11 +218,11 @@ def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetryS
         failures = run.failures + 1
         values: dict[str, Any] = {"failures": failures, "error": failure.message, "hint": failure.hint}
         if not failure.retryable or failures >= retry.limit:
-            return change(session, run, Move(RunState.FAILED, "run_failed", values, {"error": failure.message}), now)
+            return _leave(session, run, Move(RunState.FAILED, "run_failed", values, {"error": failure.message}), now)
         wait = min(int(retry.backoff_seconds * 1000) << min(failures - 1, 32), _LONGEST_BACKOFF_MS)
         detail = {"error": failure.message, "wait_ms": wait}
         values["not_before"] = now + wait
-        return _wait(session, run, Move(RunState.WAITING, "run_waits", values, detail), now)
+        return _leave(session, run, Move(RunState.WAITING, "run_waits", values, detail), now)
 
 
 def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
@@ -233,7 +233,7 @@ def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
     """
     with transaction(engine) as session:
         # `not_before` stays as it was at the claim: to be later, by a clock that is ahead, would make it wait.
-        return _wait(session, held_run(session, claim), Move(RunState.WAITING, "run_interrupted"), now)
+        return _leave(session, held_run(session, claim), Move(RunState.WAITING, "run_interrupted"), now)
 
 
 def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> RunState:
@@ -247,7 +247,7 @@ def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> R
         run = held_run(session, claim)
         wait = min(max(now - (run.started_at or now), CONFIGURE_AGAIN_MS), _LONGEST_POSTPONED_MS)
         values = {"error": error.message, "hint": error.hint, "not_before": now + wait}
-        return _wait(session, run, Move(RunState.WAITING, "run_postponed", values, {"error": error.message}), now)
+        return _leave(session, run, Move(RunState.WAITING, "run_postponed", values, {"error": error.message}), now)
 
 
 def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySettings) -> RunState:
@@ -262,9 +262,9 @@ def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySetti
         deaths, detail = 1 if death.progress else run.deaths + 1, {"error": death.message}
         values = {"deaths": deaths, "error": death.message, "hint": None}
         if deaths < retry.limit:
-            return _wait(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
+            return _leave(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
         values["hint"] = f"free memory or lower train.batch_tokens, then: dropforge retry {run.id}"
-        return change(session, run, Move(RunState.CRASHED, "run_crashed", values, detail), now)
+        return _leave(session, run, Move(RunState.CRASHED, "run_crashed", values, detail), now)
 
 
 def rescue(engine: Engine, now: int) -> list[Claim]:
@@ -351,8 +351,9 @@ def _opened(session: Session, track: str) -> Run | None:
     return session.exec(_OPENED, params={"of_track": track}).first()
 
 
-def _wait(session: Session, run: Run, move: Move, now: int) -> RunState:
-    """Apply `move`, which makes a running run wait, or cancel the run if that was requested; return its new state."""
+def _leave(session: Session, run: Run, move: Move, now: int) -> RunState:
+    """Apply `move` to a running run, or cancel the run if that was requested; return its new state."""
     if run.cancel_requested and promotion_of(session, run.id or 0) is None:
-        move = Move(RunState.CANCELLED, "run_cancelled", move.values, move.detail)
+        values = {**move.values, "error": run.error, "hint": run.hint}
+        move = Move(RunState.CANCELLED, "run_cancelled", values, move.detail)
     return change(session, run, move, now)

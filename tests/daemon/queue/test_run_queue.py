@@ -265,12 +265,18 @@ def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) ->
     assert events(engine, claim.run_id) == ["run_queued", "run_claimed", "run_cancel_requested", "run_cancelled"]
 
 
+@pytest.mark.parametrize("limit", [1, 3])
 @pytest.mark.parametrize("name", ["interrupt", "fail", "died"])
-def test_a_run_that_would_wait_is_cancelled_if_that_was_asked(engine: Engine, name: str) -> None:
+def test_a_run_that_would_wait_or_end_is_cancelled_if_that_was_requested(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, name: str, limit: int
+) -> None:
+    monkeypatch.setitem(globals(), "RETRY", RETRY.model_copy(update={"limit": limit}))
     claim = start_run(engine)
-    run_queue.cancel(engine, claim.run_id, 200)
+    with transaction(engine) as session:
+        run_queue.call_off(session, session.get_one(Run, claim.run_id), 200, "drop 1 was withdrawn")
     assert OWNERS[name](engine, claim) == RunState.CANCELLED
-    assert load(engine, claim.run_id).ended_at == 300
+    run = load(engine, claim.run_id)
+    assert (run.ended_at, run.error) == (300, "drop 1 was withdrawn")
 
 
 def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drops(engine: Engine) -> None:
