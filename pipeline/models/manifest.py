@@ -100,17 +100,18 @@ def verify_manifest(folder: Path) -> str:
     """
     hint = "the folder is damaged: restore it from a backup, or train it again"
     value = try_read_object(folder / MANIFEST_NAME)
-    if value is None or not isinstance(value.get("files"), dict):
+    files = None if value is None else value.get("files")
+    if value is None or not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         raise DropforgeError(f"{folder} has no readable {MANIFEST_NAME}", hint)
-    for name, entry in value["files"].items():
+    for name, entry in files.items():
         problem = _difference(folder / name, entry)
         if problem:
             raise DropforgeError(f"{folder / name} {problem}", hint)
     own = {path.relative_to(folder).as_posix() for path in model_files(folder)}
-    unlisted = sorted(own - value["files"].keys())
+    unlisted = sorted(own - files.keys())
     if unlisted:
         raise DropforgeError(f"{folder / unlisted[0]} is not in the model's manifest", hint)
-    identity = _identity({name: entry["sha256"] for name, entry in value["files"].items() if name in own})
+    identity = _identity({name: entry["sha256"] for name, entry in files.items() if name in own})
     if identity != value.get("model_id"):
         raise DropforgeError(f"{folder / MANIFEST_NAME} has a model id that does not match its files", hint)
     return identity

@@ -105,9 +105,10 @@ def test_a_damaged_file_is_named(folder: Path, name: str) -> None:
 def test_a_folder_without_a_readable_manifest_is_not_taken_for_good(folder: Path) -> None:
     with pytest.raises(DropforgeError, match=MANIFEST_NAME):
         verify_manifest(folder)
-    (folder / MANIFEST_NAME).write_text("[")
-    with pytest.raises(DropforgeError, match=MANIFEST_NAME):
-        verify_manifest(folder)
+    for text in ("[", '{"files": {"config.json": 1}}'):
+        (folder / MANIFEST_NAME).write_text(text)
+        with pytest.raises(DropforgeError, match=MANIFEST_NAME):
+            verify_manifest(folder)
 
 
 def test_pickled_weights_beside_safetensors_are_left_alone(folder: Path) -> None:
