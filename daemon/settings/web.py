@@ -10,6 +10,7 @@ from pipeline.artifacts import Frozen
 
 _UNIX = "unix:"
 _MOST_PORT = 65_535
+_BRACKETED_VERSION = 6
 
 
 class Address(NamedTuple):
@@ -74,8 +75,12 @@ def address_of(text: str) -> Address:
         return Address(path)
     host, _, port = text.rpartition(":")
     try:
-        found = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        is_bracketed = host[:1] + host[-1:] == "[]"
+        found = ipaddress.ip_address(host[1:-1] if is_bracketed else host)
         number = int(port)
+        if is_bracketed != (found.version == _BRACKETED_VERSION):
+            # Else an IPv6 address without a port would end in one.
+            raise ValueError(host)
     except ValueError as error:
         msg = 'must be an IP address with a port, as "127.0.0.1:8765" or "[::1]:8765", or "unix:/PATH"'
         raise ValueError(msg) from error
