@@ -47,7 +47,11 @@ def drops(
     whole: AllOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the files that were taken in, newest first: the newest 50, or with --all all of them."""
+    """
+    List the files that were taken in, newest first: the newest 50, or with --all all of them.
+
+    Rejected files are listed too. Without --state, tracks that lack rows for a first verdict follow.
+    """
     if context.invoked_subcommand is not None:
         return
     if state is not None and state not in set(DropState):

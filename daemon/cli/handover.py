@@ -131,8 +131,9 @@ def serve_hook(
     Let a server take the champion, and ask it: it fails unless more than half of the answers are the champion's.
 
     For hooks.after_promotion with --restart or --adapter-name, for hooks.health without. What it asks are held-out
-    prompts that the champion and the model that it was compared with answered differently. docs/serving.md shows both.
-    It needs the PROMOTION_* variables that the daemon sets for hooks.
+    prompts that the champion and the model that it was compared with answered differently; without any, as for a base
+    model, it succeeds once the server is up. FILE is written only after that: otherwise it still names the former
+    champion. It needs the PROMOTION_* variables that the daemon sets for hooks. docs/serving.md shows both.
     """
     if restart is not None and adapter_name is not None:
         raise typer.BadParameter("--restart and --adapter-name are two ways to do it: choose one")

@@ -89,7 +89,8 @@ def check(
     """
     Say what is wrong with a file, line by line.
 
-    Tells what the inbox would do with it; needs no daemon and changes nothing. Exit code 65 if it would be rejected.
+    Tells what the inbox would do with it; needs no daemon and changes nothing. Equal errors are printed once, with
+    their number; --json has each of the first 1,000. Exit code 65 if the file would be rejected.
     """
     settings = load(config_path(context))  # the defaults where there is no workspace: a file can be checked anywhere
     validation, ruling = _look_at(file, settings, track)

@@ -45,7 +45,11 @@ class NoWorkspace(DropforgeError):
 
 
 def config_path(context: typer.Context) -> Path | None:
-    """Return the path in `--config`; else the service's file, if readable and outside of a workspace; else `None`."""
+    """
+    Return the path in `--config`; else the service's file, if readable and outside of a workspace; else `None`.
+
+    With `None`, `load` looks for the settings itself.
+    """
     path: Path | None = context.find_root().params.get("config")
     return path or (SERVICE_FILE if not _is_workspace() and os.access(SERVICE_FILE, os.R_OK) else None)
 

@@ -106,7 +106,7 @@ class Spool:
         return [path for _, path in sorted(found)]
 
     def accept(self, folder: Path) -> Iterator[Order]:
-        """Yield the valid orders in `folder` (`queue` or `running`), oldest first; delete and log all other entries."""
+        """Yield the valid orders in `folder` (`queue` or `running`), oldest first; delete and log invalid files."""
         for entry in self.entries(folder):
             try:
                 order = read_order(self.root, entry)
@@ -124,7 +124,11 @@ class Spool:
         return any(process is not None and is_alive(process) for process in found)
 
     def process_of(self, key: str) -> Identity | None:
-        """Return the process, perhaps dead, that the worker recorded for a running attempt; `None` if there is none."""
+        """
+        Return the step's process, perhaps dead, as the worker recorded it.
+
+        `None` if the worker has not recorded it yet, or if the attempt's entry is gone or damaged.
+        """
         try:
             return _Entry.model_validate_json((self.running / f"{key}.json").read_bytes()).process
         except (FileNotFoundError, ValueError):

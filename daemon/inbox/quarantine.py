@@ -57,7 +57,7 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
 
 
 def noted_kinds(validation: Validation) -> list[dict[str, object]]:
-    """Return the findings grouped by message, as JSON for a drop's event: at most `MOST_KINDS` groups, rarest first."""
+    """Return the first `MOST_KINDS` of the validation's `kinds`, each with the fields of `FindingKind`, as JSON."""
     return [kind._asdict() for kind in validation.kinds[:MOST_KINDS]]
 
 

@@ -10,7 +10,6 @@ from pipeline.artifacts import Frozen
 
 _UNIX = "unix:"
 _MOST_PORT = 65_535
-_BRACKETED_VERSION = 6
 
 
 class Address(NamedTuple):
@@ -76,11 +75,9 @@ def address_of(text: str) -> Address:
     host, _, port = text.rpartition(":")
     try:
         is_bracketed = host[:1] + host[-1:] == "[]"
-        found = ipaddress.ip_address(host[1:-1] if is_bracketed else host)
+        # Without brackets the end of an IPv6 address could be taken for a port.
+        found = ipaddress.IPv6Address(host[1:-1]) if is_bracketed else ipaddress.IPv4Address(host)
         number = int(port)
-        if is_bracketed != (found.version == _BRACKETED_VERSION):
-            # Else an IPv6 address without a port would end in one.
-            raise ValueError(host)
     except ValueError as error:
         msg = 'must be an IP address with a port, as "127.0.0.1:8765" or "[::1]:8765", or "unix:/PATH"'
         raise ValueError(msg) from error

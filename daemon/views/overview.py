@@ -185,7 +185,7 @@ class Overview:
         return self.read(_pauses)
 
     def fixed(self, track: str) -> Any:
-        """Return an object with the `metric` and `max_new_tokens` that the first run fixed; both are `None` before."""
+        """Return an object with the `metric` and `max_new_tokens` of a track's first verdict; both `None` before it."""
         found = self.rows("SELECT metric, max_new_tokens FROM track WHERE name = ?", track)
         return found[0] if found else SimpleNamespace(metric=None, max_new_tokens=None)
 
@@ -316,7 +316,11 @@ class Overview:
         return load_verdict(self.folder, run_id)
 
     def published(self, run_id: int, step: str) -> dict[str, Any] | None:
-        """Return a step's published artifact as JSON; `None` if there is none. Raises `ArtifactDamaged` if damaged."""
+        """
+        Return a step's published artifact as JSON; `None` if there is none.
+
+        Raises `ArtifactDamaged` if it cannot be parsed, `OSError` if it cannot be read.
+        """
         return load_object(self.folder, run_id, step)
 
     # --- notes of the daemon

@@ -120,8 +120,10 @@ def promote(site: SiteOf, run_id: Number, body: Promote) -> Done:
     """
     Make the model of a run that waits for approval the champion; with `force` that of any ended run with a model.
 
-    The model's files are checked first; with `force` it is also loaded, which can take minutes. Without `force` it
-    is an error if the champion has changed since the verdict, or if a required blind review is not complete.
+    The model's files are checked first; with `force`, which needs a reason, it is also loaded, which can take minutes.
+    Without `force` it is an error if the champion has changed since the verdict, the model was rolled back from, or a
+    required blind review is not complete. The track's other runs no longer wait for approval. The daemon runs the
+    hooks later.
     """
     engine, root, word = site.writer(), site.settings.state_folder, _word(body.reason)
     if body.force:

@@ -106,7 +106,7 @@ class Vllm:
         return [[(found := next(flat)).nll / found.tokens for _ in choices] for _, choices in questions]
 
     def close(self) -> None:
-        """Kill vLLM's process and all processes that it started."""
+        """Kill vLLM's process with its group and wait for its end; it may have exited already."""
         self.process.close()
 
     def _answer(self, tokens: Sequence[int], room: int) -> Answer:

@@ -60,7 +60,11 @@ class RunIndex:
         self._some: set[int] = set()
 
     def add(self, number: int, text: Text) -> None:
-        """Add a text, which `find` returns as `number`; it must not share a 13-word run with a text added before."""
+        """
+        Add a text, which `find` returns as `number`; common runs are ignored.
+
+        It must not share another 13-word run with a text added before: the later number would replace the former.
+        """
         self._numbers.update(dict.fromkeys(long_runs(text.words) - self._common, number))
         # Of the eleven shingles of any of its runs, one is among these.
         self._some.update(islice(_ngrams(text.words), 0, None, LONG_RUN - SHINGLE + 1))

@@ -113,7 +113,7 @@ class Validation(Frozen):
 
     @property
     def kinds(self) -> tuple[FindingKind, ...]:
-        """The `findings` by message and remedy, the rarest kind first, so that errors in every line do not hide it."""
+        """The `findings`, at most `MOST_FINDINGS`, by message and remedy: the rarest kind first, so that it is seen."""
         equal: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             equal.setdefault((finding.message, finding.remedy), []).append(finding)

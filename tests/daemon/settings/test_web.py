@@ -39,8 +39,10 @@ def test_an_address_beyond_this_machine_needs_the_token_for_all(settings: Callab
 
 @pytest.mark.parametrize(
     "listen",
-    ["", "8765", "localhost:8765", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "unix:web.sock"]
-    + ["::1:8765", "[::1:8765", "[127.0.0.1]:8765", "2001:db8::8a2e:370:7334"],
+    [
+        *("", "8765", "localhost:8765", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "unix:web.sock"),
+        *("::1:8765", "[::1:8765", "[127.0.0.1]:8765", "2001:db8::8a2e:370:7334"),
+    ],
 )
 def test_what_is_no_address_is_refused_with_one_that_is(settings: Callable[[str], Any], listen: str) -> None:
     with pytest.raises(SettingsError, match=r"web.listen: .*(127.0.0.1:8765|unix:/run|65535)"):
