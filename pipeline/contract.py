@@ -46,7 +46,7 @@ class StepSpec(Frozen):
     root: str
     """Absolute path of the state folder; every relative path is below it."""
     folder: str
-    """The attempt's folder, relative to `root`, the only one that the step writes to."""
+    """The attempt's folder, relative to `root`; the step writes only to it and to `checkpoints`."""
     checkpoints: str
     """The run's checkpoint folder, relative to `root`, shared by the attempts of `train`."""
     predictions: str
@@ -103,7 +103,7 @@ class StepResult(Frozen):
 
 
 class Progress(Frozen):
-    """An attempt's progress; rewritten at least every `PROGRESS_SECONDS` while it runs."""
+    """An attempt's progress; rewritten about every `PROGRESS_SECONDS` while it runs."""
 
     step: str
     phase: str = ""
@@ -210,7 +210,7 @@ class Attempt:
             self._progress = Progress(step=self.spec.step, done=done, total=total, **known)
 
     def show_curve(self, losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> None:
-        """Have later `write_progress` calls also write these lists of (step, loss), which may grow, to curve.json."""
+        """Have later `write_progress` calls also write these lists of (step, loss), which may grow, as a `Curve`."""
         self._losses = losses, dev
 
     def earlier(self, name: str) -> list[Path]:

@@ -66,7 +66,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented UTF-8 JSON, durably (see `write_bytes`). Raises `ValueError` if it has NaN."""
+    """Write `json_bytes(value)` durably (see `write_bytes`). Raises `ValueError` if it has NaN or infinity."""
     write_bytes(path, json_bytes(value))
 
 

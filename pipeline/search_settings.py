@@ -124,7 +124,7 @@ def _check_range(values: Range, method: str, train: BaseModel, name: str) -> Non
 
 
 def settings_words(settings: dict[str, Any]) -> str:
-    """Return settings in one line, as "learning_rate 0.0004, rank 16"; floats have 3 significant digits."""
+    """Return settings in one line, as "learning_rate 0.0004, rank 16"; floats have at most 3 significant digits."""
     return ", ".join(f"{name} {_value_words(value)}" for name, value in settings.items())
 
 

@@ -41,7 +41,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def start_words(data: "Dataset") -> str:
-    """Describe a start: `from the base, on 9 rows` or `from the champion of generation 3, on 9 new rows and 2 of 8`."""
+    """Describe a start, as `from the champion of generation 3, on 9 new rows and 2 of 8 old ones`."""
     general = f" and {count(data.general_rows, 'general one')} of Dropforge's" if data.general_rows else ""
     if data.start is None:
         why = f": {data.from_base}" if data.from_base else ""

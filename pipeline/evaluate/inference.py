@@ -77,9 +77,9 @@ class Inference:
         The model is loaded only if a prediction is computed, and freed at the end. Predictions are written to `folder`,
         in this attempt's folder: each batch to a log as it is computed, which the next attempt reads, and all of them
         at the end. The reported ETA is that of all `models`. Raises `Interrupted` if stopped; `StepFailed` if memory
-        does not suffice or vLLM fails; `CannotTrain` if a likelihood is not finite, the model cannot be loaded or
-        prompted, or its folder is the user's and now holds another model (checked only if a prediction is not cached,
-        as it reads every file).
+        does not suffice or vLLM fails; `CannotTrain` if a likelihood is not finite, the model cannot be loaded or has
+        no key-value cache, or its folder is the user's and now holds another model (checked only if a prediction is not
+        cached, as it reads every file).
         """
         started = time.monotonic()
         requests, self._models = self._requests, models

@@ -109,7 +109,7 @@ class EvalPlan:
     candidate: ModelRequests
     champion: ModelRequests
     base: ModelRequests | None
-    """Suite prompts for the base model; `None` if it is the champion, there is no suite, or its setup would differ."""
+    """Suite prompts for the base model; `None` if it is the champion, there is no suite, or it cannot be evaluated."""
     too_long: int
     """Records left out because they do not fit into a window."""
     seen_by_champion: int
@@ -136,9 +136,10 @@ def make_plan(
     Return the evaluation plan: prompts tokenised for both models, and the batch size.
 
     A batch size of 0 in `decoding` is 16 on a CPU, 128 on a GPU, 32 with vLLM; it is smaller if earlier attempts noted
-    in `folder` that memory ran out. Records that the champion was trained on, or that exceed a window with their
-    answer, are left out for both; standard error then says how many. Raises `CannotTrain` if no record is left, a
-    suite's item exceeds a window, a model's tokenizer cannot be loaded, or the settings name a vLLM that cannot be run.
+    in their own `folder` that memory ran out. Records are left out for both if the champion was trained on them or on
+    near-duplicates, or if they exceed a window with their answer; standard error then says how many. Raises
+    `CannotTrain` if no record is left, a suite's item exceeds a window, a model's tokenizer cannot be loaded, or the
+    settings name a vLLM that cannot be run.
     """
     # A template may contain today's date: everything is tokenised before the long work.
     model, champion = attempt.load(Model), attempt.spec.champion

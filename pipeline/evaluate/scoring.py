@@ -77,7 +77,7 @@ def summarise(requests: ModelRequests, result: Result, lines: Sequence[Line]) ->
     """
     Return one model's mean scores in points, with statistics of its answers; `lines` are from `score_answers`.
 
-    The mean of a metric is over the records that it applies to; a metric without any is left out.
+    The mean of a metric is over the records that have its score; a metric without any is left out.
     """
     answers = result.predictions
     scored = [line["scores"] for line in lines]
@@ -104,8 +104,8 @@ def score_suites(
     Return the points of candidate and champion on each suite; write each item's scores to suite-N.jsonl in `folder`.
 
     The base model's are included if it was evaluated. If all items of a suite are free questions, the file also has
-    each answer's text and its kind of collapse, or "": an answer is a label if three rows in the file `train` have it
-    as output.
+    each answer's text and its kind of collapse, or "", by `collapsed` with the outputs in the file `train`, without
+    general rows.
     """
     scores = []
     for number, suite in enumerate(suites):

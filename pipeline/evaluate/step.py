@@ -22,12 +22,12 @@ def evaluate(attempt: Attempt) -> Evaluation:
     Evaluate candidate and champion on the held-out records; return their scores.
 
     Scores and answers of each record are written to the report's records.jsonl. A base model that is no longer the
-    champion is evaluated on the general suites, once, if its folder still holds it. Answers in the prediction cache, or
-    in the batch log of an interrupted attempt, are reused. The predictions used are written to
-    `predictions/<key>.jsonl`. Raises `Interrupted` if stopped, `StartAgain` if memory ran out and the next attempt uses
-    smaller batches, `StepFailed` if not even one prompt fits, vLLM fails or there are no held-out records,
-    `CannotTrain` if a likelihood is not finite, the two setups differ, no record is left, a suite is invalid, or the
-    champion is a base model that was replaced.
+    champion is evaluated on the general suites, once, if its folder still holds it and its setup is the same. Answers
+    in the prediction cache, or in the batch log of an interrupted attempt, are reused. The predictions used are written
+    to `predictions/<key>.jsonl`. Raises `Interrupted` if stopped, `StartAgain` if memory ran out and the next attempt
+    uses smaller batches, `StepFailed` if memory does not suffice for one prompt, vLLM fails or there are no held-out
+    records, `CannotTrain` if a likelihood is not finite, the two setups differ, no record is left, a suite is invalid,
+    or the champion is a base model that was replaced.
     """
     dataset, settings = attempt.load(Dataset), attempt.config.evaluate
     suites = read_suites(settings.general, attempt.spec.run)
@@ -87,7 +87,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
 
 
 def _evaluate_base(base: Inference, folder: Path, models: list[Inference]) -> Result | None:
-    """Return the base model's suite scores; `None` if they are not all cached and its folder has changed."""
+    """Return the base model's suite scores; `None`, noted on standard error, if that raises `CannotTrain`."""
     try:
         return base.run(folder, models)
     except CannotTrain as error:

@@ -97,7 +97,7 @@ def read_suite(name: str) -> Suite:
     """
     Return the suite `name`: `builtin`, `questions`, or the path of a file of items or Alpaca records in JSON Lines.
 
-    It has at least one item. Raises `CannotTrain`, naming line and field, if the file is missing, empty or invalid.
+    It has at least one item. Raises `CannotTrain` if the file is missing, empty or, naming the line, invalid.
     """
     path = _FILES.get(name) or Path(name)
     if not path.is_file():

@@ -73,7 +73,7 @@ class Endpoint:
     """A client for one endpoint and model, which keeps its connections open."""
 
     def __init__(self, config: JudgeConfig, key: str) -> None:
-        """Use the endpoint in `config` with `key`. Raises `NoAnswerError` if the environment's proxy cannot be used."""
+        """Use the endpoint in `config` with `key`. Raises `NoAnswerError` if the proxy or certificates are unusable."""
         self._url = f"{config.url.rstrip('/')}/chat/completions"
         self._model = config.model
         self._key = key
@@ -100,8 +100,9 @@ class Endpoint:
         """
         Send `messages` and return the text of the reply, without the key; "" if it is no chat completion.
 
-        Temporary failures are retried, up to `TRIES` times with pauses of 1 s to a minute. Raises `NoAnswerError` if
-        all tries or `TRIES_IN_ALL` of this client failed, and at once if the endpoint refuses the request or redirects.
+        After temporary failures they are sent again, up to `TRIES` times in all, with pauses of 1 s to a minute. Raises
+        `NoAnswerError` if these tries or `TRIES_IN_ALL` of this client failed, and at once if the endpoint refuses the
+        request or redirects.
         """
         body = json.dumps({"model": self._model, "messages": messages, "stream": False, **SAMPLING}).encode()
         wait = 0.0

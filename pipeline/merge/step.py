@@ -80,7 +80,7 @@ def merge(attempt: Attempt) -> Model:
 
     The merged model is written to `model/` in the attempt's folder, with a manifest and a list of the records that it
     was trained on, by this run and by those of the champion it started from. Raises `StepFailed` if the adapter's file
-    has changed or is incomplete, `CannotTrain` if a merged weight is not finite, the base was replaced, or the
+    is missing, incomplete or has changed, `CannotTrain` if a merged weight is not finite, the base was replaced, or the
     champion's folder has changed, and `Interrupted` if stopped.
     """
     started = time.monotonic()
@@ -127,7 +127,7 @@ def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answerin
 
     `trained` is a PEFT adapter folder, or a safetensors file of weights that replace the base's of the same names. The
     folder contains the tokenizer, a chat template of the trained format, and a generation config as in the evaluation.
-    Chat template and padding token of `tokenizer` itself are set, too. The whole model is loaded into memory if its
+    Chat template and padding token of `tokenizer` itself may change, too. The whole model is loaded into memory if its
     files cannot be merged one by one. Raises `CannotTrain` if a merged weight is not finite, and `StepFailed` if the
     adapter's file and config differ.
     """

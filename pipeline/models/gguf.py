@@ -48,8 +48,8 @@ def convert(source: Path, target: Path) -> None:
     """
     Convert the GGUF file `source` to the model folder `target` in bf16, with its tokenizer.
 
-    Nothing is done if `target` exists; its parent folders are created. Raises `CannotTrain` if the file is missing or
-    cannot be read.
+    Nothing is done if the folder `target` exists; its parent folders are created. Raises `CannotTrain` if the
+    file is missing or cannot be read.
     """
     if target.is_dir():
         return
@@ -97,7 +97,7 @@ def check(source: Path, model: Path) -> Drift:
 
     Four short prompts are compared. The file is read by transformers, and both models run on the CPU in float32. A copy
     in bfloat16 is written next to `source`, and deleted at the end. Raises `CannotTrain` if the file cannot be read,
-    its tokenizer or chat template produces other tokens for a prompt, or logits are not finite or all zero.
+    its tokenizer or chat template produces other tokens for a prompt, or logits are not finite or `model`'s all zero.
     """
     prompts = _tokenised(load_tokenizer(model))
     if _tokenised(_read(source, "tokenizer")) != prompts:

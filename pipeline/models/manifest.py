@@ -141,9 +141,9 @@ def check_base(folder: Path) -> None:
     Check that `folder` holds a trainable base model in transformers' format, without loading weights.
 
     The folder is untrusted: only regular files are opened, and read up to a limit. Raises `CannotTrain` if there is no
-    folder, no complete safetensors weights or no tokenizer, or if it holds pipes, impossible sizes, custom code,
-    quantised weights, an encoder-decoder, unusable special tokens, or an adapter instead of a model; `OSError` if
-    weights cannot be read.
+    folder, no readable config.json, no complete safetensors weights or no tokenizer, or if it holds too many or too
+    large files, pipes, impossible sizes, custom code, quantised weights, an encoder-decoder, unusable special tokens,
+    or an adapter; `OSError` if weights cannot be read.
     """
     if not folder.is_dir():
         raise CannotTrain(

@@ -71,7 +71,7 @@ def find_common(prompts: Sequence[Prompt]) -> Common:
     """
     Return hashes of the instructions, answers and word runs in more than 1 %, and in more than three, of `prompts`.
 
-    Answers of fewer than eight words do not count; those to more than ten prompts are `labels`. Each must have rows.
+    Answers under eight words do not count; those to more than ten prompts are `labels`. Each prompt must have rows.
     """
     most = max(int(COMMON_SHARE * len(prompts)), COMMON_ROWS)
     instructions = array("q", (hash(tuple(tokens(prompt.rows[0].instruction))) for prompt in prompts))
@@ -123,7 +123,8 @@ class HeldOut:
         Return the rows of a train or dev prompt that are no near-duplicates of the selected held-out prompts.
 
         The list is empty if the prompt itself is a near-duplicate; else rows are left out whose answer, of at least
-        eight words, a held-out prompt has. Notes the prompt's id in `near`, and up to ten left-out rows in `examples`.
+        eight words and not common, a selected prompt has. If rows are left out, notes the prompt's id in `near`, and
+        rows in `examples`, up to ten in all.
         """
         if not prompt.rows:
             return []

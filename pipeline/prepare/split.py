@@ -38,8 +38,9 @@ def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -
     Group sorted rows into prompts and yield each with its split and its current answers, in the order of their hash.
 
     With `pinned` only the prompts of held-out drops are held out. Without, a prompt's split depends on its hash alone,
-    and a held-out drop only keeps its prompts out of training: else its author would choose the evaluation set. A
-    prompt without remaining rows has the split "train". `rows` must be sorted as by `Partitions.sorted_parts`.
+    and the rows of held-out drops are not used; they only keep their prompts out of train and dev: else the drop's
+    author would choose the evaluation set. A prompt without remaining rows has the split "train". `rows` must be sorted
+    as by `Partitions.sorted_parts`.
     """
     for digits, group in groupby(rows, key=lambda row: row.hash):
         everything = list(group)
@@ -163,7 +164,7 @@ class SplitWriter:
         """
         Write `kept`, a train or dev prompt's rows that are no near-duplicates, and count all its rows in `totals`.
 
-        Dev rows are written once there are 20. A written row's drop is the first with the prompt's current answers.
+        Dev rows are written once there are 20. A written row's drop is the first since the prompt's answers changed.
         """
         self._count(prompt)
         self.totals.near_duplicates += len(prompt.rows) - len(kept)

@@ -44,9 +44,10 @@ def choose_start(attempt: Attempt, folder: Path, rows: int) -> Start:
     """
     Choose base or champion to start from; for the champion, remove all but a sample of its old rows from train.jsonl.
 
-    The file is in `folder` and has `rows` rows; the sample has `train.replay` times as many rows as are new. The base
-    is chosen if `train.start` says so, or if the champion is the base, is not known to come from this base and drops of
-    this run only, is the tenth training in a row, or knows all rows. Raises `Interrupted` if stopped.
+    The file is in `folder` and has `rows` rows; the sample has `train.replay` times as many rows as are new, at most
+    all old ones. The base is chosen if `train.start` says so, or if the champion is the base, is not known to come from
+    this base and drops of this run only, is the tenth training in a row, or knows all rows. Raises `Interrupted` if
+    stopped.
     """
     train, champion = attempt.config.train, attempt.spec.champion
     if train.start == "base" or champion.model_id == attempt.config.base_model_id:
@@ -116,8 +117,8 @@ def mix_in_general(folder: Path, rows: int, share: float, similarity: float) -> 
     """
     Append built-in general rows to train.jsonl in `folder`, which has `rows` rows; return how many were added.
 
-    After that, `share` of its rows are general; if that takes more general rows than there are, they repeat. Prompts of
-    the data are not added, nor those with a Jaccard index of at least `similarity` with a held-out prompt.
+    After that, `share` of its rows are general; if that takes more general rows than there are, they repeat. Prompts in
+    the data set's files are not added, nor those with a Jaccard index of at least `similarity` with a scored prompt.
     """
     if not share:
         return 0

@@ -58,7 +58,7 @@ def _groups(records: int, groups: int) -> Iterator[str]:
 
 
 def contamination_warnings(totals: Totals, drops: Sequence[Drop]) -> list[str]:
-    """Return a warning for each drop of which more than 20 % of the rows have a pinned held-out prompt."""
+    """Return a warning for each drop of which more than 20 % of the rows are left out as their prompt is pinned."""
     return [
         f"{drop.name}: {totals.removed_heldout[drop.id]:,} of {drop.rows:,} rows are held-out questions and not "
         f"trained on: if the file should not be there, dropforge drops withdraw {drop.id} --reason TEXT"

@@ -42,7 +42,7 @@ class Foreign(NamedTuple):
 
 
 def foreign_format(head: bytes) -> Foreign | None:
-    """Return the unsupported format of a file that begins with `head` (CSV, a JSON array, ...); `None` if unknown."""
+    """Return the unsupported format (CSV, ...) of a file that begins with `head`; `None` if none is recognised."""
     for magic, name, remedy in _MAGIC:
         if head.startswith(magic):
             return Foreign(name, remedy)

@@ -122,7 +122,7 @@ class Validation(Frozen):
 
     @property
     def reason(self) -> str:
-        """A sentence with the number of findings and the first one; without findings the number of records."""
+        """The first finding and, if there are several, their number; the number of records if there are none."""
         if self.ok:
             return f"{count(self.good_rows, 'record')}, nothing to object to"
         first = self.findings[0]
