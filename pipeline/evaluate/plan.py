@@ -27,7 +27,7 @@ _PROBE = fold("Repeat the word.", "word")
 _SMALLER_NAME = "batch-size.json"
 #: Prompts generated together where no batch size is set; larger batches are not faster on a CPU.
 _ROWS = {"cpu": 16, "cuda": 128}
-#: Concurrent requests to vLLM, which forms its own batches.
+#: Fewest concurrent requests to vLLM, which forms its own batches.
 _ROWS_VLLM = 32
 #: Answer lengths are rounded up to a multiple of so many tokens.
 _ROUND = 16
@@ -135,7 +135,7 @@ def make_plan(
     """
     Return the evaluation plan: prompts tokenised for both models, and the batch size.
 
-    A batch size of 0 in `decoding` is 16 on a CPU, 128 on a GPU, 32 with vLLM; it is smaller if earlier attempts noted
+    A batch size of 0 in `decoding` is 16 on a CPU (32 with vLLM), 128 on a GPU; it is smaller if earlier attempts noted
     in their own `folder` that memory ran out. Records are left out for both if the champion was trained on them or on
     near-duplicates, or if they exceed a window with their answer; standard error then says how many. Raises
     `CannotTrain` if no record is left, a suite's item exceeds a window, a model's tokenizer cannot be loaded, or the
@@ -158,7 +158,8 @@ def make_plan(
     engine = f"vllm {read_version(program)}" if program else PLAIN
     both = [_requests(model, kept, suites, decoding, engine) for model in (candidate_model, champion_model)]
     kept, both, too_long = _leave_out_too_long(kept, both)
-    first = decoding.batch_size or (_ROWS_VLLM if program else _ROWS[chosen_device()])
+    rows = _ROWS[chosen_device()]
+    first = decoding.batch_size or (max(rows, _ROWS_VLLM) if program else rows)
     smaller = attempt.earlier(f"{folder.name}/{_SMALLER_NAME}")
     size = min([first, *(int(durable.read_json(note)) for note in smaller)])
     candidate, other = (_with_setup(requests, batch_size=size) for requests in both)

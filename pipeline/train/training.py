@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from pipeline.train.trainer import TokenRow, Training, make_trainer
 from pipeline.train.watcher import adapter_weights, watcher
 
 _ERROR_CHARACTERS = 200
+_PATIENCE = timedelta(hours=12)
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
 _PROGRESS, _MEETING, _RESULT, _ERROR = "progress.json", "meeting", "result.json", "error.pickle"
@@ -274,4 +276,7 @@ def _join_group(training: Training) -> None:
         init_method=f"file://{training.scratch / _MEETING}",
         rank=process.rank,
         world_size=process.count,
+        # Rank 0 alone writes checkpoints and computes Spectrum's ratios: NCCL's own ten minutes can be too short.
+        timeout=_PATIENCE,
+        device_id=torch.device("cuda", 0) if training.device == "cuda" else None,
     )

@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,8 @@ from pipeline.artifacts import Adapter
 from pipeline.config import TrainConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_START_AGAIN, CannotTrain
-from pipeline.train.training import process_count, visible_device
+from pipeline.train.data_parallel import ProcessRank
+from pipeline.train.training import _join_group, process_count, visible_device
 from tests.training_runs import TrainingRun
 
 #: How far, of what was learned, two processes may be from one: rounding, which Adam's first steps make larger.
@@ -190,3 +193,17 @@ def test_there_is_a_process_for_each_card_and_no_more(monkeypatch: pytest.Monkey
 )
 def test_each_process_sees_one_of_the_visible_cards(visible: str | None, expected: list[str]) -> None:
     assert [visible_device(rank, visible) for rank in range(2)] == expected
+
+
+def test_the_processes_of_cards_are_bound_to_theirs_and_wait_for_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    joined: dict[str, Any] = {}
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda _backend, **given: joined.update(given))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    training: Any = SimpleNamespace(device="cuda", process=ProcessRank(1, 2), scratch=tmp_path)
+    _join_group(training)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    assert joined["device_id"] == torch.device("cuda", 0)
+    # Ten minutes, NCCL's own, are less than a large checkpoint can take.
+    assert joined["timeout"] > timedelta(hours=1)
