@@ -76,7 +76,8 @@ class InboxFolders:
         """
         Return the open inbox, created if missing; open it again if its path leads to another folder now.
 
-        If the daemon owns it and others may write there, it gets the sticky bit. Raises `InboxUnusable`.
+        If the daemon owns it and others may write there, it gets the sticky bit where that is permitted. Raises
+        `InboxUnusable`.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,8 @@ class InboxFolders:
         Open the folder for drops at `names` below the inbox; without names the inbox itself.
 
         Missing folders are created, with the inbox's mode; each gets the sticky bit if others may write there. Raises
-        `InboxUnusable` if a name is that of a link, a file or another user's folder.
+        `InboxUnusable` if a name is that of a link, a file or a folder of another user than the daemon's and root, or
+        if the sticky bit cannot be set.
         """
         return self._below(names, is_closed=False)
 
@@ -142,7 +144,7 @@ class InboxFolders:
         Open the folder, created if missing, for receipts and errors of files that the user with id `owner` dropped.
 
         For the daemon's user it is the `closed` folder at `names`; for any other user, `~USER` in it, which only this
-        user can read: on a file system without access lists only the daemon. Raises `InboxUnusable`.
+        user and the daemon can read: on a file system without access lists only the daemon. Raises `InboxUnusable`.
         """
         folder = self.closed(*names)
         if owner == os.geteuid():
@@ -160,7 +162,7 @@ class InboxFolders:
         return private
 
     def answers_there(self, *names: str, user: str | None) -> Folder | None:
-        """Open the folder that `answers` made for user `user` (`None`: the daemon's); return `None` if missing."""
+        """Open the folder that `answers` made for user `user` (`None`: the daemon's); `None` if missing or unsafe."""
         folder = self.closed(*names)
         if user in {None, name_of(os.geteuid())}:
             return folder
@@ -171,7 +173,7 @@ class InboxFolders:
         return private if os.fstat(private.fd).st_uid in {os.geteuid(), 0} else None
 
     def lock(self) -> None:
-        """Lock the inbox until the process ends, without waiting. Raises `InboxUnusable` if it is locked already."""
+        """Lock the inbox until the process ends. Raises `InboxUnusable` if it cannot be locked within 0.2 s."""
         # In done/, where no other user can open a file: in the inbox any user with write access could hold the lock.
         folder = self.closed(DONE)
         path = folder.path / ".daemon.lock"
@@ -186,7 +188,7 @@ class InboxFolders:
 
 
 def read_own(folder: Folder, name: str | bytes) -> bytes | None:
-    """Return up to 1 MB of the file `name`; `None` if missing, unreadable, a link, or not of the daemon's user."""
+    """Return up to 1 MiB of the file `name`; `None` if missing, unreadable, not regular, or another user's."""
     try:
         fd = os.open(name, _READ_OWN, dir_fd=folder.fd)
     except OSError:
@@ -201,8 +203,8 @@ def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None
     """
     Write the line `MARK` and `text` to the file `name` in `folder`, or delete the file if `text` is `None`.
 
-    Nothing happens if the file has this text already, or if another user owns it or it begins with another line. The
-    text is written to the folder `aside`, which only the daemon may write to, and then moved. Raises `OSError`.
+    Nothing happens if the file has this text already, or if it is a link, another user's or begins with another line.
+    The text is written to the folder `aside`, which only the daemon may write to, and then moved. Raises `OSError`.
     """
     data, old = None if text is None else f"{MARK}\n\n{text}".encode(), read_own(folder, name)
     ours = old is not None and old.startswith(MARK.encode())

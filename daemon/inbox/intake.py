@@ -60,7 +60,11 @@ class Outcome:
 
     @property
     def is_taken(self) -> bool:
-        """Whether the file was recorded as a drop (rejected and duplicate drops, too) and has left the inbox."""
+        """
+        Whether the file was recorded as a drop (rejected and duplicate drops, too).
+
+        It has then left the inbox, unless it changed meanwhile.
+        """
         return self.kind in get_args(Taken)
 
 
@@ -101,8 +105,8 @@ class Intake:
 
         The file is copied and validated, an accepted drop may queue a run, and the file then lies in `done/` with a
         receipt or in `rejected/` with an error list. `now_ms` is in milliseconds since the epoch. A file that is bad,
-        changing, unreadable or beyond a limit raises nothing. Raises `OSError` if the state folder cannot be written,
-        as on a full disk, and `InboxUnusable`; then the file stays in the inbox.
+        changing, unreadable or beyond a limit raises nothing. Raises `OSError` or a database error if the state folder
+        cannot be written, as on a full disk, and `InboxUnusable`; then the file stays in the inbox.
         """
         try:
             folder = self._inbox.shared(*settled.folders)

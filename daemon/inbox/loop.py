@@ -27,7 +27,7 @@ class IntakeLoop:
     """The thread that records complete files of the inbox as drops, and writes README.txt and notes there."""
 
     def __init__(self, engine: Engine, settings: Settings, poke: Callable[[], None]) -> None:
-        """Watch the inbox of `settings`; `poke` is called after a scan that took files."""
+        """Prepare to watch the inbox of `settings`; `poke` is called after a scan that took files, or a failure."""
         self._poke = poke
         self.wake = threading.Event()
         self.stop = threading.Event()

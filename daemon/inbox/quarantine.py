@@ -63,7 +63,7 @@ def noted_kinds(validation: Validation) -> list[dict[str, object]]:
 
 def sift(path: Path, options: Options) -> str:
     """
-    Replace the file at `path` by its good rows, durably and in JSON Lines; return its new sha256 in hexadecimal.
+    Replace the file at `path` by its good rows, fsynced and in JSON Lines; return its new sha256 in hexadecimal.
 
     The same bytes and options give the same file. Raises `OSError` and then leaves the file unchanged.
     """

@@ -64,7 +64,7 @@ def refusal(info: os.stat_result) -> tuple[str, str] | None:
 
 def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> Copy:
     """
-    Copy the file `name`, whose `look` gave `info`, durably into `folder` under a temporary name.
+    Copy the file `name`, whose `look` gave `info`, into `folder` under a temporary name, and fsync the copy.
 
     Raises `SourceUnreadable` if it is a link or cannot be read, `SourceChanged` if it differs from `info` or changes,
     `FileNotFoundError`, or `OSError` if the copy cannot be written. Nothing is left behind then.

@@ -22,8 +22,8 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
     """
     Copy the file `source` into the inbox of a declared track, complete or not at all; return the path of the copy.
 
-    Raises `DropforgeError` if `source` is not a regular file, the inbox ignores its name or has a file of that name, or
-    there is no such folder; `OSError` if reading or writing fails.
+    Raises `DropforgeError` if `source` is a device or pipe, the inbox ignores its name or has a file of that name, or
+    there is no such folder; `OSError` if `source` is a folder, or if reading or writing fails.
     """
     require_usable(source.name)
     with incoming(settings) as new:
@@ -32,7 +32,7 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
 
 
 def require_usable(name: str) -> None:
-    """Raise `DropforgeError` for a name that the inbox ignores: hidden, a partial upload, or a text of the daemon."""
+    """Raise `DropforgeError` for a name that the inbox ignores (`is_skipped`)."""
     if is_skipped(os.fsencode(name)):
         message = f"{name}: the inbox takes a file of such a name for one that is still being written"
         raise DropforgeError(message, "rename the file and submit it again")
@@ -50,7 +50,7 @@ class Incoming:
 
     def place(self, name: str, track: str, *, heldout: bool) -> Path:
         """
-        Make the file durable and rename it to `name` in the folder of a declared `track`, or its held-out folder.
+        Make the file durable under the name `name` in the folder of a declared `track`, or its held-out folder.
 
         Returns its path. Raises `DropforgeError` if a file of that name exists, the inbox ignores the name, or there is
         no such folder; `OSError` if the file cannot be written.

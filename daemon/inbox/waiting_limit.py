@@ -65,7 +65,7 @@ class WaitingLimit:
         return f"{count(self._most, 'drop')} of {name_of(info.st_uid)} wait for a run, {_LIMIT}"
 
     def why_it_waits(self, settled: Settled, info: os.stat_result) -> str | None:
-        """Return why a held-out file needs approval, by itself or the inbox's mode; `None` if accepted at once."""
+        """Return why a held-out file needs approval, by settings, owner and mode, or the inbox's mode; or `None`."""
         why = why_it_waits(self._settings, settled.track, info.st_uid, info.st_mode)
         return why or self._inbox.why_movable()
 

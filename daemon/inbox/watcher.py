@@ -98,7 +98,7 @@ class Watcher:
     """Finds the files of the inbox that are complete; used by one thread, which others wake."""
 
     def __init__(self, settings: Settings, wake: threading.Event) -> None:
-        """Watch the inbox of `settings`; `wake` is set at each file event, so that the caller scans."""
+        """Prepare to watch the inbox of `settings`; `wake` is set when a file is created, written or moved in."""
         self.inbox = InboxFolders(settings.inbox_folder)
         self._settings = settings
         self._handler = _Waker(wake)
@@ -128,10 +128,10 @@ class Watcher:
         """
         List the inbox and return the files that are complete, in the order of their last change.
 
-        `now` is monotonic, in seconds. A file is complete when it has not changed for `intake.settle_seconds`, or was
-        renamed into place, and no process has it open for writing; where open files cannot be checked, a rename does
-        not count. Names that `is_skipped` ignores are left out. A file that stays in the inbox is returned by each scan
-        except while it is put off. Raises `InboxUnusable` if the inbox, or its `done/` or `rejected/`, cannot be used.
+        `now` is monotonic, in seconds. A file is complete when scans saw it unchanged for `intake.settle_seconds`, or
+        it was renamed into place, and no process has it open for writing; where open files cannot be checked, a rename
+        does not count. Names that `is_skipped` ignores are left out. A file that stays in the inbox is returned by each
+        scan except while it is put off. Raises `InboxUnusable` if the inbox, `done/` or `rejected/` cannot be used.
         """
         self._refresh()
         settled: list[tuple[_Shape, Settled]] = []
@@ -194,7 +194,7 @@ class Watcher:
             yield place.names, dict(itertools.islice(left, _MOST_LEFT))
 
     def unknown_folders(self) -> list[dict[str, str | None]]:
-        """Return up to 100 folders of the inbox that are no declared track, as {"name", "nearest": similar track}."""
+        """Return up to 100 visible folders of the inbox that are not used, as {"name", "nearest": similar track}."""
         known = {*self._settings.track_names, DONE, REJECTED, HELDOUT} - {"default"}
         with os.scandir(self.inbox.root().fd) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))

@@ -26,7 +26,7 @@ class Withdrawal(NamedTuple):
     cancelled: list[int]
     """Ids of the runs that used the drop: open ones, and wins that waited for approval."""
     queued: int | None
-    """Id of the run on the other drops that were new in the cancelled runs; `None` if there are none."""
+    """Id of the run on the other drops that were new in the cancelled runs; `None` if there is no such run."""
 
     @property
     def words(self) -> list[str]:
@@ -65,8 +65,9 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
 
     Returns what was cancelled and queued: open runs and pending wins that were made from the drop are cancelled (a
     running run stops later), and one run is queued for the other drops that were new in them, unless the track runs at
-    night only. A model that was promoted already keeps serving: a person rolls it back. `word` is the decision: reason,
-    time and author. Raises `DropforgeError` if the drop is unknown or in another state.
+    night only. Trials of other drops that used it are repeated. A model that was promoted already keeps serving: a
+    person rolls it back. `word` is the decision: reason, time and author. Raises `DropforgeError` if the drop is
+    unknown or in another state.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)

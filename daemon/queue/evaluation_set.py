@@ -57,7 +57,7 @@ def records_came(session: Session, settings: Settings, track: str) -> bool:
 
 
 def accepted_rows(session: Session, track: str) -> tuple[str | None, dict[str, int]]:
-    """Return the metric that the track's first verdict fixed (or `None`), and how many rows were accepted, by role."""
+    """Return the track's metric, `None` before a verdict fixes it, and the rows of its accepted drops by role."""
     session.flush()
     rows = session.connection().execute(text(ACCEPTED_ROWS), {"track": track})
     return session.get_one(Track, track).metric, {row.role: row.rows for row in rows}

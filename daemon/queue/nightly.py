@@ -45,7 +45,7 @@ def last_due(schedule: str, timezone: str, after: datetime, now: datetime) -> da
 
     `timezone` is an IANA name; the two times are aware. Times more than 370 days before `now` are left out. A local
     time that the clocks skip fires later, by the length of the gap; a repeated local time fires the first time only,
-    unless the expression is for every hour.
+    unless the hour field begins with `*`.
     """
     trigger = cron_trigger(schedule, timezone)
     # Without an end it would look for a 30th of February until the year 9999.
@@ -64,9 +64,9 @@ def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
     """
     Take the latest due slot of every track with a nightly trigger, in one transaction; return the new slots.
 
-    If training drops wait for a run, or pinned records that the last run lacked, the track's run is queued to begin at
-    once; otherwise the slot's outcome is `no_new_data`. The slot also covers earlier slots that were missed, but none
-    before the first call with this schedule. `now` is in milliseconds since the epoch.
+    If training drops wait for a run, or pinned records that the last run lacked, the track's run is queued, due at once
+    unless it was queued before; otherwise the slot's outcome is `no_new_data`. The slot also covers earlier slots that
+    were missed, but none before the first call with this schedule. `now` is in milliseconds since the epoch.
     """
     taken = []
     with transaction(engine) as session:

@@ -33,7 +33,7 @@ def due_runs(session: Session, now: int) -> list[Run]:
 
 
 def next_due(engine: Engine) -> int | None:
-    """Return the earliest due time (ms) of the queued and waiting runs of tracks not paused; `None` if none is open."""
+    """Return the earliest due time (ms) of the queued and waiting runs of tracks not paused; `None` without any."""
     with transaction(engine) as session:
         due: int | None = session.exec(_NEXT).one()
     return due
@@ -43,8 +43,8 @@ def move_first(engine: Engine, run_id: int, now: int, by: str) -> list[int]:
     """
     Move a queued or waiting run to the front of the queue; return the ids of all queued and waiting runs in order.
 
-    The event names `by`, the user. The run still waits until its own time: a back-off, its track's quiet. Raises
-    `DropforgeError` if the run is unknown, or neither queued nor waiting.
+    The event names `by`, the user. The run still waits until its own time: a back-off, its track's quiet. A running run
+    is placed before it. Raises `DropforgeError` if the run is unknown, or neither queued nor waiting.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
@@ -65,7 +65,11 @@ def _in_order(runs: Sequence[Run]) -> list[Run]:
 
 
 def pause(engine: Engine, track: str, word: Word) -> None:
-    """Pause a track: no run of it begins until `resume`; a running run continues. Raises `DropforgeError` if paused."""
+    """
+    Pause a track: until `resume` no run of it begins or resumes; a running run goes on.
+
+    Raises `DropforgeError` if the track is paused already.
+    """
     with transaction(engine) as session:
         row = ensure_track(session, track, word.at)
         if row.paused is not None:

@@ -124,10 +124,10 @@ def enqueue_when_quiet(session: Session, settings: Settings, name: str, now: int
 
 def enqueue_by_hand(engine: Engine, track: str, now: int, trigger: str = "hand") -> tuple[int, Sequence[Drop]]:
     """
-    Queue a run of the track to begin at once; return its id and the drops that it will use.
+    Queue a run of the track to begin at once; return its id and the drops that it would use now.
 
     A run of the track that is queued already is made due instead; it gets the trigger `SEARCH` if that is given. Raises
-    `DropforgeError` if the track has no accepted training drop.
+    `DropforgeError` if the track has no accepted training drop, or all of them are on trial.
     """
     with transaction(engine) as session:
         drops = next_drops(session, track)
@@ -145,9 +145,8 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
     """
     Set configuration and snapshot of a run that is due; return whether it can be claimed.
 
-    The snapshot is the track's accepted drops; for a retried run, those of its former snapshot that are still accepted.
-    A run without any training drop is cancelled: `False`. A trial gets another seed than `config`, and only a run with
-    the trigger `SEARCH` keeps a search that is not for every run.
+    The snapshot is the result of `take_snapshot`. A run without any training drop is cancelled: `False`. A trial gets
+    another seed than `config`, and only a run with the trigger `SEARCH` keeps a search that is not for every run.
     """
     snapshot = take_snapshot(session, run)
     if not snapshot:
@@ -210,8 +209,8 @@ def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetryS
     """
     Count a failure and postpone the run (`backoff_seconds`, doubled up to an hour) or end it; return its new state.
 
-    The run ends as failed if `failure` is not retryable or the failures reach `retry.limit`. It is cancelled instead of
-    postponed if that was requested. Raises `LostClaim` if the claim is not valid any more.
+    The run ends as failed if `failure` is not retryable or the failures reach `retry.limit`. In either case it is
+    cancelled instead if that was requested, unless its model was promoted. Raises `LostClaim` if the claim is invalid.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
@@ -229,7 +228,7 @@ def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
     """
     Set an interrupted run to waiting, without counting a failure; return its new state.
 
-    It resumes before queued runs, or is cancelled if that was requested. Raises `LostClaim` if the claim is invalid.
+    It is cancelled instead if that was requested. Raises `LostClaim` if the claim is invalid.
     """
     with transaction(engine) as session:
         # `not_before` stays as it was at the claim: to be later, by a clock that is ahead, would make it wait.
@@ -240,8 +239,8 @@ def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> R
     """
     Set a run to waiting because of `error` (a full disk, say), not counted as a failure; return its new state.
 
-    It waits as long again as since its first claim: from half a minute to ten minutes. It is cancelled instead if a
-    person has requested that. Raises `LostClaim` if the claim is not valid any more.
+    It waits as long again as since its first claim: from half a minute to ten minutes. It is cancelled instead if that
+    was requested. Raises `LostClaim` if the claim is not valid any more.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
@@ -255,7 +254,7 @@ def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySetti
     Count a process that vanished: the run waits, or ends as crashed at `retry.limit` in a row. Return its new state.
 
     With `progress` the count restarts at 1: three reboots in a week must not end a training that takes longer than a
-    week. A run that would wait is cancelled instead if that was requested. Raises `LostClaim` if the claim is invalid.
+    week. In either case the run is cancelled instead if that was requested. Raises `LostClaim` if the claim is invalid.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
@@ -287,8 +286,8 @@ def retry(session: Session, run_id: int, now: int) -> RunState:
     Set a failed, cancelled or crashed run to waiting or queued, with its counters at zero; return its new state.
 
     It resumes where it stopped, with today's settings and without drops that were withdrawn or suspended meanwhile.
-    Raises `DropforgeError` for a run in any other state, and for a run without a snapshot whose track has a queued run
-    already.
+    Raises `DropforgeError` for a run that is unknown or in any other state, and for a run without a snapshot whose
+    track has a queued run already.
     """
     run = known_run(session, run_id)
     if run.state not in RETRIABLE:

@@ -18,8 +18,8 @@ def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
     """
     Return the run's snapshot: the accepted drops of its track as JSON of `artifacts.Drop`, oldest first.
 
-    For a retried run only drops of its former snapshot. Drops on trial are left out, but for the drop that this run
-    tests. Drops that are in a snapshot for the first time are marked with this run, unless it is a trial. Empty, and
+    For a run with a snapshot, as a retried run or a trial, only drops of that. Drops on trial are left out, but for the
+    drop that this run tests. Drops without a `first_run` are marked with this run, unless it is a trial. Empty, and
     nothing is marked, if there is no training drop. `run` itself is not changed.
     """
     of_track = col(Drop.track) == run.track
@@ -62,7 +62,7 @@ def _free(session: Session, run_id: int | None, which: ColumnElement[bool]) -> S
 
 
 def waiting_drops(session: Session, track: str, owner: str | None = None) -> int:
-    """Return how many accepted training drops no run has used, not counting drops on trial; of `owner` if named."""
+    """Return how many accepted training drops, of `owner` if named, wait for a run; those on trial do not count."""
     return _count(session, _WAITING, track, owner)
 
 

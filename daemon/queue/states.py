@@ -99,7 +99,7 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
 
     The open attempt of a run that stops running is ended as lost. The drops that were new in a run that fails, crashes
     or is cancelled wait for a run again. The run's claim ends unless `move` has a token. Raises `DropforgeError` if the
-    move is not allowed, `LostClaim` if the row has changed since the caller read it.
+    move is not allowed, `LostClaim` if its state or token has changed since the caller read it.
     """
     was = RunState(run.state)
     if move.to not in ALLOWED[was]:

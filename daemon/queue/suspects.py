@@ -48,7 +48,7 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     Called in the transaction that ends the run. A trial's verdict suspends or clears the drop that it tested, which may
     queue a run; the verdict of any other run may open a search. No drop is blamed if the champion is a base model or
     `gate.trials_per_week` is 0, or if the candidate lacks a drop of the champion's, as it was withdrawn, since it may
-    be worse for that. A trial is repeated if the champion is not the model that it was made for.
+    be worse for that. A trial that does not win is repeated if the champion has other drops than it was made with.
     """
     known, own = _known(session, run.track), _train_ids(session, run)
     lacks = known - own
@@ -75,8 +75,9 @@ def go_on(engine: Engine, settings: Settings, now: int) -> None:
     """
     Queue the next trial, or end the search, in each declared track that has drops on trial and no unfinished trial.
 
-    A trial that ended without a verdict clears its drop; if no trial is left for the week, all drops are cleared. A
-    trial that has not begun gets the drops of today's champion. Called while no run is claimed: trials run when idle.
+    A trial that ended without a verdict clears its drop; if no trial is left for the week, or no drop of the champion
+    is accepted any more, all are cleared. A trial that has not begun gets the drops of today's champion. Called while
+    no run is claimed: trials run when idle.
     """
     with transaction(engine) as session:
         tracks = session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None)).distinct()).all()

@@ -81,7 +81,7 @@ class ChangeWatch:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """Yield a session; commit at the block's end, or roll back if an exception leaves it. Rows stay readable then."""
+    """Yield a session; commit at the block's end, or roll back after an exception. Committed rows stay readable."""
     with Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 

@@ -128,7 +128,8 @@ def copy_database(source: Path, target: Path) -> dict[str, int]:
 
     All that was committed before the call is in the copy. It is written under a temporary name, verified, made durable,
     and then renamed; an existing `target` is replaced.
-    Raises `DatabaseUnusable` if source or copy is damaged, `OSError` if it cannot be written; nothing is left behind.
+    Raises `DatabaseUnusable` if source or copy is damaged or SQLite cannot write, as on a full disk, `OSError` if it
+    cannot be made durable or renamed; nothing is left behind.
     """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:

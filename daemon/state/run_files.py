@@ -135,9 +135,9 @@ def publish(spec: StepSpec, result: StepResult) -> Artifact:
     """
     Check a successful result, write its artifact to `runs/<id>/<step>.json` and return it.
 
-    The folder of a merged model moves to `models/<model_id>`, which the returned artifact names; predictions of an
-    evaluation are linked into the cache. Safe to repeat. Raises `StepFailed` if the artifact is malformed, the model's
-    folder is missing or, in other steps, an output is missing or has changed.
+    The folder of a merged model moves to `models/<model_id>`, unless that is there already, and the returned artifact
+    names that; predictions of an evaluation are linked into the cache. Safe to repeat. Raises `StepFailed` if the
+    artifact is malformed, the model's folder is missing or, in other steps, an output is missing or has changed.
     """
     root = Path(spec.root)
     try:

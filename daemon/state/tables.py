@@ -62,7 +62,7 @@ def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
 
 
 class Track(SQLModel, table=True):
-    """One model line; values that its first run fixed are kept here, whatever the settings say later."""
+    """One model line; values that a verdict fixed are kept here, whatever the settings say later."""
 
     name: Name = Field(primary_key=True)
     salt: str

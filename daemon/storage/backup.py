@@ -98,7 +98,8 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
     current and previous champions and of wins that wait for approval. It gets its name only after all of it is durable
     and verified; a failed backup leaves nothing. Files that the database names and that are missing are no error: the
     manifest lists them. Raises `DropforgeError` if there is no database, `target` is unusable, or another backup of
-    this folder is being made, `DatabaseUnusable` if the database is damaged, `OSError` if a file cannot be copied.
+    this folder is being made, `DatabaseUnusable` if the database is damaged or cannot be copied, `OSError` if another
+    file cannot be copied.
     """
     root = settings.state_folder
     if not (root / DATABASE_NAME).exists():
@@ -134,7 +135,7 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
 
 def check(folder: Path) -> Manifest:
     """
-    Verify a whole backup, the hash of every file and every row of the database, and return its manifest.
+    Verify a backup, the hash of every file in its manifest and every row of the database, and return the manifest.
 
     Raises `DropforgeError` for the first thing that is wrong, `OSError` if a folder cannot be entered.
     Nothing in it is followed or trusted before it is checked: others may be able to write to a backup.

@@ -28,7 +28,7 @@ def needed_bytes(config: RunConfig | TrackSettings) -> dict[str, int]:
     """
     Return upper bounds, in bytes, for the large files of a run, by step: `{"train": ..., "merge": ...}`.
 
-    Computed from the headers of the base model's safetensors files. Raises `CannotTell` if they cannot be read.
+    Computed from the headers and sizes of the base model's files. Raises `CannotTell` if they cannot be read.
     """
     base = Path(config.base_model)
     try:
@@ -53,7 +53,7 @@ def needed_bytes(config: RunConfig | TrackSettings) -> dict[str, int]:
 
 
 def still_needed(state_folder: Path, run: Run) -> dict[str, int]:
-    """Return `needed_bytes` of a claimed run for its unpublished steps, that of "train" less its checkpoints' bytes."""
+    """Return `needed_bytes` of a begun run for its unpublished steps, that of "train" less its checkpoints' bytes."""
     run_id = run.id or 0
     needs = needed_bytes(RunConfig.model_validate(run.config))
     checkpoints = tree_bytes(run_folder(state_folder, run_id) / "checkpoints")

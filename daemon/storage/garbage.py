@@ -35,10 +35,10 @@ class Item(Frozen):
 
 def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> Iterator[Item]:
     """
-    Yield all items that are not in `kept`, and delete nothing; `now` is in ms since the epoch.
+    Yield the models, working files and temporary files that are not in `kept`, and delete nothing.
 
     Files that the database does not know are included if older than a day, and the oldest cached predictions beyond
-    2 GB if no run is running.
+    2 GB, but for those of champions and open runs, if no run is running. `now` is in ms since the epoch.
     """
     finder = _Finder(settings, kept, now)
     yield from finder.cut_off()

@@ -42,11 +42,11 @@ class Collected(Frozen):
 
 def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = False) -> Collected:
     """
-    Delete all files that are not kept, record an event if there were any, and return them.
+    Delete the files that `find_garbage` finds, record an event if there were any, and return them.
 
     With `dry_run` they are only returned. `now` is in milliseconds since the epoch. Safe while a daemon runs; waits
-    while another collection or a publication holds the lock (`collecting`). Raises `OSError` if a file cannot be moved,
-    after all others were, and, with nothing changed, if the folder of a run cannot be read.
+    while another collection or a publication holds the lock (`collecting`). Raises `OSError` if a file cannot be moved
+    or deleted, after all others were, and, with nothing changed, if the folder of a run cannot be read.
     """
     root = settings.state_folder
     with collecting(root), transaction(engine) as session:
@@ -65,7 +65,7 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
 
 def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
     """
-    Delete the large files of an attempt that ended without a result: data, adapters, models; not its spec and log.
+    Delete the `leftovers` of an attempt that ended without a result: data, adapters, models; not its spec and log.
 
     Nothing is deleted for `evaluate` and `judge`: the next attempt resumes from the predictions and replies. Safe to
     repeat; a folder that cannot be deleted is left to a later collection.

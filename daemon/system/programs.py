@@ -42,7 +42,7 @@ def act_as_owner(state_folder: Path) -> None:
     Drop root's privileges for those of the state folder's owner, permanently, if root runs this process.
 
     Otherwise the daemon could not read what root writes there. Nothing changes for any other user, or if the folder is
-    root's or does not exist yet, in which case it will belong to root. HOME becomes that of the owner.
+    root's or does not exist yet, in which case it will belong to root. HOME becomes that of the owner's account.
     """
     if os.geteuid() != 0 or not state_folder.exists() or (info := state_folder.stat()).st_uid == 0:
         return

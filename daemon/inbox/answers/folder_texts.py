@@ -37,7 +37,8 @@ class FolderTexts:
         """
         Write README.txt, at the first call, and changed verdict notes; return whether more notes are pending.
 
-        A call handles the notes of at most 20 drops. Raises `OSError` if the disk is full; others are logged.
+        A call handles the notes of at most 20 drops. Raises `OSError` if the disk is full, and database errors; other
+        errors of writing are logged.
         """
         for track in () if self._is_described else self._settings.track_names:
             self._keep(folder_names(track, "train"), README, readme_text(self._settings, track))
@@ -46,9 +47,9 @@ class FolderTexts:
 
     def keep_notes(self, folders: tuple[str, ...], left: Mapping[str, str]) -> None:
         """
-        Write NAME.waits.txt next to each file in `left` (name: reason), and delete other such notes in the folder.
+        Write NAME.waits.txt next to each file in `left` (name: reason), and delete the daemon's other such notes there.
 
-        `folders` is its path as names below the inbox. Raises `OSError` if the disk is full; other errors are logged.
+        `folders` is the folder as names below the inbox. Raises `OSError` if the disk is full; other errors are logged.
         """
         try:
             folder = self._inbox.shared(*folders)  # open as long as it has a name

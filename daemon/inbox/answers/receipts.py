@@ -68,7 +68,7 @@ def receipt(drop: Drop, run: int | None, original: Original | None, notices: Seq
     Return the receipt of a drop that is accepted, proposed, or a duplicate of `original`.
 
     `run` is the id of the run that the drop queued, if any. `sha256` is that of the dropped file; `content_sha256` in
-    the receipt is that of the stored rows, without bad ones.
+    the receipt is that of the stored rows, without bad ones, but of a duplicate that of the dropped file.
     """
     same = None
     if original is not None:
@@ -96,8 +96,8 @@ def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
     """
     Return the error list of a drop that was rejected or lost rows (`schemas/drop-errors.schema.json`), or `None`.
 
-    `sha256` is that of the dropped file. `None` if the file is valid now: it was recorded before a crash, under other
-    settings.
+    It has at most 100 findings. `sha256` is that of the dropped file. `None` if the file is valid now: it was recorded
+    before a crash, under other settings.
     """
     if validation.ok:
         return None

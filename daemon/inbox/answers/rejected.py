@@ -29,10 +29,10 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
     """
     Delete drops that were rejected more than `gc.rejected_days` before `now`, and return an item for each.
 
-    Deleted are the file, its error list, and the drop's row, events and messages; an event records the sum. The newest
-    drop, and drops with a message still to be sent, are kept. `now` is in milliseconds since the epoch. With `dry_run`
-    nothing is deleted. Safe while a daemon runs. Returns nothing if there is no inbox. Raises `OSError` or
-    `InboxUnusable` if a file cannot be deleted, after all others were; its rows stay.
+    Deleted are the file and its error list, by which it is found, and the drop's row, events and messages; an event
+    records the sum. The newest drop, and drops with a message still to be sent, are kept. `now` is in milliseconds
+    since the epoch. With `dry_run` nothing is deleted. Safe while a daemon runs. Returns an empty tuple if there is no
+    inbox. Raises `OSError` or `InboxUnusable` if a file cannot be deleted, after all others were; its rows stay.
     """
     inbox, days = InboxFolders(settings.inbox_folder), settings.gc.rejected_days
     if not inbox.path.is_dir():  # a disk that is not mounted: without their rows the files would stay for ever

@@ -22,8 +22,8 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
 
     `rows` is the number of rows in accepted drops, by role: held-out rows count with `gate.on = "pinned"`, otherwise
     training rows, of which enough yield the required held-out records in 95 of 100 cases. Repeated rows count each
-    time, so even enough rows may turn out too few. `metric` is the metric that the track's first run fixed, `None`
-    before: then the sentence has a second number of rows, for long answers.
+    time, so even enough rows may turn out too few. `metric` is the track's metric, `None` before a verdict fixes it:
+    then the sentence may have a second number of rows, for long answers.
     """
     least, most = _needed(track, metric)
     nothing = "nothing is trained" if track.gate.approval == "auto" else "no model gets a verdict"

@@ -69,7 +69,7 @@ class VerdictNotes:
     """Keeps the verdict notes of all drops up to date; used by one thread."""
 
     def __init__(self, engine: Engine, settings: Settings, inbox: InboxFolders) -> None:
-        """Read from the database of `engine`; all drops are pending at first."""
+        """Read from the database of `engine`; all drops that get a note are pending at first."""
         self._engine, self._settings, self._inbox = engine, settings, inbox
         self._changes = ChangeWatch(engine)
         with transaction(engine) as session:
