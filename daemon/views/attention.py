@@ -62,8 +62,9 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     Return the entries that need a person, most urgent first; empty if there are none.
 
     A dismissed entry is left out until it happens again; a lasting condition, such as a pause, for a day. Failed runs
-    and rejected files older than a week are left out. Of failed, rejected and proposed ones five each are listed, and
-    the others counted in one more entry. Raises `DropforgeError` if the state folder cannot be read.
+    and rejected files older than a week are left out, and rejected files that their owner dropped again. Of failed,
+    rejected and proposed ones five each are listed, and the others counted in one more entry. Raises `DropforgeError`
+    if the state folder cannot be read.
     """
     alive = overview.daemon().alive
     rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR, DISMISSED)

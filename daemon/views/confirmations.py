@@ -72,7 +72,7 @@ def restored(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
 
 
 def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:
-    """Return lines on a withdrawn drop: runs cancelled and queued, a champion trained on it, a hint for a new file."""
+    """Return lines on a withdrawal: runs cancelled and queued, a champion trained on it, a hint for held-out files."""
     mend = "if a corrected file is to take its place, drop it before that run begins: it judges with what is there"
     correct = done.queued is not None and done.drop.role == "heldout"
     uses = overview.uses(done.drop.id or 0)

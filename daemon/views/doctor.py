@@ -196,7 +196,11 @@ def _champions(settings: Settings) -> Iterator[Finding]:
 
 
 def needs(settings: Settings) -> Iterator[Finding]:
-    """Yield a finding per package, program and suite needed: "ok", "bad", or "warn" if only another worker needs it."""
+    """
+    Yield a finding for the training packages, and for each program and suite that the settings need.
+
+    Its level is "ok", or "bad" if it is missing or unusable; "warn" if only steps need it and the worker is separate.
+    """
     for name, look, of_steps in preflight.needs(settings):
         try:
             yield _ok(name, look())

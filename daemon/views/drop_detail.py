@@ -48,9 +48,9 @@ class DropDetail(Frozen):
     findings: tuple[FindingView, ...]
     warnings: tuple[FindingView, ...]
     champions: tuple[int, ...]
-    """Generations of the track's champions that were trained on it, the latest first; at most 20."""
+    """Generations of the track's champions that were trained on it, without rollbacks, the latest first; at most 20."""
     serving: bool
-    """Whether the current champion is one of them."""
+    """Whether the current champion was trained on it."""
 
 
 def drop_detail(overview: Overview, drop_id: int) -> DropDetail:

@@ -105,7 +105,7 @@ class RunView(Frozen):
     state: str
     trigger: str
     step: str | None
-    """The step that is running, or in which the run ended."""
+    """The step that was begun last; `None` before the first."""
     progress: Progress | None = None
     created_at: Time
     not_before: Time
@@ -185,7 +185,7 @@ class Overview:
         return self.read(_pauses)
 
     def fixed(self, track: str) -> Any:
-        """Return an object with the `metric` and `max_new_tokens` of a track's first verdict; both `None` before it."""
+        """Return an object with the `metric` and `max_new_tokens` that the track has fixed; both are `None` before."""
         found = self.rows("SELECT metric, max_new_tokens FROM track WHERE name = ?", track)
         return found[0] if found else SimpleNamespace(metric=None, max_new_tokens=None)
 

@@ -46,7 +46,7 @@ class Changes(Frozen):
 
 
 def report_folder(overview: Overview, run_id: int) -> Path:
-    """Return the folder of a run's report.html and report.json. Raises `NotThere` if run or report.html is missing."""
+    """Return the folder of a run's report.html and report.json. Raises `NotThere` without verdict or report.html."""
     run = overview.run(run_id)
     if run.verdict is None:
         why = f": it {state_words(run.state)}{f': {run.error}' if run.error else ''}" if run.ended_at else ""

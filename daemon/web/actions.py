@@ -93,7 +93,7 @@ class Back(Frozen):
 
     reason: Reason
     to: Count | None = None
-    """Generation to serve again; `null`: the one before the current champion."""
+    """Generation to serve again; `null`: the latest of another model, if that is not blocked, unhealthy or gone."""
 
 
 @router.post("/runs/{run_id}/cancel")
@@ -181,7 +181,7 @@ def withdraw(site: SiteOf, drop_id: Number, body: Why) -> Done:
     """
     Remove a drop from all later runs; unfinished runs and pending wins made from it are cancelled.
 
-    The other new drops of the cancelled runs get a new run. A champion trained on it keeps serving.
+    The other new drops of the cancelled runs wait for a new run. A champion trained on it keeps serving.
     """
     done = drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings)
     return _done(*confirmations.withdrawn(site.overview, done))

@@ -38,7 +38,7 @@ class Standing(Frozen):
 
 @router.get("/status")
 def status(site: SiteOf) -> Standing:
-    """Return whether the daemon runs, what needs a person, the queue, pauses, champions and numbers of drops."""
+    """Return whether the daemon runs, what needs a person, open runs, pauses, champions and numbers of drops."""
     seen = site.overview
     return Standing(
         daemon=seen.daemon(),
@@ -71,7 +71,11 @@ def show_curves(site: SiteOf, run_id: Number) -> Curve:
 
 @router.get("/runs/{run_id}/changes")
 def show_changes(site: SiteOf, run_id: Number) -> Changes | None:
-    """Return the settings that differ from those of the run that made the champion compared with it; `null` if none."""
+    """
+    Return the settings that differ from those of the run that made the champion compared with it.
+
+    `null` if the run has no settings yet, or that champion is a base model or the run's own.
+    """
     return changes_since_champion(site.overview, site.overview.run(run_id))
 
 
@@ -109,6 +113,6 @@ def show_rows(
 
 @router.get("/tracks/{name}/champions")
 def list_champions(site: SiteOf, name: str, before: Before = None) -> list[ChampionView]:
-    """List up to 25 champions, the current one first; `before`: generations below it; 404 for an unknown track."""
+    """List up to 25 champions, newest first; `before`: generations below it; 404 for an unknown track."""
     require_track(site, name)
     return site.overview.history(name, MOST_CHAMPIONS, before)

@@ -118,7 +118,7 @@ def drop(
 
 @router.get("/tracks/{name}")
 def track(request: Request, site: SiteOf, name: str, before: Before = None) -> Response:
-    """Render up to 25 champions of a track, the current one first. Raises `NotThere` if there is no such track."""
+    """Render up to 25 champions of a track, newest first, below generation `before`. Raises `NotThere` if unknown."""
     seen = site.overview
     require_track(site, name)
     found = seen.history(name, MOST_CHAMPIONS, before)

@@ -73,7 +73,7 @@ class Guard:
     """ASGI middleware that refuses forbidden requests before any route."""
 
     def __init__(self, app: ASGIApp, settings: WebSettings, token: str) -> None:
-        """Guard `app`: requests need a host of `settings`, and changes (reading too, if it says so) `token`."""
+        """Guard `app`: requests need a loopback host or one of `settings`; changes (all, if `closed`) need `token`."""
         self._app = app
         self._token = token
         self._all = settings.closed

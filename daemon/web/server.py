@@ -44,9 +44,10 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
     """
     Serve the page on a listening socket until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes.
 
-    Call it last in a process of its own: it blocks, sets `tempfile.tempdir`, and after the shutdown raises the signal
-    again, which ends the process. Standard input is a pipe from the daemon, which closes when the daemon ends, also if
-    it is killed. Raises `DropforgeError` if the token's file, which it creates if missing, is damaged.
+    Call it last in a process of its own: it blocks, sets `tempfile.tempdir`, and after the shutdown raises the signal,
+    if there was any, again, which ends the process. Standard input is a pipe from the daemon, which closes when the
+    daemon ends, also if it is killed. Raises `DropforgeError` if the token's file, which it creates if missing, is
+    damaged.
     """
     # For files that are uploaded: /tmp may be in memory.
     tempfile.tempdir = str(settings.state_folder)
