@@ -29,10 +29,11 @@ from pipeline.models.manifest import verify_manifest
 
 def fix_measures(engine: Engine, state_folder: Path, claim: states.Claim, config: RunConfig, now: int) -> None:
     """
-    Store on the track the metric, answer length, split and batch size of its first verdict.
+    Store on the run's track the metric, answer length, split and batch size of its evaluation, where it has none.
 
-    Later runs are judged with these values: later calls only add missing ones, or a smaller batch size. Does nothing if
-    data set or evaluation are not published. Raises `LostClaim`, or `ArtifactDamaged` if they cannot be parsed.
+    Later runs use them (`step_specs.compose`). A batch size below the run's setting replaces that of the track. Does
+    nothing if data set or evaluation are not published. Raises `LostClaim`, or `ArtifactDamaged` if they cannot be
+    parsed.
     """
     dataset = run_files.load_dataset(state_folder, claim.run_id)
     report = run_files.load_evaluation(state_folder, claim.run_id)

@@ -96,7 +96,7 @@ class Dispatcher:
         """
         Do maintenance, claim a run if none is claimed, and advance it as far as is possible without waiting.
 
-        No run is claimed if `draining` is set or the disk is low. An error in a run's files ends or postpones that run;
+        No run is claimed if `draining` is set or the disk is low. An error in a claimed run ends or postpones that run;
         a full disk and database errors are raised.
         """
         low = self._look_at_disk(now)

@@ -39,11 +39,11 @@ class JobState(StrEnum):
 
     #: It is ordered and has not begun.
     QUEUED = "queued"
-    #: Its process runs, or is about to end.
+    #: The worker took it: its process runs, or is about to begin or end.
     RUNNING = "running"
     #: Its result.json is there.
     ENDED = "ended"
-    #: It is not in the spool and has no result.
+    #: It has no result, and is not in the spool, or was taken and neither a worker nor its process is alive.
     LOST = "lost"
 
 
@@ -153,7 +153,7 @@ class LocalExecutor:
         durable.write_json(self._spool.queue / f"{spec.key}.json", {"fence": spec.fence})
 
     def poll(self, spec: StepSpec) -> JobState:
-        """Return an attempt's state from its files; `LOST` also if neither a worker nor the step's process is alive."""
+        """Return an attempt's state from its files; `LOST` also if it was taken and worker and process are dead."""
         # In the order of an attempt's life, so that one moving on meanwhile is not taken for lost.
         if (self._spool.queue / f"{spec.key}.json").exists():
             return JobState.QUEUED

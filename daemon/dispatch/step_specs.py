@@ -113,7 +113,7 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
 
 
 def _fixed_shares(track: Track) -> dict[str, float]:
-    """Return the split shares that the track's first run fixed, so that no prompt moves to another part."""
+    """Return the split shares that the track has fixed, so that no prompt moves to another part."""
     return {name: share for name, share in (track.split or {}).items() if name in {"heldout", "dev"}}
 
 
