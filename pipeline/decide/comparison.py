@@ -37,7 +37,7 @@ class Suite:
     base: Floats | None = None
     """The base model's on the same items; `None` if it is the champion, or was not measured."""
     collapsed: Mapping[str, tuple[str, ...]] | None = None
-    """By model (candidate, champion, base), how each free answer has collapsed; "" for a real answer."""
+    """By model (candidate, champion, base), the kind of collapse per free answer, or ""; `None` for other suites."""
 
 
 @dataclass(frozen=True)

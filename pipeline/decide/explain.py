@@ -97,8 +97,9 @@ def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = 
     """
     Return the verdict with its gain and interval, as `promoted: +11.5 points (+5.9 to +16.9)`.
 
-    With insufficient evidence it gives the number of held-out records that a verdict needs, `needed_records`, and about
-    how many more rows bring them, `needed_rows`, unless that is `None`.
+    The first failed guard of `guard_failed` and collapsed answers are added. With insufficient evidence it gives the
+    number of held-out records that a verdict needs, `needed_records`, and about how many more rows bring them,
+    `needed_rows`, unless that is `None`; or it says that no held-out set was dropped.
     """
     words = verdict.outcome.replace("_", " ")
     if verdict.outcome == "insufficient_evidence":
@@ -143,10 +144,10 @@ def digits(guard: GuardResult) -> int:
 
 def guard_words(guard: GuardResult) -> str:
     """
-    Return a guard's label and change, as `token F1 +0.3 points (the limit is 2.0 points)`.
+    Return a guard's label, change and limit, as `token F1 +0.3 points (the limit is 2.0 points)`.
 
-    For `floor` the score is in place of the change, for `judge` the counts of both models, for `collapse` those of
-    candidate and base model.
+    For `floor` the score is in place of change and limit, for `judge` the counts of both models, for `collapse` those
+    of candidate and base model.
     """
     words = guard.label
     if guard.guard == "floor":

@@ -38,9 +38,10 @@ def check(
     comparison: Comparison, slices: Sequence[Slice], known: Known, config: GuardConfig
 ) -> tuple[GuardResult, ...]:
     """
-    Return every guard's results on the compared records; a guard without data, as `judge` without a judge, has none.
+    Return the guards' results on the compared records; without data most have none, as `judge` without a judge.
 
-    The state is "failed" or "passed", or "shown" if `config.stop` does not name the guard or there are too few groups.
+    The state is "failed" or "passed", or "shown" if `config.stop` does not name the guard or nothing can be decided, as
+    by most guards on too few groups.
     """
     rows = [
         *_slices(comparison, slices, config.slices),
@@ -57,7 +58,7 @@ def check(
 
 def _slices(comparison: Comparison, slices: Sequence[Slice], margin: float) -> Iterator[GuardResult]:
     """
-    Yield a result for all seen records, each drop and each tag; a significant or large loss fails.
+    Yield a result for all seen records, each known drop and each tag; a significant or large loss fails.
 
     Significant is p <= .05 over all slices of a kind together (Holm 1979), large a loss beyond the margin on 100
     groups. Costs .4 points, more if there is a new kind of task; a candidate that truly lost 10 points on an old drop

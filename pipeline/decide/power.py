@@ -29,8 +29,8 @@ def smallest_gain(comparison: Comparison, promotes: Callable[[Comparison], bool]
     """
     Return the smallest true gain (a fraction) that `promotes` accepts in 8 of 10 draws; `None` if there is none.
 
-    Slow: `promotes` is called on several hundred simulated comparisons. The same seed gives the same result; the share
-    of draws has a standard error of about 3 percentage points.
+    Slow: `promotes` is called on up to 1,600 simulated comparisons. The same seed gives the same result; the share of
+    draws has a standard error of about 3 percentage points.
     """
     random = np.random.default_rng(seed)
     drawn = [_draw(comparison, random) for _ in range(DRAWS)]

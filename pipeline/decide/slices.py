@@ -21,7 +21,7 @@ MOST_SMALL = 50
 
 @dataclass(frozen=True)
 class Known:
-    """The drops that the champion was trained on; held-out records of other drops are new to it."""
+    """The drops that the champion was trained on; held-out records of other drops, unless pinned, are new to it."""
 
     drops: frozenset[int] | None = None
     """Those that the champion was trained on; `None` for a base model, to which no record is new."""
@@ -69,7 +69,7 @@ class Slice:
     label: str
     mask: Flags
     drop: int | None = None
-    """Number of the drop, if the slice is a drop that the champion knows."""
+    """Number of the drop, if the slice is a drop whose records are all seen (`Known.seen`)."""
 
 
 def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:

@@ -108,12 +108,12 @@ def is_yes_or_no(values: Floats) -> bool:
 
 def upper_bound(values: Floats, confidence: float = 0.95) -> float:
     """
-    Return the one-sided upper confidence bound of the mean difference, consistent with the tests above; at most 1.
+    Return the one-sided upper confidence bound of the mean difference; at most 1.
 
-    For a binary metric with d discordant records of n it is (2 q - 1) d / n, where q is the upper bound of the share
-    of wins among them (Clopper and Pearson 1934): below zero exactly where `mcnemar_exact` shows a loss. Without a
-    discordant record it is the largest share of such records that could probably be missed. For other metrics it is
-    mean + t s / sqrt(n) (Student 1908). 1 for fewer than two records.
+    If all n differences are -1, 0 or 1, and d of them not 0, it is (2 q - 1) d / n, where q is the upper bound of the
+    share of wins among these (Clopper and Pearson 1934): below zero exactly where `mcnemar_exact` shows a loss. If all
+    are 0 it is the largest share of others that could probably be missed. Otherwise it is mean + t s / sqrt(n) (Student
+    1908). 1 for fewer than two records.
     """
     if values.size < 2:  # noqa: PLR2004 - one record has no spread
         return 1.0
@@ -149,8 +149,9 @@ def interval(values: Floats, seed: int, confidence: float = CONFIDENCE) -> tuple
     """
     Return the two-sided interval of the mean difference: the BCa bootstrap (Efron 1987), within -1 and 1.
 
-    Without values it is (-1, 1). On a binary metric it is widened to the exact bounds (`upper_bound`) where these are
-    wider: with few discordant records the bootstrap excludes zero where the test shows nothing.
+    Without values it is (-1, 1); where BCa gives no finite interval it is the percentile bootstrap's. If every value is
+    -1, 0 or 1 it is widened to the exact bounds (`upper_bound`) where these are wider: with few discordant records the
+    bootstrap excludes zero where the test shows nothing.
 
     If all differences are equal the bootstrap would claim certainty. Then at least q = (a/2)^(1/n) of the population
     has that value (Clopper and Pearson 1934 for n successes in n), and the rest may lie anywhere.

@@ -15,7 +15,7 @@ def decide(attempt: Attempt) -> Verdict:
     Return the verdict on the run's candidate, and write its evidence card into the attempt's new folder `report`.
 
     With too little data and no evaluation the verdict is `insufficient_evidence`. Raises `StepFailed` if an artifact is
-    missing, if the evaluation is of another dataset or champion than the spec's, or if its files are not complete.
+    missing, if the evaluation is of another held-out set, metric or champion, or if its files are not complete.
     """
     dataset, spec = attempt.load(Dataset), attempt.spec
     version = dataset.heldout_version

@@ -22,12 +22,13 @@ _T_TESTS = "paired t and skewness-adjusted t"
 
 @dataclass(frozen=True)
 class Rules:
-    """The limits for a candidate, the drops that the champion knows, and the candidate's count of seen records."""
+    """The limits for a candidate, the drops that the champion knows, and the records that the candidate has seen."""
 
     gate: GateConfig = field(default_factory=GateConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     known: Known = field(default_factory=Known)
     seen_by_candidate: int = 0
+    """Number of the held-out records that the candidate was trained on."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,10 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     """
     Return the decision: promoted if p-value and gain meet the gate's limits on enough groups and no guard fails.
 
-    First, records that the candidate was trained on make it `contaminated`, too few groups `insufficient_evidence`, and
-    harm shown by the mirrored test (p <= `HARM_P_VALUE`) `worse`. Without a win, a failed guard makes it `guard_failed`
-    only if it shows clear harm to an old drop or the likelihood. `reasons` are all codes that hold, even if promoted.
+    First, records that the candidate was trained on make it `contaminated`, too few groups or a missing pinned set
+    `insufficient_evidence`, and harm shown by the mirrored test (p <= `HARM_P_VALUE`) `worse`. Without a win, a failed
+    guard makes it `guard_failed` only if it shows clear harm to a slice or the likelihood. `reasons` are all codes that
+    hold, even if promoted.
     """
     gate, part = rules.gate, on_part(comparison, rules)
     seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
@@ -135,8 +137,8 @@ def promotes(part: Comparison, rules: Rules) -> bool:
     """
     Return whether `weigh` would promote on `part`; faster, for simulations.
 
-    `part` must be restricted by `on_part` and have enough groups: neither is checked. `rules.seen_by_candidate` is
-    ignored: `weigh` never promotes if it is above 0.
+    `part` must be restricted by `on_part`, have enough groups and, for a gate on them, pinned records: none of it is
+    checked. `rules.seen_by_candidate` is ignored: `weigh` never promotes if it is above 0.
     """
     if not _wins(part, part.differences(), rules.gate):
         return False

@@ -79,8 +79,9 @@ def collapsed(
     Return, by model, how each of its answers has collapsed: one of `COLLAPSED`, or "" for a real answer.
 
     `answers` has each model's texts for the same questions, each with whether it is right; right answers are real.
-    A label equals at least 3 of `outputs`, the training rows' (read once), of at most 100 characters; a short answer
-    has at most 3 words, and at most a third of those of the model `base`.
+    An empty answer has no words; a label equals, compared by words, at least 3 of `outputs`, the training rows' (read
+    once), of at most 100 characters; a short answer has at most 3 words, and at most a third of those of the model
+    `base`.
     """
     words = {model: [tokens(text) for text, _ in texts] for model, texts in answers.items()}
     texts_seen = {" ".join(answer) for of_model in words.values() for answer in of_model}

@@ -57,7 +57,7 @@ def rouge(kind: str, predictions: Sequence[str], references: Sequence[Sequence[s
     Return each prediction's ROUGE F-measure (Lin 2004), 0 to 1, the best over the references at the same index.
 
     `kind` is rouge1, rouge2 or rougeL. It is computed by rouge_score with `tokens`, through `evaluate.Metric`. A
-    reference without any token (a dash, say) is compared exactly.
+    reference without any token (a dash, say) is compared by `exact_match`.
     """
     if not predictions:
         return []

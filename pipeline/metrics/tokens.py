@@ -88,8 +88,8 @@ def is_short(text: str, most: int) -> bool:
     """
     Return whether `text` has at most `most` words.
 
-    Words are separated by whitespace. In scripts without spaces, such as Chinese, two characters are
-    one word: the average in Chinese, a little less than in Japanese and Thai.
+    Words are separated by whitespace. In scripts without spaces, such as Chinese, two characters are one word: the
+    average in Chinese, a little less than in Japanese and Thai.
     """
     pieces = text.split(None, most)
     if len(pieces) > most or text.isascii():

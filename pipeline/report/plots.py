@@ -51,7 +51,7 @@ class Chart:
 
 
 def gain_axis(verdict: Verdict, min_gain: float) -> Axis | None:
-    """Return an axis over 0, gain, interval, `min_gain` and smallest detectable gain; `None` if there is no gain."""
+    """Return an axis over 0, gain, interval, `min_gain` and smallest detectable gain; `None` if gain or interval is."""
     if verdict.gain is None or verdict.interval is None:
         return None
     seen = verdict.smallest_detectable_gain
