@@ -68,7 +68,7 @@ class Bases:
             self._seen[name] = looked_at
 
     def problem(self, name: str) -> DropforgeError | None:
-        """Return the error that `refresh` found in the base model of track `name`; `None` if it can be used."""
+        """Return the error that `refresh` found in the base model of track `name`; `None` if it found none."""
         return self._problems.get(name)
 
     def _folder(self, name: str) -> Path:

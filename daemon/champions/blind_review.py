@@ -174,8 +174,8 @@ def read_pairs(state_folder: Path, run_id: int, salt: str) -> list[Pair]:
     """
     Return the pairs of answers in which the two models differ, in the order in which they are to be judged.
 
-    Order and sides follow from hashes of the answers and of the track's `salt`: they are the same every time.
-    Raises `DropforgeError` if the run's scored records are missing or damaged.
+    Order and sides follow from hashes, the sides also from the track's `salt`: they are the same every time. Raises
+    `DropforgeError` if the run's scored records are missing or damaged.
     """
     found = run_files.load_evaluation(state_folder, run_id)
     path = None if found is None else state_folder / found.folder / RECORDS_NAME

@@ -29,10 +29,11 @@ def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Prom
     """
     Promote the model of a run whose win waits for approval, and return the promotion's row; the reason may be empty.
 
-    First all files of the model are compared with their hashes. The change ends the track's other pending approvals and
-    marks its hooks as pending. Raises `DropforgeError` if no win of the run waits for approval, its blind review is not
-    complete or the model's files have changed; `ChampionMoved` if another model serves by now; `Blocked` if the model
-    was rolled back from; `Cancelled` if the run was cancelled.
+    Before the change all files of the model are compared with their hashes. It ends the track's other pending approvals
+    and marks its hooks as pending. Raises `DropforgeError` if no win of the run waits for approval (any more), its
+    blind review is not complete, its verdict is unreadable or the model's files have changed; `Blocked` if the model
+    was rolled back from; `ChampionMoved` or `Cancelled` if the champion changed or the run was cancelled during the
+    checks.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)

@@ -32,8 +32,8 @@ def former(past: "Sequence[Promotion]", track: "Track", state_folder: Path, most
     """
     Return up to `most` of a track's champions that may serve again, the latest first; `past` is oldest first.
 
-    Left out are today's champion, models that were rolled back from, that failed their health command or that a
-    rollback skipped, and models whose folder is gone. A model is listed once; base models are included.
+    Left out are today's champion, models in `blocked` or `unhealthy_models`, generations that a rollback skipped, and
+    models whose folder is gone. A model is listed once; base models are included.
     """
     shut, over = blocked(past) | unhealthy_models(past) | {track.champion_model_id}, _skipped(past)
     found: dict[str, ModelRef] = {}

@@ -224,7 +224,7 @@ def end_waiting(session: Session, track: str, promoted: int | None, now: int) ->
 
 def sync_links(engine: Engine, state_folder: Path) -> dict[str, OSError | None]:
     """
-    Make the links of all tracks match their rows; return for each track the `OSError` that prevented it, or `None`.
+    Make the links of all tracks with a champion match their rows; return for each the preventing `OSError`, or `None`.
 
     Raises `OSError` if the disk is full.
     """

@@ -57,8 +57,8 @@ def history(
     """
     List the champions of each track, today's first.
 
-    With --at the champion that served at that time, with the drops that it was trained on. A time without an offset is
-    in this machine's time zone, and a time in the future is an error.
+    With --at the champion that served at that time, with the drops that it was trained and judged on. A time without an
+    offset is in this machine's time zone, and a time in the future is an error.
     """
     moment = None if at is None else _moment(at)
     overview = open_overview(context)

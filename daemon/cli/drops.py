@@ -113,8 +113,8 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     """
     Take a drop out of every later run.
 
-    Its file and its history stay. Open runs and pending approvals that were made from it are cancelled, and a run on
-    the other new drops, if there are any, is queued. A champion that was trained on it stays and is named.
+    Its file and its history stay. Open runs and pending approvals that were made from it are cancelled; other drops
+    that were new in them wait for a run again. A champion that was trained on it stays and is named.
     """
     from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415 - a quick start
 
@@ -127,7 +127,8 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
     """
     Put a withdrawn or suspended drop back, or a drop on trial, whose trial is then cancelled.
 
-    It counts as new and starts a run as a new drop would. For any other drop this is an error.
+    It counts as new and starts a run as a new drop would. For any other drop, or if the same content is accepted
+    already, this is an error.
     """
     from daemon.queue.drops import restore as put_back  # noqa: PLC0415 - a quick start
 

@@ -47,8 +47,9 @@ def promote(
     """
     Promote a run that won and waits for approval (gate.approval = "manual").
 
-    With --force the model of any ended run serves, whatever its verdict; it is loaded first, to see that it answers.
-    Otherwise it is an error if the run does not wait, or if another champion came before it. The daemon runs the hooks.
+    With --force the model of an ended run serves, whatever its verdict; where the training stack is installed, it is
+    loaded first, to see that it answers. Otherwise it is an error if the run does not wait, its blind review is not
+    complete, or another champion came before it. The daemon runs the hooks.
     """
     if force and reason is None:
         raise typer.BadParameter("--force needs --reason TEXT")
@@ -76,8 +77,9 @@ def rollback(
     """
     Let a former champion serve again.
 
-    Its files are checked first, and it is loaded to see that it answers. The model that loses its place is blocked: no
-    run promotes it again. Later candidates are compared with the champion that serves then.
+    Its files are checked first, and it is loaded to see that it answers, where the training stack is installed. The
+    model that loses its place is blocked: no run promotes it again. Later candidates are compared with the champion
+    that serves then.
     """
     chosen_tracks(context, track)
     root, target, word = load_settings(context).state_folder, Target(track, to), word_of_user(reason)
@@ -168,7 +170,7 @@ def export(
     Copy a track's champion to a folder: as it serves, or as a GGUF file.
 
     The folder appears whole or not at all; it is an error if it is there already. With --gguf it holds the GGUF file
-    alone, which is not kept if its logits are too far from the champion's.
+    alone. Where the training stack is installed, a file whose logits are too far from the champion's is not kept.
     """
     chosen_tracks(context, track)
     settings, champion = load_settings(context), open_overview(context).champion(track)

@@ -45,8 +45,8 @@ def init(
     """
     Make a workspace: settings, inbox, state folder.
 
-    Nothing that is there already is changed. It is an error if the base model cannot be trained, or if settings that
-    are there already name another.
+    Files that are there already stay as they are. It is an error if the base model cannot be trained, or if settings
+    that are there already do not name it.
     """
     from daemon.inbox.watcher import make_inbox  # noqa: PLC0415 - `check` is quick
 
@@ -89,7 +89,7 @@ def check(
     """
     Say what is wrong with a file, line by line.
 
-    Tells what the inbox would do with it; needs no daemon and changes nothing. Equal errors are printed once, with
+    Tells whether the inbox would reject it; needs no daemon and changes nothing. Equal errors are printed once, with
     their number; --json has each of the first 1,000. Exit code 65 if the file would be rejected.
     """
     settings = load(config_path(context))  # the defaults where there is no workspace: a file can be checked anywhere

@@ -66,7 +66,7 @@ def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOp
 
     [gc] in the settings says what is kept. The champion, the one before it, base models, drops that were not rejected,
     and everything of a run that is not over are kept in any case. Safe while the daemon runs, which does the same after
-    each run. With --dry-run nothing is removed.
+    each run unless gc.automatic is false. With --dry-run nothing is removed.
     """
     settings = load_settings(context)
     engine, now = open_writer(context), now_ms()
@@ -129,9 +129,10 @@ def restore(
     """
     Put a backup in the place of the present database; no daemon may run.
 
-    What it replaces goes to backups/replaced-… in the state folder. Runs that were not over at the time of the backup
-    begin again. The champions' links follow at once, or, of a backup by an older Dropforge, at the daemon's next start.
-    If the backup is damaged, or a champion's model is lost (unless --without-models), nothing is changed.
+    The former database, and runs that had not succeeded in the backup, go to backups/replaced-… in the state folder;
+    other files that differ from the backup's are overwritten. Runs that were not over at the time of the backup begin
+    again. The champions' links follow at once, or, of a backup by an older Dropforge, at the daemon's next start. If
+    the backup is damaged, or a champion's model is lost (unless --without-models), nothing is changed.
     """
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)

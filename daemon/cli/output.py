@@ -100,7 +100,7 @@ def verdict_words(run: RunView) -> str:
     """
     Return a run's outcome and gain in points for a list; without an outcome its state and error.
 
-    For a win that was not promoted, why it is blocked, or the command that approves it, is added.
+    For a win that is blocked the reason is added, for a win that waits for approval the command that approves it.
     """
     if run.outcome is None:
         return f"{run.state}: {run.error}" if run.error else run.state

@@ -32,7 +32,7 @@ def train(context: typer.Context, *, track: TrackArgument = "default") -> None:
     """
     Begin a run now, without waiting for a drop or for the night.
 
-    Says how many drops it will hold, and how many of them are new. A run that is queued already begins now. It is an
+    Says how many drops it will hold, and how many of them are new. A run that is queued already is due now. It is an
     error if the track has no drop to train on. The command returns at once: to see the result, dropforge wait.
     """
     load_settings(context).track(track)
@@ -98,8 +98,8 @@ def pause(
     """
     Let a track begin no run until it is resumed.
 
-    A run that is under way ends as it would have. Drops are taken in and runs queued as ever. It is an error if the
-    track is paused already.
+    A run that is running goes on; if it is interrupted, or has to try a step again, it waits. Drops are taken in and
+    runs queued as ever. It is an error if the track is paused already.
     """
     chosen_tracks(context, track)
     order.pause(open_writer(context), track, word_of_user(reason))

@@ -79,7 +79,7 @@ def print_status(settings: Settings, overview: Overview) -> None:
 
 
 def describe_run(run: RunView) -> str:
-    """Return in words an open run's progress, or why it waits or when it begins; also its trial and last error."""
+    """Return in words an open run's trial, and its progress, its track's pause, or its start and last error."""
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
         ending = "; to be cancelled" if run.cancel_requested else ""

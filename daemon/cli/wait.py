@@ -167,7 +167,7 @@ def file_awaited(overview: Overview, settings: Settings, name: str, track: str |
 
 
 def run_awaited(overview: Overview, run_id: int) -> Settled | RunView:
-    """Return the run's result, or the run itself while it is open or waits for approval. Raises `NotThere`."""
+    """Return the run's result, or the run itself if open or waiting for approval. Raises `NotThere` if unknown."""
     run = overview.run(run_id)
     if run.state in _BY_STATE:
         words = f"run {run.id} {run.state}" if run.state != RunState.CANCELLED else f"run {run.id} was cancelled"

@@ -117,7 +117,7 @@ def word_of_user(reason: str | None = None) -> "Word":
 
 def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:
     """
-    Return `track` alone in a list, or all declared tracks if `None`. Raises `SettingsError` if it never was declared.
+    Return `track` alone in a list, or all declared tracks if `None`. Raises `SettingsError` for an unknown track.
 
     A track that was removed from the settings still has its runs and its champion.
     """

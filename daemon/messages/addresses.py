@@ -28,7 +28,7 @@ def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
     """
     Yield a bad finding per address that Apprise cannot parse, or a single good one if all can be; send nothing.
 
-    Also a warning if `file` sets `messages.urls` and other users may read it. Without addresses nothing is yielded.
+    Without addresses there is neither. Also a warning if `file` sets `messages.urls` and other users may read it.
     """
     in_file = read_toml(file).get("messages", {}) if file.exists() and file.stat().st_mode & _OTHERS_MAY_READ else {}
     if "urls" in in_file:

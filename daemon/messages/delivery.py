@@ -22,7 +22,7 @@ class NotSent(Exception):
 
 
 def send(url: str, title: str, body: str, level: str) -> None:
-    """Send one message to the address `url`, with Apprise's `level`. Raises `NotSent`, at the latest after 15 s."""
+    """Send one message to the address `url`, with Apprise's `level`. Raises `NotSent` if it fails or takes 15 s."""
     raised: list[BaseException] = []
 
     def run() -> None:

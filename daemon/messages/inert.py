@@ -14,7 +14,7 @@ _WIDTH = 160
 
 
 def inert(text: str, width: int = _WIDTH) -> str:
-    """Return `text` on one line, cut to `width` characters, with look-alikes to disable markup, mentions, links."""
+    """Return `text` on one line, cut to about `width` characters, with markup, mentions and links disabled."""
     seen = printable(text)
     clipped = seen if len(seen) <= width else f"{seen[: width - 1]}…"
     return _DOTTED.sub(_no_link, clipped.translate(_LOOKALIKES).replace("://", "∶∕∕"))  # noqa: RUF001

@@ -68,7 +68,8 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
     """
     Write messages about the next 200 events at most, and the digest if it is due; return whether events may remain.
 
-    Nothing is sent. At most ten messages of one kind per hour are written to an address, the others are omitted.
+    Nothing is sent. The digest waits while events remain. At most ten messages of one kind per hour are written to an
+    address, the others are omitted.
     """
     with transaction(engine) as session:
         outbox = session.get_one(Outbox, 1)
@@ -98,8 +99,8 @@ def take(engine: Engine, address: str, now: int) -> Unsent | None:
     """
     Return the oldest pending message to an address, and count the try; `None` if there is none or it is not due yet.
 
-    It is returned again after a pause, which grows with each try, until `record_sent` is called for it. A message older
-    than a week whose sending has failed is given up, and the next one is looked at.
+    It is returned again after a pause, which grows from 15 s to ten minutes, until `record_sent` is called for it. A
+    message older than a week whose sending has failed is given up, and the next message takes its place.
     """
     first = _pending().where(Message.address == address).order_by(col(Message.id)).limit(1)
     with transaction(engine) as session:

@@ -12,7 +12,7 @@ def cron_trigger(schedule: str, timezone: str) -> "CronTrigger":
     """
     Return the trigger of a five-field cron expression, read in `timezone`.
 
-    Raises `ValueError` if it is not a cron expression, or has weekdays as numbers.
+    Raises `ValueError` if it is not a cron expression, or if the weekdays contain a digit.
 
     APScheduler would read 0 as Monday, which is Sunday in cron.
     """

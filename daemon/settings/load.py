@@ -59,8 +59,8 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
 
     A variable names a setting with its sections, joined by two underscores: `DROPFORGE_TRAIN__EPOCHS=2`; it overrides
     the file. Without both the defaults hold. Paths are made absolute, from the settings file's folder. An empty
-    `gate.pinned_by` becomes the file's owner. Raises `SettingsError` for an unknown or wrong setting, naming file and
-    field, and for a file that cannot be read.
+    `gate.pinned_by` becomes the file's owner. Raises `SettingsError` for an unknown or wrong setting, naming the field
+    and the file or variable, and for a file that cannot be read.
     """
     environment = os.environ if environment is None else environment
     chosen = path or Path(environment.get("DROPFORGE_CONFIG") or FILE_NAME)
@@ -102,7 +102,8 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """
     Return the settings in `DROPFORGE_*` variables as nested tables; they are parsed but not checked.
 
-    Raises `SettingsError` if a value is nested too deeply, or if a section has a value that is not a table.
+    Raises `SettingsError` if a value is nested too deeply, or if one variable names a field of a section and another
+    sets the section to a value that is not a table.
     """
     values: dict[str, Any] = {}
     for name in sorted(environment):

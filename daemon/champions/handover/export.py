@@ -32,12 +32,12 @@ _NOT_ITS_OWN = ("PYTHON", "VIRTUAL_ENV", "DROPFORGE_")
 
 def export(champion: Path, identity: str, target: Path, gguf: Sequence[str] = ()) -> str:
     """
-    Copy the model folder `champion` with id `identity` to the new folder `target`; return a description of the result.
+    Copy the model in `champion`, with id `identity`, to the new folder `target`; return a description of the result.
 
     If `gguf` is given, `target` gets a GGUF file alone, made by this command, which is called with FOLDER --outfile
     FILE; its logits are compared with the champion's if torch is installed. Missing parent folders are created. Raises
-    `DropforgeError`, and leaves no `target`, if `target` exists, the copied files do not match `identity` (not checked
-    with `gguf`), or the GGUF file cannot be made or differs too much.
+    `DropforgeError` if `target` exists, and, leaving no `target`, if the copied files do not match `identity` (not
+    checked with `gguf`), or the GGUF file cannot be made or differs too much.
     """
     if os.path.lexists(target):
         raise DropforgeError(f"{target} is there already", "name a folder that is not there yet")

@@ -49,7 +49,8 @@ class Change:
         """
         Return the change that the variables PROMOTION_* describe, with the smoke prompts from the file that they name.
 
-        Raises `DropforgeError` if a variable is missing, the file cannot be read or another model serves by now.
+        Raises `DropforgeError` if PROMOTION_TRACK, PROMOTION_MODEL_ID or PROMOTION_RUN is not set, or the file cannot
+        be read or belongs to another model.
         """
         try:
             track, model_id, run = (environment[f"PROMOTION_{name}"] for name in ("TRACK", "MODEL_ID", "RUN"))
@@ -98,7 +99,7 @@ class Server:
             time.sleep(_LOOK_SECONDS)
 
     def models(self) -> list[dict[str, Any]]:
-        """Return what /v1/models lists: `id`, of an adapter also `parent`. Raises `DropforgeError` if it lists none."""
+        """Return the models in /v1/models, with `id` and, for adapters, `parent`. Raises `DropforgeError` if none."""
         said = self._json("GET", "/v1/models")
         found = said.get("data") if isinstance(said, dict) else None
         models = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
@@ -107,7 +108,7 @@ class Server:
         return models
 
     def answer(self, model: str, content: str, asked: SmokePrompts) -> str:
-        """Return the greedy answer of `model` to `content`, with the settings of `asked`. Raises `DropforgeError`."""
+        """Return the greedy answer of `model` to `content`, limited by `asked`. Raises `DropforgeError` if none."""
         body: dict[str, Any] = {
             "model": model,
             "messages": [{"role": "user", "content": content}],
@@ -178,8 +179,8 @@ def check(server: Server, change: Change, seconds: float) -> str:
     """
     Wait until the server is up, send it the smoke prompts and compare its answers; return a description of the result.
 
-    If `change` has no prompts, nothing is sent. Raises `DropforgeError` if the server is not up within `seconds` or
-    does not answer, or unless more than half of its answers are the champion's.
+    If `change` has no prompts, none are sent. Raises `DropforgeError` if the server is not up within `seconds` or does
+    not answer, or unless more than half of its answers are the champion's.
     """
     server.wait(seconds)
     return _ask(server, change, str(server.models()[0]["id"]))

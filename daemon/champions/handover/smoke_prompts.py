@@ -53,11 +53,11 @@ class SmokePrompts(Frozen):
 
 def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: int | None) -> str | None:
     """
-    Write the smoke prompts of a run's model into its track's folder; return the file's path, or `None` if it has none.
+    Write the smoke prompts of a run's model into its track's folder; return the file's path relative to `state_folder`.
 
-    Smoke prompts are held-out prompts with recorded answers. A model has none without `run_id` (a base model), or if
-    the run's evaluation is gone, damaged or of another model. The path is relative to the state folder. An older file
-    is removed in any case.
+    Smoke prompts are held-out prompts with recorded answers; the file may list none. An older file is removed in any
+    case. Returns `None`, and writes no file, without `run_id` (a base model), or if the run's evaluation is gone,
+    damaged or of another model.
     """
     path = state_folder / "tracks" / track / FILE_NAME
     path.unlink(missing_ok=True)

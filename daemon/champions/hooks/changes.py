@@ -67,7 +67,7 @@ class Hooks:
 
     @property
     def idle(self) -> bool:
-        """Whether no command and no rollback is running."""
+        """Whether no command and no rollback was running after the last `tick`."""
         return not self._running and not self._rollbacks
 
     def tick(self, now: int) -> None:
@@ -97,7 +97,7 @@ class Hooks:
         self._look = not all(well)
 
     def stop(self) -> None:
-        """Kill running commands and record nothing, so that the next daemon runs them again; wait for rollbacks."""
+        """Kill running commands, unrecorded, so that the next daemon runs them again; finish or break off rollbacks."""
         for _, _, running in self._running.values():
             running.kill()
         self._running.clear()
