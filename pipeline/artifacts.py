@@ -38,7 +38,7 @@ class Frozen(BaseModel):
 
 
 def field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """Return the docstrings below a model's and its parents' fields by field name; fields without any are left out."""
+    """Return the docstrings below a `Frozen` model's and its parents' fields by name; fields without are left out."""
     docs = {}
     for parent in reversed(model.__mro__):
         if issubclass(parent, Frozen):

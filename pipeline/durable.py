@@ -107,7 +107,7 @@ def publish_folder(source: Path, target: Path) -> None:
     """
     Move the finished folder `source` to `target`, which is named after its content, durably.
 
-    If a `target` with files exists, it is taken to hold the same content: nothing is moved, and `source` stays.
+    If a `target` that is not empty exists, it is taken to hold the same content: nothing is moved, and `source` stays.
     """
     fsync_tree(source)
     try:
@@ -156,7 +156,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def signature(path: Path) -> tuple[str, int, int, int]:
-    """Return a file's path, size, mtime in ns and inode, to detect changes; numbers are 0 if it is missing."""
+    """Return a file's path, size, mtime in ns and inode, to detect changes; numbers are 0 if `stat` fails."""
     try:
         info = path.stat()
     except OSError:

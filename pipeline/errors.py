@@ -59,7 +59,7 @@ _FULL_WORDS = (
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error, or any error that it was raised from or during, reports a full disk or quota."""
+    """Return whether an error, or an error in its chain of causes and contexts, reports a full disk or quota."""
     return any(
         getattr(cause, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or any(word in str(cause) for word in _FULL_WORDS)
         for cause in _causes(error)

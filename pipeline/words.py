@@ -92,7 +92,7 @@ def luck(value: float) -> str:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Return at most `most` + 1 round, evenly spaced numbers from `low` to `high`; `low` must be below `high`."""
+    """Return at most `most` + 1 round, evenly spaced numbers in [`low`, `high`]; `low` must be below `high`."""
     rough = (high - low) / most
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -114,7 +114,7 @@ def printable(text: str) -> str:
 
 
 def show_controls(page: str) -> str:
-    """Escape control characters that HTML forbids, and bidirectional controls, as Python does; CRLF becomes LF."""
+    """Escape controls and surrogates that HTML forbids, and bidirectional controls, as Python does; CRLF becomes LF."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), page.replace("\r\n", "\n"))
 
 

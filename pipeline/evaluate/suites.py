@@ -59,7 +59,7 @@ class Item(Frozen):
         return self
 
     def score_choice(self, losses: Sequence[float]) -> float:
-        """Return 1 if the right choice has the lowest of `losses`, mean negative log-likelihoods by choice; else 0."""
+        """Return 1 if the right choice is the first with the lowest of `losses`, mean NLLs by choice; else 0."""
         return float(losses.index(min(losses)) == self.answer)
 
     def score_text(self, text: str) -> float:

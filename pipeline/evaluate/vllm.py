@@ -106,7 +106,7 @@ class Process:
         return json.loads(reply)
 
     def close(self) -> None:
-        """Kill the process with all processes that it started, and close the connection."""
+        """Kill the process with its group, wait for its end, and close the connection."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

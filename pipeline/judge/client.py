@@ -98,7 +98,7 @@ class Endpoint:
 
     async def ask(self, messages: Chat) -> str:
         """
-        Send `messages` and return the text of the reply, without the key; "" if it is no chat completion.
+        Send `messages` and return the text of the reply, without the key; "" if it is no chat completion or too long.
 
         After temporary failures they are sent again, up to `TRIES` times in all, with pauses of 1 s to a minute. Raises
         `NoAnswerError` if these tries or `TRIES_IN_ALL` of this client failed, and at once if the endpoint refuses the

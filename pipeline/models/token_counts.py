@@ -46,7 +46,7 @@ class Window:
 
     def count(self, text: str) -> int:
         """
-        Return a text's number of tokens, without special tokens; its UTF-8 bytes if there is no tokenizer.json.
+        Return a text's number of tokens, no special ones added; its UTF-8 bytes if there is no tokenizer.json.
 
         The first call loads the tokenizer, and raises `CannotTrain` if it cannot be read.
         """
