@@ -120,7 +120,7 @@ def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
 
 
 def _copy(source: Path, new: BinaryIO) -> None:
-    """Copy a regular file into `new`. Raises `DropforgeError` if `source` is not a regular file."""
+    """Copy a regular file into `new`. Raises `DropforgeError` for a device or pipe, `OSError` for a folder."""
     with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as old:  # noqa: PTH123 - a descriptor
         if not stat.S_ISREG(os.fstat(old.fileno()).st_mode):
             raise DropforgeError(f"{source} is not a file", "name a .jsonl or .json file")
