@@ -279,12 +279,16 @@ def _environment(spec: StepSpec) -> dict[str, str]:
     """
     Return the environment of a step: the allowed variables of the worker's own and of the spec's.
 
-    A step with network access also gets proxies and the API key, whose name is in the spec.
+    Unless the worker's own configure it, torch's GPU allocator uses expandable segments. A step with network access
+    also gets proxies and the API key, whose name is in the spec.
     """
     names = [*ALLOWED_ENVIRONMENT]
     if spec.network:
         names += [*NETWORK_ENVIRONMENT, spec.config.judge.api_key_env]
     seen = {name: value for name, value in os.environ.items() if any(fnmatch.fnmatchcase(name, one) for one in names)}
+    if "PYTORCH_CUDA_ALLOC_CONF" not in seen:  # the older name
+        # Micro-batches differ in length, which fragments fixed segments.
+        seen.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     return seen | {name: spec.env[name] for name in STEP_VARIABLES if name in spec.env}
 
 

@@ -194,6 +194,24 @@ def test_a_step_gets_no_variable_of_its_specs_that_the_program_does_not_set(tmp_
     assert ("LD_AUDIT" in seen, seen["OMP_WAIT_POLICY"]) == (False, "ACTIVE")
 
 
+@pytest.mark.parametrize("own", ["", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_gpus_memory_is_in_expandable_segments_unless_its_user_configures_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str
+) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv(own, "max_split_size_mb:64")
+    spec = spec_of(tmp_path, PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)")
+    LocalExecutor(tmp_path).submit(spec)
+    with serving(tmp_path):
+        wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
+    seen = json.loads((tmp_path / spec.folder / "said").read_text())
+    expected = {own: "max_split_size_mb:64"} if own else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert {name: seen[name] for name in names if name in seen} == expected
+
+
 def test_an_attempt_that_has_ended_is_not_done_again(tmp_path: Path) -> None:
     executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
     executor.submit(spec)
