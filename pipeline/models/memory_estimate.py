@@ -25,8 +25,6 @@ _NF4_BYTES = 4.127 / 8
 #: Bytes per trained weight: the weight, its gradient and the copy of the initial weights in float32, and a 16-bit copy
 #: for arithmetic; on a GPU there is no copy of the initial weights.
 _TRAINED_BYTES = {"cpu": 14, "cuda": 10}
-#: Bytes per moment of Adam: float32, on a GPU 8 bits. GaLore's are always float32.
-_MOMENT_BYTES = {"cpu": 4, "cuda": 1}
 #: Factor on activations for temporaries and fragmentation. Measured on a CPU; torch's CUDA allocator fragments less.
 OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
 #: Python, torch and the imported libraries; a GPU's context exists before its free memory is read.
@@ -122,6 +120,11 @@ def moment_numbers(base: BaseSizes, train: TrainConfig) -> int:
     return 2 * trained_numbers(base, train)
 
 
+def has_8_bit_moments(train: TrainConfig, device: Literal["cpu", "cuda"]) -> bool:
+    """Return whether Adam's moments have 8 bits instead of float32: with `spectrum` and `full`, on a GPU."""
+    return device == "cuda" and train.method in {"spectrum", "full"}
+
+
 def estimate(
     base: BaseSizes,
     plan: MemoryPlan,
@@ -150,10 +153,14 @@ def estimate(
     quantised = base.linear if plan.quantization == "nf4" else 0
     trained = trained_numbers(base, train)
     own = trained if train.trains_full_weights else 0
+    moments = wide = moment_numbers(base, train)
+    if has_8_bit_moments(train, device):
+        # Transformers lets bitsandbytes keep an embedding's moments in float32.
+        wide = 2 * base.vocabulary * base.hidden if train.method == "full" else 0
     return {
         "weights": int((base.weights - quantised - own) * width + quantised * _NF4_BYTES),
         "trained": trained * _TRAINED_BYTES[device],
-        "optimizer": moment_numbers(base, train) * (_WIDE if train.method == "galore" else _MOMENT_BYTES[device]),
+        "optimizer": wide * _WIDE + moments - wide,
         "activations": int(activations * OVERHEAD[device]),
         "logits": min(plan.batch_tokens * base.vocabulary * _WIDE, LOGITS_BYTES) * _LOGITS_COPIES,
         "libraries": _LIBRARIES_BYTES[device],

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import Device, arithmetic_dtype, load_model
+from pipeline.models.memory_estimate import has_8_bit_moments
 from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.train.base_weights import keeping_weights, optimizer, unfreeze
 from pipeline.train.data_parallel import ProcessRank, seed_step, summed
@@ -176,7 +177,8 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": config.warmup,
-        "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch_fused",
+        # Not paged: bitsandbytes would never free its managed memory, and ends the process where it gets none.
+        "optim": "adamw_8bit" if has_8_bit_moments(config, training.device) else "adamw_torch_fused",
         "bf16": mixed,
         "use_cpu": not on_cuda,
         "activation_checkpointing": training.memory is not None and training.memory.activations != "kept",

@@ -21,7 +21,7 @@ from pipeline.errors import EXIT_START_AGAIN, Interrupted, StartAgain, StepFaile
 from pipeline.models.loading import OutOfMemory, is_out_of_memory, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.models.memory_estimate import MARGIN, OVERHEAD, base_sizes, estimate
-from pipeline.train import memory
+from pipeline.train import memory, trainer
 from pipeline.train.memory import Sizes, go_on_with_less, plan_memory
 from pipeline.train.packing import collate
 from pipeline.train.step import train
@@ -197,6 +197,30 @@ def test_the_base_is_quantised_where_it_does_not_fit_as_it_is_and_stays_what_it_
     assert (little.quantization, little.batch_tokens < 800) == ("nf4", True)
     assert chosen(enough, rank=6).quantization == "nf4", "the run has begun with it"
     assert chosen(0, quantization="none").quantization == "none"
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "spectrum", "full"])
+def test_the_estimate_counts_what_the_optimizer_stores_on_a_gpu(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    config, arguments = TrainConfig(method=method, rank=32), trainer._arguments
+    here = {"use_cpu": True, "dataloader_pin_memory": False}
+    monkeypatch.setattr(
+        trainer, "_arguments", lambda job, *more, **named: arguments(replace(job, device="cuda"), *more, **named) | here
+    )
+    job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
+    rows = [TokenRow([5, 6, 7], [0, 0, 1])]
+    made = make_trainer(job, load_tokenizer(tiny_llama), rows, [], config.model_copy(update={"quantization": "none"}))
+    assert "paged" not in made.args.optim
+    adam: Any = made.create_optimizer()
+    for weight in made.model.parameters():
+        weight.grad = torch.randn_like(weight) if weight.requires_grad else None
+    adam.step()
+    adam = getattr(adam, "optimizer", adam)
+    names = {"exp_avg", "exp_avg_sq", "state1", "state2"}
+    stored = sum(one.nbytes for state in adam.state.values() for name, one in state.items() if name in names)
+    expected = estimate(base_sizes(tiny_llama), a_plan(), config, "cuda")["optimizer"]
+    assert stored == pytest.approx(expected, rel=0.05)
 
 
 def test_want_of_memory_is_told_from_other_errors() -> None:
