@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.models.memory_estimate import MARGIN, available_memory
+from pipeline.models.memory_estimate import MARGIN, available_memory, free_on_gpus
 from pipeline.models.untrusted import foreign_code
 from pipeline.words import count, size_words
 
@@ -93,11 +93,13 @@ def arithmetic_dtype(device: Device) -> "torch.dtype | None":
     return torch.float32 if device == "cpu" and not mkldnn._is_mkldnn_bf16_supported() else None  # noqa: SLF001
 
 
-def free_memory(device: Device) -> int:
-    """Return the device's free memory in bytes; for the CPU, what this process can still allocate."""
-    import torch
+def free_memory(device: Device, processes: int = 1) -> int:
+    """
+    Return the bytes that each of `processes` processes can allocate: an equal share on a CPU.
 
-    return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else available_memory()
+    On GPUs, one per process, it is the free memory of the GPU that has least.
+    """
+    return min(free_on_gpus()[:processes]) if device == "cuda" else available_memory() // processes
 
 
 def key_value_bytes(folder: Path, tokens: int) -> int:
@@ -174,8 +176,8 @@ def load_model(
 
 def _device_map(folder: Path, device: Device, *, offload: bool) -> dict[str, Any]:
     """Return transformers' arguments for placing weights: all on the device, or partly there and partly on disk."""
-    weights, free = sum(path.stat().st_size for path in folder.glob("*.safetensors")), free_memory(device)
-    if not offload or weights <= MARGIN * free:
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if not offload or weights <= MARGIN * (free := free_memory(device)):
         return {"device_map": {"": device}}
     sys.stderr.write(
         f"the model ({size_words(weights)}) does not fit into free memory ({size_words(free)}): weights are offloaded "

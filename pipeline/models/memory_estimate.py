@@ -6,6 +6,8 @@ too. bench/memory.py measures its error for SmolLM2-135M on a CPU; on a GPU it w
 """
 
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +16,7 @@ from typing import Any, Literal
 
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.durable import signature
+from pipeline.errors import StepFailed
 from pipeline.models.safetensors_files import read_all_shapes
 from pipeline.models.untrusted import text_part, try_read_object
 
@@ -27,8 +30,10 @@ _NF4_BYTES = 4.127 / 8
 _TRAINED_BYTES = {"cpu": 14, "cuda": 10}
 #: Factor on activations for temporaries and fragmentation. Measured on a CPU; torch's CUDA allocator fragments less.
 OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
-#: Python, torch and the imported libraries; a GPU's context exists before its free memory is read.
-_LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 0}
+#: Python, torch and the imported libraries. On a GPU cuBLAS's workspaces: torch allocates 32 MiB, before Hopper less,
+#: in each of two threads, forward and backward pass (computed, not measured). The context is not free memory, see
+#: `free_on_gpus`.
+_LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 64 << 20}
 #: Most bytes of a chunk's logits in float32 (pipeline.train.answer_loss); with their copy in 16 bits and the
 #: gradients of both three times as many.
 LOGITS_BYTES = 1 << 26
@@ -49,6 +54,8 @@ class BaseSizes:
     """Sum of the input widths of all these matrices."""
     outputs: int
     matrices: int
+    largest: int
+    """Weights of the largest of these matrices."""
     width: int
     """Bytes per saved weight."""
     layers: int
@@ -87,6 +94,7 @@ def _base_sizes(folder: Path, _signatures: object) -> BaseSizes:
         inputs=sum(shape[-1] * math.prod(shape[:-2]) for shape in linear),
         outputs=sum(shape[-2] * math.prod(shape[:-2]) for shape in linear),
         matrices=sum(math.prod(shape[:-2]) for shape in linear),
+        largest=max((math.prod(shape[-2:]) for shape in linear), default=0),
         width=max(_NARROW, round(stored / max(1, weights))),
         layers=_size(part, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         hidden=hidden,
@@ -144,6 +152,8 @@ def estimate(
     width = base.width if arithmetic_in_16_bits else _WIDE
     is_wide = width == _WIDE and (plan.quantization == "none" or not arithmetic_in_16_bits)
     number = _WIDE if is_wide else _NARROW
+    # Products with an NF4 matrix use a copy of it in the dtype of the arithmetic (computed, not measured).
+    dequantised = base.largest * number if plan.quantization == "nf4" else 0
     rank = 0 if train.trains_full_weights else train.rank
     layers, last = _kept_numbers(base, rank, number) * number, base.hidden * _WIDE
     if plan.activations != "kept":
@@ -158,7 +168,7 @@ def estimate(
         # Transformers lets bitsandbytes keep an embedding's moments in float32.
         wide = 2 * base.vocabulary * base.hidden if train.method == "full" else 0
     return {
-        "weights": int((base.weights - quantised - own) * width + quantised * _NF4_BYTES),
+        "weights": int((base.weights - quantised - own) * width + quantised * _NF4_BYTES) + dequantised,
         "trained": trained * _TRAINED_BYTES[device],
         "optimizer": wide * _WIDE + moments - wide,
         "activations": int(activations * OVERHEAD[device]),
@@ -199,6 +209,21 @@ def available_memory() -> int:
         if folder == _CGROUPS or _CGROUPS not in folder.parents:
             return free
         folder = folder.parent
+
+
+def free_on_gpus() -> list[int]:
+    """
+    Return the free memory of each visible GPU in bytes, less the context of the short-lived process that reads it.
+
+    A context in this process would stay until it ends. Raises `StepFailed` if the other process fails.
+    """
+    code = "import torch; print(*(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        hint = "see nvidia-smi: every GPU in CUDA_VISIBLE_DEVICES must be free for several processes"
+        raise StepFailed(f"the free memory of the GPUs cannot be read: {reason}", hint)
+    return [int(free) for free in done.stdout.split()]
 
 
 def _left_in_group(folder: Path, unlimited: int) -> int:

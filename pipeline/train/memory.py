@@ -22,6 +22,8 @@ from pipeline.models.memory_estimate import MARGIN, BaseSizes, base_sizes, estim
 from pipeline.words import size_words
 
 NOTE_NAME = "memory.json"
+_BASES: dict[str, list[Literal["nf4", "none"]]] = {"auto": ["none", "nf4"], "none": ["none"], "nf4": ["nf4"]}
+_ACTIVATIONS: dict[str, list[Literal["kept", "recomputed"]]] = {"cpu": ["kept"], "cuda": ["kept", "recomputed"]}
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ def plan_memory(
     Return the memory plan for training on records of `lengths` tokens in `processes` processes, and the sizes.
 
     If this run has used a plan with the same settings on this device, that plan is returned. Otherwise it is the first
-    plan that is estimated to fit, or else the smallest; if `train.quantization` is "auto", an NF4 base is tried before
-    smaller micro-batches. The plan is saved in the run's checkpoint folder for later attempts, and written to stderr.
+    plan that is estimated to fit, or else the smallest: first over the base as saved and over an NF4 base, as
+    `train.quantization` allows, on a GPU each with kept and with recomputed activations; then with smaller
+    micro-batches. The plan is saved in the run's checkpoint folder for later attempts, and written to stderr.
     """
     import torch
 
@@ -88,16 +91,19 @@ def plan_memory(
     config, longest = attempt.config.train, max(lengths)
     name = str(torch.cuda.get_device_name()) if device == "cuda" else "cpu"
     most = longest * -(-config.batch_size // processes)
-    free = free_memory(device) // (1 if device == "cuda" else processes)
+    free = free_memory(device, processes)
     sizes = Sizes(base_sizes(base), config, device, free, longest, most)
     note = durable.read_object(attempt.path(attempt.spec.checkpoints) / NOTE_NAME)
     if note.get("asked") == _asked(config) and note["plan"]["device"] == name:
         plan = MemoryPlan.model_validate(note["plan"])
     else:
-        quantization: Literal["nf4", "none"] = "nf4" if config.quantization == "nf4" else "none"
-        plan = MemoryPlan(device=name, quantization=quantization, batch_tokens=config.batch_tokens, activations="kept")
-        if config.quantization == "auto" and not sizes.fits(plan):
-            plan = plan.model_copy(update={"quantization": "nf4"})
+        # In the order of the expected time of a step.
+        candidates = [
+            MemoryPlan(device=name, quantization=held, batch_tokens=config.batch_tokens, activations=activations)
+            for held in _BASES[config.quantization]
+            for activations in _ACTIVATIONS[device]
+        ]
+        plan = next(filter(sizes.fits, candidates), candidates[-1])
         while not sizes.fits(plan) and (less := sizes.smaller(plan)) is not None:
             plan = less
     _note(attempt, plan)

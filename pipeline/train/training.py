@@ -53,7 +53,7 @@ class Trained(Frozen):
     trainable_parameters: int
     adapter_change: float
     peak_memory_bytes: int
-    """Of the process that saved the adapter: allocated by torch on a GPU, else resident."""
+    """Of the process that saved the adapter: reserved by torch on a GPU, else resident."""
 
 
 def train_model(
@@ -108,7 +108,7 @@ def train_model(
         dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watch.dev),
         trainable_parameters=sum(weight.numel() for weight in before.values()),
         adapter_change=change,
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if training.device == "cuda" else peak_resident(),
+        peak_memory_bytes=torch.cuda.max_memory_reserved() if training.device == "cuda" else peak_resident(),
     )
 
 

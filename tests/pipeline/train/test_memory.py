@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,9 +19,11 @@ from pipeline.artifacts import Adapter
 from pipeline.config import MemoryPlan, RunConfig, TrainConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt, StepResult
 from pipeline.errors import EXIT_START_AGAIN, Interrupted, StartAgain, StepFailed
+from pipeline.evaluate import engines
+from pipeline.evaluate.engines import cache_bytes
 from pipeline.models.loading import OutOfMemory, is_out_of_memory, load_tokenizer
 from pipeline.models.manifest import model_id
-from pipeline.models.memory_estimate import MARGIN, OVERHEAD, base_sizes, estimate
+from pipeline.models.memory_estimate import MARGIN, OVERHEAD, BaseSizes, base_sizes, estimate
 from pipeline.train import memory, trainer
 from pipeline.train.memory import Sizes, go_on_with_less, plan_memory
 from pipeline.train.packing import collate
@@ -182,7 +185,7 @@ def test_the_base_is_quantised_where_it_does_not_fit_as_it_is_and_stays_what_it_
     order: Order, wide_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(free: int, **settings: Any) -> MemoryPlan:
-        monkeypatch.setattr(memory, "free_memory", lambda _device: free)
+        monkeypatch.setattr(memory, "free_memory", lambda *_: free)
         return plan_memory(order(wide_llama, **settings), wide_llama, "cpu", [100] * 8)[0]
 
     wide, narrow = (
@@ -197,6 +200,95 @@ def test_the_base_is_quantised_where_it_does_not_fit_as_it_is_and_stays_what_it_
     assert (little.quantization, little.batch_tokens < 800) == ("nf4", True)
     assert chosen(enough, rank=6).quantization == "nf4", "the run has begun with it"
     assert chosen(0, quantization="none").quantization == "none"
+
+
+#: The sizes of Llama 3.1 8B.
+LLAMA_8B = BaseSizes(
+    weights=8_030_000_000,
+    linear=6_980_000_000,
+    inputs=32 * (6 * 4096 + 14336),
+    outputs=32 * (3 * 4096 + 2 * 1024 + 2 * 14336),
+    matrices=32 * 7,
+    largest=4096 * 14336,
+    width=2,
+    layers=32,
+    hidden=4096,
+    inner=14336,
+    attention=4096,
+    vocabulary=128_256,
+)
+
+
+@pytest.fixture
+def planned(order: Order, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str, int]]:
+    """Plan a training of an 8B model on a GPU with so many bytes free: base, activations, tokens."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(memory, "base_sizes", lambda _: LLAMA_8B)
+
+    def plan(free: int, **settings: Any) -> tuple[str, str, int]:
+        monkeypatch.setattr(memory, "free_memory", lambda *_: free)
+        attempt = order(tiny_llama, **settings)
+        found, _ = plan_memory(attempt, tiny_llama, "cuda", [100] * 8)
+        (attempt.path(attempt.spec.checkpoints) / memory.NOTE_NAME).unlink()
+        return found.quantization, found.activations, found.batch_tokens
+
+    return plan
+
+
+def test_on_a_gpu_the_fastest_plan_that_fits_is_chosen(planned: Callable[..., tuple[str, str, int]]) -> None:
+    known = Sizes(LLAMA_8B, TrainConfig(rank=4), "cuda", 0, longest=100, most=800)
+    fastest_first = [("none", "kept"), ("none", "recomputed"), ("nf4", "kept"), ("nf4", "recomputed")]
+    needed = [
+        sum(known.estimate(a_plan(quantization=base, activations=activations, batch_tokens=512)).values())
+        for base, activations in fastest_first
+    ]
+    assert needed == sorted(needed, reverse=True)
+    for (base, activations), bytes_ in zip(fastest_first, needed, strict=True):
+        enough = int(bytes_ / MARGIN) + 1
+        assert planned(enough, batch_tokens=512) == (base, activations, 512)
+        assert planned(enough, batch_tokens=512, quantization=base)[:2] == (base, activations)
+    too_little = int(needed[-1] / MARGIN) - 1000
+    assert planned(too_little, batch_tokens=512) == ("nf4", "recomputed", 256)
+    assert planned(too_little, batch_tokens=512, quantization="none") == ("none", "recomputed", 100)
+
+
+def test_a_run_plans_by_what_is_free_on_a_gpu_now_whatever_an_earlier_one_found(
+    planned: Callable[..., tuple[str, str, int]],
+) -> None:
+    assert planned(10 << 30) == ("nf4", "recomputed", 4096)
+    assert planned(80 << 30) == ("none", "kept", 4096)
+
+
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let a process started by the test see a torch of that source; in this one, fail if a GPU is asked."""
+
+    def stand_in(source: str) -> None:
+        (tmp_path / "libraries").mkdir(exist_ok=True)
+        (tmp_path / "libraries" / "torch.py").write_text(source)
+
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "libraries"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: pytest.fail("it gets a context, which stays"))
+    return stand_in
+
+
+def test_the_gpu_with_least_free_memory_counts_and_another_process_reads_it(
+    order: Order, tiny_llama: Path, gpus: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(
+        "class cuda:\n    device_count = lambda: 4\n"
+        "    mem_get_info = lambda gpu: ((80 << 30, 70 << 30, 9 << 30, 1 << 30)[gpu], 80 << 30)\n"
+    )
+    free = [plan_memory(order(tiny_llama), tiny_llama, "cuda", [100] * 8, count)[1].free >> 30 for count in (1, 2, 3)]
+    assert free == [80, 70, 9]
+    monkeypatch.setattr(engines, "chosen_device", lambda: "cuda")
+    weights = (tiny_llama / "model.safetensors").stat().st_size
+    assert cache_bytes(tiny_llama, 100, 1 << 40) == int(0.9 * (80 << 30)) - weights
+    gpus("class cuda:\n    device_count = lambda: 1 / 0\n")
+    with pytest.raises(StepFailed, match="cannot be read: ZeroDivisionError: division by zero") as raised:
+        plan_memory(order(tiny_llama), tiny_llama, "cuda", [100] * 8)
+    assert "nvidia-smi" in raised.value.hint
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "spectrum", "full"])
@@ -221,6 +313,29 @@ def test_the_estimate_counts_what_the_optimizer_stores_on_a_gpu(
     stored = sum(one.nbytes for state in adam.state.values() for name, one in state.items() if name in names)
     expected = estimate(base_sizes(tiny_llama), a_plan(), config, "cuda")["optimizer"]
     assert stored == pytest.approx(expected, rel=0.05)
+
+
+def test_the_estimate_counts_the_copy_of_an_nf4_matrix_that_a_product_is_computed_from(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, dequantize = [], bitsandbytes.functional.dequantize_4bit
+
+    def noted(*arguments: Any, **named: Any) -> torch.Tensor:
+        copies.append(dequantize(*arguments, **named))
+        return copies[-1]
+
+    monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", noted)
+    job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
+    config, rows = TrainConfig(quantization="nf4", rank=4), [TokenRow([5, 6, 7], [0, 0, 1])]
+    made = make_trainer(job, load_tokenizer(tiny_llama), rows, [], config)
+    (inputs,) = made.divide_step(collate([dict(row) for row in made.train_dataset]))
+    made.compute_loss(made.model.train(), inputs).backward()
+    base = base_sizes(tiny_llama)
+    assert max(copy.numel() for copy in copies) == base.largest
+    with_copy, without = (
+        estimate(one, a_plan(quantization="nf4"), config, "cuda")["weights"] for one in (base, replace(base, largest=0))
+    )
+    assert with_copy - without == 2 * base.largest
 
 
 def test_want_of_memory_is_told_from_other_errors() -> None:

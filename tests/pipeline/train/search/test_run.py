@@ -56,7 +56,7 @@ def test_trials_train_over_the_base_in_one_precision_though_more_memory_is_free_
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = chain([1], repeat(1 << 40))
-    monkeypatch.setattr(memory, "free_memory", lambda _: next(free))
+    monkeypatch.setattr(memory, "free_memory", lambda *_: next(free))
     adapter = train(run.attempt(quantization="auto", search={"space": {"learning_rate": [1e-7, 3e-3]}}))
     assert [one.once and one.once.plan.quantization for one in ended(run)] == ["nf4", "nf4"]
     assert adapter.quantization == "nf4"
