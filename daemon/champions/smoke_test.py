@@ -1,4 +1,4 @@
-"""Smoke test: load a model in a child process and let it answer; the daemon itself never loads torch."""
+"""Load a model in a child process and let it answer, or try the GPU there; the daemon itself never loads torch."""
 
 import contextlib
 import json
@@ -73,6 +73,21 @@ def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
             yield said
     if process.returncode != 0:
         raise DropforgeError(*_words(b"", process.returncode))
+
+
+def try_gpu() -> dict[str, Any]:
+    """
+    Return what `pipeline.models.gpu_check`, in a child process, says of the GPU.
+
+    Raises `DropforgeError` if no training can use the GPU, and after 15 minutes without an answer.
+    """
+    with _started("cuda", subprocess.DEVNULL, "pipeline.models.gpu_check") as process:
+        said = _answer(process, _SECONDS, threading.Event())
+    if said is None:
+        raise DropforgeError("the GPU gave no answer", "see the kernel's log: dmesg | grep NVRM")
+    if process.returncode != 0:
+        raise DropforgeError(*_words(said, process.returncode))
+    return dict(json.loads(said.splitlines()[-1]))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from daemon.champions.smoke_test import try_gpu
 from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
 from daemon.state.database import newest_revision, open_reader
@@ -21,6 +22,7 @@ from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
 from pipeline.durable import open_regular
 from pipeline.errors import DropforgeError
+from pipeline.models.gpu_driver import nvidia_driver
 from pipeline.models.manifest import check_base, model_files
 from pipeline.words import count, size_words
 
@@ -53,7 +55,7 @@ def examine(settings: Settings) -> list[Finding]:
     Run all checks and return their findings; a check that raises an exception gives a finding of level "bad".
 
     Checked are the database, file systems, free space, inbox, base models, champions, required packages and programs,
-    the judge's API key, and whether the daemon runs. Nothing is changed.
+    the GPU, the judge's API key, and whether the daemon runs. Nothing is changed.
     """
     findings: list[Finding] = []
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
@@ -64,6 +66,7 @@ def examine(settings: Settings) -> list[Finding]:
         bases,
         _champions,
         needs,
+        _gpu,
         _judge,
         _daemon,
     )
@@ -208,6 +211,33 @@ def needs(settings: Settings) -> Iterator[Finding]:
             # A separate worker has its own environment.
             make = _warn if of_steps and settings.worker == "separate" else _bad
             yield make(name, error.message, error.hint)
+
+
+def _gpu(settings: Settings) -> Iterator[Finding]:
+    """Yield a finding if NVIDIA's driver is loaded and steps may use the GPU: what fails of a training's operations."""
+    if settings.device == "cpu" or not nvidia_driver():
+        return
+    try:
+        found = try_gpu()
+    except DropforgeError as error:
+        make = _warn if settings.worker == "separate" else _bad
+        yield make("GPU", error.message, error.hint)
+        return
+    gpus = [
+        f"{gpu['name']} (compute capability {gpu['capability']}, {size_words(gpu['free'])} of "
+        f"{size_words(gpu['total'])} free)"
+        for gpu in found["gpus"]
+    ]
+    text = f"{', '.join(gpus)}; driver {found['driver']}, torch {found['torch']} for CUDA {found['cuda']}"
+    if found["nf4"] or not found["bitsandbytes"]:
+        reason = found["nf4"] or "its library is built for the CPU"
+        remedy = 'pip install --upgrade bitsandbytes, or set train.quantization = "none"'
+        yield _warn("GPU", f"{text}; bitsandbytes cannot compute in NF4: {reason}", remedy)
+    elif found["packed_attention"]:
+        remedy = "trainings pad their records, which is slower; install a newer torch"
+        yield _warn("GPU", f"{text}; attention over packed records fails: {found['packed_attention']}", remedy)
+    else:
+        yield _ok("GPU", f"{text}; bf16, NF4 and attention over packed records work")
 
 
 def _judge(settings: Settings) -> Iterator[Finding]:

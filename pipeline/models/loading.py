@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import CannotTrain, StepFailed
+from pipeline.models.gpu_driver import AMD, closed_device, nvidia_driver
 from pipeline.models.memory_estimate import MARGIN, available_memory, free_on_gpus
 from pipeline.models.untrusted import foreign_code
 from pipeline.words import count, size_words
@@ -48,23 +49,50 @@ def quiet() -> None:
 
 def chosen_device() -> Device:
     """
-    Return the device in `$DROPFORGE_DEVICE`; `auto`, also if it is not set, is CUDA if available, else the CPU.
+    Return the device in `$DROPFORGE_DEVICE`; `auto`, also if it is not set, is the CPU on a machine without a GPU.
 
-    Raises `CannotTrain` if the device is unknown or CUDA is not available.
+    Raises `StepFailed` if torch cannot use the GPU, for `auto` only if its driver is there; `CannotTrain` if the device
+    is unknown.
     """
     import torch
 
     wanted = os.environ.get("DROPFORGE_DEVICE", "auto")
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda":
-        if not torch.cuda.is_available():
-            message = "device is cuda, and torch sees no CUDA device"
-            raise CannotTrain(message, 'check nvidia-smi and that torch was installed with CUDA, or set device = "cpu"')
+    if wanted not in {"auto", "cpu", "cuda"}:
+        raise CannotTrain(f"unknown device {wanted!r}", 'set device to "auto", "cpu" or "cuda"')
+    if wanted != "cpu" and torch.cuda.is_available():
         return "cuda"
-    if wanted == "cpu":
+    if wanted == "cpu" or (wanted == "auto" and not (nvidia_driver() or (torch.version.hip and AMD.exists()))):
         return "cpu"
-    raise CannotTrain(f"unknown device {wanted!r}", 'set device to "auto", "cpu" or "cuda"')
+    message, remedy = _why_no_gpu()
+    raise StepFailed(f"torch cannot use the GPU: {message}", f'{remedy}, or set device = "cpu"')
+
+
+def _why_no_gpu() -> tuple[str, str]:
+    """Return why `torch.cuda.is_available()` is false, and the remedy."""
+    import torch
+
+    if not (torch.version.cuda or torch.version.hip):
+        return f"torch {torch.__version__} is built for the CPU", "install a torch that is built for CUDA"
+    if closed := closed_device():
+        return closed
+    cuda: Any = torch.cuda
+    words = "it sees no CUDA device"
+    try:
+        cuda.init()
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+    return words, "see nvidia-smi, then update the driver or install a torch for its CUDA version"
+
+
+def check_gpu(device: Device) -> None:
+    """Raise `CannotTrain` if `device` is a GPU that cannot compute in bf16."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise CannotTrain(
+            f"{torch.cuda.get_device_name()} cannot compute in bf16",
+            'use an Ampere card or newer, or set device = "cpu"',
+        )
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.errors import CannotTrain
-from pipeline.models.loading import Device, arithmetic_dtype, load_model
+from pipeline.models.loading import Device, arithmetic_dtype, check_gpu, load_model
 from pipeline.models.memory_estimate import has_8_bit_moments
 from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.train.base_weights import keeping_weights, optimizer, unfreeze
@@ -67,7 +67,7 @@ def make_trainer(
     from transformers import AutoConfig, PrinterCallback
     from trl import SFTConfig
 
-    _check_card(training.device)
+    check_gpu(training.device)
     # Mixed precision is bf16, which does not mix with float16; the merge uses the base's own dtype.
     saved: Any = AutoConfig.from_pretrained(training.base, local_files_only=True, trust_remote_code=False).dtype
     single = arithmetic_dtype(training.device)
@@ -199,16 +199,6 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "report_to": [],
         "disable_tqdm": True,
     }
-
-
-def _check_card(device: Device) -> None:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise CannotTrain(
-            f"{torch.cuda.get_device_name()} cannot compute in bf16",
-            'use an Ampere card or newer, or set device = "cpu"',
-        )
 
 
 def _check_vocabulary(model: Any, rows: Sequence[TokenRow]) -> None:

@@ -1,3 +1,4 @@
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -26,13 +27,15 @@ from daemon.views import doctor
 from daemon.views.doctor import Finding, examine
 from daemon.views.overview import Overview
 from pipeline.config import JudgeConfig
+from pipeline.models import gpu_driver
 from tests.daemon.conftest import BASE_ID, MODEL_ID
 from tests.stand_in_vllm import VERSION, install
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Give a workspace in which all is well, but that no daemon runs."""
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Give a workspace in which all is well, but that no daemon runs, on a machine without a GPU."""
+    monkeypatch.setattr(gpu_driver, "NVIDIA", tmp_path / "no-driver")
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
@@ -200,6 +203,77 @@ def test_a_judge_that_lacks_its_key_is_a_warning(settings: Settings, monkeypatch
     assert "judge" not in lines(judged)
     monkeypatch.delenv("JUDGE_KEY")
     assert (lines(judged)["judge"].level, lines(judged)["judge"].text) == ("warn", "JUDGE_KEY is not set in this shell")
+
+
+#: What `pipeline.models.gpu_check` prints where all works.
+GPU = {
+    "driver": "580.65.06",
+    "torch": "2.13.0",
+    "cuda": "13.0",
+    "gpus": [{"name": "RTX 4090", "capability": "8.9", "free": 20_000_000_000, "total": 24_000_000_000}],
+    "bitsandbytes": True,
+    "nf4": "",
+    "packed_attention": "",
+}
+DESCRIBED = "RTX 4090 (compute capability 8.9, 20 GB of 24 GB free); driver 580.65.06, torch 2.13.0 for CUDA 13.0; "
+
+
+def load_driver(settings: Settings, monkeypatch: pytest.MonkeyPatch, said: object = None, code: int = 0) -> None:
+    """Load NVIDIA's driver; if `said` is given, let the child process print it and end with `code`."""
+    driver = settings.state_folder.parent / "driver"
+    driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06")
+    monkeypatch.setattr(gpu_driver, "NVIDIA", driver)
+    if said is not None:
+        program = settings.state_folder.parent / "program"
+        program.write_text(f"#!/bin/sh\necho noise\ncat <<END\n{json.dumps(said)}\nEND\nexit {code}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr("sys.executable", str(program))
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "level", "text", "remedy"),
+    [
+        (GPU, 0, "ok", f"{DESCRIBED}bf16, NF4 and attention over packed records work", ""),
+        ({**GPU, "nf4": "RuntimeError: no kernel"}, 0, "warn", "NF4: RuntimeError: no kernel", "train.quantization"),
+        ({**GPU, "bitsandbytes": False}, 0, "warn", "NF4: its library is built for the CPU", "--upgrade bitsandbytes"),
+        ({**GPU, "packed_attention": "TypeError: x"}, 0, "warn", f"{DESCRIBED}attention over packed", "newer torch"),
+        ({"error": "T4 cannot compute in bf16", "hint": "use Ampere"}, 65, "bad", "T4 cannot compute", "use Ampere"),
+    ],
+    ids=["works", "NF4", "library", "attention", "bf16"],
+)
+def test_the_gpu_is_tried_and_described_in_one_line(
+    said: object,
+    code: int,
+    level: str,
+    text: str,
+    remedy: str,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load_driver(settings, monkeypatch, said, code)
+    found = lines(settings)["GPU"]
+    assert (found.level, text in found.text, remedy in found.remedy) == (level, True, True), found
+
+
+def test_a_driver_beside_a_torch_for_the_cpu_is_bad(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = importlib.metadata.version("torch")
+    if not torch.endswith("+cpu"):
+        pytest.skip("this torch is built for a GPU")
+    load_driver(settings, monkeypatch)
+    found = lines(settings)["GPU"]
+    assert (found.level, found.text) == ("bad", f"torch cannot use the GPU: torch {torch} is built for the CPU")
+    assert found.remedy == 'install a torch that is built for CUDA, or set device = "cpu"'
+
+
+def test_no_gpu_is_tried_where_no_step_may_use_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start() -> dict[str, Any]:
+        raise AssertionError
+
+    monkeypatch.setattr(doctor, "try_gpu", start)
+    assert "GPU" not in lines(settings), "no driver is loaded"
+    load_driver(settings, monkeypatch)
+    assert lines(settings)["gpu"].level == "bad"
+    assert not {"GPU", "gpu"} & lines(settings.model_copy(update={"device": "cpu"})).keys()
 
 
 def test_a_running_daemon_is_seen(settings: Settings) -> None:

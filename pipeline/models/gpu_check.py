@@ -1,0 +1,98 @@
+"""
+Describe the GPUs and try on the first what a training does there.
+
+`python -m pipeline.models.gpu_check` prints a line of JSON, what `check` returns. If no training can use the GPU the
+line is {"error": MESSAGE, "hint": REMEDY}, and the exit code is the error's. It runs in its own process, for callers
+that must not load the training stack.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.errors import EXIT_FAILED, DropforgeError
+from pipeline.models.gpu_driver import nvidia_driver
+from pipeline.models.loading import Device, check_gpu, chosen_device
+
+
+def check(device: Device) -> dict[str, Any]:
+    """
+    Return the driver, the versions of torch and CUDA, the GPUs, and the errors of a training's operations on `device`.
+
+    `gpus` has a dict per GPU: name, compute capability, free and total bytes. `bitsandbytes` is whether its library is
+    built for CUDA. `nf4` and `packed_attention` are errors of a forward and a backward pass, "" without any. Raises
+    `CannotTrain` if `device` cannot compute in bf16.
+    """
+    import bitsandbytes
+    import torch
+
+    check_gpu(device)
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        gpus.append({"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}", "free": free, "total": total})
+    return {
+        "driver": nvidia_driver(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or f"ROCm {torch.version.hip}",
+        "gpus": gpus,
+        "bitsandbytes": bitsandbytes.cextension.lib.compiled_with_cuda,
+        "nf4": _error_of(_try_nf4, device),
+        "packed_attention": _error_of(_try_packed_attention, device),
+    }
+
+
+def _try_nf4(device: Device) -> None:
+    import bitsandbytes
+    import torch
+
+    layers: Any = bitsandbytes.nn
+    layer = layers.Linear4bit(64, 64, compute_dtype=torch.bfloat16, quant_type="nf4").to(device)
+    rows = torch.randn(8, 64, dtype=torch.bfloat16, device=device, requires_grad=True)
+    _backward(layer(rows), rows)
+
+
+def _try_packed_attention(device: Device) -> None:
+    import torch
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = (
+        torch.randn(12, heads, 64, dtype=torch.bfloat16, device=device, requires_grad=True) for heads in (4, 2, 2)
+    )
+    ends = torch.tensor([0, 5, 12], dtype=torch.int32, device=device)
+    made: Any = varlen_attn(query, key, value, ends, ends, 7, 7, window_size=(-1, 0), enable_gqa=True)
+    _backward(made, query)
+
+
+def _backward(made: Any, source: Any) -> None:
+    """Compute the gradient of `source`. Raises `ArithmeticError` if it is not finite."""
+    made.float().square().sum().backward()
+    if not bool(source.grad.isfinite().all()):
+        raise ArithmeticError("its gradient is not finite")
+
+
+def _error_of(attempt: Callable[[Device], None], device: Device) -> str:
+    try:
+        attempt(device)
+    except Exception as error:  # noqa: BLE001 - libraries raise errors of every kind without a kernel for a GPU
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return ""
+
+
+def main() -> int:
+    """Print what `check` returns, or the error, as a line of JSON; return the exit code."""
+    try:
+        print(json.dumps(check(chosen_device())))
+    except DropforgeError as error:
+        print(json.dumps({"error": error.message, "hint": error.hint}))
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - a library's message is better than none
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"[:500], "hint": "see nvidia-smi"}))
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

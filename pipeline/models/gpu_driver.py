@@ -1,0 +1,30 @@
+"""What the machine shows of a GPU's driver; read without torch, so the daemon can use it, too."""
+
+import os
+import re
+from pathlib import Path
+
+#: Exists while the kernel module of NVIDIA's driver is loaded.
+NVIDIA = Path("/proc/driver/nvidia/version")
+#: Exists with any AMD graphics, so it says nothing unless torch is built for ROCm.
+AMD = Path("/dev/kfd")
+_DEVICES = Path("/dev")
+
+
+def nvidia_driver() -> str:
+    """Return the version of NVIDIA's driver, "unknown" if its file has none; "" if the driver is not loaded."""
+    if not NVIDIA.exists():
+        return ""
+    found = re.search(r"\d{3,}\.[\d.]*\d", NVIDIA.read_text(encoding="utf-8"))
+    return found[0] if found else "unknown"
+
+
+def closed_device() -> tuple[str, str] | None:
+    """Return what is wrong with a device file of the driver that is missing or closed to this user, and the remedy."""
+    nvidia = [_DEVICES / "nvidiactl", _DEVICES / "nvidia-uvm", *sorted(_DEVICES.glob("nvidia[0-9]*"))]
+    for path in nvidia if NVIDIA.exists() else [AMD] * AMD.exists():
+        if not path.exists():
+            return f"{path} does not exist", "run as root: nvidia-modprobe -u -c 0"
+        if not os.access(path, os.R_OK | os.W_OK):
+            return f"this user may not open {path}", f"add the user to the group of {path} (ls -l shows it)"
+    return None

@@ -1,0 +1,124 @@
+"""A GPU that torch cannot use is an error with the reason, never a training on the CPU; what a GPU is tried with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import CannotTrain, StepFailed
+from pipeline.models import gpu_check, gpu_driver, loading
+from pipeline.models.loading import chosen_device
+
+TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040)."
+OPEN_MODULE = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (root@host)\n"
+CLOSED_MODULE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30 UTC 2024\n"
+
+
+@pytest.fixture
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Load NVIDIA's driver, with all its device files, on a machine whose torch sees no GPU; return their folder."""
+    (tmp_path / "version").write_text(OPEN_MODULE)
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    for name in ("nvidiactl", "nvidia-uvm", "nvidia0"):
+        (folder / name).touch()
+    monkeypatch.setattr(gpu_driver, "NVIDIA", tmp_path / "version")
+    monkeypatch.setattr(gpu_driver, "_DEVICES", folder)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    return folder
+
+
+def too_old() -> None:
+    raise RuntimeError(TOO_OLD)
+
+
+def cpu_build(_devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+
+
+def no_uvm(devices: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
+    (devices / "nvidia-uvm").unlink()
+
+
+def other_group(_devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, _mode: path.name != "nvidia0")
+
+
+def old_driver(_devices: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
+    pass
+
+
+REASONS: dict[Callable[[Path, pytest.MonkeyPatch], None], tuple[str, str]] = {
+    cpu_build: (f"torch {torch.__version__} is built for the CPU", "install a torch that is built for CUDA"),
+    no_uvm: ("nvidia-uvm does not exist", "nvidia-modprobe -u -c 0"),
+    other_group: ("this user may not open", "add the user to the group"),
+    old_driver: (TOO_OLD, "see nvidia-smi"),
+}
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_gpu_that_torch_cannot_use_is_an_error_with_reason_and_remedy(
+    reason: Callable[[Path, pytest.MonkeyPatch], None], wanted: str, devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason(devices, monkeypatch)
+    monkeypatch.setenv("DROPFORGE_DEVICE", wanted)
+    words, remedy = REASONS[reason]
+    with pytest.raises(StepFailed) as failed:
+        chosen_device()
+    assert words in failed.value.message
+    assert remedy in failed.value.hint
+    assert failed.value.hint.endswith('or set device = "cpu"')
+    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
+    assert chosen_device() == "cpu"
+
+
+def test_auto_is_the_cpu_where_no_driver_is_loaded(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_driver.NVIDIA.unlink()
+    monkeypatch.delenv("DROPFORGE_DEVICE", raising=False)
+    assert chosen_device() == "cpu"
+    # Any AMD graphics have this file; only who installed a torch for ROCm wants to train there.
+    monkeypatch.setattr(loading, "AMD", devices / "nvidia0")
+    assert chosen_device() == "cpu"
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    with pytest.raises(StepFailed, match="too old"):
+        chosen_device()
+
+
+@pytest.mark.parametrize(
+    ("text", "version"), [(OPEN_MODULE, "580.65.06"), (CLOSED_MODULE, "550.54.14"), ("x", "unknown")]
+)
+def test_the_drivers_version_is_read(text: str, version: str, devices: Path) -> None:
+    (devices.parent / "version").write_text(text)
+    assert gpu_driver.nvidia_driver() == version
+
+
+def test_a_card_without_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation)
+    with pytest.raises(CannotTrain, match="Tesla T4 cannot compute in bf16"):
+        gpu_check.check("cuda")
+
+
+def test_each_operation_of_a_training_is_tried_by_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card: Any = type("Properties", (), {"name": "RTX 4090", "major": 8, "minor": 9})
+    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (index + 1, 3))
+    assert gpu_check.main() == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [(gpu["name"], gpu["capability"], gpu["free"], gpu["total"]) for gpu in said["gpus"]] == [
+        ("RTX 4090", "8.9", 1, 3),
+        ("RTX 4090", "8.9", 2, 3),
+    ]
+    # NF4 works on a CPU, with the library for it; torch's attention over packed records has no kernel there.
+    assert (said["nf4"], said["bitsandbytes"]) == ("", False)
+    assert said["packed_attention"].startswith("NotImplementedError: ")
