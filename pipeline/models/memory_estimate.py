@@ -30,7 +30,7 @@ _NF4_BYTES = 4.127 / 8
 _TRAINED_BYTES = {"cpu": 14, "cuda": 10}
 #: Factor on activations for temporaries and fragmentation. Measured on a CPU; torch's CUDA allocator fragments less.
 OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
-#: Python, torch and the imported libraries. On a GPU cuBLAS's workspaces: torch allocates 32 MiB, before Hopper less,
+#: Python, torch and the imported libraries. On a GPU cuBLAS's workspaces: torch allocates 34 MB, before Hopper less,
 #: in each of two threads, forward and backward pass (computed, not measured). The context is not free memory, see
 #: `free_on_gpus`.
 _LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 64 << 20}
