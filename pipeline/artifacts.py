@@ -298,6 +298,8 @@ class Evaluation(Artifact):
     records_seen_by_candidate: int = 0
     """Scored records that the candidate was trained on: with any, the verdict is `contaminated`."""
     batch_size: int = 0
+    quantization: Literal["nf4", "none"] = "none"
+    """`nf4` if the models' weights did not fit on the GPUs as saved."""
     suites: tuple[SuiteScores, ...] = ()
     base_model_id: str | None = None
     """The base model that the suites compare with; `None` if it is the champion."""

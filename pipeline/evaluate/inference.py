@@ -230,7 +230,9 @@ class Inference:
         if self._opened is None:
             requests = self._requests
             if requests.key.setup.engine == PLAIN:
-                model = generation.open_model(requests.folder, requests.tokenizer, chosen_device())
+                model = generation.open_model(
+                    requests.folder, requests.tokenizer, chosen_device(), requests.quantization
+                )
                 self._opened = InStep(model)
             else:
                 self._opened = self._start_vllm()

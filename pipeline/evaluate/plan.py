@@ -17,6 +17,7 @@ from pipeline.models import generation
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, chosen_device, load_tokenizer
 from pipeline.models.manifest import model_id, trained_ids
+from pipeline.models.placement import Quantization, inference_quantization
 from pipeline.models.prompt import Format, completion_ids, fold, prompt_ids
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import HeldoutRecord
@@ -77,6 +78,7 @@ class ModelRequests:
     suites: tuple[SuiteRequests, ...] = ()
     users_own: bool = False
     """Whether the folder is the user's, without a manifest: it may have changed since it was hashed."""
+    quantization: Quantization = "none"
 
     def longest(self) -> int:
         """Return an upper bound of any prompt's tokens with its answer, at most `window`, and one more."""
@@ -120,12 +122,13 @@ class EvalPlan:
 
 @dataclass(frozen=True)
 class _EvaluatedModel:
-    """A model to evaluate, with its role and prompt format."""
+    """A model to evaluate, with its role, prompt format and quantization."""
 
     role: Role
     model_id: str
     folder: Path
     format: Format
+    quantization: Quantization
     users_own: bool = False
 
 
@@ -137,24 +140,28 @@ def make_plan(
 
     A batch size of 0 in `decoding` is 16 on a CPU (32 with vLLM), 128 on a GPU; it is smaller if earlier attempts noted
     in their own `folder` that memory ran out. Records are left out for both if the champion was trained on them or on
-    near-duplicates, or if they exceed a window with their answer; standard error then says how many. Raises
-    `CannotTrain` if no record is left, a suite's item exceeds a window, a model's tokenizer cannot be loaded, or the
-    settings name a vLLM that cannot be run.
+    near-duplicates, or if they exceed a window with their answer; standard error then says how many. If a model does
+    not fit on the GPUs, both are evaluated in NF4. Raises `CannotTrain` if no record is left, a suite's item exceeds a
+    window, a model's tokenizer cannot be loaded, or the settings name a vLLM that cannot be run; `StepFailed` if a
+    model does not even fit in NF4.
     """
     # A template may contain today's date: everything is tokenised before the long work.
     model, champion = attempt.load(Model), attempt.spec.champion
     is_base = champion.model_id == model.base_model_id
-    candidate_model = _EvaluatedModel("candidate", model.model_id, attempt.path(model.folder), "chat")
+    program, folders = attempt.config.evaluate.vllm, (attempt.path(model.folder), attempt.path(champion.path))
+    # vLLM holds weights as saved.
+    quantization = "none" if program else inference_quantization(chosen_device(), *folders)
+    candidate_model = _EvaluatedModel("candidate", model.model_id, folders[0], "chat", quantization)
     champion_model = _EvaluatedModel(
         "champion",
         champion.model_id,
-        attempt.path(champion.path),
+        folders[1],
         # A merged model's template renders its training format; the base is prompted in the candidate's format.
         model.format if is_base else "chat",
+        quantization,
         users_own=is_base,
     )
     kept = _unseen(records, trained_ids(champion_model.folder))
-    program = attempt.config.evaluate.vllm
     engine = f"vllm {read_version(program)}" if program else PLAIN
     both = [_requests(model, kept, suites, decoding, engine) for model in (candidate_model, champion_model)]
     kept, both, too_long = _leave_out_too_long(kept, both)
@@ -189,7 +196,9 @@ def _base_requests(
     if attempt.config.base_model_id != model.base_model_id or not (folder / "config.json").is_file():
         say_base_is_not_evaluated("it is not there")
         return None
-    base_model = _EvaluatedModel("base model", model.base_model_id, folder, model.format, users_own=True)
+    base_model = _EvaluatedModel(
+        "base model", model.base_model_id, folder, model.format, candidate.quantization, users_own=True
+    )
     setup = candidate.key.setup
     try:
         requests = _requests(base_model, [], [part.suite for part in candidate.suites], decoding, setup.engine)
@@ -240,7 +249,7 @@ def _requests(
         repetition_penalty=decoding.repetition_penalty,
         batch_size=decoding.batch_size,
         engine=engine,
-        **generation.arithmetic(model.folder, chosen_device()),
+        **generation.arithmetic(model.folder, chosen_device(), model.quantization),
     )
 
     # vLLM generates one token even when only likelihoods are wanted.
@@ -274,6 +283,7 @@ def _requests(
         window=window,
         suites=tuple(map(suite_requests, suites)),
         users_own=model.users_own,
+        quantization=model.quantization,
     )
 
 

@@ -63,6 +63,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
         records_seen_by_champion=plan.seen_by_champion,
         records_seen_by_candidate=plan.seen_by_candidate,
         batch_size=setup.batch_size,
+        quantization=candidate.quantization,
         suites=scoring.score_suites(
             report, suites, (first, second), base, attempt.path(dataset.folder) / "train.jsonl"
         ),

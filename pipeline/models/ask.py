@@ -19,6 +19,7 @@ from pipeline.errors import EXIT_FAILED, DropforgeError, StepFailed
 from pipeline.models.generation import Decoding, open_model
 from pipeline.models.greedy_decoding import stream_answer
 from pipeline.models.loading import chosen_device, load_model, load_tokenizer
+from pipeline.models.placement import inference_quantization
 from pipeline.models.prompt import choose_format, fold, prompt_ids
 
 #: What a decoder emits for a character whose bytes are not complete.
@@ -47,7 +48,8 @@ def answer(request: Ask) -> None:
     tokenizer: Any = load_tokenizer(folder)
     fmt = choose_format(request.format, has_chat_template=bool(tokenizer.chat_template))
     prompt = prompt_ids(tokenizer, fmt, fold(request.instruction, request.input))
-    loaded = open_model(folder, tokenizer, chosen_device())
+    device = chosen_device()
+    loaded = open_model(folder, tokenizer, device, inference_quantization(device, folder))
     printed = ""
 
     def tell(text: str) -> None:
@@ -74,7 +76,7 @@ def check(folder: Path) -> None:
 
     device = chosen_device()
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, device, offload=True)
+    model = load_model(folder, device, inference_quantization(device, folder), spread=True)
     tokens = tokenizer("Hello", return_tensors="pt").to(device)
     with torch.no_grad():
         logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits[0, -1].float()

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import Device, OutOfMemory, arithmetic_dtype, is_out_of_memory, load_model
+from pipeline.models.placement import Quantization
 from pipeline.models.prompt import stop_ids
 
 #: Most bytes of a batch's float32 logits when references or choices are scored.
@@ -82,18 +84,18 @@ def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     return tuple(stop_ids(tokenizer, named))
 
 
-def open_model(folder: Path, tokenizer: Any, device: Device) -> AskedModel:
+def open_model(folder: Path, tokenizer: Any, device: Device, quantization: Quantization = "none") -> AskedModel:
     """
     Return the model in `folder` on `device`, ready for greedy decoding, in its saved dtype (see `arithmetic_dtype`).
 
-    If it does not fit into memory and keeps that dtype, the rest is read from disk in each forward pass: the merged
-    16-bit model may be too large for the GPU on which its NF4 base was trained. Raises `CannotTrain` if the folder has
-    no model that can be loaded, `StepFailed` if memory does not suffice.
+    See `inference_quantization` for `quantization`. A model that does not fit on one GPU is placed on all; on a CPU, if
+    it keeps its dtype, what does not fit into memory is read from disk in each forward pass. Raises `CannotTrain` if
+    the folder has no model that can be loaded, `StepFailed` if memory does not suffice.
     """
     from transformers import GenerationConfig
 
     with memory_errors():
-        model: Any = load_model(folder, device, dtype=arithmetic_dtype(device), offload=True)
+        model: Any = load_model(folder, device, quantization, arithmetic_dtype(device), spread=True)
     ends = end_tokens(folder, tokenizer)
     # The folder's sampling settings must not affect a greedy evaluation.
     config: Any = GenerationConfig
@@ -112,19 +114,20 @@ def close_model(asked: AskedModel) -> None:
     """Free the memory of the model, which cannot be used afterwards."""
     import torch
 
-    # Not the model's own `to`, which refuses with offloaded weights.
-    torch.nn.Module.to(asked.model, "meta")
+    # Not `to`: the model's own refuses with offloaded weights, and torch's cannot move NF4 weights there.
+    asked.model.to_empty(device="meta")
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
+def arithmetic(folder: Path, device: Device, quantization: Quantization = "none") -> dict[str, Any]:
     """
     Return what affects the last bits of results besides the weights: dtype, device, attention, library versions.
 
-    The keys are `dtype` (the saved one), `device` (with its name; on a CPU also the number of threads), `attention`
-    (its implementation) and `versions` (by library). The model is created on the meta device, without loading weights.
+    The keys are `dtype` (the saved one, and whether weights are in NF4), `device` (with its name; on a CPU also the
+    number of threads), `attention` (its implementation) and `versions` (by library). The model is created on the meta
+    device, without loading weights.
     """
     import tokenizers  # noqa: PLC0415
     import torch
@@ -140,11 +143,16 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
         # Measured in bf16: another number of threads changed one answer in 32.
         name = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
         name += ", computing in float32" if arithmetic_dtype(device) is not None else ""
+    dtype = str(config.dtype or _stored_dtype(folder)).removeprefix("torch.")
+    versions = {module.__name__: module.__version__ for module in (tokenizers, torch, transformers)}
+    if quantization == "nf4":
+        dtype += " in NF4"
+        versions["bitsandbytes"] = metadata.version("bitsandbytes")
     return {
-        "dtype": str(config.dtype or _stored_dtype(folder)).removeprefix("torch."),
+        "dtype": dtype,
         "device": f"{device} {name}",
         "attention": str(model.config._attn_implementation),  # noqa: SLF001 - the library has no public name for it
-        "versions": {module.__name__: module.__version__ for module in (tokenizers, torch, transformers)},
+        "versions": versions,
     }
 
 

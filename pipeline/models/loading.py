@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.gpu_driver import AMD, closed_device, nvidia_driver
 from pipeline.models.memory_estimate import MARGIN, available_memory, free_on_gpus
+from pipeline.models.placement import Quantization, gpu_map, weight_bytes
 from pipeline.models.untrusted import foreign_code
 from pipeline.words import count, size_words
 
@@ -156,19 +157,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 def load_model(
     folder: Path,
     device: Device,
-    quantization: Literal["nf4", "none"] = "none",
+    quantization: Quantization = "none",
     dtype: "torch.dtype | None" = None,
     *,
-    offload: bool = False,
+    spread: bool = False,
 ) -> "PreTrainedModel":
     """
     Return the causal language model in `folder`, on `device`, in evaluation mode.
 
     Weights keep their saved dtype unless `dtype` is given; with `nf4` the linear layers are quantised to NF4 (double
-    quantisation, computing in bf16 or, if that is `dtype`, in float32). With `offload`, unless `dtype` is given,
-    weights that do not fit into memory are read from disk in each forward pass; standard error then says so. Raises
-    `CannotTrain` if the folder holds no such model or lacks weights, `StepFailed` if memory does not suffice,
-    `RuntimeError` for other problems of the device.
+    quantisation, computing in bf16 or, if that is `dtype`, in float32). With `spread` a model that does not fit on the
+    first GPU is placed on all; on a CPU, unless `dtype` is given, weights that do not fit into memory are read from
+    disk in each forward pass, and standard error says so. Raises `CannotTrain` if the folder holds no such model or
+    lacks weights, `StepFailed` if memory does not suffice, `RuntimeError` for other problems of the device.
     """
     from transformers import AutoModelForCausalLM
 
@@ -177,7 +178,7 @@ def load_model(
         model, loading_info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
-            **_device_map(folder, device, offload=offload and dtype is None),
+            **(_device_map(folder, device, quantization, dtype) if spread else {"device_map": {"": device}}),
             quantization_config=_nf4(dtype) if quantization == "nf4" else None,
             local_files_only=True,
             trust_remote_code=False,
@@ -186,8 +187,7 @@ def load_model(
         )
     except Exception as error:  # libraries raise errors of every kind at a damaged folder
         if is_out_of_memory(error):
-            message = f"not enough memory to load the model in {folder}"
-            raise StepFailed(message, "free memory there, or use a smaller base model") from error
+            raise _no_memory(folder) from error
         if isinstance(error, RuntimeError) and _OTHER_SIZES not in str(error):
             raise  # a problem of the device that may pass: memory in use, a driver
         message = f"the model in {folder} cannot be loaded: {type(error).__name__}: {error}"[:1000]
@@ -197,22 +197,32 @@ def load_model(
         # Transformers initialises these at random.
         message = f"the model in {folder} lacks {count(len(names), 'weight')} that its config.json requires: {names[0]}"
         raise CannotTrain(message, "download the model again: its config.json and its weights do not belong together")
+    if device == "cuda" and "disk" in getattr(model, "hf_device_map", {}).values():
+        raise _no_memory(folder)
     _keep_unpacked(model)
     model.eval()
     return model
 
 
-def _device_map(folder: Path, device: Device, *, offload: bool) -> dict[str, Any]:
-    """Return transformers' arguments for placing weights: all on the device, or partly there and partly on disk."""
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if not offload or weights <= MARGIN * (free := free_memory(device)):
+def _no_memory(folder: Path) -> StepFailed:
+    message = f"not enough memory to load the model in {folder}"
+    return StepFailed(message, "free memory there, or use a smaller base model")
+
+
+def _device_map(folder: Path, device: Device, quantization: Quantization, dtype: object) -> dict[str, Any]:
+    """Return transformers' arguments for placing weights: on GPUs, or in memory and partly on disk."""
+    weights = weight_bytes(folder, quantization)
+    if device == "cuda":
+        return gpu_map(weights)
+    free = free_memory(device)
+    if dtype is not None or weights <= MARGIN * free:
         return {"device_map": {"": device}}
     sys.stderr.write(
         f"the model ({size_words(weights)}) does not fit into free memory ({size_words(free)}): weights are offloaded "
         "to disk and read in every forward pass, which is slow\n"
     )
     # The other half is for keys, values and logits.
-    return {"device_map": "auto", "max_memory": {0 if device == "cuda" else "cpu": free // 2, "disk": weights}}
+    return {"device_map": "auto", "max_memory": {"cpu": free // 2, "disk": weights}}
 
 
 def _nf4(dtype: "torch.dtype | None") -> object:

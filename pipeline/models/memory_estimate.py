@@ -104,6 +104,11 @@ def _base_sizes(folder: Path, _signatures: object) -> BaseSizes:
     )
 
 
+def nf4_bytes(base: BaseSizes) -> int:
+    """Return the bytes of all weights with those of the linear layers in NF4."""
+    return int((base.weights - base.linear) * base.width + base.linear * _NF4_BYTES)
+
+
 def linear_shapes(shapes: Mapping[str, list[int]]) -> list[list[int]]:
     """Return the shapes of the matrices that get an adapter: by name, all but embeddings and head; stacks included."""
     return [shape for name, shape in shapes.items() if len(shape) > 1 and not any(word in name for word in _NO_LORA)]

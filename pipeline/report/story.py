@@ -22,6 +22,7 @@ _HEADLINES: dict[Outcome, str] = {
     "guard_failed": "A guard blocks the new model. The champion stays.",
     "contaminated": "This result cannot be trusted. The champion stays.",
 }
+_IN_NF4 = "Both models were evaluated in NF4: their unquantised weights do not fit on the GPU."
 #: The limit from which a blind review's p-value is distinguished when it is formatted.
 _SURE_OF_REVIEW = 0.05
 
@@ -44,6 +45,7 @@ def tell(
         headline += " It waits for your approval." if manual else " It wins."
     why = [
         *_numbers(verdict),
+        *([_IN_NF4] if evaluation is not None and evaluation.quantization == "nf4" else []),
         *_because(verdict, evaluation, spec),
         *_collapsed(verdict, spec),
         *_limits(verdict, dataset, spec),

@@ -367,6 +367,36 @@ def test_both_models_answer_and_are_scored_on_the_same_records(bench: Bench, tin
     assert report.versions["device"].startswith("cpu")
 
 
+def test_models_that_the_gpus_hold_in_nf4_only_are_both_evaluated_in_nf4(
+    bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = heldout_rows(tiny)
+    attempt = bench.attempt(rows)
+    saved = evaluate(attempt)
+    bench.publish(attempt, saved)
+    monkeypatch.setattr(plan, "inference_quantization", lambda _device, *_folders: "nf4")
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (saved.quantization, report.quantization) == ("none", "nf4")
+    assert report.versions["dtype"] == "float32 in NF4"
+    assert "bitsandbytes" in report.versions
+    tokenizer = load_tokenizer(bench.base)
+    for role, folder in (("candidate", bench.root / "models/candidate"), ("champion", bench.base)):
+        assert getattr(report, role).cached == 0, "answers of the model as saved do not count"
+        asked = generation.open_model(folder, tokenizer, "cpu", "nf4")
+        assert "Linear4bit" in {type(module).__name__ for module in asked.model.modules()}
+        prompts = [prompt_ids(tokenizer, "chat", fold(row["instruction"], row["input"])) for row in rows]
+        answers = greedy_decoding.answers(
+            asked, prompts, Decoding(NEW_TOKENS, attempt.config.evaluate.repetition_penalty, 4)
+        )
+        assert [line[role]["text"] for line in lines(attempt, report)] == [one.text for one in answers]
+        generation.close_model(asked)
+    assert not set(saved.prediction_keys.values()) & set(report.prediction_keys.values())
+    bench.publish(attempt, report)
+    again = evaluate(bench.attempt(rows))
+    assert (again.candidate.cached, again.champion.cached) == (RECORDS, RECORDS)
+
+
 def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_the_primary_metric(
     bench: Bench, tiny: Any
 ) -> None:

@@ -35,6 +35,15 @@ def test_beyond_ten_times_the_set_the_advice_is_to_wait(unproven: Verdict) -> No
     assert "Wait for more drops" in story_text(unproven.model_copy(update={"groups": 100, "records_needed": 1001}))
 
 
+def test_an_evaluation_in_nf4_is_told(made_reports: Any, tmp_path: Path) -> None:
+    attempt, verdict = made_reports.case(tmp_path, "promoted")
+    words = "Both models were evaluated in NF4: their unquantised weights do not fit on the GPU."
+    for quantization in ("none", "nf4"):
+        evaluation = made_reports.report([], quantization=quantization)
+        story = tell(verdict, made_reports.dataset(), evaluation, attempt.spec)
+        assert (words in story.why) == (quantization == "nf4")
+
+
 def steps_of(made_reports: Any, folder: Path, outcome: str, train: TrainConfig, *tried: Trial, **spec: Any) -> str:
     """Return what is to be done after a verdict, of a run with other settings, told other things, after a search."""
     attempt, verdict = made_reports.case(folder, outcome)

@@ -1,0 +1,59 @@
+"""
+Hold a model for inference on GPUs: on the first if its weights fit there, else on all, else in NF4.
+
+On several GPUs each has a part of the layers. Nothing is left in the host's memory or on disk.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import StepFailed
+from pipeline.models.memory_estimate import MARGIN, base_sizes, free_on_gpus, nf4_bytes
+from pipeline.words import count, size_words
+
+Quantization = Literal["nf4", "none"]
+
+
+def weight_bytes(folder: Path, quantization: Quantization) -> int:
+    """Return the bytes of the weights of the model in `folder`, as saved or with its linear layers in NF4."""
+    if quantization == "nf4":
+        return nf4_bytes(base_sizes(folder))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def inference_quantization(device: Literal["cpu", "cuda"], *folders: Path) -> Quantization:
+    """
+    Return how the weights of the models in `folders`, loaded one at a time, are held for inference: `none` is as saved.
+
+    It is `nf4` for all of them if one does not fit on the GPUs as saved. Raises `StepFailed` if one does not fit even
+    in NF4.
+    """
+    if device == "cpu":
+        return "none"
+    free = free_on_gpus()
+    if all(_hold(free, weight_bytes(folder, "none")) for folder in folders):
+        return "none"
+    largest, folder = max((weight_bytes(folder, "nf4"), folder) for folder in folders)
+    if _hold(free, largest):
+        return "nf4"
+    raise StepFailed(
+        f"the model in {folder} does not fit on the GPU even in NF4, to be evaluated: {size_words(largest)} of "
+        f"weights, {size_words(sum(free))} free on {count(len(free), 'GPU')}",
+        "free memory there, or use a smaller base model or a GPU with more memory",
+    )
+
+
+def gpu_map(weights: int) -> dict[str, Any]:
+    """Return transformers' arguments for a model of so many bytes: on the first GPU if it fits there, else on all."""
+    import torch
+
+    if torch.cuda.device_count() == 1 or _hold((free := free_on_gpus())[:1], weights):
+        return {"device_map": {"": "cuda"}}
+    # The rest is for keys, values and logits.
+    return {"device_map": "auto", "max_memory": {gpu: int(MARGIN * left) for gpu, left in enumerate(free)}}
+
+
+def _hold(free: Sequence[int], weights: int) -> bool:
+    """Return whether the first GPU or all hold so many bytes; of several less is used, as no layer is divided."""
+    return weights <= MARGIN * max(free[0], MARGIN * sum(free))
