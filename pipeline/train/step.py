@@ -12,10 +12,11 @@ from typing import Any, Literal
 from pipeline import durable
 from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
 from pipeline.contract import Attempt
-from pipeline.errors import CannotTrain
+from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.generation import end_tokens
 from pipeline.models.loading import Device, OutOfMemory, chosen_device, load_tokenizer
 from pipeline.models.manifest import check_base, model_id, require_start
+from pipeline.models.placement import inference_quantization
 from pipeline.models.prompt import Format, choose_format, completion_ids, fold, prompt_ids
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
@@ -103,7 +104,8 @@ def train(attempt: Attempt) -> Adapter:
     Train the base model, or the champion that `prepare` chose, on `prepare`'s rows, once or with a search.
 
     Saves the result in the attempt's folder `adapter`, and returns its description. Raises `CannotTrain` if base, data
-    and settings can never work together, `StepFailed` if training failed, `StartAgain` if memory ran out and another
+    and settings can never work together, `StepFailed` if training failed or the result could not be evaluated on the
+    GPUs, `StartAgain` if memory ran out and another
     attempt must continue with less, and `Interrupted`, after saving a checkpoint, if it was stopped.
     """
     started = time.monotonic()
@@ -120,6 +122,11 @@ def train(attempt: Attempt) -> Adapter:
     start = base if dataset.start is None else require_start(attempt, dataset.start)
     device = chosen_device()
     process_count(config.train, device)  # raises if there are not so many GPUs
+    if inference_quantization(device, start) == "nf4" and config.evaluate.vllm:
+        raise StepFailed(
+            f"the model in {start} does not fit on the GPU unquantised, as vLLM would evaluate it",
+            "remove evaluate.vllm: both models are then evaluated in NF4",
+        )
     tokenizer: Any = load_tokenizer(base)
     fmt = choose_format(config.train.format, has_chat_template=bool(tokenizer.chat_template))
     ends = end_tokens(base, tokenizer)

@@ -15,8 +15,10 @@ import pytest
 
 from pipeline import durable
 from pipeline.config import TrainConfig
-from pipeline.contract import SPEC_NAME
-from pipeline.errors import CannotTrain, Interrupted
+from pipeline.contract import SPEC_NAME, Attempt
+from pipeline.errors import CannotTrain, Interrupted, StepFailed
+from pipeline.models import placement
+from pipeline.models.memory_estimate import base_sizes, nf4_bytes
 from pipeline.search_settings import with_settings
 from pipeline.train import memory, step
 from pipeline.train.search import run as search_run
@@ -60,6 +62,24 @@ def test_trials_train_over_the_base_in_one_precision_though_more_memory_is_free_
     adapter = train(run.attempt(quantization="auto", search={"space": {"learning_rate": [1e-7, 3e-3]}}))
     assert [one.once and one.once.plan.quantization for one in ended(run)] == ["nf4", "nf4"]
     assert adapter.quantization == "nf4"
+
+
+@pytest.mark.parametrize(
+    ("share", "vllm", "words"),
+    [(0.5, "", "does not fit on the GPU even in NF4"), (1.2, "/bin/vllm", "as vLLM would evaluate it")],
+)
+def test_no_trial_begins_if_its_model_could_not_be_evaluated_on_the_gpus(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch, share: float, vllm: str, words: str
+) -> None:
+    monkeypatch.setattr(step, "chosen_device", lambda: "cuda")
+    monkeypatch.setattr(step, "process_count", lambda *_: 1)
+    monkeypatch.setattr(placement, "free_on_gpus", lambda: [int(share * nf4_bytes(base_sizes(run.base)))])
+    spec = run.attempt(search={"space": {"learning_rate": [1e-7, 3e-3]}}).spec
+    evaluation = spec.config.evaluate.model_copy(update={"vllm": vllm})
+    config = spec.config.model_copy(update={"evaluate": evaluation})
+    with pytest.raises(StepFailed, match=words):
+        train(Attempt(spec.model_copy(update={"config": config})))
+    assert not list(run.checkpoints.glob("trial-*"))
 
 
 def test_a_grid_trains_all_and_hands_over_the_one_that_the_dev_rows_choose(run: TrainingRun) -> None:
