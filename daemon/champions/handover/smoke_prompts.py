@@ -57,7 +57,7 @@ def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: i
 
     Smoke prompts are held-out prompts with recorded answers; the file may list none. An older file is removed in any
     case. Returns `None`, and writes no file, without `run_id` (a base model), or if the run's evaluation is gone,
-    damaged or of another model.
+    damaged, of another model or in NF4.
     """
     path = state_folder / "tracks" / track / FILE_NAME
     path.unlink(missing_ok=True)
@@ -92,6 +92,8 @@ def _of_run(state_folder: Path, run_id: int, model_id: str) -> SmokePrompts | No
         dataset = run_files.load_dataset(state_folder, run_id)
         if evaluation is None or dataset is None or evaluation.candidate.model_id != model_id:
             return None
+        if evaluation.quantization == "nf4":
+            return None  # a server that holds the model in 16 bits answers differently
         folder = state_folder / evaluation.folder
         prompts = _choose(durable.read_jsonl(folder / "records.jsonl"))
         spec = StepSpec.model_validate_json((folder.parent / SPEC_NAME).read_bytes())

@@ -40,7 +40,7 @@ def test_the_champion_is_asked_what_tells_it_from_the_model_that_it_beat(daemon:
     assert write_smoke_prompts(daemon.root, "default", "b" * 64, None) is None, "a base model has none"
 
 
-@pytest.mark.parametrize("how", ["no records", "damaged records", "another model"])
+@pytest.mark.parametrize("how", ["no records", "damaged records", "another model", "answers in NF4"])
 def test_where_no_evaluation_knows_the_model_there_are_none_and_none_of_a_former_champion(
     daemon: Daemon, how: str
 ) -> None:
@@ -51,6 +51,9 @@ def test_where_no_evaluation_knows_the_model_there_are_none_and_none_of_a_former
         file.unlink()
     elif how == "damaged records":
         file.write_text('{"instruction": 3}\n')
+    elif how == "answers in NF4":
+        path = daemon.root / "runs" / "1" / "evaluate.json"
+        durable.write_json(path, {**durable.read_object(path), "quantization": "nf4"})
     asked = "0" * 64 if how == "another model" else made
     assert write_smoke_prompts(daemon.root, "default", asked, 1) is None
     assert not (daemon.root / "tracks" / "default" / FILE_NAME).exists()
