@@ -234,6 +234,30 @@ def test_a_stop_in_training_leaves_nothing_running_and_the_run_waiting(machine: 
     assert run["state"] == "waiting"
 
 
+@pytest.mark.timeout(300)
+def test_nvidia_uvm_is_loaded_by_root_before_the_daemon_and_a_failure_keeps_nothing_from_starting(
+    machine: Machine,
+) -> None:
+    configure(machine, "none")
+    # What nvidia-modprobe needs of root: its user, capabilities, new privileges, and the mounts of the machine.
+    machine.write(
+        "/usr/bin/nvidia-modprobe",
+        """#!/bin/sh
+        exec > /usr/local/modprobe
+        echo "$@"; id -u; grep -E "CapBnd|NoNewPrivs" /proc/self/status
+        exit 1
+        """,
+        0o755,
+    )
+    whole = (machine.root / "proc/1/status").read_text(encoding="utf-8")
+    start(machine)
+    assert shown(machine, "ActiveState") == "active"
+    said = (machine.root / "usr/local/modprobe").read_text(encoding="utf-8").splitlines()
+    (bounding,) = re.findall(r"^CapBnd:.*", whole, re.MULTILINE)
+    assert said == ["-u -c 0", "0", bounding, "NoNewPrivs:\t0"]
+    assert "CUDA_CACHE_PATH=/var/cache/dropforge/nv" in shown(machine, "Environment").split()
+
+
 #: What a member of the group tries in the inbox, each a shell script; none may move what is the daemon's.
 _ATTACKS = {
     "swap rejected for a link": "mv rejected o; rmdir rejected; ln -sfT /var/lib/dropforge/spool/queue rejected",
