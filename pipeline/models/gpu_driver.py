@@ -21,10 +21,12 @@ def nvidia_driver() -> str:
 
 def closed_device() -> tuple[str, str] | None:
     """Return what is wrong with a device file of the driver that is missing or closed to this user, and the remedy."""
-    nvidia = [_DEVICES / "nvidiactl", _DEVICES / "nvidia-uvm", *sorted(_DEVICES.glob("nvidia[0-9]*"))]
+    # With -u nvidia-modprobe makes the files of nvidia-uvm alone, without it the GPU's and, as number 255, nvidiactl.
+    made_by = {"nvidiactl": "nvidia-modprobe -c 0 -c 255", "nvidia-uvm": "nvidia-modprobe -u -c 0"}
+    nvidia = [*map(_DEVICES.joinpath, made_by), *sorted(_DEVICES.glob("nvidia[0-9]*"))]
     for path in nvidia if NVIDIA.exists() else [AMD] * AMD.exists():
         if not path.exists():
-            return f"{path} does not exist", "run as root: nvidia-modprobe -u -c 0"
+            return f"{path} does not exist", f"run as root: {made_by[path.name]}"
         if not os.access(path, os.R_OK | os.W_OK):
             return f"this user may not open {path}", f"add the user to the group of {path} (ls -l shows it)"
     return None

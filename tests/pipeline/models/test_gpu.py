@@ -45,6 +45,10 @@ def no_uvm(devices: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
     (devices / "nvidia-uvm").unlink()
 
 
+def no_control(devices: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
+    (devices / "nvidiactl").unlink()
+
+
 def other_group(_devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, _mode: path.name != "nvidia0")
 
@@ -56,6 +60,7 @@ def old_driver(_devices: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
 REASONS: dict[Callable[[Path, pytest.MonkeyPatch], None], tuple[str, str]] = {
     cpu_build: (f"torch {torch.__version__} is built for the CPU", "install a torch that is built for CUDA"),
     no_uvm: ("nvidia-uvm does not exist", "nvidia-modprobe -u -c 0"),
+    no_control: ("nvidiactl does not exist", "nvidia-modprobe -c 0 -c 255"),
     other_group: ("this user may not open", "add the user to the group"),
     old_driver: (TOO_OLD, "see nvidia-smi"),
 }
