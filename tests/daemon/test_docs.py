@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 #: What the machine of a test lacks, or what must not happen there; the unit itself is run in tests/systemd.
 STAND_INS = ("systemctl", "journalctl", "pip")
 #: Written by hand.
-CHAPTERS = ("using.md", "operations.md", "gate.md")
+CHAPTERS = ("using.md", "operations.md", "gate.md", "gpu.md")
 
 
 def text(name: str) -> str:

@@ -255,7 +255,7 @@ def test_the_gpu_is_tried_and_described_in_one_line(
     assert (found.level, text in found.text, remedy in found.remedy) == (level, True, True), found
 
 
-def test_a_driver_beside_a_torch_for_the_cpu_is_bad(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_with_a_torch_for_the_cpu_is_bad(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = importlib.metadata.version("torch")
     if not torch.endswith("+cpu"):
         pytest.skip("this torch is built for a GPU")
