@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo install test test-all chaos prove fuzz lint bench clean
+.PHONY: demo install test test-all chaos gpu prove fuzz lint bench clean
 
 demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a poisoned one is refused
 	rm -rf demo
@@ -26,6 +26,9 @@ test-all: $(INSTALLED) ## every test, half an hour; tests/systemd needs root and
 chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test-all` tries a seeded sample of. Needs root
 	DROPFORGE_CHAOS=whole $(BIN)/pytest -rA --numprocesses 2 --dist worksteal --timeout 7200 tests/chaos \
 		tests/daemon/storage/test_gc.py tests/daemon/storage/test_backup.py tests/hostile/test_intake.py
+
+gpu: $(INSTALLED) ## what an NVIDIA GPU must do as a CPU does, in minutes; each of these tests is left out without one
+	$(BIN)/pytest -rA -m gpu tests/gpu
 
 prove: $(INSTALLED) ## candidates known to be good or bad through the whole gate, on SmolLM2 in NF4, nine nights alone, and vLLM, which VLLM_PROGRAM names: some hours
 	PYTEST_DEBUG_TEMPROOT=$${TMPDIR:-/tmp} $(BIN)/pytest -rA --timeout 7200 tests/prove

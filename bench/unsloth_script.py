@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from unsloth import FastLanguageModel  # type: ignore[import-not-found]  # isort: skip - it patches what comes after it
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -50,8 +51,12 @@ def main(base: str, rows: Path, folder: Path) -> None:
     trainer = SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
     wall, processor = time.perf_counter(), time.process_time()
     trainer.train()
-    took = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    took = {"wall": time.perf_counter() - wall, "counted": time.process_time() - processor}
     took["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_available():
+        took |= {"counted": took["wall"], "peak": torch.cuda.max_memory_reserved()}
     model.save_pretrained(folder)
     print(json.dumps(took))
 

@@ -46,8 +46,17 @@ settings.load_profile("dropforge")
 
 #: What `make test` leaves to `make test-all`: processes killed at many points, other users, systemd, a browser, and
 #: models that really learn. Single long tests elsewhere are marked where they stand.
-_LONG_FOLDERS = {"browser", "chaos", "hostile", "prove", "systemd"}
+_LONG_FOLDERS = {"browser", "chaos", "gpu", "hostile", "prove", "systemd"}
 _QUICK_FILES = {"chaos/test_corpus.py", "hostile/test_backup.py", "hostile/test_judge.py", "hostile/test_settings.py"}
+
+
+#: Whether tests/gpu can run: torch takes seconds to say it.
+HAS_GPU = Path("/proc/driver/nvidia/version").exists()
+
+
+def pytest_report_header() -> str:
+    """Say at the head whether the tests on a GPU run."""
+    return "gpu: tests/gpu runs" if HAS_GPU else "gpu: tests/gpu is left out, no NVIDIA driver is loaded"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -57,6 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         place = item.path.relative_to(Path(__file__).parent)
         if place.parts[0] in _LONG_FOLDERS and place.as_posix() not in _QUICK_FILES:
             item.add_marker(pytest.mark.long)
+        if place.parts[0] == "gpu":
+            item.add_marker(pytest.mark.gpu)
 
 
 def pytest_collection_finish() -> None:

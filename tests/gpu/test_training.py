@@ -1,0 +1,115 @@
+"""Trainings on a GPU: each faster way to compute learns what the plain way learns, and death loses little."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import durable
+from pipeline.artifacts import Adapter
+from pipeline.contract import SPEC_NAME
+from pipeline.errors import StartAgain
+from pipeline.train import trainer
+from pipeline.train.memory import Sizes
+from pipeline.train.step import train
+from tests.training_runs import TrainingRun
+
+NewRun = Callable[..., TrainingRun]
+#: Losses of another order of bfloat16's roundings, and of another device.
+ROUNDING, DEVICE = 0.02, 0.05
+
+
+def losses(adapter: Adapter) -> list[float]:
+    return [point.loss for point in adapter.loss_curve]
+
+
+#: What is put in place of a faster way.
+PLAIN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "padded": lambda patch: patch.setattr(trainer, "enable_packing", lambda *_: False),
+    "PEFT's layers": lambda patch: patch.setattr(trainer, "fuse", lambda _: 0),
+    "TRL's loss": lambda patch: patch.setattr(trainer, "has_plain_head", lambda *_: False),
+    "recomputed": lambda patch: patch.setattr(Sizes, "fits", lambda _, plan: plan.activations == "recomputed"),
+}
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("plain", PLAIN)
+def test_each_faster_way_has_the_losses_of_the_plain_way(
+    new_run: NewRun, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, plain: str, quantization: str
+) -> None:
+    run = new_run(tiny_llama, quantization=quantization)
+    fast, _ = run.finish()
+    run.forget()
+    PLAIN[plain](monkeypatch)
+    slow, _ = run.finish()
+    assert losses(fast) == pytest.approx(losses(slow), rel=ROUNDING)
+
+
+def test_a_card_learns_what_a_cpu_learns(new_run: NewRun, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tiny_llama)
+    on_card, _ = run.finish()
+    run.forget()
+    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
+    on_cpu, _ = run.finish()
+    assert losses(on_card) == pytest.approx(losses(on_cpu), rel=DEVICE)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "galore", "spectrum", "full"])
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
+    new_run: NewRun, tiny_llama: Path, method: str
+) -> None:
+    run = new_run(tiny_llama, method=method, learning_rate=1e-3)
+    whole, _ = run.finish()
+    run.forget()
+    run.stop_after(9)
+    resumed, _ = run.finish()
+    # Attention's backward pass adds in any order on a card, so not to the last bit.
+    assert losses(resumed) == pytest.approx(losses(whole), rel=ROUNDING)
+
+
+def test_an_attempt_without_memory_is_followed_by_one_with_half_the_tokens(new_run: NewRun, tiny_llama: Path) -> None:
+    run = new_run(tiny_llama, batch_tokens=2048, batch_size=32)
+    torch.cuda.empty_cache()
+    before = torch.cuda.mem_get_info()[0]
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        with pytest.raises(StartAgain):
+            train(run.attempt())
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    adapter, _ = run.finish()
+    assert adapter.batch_tokens < 2048
+    torch.cuda.empty_cache()
+    assert torch.cuda.mem_get_info()[0] > before - (256 << 20)
+
+
+def test_a_killed_training_leaves_no_memory_taken(new_run: NewRun, tiny_llama: Path) -> None:
+    run = new_run(tiny_llama, epochs=1000)
+    attempt = run.attempt()
+    durable.write_json(attempt.folder / SPEC_NAME, attempt.spec.model_dump(mode="json"))
+    argv = [sys.executable, "-P", "-m", "pipeline", "train", str(attempt.folder / SPEC_NAME)]
+    with subprocess.Popen(argv, start_new_session=True) as step:
+        while not list(run.checkpoints.glob("step-*")):
+            assert step.poll() is None
+        assert step.pid in pids_on_cards()
+        step.kill()
+    while step.pid in pids_on_cards():
+        pass
+
+
+def pids_on_cards() -> set[int]:
+    asked = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    return {int(line) for line in done.stdout.split()}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one card here")
+def test_two_cards_learn_what_one_learns(new_run: NewRun, tiny_llama: Path) -> None:
+    run = new_run(tiny_llama)
+    two, _ = run.finish()
+    run.forget()
+    one, _ = run.finish(processes=1)
+    assert losses(two) == pytest.approx(losses(one), rel=ROUNDING)
