@@ -41,6 +41,6 @@ def check_timezone(value: str) -> str:
     """Return `value` unchanged if it is the IANA name of a time zone, else raise `ValueError`."""
     try:
         ZoneInfo(value)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OSError) as error:  # "Europe" is a folder
         raise ValueError(f"no such time zone: {value!r}; use an IANA name such as Europe/Berlin") from error
     return value

@@ -240,7 +240,10 @@ def _difference(path: Path, entry: Mapping[str, Any]) -> str:
         return "is missing"
     if path.stat().st_size != entry.get("size"):
         return f"has {path.stat().st_size} bytes instead of {entry.get('size')}"
-    return "" if durable.sha256_file(path) == entry.get("sha256") else "has changed"
+    try:
+        return "" if durable.sha256_file(path) == entry.get("sha256") else "has changed"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def require_start(attempt: Attempt, start: ModelRef) -> Path:

@@ -80,10 +80,12 @@ class Server:
     def __init__(self, url: str) -> None:
         """Use the server at `url`; nothing is sent yet. Raises `DropforgeError` if `url` is not a valid address."""
         self._url = url
-        parts = urlsplit(url)
-        self._at: str | tuple[str, int] = parts.path if parts.scheme == "unix" else ""
-        if parts.scheme == "http" and parts.hostname:
-            with contextlib.suppress(ValueError):  # no port
+        self._at: str | tuple[str, int] = ""
+        with contextlib.suppress(ValueError):  # no port, or an open bracket
+            parts = urlsplit(url)
+            if parts.scheme == "unix":
+                self._at = parts.path
+            elif parts.scheme == "http" and parts.hostname:
                 self._at = (parts.hostname, parts.port or 80)
         if not self._at:
             message = f"{url!r} is no address of a server"
@@ -198,7 +200,9 @@ def switch_adapter(server: Server, change: Change, name_file: Path, seconds: flo
     models = server.models()
     name = change.name
     if change.is_base:
-        name = next(str(one["id"]) for one in models if not one.get("parent"))
+        name = next((str(one["id"]) for one in models if not one.get("parent")), "")
+        if not name:
+            raise DropforgeError("the server lists adapters and no base model", "start it as docs/serving.md says")
     former = name_file.read_text(encoding="utf-8").strip() if name_file.exists() else ""
     own = re.compile(re.escape(change.track) + rf"-[0-9a-f]{{{_ID_LETTERS}}}")
     loaded = {str(one["id"]) for one in models if one.get("parent") and own.fullmatch(str(one["id"]))}

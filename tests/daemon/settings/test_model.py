@@ -238,6 +238,7 @@ def test_a_setting_of_an_earlier_version_is_refused_with_what_holds_instead(file
         ("[tracks.a.train]\nrank = 0", "tracks.a.train.rank", "greater than or equal to 1"),
         ('device = "tpu"', "device", "'auto', 'cpu' or 'cuda'"),
         ('timezone = "Mars/Base"', "timezone", "no such time zone: 'Mars/Base'"),
+        ('timezone = "Europe"', "timezone", "no such time zone: 'Europe'"),
         ('[tracks.a]\nschedule = "each night"', "tracks.a.schedule", "not a cron expression"),
         ('schedule = "0 2 * * 1-5"', "schedule", "by their names, as mon-fri"),
         ("[guards.floors]\nexact_mach = 50", "guards.floors.exact_mach", "'exact_match', 'token_f1'"),

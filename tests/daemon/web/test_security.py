@@ -169,9 +169,10 @@ def test_a_token_that_is_a_link_or_empty_lets_nobody_in(tmp_path: Path) -> None:
         load_token(tmp_path)
     assert not (tmp_path / "elsewhere").exists()
     (tmp_path / "web-token").unlink()
-    (tmp_path / "web-token").touch()
-    with pytest.raises(DropforgeError, match="there is no token in"):
-        load_token(tmp_path)
+    for text in (b"", b"\xff" * 64):
+        (tmp_path / "web-token").write_bytes(text)
+        with pytest.raises(DropforgeError, match="there is no token in"):
+            load_token(tmp_path)
 
 
 def _routes(router: APIRouter) -> list[APIRoute]:
