@@ -46,8 +46,8 @@ def attention(
     """
     List what needs a person, the most urgent first, each behind its key.
 
-    With --dismiss the entries of these keys are left out until they happen again; only --json lists the others. What
-    lasts, as a pause does, is told again a day after it was dismissed.
+    With --dismiss the entries of these keys are left out until they happen again, and each is confirmed in place of the
+    list; --json lists the entries that remain. What lasts, as a pause does, is told again after a day.
     """
     settings, overview = load_settings(context), open_overview(context)
     left_out = [needs.dismiss(open_writer(context), settings, overview, key, word_of_user()) for key in dismiss or ()]

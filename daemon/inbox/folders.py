@@ -188,7 +188,7 @@ class InboxFolders:
 
 
 def read_own(folder: Folder, name: str | bytes) -> bytes | None:
-    """Return up to 1 MiB of the file `name`; `None` if missing, unreadable, not regular, or another user's."""
+    """Return up to a megabyte of the file `name`; `None` if missing, unreadable, not regular, or another user's."""
     try:
         fd = os.open(name, _READ_OWN, dir_fd=folder.fd)
     except OSError:

@@ -39,7 +39,7 @@ class Messenger:
         self._thread = threading.Thread(target=self._run, name="messenger", daemon=True)
 
     def start(self, now: int) -> None:
-        """Call `outbox.open_outbox`, and start the thread that sends messages if the settings have an address."""
+        """Call `outbox.open_outbox` at `now` (ms), and start the thread that sends messages if there is an address."""
         outbox.open_outbox(self._engine, self._settings, now)
         if self._settings.messages.urls:
             self._thread.start()
@@ -51,7 +51,11 @@ class Messenger:
             self._thread.join()
 
     def turn(self, now: int) -> None:
-        """Turn new events into messages and send those due at `now` (ms); failures are noted as trouble and retried."""
+        """
+        Turn new events into messages and send those due at `now` (ms), after `outbox.open_outbox`.
+
+        A message that cannot be sent is noted as trouble, and a later call sends it again. Database errors are raised.
+        """
         while outbox.collect(self._engine, self._settings, now):
             pass
         for number, url in enumerate(self._settings.messages.urls, 1):

@@ -77,7 +77,7 @@ def come_to(overview: Overview, drops: Iterable[DropView]) -> dict[int, str]:
 
 
 def findings_of(overview: Overview, drop_id: int) -> tuple[FindingView, ...]:
-    """Return the kinds of errors that were found in a drop's rows at intake, rarest first; empty if there are none."""
+    """Return at most 20 kinds of the first 1,000 errors found in a drop's rows at intake, rarest first; maybe none."""
     return _findings(_taken_in(overview, drop_id).get("kinds"))
 
 

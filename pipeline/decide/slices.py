@@ -34,7 +34,7 @@ class Known:
 
     def among(self, drops: Places, pinned: Flags) -> Flags:
         """
-        Return the mask of seen records from each record's drop and whether it is pinned.
+        Return the mask of records whose drop is in `self.drops` or that are pinned; of all if `self.drops` is `None`.
 
         A pinned record always counts as seen: a person chose it for the evaluation set, and it has no training rows.
         """

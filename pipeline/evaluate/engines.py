@@ -39,7 +39,7 @@ class InStep:
         return greedy_decoding.answers(self.model, prompts, decoding, watch, may_loop)
 
     def likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
-        """Return each completion's likelihood after its prompt. Raises `StepFailed` if memory does not suffice."""
+        """Return each completion's likelihood after its prompt, in a batch. Raises `StepFailed` if memory runs out."""
         return generation.likelihoods(self.model, pairs)
 
     def choices(self, questions: Sequence[Question]) -> list[list[float]]:
