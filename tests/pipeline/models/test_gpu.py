@@ -127,3 +127,4 @@ def test_each_operation_of_a_training_is_tried_by_itself(
     # NF4 works on a CPU, with the library for it; torch's attention over packed records has no kernel there.
     assert (said["nf4"], said["bitsandbytes"]) == ("", False)
     assert said["packed_attention"].startswith("NotImplementedError: ")
+    assert gpu_check._error_of(lambda rows: rows * float("nan"), "cpu") == "its gradient is not finite"
