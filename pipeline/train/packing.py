@@ -11,6 +11,8 @@ import math
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from inspect import signature
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -19,8 +21,13 @@ from pipeline.train.answer_loss import NO_LABEL
 _NAME = "packed_records"
 _PROBE = (5, 7)
 _WIDEST = 256
-#: Relative distance of a token's hidden state that rounding does not reach: SmolLM2's is 0 on a CPU, a leak's above 1.
+#: Relative distance of a token's hidden state that the rounding of two attention kernels does not reach.
 _FAR = 0.1
+#: The same if only another record differs: the arithmetic is the same, so that there is hardly any rounding.
+_LEAK = 1e-3
+#: Options of an attention function that packed attention knows, or that do not concern it.
+_OPTIONS = {"dropout", "scaling", "is_causal", "position_ids", "sliding_window", "use_cache"}
+_OPTIONS |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 #: Settings for the window of architectures with local attention.
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 
@@ -155,10 +162,10 @@ def _pad(ids: Sequence[Any], labels: Sequence[Any]) -> dict[str, Any]:
 
 def enable_packing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     """
-    Switch `model` to packed attention if its hidden states stay the same; return whether it is packed.
+    Switch `model` to packed attention if a record's hidden states stay the same; return whether it is packed.
 
-    It is tested on two records, packed and apart. `rows` are the tokens of the training's records; if any is longer
-    than the model's attention window, `model` stays as it was, too. Writes the result to standard error.
+    A record is tested alone, behind another one and behind a third. `rows` are the tokens of the training's records; if
+    any is longer than the model's attention window, `model` stays as it was, too. Writes the result to standard error.
     """
     before = model.config._attn_implementation  # noqa: SLF001 - as the library's own guide has it
     reason = _narrow(model, max(len(row) for row in rows)) or _differs(model, rows[0])
@@ -180,27 +187,54 @@ def _narrow(model: Any, longest: int) -> str:
 
 
 def _differs(model: Any, tokens: Sequence[int]) -> str:
-    """Set packed attention; return why the model cannot use it, or "" if the hidden states stay the same."""
+    """Set packed attention; return why the model cannot use it, or "" if a record's hidden states stay the same."""
     import torch
     from transformers import AttentionInterface
 
-    AttentionInterface.register(_NAME, packed_attention)
+    AttentionInterface.register(_NAME, _probed_attention)
     ids = torch.tensor((list(tokens) * sum(_PROBE))[: sum(_PROBE)], device=model.device)
-    first, second = ids[: _PROBE[0]], ids[_PROBE[0] :]
+    first, record = ids[: _PROBE[0]], ids[_PROBE[0] :]
+    other = (first + 1) % model.get_input_embeddings().weight.shape[0]
     with torch.no_grad():
-        apart = [model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state for ids in (second, first)]
+        alone = model.base_model(input_ids=record[None], use_cache=False).last_hidden_state
         try:
             model.set_attn_implementation(_NAME)
             if model.config._attn_implementation != _NAME:  # noqa: SLF001
                 return "it has its own attention, which cannot be replaced"
-            packed = model.base_model(**pack([second, first]), use_cache=False).last_hidden_state
+            behind, behind_other = (
+                model.base_model(**pack([before, record]), use_cache=False).last_hidden_state[:, _PROBE[0] :]
+                for before in (first, other)
+            )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever an architecture says to what it does not know
-            return f"its attention does not accept packed records ({type(error).__name__})"
-    expected = torch.cat(apart, dim=1).float()
-    distance = float(((packed.float() - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
-    return "" if distance < _FAR else f"this model would attend across packed records ({distance:.2f})"
+            return f"its attention does not accept packed records ({type(error).__name__}: {error})"
+    AttentionInterface.register(_NAME, packed_attention)
+    if not (distance := _distance(behind_other, behind)) < _LEAK:
+        return f"this model would attend across packed records ({distance:.2g})"
+    if not (distance := _distance(behind, alone)) < _FAR:
+        return f"packed records have other hidden states ({distance:.2g})"
+    return ""
+
+
+def _distance(states: Any, expected: Any) -> float:
+    """Return the largest relative distance of a token's hidden states."""
+    apart = (states.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
+    return float(apart.max())
+
+
+def _probed_attention(module: Any, *states: Any, **options: Any) -> tuple[Any, None]:
+    """Compute `packed_attention` and its gradient. Raises `ValueError` for an option that packed attention ignores."""
+    import torch
+
+    ignored = sorted(name for name, value in options.items() if value is not None and name not in _OPTIONS)
+    if ignored:
+        raise ValueError(f"packed attention would ignore {', '.join(ignored)}")
+    with torch.enable_grad():
+        leaves = [state.detach().requires_grad_() for state in states[:3]]
+        made, _ = packed_attention(module, *leaves, **options)
+        torch.autograd.grad(made.sum(), leaves)
+    return made.detach(), None
 
 
 def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any, **options: Any) -> tuple[Any, None]:
@@ -221,7 +255,8 @@ def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any,
         from torch.nn.attention.varlen import varlen_attn
 
         longest = options["max_length_q"]
-        shared = query.shape[1] != key.shape[1]
+        # Before this was an option, the kernel accepted fewer heads of keys as they are.
+        shared: Any = {"enable_gqa": True} if query.shape[1] != key.shape[1] and _names_shared_heads() else {}
         made: Any = varlen_attn(
             *(one[0].transpose(0, 1) for one in states),
             ends,
@@ -230,7 +265,7 @@ def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any,
             longest,
             scale=options.get("scaling"),
             window_size=(-1, 0),
-            enable_gqa=shared,
+            **shared,
         )  # type: ignore[misc]
         return made[None], None
     parts = []
@@ -240,6 +275,13 @@ def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any,
             record = (one[:, :, first:end].float() for one in states)
             parts.append(sdpa_attention_forward(module, *record, None, **options)[0])
     return torch.cat(parts, dim=1).to(query.dtype), None
+
+
+@cache
+def _names_shared_heads() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters
 
 
 def _has_kernel(query: Any, key: Any, value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Records packed into one row: what they would be apart, and no record sees another."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import transformers
 from trl import SFTTrainer
 
+from pipeline.train import packing
 from pipeline.train.packing import collate, enable_packing, micro_batches
 from pipeline.train.trainer import TokenRow
 from tests.made_adapters import SMALL, token_rows, trainer_of
@@ -80,7 +82,8 @@ def test_loss_and_gradients_of_packed_records_are_those_of_padded_ones(tiny_llam
         (transformers.MixtralConfig(**SMALL, num_local_experts=2), ""),
         (transformers.MistralConfig(**SMALL, sliding_window=64), ""),
         (transformers.MistralConfig(**SMALL, sliding_window=8), "attends to 8 tokens, and the longest record has 37"),
-        (transformers.Gemma2Config(**SMALL, head_dim=16), "does not accept packed records"),
+        (transformers.Gemma2Config(**SMALL, head_dim=16), "packed attention would ignore softcap"),
+        (transformers.GptOssConfig(**SMALL, num_local_experts=4), "packed attention would ignore s_aux"),
         (
             transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2),
             "would attend across packed records",
@@ -99,3 +102,68 @@ def test_what_the_attention_cannot_take_is_padded_and_said(
     told = capsys.readouterr().err
     assert (reason in told) if reason else (told == "records are packed\n")
     assert model.config._attn_implementation == ("packed_records" if not reason else before)
+
+
+def tiny() -> Any:
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SMALL)).eval()
+
+
+def test_a_slight_leak_between_records_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = packing.packed_attention
+
+    def leaking(module: Any, *states: Any, **options: Any) -> Any:
+        made, _ = plain(module, *states, **options)
+        return made + 0.002 * made[:, :1], None
+
+    monkeypatch.setattr(packing, "packed_attention", leaking)
+    assert not enable_packing(tiny(), TOKENS)
+    assert "would attend across packed records" in capsys.readouterr().err
+
+
+def test_packed_attention_without_a_gradient_is_padded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = packing.packed_attention
+    monkeypatch.setattr(packing, "packed_attention", lambda *a, **b: (plain(*a, **b)[0].detach(), None))
+    assert not enable_packing(tiny(), TOKENS)
+    assert "its attention does not accept packed records (RuntimeError" in capsys.readouterr().err
+
+
+@pytest.fixture
+def _kernel_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(packing, "_has_kernel", lambda *_: True)
+    packing._names_shared_heads.cache_clear()
+    yield
+    packing._names_shared_heads.cache_clear()
+
+
+def varlen_attn_of_torch_2_10(
+    query: Any, key: Any, value: Any, ends: Any, _ends_k: Any, _longest_q: int, _longest_k: int, **options: Any
+) -> Any:
+    assert options.keys() == {"scale", "window_size"}
+    attend: Any = torch.nn.functional.scaled_dot_product_attention
+    states = (query, key, value)
+    parts = (
+        attend(*(each[a:b].transpose(0, 1) for each in states), is_causal=True, enable_gqa=True)
+        for a, b in pairwise(ends.tolist())
+    )
+    return torch.cat([part.transpose(0, 1) for part in parts])
+
+
+@pytest.mark.usefixtures("_kernel_on_cpu")
+def test_a_torch_whose_kernel_does_not_name_shared_heads_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn_of_torch_2_10)
+    assert enable_packing(tiny(), TOKENS)
+
+
+@pytest.mark.usefixtures("_kernel_on_cpu")
+def test_shared_heads_are_named_where_torch_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def varlen_attn(*states: Any, enable_gqa: bool = False, **options: Any) -> Any:
+        assert enable_gqa
+        return varlen_attn_of_torch_2_10(*states, **options)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    assert enable_packing(tiny(), TOKENS)
