@@ -71,21 +71,23 @@ def fuse(model: Any) -> int:
     Replace the forward of each plain LoRA layer of a PEFT `model` by a fused one; return how many were replaced.
 
     PEFT's forward takes a dozen operations, and as many backwards, with a copy of the input in float32. A plain layer
-    is LoRA or rsLoRA without dropout and bias over an `nn.Linear` of 16 or 32 bits. Other layers keep PEFT's forward.
+    is LoRA or rsLoRA without dropout over a linear layer of 16 or 32 bits, or in NF4. Other layers keep PEFT's forward.
     """
-    from peft.tuners.lora.layer import Linear
+    from peft.tuners import lora
 
-    layers = [module for module in model.modules() if type(module) is Linear and _is_plain(module)]
+    plain = {lora.Linear, lora.Linear4bit}
+    layers = [module for module in model.modules() if type(module) in plain and _is_plain(module)]
     for layer in layers:
         layer.forward = partial(_forward, layer)
     return len(layers)
 
 
 def _is_plain(layer: Any) -> bool:
+    from bitsandbytes.nn import Linear4bit
     from torch import nn
 
     base, adapters = layer.get_base_layer(), layer.active_adapters
-    if type(base) is not nn.Linear or base.bias is not None or len(adapters) != 1 or layer.lora_variant:
+    if type(base) not in {nn.Linear, Linear4bit} or len(adapters) != 1 or layer.lora_variant:
         return False
     (name,) = adapters
     biases = (layer.lora_A[name].bias, layer.lora_B[name].bias)
@@ -94,17 +96,38 @@ def _is_plain(layer: Any) -> bool:
 
 def _forward(layer: Any, x: Any) -> Any:
     (name,) = layer.active_adapters
-    weight = layer.get_base_layer().weight
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return _product()(x.to(weight.dtype), weight, a, b, layer.scaling[name])
+    base, a, b = layer.get_base_layer(), layer.lora_A[name].weight, layer.lora_B[name].weight
+    if not hasattr(base.weight, "quant_state"):
+        return _product()(x.to(base.weight.dtype), base, a, b, layer.scaling[name])
+    return _product()(x.to(base.compute_dtype), base, a, b, layer.scaling[name]).to(x.dtype)
+
+
+def _times(rows: Any, base: Any) -> Any:
+    """Return `rows` W^T plus the bias of the layer `base`, without a gradient."""
+    import torch
+    from bitsandbytes import matmul_4bit
+
+    bias = None if base.bias is None else base.bias.to(rows.dtype)
+    if hasattr(base.weight, "quant_state"):
+        return matmul_4bit(rows, base.weight, quant_state=base.weight.quant_state, bias=bias)
+    return torch.nn.functional.linear(rows, base.weight, bias)
+
+
+def _dense(base: Any, dtype: Any) -> Any:
+    """Return the weight of the layer `base`, dequantised to `dtype` if it is in NF4."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    if hasattr(base.weight, "quant_state"):
+        return dequantize_4bit(base.weight, base.weight.quant_state).to(dtype)
+    return base.weight
 
 
 @cache
 def _product() -> Any:
     """
-    Return y = x W^T + s (x A^T) B^T (arXiv:2106.09685) as a function of x, W, A, B and s.
+    Return y = x W^T + bias + s (x A^T) B^T (arXiv:2106.09685) as a function of x, the layer of W, A, B and s.
 
-    W is [out, in], A [rank, in], B [out, rank]; x [..., in] and y [..., out] have the dtype of W.
+    W is [out, in], A [rank, in], B [out, rank]; x [..., in] and y [..., out] have the dtype of the arithmetic.
     """
     import torch
 
@@ -113,20 +136,23 @@ def _product() -> Any:
 
         @staticmethod
         def forward(ctx: Any, *given: Any) -> Any:
-            x, weight, a, b, scaling = given
+            x, base, a, b, scaling = given
             rows = x.reshape(-1, x.shape[-1])
-            a, b = a.to(weight.dtype), (b * scaling).to(weight.dtype)
+            a, b = a.to(x.dtype), (b * scaling).to(x.dtype)
             inner = rows @ a.t()
-            ctx.save_for_backward(rows, weight, a, b, inner)
-            ctx.scaling, ctx.shape = scaling, x.shape
-            return (rows @ weight.t()).addmm_(inner, b.t()).view(*x.shape[:-1], -1)
+            ctx.save_for_backward(rows, a, b, inner)
+            # The layer, as hooks on saved tensors would copy its weight, and lose the state of NF4.
+            ctx.base, ctx.scaling, ctx.shape = base, scaling, x.shape
+            return _times(rows, base).addmm_(inner, b.t()).view(*x.shape[:-1], -1)
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> Any:
-            rows, weight, a, b, inner = ctx.saved_tensors
-            out = gradients[0].reshape(-1, weight.shape[0])
+            rows, a, b, inner = ctx.saved_tensors
+            out = gradients[0].reshape(-1, gradients[0].shape[-1])
             through = out @ b
-            of_x = (out @ weight).addmm_(through, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+            of_x = None
+            if ctx.needs_input_grad[0]:
+                of_x = (out @ _dense(ctx.base, out.dtype)).addmm_(through, a).view(ctx.shape)
             return of_x, None, (through.t() @ rows).float(), (out.t() @ inner).float().mul_(ctx.scaling), None
 
     return Product.apply

@@ -17,6 +17,7 @@ from pipeline.merge.step import merge
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.train.lora import fuse, target_layers
 from pipeline.train.trainer import TokenRow, Training, make_trainer
+from tests.made_adapters import save_base
 from tests.training_runs import TrainingRun
 
 MLP = {"gate_proj", "up_proj", "down_proj"}
@@ -126,41 +127,71 @@ LINEAR_LAYERS = 14
 TOKENS = torch.arange(3, 27).reshape(2, 12)
 
 
-def adapted(base: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Return the tiny Llama with an adapter that is away from the zero that it begins at."""
+@pytest.fixture(scope="module")
+def tiny_qwen(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2, whose queries, keys and values have a bias."""
+    return save_base(transformers.Qwen2Config, tiny_llama, tmp_path_factory.mktemp("qwen"))
+
+
+def adapted(base: Path, dtype: torch.dtype | None = torch.float32, quantization: Any = "none", **options: Any) -> Any:
+    """Return the model in `base` with an adapter and biases that are away from the zeros that they begin at."""
     model = get_peft_model(
-        load_model(base, "cpu", "none", dtype), LoraConfig(r=4, target_modules="all-linear", **options)
+        load_model(base, "cpu", quantization, dtype), LoraConfig(r=4, target_modules="all-linear", **options)
     )
     dice = torch.Generator().manual_seed(1)
-    for weight in model.parameters():
+    for name, weight in model.named_parameters():
         if weight.requires_grad:
             weight.data = torch.empty_like(weight, dtype=torch.float32).normal_(0, 0.1, generator=dice)
+        elif name.endswith(".bias"):
+            weight.data.normal_(0, 0.5, generator=dice)
     return model
 
 
 def outcome(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the loss and each gradient of a pass as the trainer makes it."""
+    """Return the logits and each gradient of a pass as the trainer makes it."""
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        loss = model(input_ids=TOKENS, labels=TOKENS).loss
-    loss.backward()
+        made = model(input_ids=TOKENS, labels=TOKENS)
+    made.loss.backward()
     found = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
-    return {"loss": loss.detach(), **found}
+    return {"logits": made.logits.detach(), **found}
 
 
-#: Of float32 an epsilon over some hundred terms, of bfloat16 the rounding of each of the layers.
-@pytest.mark.parametrize(
-    ("dtype", "rslora", "tolerance"),
-    [(torch.float32, False, 1e-5), (torch.float32, True, 1e-5), (torch.bfloat16, False, 0.1)],
-)
-def test_loss_and_gradients_are_pefts(tiny_llama: Path, dtype: torch.dtype, rslora: bool, tolerance: float) -> None:
-    model = adapted(tiny_llama, dtype, lora_alpha=16, use_rslora=rslora)
+def assert_pefts(model: Any, dtype: torch.dtype, tolerance: float) -> None:
+    """Hold logits and gradients of `model` with fused layers against those with PEFT's."""
     fused = deepcopy(model)
     assert fuse(fused) == LINEAR_LAYERS
     expected, found = outcome(model, dtype), outcome(fused, dtype)
     assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert found[name].dtype == gradient.dtype
-        assert torch.linalg.vector_norm(found[name] - gradient) <= tolerance * torch.linalg.vector_norm(gradient), name
+    for name, numbers in expected.items():
+        assert found[name].dtype == numbers.dtype
+        assert torch.linalg.vector_norm(found[name] - numbers) <= tolerance * torch.linalg.vector_norm(numbers), name
+
+
+#: Of float32 an epsilon over some hundred terms, of bfloat16 the rounding of each of the layers.
+EXACT, ROUNDED = (torch.float32, 1e-5), (torch.bfloat16, 0.1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [EXACT, ROUNDED])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("base", ["tiny_llama", "tiny_qwen"])
+def test_logits_and_gradients_are_pefts(
+    base: str, quantization: str, dtype: torch.dtype, tolerance: float, request: pytest.FixtureRequest
+) -> None:
+    model = adapted(request.getfixturevalue(base), dtype, quantization, lora_alpha=16)
+    assert_pefts(model, dtype, tolerance)
+
+
+def test_logits_and_gradients_of_rslora_are_pefts(tiny_llama: Path) -> None:
+    assert_pefts(adapted(tiny_llama, lora_alpha=16, use_rslora=True), *EXACT)
+
+
+def test_a_float32_base_in_nf4_has_float32_between_its_layers(tiny_llama: Path) -> None:
+    model: Any = adapted(tiny_llama, None, "nf4", lora_alpha=16)
+    assert_pefts(model, *ROUNDED)
+    layer, numbers = model.get_base_model().model.layers[0].mlp.up_proj, torch.randn(3, 96)
+    expected = layer(numbers)
+    fuse(model)
+    assert layer(numbers).dtype == expected.dtype == torch.float32
 
 
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}])

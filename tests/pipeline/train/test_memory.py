@@ -318,7 +318,8 @@ def test_the_estimate_counts_what_the_optimizer_stores_on_a_gpu(
 def test_the_estimate_counts_the_copy_of_an_nf4_matrix_that_a_product_is_computed_from(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copies, dequantize = [], bitsandbytes.functional.dequantize_4bit
+    copies: list[torch.Tensor] = []
+    dequantize = bitsandbytes.functional.dequantize_4bit
 
     def noted(*arguments: Any, **named: Any) -> torch.Tensor:
         copies.append(dequantize(*arguments, **named))
