@@ -1,13 +1,14 @@
 """Adapters of random numbers: nothing is trained, and yet they are not the zero that an adapter begins at."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from trl import SFTTrainer
 
 from pipeline.config import TrainConfig
 from pipeline.models.loading import load_tokenizer, quiet
@@ -62,6 +63,12 @@ def trainer_of(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: A
         if weight.requires_grad:
             weight.data.normal_(0, 0.05, generator=dice)
     return trainer
+
+
+def trls_loss(trainer: Any, model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+    """Return TRL's own loss of a micro-batch."""
+    inputs = {name: values for name, values in inputs.items() if name != "answers"}
+    return SFTTrainer.compute_loss(trainer, model, inputs, **options)
 
 
 def save_adapter(base: Path, folder: Path, **options: Any) -> Path:

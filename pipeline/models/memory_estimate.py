@@ -35,8 +35,8 @@ OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
 #: `free_on_gpus`.
 _LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 64 << 20}
 #: Most bytes of a chunk's logits in float32 (pipeline.train.answer_loss); with their copy in 16 bits and the
-#: gradients of both three times as many.
-LOGITS_BYTES = 1 << 26
+#: gradients of both three times as many. Each chunk reads the head, which a GPU does more slowly than it multiplies.
+LOGITS_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}
 _LOGITS_COPIES = 3
 _WIDE, _NARROW = 4, 2
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -155,6 +155,8 @@ def estimate(
     tokens and needs more.
     """
     width = base.width if arithmetic_in_16_bits else _WIDE
+    if device == "cuda":
+        width = _NARROW
     is_wide = width == _WIDE and (plan.quantization == "none" or not arithmetic_in_16_bits)
     number = _WIDE if is_wide else _NARROW
     # Products with an NF4 matrix use a copy of it in the dtype of the arithmetic (computed, not measured).
@@ -177,7 +179,7 @@ def estimate(
         "trained": trained * _TRAINED_BYTES[device],
         "optimizer": wide * _WIDE + moments - wide,
         "activations": int(activations * OVERHEAD[device]),
-        "logits": min(plan.batch_tokens * base.vocabulary * _WIDE, LOGITS_BYTES) * _LOGITS_COPIES,
+        "logits": min(plan.batch_tokens * base.vocabulary * _WIDE, LOGITS_BYTES[device]) * _LOGITS_COPIES,
         "libraries": _LIBRARIES_BYTES[device],
     }
 

@@ -13,6 +13,8 @@ from typing import Any
 from pipeline.models.memory_estimate import LOGITS_BYTES
 
 _PROBED_TOKENS = 8
+_LARGER = 64
+_ROUNDED = 0.01
 NO_LABEL = -100
 
 
@@ -20,7 +22,8 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
     """
     Return whether `model`'s logits are its output head applied to the hidden states, unscaled and uncapped.
 
-    It is tested on the first few of `tokens`, as each architecture has its own setting for it. `False` without a head.
+    It is tested on the first few of `tokens`, as each architecture has its own setting for it: with logits so large
+    that a cap shows, and to a hundredth, as kernels may round differently. `False` without a head.
     """
     import torch
 
@@ -28,14 +31,17 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
     if head is None or model.base_model is model:
         return False
     ids = torch.tensor([tokens[:_PROBED_TOKENS]], device=model.device)
+    larger = head.register_forward_hook(lambda _, __, made: made * _LARGER)
     with torch.no_grad():
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return torch.equal(model(input_ids=ids, use_cache=False).logits, head(hidden))
+        plain = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        logits = model(input_ids=ids, use_cache=False).logits
+    larger.remove()
+    return bool((logits - plain).abs().max() < _ROUNDED * plain.abs().max())
 
 
 def add_answer_loss(model: Any) -> None:
     """
-    Patch `model` so that `model(..., labels=labels, answer_loss=True)` returns the answers' summed loss in nats.
+    Patch `model` so that `model(..., labels, answers, answer_loss=True)` returns the answers' summed loss in nats.
 
     It is computed within the model's own forward method, so that wrappers of it, such as mixed precision, still apply.
     """
@@ -45,23 +51,24 @@ def add_answer_loss(model: Any) -> None:
     def forward(*args: Any, answer_loss: bool = False, **inputs: Any) -> Any:
         if not answer_loss:
             return plain(*args, **inputs)
-        labels = inputs.pop("labels")
+        labels, answers = inputs.pop("labels"), inputs.pop("answers")
         hidden = model.base_model(*args, **inputs).last_hidden_state
-        return summed_loss(model.get_output_embeddings(), hidden, labels)
+        return summed_loss(model.get_output_embeddings(), hidden, labels, answers)
 
     model.forward = forward
 
 
-def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = LOGITS_BYTES) -> Any:
+def summed_loss(head: Any, hidden: Any, labels: Any, answers: Any) -> Any:
     """
-    Return the summed cross-entropy, in nats, of all labels but -100, each predicted at the position before it.
+    Return the summed cross-entropy, in nats, of the labels behind the positions `answers`, each predicted there.
 
-    `hidden` is (rows, tokens, width), `labels` (rows, tokens), the result a scalar. Without a label it is 0, with a
-    gradient of 0. The head is applied in chunks of at most `logits_bytes` of float32 logits.
+    `hidden` is (rows, tokens, width), `labels` (rows, tokens), `answers` the 1-D positions in the flattened rows, the
+    result a scalar. Without a label it is 0, with a gradient of 0. The head is applied in chunks of at most
+    `LOGITS_BYTES` of float32 logits.
     """
-    rows, positions = (labels[:, 1:] != NO_LABEL).nonzero(as_tuple=True)
-    size = max(1, logits_bytes // (4 * head.out_features))
-    chunks = zip(hidden[rows, positions].split(size), labels[rows, positions + 1].split(size), strict=True)
+    size = max(1, LOGITS_BYTES[hidden.device.type] // (4 * head.out_features))
+    states, targets = hidden.flatten(0, 1)[answers], labels.flatten()[answers + 1]
+    chunks = zip(states.split(size), targets.split(size), strict=True)
     is_trained = any(weight.requires_grad for weight in head.parameters())
     chunk_loss = _loss_by_a_trained_head if is_trained else _chunk_loss()
     return sum(chunk_loss(chunk, targets, head) for chunk, targets in chunks)

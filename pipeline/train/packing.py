@@ -82,9 +82,10 @@ class LengthGroups:
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
-    Return records concatenated: `input_ids` and `labels`, (1, tokens), and `lengths`, a list of each record's tokens.
+    Return records concatenated: `input_ids` and `labels`, (1, tokens), and a list entry per record in the others.
 
-    A record's first token has no label: the token before it is another record's.
+    `lengths` has its number of tokens, `answers` the positions before its labels, 1-D: a search for labels on a GPU
+    would wait for it. A record's first token has no label: the token before it is another record's.
     """
     import torch
 
@@ -94,6 +95,7 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "input_ids": torch.tensor([ids]),
         "labels": torch.tensor([labels]),
         "lengths": [len(row["input_ids"]) for row in rows],
+        "answers": [(torch.tensor(row["labels"][1:]) != NO_LABEL).nonzero()[:, 0] for row in rows],
     }
 
 
@@ -104,14 +106,22 @@ def micro_batches(
     Divide the output of `collate` into the inputs of micro-batches, each packed into one row or padded.
 
     Only the records of `share` are used; the list is empty without any. A micro-batch has at most `batch_tokens`
-    tokens, padding included, or is a single longer record.
+    tokens, padding included, or is a single longer record. In its `answers`, 1-D, the positions of the records are
+    those in the flattened rows.
     """
+    import torch
+
     lengths = step["lengths"][share]
     ids, labels = (step[name][0].split(step["lengths"])[share] for name in ("input_ids", "labels"))
     runs = list(divide(lengths, batch_tokens, packed=packed))
-    if packed:
-        return [pack(ids[first:end], labels[first:end]) for first, end in runs]
-    return [_pad(ids[first:end], labels[first:end]) for first, end in runs]
+    made = []
+    for first, end in runs:
+        part = (pack if packed else _pad)(ids[first:end], labels[first:end])
+        widths = lengths[first:end] if packed else [part["input_ids"].shape[1]] * (end - first)
+        starts = accumulate(widths, initial=0)
+        answers = [places + start for places, start in zip(step["answers"][share][first:end], starts, strict=False)]
+        made.append({**part, "answers": torch.cat(answers)})
+    return made
 
 
 def divide(lengths: Sequence[int], batch_tokens: int, *, packed: bool) -> Iterator[tuple[int, int]]:

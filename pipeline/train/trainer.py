@@ -68,10 +68,11 @@ def make_trainer(
     from trl import SFTConfig
 
     check_gpu(training.device)
-    # Mixed precision is bf16, which does not mix with float16; the merge uses the base's own dtype.
+    # Mixed precision is bf16, which does not mix with float16; a float32 base would be slow on a GPU, where attention
+    # has no kernel for it. The merge uses the base's own dtype.
     saved: Any = AutoConfig.from_pretrained(training.base, local_files_only=True, trust_remote_code=False).dtype
     single = arithmetic_dtype(training.device)
-    dtype = single or (torch.bfloat16 if saved == torch.float16 else None)
+    dtype = single or (torch.bfloat16 if training.device == "cuda" or saved == torch.float16 else None)
     quantization: Literal["nf4", "none"] = "nf4" if config.quantization == "nf4" else "none"
     model: Any = load_model(training.base, training.device, quantization, dtype)
     _check_vocabulary(model, rows)
@@ -129,6 +130,7 @@ def _trainer_class(
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             answers = answer_tokens(inputs["labels"])
             parts = self._micro_batches(inputs)
+            self.state.num_input_tokens_seen += sum(inputs["lengths"])
             seed_step(process, config.seed, self.state.global_step)
             losses = [SFTTrainer.training_step(self, model, part, answers) for part in parts]
             return summed(process, self._sum(losses), (weight for weight in model.parameters() if weight.requires_grad))
@@ -154,7 +156,8 @@ def _trainer_class(
 
         def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             if not plain_head or self.aux_loss_enabled:
-                return super().compute_loss(model, inputs, **options)
+                plain = {name: values for name, values in inputs.items() if name != "answers"}
+                return super().compute_loss(model, plain, **options)
             return mean_loss(model, inputs, options.get("num_items_in_batch"))
 
         def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
@@ -195,7 +198,6 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "logging_steps": 1,
         # A loss that is not a number must be seen, not replaced by the mean of its neighbours.
         "logging_nan_inf_filter": False,
-        "include_num_input_tokens_seen": "all",
         "report_to": [],
         "disable_tqdm": True,
     }

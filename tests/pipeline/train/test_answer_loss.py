@@ -1,21 +1,22 @@
 """The loss of the answers alone: the same number and the same gradients as TRL's, and as transformers' own."""
 
+import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from trl import SFTTrainer
 
 from pipeline.models.loading import load_model
-from pipeline.train import answer_loss
+from pipeline.models.memory_estimate import LOGITS_BYTES
 from pipeline.train import trainer as trainer_module
 from pipeline.train.answer_loss import has_plain_head, summed_loss
 from pipeline.train.packing import collate, micro_batches
 from pipeline.train.trainer import TokenRow
-from tests.made_adapters import save_base, token_rows, trainer_of
+from tests.made_adapters import save_base, token_rows, trainer_of, trls_loss
 
 Gradients = dict[str, torch.Tensor]
 NO_LABEL = -100
@@ -50,13 +51,21 @@ class Losses:
 
     def compare(self, batches: Sequence[Any], items: Any = None, tolerance: float = 1e-5) -> None:
         """Hold our loss and gradients against TRL's."""
-        trl = self.of(lambda *a, **named: SFTTrainer.compute_loss(self.trainer, *a, **named), batches, items)
+        trl = self.of(partial(trls_loss, self.trainer), batches, items)
         ours = self.of(self.trainer.compute_loss, batches, items)
         assert ours[0] == pytest.approx(trl[0], rel=tolerance)
         assert ours[1].keys() == trl[1].keys()
         for name, gradient in ours[1].items():
             size = float(trl[1][name].abs().max())
             torch.testing.assert_close(gradient, trl[1][name], rtol=tolerance, atol=tolerance * size)
+
+
+def without_labels(batch: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """Return a micro-batch some rows of which have no label."""
+    labels = batch["labels"].clone()
+    labels[rows] = NO_LABEL
+    answers = batch["answers"]
+    return {**batch, "labels": labels, "answers": answers[labels.flatten()[answers + 1] != NO_LABEL]}
 
 
 def answers_of(batches: Sequence[Any]) -> torch.Tensor:
@@ -75,7 +84,7 @@ def chunk_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Any], None]:
 
     def choose(rows: int, model: Any) -> None:
         size = 4 * rows * model.get_output_embeddings().out_features
-        monkeypatch.setattr(answer_loss.summed_loss, "__defaults__", (size,))
+        monkeypatch.setitem(LOGITS_BYTES, "cpu", size)
 
     return choose
 
@@ -94,10 +103,9 @@ def test_loss_and_gradients_are_trls(
 
 def test_rows_without_a_label_change_nothing(tiny_llama: Path, tmp_path: Path) -> None:
     losses = Losses(tiny_llama, tmp_path, token_rows(8, seed=3))
-    prompt_only = {name: values.clone() for name, values in losses.batches[0].items()}
-    prompt_only["labels"][1:3] = NO_LABEL
+    prompt_only = without_labels(losses.batches[0], slice(1, 3))
     losses.compare([prompt_only])
-    nothing = {**losses.batches[1], "labels": torch.full_like(losses.batches[1]["labels"], NO_LABEL)}
+    nothing = without_labels(losses.batches[1], slice(None))
     losses.compare([nothing])
     losses.compare([nothing, prompt_only], answers_of([prompt_only]))
     found, gradients = losses.of(losses.trainer.compute_loss, [nothing])
@@ -128,7 +136,7 @@ def test_no_logits_are_kept_and_nothing_else_measured(tiny_llama: Path, tmp_path
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        summed_loss(head, hidden, batch["labels"]).backward()
+        summed_loss(head, hidden, batch["labels"], batch["answers"]).backward()
     weight = (head.in_features, head.out_features)
     assert [shape for shape in kept if shape[-1:] == weight[1:] and shape != weight] == []
     assert hidden.grad is not None
@@ -147,10 +155,23 @@ def test_logits_that_are_capped_are_left_to_trl(
     losses = Losses(base, tmp_path, token_rows(4, seed=7))
     losses.compare(losses.batches, tolerance=0)
     assert "TRL computes the loss" in capsys.readouterr().err
-    inputs = {name: values for name, values in losses.batches[0].items() if name != "labels"}
+    inputs = {name: losses.batches[0][name] for name in ("input_ids", "attention_mask")}
     logits = losses.model(**inputs).logits[:, :-1].float()
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), losses.batches[0]["labels"][:, 1:])
     assert losses.of(losses.trainer.compute_loss, losses.batches)[0] == pytest.approx([expected.item()], rel=1e-5)
+
+
+def test_a_cap_far_above_the_logits_is_noticed(tiny_llama: Path, tmp_path: Path) -> None:
+    options = {"head_dim": 16, "final_logit_softcapping": 500.0}
+    base = save_base(transformers.Gemma2Config, tiny_llama, tmp_path / "base", **options)
+    assert not has_plain_head(load_model(base, "cpu"), range(3, 20))
+
+
+def test_a_head_whose_second_product_is_rounded_differently_is_plain(tiny_llama: Path) -> None:
+    model: Any = load_model(tiny_llama, "cpu")
+    head, times = model.get_output_embeddings(), itertools.count()
+    head.register_forward_hook(lambda _, __, made: made * (1 + 2**-8 * next(times)))
+    assert has_plain_head(model, range(3, 20))
 
 
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
@@ -167,7 +188,7 @@ def test_the_loss_of_a_router_is_left_to_trl_and_no_part_of_the_dev_loss(
     found = losses.trainer.prediction_step(losses.model, step)[0]
     assert losses.trainer.aux_loss_enabled, "it is trained with all the same"
     (batch,) = losses.batches
-    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         logits = losses.model(**inputs).logits[:, :-1].float()
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:])

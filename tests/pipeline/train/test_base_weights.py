@@ -123,7 +123,7 @@ def test_a_tied_head_gets_the_gradient_of_both_its_places(trainer: Make) -> None
     made.compute_loss(made.model, dict(inputs)).backward()
     found = made.model.get_input_embeddings().weight.grad.clone()
     made.model.zero_grad()
-    labels = inputs.pop("labels")
+    labels, _ = inputs.pop("labels"), inputs.pop("answers")
     logits = made.model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
     each = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="none", ignore_index=-100)
     (each.sum() / (labels[:, 1:] != -100).sum()).backward()

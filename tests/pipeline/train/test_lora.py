@@ -1,6 +1,7 @@
 """The method's settings: which layers get which adapter, what the trainer makes of the rest, and what is refused."""
 
 import json
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.merge.step import merge
 from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.train import trainer as trainer_module
 from pipeline.train.lora import fuse, target_layers
 from pipeline.train.trainer import TokenRow, Training, make_trainer
 from tests.made_adapters import save_base
@@ -119,6 +121,20 @@ def test_an_adapter_of_each_kind_is_saved_as_such_and_merges_by_shard(
     assert (config["use_dora"], config["use_rslora"]) == saved
     merge(run.make_attempt("merge", config=run.config(), inputs={"prepare": run.dataset, "train": adapter}))
     assert "whole model in memory" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_float32_base_is_loaded_in_bfloat16_on_a_gpu(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
+) -> None:
+    base = save_base(transformers.LlamaConfig, tiny_llama, tmp_path / "base")
+    monkeypatch.setattr(trainer_module, "check_gpu", lambda _: None)
+    monkeypatch.setattr(trainer_module, "load_model", lambda *given: load_model(base, "cpu", *given[2:]))
+    monkeypatch.setattr(trainer_module, "_check_vocabulary", lambda model, _: sys.exit(str(model.dtype)))
+    config = TrainConfig.model_validate({"quantization": quantization})
+    job = Training(base, "cuda", tmp_path / "adapter", tmp_path / "scratch", "mark")
+    with pytest.raises(SystemExit, match=r"torch\.bfloat16"):
+        make_trainer(job, load_tokenizer(base), [TokenRow([3, 4], [0, 1])], [], config)
 
 
 # The fused forward ---------------------------------------------------------------------------------------------------

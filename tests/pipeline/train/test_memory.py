@@ -339,6 +339,13 @@ def test_the_estimate_counts_the_copy_of_an_nf4_matrix_that_a_product_is_compute
     assert with_copy - without == 2 * base.largest
 
 
+def test_a_gpu_holds_a_float32_base_in_16_bits_and_larger_chunks_of_logits() -> None:
+    plan, config = a_plan(batch_tokens=4096), TrainConfig(rank=4)
+    assert estimate(replace(LLAMA_8B, width=4), plan, config, "cuda") == estimate(LLAMA_8B, plan, config, "cuda")
+    assert estimate(LLAMA_8B, plan, config, "cpu")["logits"] == 3 << 26
+    assert estimate(LLAMA_8B, plan, config, "cuda")["logits"] == 3 << 28
+
+
 def test_want_of_memory_is_told_from_other_errors() -> None:
     for ask in (lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: bytearray(1 << 60)):
         with pytest.raises((RuntimeError, MemoryError)) as raised:

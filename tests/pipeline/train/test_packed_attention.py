@@ -1,6 +1,7 @@
 """Records packed into one row: what they would be apart, and no record sees another."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from trl import SFTTrainer
 
 from pipeline.train import packing
 from pipeline.train.packing import collate, enable_packing, micro_batches
 from pipeline.train.trainer import TokenRow
-from tests.made_adapters import SMALL, token_rows, trainer_of
+from tests.made_adapters import SMALL, token_rows, trainer_of, trls_loss
 
 Gradients = dict[str, torch.Tensor]
 #: Sums of float32 in another order: an epsilon of 1.2e-7, some hundred terms, two layers.
@@ -38,7 +38,7 @@ class Padded:
         base = self.trainer.model.get_base_model()
         base.set_attn_implementation("sdpa")
         try:
-            return self._gradients(lambda *a, **b: SFTTrainer.compute_loss(self.trainer, *a, **b), packed=False)
+            return self._gradients(partial(trls_loss, self.trainer), packed=False)
         finally:
             base.set_attn_implementation("packed_records")
 

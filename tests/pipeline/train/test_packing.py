@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.train import trainer as trainer_module
 from pipeline.train.packing import LengthGroups, collate, micro_batches
@@ -66,9 +67,37 @@ def test_a_smaller_budget_changes_neither_the_records_nor_their_order_nor_the_gr
         assert_same(gradients, whole[1])
 
 
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the name of each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(op.__name__.partition(".")[0])
+        return op(*args, **kwargs or {})
+
+
+def test_a_step_reads_no_number_from_the_device(tiny_llama: Path, tmp_path: Path) -> None:
+    """On a GPU each would be waited for; those that the trainer logs after the step are left."""
+    trainer = trainer_of(tiny_llama, tmp_path, token_rows(8, seed=2), batch_tokens=64)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    with Operations() as operations:
+        trainer.training_step(trainer.model, inputs)
+        trainer._track_num_input_tokens(inputs)
+    assert "mm" in operations.names
+    assert not operations.names & {"nonzero", "_local_scalar_dense"}
+    assert trainer.state.num_input_tokens_seen == sum(inputs["lengths"])
+
+
 def made_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
     dice = random.Random(0)
     return [{"input_ids": (ids := [dice.randrange(9, 99) for _ in range(size)]), "labels": ids} for size in lengths]
+
+
+def before_labels(labels: torch.Tensor) -> list[int]:
+    return [place - 1 for place, label in enumerate(labels.flatten().tolist()) if label != -100]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 200))
@@ -80,6 +109,7 @@ def test_padded_passes_hold_every_record_whole_and_once_within_the_budget(length
         for ids, mask, labels in zip(part["input_ids"], part["attention_mask"], part["labels"], strict=True):
             met.append(ids[mask.bool()].tolist())
             assert labels.tolist() == [-100, *met[-1][1:], *[-100] * int((mask == 0).sum())]
+        assert part["answers"].tolist() == before_labels(part["labels"])
     assert met == [row["input_ids"] for row in rows]
 
 
@@ -96,6 +126,7 @@ def test_packed_passes_hold_every_record_whole_and_once_within_the_budget(length
             met.append(part["input_ids"][0, first:end].tolist())
             assert part["labels"][0, first:end].tolist() == [-100, *met[-1][1:]]
             assert part["position_ids"][0, first:end].tolist() == list(range(end - first))
+        assert part["answers"].tolist() == before_labels(part["labels"])
     assert met == [row["input_ids"] for row in rows]
 
 
