@@ -26,8 +26,8 @@ from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
 
 NOW = START + DAY + 3_600_000
 MARK = checkpoints.fingerprint({"dataset": "d"})
-#: When a run goes on that was set apart for an error of the disk.
-LATER = NOW + 60_000
+#: When a run goes on that was postponed for an error of the disk.
+LATER = NOW + 600_000
 
 
 class Death(BaseException):

@@ -251,8 +251,7 @@ class House(RuleBasedStateMachine):
         if not self._in_hand():
             return
         self._end(lambda claim: run_queue.interrupt(self.daemon.engine, claim, self.now))
-        run = self.world.runs[self.world.running - 1]
-        run.state, run.not_before = "waiting", self.now
+        self.world.runs[self.world.running - 1].state = "waiting"
 
     @precondition(lambda self: self.world.runs)
     @rule(retryable=st.booleans())

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 DAY, NIGHT = 86_400_000, 7_200_000
 SETTLE = 5.0
 LIMIT, BACKOFF = 3, 30_000
+#: A run that is created so much later than now is due: the clock has been set back.
+AHEAD = 60_000
 SUSPECTS, TRIALS = 7, 7
 
 
@@ -24,7 +26,7 @@ class Drop:
 
 @dataclass
 class Run:
-    """A run; `beat` is when its owner was last heard of."""
+    """A run."""
 
     created: int
     not_before: int
@@ -32,7 +34,6 @@ class Run:
     snapshot: list[int] | None = None
     retaken: bool = False
     failures: int = 0
-    beat: int | None = None
     promoted: bool = False
     model: str = ""
     trial: bool = False
@@ -98,7 +99,7 @@ class World:
             return
         order = sorted(enumerate(self.runs, 1), key=lambda one: (one[1].trial, one[1].state == "queued", one[0]))
         for number, run in order:
-            due = run.not_before <= now or run.created > now or (run.beat or 0) > now
+            due = run.not_before <= now or run.created > now + AHEAD
             if run.state not in {"waiting", "queued"} or not due:
                 continue
             if run.state == "queued" or run.retaken:
@@ -110,7 +111,7 @@ class World:
                 run.snapshot, run.retaken = accepted, False
                 for place in accepted if not run.trial else []:
                     self.drops[place - 1].first_run = self.drops[place - 1].first_run or number
-            run.state, run.beat, run.started = "running", now, run.started or now
+            run.state, run.started = "running", run.started or now
             return
 
     def free(self, place: int, number: int = 0) -> bool:
