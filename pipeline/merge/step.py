@@ -6,6 +6,7 @@ offset, with a few rows in memory at a time. All other cases are merged with the
 PEFT.
 """
 
+import errno
 import math
 import os
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -344,13 +346,21 @@ def _write_merged(source: Path, header: Header, changes: Mapping[str, Change], t
                 if name in changes:
                     block = changes[name](block, rows).to(dtype)
                 _check_finite(block, name)
-                os.pwrite(out.fileno(), block.view(-1).view(torch.uint8).numpy().data, offset)
+                _write_at(out, block.view(-1).view(torch.uint8).numpy().data, offset)
 
-        out.write(file.read(begins))
+        _write_at(out, file.read(begins), 0)
         # A thread per core over blocks: threads within such small operations would mostly wait for each other.
-        with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for _ in pool.map(merge_block, *zip(*blocks, strict=True)):
                 pass
+        torch.set_num_threads(threads)
+
+
+def _write_at(file: FileIO, data: "bytes | memoryview", offset: int) -> None:
+    """Write `data` at `offset`. Raises `OSError` if the disk takes only a part: `pwrite` then returns its length."""
+    if os.pwrite(file.fileno(), data, offset) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
 
 
 def _check_finite(weight: "torch.Tensor", name: str) -> None:

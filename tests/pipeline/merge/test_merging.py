@@ -1,6 +1,7 @@
 """Merging: the numbers are PEFT's in float32 rounded once, nothing is lost, and what files do not show goes to PEFT."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,6 +168,17 @@ def test_a_trained_weight_that_is_no_number_in_the_bases_dtype_is_refused(
     go(how, monkeypatch)
     with pytest.raises(CannotTrain, match=r"layers\.1\.mlp\.up_proj\.weight would hold numbers that are not finite"):
         merge(base, tmp_path / "weights.safetensors")
+
+
+def test_a_disk_that_takes_a_part_of_a_block_is_full(
+    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_base(tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "adapter")
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: write(fd, data[: len(data) // 2], offset))
+    with pytest.raises(OSError, match="No space left"):
+        merge(base, adapter)
 
 
 def test_an_adapter_that_gives_no_numbers_is_refused(tmp_path: Path, merge: Any) -> None:
