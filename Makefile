@@ -27,7 +27,7 @@ chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test
 	DROPFORGE_CHAOS=whole $(BIN)/pytest -rA --numprocesses 2 --dist worksteal --timeout 7200 tests/chaos \
 		tests/daemon/storage/test_gc.py tests/daemon/storage/test_backup.py tests/hostile/test_intake.py
 
-gpu: $(INSTALLED) ## what an NVIDIA GPU must do as a CPU does, in minutes; each of these tests is left out without one
+gpu: $(INSTALLED) ## the tests that need an NVIDIA GPU, in minutes; without one there are none, which is an error
 	$(BIN)/pytest -rA -m gpu tests/gpu
 
 prove: $(INSTALLED) ## candidates known to be good or bad through the whole gate, on SmolLM2 in NF4, nine nights alone, and vLLM, which VLLM_PROGRAM names: some hours

@@ -18,6 +18,8 @@ from tests.made_artifacts import made_spec
 # Before any test imports the training stack: models are folders of this machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
+# What is tested is the same on every machine; tests/gpu alone uses a GPU.
+os.environ.setdefault("DROPFORGE_DEVICE", "cpu")
 # As the dispatcher sets it: torch's threads must not burn the cores that the other processes of a test need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

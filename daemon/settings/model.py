@@ -212,7 +212,7 @@ class Settings(TrackSettings):
     reconcile_seconds: float = Field(default=30.0, ge=0.01, le=_DAY)
     """Seconds between scans of the inbox that need no event."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where steps run; `auto` takes CUDA where NVIDIA's driver is loaded, and fails if torch cannot use it."""
+    """Where steps run; `auto` is CUDA where torch can use it, and fails if only a driver is there."""
     worker: Literal["child", "separate"] = "child"
     """`child`: `dropforge run` starts the worker; `separate`: a unit of its own runs `dropforge worker`."""
     intake: IntakeSettings = IntakeSettings()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from daemon.champions.smoke_test import try_gpu
+from daemon.champions.smoke_test import can_try, try_gpu
 from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
 from daemon.state.database import newest_revision, open_reader
@@ -215,7 +215,7 @@ def needs(settings: Settings) -> Iterator[Finding]:
 
 def _gpu(settings: Settings) -> Iterator[Finding]:
     """Yield a finding if NVIDIA's driver is loaded and steps may use the GPU: what fails of a training's operations."""
-    if settings.device == "cpu" or not nvidia_driver():
+    if settings.device == "cpu" or not nvidia_driver() or not can_try():
         return
     try:
         found = try_gpu()
@@ -233,10 +233,10 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
         reason = found["nf4"] or "its library is built for the CPU"
         remedy = 'pip install --upgrade bitsandbytes, or set train.quantization = "none"'
         yield _warn("GPU", f"{text}; bitsandbytes cannot compute in NF4: {reason}", remedy)
-    elif found["packed_attention"]:
+    if found["packed_attention"]:
         remedy = "trainings pad their records, which is slower; install a newer torch"
         yield _warn("GPU", f"{text}; attention over packed records fails: {found['packed_attention']}", remedy)
-    else:
+    if found["bitsandbytes"] and not (found["nf4"] or found["packed_attention"]):
         yield _ok("GPU", f"{text}; bf16, NF4 and attention over packed records work")
 
 

@@ -11,6 +11,8 @@ from pipeline.evaluate.vllm import Process
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Question, Tokens
 from pipeline.models.loading import chosen_device, free_memory, key_value_bytes
+from pipeline.models.memory_estimate import MARGIN
+from pipeline.models.placement import weight_bytes
 from pipeline.words import count
 
 #: Called with the number of complete answers and of tokens so far; it may raise to stop the batch.
@@ -58,8 +60,7 @@ def cache_bytes(folder: Path, longest: int, sequences: int) -> int:
     At least one sequence's, and otherwise at most what the model's weights leave of 90 % of the free memory.
     """
     one = key_value_bytes(folder, -(-longest // _BLOCK_TOKENS) * _BLOCK_TOKENS)
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    left = int(0.9 * free_memory(chosen_device())) - weights
+    left = int(MARGIN * free_memory(chosen_device())) - weight_bytes(folder, "none")
     return max(one, min(sequences * one, left))
 
 

@@ -244,7 +244,9 @@ class Inference:
             "model": str(requests.folder),
             "max_model_len": requests.longest(),
             "max_num_seqs": requests.key.setup.batch_size,
-            # By default vLLM takes nine tenths of all memory, and ends if anything else is there.
+            # By default vLLM takes nine tenths of all memory, and ends if anything else is there. With the bytes of its
+            # cache given, the share is only what must be free at the start.
+            "gpu_memory_utilization": 0.1,
             "kv_cache_memory_bytes": cache_bytes(requests.folder, requests.longest(), requests.key.setup.batch_size),
             # The model's own sampling settings must not affect a greedy evaluation.
             "generation_config": "vllm",

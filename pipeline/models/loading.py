@@ -62,7 +62,10 @@ def chosen_device() -> Device:
         raise CannotTrain(f"unknown device {wanted!r}", 'set device to "auto", "cpu" or "cuda"')
     if wanted != "cpu" and torch.cuda.is_available():
         return "cuda"
-    if wanted == "cpu" or (wanted == "auto" and not (nvidia_driver() or (torch.version.hip and AMD.exists()))):
+    has_gpu = nvidia_driver() or (torch.version.hip and AMD.exists())
+    # With an empty CUDA_VISIBLE_DEVICES, or -1, the user has hidden the GPUs.
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
+    if wanted == "cpu" or (wanted == "auto" and (is_hidden or not has_gpu)):
         return "cpu"
     message, remedy = _why_no_gpu()
     raise StepFailed(f"torch cannot use the GPU: {message}", f'{remedy}, or set device = "cpu"')

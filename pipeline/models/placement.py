@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pipeline.errors import StepFailed
 from pipeline.models.memory_estimate import MARGIN, base_sizes, free_on_gpus, nf4_bytes
+from pipeline.models.safetensors_files import weight_files
 from pipeline.words import count, size_words
 
 Quantization = Literal["nf4", "none"]
@@ -19,7 +20,7 @@ def weight_bytes(folder: Path, quantization: Quantization) -> int:
     """Return the bytes of the weights of the model in `folder`, as saved or with its linear layers in NF4."""
     if quantization == "nf4":
         return nf4_bytes(base_sizes(folder))
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
 def inference_quantization(device: Literal["cpu", "cuda"], *folders: Path) -> Quantization:
@@ -38,7 +39,7 @@ def inference_quantization(device: Literal["cpu", "cuda"], *folders: Path) -> Qu
     if _hold(free, largest):
         return "nf4"
     raise StepFailed(
-        f"the model in {folder} does not fit on the GPU even in NF4, to be evaluated: {size_words(largest)} of "
+        f"the model in {folder} does not fit on the GPU for evaluation, even in NF4: {size_words(largest)} of "
         f"weights, {size_words(sum(free))} free on {count(len(free), 'GPU')}",
         "free memory there, or use a smaller base model or a GPU with more memory",
     )

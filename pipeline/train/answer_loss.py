@@ -32,10 +32,12 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
         return False
     ids = torch.tensor([tokens[:_PROBED_TOKENS]], device=model.device)
     larger = head.register_forward_hook(lambda _, __, made: made * _LARGER)
-    with torch.no_grad():
-        plain = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-        logits = model(input_ids=ids, use_cache=False).logits
-    larger.remove()
+    try:
+        with torch.no_grad():
+            plain = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+            logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        larger.remove()
     return bool((logits - plain).abs().max() < _ROUNDED * plain.abs().max())
 
 

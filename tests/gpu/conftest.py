@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.contract import Attempt
 from tests.conftest import HAS_GPU
@@ -14,8 +15,10 @@ collect_ignore_glob = [] if HAS_GPU else ["test_*.py"]
 
 
 @pytest.fixture(autouse=True)
-def _on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def _on_one_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DROPFORGE_DEVICE", "cuda")
+    # On several each training has processes of its own, in which nothing is patched.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from pipeline.artifacts import Adapter
 from pipeline.contract import SPEC_NAME
 from pipeline.errors import StartAgain
 from pipeline.train import trainer
+from pipeline.train.lora import fuse
 from pipeline.train.memory import Sizes
 from pipeline.train.step import train
 from tests.training_runs import TrainingRun
@@ -20,6 +23,7 @@ from tests.training_runs import TrainingRun
 NewRun = Callable[..., TrainingRun]
 #: Losses of another order of bfloat16's roundings, and of another device.
 ROUNDING, DEVICE = 0.02, 0.05
+TWO, CARDS = 2, torch.cuda.device_count()
 
 
 def losses(adapter: Adapter) -> list[float]:
@@ -38,10 +42,25 @@ PLAIN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("plain", PLAIN)
 def test_each_faster_way_has_the_losses_of_the_plain_way(
-    new_run: NewRun, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, plain: str, quantization: str
+    new_run: NewRun,
+    tiny_llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    plain: str,
+    quantization: str,
 ) -> None:
+    fused: list[int] = []
+
+    def counted(model: Any) -> int:
+        fused.append(fuse(model))
+        return fused[-1]
+
+    monkeypatch.setattr(trainer, "fuse", counted)
     run = new_run(tiny_llama, quantization=quantization)
     fast, _ = run.finish()
+    said = capfd.readouterr().err
+    assert ("records are packed" in said, "TRL computes" in said) == (True, False), said
+    assert (fused[0] > 0, fast.activations) == (True, "kept")
     run.forget()
     PLAIN[plain](monkeypatch)
     slow, _ = run.finish()
@@ -70,20 +89,26 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert losses(resumed) == pytest.approx(losses(whole), rel=ROUNDING)
 
 
-def test_an_attempt_without_memory_is_followed_by_one_with_half_the_tokens(new_run: NewRun, tiny_llama: Path) -> None:
+def test_an_attempt_without_memory_is_followed_by_one_with_half_the_tokens(
+    new_run: NewRun, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def then_limit(model: Any) -> int:
+        torch.cuda.empty_cache()
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / whole)
+        return fuse(model)
+
     run = new_run(tiny_llama, batch_tokens=2048, batch_size=32)
-    torch.cuda.empty_cache()
-    before = torch.cuda.mem_get_info()[0]
-    torch.cuda.set_per_process_memory_fraction(1e-4)
-    try:
-        with pytest.raises(StartAgain):
-            train(run.attempt())
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "fuse", then_limit)
+        try:
+            with pytest.raises(StartAgain):
+                train(run.attempt())
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
     adapter, _ = run.finish()
     assert adapter.batch_tokens < 2048
-    torch.cuda.empty_cache()
-    assert torch.cuda.mem_get_info()[0] > before - (256 << 20)
 
 
 def test_a_killed_training_leaves_no_memory_taken(new_run: NewRun, tiny_llama: Path) -> None:
@@ -91,23 +116,23 @@ def test_a_killed_training_leaves_no_memory_taken(new_run: NewRun, tiny_llama: P
     attempt = run.attempt()
     durable.write_json(attempt.folder / SPEC_NAME, attempt.spec.model_dump(mode="json"))
     argv = [sys.executable, "-P", "-m", "pipeline", "train", str(attempt.folder / SPEC_NAME)]
+    before, soon = torch.cuda.mem_get_info()[0], threading.Event()
     with subprocess.Popen(argv, start_new_session=True) as step:
-        while not list(run.checkpoints.glob("step-*")):
-            assert step.poll() is None
-        assert step.pid in pids_on_cards()
-        step.kill()
-    while step.pid in pids_on_cards():
-        pass
+        try:
+            while not list(run.checkpoints.glob("step-*")):
+                assert step.poll() is None
+                soon.wait(0.1)
+            taken = torch.cuda.mem_get_info()[0]
+        finally:
+            step.kill()
+    assert taken < before
+    while torch.cuda.mem_get_info()[0] < before - (64 << 20):
+        soon.wait(0.1)
 
 
-def pids_on_cards() -> set[int]:
-    asked = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=True)
-    return {int(line) for line in done.stdout.split()}
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one card here")
-def test_two_cards_learn_what_one_learns(new_run: NewRun, tiny_llama: Path) -> None:
+@pytest.mark.skipif(CARDS < TWO, reason="one card here")
+def test_two_cards_learn_what_one_learns(new_run: NewRun, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: CARDS)
     run = new_run(tiny_llama)
     two, _ = run.finish()
     run.forget()

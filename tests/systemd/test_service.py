@@ -243,7 +243,7 @@ def test_nvidia_uvm_is_loaded_by_root_before_the_daemon_and_a_failure_keeps_noth
     machine.write(
         "/usr/bin/nvidia-modprobe",
         """#!/bin/sh
-        exec > /usr/local/modprobe
+        exec >> /usr/local/modprobe
         echo "$@"; id -u; grep -E "CapBnd|NoNewPrivs" /proc/self/status
         exit 1
         """,
@@ -254,7 +254,8 @@ def test_nvidia_uvm_is_loaded_by_root_before_the_daemon_and_a_failure_keeps_noth
     assert shown(machine, "ActiveState") == "active"
     said = (machine.root / "usr/local/modprobe").read_text(encoding="utf-8").splitlines()
     (bounding,) = re.findall(r"^CapBnd:.*", whole, re.MULTILINE)
-    assert said == ["-u -c 0", "0", bounding, "NoNewPrivs:\t0"]
+    as_root = ["0", bounding, "NoNewPrivs:\t0"]
+    assert said == ["-u -c 0", *as_root, "-c 0 -c 255", *as_root]
     assert "CUDA_CACHE_PATH=/var/cache/dropforge/nv" in shown(machine, "Environment").split()
 
 

@@ -255,14 +255,12 @@ def test_the_gpu_is_tried_and_described_in_one_line(
     assert (found.level, text in found.text, remedy in found.remedy) == (level, True, True), found
 
 
-def test_a_driver_with_a_torch_for_the_cpu_is_bad(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = importlib.metadata.version("torch")
-    if not torch.endswith("+cpu"):
-        pytest.skip("this torch is built for a GPU")
+def test_a_driver_with_a_torch_that_cannot_use_it_is_bad(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     load_driver(settings, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
     found = lines(settings)["GPU"]
-    assert (found.level, found.text) == ("bad", f"torch cannot use the GPU: torch {torch} is built for the CPU")
-    assert found.remedy == 'install a torch that is built for CUDA, or set device = "cpu"'
+    assert (found.level, found.text.startswith("torch cannot use the GPU: ")) == ("bad", True)
+    assert found.remedy.endswith(', or set device = "cpu"')
 
 
 def test_no_gpu_is_tried_where_no_step_may_use_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

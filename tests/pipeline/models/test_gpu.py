@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 
@@ -83,9 +84,15 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_with_reason_and_remedy(
     assert chosen_device() == "cpu"
 
 
-def test_auto_is_the_cpu_where_no_driver_is_loaded(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu_driver.NVIDIA.unlink()
+def test_auto_is_the_cpu_where_no_driver_is_loaded_or_the_gpus_are_hidden(
+    devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("DROPFORGE_DEVICE", raising=False)
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert chosen_device() == "cpu"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    gpu_driver.NVIDIA.unlink()
     assert chosen_device() == "cpu"
     # Any AMD graphics have this file; only who installed a torch for ROCm wants to train there.
     monkeypatch.setattr(loading, "AMD", devices / "nvidia0")
@@ -118,6 +125,7 @@ def test_each_operation_of_a_training_is_tried_by_itself(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: card)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (index + 1, 3))
+    monkeypatch.setattr(bitsandbytes.cextension.lib, "compiled_with_cuda", False)
     assert gpu_check.main() == 0
     said = json.loads(capsys.readouterr().out)
     assert [(gpu["name"], gpu["capability"], gpu["free"], gpu["total"]) for gpu in said["gpus"]] == [

@@ -72,6 +72,8 @@ def test_models_that_no_gpus_hold_as_saved_are_evaluated_in_nf4_or_refused(
     load_model(tiny_llama, "cuda", "nf4", spread=True)
     assert given["device_map"] == {"": "cuda"}
     gpus(0.4 * least, 0.5 * least)
-    with pytest.raises(StepFailed, match=r"does not fit on the GPU even in NF4.*free on 2 GPUs") as raised:
+    with pytest.raises(
+        StepFailed, match=r"does not fit on the GPU for evaluation, even in NF4.*free on 2 GPUs"
+    ) as raised:
         inference_quantization("cuda", tiny_llama)
     assert "smaller base model" in raised.value.hint

@@ -66,7 +66,7 @@ def test_trials_train_over_the_base_in_one_precision_though_more_memory_is_free_
 
 @pytest.mark.parametrize(
     ("share", "vllm", "words"),
-    [(0.5, "", "does not fit on the GPU even in NF4"), (1.2, "/bin/vllm", "as vLLM would evaluate it")],
+    [(0.5, "", "does not fit on the GPU for evaluation, even in NF4"), (1.2, "/bin/vllm", "as vLLM would evaluate it")],
 )
 def test_no_trial_begins_if_its_model_could_not_be_evaluated_on_the_gpus(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch, share: float, vllm: str, words: str
