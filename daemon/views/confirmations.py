@@ -19,7 +19,7 @@ _SHORT_ID = 12
 
 
 def cancelled(run: int, state: str) -> str:
-    """Return a sentence: run number `run` was cancelled or, if `state` is "running", is asked to stop."""
+    """Return the confirmation that run `run` was cancelled or, if `state` is "running", will stop."""
     return f"run {run} {'is asked to stop' if state == RunState.RUNNING else state_words(state)}"
 
 

@@ -327,7 +327,7 @@ class Overview:
 
     def inbox_note(self) -> dict[str, Any]:
         """
-        Return the daemon's latest note on what it has not taken in from the inbox; without a note all lists are empty.
+        Return the daemon's latest note of what is left in the inbox, as lists; all are empty before the first note.
 
         Its keys: "waiting" (files open for writing), "unknown_folders" (of no track), "full_tracks" (too many drops
         wait), "left" (files and folders that it cannot take or use, with the reason).

@@ -105,8 +105,8 @@ def train(attempt: Attempt) -> Adapter:
 
     Saves the result in the attempt's folder `adapter`, and returns its description. Raises `CannotTrain` if base, data
     and settings can never work together, `StepFailed` if training failed or the result could not be evaluated on the
-    GPUs, `StartAgain` if memory ran out and another
-    attempt must continue with less, and `Interrupted`, after saving a checkpoint, if it was stopped.
+    GPUs, `StartAgain` if memory ran out and another attempt must continue with less, and `Interrupted`, after saving a
+    checkpoint, if it was stopped.
     """
     started = time.monotonic()
     config = attempt.config

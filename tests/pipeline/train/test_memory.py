@@ -261,7 +261,7 @@ def test_a_run_plans_by_what_is_free_on_a_gpu_now_whatever_an_earlier_one_found(
 
 @pytest.fixture
 def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let a process started by the test see a torch of that source; in this one, fail if a GPU is asked."""
+    """Give child processes a module `torch` of this source; fail the test if this process uses a GPU."""
 
     def stand_in(source: str) -> None:
         (tmp_path / "libraries").mkdir(exist_ok=True)
