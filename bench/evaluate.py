@@ -40,8 +40,9 @@ from pipeline.evaluate.engines import Vllm, cache_bytes
 from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.models import generation, greedy_decoding
-from pipeline.models.generation import Answer, AskedModel, Decoding, pad_left
+from pipeline.models.generation import Answer, AskedModel, Decoding
 from pipeline.models.loading import chosen_device, load_tokenizer
+from pipeline.models.prefill import pad_left
 from pipeline.models.prompt import fold, prompt_ids
 
 ROWS = 16

@@ -9,10 +9,11 @@ from typing import Any
 from pipeline.errors import StepFailed
 from pipeline.evaluate.vllm import Process
 from pipeline.models import generation, greedy_decoding
-from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Question, Tokens
+from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Question
 from pipeline.models.loading import chosen_device, free_memory, key_value_bytes
 from pipeline.models.memory_estimate import MARGIN
 from pipeline.models.placement import weight_bytes
+from pipeline.models.prefill import Tokens
 from pipeline.words import count
 
 #: Called with the number of complete answers and of tokens so far; it may raise to stop the batch.

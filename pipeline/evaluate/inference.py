@@ -23,8 +23,9 @@ from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.metrics.registry import token_f1
 from pipeline.models import generation, greedy_decoding
-from pipeline.models.generation import Answer, Decoding, Tokens
+from pipeline.models.generation import Answer, Decoding
 from pipeline.models.loading import chosen_device
+from pipeline.models.prefill import Tokens
 from pipeline.records.heldout import HeldoutRecord
 
 _LOG = ".batches.jsonl"

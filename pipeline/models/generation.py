@@ -1,12 +1,11 @@
 """
 Open a model for inference, and compute the likelihood of reference answers and choices.
 
-Callers run batch by batch, so that they can report progress, keep results and stop in between. Prompts are sorted by
-length, the longest first, so that a lack of memory shows at once; batches depend only on the prompts.
+Callers run batch by batch, so that they can report progress, keep results and stop in between. Inputs are sorted by
+length, the longest first, so that a lack of memory shows early; batches depend only on the inputs.
 """
 
 import gc
-import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,15 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import CannotTrain
 from pipeline.models.loading import Device, OutOfMemory, arithmetic_dtype, is_out_of_memory, load_model
 from pipeline.models.placement import Quantization
+from pipeline.models.prefill import Tokens, forward, prefill, shared_prefix
 from pipeline.models.prompt import stop_ids
 
 #: Most bytes of a batch's float32 logits when references or choices are scored.
 _LOGITS_BYTES = 1 << 28
 
-Tokens = Sequence[int]
 #: The tokens of a prompt and of each of its choices.
 Question = tuple[Tokens, Sequence[Tokens]]
 
@@ -101,13 +99,6 @@ def open_model(folder: Path, tokenizer: Any, device: Device, quantization: Quant
     config: Any = GenerationConfig
     model.generation_config = config(do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0])
     return AskedModel(model, tokenizer, ends)
-
-
-def device_of(model: Any) -> Any:
-    """Return the device of the model's first weight in memory; the CPU if all weights are offloaded."""
-    import torch
-
-    return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
 
 
 def close_model(asked: AskedModel) -> None:
@@ -190,13 +181,12 @@ def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> li
     import torch
     from torch.nn import functional
 
-    model = asked.model
-    inputs, mask = pad_left([[*prompt, *completion] for prompt, completion in pairs], device_of(model))
+    rows = [[*prompt, *completion] for prompt, completion in pairs]
     sizes = [len(completion) for _, completion in pairs]
     keep = max(sizes) + 1
-    extra = accepted(model, position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0), logits_to_keep=keep)
     with memory_errors(), torch.inference_mode():
-        logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, **extra).logits[:, -keep:-1]
+        read = prefill(asked.model, rows, shared_prefix([prompt for prompt, _ in pairs]), keep)
+        inputs, logits = read.ids, read.logits[:, :-1]
         targets = inputs[:, 1 - keep :]
         wanted = torch.arange(1 - keep, 0, device=inputs.device) >= -torch.tensor(sizes, device=inputs.device)[:, None]
         losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
@@ -206,14 +196,16 @@ def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> li
 
 def choice_batches(questions: Sequence[Question], size: int, vocabulary: int) -> list[list[int]]:
     """
-    Return the indices of `questions` in batches of at most `size`, the longest prompts first.
+    Return the indices of `questions` in batches of at most `size`, by the length of their longest choice.
 
-    Batches are smaller if the float32 logits of the choices, of `vocabulary` numbers per token, would exceed 256 MB.
+    So fewer choices are padded; the longest come first, and among equals the longest prompts. Batches are smaller if
+    the float32 logits of the choices, of `vocabulary` numbers per token, would exceed 256 MB.
     """
-    width = max((len(tokens) for _, choices in questions for tokens in choices), default=1)
+    widths = [max(map(len, choices)) for _, choices in questions]
     most = max((len(choices) for _, choices in questions), default=1)
-    rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * width * most)))
-    order = sorted(range(len(questions)), key=lambda index: (-len(questions[index][0]), tuple(questions[index][0])))
+    rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * max(widths, default=1) * most)))
+    prompts = [tuple(prompt) for prompt, _ in questions]
+    order = sorted(range(len(questions)), key=lambda index: (-widths[index], -len(prompts[index]), prompts[index]))
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
@@ -241,61 +233,21 @@ def _choice_losses(model: Any, prompts: Sequence[Tokens], owners: list[int], row
     import torch
     from torch.nn import functional
 
-    device = device_of(model)
-    inputs, mask = pad_left(prompts, device)
-    extra = accepted(model, position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0), logits_to_keep=1)
-    read = model(input_ids=inputs, attention_mask=mask, use_cache=True, **extra)
+    read = prefill(model, prompts, shared_prefix(prompts))
+    device = read.ids.device
     index = torch.tensor(owners, device=device)
     width = max(map(len, rows))
     targets = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], device=device)
     counted = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
     wanted = counted.bool()
-    logits = read.logits[index, -1:]
+    logits = read.logits[index]
     if width > 1:
-        name = cache_name(model)
-        known = getattr(read, name)
-        known.reorder_cache(index)
-        positions = mask.sum(dim=-1)[index, None] + torch.arange(width - 1, device=device)
-        further = model(
-            input_ids=targets[:, :-1],
-            attention_mask=torch.cat([mask[index], counted[:, :-1]], dim=1),
-            use_cache=True,
-            **{name: known},
-            **accepted(model, position_ids=positions),
-        )
-        logits = torch.cat([logits, further.logits], dim=1)
+        read.cache.reorder_cache(index)
+        mask = torch.cat([read.mask[index], counted[:, :-1]], dim=1)
+        _, further = forward(model, targets[:, :-1], mask, read.cache, width - 1)
+        logits = torch.cat([logits, further], dim=1)
     losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
     return [float(part.sum()) for part in torch.split(losses, [len(row) for row in rows])]
-
-
-def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
-    """
-    Return token ids and attention mask on `device`, padded at the left; both of shape (rows, longest).
-
-    The padding repeats the row's first token: masked, it is never attended to, and a repetition penalty, which ignores
-    the mask, then finds only tokens of the prompt (with an end token as padding, it would penalise that).
-    """
-    import torch
-
-    width = max(map(len, sequences))
-    ids = [[*[row[0]] * (width - len(row)), *row] for row in sequences]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in sequences]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def cache_name(model: Any) -> str:
-    """Return the name of the forward's cache argument, renamed in transformers 5. Raises `CannotTrain` without one."""
-    for name in accepted(model, cache=None, past_key_values=None):
-        return name
-    raise CannotTrain(
-        f"{type(model).__name__} has no key-value cache of transformers", "use a base model with a key-value cache"
-    )
-
-
-def accepted(model: Any, **arguments: Any) -> dict[str, Any]:
-    """Return those of `arguments` that the model's `forward` accepts, as architectures differ."""
-    known = inspect.signature(model.forward).parameters
-    return {name: value for name, value in arguments.items() if name in known}
 
 
 @contextmanager

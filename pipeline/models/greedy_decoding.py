@@ -11,17 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from pipeline.metrics.degenerate import is_looping
-from pipeline.models.generation import (
-    Answer,
-    AskedModel,
-    Decoding,
-    Tokens,
-    accepted,
-    cache_name,
-    device_of,
-    memory_errors,
-    pad_left,
-)
+from pipeline.models.generation import Answer, AskedModel, Decoding, memory_errors
+from pipeline.models.prefill import Tokens, forward, prefill, shared_prefix
 
 #: Prompts per row of a batch: with few, the last answers would leave rows empty.
 _PER_ROW = 8
@@ -128,7 +119,6 @@ class _Rows:
 
         self._model = model
         self._penalty = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
-        self._name = cache_name(model)
         self.indices: list[int] = []
         """The index of each row's prompt."""
         self._cache: Any = None
@@ -147,8 +137,7 @@ class _Rows:
         """Prefill prompts and add them to the rows; `indices` are the prompts' numbers."""
         import torch
 
-        ids, mask = pad_left(prompts, device_of(self._model))
-        cache, logits = self._forward(ids, mask, None)
+        cache, ids, mask, logits = prefill(self._model, prompts, shared_prefix(prompts))
         if self.indices:
             width = max(ids.shape[1], self._ids.shape[1])
             for mine, other in zip(self._cache.layers, cache.layers, strict=True):
@@ -166,7 +155,7 @@ class _Rows:
         """Append the likeliest token to every row; return these tokens."""
         import torch
 
-        logits = self._logits.float()
+        logits = self._logits[:, -1].float()
         chosen = (logits if self._penalty is None else self._penalty(self._ids, logits)).argmax(dim=-1, keepdim=True)
         self._ids = torch.cat([self._ids, chosen], dim=1)
         self._mask = torch.cat([self._mask, torch.ones_like(chosen)], dim=1)
@@ -195,21 +184,7 @@ class _Rows:
     def read(self) -> None:
         """Run a forward pass on the last token of every row."""
         if self.indices:
-            self._cache, self._logits = self._forward(self._ids[:, -1:], self._mask, self._cache)
-
-    def _forward(self, ids: Any, mask: Any, cache: Any) -> tuple[Any, Any]:
-        """Return the cache and the logits of the next token after a forward pass on `ids`."""
-        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        inputs = self._model.prepare_inputs_for_generation(
-            ids,
-            attention_mask=mask,
-            use_cache=True,
-            is_first_iteration=cache is None,
-            **{self._name: cache},
-            **accepted(self._model, position_ids=positions, logits_to_keep=1),
-        )
-        output = self._model(**inputs, return_dict=True)
-        return getattr(output, self._name), output.logits[:, -1]
+            self._cache, self._logits = forward(self._model, self._ids[:, -1:], self._mask, self._cache)
 
 
 def _pad_cache(layer: Any, width: int) -> None:

@@ -29,10 +29,10 @@ def open_folder(folder: Path) -> AskedModel:
 
 
 def prompts_of(tiny: Any, folder: Path) -> list[list[int]]:
-    """Return prompts of very different lengths, the longest in the middle."""
+    """Return prompts of very different lengths that begin alike, the longest in the middle."""
     tokenizer = load_tokenizer(folder)
     return [
-        prompt_ids(tokenizer, "chat", "x " * 12 * (n % 4) + row["input"])
+        prompt_ids(tokenizer, "chat", "Which team? " + "x " * 12 * (n % 4) + row["input"])
         for n, row in enumerate(tiny.rows(RECORDS, seed=3))
     ]
 
@@ -113,7 +113,9 @@ def test_answers_are_those_of_the_library_given_one_at_a_time(
 def test_the_next_prompt_takes_the_place_of_an_answer_that_is_complete(
     tiny: Any, ending_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, prompts = open_folder(ending_llama), prompts_of(tiny, ending_llama)
+    asked = open_folder(ending_llama)
+    # They begin differently: a prefix that all share would be read in a pass of its own.
+    prompts = [[first, *rest] for first, (_, *rest) in enumerate(prompts_of(tiny, ending_llama), 5)]
     (order,) = greedy_decoding.answer_batches(prompts, 4)
     prompts = [prompts[index] for index in order]
     passes = Passes(asked, monkeypatch)
@@ -125,6 +127,23 @@ def test_the_next_prompt_takes_the_place_of_an_answer_that_is_complete(
     assert max(steps) == 4
     assert sum(steps) == sum(answer.tokens - 1 for answer in found), "no token is generated that is not wanted"
     assert max(passes.widths) <= max(map(len, prompts)) + NEW_TOKENS, "what is kept does not grow"
+
+
+def test_a_prefix_that_all_prompts_share_is_read_once(ending_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = open_folder(ending_llama)
+    rows = [[*range(5, 25), 30 + number] for number in range(4)]
+    expected = alone(asked, rows)
+    likely = [generation.likelihoods(asked, [(row, [7, 8, 9])])[0].nll for row in rows]
+    choices = [[5], [6, 7]], [[8, 9, 10], [11]], [[12], [13]], [[14, 15], [16]]
+    losses = [generation.choice_likelihoods(asked, [question])[0] for question in zip(rows, choices, strict=True)]
+    passes = Passes(asked, monkeypatch)
+    assert texts(asked, rows, 4) == expected
+    found = generation.likelihoods(asked, [(row, [7, 8, 9]) for row in rows])
+    assert [one.nll for one in found] == pytest.approx(likely, rel=1e-4)
+    by_choice = generation.choice_likelihoods(asked, list(zip(rows, choices, strict=True)))
+    assert by_choice == [pytest.approx(one, rel=1e-4) for one in losses]
+    assert [shape for shape in passes.shapes if shape[1] == 20] == [(1, 20)] * 3
+    assert max(columns for rows, columns in passes.shapes if rows > 1) == 4
 
 
 def save_small(folder: Path, config: Any, tokens_from: Path) -> AskedModel:

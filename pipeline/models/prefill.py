@@ -1,0 +1,132 @@
+"""
+Read prompts in a batch, padded at the left; a prefix that all of them share is read once.
+
+Prompts of one task share a chat template's beginning and often the instruction, which is half of a short prompt.
+"""
+
+import inspect
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from pipeline.errors import CannotTrain
+
+Tokens = Sequence[int]
+#: Fewest tokens of a prefix that is read by itself, as that is a further forward pass.
+_FEWEST = 8
+
+
+class Prefilled(NamedTuple):
+    """A batch of prompts after the forward pass, padded at the left as `pad_left` pads."""
+
+    cache: Any
+    """The model's key-value cache."""
+    ids: Any
+    """Token ids, of shape (rows, longest)."""
+    mask: Any
+    """Attention mask, of shape (rows, longest)."""
+    logits: Any
+    """Of the last positions, of shape (rows, kept, vocabulary)."""
+
+
+def shared_prefix(prompts: Sequence[Tokens]) -> int:
+    """Return the number of tokens that all prompts begin with, without the last token of any."""
+    rows = [list(prompt) for prompt in prompts]
+    # In their order, whatever the first and the last begin with, all begin with.
+    pairs = zip(min(rows)[:-1], max(rows)[:-1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def prefill(model: Any, rows: Sequence[Tokens], shared: int, keep: int = 1) -> Prefilled:
+    """
+    Run a forward pass on `rows`, whose first `shared` tokens are equal; the logits are those of `keep` positions.
+
+    The shared tokens are read once if they are 8 or more, there are several rows, and the model's cache can hold them:
+    not a cache with a recurrent state or of a sliding window. At least `keep` tokens of the longest row must follow
+    them. Raises `CannotTrain` if the model has no key-value cache.
+    """
+    import torch
+
+    ids, mask = pad_left(rows, device_of(model))
+    start = torch.tensor([rows[0][:shared]], device=ids.device)
+    cache: Any = None
+    if shared >= _FEWEST and len(rows) > 1:
+        cache, _ = forward(model, start, torch.ones_like(start))
+    if cache is None or not _can_share(cache):
+        cache, logits = forward(model, ids, mask, keep=keep)
+        return Prefilled(cache, ids, mask, logits)
+    cache.batch_repeat_interleave(len(rows))
+    rest, counted = pad_left([row[shared:] for row in rows], ids.device)
+    counted = torch.cat([torch.ones_like(start).expand(len(rows), -1), counted], dim=1)
+    cache, logits = forward(model, rest, counted, cache, keep)
+    # The padding is between the prefix and the rest: move it to the left.
+    order = counted.argsort(dim=1, stable=True)[:, None, :, None]
+    for layer in cache.layers:
+        layer.keys = torch.take_along_dim(layer.keys, order.to(layer.keys.device), dim=2)
+        layer.values = torch.take_along_dim(layer.values, order.to(layer.keys.device), dim=2)
+    return Prefilled(cache, ids, mask, logits)
+
+
+def _can_share(cache: Any) -> bool:
+    """Return whether rows can continue one cache with padding between: a recurrent state or a window would count it."""
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def forward(model: Any, ids: Any, mask: Any, cache: Any = None, keep: int = 1) -> tuple[Any, Any]:
+    """
+    Return the cache and the logits of the last `keep` positions after a forward pass on `ids`.
+
+    `ids` has the tokens that are not in the cache, `mask` all. Raises `CannotTrain` if the model has no key-value
+    cache.
+    """
+    name = cache_name(model)
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    inputs = model.prepare_inputs_for_generation(
+        ids,
+        attention_mask=mask,
+        use_cache=True,
+        is_first_iteration=cache is None,
+        **{name: cache},
+        **accepted(model, position_ids=positions, logits_to_keep=keep),
+    )
+    output = model(**inputs, return_dict=True)
+    return getattr(output, name), output.logits[:, -keep:]
+
+
+def device_of(model: Any) -> Any:
+    """Return the device of the model's first weight in memory; the CPU if all weights are offloaded."""
+    import torch
+
+    return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
+
+
+def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
+    """
+    Return token ids and attention mask on `device`, padded at the left; both of shape (rows, longest).
+
+    The padding repeats the row's first token: masked, it is never attended to, and a repetition penalty, which ignores
+    the mask, then finds only tokens of the prompt (with an end token as padding, it would penalise that).
+    """
+    import torch
+
+    width = max(map(len, sequences))
+    ids = [[*[row[0]] * (width - len(row)), *row] for row in sequences]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def cache_name(model: Any) -> str:
+    """Return the name of the forward's cache argument, renamed in transformers 5. Raises `CannotTrain` without one."""
+    for name in accepted(model, cache=None, past_key_values=None):
+        return name
+    raise CannotTrain(
+        f"{type(model).__name__} has no key-value cache of transformers", "use a base model with a key-value cache"
+    )
+
+
+def accepted(model: Any, **arguments: Any) -> dict[str, Any]:
+    """Return those of `arguments` that the model's `forward` accepts, as architectures differ."""
+    known = inspect.signature(model.forward).parameters
+    return {name: value for name, value in arguments.items() if name in known}
