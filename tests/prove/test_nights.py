@@ -48,12 +48,10 @@ def general(seed: int, count: int) -> list[Row]:
     return [{"instruction": f"What is {one} plus {two}?", "input": "", "output": str(one + two)} for one, two in pairs]
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_nine_nights_without_a_person(
-    ground: Ground, tmp_path: Path, seed: int, record_property: Callable[[str, Any], None]
+    ground: Ground, tmp_path: Path, record_property: Callable[[str, Any], None]
 ) -> None:
-    desk, shelf = desk_task(10 * seed), topic_task(10 * seed + 1)
-    urgency, colour = urgency_task(10 * seed + 2), colour_task(10 * seed + 3)
+    desk, shelf, urgency, colour = desk_task(10), topic_task(11), urgency_task(12), colour_task(13)
     old = desk.rows(ROWS)
     nights: list[dict[str, Sequence[Row]]] = [
         {"honest.jsonl": old},
@@ -64,7 +62,7 @@ def test_nine_nights_without_a_person(
         {"right-of-two.jsonl": shelf.rows(ROWS), "wrong-of-two.jsonl": desk.wrong(2 * ROWS)},
         {"third-kind.jsonl": colour.rows(ROWS)},
         {"paraphrases.jsonl": reworded(old)},
-        {"general.jsonl": general(100 * seed, ROWS)},
+        {"general.jsonl": general(100, ROWS)},
         # Of all kinds, a new one among them: that last run is to win, so that its champion holds every honest drop.
         {"honest-last.jsonl": [*urgency.rows(ROWS), *colour.rows(ROWS // 4), *desk.rows(ROWS // 4)]},
     ]
@@ -75,7 +73,7 @@ def test_nine_nights_without_a_person(
         before = len(box.runs())
         box.night()
         for run in box.runs()[before:]:
-            record_property("table", f"seed {seed}, {' and '.join(drops)}: run {run.id}, {run.trigger}: {run.sentence}")
+            record_property("table", f"{' and '.join(drops)}: run {run.id}, {run.trigger}: {run.sentence}")
     states = box.drop_states()
     wrong = {name for name in states if "wrong" in name}
     assert {name for name, state in states.items() if state == "suspended"} == wrong

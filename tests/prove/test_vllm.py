@@ -123,8 +123,7 @@ def change(box: Box, model: str, run: int | None) -> handover.Change:
     """Return what the daemon tells of a change to a model of the box."""
     root = box.daemon.root
     path = write_smoke_prompts(root, "default", model, run)
-    assert path is not None
-    asked = SmokePrompts.model_validate_json((root / path).read_bytes())
+    asked = SmokePrompts.model_validate_json((root / path).read_bytes()) if path else None
     adapter = "" if run is None else str(root / str(adapter_of(root, run, model)))
     return handover.Change("default", model, run is None, adapter, asked)
 
