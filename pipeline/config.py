@@ -98,7 +98,7 @@ class TrainConfig(Frozen):
     batch_tokens: int = Field(default=2048, ge=1, le=16_777_216)
     """Most tokens of a micro-batch; a longer record is one by itself. It bounds memory, not gradients."""
     processes: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
-    """Processes that share the records of each optimizer step, one per GPU; `auto`: one for each visible GPU."""
+    """Processes that share each optimizer step's records, one per GPU; `auto`: as many as GPUs, but 1 in a search."""
     max_length: int = Field(default=1024, ge=16, le=16_777_216)
     """Window in tokens, prompt and answer together; longer rows are left out of training and evaluation, never cut."""
     checkpoint_minutes: float = Field(default=5.0, ge=1e-6, le=525_600)

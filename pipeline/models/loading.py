@@ -125,13 +125,13 @@ def arithmetic_dtype(device: Device) -> "torch.dtype | None":
     return torch.float32 if device == "cpu" and not mkldnn._is_mkldnn_bf16_supported() else None  # noqa: SLF001
 
 
-def free_memory(device: Device, processes: int = 1) -> int:
+def free_memory(device: Device, processes: int = 1, gpu: int = 0) -> int:
     """
     Return the bytes that each of `processes` processes can allocate: an equal share on a CPU.
 
-    On GPUs, one per process, it is the free memory of the GPU that has least.
+    On GPUs, one per process from number `gpu` on, it is the free memory of the GPU that has least.
     """
-    return min(free_on_gpus()[:processes]) if device == "cuda" else available_memory() // processes
+    return min(free_on_gpus()[gpu : gpu + processes]) if device == "cuda" else available_memory() // processes
 
 
 def key_value_bytes(folder: Path, tokens: int) -> int:

@@ -20,6 +20,8 @@ class ProcessRank:
 
     rank: int = 0
     count: int = 1
+    gpu: int = 0
+    """Number of the first process's GPU among the visible ones; the others have the following."""
 
     @property
     def share(self) -> slice:

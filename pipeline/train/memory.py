@@ -19,9 +19,11 @@ from pipeline.contract import Attempt
 from pipeline.errors import StartAgain, StepFailed
 from pipeline.models.loading import Device, OutOfMemory, arithmetic_dtype, free_memory
 from pipeline.models.memory_estimate import MARGIN, BaseSizes, base_sizes, estimate
+from pipeline.train.data_parallel import ProcessRank
 from pipeline.words import size_words
 
 NOTE_NAME = "memory.json"
+_ALONE = ProcessRank()
 _BASES: dict[str, list[Literal["nf4", "none"]]] = {"auto": ["none", "nf4"], "none": ["none"], "nf4": ["nf4"]}
 _ACTIVATIONS: dict[str, list[Literal["kept", "recomputed"]]] = {"cpu": ["kept"], "cuda": ["kept", "recomputed"]}
 
@@ -72,10 +74,10 @@ class Sizes:
 
 
 def plan_memory(
-    attempt: Attempt, base: Path, device: Device, lengths: Sequence[int], processes: int = 1
+    attempt: Attempt, base: Path, device: Device, lengths: Sequence[int], process: ProcessRank = _ALONE
 ) -> tuple[MemoryPlan, Sizes]:
     """
-    Return the memory plan for training on records of `lengths` tokens in `processes` processes, and the sizes.
+    Return the memory plan for training on records of `lengths` tokens in `process.count` processes, and the sizes.
 
     If this run has used a plan with the same settings on this device, that plan is returned. Otherwise it is the first
     plan that is estimated to fit, or else the smallest: first over the base as saved and over an NF4 base, as
@@ -90,8 +92,8 @@ def plan_memory(
         torch.cuda.empty_cache()
     config, longest = attempt.config.train, max(lengths)
     name = str(torch.cuda.get_device_name()) if device == "cuda" else "cpu"
-    most = longest * -(-config.batch_size // processes)
-    free = free_memory(device, processes)
+    most = longest * -(-config.batch_size // process.count)
+    free = free_memory(device, process.count, process.gpu)
     sizes = Sizes(base_sizes(base), config, device, free, longest, most)
     note = durable.read_object(attempt.path(attempt.spec.checkpoints) / NOTE_NAME)
     if note.get("asked") == _asked(config) and note["plan"]["device"] == name:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from pipeline.train.memory import go_on_with_less, plan_memory
 from pipeline.train.search.run import SearchResult, search
 from pipeline.train.search.trials import TrainedOnce
 from pipeline.train.trainer import DEV_ROWS, TokenRow, Training
-from pipeline.train.training import process_count, train_in_processes
+from pipeline.train.training import process_count, train_in_processes, visible_gpus
 from pipeline.words import count
 
 #: Settings of a search that only limit its length; finished trials stay valid when they change.
@@ -85,6 +86,11 @@ class Prepared:
     rows: Sequence[TokenRow]
     dev: Sequence[TokenRow]
     dataset: Dataset
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each training row."""
+        return [len(row.input_ids) for row in self.rows]
 
     def mark(self, train: Mapping[str, object], base_model_id: str) -> str:
         """Return a fingerprint of data, device, format, settings `train` and base, or the champion to start from."""
@@ -150,7 +156,7 @@ def train(attempt: Attempt) -> Adapter:
     result = _search(attempt, prepared) if config.train.search.space else None
     adapter = attempt.make_folder("adapter")
     if result is None:
-        once = _train_once(attempt, prepared, adapter)
+        once = _train_once(prepared, attempt, adapter)
     else:
         once = result.once
         shutil.copytree(result.adapter, adapter, dirs_exist_ok=True)
@@ -173,12 +179,16 @@ def train(attempt: Attempt) -> Adapter:
     )
 
 
-def _train_once(attempt: Attempt, prepared: Prepared, adapter: Path) -> TrainedOnce:
-    """Train once with the attempt's settings and save the result in `adapter`. Raises what `train` raises."""
+def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 0) -> TrainedOnce:
+    """
+    Train once with the attempt's settings and save the result in `adapter`; `gpu` is the number of the first GPU.
+
+    Raises what `train` raises.
+    """
     config, base, device = attempt.config.train, prepared.base, prepared.device
-    process = ProcessRank(count=process_count(config, device))
+    process = ProcessRank(count=process_count(config, device), gpu=gpu)
     scratch = attempt.make_folder("scratch")
-    plan, sizes = plan_memory(attempt, base, device, [len(row.input_ids) for row in prepared.rows], process.count)
+    plan, sizes = plan_memory(attempt, base, device, prepared.lengths, process)
     estimated = sizes.estimate(plan)
     attempt.progress(0, 0, phase="load", memory=sum(estimated.values()))
     settings = {**config.decisive(), "quantization": plan.quantization}
@@ -198,6 +208,7 @@ def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
     """
     Run the trials of [train.search]; return the trial that the dev rows choose, and all outcomes.
 
+    With `train.processes = "auto"` each visible GPU has a trial of its own; otherwise each trial has so many GPUs.
     Raises what `train` raises.
     """
     config = attempt.config
@@ -208,4 +219,9 @@ def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
         )
     searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)
     mark = prepared.mark({**config.train.decisive(), "search": searched}, config.base_model_id)
-    return search(attempt, mark, lambda trial, folder: _train_once(trial, prepared, folder))
+    each = 1 if config.train.processes == "auto" else process_count(config.train, prepared.device)
+    plan, _ = plan_memory(attempt, prepared.base, prepared.device, prepared.lengths, ProcessRank(count=each))
+    # Dev losses over an NF4 base and over one in 16 bits cannot be compared.
+    shared = config.train.model_copy(update={"quantization": plan.quantization, "processes": each})
+    gpus = range(0, max(1, visible_gpus(prepared.device) - each + 1), each)
+    return search(attempt, shared, mark, partial(_train_once, prepared), gpus)

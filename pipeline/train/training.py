@@ -133,7 +133,7 @@ def process_count(config: TrainConfig, device: Device) -> int:
     "auto" is one per visible GPU, and one on a CPU. Raises `CannotTrain` if `device` is "cuda" and `train.processes`
     larger than the number of visible CUDA devices.
     """
-    cards = _cards(device)
+    cards = visible_gpus(device)
     wanted = max(1, cards) if config.processes == "auto" else config.processes
     if device == "cuda" and wanted > cards:
         raise CannotTrain(
@@ -154,7 +154,7 @@ def train_in_processes(
     """
     from torch.multiprocessing.spawn import start_processes
 
-    if training.process.count == 1 and _cards(training.device) < 2:  # noqa: PLR2004 - several cards
+    if training.process.count == 1 and visible_gpus(training.device) < 2:  # noqa: PLR2004 - several
         return train_model(training, tokenizer, rows, dev, attempt)
     sys.stderr.write(f"{training.process.count} processes share the training\n")
     start: Any = start_processes
@@ -179,7 +179,8 @@ def train_in_processes(
     return Trained.model_validate(result)
 
 
-def _cards(device: Device) -> int:
+def visible_gpus(device: Device) -> int:
+    """Return the number of GPUs that torch sees; 0 if `device` is the CPU."""
     import torch
 
     return torch.cuda.device_count() if device == "cuda" else 0
@@ -255,9 +256,9 @@ def _run_process(
     distributed.destroy_process_group()
 
 
-def visible_device(rank: int, visible: str | None) -> str:
-    """Return the name or number of the GPU of process `rank`, among those in CUDA_VISIBLE_DEVICES if it is set."""
-    return visible.split(",")[rank].strip() if visible else str(rank)
+def visible_device(number: int, visible: str | None) -> str:
+    """Return the name of GPU `number`, from 0, among those in CUDA_VISIBLE_DEVICES, or `number` if it is not set."""
+    return visible.split(",")[number].strip() if visible else str(number)
 
 
 def _join_group(training: Training) -> None:
@@ -265,7 +266,7 @@ def _join_group(training: Training) -> None:
     process = training.process
     if training.device == "cuda":
         # Before anything initialises CUDA; the libraries then see one GPU.
-        os.environ[_VISIBLE] = visible_device(process.rank, os.environ.get(_VISIBLE))
+        os.environ[_VISIBLE] = visible_device(process.gpu + process.rank, os.environ.get(_VISIBLE))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch
 

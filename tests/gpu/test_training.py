@@ -138,3 +138,7 @@ def test_two_cards_learn_what_one_learns(new_run: NewRun, tiny_llama: Path, monk
     run.forget()
     one, _ = run.finish(processes=1)
     assert losses(two) == pytest.approx(losses(one), rel=ROUNDING)
+    run.forget()
+    searched, _ = run.finish(search={"space": {"learning_rate": [1e-7, run.config().train.learning_rate]}})
+    assert [trial.outcome for trial in searched.candidates] == ["finished"] * 2
+    assert losses(searched) == pytest.approx(losses(one), rel=ROUNDING)

@@ -2,11 +2,14 @@
 
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline import durable
 from pipeline.artifacts import Trial
@@ -20,8 +23,12 @@ from pipeline.train.search.trials import TrainedOnce, TrialFiles, TrialState
 
 _HOUR = 3600.0
 
-#: Trains once with an attempt's settings and saves the adapter in a folder.
-Train = Callable[[Attempt, Path], TrainedOnce]
+
+class Train(Protocol):
+    """Trains once."""
+
+    def __call__(self, attempt: Attempt, folder: Path, /, *, gpu: int) -> TrainedOnce:
+        """Train with the attempt's settings, on the GPUs from number `gpu` on if there are any; save in `folder`."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +44,37 @@ class SearchResult:
     """All trials together."""
 
 
-def search(attempt: Attempt, mark: str, train: Train) -> SearchResult:
+def search(attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus: Sequence[int]) -> SearchResult:
     """
-    Run the trials of [train.search] within its budget, and return the one whose last dev loss is the lowest.
+    Run the trials of `config.search` within its budget, and return the one whose last dev loss is the lowest.
 
-    `train` trains once with an attempt's settings and saves in a folder. `mark` is the search's fingerprint: trials
-    saved under another fingerprint are deleted; others are not repeated, and an interrupted trial continues. Raises
-    `Interrupted` and `StartAgain` as a training does; any other `DropforgeError` fails its trial only. If all failed,
-    deletes them and raises `CannotTrain`.
+    Their other settings are those of `config`. As many trials run at a time as `gpus` has numbers, each with its own.
+    `mark` is the search's fingerprint: trials saved under another fingerprint are deleted; others are not repeated, and
+    an interrupted trial continues. Raises what `train` raises, once the other running trials have ended, but for a
+    `DropforgeError` that is neither `Interrupted` nor `StartAgain`, which fails its trial only. If all failed, deletes
+    them and raises `CannotTrain`.
     """
     files = TrialFiles(attempt.path(attempt.spec.checkpoints), mark)
-    while (trial := _next(attempt.config.train, files.load())) is not None:
-        _run(attempt, files, trial, train)
+    running: set[int] = set()
+    lock, failed = threading.Lock(), threading.Event()
+
+    def run_trials(gpu: int) -> None:
+        while True:
+            with lock:
+                trial = None if failed.is_set() else _next(config, files.load(), running)
+                if trial is None:
+                    return
+                files.save(trial)
+                running.add(trial.number)
+            try:
+                _run(attempt, config, files, trial, partial(train, gpu=gpu))
+            except BaseException:
+                failed.set()
+                raise
+            running.remove(trial.number)
+
+    with ThreadPoolExecutor(len(gpus)) as threads:
+        list(threads.map(run_trials, gpus))
     trials = files.load()
     losses = {trial.number: trial.dev_loss for trial in trials if trial.dev_loss is not None}
     if not losses:
@@ -84,35 +110,31 @@ class _TrialAttempt(Attempt):
         self._whole.progress(done, total, note=self._note, **fields)
 
 
-def _next(train: TrainConfig, trials: Sequence[TrialState]) -> TrialState | None:
-    """Return the interrupted trial, else a new one; `None` if the space or the budget is exhausted."""
-    if trials and trials[-1].outcome is None:
-        return trials[-1]
+def _next(train: TrainConfig, trials: Sequence[TrialState], running: Collection[int]) -> TrialState | None:
+    """Return an interrupted trial, else a new one; `None` if the space or the budget is exhausted."""
+    interrupted = [trial for trial in trials if trial.outcome is None and trial.number not in running]
+    if interrupted:
+        return interrupted[0]
     longest = max((trial.seconds for trial in trials), default=0.0)
-    if train.search.hours and trials and _seconds(trials) + longest > train.search.hours * _HOUR:
+    if train.search.hours and longest and _seconds(trials) + longest * (len(running) + 1) > train.search.hours * _HOUR:
         sys.stderr.write(f"no further trial fits into train.search.hours = {train.search.hours:g}\n")
         return None
     settings = suggest(train, trials)
     return None if settings is None else TrialState(number=len(trials) + 1, settings=settings)
 
 
-def _run(whole: Attempt, files: TrialFiles, trial: TrialState, train: Train) -> None:
+def _run(
+    whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialState, train: Callable[..., TrainedOnce]
+) -> None:
     """
     Train a trial and save its outcome; a trial that raises a `DropforgeError` is saved as failed.
 
-    Later trials train over the base in the precision of the first. Other errors go up: a later attempt continues the
-    trial.
+    Other errors go up: a later attempt continues the trial.
     """
     began = time.monotonic()
-    config = whole.config.train
     note = f"trial {trial.number} of {most_trials(config.search)}: {settings_words(trial.settings)}"
     sys.stderr.write(f"{note}\n")
-    settings = with_settings(config, trial.settings)
-    if (first := next((one.once for one in files.load() if one.once), None)) is not None:
-        # Dev losses over an NF4 base and over one in 16 bits cannot be compared.
-        settings = settings.model_copy(update={"quantization": first.plan.quantization})
-    attempt = _TrialAttempt(whole, trial.number, note, settings)
-    files.save(trial)
+    attempt = _TrialAttempt(whole, trial.number, note, with_settings(config, trial.settings))
     adapter = files.adapter(trial.number)
     shutil.rmtree(adapter, ignore_errors=True)
     adapter.mkdir()

@@ -2,7 +2,7 @@
 Suggest the next trial's settings, from the grid or from Optuna.
 
 Optuna stores nothing: its study is rebuilt from the states of earlier trials, with a seed that follows from the run's
-seed and the trial's number. So a killed search draws the same settings again.
+seed and the trial's number. So a killed search draws the same settings again, if its trials run one at a time.
 """
 
 import json
@@ -22,7 +22,11 @@ _SEEDS = 2**32
 
 
 def suggest(train: TrainConfig, past: Sequence[TrialState]) -> dict[str, Any] | None:
-    """Return the settings of the trial after `past`; `None` after the last, or if ten draws give tried ones only."""
+    """
+    Return the settings of the trial after `past`; `None` after the last, or if ten draws give tried ones only.
+
+    A trial without an outcome counts as running: Optuna draws away from it.
+    """
     search = train.search
     if search.method == "grid":
         return next(islice(grid(search), len(past), None), None)
@@ -49,7 +53,7 @@ def _draw(train: TrainConfig, past: Sequence[TrialState], seed: int) -> dict[str
     for trial in past:
         study.add_trial(
             optuna.create_trial(
-                state=states.FAIL if trial.dev_loss is None else states.COMPLETE,
+                state=states.COMPLETE if trial.once else states.FAIL if trial.outcome else states.RUNNING,
                 value=trial.dev_loss,
                 params={name: json.dumps(x) if name in listed else x for name, x in trial.settings.items()},
                 distributions=kinds,

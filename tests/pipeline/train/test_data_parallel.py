@@ -200,10 +200,10 @@ def test_the_processes_of_cards_are_bound_to_theirs_and_wait_for_the_first(
 ) -> None:
     joined: dict[str, Any] = {}
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda _backend, **given: joined.update(given))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    training: Any = SimpleNamespace(device="cuda", process=ProcessRank(1, 2), scratch=tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    training: Any = SimpleNamespace(device="cuda", process=ProcessRank(1, 2, gpu=1), scratch=tmp_path)
     _join_group(training)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
     assert joined["device_id"] == torch.device("cuda", 0)
     # Ten minutes, NCCL's own, are less than a large checkpoint can take.
     assert joined["timeout"] > timedelta(hours=1)

@@ -25,6 +25,7 @@ from pipeline.models.loading import OutOfMemory, is_out_of_memory, load_tokenize
 from pipeline.models.manifest import model_id
 from pipeline.models.memory_estimate import MARGIN, OVERHEAD, BaseSizes, base_sizes, estimate
 from pipeline.train import memory, trainer
+from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.memory import Sizes, go_on_with_less, plan_memory
 from pipeline.train.packing import collate
 from pipeline.train.step import train
@@ -280,8 +281,9 @@ def test_the_gpu_with_least_free_memory_counts_and_another_process_reads_it(
         "class cuda:\n    device_count = lambda: 4\n"
         "    mem_get_info = lambda gpu: ((80 << 30, 70 << 30, 9 << 30, 1 << 30)[gpu], 80 << 30)\n"
     )
-    free = [plan_memory(order(tiny_llama), tiny_llama, "cuda", [100] * 8, count)[1].free >> 30 for count in (1, 2, 3)]
-    assert free == [80, 70, 9]
+    processes = [ProcessRank(count=1), ProcessRank(count=2), ProcessRank(count=3), ProcessRank(count=2, gpu=1)]
+    free = [plan_memory(order(tiny_llama), tiny_llama, "cuda", [100] * 8, one)[1].free >> 30 for one in processes]
+    assert free == [80, 70, 9, 9]
     monkeypatch.setattr(engines, "chosen_device", lambda: "cuda")
     weights = (tiny_llama / "model.safetensors").stat().st_size
     assert cache_bytes(tiny_llama, 100, 1 << 40) == int(0.9 * (80 << 30)) - weights

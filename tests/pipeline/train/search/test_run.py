@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from itertools import chain, count, repeat
 from pathlib import Path
@@ -16,13 +17,14 @@ import pytest
 from pipeline import durable
 from pipeline.config import TrainConfig
 from pipeline.contract import SPEC_NAME, Attempt
-from pipeline.errors import CannotTrain, Interrupted, StepFailed
+from pipeline.errors import CannotTrain, Interrupted, StartAgain, StepFailed
 from pipeline.models import placement
 from pipeline.models.memory_estimate import base_sizes, nf4_bytes
 from pipeline.search_settings import with_settings
 from pipeline.train import memory, step
 from pipeline.train.search import run as search_run
-from pipeline.train.search.trials import TrialState
+from pipeline.train.search.run import search
+from pipeline.train.search.trials import TrainedOnce, TrialState
 from pipeline.train.step import train
 from tests.training_runs import TrainingRun, same
 
@@ -155,6 +157,31 @@ def test_a_search_that_is_asked_to_stop_goes_on_in_its_trial(run: TrainingRun) -
     assert resumed is not None
     assert resumed.trained.resumed_from_step == 3
     assert len(adapter.candidates) == 2
+
+
+def test_each_gpu_has_a_trial_of_its_own_and_one_that_was_interrupted_goes_on(run: TrainingRun) -> None:
+    run.finish(search={"space": {"rank": [2]}})
+    once = ended(run)[0].once
+    assert once is not None
+    attempt = run.attempt(search={"space": {"rank": [2, 3, 4, 5, 6]}})
+    both, begun = threading.Barrier(2, timeout=60), list[tuple[int, int]]()
+
+    def train_once(trial: Attempt, _: Path, *, gpu: int) -> TrainedOnce:
+        rank = trial.config.train.rank
+        begun.append((rank, gpu))
+        if rank < 4:
+            both.wait()  # which breaks unless both run at the same time
+        if rank == 4 and [rank for rank, _ in begun].count(4) == 1:
+            raise StartAgain("memory ran out")
+        return once
+
+    with pytest.raises(StartAgain):
+        search(attempt, attempt.config.train, "mark", train_once, range(2))
+    assert {rank: gpu for rank, gpu in begun if rank < 4} in ({2: 0, 3: 1}, {2: 1, 3: 0})
+    assert 3 not in [int(path.parent.name.removeprefix("trial-")) for path in run.checkpoints.glob("*/ended.json")]
+    result = search(attempt, attempt.config.train, "mark", train_once, range(2))
+    assert sorted(rank for rank, _ in begun) == [2, 3, 4, 4, 5, 6]
+    assert [one.outcome for one in result.trials] == ["finished"] * 5
 
 
 def test_a_trial_that_diverges_is_one_trial_lost(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ def tried(settings: Mapping[str, Any], loss: float | None) -> TrialState:
     trained: Any = Trained.model_construct
     once: Any = TrainedOnce.model_construct
     made = None if loss is None else once(trained=trained(dev_curve=(CurvePoint(step=1, loss=loss),)))
-    return TrialState.model_construct(number=1, settings=dict(settings), once=made)
+    outcome: Any = "failed" if loss is None else "finished"
+    return TrialState.model_construct(number=1, settings=dict(settings), outcome=outcome, once=made)
 
 
 def searched(count: int, train: TrainConfig, past: list[TrialState] | None = None) -> list[TrialState]:
@@ -53,6 +54,16 @@ def test_optuna_draws_the_same_in_one_go_and_after_a_restart() -> None:
     # What failed is told to Optuna, too.
     past = [tried(one.settings, 2.0 if index % 2 else None) for index, one in enumerate(whole[:8])]
     assert suggest(tpe(), past) is not None
+
+
+def test_trials_that_run_at_the_same_time_have_other_settings() -> None:
+    past = searched(6, tpe())
+    first = suggest(tpe(), past)
+    second = suggest(tpe(), [*past, TrialState(number=7, settings=first or {})])
+    assert first is not None
+    assert second not in (None, first)
+    rates = tpe(space={"learning_rate": [1e-4, 1e-3]})
+    assert suggest(rates, [TrialState(number=1, settings={"learning_rate": 1e-4})]) == {"learning_rate": 1e-3}
 
 
 def test_a_search_ends_with_its_trials_or_when_all_was_tried() -> None:
