@@ -86,9 +86,8 @@ def open_model(folder: Path, tokenizer: Any, device: Device, quantization: Quant
     """
     Return the model in `folder` on `device`, ready for greedy decoding, in its saved dtype (see `arithmetic_dtype`).
 
-    See `inference_quantization` for `quantization`. A model that does not fit on one GPU is placed on all; on a CPU, if
-    it keeps its dtype, what does not fit into memory is read from disk in each forward pass. Raises `CannotTrain` if
-    the folder has no model that can be loaded, `StepFailed` if memory does not suffice.
+    See `inference_quantization` for `quantization`. A model that does not fit on one GPU is placed on all. Raises
+    `CannotTrain` if the folder has no model that can be loaded, `StepFailed` if memory does not suffice.
     """
     from transformers import GenerationConfig
 
@@ -105,7 +104,7 @@ def close_model(asked: AskedModel) -> None:
     """Free the memory of the model, which cannot be used afterwards."""
     import torch
 
-    # Not `to`: the model's own refuses with offloaded weights, and torch's cannot move NF4 weights there.
+    # Not `to`: the model's own refuses if it is on several GPUs, and torch's cannot move NF4 weights there.
     asked.model.to_empty(device="meta")
     gc.collect()
     if torch.cuda.is_available():

@@ -2,17 +2,16 @@
 
 import logging
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.gpu_driver import AMD, closed_device, nvidia_driver
-from pipeline.models.memory_estimate import MARGIN, available_memory, free_on_gpus
+from pipeline.models.memory_estimate import available_memory, free_on_gpus
 from pipeline.models.placement import Quantization, gpu_map, weight_bytes
 from pipeline.models.untrusted import foreign_code
-from pipeline.words import count, size_words
+from pipeline.words import count
 
 if TYPE_CHECKING:
     import torch
@@ -170,18 +169,21 @@ def load_model(
 
     Weights keep their saved dtype unless `dtype` is given; with `nf4` the linear layers are quantised to NF4 (double
     quantisation, computing in bf16 or, if that is `dtype`, in float32). With `spread` a model that does not fit on the
-    first GPU is placed on all; on a CPU, unless `dtype` is given, weights that do not fit into memory are read from
-    disk in each forward pass, and standard error says so. Raises `CannotTrain` if the folder holds no such model or
-    lacks weights, `StepFailed` if memory does not suffice, `RuntimeError` for other problems of the device.
+    first GPU is placed on all. Raises `CannotTrain` if the folder holds no such model or lacks weights, `StepFailed` if
+    memory does not suffice, `RuntimeError` for other problems of the device.
     """
     from transformers import AutoModelForCausalLM
 
     quiet()
+    weights = weight_bytes(folder, quantization)
+    if device == "cpu" and weights > free_memory(device):
+        # Linux would give the memory and kill the process when it is used.
+        raise _no_memory(folder)
     try:
         model, loading_info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
-            **(_device_map(folder, device, quantization, dtype) if spread else {"device_map": {"": device}}),
+            **(gpu_map(weights) if spread and device == "cuda" else {"device_map": {"": device}}),
             quantization_config=_nf4(dtype) if quantization == "nf4" else None,
             local_files_only=True,
             trust_remote_code=False,
@@ -210,22 +212,6 @@ def load_model(
 def _no_memory(folder: Path) -> StepFailed:
     message = f"not enough memory to load the model in {folder}"
     return StepFailed(message, "free memory there, or use a smaller base model")
-
-
-def _device_map(folder: Path, device: Device, quantization: Quantization, dtype: object) -> dict[str, Any]:
-    """Return transformers' arguments for placing weights: on GPUs, or in memory and partly on disk."""
-    weights = weight_bytes(folder, quantization)
-    if device == "cuda":
-        return gpu_map(weights)
-    free = free_memory(device)
-    if dtype is not None or weights <= MARGIN * free:
-        return {"device_map": {"": device}}
-    sys.stderr.write(
-        f"the model ({size_words(weights)}) does not fit into free memory ({size_words(free)}): weights are offloaded "
-        "to disk and read in every forward pass, which is slow\n"
-    )
-    # The other half is for keys, values and logits.
-    return {"device_map": "auto", "max_memory": {"cpu": free // 2, "disk": weights}}
 
 
 def _nf4(dtype: "torch.dtype | None") -> object:

@@ -47,7 +47,7 @@ def prefill(model: Any, rows: Sequence[Tokens], shared: int, keep: int = 1) -> P
     """
     import torch
 
-    ids, mask = pad_left(rows, device_of(model))
+    ids, mask = pad_left(rows, model.device)
     start = torch.tensor([rows[0][:shared]], device=ids.device)
     cache: Any = None
     if shared >= _FEWEST and len(rows) > 1:
@@ -93,13 +93,6 @@ def forward(model: Any, ids: Any, mask: Any, cache: Any = None, keep: int = 1) -
     )
     output = model(**inputs, return_dict=True)
     return getattr(output, name), output.logits[:, -keep:]
-
-
-def device_of(model: Any) -> Any:
-    """Return the device of the model's first weight in memory; the CPU if all weights are offloaded."""
-    import torch
-
-    return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
 
 
 def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
