@@ -185,7 +185,7 @@ def peers(base: Path, scratch: Path, tokenizer: Any, rows: Any, batch_size: int)
         output_dir=str(scratch),
         per_device_train_batch_size=batch_size,
         num_train_epochs=1,
-        bf16=True,
+        bf16=arithmetic() == torch.bfloat16,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
@@ -209,16 +209,24 @@ def peers(base: Path, scratch: Path, tokenizer: Any, rows: Any, batch_size: int)
 
 def in_4_bits(base: Path) -> Any:
     """Return the base as QLoRA's guide loads it."""
-    import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: PLC0415
 
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=arithmetic(),
     )
-    return AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization)
+    return AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization, dtype=arithmetic())
+
+
+def arithmetic() -> Any:
+    """Return bfloat16, in which the guides compute; on a CPU without 16-bit arithmetic float32, as ours does."""
+    import torch  # noqa: PLC0415
+
+    from pipeline.models.loading import arithmetic_dtype, chosen_device  # noqa: PLC0415
+
+    return arithmetic_dtype(chosen_device()) or torch.bfloat16
 
 
 def answer_loss(model: Any, row: Any) -> tuple[float, int]:
