@@ -96,7 +96,9 @@ def run(
             argv = [sys.executable, __file__, "--peer", peer, "--rows", str(rows), *common]
             done = subprocess.run(argv, env=environment, cwd=folder, capture_output=True, text=True, check=False)
             if done.returncode:
-                sys.exit(f"{peer}: {done.stderr[-2000:]}")
+                # On a small card one may be without memory where another is not.
+                sys.stderr.write(f"{peer} failed: {done.stderr[-2000:]}\n")
+                continue
             said[peer] = json.loads(done.stdout.splitlines()[-1])
     return said
 
@@ -281,8 +283,9 @@ def made_alpaca(count: int) -> list[dict[str, str]]:
 
 
 def show(title: str, said: dict[str, dict[str, Any]]) -> int:
-    """Print one table; return 1 if ours over the same base ended in a dev loss more than 2 % above TRL's."""
-    one = said["TRL"]
+    """Print one table; return 1 if a peer failed, or ours in NF4 has a dev loss more than 2 % above TRL's."""
+    missing = {name for name in PEERS if name not in said}
+    one = next(iter(said.values()), {"rows": 0, "tokens": 0})
     table = Table(
         "",
         "tokens/s",
@@ -298,13 +301,12 @@ def show(title: str, said: dict[str, dict[str, Any]]) -> int:
             peer,
             f"{one['tokens'] / took['wall']:.0f}",
             f"{one['tokens'] / took['counted']:.0f}",
-            f"{said['guide']['counted'] / took['counted']:.2f}",
-            f"{one['counted'] / took['counted']:.2f}",
+            *(f"{said[name]['counted'] / took['counted']:.2f}" if name in said else "" for name in ("guide", "TRL")),
             f"{took['peak'] / 1e9:.2f} GB",
             f"{took['dev_loss']:.3f}",
         )
     Console(width=120).print(table)
-    return int(said["ours, NF4"]["dev_loss"] > 1.02 * one["dev_loss"])
+    return int(bool(missing) or said["ours, NF4"]["dev_loss"] > 1.02 * said["TRL"]["dev_loss"])
 
 
 if __name__ == "__main__":
