@@ -108,7 +108,7 @@ class Progress(Frozen):
     step: str
     phase: str = ""
     note: str = ""
-    """In a search, the current trial and its settings."""
+    """In a search, a running trial and its settings."""
     done: int = 0
     total: int = 0
     tokens_per_second: float | None = None

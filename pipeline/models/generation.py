@@ -2,7 +2,7 @@
 Open a model for inference, and compute the likelihood of reference answers and choices.
 
 Callers run batch by batch, so that they can report progress, keep results and stop in between. Inputs are sorted by
-length, the longest first, so that a lack of memory shows early; batches depend only on the inputs.
+length, the longest first; batches depend only on the inputs.
 """
 
 import gc
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pipeline.models.loading import Device, OutOfMemory, arithmetic_dtype, is_out_of_memory, load_model
 from pipeline.models.placement import Quantization
-from pipeline.models.prefill import Tokens, forward, prefill, shared_prefix
+from pipeline.models.prefill import Tokens, forward, last_logits, pad_left, prefill, shared_prefix
 from pipeline.models.prompt import stop_ids
 
 #: Most bytes of a batch's float32 logits when references or choices are scored.
@@ -184,10 +184,9 @@ def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> li
     sizes = [len(completion) for _, completion in pairs]
     keep = max(sizes) + 1
     with memory_errors(), torch.inference_mode():
-        read = prefill(asked.model, rows, shared_prefix([prompt for prompt, _ in pairs]), keep)
-        inputs, logits = read.ids, read.logits[:, :-1]
-        targets = inputs[:, 1 - keep :]
-        wanted = torch.arange(1 - keep, 0, device=inputs.device) >= -torch.tensor(sizes, device=inputs.device)[:, None]
+        logits = last_logits(asked.model, rows, shared_prefix([prompt for prompt, _ in pairs]), keep)[:, :-1]
+        targets, counted = pad_left([completion for _, completion in pairs], logits.device)
+        wanted = counted.bool()
         losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
         sums = [float(part.sum()) for part in torch.split(losses, sizes)]
     return [Likelihood(*one) for one in zip(sums, sizes, strict=True)]

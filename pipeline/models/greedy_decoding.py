@@ -137,7 +137,7 @@ class _Rows:
         """Prefill prompts and add them to the rows; `indices` are the prompts' numbers."""
         import torch
 
-        cache, ids, mask, logits = prefill(self._model, prompts, shared_prefix(prompts))
+        cache, logits, ids, mask = prefill(self._model, prompts, shared_prefix(prompts))
         if self.indices:
             width = max(ids.shape[1], self._ids.shape[1])
             for mine, other in zip(self._cache.layers, cache.layers, strict=True):

@@ -21,12 +21,12 @@ class Prefilled(NamedTuple):
 
     cache: Any
     """The model's key-value cache."""
+    logits: Any
+    """Of the last position, of shape (rows, 1, vocabulary)."""
     ids: Any
     """Token ids, of shape (rows, longest)."""
     mask: Any
     """Attention mask, of shape (rows, longest)."""
-    logits: Any
-    """Of the last positions, of shape (rows, kept, vocabulary)."""
 
 
 def shared_prefix(prompts: Sequence[Tokens]) -> int:
@@ -37,41 +37,69 @@ def shared_prefix(prompts: Sequence[Tokens]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def prefill(model: Any, rows: Sequence[Tokens], shared: int, keep: int = 1) -> Prefilled:
+def prefill(model: Any, rows: Sequence[Tokens], shared: int) -> Prefilled:
     """
-    Run a forward pass on `rows`, whose first `shared` tokens are equal; the logits are those of `keep` positions.
+    Run a forward pass on `rows`, whose first `shared` tokens are equal; the logits are those of the last position.
 
-    The shared tokens are read once if they are 8 or more, there are several rows, and the model's cache can hold them:
-    not a cache with a recurrent state or of a sliding window. At least `keep` tokens of the longest row must follow
-    them. Raises `CannotTrain` if the model has no key-value cache.
+    The shared tokens are read once, see `last_logits`. Raises `CannotTrain` if the model has no key-value cache.
     """
     import torch
 
     ids, mask = pad_left(rows, model.device)
-    start = torch.tensor([rows[0][:shared]], device=ids.device)
-    cache: Any = None
-    if shared >= _FEWEST and len(rows) > 1:
-        cache, _ = forward(model, start, torch.ones_like(start))
-    if cache is None or not _can_share(cache):
-        cache, logits = forward(model, ids, mask, keep=keep)
-        return Prefilled(cache, ids, mask, logits)
-    cache.batch_repeat_interleave(len(rows))
-    rest, counted = pad_left([row[shared:] for row in rows], ids.device)
-    counted = torch.cat([torch.ones_like(start).expand(len(rows), -1), counted], dim=1)
-    cache, logits = forward(model, rest, counted, cache, keep)
+    read = _read_prefix(model, rows, shared)
+    if read is None:
+        return Prefilled(*forward(model, ids, mask), ids, mask)
+    cache, logits = forward(model, *read)
     # The padding is between the prefix and the rest: move it to the left.
-    order = counted.argsort(dim=1, stable=True)[:, None, :, None]
+    order = read[1].argsort(dim=1, stable=True)[:, None, :, None]
     for layer in cache.layers:
         layer.keys = torch.take_along_dim(layer.keys, order.to(layer.keys.device), dim=2)
         layer.values = torch.take_along_dim(layer.values, order.to(layer.keys.device), dim=2)
-    return Prefilled(cache, ids, mask, logits)
+    return Prefilled(cache, logits, ids, mask)
 
 
-def _can_share(cache: Any) -> bool:
-    """Return whether rows can continue one cache with padding between: a recurrent state or a window would count it."""
+def last_logits(model: Any, rows: Sequence[Tokens], shared: int, keep: int) -> Any:
+    """
+    Return the logits of the last `keep` positions of `rows`, whose first `shared` tokens are equal.
+
+    The shape is (rows, keep, vocabulary). The shared tokens are read once if they are 8 or more, there are several
+    rows, and the model's attention allows it. At least `keep` tokens of the longest row must follow them.
+    """
+    read = _read_prefix(model, rows, shared)
+    if read is not None:
+        return forward(model, *read, keep)[1]
+    ids, mask = pad_left(rows, model.device)
+    return _run(model, ids, mask, keep, use_cache=False).logits[:, -keep:]
+
+
+def _read_prefix(model: Any, rows: Sequence[Tokens], shared: int) -> tuple[Any, Any, Any] | None:
+    """Return the rows' rest, the mask of all tokens and the cache of the shared ones; `None` if none are shared."""
+    import torch
+
+    if shared < _FEWEST or len(rows) == 1 or not _can_share(model):
+        return None
+    start = torch.tensor([rows[0][:shared]], device=model.device)
+    cache, _ = forward(model, start, torch.ones_like(start))
+    cache.batch_repeat_interleave(len(rows))
+    rest, mask = pad_left([row[shared:] for row in rows], model.device)
+    return rest, torch.cat([torch.ones_like(start).expand(len(rows), -1), mask], dim=1), cache
+
+
+def _can_share(model: Any) -> bool:
+    """
+    Return whether rows can continue a shared cache with padding between.
+
+    Positions must be rotary, by their number alone: other kinds count the padding, and some rotary ones depend on the
+    length of the input. No layer may have a window or a recurrent state.
+    """
+    from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    rotary = getattr(model.base_model, "rotary_emb", None)
+    if getattr(rotary, "rope_type", None) not in ("default", "linear", "llama3", "yarn"):
+        return False
+    layers = DynamicCache(config=model.config.get_text_config()).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def forward(model: Any, ids: Any, mask: Any, cache: Any = None, keep: int = 1) -> tuple[Any, Any]:
@@ -82,17 +110,16 @@ def forward(model: Any, ids: Any, mask: Any, cache: Any = None, keep: int = 1) -
     cache.
     """
     name = cache_name(model)
-    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    inputs = model.prepare_inputs_for_generation(
-        ids,
-        attention_mask=mask,
-        use_cache=True,
-        is_first_iteration=cache is None,
-        **{name: cache},
-        **accepted(model, position_ids=positions, logits_to_keep=keep),
-    )
-    output = model(**inputs, return_dict=True)
+    output = _run(model, ids, mask, keep, use_cache=True, is_first_iteration=cache is None, **{name: cache})
     return getattr(output, name), output.logits[:, -keep:]
+
+
+def _run(model: Any, ids: Any, mask: Any, keep: int, **arguments: Any) -> Any:
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    known = accepted(model, position_ids=positions)
+    inputs = model.prepare_inputs_for_generation(ids, attention_mask=mask, **known, **arguments)
+    # Some models prepare the last position alone.
+    return model(**{**inputs, **accepted(model, logits_to_keep=keep)}, return_dict=True)
 
 
 def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:

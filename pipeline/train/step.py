@@ -220,8 +220,9 @@ def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
     searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)
     mark = prepared.mark({**config.train.decisive(), "search": searched}, config.base_model_id)
     each = 1 if config.train.processes == "auto" else process_count(config.train, prepared.device)
-    plan, _ = plan_memory(attempt, prepared.base, prepared.device, prepared.lengths, ProcessRank(count=each))
-    # Dev losses over an NF4 base and over one in 16 bits cannot be compared.
+    # Of all GPUs the one that has least free memory counts: one precision is for all trials.
+    every = ProcessRank(count=max(each, visible_gpus(prepared.device)))
+    plan, _ = plan_memory(attempt, prepared.base, prepared.device, prepared.lengths, every)
     shared = config.train.model_copy(update={"quantization": plan.quantization, "processes": each})
     gpus = range(0, max(1, visible_gpus(prepared.device) - each + 1), each)
     return search(attempt, shared, mark, partial(_train_once, prepared), gpus)

@@ -48,30 +48,33 @@ def search(attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus:
     """
     Run the trials of `config.search` within its budget, and return the one whose last dev loss is the lowest.
 
-    Their other settings are those of `config`. As many trials run at a time as `gpus` has numbers, each with its own.
-    `mark` is the search's fingerprint: trials saved under another fingerprint are deleted; others are not repeated, and
-    an interrupted trial continues. Raises what `train` raises, once the other running trials have ended, but for a
-    `DropforgeError` that is neither `Interrupted` nor `StartAgain`, which fails its trial only. If all failed, deletes
-    them and raises `CannotTrain`.
+    Their other settings are those of `config`, the precision that of trials that have finished. As many trials run at a
+    time as `gpus` has numbers, each with its own. `mark` is the search's fingerprint: trials saved under another
+    fingerprint are deleted; others are not repeated, and an interrupted trial continues. Raises what `train` raises,
+    once the other running trials have ended, but for a `DropforgeError` that is neither `Interrupted` nor `StartAgain`,
+    which fails its trial only. If all failed, deletes them and raises `CannotTrain`.
     """
     files = TrialFiles(attempt.path(attempt.spec.checkpoints), mark)
+    # Dev losses over an NF4 base and over one in 16 bits cannot be compared.
+    first = next((trial.once.plan.quantization for trial in files.load() if trial.once), config.quantization)
+    shared = config.model_copy(update={"quantization": first})
     running: set[int] = set()
     lock, failed = threading.Lock(), threading.Event()
 
     def run_trials(gpu: int) -> None:
-        while True:
-            with lock:
-                trial = None if failed.is_set() else _next(config, files.load(), running)
-                if trial is None:
-                    return
-                files.save(trial)
-                running.add(trial.number)
-            try:
-                _run(attempt, config, files, trial, partial(train, gpu=gpu))
-            except BaseException:
-                failed.set()
-                raise
-            running.remove(trial.number)
+        try:
+            while True:
+                with lock:
+                    trial = None if failed.is_set() else _next(shared, files.load(), running)
+                    if trial is None:
+                        return
+                    files.save(trial)
+                    running.add(trial.number)
+                _run(attempt, shared, files, trial, partial(train, gpu=gpu))
+                running.remove(trial.number)
+        except BaseException:
+            failed.set()
+            raise
 
     with ThreadPoolExecutor(len(gpus)) as threads:
         list(threads.map(run_trials, gpus))
@@ -116,7 +119,8 @@ def _next(train: TrainConfig, trials: Sequence[TrialState], running: Collection[
     if interrupted:
         return interrupted[0]
     longest = max((trial.seconds for trial in trials), default=0.0)
-    if train.search.hours and longest and _seconds(trials) + longest * (len(running) + 1) > train.search.hours * _HOUR:
+    reserved = longest * (1 + sum(trial.outcome is None for trial in trials))
+    if train.search.hours and longest and _seconds(trials) + reserved > train.search.hours * _HOUR:
         sys.stderr.write(f"no further trial fits into train.search.hours = {train.search.hours:g}\n")
         return None
     settings = suggest(train, trials)

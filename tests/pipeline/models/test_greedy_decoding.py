@@ -131,7 +131,7 @@ def test_the_next_prompt_takes_the_place_of_an_answer_that_is_complete(
 
 def test_a_prefix_that_all_prompts_share_is_read_once(ending_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = open_folder(ending_llama)
-    rows = [[*range(5, 25), 30 + number] for number in range(4)]
+    rows = [[*range(5, 25), *range(30, 31 + number)] for number in range(4)]
     expected = alone(asked, rows)
     likely = [generation.likelihoods(asked, [(row, [7, 8, 9])])[0].nll for row in rows]
     choices = [[5], [6, 7]], [[8, 9, 10], [11]], [[12], [13]], [[14, 15], [16]]
@@ -143,7 +143,7 @@ def test_a_prefix_that_all_prompts_share_is_read_once(ending_llama: Path, monkey
     by_choice = generation.choice_likelihoods(asked, list(zip(rows, choices, strict=True)))
     assert by_choice == [pytest.approx(one, rel=1e-4) for one in losses]
     assert [shape for shape in passes.shapes if shape[1] == 20] == [(1, 20)] * 3
-    assert max(columns for rows, columns in passes.shapes if rows > 1) == 4
+    assert max(columns for rows, columns in passes.shapes if rows > 1) == 4 + 3
 
 
 def save_small(folder: Path, config: Any, tokens_from: Path) -> AskedModel:
@@ -186,7 +186,11 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "own prompts' form": lambda folder: small(
         transformers.GPTNeoXConfig, folder, intermediate_size=128, max_position_embeddings=512, num_attention_heads=4
     ),
+    "ALiBi": lambda folder: small(transformers.MptConfig, folder, num_attention_heads=4, expansion_ratio=2),
     "recurrent": lambda folder: small(transformers.MambaConfig, folder),
+    "both": lambda folder: small(
+        transformers.FalconH1Config, folder, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2
+    ),
 }
 
 
@@ -211,6 +215,9 @@ def test_other_kinds_of_models_are_answered_alike(
         for tokens, length in zip(said, lengths, strict=True)
     ]
     assert texts(asked, prompts, 4) == expected
+    pairs = [(prompt, [7, 8, 9][: 1 + place % 3]) for place, prompt in enumerate(prompts)]
+    alone = [generation.likelihoods(asked, [pair])[0].nll for pair in pairs]
+    assert [one.nll for one in generation.likelihoods(asked, pairs)] == pytest.approx(alone, rel=1e-4)
 
 
 def test_a_model_that_keeps_nothing_to_go_on_from_is_refused(tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:

@@ -58,10 +58,10 @@ def test_optuna_draws_the_same_in_one_go_and_after_a_restart() -> None:
 
 def test_trials_that_run_at_the_same_time_have_other_settings() -> None:
     past = searched(6, tpe())
-    first = suggest(tpe(), past)
-    second = suggest(tpe(), [*past, TrialState(number=7, settings=first or {})])
-    assert first is not None
-    assert second not in (None, first)
+    settings = suggest(tpe(), past)
+    assert settings is not None
+    running, failed = (TrialState(number=7, settings=settings, outcome=outcome) for outcome in (None, "failed"))
+    assert suggest(tpe(), [*past, running]) != suggest(tpe(), [*past, failed]), "Optuna avoids what is running"
     rates = tpe(space={"learning_rate": [1e-4, 1e-3]})
     assert suggest(rates, [TrialState(number=1, settings={"learning_rate": 1e-4})]) == {"learning_rate": 1e-3}
 
