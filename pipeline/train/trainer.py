@@ -15,6 +15,7 @@ from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain
 from pipeline.train.base_weights import keeping_weights, optimizer, unfreeze
 from pipeline.train.data_parallel import ProcessRank, seed_step, summed
 from pipeline.train.lora import fuse, lora_config
+from pipeline.train.memory import batch_tokens
 from pipeline.train.packing import LengthGroups, collate, enable_packing, micro_batches
 from pipeline.train.watcher import dev_loss
 
@@ -82,7 +83,8 @@ def make_trainer(
     mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
     trains_base = config.trains_full_weights
-    divide = partial(micro_batches, batch_tokens=config.batch_tokens, packed=packed, share=training.process.share)
+    most = batch_tokens(config, training.device)
+    divide = partial(micro_batches, batch_tokens=most, packed=packed, share=training.process.share)
     make: Any = _trainer_class(lengths, config, training.process, divide, plain_head=plain_head)
     if trains_base:
         unfreeze(model, training.base, config, training.process)

@@ -362,7 +362,9 @@ def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(tiny_llama: 
     plan = a_plan(batch_tokens=1000)
     job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark", plan)
     rows = [TokenRow([5 + place % 200 for place in range(250)], [0] * 249 + [1]) for _ in range(4)]
-    trainer = make_trainer(job, load_tokenizer(tiny_llama), rows, [], TrainConfig(quantization="none", rank=4))
+    trainer = make_trainer(
+        job, load_tokenizer(tiny_llama), rows, [], TrainConfig(quantization="none", rank=4, batch_tokens=1000)
+    )
     model = trainer.model
     model.train()
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
