@@ -156,7 +156,8 @@ def train_in_processes(
 
     if training.process.count == 1 and visible_gpus(training.device) < 2:  # noqa: PLR2004 - several
         return train_model(training, tokenizer, rows, dev, attempt)
-    sys.stderr.write(f"{training.process.count} processes share the training\n")
+    if training.process.count > 1:
+        sys.stderr.write(f"{training.process.count} processes share the training\n")
     start: Any = start_processes
     processes = start(_run_process, (training, rows, dev, attempt.spec), training.process.count, join=False).processes
     try:

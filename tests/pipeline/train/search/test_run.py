@@ -21,7 +21,7 @@ from pipeline.errors import CannotTrain, Interrupted, StartAgain, StepFailed
 from pipeline.models import placement
 from pipeline.models.memory_estimate import base_sizes, nf4_bytes
 from pipeline.search_settings import with_settings
-from pipeline.train import memory, step
+from pipeline.train import memory, step, training
 from pipeline.train.search import run as search_run
 from pipeline.train.search.run import search
 from pipeline.train.search.trials import TrainedOnce, TrialState
@@ -182,6 +182,19 @@ def test_each_gpu_has_a_trial_of_its_own_and_one_that_was_interrupted_goes_on(ru
     result = search(attempt, attempt.config.train, "mark", train_once, range(2))
     assert sorted(rank for rank, _ in begun) == [2, 3, 4, 4, 5, 6]
     assert [one.outcome for one in result.trials] == ["finished"] * 5
+
+
+@pytest.mark.long
+def test_trials_at_the_same_time_come_to_the_same(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = {"space": {"learning_rate": [1e-7, 1e-3, 3e-3]}}
+    one_by_one, expected = run.finish(search=space)
+    run.forget()
+    # As on two GPUs, each trial trains in a process of its own.
+    for module in (step, training):
+        monkeypatch.setattr(module, "visible_gpus", lambda _: 2)
+    adapter, weights = run.finish(search=space)
+    assert same(weights, expected)
+    assert [one.dev_loss for one in adapter.candidates] == [one.dev_loss for one in one_by_one.candidates]
 
 
 def test_a_trial_that_diverges_is_one_trial_lost(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
