@@ -9,8 +9,6 @@ Runs, one after the other on the same data and the same base model (SmolLM2-135M
 and prints a table for each night. The wait that the settings ask for (the track's quiet time) is left out of the loop's
 overhead; a file that is renamed into the inbox is taken without a settle time. In the second night the champion's
 answers are known already, as are the base's to the suite of general abilities, which the script never asks.
-
-MEASURED
 """
 
 import argparse
@@ -115,10 +113,12 @@ def run_loop(folder: Path, base: Path, drops: Sequence[Sequence[dict[str, str]]]
 
 def step_seconds(folder: Path, run: int) -> dict[str, float]:
     """Return the seconds from the order of each step of a run to its result."""
-    attempts = (folder / ".dropforge" / "runs" / str(run) / "attempts").iterdir()
-    times = {path: [(path / name).stat().st_mtime for name in ("spec.json", "result.json")] for path in attempts}
-    in_order = sorted(times.items(), key=lambda item: item[1])
-    return {path.name.rpartition("-")[0]: ended - began for path, (began, ended) in in_order}
+    seconds: dict[str, float] = {}
+    results = (folder / ".dropforge" / "runs" / str(run) / "attempts").glob("*/result.json")
+    for ended, began in sorted((path.stat().st_mtime, path.with_name("spec.json")) for path in results):
+        step = began.parent.name.rpartition("-")[0]
+        seconds[step] = seconds.get(step, 0.0) + ended - began.stat().st_mtime
+    return seconds
 
 
 def run_script(folder: Path, base: Path) -> dict[str, float]:

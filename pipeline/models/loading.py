@@ -175,15 +175,12 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     quiet()
-    weights = weight_bytes(folder, quantization)
-    if device == "cpu" and weights > free_memory(device):
-        # Linux would give the memory and kill the process when it is used.
-        raise _no_memory(folder)
+    spreads = spread and device == "cuda"
     try:
         model, loading_info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
-            **(gpu_map(weights) if spread and device == "cuda" else {"device_map": {"": device}}),
+            **(gpu_map(weight_bytes(folder, quantization)) if spreads else {"device_map": {"": device}}),
             quantization_config=_nf4(dtype) if quantization == "nf4" else None,
             local_files_only=True,
             trust_remote_code=False,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.durable import signature
 from pipeline.errors import StepFailed
-from pipeline.models.safetensors_files import read_all_shapes
+from pipeline.models.safetensors_files import read_all_shapes, weight_files
 from pipeline.models.untrusted import text_part, try_read_object
 
 #: A training fits if its estimate is at most this share of the free memory.
@@ -73,7 +73,7 @@ def base_sizes(folder: Path) -> BaseSizes:
 
     Raises `ValueError` if a weights file is not a complete safetensors file, `OSError` if one cannot be read.
     """
-    paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    paths = [folder / "config.json", *weight_files(folder)]
     return _base_sizes(folder, tuple(map(signature, paths)))
 
 
@@ -81,7 +81,7 @@ def base_sizes(folder: Path) -> BaseSizes:
 def _base_sizes(folder: Path, _signatures: object) -> BaseSizes:
     weights = stored = 0
     linear = []
-    for path, shapes, header in read_all_shapes(sorted(folder.glob("*.safetensors"))):
+    for path, shapes, header in read_all_shapes(weight_files(folder)):
         weights += sum(math.prod(shape) for shape in shapes.values())
         stored += path.stat().st_size - header
         linear += linear_shapes(shapes)

@@ -15,7 +15,7 @@ from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.generation import end_tokens
-from pipeline.models.loading import Device, OutOfMemory, chosen_device, load_tokenizer
+from pipeline.models.loading import Device, OutOfMemory, chosen_device, free_memory, load_tokenizer
 from pipeline.models.manifest import check_base, model_id, require_start
 from pipeline.models.placement import inference_quantization
 from pipeline.models.prompt import Format, choose_format, completion_ids, fold, prompt_ids
@@ -220,9 +220,9 @@ def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
     searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)
     mark = prepared.mark({**config.train.decisive(), "search": searched}, config.base_model_id)
     each = 1 if config.train.processes == "auto" else process_count(config.train, prepared.device)
-    # Of all GPUs the one that has least free memory counts: one precision is for all trials.
-    every = ProcessRank(count=max(each, visible_gpus(prepared.device)))
-    plan, _ = plan_memory(attempt, prepared.base, prepared.device, prepared.lengths, every)
-    shared = config.train.model_copy(update={"quantization": plan.quantization, "processes": each})
     gpus = range(0, max(1, visible_gpus(prepared.device) - each + 1), each)
+    # One precision is for all trials: that of the GPUs with the least free memory.
+    least = ProcessRank(count=each, gpu=min(gpus, key=lambda gpu: free_memory(prepared.device, each, gpu)))
+    plan, _ = plan_memory(attempt, prepared.base, prepared.device, prepared.lengths, least)
+    shared = config.train.model_copy(update={"quantization": plan.quantization, "processes": each})
     return search(attempt, shared, mark, partial(_train_once, prepared), gpus)

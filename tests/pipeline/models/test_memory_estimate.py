@@ -1,5 +1,6 @@
 """How much memory a training takes by arithmetic, and how much there is."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ def test_the_sizes_of_a_base_are_read_from_its_headers(tiny_llama: Path) -> None
     assert base.outputs == 2 * (96 + 2 * 48 + 96 + 2 * 192 + 96)
     assert base.linear == 2 * (2 * 96 * 96 + 2 * 96 * 48 + 3 * 96 * 192)
     assert base.width == 4
+
+
+def test_weights_that_no_index_names_are_not_counted(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    shutil.copyfile(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert base_sizes(folder) == base_sizes(tiny_llama)
 
 
 def test_weights_of_the_base_that_are_trained_are_counted_once_as_what_they_are(tiny_llama: Path) -> None:

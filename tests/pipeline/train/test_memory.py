@@ -26,7 +26,7 @@ from pipeline.models.manifest import model_id
 from pipeline.models.memory_estimate import MARGIN, OVERHEAD, BaseSizes, base_sizes, estimate
 from pipeline.train import memory, trainer
 from pipeline.train.data_parallel import ProcessRank
-from pipeline.train.memory import Sizes, go_on_with_less, plan_memory
+from pipeline.train.memory import Sizes, batch_tokens, go_on_with_less, plan_memory
 from pipeline.train.packing import collate
 from pipeline.train.step import train
 from pipeline.train.trainer import TokenRow, Training, make_trainer
@@ -161,6 +161,7 @@ def test_the_next_attempt_begins_with_less_unless_the_settings_change_or_it_is_s
     with pytest.raises(StartAgain):
         go_on_with_less(attempt, plan, known, OutOfMemory("too much"))
     assert plan_memory(order(tiny_llama), tiny_llama, "cpu", [100] * 8)[0].batch_tokens == 400
+    assert (batch_tokens(TrainConfig(), "cpu"), batch_tokens(TrainConfig(), "cuda")) == (512, 2048)
     assert plan_memory(order(tiny_llama, batch_tokens=700), tiny_llama, "cpu", [100] * 8)[0].batch_tokens == 700
     attempt.stop.set()
     with pytest.raises(Interrupted) as raised:
