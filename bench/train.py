@@ -20,8 +20,10 @@ guide 80, TRL 83, ours over NF4 185 (2.2 times TRL, 2.3 times the guide; dev los
 2.6 times; +4 %, on 16 dev rows), 1.6 to 1.8 GB each; by the clock 122, 125, 246 and 296. Beside other work, 24 rows of
 Alpaca, 3 steps: guide and TRL 39, 5.0 GB; ours 177 and 200 (4.6 and 5.2 times TRL), 2.8 GB. Beside Unsloth 2026.10.9,
 quiet, batches of 4: 64 rows of the demo TRL 73 (1.47 GB), Unsloth 100 (1.23 GB), ours 140 and 180 (1.51 and 1.41 GB);
-12 rows of Alpaca's length TRL 64 (2.27 GB), Unsloth 80 (1.41 GB), ours 151 and 160 (2.16 and 1.94 GB). On a GPU
-it was not measured.
+12 rows of Alpaca's length TRL 64 (2.27 GB), Unsloth 80 (1.41 GB), ours 151 and 160 (2.16 and 1.94 GB). On one core
+without 16-bit arithmetic, where all compute in float32, batches of 4: 32 rows of the demo TRL 23 (1.21 GB), Unsloth 27
+(1.13 GB), ours over NF4 75 (1.23 GB); 8 rows of Alpaca TRL 14 (3.16 GB), Unsloth 16 (1.49 GB), ours 76 (1.61 GB). On a
+GPU it was not measured.
 """
 
 import argparse
