@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.durable import signature
 from pipeline.errors import StepFailed
-from pipeline.models.safetensors_files import read_all_shapes, weight_files
+from pipeline.models.safetensors_files import NotSafetensorsError, read_all_shapes, weight_files
 from pipeline.models.untrusted import text_part, try_read_object
 
 #: A training fits if its estimate is at most this share of the free memory.
@@ -69,19 +69,22 @@ class BaseSizes:
 
 def base_sizes(folder: Path) -> BaseSizes:
     """
-    Return the sizes of the base model in `folder`, from its headers and config.json; 0 if config.json lacks a size.
+    Return the sizes of the base model in `folder`, from its headers and config.json; those that are not there are 0.
 
     Raises `ValueError` if a weights file is not a complete safetensors file, `OSError` if one cannot be read.
     """
-    paths = [folder / "config.json", *weight_files(folder)]
-    return _base_sizes(folder, tuple(map(signature, paths)))
+    try:
+        files = weight_files(folder)
+    except NotSafetensorsError:
+        files = []
+    return _base_sizes(folder, tuple(files), tuple(map(signature, [folder / "config.json", *files])))
 
 
 @lru_cache(maxsize=8)
-def _base_sizes(folder: Path, _signatures: object) -> BaseSizes:
+def _base_sizes(folder: Path, files: tuple[Path, ...], _signatures: object) -> BaseSizes:
     weights = stored = 0
     linear = []
-    for path, shapes, header in read_all_shapes(weight_files(folder)):
+    for path, shapes, header in read_all_shapes(files):
         weights += sum(math.prod(shape) for shape in shapes.values())
         stored += path.stat().st_size - header
         linear += linear_shapes(shapes)

@@ -189,7 +189,16 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "ALiBi": lambda folder: small(transformers.MptConfig, folder, num_attention_heads=4, expansion_ratio=2),
     "recurrent": lambda folder: small(transformers.MambaConfig, folder),
     "both": lambda folder: small(
-        transformers.FalconH1Config, folder, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2
+        transformers.FalconH1Config,
+        folder,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mamba_d_ssm=64,
+        mamba_n_heads=4,
+        mamba_d_head=16,
+        mamba_d_state=16,
+        mamba_chunk_size=16,
     ),
 }
 
