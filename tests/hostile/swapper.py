@@ -15,7 +15,8 @@ FILES = tuple(f"{letter}.jsonl" for letter in "abcdefgh")
 
 def swap(chance: random.Random, decoy: Path) -> None:
     """Put something else in the place of a folder for a moment, and put it back."""
-    name, aside = Path(chance.choice(FOLDERS)), Path(".aside")
+    # A name of its own: if the daemon has made the folder again, this one cannot be put back and stays.
+    name, aside = Path(chance.choice(FOLDERS)), Path(f".aside-{time.monotonic_ns()}")
     name.rename(aside)
     try:
         kind = chance.choice(["link", "folder", "file", "pipe", "nothing"])
