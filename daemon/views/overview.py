@@ -327,7 +327,7 @@ class Overview:
 
     def inbox_note(self) -> dict[str, Any]:
         """
-        Return the daemon's latest note of what is left in the inbox, as lists; all are empty before the first note.
+        Return the daemon's latest note on the files that remain in the inbox; its lists are empty before the first.
 
         Its keys: "waiting" (files open for writing), "unknown_folders" (of no track), "full_tracks" (too many drops
         wait), "left" (files and folders that it cannot take or use, with the reason).

@@ -231,7 +231,7 @@ def _choice_losses(model: Any, prompts: Sequence[Tokens], owners: list[int], row
     import torch
     from torch.nn import functional
 
-    read = prefill(model, prompts, shared_prefix(prompts))
+    read = prefill(model, prompts)
     device = read.ids.device
     index = torch.tensor(owners, device=device)
     width = max(map(len, rows))

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.metrics.degenerate import is_looping
 from pipeline.models.generation import Answer, AskedModel, Decoding, memory_errors
-from pipeline.models.prefill import Tokens, forward, prefill, shared_prefix
+from pipeline.models.prefill import Tokens, forward, prefill
 
 #: Prompts per row of a batch: with few, the last answers would leave rows empty.
 _PER_ROW = 8
@@ -137,7 +137,7 @@ class _Rows:
         """Prefill prompts and add them to the rows; `indices` are the prompts' numbers."""
         import torch
 
-        cache, logits, ids, mask = prefill(self._model, prompts, shared_prefix(prompts))
+        cache, logits, ids, mask = prefill(self._model, prompts)
         if self.indices:
             width = max(ids.shape[1], self._ids.shape[1])
             for mine, other in zip(self._cache.layers, cache.layers, strict=True):

@@ -37,16 +37,16 @@ def shared_prefix(prompts: Sequence[Tokens]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def prefill(model: Any, rows: Sequence[Tokens], shared: int) -> Prefilled:
+def prefill(model: Any, prompts: Sequence[Tokens]) -> Prefilled:
     """
-    Run a forward pass on `rows`, whose first `shared` tokens are equal; the logits are those of the last position.
+    Run a forward pass on `prompts`; the logits are those of the last position.
 
-    The shared tokens are read once, see `last_logits`. Raises `CannotTrain` if the model has no key-value cache.
+    Their common prefix is read once, see `last_logits`. Raises `CannotTrain` if the model has no key-value cache.
     """
     import torch
 
-    ids, mask = pad_left(rows, model.device)
-    read = _read_prefix(model, rows, shared)
+    ids, mask = pad_left(prompts, model.device)
+    read = _read_prefix(model, prompts, shared_prefix(prompts))
     if read is None:
         return Prefilled(*forward(model, ids, mask), ids, mask)
     cache, logits = forward(model, *read)
