@@ -11,7 +11,7 @@ from daemon.views.drop_detail import DropDetail, DropRow, drop_detail, drop_rows
 from daemon.views.drops import DropView
 from daemon.views.now import LiveRun, curves_of, live_run
 from daemon.views.overview import DaemonView, PauseView, RunDetail, RunView
-from daemon.views.reports import Changes, changes_since_champion, report_data
+from daemon.views.reports import report_data
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import MOST, Number, SiteOf
 from pipeline.artifacts import Frozen
@@ -67,16 +67,6 @@ def show_run(site: SiteOf, run_id: Number) -> RunDetail:
 def show_curves(site: SiteOf, run_id: Number) -> Curve:
     """Return the loss curves of a run's training so far; empty before it; 404 if there is no such run."""
     return curves_of(site.overview, site.overview.run(run_id).id)
-
-
-@router.get("/runs/{run_id}/changes")
-def show_changes(site: SiteOf, run_id: Number) -> Changes | None:
-    """
-    Return the settings that differ from those of the run that made the champion compared with it.
-
-    `null` if the run has no settings yet, or that champion is a base model or the run's own.
-    """
-    return changes_since_champion(site.overview, site.overview.run(run_id))
 
 
 @router.get("/runs/{run_id}/report")

@@ -10,7 +10,7 @@ from daemon.views.attention import attention, rejected_words
 from daemon.views.drop_detail import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.now import curves_of, live_run
 from daemon.views.overview import NotThere, Overview, RunDetail
-from daemon.views.reports import changes_since_champion, report_folder, story_of
+from daemon.views.reports import report_folder, story_of
 from daemon.web.drawing import draw
 from daemon.web.site import MOST, Number, Site, SiteOf
 from pipeline.artifacts import PAGE_NAME
@@ -61,13 +61,12 @@ def runs(request: Request, site: SiteOf, track: Track = None, state: State = Non
 
 @router.get("/runs/{run_id}")
 def run(request: Request, site: SiteOf, run_id: Number) -> Response:
-    """Render a run with its settings, what differs from the champion's, curves, verdict. Raises `NotThere` if none."""
+    """Render a run with its settings, curves and verdict. Raises `NotThere` if none."""
     seen = site.overview
     found = seen.run(run_id)
     context = {
         "run": found,
         "curves": curves_of(seen, run_id),
-        "changes": changes_since_champion(seen, found),
         "story": story_of(seen, found),
         "card": f"/runs/{run_id}/report" if _has_card(seen, found) else None,
     }
