@@ -13,7 +13,6 @@ from prometheus_client.registry import Collector
 
 from daemon.messages.unsent import counted
 from daemon.settings.model import Settings
-from daemon.state.run_files import ArtifactDamaged
 from daemon.state.states import DropState, RunState
 from daemon.storage.disk import Disk
 from daemon.views.overview import Overview
@@ -22,7 +21,8 @@ from daemon.views.overview import Overview
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _RUNS = "SELECT track, state, count(*) AS number FROM run GROUP BY track, state"
 _VERDICTS = "SELECT track, outcome, count(*) AS number FROM run WHERE outcome IS NOT NULL GROUP BY track, outcome"
-_LATEST = "SELECT track, max(id) AS run FROM run WHERE outcome IS NOT NULL GROUP BY track"
+# The gain is that of the row with the largest id: SQLite takes a bare column from there.
+_LATEST = "SELECT track, gain, max(id) FROM run WHERE outcome IS NOT NULL GROUP BY track"
 _STEPS = (
     "SELECT r.track, a.step, count(*) AS number, sum(a.ended_at - a.started_at) AS ms "
     "FROM attempt a JOIN run r ON r.id = a.run_id WHERE a.state = 'published' GROUP BY r.track, a.step"
@@ -108,8 +108,7 @@ class _House(Collector):
         found = [((row.track, row.outcome), row.number) for row in self._overview.rows(_VERDICTS)]
         # No counter: the number falls when a judged run is cancelled or an older backup is restored.
         yield _gauge("verdicts", "Runs that ended with a verdict, by its outcome.", ("track", "outcome"), found)
-        latest = {row.track: row.run for row in self._overview.rows(_LATEST)}
-        gains = [((track,), gain) for track, run in latest.items() if (gain := self._gain(run)) is not None]
+        gains = [((row.track,), row.gain) for row in self._overview.rows(_LATEST) if row.gain is not None]
         yield _gauge("last_gain_points", "Gain of the last verdict's candidate, in points.", _TRACK, gains)
 
     def _champions(self) -> Iterator[Metric]:
@@ -122,13 +121,6 @@ class _House(Collector):
             ((one.track,), any(c is not None and c.state == "failed" for c in (one.hook, one.health))) for one in found
         ]
         yield _gauge("champion_command_failed", "Whether its hook or health command failed.", _TRACK, failed)
-
-    def _gain(self, run: int) -> float | None:
-        try:
-            verdict = self._overview.verdict(run)
-        except (OSError, ArtifactDamaged):
-            return None
-        return verdict.gain if verdict else None
 
 
 def _gauge(name: str, words: str, labels: tuple[str, ...], values: Iterable[Value]) -> Metric:

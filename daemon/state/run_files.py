@@ -6,7 +6,7 @@ Everything here is idempotent: after a crash in the middle the same result can b
 
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Verdict
@@ -58,12 +58,6 @@ def load_adapter(state_folder: Path, run_id: int) -> Adapter | None:
 def load_model(state_folder: Path, run_id: int) -> Model | None:
     """Return the model artifact that the run's `merge` published, or `None`. Raises `ArtifactDamaged` if malformed."""
     return _load(state_folder, run_id, "merge", Model)
-
-
-def load_object(state_folder: Path, run_id: int, step: str) -> dict[str, Any] | None:
-    """Return a step's published artifact as a JSON object, or `None`. Raises `ArtifactDamaged` if it is malformed."""
-    value = _load(state_folder, run_id, step, BY_NAME[step].writes)
-    return None if value is None else value.model_dump(mode="json", exclude_unset=True)
 
 
 def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Progress | None:

@@ -10,7 +10,7 @@ from daemon.champions.history import drops_of
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
 from daemon.views.reader import Row, Time
-from pipeline.artifacts import Dataset, Frozen
+from pipeline.artifacts import Frozen
 from pipeline.words import start_words
 
 #: More than any generation.
@@ -160,17 +160,12 @@ def seconds_of(base: Connection, run_id: int) -> float | None:
     return seconds
 
 
-def dataset_of(state_folder: Path, run_id: int) -> Dataset | None:
-    """Return the dataset that a run's prepare step published; `None` if it is missing, damaged or unreadable."""
-    try:
-        return load_dataset(state_folder, run_id)
-    except (ArtifactDamaged, OSError):
-        return None
-
-
 def _training(state_folder: Path, run_id: int) -> dict[str, object]:
     """Return the fields `training` and `over` of a `ChampionView`; empty if the run's dataset cannot be read."""
-    data = dataset_of(state_folder, run_id)
+    try:
+        data = load_dataset(state_folder, run_id)
+    except (ArtifactDamaged, OSError):
+        data = None
     if data is None:
         return {}
     return {"training": start_words(data), "over": None if data.start is None else data.start.generation}

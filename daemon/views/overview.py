@@ -20,7 +20,7 @@ from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER
 from daemon.state.questions import ACCEPTED_ROWS, AWAITS_APPROVAL, CHAMPIONS, IS_DUE
 from daemon.state.run_files import (
     attempt_folder,
-    load_object,
+    load_dataset,
     load_progress,
     load_verdict,
     run_folder,
@@ -33,7 +33,6 @@ from daemon.views.champion_history import (
     TrainedOn,
     champion_view,
     champion_views,
-    dataset_of,
     seconds_of,
     trained_on,
 )
@@ -311,18 +310,6 @@ class Overview:
             raise NotThere(f"run {run_id} has no log", f"see how far it is: dropforge show {run_id}")
         return found
 
-    def verdict(self, run_id: int) -> Verdict | None:
-        """Return a run's verdict from its file; `None` if there is none. Raises `ArtifactDamaged` if damaged."""
-        return load_verdict(self.folder, run_id)
-
-    def published(self, run_id: int, step: str) -> dict[str, Any] | None:
-        """
-        Return a step's published artifact as JSON; `None` if there is none.
-
-        Raises `ArtifactDamaged` if it cannot be parsed, `OSError` if it cannot be read.
-        """
-        return load_object(self.folder, run_id, step)
-
     # --- notes of the daemon
 
     def inbox_note(self) -> dict[str, Any]:
@@ -408,9 +395,9 @@ class Overview:
         run_id, told = row.id, self._run(base, row)
         unread: tuple[str, ...] = ()
         try:
-            verdict, data = self.verdict(run_id), self.published(run_id, "prepare") or {}
+            verdict, data = load_verdict(self.folder, run_id), load_dataset(self.folder, run_id)
         except OSError as error:
-            verdict, data = None, {}
+            verdict, data = None, None
             unread = (f"not all of it can be read: {error.filename}: {error.strerror}",)
         if row.state == RunState.CANCELLED:
             verdict = None  # nobody acts on it
@@ -418,13 +405,12 @@ class Overview:
             # The published sentence may say "promoted" though the run was not.
             verdict = verdict.model_copy(update={"sentence": told["sentence"]})
         drops = trained_on(base, [int(str(drop["id"])) for drop in row.snapshot or ()])
-        prepared = dataset_of(self.folder, run_id)
         return RunDetail(
             **told,
             seconds=None if row.ended_at is None else seconds_of(base, run_id),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
-            warnings=(*data.get("warnings", ()), *unread),
-            training=None if prepared is None else start_words(prepared),
+            warnings=(*(data.warnings if data else ()), *unread),
+            training=None if data is None else start_words(data),
             folder=str(run_folder(self.folder, run_id)),
             failures=row.failures,
             deaths=row.deaths,

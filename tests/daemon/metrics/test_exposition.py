@@ -67,11 +67,6 @@ def test_verdicts_gain_and_champion_are_those_of_the_database(lived_in: Any, fou
     assert value(found, "champion_command_failed", track="default") == 0
     assert value(found, "step_seconds_count", track="default", step="prepare") == 3
     assert value(found, "step_seconds_sum", track="default", step="prepare") == 3 * 60
-    # A damaged verdict hides its gain and nothing else.
-    (lived_in.settings.state_folder / "runs" / "1" / "decide.json").write_text("{broken")
-    found = read(metrics_text(lived_in.settings))
-    assert value(found, "last_gain_points", track="default") is None
-    assert value(found, "champion_generation", track="default") == 1
 
 
 def test_the_machine_is_told_by_the_daemons_lock_and_the_state_folders_disk(
