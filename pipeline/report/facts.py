@@ -16,13 +16,6 @@ from pipeline.artifacts import Adapter, Dataset, Drop, Evaluation, Frozen, Guard
 NEARLY = 0.8
 
 
-class Reason(Frozen):
-    """A reason against promotion."""
-
-    code: str
-    words: str
-
-
 class NextStep(Frozen):
     """An action that a person may take now."""
 
@@ -92,15 +85,9 @@ class Report(Frozen):
     version: Literal[1] = 1
     run: int
     track: str
-    approval: Literal["auto", "manual"]
     story: Story
-    reasons: tuple[Reason, ...]
     metric_title: str
     """Name of the primary metric in a sentence."""
-    min_gain: float
-    """Smallest gain in points that promotes."""
-    p_value_limit: float
-    """Largest one-sided p-value that promotes."""
     verdict: Verdict
     drops: tuple[Drop, ...]
     """Drops in the run's snapshot, with their hashes."""

@@ -10,7 +10,7 @@ from pipeline.decide.explain import (
     collapse_words,
     guard_words,
 )
-from pipeline.report.facts import BlindReview, Reason, Story
+from pipeline.report.facts import BlindReview, Story
 from pipeline.report.next_steps import next_steps
 from pipeline.words import beside, count, listed, luck, p_words, plain, signed
 
@@ -25,12 +25,6 @@ _HEADLINES: dict[Outcome, str] = {
 _IN_NF4 = "Both models were evaluated in NF4: their unquantised weights do not fit on the GPU."
 #: The limit from which a blind review's p-value is distinguished when it is formatted.
 _SURE_OF_REVIEW = 0.05
-
-
-def reasons(verdict: Verdict) -> tuple[Reason, ...]:
-    """Return the verdict's reason codes, each with its explanation; a promoted verdict may have a reservation."""
-    failed = {GUARDS[guard.guard].reason: guard_words(guard) for guard in verdict.guards if guard.state == "failed"}
-    return tuple(Reason(code=code, words={**REASONS, **failed}[code]) for code in verdict.reasons)
 
 
 def tell(
@@ -76,18 +70,18 @@ def _numbers(verdict: Verdict) -> list[str]:
 
 def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) -> list[str]:
     """Return sentences with the reasons of the decision, the decisive reason first."""
-    told = {reason.code: reason.words for reason in reasons(verdict)}
+    failed = [guard for guard in verdict.guards if guard.state == "failed"]
+    told = {**REASONS, **{GUARDS[guard.guard].reason: guard_words(guard) for guard in failed}}
     if verdict.outcome == "promoted" and verdict.p_value is not None:
         guarded = ", and no guard failed" if verdict.guards else ""
         won = f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."
-        return [won, *([_on_new_data(verdict)] if "gain_from_new_data" in told else [])]
+        return [won, *([_on_new_data(verdict)] if "gain_from_new_data" in verdict.reasons else [])]
     if verdict.outcome == "contaminated" and evaluation is not None and evaluation.records_seen_by_candidate:
         seen = count(evaluation.records_seen_by_candidate, "record")
         return [f"{seen} of those that it was judged on were among its training rows."]
-    failed = [guard for guard in verdict.guards if guard.state == "failed"]
     lost = [f"{GUARDS[guard.guard].found}: {guard_words(guard)}." for guard in failed]
     if verdict.outcome == "guard_failed" and lost:
-        return [*([told["nll_not_finite"]] if "nll_not_finite" in told else []), *lost]
+        return [*([told["nll_not_finite"]] if "nll_not_finite" in verdict.reasons else []), *lost]
     unsaid = {GUARDS[guard.guard].reason for guard in failed}
     if verdict.gain is None:
         unsaid.add("too_few_records")

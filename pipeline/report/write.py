@@ -19,7 +19,7 @@ from pipeline.contract import Attempt
 from pipeline.metrics.registry import METRICS
 from pipeline.report.facts import Answer, Example, Report
 from pipeline.report.page import MOST_CHARACTERS, write_files
-from pipeline.report.story import reasons, tell
+from pipeline.report.story import tell
 
 _FOLDER_NAME = "report"
 #: Records of a card that became worse, and as many that became better.
@@ -47,12 +47,8 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
     return Report(
         run=attempt.spec.run,
         track=config.track,
-        approval=config.gate.approval,
         story=tell(verdict, dataset, evaluation, attempt.spec, adapter),
-        reasons=reasons(verdict),
         metric_title=METRICS[verdict.metric].title,
-        min_gain=config.gate.min_gain,
-        p_value_limit=config.gate.p_value,
         verdict=verdict,
         drops=attempt.spec.drops or dataset.drops,
         dataset=dataset,

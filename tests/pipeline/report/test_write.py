@@ -359,16 +359,12 @@ def test_any_text_is_shown_as_text_wherever_it_stands(made_reports: Any, words: 
         Report(
             run=1,
             track=words,
-            approval="auto",
             story=Story(headline=words, why=(words,), next_steps=(NextStep(words=words, command=words),)),
-            reasons=(),
             metric_title="exact match",
-            min_gain=1.0,
-            p_value_limit=0.01,
             verdict=verdict.model_copy(update={"guards": (guard,)}),
             drops=(),
             dataset=dataset.model_copy(update={"warnings": (words,)}),
-            settings={words: words},
+            settings={words: words, "gate": {"min_gain": 1.0, "p_value": 0.01}},
         )
     )
     assert re.search(CONTROL, source) is None
