@@ -216,7 +216,7 @@ def _scores(champion: float, candidate: float, records: int = 400, margin: float
 
 
 def guards(*, failing: bool = False) -> tuple[GuardResult, ...]:
-    """Return guards of every unit: passed, nearly failed, shown, and failed if asked."""
+    """Return guards of every unit: passed, shown, and failed if asked."""
     base = "suite builtin against the base model"
     lost = guard("general", "suite builtin", -27.6, "failed", **_scores(58.8, 31.2, 240), bound=-21.9, p_value=0.00001)
     return (

@@ -24,10 +24,9 @@ from daemon.state.states import RunState
 from daemon.views.overview import Overview, RunDetail
 from daemon.views.reports import story_of
 from pipeline.artifacts import Verdict
-from pipeline.decide.explain import guard_words
 from pipeline.durable import read_object
 from pipeline.models.prompt import prompt_form
-from pipeline.report.facts import Story, is_nearly_failed
+from pipeline.report.facts import Story
 from pipeline.report.story import p_value_words
 from pipeline.search_settings import trial_words
 from pipeline.words import count, duration, signed, span
@@ -137,8 +136,8 @@ def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
     """
     Return the lines of a verdict: its sentence, reasons and next steps from `story`, p-value, guards and slices.
 
-    Without `story` there are no reasons and next steps. Guards are counted and those that nearly failed described; of
-    the slices only those of records of drops that the champion knows, and of new drops, are there.
+    Without `story` there are no reasons and next steps. Guards are counted; of the slices only those of records of
+    drops that the champion knows, and of new drops, are there.
     """
     lines = [verdict.sentence]
     if story is not None:
@@ -149,7 +148,6 @@ def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
     if verdict.guards:
         failed = [guard for guard in verdict.guards if guard.state == "failed"]
         lines.append(f"guards: {len(failed)} of {len(verdict.guards)} failed")
-        lines += [f"  nearly failed: {guard_words(guard)}" for guard in verdict.guards if is_nearly_failed(guard)]
     for one in verdict.slices:
         if one.kind in {"seen", "unseen"}:
             between = f", interval {span(one.interval)}" if one.interval else ""

@@ -10,10 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from pipeline.artifacts import Adapter, Dataset, Drop, Evaluation, Frozen, GuardResult, Judgement, Model, Verdict
-
-#: From this share of its margin on, a guard that passed is named as a near miss.
-NEARLY = 0.8
+from pipeline.artifacts import Adapter, Dataset, Drop, Evaluation, Frozen, Judgement, Model, Verdict
 
 
 class NextStep(Frozen):
@@ -104,15 +101,6 @@ class Report(Frozen):
     """Records that the candidate answered better, the best first."""
     settings: dict[str, Any]
     """The run's configuration, as its steps received it."""
-
-
-def is_nearly_failed(guard: GuardResult) -> bool:
-    """Return whether a guard passed with its harm at 80 % of its margin or more; false if the margin is `None` or 0."""
-    if guard.state != "passed" or guard.change is None or not guard.margin:
-        return False
-    # Scores harm by falling, other units by rising.
-    harm = -guard.change if guard.unit == "points" else guard.change
-    return harm >= NEARLY * abs(guard.margin)
 
 
 def schema() -> dict[str, Any]:

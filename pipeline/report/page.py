@@ -9,7 +9,7 @@ from pipeline import durable
 from pipeline import words as wording
 from pipeline.artifacts import JSON_NAME, PAGE_NAME, known_fields
 from pipeline.report import plots, tables
-from pipeline.report.facts import BlindReview, Report, is_nearly_failed
+from pipeline.report.facts import BlindReview, Report
 from pipeline.report.story import p_value_words, review_words
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def _environment() -> "Environment":
     made.filters |= {"start_words": wording.start_words, "p_value_of": p_value_words, "review": review_words}
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
     made.globals |= {"tables": tables, "most_characters": MOST_CHARACTERS}
-    made.tests["nearly_failed"] = is_nearly_failed
     return made
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.artifacts import Adapter, Evaluation, GuardResult, Overlap, SliceResult, Verdict
 from pipeline.decide.explain import change_words, digits, margin_words
-from pipeline.report.facts import Report, is_nearly_failed
+from pipeline.report.facts import Report
 from pipeline.search_settings import settings_words
 from pipeline.words import duration, plain, signed, span
 
@@ -67,21 +67,20 @@ def _plain(value: float | None, places: int = 1) -> str | None:
 
 
 def guards_table(verdict: Verdict) -> Table:
-    """Return the table of guards, without empty columns: failed, nearly failed, passed, then shown ones."""
+    """Return the table of guards, without empty columns: failed, passed, then shown ones."""
     numbers = _numbers("Champion", "New model", "Change", "Limit")
     columns = (Column("Guard"), *numbers, *_numbers("Records"), Column("State"))
     note = "A guard fails on harm that is shown beyond chance; most must be beyond their limit, too."
     order = {"failed": 0, "passed": 1, "shown": 2}
-    guards = sorted(verdict.guards, key=lambda guard: (order[guard.state], not is_nearly_failed(guard)))
+    guards = sorted(verdict.guards, key=lambda guard: order[guard.state])
     return _table(note, columns, [_guard_row(guard) for guard in guards])
 
 
 def _guard_row(guard: GuardResult) -> Row:
-    places, nearly = digits(guard), is_nearly_failed(guard)
+    places = digits(guard)
     bound = f"at best {signed(guard.bound, places)}" if guard.bound is not None and guard.state == "failed" else ""
     # Most guards compare the candidate with the champion, these two with the base model.
     beside = "the base model" if guard.guard in {"general_base", "collapse"} and guard.champion is not None else ""
-    state = Cell(_GUARD_STATES[guard.state], f"state {guard.state}")
     return (
         guard.label,
         Cell(_plain(guard.champion, places) or "", small=beside),
@@ -89,7 +88,7 @@ def _guard_row(guard: GuardResult) -> Row:
         Cell(change_words(guard), small=bound),
         margin_words(guard),
         None if guard.records is None else f"{guard.records:,}",
-        Cell("! nearly failed", "state nearly") if nearly else state,
+        Cell(_GUARD_STATES[guard.state], f"state {guard.state}"),
     )
 
 

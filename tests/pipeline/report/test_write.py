@@ -17,7 +17,7 @@ from pipeline import durable
 from pipeline.artifacts import GuardResult, Trial
 from pipeline.config import TrainConfig
 from pipeline.decide.explain import GUARDS
-from pipeline.report.facts import NextStep, Report, Story, is_nearly_failed, schema_text
+from pipeline.report.facts import NextStep, Report, Story, schema_text
 from pipeline.report.page import MOST_CHARACTERS, render_page
 from pipeline.report.plots import loss_caption
 from pipeline.report.story import tell
@@ -296,7 +296,7 @@ def test_each_guard_is_a_row_with_its_limit_and_its_value_and_failed_ones_come_f
     rows = [one["text"] for one in page.all("tr")]
     marked = [row for row in rows if "✓" in row or "✗" in row]
     assert re.match(r"suite builtin58\.831\.2−27\.6 points.*5\.0 points.*✗ failed$", marked[0])
-    for said in ("1 of 8 failed, 1 nearly.", "! nearly failed", "shown only"):
+    for said in ("1 of 8 failed.", "shown only"):
         assert said in page.words()
     assert [row for row in rows if row.startswith("suite builtin against the base model56.7the base model50.0")]
     assert source.count("<small>the base model</small>") == 1
@@ -330,23 +330,6 @@ def test_a_long_text_is_cut_and_the_page_says_so(made_reports: Any, tmp_path: Pa
     assert (len(answer["text"]), answer["characters"]) == (MOST_CHARACTERS + 1, 20_000)
     assert "the first 3,000 of 20,000 characters" in Page(source).words()
     assert len(source) < 300_000
-
-
-@pytest.mark.parametrize(
-    ("unit", "change", "margin", "nearly"),
-    [
-        ("points", -1.5, 2.0, False),
-        ("points", -1.6, 2.0, True),
-        ("points", 1.6, 2.0, False),
-        ("nats", 0.15, 0.1, True),
-        ("points", 0.0, 0.0, False),
-        ("points", None, 2.0, False),
-    ],
-)
-def test_a_guard_that_passed_with_little_left_of_its_margin_has_nearly_failed(
-    made_reports: Any, unit: str, change: float | None, margin: float | None, *, nearly: bool
-) -> None:
-    assert is_nearly_failed(made_reports.guard("general", "x", change, unit=unit, margin=margin)) == nearly
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
