@@ -21,37 +21,6 @@ from daemon.settings.model import (
 from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
 from daemon.system.programs import owner_of
 
-#: Settings that earlier versions had, with what holds instead.
-_GONE = {
-    "cost": "a run's time is shown, no price",
-    "disk.ballast_bytes": "no ballast is kept",
-    "evaluate.engine": "vLLM answers where evaluate.vllm is set",
-    "gate.min_records_continuous": "it is twice gate.min_records",
-    "gc.keep_bytes": "gc.keep_models limits what is kept",
-    "gc.keep_days": "gc.keep_models limits what is kept",
-    "gc.predictions_bytes": "2,000,000,000 bytes are kept",
-    "grace_seconds": "a step has 60 s to leave a checkpoint",
-    "hooks.health_timeout_seconds": "hooks.timeout_seconds is for hooks.health, too",
-    "intake.max_line_bytes": "a line has at most 4,000,000 bytes",
-    "intake.special_tokens": "a record that holds a special token is a bad row",
-    "intake.unknown_keys": "other keys are counted, not refused",
-    "log_format": "the log is for people on a terminal, and JSON elsewhere",
-    "messages.heartbeat_minutes": "a timer may run `dropforge status && curl URL`",
-    "messages.heartbeat_url": "a timer may run `dropforge status && curl URL`",
-    "messages.timezone": "the digest is by timezone, at the top level",
-    "on_worse": "gate.trials_per_week = 0 keeps every drop",
-    "retry.deaths": "retry.limit counts vanished processes, too",
-    "run_after_at_most_seconds": "drops put a run off for an hour at most",
-    "train.clip": "a gradient has a norm of 1 at most",
-    "train.loss": "it is the cross-entropy",
-    "train.neftune": "no noise is added",
-    "train.patience": "every training takes all its steps",
-    "train.report_to": "curves are on the page and the card",
-    "train.schedule": "the learning rate falls along a cosine",
-    "train.soup": "an adapter is not combined with the champion's",
-    "train.start_again_every": "every tenth training at least is from the base",
-}
-
 
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """
@@ -130,8 +99,6 @@ def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: s
             near = nearest(key, model.model_fields)
             known = ", ".join(model.model_fields)
             hint = f"did you mean {'.'.join((*place, near))!r}?" if near else f"known here: {known}"
-            instead = _GONE.get(".".join((*(place[2:] if place[:1] == ("tracks",) else place), key)))
-            hint = f"it is gone, leave it out: {instead}" if instead else hint
             raise SettingsError(f"{source}: unknown setting {dotted!r}", hint)
         section = section_of(model.model_fields[key])
         if section is not None and isinstance(value, Mapping):

@@ -224,11 +224,6 @@ def test_an_unknown_key_that_is_like_nothing_lists_what_is_known(file: Path) -> 
     assert "known here: limit, backoff_seconds" in refused(file, "[retry]\nzzzzzz = 1").hint
 
 
-@pytest.mark.parametrize("text", ["[train]\npatience = 2", "[tracks.a.train]\npatience = 2"])
-def test_a_setting_of_an_earlier_version_is_refused_with_what_holds_instead(file: Path, text: str) -> None:
-    assert refused(file, text).hint == "it is gone, leave it out: every training takes all its steps"
-
-
 @pytest.mark.parametrize(
     ("text", "field", "problem"),
     [
