@@ -25,7 +25,6 @@ from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, states
 from daemon.queue.evaluation_set import accepted_rows
-from daemon.queue.suspects import is_on_trial
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
@@ -180,13 +179,12 @@ class Intake:
                 return None
             drop = _drop(source, DropState.DUPLICATE, taken.sha256)
             drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
-            tried = is_on_trial(session, original)
-            _record(session, drop, source, (), on_trial=tried)
+            _record(session, drop, source, ())
         stored = self._drops / f"{content}.jsonl"
         if not stored.is_file() or durable.sha256_file(stored) != content:  # replace a lost or damaged file
             taken.path.rename(stored)
             durable.fsync_folder(self._drops)
-        receipt = receipts.receipt(drop, None, receipts.Original(original, tried), (), taken.sha256)
+        receipt = receipts.receipt(drop, None, original, (), taken.sha256)
         return self._answer(source, drop, receipt)
 
     def _accept(self, source: _Source, validation: Validation, content: str, sha256: str) -> Outcome:
@@ -303,8 +301,7 @@ def _receipt(drop: Drop, detail: Mapping[str, object], original: Drop | None, sh
     """Rebuild the receipt of a recorded drop from the detail of its event."""
     run, noted = detail.get("run"), detail.get("warnings")
     notices = [Notice.model_validate(value) for value in noted] if isinstance(noted, list) else []
-    same = None if original is None else receipts.Original(original, detail.get("on_trial") is True)
-    return receipts.receipt(drop, run if isinstance(run, int) else None, same, notices, sha256)
+    return receipts.receipt(drop, run if isinstance(run, int) else None, original, notices, sha256)
 
 
 def _filing(

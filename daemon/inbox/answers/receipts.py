@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from daemon.inbox.drop_folders import DONE, REJECTED
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
@@ -33,7 +33,6 @@ _LONGEST_NAME = 190
 _MOST_FINDINGS = 100
 _LONGEST_ENDING = 20
 _FIRST_TRIES = 20
-_ON_TRIAL = "; it may have made a run worse, so it is tried alone before it is used again"
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,7 @@ class Filing:
         return {ending: document for ending, document in both.items() if document is not None}
 
 
-class Original(NamedTuple):
-    """The earlier drop whose content a duplicate repeats."""
-
-    drop: Drop
-    on_trial: bool
-    """Whether it is on trial: in no run but the trial that tests it alone."""
-
-
-def receipt(drop: Drop, run: int | None, original: Original | None, notices: Sequence[Notice], sha256: str) -> Document:
+def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequence[Notice], sha256: str) -> Document:
     """
     Return the receipt of a drop that is accepted, proposed, or a duplicate of `original`.
 
@@ -73,10 +64,10 @@ def receipt(drop: Drop, run: int | None, original: Original | None, notices: Seq
     same = None
     if original is not None:
         same = {
-            "drop": original.drop.id,
-            "name": original.drop.name,
-            "received_at": iso_time(original.drop.received_at),
-            "state": original.drop.state,
+            "drop": original.id,
+            "name": original.name,
+            "received_at": iso_time(original.received_at),
+            "state": original.state,
         }
     return {
         "version": 1,
@@ -194,7 +185,7 @@ def _common(drop: Drop, sha256: str) -> Document:
     }
 
 
-def _sentence(drop: Drop, run: int | None, original: Original | None) -> str:
+def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
     if drop.state == DropState.PROPOSED:
         wait = count(drop.rows, "held-out record waits", "held-out records wait")
         return f"{wait} for a person: dropforge drops accept {drop.id}; {drop.reason}"
@@ -204,12 +195,11 @@ def _sentence(drop: Drop, run: int | None, original: Original | None) -> str:
         what, gate = ("held-out record", " for the gate") if drop.role == "heldout" else ("record", "")
         aside = f"; {count(drop.quarantined, 'bad row was', 'bad rows were')} set aside" if drop.quarantined else ""
         return f"accepted: {count(drop.rows, what)}{gate}; {then}{aside}"
-    known = original.drop
-    same = f"the same content is drop {known.id} ({known.name}), received {iso_time(known.received_at)}"
-    if known.state == DropState.ACCEPTED:
-        return f"{same}; nothing was added{_ON_TRIAL if original.on_trial else ''}"
-    why = f": {known.reason}" if known.reason else ""
-    return f"{same}, which is {known.state}{why}; to use it again: dropforge drops restore {known.id}"
+    same = f"the same content is drop {original.id} ({original.name}), received {iso_time(original.received_at)}"
+    if original.state == DropState.ACCEPTED:
+        return f"{same}; nothing was added"
+    why = f": {original.reason}" if original.reason else ""
+    return f"{same}, which is {original.state}{why}; to use it again: dropforge drops restore {original.id}"
 
 
 def _remove_leftovers(folder: Folder, deeper: int) -> None:
