@@ -34,8 +34,8 @@ TAGS = HEAD + b'tags": ['
 STOPPED = "records, read no further; "
 #: What it is, what to write, the exit code, and what the answer says.
 PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
-    "two million tags": (lambda: filled(TAGS, b"1,", b"1]}\n"), 65, "at most 20 are read"),
-    "a tag of 4 MB": (lambda: filled(TAGS + b'"', b"\xc3\xa9", b'"]}\n'), 65, "at most 64 are read"),
+    "two million tags": (lambda: filled(TAGS, b"1,", b"1]}\n"), 65, "at most 20 texts"),
+    "a tag of 4 MB": (lambda: filled(TAGS + b'"', b"\xc3\xa9", b'"]}\n'), 65, "of 1 to 64 characters"),
     "20 bad tags a line": (lambda: (TAGS + b"1," * 19 + b"1]}\n") * 60_000, 65, STOPPED),
     "330,000 unknown keys": (lambda: keys(330_000, lambda one: f"k{one}"), 65, "more than 1,000 keys"),
     "another key on every line": (
