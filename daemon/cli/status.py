@@ -86,9 +86,7 @@ def describe_run(run: RunView) -> str:
         return trial + (run.progress.words if run.progress else run.step or "beginning") + ending
     if run.paused:
         return trial + run.paused
-    begins = "next" if run.after is None else f"after run {run.after}"
-    if run.not_before > datetime.now(UTC):
-        begins = until(run.not_before)
+    begins = until(run.not_before) if run.not_before > datetime.now(UTC) else "in its turn"
     words = f"{trial}begins {begins}"
     return f"{words}; {run.error}" if run.error else words
 

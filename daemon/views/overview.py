@@ -17,7 +17,7 @@ from daemon.inbox.answers.remarks import too_few
 from daemon.settings.model import Settings
 from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
-from daemon.state.questions import ACCEPTED_ROWS, AWAITS_APPROVAL, CHAMPIONS, IS_DUE
+from daemon.state.questions import ACCEPTED_ROWS, AWAITS_APPROVAL, CHAMPIONS
 from daemon.state.run_files import (
     attempt_folder,
     load_dataset,
@@ -26,7 +26,6 @@ from daemon.state.run_files import (
     run_folder,
 )
 from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState, queue_order
-from daemon.system.clock import now_ms
 from daemon.system.processes import lock_holder
 from daemon.views.champion_history import (
     ChampionView,
@@ -122,8 +121,6 @@ class RunView(Frozen):
     cancel_requested: bool
     paused: str | None = None
     """Why a queued or waiting run does not begin: its track is paused, by whom, and how it is resumed."""
-    after: int | None = None
-    """The run behind which a queued or waiting run waits that may begin now; `None` if it begins next."""
     trial: str | None = None
     """Which drop a trial run tries alone, and why."""
     blocker: str | None = None
@@ -386,7 +383,6 @@ class Overview:
             values["trial"] = _trial_words(base, run_id, ended=row.ended_at is not None)
         if row.state in {RunState.QUEUED, RunState.WAITING}:
             values["paused"] = next((one.words for one in _pauses(base) if one.track == row.track), None)
-            values["after"] = _goes_after(base, row)
         if row.state == RunState.RUNNING:
             values["progress"] = self._progress(base, run_id)
         return values
@@ -438,14 +434,6 @@ def attempts_of(base: Connection, run: Row) -> tuple[AttemptView, ...]:
 def _pauses(base: Connection) -> list[PauseView]:
     found = base.execute("SELECT name, paused FROM track WHERE paused IS NOT NULL ORDER BY created_at").fetchall()
     return [PauseView(track=row.name, **row.paused) for row in found]
-
-
-def _goes_after(base: Connection, run: Row) -> int | None:
-    """Return the id of the last run before `run` in the queue that is due; `None` if there is none."""
-    due = base.execute(f"SELECT id, state, trigger, place FROM run WHERE {IS_DUE}", {"now": now_ms()})  # noqa: S608
-    keys = {queue_order(one.state, one.trigger, one.place, one.id) for one in due}
-    before = [key for key in keys if key < queue_order(run.state, run.trigger, run.place, run.id)]
-    return max(before)[-1] if before else None
 
 
 def _trial_words(base: Connection, run_id: int, *, ended: bool) -> str | None:

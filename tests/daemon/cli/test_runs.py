@@ -113,10 +113,10 @@ def test_drops_and_runs_list_the_newest_fifty_unless_asked_for_all(lived_in: Any
 def test_a_run_that_is_queued_has_not_begun(lived_in: Any, dropforge: Command) -> None:
     lived_in.take("fourth.jsonl", GOOD)
     queued, running = dropforge("runs").out.splitlines()[1:3]
-    assert re.match(r"4 +default +queued +begins next", queued), queued
+    assert re.match(r"4 +default +queued +begins in its turn", queued), queued
     assert re.match(r"3 +default +running +\d{4}-\d\d-\d\d \d\d:\d\d +train", running), running
     lived_in.take("first.jsonl", GOOD, track="support")
-    assert re.search(r"\n5 +support +queued +begins after run 4\n", dropforge("status").out)
+    assert re.search(r"\n5 +support +queued +begins in its turn\n", dropforge("status").out)
 
 
 def test_show_tells_everything_about_a_run(lived_in: Any, dropforge: Command) -> None:

@@ -75,8 +75,8 @@ def test_a_trial_is_told_as_what_it_is_from_its_place_in_the_queue_to_its_end(
 ) -> None:
     suspects.go_on(searched.engine, searched.settings, searched.tick())
     said = "tries drop 3 alone, which may have made run 2 worse"
-    assert any(line.endswith(f"{said}; begins next") for line in words(dropforge("status")))
-    assert any(line.endswith(f"{said}; begins next") for line in words(dropforge("runs")))
+    assert any(line.endswith(f"{said}; begins in its turn") for line in words(dropforge("status")))
+    assert any(line.endswith(f"{said}; begins in its turn") for line in words(dropforge("runs")))
     claim = searched.claim()
     searched.attempt(claim, "train", None)
     assert any(said in line and "train" in line for line in words(dropforge("runs")))
