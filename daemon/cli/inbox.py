@@ -22,7 +22,7 @@ from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation, val
 from pipeline.words import count
 
 _START_FILE = """\
-# Settings of Dropforge. `dropforge config` lists all of them, docs/settings.md describes them.
+# Settings of Dropforge. `dropforge config` lists all of them, systemd/dropforge.toml describes them.
 
 # Folder of the model that training starts from, in transformers' format.
 {base_model}

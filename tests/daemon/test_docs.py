@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from daemon.settings import schema
 from pipeline import durable
 from tests.daemon.conftest import MODEL_ID, SCRIPT
 
@@ -66,12 +65,8 @@ def test_a_chapter_is_short(name: str) -> None:
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
-@pytest.mark.parametrize("name", [*CHAPTERS, "settings.md"])
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_links_lead_somewhere_and_the_readme_leads_here(name: str) -> None:
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", text(name)) if "://" not in target]
     assert [target for target in targets if not (DOCS / target).exists()] == []
     assert f"](docs/{name})" in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_chapter_of_settings_is_what_the_program_makes() -> None:
-    assert text("settings.md") == schema.chapter(), "python -m daemon.settings.schema chapter > docs/settings.md"
