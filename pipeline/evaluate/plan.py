@@ -26,10 +26,8 @@ from pipeline.words import count
 #: A fixed request whose prompt tokens identify a model's template.
 _PROBE = fold("Repeat the word.", "word")
 _SMALLER_NAME = "batch-size.json"
-#: Prompts generated together where no batch size is set; larger batches are not faster on a CPU.
-_ROWS = {"cpu": 16, "cuda": 128}
-#: Fewest concurrent requests to vLLM, which forms its own batches.
-_ROWS_VLLM = 32
+#: Prompts generated together where no batch size is set.
+_ROWS = {"cpu": 32, "cuda": 128}
 #: Answer lengths are rounded up to a multiple of so many tokens.
 _ROUND = 16
 #: Most tokens of an answer to a short free question.
@@ -138,7 +136,7 @@ def make_plan(
     """
     Return the evaluation plan: prompts tokenised for both models, and the batch size.
 
-    A batch size of 0 in `decoding` is 16 on a CPU (32 with vLLM), 128 on a GPU; it is smaller if earlier attempts noted
+    A batch size of 0 in `decoding` is 32 on a CPU, 128 on a GPU; it is smaller if earlier attempts noted
     in their own `folder` that memory ran out. Records are left out for both if the champion was trained on them or on
     near-duplicates, or if they exceed a window with their answer; standard error then says how many. If a model does
     not fit on the GPUs, both are evaluated in NF4. Raises `CannotTrain` if no record is left, a suite's item exceeds a
@@ -165,8 +163,7 @@ def make_plan(
     engine = f"vllm {read_version(program)}" if program else PLAIN
     both = [_requests(model, kept, suites, decoding, engine) for model in (candidate_model, champion_model)]
     kept, both, too_long = _leave_out_too_long(kept, both)
-    rows = _ROWS[chosen_device()]
-    first = decoding.batch_size or (max(rows, _ROWS_VLLM) if program else rows)
+    first = decoding.batch_size or _ROWS[chosen_device()]
     smaller = attempt.earlier(f"{folder.name}/{_SMALLER_NAME}")
     size = min([first, *(int(durable.read_json(note)) for note in smaller)])
     candidate, other = (_with_setup(requests, batch_size=size) for requests in both)

@@ -451,7 +451,7 @@ def test_a_batch_that_memory_did_not_hold_is_halved_by_the_next_attempt(
 
     monkeypatch.setattr(greedy_decoding._Rows, "join", joined)
     rows = heldout_rows(tiny)
-    for size in (16, 8):
+    for size in (32, 16, 8):
         with pytest.raises(StartAgain, match=f"the next attempt uses batches of {size // 2} prompts, not {size}"):
             evaluate(bench.attempt(rows, batch_size=0))
     assert evaluate(bench.attempt(rows, batch_size=0)).batch_size == 4
