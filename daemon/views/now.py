@@ -1,4 +1,4 @@
-"""The running run with the loss curves of its training."""
+"""The running runs with the loss curves of their trainings."""
 
 from daemon.state.run_files import load_curve
 from daemon.views.overview import Overview, RunView
@@ -7,7 +7,7 @@ from pipeline.contract import Curve
 
 
 class LiveRun(Frozen):
-    """The running run with its loss curves."""
+    """A running run with its loss curves."""
 
     run: RunView
     curves: Curve
@@ -18,7 +18,7 @@ def curves_of(overview: Overview, run_id: int) -> Curve:
     return load_curve(overview.folder, run_id) or Curve()
 
 
-def live_run(overview: Overview) -> LiveRun | None:
-    """Return the running run with its loss curves so far; `None` if no run is running."""
-    found = overview.runs(states=["running"], most=1)
-    return LiveRun(run=found[0], curves=curves_of(overview, found[0].id)) if found else None
+def live_runs(overview: Overview) -> tuple[LiveRun, ...]:
+    """Return the running runs with their loss curves so far, the oldest run first."""
+    found = overview.runs(states=["running"])
+    return tuple(LiveRun(run=run, curves=curves_of(overview, run.id)) for run in reversed(found))

@@ -9,7 +9,7 @@ from daemon.views.attention import Attention, attention
 from daemon.views.champion_history import ChampionView
 from daemon.views.drop_detail import DropDetail, DropRow, drop_detail, drop_rows
 from daemon.views.drops import DropView
-from daemon.views.now import LiveRun, curves_of, live_run
+from daemon.views.now import LiveRun, curves_of, live_runs
 from daemon.views.overview import DaemonView, PauseView, RunDetail, RunView
 from daemon.views.reports import report_data
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
@@ -27,7 +27,8 @@ class Standing(Frozen):
     daemon: DaemonView
     attention: tuple[Attention, ...]
     """Items that need a person, the most urgent first."""
-    running: LiveRun | None
+    running: tuple[LiveRun, ...]
+    """The running runs, the oldest first."""
     queue: tuple[RunView, ...]
     """Waiting and queued runs, in the order of the queue."""
     paused: tuple[PauseView, ...]
@@ -43,7 +44,7 @@ def status(site: SiteOf) -> Standing:
     return Standing(
         daemon=seen.daemon(),
         attention=attention(site.settings, seen),
-        running=live_run(seen),
+        running=live_runs(seen),
         queue=tuple(run for run in seen.open_runs() if run.state != "running"),
         paused=tuple(seen.paused()),
         champions=tuple(one for one in map(seen.champion, site.settings.track_names) if one is not None),

@@ -2,13 +2,12 @@
 Events for an open page, at GET /api/v1/live (text/event-stream).
 
 `changed` at the beginning and after each change of the database: `{"event": 123}`, the latest event's number.
-`progress` when the running run has progressed: a LiveRun as JSON, or null when no run is running any more.
+`progress` when a running run has progressed or ended: the running runs as a JSON list, each a LiveRun.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
@@ -16,7 +15,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from daemon.state.database import ChangeWatch, open_reader
 from daemon.state.layout import DATABASE_NAME
-from daemon.views.now import LiveRun, live_run
+from daemon.views.now import LiveRun, live_runs
 from daemon.web.site import Site, SiteOf
 
 router = APIRouter(tags=["read"])
@@ -31,7 +30,7 @@ class Look:
         """Watch the workspace of `site`; its whole state is new to the first call of `news`."""
         self._overview = site.overview
         self._watch: ChangeWatch | None = None
-        self._running: LiveRun | None = None
+        self._running: tuple[LiveRun, ...] = ()
 
     def news(self) -> list[ServerSentEvent]:
         """Return the events `changed` and `progress` that are due since the last call; none without a database."""
@@ -43,11 +42,11 @@ class Look:
         told: list[ServerSentEvent] = []
         if self._watch.changed():
             latest = self._overview.rows("SELECT max(id) AS event FROM event")
-            told.append(_event("changed", {"event": latest[0].event if latest else None}))
-        running = live_run(self._overview)
+            told.append(ServerSentEvent(event="changed", data={"event": latest[0].event if latest else None}))
+        running = live_runs(self._overview)
         if running != self._running:
             self._running = running
-            told.append(_event("progress", None if running is None else running.model_dump(mode="json")))
+            told.append(ServerSentEvent(event="progress", data=[run.model_dump(mode="json") for run in running]))
         return told
 
 
@@ -61,8 +60,3 @@ async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
                 yield told
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), _SECONDS)
-
-
-def _event(name: str, value: Any) -> ServerSentEvent:
-    # The class takes None for no data, but here it is sent as null.
-    return ServerSentEvent(event=name, raw_data="null") if value is None else ServerSentEvent(event=name, data=value)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 from daemon.views.attention import attention, rejected_words
 from daemon.views.drop_detail import MOST_ROWS, come_to, drop_detail, drop_rows
-from daemon.views.now import curves_of, live_run
+from daemon.views.now import curves_of, live_runs
 from daemon.views.overview import NotThere, Overview, RunDetail
 from daemon.views.reports import report_folder, story_of
 from daemon.web.drawing import draw
@@ -36,11 +36,11 @@ _CARD = {
 
 @router.get("/")
 def overview(request: Request, site: SiteOf) -> Response:
-    """Render what needs attention, the running run, the queue, champions, latest runs and drops."""
+    """Render what needs attention, the running runs, the queue, champions, latest runs and drops."""
     seen = site.overview
     context = {
         "attention": attention(site.settings, seen),
-        "running": live_run(seen),
+        "running": live_runs(seen),
         "queue": [run for run in seen.open_runs() if run.state != "running"],
         "latest": seen.ended_runs(_MOST_LATEST),
         "champions": [one for one in map(seen.champion, site.settings.track_names) if one is not None],

@@ -1,6 +1,5 @@
 """Events for an open page, from a real server: what changes is told, and to a reader who has gone nothing is owed."""
 
-import json
 from typing import Any
 
 import pytest
@@ -17,14 +16,14 @@ def look(lived_in: Any) -> Look:
 
 
 def told(look: Look) -> dict[str | None, Any]:
-    return {one.event: one.data if one.raw_data is None else json.loads(one.raw_data) for one in look.news()}
+    return {one.event: one.data for one in look.news()}
 
 
 def test_who_begins_is_told_all_and_then_only_what_is_new(look: Look, lived_in: Any) -> None:
     first = told(look)
     assert set(first) == {"changed", "progress"}
-    assert first["progress"]["run"]["id"] == 3
-    assert first["progress"]["run"]["progress"]["tokens_per_second"] == 250.0
+    assert first["progress"][0]["run"]["id"] == 3
+    assert first["progress"][0]["run"]["progress"]["tokens_per_second"] == 250.0
     assert told(look) == {}
     lived_in.take("more.jsonl", '{"instruction": "say e", "output": "e"}\n')
     assert told(look)["changed"]["event"] > first["changed"]["event"]
@@ -37,10 +36,10 @@ def test_how_far_a_training_is_is_told_though_the_database_is_the_same(look: Loo
     durable.write_hint(folder / PROGRESS_NAME, Progress(step="train", done=13, total=30, loss=0.25).model_dump())
     news = told(look)
     assert set(news) == {"progress"}
-    assert news["progress"]["run"]["progress"]["done"] == 13
+    assert news["progress"][0]["run"]["progress"]["done"] == 13
     with lived_in.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE run SET state = 'failed', token = NULL, ended_at = 1 WHERE id = 3")
-    assert told(look)["progress"] is None
+    assert told(look)["progress"] == []
 
 
 def test_without_a_database_there_is_nothing_to_tell_yet(look: Look, lived_in: Any) -> None:

@@ -100,6 +100,16 @@ def test_what_strangers_write_is_text(person: TestClient, lived_in: Any) -> None
     assert shown >= 4
 
 
+def test_runs_that_run_at_once_are_all_shown(person: TestClient, lived_in: Any) -> None:
+    lived_in.take("first.jsonl", '{"instruction": "say e", "output": "e"}\n', track="support")
+    lived_in.attempt(lived_in.claim(), "prepare", None)
+    page = person.get("/").text
+    assert "<title>2 runs" in page
+    assert [re.search(f"<h3>Run {run} of track", page) is not None for run in (3, 4)] == [True, True]
+    assert [f'action="/runs/{run}/cancel"' in page for run in (3, 4)] == [True, True]
+    assert [one["run"]["id"] for one in person.get("/api/v1/status").json()["running"]] == [3, 4]
+
+
 def test_the_card_runs_nothing_whatever_is_in_it(person: TestClient, lived_in: Any) -> None:
     root = lived_in.settings.state_folder
     folder = root / "runs/1/attempts/decide-1/report"
