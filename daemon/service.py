@@ -82,7 +82,11 @@ class Service:
         self._hooks = Hooks(self._engine, settings, troubles=self._troubles)
         self._messenger = Messenger(self._engine, settings, self._troubles)
         self._schedule = Schedule(self._engine, settings, self._night_began)
-        self._worker = ChildProcess("worker", ["worker", "--state", settings.state], most_seconds=_WORKER_AGAIN_SECONDS)
+        self._worker = ChildProcess(
+            "worker",
+            ["worker", "--state", settings.state, "--parallel", str(settings.executor.parallel)],
+            most_seconds=_WORKER_AGAIN_SECONDS,
+        )
         named = [] if config is None else ["--config", str(config.absolute())]
         self._web = ChildProcess("web", [*named, "web"], most_seconds=_PAGE_AGAIN_SECONDS)
         self._told: dict[str, str] = {}
@@ -184,9 +188,9 @@ class Service:
             self._schedule.tick(now)
 
     def _dispatch(self, now: int) -> None:
-        was_busy = not self._dispatcher.idle
+        before = self._dispatcher.claimed
         self._dispatcher.tick(now)
-        if was_busy and self._dispatcher.idle:
+        if before - self._dispatcher.claimed:
             # The intake then updates the drops' receipts with the run's outcome.
             self._intake.wake.set()
 

@@ -37,12 +37,15 @@ def worker(
     state: Annotated[
         Path | None, typer.Option("--state", metavar="DIR", help="The state folder; else that of the settings.")
     ] = None,
+    parallel: Annotated[
+        int | None, typer.Option("--parallel", metavar="N", min=1, help="Most steps at once; else executor.parallel.")
+    ] = None,
     lifeline: Annotated[bool, typer.Option("--lifeline", help="End when standard input closes.", hidden=True)] = False,
 ) -> None:
     """
     Run the steps that the daemon orders.
 
-    One at a time, until SIGTERM or Ctrl-C; another worker of the same state folder must have ended first. The daemon
+    Until SIGTERM or Ctrl-C; another worker of the same state folder must have ended first. The daemon
     starts this by itself; with worker = "separate" a unit of its own does.
     """
     from daemon.dispatch import worker as room  # noqa: PLC0415
@@ -51,7 +54,8 @@ def worker(
     settings = load_settings(context, as_owner=False) if state is None else None
     logs.configure()
     folder = settings.state_folder if settings is not None else Path(state or "")
-    raise typer.Exit(room.serve(folder, with_lifeline=lifeline))
+    most = parallel or (1 if settings is None else settings.executor.parallel)
+    raise typer.Exit(room.serve(folder, with_lifeline=lifeline, parallel=most))
 
 
 def web(

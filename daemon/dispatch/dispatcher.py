@@ -1,10 +1,12 @@
 """
-The dispatcher: claims the next run, submits its steps one by one, publishes their results and applies the verdict.
+The dispatcher: claims due runs, submits their steps one by one, publishes the results and applies the verdicts.
 
-One `tick` does all that can be done without waiting. All of its state is in the database and the run's folder, so a new
-dispatcher continues after a crash. An error in the files of one run or track makes only that run or track wait. A full
-disk and a locked database concern all.
+At most `executor.parallel` runs are claimed, of each track one. One `tick` does all that can be done without waiting.
+All of its state is in the database and the run's folder, so a new dispatcher continues after a crash. An error in the
+files of one run or track makes only that run or track wait. A full disk and a locked database concern all.
 """
+
+import contextlib
 
 import structlog
 from sqlalchemy import Engine
@@ -46,7 +48,7 @@ log = structlog.get_logger()
 
 
 class Dispatcher:
-    """Moves one run at a time through the pipeline."""
+    """Moves up to `executor.parallel` runs at a time through the pipeline."""
 
     def __init__(
         self, engine: Engine, settings: Settings, executor: LocalExecutor, troubles: Troubles | None = None
@@ -56,7 +58,8 @@ class Dispatcher:
         self._settings = settings
         self._root = settings.state_folder
         self._executor = executor
-        self._claim: states.Claim | None = None
+        #: The claimed runs, in the order in which they were claimed, by their ids.
+        self._claims: dict[int, states.Claim] = {}
         self._changes = ChangeWatch(engine)
         #: When the next run is due, and the time of the last query for due runs: the clock may be set back.
         self._due: int | None = None
@@ -73,14 +76,14 @@ class Dispatcher:
 
     def recover(self, now: int) -> None:
         """
-        Remove the temporary files of a daemon that died and claim its running run, if any; repair the champions' links.
+        Remove the temporary files of a daemon that died and claim its running runs; repair the champions' links.
 
-        The caller holds the state folder's lock. If the run's files cannot be used, it is set to waiting instead.
+        The caller holds the state folder's lock. A run whose files cannot be used is set to waiting instead.
         """
         durable.remove_leftovers(Spool(self._root).queue)
         self._maintain(now)
-        claim = self._claim = next(iter(run_queue.rescue(self._engine, now)), None)
-        if claim is not None:
+        for claim in run_queue.rescue(self._engine, now):
+            self._claims[claim.run_id] = claim
             log.info("run_adopted", run=claim.run_id)
             try:
                 run_files.remove_leftovers(self._root, claim.run_id)
@@ -90,11 +93,16 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """Whether no run is claimed."""
-        return self._claim is None
+        return not self._claims
+
+    @property
+    def claimed(self) -> frozenset[int]:
+        """The ids of the claimed runs."""
+        return frozenset(self._claims)
 
     def tick(self, now: int) -> None:
         """
-        Do maintenance, claim a run if none is claimed, and advance it as far as is possible without waiting.
+        Do maintenance, claim a run if another may run, and advance each as far as is possible without waiting.
 
         No run is claimed if `draining` is set or the disk is low. An error in a claimed run ends or postpones that run;
         a full disk and database errors are raised.
@@ -103,29 +111,36 @@ class Dispatcher:
         # Also while a run is claimed: a base model that was replaced must not be used and cached under the old id.
         self._maintain(now)
         self._gpu.tick(self._needs_gpu)
-        if self._claim is None and not self.draining:
-            self._collect_garbage(now)
-            # Called twice a second: query the database only if the answer can differ from the last one.
-            later = now >= self._asked_at and (self._due is None or now < self._due)
-            if later and not self._changes.changed():
-                return
-            self._asked_at = now
-            self._due = now  # should the claim fail, on a full disk say, it is tried again
-            suspects.go_on(self._engine, self._settings, now)
-            self._claim = None if low else self._claim_next(now)
-            if self._claim is None:
-                self._due = order.next_due(self._engine)
-                return
-            log.info("run_claimed", run=self._claim.run_id)
-        claim = self._claim
-        if claim is None:
+        if len(self._claims) < self._settings.executor.parallel and not self.draining:
+            self._claim_due(now, low=low)
+        for claim in tuple(self._claims.values()):
+            self._go_on(claim, now)
+
+    def _claim_due(self, now: int, *, low: bool) -> None:
+        """Collect garbage, queue due trials and, unless the disk is `low`, claim the first due run, if there is one."""
+        self._collect_garbage(now)
+        # Called twice a second: query the database only if the answer can differ from the last one.
+        later = now >= self._asked_at and (self._due is None or now < self._due)
+        if later and not self._changes.changed():
             return
+        self._asked_at = now
+        self._due = now  # should the claim fail, on a full disk say, it is tried again
+        suspects.go_on(self._engine, self._settings, now)
+        claim = None if low else self._claim_next(now)
+        if claim is None:
+            self._due = order.next_due(self._engine)
+            return
+        self._claims[claim.run_id] = claim
+        log.info("run_claimed", run=claim.run_id)
+
+    def _go_on(self, claim: states.Claim, now: int) -> None:
+        """Advance a claimed run as far as is possible without waiting; an error in it ends or postpones it."""
         try:
             while self._advance(claim, now):
                 pass
         except states.LostClaim as error:
             log.warning("claim_lost", run=claim.run_id, error=error.message)
-            self._drop()
+            self._drop(claim)
         except run_files.ArtifactDamaged as error:
             self._after_failure(claim, error.message, error.hint, now, retryable=False)
         except (OSError, DBAPIError) as error:
@@ -148,10 +163,10 @@ class Dispatcher:
         return self._was_low
 
     def describe(self) -> str:
-        """Return one line for people: the claimed run and its progress, the lack of disk space, or "idle"."""
-        if self._claim is None:
-            return self.disk.shortage() or "idle"
-        run_id = self._claim.run_id
+        """Return one line for people: the claimed runs and their progress, the lack of disk space, or "idle"."""
+        return "; ".join(map(self._describe, self._claims)) or self.disk.shortage() or "idle"
+
+    def _describe(self, run_id: int) -> str:
         attempt = states.open_attempt(self._engine, run_id)
         if attempt is None:
             return f"run {run_id}"
@@ -159,18 +174,17 @@ class Dispatcher:
         return f"run {run_id} {attempt.step if progress is None else progress.words}"
 
     def abandon(self, now: int) -> None:
-        """At the end of a shutdown, cancel the open step and set the claimed run, if any, to waiting; not a failure."""
-        if self._claim is None:
-            return
-        attempt = states.open_attempt(self._engine, self._claim.run_id)
-        if attempt is not None:
-            # Otherwise the next worker would run a step that is not needed any more.
-            self._executor.cancel(key_of(attempt))
-            # Its files stay: the step may be at its last checkpoint.
-            ending = states.Ending(AttemptState.LOST, "the daemon stopped before the step did")
-            states.end_attempt(self._engine, self._claim, attempt.id or 0, ending, now)
-        run_queue.interrupt(self._engine, self._claim, now)
-        self._drop()
+        """At the end of a shutdown, cancel the open steps and set the claimed runs to waiting; not a failure."""
+        for claim in tuple(self._claims.values()):
+            attempt = states.open_attempt(self._engine, claim.run_id)
+            if attempt is not None:
+                # Otherwise the next worker would run a step that is not needed any more.
+                self._executor.cancel(key_of(attempt))
+                # Its files stay: the step may be at its last checkpoint.
+                ending = states.Ending(AttemptState.LOST, "the daemon stopped before the step did")
+                states.end_attempt(self._engine, claim, attempt.id or 0, ending, now)
+            run_queue.interrupt(self._engine, claim, now)
+            self._drop(claim)
 
     def give_gpu_back(self) -> None:
         """At shutdown, run `hooks.after_training` and wait for it, if the GPU was taken and is not needed any more."""
@@ -180,15 +194,17 @@ class Dispatcher:
 
     def _claim_next(self, now: int) -> states.Claim | None:
         """Claim and return the first due run that can continue, or `None`; store in the others before it why not."""
+        claimed = self._needed_by_claimed()
         with transaction(self._engine) as session:
             for run in order.due_runs(session, now):
                 try:
                     if run.config is None:
                         config = self._config_of(session, run, now)
+                        self.disk.require(needed_bytes(config) | claimed)
                         if not run_queue.begin(session, run, config, now):
                             continue
                     if run.state == RunState.WAITING:
-                        self._require_room(run)
+                        self.disk.require(self._still_needed(run) | claimed)
                 except DropforgeError as error:
                     run_queue.put_off(session, run, error, now)
                 else:
@@ -204,7 +220,7 @@ class Dispatcher:
         if run.cancel_requested and not promotion.has_promoted(self._engine, claim.run_id):
             run_queue.cancelled(self._engine, claim, now)
             log.info("run_cancelled", run=claim.run_id)
-            self._drop()
+            self._drop(claim)
             return False
         invalidate_stale(self._engine, self._root, run, now)
         done, step = self._next(run)
@@ -212,7 +228,7 @@ class Dispatcher:
             return self._conclude(claim, run, now)
         if self.draining:
             run_queue.interrupt(self._engine, claim, now)
-            self._drop()
+            self._drop(claim)
             return False
         try:
             self.disk.require(still_needed(self._root, run), margin=False)
@@ -284,7 +300,7 @@ class Dispatcher:
                 return True
             run_queue.interrupt(self._engine, claim, now)
             log.info("run_interrupted", run=claim.run_id, step=spec.step)
-            self._drop()
+            self._drop(claim)
             return False
         message = result.error.message if result.error else f"exit code {result.exit_code}"
         hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
@@ -313,7 +329,7 @@ class Dispatcher:
             self._after_failure(claim, error.message, error.hint, now, retryable=False)
             return False
         log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
-        self._drop()
+        self._drop(claim)
         return False
 
     # --- small parts
@@ -322,8 +338,7 @@ class Dispatcher:
         """
         Return the configuration of a run that begins now.
 
-        Raises `DropforgeError` if the track is not in the settings, its base model cannot be used or the disk lacks
-        room.
+        Raises `DropforgeError` if the track is not in the settings or its base model cannot be used.
         """
         track = states.ensure_track(session, run.track, now)
         problem = self.bases.problem(track.name)
@@ -331,15 +346,22 @@ class Dispatcher:
             raise problem
         config = compose(self._settings, track)
         warn_of_fixed(self._settings, track)
-        self.disk.require(needed_bytes(config))
         return config
 
-    def _require_room(self, run: Run) -> None:
-        """Raise `DropforgeError` if a waiting run cannot continue, for lack of disk space or for damaged files."""
+    def _still_needed(self, run: Run) -> dict[str, int]:
+        """Return the bytes that a begun run still needs, by step. Raises `DropforgeError` if its files are damaged."""
         try:
-            self.disk.require(still_needed(self._root, run))
+            return still_needed(self._root, run)
         except (OSError, ValueError) as error:
             raise self._unusable(run.id or 0, error) from error
+
+    def _needed_by_claimed(self) -> dict[str, int]:
+        """Return the bytes that each claimed run still needs, by the run."""
+        needs = {}
+        for claim in self._claims.values():
+            with contextlib.suppress(DropforgeError):  # its next step says so
+                needs[f"run {claim.run_id}"] = sum(self._still_needed(self._run(claim)).values())
+        return needs
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
         """Return the paths of the run's published artifacts by step, and the next step: `None` after the last one."""
@@ -348,10 +370,9 @@ class Dispatcher:
         return done, next_step(done, dataset, RunConfig.model_validate(run.config))
 
     def _needs_gpu(self) -> bool:
-        """Return whether the claimed run has a GPU step that is not published, or any step's process is alive."""
+        """Return whether a claimed run has a GPU step that is not published, or any step's process is alive."""
         steps = {step.name for step in STEPS if step.needs_gpu}
-        claim = self._claim
-        is_before = claim is not None and not steps <= set(run_files.published(self._root, claim.run_id))
+        is_before = any(not steps <= set(run_files.published(self._root, run)) for run in self._claims)
         return is_before or Spool(self._root).has_living()
 
     def _end(self, claim: states.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
@@ -362,7 +383,7 @@ class Dispatcher:
     def _postpone(self, claim: states.Claim, error: DropforgeError, now: int) -> None:
         run_queue.postpone(self._engine, claim, error, now)
         log.warning("run_waits", run=claim.run_id, error=error.message, hint=error.hint)
-        self._drop()
+        self._drop(claim)
 
     def _set_apart(self, claim: states.Claim, error: OSError | DBAPIError, now: int) -> None:
         """Postpone a run whose files cause `error`; raise `error` if it concerns every run: database or full disk."""
@@ -387,16 +408,16 @@ class Dispatcher:
         failure = run_queue.Failure(message, hint, retryable)
         state = run_queue.fail(self._engine, claim, failure, now, self._settings.retry)
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
-        self._drop()
+        self._drop(claim)
 
     def _after_death(self, claim: states.Claim, attempt: Attempt, message: str, now: int) -> None:
         progress = run_files.made_checkpoint(self._root, claim.run_id, attempt.started_at)
         state = run_queue.died(self._engine, claim, run_queue.Death(message, progress), now, self._settings.retry)
         log.warning("step_died", run=claim.run_id, error=message, state=str(state))
-        self._drop()
+        self._drop(claim)
 
-    def _drop(self) -> None:
-        self._claim = None
+    def _drop(self, claim: states.Claim) -> None:
+        del self._claims[claim.run_id]
         self.may_collect = True
 
     def _maintain(self, now: int) -> None:

@@ -1,9 +1,9 @@
 """
-The worker: takes step specs from the spool, one at a time, and runs each in a process of its own.
+The worker: takes step specs from the spool and runs each in a process of its own, at most `parallel` at once.
 
 The worker touches no database, and takes neither a path nor a program from a spool entry (`spool`). Each step gets a
 session and process group of its own, and one end of a pipe: when the worker dies in any way, the step notices and
-stops. A new worker starts nothing before the old worker's step has ended.
+stops. A new worker starts nothing before the old worker's steps have ended.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,12 +56,22 @@ def step_command(spec: StepSpec, path: Path) -> Sequence[str]:
 
 
 class Worker:
-    """Runs the steps of one spool folder. Setting `stop` ends it after the running step has left its checkpoint."""
+    """Runs the steps of one spool folder. Setting `stop` ends it after each running step has left its checkpoint."""
 
     def __init__(
-        self, state_folder: Path, command: StepCommand = step_command, look: Callable[[], None] = lambda: None
+        self,
+        state_folder: Path,
+        command: StepCommand = step_command,
+        look: Callable[[], None] = lambda: None,
+        *,
+        parallel: int = 1,
     ) -> None:
-        """Serve the spool in `state_folder`; `command` runs a step, `look` is called between steps and may raise."""
+        """
+        Serve the spool in `state_folder`: `command` runs a step, at most `parallel` at once, and of each run one.
+
+        `look` is called before each look at the queue and may raise.
+        """
+        self._parallel = parallel
         self._spool = Spool(state_folder)
         self._command = command
         self._look = look
@@ -73,7 +84,8 @@ class Worker:
         """
         Run the spool's steps until `stop` is set; first wait until no other worker, and none of its steps, is running.
 
-        A dead worker's step that does not stop in time is killed. `stop` stops the running step, too.
+        A dead worker's step that does not stop in time is killed. `stop` stops the running steps, too. Raises what the
+        files of a step raise, after the other steps were stopped.
         """
         waited = False
         while not self._lock.acquire():
@@ -86,15 +98,27 @@ class Worker:
         try:
             self._clear_leftovers()
             log.info("worker_started", pid=os.getpid())
-            while not self.stop.is_set():
-                self._look()
-                order = self._take()
-                if order is None:
-                    self.stop.wait(_POLL_SECONDS)
-                else:
-                    self._run(order)
+            with ThreadPoolExecutor(self._parallel, "step") as steps:
+                try:
+                    self._work_off(steps)
+                finally:
+                    self.stop.set()
         finally:
             self._lock.release()
+
+    def _work_off(self, steps: Executor) -> None:
+        """Run the queue's steps until `stop` is set."""
+        running: set[Future[None]] = set()
+        while not self.stop.is_set():
+            self._look()
+            for ended in [one for one in running if one.done()]:
+                running.remove(ended)
+                ended.result()
+            order = self._take() if len(running) < self._parallel else None
+            if order is None:
+                wait(running, _POLL_SECONDS) if running else self.stop.wait(_POLL_SECONDS)
+            else:
+                running.add(steps.submit(self._run, order))
 
     def _clear_leftovers(self) -> None:
         """Wait until the steps of a dead worker have stopped, kill those that have not, and delete their entries."""
@@ -109,8 +133,11 @@ class Worker:
             order.entry.unlink()
 
     def _take(self) -> Order | None:
-        """Move the oldest order of the queue to `running` and return it; `None` if the queue is empty."""
+        """Move the oldest order of a run without a running step to `running` and return it; `None` if there is none."""
+        busy = {order.spec.run for order in self._spool.accept(self._spool.running)}
         for order in self._spool.accept(self._spool.queue):
+            if order.spec.run in busy:
+                continue
             # It may be cancelled meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 order.entry.rename(self._spool.running / order.entry.name)
@@ -235,7 +262,7 @@ def end_steps_now(state_folder: Path) -> None:
         order.entry.unlink(missing_ok=True)
 
 
-def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = step_command) -> int:
+def serve(state_folder: Path, *, with_lifeline: bool, parallel: int = 1, command: StepCommand = step_command) -> int:
     """
     Run a worker until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes; return the exit code.
 
@@ -246,7 +273,7 @@ def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = ste
     else raises `StateFolderGone`.
     """
     folder = OwnFolder(state_folder, "worker")
-    worker = Worker(state_folder, command, folder.require_there)
+    worker = Worker(state_folder, command, folder.require_there, parallel=parallel)
 
     def act(number: int) -> None:
         if worker.stop.is_set():
@@ -260,12 +287,12 @@ def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = ste
     on_stop(act)
     if with_lifeline:
 
-        def wait() -> None:
+        def wait_for_end() -> None:
             while os.read(sys.stdin.fileno(), 1):
                 pass
             worker.stop.set()
 
-        threading.Thread(target=wait, name="lifeline", daemon=True).start()
+        threading.Thread(target=wait_for_end, name="lifeline", daemon=True).start()
     try:
         worker.serve()
     except StateFolderGone:

@@ -1,8 +1,8 @@
 """
 The order in which runs begin, and the commands that change it: move a run to the front, pause or resume a track.
 
-By default waiting runs go first, then queued runs, oldest first in each group, and trials last. `Run.place` goes before
-that, lowest first: it is 0 until a person moves the run to the front.
+Of each track one run at a time is running. By default waiting runs go first, then queued runs, oldest first in each
+group, and trials last. `Run.place` goes before that, lowest first: it is 0 until a person moves the run to the front.
 
 A paused track begins and resumes no run; a run that is running continues to its end. Drops are still taken in and runs
 are still queued, nightly ones as well.
@@ -22,18 +22,19 @@ from daemon.state.tables import Run, Track
 from pipeline.errors import DropforgeError
 
 # Built once, like the statements of `states`.
-_DUE = select(Run).where(text(IS_DUE))
-_NEXT = select(func.min(Run.not_before)).where(text(MAY_BEGIN))
+_TRACK_IS_FREE = text("track NOT IN (SELECT track FROM run WHERE state = 'running')")
+_DUE = select(Run).where(text(IS_DUE), _TRACK_IS_FREE)
+_NEXT = select(func.min(Run.not_before)).where(text(MAY_BEGIN), _TRACK_IS_FREE)
 _OPEN = select(Run).where(col(Run.state).in_(OPEN_STATES))
 
 
 def due_runs(session: Session, now: int) -> list[Run]:
-    """Return the queued and waiting runs that are due at `now`, those of paused tracks left out, in their order."""
+    """Return the queued and waiting runs that are due at `now` and whose track is not paused or running, in order."""
     return _in_order(session.exec(_DUE, params={"now": now}).all())
 
 
 def next_due(engine: Engine) -> int | None:
-    """Return the earliest due time (ms) of the queued and waiting runs of tracks not paused; `None` without any."""
+    """Return the earliest due time (ms) of the runs whose track is neither paused nor running; `None` without any."""
     with transaction(engine) as session:
         due: int | None = session.exec(_NEXT).one()
     return due

@@ -76,8 +76,8 @@ def go_on(engine: Engine, settings: Settings, now: int) -> None:
     Queue the next trial, or end the search, in each declared track that has drops on trial and no unfinished trial.
 
     A trial that ended without a verdict clears its drop; if no trial is left for the week, or no drop of the champion
-    is accepted any more, all are cleared. A trial that has not begun gets the drops of today's champion. Called while
-    no run is claimed: trials run when idle.
+    is accepted any more, all are cleared. A trial that has not begun gets the drops of today's champion. Called
+    before a run is claimed: a trial begins when nothing else is due.
     """
     with transaction(engine) as session:
         tracks = session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None)).distinct()).all()

@@ -89,6 +89,13 @@ class IntakeSettings(Frozen):
     """Drops of an owner that may wait in a track, for a run or for approval; more files of theirs stay in the inbox."""
 
 
+class ExecutorSettings(Frozen):
+    """Where steps run, and how many runs go on at once."""
+
+    parallel: int = Field(default=1, ge=1, le=1000)
+    """Most runs at once, of each track one; on one machine they share its memory and its GPUs."""
+
+
 class RetrySettings(Frozen):
     """What happens after a run's step failed."""
 
@@ -216,6 +223,7 @@ class Settings(TrackSettings):
     worker: Literal["child", "separate"] = "child"
     """`child`: `dropforge run` starts the worker; `separate`: a unit of its own runs `dropforge worker`."""
     intake: IntakeSettings = IntakeSettings()
+    executor: ExecutorSettings = ExecutorSettings()
     retry: RetrySettings = RetrySettings()
     disk: DiskSettings = DiskSettings()
     gc: GcSettings = GcSettings()

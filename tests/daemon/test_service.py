@@ -84,10 +84,10 @@ def test_trouble_with_the_disk_is_no_reason_for_systemd_to_end_the_training(
 def test_at_the_end_of_a_run_the_notes_beside_the_receipts_are_written_at_once(
     daemon: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon._dispatcher, "tick", lambda _now: daemon._dispatcher._drop())
+    monkeypatch.setattr(daemon._dispatcher, "tick", lambda _now: daemon._dispatcher._claims.clear())
     assert daemon._tick()
     assert not daemon._intake.wake.is_set(), "no run was in hand"
-    daemon._dispatcher._claim = Claim(1, "held")
+    daemon._dispatcher._claims[1] = Claim(1, "held")
     assert daemon._tick()
     assert daemon._intake.wake.is_set(), "else they lag by as long as the inbox is not looked at"
     daemon._lock.release()

@@ -83,9 +83,9 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[Worker]:
+def serving(root: Path, parallel: int = 1) -> Iterator[Worker]:
     """Let a worker serve in a thread, until the end of the block."""
-    worker = Worker(root, as_scripted)
+    worker = Worker(root, as_scripted, parallel=parallel)
     thread = threading.Thread(target=worker.serve)
     thread.start()
     yield worker
@@ -112,6 +112,23 @@ def test_an_attempt_is_queued_run_and_ended(tmp_path: Path) -> None:
     assert orders(tmp_path) == []
     executor.submit(spec)
     assert orders(tmp_path) == [], "an attempt that has ended is not run again"
+
+
+def test_steps_of_two_runs_are_run_at_once_and_a_third_and_a_runs_next_one_wait(tmp_path: Path) -> None:
+    executor = LocalExecutor(tmp_path)
+    held = [spec_of(tmp_path, UNTIL_TERM, run=run) for run in (1, 2)]
+    again = made_spec(tmp_path, "merge", run=1, fence="f", env={"SCRIPT": GOOD}, grace_seconds=30.0)
+    third = spec_of(tmp_path, GOOD, run=3)
+    for spec in (*held, again, third):
+        executor.submit(spec)
+    with serving(tmp_path, 2):
+        wait_for(lambda: all((tmp_path / spec.folder / "said").exists() for spec in held))
+        assert [executor.poll(spec) for spec in (again, third)] == [JobState.QUEUED, JobState.QUEUED]
+        executor.cancel(held[1].key)
+        wait_for(lambda: executor.poll(third) is JobState.ENDED)
+        assert executor.poll(again) is JobState.QUEUED, "run 1 has a running step"
+        assert executor.poll(held[0]) is JobState.RUNNING
+    assert [result_of(spec).status for spec in held] == ["interrupted", "interrupted"], "each was told to stop"
 
 
 def no_order(root: Path, what: str) -> Path:
