@@ -45,8 +45,8 @@ def worker(
     """
     Run the steps that the daemon orders.
 
-    Until SIGTERM or Ctrl-C; another worker of the same state folder must have ended first. The daemon
-    starts this by itself; with worker = "separate" a unit of its own does.
+    Until SIGTERM or Ctrl-C; another worker of the same state folder must have ended first. The daemon starts this by
+    itself; with worker = "separate" a unit of its own does.
     """
     from daemon.dispatch import worker as room  # noqa: PLC0415
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -108,17 +108,18 @@ class Worker:
 
     def _work_off(self, steps: Executor) -> None:
         """Run the queue's steps until `stop` is set."""
-        running: set[Future[None]] = set()
+        #: The run of each running step.
+        running: dict[Future[None], int] = {}
         while not self.stop.is_set():
             self._look()
-            for ended in [one for one in running if one.done()]:
-                running.remove(ended)
+            for ended in [step for step in running if step.done()]:
+                del running[ended]
                 ended.result()
-            order = self._take() if len(running) < self._parallel else None
+            order = self._take(running.values()) if len(running) < self._parallel else None
             if order is None:
                 wait(running, _POLL_SECONDS) if running else self.stop.wait(_POLL_SECONDS)
             else:
-                running.add(steps.submit(self._run, order))
+                running[steps.submit(self._run, order)] = order.spec.run
 
     def _clear_leftovers(self) -> None:
         """Wait until the steps of a dead worker have stopped, kill those that have not, and delete their entries."""
@@ -132,9 +133,8 @@ class Worker:
                     log.error("orphan_will_not_die", key=order.spec.key, pid=process.pid)
             order.entry.unlink()
 
-    def _take(self) -> Order | None:
-        """Move the oldest order of a run without a running step to `running` and return it; `None` if there is none."""
-        busy = {order.spec.run for order in self._spool.accept(self._spool.running)}
+    def _take(self, busy: Collection[int]) -> Order | None:
+        """Move the oldest order of a run not in `busy` to `running` and return it; `None` if there is none."""
         for order in self._spool.accept(self._spool.queue):
             if order.spec.run in busy:
                 continue
