@@ -173,7 +173,7 @@ class Service:
         if self._settings.worker == "child" or self._dispatcher.idle or lock_holder(root / WORKER_LOCK) is not None:
             self._troubles.clear("the worker")
         else:
-            words = 'no worker runs, so the run waits: start the unit of `dropforge worker`, or set worker = "child"'
+            words = 'no worker runs, so runs wait: start the unit of `dropforge worker`, or set worker = "child"'
             self._troubles.note("the worker", DropforgeError(words))
 
     def _tick(self) -> bool:
@@ -224,7 +224,7 @@ class Service:
 
     def _end(self) -> None:
         """Shut down: stop intake and worker (which leaves a checkpoint), let the run wait, release the lock."""
-        notify("STOPPING=1", "STATUS=stopping: the running step leaves a checkpoint")
+        notify("STOPPING=1", "STATUS=stopping: running steps leave checkpoints")
         self._web.stop()
         self._dispatcher.draining = True
         if self._settings.worker == "child":

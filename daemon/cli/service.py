@@ -38,7 +38,8 @@ def worker(
         Path | None, typer.Option("--state", metavar="DIR", help="The state folder; else that of the settings.")
     ] = None,
     parallel: Annotated[
-        int | None, typer.Option("--parallel", metavar="N", min=1, help="Most steps at once; else executor.parallel.")
+        int | None,
+        typer.Option("--parallel", metavar="N", min=1, help="Most steps at once; else as the settings say."),
     ] = None,
     lifeline: Annotated[bool, typer.Option("--lifeline", help="End when standard input closes.", hidden=True)] = False,
 ) -> None:

@@ -126,7 +126,9 @@ class Dispatcher:
         self._asked_at = now
         self._due = now  # should the claim fail, on a full disk say, it is tried again
         suspects.go_on(self._engine, self._settings, now)
-        claim = None if low else self._claim_next(now)
+        # Else runs that overlap would keep the GPU for good from the server that is to take a new champion.
+        waits = bool(self._claims) and self._gpu.keeps_server_waiting()
+        claim = None if low or waits else self._claim_next(now)
         if claim is None:
             self._due = order.next_due(self._engine)
             return

@@ -119,7 +119,9 @@ class Worker:
             if order is None:
                 wait(running, _POLL_SECONDS) if running else self.stop.wait(_POLL_SECONDS)
             else:
-                running[steps.submit(self._run, order)] = order.spec.run
+                running[steps.submit(self._run_apart, order)] = order.spec.run
+        for step in running:
+            step.result()
 
     def _clear_leftovers(self) -> None:
         """Wait until the steps of a dead worker have stopped, kill those that have not, and delete their entries."""
@@ -143,6 +145,14 @@ class Worker:
                 order.entry.rename(self._spool.running / order.entry.name)
                 return order
         return None
+
+    def _run_apart(self, order: Order) -> None:
+        """Call `_run`; an attempt whose files cannot be used loses its entry, and the steps of other runs go on."""
+        try:
+            self._run(order)
+        except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+            log.warning("step_lost", key=order.spec.key, error=str(error))
+            (self._spool.running / order.entry.name).unlink(missing_ok=True)
 
     def _run(self, order: Order) -> None:
         """Run one attempt to its end, unless it has a result already; make sure it has one, and delete its entry."""
@@ -275,13 +285,16 @@ def serve(state_folder: Path, *, with_lifeline: bool, parallel: int = 1, command
     folder = OwnFolder(state_folder, "worker")
     worker = Worker(state_folder, command, folder.require_there, parallel=parallel)
 
+    asked = threading.Event()
+
     def act(number: int) -> None:
-        if worker.stop.is_set():
+        if asked.is_set():
             # The main thread may come to its end before this one does.
             worker.exit_code = 128 + number
             if worker.owns_spool:
                 end_steps_now(state_folder)
             os._exit(worker.exit_code)
+        asked.set()
         worker.stop.set()
 
     on_stop(act)

@@ -1,5 +1,5 @@
 """
-The metrics, computed at each scrape from the database and the running step's files; no counter is kept.
+The metrics, computed at each scrape from the database and the running steps' files; no counter is kept.
 
 They are therefore the same after a restart, while the daemon is down, and from every process.
 """

@@ -77,10 +77,13 @@ def go_on(engine: Engine, settings: Settings, now: int) -> None:
 
     A trial that ended without a verdict clears its drop; if no trial is left for the week, or no drop of the champion
     is accepted any more, all are cleared. A trial that has not begun gets the drops of today's champion. Called
-    before a run is claimed: a trial begins when nothing else is due.
+    before a run is claimed: a trial begins when nothing else is due. A track with a running run is left out: its drops
+    are in that run.
     """
     with transaction(engine) as session:
-        tracks = session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None)).distinct()).all()
+        running = select(Run.track).where(Run.state == RunState.RUNNING)
+        suspected = select(Suspect.track).where(col(Suspect.ended).is_(None), col(Suspect.track).not_in(running))
+        tracks = session.exec(suspected.distinct()).all()
         for track in sorted(set(tracks) & set(settings.track_names)):
             _go_on(session, settings, track, now)
 

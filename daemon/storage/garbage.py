@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from daemon.settings.model import Settings
 from daemon.state.layout import TRASH_NAME
@@ -38,7 +38,7 @@ def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> 
     Yield the models, working files and temporary files that are not in `kept`, and delete nothing.
 
     Files that the database does not know are included if older than a day, and the oldest cached predictions beyond
-    2 GB, but for those of champions and open runs, if no run is running. `now` is in ms since the epoch.
+    2 GB, but for those of champions and open runs, if no run is evaluated. `now` is in ms since the epoch.
     """
     finder = _Finder(settings, kept, now)
     yield from finder.cut_off()
@@ -47,8 +47,8 @@ def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> 
         yield from finder.run(run)
     yield from finder.unknown_runs()
     yield from finder.asides()
-    if session.exec(select(Run.id).where(Run.state == RunState.RUNNING)).first() is None:
-        # Nobody reads the caches now.
+    evaluated = select(Run.id).where(Run.state == RunState.RUNNING, col(Run.step).in_(("evaluate", "judge", "decide")))
+    if session.exec(evaluated).first() is None:
         yield from finder.predictions()
 
 

@@ -263,7 +263,7 @@ class Overview:
         return self._runs(newest, *values)
 
     def open_runs(self) -> list[RunView]:
-        """Return the runs that have not ended in the order of the queue, which the running one leads."""
+        """Return the runs that have not ended in the order of the queue, which the running ones lead."""
         return sorted(
             self.runs(states=OPEN_STATES), key=lambda run: queue_order(run.state, run.trigger, run.place, run.id)
         )

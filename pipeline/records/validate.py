@@ -281,7 +281,8 @@ def _worded(row: Row, error: "ValidationError") -> Finding:
         # The schema gives an error for each missing key, which its message begins with.
         return _missing_finding(row, next(key for key in KEYS if error.message.startswith(repr(key))))
     if field == "tags":
-        message = f"tags are not at most {MOST_TAGS} texts of 1 to {LONGEST_TAG} characters without control characters"
+        allowed = f"at most {MOST_TAGS} texts of 1 to {LONGEST_TAG} characters"
+        message = f"tags are not {allowed}, none blank or with control characters"
         return _finding(row, field, str(error.validator).lower(), message, 'write "tags": ["one", "two"]')
     if error.validator == "pattern":
         return _finding(row, field, "blank", f"{field} is blank", f"write the {field}, or leave the row out")

@@ -71,6 +71,10 @@ class TrainingHooks:
         self._start(_BEFORE, self._own.before_training)
         return False
 
+    def keeps_server_waiting(self) -> bool:
+        """Return whether the GPU is taken and a command after a change of champion waits for it."""
+        return self._note.exists() and self._is_server_to_be_told()
+
     def tick(self, is_wanted: Callable[[], bool]) -> None:
         """
         Start `hooks.after_training` if the GPU was taken, by this or an earlier process, and `is_wanted()` is false.

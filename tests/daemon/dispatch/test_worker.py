@@ -21,7 +21,7 @@ from daemon.dispatch.worker import Worker
 from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
 from pipeline.config import JudgeConfig
-from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA
 from pipeline.models.untrusted import ENDED_BY
 from tests.made_artifacts import made_spec
@@ -129,6 +129,17 @@ def test_steps_of_two_runs_are_run_at_once_and_a_third_and_a_runs_next_one_wait(
         assert executor.poll(again) is JobState.QUEUED, "run 1 has a running step"
         assert executor.poll(held[0]) is JobState.RUNNING
     assert [result_of(spec).status for spec in held] == ["interrupted", "interrupted"], "each was told to stop"
+
+
+def test_an_attempt_whose_files_cannot_be_used_stops_no_other(tmp_path: Path) -> None:
+    executor = LocalExecutor(tmp_path)
+    held, spoilt, after = spec_of(tmp_path, UNTIL_TERM), spec_of(tmp_path, GOOD, run=2), spec_of(tmp_path, GOOD, run=3)
+    for spec in (held, spoilt, after):
+        executor.submit(spec)
+    (tmp_path / spoilt.folder / LOG_NAME).mkdir()
+    with serving(tmp_path, 2):
+        wait_for(lambda: executor.poll(after) is JobState.ENDED)
+        assert (executor.poll(held), executor.poll(spoilt)) == (JobState.RUNNING, JobState.LOST)
 
 
 def no_order(root: Path, what: str) -> Path:

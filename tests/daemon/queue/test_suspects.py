@@ -200,6 +200,17 @@ def test_a_bad_verdict_convicts_nobody_and_puts_the_new_drops_on_trial_the_newes
     assert [(one.drop_id, one.run_id) for one in box.events("drop_suspected")] == [(4, 2), (3, 2), (2, 2)]
 
 
+def test_a_search_waits_for_a_running_run_of_its_track_whose_drops_it_would_call_unused(box: Box) -> None:
+    blamed(box, 1)
+    box.drop()
+    running = box.claim()
+    box.go_on()
+    with transaction(box.engine) as session:
+        assert session.exec(select(Run).where(Run.trigger == "trial")).all() == []
+    box.end(running, QUIET)
+    assert box.next_trial().state == "running"
+
+
 def test_a_verdict_that_blames_no_drop_opens_no_search(box: Box) -> None:
     blamed(box, 2, verdict("guard_failed"))
     assert (box.order(), box.trial()) == ([], None)

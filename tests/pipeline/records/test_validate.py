@@ -72,7 +72,7 @@ def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
         ({**BARE, "tags": [" "]}, "tags", "pattern", "tags are not at most 20 texts", '"tags": ["one"'),
         ({**BARE, "tags": ["a"] * 21}, "tags", "maxitems", "tags are not at most 20 texts", '"tags": ["one"'),
         ({**BARE, "tags": ["a" * 65]}, "tags", "maxlength", "tags are not at most 20 texts", '"tags": ["one"'),
-        ({**BARE, "tags": ["a\x1b[1m"]}, "tags", "pattern", "without control characters", '"tags": ["one"'),
+        ({**BARE, "tags": ["a\x1b[1m"]}, "tags", "pattern", "none blank or with control characters", '"tags": ["one"'),
         ("text", None, "type", 'a record is an object, this is a text: "text"', "instruction"),
         ({"conversations": []}, "conversations", "format", "ShareGPT", "as instruction"),
         ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "as instruction"),

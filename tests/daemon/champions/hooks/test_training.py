@@ -12,7 +12,7 @@ from sqlmodel import col, select
 
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.training import TrainingHooks, is_gpu_lent
-from daemon.dispatch.spool import Spool
+from daemon.dispatch.spool import Spool, read_order
 from daemon.queue import run_queue
 from daemon.settings.load import load
 from daemon.settings.model import SettingsError
@@ -22,7 +22,7 @@ from daemon.state.troubles import Troubles
 from daemon.system.processes import identify
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, StepError, StepResult
-from tests.chaos.house import START, Daemon, build, records, work
+from tests.chaos.house import START, Daemon, build, records, result_of, work
 
 TELL = """
 import os, sys
@@ -146,6 +146,37 @@ def test_a_gpu_that_cannot_be_given_back_is_tried_again_and_trains_on_meanwhile(
     assert box.told() == ["before 1", "after 1", "before 2", "after 2"]
     assert box.troubles.words == {}
     assert not box.is_lent()
+
+
+def test_runs_that_overlap_give_the_gpu_back_before_another_begins_where_a_new_champion_waits(box: Box) -> None:
+    told = json.dumps(tell(box.folder, "promoted"))
+    box.start(more=f"after_promotion = {told}\n[executor]\nparallel = 2\n[tracks.b]\n[tracks.c]\n")
+    for track in ("b", "c"):
+        (box.folder / "inbox" / track / "a.jsonl").write_bytes(records(track))
+    box.daemon.take_in(box.now)
+    queue = box.daemon.root / "spool" / "queue"
+    for _ in range(30):
+        box.tick()
+        for entry in queue.glob("1-*.json"):
+            spec = read_order(box.daemon.root, entry).spec
+            durable.write_json(
+                box.daemon.root / spec.folder / RESULT_NAME, result_of(spec, "promoted").model_dump(mode="json")
+            )
+            entry.unlink()
+
+    def states() -> list[str]:
+        with transaction(box.daemon.engine) as session:
+            return [run.state for run in session.exec(select(Run).order_by(col(Run.id)))]
+
+    assert states() == ["succeeded", "running", "queued"], "else the GPU would never be given back"
+    assert box.told() == ["before 1"]
+    for _ in range(30):
+        box.tick()
+        work(box.daemon.root, "not_shown_better")
+        if states()[2] != "queued":
+            break
+    assert states() == ["succeeded", "succeeded", "running"]
+    assert box.told() == ["before 1", "after 1"]
 
 
 @pytest.mark.parametrize("how", ["fails", "is cancelled"])
