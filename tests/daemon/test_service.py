@@ -108,7 +108,7 @@ def test_a_run_that_no_worker_serves_says_so_until_one_does(tmp_path: Path, drop
         shown = attention(load(settings, {}), Overview(house.root))
         status, doctor = dropforge("status").out, dropforge("doctor", "--json").json["findings"]
         return (
-            "trouble: the worker: no worker runs, so the run waits" in status,
+            "trouble: the worker: no worker runs, so runs wait" in status,
             any(one["name"] == "worker" and one["level"] == "warn" for one in doctor),
             any(one.title == "Trouble with the worker" for one in shown),
         )
