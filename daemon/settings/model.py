@@ -90,7 +90,7 @@ class IntakeSettings(Frozen):
 
 
 class ExecutorSettings(Frozen):
-    """Where steps run, and how many runs go on at once."""
+    """How many runs go on at once."""
 
     parallel: int = Field(default=1, ge=1, le=1000)
     """Most runs at once, of each track one; on one machine they share its memory and its GPUs."""
