@@ -307,8 +307,9 @@ def cancel(engine: Engine, run_id: int, now: int) -> RunState:
     """
     Cancel a queued or waiting run at once; for a running run request it, and the run's owner then calls `cancelled`.
 
-    Returns the run's new state. Raises `DropforgeError` for a run that has ended or does not exist, or that waits
-    though its model was promoted already.
+    Returns the run's new state, `RUNNING` if it was only requested; a running run whose model was promoted already ends
+    as promoted. Raises `DropforgeError` for a run that has ended or does not exist, or that waits though its model was
+    promoted already.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)

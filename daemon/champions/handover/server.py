@@ -193,8 +193,9 @@ def switch_adapter(server: Server, change: Change, name_file: Path, seconds: flo
     Load the champion's adapter into vLLM, check its answers, write its name into `name_file`; describe the result.
 
     For a base model nothing is loaded, and the name is that of the server's own model. The track's other adapters are
-    unloaded, except the one named in `name_file` so far. Raises `DropforgeError` if the model has no adapter or as
-    `check` does; `name_file` then still names the former champion, and a newly loaded adapter is unloaded.
+    unloaded, except the one named in `name_file` so far. Raises `DropforgeError` if the model has no adapter, if vLLM
+    refuses to load or unload one, or as `check` does; `name_file` then still names the former champion, and a newly
+    loaded adapter is unloaded. Raises `OSError` if `name_file` cannot be read or written.
     """
     server.wait(seconds)
     models = server.models()

@@ -72,7 +72,8 @@ def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
     """
     Return the folder of a model's adapter over the base, relative to the state folder; `None` if there is none.
 
-    Also `None` if the run trained from a champion, did not make `model_id`, or its files are damaged or deleted.
+    Also `None` if the run trained from a champion, did not make `model_id`, or published something that is damaged, or
+    if the folder was deleted; the files in the folder are not read.
     """
     try:
         adapter, model = run_files.load_adapter(state_folder, run_id), run_files.load_model(state_folder, run_id)
