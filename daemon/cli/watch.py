@@ -24,7 +24,7 @@ def watch(context: typer.Context) -> None:
     Show what goes on until Ctrl-C.
 
     On a terminal the text of `dropforge status`, redrawn every second. Elsewhere a line for the daemon and each of the
-    latest runs, then one whenever something changes.
+    latest runs, then a line whenever something changes.
     """
     settings = load_settings(context)
     overview, console, said = Overview(settings.state_folder), make_console(), dict[object, str]()

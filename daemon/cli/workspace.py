@@ -160,7 +160,7 @@ def show(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     Show the settings in force, and the default of each that has another value.
 
-    With --json the defaults of all. Passwords and tokens are not shown.
+    With --json all defaults are shown. Passwords and tokens are not shown.
     """
     found, defaults = _by_name(load_settings(context)), _by_name(Settings())
     if as_json:

@@ -77,7 +77,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     while a daemon or worker runs, for a backup that is unreadable, damaged (every row is parsed) or newer than this
     program, for a state folder on a network file system or with a link in the place of a folder, and if neither backup
     nor state folder has a champion's model (unless `without_models`). Any error after that (`DropforgeError` for a full
-    disk, else `OSError` or `sqlite3.Error`) means that the restore must be repeated.
+    disk or a backup that changed, else `OSError` or `sqlite3.Error`) means that the restore must be repeated.
     """
     root = settings.state_folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -69,7 +69,7 @@ class BaseSizes:
 
 def base_sizes(folder: Path) -> BaseSizes:
     """
-    Return the sizes of the base model in `folder`, from its headers and config.json, 0 or a usual one if not there.
+    Return the sizes of the base model in `folder`, from its headers and config.json; most that are missing are 0.
 
     Raises `ValueError` if a weights file is not a complete safetensors file, `OSError` if one cannot be read.
     """

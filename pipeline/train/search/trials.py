@@ -76,7 +76,7 @@ class TrialFiles:
         return self.trial(number) / "adapter"
 
     def load(self) -> list[TrialState]:
-        """Return the saved states, by number, up to the first unreadable one; a trial without an end has no outcome."""
+        """Return the saved states up to the first unreadable file; a trial that has not ended has no outcome."""
         trials: list[TrialState] = []
         while True:
             folder = self.trial(len(trials) + 1)
