@@ -23,7 +23,7 @@ from pipeline.steps import BY_NAME
 _FORMER = 3
 #: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
 #: the step itself most of all (README.md has the numbers). The daemon's own setting goes before ours. The worker
-#: passes on no other than `worker.STEP_VARIABLES`.
+#: passes on no other than `step_process.STEP_VARIABLES`.
 _STEP_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",

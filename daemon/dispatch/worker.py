@@ -1,20 +1,17 @@
 """
 The worker: takes step specs from the spool and runs each in a process of its own, at most `parallel` at once.
 
-The worker touches no database, and takes neither a path nor a program from a spool entry (`spool`). Each step gets a
-session and process group of its own, and one end of a pipe: when the worker dies in any way, the step notices and
-stops. A new worker starts nothing before the old worker's steps have ended.
+The worker touches no database, and takes neither a path nor a program from a spool entry (`spool`). When it dies in
+any way, its steps notice and stop (`step_process`); a new worker starts nothing before they have ended.
 """
 
 import contextlib
 import errno
-import fnmatch
 import os
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -22,37 +19,19 @@ from pathlib import Path
 import structlog
 
 from daemon.dispatch.spool import Order, Spool
+from daemon.dispatch.step_process import StepCommand, StepProcess, result_of_dead, step_command
 from daemon.state.ownership import OwnFolder, StateFolderGone
-from daemon.system.processes import FileLock, identify, is_alive, kill_group, on_stop, signal_name, wait_until_dead
+from daemon.system.processes import FileLock, is_alive, kill_group, on_stop, wait_until_dead
 from pipeline import durable
-from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
-from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED, is_disk_full
-from pipeline.models.untrusted import ENDED_BY, SECONDS
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.errors import EXIT_FAILED, is_disk_full
 
-_MACHINE = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "XDG_*")
-_LIBRARIES = ("LD_*", "PYTHON*", "VIRTUAL_ENV", "HF_HOME", "HF_HUB_CACHE", "TORCH*", "PYTORCH*", "TRITON*", "BNB_*")
-_HARDWARE = ("CUDA*", "NVIDIA*", "NCCL_*", "HIP*", "ROCR*", "OMP_*", "MKL_*", "OPENBLAS*", "VLLM_CPU_*")
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-#: Variables of the worker's own environment that a step may see: paths and hardware settings, no secrets.
-ALLOWED_ENVIRONMENT = (*_MACHINE, *_LIBRARIES, *_HARDWARE)
-#: Further variables for a step that uses the network, in addition to its API key.
-NETWORK_ENVIRONMENT = (*_PROXIES, *map(str.lower, _PROXIES), "SSL_CERT_FILE", "SSL_CERT_DIR")
-#: Variables that a step takes from its spec's environment: the daemon sets no others.
-STEP_VARIABLES = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY", "DROPFORGE_DEVICE")
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10.0
 _FULL_SECONDS = 1.0
 #: No memory, process or descriptor is free just now.
 _PASSING = frozenset({errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE})
-StepCommand = Callable[[StepSpec, Path], Sequence[str]]
-"""The argument list that does a step, from its spec and where that lies."""
 log = structlog.get_logger()
-
-
-def step_command(spec: StepSpec, path: Path) -> Sequence[str]:
-    """Return the argument list that runs the step of the spec at `path`: `python -P -m pipeline STEP PATH`."""
-    # -P: the folder that it is started in must not be looked through for modules.
-    return (sys.executable, "-P", "-m", "pipeline", spec.step, str(path.absolute()))
 
 
 class Worker:
@@ -160,23 +139,16 @@ class Worker:
         entry = self._spool.running / f"{spec.key}.json"
         folder = self._spool.root / spec.folder
         if not (folder / RESULT_NAME).exists():
-            begun = self._begin_with_room(entry, spec, folder)
-            if begun is None:
+            process = self._begin_with_room(entry, spec, folder)
+            if process is None:
                 return
-            process, keep = begun
-            try:
-                os.write(keep, b"g")
-                log.info("step_started", key=spec.key, pid=process.pid)
-                stopped = self._watch(process, spec)
-            finally:
-                os.close(keep)
+            result = process.go(lambda: self.stop.is_set() or (self._spool.cancelled / spec.key).exists())
             if not (folder / RESULT_NAME).exists():
-                self._word(folder, _result_of_dead(spec, process.returncode, stopped=stopped))
-            log.info("step_ended", key=spec.key, exit_code=process.returncode)
+                self._word(folder, result)
         (self._spool.cancelled / spec.key).unlink(missing_ok=True)
         entry.unlink(missing_ok=True)
 
-    def _begin_with_room(self, entry: Path, spec: StepSpec, folder: Path) -> tuple[subprocess.Popen[bytes], int] | None:
+    def _begin_with_room(self, entry: Path, spec: StepSpec, folder: Path) -> StepProcess | None:
         """Call `_begin` until disk and memory suffice; once `stop` is set, put the order back and return `None`."""
         while True:
             try:
@@ -190,38 +162,16 @@ class Worker:
                 entry.rename(self._spool.queue / entry.name)
                 return None
 
-    def _begin(self, entry: Path, spec: StepSpec, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-        """
-        Start and record the step's process; return it and a pipe: a byte lets it begin, and closing it ends the step.
-
-        If it cannot be recorded the process is killed before it has done anything, as nothing was written to the pipe.
-        """
-        lifeline, keep = os.pipe()
-        process = None
+    def _begin(self, entry: Path, spec: StepSpec, folder: Path) -> StepProcess:
+        """Start the step's process and record it in the entry; kill it, before it does anything, if that fails."""
+        process = StepProcess(spec, folder, self._command(spec, folder / SPEC_NAME))
         try:
-            with (folder / LOG_NAME).open("ab") as output:
-                process = subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
-                    self._command(spec, folder / SPEC_NAME),
-                    cwd=folder,
-                    env={**_environment(spec), LIFELINE: str(lifeline)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=(lifeline,),
-                )
-            identity = identify(process.pid)
-            record = {"fence": spec.fence, "process": asdict(identity) if identity else None}
-            durable.write_json(entry, record)
+            identity = process.identity
+            durable.write_json(entry, {"fence": spec.fence, "process": asdict(identity) if identity else None})
         except BaseException:
-            os.close(keep)
-            if process is not None:
-                kill_group(process.pid, signal.SIGKILL)
-                process.wait()
+            process.kill()
             raise
-        finally:
-            os.close(lifeline)
-        return process, keep
+        return process
 
     def _word(self, folder: Path, result: StepResult) -> None:
         """Write the result of a step that left none, retrying while the disk is full; give up once `stop` is set."""
@@ -237,23 +187,6 @@ class Worker:
             else:
                 return
 
-    def _watch(self, process: subprocess.Popen[bytes], spec: StepSpec) -> bool:
-        """Wait for the step to end; stop it if it is cancelled or `stop` is set. Return whether it was stopped."""
-        while process.poll() is None:
-            if self.stop.is_set() or (self._spool.cancelled / spec.key).exists():
-                log.info("step_stopping", key=spec.key, grace_seconds=spec.grace_seconds)
-                process.send_signal(signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(spec.grace_seconds)
-                kill_group(process.pid, signal.SIGKILL)
-                process.wait()
-                return True
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_POLL_SECONDS)
-        # Whatever the step itself started goes with it.
-        kill_group(process.pid, signal.SIGKILL)
-        return False
-
 
 def end_steps_now(state_folder: Path) -> None:
     """
@@ -268,7 +201,7 @@ def end_steps_now(state_folder: Path) -> None:
             wait_until_dead(order.process, _KILL_SECONDS)
         folder = state_folder / order.spec.folder
         if not (folder / RESULT_NAME).exists():
-            durable.write_json(folder / RESULT_NAME, _result_of_dead(order.spec, 0, stopped=True).model_dump())
+            durable.write_json(folder / RESULT_NAME, result_of_dead(order.spec, 0, stopped=True).model_dump())
         order.entry.unlink(missing_ok=True)
 
 
@@ -313,46 +246,3 @@ def serve(state_folder: Path, *, with_lifeline: bool, parallel: int = 1, command
             raise
         return EXIT_FAILED  # the daemon says so
     return worker.exit_code
-
-
-def _environment(spec: StepSpec) -> dict[str, str]:
-    """
-    Return the environment of a step: the allowed variables of the worker's own and of the spec's.
-
-    Unless the worker's own configure it, torch's GPU allocator uses expandable segments. A step with network access
-    also gets proxies and the API key, whose name is in the spec.
-    """
-    names = [*ALLOWED_ENVIRONMENT]
-    if spec.network:
-        names += [*NETWORK_ENVIRONMENT, spec.config.judge.api_key_env]
-    seen = {name: value for name, value in os.environ.items() if any(fnmatch.fnmatchcase(name, one) for one in names)}
-    if "PYTORCH_CUDA_ALLOC_CONF" not in seen:  # the older name
-        # Micro-batches differ in length, which fragments fixed segments.
-        seen.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    return seen | {name: spec.env[name] for name in STEP_VARIABLES if name in spec.env}
-
-
-def _result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepResult:
-    """Return the result of a step that ended without writing one, with message and hint for its exit code."""
-    if stopped or returncode == EXIT_INTERRUPTED:
-        words = StepError(message=f"step {spec.step} was stopped before it could leave a result")
-        return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED, error=words)
-    if returncode == EXIT_DISK_FULL:
-        message = f"the disk of {spec.root} is full: step {spec.step} could not write its files"
-        hint = "free some room there, the run then goes on by itself; dropforge gc --dry-run says what it can give back"
-        code = returncode
-    elif returncode == -ENDED_BY:
-        message = (
-            f"step {spec.step} was ended: the tokenizer or the chat template of {spec.config.base_model} took more "
-            f"than {SECONDS:g} s of the processor, to load or for one record"
-        )
-        hint, code = "mend tokenizer.json and chat_template.jinja there, or use another base model", EXIT_BAD_DATA
-    elif returncode < 0:
-        message = f"step {spec.step} was killed by {signal_name(-returncode)}"
-        hint = "SIGKILL is most often the kernel's answer to memory running out; see its log and the system's"
-        code = 128 - returncode
-    else:
-        message = f"step {spec.step} ended with exit code {returncode} and left no result"
-        hint, code = f"the whole story: dropforge logs {spec.run}", returncode or 1
-    words = StepError(message=message, hint=hint)
-    return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=code, error=words)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sqlmodel import col, select
 
 from daemon.dispatch.spool import read_order
-from daemon.dispatch.worker import step_command
+from daemon.dispatch.step_process import step_command
 from daemon.inbox.watcher import make_inbox
 from daemon.state.database import transaction
 from daemon.state.states import TRIAL
