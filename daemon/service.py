@@ -18,7 +18,8 @@ import structlog
 
 from daemon.champions.hooks.changes import Hooks
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.spool import LocalExecutor, Spool
+from daemon.dispatch.slurm import STEPS_ON_NODES, SlurmExecutor
+from daemon.dispatch.spool import ByStep, Executor, LocalExecutor, Spool
 from daemon.dispatch.worker import end_steps_now
 from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
 from daemon.messages.messenger import Messenger
@@ -77,7 +78,12 @@ class Service:
         self.exit_code = 0
         self._wake = threading.Event()
         self._troubles = Troubles()
-        self._dispatcher = Dispatcher(self._engine, settings, LocalExecutor(root), self._troubles)
+        executor: Executor = LocalExecutor(root)
+        self._slurm: SlurmExecutor | None = None
+        if settings.executor.kind == "slurm":
+            self._slurm = SlurmExecutor(root, settings.executor, self._troubles)
+            executor = ByStep(STEPS_ON_NODES, self._slurm, executor)
+        self._dispatcher = Dispatcher(self._engine, settings, executor, self._troubles)
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
         self._hooks = Hooks(self._engine, settings, troubles=self._troubles)
         self._messenger = Messenger(self._engine, settings, self._troubles)
@@ -236,6 +242,8 @@ class Service:
             self._end_worker()
             self._tick()
             self._dispatcher.abandon(now_ms())
+        if self._slurm is not None:
+            showing_life(self._slurm.stop)
         showing_life(self._dispatcher.give_gpu_back)
         showing_life(self._messenger.finish)
         self._engine.dispose()

@@ -14,13 +14,10 @@ from typing import Literal
 
 from pipeline import durable
 from pipeline.contract import (
-    CURVE_NAME,
     LIFELINE,
-    LOG_NAME,
-    PROGRESS_NAME,
     PROGRESS_SECONDS,
     RESULT_NAME,
-    SPEC_NAME,
+    STORY_NAMES,
     Attempt,
     StepError,
     StepResult,
@@ -116,16 +113,15 @@ def _make_room(attempt: Attempt) -> None:
     for path in attempt.folder.iterdir():
         if path.is_dir() and path.name != "predictions":
             shutil.rmtree(path, ignore_errors=True)
-        elif path.is_file() and path.name not in {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME}:
+        elif path.is_file() and path.name not in STORY_NAMES:
             path.unlink(missing_ok=True)
 
 
 def _hash_outputs(folder: Path) -> dict[str, str]:
     """Return each output file's sha256 by path, without the contract's files and models that have a manifest."""
-    contract_files = {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME}
     models = [path.parent for path in folder.glob(f"*/{MANIFEST_NAME}")]
     # Names that begin with a dot are temporary files.
-    names = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name not in contract_files)
+    names = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name not in STORY_NAMES)
     paths = sorted(path for path in names if path.is_file() and not any(map(path.is_relative_to, models)))
     return {path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in paths}
 

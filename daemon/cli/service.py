@@ -42,6 +42,9 @@ def worker(
         typer.Option("--parallel", metavar="N", min=1, help="Most steps at once; else as the settings say."),
     ] = None,
     lifeline: Annotated[bool, typer.Option("--lifeline", help="End when standard input closes.", hidden=True)] = False,
+    one: Annotated[
+        tuple[str, str] | None, typer.Option("--one", help="Key and fence of the attempt to run alone.", hidden=True)
+    ] = None,
 ) -> None:
     """
     Run the steps that the daemon orders.
@@ -49,12 +52,16 @@ def worker(
     Until SIGTERM or Ctrl-C; another worker of the same state folder must have ended first. The daemon starts this by
     itself; with worker = "separate" a unit of its own does.
     """
+    from daemon.dispatch import node  # noqa: PLC0415
     from daemon.dispatch import worker as room  # noqa: PLC0415
 
     processes.close_to_others()  # the judge's key is in its environment
     settings = load_settings(context, as_owner=False) if state is None else None
     logs.configure()
     folder = settings.state_folder if settings is not None else Path(state or "")
+    if one is not None:
+        node.serve_one(folder, *one)
+        return
     most = parallel or (1 if settings is None else settings.executor.parallel)
     raise typer.Exit(room.serve(folder, with_lifeline=lifeline, parallel=most))
 

@@ -17,7 +17,7 @@ from daemon.champions import promotion
 from daemon.champions.base_models import Bases
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude, fix_measures
-from daemon.dispatch.spool import JobState, LocalExecutor, Spool
+from daemon.dispatch.spool import Executor, JobState, Spool
 from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
 from daemon.dispatch.step_specs import compose, key_of, spec_of, warn_of_fixed
 from daemon.inbox.answers import rejected
@@ -51,7 +51,7 @@ class Dispatcher:
     """Moves up to `executor.parallel` runs at a time through the pipeline."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, executor: LocalExecutor, troubles: Troubles | None = None
+        self, engine: Engine, settings: Settings, executor: Executor, troubles: Troubles | None = None
     ) -> None:
         """Prepare for the state folder of `settings`; `recover` and `tick` do the work, problems go to `troubles`."""
         self._engine = engine
@@ -176,9 +176,15 @@ class Dispatcher:
         return f"run {run_id} {attempt.step if progress is None else progress.words}"
 
     def abandon(self, now: int) -> None:
-        """At the end of a shutdown, cancel the open steps and set the claimed runs to waiting; not a failure."""
+        """
+        At the end of a shutdown, cancel the open steps and set the claimed runs to waiting; not a failure.
+
+        A run whose step outlives the daemon stays running: the next daemon adopts it.
+        """
         for claim in tuple(self._claims.values()):
             attempt = states.open_attempt(self._engine, claim.run_id)
+            if attempt is not None and self._executor.outlives(key_of(attempt)):
+                continue
             if attempt is not None:
                 # Otherwise the next worker would run a step that is not needed any more.
                 self._executor.cancel(key_of(attempt))

@@ -16,10 +16,11 @@ has no result is lost.
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 from pydantic import BaseModel
@@ -30,7 +31,7 @@ from daemon.system.processes import Identity, is_alive, lock_holder
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepSpec
 
-_NAME = re.compile(r"([1-9][0-9]*)-([a-z]+)-([1-9][0-9]*)\.json")
+_KEY = re.compile(r"([1-9][0-9]*)-([a-z]+)-([1-9][0-9]*)")
 log = structlog.get_logger()
 
 
@@ -70,14 +71,24 @@ def read_order(root: Path, entry: Path) -> Order:
     Raises `OSError` or `ValueError` if the entry or its spec cannot be read, is incomplete or belongs to another
     attempt.
     """
-    if (name := _NAME.fullmatch(entry.name)) is None:
-        raise ValueError("its name is no attempt's")
     content = _Entry.model_validate_json(entry.read_bytes())
-    path = root / attempt_folder(int(name[1]), name[2], int(name[3])) / SPEC_NAME
+    return Order(entry, read_spec(root, entry.name.removesuffix(".json"), content.fence), content.process)
+
+
+def folder_of(key: str) -> str:
+    """Return the folder of the attempt `key`, relative to the root. Raises `ValueError` if it is no attempt's key."""
+    if (name := _KEY.fullmatch(key)) is None:
+        raise ValueError(f"{key} is no attempt's key")
+    return attempt_folder(int(name[1]), name[2], int(name[3]))
+
+
+def read_spec(root: Path, key: str, fence: str) -> StepSpec:
+    """Return the spec of the attempt `key`. Raises `OSError` or `ValueError` if it cannot be read or is another's."""
+    path = root / folder_of(key) / SPEC_NAME
     spec = StepSpec.model_validate_json(path.read_bytes())
-    if (spec.key, spec.fence) != (entry.stem, content.fence) or not Path(spec.root).samefile(root):
+    if (spec.key, spec.fence) != (key, fence) or not Path(spec.root).samefile(root):
         raise ValueError(f"{path} has another key, fence or root")
-    return Order(entry, spec, content.process)
+    return spec
 
 
 class Spool:
@@ -135,6 +146,49 @@ class Spool:
             return None
 
 
+class Executor(Protocol):
+    """Runs step attempts; all of its methods return at once."""
+
+    def submit(self, spec: StepSpec) -> None:
+        """Have the attempt run; do nothing if it is known or has a result."""
+
+    def poll(self, spec: StepSpec) -> JobState:
+        """Return the attempt's state."""
+
+    def cancel(self, key: str) -> None:
+        """Have the attempt stopped if it runs, and not begun if it does not."""
+
+    def outlives(self, key: str) -> bool:
+        """Return whether the attempt goes on when the daemon ends."""
+
+
+class ByStep:
+    """Runs the steps named `steps` by one executor and all others by another one."""
+
+    def __init__(self, steps: Collection[str], theirs: Executor, others: Executor) -> None:
+        """Run `steps` by `theirs`."""
+        self._steps, self._theirs, self._others = frozenset(steps), theirs, others
+
+    def submit(self, spec: StepSpec) -> None:
+        """Have the attempt run."""
+        self._of(spec.key).submit(spec)
+
+    def poll(self, spec: StepSpec) -> JobState:
+        """Return the attempt's state."""
+        return self._of(spec.key).poll(spec)
+
+    def cancel(self, key: str) -> None:
+        """Have the attempt stopped."""
+        self._of(key).cancel(key)
+
+    def outlives(self, key: str) -> bool:
+        """Return whether the attempt goes on when the daemon ends."""
+        return self._of(key).outlives(key)
+
+    def _of(self, key: str) -> Executor:
+        return self._theirs if key.split("-")[1] in self._steps else self._others
+
+
 class LocalExecutor:
     """Submits attempts to the worker on this machine."""
 
@@ -172,6 +226,10 @@ class LocalExecutor:
         (self._spool.queue / f"{key}.json").unlink(missing_ok=True)
         if self._is_known(key):
             (self._spool.cancelled / key).touch()
+
+    def outlives(self, _key: str) -> bool:
+        """Return `False`: the worker ends with the daemon, or is not stopped by it at all."""
+        return False
 
     def _is_known(self, key: str) -> bool:
         return any((folder / f"{key}.json").exists() for folder in (self._spool.queue, self._spool.running))

@@ -89,11 +89,57 @@ class IntakeSettings(Frozen):
     """Drops of an owner that may wait in a track, for a run or for approval; more files of theirs stay in the inbox."""
 
 
+class JobSettings(Frozen):
+    """What a step's job asks Slurm for."""
+
+    gpus: int = Field(default=0, ge=0, le=1024)
+    """GPUs of the job (--gres=gpu:N)."""
+    cpus: int = Field(default=1, ge=1, le=4096)
+    """Processors of the job (--cpus-per-task)."""
+    memory: str = ""
+    """Memory of the job, as "120G" (--mem); empty: the partition's default."""
+    time: str = ""
+    """Longest time of the job, as "12:00:00" (--time); empty: the partition's default."""
+
+
+class SlurmSettings(Frozen):
+    """Where Slurm runs the jobs; empty settings are left to Slurm's defaults."""
+
+    partition: str = ""
+    """Partition of the jobs."""
+    account: str = ""
+    """Account that the jobs are charged to."""
+    qos: str = ""
+    """Quality of service of the jobs."""
+    constraint: str = ""
+    """Features that the nodes must have, as "a100"."""
+    extra: tuple[str, ...] = ()
+    """Further arguments of sbatch, as ["--reservation=night"]."""
+    train: JobSettings = JobSettings()
+    merge: JobSettings = JobSettings()
+    evaluate: JobSettings = JobSettings()
+
+    def arguments(self, step: str) -> tuple[str, ...]:
+        """Return the arguments of sbatch for a step's job."""
+        job: JobSettings = getattr(self, step)
+        named = {name: getattr(self, name) for name in ("partition", "account", "qos", "constraint")}
+        named |= {"gres": f"gpu:{job.gpus}" if job.gpus else "", "mem": job.memory, "time": job.time}
+        told = (f"--{name}={value}" for name, value in named.items() if value)
+        return (*told, "--ntasks=1", f"--cpus-per-task={job.cpus}", *self.extra)
+
+
 class ExecutorSettings(Frozen):
     """How many runs go on at once."""
 
+    kind: Literal["local", "slurm"] = "local"
+    """`local`: on this machine; `slurm`: training, merge and evaluation as jobs of a Slurm cluster."""
     parallel: int = Field(default=1, ge=1, le=1000)
     """Most runs at once, of each track one; on one machine they share its memory and its GPUs."""
+    setup: Annotated[str, AfterValidator(_check_path)] = ""
+    """Shell file that a job reads before its step, for modules and variables."""
+    poll_seconds: float = Field(default=15.0, ge=0.1, le=3600)
+    """Seconds between two looks at Slurm's queue."""
+    slurm: SlurmSettings = SlurmSettings()
 
 
 class RetrySettings(Frozen):

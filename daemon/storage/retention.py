@@ -18,14 +18,14 @@ from sqlmodel import Session, col, select
 from daemon.settings.model import Settings
 from daemon.state.states import AWAITING, PromotionState, RunState
 from daemon.state.tables import Promotion, Run, Track
-from pipeline.contract import CURVE_NAME, LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME
+from pipeline.contract import RESULT_NAME, SPEC_NAME, STORY_NAMES
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 from pipeline.steps import STEPS
 
 DAY_MS = 86_400_000
 #: Small files of an attempt that document it; they are always kept.
-_STORY = frozenset({SPEC_NAME, RESULT_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME, "report"})
+_STORY = STORY_NAMES | {RESULT_NAME, "report"}
 
 
 @dataclass

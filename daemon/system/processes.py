@@ -88,9 +88,11 @@ def kill_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-def on_stop(act: Callable[[int], object]) -> None:
+def on_stop(act: Callable[[int], object], *further: signal.Signals) -> None:
     """
-    Call `act` in a thread with the number of each SIGTERM and SIGINT from now on. Call this in the main thread.
+    Call `act` in a thread with the number of each SIGTERM, SIGINT and signal in `further` from now on.
+
+    Call this in the main thread.
 
     The signals then do nothing else: SIGINT raises no `KeyboardInterrupt`. `act` must not raise. A Python signal
     handler runs in the main thread between two bytecodes: if it logs or sets an event it can wait for a lock that this
@@ -102,12 +104,12 @@ def on_stop(act: Callable[[int], object]) -> None:
     def listen() -> None:
         while True:
             number = os.read(read, 1)[0]
-            if number in _STOPPING:
+            if number in (*_STOPPING, *further):
                 act(number)
 
     threading.Thread(target=listen, name="signals", daemon=True).start()
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number in _STOPPING:
+    for number in (*_STOPPING, *further):
         signal.signal(number, lambda _number, _frame: None)
 
 

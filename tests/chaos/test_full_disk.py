@@ -20,6 +20,7 @@ from daemon import service
 from daemon.champions import promotion
 from daemon.dispatch import dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor, read_order
+from daemon.dispatch.step_process import StepProcess
 from daemon.dispatch.worker import Worker
 from daemon.inbox import intake
 from daemon.queue import run_queue
@@ -288,7 +289,7 @@ def test_how_a_step_ended_is_written_down_when_there_is_room_for_it(
 ) -> None:
     executor, spec = order(disk, "sys.exit(74)")
     filled = threading.Event()
-    real = Worker._watch
+    real = StepProcess._wait
 
     def watch(*arguments: Any) -> Any:
         stopped = real(*arguments)
@@ -296,7 +297,7 @@ def test_how_a_step_ended_is_written_down_when_there_is_room_for_it(
         filled.set()
         return stopped
 
-    monkeypatch.setattr(Worker, "_watch", watch)
+    monkeypatch.setattr(StepProcess, "_wait", watch)
     serving()
     wait_for(filled.is_set)
     assert executor.poll(spec) is JobState.RUNNING, "not lost: nobody is to count a death"

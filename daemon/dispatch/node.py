@@ -1,0 +1,94 @@
+"""
+One attempt on a node of a cluster: `dropforge worker --one KEY FENCE`, which a job of the cluster runs.
+
+Several hosts share the attempt's folder. The first who creates `claim.json` there works on the attempt, whoever else
+was started for it ends at once; once `revoked` is there, the step is stopped. A name is asked for only after it was
+listed: NFS keeps for a minute that a name was not there, but lists what is.
+"""
+
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import structlog
+
+from daemon.dispatch.spool import read_spec
+from daemon.dispatch.step_process import StepCommand, StepProcess, step_command
+from daemon.state.ownership import OwnFolder
+from daemon.system.processes import on_stop
+from pipeline import durable
+from pipeline.contract import CLAIM_NAME, RESULT_NAME, REVOKED_NAME, SPEC_NAME
+from pipeline.errors import DropforgeError
+
+_LOOK_SECONDS = 2.0
+log = structlog.get_logger()
+
+
+def run_one(root: Path, key: str, fence: str, stop: threading.Event, command: StepCommand) -> None:
+    """
+    Run the attempt `key` once and leave a result, unless it is claimed, revoked or has one; `stop` stops the step.
+
+    Raises `OSError` or `ValueError` if its spec cannot be read or has another fence.
+    """
+    spec = read_spec(root, key, fence)
+    folder = root / spec.folder
+    if {RESULT_NAME, REVOKED_NAME} & listed(folder) or not _claim(folder):
+        log.warning("attempt_not_begun", key=key)
+        return
+    looked = time.monotonic()
+
+    def is_to_stop() -> bool:
+        nonlocal looked
+        if not stop.is_set() and time.monotonic() - looked >= _LOOK_SECONDS:
+            looked = time.monotonic()
+            if REVOKED_NAME in listed(folder):
+                stop.set()
+        return stop.is_set()
+
+    with tempfile.TemporaryDirectory(prefix="dropforge-") as scratch:
+        told = {"TMPDIR": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
+        result = StepProcess(spec, folder, command(spec, folder / SPEC_NAME), told).go(is_to_stop)
+    if RESULT_NAME not in listed(folder):
+        durable.write_json(folder / RESULT_NAME, result.model_dump())
+
+
+def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_command) -> None:
+    """
+    Run the attempt `key` in `root`, as `run_one` does; SIGTERM, SIGINT and SIGUSR1 stop its step.
+
+    Raises `DropforgeError` if the folder is not this user's own or the attempt cannot be read.
+    """
+    OwnFolder(root, "worker")
+    stop = threading.Event()
+    on_stop(lambda _number: stop.set(), signal.SIGUSR1)
+    try:
+        run_one(root, key, fence, stop, command)
+    except ValueError as error:
+        raise DropforgeError(f"attempt {key} cannot be run: {error}", "see the log of the daemon") from error
+
+
+def listed(folder: Path) -> set[str]:
+    """Return the names in `folder`, those that other hosts have just made included; none if it is missing."""
+    try:
+        return {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
+
+
+def _claim(folder: Path) -> bool:
+    """Create the attempt's claim with this job's number and node; return whether nobody had."""
+    told = {"job": os.environ.get("SLURM_JOB_ID"), "node": socket.gethostname(), "at": round(time.time() * 1000)}
+    try:
+        fd = os.open(folder / CLAIM_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return False
+    with os.fdopen(fd, "wb") as file:
+        file.write(durable.json_bytes(told))
+        file.flush()
+        os.fsync(file.fileno())
+    durable.fsync_folder(folder)
+    return True
