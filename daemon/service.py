@@ -58,7 +58,8 @@ class Service:
         root = settings.state_folder
         refuse_network(root)
         self._folder = OwnFolder(root, "run")
-        for folder in (root / "drops", root / "runs", root / "models", root / "tracks", root / TRASH_NAME):
+        work = settings.work_folder
+        for folder in (work / "drops", work / "runs", work / "models", work / "tracks", work / TRASH_NAME):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(root / LOCK_NAME)
         if not self._lock.acquire():
@@ -78,10 +79,11 @@ class Service:
         self.exit_code = 0
         self._wake = threading.Event()
         self._troubles = Troubles()
-        executor: Executor = LocalExecutor(root)
+        self._spool = Spool(root, work)
+        executor: Executor = LocalExecutor(self._spool)
         self._slurm: SlurmExecutor | None = None
         if settings.executor.kind == "slurm":
-            self._slurm = SlurmExecutor(root, settings.executor, self._troubles)
+            self._slurm = SlurmExecutor(work, settings.executor, self._troubles)
             executor = ByStep(STEPS_ON_NODES, self._slurm, executor)
         self._dispatcher = Dispatcher(self._engine, settings, executor, self._troubles)
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
@@ -90,7 +92,7 @@ class Service:
         self._schedule = Schedule(self._engine, settings, self._night_began)
         self._worker = ChildProcess(
             "worker",
-            ["worker", "--state", settings.state, "--parallel", str(settings.executor.parallel)],
+            ["worker", "--state", settings.state, "--work", str(work), "--parallel", str(settings.executor.parallel)],
             most_seconds=_WORKER_AGAIN_SECONDS,
         )
         named = [] if config is None else ["--config", str(config.absolute())]
@@ -123,7 +125,6 @@ class Service:
         Raises `DropforgeError` at once if the inbox cannot be used, after the shutdown if the intake fails. If the
         state folder is taken away, one error is logged and the process exits with code 1 at once, without a shutdown.
         """
-        Spool(self._settings.state_folder)
         with transaction(self._engine) as session:
             for name in self._settings.track_names:
                 states.ensure_track(session, name, now_ms())
@@ -248,7 +249,7 @@ class Service:
         showing_life(self._messenger.finish)
         self._engine.dispose()
         try:
-            left = Overview(self._settings.state_folder).open_runs()
+            left = Overview.of(self._settings).open_runs()
         except (DropforgeError, OSError):
             left = []  # reported before; the shutdown goes on
         self._lock.release()
@@ -270,7 +271,7 @@ class Service:
         """Kill the child worker and its step; do nothing if the worker is a unit of its own."""
         if self._settings.worker == "child":
             self._worker.kill()
-            end_steps_now(self._settings.state_folder)
+            end_steps_now(self._spool)
 
 
 def run(settings: Settings, config: Path | None = None) -> int:

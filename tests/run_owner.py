@@ -1,14 +1,17 @@
 """A run's owner in few lines, for tests that need no dispatcher: it claims the next run, and finishes it; and drops."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
+from daemon.dispatch.spool import Spool
 from daemon.queue import order, run_queue
 from daemon.queue.states import Claim, ensure_track
 from daemon.state.database import transaction
+from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Run, Track
 from pipeline.config import RunConfig
@@ -60,3 +63,8 @@ def finish(
     """End a run, and do `also` in the same transaction."""
     with transaction(engine) as session:
         also(session, run_queue.finish(session, held, ending, now))
+
+
+def spool_of(folder: Path) -> Spool:
+    """Return the spool of a state folder that holds the runs, too."""
+    return Spool(StateFolder(folder), WorkFolder(folder))

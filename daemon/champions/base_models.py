@@ -14,6 +14,7 @@ from daemon.queue.states import ensure_track
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.layout import WorkFolder
 from daemon.state.states import HookState, PromotionKind
 from daemon.state.tables import Promotion
 from daemon.storage.disk import is_full
@@ -40,7 +41,7 @@ class Bases:
         for name in settings.track_names:
             # A file that cannot be removed does no harm; `refresh` checks whether the folder can be used.
             with contextlib.suppress(OSError):
-                durable.remove_leftovers(settings.state_folder / "tracks" / name, _NOTE)
+                durable.remove_leftovers(settings.work_folder / "tracks" / name, _NOTE)
 
     def refresh(self, now: int) -> None:
         """
@@ -81,7 +82,7 @@ class Bases:
     def _refresh_track(self, name: str, folder: Path, now: int) -> None:
         check_base(folder)
         identity_of = _signature(folder)
-        note = self._settings.state_folder / "tracks" / name / _NOTE
+        note = self._settings.work_folder / "tracks" / name / _NOTE
         # A damaged note is none: the model is hashed again.
         known = read_object(note)
         identity = known.get("model_id")
@@ -90,7 +91,7 @@ class Bases:
             identity = showing_life(model_id, folder)
             note.parent.mkdir(parents=True, exist_ok=True)
             durable.write_json(note, {"signature": identity_of, "model_id": identity})
-        ensure_base(self._engine, self._settings.state_folder, name, Base(folder, identity), now)
+        ensure_base(self._engine, self._settings.work_folder, name, Base(folder, identity), now)
 
 
 def _unreadable(error: OSError) -> DropforgeError:
@@ -119,7 +120,7 @@ class Base:
     model_id: str
 
 
-def ensure_base(engine: Engine, state_folder: Path, track_name: str, base: Base, now: int) -> None:
+def ensure_base(engine: Engine, work_folder: WorkFolder, track_name: str, base: Base, now: int) -> None:
     """
     Make `base` the champion, generation 0, of a track that has none; update the track's base model and links.
 
@@ -155,4 +156,4 @@ def ensure_base(engine: Engine, state_folder: Path, track_name: str, base: Base,
         if track.champion_model_id == identity:
             track.champion_path = path
         session.add(track)
-        sync_link(session, state_folder, track_name)
+        sync_link(session, work_folder, track_name)

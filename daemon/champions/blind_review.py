@@ -10,10 +10,10 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from daemon.state import run_files
+from daemon.state.layout import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, RECORDS_NAME, Evaluation, Frozen
 from pipeline.config import past_setting
@@ -76,14 +76,14 @@ class Choice:
 
 
 def review_of(
-    state_folder: Path, run_id: int, config: Mapping[str, Any] | None, chosen: Iterable[Mapping[str, Any]]
+    work_folder: WorkFolder, run_id: int, config: Mapping[str, Any] | None, chosen: Iterable[Mapping[str, Any]]
 ) -> Review:
     """
     Return a run's review from its configuration `config` and the details `chosen` of its `CHOSEN` events, oldest first.
 
     It has a result only if no pair is left. Raises `DropforgeError` if the run's scored records are missing or damaged.
     """
-    pairs = read_pairs(state_folder, run_id, str((config or {}).get("salt", "")))
+    pairs = read_pairs(work_folder, run_id, str((config or {}).get("salt", "")))
     wanted = past_setting(config, "gate", "review") or 0
     asked = {pair.id: pair for pair in pairs[: wanted or ASKED]}
     made: dict[str, Mapping[str, Any]] = {}
@@ -104,7 +104,7 @@ def review_of(
     )
 
 
-def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) -> Review:
+def choose(engine: "Engine", work_folder: WorkFolder, run_id: int, choice: Choice) -> Review:
     """
     Record a choice and return the updated review; after the last choice add the result to the run's report.
 
@@ -126,7 +126,7 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
         if run.ended_at is None:
             message = f"run {run_id} has not ended, and may still make other answers"
             raise DropforgeError(message, f"see how far it is: dropforge show {run_id}")
-        found = _review(session, state_folder, run)
+        found = _review(session, work_folder, run)
         is_left = choice.pair in {pair.id for pair in found.left}
         if not is_left and choice.pair not in {one["pair"] for one in _chosen(session, run_id)}:
             message = f"run {run_id} asks about no pair {choice.pair}"
@@ -138,28 +138,28 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
             first = first_side(choice.pair, str((run.config or {})["salt"]))
             about: dict[str, Any] = {"pair": choice.pair, "first": first, "key": choice.key, "by": choice.by}
             record_event(session, CHOSEN, choice.at, track=run.track, run_id=run_id, **about)
-            found = _review(session, state_folder, run)
+            found = _review(session, work_folder, run)
     if found.result is not None:
-        put_on_card(state_folder, run_id, found.result)
+        put_on_card(work_folder, run_id, found.result)
     return found
 
 
-def require_reviewed(session: "Session", state_folder: Path, run: "Run") -> None:
+def require_reviewed(session: "Session", work_folder: WorkFolder, run: "Run") -> None:
     """Raise `DropforgeError` if `run` has `gate.review` set and its blind review is incomplete or cannot be read."""
     if not past_setting(run.config, "gate", "review"):
         return
-    found = _review(session, state_folder, run)
+    found = _review(session, work_folder, run)
     if found.left:
         message = f"run {run.id} waits for its blind review: {found.judged} of {found.asked} pairs are judged"
         raise DropforgeError(message, f"judge the others: dropforge review {run.id}")
 
 
-def put_on_card(state_folder: Path, run_id: int, result: BlindReview) -> None:
+def put_on_card(work_folder: WorkFolder, run_id: int, result: BlindReview) -> None:
     """Add a review's result to the run's report, if there still is one. Raises `DropforgeError` if that is damaged."""
     from pipeline.report.page import add_review  # noqa: PLC0415 - a quick start
 
-    verdict = run_files.load_verdict(state_folder, run_id)
-    folder = state_folder / verdict.report if verdict is not None and verdict.report else None
+    verdict = run_files.load_verdict(work_folder, run_id)
+    folder = work_folder / verdict.report if verdict is not None and verdict.report else None
     if folder is None or not (folder / JSON_NAME).exists():
         return  # it was cleared away
     try:
@@ -170,15 +170,15 @@ def put_on_card(state_folder: Path, run_id: int, result: BlindReview) -> None:
         raise DropforgeError(message, hint) from error
 
 
-def read_pairs(state_folder: Path, run_id: int, salt: str) -> list[Pair]:
+def read_pairs(work_folder: WorkFolder, run_id: int, salt: str) -> list[Pair]:
     """
     Return the pairs of answers in which the two models differ, in the order in which they are to be judged.
 
     Order and sides follow from hashes, the sides also from the track's `salt`: they are the same every time. Raises
     `DropforgeError` if the run's scored records are missing or damaged.
     """
-    found = run_files.load_evaluation(state_folder, run_id)
-    path = None if found is None else state_folder / found.folder / RECORDS_NAME
+    found = run_files.load_evaluation(work_folder, run_id)
+    path = None if found is None else work_folder / found.folder / RECORDS_NAME
     if found is None or path is None or not path.is_file():
         message = f"run {run_id} has no scored records" + ("" if found is None else " any more")
         raise DropforgeError(message, f"see how far it is, and how it ended: dropforge show {run_id}")
@@ -186,7 +186,7 @@ def read_pairs(state_folder: Path, run_id: int, salt: str) -> list[Pair]:
         pairs = [pair for line in durable.read_jsonl(path) if (pair := _pair(found, line, salt)).first != pair.second]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         message = f"the scored records of run {run_id} are damaged: {path}"
-        raise DropforgeError(message, f"bring {path.relative_to(state_folder)} back from a backup") from error
+        raise DropforgeError(message, f"bring {path.relative_to(work_folder)} back from a backup") from error
     return sorted(pairs, key=lambda pair: pair.id)
 
 
@@ -229,8 +229,8 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(max(wins, losses), pairs + 1)) / (1 << pairs))
 
 
-def _review(session: "Session", state_folder: Path, run: "Run") -> Review:
-    return review_of(state_folder, run.id or 0, run.config, _chosen(session, run.id or 0))
+def _review(session: "Session", work_folder: WorkFolder, run: "Run") -> Review:
+    return review_of(work_folder, run.id or 0, run.config, _chosen(session, run.id or 0))
 
 
 def _chosen(session: "Session", run_id: int) -> list[Mapping[str, Any]]:

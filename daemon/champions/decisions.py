@@ -7,7 +7,6 @@ approved any more.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -19,13 +18,14 @@ from daemon.queue.states import known_run
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import Word
+from daemon.state.layout import WorkFolder
 from daemon.state.states import AWAITING, PromotionKind, state_words
 from daemon.state.tables import Promotion, Run, Track
 from pipeline.artifacts import ModelRef
 from pipeline.errors import DropforgeError
 
 
-def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Promotion:
+def approve(engine: Engine, work_folder: WorkFolder, run_id: int, word: Word) -> Promotion:
     """
     Promote the model of a run whose win waits for approval, and return the promotion's row; the reason may be empty.
 
@@ -38,23 +38,23 @@ def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Prom
     with transaction(engine) as session:
         run = known_run(session, run_id)
         _require_waiting(run)
-        require_reviewed(session, state_folder, run)
+        require_reviewed(session, work_folder, run)
     try:
-        verdict = run_files.load_verdict(state_folder, run_id)
+        verdict = run_files.load_verdict(work_folder, run_id)
     except run_files.ArtifactDamaged as error:
         raise DropforgeError(error.message, f"{error.hint}, or: {forcing(run_id)}") from error
     if verdict is None or verdict.candidate_model_id is None or verdict.champion_generation is None:
         message = f"the verdict of run {run_id} is not there any more"
         raise DropforgeError(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")
     path = f"models/{verdict.candidate_model_id}"
-    check_files(state_folder, path, verdict.candidate_model_id, f"the model of run {run_id}", run.track)
+    check_files(work_folder, path, verdict.candidate_model_id, f"the model of run {run_id}", run.track)
     over, reason = verdict.champion_generation, "; ".join(filter(None, (verdict.sentence, word.reason)))
     candidate = Candidate(run.track, run_id, verdict.candidate_model_id, path, over, reason, approved_by=word.by)
-    return promotion.promote(engine, state_folder, candidate, word.at)
+    return promotion.promote(engine, work_folder, candidate, word.at)
 
 
 def force(
-    engine: Engine, state_folder: Path, run_id: int, word: Word, *, try_out: TryOut = lambda _folder: None
+    engine: Engine, work_folder: WorkFolder, run_id: int, word: Word, *, try_out: TryOut = lambda _folder: None
 ) -> Promotion:
     """
     Make the model of an ended run the champion whatever its verdict, and return the promotion's row.
@@ -67,7 +67,7 @@ def force(
     with transaction(engine) as session:
         run = known_run(session, run_id)
         serving = promotion.champion(session, run.track)
-    identity = _model_of(state_folder, run)
+    identity = _model_of(work_folder, run)
     if identity == serving.model_id:
         message = f"the model of run {run_id} is the champion of track {run.track} already"
         raise DropforgeError(message, f"look at it: dropforge champion --track {run.track}")
@@ -83,7 +83,7 @@ def force(
         approved_by=word.by,
         overrode=run.outcome or run.state,
     )
-    return change_by_hand(engine, state_folder, change, f"the model of run {run_id}", try_out)
+    return change_by_hand(engine, work_folder, change, f"the model of run {run_id}", try_out)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Target:
 
 
 def rollback(
-    engine: Engine, state_folder: Path, to: Target, word: Word, *, try_out: TryOut = lambda _folder: None
+    engine: Engine, work_folder: WorkFolder, to: Target, word: Word, *, try_out: TryOut = lambda _folder: None
 ) -> Promotion:
     """
     Make a former champion the champion again, as the next generation; return the promotion's row.
@@ -118,7 +118,7 @@ def rollback(
     for one in past:
         if one.model_id == row.base_model_id and row.base_path is not None:
             one.model_path = row.base_path
-    target = _target(past, serving, to.generation, state_folder)
+    target = _target(past, serving, to.generation, work_folder)
     change = Promotion(
         track=track,
         kind=PromotionKind.ROLLBACK,
@@ -129,7 +129,7 @@ def rollback(
         created_at=word.at,
         approved_by=word.by,
     )
-    return change_by_hand(engine, state_folder, change, f"the model of generation {target.generation}", try_out)
+    return change_by_hand(engine, work_folder, change, f"the model of generation {target.generation}", try_out)
 
 
 def _require_waiting(run: Run) -> None:
@@ -142,21 +142,21 @@ def _require_waiting(run: Run) -> None:
     raise DropforgeError(message, hint + forcing(run.id or 0))
 
 
-def _model_of(state_folder: Path, run: Run) -> str:
+def _model_of(work_folder: WorkFolder, run: Run) -> str:
     """Return the id of the model that an ended run published. Raises `DropforgeError` if there is none."""
     if run.ended_at is None:
         message = f"run {run.id} {state_words(run.state)} and may still change its model"
         raise DropforgeError(message, f"wait for it, or end it: dropforge cancel {run.id}")
-    model = run_files.load_model(state_folder, run.id or 0)
+    model = run_files.load_model(work_folder, run.id or 0)
     if model is not None:
         return model.model_id
-    gone = (run_files.run_folder(state_folder, run.id or 0) / "merge.removed.json").exists()
+    gone = (run_files.run_folder(work_folder, run.id or 0) / "merge.removed.json").exists()
     message = f"run {run.id} " + ("has no model any more: it was collected" if gone else "published no model")
     kept = "gc.keep_models in dropforge.toml says how many models are kept"
     raise DropforgeError(message, kept if gone else f"see how it ended: dropforge show {run.id}")
 
 
-def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_folder: Path) -> Promotion:
+def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, work_folder: WorkFolder) -> Promotion:
     """
     Return the former champion of generation `to`; without `to`, the latest one that is not today's model.
 
@@ -176,7 +176,7 @@ def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_
     if not others:
         raise DropforgeError(f"track {track} has had no other champion than today's", hint)
     former = others[-1]
-    against = _against(former, past, state_folder)
+    against = _against(former, past, work_folder)
     if against:
         message = f"no rollback without --to: the model of generation {former.generation} {against}"
         name = f"name one: dropforge rollback --track {track} --to GENERATION --reason TEXT"
@@ -184,9 +184,9 @@ def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_
     return former
 
 
-def _against(row: Promotion, past: Sequence[Promotion], state_folder: Path) -> str:
+def _against(row: Promotion, past: Sequence[Promotion], work_folder: WorkFolder) -> str:
     """Return why a rollback without `--to` refuses a former champion; an empty string if it does not."""
-    if not (state_folder / row.model_path).is_dir():
+    if not (work_folder / row.model_path).is_dir():
         return "is not there any more"
     if row.model_id in blocked(past):
         return "was rolled back from"

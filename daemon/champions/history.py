@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from daemon.state.layout import WorkFolder
 from daemon.state.states import AWAITING, OVERTAKEN, HookState, PromotionKind
 from pipeline.artifacts import ModelRef
 from pipeline.durable import read_object
@@ -28,7 +29,7 @@ def unhealthy_models(past: "Sequence[Promotion]") -> set[str]:
     return {model for model, row in latest.items() if row.health_state == HookState.FAILED}
 
 
-def former(past: "Sequence[Promotion]", track: "Track", state_folder: Path, most: int) -> list[ModelRef]:
+def former(past: "Sequence[Promotion]", track: "Track", work_folder: WorkFolder, most: int) -> list[ModelRef]:
     """
     Return up to `most` of a track's champions that may serve again, the latest first; `past` is oldest first.
 
@@ -41,7 +42,7 @@ def former(past: "Sequence[Promotion]", track: "Track", state_folder: Path, most
         moved = one.model_id == track.base_model_id and track.base_path is not None
         path = track.base_path if moved and track.base_path is not None else one.model_path
         left = one.generation in over or one.model_id in shut
-        if left or one.model_id in found or not (state_folder / path).is_dir():
+        if left or one.model_id in found or not (work_folder / path).is_dir():
             continue
         found[one.model_id] = ModelRef(
             model_id=one.model_id, path=path, generation=one.generation, drops=drops_of(past, one.model_id)

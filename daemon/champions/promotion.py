@@ -20,7 +20,7 @@ from daemon.queue.states import Claim, held_run, require_not_cancelled
 from daemon.state.database import newest_revision, open_engine, transaction
 from daemon.state.database_file import revision
 from daemon.state.events import record_event
-from daemon.state.layout import DATABASE_NAME
+from daemon.state.layout import DATABASE_NAME, StateFolder, WorkFolder
 from daemon.state.questions import CHAMPIONS
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind, PromotionState
 from daemon.state.tables import Promotion, Run, Track, promotion_of, rows_of, waits
@@ -87,7 +87,7 @@ def require_generation(session: Session, track: str, expected: int | None) -> No
         raise ChampionMoved(message, f"look at it: dropforge history --track {track}")
 
 
-def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) -> Promotion:
+def promote(engine: Engine, work_folder: WorkFolder, candidate: Candidate, now: int) -> Promotion:
     """
     Make the candidate its track's champion and return the promotion's row.
 
@@ -107,7 +107,7 @@ def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) 
             message = f"model {candidate.model_id[:12]} was rolled back from and does not come back by itself"
             see = f"see why: dropforge history --track {candidate.track}"
             raise Blocked(message, f"{see}; to bring it back: {forcing(candidate.run_id)}")
-        require_there(state_folder / candidate.path, f"the model of run {candidate.run_id}", candidate.track)
+        require_there(work_folder / candidate.path, f"the model of run {candidate.run_id}", candidate.track)
         change = Promotion(
             track=candidate.track,
             run_id=candidate.run_id,
@@ -118,10 +118,10 @@ def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) 
             created_at=now,
             approved_by=candidate.approved_by,
         )
-        return change_champion(session, state_folder, change)
+        return change_champion(session, work_folder, change)
 
 
-def change_by_hand(engine: Engine, state_folder: Path, change: Promotion, what: str, try_out: TryOut) -> Promotion:
+def change_by_hand(engine: Engine, work_folder: WorkFolder, change: Promotion, what: str, try_out: TryOut) -> Promotion:
     """
     Make a manual change after hashing the model's files and calling `try_out` with its folder; return the row.
 
@@ -129,22 +129,22 @@ def change_by_hand(engine: Engine, state_folder: Path, change: Promotion, what: 
     `DropforgeError` if the files are missing or changed, `ChampionMoved` if another change came first.
     """
     begun = monotonic()
-    check_files(state_folder, change.model_path, change.model_id, what, change.track)
-    try_out(state_folder / change.model_path)
+    check_files(work_folder, change.model_path, change.model_id, what, change.track)
+    try_out(work_folder / change.model_path)
     change.created_at += 1000 * int(monotonic() - begun)
     with transaction(engine) as session:
         # A collection holds the write lock while it moves models away: one that is here now, stays.
-        require_there(state_folder / change.model_path, what, change.track)
-        return change_champion(session, state_folder, change)
+        require_there(work_folder / change.model_path, what, change.track)
+        return change_champion(session, work_folder, change)
 
 
-def check_files(state_folder: Path, path: str, identity: str, what: str, track: str) -> None:
+def check_files(work_folder: WorkFolder, path: str, identity: str, what: str, track: str) -> None:
     """
     Raise `DropforgeError` unless the model at `path` has the id `identity`, by the hashes of its files.
 
     `path` is relative to the state folder, or absolute for a base model. `what` names the model in messages.
     """
-    folder = state_folder / path
+    folder = work_folder / path
     require_there(folder, what, track)
     try:
         # A base model is the user's own folder, without a manifest of ours.
@@ -172,7 +172,7 @@ def has_promoted(engine: Engine, run_id: int) -> bool:
         return promotion_of(session, run_id) is not None
 
 
-def change_champion(session: Session, state_folder: Path, change: Promotion) -> Promotion:
+def change_champion(session: Session, work_folder: WorkFolder, change: Promotion) -> Promotion:
     """
     Make the model of `change` its track's champion, row and links; return `change`. Call it last in `session`.
 
@@ -203,7 +203,7 @@ def change_champion(session: Session, state_folder: Path, change: Promotion) -> 
         by=change.approved_by,
     )
     end_waiting(session, change.track, change.run_id, change.created_at)
-    sync_link(session, state_folder, change.track)
+    sync_link(session, work_folder, change.track)
     return change
 
 
@@ -222,7 +222,7 @@ def end_waiting(session: Session, track: str, promoted: int | None, now: int) ->
         session.add(run)
 
 
-def sync_links(engine: Engine, state_folder: Path) -> dict[str, OSError | None]:
+def sync_links(engine: Engine, work_folder: WorkFolder) -> dict[str, OSError | None]:
     """
     Make the links of all tracks with a champion match their rows; return for each the preventing `OSError`, or `None`.
 
@@ -233,7 +233,7 @@ def sync_links(engine: Engine, state_folder: Path) -> dict[str, OSError | None]:
         for name in session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all():
             found[name] = None
             try:
-                sync_link(session, state_folder, name)
+                sync_link(session, work_folder, name)
             except OSError as error:
                 if is_disk_full(error):
                     raise
@@ -241,7 +241,7 @@ def sync_links(engine: Engine, state_folder: Path) -> dict[str, OSError | None]:
     return found
 
 
-def sync_link(session: Session, state_folder: Path, track: str) -> None:
+def sync_link(session: Session, work_folder: WorkFolder, track: str) -> None:
     """Make the links `champion` and `previous` of a track match its row, in the caller's write transaction."""
     row = session.get_one(Track, track)
     serving = select(Promotion).where(
@@ -254,23 +254,23 @@ def sync_link(session: Session, state_folder: Path, track: str) -> None:
     previous = promotion.previous_path or path
     if promotion.previous_model_id == row.base_model_id and row.base_path is not None:
         previous = row.base_path
-    _point(state_folder, track, "champion", path)
-    _point(state_folder, track, "previous", previous)
+    _point(work_folder, track, "champion", path)
+    _point(work_folder, track, "previous", previous)
 
 
-def sync_restored_links(state_folder: Path) -> None:
+def sync_restored_links(state_folder: StateFolder, work_folder: WorkFolder) -> None:
     """Make all links match the rows, or raise `OSError`; do nothing if the database's schema is not the current one."""
     path = state_folder / DATABASE_NAME
     if revision(path) != newest_revision():
         return
-    for error in sync_links(open_engine(path), state_folder).values():
+    for error in sync_links(open_engine(path), work_folder).values():
         if error is not None:
             raise error
 
 
-def _point(state_folder: Path, track: str, name: str, path: str) -> None:
+def _point(work_folder: WorkFolder, track: str, name: str, path: str) -> None:
     """Set the link `name` of a track to the model at `path`, atomically and durably; nothing if it is set already."""
-    folder = state_folder / "tracks" / track
+    folder = work_folder / "tracks" / track
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / name
     target = Path(path) if Path(path).is_absolute() else Path("..", "..", path)

@@ -32,7 +32,7 @@ def ask(
     """
     chosen_tracks(context, track)
     settings = load_settings(context)
-    overview = Overview(settings.state_folder)
+    overview = Overview.of(settings)
     champion = overview.champion(track)
     if champion is None:
         raise no_champion(track)

@@ -53,7 +53,7 @@ def promote(
     """
     if force and reason is None:
         raise typer.BadParameter("--force needs --reason TEXT")
-    engine, root, word = open_writer(context), load_settings(context).state_folder, word_of_user(reason)
+    engine, root, word = open_writer(context), load_settings(context).work_folder, word_of_user(reason)
     if force:
         row = decisions.force(engine, root, run, word, try_out=_try_out)
     else:
@@ -82,7 +82,7 @@ def rollback(
     that serves then.
     """
     chosen_tracks(context, track)
-    root, target, word = load_settings(context).state_folder, Target(track, to), word_of_user(reason)
+    root, target, word = load_settings(context).work_folder, Target(track, to), word_of_user(reason)
     print_lines(confirmations.rolled_back(roll_back(open_writer(context), root, target, word, try_out=_try_out)))
     _print_commands(context, track)
 

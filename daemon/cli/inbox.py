@@ -130,7 +130,7 @@ def submit(
         print_line(f"{bad} and will be set aside: dropforge check {file}")
     print_line(f"it is taken once it has not changed for {settings.intake.settle_seconds:g} s")
     with suppress(DropforgeError):  # who may drop a file need not see the state folder
-        if not Overview(settings.state_folder).daemon().alive:
+        if not Overview.of(settings).daemon().alive:
             print_line("the daemon is not running, so nothing happens until you start it: dropforge run")
 
 

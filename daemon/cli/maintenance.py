@@ -136,7 +136,7 @@ def restore(
     """
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
-    sync_restored_links(settings.state_folder)
+    sync_restored_links(settings.state_folder, settings.work_folder)
     if as_json:
         print_json(restored=str(source), replaced=str(done.replaced), lost=done.lost, missing=done.missing)
         return

@@ -59,7 +59,7 @@ def retry(
     """
     if since is not None and since not in BY_NAME:
         raise typer.BadParameter(f"there is no step {since!r}: use one of {', '.join(BY_NAME)}")
-    goes_on = stale_steps.retry(open_writer(context), load_settings(context).state_folder, run, now_ms(), since)
+    goes_on = stale_steps.retry(open_writer(context), load_settings(context).work_folder, run, now_ms(), since)
     print_line(f"{goes_on}{_when_it_acts(context)}")
 
 

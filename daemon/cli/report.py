@@ -78,13 +78,13 @@ def review(
 
 def _choose(context: typer.Context, run: int, pair: str, key: str) -> Review:
     choice = blind_review.Choice(pair, key, now_ms(), who())
-    return blind_review.choose(open_writer(context), load_settings(context).state_folder, run, choice)
+    return blind_review.choose(open_writer(context), load_settings(context).work_folder, run, choice)
 
 
 def _ask_all(context: typer.Context, found: Review) -> Review:
     """Show the pairs one by one and read a key for each; return the review once none is left or q was pressed."""
     if found.result is not None:
-        put_on_card(load_settings(context).state_folder, found.run, found.result)
+        put_on_card(load_settings(context).work_folder, found.run, found.result)
     elif not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise DropforgeError(
             "the keys of a review are read from a terminal, and this is none",

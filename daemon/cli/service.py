@@ -8,6 +8,7 @@ import typer
 from daemon.cli.output import print_line
 from daemon.cli.workspace import config_path, load_settings, refuse_missing
 from daemon.settings.model import SettingsError
+from daemon.state.layout import StateFolder, WorkFolder
 from daemon.system import logs, processes
 from pipeline.errors import DropforgeError
 
@@ -31,11 +32,14 @@ def run(context: typer.Context) -> None:
     raise typer.Exit(service.run(settings, config_path(context)))
 
 
-def worker(
+def worker(  # noqa: PLR0913 - each is an option
     context: typer.Context,
     *,
     state: Annotated[
         Path | None, typer.Option("--state", metavar="DIR", help="The state folder; else that of the settings.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", metavar="DIR", help="The folder of runs and models; else the state folder.")
     ] = None,
     parallel: Annotated[
         int | None,
@@ -58,12 +62,14 @@ def worker(
     processes.close_to_others()  # the judge's key is in its environment
     settings = load_settings(context, as_owner=False) if state is None else None
     logs.configure()
-    folder = settings.state_folder if settings is not None else Path(state or "")
+    if settings is not None:
+        folder, runs, most = settings.state_folder, settings.work_folder, settings.executor.parallel
+    else:
+        folder, runs, most = StateFolder(state or Path()), WorkFolder(work or state or Path()), 1
     if one is not None:
-        node.serve_one(folder, *one)
+        node.serve_one(runs, *one)
         return
-    most = parallel or (1 if settings is None else settings.executor.parallel)
-    raise typer.Exit(room.serve(folder, with_lifeline=lifeline, parallel=most))
+    raise typer.Exit(room.serve(folder, runs, with_lifeline=lifeline, parallel=parallel or most))
 
 
 def web(

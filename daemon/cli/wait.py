@@ -93,7 +93,7 @@ def wait(
     then each new state is printed to stderr. It is an error if there is no such run, drop or file in the inbox.
     """
     settings = load_settings(context)
-    overview = Overview(settings.state_folder)
+    overview = Overview.of(settings)
     if what.isdecimal():
         ask: Ask = partial(run_awaited, overview, int(what[:20]))
     else:

@@ -27,7 +27,7 @@ def watch(context: typer.Context) -> None:
     latest runs, then a line whenever something changes.
     """
     settings = load_settings(context)
-    overview, console, said = Overview(settings.state_folder), make_console(), dict[object, str]()
+    overview, console, said = Overview.of(settings), make_console(), dict[object, str]()
     try:
         while True:
             if console.is_terminal and not console.is_dumb_terminal:

@@ -97,7 +97,7 @@ def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bo
 
 def open_overview(context: typer.Context) -> Overview:
     """Return an `Overview`, which reads the workspace's state folder; it need not exist. Raises as `load_settings`."""
-    return Overview(load_settings(context).state_folder)
+    return Overview.of(load_settings(context))
 
 
 def open_writer(context: typer.Context) -> "Engine":

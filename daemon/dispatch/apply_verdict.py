@@ -5,7 +5,6 @@ Each part is idempotent: repeated after a crash it has the same result.
 """
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
@@ -18,6 +17,7 @@ from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.layout import WorkFolder
 from daemon.state.states import AWAITING
 from daemon.state.tables import Run, Track
 from daemon.system.sd_notify import showing_life
@@ -27,7 +27,7 @@ from pipeline.errors import StepFailed
 from pipeline.models.manifest import verify_manifest
 
 
-def fix_measures(engine: Engine, state_folder: Path, claim: states.Claim, config: RunConfig, now: int) -> None:
+def fix_measures(engine: Engine, work_folder: WorkFolder, claim: states.Claim, config: RunConfig, now: int) -> None:
     """
     Store on the run's track the metric, answer length, split and batch size of its evaluation, where it has none.
 
@@ -35,8 +35,8 @@ def fix_measures(engine: Engine, state_folder: Path, claim: states.Claim, config
     nothing if data set or evaluation are not published. Raises `LostClaim`, or `ArtifactDamaged` if they cannot be
     parsed.
     """
-    dataset = run_files.load_dataset(state_folder, claim.run_id)
-    report = run_files.load_evaluation(state_folder, claim.run_id)
+    dataset = run_files.load_dataset(work_folder, claim.run_id)
+    report = run_files.load_evaluation(work_folder, claim.run_id)
     if dataset is None or report is None:
         return
     facts: dict[str, Any] = {
@@ -68,7 +68,7 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     valid any more, `Cancelled` if a person cancelled the run or withdrew one of its drops, `DropforgeError` if the
     candidate cannot be promoted.
     """
-    root = settings.state_folder
+    root = settings.work_folder
     folder = run_files.run_folder(root, claim.run_id)
     verdict = run_files.load_verdict(root, claim.run_id)
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
@@ -119,5 +119,5 @@ def _heldout_version(settings: Settings, verdict: Verdict, claim: states.Claim) 
     """Return the version of the held-out set that the candidate was judged on; `None` if there was no candidate."""
     if verdict.candidate_model_id is None:
         return None
-    dataset = run_files.load_dataset(settings.state_folder, claim.run_id)
+    dataset = run_files.load_dataset(settings.work_folder, claim.run_id)
     return verdict.heldout_version or (dataset.heldout_version if dataset else None)

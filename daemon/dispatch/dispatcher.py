@@ -56,7 +56,8 @@ class Dispatcher:
         """Prepare for the state folder of `settings`; `recover` and `tick` do the work, problems go to `troubles`."""
         self._engine = engine
         self._settings = settings
-        self._root = settings.state_folder
+        self._root = settings.work_folder
+        self._spool = Spool(settings.state_folder, self._root)
         self._executor = executor
         #: The claimed runs, in the order in which they were claimed, by their ids.
         self._claims: dict[int, states.Claim] = {}
@@ -80,7 +81,7 @@ class Dispatcher:
 
         The caller holds the state folder's lock. A run whose files cannot be used is set to waiting instead.
         """
-        durable.remove_leftovers(Spool(self._root).queue)
+        durable.remove_leftovers(self._spool.queue)
         self._maintain(now)
         for claim in run_queue.rescue(self._engine, now):
             self._claims[claim.run_id] = claim
@@ -289,7 +290,7 @@ class Dispatcher:
             return False
         if result.status == "ok":
             try:
-                with gc.collecting(self._root):
+                with gc.collecting(self._settings.state_folder):
                     artifact = run_files.publish(spec, result)
             except StepFailed as error:
                 self._end(claim, attempt, AttemptState.FAILED, now, error.message)
@@ -381,7 +382,7 @@ class Dispatcher:
         """Return whether a claimed run has a GPU step that is not published, or any step's process is alive."""
         steps = {step.name for step in STEPS if step.needs_gpu}
         is_before = any(not steps <= set(run_files.published(self._root, run)) for run in self._claims)
-        return is_before or Spool(self._root).has_living()
+        return is_before or self._spool.has_living()
 
     def _end(self, claim: states.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
         states.end_attempt(self._engine, claim, attempt.id or 0, states.Ending(state, error), now)

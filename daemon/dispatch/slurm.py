@@ -28,6 +28,7 @@ from daemon.dispatch.node import listed
 from daemon.dispatch.spool import JobState, folder_of
 from daemon.settings.model import ExecutorSettings
 from daemon.state import run_files
+from daemon.state.layout import WorkFolder
 from daemon.state.troubles import Troubles
 from pipeline import durable
 from pipeline.contract import (
@@ -285,7 +286,7 @@ class SlurmExecutor:
 
     def _has_new_checkpoint(self, spec: StepSpec) -> bool:
         claim = durable.read_object(Path(spec.root) / spec.folder / CLAIM_NAME)
-        return run_files.made_checkpoint(Path(spec.root), spec.run, int(claim.get("at", 0)))
+        return run_files.made_checkpoint(WorkFolder(Path(spec.root)), spec.run, int(claim.get("at", 0)))
 
     def _note_state(self, spec: StepSpec, note: dict[str, Any], job: Job | None) -> None:
         """Write the job's state, reason and nodes to its note, which `dropforge status` reads, if they changed."""

@@ -25,7 +25,7 @@ from typing import Protocol
 import structlog
 from pydantic import BaseModel
 
-from daemon.state.layout import WORKER_LOCK
+from daemon.state.layout import WORKER_LOCK, StateFolder, WorkFolder
 from daemon.state.run_files import attempt_folder
 from daemon.system.processes import Identity, is_alive, lock_holder
 from pipeline import durable
@@ -94,9 +94,9 @@ def read_spec(root: Path, key: str, fence: str) -> StepSpec:
 class Spool:
     """The spool's folders in a state folder, shared by executor and worker."""
 
-    def __init__(self, state_folder: Path) -> None:
-        """Create the folders that are missing."""
-        self.root = state_folder
+    def __init__(self, state_folder: StateFolder, work_folder: WorkFolder) -> None:
+        """Create the folders that are missing; the attempts are below `work_folder`."""
+        self.root = work_folder
         self.folder = state_folder / "spool"
         self.queue = self.folder / "queue"
         self.running = self.folder / "running"
@@ -192,9 +192,9 @@ class ByStep:
 class LocalExecutor:
     """Submits attempts to the worker on this machine."""
 
-    def __init__(self, state_folder: Path) -> None:
-        """Use the spool in `state_folder`."""
-        self._spool = Spool(state_folder)
+    def __init__(self, spool: Spool) -> None:
+        """Use `spool`."""
+        self._spool = spool
 
     def submit(self, spec: StepSpec) -> None:
         """Write the attempt's spec.json and its queue entry; do nothing if it is in the spool or has a result."""

@@ -24,6 +24,7 @@ from daemon.queue.states import published_attempts
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.layout import WorkFolder
 from daemon.state.states import RunState
 from daemon.state.tables import Run, promotion_of
 from pipeline.artifacts import Dataset
@@ -35,7 +36,7 @@ from pipeline.steps import BY_NAME, STEPS
 log = structlog.get_logger()
 
 
-def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> None:
+def invalidate_stale(engine: Engine, work_folder: WorkFolder, run: Run, now: int) -> None:
     """
     Unpublish the first stale step of the claimed run and all later ones; do nothing if no step is stale.
 
@@ -43,10 +44,10 @@ def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> 
     training started from a model that is not the champion any more. Raises `ArtifactDamaged`.
     """
     run_id = run.id or 0
-    done = list(run_files.published(state_folder, run_id))
+    done = list(run_files.published(work_folder, run_id))
     if run.config is None or not done:
         return
-    past, stands = _Past(engine, state_folder, run), done
+    past, stands = _Past(engine, work_folder, run), done
     # The last one first: an evaluation is valid as long as the verdict on it is.
     for number, name in reversed(list(enumerate(done))):
         if past.is_stale(name, stands):
@@ -58,17 +59,17 @@ def invalidate_stale(engine: Engine, state_folder: Path, run: Run, now: int) -> 
         with transaction(engine) as session:
             record_event(session, "run_began_again", now, track=run.track, run_id=run_id, reason=past.left)
     log.info("steps_taken_back", run=run_id, first=first)
-    invalidate(state_folder, run_id, first)
+    invalidate(work_folder, run_id, first)
 
 
 def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
     """Return whether the running step of `spec` is useless: the champion that its training starts from was replaced."""
     with transaction(engine) as session:
         serving = champion(session, run.track)
-    return serving.model_id != spec.champion.model_id and bool(_Past(engine, Path(spec.root), run).left)
+    return serving.model_id != spec.champion.model_id and bool(_Past(engine, WorkFolder(Path(spec.root)), run).left)
 
 
-def retry(engine: Engine, state_folder: Path, run_id: int, now: int, since: str | None = None) -> str:
+def retry(engine: Engine, work_folder: WorkFolder, run_id: int, now: int, since: str | None = None) -> str:
     """
     Let a failed, cancelled or crashed run continue; with `since`, do that step and all later ones again.
 
@@ -81,25 +82,25 @@ def retry(engine: Engine, state_folder: Path, run_id: int, now: int, since: str 
         waits = run_queue.retry(session, run_id, now) == RunState.WAITING
         if since is not None:
             # Before the commit, after which a daemon may claim the run.
-            invalidate(state_folder, run_id, since)
+            invalidate(work_folder, run_id, since)
     return f"run {run_id} {'goes on where it stopped' if waits else 'had not begun: it is queued again'}"
 
 
-def invalidate(state_folder: Path, run_id: int, step: str) -> None:
+def invalidate(work_folder: WorkFolder, run_id: int, step: str) -> None:
     """Rename the artifacts of `step` and all later steps, so that they are done again; no step may be running."""
     names = [one.name for one in STEPS]
     later = names[names.index(step) :]
     # The last one first, so that after a crash the first of them is still found to be stale.
-    for name in reversed(list(run_files.published(state_folder, run_id))):
+    for name in reversed(list(run_files.published(work_folder, run_id))):
         if name in later:
-            run_files.unpublish(state_folder, run_id, name)
+            run_files.unpublish(work_folder, run_id, name)
 
 
 class _Past:
     """The inputs that a run's published steps were made from, to be compared with today's."""
 
-    def __init__(self, engine: Engine, state_folder: Path, run: Run) -> None:
-        self._folder, self._run = state_folder, run.id or 0
+    def __init__(self, engine: Engine, work_folder: WorkFolder, run: Run) -> None:
+        self._folder, self._run = work_folder, run.id or 0
         self._config = RunConfig.model_validate(run.config)
         self._drops = [drop["id"] for drop in run.snapshot or ()]
         #: By step: the number of its last published attempt.
@@ -107,8 +108,8 @@ class _Past:
         with transaction(engine) as session:
             self._serving = champion(session, run.track)
             is_champion = promotion_of(session, self._run) is not None
-        self._dataset = run_files.load_dataset(state_folder, self._run)
-        self._report = run_files.load_evaluation(state_folder, self._run)
+        self._dataset = run_files.load_dataset(work_folder, self._run)
+        self._report = run_files.load_evaluation(work_folder, self._run)
         #: Why the training has to begin again: the champion that it starts from was replaced; empty if it need not.
         self.left = ""
         start = None if self._dataset is None else self._dataset.start

@@ -71,7 +71,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     """Return the spec of an attempt; `inputs` are the artifact paths of the run's published steps, by step name."""
     steps = list(BY_NAME)
     earlier = steps[: steps.index(attempt.step)]
-    root = settings.state_folder
+    root = settings.work_folder
     folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
     with transaction(engine) as session:
         of_track = _of_track(session, settings, run)
@@ -104,7 +104,7 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         "champion": serving.model_copy(
             update={"drops": history.drops_of(past, serving.model_id)},
         ),
-        "former": history.former(past, session.get_one(Track, run.track), settings.state_folder, _FORMER),
+        "former": history.former(past, session.get_one(Track, run.track), settings.work_folder, _FORMER),
         "uses": uses,
         "judged_versions": versions,
         "suspect": session.exec(select(Suspect.drop_id).where(Suspect.trial_run == run.id)).first(),

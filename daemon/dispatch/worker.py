@@ -20,6 +20,7 @@ import structlog
 
 from daemon.dispatch.spool import Order, Spool
 from daemon.dispatch.step_process import StepCommand, StepProcess, result_of_dead, step_command
+from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.ownership import OwnFolder, StateFolderGone
 from daemon.system.processes import FileLock, is_alive, kill_group, on_stop, wait_until_dead
 from pipeline import durable
@@ -39,19 +40,19 @@ class Worker:
 
     def __init__(
         self,
-        state_folder: Path,
+        spool: Spool,
         command: StepCommand = step_command,
         look: Callable[[], None] = lambda: None,
         *,
         parallel: int = 1,
     ) -> None:
         """
-        Serve the spool in `state_folder`: `command` runs a step, at most `parallel` at once, and of each run one.
+        Serve `spool`: `command` runs a step, at most `parallel` at once, and of each run one.
 
         `look` is called before each look at the queue and may raise.
         """
         self._parallel = parallel
-        self._spool = Spool(state_folder)
+        self._spool = spool
         self._command = command
         self._look = look
         self._lock = FileLock(self._spool.worker_lock)
@@ -188,24 +189,30 @@ class Worker:
                 return
 
 
-def end_steps_now(state_folder: Path) -> None:
+def end_steps_now(spool: Spool) -> None:
     """
     Kill the running steps with all their processes, and write the result "interrupted" for each without one.
 
     Their spool entries are deleted, and no failure is counted for the runs. The caller is the worker or has ended it.
     """
-    spool = Spool(state_folder)
     for order in spool.accept(spool.running):
         if order.process is not None and is_alive(order.process):
             kill_group(order.process.pid, signal.SIGKILL)
             wait_until_dead(order.process, _KILL_SECONDS)
-        folder = state_folder / order.spec.folder
+        folder = spool.root / order.spec.folder
         if not (folder / RESULT_NAME).exists():
             durable.write_json(folder / RESULT_NAME, result_of_dead(order.spec, 0, stopped=True).model_dump())
         order.entry.unlink(missing_ok=True)
 
 
-def serve(state_folder: Path, *, with_lifeline: bool, parallel: int = 1, command: StepCommand = step_command) -> int:
+def serve(
+    state_folder: StateFolder,
+    work_folder: WorkFolder,
+    *,
+    with_lifeline: bool,
+    parallel: int = 1,
+    command: StepCommand = step_command,
+) -> int:
     """
     Run a worker until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes; return the exit code.
 
@@ -216,7 +223,8 @@ def serve(state_folder: Path, *, with_lifeline: bool, parallel: int = 1, command
     else raises `StateFolderGone`.
     """
     folder = OwnFolder(state_folder, "worker")
-    worker = Worker(state_folder, command, folder.require_there, parallel=parallel)
+    spool = Spool(state_folder, work_folder)
+    worker = Worker(spool, command, folder.require_there, parallel=parallel)
 
     asked = threading.Event()
 
@@ -225,7 +233,7 @@ def serve(state_folder: Path, *, with_lifeline: bool, parallel: int = 1, command
             # The main thread may come to its end before this one does.
             worker.exit_code = 128 + number
             if worker.owns_spool:
-                end_steps_now(state_folder)
+                end_steps_now(spool)
             os._exit(worker.exit_code)
         asked.set()
         worker.stop.set()

@@ -85,8 +85,8 @@ class Intake:
         """Record drops in the database of `engine`, store files in `drops/`; remove leftovers of a killed daemon."""
         self._engine = engine
         self._settings = settings
-        self._drops = settings.state_folder / "drops"
-        self._incoming = settings.state_folder / "incoming"
+        self._drops = settings.work_folder / "drops"
+        self._incoming = settings.work_folder / "incoming"
         for folder in (self._drops, self._incoming):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Copies that a killed daemon had not finished.

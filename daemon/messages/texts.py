@@ -7,7 +7,6 @@ data, and foreign text only after `inert`.
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from sqlmodel import Session
@@ -15,6 +14,7 @@ from sqlmodel import Session
 from daemon.champions.history import blocker, true_sentence
 from daemon.champions.promotion import champions_of
 from daemon.messages.inert import inert
+from daemon.state.layout import WorkFolder
 from daemon.state.run_files import run_folder
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Run
@@ -39,17 +39,17 @@ class Text(NamedTuple):
     body: str
 
 
-def text_of(session: Session, state_folder: Path, event: Event) -> Text | None:
+def text_of(session: Session, work_folder: WorkFolder, event: Event) -> Text | None:
     """Return the message to send now for an event; `None` if its kind has none or a verdict awaits no approval."""
     tell = _AT_ONCE.get(event.kind)
-    return None if tell is None else tell(session, state_folder, event)
+    return None if tell is None else tell(session, work_folder, event)
 
 
 def _text(event: Event, level: str, title: str, *lines: str) -> Text:
     return Text(event.kind, level, f"[dropforge] {title}", "\n".join(filter(None, lines)))
 
 
-def _promoted(_session: Session, _root: Path, event: Event) -> Text:
+def _promoted(_session: Session, _root: WorkFolder, event: Event) -> Text:
     by = _by(event, "approved")
     gain, *warning = _said(event, "reason").removeprefix(_WON).split("; ", 1)
     return _text(
@@ -63,7 +63,7 @@ def _promoted(_session: Session, _root: Path, event: Event) -> Text:
     )
 
 
-def _forced(_session: Session, _root: Path, event: Event) -> Text:
+def _forced(_session: Session, _root: WorkFolder, event: Event) -> Text:
     return _text(
         event,
         "warning",
@@ -74,7 +74,7 @@ def _forced(_session: Session, _root: Path, event: Event) -> Text:
     )
 
 
-def _rolled_back(_session: Session, _root: Path, event: Event) -> Text:
+def _rolled_back(_session: Session, _root: WorkFolder, event: Event) -> Text:
     return _text(
         event,
         "failure" if event.detail.get("by") is None else "warning",
@@ -84,7 +84,7 @@ def _rolled_back(_session: Session, _root: Path, event: Event) -> Text:
     )
 
 
-def _awaits(session: Session, root: Path, event: Event) -> Text | None:
+def _awaits(session: Session, root: WorkFolder, event: Event) -> Text | None:
     run = session.get_one(Run, event.run_id)
     # No message if the win was approved or rejected in the meantime.
     if event.detail.get("outcome") != AWAITING or run.outcome != AWAITING:
@@ -96,7 +96,7 @@ def _awaits(session: Session, root: Path, event: Event) -> Text | None:
     return _text(event, "warning", f"WAITS FOR APPROVAL: {run.track}, run {run.id}", inert(said), evidence, yes)
 
 
-def _ended_badly(session: Session, _root: Path, event: Event) -> Text:
+def _ended_badly(session: Session, _root: WorkFolder, event: Event) -> Text:
     run = session.get_one(Run, event.run_id)
     crashed = event.kind == "run_crashed"
     how = (
@@ -137,13 +137,13 @@ _SERVER_TROUBLE = {
 }
 
 
-def _server_trouble(_session: Session, _root: Path, event: Event) -> Text:
+def _server_trouble(_session: Session, _root: WorkFolder, event: Event) -> Text:
     title, command, *lines = _SERVER_TROUBLE[event.kind]
     told = (line.format(track=event.track) for line in lines)
     return _text(event, "failure", f"{title}: {event.track}", f"{command}: {_said(event, 'error')}", *told)
 
 
-def _disk_low(_session: Session, _root: Path, event: Event) -> Text:
+def _disk_low(_session: Session, _root: WorkFolder, event: Event) -> Text:
     free = event.detail.get("free_bytes")
     left = size_words(free) if isinstance(free, int) else "too little"
     return _text(
@@ -155,7 +155,7 @@ def _disk_low(_session: Session, _root: Path, event: Event) -> Text:
     )
 
 
-def _rejected(session: Session, _root: Path, event: Event) -> Text:
+def _rejected(session: Session, _root: WorkFolder, event: Event) -> Text:
     drop = session.get_one(Drop, event.drop_id)
     rules = event.detail.get("rules")
     kinds = [f"{number} {inert(rule)}" for rule, number in rules.items()] if isinstance(rules, Mapping) else []
@@ -186,7 +186,7 @@ def _first_finding(event: Event) -> tuple[str, str, str]:
     return f"line {first['line']}: " if first.get("line") else "", inert(wrong), remedy
 
 
-def _suspended(session: Session, _root: Path, event: Event) -> Text:
+def _suspended(session: Session, _root: WorkFolder, event: Event) -> Text:
     drop = session.get_one(Drop, event.drop_id)
     return _text(
         event,
@@ -198,7 +198,7 @@ def _suspended(session: Session, _root: Path, event: Event) -> Text:
     )
 
 
-_AT_ONCE: dict[str, Callable[[Session, Path, Event], Text | None]] = {
+_AT_ONCE: dict[str, Callable[[Session, WorkFolder, Event], Text | None]] = {
     "promoted": _promoted,
     "forced": _forced,
     "rolled_back": _rolled_back,

@@ -37,7 +37,7 @@ _UNSENT = (
 def unsent(settings: Settings, now: int) -> list[MessageView]:
     """Return pending messages, then those given up in the last week, oldest first; `now` in ms."""
     shown = {url.address: str(url) for url in settings.messages.urls}
-    overview = Overview(settings.state_folder)
+    overview = Overview.of(settings)
     states = (MessageState.PENDING, MessageState.GIVEN_UP)
     found = [vars(row) for state in states for row in overview.rows(_UNSENT, state, now, now - WEEK_MS)]
     return [MessageView(**{**one, "address": shown.get(one["address"], one["address"])}) for one in found]

@@ -44,7 +44,7 @@ class _House(Collector):
     def __init__(self, settings: Settings) -> None:
         """Read the state folder of `settings`, which need not exist."""
         self._settings = settings
-        self._overview = Overview(settings.state_folder)
+        self._overview = Overview.of(settings)
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""

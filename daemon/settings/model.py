@@ -14,6 +14,7 @@ from daemon.settings.cron import check_timezone, cron_trigger
 from daemon.settings.messages import MessageSettings
 from daemon.settings.text import nearest, overlay
 from daemon.settings.web import WebSettings
+from daemon.state.layout import StateFolder, WorkFolder
 from pipeline.artifacts import Frozen
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE
@@ -135,6 +136,8 @@ class ExecutorSettings(Frozen):
     """`local`: on this machine; `slurm`: training, merge and evaluation as jobs of a Slurm cluster."""
     parallel: int = Field(default=1, ge=1, le=1000)
     """Most runs at once, of each track one; on one machine they share its memory and its GPUs."""
+    shared: Annotated[str, AfterValidator(_check_path)] = ""
+    """Folder for drops, runs and models that all nodes see under this path; empty: the state folder."""
     setup: Annotated[str, AfterValidator(_check_path)] = ""
     """Shell file that a job reads before its step, for modules and variables."""
     poll_seconds: float = Field(default=15.0, ge=0.1, le=3600)
@@ -285,9 +288,14 @@ class Settings(TrackSettings):
         return Path(self.inbox)
 
     @property
-    def state_folder(self) -> Path:
+    def state_folder(self) -> StateFolder:
         """Path of the state folder."""
-        return Path(self.state)
+        return StateFolder(Path(self.state))
+
+    @property
+    def work_folder(self) -> WorkFolder:
+        """Path of the folder for drops, runs and models: `executor.shared`, or the state folder."""
+        return WorkFolder(Path(self.executor.shared or self.state))
 
     @property
     def track_names(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
+from daemon.state.layout import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Verdict
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Curve, Progress, StepResult, StepSpec
@@ -23,9 +24,9 @@ class ArtifactDamaged(DropforgeError):
     """A published artifact of a run cannot be parsed as that of its step."""
 
 
-def run_folder(state_folder: Path, run_id: int) -> Path:
+def run_folder(work_folder: WorkFolder, run_id: int) -> Path:
     """Return the path of a run's folder, `runs/<run_id>` in the state folder, whether it exists or not."""
-    return state_folder / "runs" / str(run_id)
+    return work_folder / "runs" / str(run_id)
 
 
 def attempt_folder(run_id: int, step: str, number: int) -> str:
@@ -33,69 +34,69 @@ def attempt_folder(run_id: int, step: str, number: int) -> str:
     return f"runs/{run_id}/attempts/{step}-{number}"
 
 
-def published(state_folder: Path, run_id: int) -> dict[str, str]:
+def published(work_folder: WorkFolder, run_id: int) -> dict[str, str]:
     """Return the run's published artifacts, which are not read: step name → path relative to the state folder."""
-    folder = run_folder(state_folder, run_id)
+    folder = run_folder(work_folder, run_id)
     names = [step.name for step in STEPS if (folder / f"{step.name}.json").exists()]
     return {name: f"runs/{run_id}/{name}.json" for name in names}
 
 
-def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:
+def load_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
     """Return the dataset that the run's step `prepare` published, or `None`. Raises `ArtifactDamaged` if malformed."""
-    return _load(state_folder, run_id, "prepare", Dataset)
+    return _load(work_folder, run_id, "prepare", Dataset)
 
 
-def load_evaluation(state_folder: Path, run_id: int) -> Evaluation | None:
+def load_evaluation(work_folder: WorkFolder, run_id: int) -> Evaluation | None:
     """Return the evaluation that the run's `evaluate` published, or `None`. Raises `ArtifactDamaged` if malformed."""
-    return _load(state_folder, run_id, "evaluate", Evaluation)
+    return _load(work_folder, run_id, "evaluate", Evaluation)
 
 
-def load_adapter(state_folder: Path, run_id: int) -> Adapter | None:
+def load_adapter(work_folder: WorkFolder, run_id: int) -> Adapter | None:
     """Return the adapter that the run's step `train` published, or `None`. Raises `ArtifactDamaged` if malformed."""
-    return _load(state_folder, run_id, "train", Adapter)
+    return _load(work_folder, run_id, "train", Adapter)
 
 
-def load_model(state_folder: Path, run_id: int) -> Model | None:
+def load_model(work_folder: WorkFolder, run_id: int) -> Model | None:
     """Return the model artifact that the run's `merge` published, or `None`. Raises `ArtifactDamaged` if malformed."""
-    return _load(state_folder, run_id, "merge", Model)
+    return _load(work_folder, run_id, "merge", Model)
 
 
-def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Progress | None:
+def load_progress(work_folder: WorkFolder, run_id: int, step: str, number: int) -> Progress | None:
     """Return the progress that attempt `number` at `step` last wrote; `None` if its file is missing or unreadable."""
     try:
-        value = durable.read_json(state_folder / attempt_folder(run_id, step, number) / PROGRESS_NAME)
+        value = durable.read_json(work_folder / attempt_folder(run_id, step, number) / PROGRESS_NAME)
         return None if value is None else Progress.model_validate(value)
     except (OSError, ValueError):
         return None
 
 
-def load_curve(state_folder: Path, run_id: int) -> Curve | None:
+def load_curve(work_folder: WorkFolder, run_id: int) -> Curve | None:
     """Return the loss curve of the run's adapter or, before that is published, of its latest training; else `None`."""
     try:
-        adapter = load_adapter(state_folder, run_id)
+        adapter = load_adapter(work_folder, run_id)
         if adapter is not None:
             return Curve(loss=adapter.loss_curve, dev=adapter.dev_curve)
-        drawn = (run_folder(state_folder, run_id) / "attempts").glob(f"train-*/{CURVE_NAME}")
+        drawn = (run_folder(work_folder, run_id) / "attempts").glob(f"train-*/{CURVE_NAME}")
         latest = max(drawn, key=lambda path: path.stat().st_mtime_ns, default=None)
         return None if latest is None else Curve.model_validate(durable.read_json(latest))
     except (OSError, ValueError, ArtifactDamaged):
         return None
 
 
-def made_checkpoint(state_folder: Path, run_id: int, since: int) -> bool:
+def made_checkpoint(work_folder: WorkFolder, run_id: int, since: int) -> bool:
     """Return whether the run's training wrote a checkpoint, or ended a trial, since `since`, in ms since the epoch."""
-    folder = run_folder(state_folder, run_id) / "checkpoints"
+    folder = run_folder(work_folder, run_id) / "checkpoints"
     found = (path for pattern in _FURTHER for path in folder.glob(pattern))
     return any(path.stat().st_mtime_ns // 1_000_000 >= since for path in found)
 
 
-def load_verdict(state_folder: Path, run_id: int) -> Verdict | None:
+def load_verdict(work_folder: WorkFolder, run_id: int) -> Verdict | None:
     """Return the verdict that the run's step `decide` published, or `None`. Raises `ArtifactDamaged` if malformed."""
-    return _load(state_folder, run_id, "decide", Verdict)
+    return _load(work_folder, run_id, "decide", Verdict)
 
 
-def _load(state_folder: Path, run_id: int, step: str, kind: type[A]) -> A | None:
-    path = run_folder(state_folder, run_id) / f"{step}.json"
+def _load(work_folder: WorkFolder, run_id: int, step: str, kind: type[A]) -> A | None:
+    path = run_folder(work_folder, run_id) / f"{step}.json"
     try:
         value = durable.read_json(path)
         return None if value is None else kind.model_validate(value)
@@ -108,9 +109,9 @@ def _load(state_folder: Path, run_id: int, step: str, kind: type[A]) -> A | None
         raise ArtifactDamaged(f"{what} is damaged: {path}", hint) from error
 
 
-def remove_leftovers(state_folder: Path, run_id: int) -> None:
+def remove_leftovers(work_folder: WorkFolder, run_id: int) -> None:
     """Delete temporary files of a killed daemon in a run's folder; not those of its steps, which may be running."""
-    folder = run_folder(state_folder, run_id)
+    folder = run_folder(work_folder, run_id)
     durable.remove_leftovers(folder)
     for attempt in (folder / "attempts").glob("*"):
         durable.remove_leftovers(attempt, SPEC_NAME)
@@ -133,7 +134,7 @@ def publish(spec: StepSpec, result: StepResult) -> Artifact:
     names that; predictions of an evaluation are linked into the cache. Safe to repeat. Raises `StepFailed` if the
     artifact is malformed, the model's folder is missing or, in other steps, an output is missing or has changed.
     """
-    root = Path(spec.root)
+    root = WorkFolder(Path(spec.root))
     try:
         artifact: Artifact = BY_NAME[spec.step].writes.model_validate(result.artifact)
     except ValueError as error:
@@ -157,9 +158,9 @@ def _is_whole(path: Path, digest: str) -> bool:
     return path.is_file() and durable.sha256_file(path) == digest
 
 
-def unpublish(state_folder: Path, run_id: int, step: str) -> None:
+def unpublish(work_folder: WorkFolder, run_id: int, step: str) -> None:
     """Rename the step's artifact to `<step>.stale-<number>.json`, so that it is redone. Raises `OSError` if missing."""
-    folder = run_folder(state_folder, run_id)
+    folder = run_folder(work_folder, run_id)
     number = 1
     while (folder / f"{step}.stale-{number}.json").exists():
         number += 1
@@ -167,7 +168,7 @@ def unpublish(state_folder: Path, run_id: int, step: str) -> None:
     durable.fsync_folder(folder)
 
 
-def _publish_model(root: Path, model: Model) -> Model:
+def _publish_model(root: WorkFolder, model: Model) -> Model:
     """Move a merged model to `models/<model_id>`; return it with that folder. Raises `StepFailed` if it is missing."""
     target = root / "models" / model.model_id
     target.parent.mkdir(exist_ok=True)
@@ -180,7 +181,7 @@ def _publish_model(root: Path, model: Model) -> Model:
     return model.model_copy(update={"folder": f"models/{model.model_id}"})
 
 
-def _keep_predictions(root: Path, spec: StepSpec, report: Evaluation) -> None:
+def _keep_predictions(root: WorkFolder, spec: StepSpec, report: Evaluation) -> None:
     """Link the predictions into the cache, one file per attempt, so that a champion is not evaluated again."""
     for key in sorted(set(report.prediction_keys.values())):
         source = root / spec.folder / "predictions" / f"{key}.jsonl"

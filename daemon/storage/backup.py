@@ -34,7 +34,7 @@ from sqlmodel import JSON, SQLModel
 
 from daemon.settings.model import Settings
 from daemon.state.database_file import BACKUPS, copy_database, revision, verify
-from daemon.state.layout import DATABASE_NAME
+from daemon.state.layout import DATABASE_NAME, StateFolder, WorkFolder
 from daemon.state.tables import EVERY
 from daemon.system.processes import FileLock
 from daemon.system.programs import user
@@ -121,7 +121,7 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
             hint = f"name a folder of its own: install -d -o {user()} -m 700 {own}; dropforge backup {own}"
             raise DropforgeError(message, hint) from error
         try:
-            manifest = _fill(aside, root, with_models=with_models)
+            manifest = _fill(aside, root, settings.work_folder, with_models=with_models)
             check(aside)
             durable.fsync_tree(aside)
             aside.rename(final)
@@ -272,7 +272,7 @@ def _aside_name(root: Path) -> str:
     return f".dropforge-{whose.hexdigest()[:16]}.tmp"
 
 
-def _fill(aside: Path, root: Path, *, with_models: bool) -> Manifest:
+def _fill(aside: Path, root: StateFolder, work: WorkFolder, *, with_models: bool) -> Manifest:
     # The database first: a file that its rows name was durable before they were committed.
     counts = copy_database(root / DATABASE_NAME, aside / DATABASE_NAME)
     schema = revision(aside / DATABASE_NAME)
@@ -281,16 +281,16 @@ def _fill(aside: Path, root: Path, *, with_models: bool) -> Manifest:
         raise DropforgeError(message, "try again when it is ready")
     files = {DATABASE_NAME: _seen(aside / DATABASE_NAME)}
     missing = []
-    for name, expected in named_files(root, aside / DATABASE_NAME, with_models=with_models):
-        if not (root / name).is_file():
+    for name, expected in named_files(work, aside / DATABASE_NAME, with_models=with_models):
+        if not (work / name).is_file():
             missing.append(name)
             continue
         (aside / name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        shutil.copyfile(root / name, aside / name)
+        shutil.copyfile(work / name, aside / name)
         files[name] = _seen(aside / name)
         if expected not in {None, files[name][1]}:
             missing.append(name)
-    missing.extend(unreadable_verdicts(root, aside / DATABASE_NAME))
+    missing.extend(unreadable_verdicts(work, aside / DATABASE_NAME))
     manifest = Manifest(
         made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         schema_revision=schema,

@@ -1,8 +1,9 @@
-"""Free space on the state folder's disk: whether a run fits, and the low-water mark below which no run begins."""
+"""Free space on the disks of state and runs: whether a run fits, and the low-water mark below which no run begins."""
 
 import os
 import sqlite3
 from collections.abc import Mapping
+from pathlib import Path
 
 from daemon.settings.model import Settings
 from pipeline.errors import DropforgeError, is_disk_full
@@ -18,29 +19,28 @@ def is_full(error: BaseException) -> bool:
 
 
 class Disk:
-    """The file system that the state folder lies on."""
+    """The file systems that state folder and work folder lie on; they may be one."""
 
     def __init__(self, settings: Settings) -> None:
-        """Use the state folder of `settings`, which need not exist."""
-        self._root = settings.state_folder
+        """Use the folders of `settings`, which need not exist."""
+        self._root, self._state = settings.work_folder, settings.state_folder
         self.low_water_bytes = settings.disk.low_water_bytes
 
     def free_bytes(self) -> int:
-        """Return the free bytes of the state folder's file system that an ordinary user may use."""
-        folder = next(folder for folder in (self._root, *self._root.parents) if folder.exists())
-        found = os.statvfs(folder)
-        return found.f_bavail * found.f_frsize
+        """Return the free bytes of the work folder's file system that an ordinary user may use."""
+        return _free_bytes(self._root)
 
     def shortage(self) -> str:
         """Return a message if less space is free than the low-water mark; empty otherwise."""
-        free, mark = self.free_bytes(), self.low_water_bytes
-        if free >= mark:
-            return ""
-        return (
-            f"the disk of {self._root} has {size_words(free)} free, under the {size_words(mark)} of "
-            "disk.low_water_bytes: no run begins and files stay in the inbox until there is room "
-            "(dropforge gc --dry-run)"
-        )
+        for folder in dict.fromkeys((self._root, self._state)):
+            free, mark = _free_bytes(folder), self.low_water_bytes
+            if free < mark:
+                return (
+                    f"the disk of {folder} has {size_words(free)} free, under the {size_words(mark)} of "
+                    "disk.low_water_bytes: no run begins and files stay in the inbox until there is room "
+                    "(dropforge gc --dry-run)"
+                )
+        return ""
 
     def require(self, needs: Mapping[str, int], *, margin: bool = True) -> None:
         """Raise `DropforgeError` unless `needs` (bytes by step) fit, with `margin` leaving the low-water mark free."""
@@ -54,3 +54,9 @@ class Disk:
         message = f"the disk of {self._root} has no room for the run: it needs {size_words(need)}{mark} ({parts})"
         hint = "free some room there, the run then begins by itself; dropforge gc --dry-run says what can be given back"
         raise DropforgeError(message, hint)
+
+
+def _free_bytes(path: Path) -> int:
+    folder = next(folder for folder in (path, *path.parents) if folder.exists())
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from daemon.settings.model import TrackSettings
+from daemon.state.layout import WorkFolder
 from daemon.state.run_files import published, run_folder
 from daemon.state.tables import Run
 from daemon.storage.retention import tree_bytes
@@ -52,11 +53,11 @@ def needed_bytes(config: RunConfig | TrackSettings) -> dict[str, int]:
     return {step: size + _SMALL for step, size in steps.items()}
 
 
-def still_needed(state_folder: Path, run: Run) -> dict[str, int]:
+def still_needed(work_folder: WorkFolder, run: Run) -> dict[str, int]:
     """Return `needed_bytes` of a begun run for its unpublished steps, that of "train" less its checkpoints' bytes."""
     run_id = run.id or 0
     needs = needed_bytes(RunConfig.model_validate(run.config))
-    checkpoints = tree_bytes(run_folder(state_folder, run_id) / "checkpoints")
+    checkpoints = tree_bytes(run_folder(work_folder, run_id) / "checkpoints")
     needs["train"] = max(needs["train"] - checkpoints, 0)
-    done = published(state_folder, run_id)
+    done = published(work_folder, run_id)
     return {step: size for step, size in needs.items() if step not in done}

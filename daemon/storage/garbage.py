@@ -56,7 +56,7 @@ class _Finder:
     """Searches one state folder for files that are not kept."""
 
     def __init__(self, settings: Settings, kept: Kept, now: int) -> None:
-        self._root = settings.state_folder
+        self._root = settings.work_folder
         self._limit = f"gc.keep_models = {settings.gc.keep_models}"
         self._kept = kept
         self._now = now

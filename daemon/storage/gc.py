@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.layout import GC_LOCK_NAME, TRASH_NAME
+from daemon.state.layout import GC_LOCK_NAME, TRASH_NAME, StateFolder, WorkFolder
 from daemon.state.run_files import attempt_folder
 from daemon.state.tables import Attempt
 from daemon.storage.disk import is_full
@@ -48,8 +48,8 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
     while another collection or a publication holds the lock (`collecting`). Raises `OSError` if a file cannot be moved
     or deleted, after all others were, and, with nothing changed, if the folder of a run cannot be read.
     """
-    root = settings.state_folder
-    with collecting(root), transaction(engine) as session:
+    root = settings.work_folder
+    with collecting(settings.state_folder), transaction(engine) as session:
         kept = what_is_kept(session, settings)
         items = list(find_garbage(session, settings, kept, now))
         refused = [] if dry_run else _throw_all_away(root, items, kept)
@@ -63,7 +63,7 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
     return found
 
 
-def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
+def clear_attempt(work_folder: WorkFolder, attempt: Attempt) -> None:
     """
     Delete the `leftovers` of an attempt that ended without a result: data, adapters, models; not its spec and log.
 
@@ -72,7 +72,7 @@ def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
     """
     if attempt.step in {"evaluate", "judge"}:
         return
-    for path in leftovers(state_folder / attempt_folder(attempt.run_id, attempt.step, attempt.number)):
+    for path in leftovers(work_folder / attempt_folder(attempt.run_id, attempt.step, attempt.number)):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -80,7 +80,7 @@ def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
 
 
 @contextlib.contextmanager
-def collecting(state_folder: Path) -> Iterator[None]:
+def collecting(state_folder: StateFolder) -> Iterator[None]:
     """
     Hold the lock that keeps a collection and the publication of a result from running at the same time.
 
@@ -94,9 +94,9 @@ def collecting(state_folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def empty_trash(state_folder: Path) -> None:
+def empty_trash(work_folder: Path) -> None:
     """Delete all in the trash, if it exists. Raises `OSError` if an entry cannot be deleted, after all others were."""
-    trash = state_folder / TRASH_NAME
+    trash = work_folder / TRASH_NAME
     refused = []
     for path in list(trash.iterdir()) if trash.is_dir() else ():
         try:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from daemon.settings.model import Settings
 from daemon.state.database import known_revisions
 from daemon.state.database_file import BACKUPS, refuse_network
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK, StateFolder, WorkFolder
 from daemon.storage.backup import (
     SIDECARS,
     Manifest,
@@ -79,7 +79,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     nor state folder has a champion's model (unless `without_models`). Any error after that (`DropforgeError` for a full
     disk or a backup that changed, else `OSError` or `sqlite3.Error`) means that the restore must be repeated.
     """
-    root = settings.state_folder
+    root, work = settings.state_folder, settings.work_folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     refuse_network(root)
     with _alone(root):
@@ -88,36 +88,36 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
         except PermissionError as error:
             hint = f"let it, and enter the folders above: chown -R {user()} {source.absolute()}"
             raise DropforgeError(f"user {user()} may not read {Path(error.filename).absolute()}", hint) from error
-        _refuse_links(root, manifest.files)
+        _refuse_links(work, manifest.files)
         lost_models = [
             model
             for model in manifest.champions
-            if not (root / model).is_dir() and not any(name.startswith(f"{model}/") for name in manifest.files)
+            if not (work / model).is_dir() and not any(name.startswith(f"{model}/") for name in manifest.files)
         ]
         if lost_models and not without_models:
-            message = f"the champion {lost_models[0]} is neither in the backup nor in {root}"
+            message = f"the champion {lost_models[0]} is neither in the backup nor in {work}"
             raise DropforgeError(message, "put that folder there; or restore without it: --without-models")
         try:
-            replaced = _put_all_back(root, source.absolute(), manifest.files)
+            replaced = _put_all_back(root, work, source.absolute(), manifest.files)
         except OSError as error:
             if not is_disk_full(error):
                 raise
-            raise _full(root, source, sum(size for size, _ in manifest.files.values())) from error
-        missing = [name for name, _ in named_files(root, root / DATABASE_NAME) if not (root / name).exists()]
-        missing += [*unreadable_verdicts(root, root / DATABASE_NAME), *lost_models]
+            raise _full(work, source, sum(size for size, _ in manifest.files.values())) from error
+        missing = [name for name, _ in named_files(work, root / DATABASE_NAME) if not (work / name).exists()]
+        missing += [*unreadable_verdicts(work, root / DATABASE_NAME), *lost_models]
         lost = _lost(replaced / DATABASE_NAME, source / DATABASE_NAME)
         return Restored(manifest, replaced, lost, tuple(missing))
 
 
-def _put_all_back(root: Path, source: Path, files: Mapping[str, tuple[int, str]]) -> Path:
-    """Replace the content of the state folder while the marker file exists; return the folder of replaced files."""
+def _put_all_back(root: StateFolder, work: WorkFolder, source: Path, files: Mapping[str, tuple[int, str]]) -> Path:
+    """Replace the content of both folders while the marker file exists; return the folder of replaced files."""
     durable.write_json(root / RESTORING, {"backup": str(source)})
     replaced = root / BACKUPS / f"replaced-{stamp()}-{uuid.uuid4().hex[:6]}"
     replaced.mkdir(parents=True, mode=0o700)
-    _put_runs_aside(root, source / DATABASE_NAME, replaced)
+    _put_runs_aside(root, work, source / DATABASE_NAME, replaced)
     for name, (size, sha256) in files.items():
         if name != DATABASE_NAME:
-            _put_back(source / name, root / name, size, sha256)
+            _put_back(source / name, work / name, size, sha256)
     _replace_database(root, source / DATABASE_NAME, replaced, files[DATABASE_NAME][1])
     (root / RESTORING).unlink()
     durable.fsync_folder(root)
@@ -168,17 +168,23 @@ def _open_backup(source: Path) -> Manifest:
     return manifest
 
 
-def _put_runs_aside(root: Path, database: Path, replaced: Path) -> None:
-    """Move the folders of runs that have not succeeded in the backup, and the worker's spool, to `replaced`."""
+def _put_runs_aside(root: StateFolder, work: WorkFolder, database: Path, replaced: Path) -> None:
+    """
+    Move the folders of runs that have not succeeded in the backup, and the worker's spool, to `replaced`.
+
+    The folders of runs go to the folder of that name in `work`: a rename stays on one disk.
+    """
     with closing(sqlite3.connect(database)) as connection:
         over = {str(row[0]) for row in connection.execute(_SUCCEEDED)}
-    (replaced / "runs").mkdir()
-    later = [folder for folder in (root / "runs").glob("*") if folder.name not in over]
+    runs = work / replaced.relative_to(root) / "runs"
+    runs.mkdir(parents=True, mode=0o700)
+    later = [folder for folder in (work / "runs").glob("*") if folder.name not in over]
     for folder in later:
-        folder.rename(replaced / "runs" / folder.name)
+        folder.rename(runs / folder.name)
     with contextlib.suppress(FileNotFoundError):
         (root / "spool").rename(replaced / "spool")
     durable.fsync_folder(root)
+    durable.fsync_folder(work)
 
 
 def _put_back(source: Path, target: Path, size: int, sha256: str) -> None:

@@ -65,7 +65,7 @@ class Kept:
 
 def what_is_kept(session: Session, settings: Settings) -> Kept:
     """Return the models, runs and folders that must be kept. Raises `OSError` if the folder of a run cannot be read."""
-    root = settings.state_folder
+    root = settings.work_folder
     kept = Kept()
     kept.folders.add((root / "drops").resolve())
     bases = [settings.track(name).base_model for name in settings.track_names]
@@ -140,7 +140,7 @@ def _keep_open(root: Path, run: Run, kept: Kept) -> None:
 
 def _keep_newest(settings: Settings, kept: Kept) -> None:
     """Choose the ended runs to keep: of each track the newest with files, counted apart by whether they succeeded."""
-    root = settings.state_folder
+    root = settings.work_folder
     counts: dict[tuple[str, bool], int] = {}
     for run in kept.ended:
         if run.id is None or run.id in kept.champion_runs:

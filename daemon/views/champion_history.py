@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from pathlib import Path
 from sqlite3 import Connection
 
 from daemon.champions.history import drops_of
+from daemon.state.layout import WorkFolder
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
 from daemon.views.reader import Row, Time
@@ -94,7 +94,7 @@ class ChampionView(Frozen):
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
-def champion_view(base: Connection, state_folder: Path, row: Row, end: int | None) -> ChampionView:
+def champion_view(base: Connection, work_folder: WorkFolder, row: Row, end: int | None) -> ChampionView:
     """
     Return the champion of one promotion row; it served until `end`, in ms since the epoch (`None`: serves now).
 
@@ -112,7 +112,7 @@ def champion_view(base: Connection, state_folder: Path, row: Row, end: int | Non
     return ChampionView.model_validate(
         {
             **{name: getattr(row, name) for name in same},
-            "path": str(state_folder / path),
+            "path": str(work_folder / path),
             "since": row.done_at,
             "until": end,
             "run": run_id,
@@ -120,7 +120,7 @@ def champion_view(base: Connection, state_folder: Path, row: Row, end: int | Non
             "gain": run.gain if run else None,
             "drops": tuple(drop.name for drop in data if drop.role == "train"),
             "data": data,
-            **({} if run is None or run_id is None else _training(state_folder, run_id)),
+            **({} if run is None or run_id is None else _training(work_folder, run_id)),
             "seconds": None if run_id is None else seconds_of(base, run_id),
             "hook": _command(row.hook_state, row.hook_error, row.hook_output),
             "health": _command(row.health_state, row.health_error, row.health_output),
@@ -129,7 +129,7 @@ def champion_view(base: Connection, state_folder: Path, row: Row, end: int | Non
 
 
 def champion_views(
-    base: Connection, state_folder: Path, track: str, most: int = -1, before: int | None = None
+    base: Connection, work_folder: WorkFolder, track: str, most: int = -1, before: int | None = None
 ) -> list[ChampionView]:
     """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
     done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' AND generation"
@@ -138,7 +138,7 @@ def champion_views(
     rows = base.execute(below, (track, before, most)).fetchall()
     after = base.execute(above, (track, before)).fetchone()
     ends = [None if after is None else after.done_at, *(row.done_at for row in rows)]
-    return [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+    return [champion_view(base, work_folder, row, end) for row, end in zip(rows, ends, strict=False)]
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
@@ -160,10 +160,10 @@ def seconds_of(base: Connection, run_id: int) -> float | None:
     return seconds
 
 
-def _training(state_folder: Path, run_id: int) -> dict[str, object]:
+def _training(work_folder: WorkFolder, run_id: int) -> dict[str, object]:
     """Return the fields `training` and `over` of a `ChampionView`; empty if the run's dataset cannot be read."""
     try:
-        data = load_dataset(state_folder, run_id)
+        data = load_dataset(work_folder, run_id)
     except (ArtifactDamaged, OSError):
         data = None
     if data is None:

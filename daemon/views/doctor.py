@@ -100,8 +100,8 @@ def _database(settings: Settings) -> Iterator[Finding]:
     text = f"whole; schema {found}, this version has {newest}; {rows}"
     upgrades = "the daemon upgrades it at its next start: dropforge run"
     yield _ok("database", text) if found == newest else _warn("database", text, upgrades)
-    names = [name for name, _ in named_files(settings.state_folder, path)]
-    missing = [name for name in names if not (settings.state_folder / name).exists()]
+    names = [name for name, _ in named_files(settings.work_folder, path)]
+    missing = [name for name in names if not (settings.work_folder / name).exists()]
     if missing:
         of = "that the database names"
         yield _bad(
@@ -118,6 +118,13 @@ def _file_systems(settings: Settings) -> Iterator[Finding]:
         yield _bad("state", f"{settings.state} lies on {kind}, a network file system", remedy)
     else:
         yield _ok("state", f"{settings.state} on {kind}")
+    if settings.executor.kind == "slurm":
+        kind = file_system(settings.work_folder)
+        if is_network(kind):
+            yield _ok("shared", f"{settings.work_folder} on {kind}")
+        else:
+            remedy = 'name a folder that all nodes see: shared = "/a/shared/folder" in [executor]'
+            yield _warn("shared", f"{settings.work_folder} lies on {kind}, which other hosts may not see", remedy)
     kind = file_system(settings.inbox_folder)
     if is_network(kind) and settings.observer == "native":
         remedy = 'files that other hosts drop are seen late; set observer = "polling" in dropforge.toml'
@@ -127,7 +134,7 @@ def _file_systems(settings: Settings) -> Iterator[Finding]:
 
 
 def _space(settings: Settings) -> Iterator[Finding]:
-    folder = settings.state_folder
+    folder: Path = settings.work_folder
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -181,13 +188,13 @@ def bases(settings: Settings) -> Iterator[Finding]:
 
 def _champions(settings: Settings) -> Iterator[Finding]:
     """Yield a finding per champion: whether its folder exists and its link leads there; contents are not checked."""
-    overview = Overview(settings.state_folder)
+    overview = Overview.of(settings)
     for track in settings.track_names:
         champion = overview.champion(track)
         if champion is None:
             continue
         name, what = f"champion of {track}", f"generation {champion.generation}"
-        link = settings.state_folder / "tracks" / track / "champion"
+        link = settings.work_folder / "tracks" / track / "champion"
         if not Path(champion.path).is_dir():
             remedy = f"bring it back from a backup, or let another one serve: dropforge history --track {track}"
             yield _bad(name, f"the model of {what} is gone: {champion.path}", remedy)

@@ -1,10 +1,10 @@
 """Views of drops: state, trial, and the champions trained on a withdrawn drop."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from sqlite3 import Connection
 
 from daemon.champions import history
+from daemon.state.layout import WorkFolder
 from daemon.views.reader import Row, Time, champions_of
 from pipeline.artifacts import Frozen
 
@@ -62,13 +62,13 @@ def on_trial(base: Connection) -> dict[int, str]:
     }
 
 
-def drop_uses(base: Connection, state_folder: Path, drop: Row) -> DropUses:
+def drop_uses(base: Connection, work_folder: WorkFolder, drop: Row) -> DropUses:
     """Return the serving champion, if it was trained on `drop`, and the one to roll back to; else `None` for both."""
     track = base.execute("SELECT * FROM track WHERE name = ?", (drop.track,)).fetchone()
     past = champions_of(base, drop.track)
     if track is None or drop.role != "train" or drop.id not in (history.drops_of(past, track.champion_model_id) or ()):
         return DropUses()
-    former = history.former(past, track, state_folder, _MOST_FORMER)
+    former = history.former(past, track, work_folder, _MOST_FORMER)
     without = base.execute("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", (drop.track,))
     gone = {drop.id, *(row.id for row in without)}
     before = next((one.generation for one in former if gone.isdisjoint(one.drops or ())), None)

@@ -16,7 +16,7 @@ from daemon.champions.history import blocker, true_sentence
 from daemon.inbox.answers.remarks import too_few
 from daemon.settings.model import Settings
 from daemon.state.database_file import DatabaseUnusable, in_words
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE, StateFolder, WorkFolder
 from daemon.state.questions import ACCEPTED_ROWS, AWAITS_APPROVAL, CHAMPIONS
 from daemon.state.run_files import (
     attempt_folder,
@@ -155,17 +155,22 @@ class RunDetail(RunView):
 class Overview:
     """Read-only queries on one state folder."""
 
-    def __init__(self, state_folder: Path) -> None:
-        """Query `state_folder`, which need not exist."""
-        self.folder = state_folder
+    def __init__(self, state_folder: StateFolder, work_folder: WorkFolder) -> None:
+        """Query `state_folder` and the runs in `work_folder`; neither need exist."""
+        self.state, self.folder = state_folder, work_folder
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Overview":
+        """Query the folders of `settings`."""
+        return cls(settings.state_folder, settings.work_folder)
 
     def daemon(self) -> DaemonView:
         """Return whether a daemon holds the lock, and its pid. Raises `DropforgeError` if the lock is not readable."""
         try:
-            pid = lock_holder(self.folder / LOCK_NAME)
+            pid = lock_holder(self.state / LOCK_NAME)
         except PermissionError as error:
             raise DropforgeError(
-                f"{self.folder} is not readable for this user",
+                f"{self.state} is not readable for this user",
                 "ask as the user that the daemon runs as: sudo -u USER dropforge",
             ) from error
         return DaemonView(alive=pid is not None, pid=pid or None)
@@ -301,7 +306,7 @@ class Overview:
     def logs(self, run_id: int) -> list[Path]:
         """Return the log files of a run's attempts, oldest first. Raises `NotThere` if there is no run or no log."""
         attempts = self.ask_of_run(run_id, attempts_of)
-        paths = [self.folder / attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
+        paths = [Path(self.folder, attempt_folder(run_id, one.step, one.number), LOG_NAME) for one in attempts]
         found = [path for path in paths if path.exists()]
         if not found:
             raise NotThere(f"run {run_id} has no log", f"see how far it is: dropforge show {run_id}")
@@ -316,12 +321,12 @@ class Overview:
         Its keys: "waiting" (files open for writing), "unknown_folders" (of no track), "full_tracks" (too many drops
         wait), "left" (files and folders that it cannot take or use, with the reason).
         """
-        note = read_object(self.folder / WATCHER_NOTE)
+        note = read_object(self.state / WATCHER_NOTE)
         return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks", "left")}
 
     def troubles(self) -> dict[str, str]:
         """Return the errors last noted by the daemon, by part, such as "track a" or "the worker"; empty if none."""
-        return {whose: str(words) for whose, words in read_object(self.folder / TROUBLES_NOTE).items()}
+        return {whose: str(words) for whose, words in read_object(self.state / TROUBLES_NOTE).items()}
 
     # --- how it is read
 
@@ -339,7 +344,7 @@ class Overview:
 
         Returns `[]` if there is no database or no table yet. Raises `DatabaseUnusable` if it cannot be read.
         """
-        path = self.folder / DATABASE_NAME
+        path = self.state / DATABASE_NAME
         if not path.exists():
             return []
         try:

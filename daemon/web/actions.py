@@ -106,7 +106,7 @@ def cancel(site: SiteOf, run_id: Number) -> Done:
 @router.post("/runs/{run_id}/retry")
 def retry(site: SiteOf, run_id: Number, body: From) -> Done:
     """Continue a failed, cancelled or crashed run where it stopped, or from step `since`, with the current settings."""
-    return _done(stale_steps.retry(site.writer(), site.settings.state_folder, run_id, now_ms(), body.since))
+    return _done(stale_steps.retry(site.writer(), site.settings.work_folder, run_id, now_ms(), body.since))
 
 
 @router.post("/runs/{run_id}/move")
@@ -125,7 +125,7 @@ def promote(site: SiteOf, run_id: Number, body: Promote) -> Done:
     required blind review is not complete. The track's other runs no longer wait for approval. The daemon runs the
     hooks later.
     """
-    engine, root, word = site.writer(), site.settings.state_folder, _word(body.reason)
+    engine, root, word = site.writer(), site.settings.work_folder, _word(body.reason)
     if body.force:
         row = decisions.force(engine, root, run_id, word, try_out=require_answer)
     else:
@@ -141,7 +141,7 @@ def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
     The judgement of the last pair completes the review: its result is added to the report and is final.
     """
     choice = blind_review.Choice(body.pair, body.key, now_ms(), _who())
-    found = blind_review.choose(site.writer(), site.settings.state_folder, run_id, choice)
+    found = blind_review.choose(site.writer(), site.settings.work_folder, run_id, choice)
     return _done(f"{found.judged} of {found.asked} pairs are judged")
 
 
@@ -165,7 +165,7 @@ def roll_back(site: SiteOf, name: Name, body: Back) -> Done:
     """Make a former champion serve again, after it was checked and loaded (minutes), and block the replaced model."""
     require_track(site, name)
     target, word = Target(name, body.to), _word(body.reason)
-    row = rollback(site.writer(), site.settings.state_folder, target, word, try_out=require_answer)
+    row = rollback(site.writer(), site.settings.work_folder, target, word, try_out=require_answer)
     return _done(*confirmations.rolled_back(row))
 
 

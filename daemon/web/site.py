@@ -27,7 +27,7 @@ class Site:
         """Serve the workspace of `settings`; changes need `token`."""
         self.settings = settings
         self.token = token
-        self.overview = Overview(settings.state_folder)
+        self.overview = Overview.of(settings)
         self._streams: list[asyncio.Event] = []
 
     @contextmanager

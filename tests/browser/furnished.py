@@ -14,7 +14,7 @@ from daemon.champions import promotion
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, states
-from daemon.state.layout import LOCK_NAME
+from daemon.state.layout import LOCK_NAME, StateFolder, WorkFolder
 from daemon.state.states import AWAITING
 from daemon.views.overview import Overview
 from pipeline import durable
@@ -76,8 +76,8 @@ def end(made: LivedIn, cards: Any, outcome: str, over: int = 0, *, waits: bool =
 
 def judge(made: LivedIn, cards: Any, claim: states.Claim, outcome: str, over: int = 0, *, waits: bool = False) -> int:
     """Let a run end in a verdict with its card; promote what won, unless it waits for a person."""
-    root, run = made.settings.state_folder, claim.run_id
-    serving = Overview(root).champion("default")
+    root, run = made.settings.work_folder, claim.run_id
+    serving = Overview(StateFolder(root), WorkFolder(root)).champion("default")
     assert serving is not None
     attempt, verdict = cards.case(root, outcome, run=run)
     model = make_model(root / "models", f"model of run {run}")

@@ -191,7 +191,7 @@ def test_a_rollback_asks_for_its_reason_and_happens(served: Served, room: tuple[
     keyboard = ActionChains(served.driver)
     keyboard.send_keys(Keys.ENTER, Keys.TAB, Keys.ENTER).perform()
     assert served.was_kept(), "without a reason nothing is sent"
-    assert Overview(made.settings.state_folder).champion("default").generation == 2  # type: ignore[union-attr]
+    assert Overview.of(made.settings).champion("default").generation == 2  # type: ignore[union-attr]
     # What else happens takes nothing away from who writes.
     keyboard.send_keys("it swears").perform()
     pause(made.engine, "default", Word("the box is lent", made.tick(), "ada"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.spool import LocalExecutor, Spool, read_order
+from daemon.dispatch.spool import LocalExecutor, read_order
 from daemon.inbox.intake import Intake, Outcome
 from daemon.inbox.watcher import Watcher, make_inbox
 from daemon.queue import states
@@ -26,6 +26,7 @@ from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.models.manifest import MANIFEST_NAME
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
+from tests.run_owner import spool_of
 
 #: 2026-01-01T00:00:00Z.
 START = 1_767_225_600_000
@@ -65,7 +66,7 @@ class Daemon:
         """Start on the workspace `folder` and recover, as `Service` does."""
         self.folder = folder
         self.settings = load(folder / "dropforge.toml", {})
-        self.root = root = self.settings.state_folder
+        self.root = root = self.settings.work_folder
         for place in (root, root / "drops", root / "runs", root / "models", root / "tracks"):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
         migrate(root / DATABASE_NAME)
@@ -73,10 +74,10 @@ class Daemon:
         # Compiling statements is most of a start's work, and the same for all daemons of this process.
         self.engine.update_execution_options(compiled_cache=_COMPILED)
         verify(self.root / DATABASE_NAME, at_start=True)
-        self.dispatcher = Dispatcher(self.engine, self.settings, LocalExecutor(root))
+        self.dispatcher = Dispatcher(self.engine, self.settings, LocalExecutor(spool_of(root)))
         self.intake = Intake(self.engine, self.settings)
         self.watcher = Watcher(self.settings, threading.Event())
-        Spool(root)
+        spool_of(root)
         with transaction(self.engine) as session:
             for name in self.settings.track_names:
                 states.ensure_track(session, name, now)

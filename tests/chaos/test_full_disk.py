@@ -42,6 +42,7 @@ from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.chaos.scripted_steps import ARTIFACTS
 from tests.made_artifacts import made_spec
 from tests.model_folder import write_model
+from tests.run_owner import spool_of
 
 pytestmark = needs_root
 MEGABYTES = 48
@@ -241,7 +242,7 @@ def test_under_the_mark_a_file_stays_in_the_inbox_though_there_would_be_room_for
 @pytest.fixture
 def serving(disk: LoopDisk) -> Iterator[Callable[[], None]]:
     """Start a worker on the small disk; it is stopped at the end."""
-    worker = Worker(disk.place, lambda spec, _path: (sys.executable, "-c", spec.env["SCRIPT"]))
+    worker = Worker(spool_of(disk.place), lambda spec, _path: (sys.executable, "-c", spec.env["SCRIPT"]))
     thread = threading.Thread(target=worker.serve)
     yield thread.start
     worker.stop.set()
@@ -252,7 +253,7 @@ def order(disk: LoopDisk, script: str) -> tuple[LocalExecutor, StepSpec]:
     """Order an attempt whose process runs `script` once it may begin."""
     begin = "import os, sys\nos.read(int(os.environ['DROPFORGE_LIFELINE_FD']), 1) or os._exit(75)\n"
     spec = made_spec(disk.place, "train", env={"SCRIPT": begin + script})
-    executor = LocalExecutor(disk.place)
+    executor = LocalExecutor(spool_of(disk.place))
     executor.submit(spec)
     return executor, spec
 

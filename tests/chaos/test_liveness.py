@@ -26,6 +26,7 @@ from daemon.system.processes import FileLock, identify, lock_holder
 from pipeline import durable
 from pipeline.contract import StepSpec
 from tests.model_folder import write_model
+from tests.run_owner import spool_of
 
 NOW = 1_767_225_600_000
 HOUR = 3_600_000
@@ -49,7 +50,7 @@ class House:
         self.root = self.settings.state_folder
         migrate(self.root / "dropforge.db")
         self.engine = open_engine(self.root / "dropforge.db")
-        self.executor = Scripted(self.root)
+        self.executor = Scripted(spool_of(self.root))
         self.dispatcher = Dispatcher(self.engine, self.settings, self.executor)
         self.now = NOW
         with transaction(self.engine) as session:
@@ -112,12 +113,12 @@ def house(tmp_path: Path) -> House:
 
 @pytest.fixture
 def worker(house: House) -> Iterator[Worker]:
-    worker = Worker(house.root, lambda spec, _path: (sys.executable, "-c", spec.env["SCRIPT"]))
+    worker = Worker(spool_of(house.root), lambda spec, _path: (sys.executable, "-c", spec.env["SCRIPT"]))
     thread = threading.Thread(target=worker.serve)
     thread.start()
     yield worker
     worker.stop.set()
-    end_steps_now(house.root)
+    end_steps_now(spool_of(house.root))
     thread.join()
 
 

@@ -121,7 +121,7 @@ class LivedIn:
             candidate_model_id=MODEL_ID,
             champion_model_id=BASE_ID,
         )
-        root = self.settings.state_folder
+        root = self.settings.work_folder
         (root / "models" / MODEL_ID).mkdir(parents=True)
         durable.write_json(root / "runs" / str(claim.run_id) / "decide.json", verdict.model_dump(mode="json"))
         candidate = promotion.Candidate("default", claim.run_id, MODEL_ID, f"models/{MODEL_ID}", 0, verdict.sentence)
@@ -154,7 +154,7 @@ def make_workspace(folder: Path, base: base_models.Base | None = None) -> LivedI
     with transaction(engine) as session:
         for name in settings.track_names:
             states.ensure_track(session, name, START)
-    base_models.ensure_base(engine, settings.state_folder, "default", base, START)
+    base_models.ensure_base(engine, settings.work_folder, "default", base, START)
     return LivedIn(folder, settings, engine)
 
 

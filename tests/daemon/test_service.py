@@ -15,7 +15,7 @@ from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import Settings
 from daemon.state.database_file import DatabaseUnusable
-from daemon.state.layout import WORKER_LOCK
+from daemon.state.layout import WORKER_LOCK, StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import attention
 from daemon.views.overview import Overview
@@ -105,7 +105,7 @@ def test_a_run_that_no_worker_serves_says_so_until_one_does(tmp_path: Path, drop
     def told() -> tuple[bool, bool, bool]:
         daemon._said_at = -math.inf
         assert daemon._tick()
-        shown = attention(load(settings, {}), Overview(house.root))
+        shown = attention(load(settings, {}), Overview(StateFolder(house.root), WorkFolder(house.root)))
         status, doctor = dropforge("status").out, dropforge("doctor", "--json").json["findings"]
         return (
             "trouble: the worker: no worker runs, so runs wait" in status,
@@ -137,7 +137,11 @@ def test_a_hook_that_waits_for_the_daemon_is_run_by_it(tmp_path: Path) -> None:
     running.wait()
     assert (tmp_path / "told").is_dir()
     assert daemon._tick()
-    (one,) = (one for one in Overview(house.root).history("default") if one.generation == 1)
+    (one,) = (
+        one
+        for one in Overview(StateFolder(house.root), WorkFolder(house.root)).history("default")
+        if one.generation == 1
+    )
     assert one.hook is not None
     assert one.hook.state == "ok"
     daemon._lock.release()

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from daemon.dispatch.spool import Spool
 from daemon.state.tables import Attempt
 from pipeline import durable
+from tests.run_owner import spool_of
 
 
 @pytest.mark.timeout(120)
@@ -18,7 +18,7 @@ def test_a_second_signal_ends_the_daemon_now_and_the_run_goes_on_uncounted(works
     durable.write_bytes(
         workspace.inbox / "drop.jsonl", b"".join(b'{"instruction": "say %d", "output": "x"}\n' % n for n in range(20))
     )
-    spool = Spool(workspace.state)
+    spool = spool_of(workspace.state)
     workspace.wait(lambda: spool.process_of("1-prepare-1"))
     step = spool.process_of("1-prepare-1")
     assert step is not None

@@ -17,7 +17,7 @@ from daemon.dispatch.spool import LocalExecutor
 from daemon.dispatch.step_specs import compose
 from daemon.settings.model import Settings
 from daemon.state.database import open_engine, transaction
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, StateFolder, WorkFolder
 from daemon.state.tables import EVERY, Run, Track
 from daemon.storage.backup import MANIFEST, make
 from daemon.storage.restore import restore
@@ -26,6 +26,7 @@ from pipeline.contract import SPEC_NAME
 from pipeline.errors import DropforgeError
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.daemon.conftest import MODEL_ID, LivedIn, dropforge, lived_in, lived_in_once, new_workspace
+from tests.run_owner import spool_of
 
 __all__ = ["dropforge", "lived_in", "lived_in_once", "new_workspace"]
 
@@ -194,7 +195,7 @@ def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
     assert dropforge("restore", kept).code == 0
     root = lived_in.settings.state_folder
     engine = open_engine(root / DATABASE_NAME)
-    dispatcher = Dispatcher(engine, lived_in.settings, LocalExecutor(root))
+    dispatcher = Dispatcher(engine, lived_in.settings, LocalExecutor(spool_of(root)))
     monkeypatch.setattr(dispatcher.bases, "problem", lambda _name: None)
     dispatcher.recover(lived_in.tick())
     dispatcher.tick(lived_in.tick())
@@ -244,9 +245,9 @@ def test_garbage_in_any_column_is_refused_or_lets_the_daemon_start(
                 continue
             taken.append(f"{table}.{column} = {value!r}")
             engine = open_engine(root / DATABASE_NAME)
-            Dispatcher(engine, settings, LocalExecutor(root)).recover(lived_in.tick())
+            Dispatcher(engine, settings, LocalExecutor(spool_of(root))).recover(lived_in.tick())
             engine.dispose()
-            Overview(root).runs()
+            Overview(StateFolder(root), WorkFolder(root)).runs()
     assert refused > len(columns), taken
 
 

@@ -12,6 +12,7 @@ import pytest
 from sqlmodel import col, select
 
 from daemon.state.database import transaction
+from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.tables import Drop, Run
 from daemon.views.overview import Overview
 from tests.chaos.house import START, Daemon, build, records
@@ -92,7 +93,11 @@ def test_a_strangers_pinned_file_waits_and_the_owners_counts(new_yard: Callable[
     assert used == expected
     assert yard.states() == {"mine.jsonl": "accepted" if expected else "proposed", "wrong.jsonl": "proposed"}
     (receipt,) = (yard.inbox / "done").rglob("wrong.jsonl.receipt.json")
-    number = next(drop.id for drop in Overview(yard.daemon.root).drops() if drop.name == "wrong.jsonl")
+    number = next(
+        drop.id
+        for drop in Overview(StateFolder(yard.daemon.root), WorkFolder(yard.daemon.root)).drops()
+        if drop.name == "wrong.jsonl"
+    )
     for said in (receipt.read_text(), yard.cli("drops"), yard.cli("drops", "--state", "proposed")):
         assert f"dropforge drops accept {number}" in said
 
@@ -102,7 +107,11 @@ def test_a_file_of_a_stranger_counts_once_it_is_accepted(new_yard: Callable[[str
     yard.put(OWNER, "heldout/mine.jsonl", records("mine"))
     yard.put(STRANGER, "heldout/foreign.jsonl", WRONG)
     assert yard.night() == ["mine.jsonl"]
-    number = next(drop.id for drop in Overview(yard.daemon.root).drops() if drop.name == "foreign.jsonl")
+    number = next(
+        drop.id
+        for drop in Overview(StateFolder(yard.daemon.root), WorkFolder(yard.daemon.root)).drops()
+        if drop.name == "foreign.jsonl"
+    )
     yard.cli("drops", "accept", str(number), "--reason", "I read it")
     assert yard.night() == ["mine.jsonl", "foreign.jsonl"]
 

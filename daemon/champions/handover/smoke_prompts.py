@@ -8,10 +8,10 @@ words.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from daemon.state import run_files
+from daemon.state.layout import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.contract import SPEC_NAME, StepSpec
@@ -51,24 +51,24 @@ class SmokePrompts(Frozen):
     repetition_penalty: float
 
 
-def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: int | None) -> str | None:
+def write_smoke_prompts(work_folder: WorkFolder, track: str, model_id: str, run_id: int | None) -> str | None:
     """
-    Write the smoke prompts of a run's model into its track's folder; return the file's path relative to `state_folder`.
+    Write the smoke prompts of a run's model into its track's folder; return the file's path relative to `work_folder`.
 
     Smoke prompts are held-out prompts with recorded answers; the file may list none. An older file is removed in any
     case. Returns `None`, and writes no file, without `run_id` (a base model), or if the run's evaluation is gone,
     damaged, of another model or in NF4.
     """
-    path = state_folder / "tracks" / track / FILE_NAME
+    path = work_folder / "tracks" / track / FILE_NAME
     path.unlink(missing_ok=True)
-    found = None if run_id is None else _of_run(state_folder, run_id, model_id)
+    found = None if run_id is None else _of_run(work_folder, run_id, model_id)
     if found is None:
         return None
     durable.write_json(path, found.model_dump())
-    return str(path.relative_to(state_folder))
+    return str(path.relative_to(work_folder))
 
 
-def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
+def adapter_of(work_folder: WorkFolder, run_id: int, model_id: str) -> str | None:
     """
     Return the folder of a model's adapter over the base, relative to the state folder; `None` if there is none.
 
@@ -76,26 +76,26 @@ def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
     if the folder was deleted; the files in the folder are not read.
     """
     try:
-        adapter, model = run_files.load_adapter(state_folder, run_id), run_files.load_model(state_folder, run_id)
+        adapter, model = run_files.load_adapter(work_folder, run_id), run_files.load_model(work_folder, run_id)
     except DropforgeError:
         return None
     if adapter is None or adapter.kind != "adapter" or adapter.start is not None:
         return None
     if model is None or model.model_id != model_id:
         return None
-    return adapter.folder if (state_folder / adapter.folder).is_dir() else None
+    return adapter.folder if (work_folder / adapter.folder).is_dir() else None
 
 
-def _of_run(state_folder: Path, run_id: int, model_id: str) -> SmokePrompts | None:
+def _of_run(work_folder: WorkFolder, run_id: int, model_id: str) -> SmokePrompts | None:
     """Return the smoke prompts of a run's model from its evaluation; `None` if that is not there or is damaged."""
     try:
-        evaluation = run_files.load_evaluation(state_folder, run_id)
-        dataset = run_files.load_dataset(state_folder, run_id)
+        evaluation = run_files.load_evaluation(work_folder, run_id)
+        dataset = run_files.load_dataset(work_folder, run_id)
         if evaluation is None or dataset is None or evaluation.candidate.model_id != model_id:
             return None
         if evaluation.quantization == "nf4":
             return None  # a server that holds the model in 16 bits answers differently
-        folder = state_folder / evaluation.folder
+        folder = work_folder / evaluation.folder
         prompts = _choose(durable.read_jsonl(folder / "records.jsonl"))
         spec = StepSpec.model_validate_json((folder.parent / SPEC_NAME).read_bytes())
     except (DropforgeError, OSError, ValueError, KeyError, TypeError):

@@ -53,7 +53,7 @@ class Hooks:
         """Run the commands in `settings` for the changes in the database of `engine`, from the first `tick` on."""
         self._engine = engine
         self._settings = settings
-        self._root = settings.state_folder
+        self._root, self._state = settings.work_folder, settings.state_folder
         self._begin = begin
         self._try_out = try_out
         self._troubles = Troubles() if troubles is None else troubles
@@ -88,7 +88,7 @@ class Hooks:
                 self._note(row_id, which, ended, now)
                 del self._running[track]
         self._look = self._changes.changed() or self._look
-        if not self._look or is_gpu_lent(self._root):
+        if not self._look or is_gpu_lent(self._state):
             return
         with transaction(self._engine) as session:
             waiting = session.exec(UNTOLD).all()

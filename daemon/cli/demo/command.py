@@ -185,7 +185,7 @@ def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
     with (folder / "daemon.log").open("wb") as log:
         # A session of its own: Ctrl-C comes to us, and we end the daemon in order.
         process = subprocess.Popen(argv, env=_environment(), stdout=log, stderr=log, start_new_session=True)  # noqa: S603
-    stage = _Stage(folder, Overview(folder / ".dropforge"), process)
+    stage = _Stage(folder, Overview.of(load(settings, {})), process)
     try:
         stage.wait(lambda: stage.overview.champion("default"))
         yield stage

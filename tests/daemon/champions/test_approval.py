@@ -14,7 +14,7 @@ from daemon.queue import drops
 from daemon.queue.snapshots import waiting_drops
 from daemon.state.database import transaction
 from daemon.state.events import Word
-from daemon.state.layout import FOLDERS
+from daemon.state.layout import FOLDERS, StateFolder, WorkFolder
 from daemon.state.tables import Drop, Event, Promotion, Run
 from daemon.storage import gc
 from daemon.system.programs import who
@@ -65,16 +65,18 @@ class House:
 
     def approve(self, run: int) -> Promotion:
         self.now += 1000
-        return decisions.approve(self.daemon.engine, self.root, run, Word("", self.now, "ada"))
+        return decisions.approve(self.daemon.engine, WorkFolder(self.root), run, Word("", self.now, "ada"))
 
     def force(self, run: int, **how: Any) -> Promotion:
         self.now += 1000
-        return decisions.force(self.daemon.engine, self.root, run, Word("I know better", self.now, "ada"), **how)
+        return decisions.force(
+            self.daemon.engine, WorkFolder(self.root), run, Word("I know better", self.now, "ada"), **how
+        )
 
     def back(self, to: int | None = None) -> Promotion:
         self.now += 1000
         return decisions.rollback(
-            self.daemon.engine, self.root, decisions.Target("default", to), Word("it swears", self.now)
+            self.daemon.engine, WorkFolder(self.root), decisions.Target("default", to), Word("it swears", self.now)
         )
 
     @property
@@ -165,7 +167,7 @@ def test_after_another_champion_it_is_too_late(house: House) -> None:
     assert house.row(1).outcome == "overtaken"
     with pytest.raises(DropforgeError, match="ended as overtaken"):
         house.approve(1)
-    assert Overview(house.root).awaiting() == []
+    assert Overview(StateFolder(house.root), WorkFolder(house.root)).awaiting() == []
 
 
 def test_a_win_over_a_champion_that_has_gone_is_compared_again_before_it_waits(house: House) -> None:
@@ -333,7 +335,7 @@ def test_a_blocked_model_is_brought_back_by_force_and_may_serve_again(tmp_path: 
     assert house.force(run).generation == 3
     assert house.serves == (3, b"weights of run 1")
     house.run()
-    assert [one.kind for one in Overview(house.root).history("default")] == [
+    assert [one.kind for one in Overview(StateFolder(house.root), WorkFolder(house.root)).history("default")] == [
         "promotion",
         "forced",
         "rollback",
@@ -348,7 +350,7 @@ def test_a_waiting_win_that_is_forced_is_no_longer_waited_for(house: House) -> N
     run = house.run()
     assert house.force(run).overrode == "awaiting_approval"
     assert house.row(run).outcome == "promoted"
-    assert Overview(house.root).awaiting() == []
+    assert Overview(StateFolder(house.root), WorkFolder(house.root)).awaiting() == []
 
 
 # --- what people see

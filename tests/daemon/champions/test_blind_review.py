@@ -12,6 +12,7 @@ from sqlmodel import Session, select
 
 from daemon.champions.blind_review import CHOSEN, Choice, Pair, Review, choose, read_pairs, sign_test
 from daemon.queue import run_queue
+from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.states import AWAITING
 from daemon.state.tables import Event, Run
 from daemon.views.overview import Overview
@@ -28,7 +29,7 @@ class Reviewed:
 
     def __init__(self, made: Any, cards: Any, outcome: str = "promoted") -> None:
         self.made, self.root = made, made.settings.state_folder
-        self.overview = Overview(self.root)
+        self.overview = Overview(StateFolder(self.root), WorkFolder(self.root))
         made.take("drop.jsonl", '{"instruction": "say", "output": "a"}\n')
         claim = made.claim()
         attempt, verdict = cards.case(self.root, outcome, list, run=claim.run_id)

@@ -13,6 +13,7 @@ from daemon.champions import base_models, promotion
 from daemon.champions.promotion import Candidate, ChampionMoved
 from daemon.queue import states
 from daemon.state.database import migrate, open_engine, open_reader, transaction
+from daemon.state.layout import WorkFolder
 from daemon.state.states import PromotionState, RunState
 from daemon.state.tables import Event, Promotion, Run, Track
 from pipeline.durable import fsync_folder
@@ -44,7 +45,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def track(engine: Engine, state: Path, base: Path) -> str:
-    base_models.ensure_base(engine, state, "default", base_models.Base(base, "base-id"), 1)
+    base_models.ensure_base(engine, WorkFolder(state), "default", base_models.Base(base, "base-id"), 1)
     return "default"
 
 
@@ -105,9 +106,9 @@ def test_the_base_model_is_the_first_champion_and_both_links_lead_to_it(
 def test_a_changed_base_is_noted_and_leaves_the_champion(
     engine: Engine, state: Path, tmp_path: Path, track: str
 ) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
+    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 10)
     other = make_model(tmp_path / "other")
-    base_models.ensure_base(engine, state, track, base_models.Base(other, "other-id"), 20)
+    base_models.ensure_base(engine, WorkFolder(state), track, base_models.Base(other, "other-id"), 20)
     with transaction(engine) as session:
         row = session.get_one(Track, track)
     assert (row.base_model_id, row.base_path) == ("other-id", str(other))
@@ -121,7 +122,7 @@ def test_another_base_takes_the_place_of_a_base_that_still_is_champion(
 ) -> None:
     other = make_model(base.with_name("other"))
     for now in (20, 30):
-        base_models.ensure_base(engine, state, track, base_models.Base(other, "other-id"), now)
+        base_models.ensure_base(engine, WorkFolder(state), track, base_models.Base(other, "other-id"), now)
     with transaction(engine) as session:
         model = promotion.champion(session, track)
         rows = promotion.champions_of(session, track)
@@ -132,7 +133,7 @@ def test_another_base_takes_the_place_of_a_base_that_still_is_champion(
 
 def test_a_base_that_is_champion_and_moved_is_followed(engine: Engine, state: Path, base: Path, track: str) -> None:
     moved = base.rename(base.with_name("moved"))
-    base_models.ensure_base(engine, state, track, base_models.Base(moved, "base-id"), 20)
+    base_models.ensure_base(engine, WorkFolder(state), track, base_models.Base(moved, "base-id"), 20)
     assert served(state) == "base"
     with transaction(engine) as session:
         assert promotion.champion(session, track).path == str(moved)
@@ -150,11 +151,13 @@ def test_a_track_without_a_base_has_no_champion_and_the_error_says_what_to_do(en
 
 
 def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state: Path, track: str) -> None:
-    row = promotion.promote(engine, state, replace(candidate(engine, state, "m1"), reason="better by 3"), 10)
+    row = promotion.promote(
+        engine, WorkFolder(state), replace(candidate(engine, state, "m1"), reason="better by 3"), 10
+    )
     assert (row.state, row.generation, row.previous_model_id, row.done_at) == (PromotionState.DONE, 1, "base-id", 10)
     assert serving(engine) == ("m1", 1)
     assert (served(state), served(state, "previous")) == ("m1", "base")
-    promotion.promote(engine, state, replace(candidate(engine, state, "m2"), over=1), 20)
+    promotion.promote(engine, WorkFolder(state), replace(candidate(engine, state, "m2"), over=1), 20)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     with transaction(engine) as session:
         assert [entry.model_id for entry in promotion.champions_of(session, track)] == ["base-id", "m1", "m2"]
@@ -163,7 +166,7 @@ def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state:
 
 @pytest.mark.usefixtures("track")
 def test_links_to_merged_models_are_relative_so_that_the_state_folder_can_be_moved(engine: Engine, state: Path) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
+    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 10)
     assert (state / "tracks/default/champion").readlink() == Path("../../models/m1")
     assert served(state.rename(state.with_name("elsewhere"))) == "m1"
 
@@ -171,18 +174,18 @@ def test_links_to_merged_models_are_relative_so_that_the_state_folder_can_be_mov
 @pytest.mark.usefixtures("track")
 def test_a_run_promotes_once_however_often_it_asks(engine: Engine, state: Path) -> None:
     once = candidate(engine, state, "m1")
-    first = promotion.promote(engine, state, once, 10)
-    assert promotion.promote(engine, state, once, 20) == first
-    assert promotion.promote(engine, state, replace(once, over=1), 30) == first
+    first = promotion.promote(engine, WorkFolder(state), once, 10)
+    assert promotion.promote(engine, WorkFolder(state), once, 20) == first
+    assert promotion.promote(engine, WorkFolder(state), replace(once, over=1), 30) == first
     assert serving(engine) == ("m1", 1)
     assert events(engine).count("promoted") == 1
 
 
 @pytest.mark.usefixtures("track")
 def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine: Engine, state: Path) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
+    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 10)
     with pytest.raises(ChampionMoved, match="not generation 0 any more"):
-        promotion.promote(engine, state, candidate(engine, state, "m2"), 20)
+        promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m2"), 20)
     assert serving(engine) == ("m1", 1)
     assert served(state) == "m1"
     assert [name for name, _, _ in promotions(engine)] == ["base-id", "m1"]
@@ -192,7 +195,7 @@ def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine:
 def test_a_daemon_that_lost_the_run_promotes_nothing(engine: Engine, state: Path) -> None:
     stale = replace(candidate(engine, state, "one"), token=uuid.uuid4().hex)
     with pytest.raises(states.LostClaim):
-        promotion.promote(engine, state, stale, 20)
+        promotion.promote(engine, WorkFolder(state), stale, 20)
     assert serving(engine)[1] == 0
 
 
@@ -242,18 +245,18 @@ POINTS = ("symlink", "rename", "symlink", "rename", "commit")
 def test_a_promotion_that_was_cut_anywhere_did_not_happen_and_is_done_by_the_next_try(
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 5)
+    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 5)
     before = (events(engine), promotions(engine))
     better = replace(candidate(engine, state, "m2"), over=1)
     with crash_at(monkeypatch, point) as reached, pytest.raises(PowerCut):
-        promotion.promote(engine, state, better, 10)
+        promotion.promote(engine, WorkFolder(state), better, 10)
     assert tuple(reached) == POINTS[:point]
     assert served(state) == ("m1" if point < 3 else "m2")
-    promotion.sync_links(engine, state)
+    promotion.sync_links(engine, WorkFolder(state))
     assert (events(engine), promotions(engine), serving(engine)) == (*before, ("m1", 1))
     assert (served(state), served(state, "previous")) == ("m1", "base")
     assert sorted(path.name for path in (state / "tracks/default").iterdir()) == ["champion", "previous"]
-    promotion.promote(engine, state, better, 40)
+    promotion.promote(engine, WorkFolder(state), better, 40)
     assert serving(engine) == ("m2", 2)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     assert events(engine).count("promoted") == 2
@@ -272,27 +275,27 @@ def test_whoever_sees_the_row_of_a_promotion_finds_its_links(
             seen.append((served(state), promotion.champion(session, "default").generation))
 
     monkeypatch.setattr(promotion, "fsync_folder", look)
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
+    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 10)
     assert seen == [("m1", 0)], "the base model's link to the one before it is right already"
     assert serving(engine) == ("m1", 1)
 
 
 @pytest.mark.usefixtures("track")
 def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(engine: Engine, state: Path) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
+    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 10)
     for name in ("champion", "previous"):
         link = state / "tracks/default" / name
         link.unlink()
         link.symlink_to("/nowhere")
-    promotion.sync_links(engine, state)
+    promotion.sync_links(engine, WorkFolder(state))
     assert (served(state), served(state, "previous")) == ("m1", "base")
 
 
 def test_a_track_whose_link_cannot_be_mended_is_named_and_the_others_are_mended(engine: Engine, state: Path) -> None:
     for name in ("bad", "good"):
-        base_models.ensure_base(engine, state, name, base_models.Base(state.parent / "base", "base"), 1)
+        base_models.ensure_base(engine, WorkFolder(state), name, base_models.Base(state.parent / "base", "base"), 1)
         (state / "tracks" / name / "champion").unlink()
     (state / "tracks/bad/champion/kept").mkdir(parents=True)
-    found = promotion.sync_links(engine, state)
+    found = promotion.sync_links(engine, WorkFolder(state))
     assert {name: error is None for name, error in found.items()} == {"bad": False, "good": True}
     assert (state / "tracks/good/champion").is_symlink()

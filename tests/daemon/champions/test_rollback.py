@@ -13,6 +13,7 @@ from daemon.champions import base_models, decisions, promotion
 from daemon.champions.promotion import Blocked, Candidate, ChampionMoved
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
+from daemon.state.layout import WorkFolder
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run
 from pipeline.errors import DropforgeError
@@ -40,11 +41,13 @@ class House(NamedTuple):
             session.flush()
             path, reason = f"models/{identity}", f"{name} is better"
             candidate = Candidate("default", run.id or 0, identity, path, generation, reason)
-        promotion.promote(self.engine, self.state, candidate, 10)
+        promotion.promote(self.engine, WorkFolder(self.state), candidate, 10)
         return identity
 
     def back(self, to: int | None = None, reason: str = "it swears") -> Promotion:
-        return decisions.rollback(self.engine, self.state, decisions.Target("default", to), Word(reason, 50))
+        return decisions.rollback(
+            self.engine, WorkFolder(self.state), decisions.Target("default", to), Word(reason, 50)
+        )
 
     @property
     def serving(self) -> tuple[int, int]:
@@ -70,7 +73,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     migrate(state / "dropforge.db")
     engine = open_engine(state / "dropforge.db")
     base = make_model(tmp_path / "base", "base")
-    base_models.ensure_base(engine, state, "default", base_models.Base(base, model_id(base)), 1)
+    base_models.ensure_base(engine, WorkFolder(state), "default", base_models.Base(base, model_id(base)), 1)
     made = House(engine, state, [model_id(base)])
     made.ids.extend([made.promote("one", 0), made.promote("two", 1), made.promote("three", 2)])
     yield made
@@ -154,7 +157,7 @@ def test_a_base_model_that_changed_is_refused(house: House, tmp_path: Path) -> N
 
 def test_a_base_model_that_moved_is_found_at_its_new_place(house: House, tmp_path: Path) -> None:
     moved = (tmp_path / "base").rename(tmp_path / "moved")
-    base_models.ensure_base(house.engine, house.state, "default", base_models.Base(moved, house.ids[0]), 20)
+    base_models.ensure_base(house.engine, WorkFolder(house.state), "default", base_models.Base(moved, house.ids[0]), 20)
     house.back(0)
     assert (house.state / "tracks/default/champion").readlink() == moved
 
@@ -170,7 +173,11 @@ def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(house:
     before = house.serving
     with pytest.raises(DropforgeError, match="is not there any more"):
         decisions.rollback(
-            house.engine, house.state, decisions.Target("default"), Word("it swears", 50), try_out=shutil.rmtree
+            house.engine,
+            WorkFolder(house.state),
+            decisions.Target("default"),
+            Word("it swears", 50),
+            try_out=shutil.rmtree,
         )
     assert house.serving == before
 
@@ -180,6 +187,8 @@ def test_a_champion_that_moves_while_the_files_are_checked_is_left(house: House)
         house.ids.append(house.promote("four", 3))
 
     with pytest.raises(ChampionMoved):
-        decisions.rollback(house.engine, house.state, decisions.Target("default"), Word("it swears", 50), try_out=slow)
+        decisions.rollback(
+            house.engine, WorkFolder(house.state), decisions.Target("default"), Word("it swears", 50), try_out=slow
+        )
     assert house.serving == (4, 4)
     assert house.linked() == house.ids[4]

@@ -242,4 +242,4 @@ def test_train_refuses_a_track_without_data(lived_in: Any, dropforge: Command) -
     ended = dropforge("train", "support")
     assert (ended.code, "track support has no drop to train on" in ended.err) == (1, True)
     assert "did you mean 'support'" in dropforge("train", "suport").err
-    assert [run.id for run in Overview(lived_in.settings.state_folder).runs()] == [3, 2, 1]
+    assert [run.id for run in Overview.of(lived_in.settings).runs()] == [3, 2, 1]

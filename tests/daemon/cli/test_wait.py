@@ -45,7 +45,7 @@ def test_the_exit_code_says_which_verdict(alive: Any, dropforge: Command, outcom
 def test_failed_and_cancelled_runs_have_codes_and_their_reason(alive: Any, dropforge: Command) -> None:
     ended = dropforge("wait", "2")
     assert (ended.code, ended.out) == (13, "run 2 failed: out of memory\n")
-    held = [drop.name for drop in Overview(alive.settings.state_folder).drops() if drop.first_run == 3]
+    held = [drop.name for drop in Overview.of(alive.settings).drops() if drop.first_run == 3]
     run_queue.cancel(alive.engine, 3, alive.tick())
     run_queue.cancelled(alive.engine, claimed(alive), alive.tick())
     ended = dropforge("wait", "3")

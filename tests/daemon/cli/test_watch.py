@@ -22,7 +22,7 @@ WATCH = ["env", "--default-signal=INT", str(Path(sys.executable).parent / "dropf
 
 
 def test_a_line_is_printed_once_for_what_changes(busy: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    overview, said = Overview(busy.settings.state_folder), dict[object, str]()
+    overview, said = Overview.of(busy.settings), dict[object, str]()
 
     def told() -> str:
         print_changes(overview, said)
@@ -50,7 +50,7 @@ def test_a_line_is_printed_once_for_what_changes(busy: Any, capsys: pytest.Captu
 
 
 def test_what_comes_back_is_told_again(busy: Any, daemon_lock: FileLock, capsys: pytest.CaptureFixture[str]) -> None:
-    overview, said = Overview(busy.settings.state_folder), dict[object, str]()
+    overview, said = Overview.of(busy.settings), dict[object, str]()
     troubles = busy.settings.state_folder / TROUBLES_NOTE
 
     def told() -> list[str]:

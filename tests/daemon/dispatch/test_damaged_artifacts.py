@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from daemon.dispatch.stale_steps import invalidate
+from daemon.state.layout import WorkFolder
 from daemon.state.states import RunState
 from pipeline import durable
 from tests import run_owner
@@ -48,7 +49,7 @@ def test_a_run_whose_artifact_is_damaged_fails_by_its_name_and_does_the_step_aga
     assert row.error == f"what step prepare of run 1 published is damaged: {house.root}/runs/1/prepare.json"
     assert row.hint is not None
     assert row.hint.endswith("dropforge retry 1 --from prepare")
-    invalidate(house.root, run, "prepare")
+    invalidate(WorkFolder(house.root), run, "prepare")
     run_owner.retry(house.daemon.engine, run, house.now)
     house.daemon.finish_runs(house.now, "promoted")
     assert house.row(run).outcome == "promoted"

@@ -33,6 +33,7 @@ from pipeline.models.manifest import check_base
 from tests import run_owner
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
+from tests.run_owner import spool_of
 
 NOW = 1_750_000_000_000
 JUDGE = JudgeConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="JUDGE_KEY")
@@ -371,7 +372,7 @@ def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(box
     assert [one.drops for one in told[3].former] == [(1, 2), (1,), None]
     assert told[1].former[0].path == box.settings.base_model
     assert all((box.settings.state_folder / one.path).is_dir() for one in told[4].former)
-    decisions.rollback(box.engine, box.settings.state_folder, decisions.Target("default", 3), Word("it swears", NOW))
+    decisions.rollback(box.engine, box.settings.work_folder, decisions.Target("default", 3), Word("it swears", NOW))
     box.drop("f")
     box.ticks()
     last = box.executor.submitted[-1]
@@ -466,7 +467,7 @@ def test_a_result_with_another_attempts_fence_is_ignored(box: Box) -> None:
     box.drop("a")
     box.ticks(1)
     box.ticks(1)
-    assert run_files.published(box.dispatcher.bases._settings.state_folder, 1) == {}
+    assert run_files.published(box.dispatcher.bases._settings.work_folder, 1) == {}
     assert box.run().deaths == 1
 
 
@@ -492,7 +493,7 @@ def move_champion(engine: Engine, settings: Settings) -> None:
         session.flush()
         run_id = run.id or 0
     candidate = promotion.Candidate("default", run_id, other, "models/other", 0, "by hand")
-    promotion.promote(engine, settings.state_folder, candidate, NOW)
+    promotion.promote(engine, settings.work_folder, candidate, NOW)
 
 
 def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(box: Box) -> None:
@@ -572,7 +573,7 @@ def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: Scri
 
 
 def swears(engine: Engine, settings: Settings) -> None:
-    decisions.rollback(engine, settings.state_folder, decisions.Target("default", 0), Word("it swears", NOW + 60))
+    decisions.rollback(engine, settings.work_folder, decisions.Target("default", 0), Word("it swears", NOW + 60))
 
 
 @pytest.mark.parametrize(
@@ -661,7 +662,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(box: Box) 
     ticks(upgraded, now=NOW + 21)
     assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
     assert box.run().outcome == "promoted"
-    adapter = run_files.load_adapter(box.settings.state_folder, 1)
+    adapter = run_files.load_adapter(box.settings.work_folder, 1)
     assert adapter is not None
     assert [trial.number for trial in adapter.candidates] == [1]
 
@@ -675,7 +676,7 @@ def test_a_model_that_was_rolled_back_does_not_return_as_its_child(box: Box, ste
     ticks(box.new_dispatcher(), 24, NOW + 50)
     steps = ["prepare", "train", "merge", "evaluate", "decide"]
     assert box.executor.steps == [*steps[: steps.index(step) + 1], *steps]
-    adapter = run_files.load_adapter(box.settings.state_folder, 2)
+    adapter = run_files.load_adapter(box.settings.work_folder, 2)
     assert adapter is not None
     with transaction(box.engine) as session:
         past = promotion.champions_of(session, "default")
@@ -846,7 +847,7 @@ def test_a_damaged_note_on_the_base_model_is_made_again(box: Box, damage: bytes)
 
 
 def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_died(box: Box) -> None:
-    dispatcher = Dispatcher(box.engine, box.settings, LocalExecutor(box.settings.state_folder))
+    dispatcher = Dispatcher(box.engine, box.settings, LocalExecutor(spool_of(box.settings.state_folder)))
     with transaction(box.engine) as session:
         states.ensure_track(session, "default", NOW)
     dispatcher.recover(NOW)
@@ -934,7 +935,7 @@ def test_an_artifact_whose_files_changed_since_is_not_published(box: Box) -> Non
     box.drop("a")
     box.ticks()
     assert "adapter.bin" in (box.run().error or "")
-    assert "train" not in run_files.published(box.settings.state_folder, 1)
+    assert "train" not in run_files.published(box.settings.work_folder, 1)
 
 
 def test_trouble_with_one_run_stops_no_other(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -967,7 +968,7 @@ def test_the_service_manager_is_told_how_far_a_step_is_in_the_words_of_status(bo
 
 def test_a_run_that_is_cancelled_before_a_worker_has_begun_its_step_ends(engine: Engine, settings: Settings) -> None:
     add_drop(engine, "a")
-    dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
+    dispatcher = Dispatcher(engine, settings, LocalExecutor(spool_of(settings.state_folder)))
     dispatcher.recover(NOW)
     dispatcher.tick(NOW)
     run_queue.cancel(engine, 1, NOW)
@@ -976,7 +977,7 @@ def test_a_run_that_is_cancelled_before_a_worker_has_begun_its_step_ends(engine:
 
 
 def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(box: Box) -> None:
-    dispatcher = Dispatcher(box.engine, box.settings, LocalExecutor(box.settings.state_folder))
+    dispatcher = Dispatcher(box.engine, box.settings, LocalExecutor(spool_of(box.settings.state_folder)))
     with transaction(box.engine) as session:
         states.ensure_track(session, "default", NOW)
     dispatcher.recover(NOW)
@@ -1042,7 +1043,7 @@ def test_a_rollback_whose_process_died_is_undone_by_the_daemon_that_lives_on(
         patch.setattr(promotion, "fsync_folder", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             decisions.rollback(
-                box.engine, box.settings.state_folder, decisions.Target("default"), Word("it swears", NOW)
+                box.engine, box.settings.work_folder, decisions.Target("default"), Word("it swears", NOW)
             )
     assert link.resolve() == Path(box.settings.base_model)
     box.dispatcher.tick(NOW + 29_000)

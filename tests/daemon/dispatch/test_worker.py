@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.dispatch.spool import JobState, LocalExecutor, Spool
+from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.dispatch.worker import Worker
 from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
@@ -25,6 +25,7 @@ from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, Step
 from pipeline.errors import EXIT_BAD_DATA
 from pipeline.models.untrusted import ENDED_BY
 from tests.made_artifacts import made_spec
+from tests.run_owner import spool_of
 
 PRELUDE = """
 import json, os, signal, sys, threading, pathlib
@@ -85,7 +86,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 @contextmanager
 def serving(root: Path, parallel: int = 1) -> Iterator[Worker]:
     """Let a worker serve in a thread, until the end of the block."""
-    worker = Worker(root, as_scripted, parallel=parallel)
+    worker = Worker(spool_of(root), as_scripted, parallel=parallel)
     thread = threading.Thread(target=worker.serve)
     thread.start()
     yield worker
@@ -100,7 +101,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 
 
 def test_an_attempt_is_queued_run_and_ended(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
     assert executor.poll(spec) is JobState.LOST
     executor.submit(spec)
     executor.submit(spec)
@@ -115,7 +116,7 @@ def test_an_attempt_is_queued_run_and_ended(tmp_path: Path) -> None:
 
 
 def test_steps_of_two_runs_are_run_at_once_and_a_third_and_a_runs_next_one_wait(tmp_path: Path) -> None:
-    executor = LocalExecutor(tmp_path)
+    executor = LocalExecutor(spool_of(tmp_path))
     held = [spec_of(tmp_path, UNTIL_TERM, run=run) for run in (1, 2)]
     again = made_spec(tmp_path, "merge", run=1, fence="f", env={"SCRIPT": GOOD}, grace_seconds=30.0)
     third = spec_of(tmp_path, GOOD, run=3)
@@ -145,8 +146,8 @@ def test_an_attempt_whose_files_cannot_be_used_stops_no_other(tmp_path: Path) ->
 def no_order(root: Path, what: str) -> Path:
     """Order an attempt, spoil its entry and return that."""
     spec = spec_of(root, GOOD, run=2)
-    LocalExecutor(root).submit(spec)
-    entry, place = Spool(root).queue / f"{spec.key}.json", root / spec.folder / SPEC_NAME
+    LocalExecutor(spool_of(root)).submit(spec)
+    entry, place = spool_of(root).queue / f"{spec.key}.json", root / spec.folder / SPEC_NAME
     match what:
         case "torn":
             entry.write_bytes(b'{"fence": "')
@@ -172,7 +173,7 @@ def no_order(root: Path, what: str) -> Path:
 )
 def test_an_entry_that_is_no_order_is_removed_with_a_line_and_the_next_one_runs(tmp_path: Path, what: str) -> None:
     entry = no_order(tmp_path, what)
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
     executor.submit(spec)
     with capture_logs() as logged, serving(tmp_path):
         wait_for(lambda: executor.poll(spec) is JobState.ENDED)
@@ -190,7 +191,7 @@ def test_a_step_with_network_sees_its_key_and_the_proxies_and_no_other_step_does
     monkeypatch.setenv("OTHER_KEY", "hush too")
     monkeypatch.setenv("HTTPS_PROXY", "http://name:word@proxy")
     told = PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)"
-    executor = LocalExecutor(tmp_path)
+    executor = LocalExecutor(spool_of(tmp_path))
     seen = {}
     for run, network in ((1, True), (2, False)):
         spec = spec_of(tmp_path, told, run=run)
@@ -215,7 +216,7 @@ def test_a_step_gets_no_variable_of_its_specs_that_the_program_does_not_set(tmp_
     spec = spec_of(tmp_path, told).model_copy(
         update={"env": {"SCRIPT": told, "LD_AUDIT": "/evil.so", "OMP_WAIT_POLICY": "ACTIVE"}}
     )
-    LocalExecutor(tmp_path).submit(spec)
+    LocalExecutor(spool_of(tmp_path)).submit(spec)
     with serving(tmp_path):
         wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
     seen = json.loads((tmp_path / spec.folder / "said").read_text())
@@ -232,7 +233,7 @@ def test_a_gpus_memory_is_in_expandable_segments_unless_its_user_configures_it(
     if own:
         monkeypatch.setenv(own, "max_split_size_mb:64")
     spec = spec_of(tmp_path, PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)")
-    LocalExecutor(tmp_path).submit(spec)
+    LocalExecutor(spool_of(tmp_path)).submit(spec)
     with serving(tmp_path):
         wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
     seen = json.loads((tmp_path / spec.folder / "said").read_text())
@@ -241,7 +242,7 @@ def test_a_gpus_memory_is_in_expandable_segments_unless_its_user_configures_it(
 
 
 def test_an_attempt_that_has_ended_is_not_done_again(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
     executor.submit(spec)
     ended = StepResult(key=spec.key, fence=spec.fence, status="ok", exit_code=0)
     durable.write_json(tmp_path / spec.folder / RESULT_NAME, ended.model_dump())
@@ -254,7 +255,7 @@ def test_a_step_that_a_models_own_code_kept_busy_names_the_model_and_is_not_retr
     tmp_path: Path, worker: Worker
 ) -> None:
     assert not worker.stop.is_set()
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED.replace("{}", str(int(ENDED_BY))))
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, KILLED.replace("{}", str(int(ENDED_BY))))
     executor.submit(spec)
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
     result = result_of(spec)
@@ -266,7 +267,7 @@ def test_a_step_that_a_models_own_code_kept_busy_names_the_model_and_is_not_retr
 
 @pytest.mark.usefixtures("worker")
 def test_a_killed_step_gets_a_result_that_names_the_signal(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED.replace("{}", "9"))
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, KILLED.replace("{}", "9"))
     executor.submit(spec)
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
     result = result_of(spec)
@@ -277,7 +278,7 @@ def test_a_killed_step_gets_a_result_that_names_the_signal(tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("worker")
 def test_a_cancelled_step_is_asked_to_stop(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, UNTIL_TERM)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, UNTIL_TERM)
     executor.submit(spec)
     wait_for((tmp_path / spec.folder / "said").exists)
     assert executor.poll(spec) is JobState.RUNNING
@@ -288,10 +289,10 @@ def test_a_cancelled_step_is_asked_to_stop(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_a_deaf_step_is_killed_after_its_grace(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, DEAF, grace=0.3)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, DEAF, grace=0.3)
     executor.submit(spec)
     wait_for((tmp_path / spec.folder / "said").exists)
-    process = Spool(tmp_path).process_of(spec.key)
+    process = spool_of(tmp_path).process_of(spec.key)
     assert process is not None
     executor.cancel(spec.key)
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
@@ -310,13 +311,13 @@ def start_worker(root: Path) -> subprocess.Popen[bytes]:
 
 def running_step(root: Path, spec: StepSpec) -> Identity:
     wait_for((root / spec.folder / "said").exists)
-    process = Spool(root).process_of(spec.key)
+    process = spool_of(root).process_of(spec.key)
     assert process is not None
     return process
 
 
 def test_a_step_ends_when_its_worker_is_killed_and_the_next_worker_waits_for_it(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, UNTIL_ALONE)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, UNTIL_ALONE)
     executor.submit(spec)
     with start_worker(tmp_path) as first:
         step = running_step(tmp_path, spec)
@@ -327,7 +328,7 @@ def test_a_step_ends_when_its_worker_is_killed_and_the_next_worker_waits_for_it(
 
 
 def test_the_next_worker_ends_an_orphan_that_does_not_stop_by_itself(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, DEAF, grace=-4.5)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, DEAF, grace=-4.5)
     other = spec_of(tmp_path, GOOD, run=2)
     executor.submit(spec)
     with start_worker(tmp_path) as first:
@@ -345,7 +346,7 @@ def test_the_next_worker_ends_an_orphan_that_does_not_stop_by_itself(tmp_path: P
 
 
 def test_a_worker_ends_with_its_daemon_and_its_step_before_it(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, UNTIL_TERM)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, UNTIL_TERM)
     executor.submit(spec)
     with start_worker(tmp_path) as worker:
         step = running_step(tmp_path, spec)
@@ -355,7 +356,7 @@ def test_a_worker_ends_with_its_daemon_and_its_step_before_it(tmp_path: Path) ->
 
 
 def test_a_second_signal_ends_worker_and_step_now_and_leaves_nothing_running(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, DEAF_WITH_CHILD, grace=600)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, DEAF_WITH_CHILD, grace=600)
     executor.submit(spec)
     with start_worker(tmp_path) as worker:
         step = running_step(tmp_path, spec)
@@ -372,9 +373,9 @@ def test_a_second_signal_ends_worker_and_step_now_and_leaves_nothing_running(tmp
 
 
 def test_a_second_worker_waits_for_the_first(tmp_path: Path) -> None:
-    lock = FileLock(Spool(tmp_path).worker_lock)
+    lock = FileLock(spool_of(tmp_path).worker_lock)
     assert lock.acquire()
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
     executor.submit(spec)
     with serving(tmp_path):
         assert executor.poll(spec) is JobState.QUEUED
@@ -399,7 +400,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> threading
 
 def stop_when(tried: threading.Event, root: Path) -> None:
     """Let a worker serve until something was tried, and tell it to stop then."""
-    worker = Worker(root, as_scripted)
+    worker = Worker(spool_of(root), as_scripted)
     thread = threading.Thread(target=worker.serve, daemon=True)
     thread.start()
     wait_for(tried.is_set)
@@ -411,7 +412,7 @@ def stop_when(tried: threading.Event, root: Path) -> None:
 def test_a_worker_that_is_stopped_while_an_order_waits_for_room_puts_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
     executor.submit(spec)
     with monkeypatch.context() as patch:
         stop_when(refuse(patch, "running", number), tmp_path)
@@ -426,7 +427,7 @@ def test_a_worker_that_is_stopped_while_an_order_waits_for_room_puts_it_back(
 def test_a_worker_that_is_stopped_while_a_result_waits_for_room_gives_it_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, KILLED)
     executor.submit(spec)
     stop_when(refuse(monkeypatch, RESULT_NAME, errno.ENOSPC), tmp_path)
     assert (orders(tmp_path), executor.poll(spec)) == ([], JobState.LOST)
@@ -434,11 +435,11 @@ def test_a_worker_that_is_stopped_while_a_result_waits_for_room_gives_it_up(
 
 @pytest.mark.parametrize("name", ["running", RESULT_NAME])
 def test_only_what_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED)
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, KILLED)
     executor.submit(spec)
     refuse(monkeypatch, name, errno.EIO)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        Worker(tmp_path, as_scripted).serve()
+        Worker(spool_of(tmp_path), as_scripted).serve()
     assert executor.poll(spec) is JobState.LOST, "seen as what it is, and not as a step that goes on"
 
 

@@ -166,7 +166,7 @@ def test_a_server_that_hangs_keeps_no_file_from_being_taken_and_no_run_from_bein
     daemon = Service(settings)
     working = threading.Thread(target=daemon.run)
     working.start()
-    overview, pause = Overview(settings.state_folder), threading.Event()
+    overview, pause = Overview.of(settings), threading.Event()
 
     def wait_until(condition: Callable[[], object]) -> None:
         while not condition():

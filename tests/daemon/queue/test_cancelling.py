@@ -13,6 +13,7 @@ from daemon.queue import run_queue
 from daemon.queue.snapshots import waiting_drops
 from daemon.queue.states import Cancelled, Claim
 from daemon.state.database import transaction
+from daemon.state.layout import WorkFolder
 from daemon.state.tables import Drop, Run
 from tests import run_owner
 from tests.chaos.house import records
@@ -225,5 +226,5 @@ def test_a_run_that_is_to_be_cancelled_gets_no_verdict(house: House) -> None:
         run_owner.finish(house.daemon.engine, claim, run_queue.Ending("worse", "it did"), house.now)
     candidate = promotion.Candidate("default", 1, "m", "models/m", 0, "better", claim.token)
     with pytest.raises(Cancelled):
-        promotion.promote(house.daemon.engine, house.root, candidate, house.now)
+        promotion.promote(house.daemon.engine, WorkFolder(house.root), candidate, house.now)
     assert house.row(1).outcome is None

@@ -29,6 +29,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import DropforgeError, StepFailed, is_disk_full
 from pipeline.train import checkpoints
+from tests.run_owner import spool_of
 
 NOW = 1_764_000_000_000
 GB = 10**9
@@ -171,7 +172,7 @@ def dispatcher(tmp_path: Path, tiny_llama: Path, free: Callable[[int], None]) ->
     settings = Settings(state=str(tmp_path / "state"), base_model=str(base), run_after_quiet_seconds=0)
     migrate(settings.state_folder / "dropforge.db")
     engine = open_engine(settings.state_folder / "dropforge.db")
-    made = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
+    made = Dispatcher(engine, settings, LocalExecutor(spool_of(settings.state_folder)))
     with transaction(engine) as session:
         run_queue.enqueue(session, "default", "drop", NOW, NOW)
         session.connection().exec_driver_sql(

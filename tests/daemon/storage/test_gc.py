@@ -28,6 +28,7 @@ from daemon.system.processes import lock_holder
 from pipeline import durable
 from pipeline.errors import DropforgeError
 from tests import run_owner
+from tests.run_owner import spool_of
 
 NOW = 1_950_000_000_000  # far enough that every file of a test is older than a day
 DAY = 86_400_000
@@ -414,7 +415,7 @@ def test_the_dispatcher_collects_at_its_start_and_after_a_run_unless_told_not_to
 ) -> None:
     made = history(keep_models=0, automatic=automatic)
     made.run()
-    dispatcher = Dispatcher(made.engine, made.settings, LocalExecutor(made.root))
+    dispatcher = Dispatcher(made.engine, made.settings, LocalExecutor(spool_of(made.root)))
     dispatcher.tick(NOW)
     assert made.there("models/0001") == [not automatic]
     made.run()

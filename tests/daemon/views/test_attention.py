@@ -8,7 +8,7 @@ import pytest
 from daemon.queue.order import pause
 from daemon.settings.model import DiskSettings, HookSettings
 from daemon.state.events import Word
-from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE
+from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE, StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import Attention, attention, dismiss
 from daemon.views.overview import NotThere, Overview
@@ -28,7 +28,9 @@ def lately(lived_in: Any) -> Any:
 
 def told(lived_in: Any, **settings: Any) -> list[Attention]:
     state = lived_in.settings.state_folder
-    return list(attention(lived_in.settings.model_copy(update=settings), Overview(state)))
+    return list(
+        attention(lived_in.settings.model_copy(update=settings), Overview(StateFolder(state), WorkFolder(state)))
+    )
 
 
 def test_what_went_wrong_long_ago_is_history(lived_in: Any) -> None:
@@ -109,7 +111,7 @@ def test_what_a_list_leaves_out_is_counted(lately: Any) -> None:
 
 def test_what_is_dismissed_is_left_out_until_it_happens_again(lately: Any) -> None:
     def away(key: str, at: int) -> None:
-        dismiss(lately.engine, lately.settings, Overview(lately.settings.state_folder), key, Word("", at, "ana"))
+        dismiss(lately.engine, lately.settings, Overview.of(lately.settings), key, Word("", at, "ana"))
 
     now = round(time.time() * 1000)
     assert [one.key for one in told(lately)[1:]] == ["failed-2", "rejected-4"]

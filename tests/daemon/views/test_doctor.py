@@ -346,7 +346,7 @@ def test_a_base_model_that_moved_is_looked_for_at_its_new_place(lived_in: Any) -
     settings, base = lived_in.settings, lived_in.folder / "base"
     for place in (base, base.rename(base.with_name("elsewhere"))):
         base_models.ensure_base(lived_in.engine, settings.state_folder, "support", base_models.Base(place, BASE_ID), 1)
-    assert Overview(settings.state_folder).history("support")[0].path == str(place)
+    assert Overview.of(settings).history("support")[0].path == str(place)
     assert said_of(settings, "champion of support") == [("ok", f"generation 0, {place}")]
 
 

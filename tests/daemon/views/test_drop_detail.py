@@ -11,7 +11,7 @@ from daemon.views.overview import NotThere, Overview
 
 @pytest.fixture
 def overview(lived_in: Any) -> Overview:
-    return Overview(lived_in.settings.state_folder)
+    return Overview.of(lived_in.settings)
 
 
 def test_the_champions_that_were_trained_on_a_drop_are_listed(overview: Overview) -> None:

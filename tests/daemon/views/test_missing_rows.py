@@ -18,7 +18,7 @@ NONE = f"track support has 0 pinned records, and a verdict needs 100 records ({L
 
 
 def told(lived_in: Any) -> dict[str, str]:
-    return Overview(lived_in.settings.state_folder).missing_rows(lived_in.settings)
+    return Overview.of(lived_in.settings).missing_rows(lived_in.settings)
 
 
 def test_only_a_track_without_a_verdict_is_told_what_it_lacks(lived_in: Any) -> None:
@@ -38,7 +38,7 @@ def test_too_little_data_is_no_verdict(new_workspace: Callable[[], Any]) -> None
 
 def test_accepted_rows_are_counted(lived_in: Any) -> None:
     settings = Settings.model_validate({**lived_in.settings.model_dump(), "gate": {"on": "all"}})
-    seen = Overview(lived_in.settings.state_folder)
+    seen = Overview.of(lived_in.settings)
     fresh = f"track support has {{}} and a verdict needs 100 held-out records ({LONG}), "
     assert seen.missing_rows(settings)["support"].startswith(f"{fresh.format('0 rows,')}so about 780 rows (1,490): ")
     lived_in.take("first.jsonl", lines("a", "b"), track="support")

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from daemon.queue import order
+from daemon.state.layout import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.overview import NotThere, Overview
 from pipeline.config import RunConfig
@@ -19,11 +20,11 @@ from tests import run_owner
 
 @pytest.fixture
 def overview(lived_in: Any) -> Overview:
-    return Overview(lived_in.settings.state_folder)
+    return Overview.of(lived_in.settings)
 
 
 def test_where_no_daemon_ever_ran_every_answer_is_empty_and_nothing_is_made(tmp_path: Path) -> None:
-    overview = Overview(tmp_path / "none")
+    overview = Overview(StateFolder(tmp_path / "none"), WorkFolder(tmp_path / "none"))
     assert (overview.tracks(), overview.drops(), overview.runs(), overview.drop_counts()) == ([], [], [], {})
     assert overview.champion("default") is None
     assert not overview.daemon().alive
@@ -33,23 +34,26 @@ def test_where_no_daemon_ever_ran_every_answer_is_empty_and_nothing_is_made(tmp_
 
 def test_a_database_without_tables_is_empty_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "dropforge.db").touch()
-    assert Overview(tmp_path).runs() == []
+    assert Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).runs() == []
     (tmp_path / "dropforge.db").write_bytes(b"no database at all" * 100)
     with pytest.raises(Exception, match="is damaged: file is not a database"):
-        Overview(tmp_path).runs()
+        Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).runs()
 
 
 def test_the_daemon_lives_as_long_as_it_holds_the_lock(tmp_path: Path) -> None:
     lock = FileLock(tmp_path / "daemon.lock")
     assert lock.acquire()
-    assert Overview(tmp_path).daemon().model_dump() == {"alive": True, "pid": os.getpid()}
+    assert Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).daemon().model_dump() == {
+        "alive": True,
+        "pid": os.getpid(),
+    }
     lock.release()
-    assert not Overview(tmp_path).daemon().alive
+    assert not Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).daemon().alive
 
 
 def test_looking_does_not_keep_a_daemon_from_starting(tmp_path: Path) -> None:
     (tmp_path / "daemon.lock").touch()
-    Overview(tmp_path).daemon()
+    Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).daemon()
     with (tmp_path / "daemon.lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -85,7 +85,7 @@ def test_a_trial_is_told_as_what_it_is_from_its_place_in_the_queue_to_its_end(
     assert any(line.endswith(f"worse; {over}") for line in words(dropforge("runs")))
     assert any(line.endswith(f"worse; {over}") for line in words(dropforge("status")))
     assert over in words(dropforge("show", "3"))
-    assert Overview(searched.settings.state_folder).run(3).trial == over
+    assert Overview.of(searched.settings).run(3).trial == over
 
 
 def test_a_suspended_drop_says_by_which_runs_and_how_to_look(searched: Any, dropforge: Command) -> None:

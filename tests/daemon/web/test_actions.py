@@ -14,7 +14,7 @@ from daemon.views.overview import Overview
 
 @pytest.fixture
 def overview(lived_in: Any) -> Overview:
-    return Overview(lived_in.settings.state_folder)
+    return Overview.of(lived_in.settings)
 
 
 def events(overview: Overview, kind: str) -> list[Any]:

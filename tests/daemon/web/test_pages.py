@@ -82,7 +82,7 @@ def test_what_strangers_write_is_text(person: TestClient, lived_in: Any) -> None
     row = {"instruction": f"say {hostile}", "input": hostile, "output": hostile, "tags": ["fine"]}
     lived_in.take(f"{MARKUP.replace('/', '_')}\u202e.jsonl", json.dumps(row) + "\n")
     lived_in.take("bad.jsonl", json.dumps({MARKUP: hostile, "instruction": "x"}) + "\n")
-    newest = Overview(lived_in.settings.state_folder).drops(most=2)
+    newest = Overview.of(lived_in.settings).drops(most=2)
     person.post(f"/drops/{newest[1].id}/withdraw", data={"reason": hostile})
     person.post("/tracks/default/pause", data={"reason": hostile})
     paths = ("/", "/drops", "/inbox", *(f"/drops/{drop.id}" for drop in newest), "/tracks/default", "/runs")

@@ -60,7 +60,7 @@ def test_each_pair_is_judged_by_a_form_and_the_result_comes_at_the_end(won: Any)
             assert (answer.status_code, answer.headers["location"]) == (303, "/runs/1/review")
     assert "neither in 2." in person.get("/runs/1/review").text
     assert "Judged blind" in person.get("/runs/1/report").text
-    events = Overview(won.settings.state_folder).rows("SELECT detail FROM event WHERE kind = 'answer_chosen'")
+    events = Overview.of(won.settings).rows("SELECT detail FROM event WHERE kind = 'answer_chosen'")
     assert all(one.detail["by"].endswith(", on the page") for one in events)
     assert events[0].detail["pair"] != events[-1].detail["pair"]
 

@@ -22,7 +22,7 @@ READERS = (("", pages.router), ("/api/v1", api.router))
 
 
 def is_asked_to_stop(lived_in: Any) -> bool:
-    return Overview(lived_in.settings.state_folder).run(3).cancel_requested
+    return Overview.of(lived_in.settings).run(3).cancel_requested
 
 
 @pytest.mark.parametrize(

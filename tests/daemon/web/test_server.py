@@ -108,7 +108,7 @@ def test_it_prints_the_address_that_opens_it(lived_in: Any) -> None:
                 assert process.wait(ENDED) in {0, -signal.SIGTERM}
                 assert process.stdout is not None
                 assert process.stdout.read() == "", "nothing is said of a page that was open"
-    assert Overview(lived_in.settings.state_folder).run(3).state == "running"
+    assert Overview.of(lived_in.settings).run(3).state == "running"
 
 
 def test_a_socket_is_for_the_daemons_user_and_group(lived_in: Any) -> None:
@@ -220,7 +220,7 @@ def test_the_daemon_starts_it_again_is_not_touched_by_its_death_and_takes_it_alo
             os.kill(before, signal.SIGKILL)
             wait_for(lambda: page_of(daemon.pid) not in {0, before})
             assert answers(path)
-            assert Overview(lived_in.settings.state_folder).daemon().pid == daemon.pid
+            assert Overview.of(lived_in.settings).daemon().pid == daemon.pid
             daemon.kill()
             wait_for(lambda: not answers_now(path))
         finally:

@@ -29,7 +29,7 @@ def test_a_file_goes_through_the_same_intake_as_any_other(person: TestClient, li
     path = lived_in.settings.inbox_folder / "new.jsonl"
     assert (path.read_bytes() == large, path.stat().st_mode & 0o777) == (True, 0o640)
     Intake(lived_in.engine, lived_in.settings).take(Settled("default", "train", b"new.jsonl"), lived_in.tick())
-    newest = Overview(lived_in.settings.state_folder).drops(most=1)[0]
+    newest = Overview.of(lived_in.settings).drops(most=1)[0]
     assert (newest.name, newest.state, newest.rows) == ("new.jsonl", "accepted", 60_000)
 
 

@@ -12,7 +12,7 @@ from sqlmodel import col, select
 
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.training import TrainingHooks, is_gpu_lent
-from daemon.dispatch.spool import Spool, read_order
+from daemon.dispatch.spool import read_order
 from daemon.queue import run_queue
 from daemon.settings.load import load
 from daemon.settings.model import SettingsError
@@ -23,6 +23,7 @@ from daemon.system.processes import identify
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, StepError, StepResult
 from tests.chaos.house import START, Daemon, build, records, result_of, work
+from tests.run_owner import spool_of
 
 TELL = """
 import os, sys
@@ -194,7 +195,7 @@ def test_the_gpu_comes_back_however_the_training_ends(box: Box, how: str) -> Non
 
 def test_a_step_that_was_told_to_stop_keeps_the_gpu_until_it_has_ended(box: Box) -> None:
     box.start().until("train")
-    spool = Spool(box.daemon.root)
+    spool = spool_of(box.daemon.root)
     with subprocess.Popen(["sleep", "600"]) as process:
         identity = identify(process.pid)
         assert identity is not None

@@ -47,7 +47,7 @@ def test_a_promotion_then_a_refusal_that_puts_the_drop_on_trial_is_what_the_demo
             session.add(Suspect(track=run.track, drop_id=drop.id or 0, blamed_run=run.id or 0, opened_at=shown.now))
 
     run_owner.finish(shown.engine, second, run_queue.Ending(outcome, "so it is"), shown.tick(), also)
-    overview = Overview(shown.settings.state_folder)
+    overview = Overview.of(shown.settings)
     assert command.unexpected(overview, overview.run(1), overview.run(2)) == problem
     if outcome == "worse":
         honest = command.unexpected(overview, overview.run(2), overview.run(2))

@@ -25,6 +25,7 @@ from tests.daemon.dispatch.test_worker import (
     spec_of,
     wait_for,
 )
+from tests.run_owner import spool_of
 from tests.slurm.cluster import Cluster
 
 ROOT = Path(__file__).parents[4]
@@ -78,10 +79,10 @@ def house(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     root = tmp_path / "state"
     root.mkdir(mode=0o700)
     if request.param == "local":
-        worker = Worker(root, as_scripted, parallel=2)
+        worker = Worker(spool_of(root), as_scripted, parallel=2)
         thread = threading.Thread(target=worker.serve)
         thread.start()
-        yield House(root, lambda: LocalExecutor(root))
+        yield House(root, lambda: LocalExecutor(spool_of(root)))
         worker.stop.set()
         thread.join()
         return
