@@ -83,7 +83,7 @@ class Service:
         executor: Executor = LocalExecutor(self._spool)
         self._slurm: SlurmExecutor | None = None
         if settings.executor.kind == "slurm":
-            self._slurm = SlurmExecutor(work, settings.executor, self._troubles)
+            self._slurm = SlurmExecutor((root, work), settings.executor, self._troubles)
             executor = ByStep(STEPS_ON_NODES, self._slurm, executor)
         self._dispatcher = Dispatcher(self._engine, settings, executor, self._troubles)
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)

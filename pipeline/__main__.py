@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -36,6 +37,7 @@ from pipeline.models.manifest import MANIFEST_NAME
 from pipeline.steps import BY_NAME
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+_SAME_SECONDS = 5.0
 
 
 def main(argv: list[str]) -> int:
@@ -127,11 +129,19 @@ def _hash_outputs(folder: Path) -> dict[str, str]:
 
 
 def _stop_on_signal(attempt: Attempt) -> None:
-    """Install handlers: SIGTERM or SIGINT stops the step at its next safe point, a second signal exits at once."""
+    """
+    Install handlers: SIGTERM or SIGINT stops the step at its next safe point, a second signal exits at once.
+
+    A second one within 5 s is the same wish: Slurm signals every process of a job, and so does the one that waits for
+    this.
+    """
+    first = 0.0
 
     def handler(_signal: int, _frame: FrameType | None) -> None:
-        if attempt.stop.is_set():
+        nonlocal first
+        if attempt.stop.is_set() and time.monotonic() - first > _SAME_SECONDS:
             os._exit(EXIT_INTERRUPTED)
+        first = first or time.monotonic()
         attempt.stop.set()
 
     for number in _STOPPING:

@@ -24,9 +24,11 @@ PROGRESS_NAME = "progress.json"
 CURVE_NAME = "curve.json"
 LOG_NAME = "log.txt"
 #: On a cluster: the attempt's job, the mark of the node that works on it, and the mark that nobody shall.
-JOB_NAME, CLAIM_NAME, REVOKED_NAME = "job.json", "claim.json", "revoked"
+JOB_NAME, JOB_STATE_NAME, CLAIM_NAME, REVOKED_NAME = "job.json", "job-state.json", "claim.json", "revoked.json"
 #: Files of an attempt that are no outputs of its step.
-STORY_NAMES = frozenset({SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME, JOB_NAME, CLAIM_NAME, REVOKED_NAME})
+STORY_NAMES = frozenset(
+    {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME, JOB_NAME, JOB_STATE_NAME, CLAIM_NAME, REVOKED_NAME}
+)
 #: Variable with the number of the pipe by which a step notices that its worker has died.
 LIFELINE = "DROPFORGE_LIFELINE_FD"
 PROGRESS_SECONDS = 2.0

@@ -6,6 +6,7 @@ was started for it ends at once; once `revoked` is there, the step is stopped. A
 listed: NFS keeps for a minute that a name was not there, but lists what is.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -36,7 +37,8 @@ def run_one(root: Path, key: str, fence: str, stop: threading.Event, command: St
     """
     spec = read_spec(root, key, fence)
     folder = root / spec.folder
-    if {RESULT_NAME, REVOKED_NAME} & listed(folder) or not _claim(folder):
+    ended = {RESULT_NAME, REVOKED_NAME}
+    if ended & listed(folder) or not claim(folder) or ended & listed(folder):
         log.warning("attempt_not_begun", key=key)
         return
     looked = time.monotonic()
@@ -45,15 +47,17 @@ def run_one(root: Path, key: str, fence: str, stop: threading.Event, command: St
         nonlocal looked
         if not stop.is_set() and time.monotonic() - looked >= _LOOK_SECONDS:
             looked = time.monotonic()
-            if REVOKED_NAME in listed(folder):
-                stop.set()
+            with contextlib.suppress(OSError):  # the file system's server may be away for a while
+                names = listed(folder)
+                if REVOKED_NAME in names or (names and SPEC_NAME not in names):
+                    stop.set()
         return stop.is_set()
 
-    with tempfile.TemporaryDirectory(prefix="dropforge-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="dropforge-", ignore_cleanup_errors=True) as scratch:
         told = {"TMPDIR": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
         result = StepProcess(spec, folder, command(spec, folder / SPEC_NAME), told).go(is_to_stop)
-    if RESULT_NAME not in listed(folder):
-        durable.write_json(folder / RESULT_NAME, result.model_dump())
+        if RESULT_NAME not in listed(folder):
+            durable.write_json(folder / RESULT_NAME, result.model_dump())
 
 
 def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_command) -> None:
@@ -62,6 +66,8 @@ def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_comm
 
     Raises `DropforgeError` if the folder is not this user's own or the attempt cannot be read.
     """
+    if not root.is_dir():
+        raise DropforgeError(f"{root} is not there", f"mount it on {socket.gethostname()}")
     OwnFolder(root, "worker")
     stop = threading.Event()
     on_stop(lambda _number: stop.set(), signal.SIGUSR1)
@@ -79,7 +85,7 @@ def listed(folder: Path) -> set[str]:
         return set()
 
 
-def _claim(folder: Path) -> bool:
+def claim(folder: Path) -> bool:
     """Create the attempt's claim with this job's number and node; return whether nobody had."""
     told = {"job": os.environ.get("SLURM_JOB_ID"), "node": socket.gethostname(), "at": round(time.time() * 1000)}
     try:

@@ -18,27 +18,28 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
 
-from daemon.dispatch.node import listed
+from daemon.dispatch.node import claim, listed
 from daemon.dispatch.spool import JobState, folder_of
 from daemon.settings.model import ExecutorSettings
 from daemon.state import run_files
-from daemon.state.layout import WorkFolder
-from daemon.state.troubles import Troubles
+from daemon.state.layout import StateFolder, WorkFolder
+from daemon.state.troubles import Troubles, in_words
 from pipeline import durable
 from pipeline.contract import (
     CLAIM_NAME,
     JOB_NAME,
+    JOB_STATE_NAME,
     LOG_NAME,
+    PROGRESS_NAME,
     RESULT_NAME,
     REVOKED_NAME,
     SPEC_NAME,
-    StepError,
     StepResult,
     StepSpec,
 )
@@ -53,12 +54,15 @@ _SECONDS = 30.0
 #: controller may be starting, and a file system shows a new name late.
 GIVE_UP_SECONDS = 120.0
 _AGAIN_SECONDS = 30.0
-_WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
-_RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"})
-#: Ends that are no failure of the step: the run goes on in another attempt.
-_NOT_ITS_OWN = frozenset({"BOOT_FAIL", "CANCELLED", "NODE_FAIL", "PREEMPTED", "REVOKED", "GONE", "PUT BACK"})
+_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
+_RUNNING = frozenset(
+    {"CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
+)
 #: Reasons of a waiting job that no time removes.
-_NEVER = ("BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit", "InvalidAccount", "InvalidQOS", "JobHeldAdmin")
+_NEVER = (
+    *("BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit", "InvalidAccount", "InvalidQOS", "JobHeldAdmin"),
+    *("launch failed", "job requeued in held"),
+)
 _KILLED = 137
 _INSTANCE = "instance"
 #: Number, name, comment, state, reason and nodes of a job.
@@ -85,21 +89,30 @@ class SlurmExecutor:
     """Submits attempts to Slurm."""
 
     def __init__(
-        self, root: Path, settings: ExecutorSettings, troubles: Troubles, program: Sequence[str] = _PROGRAM
+        self,
+        folders: tuple[StateFolder, WorkFolder],
+        settings: ExecutorSettings,
+        troubles: Troubles,
+        program: Sequence[str] = _PROGRAM,
     ) -> None:
         """
-        Use the runs below `root`, which the nodes see under the same path; problems go to `troubles`.
+        Use the runs in the work folder, which the nodes see under the same path; problems go to `troubles`.
 
-        A job runs `program --one KEY FENCE --state ROOT`.
+        A job runs `program --one KEY FENCE --state ROOT`. Raises `DropforgeError` if the work folder is another
+        installation's, or not mounted.
         """
+        root = folders[1]
         self._root, self._settings, self._troubles, self._program = root, settings, troubles, program
-        self._name = f"dropforge-{_instance(root)}."
+        self._name = f"dropforge-{_instance(*folders)}."
         #: The attempts that were submitted or polled and have no result yet, by key.
         self._open: dict[str, StepSpec] = {}
-        self._cancelled: dict[str, float] = {}
+        #: Since when the thread has known that an attempt is revoked, by key.
+        self._revoked: dict[str, float] = {}
         #: Since when Slurm does not know an attempt's job, or says that it has ended, by key.
         self._missing: dict[str, float] = {}
         self._again: dict[str, float] = {}
+        #: An attempt's progress when its job was last seen ended or missing, by key.
+        self._progress: dict[str, bytes | None] = {}
         self._problems: dict[str, DropforgeError] = {}
         self._shown: set[str] = set()
         self._wake, self._over = threading.Event(), threading.Event()
@@ -120,23 +133,27 @@ class SlurmExecutor:
         self._watch(spec)
 
     def poll(self, spec: StepSpec) -> JobState:
-        """Return an attempt's state: `ENDED` once its result is listed, else as Slurm last said; it is never `LOST`."""
+        """Return an attempt's state: `ENDED` once its result is listed, else whether it was claimed; never `LOST`."""
         self._show_problems()
-        names = listed(Path(spec.root) / spec.folder)
+        try:
+            names = listed(Path(spec.root) / spec.folder)
+        except OSError as error:  # the file system's server may be away for a while
+            self._problems["the shared folder"] = DropforgeError(in_words(error), "jobs go on meanwhile")
+            return JobState.RUNNING
+        self._problems.pop("the shared folder", None)
         if RESULT_NAME in names:
-            self._open.pop(spec.key, None)
+            self._forget(spec)
             return JobState.ENDED
         self._watch(spec)
         return JobState.RUNNING if CLAIM_NAME in names else JobState.QUEUED
 
     def cancel(self, key: str) -> None:
         """Revoke an attempt: its step is stopped wherever it runs, and its job cancelled after the time for that."""
-        if key in self._cancelled:
-            return
-        self._cancelled[key] = time.monotonic()
-        with contextlib.suppress(FileNotFoundError):
-            _mark(self._root / folder_of(key) / REVOKED_NAME)
-        self._wake.set()
+        spec = self._open.get(key)
+        if spec is not None:
+            step = f"step {spec.step} was stopped before it could leave a result"
+            _write_first(self._root / spec.folder / REVOKED_NAME, _ended(spec, "interrupted", EXIT_INTERRUPTED, step))
+            self._wake.set()
 
     def outlives(self, _key: str) -> bool:
         """Return `True`: the next daemon finds the job."""
@@ -156,6 +173,11 @@ class SlurmExecutor:
         if not self._thread.is_alive() and not self._over.is_set():
             self._thread.start()
 
+    def _forget(self, spec: StepSpec) -> None:
+        for known in (self._open, self._missing, self._revoked, self._again, self._progress):
+            known.pop(spec.key, None)
+        self._problems.pop(f"run {spec.run}", None)
+
     def _show_problems(self) -> None:
         """Note the thread's problems as troubles, and clear those that are over."""
         problems = dict(self._problems)
@@ -171,128 +193,135 @@ class SlurmExecutor:
         while not self._over.is_set():
             self._wake.wait(self._settings.poll_seconds)
             self._wake.clear()
-            try:
-                self._turn()
-            except Exception:  # the thread must outlive a full disk
-                log.exception("slurm_trouble")
+            self._turn()
 
     def _turn(self) -> None:
         """Look at all jobs once, then bring each open attempt's job a step further."""
-        specs = list(self._open.values())
-        if not specs:
-            return
         try:
             jobs = self._look()
         except CannotAsk as error:
+            # What was missing may be there again when Slurm answers.
+            self._missing.clear()
             words = f"Slurm has not answered since {time.strftime('%H:%M')}, jobs go on: {error.message}"
             self._problems.setdefault("Slurm", CannotAsk(words, error.hint))
             return
         self._problems.pop("Slurm", None)
+        specs = list(self._open.values())
         for spec in specs:
+            if self._over.is_set():
+                return
             own = {job.number: job for job in jobs if (job.name, job.fence) == (self._name + spec.key, spec.fence)}
             whose = f"run {spec.run}"
             try:
                 problem = self._bring_further(spec, own)
-            except CannotAsk as error:
-                problem = error
+            except (DropforgeError, OSError, ValueError, KeyError, TypeError) as error:
+                problem = error if isinstance(error, DropforgeError) else DropforgeError(in_words(error))
             if problem is None:
                 self._problems.pop(whose, None)
-            else:
+            elif spec.key in self._open:
                 self._problems[whose] = problem
+        self._sweep(jobs, {self._name + spec.key for spec in specs})
+
+    def _sweep(self, jobs: Sequence[Job], open_names: Collection[str]) -> None:
+        """Cancel the waiting jobs of attempts that have ended: nobody polls them any more."""
+        for job in jobs:
+            if job.name not in open_names and job.state in _WAITING:
+                with contextlib.suppress(OSError, ValueError):
+                    if {RESULT_NAME, REVOKED_NAME} & listed(self._root / folder_of(job.name.removeprefix(self._name))):
+                        self._scancel(job)
 
     def _bring_further(self, spec: StepSpec, own: Mapping[int, Job]) -> DropforgeError | None:
         """Submit, release, cancel or give up an attempt's job as is due; return why it will never begin, if so."""
         folder = Path(spec.root) / spec.folder
         names = listed(folder)
+        if SPEC_NAME not in names:
+            return None  # the folder is gone
         note = durable.read_json(folder / JOB_NAME) if JOB_NAME in names else None
-        mine = None if note is None else own.get(note["job"])
+        if REVOKED_NAME in names and RESULT_NAME not in names:
+            self._end_revoked(spec, names, own)
+            return None
         for job in own.values():
             # A second one is of an answer that was lost; one of an attempt that has ended may outlive it.
-            if (note is not None and job is not mine) or RESULT_NAME in names:
+            if RESULT_NAME in names or (note is not None and job.number != note["job"]):
                 self._scancel(job)
         if RESULT_NAME in names:
             return None
-        if REVOKED_NAME in names:
-            self._end_revoked(spec, names, mine)
-            return None
+        if note is not None and note["released"]:
+            return self._look_after(spec, note, names, own.get(note["job"]))
         if note is None:
-            if time.monotonic() >= self._again.get(spec.key, 0.0):
-                self._again[spec.key] = time.monotonic() + _AGAIN_SECONDS
-                note = {"job": min(own) if own else self._sbatch(spec), "fence": spec.fence, "released": False}
-                durable.write_json(folder / JOB_NAME, note)
-                self._release(folder, note)
-            return self._problems.get(f"run {spec.run}")
-        if not note["released"]:
-            self._release(folder, note)
-            return None
-        return self._look_after(spec, note, names, mine)
+            if time.monotonic() < self._again.get(spec.key, 0.0):
+                return self._problems.get(f"run {spec.run}")
+            self._again[spec.key] = time.monotonic() + _AGAIN_SECONDS
+            note = {"job": min(own) if own else self._sbatch(spec), "released": False}
+            durable.write_json(folder / JOB_NAME, note)
+        # Written first: from here on the job may run, and if it is gone it is lost, not to be submitted again.
+        durable.write_json(folder / JOB_NAME, {**note, "released": True})
+        self._ask("scontrol", "release", str(note["job"]))
+        return None
 
     def _look_after(
         self, spec: StepSpec, note: dict[str, Any], names: set[str], job: Job | None
     ) -> DropforgeError | None:
-        """Give up a released job that has ended without a result, or is gone; return why it never begins, if so."""
+        """Revoke a released attempt whose job has ended without a result, or is gone; return why it never begins."""
         state = "GONE" if job is None else job.state
         if state in _WAITING and CLAIM_NAME in names:
             state = "PUT BACK"  # the attempt is claimed, so the job would end at once
-        if state in _WAITING | _RUNNING:
+        if job is not None and state in _WAITING | _RUNNING:
             self._missing.pop(spec.key, None)
-            self._note_state(spec, note, job)
-            if job is not None and state in _WAITING and job.reason == "JobHeldUser":
+            self._note_state(spec, job)
+            if state in _WAITING and job.reason == "JobHeldUser":
                 self._ask("scontrol", "release", str(job.number))  # the first one was lost
-            if job is not None and job.reason.startswith(_NEVER):
+            if job.reason.startswith(_NEVER):
                 return DropforgeError(
                     f"job {job.number} of step {spec.step} does not begin: {job.reason}",
                     f"change executor.slurm, or end the run: dropforge cancel {spec.run}",
                 )
             return None
+        # Slurm may have launched the job twice: the copy that was refused has ended, the other one works.
+        progress = None if PROGRESS_NAME not in names else (Path(spec.root) / spec.folder / PROGRESS_NAME).read_bytes()
+        if progress != self._progress.get(spec.key):
+            self._progress[spec.key] = progress
+            self._missing.pop(spec.key, None)
         since = self._missing.setdefault(spec.key, time.monotonic())
         if time.monotonic() - since >= GIVE_UP_SECONDS:
-            self._give_up(spec, note["job"], state, job)
+            self._revoke(spec, note["job"], state, job)
         return None
 
-    def _give_up(self, spec: StepSpec, number: int, state: str, job: Job | None) -> None:
-        """Revoke an attempt whose job ended in `state` without a result, and write the result."""
-        folder = Path(spec.root) / spec.folder
-        _mark(folder / REVOKED_NAME)
+    def _revoke(self, spec: StepSpec, number: int, state: str, job: Job | None) -> None:
+        """Revoke an attempt whose job ended in `state` without a result."""
         where = f" on {job.nodes}" if job is not None and job.nodes else ""
-        message, hint = f"Slurm ended job {number} of step {spec.step}{where}: {state}", ""
-        status, code = "failed", EXIT_FAILED
-        if state in _NOT_ITS_OWN or (state == "TIMEOUT" and self._has_new_checkpoint(spec)):
-            status, code = "interrupted", EXIT_INTERRUPTED
-        elif state == "TIMEOUT":
-            code, hint = EXIT_BAD_DATA, f"raise executor.slurm.{spec.step}.time: it reached no checkpoint"
-        elif state == "OUT_OF_MEMORY":
+        words = f"Slurm ended job {number} of step {spec.step}{where}: {state}"
+        hint, status, code = f"the whole story: dropforge logs {spec.run}", "failed", EXIT_FAILED
+        if state == "OUT_OF_MEMORY":
             code, hint = _KILLED, f"raise executor.slurm.{spec.step}.memory"
-        else:
-            hint = f"the whole story: dropforge logs {spec.run}"
-        error = StepError(message=message, hint=hint)
-        result = StepResult(key=spec.key, fence=spec.fence, status=status, exit_code=code, error=error)
-        _write_first(folder / RESULT_NAME, result.model_dump())
+        elif state == "TIMEOUT" and spec.step == "train" and not self._has_new_checkpoint(spec):
+            code, hint = EXIT_BAD_DATA, f"raise executor.slurm.{spec.step}.time: it reached no checkpoint"
+        elif state != "FAILED":
+            status, code = "interrupted", EXIT_INTERRUPTED
+        _write_first(Path(spec.root) / spec.folder / REVOKED_NAME, _ended(spec, status, code, words, hint))
 
-    def _end_revoked(self, spec: StepSpec, names: set[str], job: Job | None) -> None:
-        """Cancel a revoked attempt's job: at once if it has not begun, else after the time for a checkpoint."""
-        since = self._cancelled.setdefault(spec.key, time.monotonic())
-        begun = CLAIM_NAME in names
+    def _end_revoked(self, spec: StepSpec, names: set[str], own: Mapping[int, Job]) -> None:
+        """Write a revoked attempt's result: at once if nobody has claimed it, else after the time for a checkpoint."""
+        folder = Path(spec.root) / spec.folder
+        since = self._revoked.setdefault(spec.key, time.monotonic())
+        # Claimed here, it can be begun by nobody any more.
+        begun = CLAIM_NAME in names or not claim(folder)
         if begun and time.monotonic() - since < spec.grace_seconds + _AGAIN_SECONDS:
             return
-        if job is not None and job.state in _WAITING | _RUNNING:
+        for job in own.values():
             self._scancel(job)
-        message = f"step {spec.step} was stopped before it could leave a result"
-        error = StepError(message=message)
-        result = StepResult(
-            key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED, error=error
-        )
-        _write_first(Path(spec.root) / spec.folder / RESULT_NAME, result.model_dump())
+        _write_first(folder / RESULT_NAME, durable.read_json(folder / REVOKED_NAME))
 
     def _has_new_checkpoint(self, spec: StepSpec) -> bool:
-        claim = durable.read_object(Path(spec.root) / spec.folder / CLAIM_NAME)
-        return run_files.made_checkpoint(WorkFolder(Path(spec.root)), spec.run, int(claim.get("at", 0)))
+        at = durable.read_object(Path(spec.root) / spec.folder / CLAIM_NAME).get("at")
+        return isinstance(at, int) and run_files.made_checkpoint(WorkFolder(Path(spec.root)), spec.run, at)
 
-    def _note_state(self, spec: StepSpec, note: dict[str, Any], job: Job | None) -> None:
-        """Write the job's state, reason and nodes to its note, which `dropforge status` reads, if they changed."""
-        if job is not None and (note.get("state"), note.get("reason"), note.get("nodes")) != job[3:]:
-            told = {"state": job.state, "reason": job.reason, "nodes": job.nodes, "since": round(time.time() * 1000)}
-            durable.write_hint(Path(spec.root) / spec.folder / JOB_NAME, {**note, **told})
+    def _note_state(self, spec: StepSpec, job: Job) -> None:
+        """Write the job's state, reason and nodes to a hint for `dropforge status`, if they changed."""
+        path = Path(spec.root) / spec.folder / JOB_STATE_NAME
+        told = {"job": job.number, "state": job.state, "reason": job.reason, "nodes": job.nodes}
+        if {name: durable.read_object(path).get(name) for name in told} != told:
+            durable.write_hint(path, {**told, "since": round(time.time() * 1000)})
 
     # --- Slurm's commands
 
@@ -324,11 +353,6 @@ class SlurmExecutor:
         log.info("job_submitted", key=spec.key, job=int(number))
         return int(number)
 
-    def _release(self, folder: Path, note: dict[str, Any]) -> None:
-        # Written first: from here on the job may run, and if it is gone it is lost, not to be submitted again.
-        durable.write_json(folder / JOB_NAME, {**note, "released": True})
-        self._ask("scontrol", "release", str(note["job"]))
-
     def _scancel(self, job: Job) -> None:
         if job.state in _WAITING | _RUNNING:
             with contextlib.suppress(CannotAsk):  # done at the next turn
@@ -338,7 +362,7 @@ class SlurmExecutor:
         """Return what a command of Slurm prints. Raises `CannotAsk` if it fails or takes more than 30 s."""
         try:
             done = subprocess.run(  # noqa: S603 - an argument list of our own, never a shell
-                command, input=stdin, capture_output=True, text=True, timeout=_SECONDS, check=False
+                command, input=stdin, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CannotAsk(f"{command[0]}: {error}", "see whether Slurm runs: scontrol ping") from error
@@ -348,17 +372,24 @@ class SlurmExecutor:
         return done.stdout
 
 
-def _instance(root: Path) -> str:
-    """Return the id of the installation in `root`, so that two of one user do not take each other's jobs."""
-    path = root / _INSTANCE
-    if not path.exists():
-        durable.write_bytes(path, uuid.uuid4().hex[:8].encode())
-    return path.read_text(encoding="ascii")
+def _instance(state_folder: StateFolder, work_folder: WorkFolder) -> str:
+    """Return the installation's id, which is kept in both folders, so that no two take each other's jobs."""
+    paths = [folder / _INSTANCE for folder in dict.fromkeys((state_folder, work_folder))]
+    known = {path.read_text(encoding="ascii") for path in paths if path.exists()}
+    if not known:
+        known = {uuid.uuid4().hex[:8]}
+        for path in paths:
+            durable.write_bytes(path, next(iter(known)).encode())
+    elif len(known) > 1 or not all(path.exists() for path in paths):
+        message = f"the folder {work_folder} is not this installation's: {paths[-1]} is missing or has another id"
+        raise DropforgeError(message, "mount the shared folder, or name the right one: executor.shared")
+    return known.pop()
 
 
-def _mark(path: Path) -> None:
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    durable.fsync_folder(path.parent)
+def _ended(spec: StepSpec, status: str, code: int, message: str, hint: str = "") -> dict[str, Any]:
+    error = {"message": message, "hint": hint}
+    told = {"key": spec.key, "fence": spec.fence, "status": status, "exit_code": code, "error": error}
+    return StepResult.model_validate(told).model_dump()
 
 
 def _write_first(path: Path, value: object) -> None:

@@ -201,6 +201,8 @@ def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
     paths: dict[str, Any] = {name: absolute(getattr(settings, name)) for name in ("inbox", "state", "base_model")}
     general = tuple(map(suite, settings.evaluate.general))
     evaluate = settings.evaluate.model_copy(update={"general": general})
+    executor = {name: absolute(getattr(settings.executor, name)) for name in ("shared", "setup")}
+    paths["executor"] = settings.executor.model_copy(update=executor)
     return {**paths, "evaluate": evaluate, "tracks": {name: track(values) for name, values in settings.tracks.items()}}
 
 
@@ -210,5 +212,6 @@ def _others(settings: Settings, file: Path) -> Iterable[tuple[str, Path, bool]]:
     with contextlib.suppress(RuntimeError):
         yield "the home folder", Path.home(), True
     yield "the state folder", settings.state_folder, False
+    yield "the shared folder", settings.work_folder, False
     bases = {settings.track(name).base_model for name in settings.track_names} - {""}
     yield from (("the base model", Path(base), False) for base in sorted(bases))

@@ -26,6 +26,11 @@ RESERVED_TRACKS = frozenset({"heldout", "done", "rejected"})
 #: Variables with our prefix that are not settings.
 OTHER_VARIABLES = frozenset({"DROPFORGE_CONFIG", "DROPFORGE_DEBUG", LIFELINE})
 
+#: Options of sbatch by which a job is known or held.
+_OWN_OPTIONS = frozenset(
+    {"array", "chdir", "comment", "export", "hold", "job-name", "output", "parsable", "requeue", "signal", "wrap"}
+)
+
 #: Bounds of what a person may mean: no wait is longer than a day (what a drop is waited for: a year).
 _DAY, _MANY, _MOST_BYTES = 86_400, 1_000_000_000, 1 << 53
 
@@ -60,6 +65,14 @@ def _check_command(value: tuple[str, ...]) -> tuple[str, ...]:
     if (value and not value[0].strip()) or any("\0" in word for word in value):
         msg = 'must begin with the name or path of a program, such as ["systemctl", "reload", "vllm"], or be []'
         raise ValueError(msg)
+    return value
+
+
+def _check_extra(value: tuple[str, ...]) -> tuple[str, ...]:
+    for word in value:
+        if not word.startswith("--") or word[2:].partition("=")[0] in _OWN_OPTIONS:
+            own = ", ".join(sorted(_OWN_OPTIONS))
+            raise ValueError(f"{word!r} cannot be given: long options as --name=value, but none of {own}")
     return value
 
 
@@ -114,7 +127,7 @@ class SlurmSettings(Frozen):
     """Quality of service of the jobs."""
     constraint: str = ""
     """Features that the nodes must have, as "a100"."""
-    extra: tuple[str, ...] = ()
+    extra: Annotated[tuple[str, ...], AfterValidator(_check_extra)] = ()
     """Further arguments of sbatch, as ["--reservation=night"]."""
     train: JobSettings = JobSettings()
     merge: JobSettings = JobSettings()
@@ -281,6 +294,15 @@ class Settings(TrackSettings):
     export: ExportSettings = ExportSettings()
     tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""
+
+    @model_validator(mode="after")
+    def _has_a_gpu_to_lend(self) -> "Settings":
+        if self.executor.kind == "slurm" and (self.hooks.before_training or self.hooks.after_training):
+            raise ValueError(
+                "hooks.before_training and after_training free this machine's GPU, and with executor.kind = "
+                '"slurm" nothing is trained here: leave them out'
+            )
+        return self
 
     @property
     def inbox_folder(self) -> Path:

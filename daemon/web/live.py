@@ -34,7 +34,7 @@ class Look:
 
     def news(self) -> list[ServerSentEvent]:
         """Return the events `changed` and `progress` that are due since the last call; none without a database."""
-        path = self._overview.folder / DATABASE_NAME
+        path = self._overview.state / DATABASE_NAME
         if not path.exists():
             return []
         if self._watch is None:

@@ -133,7 +133,7 @@ def test_steps_of_two_runs_are_run_at_once_and_a_third_and_a_runs_next_one_wait(
 
 
 def test_an_attempt_whose_files_cannot_be_used_stops_no_other(tmp_path: Path) -> None:
-    executor = LocalExecutor(tmp_path)
+    executor = LocalExecutor(spool_of(tmp_path))
     held, spoilt, after = spec_of(tmp_path, UNTIL_TERM), spec_of(tmp_path, GOOD, run=2), spec_of(tmp_path, GOOD, run=3)
     for spec in (held, spoilt, after):
         executor.submit(spec)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import Executor, JobState, LocalExecutor
 from daemon.dispatch.worker import Worker
 from daemon.settings.model import ExecutorSettings
+from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.troubles import Troubles
 from pipeline.contract import LOG_NAME, StepSpec
 from tests.daemon.dispatch.test_worker import (
@@ -43,11 +45,10 @@ TWICE = PRELUDE + "marks = pathlib.Path('../marks'); marks.open('a').write('begu
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """Start a cluster of three nodes."""
-    root = Path("/tmp") / tmp_path_factory.mktemp("slurm").name  # noqa: S108 - a socket's path is short
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir()
+    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    root.chmod(0o755)
     made = Cluster(root)
     try:
         made.start()
@@ -92,7 +93,7 @@ def house(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "node.py").write_text(NODE)
     settings = ExecutorSettings(kind="slurm", poll_seconds=0.5)
     program = (sys.executable, str(tmp_path / "node.py"))
-    made = House(root, lambda: SlurmExecutor(root, settings, Troubles(), program))
+    made = House(root, lambda: SlurmExecutor((StateFolder(root), WorkFolder(root)), settings, Troubles(), program))
     yield made
     assert isinstance(made.executor, SlurmExecutor)
     made.executor.stop()
