@@ -1,102 +1,22 @@
 """What both executors do alike: the local one with its worker, and Slurm's with a real cluster on this machine."""
 
-import shutil
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
-from daemon.dispatch.slurm import SlurmExecutor
-from daemon.dispatch.spool import Executor, JobState, LocalExecutor
-from daemon.dispatch.worker import Worker
-from daemon.settings.model import ExecutorSettings
-from daemon.state.layout import StateFolder, WorkFolder
-from daemon.state.troubles import Troubles
-from pipeline.contract import LOG_NAME, StepSpec
+from daemon.dispatch.spool import JobState
+from pipeline.contract import LOG_NAME
+from tests.daemon.dispatch.executors.conftest import House
 from tests.daemon.dispatch.test_worker import (
     DEAF,
     GOOD,
     KILLED,
     PRELUDE,
     UNTIL_TERM,
-    as_scripted,
     result_of,
     spec_of,
     wait_for,
 )
-from tests.run_owner import spool_of
-from tests.slurm.cluster import Cluster
 
-ROOT = Path(__file__).parents[4]
-#: Does as `dropforge worker --one KEY FENCE --state ROOT`, with a script in the place of a step.
-NODE = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-from pathlib import Path
-from daemon.dispatch import node
-from tests.daemon.dispatch.test_worker import as_scripted
-_, key, fence, _, root = sys.argv[1:]
-node.serve_one(Path(root), key, fence, as_scripted)
-"""
 TWICE = PRELUDE + "marks = pathlib.Path('../marks'); marks.open('a').write('begun\\n'); result('ok', 0)"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Start a cluster of three nodes."""
-    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    root.chmod(0o755)
-    made = Cluster(root)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.end()
-        shutil.rmtree(root)
-
-
-class House:
-    """A state folder with an executor, which can be replaced as by a new daemon."""
-
-    def __init__(self, root: Path, make: Callable[[], Executor]) -> None:
-        self.root, self.make = root, make
-        self.executor = make()
-
-    def again(self) -> None:
-        """Have a new daemon's executor."""
-        if isinstance(self.executor, SlurmExecutor):
-            self.executor.stop()
-        self.executor = self.make()
-
-    def wait_until(self, spec: StepSpec, *states: JobState) -> None:
-        wait_for(lambda: self.executor.poll(spec) in states)
-
-
-@pytest.fixture(params=["local", "slurm"])
-def house(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    root = tmp_path / "state"
-    root.mkdir(mode=0o700)
-    if request.param == "local":
-        worker = Worker(spool_of(root), as_scripted, parallel=2)
-        thread = threading.Thread(target=worker.serve)
-        thread.start()
-        yield House(root, lambda: LocalExecutor(spool_of(root)))
-        worker.stop.set()
-        thread.join()
-        return
-    cluster: Cluster = request.getfixturevalue("cluster")
-    for name, value in cluster.environment.items():
-        monkeypatch.setenv(name, value)
-    (tmp_path / "node.py").write_text(NODE)
-    settings = ExecutorSettings(kind="slurm", poll_seconds=0.5)
-    program = (sys.executable, str(tmp_path / "node.py"))
-    made = House(root, lambda: SlurmExecutor((StateFolder(root), WorkFolder(root)), settings, Troubles(), program))
-    yield made
-    assert isinstance(made.executor, SlurmExecutor)
-    made.executor.stop()
 
 
 def test_an_attempt_that_is_ordered_twice_runs_once_and_its_result_stays(house: House) -> None:
