@@ -1,6 +1,7 @@
 """What Slurm does to jobs and to whoever submits them: lost answers, a dead controller, other people's commands."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_a_daemon_that_dies_while_it_submits_loses_and_doubles_nothing(
 ) -> None:
     spec = spec_of(in_slurm.root, MARKED)
     real_write, real_ask = durable.write_json, SlurmExecutor._ask
-    died = []
+    died: list[str] = []
 
     class Died(BaseException):
         """Ends the thread, as a kill ends the daemon."""
@@ -169,7 +170,7 @@ def test_a_dead_controller_is_said_and_delays_nobody_and_the_job_goes_on(in_slur
 
     def is_over() -> bool:
         in_slurm.executor.poll(spec)
-        return troubles.words == {}
+        return not troubles.words
 
     wait_for(is_over)
 
@@ -190,8 +191,12 @@ def test_a_cancelled_attempt_that_has_not_begun_is_ended_at_once_and_its_job_goe
     wait_for(lambda: jobs(cluster, "%j") == [])
 
 
+def moved_on(folder: Path, seen: str) -> bool:
+    return (folder / "progress.json").read_text() != seen
+
+
 def test_a_second_copy_of_a_job_does_nothing_and_does_not_end_the_first(
-    in_slurm: House, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    in_slurm: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm, "GIVE_UP_SECONDS", 1.5)
     moves = PRELUDE + (
@@ -207,7 +212,7 @@ def test_a_second_copy_of_a_job_does_nothing_and_does_not_end_the_first(
     monkeypatch.setattr(SlurmExecutor, "_look", lambda _self: [])
     for _ in range(4):
         seen = (folder / "progress.json").read_text()
-        wait_for(lambda before=seen: (folder / "progress.json").read_text() != before)
+        wait_for(partial(moved_on, folder, seen))
         assert in_slurm.executor.poll(spec) is JobState.RUNNING
         thread_of(in_slurm)._turn()
     assert not (folder / REVOKED_NAME).exists()
