@@ -19,7 +19,7 @@ import structlog
 from daemon.champions.hooks.changes import Hooks
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.slurm import STEPS_ON_NODES, SlurmExecutor
-from daemon.dispatch.spool import ByStep, Executor, LocalExecutor, Spool
+from daemon.dispatch.spool import ByStep, Executor, LocalExecutor, Spool, require_kind
 from daemon.dispatch.worker import end_steps_now
 from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
 from daemon.messages.messenger import Messenger
@@ -59,6 +59,7 @@ class Service:
         refuse_network(root)
         self._folder = OwnFolder(root, "run")
         work = settings.work_folder
+        OwnFolder(work, "run").close()
         for folder in (work / "drops", work / "runs", work / "models", work / "tracks", work / TRASH_NAME):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(root / LOCK_NAME)
@@ -80,6 +81,7 @@ class Service:
         self._wake = threading.Event()
         self._troubles = Troubles()
         self._spool = Spool(root, work)
+        require_kind(self._spool, settings.executor.kind, STEPS_ON_NODES)
         executor: Executor = LocalExecutor(self._spool)
         self._slurm: SlurmExecutor | None = None
         if settings.executor.kind == "slurm":

@@ -43,6 +43,8 @@ from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_START_AGAIN, Dro
 from pipeline.steps import STEPS, next_step
 
 _SIGNAL_EXITS = 128
+#: Interrupted attempts in a row, without a checkpoint, after which a person has to look: every node may be preempted.
+_MOST_INTERRUPTED = 10
 _MAINTENANCE_MS = 30_000
 log = structlog.get_logger()
 
@@ -307,9 +309,7 @@ class Dispatcher:
             self._end(claim, attempt, AttemptState.INTERRUPTED, now, words)
             if begins_again or self._run(claim).cancel_requested:
                 return True
-            run_queue.interrupt(self._engine, claim, now)
-            log.info("run_interrupted", run=claim.run_id, step=spec.step)
-            self._drop(claim)
+            self._after_interruption(claim, spec, now)
             return False
         message = result.error.message if result.error else f"exit code {result.exit_code}"
         hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
@@ -398,10 +398,14 @@ class Dispatcher:
         """Postpone a run whose files cause `error`; raise `error` if it concerns every run: database or full disk."""
         if isinstance(error, DBAPIError) or is_full(error):
             raise error
+        self._stop_step(claim)
+        self._postpone(claim, self._unusable(claim.run_id, error), now)
+
+    def _stop_step(self, claim: states.Claim) -> None:
+        """Have the run's open attempt stopped, if there is one: nobody polls it any more."""
         attempt = states.open_attempt(self._engine, claim.run_id)
         if attempt is not None:
             self._executor.cancel(key_of(attempt))
-        self._postpone(claim, self._unusable(claim.run_id, error), now)
 
     def _unusable(self, run_id: int, error: Exception) -> DropforgeError:
         """Return the error of a run that cannot use its own files: only this run waits, other runs go on."""
@@ -414,9 +418,23 @@ class Dispatcher:
         return DropforgeError(message, hint)
 
     def _after_failure(self, claim: states.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
+        self._stop_step(claim)
         failure = run_queue.Failure(message, hint, retryable)
         state = run_queue.fail(self._engine, claim, failure, now, self._settings.retry)
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
+        self._drop(claim)
+
+    def _after_interruption(self, claim: states.Claim, spec: StepSpec, now: int) -> None:
+        """Let the run wait, uncounted; fail it if no attempt in a row of `_MOST_INTERRUPTED` left a checkpoint."""
+        last = states.last_attempts(self._engine, claim.run_id, spec.step, _MOST_INTERRUPTED)
+        in_vain = len(last) == _MOST_INTERRUPTED and {one.state for one in last} == {AttemptState.INTERRUPTED}
+        if in_vain and not run_files.made_checkpoint(self._root, claim.run_id, last[-1].started_at):
+            message = f"step {spec.step} was interrupted {_MOST_INTERRUPTED} times in a row and left no checkpoint"
+            hint = f"see by whom: dropforge show {claim.run_id}; then: dropforge retry {claim.run_id}"
+            self._after_failure(claim, message, hint, now, retryable=False)
+            return
+        run_queue.interrupt(self._engine, claim, now)
+        log.info("run_interrupted", run=claim.run_id, step=spec.step)
         self._drop(claim)
 
     def _after_death(self, claim: states.Claim, attempt: Attempt, message: str, now: int) -> None:

@@ -13,17 +13,18 @@ import socket
 import tempfile
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import structlog
 
 from daemon.dispatch.spool import read_spec
-from daemon.dispatch.step_process import StepCommand, StepProcess, step_command
+from daemon.dispatch.step_process import StepCommand, StepProcess, result_of_dead, step_command
 from daemon.state.ownership import OwnFolder
 from daemon.system.processes import on_stop
 from pipeline import durable
 from pipeline.contract import CLAIM_NAME, RESULT_NAME, REVOKED_NAME, SPEC_NAME
-from pipeline.errors import DropforgeError
+from pipeline.errors import EXIT_DISK_FULL, DropforgeError, is_disk_full
 
 _LOOK_SECONDS = 2.0
 log = structlog.get_logger()
@@ -53,11 +54,15 @@ def run_one(root: Path, key: str, fence: str, stop: threading.Event, command: St
                     stop.set()
         return stop.is_set()
 
-    with tempfile.TemporaryDirectory(prefix="dropforge-", ignore_cleanup_errors=True) as scratch:
-        told = {"TMPDIR": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
-        result = StepProcess(spec, folder, command(spec, folder / SPEC_NAME), told).go(is_to_stop)
-        if RESULT_NAME not in listed(folder):
-            durable.write_json(folder / RESULT_NAME, result.model_dump())
+    try:
+        with tempfile.TemporaryDirectory(prefix="dropforge-", ignore_cleanup_errors=True) as scratch:
+            told = {"TMPDIR": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
+            result = StepProcess(spec, folder, command(spec, folder / SPEC_NAME), told).go(is_to_stop)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        result = result_of_dead(spec, EXIT_DISK_FULL, stopped=False)
+    write_first(folder / RESULT_NAME, result.model_dump())
 
 
 def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_command) -> None:
@@ -83,6 +88,18 @@ def listed(folder: Path) -> set[str]:
         return {path.name for path in folder.iterdir()}
     except FileNotFoundError:
         return set()
+
+
+def write_first(path: Path, value: object) -> None:
+    """Write a file unless it is there: the result of a process that was thought dead stays."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    durable.write_json(aside, value)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+            durable.fsync_folder(path.parent)
+    finally:
+        aside.unlink()
 
 
 def claim(folder: Path) -> bool:

@@ -11,7 +11,6 @@ A thread calls the commands, as one may take minutes while the controller is dea
 """
 
 import contextlib
-import os
 import shlex
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from daemon.dispatch.node import claim, listed
+from daemon.dispatch.node import claim, listed, write_first
 from daemon.dispatch.spool import JobState, folder_of
 from daemon.settings.model import ExecutorSettings
 from daemon.state import run_files
@@ -141,7 +140,8 @@ class SlurmExecutor:
             self._problems["the shared folder"] = DropforgeError(in_words(error), "jobs go on meanwhile")
             return JobState.RUNNING
         self._problems.pop("the shared folder", None)
-        if RESULT_NAME in names:
+        # A shared file system may list a name before it can be opened.
+        if RESULT_NAME in names and (Path(spec.root) / spec.folder / RESULT_NAME).exists():
             self._forget(spec)
             return JobState.ENDED
         self._watch(spec)
@@ -152,7 +152,7 @@ class SlurmExecutor:
         spec = self._open.get(key)
         if spec is not None:
             step = f"step {spec.step} was stopped before it could leave a result"
-            _write_first(self._root / spec.folder / REVOKED_NAME, _ended(spec, "interrupted", EXIT_INTERRUPTED, step))
+            write_first(self._root / spec.folder / REVOKED_NAME, _ended(spec, "interrupted", EXIT_INTERRUPTED, step))
             self._wake.set()
 
     def outlives(self, _key: str) -> bool:
@@ -298,7 +298,7 @@ class SlurmExecutor:
             code, hint = EXIT_BAD_DATA, f"raise executor.slurm.{spec.step}.time: it reached no checkpoint"
         elif state != "FAILED":
             status, code = "interrupted", EXIT_INTERRUPTED
-        _write_first(Path(spec.root) / spec.folder / REVOKED_NAME, _ended(spec, status, code, words, hint))
+        write_first(Path(spec.root) / spec.folder / REVOKED_NAME, _ended(spec, status, code, words, hint))
 
     def _end_revoked(self, spec: StepSpec, names: set[str], own: Mapping[int, Job]) -> None:
         """Write a revoked attempt's result: at once if nobody has claimed it, else after the time for a checkpoint."""
@@ -310,7 +310,7 @@ class SlurmExecutor:
             return
         for job in own.values():
             self._scancel(job)
-        _write_first(folder / RESULT_NAME, durable.read_json(folder / REVOKED_NAME))
+        write_first(folder / RESULT_NAME, durable.read_json(folder / REVOKED_NAME))
 
     def _has_new_checkpoint(self, spec: StepSpec) -> bool:
         at = durable.read_object(Path(spec.root) / spec.folder / CLAIM_NAME).get("at")
@@ -360,15 +360,16 @@ class SlurmExecutor:
 
     def _ask(self, *command: str, stdin: str = "") -> str:
         """Return what a command of Slurm prints. Raises `CannotAsk` if it fails or takes more than 30 s."""
+        hint = "see executor.slurm" if command[0] == "sbatch" else "see whether Slurm runs: scontrol ping"
         try:
             done = subprocess.run(  # noqa: S603 - an argument list of our own, never a shell
                 command, input=stdin, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise CannotAsk(f"{command[0]}: {error}", "see whether Slurm runs: scontrol ping") from error
+            raise CannotAsk(f"{command[0]}: {error}", hint) from error
         if done.returncode:
             said = done.stderr.strip() or done.stdout.strip()
-            raise CannotAsk(f"{command[0]}: {said[:500]}", "see whether Slurm runs: scontrol ping")
+            raise CannotAsk(f"{command[0]}: {said[:500]}", hint)
         return done.stdout
 
 
@@ -390,15 +391,3 @@ def _ended(spec: StepSpec, status: str, code: int, message: str, hint: str = "")
     error = {"message": message, "hint": hint}
     told = {"key": spec.key, "fence": spec.fence, "status": status, "exit_code": code, "error": error}
     return StepResult.model_validate(told).model_dump()
-
-
-def _write_first(path: Path, value: object) -> None:
-    """Write a file unless it is there: the result of a process that was thought dead stays."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    durable.write_json(aside, value)
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, path)
-            durable.fsync_folder(path.parent)
-    finally:
-        aside.unlink()

@@ -16,7 +16,7 @@ has no result is lost.
 import contextlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -25,11 +25,12 @@ from typing import Protocol
 import structlog
 from pydantic import BaseModel
 
+from daemon.state import run_files
 from daemon.state.layout import WORKER_LOCK, StateFolder, WorkFolder
-from daemon.state.run_files import attempt_folder
 from daemon.system.processes import Identity, is_alive, lock_holder
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepSpec
+from pipeline.errors import DropforgeError
 
 _KEY = re.compile(r"([1-9][0-9]*)-([a-z]+)-([1-9][0-9]*)")
 log = structlog.get_logger()
@@ -79,7 +80,7 @@ def folder_of(key: str) -> str:
     """Return the folder of the attempt `key`, relative to the root. Raises `ValueError` if it is no attempt's key."""
     if (name := _KEY.fullmatch(key)) is None:
         raise ValueError(f"{key} is no attempt's key")
-    return attempt_folder(int(name[1]), name[2], int(name[3]))
+    return run_files.attempt_folder(int(name[1]), name[2], int(name[3]))
 
 
 def read_spec(root: Path, key: str, fence: str) -> StepSpec:
@@ -160,6 +161,20 @@ class Executor(Protocol):
 
     def outlives(self, key: str) -> bool:
         """Return whether the attempt goes on when the daemon ends."""
+
+
+def require_kind(spool: Spool, kind: str, on_nodes: Collection[str]) -> None:
+    """Raise `DropforgeError` if an attempt of the steps `on_nodes` is another executor's: two would run it."""
+    if kind == "slurm":
+        entries: Iterable[Path] = (path for place in (spool.queue, spool.running) for path in place.glob("*-*-*.json"))
+        theirs, other = [path for path in entries if path.name.split("-")[1] in on_nodes], "local"
+    else:
+        theirs, other = run_files.open_jobs(spool.root), "slurm"
+    if theirs:
+        message = (
+            f'executor.kind is "{kind}", but the attempt of {theirs[0]} was begun with "{other}" and has no result'
+        )
+        raise DropforgeError(message, f'set it back to "{other}" until the run has ended: dropforge cancel RUN ends it')
 
 
 class ByStep:

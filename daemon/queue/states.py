@@ -207,6 +207,13 @@ def published_attempts(engine: Engine, run_id: int) -> list[Attempt]:
         return list(session.exec(published.order_by(col(Attempt.id))).all())
 
 
+def last_attempts(engine: Engine, run_id: int, step: str, count: int) -> list[Attempt]:
+    """Return the newest `count` attempts of a run at `step`, the newest first."""
+    found = select(Attempt).where(Attempt.run_id == run_id, Attempt.step == step)
+    with transaction(engine) as session:
+        return list(session.exec(found.order_by(col(Attempt.id).desc()).limit(count)).all())
+
+
 def _open(session: Session, run_id: int) -> Attempt | None:
     return session.exec(_OPEN, params={"of_run": run_id}).first()
 

@@ -11,7 +11,18 @@ from typing import TypeVar
 from daemon.state.layout import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Verdict
-from pipeline.contract import CURVE_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Curve, Progress, StepResult, StepSpec
+from pipeline.contract import (
+    CURVE_NAME,
+    JOB_NAME,
+    PROGRESS_NAME,
+    RESULT_NAME,
+    REVOKED_NAME,
+    SPEC_NAME,
+    Curve,
+    Progress,
+    StepResult,
+    StepSpec,
+)
 from pipeline.errors import DropforgeError, StepFailed
 from pipeline.steps import BY_NAME, STEPS
 
@@ -124,6 +135,12 @@ def read_result(spec: StepSpec) -> StepResult | None:
         return None
     result = StepResult.model_validate(value)
     return result if (result.key, result.fence) == (spec.key, spec.fence) else None
+
+
+def open_jobs(work_folder: Path) -> list[Path]:
+    """Return the `job.json` of each attempt that a cluster may still run: it has no result and is not revoked."""
+    found = work_folder.glob(f"runs/*/attempts/*/{JOB_NAME}")
+    return [path for path in found if not any((path.parent / name).exists() for name in (RESULT_NAME, REVOKED_NAME))]
 
 
 def publish(spec: StepSpec, result: StepResult) -> Artifact:

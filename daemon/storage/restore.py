@@ -21,6 +21,7 @@ from daemon.settings.model import Settings
 from daemon.state.database import known_revisions
 from daemon.state.database_file import BACKUPS, refuse_network
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK, StateFolder, WorkFolder
+from daemon.state.run_files import open_jobs
 from daemon.storage.backup import (
     SIDECARS,
     Manifest,
@@ -74,7 +75,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     The old database, and the folders of runs that had not succeeded in the backup, move to `backups/replaced-<time>/`;
     other files of the backup overwrite theirs if they differ. A run that was not over when the backup was made begins
     again, with the current settings. Champions' links are not changed. Raises `DropforgeError` with nothing changed
-    while a daemon or worker runs, for a backup that is unreadable, damaged (every row is parsed) or newer than this
+    while a daemon, worker or job runs, for a backup that is unreadable, damaged (every row is parsed) or newer than this
     program, for a state folder on a network file system or with a link in the place of a folder, and if neither backup
     nor state folder has a champion's model (unless `without_models`). Any error after that (`DropforgeError` for a full
     disk or a backup that changed, else `OSError` or `sqlite3.Error`) means that the restore must be repeated.
@@ -82,7 +83,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     root, work = settings.state_folder, settings.work_folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     refuse_network(root)
-    with _alone(root):
+    with _alone(root, work):
         try:
             manifest = _open_backup(source)
         except PermissionError as error:
@@ -141,8 +142,8 @@ def _full(root: Path, source: Path, size: int) -> DropforgeError:
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold the daemon's lock on the state folder. Raises `DropforgeError` if a daemon or worker runs."""
+def _alone(root: StateFolder, work: WorkFolder) -> Iterator[None]:
+    """Hold the daemon's lock. Raises `DropforgeError` if a daemon, a worker or a job of a cluster runs."""
     lock = FileLock(root / LOCK_NAME)
     holder = None if lock.acquire() else lock_holder(root / LOCK_NAME)
     worker = None if holder is not None else lock_holder(root / WORKER_LOCK)
@@ -150,6 +151,11 @@ def _alone(root: Path) -> Iterator[None]:
         lock.release()
         message = f"a {'daemon' if worker is None else 'worker'} (process {holder or worker}) works on {root}"
         raise DropforgeError(message, "stop it first: systemctl stop dropforge, or Ctrl-C where it runs")
+    jobs = open_jobs(work)
+    if jobs:
+        lock.release()
+        hint = "start the daemon and cancel that run first; if there is no such job any more, delete this file"
+        raise DropforgeError(f"a job of the cluster may still write next to {jobs[0]}", hint)
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,12 +13,13 @@ from daemon.champions.hooks.commands import Command
 from daemon.queue.states import Claim
 from daemon.service import Service
 from daemon.settings.load import load
-from daemon.settings.model import Settings
+from daemon.settings.model import ExecutorSettings, Settings
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import WORKER_LOCK, StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import attention
 from daemon.views.overview import Overview
+from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
 
 
@@ -37,6 +38,26 @@ def test_a_stop_asks_the_trainer_for_its_checkpoint_before_it_waits_for_a_file_t
     monkeypatch.setattr(daemon._intake, "finish", lambda: order.append("intake"))
     daemon._end()
     assert order[:3] == ["worker", "hooks", "intake"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "words"),
+    [
+        ("local", "share/runs/1/attempts/train-1/job.json", '"slurm" and has no result'),
+        ("slurm", "state/spool/running/1-train-1.json", '"local" and has no result'),
+    ],
+)
+def test_another_executor_does_not_take_over_an_attempt_that_goes_on(
+    tmp_path: Path, kind: Literal["local", "slurm"], left: str, words: str
+) -> None:
+    """Two processes would work in its folder."""
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / left).parent.mkdir(parents=True)
+    (tmp_path / left).write_text("{}")
+    executor = ExecutorSettings(kind=kind, shared=str(tmp_path / "share"))
+    settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
+    with pytest.raises(DropforgeError, match=words):
+        Service(settings)
 
 
 def test_a_stop_says_what_is_left_for_the_next_start(tmp_path: Path) -> None:

@@ -426,6 +426,26 @@ def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(b
     assert box.executor.steps == ["prepare", *["train"] * 6, "merge", "evaluate", "decide"]
 
 
+def test_ten_attempts_in_a_row_that_are_interrupted_without_a_checkpoint_wait_for_a_person(box: Box) -> None:
+    def with_a_checkpoint(spec: StepSpec) -> StepResult:
+        place = Path(spec.root) / spec.checkpoints / f"step-{spec.attempt}"
+        place.mkdir(parents=True)
+        (place / "COMPLETE").write_text("{}")
+        return ended("interrupted", EXIT_INTERRUPTED)(spec)
+
+    in_vain = ended("interrupted", EXIT_INTERRUPTED)
+    box.executor.script["train"] = [*[in_vain] * 9, with_a_checkpoint, in_vain, in_vain]
+    box.drop("a")
+    box.ticks(60)
+    assert (box.run().state, box.executor.steps.count("train")) == (RunState.SUCCEEDED, 13)
+    box.executor.script["train"] = [in_vain] * 20
+    box.drop("b")
+    box.ticks(60)
+    run = box.run(2)
+    words = "step train was interrupted 10 times in a row and left no checkpoint"
+    assert (run.state, run.error, box.executor.steps.count("train")) == (RunState.FAILED, words, 23)
+
+
 def test_a_failed_step_is_tried_again_after_a_pause_and_given_up_at_the_limit(box: Box) -> None:
     box.executor.script["train"] = [ended("failed", 1)] * 3
     box.drop("a")
@@ -952,6 +972,7 @@ def test_trouble_with_one_run_stops_no_other(box: Box, monkeypatch: pytest.Monke
     box.drop("a")
     ticks(dispatcher)
     assert (box.run().state, box.run().error) == (RunState.FAILED, "LookupError: a defect")
+    assert box.executor.cancelled == ["1-prepare-1"], "nobody polls its step any more"
     box.drop("b")
     ticks(dispatcher)
     assert box.run(2).outcome == "promoted"
