@@ -56,7 +56,9 @@ def run_one(root: Path, key: str, fence: str, stop: threading.Event, command: St
 
     try:
         with tempfile.TemporaryDirectory(prefix="dropforge-", ignore_cleanup_errors=True) as scratch:
-            told = {"TMPDIR": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
+            # Slurm's own variables: a training on several nodes asks for the others by them.
+            slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+            told = {**slurm, "TMPDIR": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
             result = StepProcess(spec, folder, command(spec, folder / SPEC_NAME), told).go(is_to_stop)
     except OSError as error:
         if not is_disk_full(error):

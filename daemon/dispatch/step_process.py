@@ -24,7 +24,7 @@ from pipeline.models.untrusted import ENDED_BY, SECONDS
 
 _MACHINE = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "XDG_*")
 _LIBRARIES = ("LD_*", "PYTHON*", "VIRTUAL_ENV", "HF_HOME", "HF_HUB_CACHE", "TORCH*", "PYTORCH*", "TRITON*", "BNB_*")
-_HARDWARE = ("CUDA*", "NVIDIA*", "NCCL_*", "HIP*", "ROCR*", "OMP_*", "MKL_*", "OPENBLAS*", "VLLM_CPU_*")
+_HARDWARE = ("CUDA*", "NVIDIA*", "NCCL_*", "GLOO_*", "HIP*", "ROCR*", "OMP_*", "MKL_*", "OPENBLAS*", "VLLM_CPU_*")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 #: Variables of the worker's own environment that a step may see: paths and hardware settings, no secrets.
 ALLOWED_ENVIRONMENT = (*_MACHINE, *_LIBRARIES, *_HARDWARE)

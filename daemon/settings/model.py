@@ -107,13 +107,20 @@ class JobSettings(Frozen):
     """What a step's job asks Slurm for."""
 
     gpus: int = Field(default=0, ge=0, le=1024)
-    """GPUs of the job (--gres=gpu:N)."""
+    """GPUs of each node of the job (--gres=gpu:N)."""
     cpus: int = Field(default=1, ge=1, le=4096)
-    """Processors of the job (--cpus-per-task)."""
+    """Processors of each node of the job (--cpus-per-task)."""
     memory: str = ""
     """Memory of the job, as "120G" (--mem); empty: the partition's default."""
     time: str = ""
     """Longest time of the job, as "12:00:00" (--time); empty: the partition's default."""
+
+
+class TrainingJobSettings(JobSettings):
+    """What the job of a training asks Slurm for."""
+
+    nodes: int = Field(default=1, ge=1, le=1024)
+    """Nodes of the job, each with `gpus` and `cpus`; they share each optimizer step's records."""
 
 
 class SlurmSettings(Frozen):
@@ -129,7 +136,7 @@ class SlurmSettings(Frozen):
     """Features that the nodes must have, as "a100"."""
     extra: Annotated[tuple[str, ...], AfterValidator(_check_extra)] = ()
     """Further arguments of sbatch, as ["--reservation=night"]."""
-    train: JobSettings = JobSettings()
+    train: TrainingJobSettings = TrainingJobSettings()
     merge: JobSettings = JobSettings()
     evaluate: JobSettings = JobSettings()
 
@@ -139,7 +146,8 @@ class SlurmSettings(Frozen):
         named = {name: getattr(self, name) for name in ("partition", "account", "qos", "constraint")}
         named |= {"gres": f"gpu:{job.gpus}" if job.gpus else "", "mem": job.memory, "time": job.time}
         told = (f"--{name}={value}" for name, value in named.items() if value)
-        return (*told, "--ntasks=1", f"--cpus-per-task={job.cpus}", *self.extra)
+        nodes = job.nodes if isinstance(job, TrainingJobSettings) else 1
+        return (*told, f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus}", *self.extra)
 
 
 class ExecutorSettings(Frozen):

@@ -21,7 +21,16 @@ class ProcessRank:
     rank: int = 0
     count: int = 1
     gpu: int = 0
-    """Number of the first process's GPU among the visible ones; the others have the following."""
+    """Number of the GPU of a node's first process among the visible ones; the others have the following."""
+    nodes: int = 1
+    """Number of hosts, each of which has as many of the processes."""
+    meeting: str = ""
+    """URL at which processes on several nodes join: rank 0 listens there."""
+
+    @property
+    def per_node(self) -> int:
+        """The number of processes on each node."""
+        return self.count // self.nodes
 
     @property
     def share(self) -> slice:

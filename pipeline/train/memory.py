@@ -95,7 +95,7 @@ def plan_memory(
     config, longest = attempt.config.train, max(lengths)
     name = str(torch.cuda.get_device_name()) if device == "cuda" else "cpu"
     most = longest * -(-config.batch_size // process.count)
-    free = free_memory(device, process.count, process.gpu)
+    free = free_memory(device, process.per_node, process.gpu)
     sizes = Sizes(base_sizes(base), config, device, free, longest, most)
     note = durable.read_object(attempt.path(attempt.spec.checkpoints) / NOTE_NAME)
     if note.get("asked") == _asked(config) and note["plan"]["device"] == name:

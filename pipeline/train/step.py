@@ -21,6 +21,7 @@ from pipeline.models.placement import inference_quantization
 from pipeline.models.prompt import Format, choose_format, completion_ids, fold, prompt_ids
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
+from pipeline.train import other_nodes
 from pipeline.train.checkpoints import fingerprint
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.memory import go_on_with_less, plan_memory
@@ -186,7 +187,9 @@ def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 
     Raises what `train` raises.
     """
     config, base, device = attempt.config.train, prepared.base, prepared.device
-    process = ProcessRank(count=process_count(config, device), gpu=gpu)
+    # The trials of a search are trained on the first node.
+    nodes, meeting = (1, "") if config.search.space else other_nodes.job_of_several_nodes(config.batch_size)
+    process = ProcessRank(count=process_count(config, device, nodes), gpu=gpu, nodes=nodes, meeting=meeting)
     scratch = attempt.make_folder("scratch")
     plan, sizes = plan_memory(attempt, base, device, prepared.lengths, process)
     estimated = sizes.estimate(plan)

@@ -3,7 +3,8 @@ Train on tokenised rows and save the result, resuming from a checkpoint where th
 
 With several GPUs a training is data-parallel, one process per GPU. The processes report through files in the training's
 scratch folder: a pipe whose writer is killed would block its reader. They join their process group through a file, too:
-torchrun's rendezvous listens on all networks and unpickles the data that it receives.
+torchrun's rendezvous listens on all networks and unpickles the data that it receives. Those of several nodes join over
+TCP, by torch's own store, as not every shared file system can lock a file.
 """
 
 import errno
@@ -28,6 +29,7 @@ from pipeline.contract import Attempt, StepSpec, thinned
 from pipeline.errors import EXIT_FAILED, CannotTrain, DropforgeError, Interrupted, StepFailed, is_disk_full
 from pipeline.models.loading import Device, OutOfMemory, is_out_of_memory, load_tokenizer
 from pipeline.models.memory_estimate import peak_resident
+from pipeline.train import other_nodes
 from pipeline.train.base_weights import save_trained
 from pipeline.train.checkpoints import keeper, newest_valid, step_of
 from pipeline.train.data_parallel import ProcessRank
@@ -126,9 +128,9 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     return change
 
 
-def process_count(config: TrainConfig, device: Device) -> int:
+def process_count(config: TrainConfig, device: Device, nodes: int = 1) -> int:
     """
-    Return the number of processes of a training: `train.processes`, at most the records per optimizer step.
+    Return the number of processes of a training: `train.processes` a node, at most the records per optimizer step.
 
     "auto" is one per visible GPU, and one on a CPU. Raises `CannotTrain` if `device` is "cuda" and `train.processes`
     larger than the number of visible CUDA devices.
@@ -140,7 +142,7 @@ def process_count(config: TrainConfig, device: Device) -> int:
             f"train.processes is {wanted}, and torch sees {cards} CUDA devices",
             'set it to "auto", or look at CUDA_VISIBLE_DEVICES',
         )
-    return min(wanted, config.batch_size)
+    return nodes * min(wanted, config.batch_size // nodes)
 
 
 def train_in_processes(
@@ -159,9 +161,13 @@ def train_in_processes(
     if training.process.count > 1:
         sys.stderr.write(f"{training.process.count} processes share the training\n")
     start: Any = start_processes
-    processes = start(_run_process, (training, rows, dev, attempt.spec), training.process.count, join=False).processes
+    work = (training, rows, dev, attempt.spec)
+    others = other_nodes.start((run_process, *work), training.process.nodes - 1, training.scratch)
+    processes = start(run_process, work, training.process.per_node, join=False).processes
     try:
-        while None in (codes := [process.exitcode for process in processes]) and not any(codes):
+        while None in (codes := [*(one.exitcode for one in processes), *(one.poll() for one in others)]):
+            if any(codes):
+                break
             time.sleep(_POLL_SECONDS)
             if attempt.stop.is_set():
                 for process in processes:
@@ -174,6 +180,7 @@ def train_in_processes(
             process.join(max(0.0, end - time.monotonic()))
             process.kill()
             process.join()
+        other_nodes.end(others, max(0.0, end - time.monotonic()))
     result = durable.read_json(training.scratch / _RESULT)
     if any(codes) or result is None:
         raise _error(codes, training.scratch / _ERROR, attempt)
@@ -226,12 +233,17 @@ class _ProcessAttempt(Attempt):
         """Do nothing: all processes must stop after the same step (see `keeper`), or the others wait forever."""
 
 
-def _run_process(
-    rank: int, training: Training, rows: Sequence[TokenRow], dev: Sequence[TokenRow], spec: StepSpec
+def run_process(
+    number: int, training: Training, rows: Sequence[TokenRow], dev: Sequence[TokenRow], spec: StepSpec
 ) -> None:
-    """Run process `rank` of a training; write the result, or the first error of all processes, to a file."""
+    """
+    Run a node's process `number`, from 0, of a training; write the result, or the first error of all, to a file.
+
+    `training.process` is the node's first.
+    """
     # Torch has the kernel send SIGINT when the step's process has died.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    rank = training.process.rank + number
     training = replace(training, process=replace(training.process, rank=rank))
     attempt = _ProcessAttempt(spec, training.process, training.scratch)
     signal.signal(signal.SIGTERM, lambda *_: attempt.stop.set())
@@ -267,15 +279,16 @@ def _join_group(training: Training) -> None:
     process = training.process
     if training.device == "cuda":
         # Before anything initialises CUDA; the libraries then see one GPU.
-        os.environ[_VISIBLE] = visible_device(process.gpu + process.rank, os.environ.get(_VISIBLE))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ[_VISIBLE] = visible_device(process.gpu + process.rank % process.per_node, os.environ.get(_VISIBLE))
+    if process.nodes == 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch
 
     if training.device == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // process.count))
+        torch.set_num_threads(max(1, torch.get_num_threads() // process.per_node))
     torch.distributed.init_process_group(
         "nccl" if training.device == "cuda" else "gloo",
-        init_method=f"file://{training.scratch / _MEETING}",
+        init_method=process.meeting or f"file://{training.scratch / _MEETING}",
         rank=process.rank,
         world_size=process.count,
         # Rank 0 alone writes checkpoints and computes Spectrum's ratios: NCCL's own ten minutes can be too short.

@@ -1,14 +1,13 @@
 """From a dropped file to a promotion through a real Slurm, with the daemon and the controller killed in between."""
 
-import shutil
-import tempfile
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, new_cluster
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,17 +15,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Start a cluster of three nodes whose commands the daemon finds."""
-    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    root.chmod(0o755)
-    made = Cluster(root)
-    for name, value in made.environment.items():
-        monkeypatch.setenv(name, value)
-    try:
-        made.start()
+    with new_cluster() as made:
+        for name, value in made.environment.items():
+            monkeypatch.setenv(name, value)
         yield made
-    finally:
-        made.end()
-        shutil.rmtree(root)
 
 
 @pytest.mark.long
@@ -65,6 +57,4 @@ def test_two_tracks_are_promoted_through_slurm_though_daemon_and_controller_are_
 
 def tiny_lines(rows: list[dict[str, str]]) -> Iterator[str]:
     """Yield the lines of a drop."""
-    import json
-
     return (json.dumps(row) + "\n" for row in rows)

@@ -5,8 +5,9 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CONF = """\
@@ -130,6 +131,19 @@ class Cluster:
             self._processes[name] = subprocess.Popen(
                 argv, env={**os.environ, **self.environment}, stdout=output, stderr=output, cwd=self.root
             )
+
+
+@contextlib.contextmanager
+def new_cluster() -> Iterator[Cluster]:
+    """Start a cluster of three nodes in a temporary folder with a short name, and end it."""
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        made = Cluster(Path(name))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.end()
 
 
 def wait_for(condition: Callable[[], object]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, A
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_START_AGAIN, CannotTrain
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.training import _join_group, process_count, visible_device
+from tests.slurm.cluster import new_cluster, wait_for
 from tests.training_runs import TrainingRun
 
 #: How far, of what was learned, two processes may be from one: rounding, which Adam's first steps make larger.
@@ -104,6 +106,31 @@ def test_two_processes_learn_what_one_does(run: TrainingRun, capsys: pytest.Capt
         assert ours.step == theirs.step
         assert ours.loss == pytest.approx(theirs.loss, rel=TOLERANCE)
     assert distance(found, expected) <= TOLERANCE * one.adapter_change
+
+
+@pytest.mark.long
+def test_two_nodes_of_a_slurm_job_learn_what_one_process_does(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, expected = run.finish(processes=1)
+    run.forget()
+    attempt = run.attempt(processes="auto")
+    spec = attempt.folder / SPEC_NAME
+    durable.write_json(spec, attempt.spec.model_dump(mode="json"))
+    # The nodes of the test's cluster are one machine, whose name may lead to no address.
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    step = shlex.join((sys.executable, "-P", "-m", "pipeline", "train", str(spec)))
+    with new_cluster() as cluster:
+        log = attempt.folder / LOG_NAME
+        job = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={log}", f"--wrap=exec {step}")
+        cluster.says("sbatch", *job)
+        wait_for((attempt.folder / RESULT_NAME).exists)
+    result, printed = result_of(attempt)
+    assert "2 processes share the training\n" in printed
+    assert result.status == "ok", printed
+    found = Adapter.model_validate(result.artifact)
+    assert (found.optimizer_steps, found.trained_tokens) == (one.optimizer_steps, one.trained_tokens)
+    assert distance(run.weights(found), expected) <= TOLERANCE * one.adapter_change
 
 
 @pytest.mark.long

@@ -1,8 +1,6 @@
 """A real cluster on this machine, and executors in a state folder of their own."""
 
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from daemon.state.troubles import Troubles
 from pipeline.contract import StepSpec
 from tests.daemon.dispatch.test_worker import as_scripted, wait_for
 from tests.run_owner import spool_of
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, new_cluster
 
 #: Does as `dropforge worker --one KEY FENCE --state ROOT`, with a script in the place of a step.
 NODE = f"""
@@ -35,15 +33,8 @@ node.serve_one(Path(root), key, fence, as_scripted)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Start a cluster of three nodes."""
-    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    root.chmod(0o755)
-    made = Cluster(root)
-    try:
-        made.start()
+    with new_cluster() as made:
         yield made
-    finally:
-        made.end()
-        shutil.rmtree(root)
 
 
 class House:
