@@ -214,7 +214,7 @@ class SlurmExecutor:
             whose = f"run {spec.run}"
             try:
                 problem = self._bring_further(spec, own)
-            except (DropforgeError, OSError, ValueError, KeyError, TypeError) as error:
+            except Exception as error:  # noqa: BLE001 - an attempt's trouble must not stop the others
                 problem = error if isinstance(error, DropforgeError) else DropforgeError(in_words(error))
             if problem is None:
                 self._problems.pop(whose, None)
