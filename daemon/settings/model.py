@@ -151,7 +151,7 @@ class SlurmSettings(Frozen):
 
 
 class ExecutorSettings(Frozen):
-    """How many runs go on at once."""
+    """Where steps run, and how many runs go on at once."""
 
     kind: Literal["local", "slurm"] = "local"
     """`local`: on this machine; `slurm`: training, merge and evaluation as jobs of a Slurm cluster."""

@@ -17,6 +17,8 @@ DOCS = ROOT / "docs"
 STAND_INS = ("systemctl", "journalctl", "pip")
 #: Written by hand.
 CHAPTERS = ("using.md", "operations.md", "gate.md", "gpu.md")
+#: The commands of the last one are run in tests/e2e/test_slurm.py and tests/systemd, on a real cluster.
+TEXTS = (*CHAPTERS, "cluster.md")
 
 
 def text(name: str) -> str:
@@ -58,14 +60,14 @@ def test_every_command_of_a_chapter_runs(name: str, environment: dict[str, str],
             assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@pytest.mark.parametrize("name", TEXTS)
 def test_a_chapter_is_short(name: str) -> None:
     lines = text(name).splitlines()
     assert len(lines) <= 190
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@pytest.mark.parametrize("name", TEXTS)
 def test_links_lead_somewhere_and_the_readme_leads_here(name: str) -> None:
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", text(name)) if "://" not in target]
     assert [target for target in targets if not (DOCS / target).exists()] == []

@@ -22,14 +22,17 @@ from pipeline import durable
 class Workspace:
     """A folder with settings, inbox and state, and the daemon that works on it."""
 
-    def __init__(self, folder: Path, settings: str) -> None:
+    def __init__(self, folder: Path, settings: str = "") -> None:
+        """Take a folder; make its inbox and settings, if these are given."""
         self.folder = folder
         self.inbox = folder / "inbox"
         self.state = folder / ".dropforge"
-        self.inbox.mkdir()
-        (folder / "dropforge.toml").write_text(settings)
+        if settings:
+            self.inbox.mkdir()
+            (folder / "dropforge.toml").write_text(settings)
         self.daemon: subprocess.Popen[bytes] | None = None
         self.log = folder / "daemon.log"
+        self.interpreter = sys.executable
         #: What the interpreter is told to start as `dropforge`.
         self.program = ["-P", "-m", "daemon"]
 
@@ -50,7 +53,7 @@ class Workspace:
         """Start `dropforge run` and wait until it is ready."""
         before = self.log.read_bytes().count(b"daemon_ready") if self.log.exists() else 0
         with self.log.open("ab") as output:
-            argv = [sys.executable, *self.program, "run"]
+            argv = [self.interpreter, *self.program, "run"]
             self.daemon = subprocess.Popen(
                 argv, cwd=self.folder, stdout=output, stderr=output, env=_environment(), start_new_session=True
             )

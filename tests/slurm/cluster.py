@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,6 +10,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 _CONF = """\
 ClusterName=lab
@@ -41,23 +44,36 @@ MinJobAge=300
 KillWait=5
 SlurmdTimeout=20
 MailProg=/bin/true
+GresTypes=gpu
+SlurmdParameters=config_overrides
 {nodes}
 PartitionName=low Nodes=ALL PriorityTier=1 Default=YES MaxTime=INFINITE DefMemPerCPU=100 State=UP
 PartitionName=high Nodes=ALL PriorityTier=9 PreemptMode=OFF MaxTime=INFINITE DefMemPerCPU=100 State=UP
+PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP
 """
+#: For tests that need a cluster.
+NEEDS_SLURM = pytest.mark.skipif(
+    shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None and "CI" not in os.environ,
+    reason="it needs a real Slurm (Debian: slurm-wlm and munge)",
+)
 
 
 class Cluster:
     """A cluster that is started with `start` and ended with `end`."""
 
     def __init__(self, root: Path, nodes: int = 3, cpus: int = 2) -> None:
-        """Write its configuration into `root`, whose path has at most 70 characters: sockets allow 108."""
+        """
+        Write its configuration into `root`, whose path has at most 70 characters: sockets allow 108.
+
+        Each node has `cpus` processors, 128 GB and a GPU, as Slurm believes.
+        """
         self.root, self.nodes = root, [f"n{number + 1}" for number in range(nodes)]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         port, host = _free_ports(nodes + 1), socket.gethostname().partition(".")[0]
         lines = [
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 1 + index} CPUs={cpus} "
-            f"Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN"
+            f"Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=128000 Gres=gpu:1 "
+            "State=UNKNOWN"
             for index, name in enumerate(self.nodes)
         ]
         (root / "state").mkdir()
@@ -67,6 +83,8 @@ class Cluster:
         text = _CONF.format(host=host, user=user, port=port, root=root, nodes="\n".join(lines))
         (root / "slurm.conf").write_text(text)
         (root / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        # Slurm asks for a character device and opens none.
+        (root / "gres.conf").write_text("AutoDetect=off\nName=gpu File=/dev/null\n")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -134,11 +152,11 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def new_cluster() -> Iterator[Cluster]:
-    """Start a cluster of three nodes in a temporary folder with a short name, and end it."""
+def new_cluster(**settings: int) -> Iterator[Cluster]:
+    """Start a cluster, made with `settings`, in a temporary folder with a short name, and end it."""
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o755)
-        made = Cluster(Path(name))
+        made = Cluster(Path(name), **settings)
         try:
             made.start()
             yield made

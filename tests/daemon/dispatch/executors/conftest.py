@@ -16,7 +16,7 @@ from daemon.state.troubles import Troubles
 from pipeline.contract import StepSpec
 from tests.daemon.dispatch.test_worker import as_scripted, wait_for
 from tests.run_owner import spool_of
-from tests.slurm.cluster import Cluster, new_cluster
+from tests.slurm.cluster import NEEDS_SLURM, Cluster, new_cluster
 
 #: Does as `dropforge worker --one KEY FENCE --state ROOT`, with a script in the place of a step.
 NODE = f"""
@@ -71,7 +71,7 @@ def in_slurm(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     made.executor.stop()
 
 
-@pytest.fixture(params=["local", "slurm"])
+@pytest.fixture(params=["local", pytest.param("slurm", marks=NEEDS_SLURM)])
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
     """Give a state folder with each executor."""
     if request.param == "slurm":

@@ -16,9 +16,10 @@ from pipeline.contract import CLAIM_NAME, JOB_NAME, JOB_STATE_NAME, REVOKED_NAME
 from pipeline.errors import DropforgeError
 from tests.daemon.dispatch.executors.conftest import House
 from tests.daemon.dispatch.test_worker import GOOD, PRELUDE, UNTIL_TERM, result_of, spec_of, wait_for
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import NEEDS_SLURM, Cluster
 
 ROOT = Path(__file__).parents[4]
+pytestmark = NEEDS_SLURM
 MARKED = PRELUDE + "pathlib.Path('../marks').open('a').write('begun\\n'); result('ok', 0)"
 #: Stops for any number of signals as a real step does, and says how many came.
 AS_A_STEP = (
