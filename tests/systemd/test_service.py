@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline import durable
+from tests.slurm.cluster import NEEDS_SLURM
 from tests.systemd.boot import Machine, boot
 from tests.systemd.installation import ROOT, SOURCE, binds, make_environment
 
@@ -22,8 +23,32 @@ UNIT = ROOT / "systemd" / "dropforge.service"
 STATE = "var/lib/dropforge"
 SETTINGS = "/etc/dropforge/dropforge.toml"
 DONE = "/srv/dropforge/inbox/done"
+DROP_IN = ROOT / "systemd" / "slurm.conf"
 #: Tenths of systemd-analyze's exposure level, as reached; a change that weakens the unit is seen.
 MOST_EXPOSURE = 14
+#: The same with the drop-in for Slurm, which needs the network; docs/cluster.md says it, too.
+SLURM_EXPOSURE = 19
+#: A cluster of this machine alone, with munge and Slurm's services as Debian has them.
+_SLURM = """
+ClusterName=lab
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=slurm
+AuthType=auth/munge
+CredType=cred/munge
+StateSaveLocation=/var/lib/lab/state
+SlurmdSpoolDir=/var/lib/lab/spool
+SlurmctldPidFile=/run/slurmctld.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SlurmdParameters=config_overrides
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+MpiDefault=none
+ReturnToService=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=8000 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
 TINY = ROOT / "tests" / "tiny_llama.py"
 #: Enough to learn the task, and to be interrupted in the middle.
 ROWS = 400
@@ -160,14 +185,20 @@ def runs(machine: Machine) -> list[dict[str, Any]]:
     return listed(machine, "runs")
 
 
-def test_the_unit_is_as_closed_as_a_trainer_allows() -> None:
+@pytest.mark.parametrize(("drop_ins", "most"), [((), MOST_EXPOSURE), ((DROP_IN,), SLURM_EXPOSURE)])
+def test_the_unit_is_as_closed_as_a_trainer_allows(drop_ins: tuple[Path, ...], most: int, tmp_path: Path) -> None:
+    unit, beside = tmp_path / UNIT.name, tmp_path / f"{UNIT.name}.d"
+    shutil.copy(UNIT, unit)
+    beside.mkdir()
+    for drop_in in drop_ins:
+        shutil.copy(drop_in, beside)
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager"]
-    done = subprocess.run(
-        [*command, f"--threshold={MOST_EXPOSURE}", str(UNIT)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, f"--threshold={most}", str(unit)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    tighter = [*command, f"--threshold={MOST_EXPOSURE - 1}", str(UNIT)]
-    assert subprocess.run(tighter, capture_output=True, check=False).returncode == 1, "lower MOST_EXPOSURE"
+    tighter = [*command, f"--threshold={most - 1}", str(unit)]
+    assert subprocess.run(tighter, capture_output=True, check=False).returncode == 1, "lower the bound"
+    words = f"gives the unit {SLURM_EXPOSURE / 10} instead of {MOST_EXPOSURE / 10}"
+    assert words in " ".join((ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").split())
 
 
 def test_the_unit_forbids_nothing_that_a_trainer_needs() -> None:
@@ -340,9 +371,54 @@ def test_a_member_of_the_group_moves_nothing_and_an_honest_file_goes_through(mac
     assert machine.run(*exposure, check=False).returncode == 0, "no worse than without all this"
 
 
-def documented() -> list[str]:
-    """Return the commands of docs/operations.md that are for a service alone: their blocks name no language."""
-    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+def move_environment(machine: Machine, to: str) -> None:
+    """Copy the environment to a second folder, with what it names beside that one, too."""
+    for beside in ("source", "packages"):
+        machine.run("ln", "-s", f"/opt/dropforge-{beside}", f"{to}-{beside}")
+    move = f"cp --archive /opt/dropforge {to} && sed -i s:/opt/dropforge:{to}: {to}/bin/dropforge {to}/lib/*/*/here.pth"
+    machine.run("bash", "-ec", move)
+
+
+@NEEDS_SLURM
+@pytest.mark.timeout(500)
+def test_with_the_drop_in_the_service_trains_in_a_job_that_outlives_it(machine: Machine) -> None:
+    host = machine.run("hostname").stdout.strip()
+    machine.write("/etc/slurm/slurm.conf", _SLURM.format(host=host))
+    machine.write("/etc/slurm/cgroup.conf", "CgroupPlugin=disabled\n")
+    machine.run("install", "-d", "-o", "slurm", "/var/lib/lab", "/var/lib/lab/state", "/var/lib/lab/spool")
+    # Slurm finds no address of its own where there is only the loopback interface's.
+    machine.run("ip", "address", "add", "10.0.0.1", "dev", "lo")
+    machine.run("systemctl", "start", "munge", "slurmctld", "slurmd")
+
+    configure(machine, "none")
+    machine.run("install", "-d", "-o", "dropforge", "-m", "700", "/shared/dropforge", "/shared/dropforge/work")
+    move_environment(machine, "/shared/dropforge/venv")
+    settings = machine.root / SETTINGS.lstrip("/")
+    executor = '[executor]\nkind = "slurm"\nshared = "/shared/dropforge/work"\npoll_seconds = 1\n'
+    settings.write_text(settings.read_text() + executor)
+    for command in documented("cluster.md"):
+        machine.run("bash", "-ec", f"cd {SOURCE} && {command}")
+    verified = machine.run("systemd-analyze", "verify", "/etc/systemd/system/dropforge.service")
+    assert (verified.stdout, verified.stderr) == ("", "")
+
+    machine.run("runuser", "-u", "sender", "--", "cp", "/srv/tiny/drop.jsonl", "/srv/dropforge/inbox/")
+    attempt = machine.root / "shared/dropforge/work/runs/1/attempts/train-1"
+    wait_until(lambda: in_state(machine, "active") and (attempt / "progress.json").exists())
+    (trainer,) = (pid for pid, words in machine.processes().items() if "-m pipeline train" in words)
+    machine.run("kill", "-STOP", str(trainer))  # it must not end before the service does
+    machine.run("systemctl", "stop", "dropforge")
+    assert (shown(machine, "ActiveState"), shown(machine, "Result")) == ("inactive", "success")
+    assert trainer in machine.processes()
+    machine.run("systemctl", "start", "dropforge")
+    wait_until(lambda: in_state(machine, "active") and "run 1 train" in shown(machine, "StatusText"))
+    assert trainer in machine.processes()
+    assert [path.name for path in attempt.parent.glob("train-*")] == ["train-1"]
+    assert "Traceback" not in journal(machine)
+
+
+def documented(chapter: str = "operations.md") -> list[str]:
+    """Return the commands of a chapter that are for a service alone: their blocks name no language."""
+    text = (ROOT / "docs" / chapter).read_text(encoding="utf-8")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return "".join(block for language, block in blocks if not language).splitlines()
 
