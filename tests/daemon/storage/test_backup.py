@@ -211,6 +211,18 @@ def test_the_command_that_restores_leaves_links_to_the_champions(served: LivedIn
     assert (links / "previous").resolve() == (served.folder / "base").resolve()
 
 
+def test_an_installation_moves_into_a_shared_folder_by_a_backup(served: LivedIn, dropforge: Any) -> None:
+    made = make(served.settings, served.folder / "kept", with_models=True)
+    with (served.folder / "dropforge.toml").open("a") as file:
+        file.write('[executor]\nkind = "slurm"\nshared = "share"\n')
+    assert dropforge("restore", made.folder).code == 0
+    share = served.folder / "share"
+    assert (share / "tracks" / "default" / "champion").resolve() == share / MODEL
+    assert (share / MODEL / "model.safetensors").read_bytes() == b"weights"
+    kept = {drop.sha256 for drop in rows(served.settings, Drop) if drop.state == "accepted"}
+    assert {path.stem for path in (share / "drops").iterdir()} == kept
+
+
 def test_runs_of_an_earlier_version_are_backed_up_and_restored(served: LivedIn, tmp_path: Path) -> None:
     with served.engine.begin() as base:
         base.exec_driver_sql("UPDATE run SET config = json_set(config, '$.train.gone', 1, '$.gate.on', 'gone')")
