@@ -133,7 +133,7 @@ def test_who_follows_the_chapter_sees_three_tracks_promoted_though_daemon_and_co
             told = reader.does(line)
             if line.startswith("cp "):
                 for seed, track in enumerate(TRACKS[1:], start=2):
-                    drop(workspace, f"{track}/answers.jsonl", tiny.rows(400, seed=seed))
+                    drop(workspace, f"{track}/more.jsonl", tiny.rows(400, seed=seed))
                 workspace.wait(lambda: len(running(cluster)) == len(TRACKS))
             elif line.startswith("squeue "):
                 assert re.search(r"^\d+ dropforge-\w{8}\.1-train-1 RUNNING None n\d$", told, re.MULTILINE), told
@@ -152,11 +152,16 @@ def running(cluster: Cluster) -> list[str]:
     return cluster.says("squeue", "--me", "--noheader", "--states=RUNNING", "--format=%N").split()
 
 
+def set_up(work: Path) -> list[str]:
+    """Return the nodes on which the trainings' jobs have read the file of `executor.setup`."""
+    logs = [path.read_text() for path in work.glob("runs/*/attempts/train-1/log.txt")]
+    return sorted(re.findall(r"^set up on (\w+)$", "".join(logs), re.MULTILINE))
+
+
 def stop_in_training(workspace: Workspace, cluster: Cluster, work: Path, go: Path) -> None:
     """Let the three jobs begin, and kill daemon and controller once all of them train; start both again."""
     assert sorted(running(cluster)) == cluster.nodes, "a GPU each"
-    logs = [path.read_text() for path in work.glob("runs/*/attempts/train-1/log.txt")]
-    assert sorted(re.findall(r"^set up on (\w+)$", "".join(logs), re.MULTILINE)) == cluster.nodes
+    workspace.wait(lambda: set_up(work) == cluster.nodes)
     go.touch()
     workspace.wait(lambda: len(list(work.glob("runs/*/attempts/train-1/progress.json"))) == len(TRACKS))
     workspace.kill()
