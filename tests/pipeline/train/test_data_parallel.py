@@ -24,7 +24,7 @@ from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, A
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_START_AGAIN, CannotTrain
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.training import _join_group, process_count, visible_device
-from tests.slurm.cluster import new_cluster, wait_for
+from tests.slurm.cluster import NEEDS_SLURM, new_cluster, wait_for
 from tests.training_runs import TrainingRun
 
 #: How far, of what was learned, two processes may be from one: rounding, which Adam's first steps make larger.
@@ -109,6 +109,7 @@ def test_two_processes_learn_what_one_does(run: TrainingRun, capsys: pytest.Capt
 
 
 @pytest.mark.long
+@NEEDS_SLURM
 def test_two_nodes_of_a_slurm_job_learn_what_one_process_does(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
