@@ -1,0 +1,541 @@
+"""
+Measure one control plane with SQLite on the history of a large installation, up to where it bends.
+
+    PYTHONPATH=. python bench/scale.py [--parts 0.1,0.5,1] [--tracks 1000] [--drops 1000] [--runs 100] [--jobs 200]
+
+Simulated: a month of 1,000 tracks with 1,000 drops and 100 runs each, written by SQL into a database of the product's
+own schema, with the folders of the runs; an executor whose steps take their time by a simulated clock. Real: SQLite's
+file, dispatcher, schedule, intake, collection and `dropforge status`. A run's snapshot names all accepted drops of its
+track, so one row has up to 170 kB, and most of the database is snapshots. Each part of the size adds to the one before.
+
+The clock goes on by what a tick takes and the pause of the main loop, 0.25 s. Due → claimed is by that clock: as many
+runs as may run at once come due at the same moment, in a night in which every track has one. A part that needs more
+memory than `--memory` GB is said and left out; the process is limited to it.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import resource
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Engine
+
+from daemon.champions.hooks.changes import Hooks
+from daemon.dispatch.dispatcher import Dispatcher
+from daemon.dispatch.spool import JobState
+from daemon.dispatch.step_specs import compose
+from daemon.inbox.intake import Intake
+from daemon.inbox.watcher import Settled, make_inbox
+from daemon.queue.nightly import take_due_slots
+from daemon.settings.load import load
+from daemon.settings.model import Settings
+from daemon.state import tables
+from daemon.state.database import migrate, open_engine
+from daemon.state.database_file import verify
+from daemon.storage import gc
+from pipeline import durable
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
+from tests.model_folder import write_model
+
+DAY_MS = 86_400_000
+PAUSE = 0.25
+STEPS = ("prepare", "train", "merge", "evaluate", "decide")
+#: Seconds that a step takes: at least and at most.
+SECONDS = {"prepare": (20, 60), "train": (1200, 3600), "merge": (30, 90), "evaluate": (200, 600), "decide": (2, 6)}
+#: State of each tenth drop of a track.
+STATES = ("accepted",) * 7 + ("duplicate", "rejected", "withdrawn")
+#: Drops of each track that wait for its next run.
+WAITING = 10
+
+
+class Size(NamedTuple):
+    """How many tracks, drops and runs of each, and runs at once."""
+
+    tracks: int
+    drops: int
+    runs: int
+    jobs: int
+
+
+def main() -> int:
+    """Make the history part by part, measure each, and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="0.1,0.5,1", help="parts of the size, each larger than the one before")
+    parser.add_argument("--tracks", type=int, default=1000)
+    parser.add_argument("--drops", type=int, default=1000, help="of each track")
+    parser.add_argument("--runs", type=int, default=100, help="of each track")
+    parser.add_argument("--jobs", type=int, default=200, help="runs at once")
+    parser.add_argument("--memory", type=float, default=8, help="most GB that this process may have")
+    options = parser.parse_args()
+    most = round(options.memory * 1e9)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    console = Console()
+    results: list[dict[str, str]] = []
+    with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as name:
+        history = History(Path(name), options.drops, options.runs)
+        for part in sorted(map(float, options.parts.split(","))):
+            size = Size(round(options.tracks * part), options.drops, options.runs, round(options.jobs * part))
+            began = time.monotonic()
+            settings = history.grow(size)
+            made = time.monotonic()
+            results.append({"": f"{part:.0%}", **measure(settings, history, size)})
+            console.print(f"{part:.0%}: history {made - began:.0f} s, measured in {time.monotonic() - made:.0f} s")
+    table = Table(*(result[""] for result in [{"": ""}, *results]), title=f"SQLite {sqlite3.sqlite_version}")
+    for label in list(results[0])[1:]:
+        table.add_row(label, *(result[label] for result in results))
+    console.print(table)
+    return 0
+
+
+# --- what is measured
+
+
+def measure(settings: Settings, history: "History", size: Size) -> dict[str, str]:
+    """Measure one size; return the values by label."""
+    path = settings.state_folder / "dropforge.db"
+    found = {"tracks, drops, runs": f"{size.tracks:,}, {size.tracks * size.drops:,}, {size.tracks * size.runs:,}"}
+    found["database, GB"] = f"{path.stat().st_size / 1e9:.2f}"
+    forget_peak()
+    found["check at start, s"] = seconds_of(lambda: verify(path, at_start=True))
+    engine = open_engine(path, keep=True)
+    found["memory after a collection, MB"] = ""  # in this place of the table
+    found["collection, s"] = seconds_of(lambda: gc.collect(engine, settings, history.now))
+    found["memory after a collection, MB"] = f"{peak_mb():.0f}"
+    forget_peak()
+    take_due_slots(engine, settings, history.now)  # nights count from here
+    history.now += DAY_MS
+    found["a night's slots, all tracks, s"] = seconds_of(lambda: take_due_slots(engine, settings, history.now))
+    found |= Dispatching(engine, settings, history, size).measure()
+    hooks = Hooks(engine, settings)
+    found["tick of the hooks after a change, ms"] = f"{1000 * timed(lambda: hooks.tick(history.now)):.0f}"
+    for words in (("status",), ("status", "--json")):
+        took = [timed(lambda: command(settings, *words)) for _ in range(3)]  # noqa: B023 - called at once
+        found[f"dropforge {' '.join(words)}, s"] = f"{statistics.median(took):.1f}"
+    found["intake of a drop, ms: median, worst"] = intake(engine, settings, size, history.now)
+    found["most memory but in a collection, MB"] = f"{peak_mb():.0f}"
+    engine.dispose()
+    history.end_open_runs()
+    return found
+
+
+class Dispatching:
+    """A dispatcher with a simulated executor."""
+
+    def __init__(self, engine: Engine, settings: Settings, history: "History", size: Size) -> None:
+        """Make both; the history's clock goes on by what ticks take."""
+        self._history, self._size = history, size
+        self._executor = SimulatedExecutor(history)
+        self._engine, self._settings = engine, settings
+        self._dispatcher = Dispatcher(engine, settings, self._executor)
+
+    def measure(self) -> dict[str, str]:
+        """Claim the runs of a night, work on them all at once, and end three."""
+        dispatcher, jobs, found = self._dispatcher, self._size.jobs, {}
+        found["recovery at start, s"] = seconds_of(lambda: dispatcher.recover(self._history.now))
+        dispatcher.may_collect = False  # measured apart
+        due, claimed, ticks = self._history.now, [], []
+        while len(dispatcher.claimed) < jobs:
+            before = len(dispatcher.claimed)
+            ticks.append(self._tick())
+            if len(dispatcher.claimed) > before:
+                claimed.append((self._history.now - due) / 1000 - PAUSE)
+        last = ticks[-max(jobs // 10, 1) :]
+        found["due → claimed, s: median, worst"] = f"{statistics.median(claimed):.1f}, {max(claimed):.1f}"
+        found["tick that claims the last, ms: median, worst"] = shown(last)
+        self._history.now += 31_000
+        found["tick that looks at all tracks, ms"] = f"{1000 * self._tick():.0f}"
+        looked, usual = self._history.now, []
+        for _ in range(150):
+            if self._history.now - looked > 29_000:
+                self._history.now += 2000
+                looked = self._history.now
+                self._tick()
+                continue
+            usual.append(self._tick())
+        cuts = statistics.quantiles(usual, n=100, method="inclusive")
+        found[f"open runs, published steps meanwhile"] = f"{jobs}, {self._executor.ended}"
+        found["tick, ms: median, 99 %"] = f"{1000 * statistics.median(usual):.0f}, {1000 * cuts[98]:.0f}"
+        ending = sorted(dispatcher.claimed)[:3]
+        self._executor.hurried.update(ending)
+        dispatcher.may_collect, took = False, []
+        while set(ending) & dispatcher.claimed:
+            took.append(self._tick())
+            dispatcher.may_collect = False
+        found["tick that ends a run or steps of it, ms: worst"] = f"{1000 * max(took):.0f}"
+        return found
+
+    def _tick(self) -> float:
+        took = timed(lambda: self._dispatcher.tick(self._history.now))
+        self._history.now += round(1000 * (took + PAUSE))
+        return took
+
+
+class SimulatedExecutor:
+    """Has every step last as long as `SECONDS` says by the simulated clock, and then leave a good result."""
+
+    def __init__(self, history: "History") -> None:
+        """Use the clock of `history`."""
+        self._history, self._random = history, random.Random(28)
+        self._ends: dict[str, float] = {}
+        self.hurried: set[int] = set()
+        self.ended = 0
+
+    def submit(self, spec: StepSpec) -> None:
+        """Write the spec as durably as the product's executors do."""
+        folder = Path(spec.root) / spec.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        durable.write_json(folder / SPEC_NAME, spec.model_dump(mode="json"))
+        durable.fsync_folder(folder.parent)
+        self._ends[spec.key] = self._history.now + 1000 * self._random.uniform(*SECONDS[spec.step])
+
+    def poll(self, spec: StepSpec) -> JobState:
+        """Return that it runs, until its time is over."""
+        if self._history.now < self._ends[spec.key] and spec.run not in self.hurried:
+            return JobState.RUNNING
+        path = Path(spec.root) / spec.folder / RESULT_NAME
+        if not path.exists():
+            self.ended += 1
+            told = {"key": spec.key, "fence": spec.fence, "status": "ok", "exit_code": 0}
+            artifact = ARTIFACTS[spec.step](spec).model_dump(mode="json")
+            path.write_text(StepResult.model_validate({**told, "artifact": artifact}).model_dump_json())
+        return JobState.ENDED
+
+    def cancel(self, key: str) -> None:
+        """Do nothing: nothing runs."""
+
+    def outlives(self, _key: str) -> bool:
+        """Return `True`."""
+        return True
+
+
+ARTIFACTS: dict[str, Callable[[StepSpec], Any]] = {
+    "prepare": made_dataset,
+    "train": made_adapter,
+    "merge": made_model,
+    "evaluate": made_report,
+    "decide": lambda spec: made_verdict(spec, "not_shown_better", gain=0.1),
+}
+
+
+def intake(engine: Engine, settings: Settings, size: Size, now: int) -> str:
+    """Take 60 files in as the daemon does; return median and worst."""
+    taker, took = Intake(engine, settings), []
+    for number in range(60):
+        track = track_name(number * size.tracks // 60)
+        rows = [{"instruction": f"say {number} {place} of {now}", "output": str(place)} for place in range(50)]
+        name = f"new{now}-{number}.jsonl"
+        (settings.inbox_folder / track / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        took.append(timed(lambda: taker.take(Settled(track, "train", name.encode()), now)))  # noqa: B023 - called at once
+    return shown(took)
+
+
+def command(settings: Settings, *words: str) -> None:
+    """Start a command as a person does; 69 says that no daemon runs."""
+    argv = [sys.executable, "-P", "-m", "daemon", "--config", str(Path(settings.state).parent / "dropforge.toml")]
+    done = subprocess.run([*argv, *words], stdout=subprocess.DEVNULL, check=False)
+    assert done.returncode == 69, done  # noqa: S101 - a command that fails measures nothing
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that `work` takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def seconds_of(work: Callable[[], object]) -> str:
+    """Return the seconds that `work` takes, or that there was not the memory for it."""
+    began = time.perf_counter()
+    try:
+        work()
+    except MemoryError:
+        return f"no memory after {time.perf_counter() - began:.0f}"
+    return f"{time.perf_counter() - began:.1f}"
+
+
+def shown(seconds: list[float]) -> str:
+    """Return median and worst in ms."""
+    return f"{1000 * statistics.median(seconds):.0f}, {1000 * max(seconds):.0f}"
+
+
+def forget_peak() -> None:
+    """Have Linux count the most memory of this process from now on."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_mb() -> float:
+    """Return the most memory since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
+
+
+# --- the history
+
+
+class History:
+    """A workspace whose database is filled by SQL, and its clock."""
+
+    def __init__(self, folder: Path, drops: int, runs: int) -> None:
+        """Make an empty workspace in `folder`, for tracks with so many drops and runs."""
+        self._folder, self._drops, self._runs = folder, drops, runs
+        self.now = round(time.time() * 1000)
+        self._began = self.now - 30 * DAY_MS
+        self._base, self._tracks = folder / "base", 0
+        self._base_id = write_model(self._base, b"base weights")
+
+    def grow(self, size: Size) -> Settings:
+        """Add tracks, with their drops, runs, events and run folders, up to `size`; return the settings."""
+        new = range(self._tracks, size.tracks)
+        tables_of_tracks = "".join(
+            f"[tracks.{track_name(number)}]\nrun_after_quiet_seconds = 60\n" for number in range(size.tracks)
+        )
+        (self._folder / "dropforge.toml").write_text(
+            f'base_model = "base"\ntrigger = "both"\n[disk]\nlow_water_bytes = 0\n[executor]\nparallel = {size.jobs}\n'
+            f"{tables_of_tracks}",
+            encoding="utf-8",
+        )
+        settings = load(self._folder / "dropforge.toml", {})
+        make_inbox(settings)
+        migrate(settings.state_folder / "dropforge.db")
+        with closing(sqlite3.connect(settings.state_folder / "dropforge.db", isolation_level=None)) as base:
+            for pragma in ("synchronous=OFF", "cache_size=-200000", "temp_store=MEMORY"):
+                base.execute(f"PRAGMA {pragma}")
+            base.execute("BEGIN")
+            self._write(base, settings, new)
+            base.execute("COMMIT")
+        for run in range(1 + new.start * self._runs, 1 + new.stop * self._runs):
+            self._make_folder(settings.work_folder / "runs" / str(run), run)
+        self._tracks = size.tracks
+        return settings
+
+    def end_open_runs(self) -> None:
+        """Cancel the runs that a measurement left, by SQL."""
+        with closing(sqlite3.connect(self._folder / ".dropforge" / "dropforge.db")) as base:
+            base.execute("UPDATE attempt SET state = 'lost', ended_at = ? WHERE state = 'submitted'", (self.now,))
+            opened = "SELECT id FROM run WHERE state IN ('queued', 'running', 'waiting')"
+            base.execute(f'UPDATE "drop" SET first_run = NULL WHERE first_run IN ({opened})')  # noqa: S608 - our own words
+            base.execute(
+                f"UPDATE run SET state = 'cancelled', token = NULL, ended_at = ? WHERE id IN ({opened})",  # noqa: S608
+                (self.now,),
+            )
+            base.commit()
+
+    def _write(self, base: sqlite3.Connection, settings: Settings, new: range) -> None:
+        """Write the rows of the tracks `new` in the order of time, all tracks beside each other."""
+        like = tables.Track(name=track_name(new.start), salt="s", created_at=0)
+        config = json.dumps(compose(settings, like).model_dump(mode="json"))
+        fill(base, tables.Track, (self._track(number) for number in new))
+        fill(base, tables.Promotion, (self._base_row(number) for number in new))
+        snapshots = dict.fromkeys(new, "")
+        begun = 0
+        for turn in range(self._runs + 1):
+            upto = -(-(turn + 1) * (self._drops - WAITING) // self._runs) if turn < self._runs else self._drops
+            fresh = range(begun, upto)
+            begun = upto
+            fill(base, tables.Drop, (self._drop(track, place, turn, new) for place in fresh for track in new))
+            fill(base, tables.Event, (self._drop_event(track, place, turn, new) for place in fresh for track in new))
+            if turn == self._runs:
+                break
+            for track in new:
+                said = (self._in_snapshot(track, place, new) for place in fresh if STATES[place % 10] == "accepted")
+                snapshots[track] = ", ".join(filter(None, (snapshots[track], *said)))
+            fill(base, tables.Run, (self._run(track, turn, new, snapshots[track], config) for track in new))
+            fill(base, tables.Attempt, (row for track in new for row in self._attempts(track, turn, new)))
+            fill(base, tables.Event, (row for track in new for row in self._run_events(track, turn, new)))
+            if turn % 10 == 9:
+                fill(base, tables.Promotion, (self._promotion(track, turn, new) for track in new))
+
+    def _at(self, turn: int) -> int:
+        return self._began + turn * 30 * DAY_MS // (self._runs + 1)
+
+    def _number(self, track: int, place: int, new: range, each: int) -> int:
+        """Return the number of a row, counted in the order of time after the earlier tracks' rows."""
+        return 1 + new.start * each + place * len(new) + track - new.start
+
+    def _track(self, number: int) -> dict[str, Any]:
+        made = self._runs // 10
+        return {
+            "name": track_name(number),
+            "salt": "s",
+            "created_at": self._began + number,
+            "metric": "exact_match",
+            "max_new_tokens": 64,
+            "eval_batch_size": 8,
+            "split": '{"heldout": 0.1, "dev": 0.05}',
+            "base_path": str(self._base),
+            "base_model_id": self._base_id,
+            "champion_generation": made,
+            "champion_model_id": model_of(number, made) if made else self._base_id,
+            "champion_path": f"models/{model_of(number, made)}" if made else str(self._base),
+        }
+
+    def _base_row(self, number: int) -> dict[str, Any]:
+        return {
+            "track": track_name(number),
+            "kind": "base",
+            "state": "done",
+            "generation": 0,
+            "model_id": self._base_id,
+            "model_path": str(self._base),
+            "reason": "base model",
+            "created_at": self._began,
+            "done_at": self._began,
+        }
+
+    def _promotion(self, track: int, turn: int, new: range) -> dict[str, Any]:
+        generation = (turn + 1) // 10
+        upto = (turn + 1) * (self._drops - WAITING) // self._runs
+        drops = [self._number(track, place, new, self._drops) for place in range(upto) if STATES[place % 10] == "accepted"]
+        before = model_of(track, generation - 1) if generation > 1 else self._base_id
+        return {
+            "track": track_name(track),
+            "run_id": self._number(track, turn, new, self._runs),
+            "kind": "promotion",
+            "state": "done",
+            "generation": generation,
+            "model_id": model_of(track, generation),
+            "model_path": f"models/{model_of(track, generation)}",
+            "previous_model_id": before,
+            "previous_path": f"models/{before}" if generation > 1 else str(self._base),
+            "reason": "better by 2.0 points",
+            "created_at": self._at(turn) + 3_600_000,
+            "done_at": self._at(turn) + 3_600_000,
+            "drops": json.dumps(drops),
+        }
+
+    def _drop(self, track: int, place: int, turn: int, new: range) -> dict[str, Any]:
+        number, state = self._number(track, place, new, self._drops), STATES[place % 10]
+        name = f"batch-{place:05}.jsonl"
+        used = state == "accepted" and turn < self._runs
+        return {
+            "id": number,
+            "track": track_name(track),
+            "role": "train",
+            "state": state,
+            "name_bytes": name.encode(),
+            "name": name,
+            "sha256": f"{number:064x}",
+            "size_bytes": 10_000,
+            "rows": 50,
+            "findings": 0,
+            "warnings": 0,
+            "duplicate_of": number - len(new) if state == "duplicate" else None,
+            "reason": "every row is bad" if state == "rejected" else None,
+            "received_at": self._at(turn),
+            "first_run": self._number(track, turn, new, self._runs) if used else None,
+        }
+
+    def _in_snapshot(self, track: int, place: int, new: range) -> str:
+        number = self._number(track, place, new, self._drops)
+        drop = {"id": number, "sha256": f"{number:064x}", "name": f"batch-{place:05}.jsonl"}
+        return json.dumps({**drop, "path": f"drops/{number:064x}.jsonl", "role": "train", "rows": 50})
+
+    def _run(self, track: int, turn: int, new: range, snapshot: str, config: str) -> dict[str, Any]:
+        failed, won = turn % 10 == 5, turn % 10 == 9
+        outcome = None if failed else "promoted" if won else "not_shown_better"
+        return {
+            "id": self._number(track, turn, new, self._runs),
+            "track": track_name(track),
+            "state": "failed" if failed else "succeeded",
+            "trigger": "drop",
+            "created_at": self._at(turn),
+            "not_before": self._at(turn),
+            "started_at": self._at(turn),
+            "ended_at": self._at(turn) + 3_600_000,
+            "config": config,
+            "snapshot": f"[{snapshot}]",
+            "failures": 3 if failed else 0,
+            "deaths": 0,
+            "cancel_requested": 0,
+            "step": "train" if failed else "decide",
+            "error": "step train failed" if failed else None,
+            "outcome": outcome,
+            "sentence": None if failed else "not shown to be better: 61.0 against 60.5 on 120 records",
+            "gain": None if failed else 2.0 if won else 0.5,
+            "heldout_version": None if failed else f"{turn // 20:064x}",
+        }
+
+    def _attempts(self, track: int, turn: int, new: range) -> Iterator[dict[str, Any]]:
+        run = self._number(track, turn, new, self._runs)
+        for place, step in enumerate(STEPS[:2] if turn % 10 == 5 else STEPS):
+            ended = "failed" if turn % 10 == 5 and step == "train" else "published"
+            at = self._at(turn) + 600_000 * place
+            told = {"run_id": run, "step": step, "number": 1, "fence": f"{run:032x}", "state": ended}
+            yield {**told, "started_at": at, "ended_at": at + 600_000}
+
+    def _drop_event(self, track: int, place: int, turn: int, new: range) -> dict[str, Any]:
+        detail = {
+            "name": f"batch-{place:05}.jsonl",
+            "rows": 50,
+            "reason": None,
+            "source": f"{place}:{self._at(turn) * 1_000_000}:10000",
+            "warnings": [],
+            "owner": "anna",
+            "run": None,
+            "kinds": [],
+        }
+        kind = f"drop_{STATES[place % 10]}"
+        about = {"track": track_name(track), "drop_id": self._number(track, place, new, self._drops)}
+        return {"at": self._at(turn), "kind": kind, **about, "run_id": None, "detail": json.dumps(detail)}
+
+    def _run_events(self, track: int, turn: int, new: range) -> Iterator[dict[str, Any]]:
+        about = {"track": track_name(track), "run_id": self._number(track, turn, new, self._runs), "drop_id": None}
+        steps = [(kind, step) for step in STEPS for kind in ("step_submitted", "step_published")]
+        for kind, step in (("run_queued", ""), ("run_claimed", ""), *steps, ("run_succeeded", "")):
+            detail = {"step": step, "attempt": 1, "error": None} if step else {"trigger": "drop"}
+            yield {"at": self._at(turn), "kind": kind, **about, "detail": json.dumps(detail)}
+
+    def _make_folder(self, folder: Path, run: int) -> None:
+        """Make a run's folder with its artifacts and its attempts' specs, as links: a collection looks into all."""
+        source = self._folder / "artifacts" / str(run // 10_000)
+        if not source.exists():
+            source.mkdir(parents=True)
+            for name in (*STEPS, "spec"):
+                (source / f"{name}.json").write_text(json.dumps({"folder": "runs/0", "model_id": f"{1:064x}"}))
+        for step in STEPS:
+            attempt = folder / "attempts" / f"{step}-1"
+            attempt.mkdir(parents=True)
+            (attempt / SPEC_NAME).hardlink_to(source / "spec.json")
+            (folder / f"{step}.json").hardlink_to(source / f"{step}.json")
+
+
+def fill(base: sqlite3.Connection, table: Any, rows: Iterator[dict[str, Any]]) -> None:
+    """Insert rows of one table, whose values have the same columns."""
+    first = next(rows, None)
+    if first is None:
+        return
+    names, marks = ", ".join(first), ", ".join(f":{name}" for name in first)
+    statement = f'INSERT INTO "{table.__tablename__}" ({names}) VALUES ({marks})'  # noqa: S608 - our own words
+    base.execute(statement, first)
+    base.executemany(statement, rows)
+
+
+def track_name(number: int) -> str:
+    """Return the name of a track."""
+    return f"t{number:04}"
+
+
+def model_of(track: int, generation: int) -> str:
+    """Return the id of a champion."""
+    return f"{track + 1:032x}{generation:032x}"
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
