@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sqlalchemy.orm import load_only
 from sqlmodel import Session, col, select
 
 from daemon.settings.model import Settings
-from daemon.state.states import AWAITING, PromotionState, RunState
-from daemon.state.tables import Promotion, Run, Track
+from daemon.state.states import PromotionState, RunState
+from daemon.state.tables import Promotion, Run, Track, waits
 from pipeline.contract import RESULT_NAME, SPEC_NAME, STORY_NAMES
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
@@ -77,11 +78,10 @@ def what_is_kept(session: Session, settings: Settings) -> Kept:
         if link.is_symlink():
             kept.models.add(link.resolve())
     _sort_runs(session, root, kept)
-    for run in kept.ended:
-        if run.outcome == AWAITING and run.id is not None:
-            # Kept until it is approved or the champion changes, whatever its age.
-            kept.champion_runs.add(run.id)
-            kept.models |= models_of(root, run.id)
+    for run_id in filter(None, session.exec(select(Run.id).where(waits()))):
+        # Kept until it is approved or the champion changes, whatever its age.
+        kept.champion_runs.add(run_id)
+        kept.models |= models_of(root, run_id)
     _keep_newest(settings, kept)
     for run_id in kept.newest_runs:
         kept.models |= models_of(root, run_id)
@@ -92,7 +92,9 @@ def what_is_kept(session: Session, settings: Settings) -> Kept:
 
 def _sort_runs(session: Session, root: Path, kept: Kept) -> None:
     """Add open runs to `kept`, and list the other runs in `kept.ended`, the latest first. Raises `OSError`."""
-    for run in session.exec(select(Run).order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all():
+    # Further columns are read where they are needed: the snapshots of all runs fill gigabytes, and lie before outcomes.
+    small = load_only(Run.track, Run.state)  # type: ignore[arg-type]
+    for run in session.exec(select(Run).options(small).order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all():
         _require_readable(root / "runs" / str(run.id))
         if run.state in {RunState.QUEUED, RunState.RUNNING, RunState.WAITING}:
             _keep_open(root, run, kept)
