@@ -12,6 +12,23 @@ Each time is given twice, by the clock and on a processor: on a machine that doe
 to what an idle one takes, though it leaves the waits for the disk out. Due → claimed: in a night every track has a run
 that is due, and as many are claimed as may run at once; a tick is followed by the main loop's pause of 0.25 s. What
 needs more memory than `--memory` GB is said so: the process is limited to it.
+
+Measured so far at 10 % alone, once, by the clock, on two cores of an AMD EPYC (Zen 3, virtual) that other work left a
+quarter of one core. It was before a collection read the small columns of ended runs only, and before the dispatcher
+asked once a tick for all running steps. 50 % and 100 % are not measured.
+
+    100 tracks, 100,000 drops, 10,000 runs, 20 at once
+    database                                            0.95 GB (nine tenths of it the snapshots of runs)
+    check at start, recovery at start                   5.2 s, 6.0 s
+    collection, which follows each run                  90 s, 3.5 GB of memory
+    a night's slots of all tracks                       3.1 s
+    due → claimed: median, worst                        11 s, 27 s
+    tick that claims a run beside 18 others             1.7 s
+    tick that looks at all tracks, each 30 s            7.5 s
+    tick with 20 open runs: median, 99 %                0.87 s, 2.8 s
+    intake of a drop: median, worst                     0.20 s, 0.50 s
+    dropforge status, status --json                     13 s, 42 s
+    most memory but in a collection                     0.96 GB
 """
 
 import argparse
