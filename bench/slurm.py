@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -96,6 +97,7 @@ def main() -> int:
     parser.add_argument("--dead", type=float, default=45, help="seconds without slurmctld")
     parser.add_argument("--parts", default="overhead,rate,dead,restart")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the cluster ends with it
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     table = Table("", "measured", "bar", title="a real Slurm on this machine")
     parts: dict[str, tuple[int, Callable[[Cluster], Iterator[Row]]]] = {
