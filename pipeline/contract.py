@@ -115,6 +115,8 @@ class Progress(Frozen):
     phase: str = ""
     note: str = ""
     """In a search, a running trial and its settings."""
+    where: str = ""
+    """On a cluster, the node of its job, or why the job waits; added by who reads the file."""
     done: int = 0
     total: int = 0
     tokens_per_second: float | None = None
@@ -132,7 +134,7 @@ class Progress(Frozen):
         """The progress in words, as "evaluate champion 48/240, loss 0.512, 310 tokens/s, 20 s left"."""
         phase = "" if self.phase == self.step else self.phase
         counted = f"{self.done}/{self.total}" if self.total else ""
-        parts = [" ".join(filter(None, (self.step, phase, counted)))]
+        parts = [" ".join(filter(None, (self.step, phase, counted, self.where)))]
         parts += [self.note] if self.note else []
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")

@@ -79,10 +79,11 @@ def print_status(settings: Settings, overview: Overview) -> None:
 
 
 def describe_run(run: RunView) -> str:
-    """Return in words an open run's trial, and its progress, its track's pause, or its start and last error."""
+    """Return in words an open run's trial, and its progress, its track's pause, or its start; and its last error."""
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
-        ending = "; to be cancelled" if run.cancel_requested else ""
+        before = f"; before that: {run.error}" if run.error else ""
+        ending = "; to be cancelled" if run.cancel_requested else before
         return trial + (run.progress.words if run.progress else run.step or "beginning") + ending
     if run.paused:
         return trial + run.paused

@@ -75,10 +75,13 @@ def _things(overview: Overview) -> Iterator[tuple[object, str]]:
 
 def _progress_of(overview: Overview, run: RunView) -> Iterator[tuple[object, str]]:
     yield (run.id, run.state, run.started_at), f"run {run.id} of track {run.track} is running"
+    if run.error:
+        yield (run.id, run.error), f"run {run.id}: {run.error}"
     for one in overview.ask_of_run(run.id, attempts_of):
         if one.state == "published":
             yield (run.id, one.step, one.number), f"run {run.id}: {one.step} took {duration(one.seconds)}"
     if run.step is not None:
         made = run.progress or Progress(step=run.step)
         part = made.done * _PARTS // made.total if made.total else 0
-        yield (run.id, made.step, made.phase, part), f"run {run.id}: {run.progress.words if run.progress else run.step}"
+        words = run.progress.words if run.progress else run.step
+        yield (run.id, made.step, made.phase, made.where, part), f"run {run.id}: {words}"

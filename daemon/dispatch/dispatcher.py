@@ -305,11 +305,15 @@ class Dispatcher:
             return True
         if result.status == "interrupted":
             begins_again = result.exit_code == EXIT_START_AGAIN
-            words = result.error.message if result.error and begins_again else None
+            run = self._run(claim)
+            called_off = run.cancel_requested or is_in_vain(self._engine, run, spec)
+            words = None if called_off else run_files.stop_words(spec)
+            if begins_again and result.error:
+                words = result.error.message
             self._end(claim, attempt, AttemptState.INTERRUPTED, now, words)
-            if begins_again or self._run(claim).cancel_requested:
+            if begins_again or run.cancel_requested:
                 return True
-            self._after_interruption(claim, spec, now)
+            self._after_interruption(claim, spec, words, now)
             return False
         message = result.error.message if result.error else f"exit code {result.exit_code}"
         hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
@@ -424,7 +428,7 @@ class Dispatcher:
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
         self._drop(claim)
 
-    def _after_interruption(self, claim: states.Claim, spec: StepSpec, now: int) -> None:
+    def _after_interruption(self, claim: states.Claim, spec: StepSpec, words: str | None, now: int) -> None:
         """Let the run wait, uncounted; fail it if no attempt in a row of `_MOST_INTERRUPTED` left a checkpoint."""
         last = states.last_attempts(self._engine, claim.run_id, spec.step, _MOST_INTERRUPTED)
         in_vain = len(last) == _MOST_INTERRUPTED and {one.state for one in last} == {AttemptState.INTERRUPTED}
@@ -433,7 +437,7 @@ class Dispatcher:
             hint = f"see by whom: dropforge show {claim.run_id}; then: dropforge retry {claim.run_id}"
             self._after_failure(claim, message, hint, now, retryable=False)
             return
-        run_queue.interrupt(self._engine, claim, now)
+        run_queue.interrupt(self._engine, claim, now, words)
         log.info("run_interrupted", run=claim.run_id, step=spec.step)
         self._drop(claim)
 

@@ -106,7 +106,8 @@ def write_first(path: Path, value: object) -> None:
 
 def claim(folder: Path) -> bool:
     """Create the attempt's claim with this job's number and node; return whether nobody had."""
-    told = {"job": os.environ.get("SLURM_JOB_ID"), "node": socket.gethostname(), "at": round(time.time() * 1000)}
+    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    told = {"job": os.environ.get("SLURM_JOB_ID"), "node": node, "at": round(time.time() * 1000)}
     try:
         fd = os.open(folder / CLAIM_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:

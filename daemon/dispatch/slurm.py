@@ -12,7 +12,6 @@ A thread calls the commands, as one may take minutes while the controller is dea
 
 import contextlib
 import shlex
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from daemon.settings.model import ExecutorSettings
 from daemon.state import run_files
 from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.troubles import Troubles, in_words
+from daemon.system.slurm_commands import CannotAsk, ask, job_number
 from pipeline import durable
 from pipeline.contract import (
     CLAIM_NAME,
@@ -47,8 +47,6 @@ from pipeline.errors import EXIT_BAD_DATA, EXIT_FAILED, EXIT_INTERRUPTED, Dropfo
 #: The steps that are run as jobs; the others take seconds, or use the network.
 STEPS_ON_NODES = ("train", "merge", "evaluate")
 _PROGRAM = (sys.executable, "-P", "-m", "daemon", "worker")
-#: Longest wait for one command.
-_SECONDS = 30.0
 #: An attempt without a result is given up once Slurm has not known its job, or called it ended, for so many seconds: a
 #: controller may be starting, and a file system shows a new name late.
 GIVE_UP_SECONDS = 120.0
@@ -78,10 +76,6 @@ class Job(NamedTuple):
     state: str
     reason: str
     nodes: str
-
-
-class CannotAsk(DropforgeError):
-    """Slurm gave no answer, or refused: nothing is known, least of all that a job is gone."""
 
 
 class SlurmExecutor:
@@ -184,7 +178,8 @@ class SlurmExecutor:
         for whose in self._shown - problems.keys():
             self._troubles.clear(whose)
         for whose, error in problems.items():
-            self._troubles.note(whose, error)
+            words = "; ".join(filter(None, (in_words(error), error.hint)))
+            self._troubles.note(whose, DropforgeError(words), message=True)
         self._shown = set(problems)
 
     # --- the thread
@@ -203,7 +198,7 @@ class SlurmExecutor:
             # What was missing may be there again when Slurm answers.
             self._missing.clear()
             words = f"Slurm has not answered since {time.strftime('%H:%M')}, jobs go on: {error.message}"
-            self._problems.setdefault("Slurm", CannotAsk(words, error.hint))
+            self._problems.setdefault("Slurm", CannotAsk(words, "see whether it runs: scontrol ping"))
             return
         self._problems.pop("Slurm", None)
         specs = list(self._open.values())
@@ -317,11 +312,13 @@ class SlurmExecutor:
         return isinstance(at, int) and run_files.made_checkpoint(WorkFolder(Path(spec.root)), spec.run, at)
 
     def _note_state(self, spec: StepSpec, job: Job) -> None:
-        """Write the job's state, reason and nodes to a hint for `dropforge status`, if they changed."""
+        """Write the job's state, since when, reason and nodes to a hint for `dropforge status`, if they changed."""
         path = Path(spec.root) / spec.folder / JOB_STATE_NAME
         told = {"job": job.number, "state": job.state, "reason": job.reason, "nodes": job.nodes}
-        if {name: durable.read_object(path).get(name) for name in told} != told:
-            durable.write_hint(path, {**told, "since": round(time.time() * 1000)})
+        known = durable.read_object(path)
+        if {name: known.get(name) for name in told} != told:
+            since = known["since"] if known.get("state") == job.state else round(time.time() * 1000)
+            durable.write_hint(path, {**told, "since": since})
 
     # --- Slurm's commands
 
@@ -346,12 +343,9 @@ class SlurmExecutor:
             *self._settings.slurm.arguments(spec.step),
             stdin=script,
         )
-        # "NUMBER" or "NUMBER;CLUSTER"; a site's wrapper may say more before it.
-        number = said.strip().rpartition("\n")[2].partition(";")[0]
-        if not number.isdigit():
-            raise CannotAsk(f"sbatch said no job's number: {said.strip()[:200]}")
-        log.info("job_submitted", key=spec.key, job=int(number))
-        return int(number)
+        number = job_number(said)
+        log.info("job_submitted", key=spec.key, job=number)
+        return number
 
     def _scancel(self, job: Job) -> None:
         if job.state in _WAITING | _RUNNING:
@@ -359,18 +353,7 @@ class SlurmExecutor:
                 self._ask("scancel", "--me", f"--name={job.name}", str(job.number))
 
     def _ask(self, *command: str, stdin: str = "") -> str:
-        """Return what a command of Slurm prints. Raises `CannotAsk` if it fails or takes more than 30 s."""
-        hint = "see executor.slurm" if command[0] == "sbatch" else "see whether Slurm runs: scontrol ping"
-        try:
-            done = subprocess.run(  # noqa: S603 - an argument list of our own, never a shell
-                command, input=stdin, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise CannotAsk(f"{command[0]}: {error}", hint) from error
-        if done.returncode:
-            said = done.stderr.strip() or done.stdout.strip()
-            raise CannotAsk(f"{command[0]}: {said[:500]}", hint)
-        return done.stdout
+        return ask(*command, stdin=stdin)
 
 
 def _instance(state_folder: StateFolder, work_folder: WorkFolder) -> str:

@@ -52,12 +52,13 @@ class Messenger:
 
     def turn(self, now: int) -> None:
         """
-        Turn new events into messages and send those due at `now` (ms), after `outbox.open_outbox`.
+        Turn new events and lasting troubles into messages and send those due at `now` (ms), after `outbox.open_outbox`.
 
         A message that cannot be sent is noted as trouble, and a later call sends it again. Database errors are raised.
         """
         while outbox.collect(self._engine, self._settings, now):
             pass
+        outbox.tell_troubles(self._engine, self._settings, self._troubles.lasting, now)
         for number, url in enumerate(self._settings.messages.urls, 1):
             while not self._stop.is_set() and self._sends_one(url, now):
                 pass

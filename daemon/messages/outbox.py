@@ -2,10 +2,10 @@
 The outbox, the only writer of table `message`: events become messages in one transaction with a cursor, each once.
 
 A row is one message to one address. Messages to an address are sent in order, so an address that does not answer
-delays only its own messages. A try is counted before it is made.
+delays only its own messages. A try is counted before it is made. A trouble that lasts becomes one message a day.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, select
 
 from daemon.messages.digest import digest_due, digest_text
+from daemon.messages.inert import inert
 from daemon.messages.texts import Text, text_of
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
@@ -31,6 +32,7 @@ _MOST = 200
 MOST_AN_HOUR = 10
 HOUR_MS = 3_600_000
 WEEK_MS = 7 * 24 * HOUR_MS
+_DAY_MS = 24 * HOUR_MS
 _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 15_000, 600_000
 _GONE = "its address is not in the settings any more"
 log = structlog.get_logger()
@@ -93,6 +95,17 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
             outbox.digest_at, outbox.digest_event_id = due, outbox.event_id
             session.add(outbox)
         return len(events) == _MOST
+
+
+def tell_troubles(engine: Engine, settings: Settings, troubles: Mapping[str, str], now: int) -> None:
+    """Write a message about each of `troubles`, words by name, unless there was one in the last 24 hours."""
+    for whose, words in troubles.items():
+        title = f"[dropforge] TROUBLE: {inert(whose)}"
+        text = Text("trouble", "warning", title, f"{inert(words)}\nmore: dropforge status")
+        with transaction(engine) as session:
+            told = (Message.title == title, col(Message.created_at) > now - _DAY_MS)
+            if not session.exec(select(func.count()).select_from(Message).where(*told)).one():
+                _put(session, settings, text, None, now)
 
 
 def take(engine: Engine, address: str, now: int) -> Unsent | None:

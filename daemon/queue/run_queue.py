@@ -224,15 +224,16 @@ def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetryS
         return _leave(session, run, Move(RunState.WAITING, "run_waits", values, detail), now)
 
 
-def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
+def interrupt(engine: Engine, claim: Claim, now: int, error: str | None = None) -> RunState:
     """
-    Set an interrupted run to waiting, without counting a failure; return its new state.
+    Set an interrupted run to waiting, with `error` if given and without counting a failure; return its new state.
 
     It is cancelled instead if that was requested. Raises `LostClaim` if the claim is invalid.
     """
     with transaction(engine) as session:
         # `not_before` stays as it was at the claim: to be later, by a clock that is ahead, would make it wait.
-        return _leave(session, held_run(session, claim), Move(RunState.WAITING, "run_interrupted"), now)
+        told = {"error": error} if error else {}
+        return _leave(session, held_run(session, claim), Move(RunState.WAITING, "run_interrupted", told, told), now)
 
 
 def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> RunState:

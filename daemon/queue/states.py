@@ -184,8 +184,8 @@ def end_attempt(engine: Engine, claim: Claim, attempt_id: int, ending: Ending, n
     """
     End the open attempt `attempt_id` of the claimed run.
 
-    A published result also sets the run's count of vanished processes to zero. Raises `LostClaim` if the claim is not
-    valid any more or the attempt has ended.
+    A published result also clears the run's error and its count of vanished processes. Raises `LostClaim` if the claim
+    is not valid any more or the attempt has ended.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
@@ -194,8 +194,10 @@ def end_attempt(engine: Engine, claim: Claim, attempt_id: int, ending: Ending, n
             message = f"attempt {attempt_id} of run {claim.run_id} has ended already"
             raise LostClaim(message, f"look at it: dropforge show {claim.run_id}")
         if ending.state == AttemptState.PUBLISHED:
-            # Deaths are counted in a row: this step is done.
+            # Deaths are counted in a row, and what went wrong before is over: this step is done.
             run.deaths = 0
+            if not run.cancel_requested:
+                run.error = run.hint = None
             session.add(run)
         _close(session, opened, run.track, now, ending)
 

@@ -5,15 +5,19 @@ Everything here is idempotent: after a crash in the middle the same result can b
 """
 
 import os
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from daemon.state.layout import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Verdict
 from pipeline.contract import (
+    CLAIM_NAME,
     CURVE_NAME,
     JOB_NAME,
+    JOB_STATE_NAME,
     PROGRESS_NAME,
     RESULT_NAME,
     REVOKED_NAME,
@@ -73,12 +77,43 @@ def load_model(work_folder: WorkFolder, run_id: int) -> Model | None:
 
 
 def load_progress(work_folder: WorkFolder, run_id: int, step: str, number: int) -> Progress | None:
-    """Return the progress that attempt `number` at `step` last wrote; `None` if its file is missing or unreadable."""
+    """
+    Return the progress that attempt `number` at `step` last wrote, with where its job runs or why that waits.
+
+    `None` if it has no job and its file is missing or unreadable.
+    """
+    folder = work_folder / attempt_folder(run_id, step, number)
     try:
-        value = durable.read_json(work_folder / attempt_folder(run_id, step, number) / PROGRESS_NAME)
-        return None if value is None else Progress.model_validate(value)
+        value = durable.read_json(folder / PROGRESS_NAME)
+        made = None if value is None else Progress.model_validate(value)
     except (OSError, ValueError):
+        made = None
+    where = _job_words(durable.read_object(folder / JOB_STATE_NAME))
+    return (made or Progress(step=step)).model_copy(update={"where": where}) if where else made
+
+
+def _job_words(job: Mapping[str, Any]) -> str:
+    """Return in words where a job runs, or why it waits and since when; "" without its number."""
+    if not job.get("job"):
+        return ""
+    if job.get("nodes"):
+        return f"on {job['nodes']}" + ("" if job["state"] == "RUNNING" else f" ({job['state'].lower()})")
+    reason = f" ({job['reason']})" if job.get("reason") not in {None, "", "None"} else ""
+    since, now = datetime.fromtimestamp(job.get("since", 0) / 1000).astimezone(), datetime.now().astimezone()
+    form = "%H:%M" if since.date() == now.date() else "%Y-%m-%d %H:%M"
+    return f"waits in Slurm{reason}, job {job['job']}, since {since:{form}}"
+
+
+def stop_words(spec: StepSpec) -> str | None:
+    """Return how Slurm ended an attempt's job, and from where its training goes on; `None` if a local worker ran it."""
+    folder, checkpoints = Path(spec.root) / spec.folder, Path(spec.root) / spec.checkpoints
+    claim, revoked = (durable.read_object(folder / name) for name in (CLAIM_NAME, REVOKED_NAME))
+    if not claim:
         return None
+    words = f"Slurm stopped job {claim.get('job')} of step {spec.step} on {claim.get('node')}"
+    words = str(revoked["error"]["message"]) if revoked else words
+    steps = [int(path.parent.name.removeprefix("step-")) for path in checkpoints.glob("step-*/COMPLETE")]
+    return f"{words}; it goes on from step {max(steps)}" if steps and spec.step == "train" else words
 
 
 def load_curve(work_folder: WorkFolder, run_id: int) -> Curve | None:

@@ -8,6 +8,7 @@ import structlog
 from pipeline.errors import DropforgeError
 
 _PAUSE_SECONDS = 60.0
+_LASTING_SECONDS = 600.0
 log = structlog.get_logger()
 
 
@@ -20,19 +21,28 @@ class Troubles:
         self._words: dict[str, str] = {}
         #: End of the pause on the monotonic clock, in seconds.
         self._until: dict[str, float] = {}
+        #: Since when the errors exist that a message is to tell, on the same clock.
+        self._since: dict[str, float] = {}
 
-    def note(self, whose: str, error: Exception) -> None:
-        """Record the error of `whose` (as "track a"), log it if it is new, and begin or restart a pause of a minute."""
+    def note(self, whose: str, error: Exception, *, message: bool = False) -> None:
+        """
+        Record the error of `whose` (as "track a"), log it if it is new, and begin or restart a pause of a minute.
+
+        With `message` it is one of `lasting` if it is still there after ten minutes.
+        """
         words = in_words(error)
         if self._words.get(whose) != words:
             log.warning("trouble", whose=whose, error=words)
         self._words[whose] = words
         self._until[whose] = self._monotonic() + _PAUSE_SECONDS
+        if message:
+            self._since.setdefault(whose, self._monotonic())
 
     def clear(self, whose: str) -> None:
         """Forget the error and the pause of `whose`, and log that it is over; do nothing if there is no error."""
         if self._words.pop(whose, None) is not None:
             del self._until[whose]
+            self._since.pop(whose, None)
             log.info("trouble_over", whose=whose)
 
     def is_pausing(self, whose: str) -> bool:
@@ -43,6 +53,12 @@ class Troubles:
     def words(self) -> dict[str, str]:
         """The current error messages, by name."""
         return dict(self._words)
+
+    @property
+    def lasting(self) -> dict[str, str]:
+        """The messages of the errors that a person is to be told, as they have lasted for ten minutes, by name."""
+        words, until = self.words, self._monotonic() - _LASTING_SECONDS
+        return {whose: words[whose] for whose, since in dict(self._since).items() if since <= until and whose in words}
 
 
 def in_words(error: Exception) -> str:

@@ -4,18 +4,23 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from daemon.cli.status import print_status
 from daemon.cli.watch import print_changes
 from daemon.queue import run_queue
+from daemon.state import run_files
+from daemon.state.database import transaction
 from daemon.state.layout import TROUBLES_NOTE
+from daemon.state.tables import Run
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 from pipeline import durable
-from pipeline.contract import PROGRESS_NAME
+from pipeline.contract import JOB_STATE_NAME, PROGRESS_NAME
 
 #: Whoever starts the tests in the background has them ignore SIGINT, and so would what they start.
 WATCH = ["env", "--default-signal=INT", str(Path(sys.executable).parent / "dropforge"), "watch"]
@@ -47,6 +52,46 @@ def test_a_line_is_printed_once_for_what_changes(busy: Any, capsys: pytest.Captu
     assert told().partition(" ")[2] == "run 3: merge\n", "it has begun, and has counted nothing yet"
     durable.write_json(merging / PROGRESS_NAME, {"step": "merge"})
     assert told() == "", "the same words are printed once"
+
+
+def test_it_says_where_the_job_of_a_step_runs_and_why_it_waits(
+    busy: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Noon(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Noon":
+            return cls(2026, 11, 27, 12, tzinfo=tz)
+
+    monkeypatch.setattr(run_files, "datetime", Noon)
+    overview, said = Overview.of(busy.settings), dict[object, str]()
+    folder = busy.settings.state_folder / "runs/3/attempts/train-1"
+    (folder / PROGRESS_NAME).unlink()
+
+    def told(state: str, reason: str, nodes: str, hour: int, day: int = 27) -> tuple[str, str]:
+        since = round(Noon.now().replace(day=day, hour=hour, minute=2).timestamp() * 1000)
+        job = {"job": 4711, "state": state, "reason": reason, "nodes": nodes, "since": since}
+        durable.write_hint(folder / JOB_STATE_NAME, job)
+        print_changes(overview, said)
+        line = capsys.readouterr().out.splitlines()[-1].partition(" ")[2]
+        print_status(busy.settings, overview)
+        return line, next(line for line in capsys.readouterr().out.splitlines() if line.startswith("3 "))
+
+    print_changes(overview, said)
+    for state, words in (
+        (("PENDING", "None", "", 9), "train waits in Slurm, job 4711, since 09:02"),
+        (("PENDING", "Priority", "", 9), "train waits in Slurm (Priority), job 4711, since 09:02"),
+        (("PENDING", "Priority", "", 14, 26), "train waits in Slurm (Priority), job 4711, since 2026-11-26 14:02"),
+        (("SUSPENDED", "None", "n2", 9), "train on n2 (suspended)"),
+        (("RUNNING", "None", "n2", 9), "train on n2"),
+    ):
+        line, row = told(*state)
+        assert (line, words in row) == (f"run 3: {words}", True), row
+    busy.progress(folder, 12)
+    with transaction(busy.engine) as session:
+        session.get_one(Run, 3).error = "Slurm ended job 4710"
+    line, row = told("RUNNING", "None", "n2", 9)
+    assert line.startswith("run 3: train 12/30 on n2, loss 0.500")
+    assert row.endswith("; before that: Slurm ended job 4710")
 
 
 def test_what_comes_back_is_told_again(busy: Any, daemon_lock: FileLock, capsys: pytest.CaptureFixture[str]) -> None:

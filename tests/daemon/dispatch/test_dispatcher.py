@@ -21,6 +21,7 @@ from daemon.state.database import ChangeWatch, migrate, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import AttemptState, DropState, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
+from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import (
     Judgement,
@@ -444,6 +445,42 @@ def test_ten_attempts_in_a_row_that_are_interrupted_without_a_checkpoint_wait_fo
     run = box.run(2)
     words = "step train was interrupted 10 times in a row and left no checkpoint"
     assert (run.state, run.error, box.executor.steps.count("train")) == (RunState.FAILED, words, 23)
+
+
+@pytest.mark.parametrize(
+    ("revoked", "words"),
+    [
+        (None, "Slurm stopped job 4711 of step train on n2"),
+        ("Slurm ended job 4711 of step train on n2: PREEMPTED", "Slurm ended job 4711 of step train on n2: PREEMPTED"),
+    ],
+)
+def test_a_run_that_slurm_stopped_says_so_until_its_step_is_done(box: Box, revoked: str | None, words: str) -> None:
+    def stopped(spec: StepSpec) -> StepResult:
+        folder, checkpoint = Path(spec.root) / spec.folder, Path(spec.root) / spec.checkpoints / "step-480"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "COMPLETE").touch()
+        durable.write_json(folder / "claim.json", {"job": "4711", "node": "n2", "at": NOW})
+        if revoked:
+            durable.write_json(folder / "revoked.json", {"error": {"message": revoked}})
+        return ended("interrupted", EXIT_INTERRUPTED)(spec)
+
+    box.executor.script["train"] = [stopped]
+    box.drop("a")
+    words = f"{words}; it goes on from step 480"
+    while box.run().state != RunState.WAITING:
+        box.dispatcher.tick(NOW)
+    assert box.run().error == words
+    box.dispatcher.tick(NOW)
+    attempts = Overview.of(box.settings).run(1).attempts
+    assert [(one.step, one.state, one.error) for one in attempts[1:]] == [
+        ("train", "interrupted", words),
+        ("train", "submitted", None),
+    ]
+    assert box.run().error == words
+    box.dispatcher.tick(NOW)
+    assert box.run().error is None
+    box.ticks()
+    assert (box.run().state, box.run().failures, box.run().deaths) == (RunState.SUCCEEDED, 0, 0)
 
 
 def test_a_failed_step_is_tried_again_after_a_pause_and_given_up_at_the_limit(box: Box) -> None:

@@ -22,6 +22,7 @@ from daemon.state.events import record_event
 from daemon.state.tables import Drop, Message, Run
 from daemon.state.troubles import Troubles
 from daemon.views.overview import Overview
+from pipeline.errors import DropforgeError
 from tests.daemon.messages.conftest import Address, with_messages
 from tests.daemon.messages.conftest import messenger as start
 
@@ -44,6 +45,28 @@ def turn(lived_in: Any, troubles: Troubles | None = None) -> None:
     """Let a daemon that was just started send what it can, an hour later than the last one."""
     lived_in.now += HOUR
     start(lived_in, troubles).turn(lived_in.now)
+
+
+def test_a_trouble_with_slurm_that_lasts_is_told_once_a_day(lived_in: Any, address: Address) -> None:
+    with_messages(lived_in, urls=[address.url])
+    now = [0.0]
+    troubles = Troubles(lambda: now[0])
+
+    def look(minutes: int) -> list[str]:
+        now[0] += 60.0 * minutes
+        lived_in.now += 60_000 * minutes
+        troubles.note("Slurm", DropforgeError("it has not answered since 14:05"), message=True)
+        troubles.note("track a", DropforgeError("another trouble"))
+        start(lived_in, troubles).turn(lived_in.now)
+        return address.titles
+
+    assert look(9) == []
+    assert look(9) == []
+    troubles.clear("Slurm")
+    assert look(9) == [], "another one since"
+    assert look(10) == ["[dropforge] TROUBLE: Slurm"]
+    assert address.taken[0]["message"] == "it has not answered since 14:05\nmore: dropforge status"
+    assert [len(look(60)) for _ in range(25)] == [1] * 23 + [2] * 2
 
 
 def test_a_server_that_fails_hangs_and_comes_back_has_each_message_once_late_and_in_order(

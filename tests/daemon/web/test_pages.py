@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from daemon.state.database import transaction
+from daemon.state.tables import Run
 from daemon.views.overview import Overview
 from daemon.views.reader import reading
+from pipeline import durable
 
 PAGES = (
     "/",
@@ -108,6 +111,17 @@ def test_runs_that_run_at_once_are_all_shown(person: TestClient, lived_in: Any) 
     assert [re.search(f"<h3>Run {run} of track", page) is not None for run in (3, 4)] == [True, True]
     assert [f'action="/runs/{run}/cancel"' in page for run in (3, 4)] == [True, True]
     assert [one["run"]["id"] for one in person.get("/api/v1/status").json()["running"]] == [3, 4]
+
+
+def test_the_page_says_where_the_job_of_a_step_runs(person: TestClient, lived_in: Any) -> None:
+    told = {"job": 4711, "state": "RUNNING", "reason": "None", "nodes": "n2", "since": 1}
+    durable.write_hint(lived_in.settings.state_folder / "runs/3/attempts/train-1/job-state.json", told)
+    with transaction(lived_in.engine) as session:
+        session.get_one(Run, 3).error = "Slurm ended job 4710"
+    for path in ("/", "/runs/3"):
+        page = person.get(path).text
+        assert ("train on n2<" in page, "Slurm ended job 4710" in page) == (True, True), path
+    assert person.get("/api/v1/runs/3").json()["progress"]["where"] == "on n2"
 
 
 def test_the_card_runs_nothing_whatever_is_in_it(person: TestClient, lived_in: Any) -> None:

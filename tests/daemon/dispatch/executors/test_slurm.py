@@ -1,5 +1,6 @@
 """What Slurm does to jobs and to whoever submits them: lost answers, a dead controller, other people's commands."""
 
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from daemon.dispatch import slurm
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import JobState
 from daemon.state.layout import StateFolder, WorkFolder
+from daemon.state.run_files import load_progress
 from pipeline import durable
 from pipeline.contract import CLAIM_NAME, JOB_NAME, JOB_STATE_NAME, REVOKED_NAME, StepSpec
 from pipeline.errors import DropforgeError
@@ -184,12 +186,29 @@ def test_a_cancelled_attempt_that_has_not_begun_is_ended_at_once_and_its_job_goe
     in_slurm.executor.submit(spec)
     state = in_slurm.root / spec.folder / JOB_STATE_NAME
     wait_for(state.exists)
-    assert durable.read_object(state)["reason"] == "JobHeldUser"
+    progress = load_progress(WorkFolder(in_slurm.root), spec.run, spec.step, spec.attempt)
+    assert progress is not None
+    assert re.fullmatch(r"train waits in Slurm \(JobHeldUser\), job \d+, since .*\d\d:\d\d", progress.words)
     in_slurm.executor.cancel(spec.key)
     in_slurm.wait_until(spec, JobState.ENDED)
     assert result_of(spec).status == "interrupted"
     assert durable.read_object(in_slurm.root / spec.folder / CLAIM_NAME)["job"] is None, "nobody can begin it any more"
     wait_for(lambda: jobs(cluster, "%j") == [])
+
+
+def test_a_job_waits_since_it_was_first_seen_to_wait_whatever_for(in_slurm: House) -> None:
+    spec = spec_of(in_slurm.root, GOOD)
+    state = in_slurm.root / spec.folder / JOB_STATE_NAME
+    state.parent.mkdir(parents=True)
+
+    def since(told: str, reason: str, nodes: str = "") -> object:
+        thread_of(in_slurm)._note_state(spec, slurm.Job(7, "name", spec.fence, told, reason, nodes))
+        return durable.read_object(state)["since"]
+
+    since("PENDING", "Resources")
+    durable.write_hint(state, {**durable.read_object(state), "since": 1})
+    assert since("PENDING", "Priority") == 1
+    assert since("RUNNING", "None", "n2") != 1
 
 
 def moved_on(folder: Path, seen: str) -> bool:

@@ -1,0 +1,33 @@
+"""Slurm's commands, and what they say when they fail."""
+
+import subprocess
+
+from pipeline.errors import DropforgeError
+
+
+class CannotAsk(DropforgeError):
+    """Slurm gave no answer, or refused: nothing is known, least of all that a job is gone."""
+
+
+def ask(*command: str, stdin: str = "") -> str:
+    """Return what a command of Slurm prints. Raises `CannotAsk` if it fails or takes more than 30 s."""
+    try:
+        done = subprocess.run(  # noqa: S603 - an argument list of our own, never a shell
+            command, input=stdin, capture_output=True, text=True, errors="replace", timeout=30.0, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotAsk(f"{command[0]}: {error}", "see whether Slurm runs: scontrol ping") from error
+    if done.returncode:
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        said = (line.removeprefix(f"{command[0]}: error: ") for line in lines if not line.startswith("*"))
+        raise CannotAsk(f"{command[0]}: {'; '.join(said)[:500]}")
+    return done.stdout
+
+
+def job_number(said: str) -> int:
+    """Return the job's number from what `sbatch --parsable` printed. Raises `CannotAsk` if there is none."""
+    # "NUMBER" or "NUMBER;CLUSTER"; a site's wrapper may say more before it.
+    number = said.strip().rpartition("\n")[2].partition(";")[0]
+    if not number.isdigit():
+        raise CannotAsk(f"sbatch said no job's number: {said.strip()[:200]}")
+    return int(number)
