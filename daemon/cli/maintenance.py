@@ -153,7 +153,7 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     Look at database, disks, inbox and models, and say what to mend.
 
-    Changes nothing. Exit code 1 if a line is bad.
+    Changes nothing, but on a Slurm cluster it runs a job, for a minute at most. Exit code 1 if a line is bad.
     """
     settings = load_settings(context)
     findings = [*examine(settings), *addresses.examine(settings.messages, chosen_file(context))]

@@ -6,7 +6,6 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 from daemon.champions.smoke_test import can_try, try_gpu
 from daemon.inbox.drop_folders import watched_folders
@@ -17,37 +16,14 @@ from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.storage.backup import named_files
 from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.processes import lock_holder
-from daemon.views import preflight
+from daemon.views import preflight, slurm_probe
+from daemon.views.finding import Finding, bad, ok, warn
 from daemon.views.overview import Overview
-from pipeline.artifacts import Frozen
 from pipeline.durable import open_regular
 from pipeline.errors import DropforgeError
 from pipeline.models.gpu_driver import nvidia_driver
 from pipeline.models.manifest import check_base, model_files
 from pipeline.words import count, size_words
-
-Level = Literal["ok", "warn", "bad"]
-
-
-class Finding(Frozen):
-    """The result of one check."""
-
-    name: str
-    level: Level
-    text: str
-    remedy: str = ""
-
-
-def _ok(name: str, text: str) -> Finding:
-    return Finding(name=name, level="ok", text=text)
-
-
-def _warn(name: str, text: str, remedy: str) -> Finding:
-    return Finding(name=name, level="warn", text=text, remedy=remedy)
-
-
-def _bad(name: str, text: str, remedy: str) -> Finding:
-    return Finding(name=name, level="bad", text=text, remedy=remedy)
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -55,7 +31,7 @@ def examine(settings: Settings) -> list[Finding]:
     Run all checks and return their findings; a check that raises an exception gives a finding of level "bad".
 
     Checked are the database, file systems, free space, inbox, base models, champions, required packages and programs,
-    the GPU, the judge's API key, and whether the daemon runs. Nothing is changed.
+    the GPU, the judge's API key, Slurm by a job, and whether the daemon runs, with its troubles. Nothing is changed.
     """
     findings: list[Finding] = []
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
@@ -68,6 +44,7 @@ def examine(settings: Settings) -> list[Finding]:
         needs,
         _gpu,
         _judge,
+        slurm_probe.slurm,
         _daemon,
     )
     for check in checks:
@@ -76,22 +53,22 @@ def examine(settings: Settings) -> list[Finding]:
             findings += check(settings)
         except OSError as error:
             words = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
-            findings.append(_bad(name, words, "ask as the user that the daemon runs as: sudo -u USER dropforge doctor"))
+            findings.append(bad(name, words, "ask as the user that the daemon runs as: sudo -u USER dropforge doctor"))
         except Exception as error:  # noqa: BLE001 - the other checks are made whatever this one runs into
             path = settings.state_folder / DATABASE_NAME
             said = error if isinstance(error, DropforgeError) else in_words(error, path)
             said = said or DropforgeError(f"{type(error).__name__}: {error}", "this is a defect, please report it")
-            findings.append(_bad(name, said.message, said.hint))
+            findings.append(bad(name, said.message, said.hint))
     return findings
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
     path = settings.state_folder / DATABASE_NAME
     if (settings.state_folder / RESTORING).exists():
-        yield _bad("database", "a restore was interrupted", "do it again: dropforge restore BACKUP")
+        yield bad("database", "a restore was interrupted", "do it again: dropforge restore BACKUP")
         return
     if not path.exists():
-        yield _warn("database", f"there is none yet at {path}", "start the daemon: dropforge run")
+        yield warn("database", f"there is none yet at {path}", "start the daemon: dropforge run")
         return
     counts = verify(path)
     open_reader(path)  # refuses one from between two releases
@@ -99,12 +76,12 @@ def _database(settings: Settings) -> Iterator[Finding]:
     rows = f"{count(counts.get('run', 0), 'run')}, {count(counts.get('drop', 0), 'drop')}"
     text = f"whole; schema {found}, this version has {newest}; {rows}"
     upgrades = "the daemon upgrades it at its next start: dropforge run"
-    yield _ok("database", text) if found == newest else _warn("database", text, upgrades)
+    yield ok("database", text) if found == newest else warn("database", text, upgrades)
     names = [name for name, _ in named_files(settings.work_folder, path)]
     missing = [name for name in names if not (settings.work_folder / name).exists()]
     if missing:
         of = "that the database names"
-        yield _bad(
+        yield bad(
             "drops",
             f"{count(len(missing), f'file {of} is', f'files {of} are')} not there: {missing[0]}",
             "put it back from a backup, or take its drop out: dropforge drops withdraw DROP --reason WHY",
@@ -115,22 +92,22 @@ def _file_systems(settings: Settings) -> Iterator[Finding]:
     kind = file_system(settings.state_folder)
     if is_network(kind):
         remedy = 'put it on a local disk: state = "/a/local/folder" in dropforge.toml'
-        yield _bad("state", f"{settings.state} lies on {kind}, a network file system", remedy)
+        yield bad("state", f"{settings.state} lies on {kind}, a network file system", remedy)
     else:
-        yield _ok("state", f"{settings.state} on {kind}")
+        yield ok("state", f"{settings.state} on {kind}")
     if settings.executor.kind == "slurm":
         kind = file_system(settings.work_folder)
         if is_network(kind):
-            yield _ok("shared", f"{settings.work_folder} on {kind}")
+            yield ok("shared", f"{settings.work_folder} on {kind}")
         else:
             remedy = 'name a folder that all nodes see: shared = "/a/shared/folder" in [executor]'
-            yield _warn("shared", f"{settings.work_folder} lies on {kind}, which other hosts may not see", remedy)
+            yield warn("shared", f"{settings.work_folder} lies on {kind}, which other hosts may not see", remedy)
     kind = file_system(settings.inbox_folder)
     if is_network(kind) and settings.observer == "native":
         remedy = 'files that other hosts drop are seen late; set observer = "polling" in dropforge.toml'
-        yield _warn("inbox", f"{settings.inbox} lies on {kind}", remedy)
+        yield warn("inbox", f"{settings.inbox} lies on {kind}", remedy)
     else:
-        yield _ok("inbox", f"{settings.inbox} on {kind}")
+        yield ok("inbox", f"{settings.inbox} on {kind}")
 
 
 def _space(settings: Settings) -> Iterator[Finding]:
@@ -144,26 +121,26 @@ def _space(settings: Settings) -> Iterator[Finding]:
             needed.append(sum(needed_bytes(track).values()) if track.base_model else 0)
     need, kept = max(needed), settings.disk.low_water_bytes
     text = (
-        f"{size_words(free)} free for the state folder; a run takes up to {size_words(need)} besides its drops, "
-        f"and {size_words(kept)} stay free (disk.low_water_bytes)"
+        f"{size_words(free)} free for {settings.executor.shared or 'the state folder'}; a run takes up to "
+        f"{size_words(need)} besides its drops, and {size_words(kept)} stay free (disk.low_water_bytes)"
     )
-    remedy = "free some, or move state to a larger disk"
-    yield _bad("space", text, remedy) if free < need + kept else _ok("space", text)
+    remedy = f"free some, or move {'executor.shared' if settings.executor.shared else 'state'} to a larger disk"
+    yield bad("space", text, remedy) if free < need + kept else ok("space", text)
 
 
 def _inbox(settings: Settings) -> Iterator[Finding]:
     if not settings.inbox_folder.is_dir():
-        yield _warn("inbox", f"there is no {settings.inbox} yet", "make it: dropforge init")
+        yield warn("inbox", f"there is no {settings.inbox} yet", "make it: dropforge init")
         return
     unusable = [str(one.path) for one in watched_folders(settings) if one.path.is_dir() and not os.access(one.path, 7)]
     if unusable:
         remedy = f"let this user list and change it: ls -ld {unusable[0]}"
-        yield _bad("inbox rights", f"{unusable[0]} is not writable", remedy)
+        yield bad("inbox rights", f"{unusable[0]} is not writable", remedy)
     for folder in (one.path for one in watched_folders(settings) if one.path.is_dir()):
         mode = folder.stat().st_mode
         if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
             text = f"{folder}: who may drop files may take away and replace what others dropped"
-            yield _warn("inbox rights", text, f"chmod +t {folder}")
+            yield warn("inbox rights", text, f"chmod +t {folder}")
 
 
 def bases(settings: Settings) -> Iterator[Finding]:
@@ -171,7 +148,7 @@ def bases(settings: Settings) -> Iterator[Finding]:
     for track in settings.track_names:
         name, folder = f"base of {track}", settings.track(track).base_model
         if not folder:
-            yield _bad(name, "no base model is set", "set base_model in dropforge.toml to a model folder")
+            yield bad(name, "no base model is set", "set base_model in dropforge.toml to a model folder")
             continue
         try:
             check_base(Path(folder))
@@ -179,11 +156,11 @@ def bases(settings: Settings) -> Iterator[Finding]:
                 with open_regular(path) as file:
                     file.read(1)
         except DropforgeError as error:
-            yield _bad(name, error.message, error.hint)
+            yield bad(name, error.message, error.hint)
         except OSError as error:
-            yield _bad(name, f"{error.filename}: {error.strerror}", "let the daemon's user read that file")
+            yield bad(name, f"{error.filename}: {error.strerror}", "let the daemon's user read that file")
         else:
-            yield _ok(name, folder)
+            yield ok(name, folder)
 
 
 def _champions(settings: Settings) -> Iterator[Finding]:
@@ -197,12 +174,12 @@ def _champions(settings: Settings) -> Iterator[Finding]:
         link = settings.work_folder / "tracks" / track / "champion"
         if not Path(champion.path).is_dir():
             remedy = f"bring it back from a backup, or let another one serve: dropforge history --track {track}"
-            yield _bad(name, f"the model of {what} is gone: {champion.path}", remedy)
+            yield bad(name, f"the model of {what} is gone: {champion.path}", remedy)
         elif not link.exists() or not link.samefile(champion.path):
             text = f"{link} does not lead to {what}, {champion.path}"
-            yield _bad(name, text, "start the daemon, which mends it: dropforge run")
+            yield bad(name, text, "start the daemon, which mends it: dropforge run")
         else:
-            yield _ok(name, f"{what}, {champion.path}")
+            yield ok(name, f"{what}, {champion.path}")
 
 
 def needs(settings: Settings) -> Iterator[Finding]:
@@ -213,10 +190,10 @@ def needs(settings: Settings) -> Iterator[Finding]:
     """
     for name, look, of_steps in preflight.needs(settings):
         try:
-            yield _ok(name, look())
+            yield ok(name, look())
         except DropforgeError as error:
             # A separate worker has its own environment.
-            make = _warn if of_steps and settings.worker == "separate" else _bad
+            make = warn if of_steps and settings.worker == "separate" else bad
             yield make(name, error.message, error.hint)
 
 
@@ -227,7 +204,7 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
     try:
         found = try_gpu()
     except DropforgeError as error:
-        make = _warn if settings.worker == "separate" else _bad
+        make = warn if settings.worker == "separate" else bad
         yield make("GPU", error.message, error.hint)
         return
     gpus = [
@@ -239,12 +216,12 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
     if found["nf4"] or not found["bitsandbytes"]:
         reason = found["nf4"] or "its library is built for the CPU"
         remedy = 'pip install --upgrade bitsandbytes, or set train.quantization = "none"'
-        yield _warn("GPU", f"{text}; bitsandbytes cannot compute in NF4: {reason}", remedy)
+        yield warn("GPU", f"{text}; bitsandbytes cannot compute in NF4: {reason}", remedy)
     if found["packed_attention"]:
         remedy = "trainings pad their records, which is slower; install a newer torch"
-        yield _warn("GPU", f"{text}; attention over packed records fails: {found['packed_attention']}", remedy)
+        yield warn("GPU", f"{text}; attention over packed records fails: {found['packed_attention']}", remedy)
     if found["bitsandbytes"] and not (found["nf4"] or found["packed_attention"]):
-        yield _ok("GPU", f"{text}; bf16, NF4 and attention over packed records work")
+        yield ok("GPU", f"{text}; bf16, NF4 and attention over packed records work")
 
 
 def _judge(settings: Settings) -> Iterator[Finding]:
@@ -252,14 +229,16 @@ def _judge(settings: Settings) -> Iterator[Finding]:
     judges = [settings.track(name).judge for name in settings.track_names]
     for key in sorted({one.api_key_env for one in judges if one.url and one.api_key_env} - os.environ.keys()):
         remedy = "set it where the daemon runs, as in /etc/dropforge/environment; without it there is no judge"
-        yield _warn("judge", f"{key} is not set in this shell", remedy)
+        yield warn("judge", f"{key} is not set in this shell", remedy)
 
 
 def _daemon(settings: Settings) -> Iterator[Finding]:
     pid = lock_holder(settings.state_folder / LOCK_NAME) if settings.state_folder.is_dir() else None
     if pid is None:
-        yield _warn("daemon", "not running", "start it: dropforge run, or systemctl start dropforge")
+        yield warn("daemon", "not running", "start it: dropforge run, or systemctl start dropforge")
     else:
-        yield _ok("daemon", f"running, process {pid}")
+        yield ok("daemon", f"running, process {pid}")
+        for whose, words in Overview.of(settings).troubles().items():
+            yield warn("trouble", f"{whose}: {words}", "see what the daemon does: dropforge status")
     if pid and settings.worker == "separate" and lock_holder(settings.state_folder / WORKER_LOCK) is None:
-        yield _warn("worker", "not running: no step begins", "dropforge worker")
+        yield warn("worker", "not running: no step begins", "dropforge worker")

@@ -17,15 +17,17 @@ from sqlalchemy.exc import OperationalError
 from daemon.champions import base_models
 from daemon.inbox.watcher import make_inbox
 from daemon.settings.load import load
-from daemon.settings.model import Settings
+from daemon.settings.model import ExecutorSettings, Settings
 from daemon.state.database import migrate
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, TROUBLES_NOTE
 from daemon.storage.disk_estimate import needed_bytes
 from daemon.system.processes import FileLock
 from daemon.system.programs import user
 from daemon.views import doctor
-from daemon.views.doctor import Finding, examine
+from daemon.views.doctor import examine
+from daemon.views.finding import Finding
 from daemon.views.overview import Overview
+from pipeline import durable
 from pipeline.config import JudgeConfig
 from pipeline.models import gpu_driver
 from tests.daemon.conftest import BASE_ID, MODEL_ID
@@ -153,7 +155,10 @@ def test_a_run_needs_the_room_that_the_daemon_asks_for(settings: Settings, monke
     usage = shutil.disk_usage("/")
     for free, level in ((needed, "ok"), (needed - 1, "bad")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _path, free=free: usage._replace(free=free))
-        assert lines(settings)["space"].level == level
+        found = lines(settings)["space"]
+        assert (found.level, " free for the state folder; " in found.text) == (level, True)
+    shared = settings.model_copy(update={"executor": ExecutorSettings(shared=str(settings.inbox_folder))})
+    assert f" free for {settings.inbox}; " in lines(shared)["space"].text
 
 
 def said_of(settings: Settings, name: str) -> list[tuple[str, str]]:
@@ -278,7 +283,10 @@ def test_a_running_daemon_is_seen(settings: Settings) -> None:
     lock = FileLock(settings.state_folder / LOCK_NAME)
     assert lock.acquire()
     assert lines(settings)["daemon"].level == "ok"
+    durable.write_json(settings.state_folder / TROUBLES_NOTE, {"Slurm": "it has not answered since 14:05"})
+    assert said_of(settings, "trouble") == [("warn", "Slurm: it has not answered since 14:05")]
     lock.release()
+    assert said_of(settings, "trouble") == []
 
 
 def test_the_command_ends_with_1_if_a_line_is_bad_and_says_the_same_as_json(
