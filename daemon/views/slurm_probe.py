@@ -81,14 +81,13 @@ def _probe(settings: ExecutorSettings, folder: Path) -> Iterator[Finding]:
         script = f"#!/bin/sh\n{setup}exec {shlex.join((sys.executable, '-P', '-c', _PROGRAM))}\n"
         said = ask("sbatch", *options, f"--job-name={folder.name}", *settings.slurm.arguments("train"), stdin=script)
         number = job_number(said)
+        seen, (state, reason, node) = _wait(folder)
     except CannotAsk as error:
         yield bad("probe job", error.message, "change executor.slurm: a training would be refused, too")
         return
-    try:
-        seen, (state, reason, node) = _wait(folder)
     finally:
         with contextlib.suppress(CannotAsk):
-            ask("scancel", "--me", f"--name={folder.name}", str(number))
+            ask("scancel", "--me", f"--name={folder.name}")
     answer = read_object(folder / "answer.json")
     if answer.get("token") == folder.name:
         yield from _compare(answer, f"job {number} on {node or 'its node'}", (begun, seen), settings.slurm.train.gpus)
