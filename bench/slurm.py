@@ -39,11 +39,11 @@ from daemon.queue.states import FINAL
 from daemon.settings.load import load
 from daemon.settings.model import ExecutorSettings
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.states import RunState
 from daemon.state.tables import Attempt, Drop, Run
 from daemon.state.troubles import Troubles
 from daemon.system.clock import now_ms
+from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.contract import StepSpec
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_spec, made_verdict
 from tests.model_folder import write_model

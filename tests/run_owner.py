@@ -11,9 +11,9 @@ from daemon.dispatch.spool import Spool
 from daemon.queue import order, run_queue
 from daemon.queue.states import Claim, ensure_track
 from daemon.state.database import transaction
-from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Run, Track
+from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 

@@ -14,10 +14,10 @@ from daemon.queue.states import ensure_track
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.layout import WorkFolder
 from daemon.state.states import HookState, PromotionKind
 from daemon.state.tables import Promotion
 from daemon.storage.disk import is_full
+from daemon.system.folders import WorkFolder
 from daemon.system.sd_notify import showing_life
 from pipeline import durable
 from pipeline.durable import read_object

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from daemon.state import run_files
-from daemon.state.layout import WorkFolder
+from daemon.system.folders import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, RECORDS_NAME, Evaluation, Frozen
 from pipeline.config import past_setting

@@ -18,9 +18,9 @@ from daemon.queue.states import known_run
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import Word
-from daemon.state.layout import WorkFolder
 from daemon.state.states import AWAITING, PromotionKind, state_words
 from daemon.state.tables import Promotion, Run, Track
+from daemon.system.folders import WorkFolder
 from pipeline.artifacts import ModelRef
 from pipeline.errors import DropforgeError
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemon.state.layout import WorkFolder
 from daemon.state.states import AWAITING, OVERTAKEN, HookState, PromotionKind
+from daemon.system.folders import WorkFolder
 from pipeline.artifacts import ModelRef
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError

@@ -20,10 +20,11 @@ from daemon.queue.states import Claim, held_run, require_not_cancelled
 from daemon.state.database import newest_revision, open_engine, transaction
 from daemon.state.database_file import revision
 from daemon.state.events import record_event
-from daemon.state.layout import DATABASE_NAME, StateFolder, WorkFolder
+from daemon.state.layout import DATABASE_NAME
 from daemon.state.questions import CHAMPIONS
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind, PromotionState
 from daemon.state.tables import Promotion, Run, Track, promotion_of, rows_of, waits
+from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.artifacts import ModelRef
 from pipeline.durable import fsync_folder
 from pipeline.errors import DropforgeError, is_disk_full

@@ -8,8 +8,8 @@ import typer
 from daemon.cli.output import print_line
 from daemon.cli.workspace import config_path, load_settings, refuse_missing
 from daemon.settings.model import SettingsError
-from daemon.state.layout import StateFolder, WorkFolder
 from daemon.system import logs, processes
+from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.errors import DropforgeError
 
 

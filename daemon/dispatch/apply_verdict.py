@@ -17,9 +17,9 @@ from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.layout import WorkFolder
 from daemon.state.states import AWAITING
 from daemon.state.tables import Run, Track
+from daemon.system.folders import WorkFolder
 from daemon.system.sd_notify import showing_life
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig

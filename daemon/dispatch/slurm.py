@@ -26,8 +26,8 @@ from daemon.dispatch.node import claim, listed, write_first
 from daemon.dispatch.spool import JobState, folder_of
 from daemon.settings.model import ExecutorSettings
 from daemon.state import run_files
-from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.troubles import Troubles, in_words
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.slurm_commands import CannotAsk, ask, job_number
 from pipeline import durable
 from pipeline.contract import (

@@ -26,7 +26,8 @@ import structlog
 from pydantic import BaseModel
 
 from daemon.state import run_files
-from daemon.state.layout import WORKER_LOCK, StateFolder, WorkFolder
+from daemon.state.layout import WORKER_LOCK
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import Identity, is_alive, lock_holder
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepSpec

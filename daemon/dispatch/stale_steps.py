@@ -24,9 +24,9 @@ from daemon.queue.states import published_attempts
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.layout import WorkFolder
 from daemon.state.states import RunState
 from daemon.state.tables import Run, promotion_of
+from daemon.system.folders import WorkFolder
 from pipeline.artifacts import Dataset
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec

@@ -20,8 +20,8 @@ import structlog
 
 from daemon.dispatch.spool import Order, Spool
 from daemon.dispatch.step_process import StepCommand, StepProcess, result_of_dead, step_command
-from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.ownership import OwnFolder, StateFolderGone
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock, is_alive, kill_group, on_stop, wait_until_dead
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec

@@ -14,10 +14,10 @@ from sqlmodel import Session
 from daemon.champions.history import blocker, true_sentence
 from daemon.champions.promotion import champions_of
 from daemon.messages.inert import inert
-from daemon.state.layout import WorkFolder
 from daemon.state.run_files import run_folder
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Run
+from daemon.system.folders import WorkFolder
 from pipeline.records.fast_path import KEYS
 from pipeline.words import count, size_words
 

@@ -14,7 +14,7 @@ from daemon.settings.cron import check_timezone, cron_trigger
 from daemon.settings.messages import MessageSettings
 from daemon.settings.text import nearest, overlay
 from daemon.settings.web import WebSettings
-from daemon.state.layout import StateFolder, WorkFolder
+from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.artifacts import Frozen
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE

@@ -1,12 +1,4 @@
-"""The two folders of an installation, and the names in them that several modules share."""
-
-from pathlib import Path
-from typing import NewType
-
-#: Database, locks, notes and spool: on a local disk.
-StateFolder = NewType("StateFolder", Path)
-#: Drops, runs, models and predictions: where the steps run they are seen, too. By default it is the state folder.
-WorkFolder = NewType("WorkFolder", Path)
+"""Names in the state folder and the work folder that several modules share."""
 
 DATABASE_NAME = "dropforge.db"
 #: Held by the living daemon, with its process number as text.

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from daemon.state.layout import WorkFolder
+from daemon.system.folders import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Verdict
 from pipeline.contract import (

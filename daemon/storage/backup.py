@@ -34,8 +34,9 @@ from sqlmodel import JSON, SQLModel
 
 from daemon.settings.model import Settings
 from daemon.state.database_file import BACKUPS, copy_database, revision, verify
-from daemon.state.layout import DATABASE_NAME, StateFolder, WorkFolder
+from daemon.state.layout import DATABASE_NAME
 from daemon.state.tables import EVERY
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.system.programs import user
 from pipeline import durable

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from daemon.settings.model import TrackSettings
-from daemon.state.layout import WorkFolder
 from daemon.state.run_files import published, run_folder
 from daemon.state.tables import Run
 from daemon.storage.retention import tree_bytes
+from daemon.system.folders import WorkFolder
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_files

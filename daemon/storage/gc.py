@@ -21,12 +21,13 @@ from sqlalchemy import Engine
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.layout import GC_LOCK_NAME, TRASH_NAME, StateFolder, WorkFolder
+from daemon.state.layout import GC_LOCK_NAME, TRASH_NAME
 from daemon.state.run_files import attempt_folder
 from daemon.state.tables import Attempt
 from daemon.storage.disk import is_full
 from daemon.storage.garbage import Item, find_garbage
 from daemon.storage.retention import Kept, leftovers, what_is_kept
+from daemon.system.folders import StateFolder, WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Frozen
 

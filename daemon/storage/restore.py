@@ -20,7 +20,7 @@ from typing import NamedTuple
 from daemon.settings.model import Settings
 from daemon.state.database import known_revisions
 from daemon.state.database_file import BACKUPS, refuse_network
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK, StateFolder, WorkFolder
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.run_files import open_jobs
 from daemon.storage.backup import (
     SIDECARS,
@@ -31,6 +31,7 @@ from daemon.storage.backup import (
     stamp,
     unreadable_verdicts,
 )
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import user
 from pipeline import durable

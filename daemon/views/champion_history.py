@@ -6,9 +6,9 @@ from datetime import datetime
 from sqlite3 import Connection
 
 from daemon.champions.history import drops_of
-from daemon.state.layout import WorkFolder
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
+from daemon.system.folders import WorkFolder
 from daemon.views.reader import Row, Time
 from pipeline.artifacts import Frozen
 from pipeline.words import start_words

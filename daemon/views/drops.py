@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from sqlite3 import Connection
 
 from daemon.champions import history
-from daemon.state.layout import WorkFolder
+from daemon.system.folders import WorkFolder
 from daemon.views.reader import Row, Time, champions_of
 from pipeline.artifacts import Frozen
 

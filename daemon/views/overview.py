@@ -16,7 +16,7 @@ from daemon.champions.history import blocker, true_sentence
 from daemon.inbox.answers.remarks import too_few
 from daemon.settings.model import Settings
 from daemon.state.database_file import DatabaseUnusable, in_words
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE, StateFolder, WorkFolder
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.questions import ACCEPTED_ROWS, AWAITS_APPROVAL, CHAMPIONS
 from daemon.state.run_files import (
     attempt_folder,
@@ -26,6 +26,7 @@ from daemon.state.run_files import (
     run_folder,
 )
 from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState, queue_order
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import lock_holder
 from daemon.views.champion_history import (
     ChampionView,

@@ -14,8 +14,9 @@ from daemon.champions import promotion
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, states
-from daemon.state.layout import LOCK_NAME, StateFolder, WorkFolder
+from daemon.state.layout import LOCK_NAME
 from daemon.state.states import AWAITING
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import CurvePoint

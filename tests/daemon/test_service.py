@@ -15,7 +15,8 @@ from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import ExecutorSettings, Settings
 from daemon.state.database_file import DatabaseUnusable
-from daemon.state.layout import WORKER_LOCK, StateFolder, WorkFolder
+from daemon.state.layout import WORKER_LOCK
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import attention
 from daemon.views.overview import Overview

@@ -17,10 +17,11 @@ from daemon.dispatch.spool import LocalExecutor
 from daemon.dispatch.step_specs import compose
 from daemon.settings.model import Settings
 from daemon.state.database import open_engine, transaction
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME, StateFolder, WorkFolder
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME
 from daemon.state.tables import EVERY, Run, Track
 from daemon.storage.backup import MANIFEST, make
 from daemon.storage.restore import restore
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.views.overview import Overview
 from pipeline.contract import SPEC_NAME
 from pipeline.errors import DropforgeError

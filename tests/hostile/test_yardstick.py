@@ -12,8 +12,8 @@ import pytest
 from sqlmodel import col, select
 
 from daemon.state.database import transaction
-from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.tables import Drop, Run
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.views.overview import Overview
 from tests.chaos.house import START, Daemon, build, records
 

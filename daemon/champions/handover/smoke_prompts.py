@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from daemon.state import run_files
-from daemon.state.layout import WorkFolder
+from daemon.system.folders import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.contract import SPEC_NAME, StepSpec

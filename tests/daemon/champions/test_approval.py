@@ -14,9 +14,10 @@ from daemon.queue import drops
 from daemon.queue.snapshots import waiting_drops
 from daemon.state.database import transaction
 from daemon.state.events import Word
-from daemon.state.layout import FOLDERS, StateFolder, WorkFolder
+from daemon.state.layout import FOLDERS
 from daemon.state.tables import Drop, Event, Promotion, Run
 from daemon.storage import gc
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.programs import who
 from daemon.views.overview import Overview
 from pipeline import durable

@@ -12,9 +12,9 @@ from sqlmodel import Session, select
 
 from daemon.champions.blind_review import CHOSEN, Choice, Pair, Review, choose, read_pairs, sign_test
 from daemon.queue import run_queue
-from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.states import AWAITING
 from daemon.state.tables import Event, Run
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.errors import DropforgeError

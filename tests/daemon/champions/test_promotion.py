@@ -13,9 +13,9 @@ from daemon.champions import base_models, promotion
 from daemon.champions.promotion import Candidate, ChampionMoved
 from daemon.queue import states
 from daemon.state.database import migrate, open_engine, open_reader, transaction
-from daemon.state.layout import WorkFolder
 from daemon.state.states import PromotionState, RunState
 from daemon.state.tables import Event, Promotion, Run, Track
+from daemon.system.folders import WorkFolder
 from pipeline.durable import fsync_folder
 from pipeline.errors import DropforgeError
 

@@ -13,9 +13,9 @@ from daemon.champions import base_models, decisions, promotion
 from daemon.champions.promotion import Blocked, Candidate, ChampionMoved
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
-from daemon.state.layout import WorkFolder
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run
+from daemon.system.folders import WorkFolder
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id, write_manifest
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from daemon.dispatch.stale_steps import invalidate
-from daemon.state.layout import WorkFolder
 from daemon.state.states import RunState
+from daemon.system.folders import WorkFolder
 from pipeline import durable
 from tests import run_owner
 from tests.daemon.champions.test_approval import MANUAL, House

@@ -13,8 +13,8 @@ from daemon.queue import run_queue
 from daemon.queue.snapshots import waiting_drops
 from daemon.queue.states import Cancelled, Claim
 from daemon.state.database import transaction
-from daemon.state.layout import WorkFolder
 from daemon.state.tables import Drop, Run
+from daemon.system.folders import WorkFolder
 from tests import run_owner
 from tests.chaos.house import records
 from tests.daemon.champions.test_approval import MANUAL, House

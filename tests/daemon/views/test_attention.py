@@ -8,7 +8,8 @@ import pytest
 from daemon.queue.order import pause
 from daemon.settings.model import DiskSettings, HookSettings
 from daemon.state.events import Word
-from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE, StateFolder, WorkFolder
+from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import Attention, attention, dismiss
 from daemon.views.overview import NotThere, Overview

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from daemon.queue import order
-from daemon.state.layout import StateFolder, WorkFolder
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.overview import NotThere, Overview
 from pipeline.config import RunConfig

@@ -11,8 +11,8 @@ from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import Executor, JobState, LocalExecutor
 from daemon.dispatch.worker import Worker
 from daemon.settings.model import ExecutorSettings
-from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.troubles import Troubles
+from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.contract import StepSpec
 from tests.daemon.dispatch.test_worker import as_scripted, wait_for
 from tests.run_owner import spool_of

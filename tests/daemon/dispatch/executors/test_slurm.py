@@ -11,8 +11,8 @@ import pytest
 from daemon.dispatch import slurm
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import JobState
-from daemon.state.layout import StateFolder, WorkFolder
 from daemon.state.run_files import load_progress
+from daemon.system.folders import StateFolder, WorkFolder
 from pipeline import durable
 from pipeline.contract import CLAIM_NAME, JOB_NAME, JOB_STATE_NAME, REVOKED_NAME, StepSpec
 from pipeline.errors import DropforgeError
