@@ -2,14 +2,16 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,13 +63,16 @@ NEEDS_SLURM = pytest.mark.skipif(
 class Cluster:
     """A cluster that is started with `start` and ended with `end`."""
 
-    def __init__(self, root: Path, nodes: int = 3, cpus: int = 2) -> None:
+    def __init__(
+        self, root: Path, nodes: int = 3, cpus: int = 2, *, inside: Sequence[str] = (), **settings: object
+    ) -> None:
         """
         Write its configuration into `root`, whose path has at most 70 characters: sockets allow 108.
 
-        Each node has `cpus` processors, 128 GB and a GPU, as Slurm believes.
+        Each node has `cpus` processors, 128 GB and a GPU, as Slurm believes. `settings` replace lines of slurm.conf;
+        `inside` is a command that the nodes' daemons are started by.
         """
-        self.root, self.nodes = root, [f"n{number + 1}" for number in range(nodes)]
+        self.root, self.nodes, self._inside = root, [f"n{number + 1}" for number in range(nodes)], inside
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         port, host = _free_ports(nodes + 1), socket.gethostname().partition(".")[0]
         lines = [
@@ -81,6 +86,8 @@ class Cluster:
         (root / "munge.key").chmod(0o600)
         user = "root" if os.geteuid() == 0 else os.environ["USER"]
         text = _CONF.format(host=host, user=user, port=port, root=root, nodes="\n".join(lines))
+        for name, value in settings.items():
+            text = re.sub(f"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
         (root / "slurm.conf").write_text(text)
         (root / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
         # Slurm asks for a character device and opens none.
@@ -110,7 +117,7 @@ class Cluster:
                 wait_for(lambda: self.says("scontrol", "ping").startswith("Slurmctld(primary)") and self.answers())
             else:
                 (self.root / f"spool-{name}").mkdir(exist_ok=True)
-                self._begin(name, "slurmd", "-D", "-N", name)
+                self._begin(name, *self._inside, "slurmd", "-D", "-N", name)
         if not names:
             wait_for(lambda: set(self.says("sinfo", "-h", "-N", "-o", "%T").split()) == {"idle"})
 
@@ -119,6 +126,25 @@ class Cluster:
         process = self._processes.pop(name)
         process.kill()
         process.wait()
+
+    def stop(self, name: str) -> None:
+        """End a daemon in order: the controller saves its state."""
+        process = self._processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def clear(self) -> None:
+        """Cancel all jobs, and wait until none is left on any node."""
+        self.says("scancel", "--full", "--me")
+        wait_for(lambda: self.answers() and not self.says("squeue", "--me", "--noheader"))
+
+    def resume(self) -> None:
+        """Give the nodes back that Slurm has drained, as an administrator does."""
+        self.says("scontrol", "update", f"nodename={','.join(self.nodes)}", "state=resume")
 
     def answers(self) -> bool:
         """Return whether the controller answers."""
@@ -136,13 +162,7 @@ class Cluster:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.says("scancel", "--full", "--me")
         for name in reversed(list(self._processes)):
-            process = self._processes.pop(name)
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            self.stop(name)
 
     def _begin(self, name: str, *argv: str) -> None:
         with (self.root / f"{name}.out").open("ab") as output:
@@ -152,7 +172,7 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def new_cluster(**settings: int) -> Iterator[Cluster]:
+def new_cluster(**settings: Any) -> Iterator[Cluster]:
     """Start a cluster, made with `settings`, in a temporary folder with a short name, and end it."""
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o755)

@@ -32,8 +32,8 @@ node.serve_one(Path(root), key, fence, as_scripted)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Start a cluster of three nodes."""
-    with new_cluster() as made:
+    """Start a cluster of three nodes that soon forgets its jobs."""
+    with new_cluster(MinJobAge=5, KillWait=30) as made:
         yield made
 
 
@@ -55,20 +55,41 @@ class House:
         wait_for(lambda: self.executor.poll(spec) in states)
 
 
+class SlurmHouse(House):
+    """A state folder whose steps are jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use `state` in `folder`; a change of `settings` holds from the next executor on."""
+        root = folder / "state"
+        root.mkdir(mode=0o700)
+        (folder / "node.py").write_text(NODE)
+        folders, program = (StateFolder(root), WorkFolder(root)), (sys.executable, str(folder / "node.py"))
+        self.settings, self.troubles = ExecutorSettings(kind="slurm", poll_seconds=0.5), Troubles()
+        super().__init__(root, lambda: SlurmExecutor(folders, self.settings, self.troubles, program))
+
+
 @pytest.fixture
-def in_slurm(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    """Give a state folder whose steps are jobs."""
-    root = tmp_path / "state"
-    root.mkdir(mode=0o700)
+def make_house(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], SlurmHouse]]:
+    """Make installations in folders; at the end no job of theirs is left."""
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "node.py").write_text(NODE)
-    settings, folders = ExecutorSettings(kind="slurm", poll_seconds=0.5), (StateFolder(root), WorkFolder(root))
-    program, troubles = (sys.executable, str(tmp_path / "node.py")), Troubles()
-    made = House(root, lambda: SlurmExecutor(folders, settings, troubles, program))
-    yield made
-    assert isinstance(made.executor, SlurmExecutor)
-    made.executor.stop()
+    houses = []
+
+    def make(folder: Path) -> SlurmHouse:
+        houses.append(SlurmHouse(folder))
+        return houses[-1]
+
+    yield make
+    for house in houses:
+        assert isinstance(house.executor, SlurmExecutor)
+        house.executor.stop()
+    cluster.clear()
+
+
+@pytest.fixture
+def in_slurm(make_house: Callable[[Path], SlurmHouse], tmp_path: Path) -> SlurmHouse:
+    """Give a state folder whose steps are jobs."""
+    return make_house(tmp_path)
 
 
 @pytest.fixture(params=["local", pytest.param("slurm", marks=NEEDS_SLURM)])

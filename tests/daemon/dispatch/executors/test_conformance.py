@@ -3,7 +3,7 @@
 import pytest
 
 from daemon.dispatch.spool import JobState
-from pipeline.contract import LOG_NAME
+from pipeline.contract import LOG_NAME, RESULT_NAME
 from tests.daemon.dispatch.executors.conftest import House
 from tests.daemon.dispatch.test_worker import (
     DEAF,
@@ -39,6 +39,16 @@ def test_a_step_that_is_cancelled_while_it_runs_stops_and_says_so(house: House) 
         house.executor.cancel(spec.key)
     house.wait_until(spec, JobState.ENDED)
     assert result_of(spec).status == "interrupted"
+
+
+def test_the_cancel_of_an_attempt_that_has_ended_changes_nothing(house: House) -> None:
+    spec = spec_of(house.root, GOOD)
+    house.executor.submit(spec)
+    wait_for((house.root / spec.folder / RESULT_NAME).exists)
+    for _ in range(2):
+        house.executor.cancel(spec.key)
+        house.wait_until(spec, JobState.ENDED)
+    assert result_of(spec).status == "ok"
 
 
 def test_a_step_that_does_not_stop_is_killed(house: House) -> None:

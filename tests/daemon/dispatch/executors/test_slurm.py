@@ -1,7 +1,9 @@
 """What Slurm does to jobs and to whoever submits them: lost answers, a dead controller, other people's commands."""
 
+import os
 import re
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,19 @@ import pytest
 from daemon.dispatch import slurm
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import JobState
+from daemon.settings.model import ExecutorSettings
 from daemon.state.run_files import load_progress
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline import durable
 from pipeline.contract import CLAIM_NAME, JOB_NAME, JOB_STATE_NAME, REVOKED_NAME, StepSpec
-from pipeline.errors import DropforgeError
-from tests.daemon.dispatch.executors.conftest import House
+from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+from tests.daemon.dispatch.executors.conftest import House, SlurmHouse
 from tests.daemon.dispatch.test_worker import GOOD, PRELUDE, UNTIL_TERM, result_of, spec_of, wait_for
 from tests.slurm.cluster import NEEDS_SLURM, Cluster
 
 ROOT = Path(__file__).parents[4]
 pytestmark = NEEDS_SLURM
+UNTIL_GO = PRELUDE + "say('up')\nwhile not os.path.exists('go'): threading.Event().wait(.05)\nresult('ok', 0)"
 MARKED = PRELUDE + "pathlib.Path('../marks').open('a').write('begun\\n'); result('ok', 0)"
 #: Stops for any number of signals as a real step does, and says how many came.
 AS_A_STEP = (
@@ -31,6 +35,9 @@ AS_A_STEP = (
     + "while not attempt.stop.wait(0.05): pass\n"
     + "threading.Event().wait(1); pathlib.Path('checkpoint').touch(); result('interrupted', 75)"
 )
+#: Ends together with its job's process: no result is left.
+VANISH = "os.kill(os.getppid(), 9); os.kill(os.getpid(), 9)"
+MARKED_AND_VANISHED = MARKED.replace("result('ok', 0)", VANISH)
 
 
 def marks(house: House, spec: StepSpec) -> str:
@@ -55,12 +62,14 @@ def wrap(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", str(place), prepend=":")
 
 
+@pytest.mark.parametrize("end", ["exit 1", "exec sleep 600"])
 def test_a_job_whose_number_was_lost_is_found_by_its_name_and_runs_once(
-    in_slurm: House, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_slurm: SlurmHouse, cluster: Cluster, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It accepts the job and gives no answer, the first time.
-    lost = f'[ -e {tmp_path}/lost ] && exec $REAL "$@"\ntouch {tmp_path}/lost; $REAL "$@"; exit 1'
+    lost = f'[ -e {tmp_path}/lost ] && exec $REAL "$@"\ntouch {tmp_path}/lost; $REAL "$@" >&2; {end}'
     wrap(tmp_path, "sbatch", lost, monkeypatch)
+    monkeypatch.setattr(slurm, "_SECONDS", 3.0)
     monkeypatch.setattr(slurm, "_AGAIN_SECONDS", 1.0)
     spec = spec_of(in_slurm.root, MARKED)
     in_slurm.executor.submit(spec)
@@ -70,7 +79,7 @@ def test_a_job_whose_number_was_lost_is_found_by_its_name_and_runs_once(
 
 
 def test_what_a_sites_wrapper_says_before_the_number_is_left_out(
-    in_slurm: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_slurm: SlurmHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrap(tmp_path, "sbatch", 'echo "Welcome to the cluster"; exec $REAL "$@"', monkeypatch)
     spec = spec_of(in_slurm.root, GOOD)
@@ -80,7 +89,7 @@ def test_what_a_sites_wrapper_says_before_the_number_is_left_out(
 
 
 def test_a_refusal_is_a_wait_with_its_reason_and_goes_on_when_it_passes(
-    in_slurm: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_slurm: SlurmHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse = f'[ -e {tmp_path}/room ] && exec $REAL "$@"\necho "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1'
     wrap(tmp_path, "sbatch", refuse, monkeypatch)
@@ -102,7 +111,7 @@ def test_a_refusal_is_a_wait_with_its_reason_and_goes_on_when_it_passes(
 
 @pytest.mark.parametrize("point", ["after sbatch", "after the note", "before the release"])
 def test_a_daemon_that_dies_while_it_submits_loses_and_doubles_nothing(
-    in_slurm: House, point: str, monkeypatch: pytest.MonkeyPatch
+    in_slurm: SlurmHouse, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(in_slurm.root, MARKED)
     real_write, real_ask = durable.write_json, SlurmExecutor._ask
@@ -139,7 +148,7 @@ def test_a_daemon_that_dies_while_it_submits_loses_and_doubles_nothing(
 
 
 def test_a_step_that_slurm_signals_twice_leaves_its_checkpoint(
-    in_slurm: House, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    in_slurm: SlurmHouse, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm, "GIVE_UP_SECONDS", 1.0)
     spec = spec_of(in_slurm.root, AS_A_STEP)
@@ -152,11 +161,10 @@ def test_a_step_that_slurm_signals_twice_leaves_its_checkpoint(
     assert (in_slurm.root / spec.folder / "checkpoint").exists()
 
 
-def test_a_dead_controller_is_said_and_delays_nobody_and_the_job_goes_on(in_slurm: House, cluster: Cluster) -> None:
-    spec = spec_of(
-        in_slurm.root,
-        PRELUDE + "say('up')\nwhile not os.path.exists('go'): threading.Event().wait(.05)\nresult('ok', 0)",
-    )
+def test_a_dead_controller_is_said_and_delays_nobody_and_the_job_goes_on(
+    in_slurm: SlurmHouse, cluster: Cluster
+) -> None:
+    spec = spec_of(in_slurm.root, UNTIL_GO)
     in_slurm.executor.submit(spec)
     wait_for((in_slurm.root / spec.folder / "said").exists)
     troubles = thread_of(in_slurm)._troubles
@@ -179,7 +187,7 @@ def test_a_dead_controller_is_said_and_delays_nobody_and_the_job_goes_on(in_slur
 
 
 def test_a_cancelled_attempt_that_has_not_begun_is_ended_at_once_and_its_job_goes(
-    in_slurm: House, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_slurm: SlurmHouse, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrap(tmp_path, "scontrol", '[ "$1" = release ] && exit 0\nexec $REAL "$@"', monkeypatch)
     spec = spec_of(in_slurm.root, GOOD)
@@ -189,7 +197,8 @@ def test_a_cancelled_attempt_that_has_not_begun_is_ended_at_once_and_its_job_goe
     progress = load_progress(WorkFolder(in_slurm.root), spec.run, spec.step, spec.attempt)
     assert progress is not None
     assert re.fullmatch(r"train waits in Slurm \(JobHeldUser\), job \d+, since .*\d\d:\d\d", progress.words)
-    in_slurm.executor.cancel(spec.key)
+    for _ in range(2):
+        in_slurm.executor.cancel(spec.key)
     in_slurm.wait_until(spec, JobState.ENDED)
     assert result_of(spec).status == "interrupted"
     assert durable.read_object(in_slurm.root / spec.folder / CLAIM_NAME)["job"] is None, "nobody can begin it any more"
@@ -216,7 +225,7 @@ def moved_on(folder: Path, seen: str) -> bool:
 
 
 def test_a_second_copy_of_a_job_does_nothing_and_does_not_end_the_first(
-    in_slurm: House, monkeypatch: pytest.MonkeyPatch
+    in_slurm: SlurmHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm, "GIVE_UP_SECONDS", 1.5)
     moves = PRELUDE + (
@@ -251,7 +260,7 @@ def test_a_shared_folder_that_is_not_there_is_refused_and_not_begun_anew(tmp_pat
         slurm._instance(StateFolder(state), WorkFolder(work))
 
 
-def test_a_damaged_note_of_one_attempt_stops_no_other_and_is_said(in_slurm: House) -> None:
+def test_a_damaged_note_of_one_attempt_stops_no_other_and_is_said(in_slurm: SlurmHouse) -> None:
     spoilt, good = spec_of(in_slurm.root, UNTIL_TERM), spec_of(in_slurm.root, GOOD, run=2)
     (in_slurm.root / spoilt.folder).mkdir(parents=True)
     (in_slurm.root / spoilt.folder / JOB_NAME).write_text("")
@@ -260,3 +269,210 @@ def test_a_damaged_note_of_one_attempt_stops_no_other_and_is_said(in_slurm: Hous
     in_slurm.wait_until(good, JobState.ENDED)
     in_slurm.executor.poll(spoilt)
     assert "run 1" in thread_of(in_slurm)._troubles.words
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the executor give up attempts within seconds."""
+    monkeypatch.setattr(slurm, "GIVE_UP_SECONDS", 1.0)
+    monkeypatch.setattr(slurm, "_AGAIN_SECONDS", 1.0)
+
+
+def error_of(spec: StepSpec) -> str:
+    error = result_of(spec).error
+    return "" if error is None else error.message
+
+
+@pytest.mark.usefixtures("soon")
+def test_attempts_on_a_node_that_is_away_are_interrupted_and_a_copy_that_lives_on_there_stops(
+    in_slurm: SlurmHouse, cluster: Cluster
+) -> None:
+    lives = spec_of(in_slurm.root, UNTIL_TERM, grace=600)
+    dies = spec_of(in_slurm.root, PRELUDE + "say(str(os.getpid())); threading.Event().wait()", run=2, grace=0.5)
+    for spec in (lives, dies):
+        in_slurm.executor.submit(spec)
+        wait_for((in_slurm.root / spec.folder / "said").exists)
+    nodes = set(jobs(cluster, "%N"))
+    for node in nodes:
+        cluster.kill(node)
+    try:
+        # From Slurm's own process down to the step, or it would be told of the end.
+        step = int((in_slurm.root / dies.folder / "said").read_text())
+        for number in (parent_of(parent_of(step)), parent_of(step), step):
+            os.kill(number, 9)
+        # Slurm does so itself, later.
+        cluster.says("scontrol", "update", f"nodename={','.join(nodes)}", "state=down", "reason=gone")
+        for spec in (lives, dies):
+            in_slurm.wait_until(spec, JobState.ENDED)
+    finally:
+        cluster.start(*nodes)
+        cluster.resume()
+    assert [result_of(spec).status for spec in (lives, dies)] == ["interrupted", "interrupted"]
+    assert error_of(lives) == "", "the step wrote its result itself"
+    assert error_of(dies).endswith("NODE_FAIL")
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_number_that_slurm_gives_out_again_is_not_the_attempts(in_slurm: SlurmHouse, cluster: Cluster) -> None:
+    state, older = cluster.root / "state", cluster.root / "older"
+    cluster.stop("slurmctld")
+    shutil.copytree(state, older)
+    cluster.start("slurmctld")
+    spec, other = spec_of(in_slurm.root, UNTIL_TERM), spec_of(in_slurm.root, GOOD, run=2)
+    in_slurm.executor.submit(spec)
+    folder = in_slurm.root / spec.folder
+    wait_for((folder / "said").exists)
+    cluster.kill("slurmctld")
+    shutil.rmtree(state)
+    older.rename(state)
+    cluster.start("slurmctld")
+    number = cluster.says("sbatch", "--parsable", "--hold", "--wrap=true").strip()
+    assert int(number) == durable.read_object(folder / JOB_NAME)["job"]
+    in_slurm.wait_until(spec, JobState.ENDED)
+    assert result_of(spec).status == "interrupted"
+    in_slurm.executor.submit(other)
+    # Slurm drains a node that sees a number twice.
+    wait_for(lambda: cluster.resume() or in_slurm.executor.poll(other) is JobState.ENDED)
+    assert result_of(other).status == "ok"
+    # Somebody else's job stays.
+    wait_for(lambda: jobs(cluster, "%A", "%r") == [f"{number}|JobHeldUser"])
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("leaves_result", [True, False])
+def test_a_preempted_attempt_is_interrupted(in_slurm: SlurmHouse, cluster: Cluster, *, leaves_result: bool) -> None:
+    silent = PRELUDE + f"def end(*_): {VANISH}\n" + "signal.signal(signal.SIGTERM, end); say('up')\n"
+    silent += "while True: threading.Event().wait(1)"
+    spec = spec_of(in_slurm.root, AS_A_STEP if leaves_result else silent, grace=600 if leaves_result else 0.5)
+    in_slurm.executor.submit(spec)
+    wait_for((in_slurm.root / spec.folder / "said").exists)
+    cluster.says("sbatch", "--partition=high", "--exclusive", "--nodes=3", "--wrap=sleep 600")
+    in_slurm.wait_until(spec, JobState.ENDED)
+    assert result_of(spec).status == "interrupted"
+    assert error_of(spec).endswith("" if leaves_result else "PREEMPTED")
+    assert (in_slurm.root / spec.folder / "checkpoint").exists() is leaves_result
+
+
+def test_a_step_is_told_of_the_time_limit_before_it(in_slurm: SlurmHouse) -> None:
+    in_slurm.settings = ExecutorSettings(kind="slurm", poll_seconds=0.5, slurm={"train": {"time": "1"}})
+    in_slurm.again()
+    spec = spec_of(in_slurm.root, AS_A_STEP, grace=59)
+    in_slurm.executor.submit(spec)
+    in_slurm.wait_until(spec, JobState.ENDED)
+    assert result_of(spec).status == "interrupted"
+    assert (in_slurm.root / spec.folder / "checkpoint").exists()
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize(("checkpoint", "end"), [(True, ("interrupted", 75)), (False, ("failed", EXIT_BAD_DATA))])
+def test_the_time_limit_is_a_failure_only_without_a_new_checkpoint(
+    in_slurm: SlurmHouse, monkeypatch: pytest.MonkeyPatch, *, checkpoint: bool, end: tuple[str, int]
+) -> None:
+    look = SlurmExecutor._look
+
+    def timed_out(self: SlurmExecutor) -> list[slurm.Job]:
+        # Slurm's shortest limit is a minute, which it looks at twice a minute.
+        return [job._replace(state="TIMEOUT") if job.state == "FAILED" else job for job in look(self)]
+
+    monkeypatch.setattr(SlurmExecutor, "_look", timed_out)
+    saves = "folder = pathlib.Path(spec['root'], spec['checkpoints'], 'step-1'); folder.mkdir(parents=True)\n"
+    saves += "(folder / 'COMPLETE').touch()\n"
+    spec = spec_of(in_slurm.root, PRELUDE + (saves if checkpoint else "") + VANISH, grace=0.5)
+    in_slurm.executor.submit(spec)
+    in_slurm.wait_until(spec, JobState.ENDED)
+    assert (result_of(spec).status, result_of(spec).exit_code) == end
+    assert error_of(spec).endswith("TIMEOUT")
+
+
+def test_a_job_that_the_administrator_holds_waits_with_its_reason_and_is_not_released(
+    in_slurm: SlurmHouse, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = f'[ "$1" = release ] && [ ! -e {tmp_path}/free ] && exec $REAL hold "$2"\nexec $REAL "$@"'
+    wrap(tmp_path, "scontrol", held, monkeypatch)
+    spec = spec_of(in_slurm.root, GOOD)
+    in_slurm.executor.submit(spec)
+
+    def told() -> str:
+        assert in_slurm.executor.poll(spec) is JobState.QUEUED
+        return str(in_slurm.troubles.words.get("run 1", ""))
+
+    wait_for(lambda: "does not begin: JobHeldAdmin" in told())
+    (tmp_path / "free").touch()
+    cluster.says("scontrol", "release", *jobs(cluster, "%A"))
+    in_slurm.wait_until(spec, JobState.ENDED)
+    assert result_of(spec).status == "ok"
+    assert in_slurm.troubles.words == {}
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_job_that_slurm_has_forgotten_is_not_run_again(in_slurm: SlurmHouse, cluster: Cluster) -> None:
+    good, bad = spec_of(in_slurm.root, MARKED), spec_of(in_slurm.root, MARKED_AND_VANISHED, run=2, grace=0.5)
+    for spec in (good, bad):
+        in_slurm.executor.submit(spec)
+        wait_for((in_slurm.root / spec.folder / "../marks").exists)
+    thread_of(in_slurm).stop()
+    wait_for(lambda: cluster.answers() and not cluster.says("squeue", "--me", "--states=all", "--noheader"))
+    in_slurm.again()
+    for spec in (good, bad):
+        in_slurm.wait_until(spec, JobState.ENDED)
+        assert marks(in_slurm, spec) == "begun\n"
+    assert [result_of(spec).status for spec in (good, bad)] == ["ok", "interrupted"]
+    assert error_of(bad).endswith("GONE")
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("call", ["sbatch", "scontrol"])
+def test_a_controller_that_dies_after_a_call_loses_and_doubles_nothing(
+    in_slurm: SlurmHouse, cluster: Cluster, tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dies = f'[ -e {tmp_path}/died ] && exec $REAL "$@"\n$REAL "$@"; kill -9 $(cat {cluster.root}/slurmctld.pid)\n'
+    wrap(tmp_path, call, dies + f"touch {tmp_path}/died", monkeypatch)
+    spec = spec_of(in_slurm.root, MARKED, grace=0.5)
+    in_slurm.executor.submit(spec)
+    wait_for((tmp_path / "died").exists)
+    cluster.kill("slurmctld")
+    cluster.start("slurmctld")
+    wait_for(lambda: cluster.resume() or in_slurm.executor.poll(spec) is JobState.ENDED)
+    # A controller that is killed may lose a job that it has accepted.
+    begun = (in_slurm.root / spec.folder / "../marks").exists()
+    assert result_of(spec).status == ("ok" if begun else "interrupted")
+    assert not begun or marks(in_slurm, spec) == "begun\n"
+
+
+def test_two_installations_of_one_user_leave_each_other_alone(
+    make_house: Callable[[Path], SlurmHouse], cluster: Cluster, tmp_path: Path
+) -> None:
+    houses = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        houses.append(make_house(tmp_path / name))
+    one, two = (spec_of(house.root, UNTIL_GO) for house in houses)
+    for house, spec in zip(houses, (one, two), strict=True):
+        house.executor.submit(spec)
+    wait_for(lambda: all((Path(spec.root) / spec.folder / "said").exists() for spec in (one, two)))
+    assert len(jobs(cluster, "%A")) == 2
+    houses[0].executor.cancel(one.key)
+    houses[0].wait_until(one, JobState.ENDED)
+    for house in houses:
+        thread_of(house)._turn()
+    assert houses[1].executor.poll(two) is JobState.RUNNING
+    (houses[1].root / two.folder / "go").touch()
+    houses[1].wait_until(two, JobState.ENDED)
+    assert result_of(two).status == "ok"
+
+
+def test_a_job_of_another_fence_is_not_taken_for_the_attempts(in_slurm: SlurmHouse, cluster: Cluster) -> None:
+    spec = spec_of(in_slurm.root, MARKED)
+    name = f"--job-name={thread_of(in_slurm)._name}{spec.key}"
+    cluster.says("sbatch", "--hold", name, "--comment=another", "--wrap=true")
+    in_slurm.executor.submit(spec)
+    in_slurm.wait_until(spec, JobState.ENDED)
+    assert marks(in_slurm, spec) == "begun\n"
+    in_slurm.again()
+    assert in_slurm.executor.poll(spec) is JobState.ENDED
+    thread_of(in_slurm)._turn()
+    wait_for(lambda: jobs(cluster, "%j") == [])
