@@ -135,7 +135,8 @@ def _environment(spec: StepSpec) -> dict[str, str]:
 
 def result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepResult:
     """Return the result of a step that ended without writing one, with message and hint for its exit code."""
-    if stopped or returncode == EXIT_INTERRUPTED:
+    # A cluster signals the whole job to stop, the step before it listens, too.
+    if stopped or returncode in {EXIT_INTERRUPTED, -signal.SIGTERM}:
         words = StepError(message=f"step {spec.step} was stopped before it could leave a result")
         return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED, error=words)
     if returncode == EXIT_DISK_FULL:

@@ -161,6 +161,17 @@ def test_a_step_that_slurm_signals_twice_leaves_its_checkpoint(
     assert (in_slurm.root / spec.folder / "checkpoint").exists()
 
 
+def test_a_step_that_slurm_signals_before_it_can_hear_it_is_interrupted_and_has_not_failed(
+    in_slurm: SlurmHouse, cluster: Cluster
+) -> None:
+    spec = spec_of(in_slurm.root, PRELUDE + "say('up'); threading.Event().wait()")
+    in_slurm.executor.submit(spec)
+    wait_for((in_slurm.root / spec.folder / "said").exists)
+    cluster.says("scancel", *jobs(cluster, "%A"))
+    in_slurm.wait_until(spec, JobState.ENDED)
+    assert result_of(spec).status == "interrupted"
+
+
 def test_a_dead_controller_is_said_and_delays_nobody_and_the_job_goes_on(
     in_slurm: SlurmHouse, cluster: Cluster
 ) -> None:
