@@ -6,16 +6,18 @@ Everything else is real: settings, inbox, state folder, SQLite file, spool. Ever
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.spool import LocalExecutor, read_order
+from daemon.dispatch.spool import Executor, LocalExecutor, read_order
 from daemon.inbox.intake import Intake, Outcome
 from daemon.inbox.watcher import Watcher, make_inbox
 from daemon.queue import states
 from daemon.queue.nightly import take_due_slots
 from daemon.settings.load import load
+from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.database_file import verify
 from daemon.state.layout import DATABASE_NAME
@@ -59,10 +61,14 @@ def records(*words: str) -> bytes:
     return "".join(json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in words).encode()
 
 
+def _local(settings: Settings) -> LocalExecutor:
+    return LocalExecutor(spool_of(settings.work_folder))
+
+
 class Daemon:
     """What `dropforge run` does: its start in the constructor, the bodies of its loops as methods."""
 
-    def __init__(self, folder: Path, now: int) -> None:
+    def __init__(self, folder: Path, now: int, executor: Callable[[Settings], Executor] = _local) -> None:
         """Start on the workspace `folder` and recover, as `Service` does."""
         self.folder = folder
         self.settings = load(folder / "dropforge.toml", {})
@@ -74,7 +80,7 @@ class Daemon:
         # Compiling statements is most of a start's work, and the same for all daemons of this process.
         self.engine.update_execution_options(compiled_cache=_COMPILED)
         verify(self.root / DATABASE_NAME, at_start=True)
-        self.dispatcher = Dispatcher(self.engine, self.settings, LocalExecutor(spool_of(root)))
+        self.dispatcher = Dispatcher(self.engine, self.settings, executor(self.settings))
         self.intake = Intake(self.engine, self.settings)
         self.watcher = Watcher(self.settings, threading.Event())
         spool_of(root)

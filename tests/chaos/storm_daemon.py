@@ -1,0 +1,101 @@
+"""
+Forks a daemon for each line on standard input and says its process number: what the storm kills.
+
+    python -m tests.chaos.storm_daemon FOLDER
+
+The daemon has the real dispatcher and the real Slurm executor. Training and evaluation are jobs, the other steps are
+done at once. It drops a file into each track that has no open run, until `enough` lies in the folder; then it ends.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from sqlmodel import select
+
+from daemon.dispatch import slurm
+from daemon.dispatch.slurm import SlurmExecutor
+from daemon.dispatch.spool import ByStep, Executor, LocalExecutor
+from daemon.inbox.drop_folders import folder_names
+from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.states import RunState
+from daemon.state.tables import Drop, Run
+from daemon.state.troubles import Troubles
+from daemon.system.clock import now_ms
+from pipeline.contract import StepSpec
+from tests.chaos.house import Daemon, records, result_of, work
+from tests.run_owner import spool_of
+
+ENOUGH = "enough"
+_PROGRAM = (sys.executable, str(Path(__file__).with_name("storm_node.py")))
+_OPEN = (RunState.QUEUED, RunState.RUNNING, RunState.WAITING)
+
+
+class _Scripted(SlurmExecutor):
+    """The real executor; each spec says what its step leaves."""
+
+    def submit(self, spec: StepSpec) -> None:
+        (Path(spec.root) / spec.folder).mkdir(parents=True, exist_ok=True)
+        artifact = result_of(spec, "promoted").artifact
+        told = {"env": {**spec.env, "ARTIFACT": json.dumps(artifact)}, "grace_seconds": 2.0}
+        super().submit(spec.model_copy(update=told))
+
+
+def _executor(settings: Settings) -> Executor:
+    folders = (settings.state_folder, settings.work_folder)
+    slurms = _Scripted(folders, settings.executor, Troubles(), _PROGRAM)
+    return ByStep(("train", "evaluate"), slurms, LocalExecutor(spool_of(settings.work_folder)))
+
+
+def _serve(folder: Path) -> None:
+    slurm.GIVE_UP_SECONDS, slurm._AGAIN_SECONDS = 4.0, 2.0
+    daemon, pause = Daemon(folder, now_ms(), _executor), threading.Event()
+    while True:
+        daemon.take_in(now_ms(), time.monotonic())
+        daemon.dispatcher.tick(now_ms())
+        work(daemon.root, "promoted")
+        if not _feed(daemon) and (folder / ENOUGH).exists():
+            return
+        pause.wait(0.1)
+
+
+def _feed(daemon: Daemon) -> bool:
+    """Drop a file into each track that has no open run, unless it is enough; return whether any has one."""
+    with transaction(daemon.engine) as session:
+        busy = {run.track for run in session.exec(select(Run)) if run.state in _OPEN}
+        drops = [drop.track for drop in session.exec(select(Drop))]
+    for track in daemon.settings.track_names:
+        inbox = daemon.settings.inbox_folder.joinpath(*folder_names(track, "train"))
+        if track in busy or any(inbox.glob("*.jsonl")):
+            busy.add(track)
+        elif not (daemon.folder / ENOUGH).exists():
+            number = drops.count(track) + 1
+            aside = inbox / ".aside.part"
+            aside.write_bytes(records(f"{track} {number}"))
+            aside.rename(inbox / f"{number}.jsonl")
+            busy.add(track)
+    return bool(busy)
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    for _line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            log, code = os.open(place / "daemon.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            try:
+                _serve(place)
+                code = 0
+            except BaseException:  # noqa: BLE001 - whatever it is, it is in the log
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

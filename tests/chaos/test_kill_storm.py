@@ -1,0 +1,174 @@
+"""Slurm's controller, its nodes' daemons and ours are killed again and again: nothing is lost, nothing done twice."""
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlmodel import select
+
+from daemon.dispatch.step_specs import key_of
+from daemon.inbox.watcher import make_inbox
+from daemon.settings.load import load
+from daemon.state.database import open_engine, transaction
+from daemon.state.layout import DATABASE_NAME
+from daemon.state.states import AttemptState, PromotionKind, RunState
+from daemon.state.tables import Attempt, Drop, Promotion, Run
+from daemon.system.clock import now_ms
+from tests.chaos.house import build
+from tests.chaos.storm_daemon import ENOUGH
+from tests.slurm.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+SEED = 28
+_SETTINGS = """
+[executor]
+kind = "slurm"
+parallel = 4
+poll_seconds = 0.5
+[tracks.a]
+[tracks.b]
+[tracks.c]
+"""
+
+
+class Storm:
+    """The cluster, the daemon and what was killed of them, with the time."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.kills: list[tuple[int, str]] = []
+        self._forks = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.storm_daemon", folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **cluster.environment, "PYTHONPATH": str(ROOT)},
+        )
+        self._daemon = self._begin()
+
+    def kill(self, name: str) -> None:
+        """Kill a daemon of Slurm or `dropforge`."""
+        self.kills.append((now_ms(), name))
+        if name == "dropforge":
+            os.kill(self._daemon, 9)
+            assert self._said() == -9, "it had ended by itself"
+        else:
+            self.cluster.kill(name)
+
+    def start(self, name: str) -> None:
+        """Start again what was killed."""
+        if name == "dropforge":
+            self._daemon = self._begin()
+        else:
+            self.cluster.start(name)
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait; meanwhile give back nodes that Slurm has drained, as it does where a number comes twice."""
+        pause = threading.Event()
+        while not condition():
+            self.cluster.resume()
+            pause.wait(0.2)
+
+    def progress(self) -> int:
+        """Return how often the steps have said that they began, stopped or ended."""
+        with contextlib.suppress(FileNotFoundError):
+            return len((self.folder / ".dropforge" / "marks").read_text().splitlines())
+        return 0
+
+    def explains(self, attempt: Attempt) -> bool:
+        """Return whether anything was killed during the attempt."""
+        return any(attempt.started_at <= at <= (attempt.ended_at or 0) for at, _ in self.kills)
+
+    def finish(self) -> int:
+        """Let the daemon end its runs and begin no other; return its exit code."""
+        (self.folder / ENOUGH).touch()
+        self.wait_until(lambda: not Path(f"/proc/{self._daemon}").exists())
+        return self._said()
+
+    def end(self) -> None:
+        """End the process that forks the daemons, and the daemon."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._daemon, 9)
+        with self._forks:
+            self._forks.kill()
+
+    def _begin(self) -> int:
+        assert self._forks.stdin is not None
+        self._forks.stdin.write("\n")
+        self._forks.stdin.flush()
+        return self._said()
+
+    def _said(self) -> int:
+        assert self._forks.stdout is not None
+        return int(self._forks.stdout.readline())
+
+
+@pytest.fixture
+def storm(tmp_path: Path) -> Iterator[Storm]:
+    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    root.chmod(0o755)
+    build(tmp_path)
+    settings = tmp_path / "dropforge.toml"
+    settings.write_text(settings.read_text() + _SETTINGS)
+    make_inbox(load(settings, {}))
+    cluster = Cluster(root, MinJobAge=5)
+    try:
+        cluster.start()
+        made = Storm(cluster, tmp_path)
+        try:
+            yield made
+        finally:
+            made.end()
+    finally:
+        cluster.end()
+        shutil.rmtree(root)
+
+
+def test_kills_of_slurm_and_of_the_daemon_lose_no_run_and_double_nothing(
+    storm: Storm, capsys: pytest.CaptureFixture[str], *, whole: bool
+) -> None:
+    dice, pause = random.Random(SEED), threading.Event()
+    for _ in range(200 if whole else 25):
+        before, steps = storm.progress(), dice.randint(0, 3)
+        storm.wait_until(lambda before=before, steps=steps: storm.progress() >= before + steps)
+        pause.wait(dice.random())
+        name = dice.choice(("slurmctld", "slurmctld", "dropforge", "dropforge", *storm.cluster.nodes))
+        storm.kill(name)
+        pause.wait(dice.choice((0, 0, 1, 2)))
+        storm.start(name)
+    assert storm.finish() == 0
+    root = storm.folder / ".dropforge"
+    engine = open_engine(root / DATABASE_NAME)
+    with transaction(engine) as session:
+        runs, drops = session.exec(select(Run)).all(), session.exec(select(Drop)).all()
+        attempts, promotions = session.exec(select(Attempt)).all(), session.exec(select(Promotion)).all()
+    engine.dispose()
+    marks = Counter((root / "marks").read_text().splitlines())
+    extra = [attempt for attempt in attempts if attempt.state != AttemptState.PUBLISHED]
+    with capsys.disabled():
+        kinds = Counter(name for _, name in storm.kills)
+        print(f"\n{len(runs)} runs, {len(attempts)} attempts, {len(extra)} of them in vain; killed: {dict(kinds)}")
+    assert [(run.id, run.error) for run in runs if run.state != RunState.SUCCEEDED] == []
+    assert len(runs) == len(drops), "each drop has its run"
+    assert [(run.id, run.error) for run in runs if run.failures or run.deaths] == [], "a kill is nobody's failure"
+    published = Counter((one.run_id, one.step) for one in attempts if one.state == AttemptState.PUBLISHED)
+    assert set(published.values()) == {1}
+    assert Counter(one.run_id for one in promotions if one.kind == PromotionKind.PROMOTION) == Counter(
+        run.id for run in runs
+    )
+    assert {mark: count for mark, count in marks.items() if count != 1} == {}, "an attempt is worked on once"
+    submitted = re.findall(r"job_submitted +job=(\d+) key=(\S+)", (storm.folder / "daemon.log").read_text())
+    numbers = Counter(number for number, _ in submitted)
+    # A node refuses a job whose number it has seen: the kill of the controller that gave it out again was earlier.
+    refused = {key for number, key in submitted if numbers[number] > 1}
+    assert [one for one in extra if not storm.explains(one) and key_of(one) not in refused] == []
