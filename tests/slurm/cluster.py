@@ -152,8 +152,9 @@ class Cluster:
 
     def says(self, *command: str) -> str:
         """Return what a command of Slurm prints; empty if it fails."""
+        environment = {**os.environ, **self.environment}
         done = subprocess.run(
-            command, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False, timeout=60
+            command, cwd=self.root, env=environment, capture_output=True, text=True, check=False, timeout=60
         )
         return done.stdout if done.returncode == 0 else ""
 
