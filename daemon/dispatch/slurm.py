@@ -236,9 +236,8 @@ class SlurmExecutor:
             self._end_revoked(spec, names, own)
             return None
         for job in own.values():
-            # A second one is of an answer that was lost; one of an attempt that has ended may outlive it.
-            if RESULT_NAME in names or (note is not None and job.number != note["job"]):
-                self._scancel(job)
+            if note is not None and job.number != note["job"]:
+                self._scancel(job)  # a second one, of an answer that was lost
         if RESULT_NAME in names:
             return None
         if note is not None and note["released"]:
