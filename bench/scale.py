@@ -179,7 +179,8 @@ class Dispatching:
         yield "tick that claims the last tenth, ms: median; worst", shown(ticks[-max(jobs // 10, 1) :])
         self._history.now += 31_000
         yield "tick that looks at all tracks, ms", f"{self._tick():ms}"
-        looked, usual = self._history.now, []
+        usual: list[Took] = []
+        looked = self._history.now
         while len(usual) < 150:
             if self._history.now - looked > 29_000:
                 self._history.now += 2000

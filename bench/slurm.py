@@ -269,8 +269,18 @@ class House:
         self.begin_dispatcher()
         with transaction(self._engine) as session:
             for number, name in enumerate(names):
-                row = {"role": "train", "state": "accepted", "name_bytes": b"a", "name": "a", "size_bytes": 1}
-                session.add(Drop(track=name, sha256=f"{number:064x}", rows=50, received_at=1, **row))
+                drop = Drop(
+                    track=name,
+                    role="train",
+                    state="accepted",
+                    sha256=f"{number:064x}",
+                    name="a",
+                    name_bytes=b"a",
+                    size_bytes=1,
+                    rows=50,
+                    received_at=1,
+                )
+                session.add(drop)
                 run_queue.enqueue(session, name, "drop", now_ms(), now_ms())
 
     def __enter__(self) -> Self:
@@ -315,7 +325,8 @@ class House:
 
     def go_on_for(self, seconds: float) -> list[float]:
         """Tick for so many seconds, at least once; return the seconds that each tick took."""
-        took, end = [], time.monotonic() + seconds
+        took: list[float] = []
+        end = time.monotonic() + seconds
         while not took or time.monotonic() < end:
             took.append(self.tick())
             time.sleep(TICK)

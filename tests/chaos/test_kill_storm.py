@@ -79,6 +79,10 @@ class Storm:
             self.cluster.resume()
             pause.wait(0.2)
 
+    def wait_for_progress(self, marks: int) -> None:
+        """Wait until the steps have said that they began, stopped or ended `marks` times."""
+        self.wait_until(lambda: self.progress() >= marks)
+
     def progress(self) -> int:
         """Return how often the steps have said that they began, stopped or ended."""
         with contextlib.suppress(FileNotFoundError):
@@ -139,8 +143,7 @@ def test_kills_of_slurm_and_of_the_daemon_lose_no_run_and_double_nothing(
 ) -> None:
     dice, pause = random.Random(SEED), threading.Event()
     for _ in range(200 if whole else 25):
-        before, steps = storm.progress(), dice.randint(0, 3)
-        storm.wait_until(lambda before=before, steps=steps: storm.progress() >= before + steps)
+        storm.wait_for_progress(storm.progress() + dice.randint(0, 3))
         pause.wait(dice.random())
         name = dice.choice(("slurmctld", "slurmctld", "dropforge", "dropforge", *storm.cluster.nodes))
         storm.kill(name)

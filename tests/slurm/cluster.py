@@ -142,9 +142,10 @@ class Cluster:
         self.says("scancel", "--full", "--me")
         wait_for(lambda: self.answers() and not self.says("squeue", "--me", "--noheader"))
 
-    def resume(self) -> None:
-        """Give the nodes back that Slurm has drained, as an administrator does."""
+    def resume(self) -> bool:
+        """Give the nodes back that Slurm has drained, as an administrator does; return `True`."""
         self.says("scontrol", "update", f"nodename={','.join(self.nodes)}", "state=resume")
+        return True
 
     def answers(self) -> bool:
         """Return whether the controller answers."""

@@ -347,7 +347,7 @@ def test_a_number_that_slurm_gives_out_again_is_not_the_attempts(in_slurm: Slurm
     assert result_of(spec).status == "interrupted"
     in_slurm.executor.submit(other)
     # Slurm drains a node that sees a number twice.
-    wait_for(lambda: cluster.resume() or in_slurm.executor.poll(other) is JobState.ENDED)
+    wait_for(lambda: cluster.resume() and in_slurm.executor.poll(other) is JobState.ENDED)
     assert result_of(other).status == "ok"
     # Somebody else's job stays.
     wait_for(lambda: jobs(cluster, "%A", "%r") == [f"{number}|JobHeldUser"])
@@ -447,7 +447,7 @@ def test_a_controller_that_dies_after_a_call_loses_and_doubles_nothing(
     wait_for((tmp_path / "died").exists)
     cluster.kill("slurmctld")
     cluster.start("slurmctld")
-    wait_for(lambda: cluster.resume() or in_slurm.executor.poll(spec) is JobState.ENDED)
+    wait_for(lambda: cluster.resume() and in_slurm.executor.poll(spec) is JobState.ENDED)
     # A controller that is killed may lose a job that it has accepted.
     begun = (in_slurm.root / spec.folder / "../marks").exists()
     assert result_of(spec).status == ("ok" if begun else "interrupted")
