@@ -4,6 +4,9 @@ import subprocess
 
 from pipeline.errors import DropforgeError
 
+#: Longest wait for one command.
+_SECONDS = 30.0
+
 
 class CannotAsk(DropforgeError):
     """Slurm gave no answer, or refused: nothing is known, least of all that a job is gone."""
@@ -13,7 +16,7 @@ def ask(*command: str, stdin: str = "") -> str:
     """Return what a command of Slurm prints. Raises `CannotAsk` if it fails or takes more than 30 s."""
     try:
         done = subprocess.run(  # noqa: S603 - an argument list of our own, never a shell
-            command, input=stdin, capture_output=True, text=True, errors="replace", timeout=30.0, check=False
+            command, input=stdin, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotAsk(f"{command[0]}: {error}", "see whether Slurm runs: scontrol ping") from error

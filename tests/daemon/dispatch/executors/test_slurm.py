@@ -15,6 +15,7 @@ from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import JobState
 from daemon.settings.model import ExecutorSettings
 from daemon.state.run_files import load_progress
+from daemon.system import slurm_commands
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline import durable
 from pipeline.contract import CLAIM_NAME, JOB_NAME, JOB_STATE_NAME, REVOKED_NAME, StepSpec
@@ -69,7 +70,7 @@ def test_a_job_whose_number_was_lost_is_found_by_its_name_and_runs_once(
     # It accepts the job and gives no answer, the first time.
     lost = f'[ -e {tmp_path}/lost ] && exec $REAL "$@"\ntouch {tmp_path}/lost; $REAL "$@" >&2; {end}'
     wrap(tmp_path, "sbatch", lost, monkeypatch)
-    monkeypatch.setattr(slurm, "_SECONDS", 3.0)
+    monkeypatch.setattr(slurm_commands, "_SECONDS", 3.0)
     monkeypatch.setattr(slurm, "_AGAIN_SECONDS", 1.0)
     spec = spec_of(in_slurm.root, MARKED)
     in_slurm.executor.submit(spec)
