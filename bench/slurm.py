@@ -31,7 +31,7 @@ from rich.table import Table
 from sqlmodel import select
 
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.slurm import STEPS_ON_NODES, SlurmExecutor
+from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import ByStep, Executor, JobState, LocalExecutor, Spool, folder_of
 from daemon.dispatch.worker import Worker
 from daemon.queue import run_queue
@@ -252,7 +252,7 @@ class House:
         write_model(self._folder / "base", b"base weights")
         names = [f"t{number}" for number in range(tracks)]
         text = "".join(f"[tracks.{name}]\n" for name in names)
-        jobs = "".join(f"[executor.slurm.{step}]\ncpus = {cpus}\n" for step in STEPS_ON_NODES)
+        jobs = "".join(f"[executor.slurm.{step}]\ncpus = {cpus}\n" for step in ("train", "merge", "evaluate"))
         (self._folder / "dropforge.toml").write_text(
             'base_model = "base"\n[disk]\nlow_water_bytes = 0\n[executor]\nkind = "slurm"\npoll_seconds = 1\n'
             f"parallel = {parallel}\n{jobs}{text}",
@@ -301,7 +301,8 @@ class House:
         self.troubles = Troubles()
         folders = self._settings.state_folder, self._settings.work_folder
         self._slurm = SlurmExecutor(folders, self._settings.executor, self.troubles, program_in(self._folder))
-        executor = Asking(ByStep(STEPS_ON_NODES, self._slurm, LocalExecutor(self._spool)), self._seconds)
+        on_nodes = self._settings.executor.steps_on_nodes
+        executor = Asking(ByStep(on_nodes, self._slurm, LocalExecutor(self._spool)), self._seconds)
         self.dispatcher = Dispatcher(self._engine, self._settings, executor, self.troubles)
         self.dispatcher.recover(now_ms())
 

@@ -18,8 +18,8 @@ import structlog
 
 from daemon.champions.hooks.changes import Hooks
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.slurm import STEPS_ON_NODES, SlurmExecutor
-from daemon.dispatch.spool import ByStep, Executor, LocalExecutor, Spool, require_kind
+from daemon.dispatch.slurm import SlurmExecutor
+from daemon.dispatch.spool import ByStep, Executor, LocalExecutor, Spool, refuse_moved
 from daemon.dispatch.worker import end_steps_now
 from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
 from daemon.messages.messenger import Messenger
@@ -81,12 +81,13 @@ class Service:
         self._wake = threading.Event()
         self._troubles = Troubles()
         self._spool = Spool(root, work)
-        require_kind(self._spool, settings.executor.kind, STEPS_ON_NODES)
+        on_nodes = settings.executor.steps_on_nodes
+        refuse_moved(self._spool, on_nodes)
         executor: Executor = LocalExecutor(self._spool)
         self._slurm: SlurmExecutor | None = None
-        if settings.executor.kind == "slurm":
+        if on_nodes:
             self._slurm = SlurmExecutor((root, work), settings.executor, self._troubles)
-            executor = ByStep(STEPS_ON_NODES, self._slurm, executor)
+            executor = ByStep(on_nodes, self._slurm, executor)
         self._dispatcher = Dispatcher(self._engine, settings, executor, self._troubles)
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
         self._hooks = Hooks(self._engine, settings, troubles=self._troubles)

@@ -44,8 +44,6 @@ from pipeline.contract import (
 )
 from pipeline.errors import EXIT_BAD_DATA, EXIT_FAILED, EXIT_INTERRUPTED, DropforgeError
 
-#: The steps that are run as jobs; the others take seconds, or use the network.
-STEPS_ON_NODES = ("train", "merge", "evaluate")
 _PROGRAM = (sys.executable, "-P", "-m", "daemon", "worker")
 #: An attempt without a result is given up once Slurm has not known its job, or called it ended, for so many seconds: a
 #: controller may be starting, and a file system shows a new name late.

@@ -164,18 +164,15 @@ class Executor(Protocol):
         """Return whether the attempt goes on when the daemon ends."""
 
 
-def require_kind(spool: Spool, kind: str, on_nodes: Collection[str]) -> None:
-    """Raise `DropforgeError` if an attempt of the steps `on_nodes` is another executor's: two would run it."""
-    if kind == "slurm":
-        entries: Iterable[Path] = (path for place in (spool.queue, spool.running) for path in place.glob("*-*-*.json"))
-        theirs, other = [path for path in entries if path.name.split("-")[1] in on_nodes], "local"
-    else:
-        theirs, other = run_files.open_jobs(spool.root), "slurm"
-    if theirs:
-        message = (
-            f'executor.kind is "{kind}", but the attempt of {theirs[0]} was begun with "{other}" and has no result'
-        )
-        raise DropforgeError(message, f'set it back to "{other}" until the run has ended: dropforge cancel RUN ends it')
+def refuse_moved(spool: Spool, on_nodes: Collection[str]) -> None:
+    """Raise `DropforgeError` if an attempt was begun here whose step is among `on_nodes` now, or the reverse."""
+    here: Iterable[Path] = (path for place in (spool.queue, spool.running) for path in place.glob("*-*-*.json"))
+    moved = [path for path in here if path.name.split("-")[1] in on_nodes]
+    moved += [path for path in run_files.open_jobs(spool.root) if path.parent.name.split("-")[0] not in on_nodes]
+    if moved:
+        message = f"the attempt of {moved[0]} has no result, and its step is to run elsewhere now"
+        hint = "set executor.kind and executor.slurm.local back until the run has ended: dropforge cancel RUN ends it"
+        raise DropforgeError(message, hint)
 
 
 class ByStep:

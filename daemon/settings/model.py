@@ -136,6 +136,8 @@ class SlurmSettings(Frozen):
     """Features that the nodes must have, as "a100"."""
     extra: Annotated[tuple[str, ...], AfterValidator(_check_extra)] = ()
     """Further arguments of sbatch, as ["--reservation=night"]."""
+    local: tuple[Literal["merge", "evaluate"], ...] = ()
+    """Steps that run on the daemon's host instead, as ["merge"]."""
     train: TrainingJobSettings = TrainingJobSettings()
     merge: JobSettings = JobSettings()
     evaluate: JobSettings = JobSettings()
@@ -164,6 +166,11 @@ class ExecutorSettings(Frozen):
     poll_seconds: float = Field(default=15.0, ge=0.1, le=3600)
     """Seconds between two looks at Slurm's queue."""
     slurm: SlurmSettings = SlurmSettings()
+
+    @property
+    def steps_on_nodes(self) -> frozenset[str]:
+        """The steps that run as jobs of a cluster; the others take seconds, use the network, or are to run here."""
+        return frozenset({"train", "merge", "evaluate"} - {*self.slurm.local} if self.kind == "slurm" else ())
 
 
 class RetrySettings(Frozen):

@@ -76,7 +76,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     The old database, and the folders of runs that had not succeeded in the backup, move to `backups/replaced-<time>/`;
     other files of the backup overwrite theirs if they differ. A run that was not over when the backup was made begins
     again, with the current settings. Champions' links are not changed. Raises `DropforgeError` with nothing changed
-    while a daemon, worker or job runs, for a backup that is unreadable, damaged (every row is parsed) or newer than this
+    while a daemon, worker or job runs, for a backup that is unreadable, damaged (any row) or newer than this
     program, for a state folder on a network file system or with a link in the place of a folder, and if neither backup
     nor state folder has a champion's model (unless `without_models`). Any error after that (`DropforgeError` for a full
     disk or a backup that changed, else `OSError` or `sqlite3.Error`) means that the restore must be repeated.

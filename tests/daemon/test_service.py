@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -42,22 +42,23 @@ def test_a_stop_asks_the_trainer_for_its_checkpoint_before_it_waits_for_a_file_t
 
 
 @pytest.mark.parametrize(
-    ("kind", "left", "words"),
+    ("changed", "left"),
     [
-        ("local", "share/runs/1/attempts/train-1/job.json", '"slurm" and has no result'),
-        ("slurm", "state/spool/running/1-train-1.json", '"local" and has no result'),
+        ({"kind": "local"}, "share/runs/1/attempts/train-1/job.json"),
+        ({"kind": "slurm"}, "state/spool/running/1-train-1.json"),
+        ({"kind": "slurm", "slurm": {"local": ["merge"]}}, "share/runs/1/attempts/merge-1/job.json"),
     ],
 )
 def test_another_executor_does_not_take_over_an_attempt_that_goes_on(
-    tmp_path: Path, kind: Literal["local", "slurm"], left: str, words: str
+    tmp_path: Path, changed: dict[str, Any], left: str
 ) -> None:
     """Two processes would work in its folder."""
     (tmp_path / "inbox").mkdir()
     (tmp_path / left).parent.mkdir(parents=True)
     (tmp_path / left).write_text("{}")
-    executor = ExecutorSettings(kind=kind, shared=str(tmp_path / "share"))
+    executor = ExecutorSettings(shared=str(tmp_path / "share"), **changed)
     settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
-    with pytest.raises(DropforgeError, match=words):
+    with pytest.raises(DropforgeError, match=f"{tmp_path / left} has no result"):
         Service(settings)
 
 
