@@ -11,7 +11,8 @@ import contextlib
 import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session
+from sqlalchemy.orm import defer
+from sqlmodel import Session, col, select
 
 from daemon.champions import promotion
 from daemon.champions.base_models import Bases
@@ -28,7 +29,7 @@ from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.events import record_event
 from daemon.state.states import AttemptState, RunState
-from daemon.state.tables import Attempt, Run
+from daemon.state.tables import Attempt, Run, Track
 from daemon.state.troubles import Troubles, in_words
 from daemon.storage import gc
 from daemon.storage.disk import Disk, is_full
@@ -46,6 +47,12 @@ _SIGNAL_EXITS = 128
 #: Interrupted attempts in a row, without a checkpoint, after which a person has to look: every node may be preempted.
 _MOST_INTERRUPTED = 10
 _MAINTENANCE_MS = 30_000
+#: Of each running run: token, whether it is to be cancelled, and the track's champion.
+_RUNNING = (
+    select(Run.id, Run.token, Run.cancel_requested, Track.champion_model_id)
+    .join(Track, col(Track.name) == Run.track)
+    .where(Run.state == RunState.RUNNING)
+)
 log = structlog.get_logger()
 
 
@@ -63,6 +70,8 @@ class Dispatcher:
         self._executor = executor
         #: The claimed runs, in the order in which they were claimed, by their ids.
         self._claims: dict[int, states.Claim] = {}
+        #: The specs, without their drops, of the steps that were queued or running when last polled, by run.
+        self._specs: dict[int, StepSpec] = {}
         self._changes = ChangeWatch(engine)
         #: When the next run is due, and the time of the last query for due runs: the clock may be set back.
         self._due: int | None = None
@@ -116,8 +125,24 @@ class Dispatcher:
         self._gpu.tick(self._needs_gpu)
         if len(self._claims) < self._settings.executor.parallel and not self.draining:
             self._claim_due(now, low=low)
+        at_work = self._at_work()
         for claim in tuple(self._claims.values()):
-            self._go_on(claim, now)
+            if claim.run_id not in at_work:
+                self._go_on(claim, now)
+
+    def _at_work(self) -> set[int]:
+        """Return the claimed runs with which nothing is to be done: their step runs, and nobody calls it off."""
+        found: set[int] = set()
+        if not self._specs:
+            return found
+        with transaction(self._engine) as session:
+            running = {run_id: values for run_id, *values in session.exec(_RUNNING)}
+        for run_id, spec in self._specs.items():
+            if running.get(run_id) == [self._claims[run_id].token, False, spec.champion.model_id]:
+                with contextlib.suppress(OSError):  # `_go_on` meets it again
+                    if self._executor.poll(spec) in {JobState.QUEUED, JobState.RUNNING}:
+                        found.add(run_id)
+        return found
 
     def _claim_due(self, now: int, *, low: bool) -> None:
         """Collect garbage, queue due trials and, unless the disk is `low`, claim the first due run, if there is one."""
@@ -255,6 +280,7 @@ class Dispatcher:
 
     def _look_at(self, claim: states.Claim, run: Run, attempt: Attempt, now: int) -> bool:
         """Poll an open attempt and act on its state; return whether the run can be advanced again at once."""
+        self._specs.pop(claim.run_id, None)
         spec = self._spec_of(attempt)
         if spec is None:
             # The daemon died between the attempt's row and its spec: the same attempt is submitted now, unless an
@@ -281,6 +307,8 @@ class Dispatcher:
             self._after_death(claim, attempt, f"step {attempt.step}: its process vanished without a result", now)
         elif stop:
             self._executor.cancel(spec.key)
+        else:
+            self._specs[claim.run_id] = spec.model_copy(update={"drops": ()})
         return False
 
     def _collect(self, claim: states.Claim, attempt: Attempt, spec: StepSpec, now: int) -> bool:
@@ -373,7 +401,7 @@ class Dispatcher:
         needs = {}
         for claim in self._claims.values():
             with contextlib.suppress(DropforgeError):  # its next step says so
-                needs[f"run {claim.run_id}"] = sum(self._still_needed(self._run(claim)).values())
+                needs[f"run {claim.run_id}"] = sum(self._still_needed(self._run(claim, snapshot=False)).values())
         return needs
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
@@ -449,6 +477,7 @@ class Dispatcher:
 
     def _drop(self, claim: states.Claim) -> None:
         del self._claims[claim.run_id]
+        self._specs.pop(claim.run_id, None)
         self.may_collect = True
 
     def _maintain(self, now: int) -> None:
@@ -482,9 +511,10 @@ class Dispatcher:
         else:
             self._troubles.note(whose, error)
 
-    def _run(self, claim: states.Claim) -> Run:
+    def _run(self, claim: states.Claim, *, snapshot: bool = True) -> Run:
+        options = [] if snapshot else [defer(Run.snapshot)]  # type: ignore[arg-type]
         with transaction(self._engine) as session:
-            run = session.get(Run, claim.run_id)
+            run = session.get(Run, claim.run_id, options=options)
         if run is None or run.token != claim.token:
             raise states.LostClaim(f"run {claim.run_id} is no longer this daemon's")
         return run

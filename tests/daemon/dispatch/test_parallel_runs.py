@@ -83,7 +83,8 @@ def test_an_error_in_the_files_of_a_run_stops_no_other(box: ParallelBox) -> None
     box.drop("two", "a")
     box.ticks()
     folder = box.settings.state_folder / "runs/1/attempts/prepare-1"
-    (folder / "spec.json").write_text("{")
+    (folder / "result.json").write_text("{")
+    box.let_go(1)
     box.let_go(2)
     assert box.states(2) == [RunState.SUCCEEDED]
     assert box.run(1).state in {RunState.WAITING, RunState.FAILED}
