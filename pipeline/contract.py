@@ -50,7 +50,7 @@ class StepSpec(Frozen):
     fence: str
     """Token of this attempt; a result with another token is ignored."""
     root: str
-    """Absolute path of the state folder; every relative path is below it."""
+    """Absolute path of the work folder, as in `daemon.state.layout`; every relative path is below it."""
     folder: str
     """The attempt's folder, relative to `root`; the step writes only to it and to `checkpoints`."""
     checkpoints: str

@@ -112,7 +112,7 @@ def stop_words(spec: StepSpec) -> str | None:
         return None
     words = f"Slurm stopped job {claim.get('job')} of step {spec.step} on {claim.get('node')}"
     words = str(revoked["error"]["message"]) if revoked else words
-    steps = [int(path.parent.name.removeprefix("step-")) for path in checkpoints.glob("step-*/COMPLETE")]
+    steps = [int(path.parent.name.split("-")[1]) for path in checkpoints.glob("step-*/COMPLETE")]
     return f"{words}; it goes on from step {max(steps)}" if steps and spec.step == "train" else words
 
 

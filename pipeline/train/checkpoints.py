@@ -1,12 +1,14 @@
 """
 Write and find checkpoints: written in the scratch folder, hashed, renamed, and marked complete last.
 
-A checkpoint is a folder `step-<N>` with the trainer's files, `files.json` (the fingerprint of the training that it
-belongs to, size and sha256 of each file) and `COMPLETE`, which holds the hash of `files.json`.
+A checkpoint is a folder `step-<N>-<attempt>` with the trainer's files, `files.json` (the fingerprint of the training
+that it belongs to, size and sha256 of each file) and `COMPLETE`, which holds the hash of `files.json`. An attempt
+resumes from those of all attempts, but removes none of a later one: on a cluster a process may go on that was given up.
 """
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 import time
@@ -21,7 +23,7 @@ from pipeline.train.data_parallel import ProcessRank, any_process
 COMPLETE = "COMPLETE"
 LISTING = "files.json"
 KEPT = 2
-_PREFIX = "step-"
+_NAME = re.compile("step-([0-9]+)-([0-9]+)")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -31,14 +33,15 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
+def publish(source: Path, folder: Path, step: int, mark: str, attempt: int) -> Path:
     """
-    Move the trainer's checkpoint `source` to `folder`/step-`step`, durably; return its new path.
+    Move the trainer's checkpoint `source` to `folder`/step-`step`-`attempt`, durably; return its new path.
 
-    `source` must be on the same file system; `mark` is the training's fingerprint. An existing target is replaced. The
-    newest `KEPT` checkpoints of this training up to `step` are kept, all others in `folder` are removed.
+    `source` must be on the same file system; `mark` is the training's fingerprint. An existing target is replaced. Of
+    the checkpoints of this attempt and earlier ones, the newest `KEPT` of this training up to `step` are kept, all
+    others are removed.
     """
-    target = folder / f"{_PREFIX}{step}"
+    target = folder / f"step-{step}-{attempt}"
     folder.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in source.rglob("*") if path.is_file())
     listing = {
@@ -52,8 +55,9 @@ def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
     durable.fsync_folder(folder)
     durable.write_json(target / COMPLETE, {"files_sha256": durable.sha256_file(target / LISTING)})
     # A training resumes from its newest valid checkpoint: one of a later step is torn, damaged or another training's.
-    valid = [path for path in _by_step(folder) if step_of(path) <= step and not _doubt(path, mark)]
-    for path in _by_step(folder):
+    own = [path for path in _by_step(folder) if _place(path)[1] <= attempt]
+    valid = [path for path in own if step_of(path) <= step and not _doubt(path, mark)]
+    for path in own:
         if path not in valid[:KEPT]:
             _remove(path)
     return target
@@ -78,12 +82,12 @@ def newest_valid(folder: Path, mark: str) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the optimizer step at which a checkpoint was taken, by its folder's name (step-20)."""
-    return int(checkpoint.name.removeprefix(_PREFIX))
+    """Return the optimizer step at which a checkpoint was taken, by its folder's name (step-20-1: 20)."""
+    return _place(checkpoint)[0]
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints (folders step-<N>) in `folder`, complete or not; it need not exist."""
+    """Remove all checkpoints (folders step-<N>-<attempt>) in `folder`, complete or not; it need not exist."""
     for path in _by_step(folder):
         _remove(path)
 
@@ -114,7 +118,8 @@ def keeper(attempt: Attempt, scratch: Path, mark: str, process: ProcessRank) -> 
             control.should_save = process.rank == 0 and (stopping or time.monotonic() - self.saved_at >= seconds)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            publish(scratch / f"checkpoint-{state.global_step}", folder, state.global_step, mark)
+            source = scratch / f"checkpoint-{state.global_step}"
+            publish(source, folder, state.global_step, mark, attempt.spec.attempt)
             self.saved_at = time.monotonic()
 
     return Keeper()
@@ -124,8 +129,13 @@ def _by_step(folder: Path) -> list[Path]:
     """Return the checkpoint folders, newest first."""
     if not folder.is_dir():
         return []
-    checkpoints = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(checkpoints, key=step_of, reverse=True)
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_place, reverse=True)
+
+
+def _place(checkpoint: Path) -> tuple[int, int]:
+    """Return the optimizer step and the attempt in a checkpoint's name, which must be one."""
+    step, attempt = checkpoint.name.split("-")[1:]
+    return int(step), int(attempt)
 
 
 def _doubt(path: Path, mark: str) -> str:

@@ -198,13 +198,13 @@ def _trained(folder: Path) -> None:
     for step in (10, 20, 60, 70, 30):
         source = _written(folder, step)
         if step != 30:
-            target = checkpoints.publish(source, folder / "checkpoints", step, MARK)
+            target = checkpoints.publish(source, folder / "checkpoints", step, MARK, 1)
             if step > 30:
                 (target / checkpoints.COMPLETE).unlink()
     for step in (10, 20):  # pruned while the torn ones were made
-        if not (folder / f"checkpoints/step-{step}").exists():
+        if not (folder / f"checkpoints/step-{step}-1").exists():
             shutil.move(
-                checkpoints.publish(_written(folder, step), folder / "aside", step, MARK), folder / "checkpoints"
+                checkpoints.publish(_written(folder, step), folder / "aside", step, MARK, 1), folder / "checkpoints"
             )
     shutil.rmtree(folder / "aside", ignore_errors=True)
 
@@ -224,7 +224,7 @@ def _checkpointing(folder: Path) -> Callable[[], object]:
             # A first try failed: the next attempt's trainer writes it anew.
             shutil.rmtree(source, ignore_errors=True)
             _written(folder, 30)
-        checkpoints.publish(source, folder / "checkpoints", 30, MARK)
+        checkpoints.publish(source, folder / "checkpoints", 30, MARK, 1)
 
     return publish
 
@@ -233,12 +233,12 @@ def _checkpointed(daemon: Daemon) -> None:
     place = daemon.folder / "checkpoints"
     newest = checkpoints.newest_valid(place, MARK)
     assert newest is not None
-    assert newest.name in {"step-20", "step-30"}
+    assert newest.name in {"step-20-1", "step-30-1"}
     assert (newest / "optimizer.pt").read_bytes() == b"moments" * checkpoints.step_of(newest)
     # The step goes on from there and comes to the same checkpoint again.
     shutil.rmtree(daemon.folder / "scratch", ignore_errors=True)
-    checkpoints.publish(_written(daemon.folder, 30), place, 30, MARK)
-    assert checkpoints.newest_valid(place, MARK) == place / "step-30"
+    checkpoints.publish(_written(daemon.folder, 30), place, 30, MARK, 1)
+    assert checkpoints.newest_valid(place, MARK) == place / "step-30-1"
     assert len(list(place.iterdir())) <= checkpoints.KEPT
     assert list(place.rglob("*.tmp")) == []
 

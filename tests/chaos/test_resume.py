@@ -272,7 +272,7 @@ def written(step):
     return source
 
 for step in (10, 20):
-    publish(written(step), place / "checkpoints", step, "mark")
+    publish(written(step), place / "checkpoints", step, "mark", 1)
 written(30)
 point = died = 0
 while point == died:
@@ -282,7 +282,7 @@ while point == died:
         mine = place / str(point)
         os.system(f"mkdir {mine} && cp -r {place}/checkpoints {place}/checkpoint-30 {mine}")
         left = point
-        publish(mine / "checkpoint-30", mine / "checkpoints", 30, "mark")
+        publish(mine / "checkpoint-30", mine / "checkpoints", 30, "mark", 1)
         os._exit(0)
     died += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     print(point, newest_valid(place / str(point) / "checkpoints", "mark").name)
@@ -298,7 +298,7 @@ def test_killed_at_every_sync_and_rename_of_writing_a_checkpoint_a_whole_one_is_
     print(f"killed at {len(found) - 1} points of writing a checkpoint")
     assert len(found) > 10
     assert found == sorted(found), "the old one until the new one is complete"
-    assert (found[0], found[-1]) == ("step-20", "step-30")
+    assert (found[0], found[-1]) == ("step-20-1", "step-30-1")
 
 
 # Evaluating --------------------------------------------------------------------------------------------------------

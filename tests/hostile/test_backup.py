@@ -130,7 +130,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "name of the daemon's spool": (names("spool/queue/1-train-1.json"), "spool/queue/1-train-1.json"),
     "drop that no row names": (names(f"drops/{'a' * 64}.jsonl"), f"drops/{'a' * 64}.jsonl"),
     "result of a run that begins again": (names("runs/3/prepare.json"), "runs/3/prepare.json"),
-    "checkpoint with a pickle": (names("runs/1/checkpoints/step-1/optimizer.pt"), "runs/1/checkpoints"),
+    "checkpoint with a pickle": (names("runs/1/checkpoints/step-1-1/optimizer.pt"), "runs/1/checkpoints"),
     "model that no row names": (names(f"models/{'a' * 64}/model.safetensors"), f"models/{'a' * 64}"),
     "champion ../../elsewhere": (lambda folder: change(folder, champions=["../../elsewhere"]), "../../elsewhere"),
     "drop is a link": (instead("drops/*", link_to("../../original")), "link"),

@@ -429,7 +429,7 @@ def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(b
 
 def test_ten_attempts_in_a_row_that_are_interrupted_without_a_checkpoint_wait_for_a_person(box: Box) -> None:
     def with_a_checkpoint(spec: StepSpec) -> StepResult:
-        place = Path(spec.root) / spec.checkpoints / f"step-{spec.attempt}"
+        place = Path(spec.root) / spec.checkpoints / f"step-1-{spec.attempt}"
         place.mkdir(parents=True)
         (place / "COMPLETE").write_text("{}")
         return ended("interrupted", EXIT_INTERRUPTED)(spec)
@@ -456,7 +456,7 @@ def test_ten_attempts_in_a_row_that_are_interrupted_without_a_checkpoint_wait_fo
 )
 def test_a_run_that_slurm_stopped_says_so_until_its_step_is_done(box: Box, revoked: str | None, words: str) -> None:
     def stopped(spec: StepSpec) -> StepResult:
-        folder, checkpoint = Path(spec.root) / spec.folder, Path(spec.root) / spec.checkpoints / "step-480"
+        folder, checkpoint = Path(spec.root) / spec.folder, Path(spec.root) / spec.checkpoints / "step-480-1"
         checkpoint.mkdir(parents=True)
         (checkpoint / "COMPLETE").touch()
         durable.write_json(folder / "claim.json", {"job": "4711", "node": "n2", "at": NOW})
@@ -669,7 +669,7 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
         swears(box.engine, box.settings)
         if kept == "adapter":
             return box.executor.good(spec)
-        folder = Path(spec.root) / spec.checkpoints / "step-10"
+        folder = Path(spec.root) / spec.checkpoints / "step-10-1"
         folder.mkdir(parents=True)
         (folder / "COMPLETE").touch()
         box.dispatcher.draining = True
@@ -1050,7 +1050,7 @@ def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(box: 
 
 def test_a_training_that_dies_after_each_new_checkpoint_is_not_quarantined(box: Box) -> None:
     def die_with_a_checkpoint(spec: StepSpec) -> None:
-        place = Path(spec.root) / spec.checkpoints / f"step-{spec.attempt}"
+        place = Path(spec.root) / spec.checkpoints / f"step-1-{spec.attempt}"
         place.mkdir(parents=True)
         (place / "COMPLETE").write_text("{}")
 

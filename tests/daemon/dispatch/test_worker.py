@@ -304,7 +304,7 @@ def start_worker(root: Path) -> subprocess.Popen[bytes]:
     code = (
         "import sys, pathlib; from daemon.dispatch.worker import serve; "
         "scripted = lambda spec, _: (sys.executable, '-c', spec.env['SCRIPT']); "
-        "sys.exit(serve(pathlib.Path(sys.argv[1]), with_lifeline=True, command=scripted))"
+        "root = pathlib.Path(sys.argv[1]); sys.exit(serve(root, root, with_lifeline=True, command=scripted))"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE)
 

@@ -141,7 +141,7 @@ class History:
         if state == RunState.QUEUED:
             return number
         folder = self.root / "runs" / str(number)
-        write(folder / "checkpoints" / "step-1" / "weights", "c" * 50)
+        write(folder / "checkpoints" / "step-1-1" / "weights", "c" * 50)
         write(folder / "attempts/prepare-1/train.jsonl", "d" * 20)
         write(folder / "attempts/prepare-1/log.txt", "hello")
         write(folder / "prepare.json", json.dumps({"folder": f"runs/{number}/attempts/prepare-1"}))

@@ -17,7 +17,7 @@ MARK = fingerprint({"dataset": "d"})
 def folder(tmp_path: Path) -> Path:
     """A checkpoint folder with the steps 10 and 20."""
     for step in (10, 20):
-        publish(written(tmp_path, step), tmp_path / "checkpoints", step, MARK)
+        publish(written(tmp_path, step), tmp_path / "checkpoints", step, MARK, 1)
     return tmp_path / "checkpoints"
 
 
@@ -31,23 +31,31 @@ def written(place: Path, step: int) -> Path:
 
 
 def test_the_newest_two_are_kept(folder: Path, tmp_path: Path) -> None:
-    publish(written(tmp_path, 100), folder, 100, MARK)
-    assert newest_valid(folder, MARK) == folder / "step-100"
-    assert sorted(path.name for path in folder.iterdir()) == ["step-100", "step-20"]
+    publish(written(tmp_path, 100), folder, 100, MARK, 1)
+    assert newest_valid(folder, MARK) == folder / "step-100-1"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-100-1", "step-20-1"]
 
 
 def test_torn_and_foreign_ones_of_later_steps_do_not_push_a_whole_one_out(folder: Path, tmp_path: Path) -> None:
-    (publish(written(tmp_path, 80), folder, 80, MARK) / COMPLETE).unlink()
-    publish(written(tmp_path, 90), folder, 90, "another training")
-    publish(written(tmp_path, 30), folder, 30, MARK)
-    publish(written(tmp_path, 40), folder, 40, MARK)
-    assert sorted(path.name for path in folder.iterdir()) == ["step-30", "step-40"]
+    (publish(written(tmp_path, 80), folder, 80, MARK, 1) / COMPLETE).unlink()
+    publish(written(tmp_path, 90), folder, 90, "another training", 1)
+    publish(written(tmp_path, 30), folder, 30, MARK, 1)
+    publish(written(tmp_path, 40), folder, 40, MARK, 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-30-1", "step-40-1"]
+
+
+def test_an_attempt_removes_no_checkpoint_of_a_later_one(folder: Path, tmp_path: Path) -> None:
+    publish(written(tmp_path, 40), folder, 40, MARK, 2)
+    publish(written(tmp_path, 30), folder, 30, MARK, 1)
+    assert newest_valid(folder, MARK) == folder / "step-40-2"
+    publish(written(tmp_path, 50), folder, 50, MARK, 2)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-40-2", "step-50-2"]
 
 
 def test_a_step_that_was_left_torn_is_replaced(folder: Path, tmp_path: Path) -> None:
-    (folder / "step-20" / COMPLETE).unlink()
-    publish(written(tmp_path, 20), folder, 20, MARK)
-    assert newest_valid(folder, MARK) == folder / "step-20"
+    (folder / "step-20-1" / COMPLETE).unlink()
+    publish(written(tmp_path, 20), folder, 20, MARK, 1)
+    assert newest_valid(folder, MARK) == folder / "step-20-1"
 
 
 def cut(path: Path) -> None:
@@ -74,9 +82,9 @@ TORN: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", TORN)
 def test_the_older_one_is_taken_when(folder: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    TORN[damage](folder / "step-20")
-    assert newest_valid(folder, MARK) == folder / "step-10"
-    assert capsys.readouterr().err.startswith("checkpoint step-20 is skipped: ")
+    TORN[damage](folder / "step-20-1")
+    assert newest_valid(folder, MARK) == folder / "step-10-1"
+    assert capsys.readouterr().err.startswith("checkpoint step-20-1 is skipped: ")
 
 
 # Real trainings ----------------------------------------------------------------------------------------------------
@@ -90,14 +98,14 @@ def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_wei
     assert (whole.resumed_from_step, whole.optimizer_steps) == (0, 21)
     run.forget()
     assert not (run.stop_after(10).folder / "scratch").exists()
-    cut(run.checkpoints / "step-11/optimizer.pt")
+    cut(run.checkpoints / "step-11-2/optimizer.pt")
     adapter, found = run.finish()
     said = capsys.readouterr().err
     assert said.count("records are packed\n") == 3
     assert (adapter.resumed_from_step, adapter.optimizer_steps) == (10, 21)
     assert same(found, expected)
     assert said.count("is skipped") == 1
-    assert "step-11 is skipped: optimizer.pt is missing, truncated or changed" in said
+    assert "step-11-2 is skipped: optimizer.pt is missing, truncated or changed" in said
     assert [point.step for point in adapter.loss_curve] == list(range(1, 22))
     assert adapter.trained_tokens == whole.trained_tokens
     assert adapter.adapter_change == pytest.approx(whole.adapter_change)
@@ -108,7 +116,7 @@ def test_a_checkpoint_of_other_data_is_not_resumed(
 ) -> None:
     run = new_run(tiny_llama, quantization="none", epochs=0.5)
     run.finish()
-    assert sorted(path.name for path in run.checkpoints.glob("step-*")) == ["step-2", "step-3"]
+    assert sorted(path.name for path in run.checkpoints.glob("step-*")) == ["step-2-1", "step-3-1"]
     with (run.root / "data/train.jsonl").open("a") as file:
         file.write(json.dumps({"id": "new", "instruction": "x", "input": "", "output": "y"}) + "\n")
     run.dataset = run.dataset.model_copy(update={"dataset_sha256": dataset_hash(run.root / "data")})

@@ -50,7 +50,7 @@ def test_the_adapter_is_the_last_steps_whatever_the_dev_loss_with_and_without_a_
 ) -> None:
     lowest_at(6)
     run.stop_after(5)
-    lowest = load_file(run.checkpoints / "step-6/adapter_model.safetensors")
+    lowest = load_file(run.checkpoints / "step-6-1/adapter_model.safetensors")
     resumed, found = run.finish()
     assert (resumed.resumed_from_step, resumed.optimizer_steps) == (6, 21)
     assert [point.step for point in resumed.dev_curve] == MEASURED

@@ -391,7 +391,7 @@ def test_the_time_limit_is_a_failure_only_without_a_new_checkpoint(
         return [job._replace(state="TIMEOUT") if job.state == "FAILED" else job for job in look(self)]
 
     monkeypatch.setattr(SlurmExecutor, "_look", timed_out)
-    saves = "folder = pathlib.Path(spec['root'], spec['checkpoints'], 'step-1'); folder.mkdir(parents=True)\n"
+    saves = "folder = pathlib.Path(spec['root'], spec['checkpoints'], 'step-1-1'); folder.mkdir(parents=True)\n"
     saves += "(folder / 'COMPLETE').touch()\n"
     spec = spec_of(in_slurm.root, PRELUDE + (saves if checkpoint else "") + VANISH, grace=0.5)
     in_slurm.executor.submit(spec)
