@@ -43,7 +43,7 @@ from daemon.state.states import RunState
 from daemon.state.tables import Attempt, Drop, Run
 from daemon.state.troubles import Troubles
 from daemon.system.clock import now_ms
-from daemon.system.folders import StateFolder, WorkFolder
+from daemon.system.folders import WorkFolder
 from pipeline.contract import StepSpec
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_spec, made_verdict
 from tests.model_folder import write_model
@@ -139,9 +139,8 @@ def overhead(tries: int) -> Iterator[Row]:
     took = []
     with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as name:
         root = Path(name)
-        folders = StateFolder(root), WorkFolder(root)
         settings = ExecutorSettings(kind="slurm", poll_seconds=1)
-        slurm = SlurmExecutor(folders, settings, Troubles(), program_in(root))
+        slurm = SlurmExecutor("bench", WorkFolder(root), settings, Troubles(), program_in(root))
         executor = Asking(slurm, {"train": 1.0})
         for number in range(1, tries + 1):
             time.sleep(1.5 + number * 0.37 % 1)  # idle again, and at any moment of the second between two looks
@@ -299,8 +298,9 @@ class House:
     def begin_dispatcher(self) -> None:
         """Begin as a new daemon does."""
         self.troubles = Troubles()
-        folders = self._settings.state_folder, self._settings.work_folder
-        self._slurm = SlurmExecutor(folders, self._settings.executor, self.troubles, program_in(self._folder))
+        self._slurm = SlurmExecutor(
+            "bench", self._settings.work_folder, self._settings.executor, self.troubles, program_in(self._folder)
+        )
         on_nodes = self._settings.executor.steps_on_nodes
         executor = Asking(ByStep(on_nodes, self._slurm, LocalExecutor(self._spool)), self._seconds)
         self.dispatcher = Dispatcher(self._engine, self._settings, executor, self.troubles)

@@ -29,7 +29,7 @@ from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.database_file import refuse_network, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE, WORKER_LOCK
-from daemon.state.ownership import OwnFolder, StateFolderGone
+from daemon.state.ownership import OwnFolder, StateFolderGone, installation_id
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
 from daemon.storage.restore import refuse_half_restored
@@ -60,6 +60,8 @@ class Service:
         self._folder = OwnFolder(root, "run")
         work = settings.work_folder
         OwnFolder(work, "run").close()
+        on_nodes = settings.executor.steps_on_nodes
+        instance = installation_id(root, work) if on_nodes or work != root else ""
         for folder in (work / "drops", work / "runs", work / "models", work / "tracks", work / TRASH_NAME):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(root / LOCK_NAME)
@@ -81,12 +83,11 @@ class Service:
         self._wake = threading.Event()
         self._troubles = Troubles()
         self._spool = Spool(root, work)
-        on_nodes = settings.executor.steps_on_nodes
         refuse_moved(self._spool, on_nodes)
         executor: Executor = LocalExecutor(self._spool)
         self._slurm: SlurmExecutor | None = None
         if on_nodes:
-            self._slurm = SlurmExecutor((root, work), settings.executor, self._troubles)
+            self._slurm = SlurmExecutor(instance, work, settings.executor, self._troubles)
             executor = ByStep(on_nodes, self._slurm, executor)
         self._dispatcher = Dispatcher(self._engine, settings, executor, self._troubles)
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)

@@ -39,7 +39,7 @@ from daemon.system.sd_notify import notify, showing_life
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
-from pipeline.contract import SPEC_NAME, Step, StepSpec
+from pipeline.contract import SPEC_NAME, Step, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_START_AGAIN, DropforgeError, StepFailed
 from pipeline.steps import STEPS, next_step
 
@@ -179,6 +179,8 @@ class Dispatcher:
             log.exception("run_trouble", run=claim.run_id)
             hint = "the daemon's log has the whole story; this is a defect, please report it"
             self._after_failure(claim, f"{type(error).__name__}: {error}"[:2000], hint, now, retryable=False)
+        else:
+            self._troubles.clear(f"files of run {claim.run_id}")
 
     def _look_at_disk(self, now: int) -> bool:
         """Return whether free disk space is below the low-water mark; record an event when that changes."""
@@ -332,17 +334,7 @@ class Dispatcher:
             log.info("step_published", run=claim.run_id, step=spec.step)
             return True
         if result.status == "interrupted":
-            begins_again = result.exit_code == EXIT_START_AGAIN
-            run = self._run(claim)
-            called_off = run.cancel_requested or is_in_vain(self._engine, run, spec)
-            words = None if called_off else run_files.stop_words(spec)
-            if begins_again and result.error:
-                words = result.error.message
-            self._end(claim, attempt, AttemptState.INTERRUPTED, now, words)
-            if begins_again or run.cancel_requested:
-                return True
-            self._after_interruption(claim, spec, words, now)
-            return False
+            return self._interrupted(claim, attempt, spec, result, now)
         message = result.error.message if result.error else f"exit code {result.exit_code}"
         hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
         self._end(claim, attempt, AttemptState.FAILED, now, message)
@@ -352,6 +344,26 @@ class Dispatcher:
             self._after_death(claim, attempt, message, now)
         else:
             self._after_failure(claim, message, hint, now, retryable=result.exit_code != EXIT_BAD_DATA)
+        return False
+
+    def _interrupted(self, claim: states.Claim, attempt: Attempt, spec: StepSpec, result: StepResult, now: int) -> bool:
+        """End an interrupted attempt; return whether the run can be advanced again at once."""
+        begins_again = result.exit_code == EXIT_START_AGAIN
+        run = self._run(claim)
+        called_off = run.cancel_requested or is_in_vain(self._engine, run, spec)
+        words = None if called_off else run_files.stop_words(spec)
+        hint = self._why_not_again(claim, attempt, spec) if words and not begins_again else ""
+        if begins_again and result.error:
+            words = result.error.message
+        self._end(claim, attempt, AttemptState.FAILED if hint else AttemptState.INTERRUPTED, now, words)
+        if begins_again or run.cancel_requested:
+            return True
+        if hint:
+            self._after_failure(claim, words or "", hint, now, retryable=True)
+            return False
+        run_queue.interrupt(self._engine, claim, now, words)
+        log.info("run_interrupted", run=claim.run_id, step=spec.step)
+        self._drop(claim)
         return False
 
     def _conclude(self, claim: states.Claim, run: Run, now: int) -> bool:
@@ -430,14 +442,23 @@ class Dispatcher:
         """Postpone a run whose files cause `error`; raise `error` if it concerns every run: database or full disk."""
         if isinstance(error, DBAPIError) or is_full(error):
             raise error
+        unusable = self._unusable(claim.run_id, error)
+        attempt = states.open_attempt(self._engine, claim.run_id)
+        if attempt is not None and self._executor.outlives(key_of(attempt)):
+            # Its job goes on, and the shared file system may answer at the next look.
+            self._troubles.note(f"files of run {claim.run_id}", unusable, message=True)
+            return
         self._stop_step(claim)
-        self._postpone(claim, self._unusable(claim.run_id, error), now)
+        self._postpone(claim, unusable, now)
 
     def _stop_step(self, claim: states.Claim) -> None:
         """Have the run's open attempt stopped, if there is one: nobody polls it any more."""
         attempt = states.open_attempt(self._engine, claim.run_id)
         if attempt is not None:
-            self._executor.cancel(key_of(attempt))
+            try:
+                self._executor.cancel(key_of(attempt))
+            except (OSError, ValueError) as error:
+                log.warning("step_not_cancelled", run=claim.run_id, error=str(error))
 
     def _unusable(self, run_id: int, error: Exception) -> DropforgeError:
         """Return the error of a run that cannot use its own files: only this run waits, other runs go on."""
@@ -456,18 +477,18 @@ class Dispatcher:
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
         self._drop(claim)
 
-    def _after_interruption(self, claim: states.Claim, spec: StepSpec, words: str | None, now: int) -> None:
-        """Let the run wait, uncounted; fail it if no attempt in a row of `_MOST_INTERRUPTED` left a checkpoint."""
+    def _why_not_again(self, claim: states.Claim, attempt: Attempt, spec: StepSpec) -> str:
+        """Return the hint if the end of an attempt by Slurm counts as a failure, else ""."""
         last = states.last_attempts(self._engine, claim.run_id, spec.step, _MOST_INTERRUPTED)
-        in_vain = len(last) == _MOST_INTERRUPTED and {one.state for one in last} == {AttemptState.INTERRUPTED}
-        if in_vain and not run_files.made_checkpoint(self._root, claim.run_id, last[-1].started_at):
-            message = f"step {spec.step} was interrupted {_MOST_INTERRUPTED} times in a row and left no checkpoint"
-            hint = f"see by whom: dropforge show {claim.run_id}; then: dropforge retry {claim.run_id}"
-            self._after_failure(claim, message, hint, now, retryable=False)
-            return
-        run_queue.interrupt(self._engine, claim, now, words)
-        log.info("run_interrupted", run=claim.run_id, step=spec.step)
-        self._drop(claim)
+        if run_files.made_checkpoint(self._root, claim.run_id, attempt.started_at):
+            return ""
+        if run_files.was_out_of_time(spec):
+            return f"its time limit came before a checkpoint: raise executor.slurm.{spec.step}.time"
+        if len(last) < _MOST_INTERRUPTED or {one.state for one in last[1:]} != {AttemptState.INTERRUPTED}:
+            return ""
+        if run_files.made_checkpoint(self._root, claim.run_id, last[-1].started_at):
+            return ""
+        return f"{_MOST_INTERRUPTED} attempts in a row left no checkpoint; see why: dropforge show {claim.run_id}"
 
     def _after_death(self, claim: states.Claim, attempt: Attempt, message: str, now: int) -> None:
         progress = run_files.made_checkpoint(self._root, claim.run_id, attempt.started_at)

@@ -1,9 +1,9 @@
 """
 One attempt on a node of a cluster: `dropforge worker --one KEY FENCE`, which a job of the cluster runs.
 
-Several hosts share the attempt's folder. The first who creates `claim.json` there works on the attempt, whoever else
-was started for it ends at once; once `revoked` is there, the step is stopped. A name is asked for only after it was
-listed: NFS keeps for a minute that a name was not there, but lists what is.
+Several hosts share the attempt's folder. The process that creates `claim.json` there works on the attempt, any other
+ends at once; once `revoked.json` is there, the step is stopped. A name is asked for only after it was listed: NFS keeps
+for a minute that a name was not there, and asks the server again for a listing.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from daemon.dispatch.step_process import StepCommand, StepProcess, result_of_dea
 from daemon.state.ownership import OwnFolder
 from daemon.system.processes import on_stop
 from pipeline import durable
-from pipeline.contract import CLAIM_NAME, RESULT_NAME, REVOKED_NAME, SPEC_NAME
+from pipeline.contract import CLAIM_NAME, RESULT_NAME, REVOKED_NAME, SPEC_NAME, StepResult
 from pipeline.errors import EXIT_DISK_FULL, DropforgeError, is_disk_full
 
 _LOOK_SECONDS = 2.0
@@ -50,7 +50,7 @@ def run_one(root: Path, key: str, fence: str, stop: threading.Event, command: St
             looked = time.monotonic()
             with contextlib.suppress(OSError):  # the file system's server may be away for a while
                 names = listed(folder)
-                if REVOKED_NAME in names or (names and SPEC_NAME not in names):
+                if REVOKED_NAME in names or SPEC_NAME not in names:
                     stop.set()
         return stop.is_set()
 
@@ -64,7 +64,20 @@ def run_one(root: Path, key: str, fence: str, stop: threading.Event, command: St
         if not is_disk_full(error):
             raise
         result = result_of_dead(spec, EXIT_DISK_FULL, stopped=False)
-    write_first(folder / RESULT_NAME, result.model_dump())
+    while not _leave(folder, result):
+        if stop.wait(_LOOK_SECONDS):
+            return
+
+
+def _leave(folder: Path, result: StepResult) -> bool:
+    """Write the result; return whether the disk had room for it."""
+    try:
+        write_first(folder / RESULT_NAME, result.model_dump())
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        return False
+    return True
 
 
 def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_command) -> None:
@@ -105,9 +118,10 @@ def write_first(path: Path, value: object) -> None:
 
 
 def claim(folder: Path) -> bool:
-    """Create the attempt's claim with this job's number and node; return whether nobody had."""
+    """Create the attempt's claim with this job's number, node and time limit; return whether nobody had."""
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    told = {"job": os.environ.get("SLURM_JOB_ID"), "node": node, "at": round(time.time() * 1000)}
+    until = int(os.environ.get("SLURM_JOB_END_TIME", "0"))
+    told = {"job": os.environ.get("SLURM_JOB_ID"), "node": node, "until": until}
     try:
         fd = os.open(folder / CLAIM_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:

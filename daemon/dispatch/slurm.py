@@ -15,7 +15,6 @@ import shlex
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +24,8 @@ import structlog
 from daemon.dispatch.node import claim, listed, write_first
 from daemon.dispatch.spool import JobState, folder_of
 from daemon.settings.model import ExecutorSettings
-from daemon.state import run_files
 from daemon.state.troubles import Troubles, in_words
-from daemon.system.folders import StateFolder, WorkFolder
+from daemon.system.folders import WorkFolder
 from daemon.system.slurm_commands import CannotAsk, ask, job_number
 from pipeline import durable
 from pipeline.contract import (
@@ -39,27 +37,29 @@ from pipeline.contract import (
     RESULT_NAME,
     REVOKED_NAME,
     SPEC_NAME,
+    StepError,
     StepResult,
     StepSpec,
 )
-from pipeline.errors import EXIT_BAD_DATA, EXIT_FAILED, EXIT_INTERRUPTED, DropforgeError
+from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, DropforgeError
 
 _PROGRAM = (sys.executable, "-P", "-m", "daemon", "worker")
 #: An attempt without a result is given up once Slurm has not known its job, or called it ended, for so many seconds: a
 #: controller may be starting, and a file system shows a new name late.
 GIVE_UP_SECONDS = 120.0
 _AGAIN_SECONDS = 30.0
+#: A command that fails after so many seconds has waited for the controller in vain.
+_NO_ANSWER_SECONDS = 5.0
 _WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 _RUNNING = frozenset(
     {"CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
 )
-#: Reasons of a waiting job that no time removes.
+#: Reasons of a waiting job that do not pass by themselves.
 _NEVER = (
     *("BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit", "InvalidAccount", "InvalidQOS", "JobHeldAdmin"),
     *("launch failed", "job requeued in held"),
 )
 _KILLED = 137
-_INSTANCE = "instance"
 #: Number, name, comment, state, reason and nodes of a job.
 _FORMAT = "%A|%j|%k|%T|%r|%N"
 log = structlog.get_logger()
@@ -81,31 +81,32 @@ class SlurmExecutor:
 
     def __init__(
         self,
-        folders: tuple[StateFolder, WorkFolder],
+        instance: str,
+        work_folder: WorkFolder,
         settings: ExecutorSettings,
         troubles: Troubles,
         program: Sequence[str] = _PROGRAM,
     ) -> None:
         """
-        Use the runs in the work folder, which the nodes see under the same path; problems go to `troubles`.
+        Use the runs in `work_folder`, which the nodes see under the same path; problems go to `troubles`.
 
-        A job runs `program --one KEY FENCE --state ROOT`. Raises `DropforgeError` if the work folder is another
-        installation's, or not mounted.
+        `instance` is the installation's id. A job runs `program --one KEY FENCE --state ROOT`.
         """
-        root = folders[1]
-        self._root, self._settings, self._troubles, self._program = root, settings, troubles, program
-        self._name = f"dropforge-{_instance(*folders)}."
+        self._root, self._settings, self._troubles, self._program = work_folder, settings, troubles, program
+        self._name = f"dropforge-{instance}."
         #: The attempts that were submitted or polled and have no result yet, by key.
         self._open: dict[str, StepSpec] = {}
         #: Since when the thread has known that an attempt is revoked, by key.
         self._revoked: dict[str, float] = {}
         #: Since when Slurm does not know an attempt's job, or says that it has ended, by key.
         self._missing: dict[str, float] = {}
-        self._again: dict[str, float] = {}
+        #: When sbatch is tried again on the monotonic clock, and why it refused, by key.
+        self._again: dict[str, tuple[float, CannotAsk | None]] = {}
         #: An attempt's progress when its job was last seen ended or missing, by key.
         self._progress: dict[str, bytes | None] = {}
-        self._problems: dict[str, DropforgeError] = {}
-        self._shown: set[str] = set()
+        #: The troubles that the thread has noted.
+        self._told: set[str] = set()
+        self._silent_since = ""
         self._wake, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve, name="slurm", daemon=True)
 
@@ -124,14 +125,12 @@ class SlurmExecutor:
         self._watch(spec)
 
     def poll(self, spec: StepSpec) -> JobState:
-        """Return an attempt's state: `ENDED` once its result is listed, else whether it was claimed; never `LOST`."""
-        self._show_problems()
-        try:
-            names = listed(Path(spec.root) / spec.folder)
-        except OSError as error:  # the file system's server may be away for a while
-            self._problems["the shared folder"] = DropforgeError(in_words(error), "jobs go on meanwhile")
-            return JobState.RUNNING
-        self._problems.pop("the shared folder", None)
+        """
+        Return an attempt's state: `ENDED` once its result is listed, else whether it was claimed; never `LOST`.
+
+        Raises `OSError` while the shared file system does not answer.
+        """
+        names = listed(Path(spec.root) / spec.folder)
         # A shared file system may list a name before it can be opened.
         if RESULT_NAME in names and (Path(spec.root) / spec.folder / RESULT_NAME).exists():
             self._forget(spec)
@@ -140,12 +139,20 @@ class SlurmExecutor:
         return JobState.RUNNING if CLAIM_NAME in names else JobState.QUEUED
 
     def cancel(self, key: str) -> None:
-        """Revoke an attempt: its step is stopped wherever it runs, and its job cancelled after the time for that."""
-        spec = self._open.get(key)
-        if spec is not None:
-            step = f"step {spec.step} was stopped before it could leave a result"
-            write_first(self._root / spec.folder / REVOKED_NAME, _ended(spec, "interrupted", EXIT_INTERRUPTED, step))
-            self._wake.set()
+        """
+        Revoke an attempt: its step is stopped wherever it runs, and its job cancelled after the time for that.
+
+        Do nothing if it has no spec. Raises `OSError` or `ValueError` if its files cannot be read or written.
+        """
+        folder = self._root / folder_of(key)
+        names = listed(folder)
+        if SPEC_NAME not in names or REVOKED_NAME in names:
+            return
+        spec = self._open.get(key) or StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
+        words = StepError(message=f"step {spec.step} was stopped before it could leave a result")
+        _revoke(spec, "interrupted", EXIT_INTERRUPTED, words)
+        self._watch(spec)
+        self._wake.set()
 
     def outlives(self, _key: str) -> bool:
         """Return `True`: the next daemon finds the job."""
@@ -168,17 +175,6 @@ class SlurmExecutor:
     def _forget(self, spec: StepSpec) -> None:
         for known in (self._open, self._missing, self._revoked, self._again, self._progress):
             known.pop(spec.key, None)
-        self._problems.pop(f"run {spec.run}", None)
-
-    def _show_problems(self) -> None:
-        """Note the thread's problems as troubles, and clear those that are over."""
-        problems = dict(self._problems)
-        for whose in self._shown - problems.keys():
-            self._troubles.clear(whose)
-        for whose, error in problems.items():
-            words = "; ".join(filter(None, (in_words(error), error.hint)))
-            self._troubles.note(whose, DropforgeError(words), message=True)
-        self._shown = set(problems)
 
     # --- the thread
 
@@ -189,41 +185,53 @@ class SlurmExecutor:
             self._turn()
 
     def _turn(self) -> None:
-        """Look at all jobs once, then bring each open attempt's job a step further."""
+        """Look at all jobs once, advance each open attempt's job, and note what is wrong as troubles."""
+        problems: dict[str, Exception] = {}
         try:
             jobs = self._look()
+            self._silent_since = ""
+            specs = list(self._open.values())
+            for spec in specs:
+                if self._over.is_set():
+                    return
+                problem = self._problem_of(spec, jobs)
+                if problem is not None and spec.key in self._open:
+                    problems[f"run {spec.run}"] = problem
+            self._sweep(jobs, {self._name + spec.key for spec in specs})
         except CannotAsk as error:
             # What was missing may be there again when Slurm answers.
             self._missing.clear()
-            words = f"Slurm has not answered since {time.strftime('%H:%M')}, jobs go on: {error.message}"
-            self._problems.setdefault("Slurm", CannotAsk(words, "see whether it runs: scontrol ping"))
-            return
-        self._problems.pop("Slurm", None)
-        specs = list(self._open.values())
-        for spec in specs:
-            if self._over.is_set():
-                return
-            own = {job.number: job for job in jobs if (job.name, job.fence) == (self._name + spec.key, spec.fence)}
-            whose = f"run {spec.run}"
-            try:
-                problem = self._bring_further(spec, own)
-            except Exception as error:  # noqa: BLE001 - an attempt's trouble must not stop the others
-                problem = error if isinstance(error, DropforgeError) else DropforgeError(in_words(error))
-            if problem is None:
-                self._problems.pop(whose, None)
-            elif spec.key in self._open:
-                self._problems[whose] = problem
-        self._sweep(jobs, {self._name + spec.key for spec in specs})
+            self._silent_since = self._silent_since or time.strftime("%H:%M")
+            words = f"Slurm has not answered since {self._silent_since}, jobs go on: {error.message}"
+            problems["Slurm"] = DropforgeError(f"{words}; see whether it runs: scontrol ping")
+        for whose in self._told - problems.keys():
+            self._troubles.clear(whose)
+        for whose, problem in problems.items():
+            self._troubles.note(whose, problem, message=True)
+        self._told = set(problems)
+
+    def _problem_of(self, spec: StepSpec, jobs: Sequence[Job]) -> Exception | None:
+        """Advance an attempt's job and return what keeps it. Raises `CannotAsk` if Slurm does not answer any more."""
+        own = {job.number: job for job in jobs if (job.name, job.fence) == (self._name + spec.key, spec.fence)}
+        began = time.monotonic()
+        try:
+            problem: Exception | None = self._advance(spec, own)
+        except Exception as error:  # an attempt's trouble must not stop the others
+            if isinstance(error, CannotAsk) and time.monotonic() - began > _NO_ANSWER_SECONDS:
+                raise
+            problem = error
+        hint = problem.hint if isinstance(problem, DropforgeError) else ""
+        return DropforgeError(f"{in_words(problem)}; {hint}") if problem is not None and hint else problem
 
     def _sweep(self, jobs: Sequence[Job], open_names: Collection[str]) -> None:
         """Cancel the waiting jobs of attempts that have ended: nobody polls them any more."""
         for job in jobs:
             if job.name not in open_names and job.state in _WAITING:
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(OSError, ValueError, CannotAsk):
                     if {RESULT_NAME, REVOKED_NAME} & listed(self._root / folder_of(job.name.removeprefix(self._name))):
                         self._scancel(job)
 
-    def _bring_further(self, spec: StepSpec, own: Mapping[int, Job]) -> DropforgeError | None:
+    def _advance(self, spec: StepSpec, own: Mapping[int, Job]) -> DropforgeError | None:
         """Submit, release, cancel or give up an attempt's job as is due; return why it will never begin, if so."""
         folder = Path(spec.root) / spec.folder
         names = listed(folder)
@@ -237,18 +245,20 @@ class SlurmExecutor:
             if note is not None and job.number != note["job"]:
                 self._scancel(job)  # a second one, of an answer that was lost
         if RESULT_NAME in names:
+            if REVOKED_NAME in names:
+                self._forget(spec)  # perhaps nobody polls it any more
             return None
         if note is not None and note["released"]:
             return self._look_after(spec, note, names, own.get(note["job"]))
         if note is None:
-            if time.monotonic() < self._again.get(spec.key, 0.0):
-                return self._problems.get(f"run {spec.run}")
-            self._again[spec.key] = time.monotonic() + _AGAIN_SECONDS
+            until, refused = self._again.get(spec.key, (0.0, None))
+            if not own and time.monotonic() < until:
+                return refused
             note = {"job": min(own) if own else self._sbatch(spec), "released": False}
             durable.write_json(folder / JOB_NAME, note)
         # Written first: from here on the job may run, and if it is gone it is lost, not to be submitted again.
         durable.write_json(folder / JOB_NAME, {**note, "released": True})
-        self._ask("scontrol", "release", str(note["job"]))
+        ask("scontrol", "release", str(note["job"]))
         return None
 
     def _look_after(
@@ -262,7 +272,7 @@ class SlurmExecutor:
             self._missing.pop(spec.key, None)
             self._note_state(spec, job)
             if state in _WAITING and job.reason == "JobHeldUser":
-                self._ask("scontrol", "release", str(job.number))  # the first one was lost
+                ask("scontrol", "release", str(job.number))  # the first one was lost
             if job.reason.startswith(_NEVER):
                 return DropforgeError(
                     f"job {job.number} of step {spec.step} does not begin: {job.reason}",
@@ -276,21 +286,16 @@ class SlurmExecutor:
             self._missing.pop(spec.key, None)
         since = self._missing.setdefault(spec.key, time.monotonic())
         if time.monotonic() - since >= GIVE_UP_SECONDS:
-            self._revoke(spec, note["job"], state, job)
-        return None
-
-    def _revoke(self, spec: StepSpec, number: int, state: str, job: Job | None) -> None:
-        """Revoke an attempt whose job ended in `state` without a result."""
-        where = f" on {job.nodes}" if job is not None and job.nodes else ""
-        words = f"Slurm ended job {number} of step {spec.step}{where}: {state}"
-        hint, status, code = f"the whole story: dropforge logs {spec.run}", "failed", EXIT_FAILED
-        if state == "OUT_OF_MEMORY":
-            code, hint = _KILLED, f"raise executor.slurm.{spec.step}.memory"
-        elif state == "TIMEOUT" and spec.step == "train" and not self._has_new_checkpoint(spec):
-            code, hint = EXIT_BAD_DATA, f"raise executor.slurm.{spec.step}.time: it reached no checkpoint"
-        elif state != "FAILED":
+            where = f" on {job.nodes}" if job is not None and job.nodes else ""
+            words = f"Slurm ended job {note['job']} of step {spec.step}{where}: {state}"
+            hint = f"the whole story: dropforge logs {spec.run}"
             status, code = "interrupted", EXIT_INTERRUPTED
-        write_first(Path(spec.root) / spec.folder / REVOKED_NAME, _ended(spec, status, code, words, hint))
+            if state == "FAILED":
+                status, code = "failed", EXIT_FAILED
+            elif state == "OUT_OF_MEMORY":
+                status, code, hint = "failed", _KILLED, f"raise executor.slurm.{spec.step}.memory"
+            _revoke(spec, status, code, StepError(message=words, hint=hint))
+        return None
 
     def _end_revoked(self, spec: StepSpec, names: set[str], own: Mapping[int, Job]) -> None:
         """Write a revoked attempt's result: at once if nobody has claimed it, else after the time for a checkpoint."""
@@ -303,10 +308,6 @@ class SlurmExecutor:
         for job in own.values():
             self._scancel(job)
         write_first(folder / RESULT_NAME, durable.read_json(folder / REVOKED_NAME))
-
-    def _has_new_checkpoint(self, spec: StepSpec) -> bool:
-        at = durable.read_object(Path(spec.root) / spec.folder / CLAIM_NAME).get("at")
-        return isinstance(at, int) and run_files.made_checkpoint(WorkFolder(Path(spec.root)), spec.run, at)
 
     def _note_state(self, spec: StepSpec, job: Job) -> None:
         """Write the job's state, since when, reason and nodes to a hint for `dropforge status`, if they changed."""
@@ -322,7 +323,7 @@ class SlurmExecutor:
     def _look(self) -> list[Job]:
         """Return this installation's jobs. Raises `CannotAsk`."""
         # Text, not JSON: its form has been the same for ten years, and it is a hundredth of the size.
-        lines = self._ask("squeue", "--me", "--states=all", "--noheader", f"--format={_FORMAT}").splitlines()
+        lines = ask("squeue", "--me", "--states=all", "--noheader", f"--format={_FORMAT}").splitlines()
         parts = [line.split("|") for line in lines]
         found = [(int(part[0]), *part[1:]) for part in parts if len(part) == len(Job._fields) and part[0].isdigit()]
         return [job for job in map(Job._make, found) if job.name.startswith(self._name)]
@@ -332,42 +333,30 @@ class SlurmExecutor:
         folder = Path(spec.root) / spec.folder
         argv = (*self._program, "--one", spec.key, spec.fence, "--state", spec.root)
         setup = f". {shlex.quote(self._settings.setup)}\n" if self._settings.setup else ""
-        script = f"#!/bin/sh\n{setup}exec {shlex.join(argv)}\n"
-        said = self._ask(
-            *("sbatch", "--parsable", "--hold", "--no-requeue", "--export=NIL", "--open-mode=append"),
+        # Slurm lets its own variables through, a token to authenticate by among them.
+        script = f"#!/bin/sh\nunset SLURM_JWT\n{setup}exec {shlex.join(argv)}\n"
+        # Those of the settings first: of an option that is given twice the last one counts.
+        options = (
+            *self._settings.slurm.arguments(spec.step),
+            *("--parsable", "--hold", "--no-requeue", "--export=NIL", "--open-mode=append"),
             *(f"--job-name={self._name}{spec.key}", f"--comment={spec.fence}", f"--chdir={folder}"),
             *(f"--output={LOG_NAME}", f"--signal=B:TERM@{round(spec.grace_seconds)}"),
-            *self._settings.slurm.arguments(spec.step),
-            stdin=script,
         )
-        number = job_number(said)
+        try:
+            number = job_number(ask("sbatch", *options, stdin=script))
+        except CannotAsk as error:
+            self._again[spec.key] = time.monotonic() + _AGAIN_SECONDS, error
+            raise
         log.info("job_submitted", key=spec.key, job=number)
         return number
 
     def _scancel(self, job: Job) -> None:
+        """Cancel a job that has not ended. Raises `CannotAsk`."""
         if job.state in _WAITING | _RUNNING:
-            with contextlib.suppress(CannotAsk):  # done at the next turn
-                self._ask("scancel", "--me", f"--name={job.name}", str(job.number))
-
-    def _ask(self, *command: str, stdin: str = "") -> str:
-        return ask(*command, stdin=stdin)
+            ask("scancel", "--me", f"--name={job.name}", str(job.number))
 
 
-def _instance(state_folder: StateFolder, work_folder: WorkFolder) -> str:
-    """Return the installation's id, which is kept in both folders, so that no two take each other's jobs."""
-    paths = [folder / _INSTANCE for folder in dict.fromkeys((state_folder, work_folder))]
-    known = {path.read_text(encoding="ascii") for path in paths if path.exists()}
-    if not known:
-        known = {uuid.uuid4().hex[:8]}
-        for path in paths:
-            durable.write_bytes(path, next(iter(known)).encode())
-    elif len(known) > 1 or not all(path.exists() for path in paths):
-        message = f"the folder {work_folder} is not this installation's: {paths[-1]} is missing or has another id"
-        raise DropforgeError(message, "mount the shared folder, or name the right one: executor.shared")
-    return known.pop()
-
-
-def _ended(spec: StepSpec, status: str, code: int, message: str, hint: str = "") -> dict[str, Any]:
-    error = {"message": message, "hint": hint}
+def _revoke(spec: StepSpec, status: str, code: int, error: StepError) -> None:
+    """Write that nobody is to work on the attempt any more, and its result should it leave none."""
     told = {"key": spec.key, "fence": spec.fence, "status": status, "exit_code": code, "error": error}
-    return StepResult.model_validate(told).model_dump()
+    write_first(Path(spec.root) / spec.folder / REVOKED_NAME, StepResult.model_validate(told).model_dump())

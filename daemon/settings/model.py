@@ -26,9 +26,10 @@ RESERVED_TRACKS = frozenset({"heldout", "done", "rejected"})
 #: Variables with our prefix that are not settings.
 OTHER_VARIABLES = frozenset({"DROPFORGE_CONFIG", "DROPFORGE_DEBUG", LIFELINE})
 
-#: Options of sbatch by which a job is known or held.
+#: Options of sbatch by which a job is known or held, or with which its number is not what is printed.
 _OWN_OPTIONS = frozenset(
-    {"array", "chdir", "comment", "export", "hold", "job-name", "output", "parsable", "requeue", "signal", "wrap"}
+    {"array", "chdir", "clusters", "comment", "error", "export", "hold", "job-name", "output", "parsable", "requeue"}
+    | {"signal", "test-only", "wait", "wrap"}
 )
 
 #: Bounds of what a person may mean: no wait is longer than a day (what a drop is waited for: a year).
@@ -149,7 +150,7 @@ class SlurmSettings(Frozen):
         named |= {"gres": f"gpu:{job.gpus}" if job.gpus else "", "mem": job.memory, "time": job.time}
         told = (f"--{name}={value}" for name, value in named.items() if value)
         nodes = job.nodes if isinstance(job, TrainingJobSettings) else 1
-        return (*told, f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus}", *self.extra)
+        return (*self.extra, *told, f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus}")
 
 
 class ExecutorSettings(Frozen):
@@ -163,7 +164,7 @@ class ExecutorSettings(Frozen):
     """Folder for drops, runs and models that all nodes see under this path; empty: the state folder."""
     setup: Annotated[str, AfterValidator(_check_path)] = ""
     """Shell file that a job reads before its step, for modules and variables."""
-    poll_seconds: float = Field(default=15.0, ge=0.1, le=3600)
+    poll_seconds: float = Field(default=10.0, ge=0.1, le=3600)
     """Seconds between two looks at Slurm's queue."""
     slurm: SlurmSettings = SlurmSettings()
 

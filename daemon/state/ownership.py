@@ -1,13 +1,16 @@
-"""Keep other users out of the state folder, and detect that it was moved or replaced."""
+"""Keep other users out of the state folder, and detect that it or the work folder was moved or replaced."""
 
 import os
 import stat
+import uuid
 from pathlib import Path
 
 import structlog
 
 from daemon.state.layout import FOLDERS
+from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.programs import name_of, user
+from pipeline import durable
 from pipeline.errors import DropforgeError
 
 #: Folders that the worker follows no link to.
@@ -61,6 +64,25 @@ class OwnFolder:
     def _gone(self, why: str) -> StateFolderGone:
         message = f"the state folder {self._path} was moved or removed: {why}"
         return StateFolderGone(message, "put it back, or set state in dropforge.toml; then start again: dropforge run")
+
+
+def installation_id(state_folder: StateFolder, work_folder: WorkFolder) -> str:
+    """
+    Return the id that the two folders of an installation share, written into both at its first start.
+
+    Raises `DropforgeError` if only one has it, as when a shared folder is not mounted, or each its own.
+    """
+    paths = [folder / "instance" for folder in dict.fromkeys((work_folder, state_folder))]
+    known = {path.read_text(encoding="ascii") for path in paths if path.exists()}
+    if not known:
+        known = {uuid.uuid4().hex[:8]}
+        for path in paths:
+            durable.write_bytes(path, next(iter(known)).encode())
+    elif len(known) > 1 or not all(path.exists() for path in paths):
+        message = f"the folder {work_folder} is not this installation's: {' and '.join(map(str, paths))} differ"
+        hint = "mount the shared folder, or name the right one: executor.shared; if its host was lost, copy the file"
+        raise DropforgeError(message, hint)
+    return known.pop()
 
 
 def _require_own(place: Path) -> None:

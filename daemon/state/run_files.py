@@ -116,6 +116,14 @@ def stop_words(spec: StepSpec) -> str | None:
     return f"{words}; it goes on from step {max(steps)}" if steps and spec.step == "train" else words
 
 
+def was_out_of_time(spec: StepSpec) -> bool:
+    """Return whether an attempt that has ended had reached its job's time limit, or the signal before that."""
+    folder = Path(spec.root) / spec.folder
+    until = durable.read_object(folder / CLAIM_NAME).get("until", 0)
+    # Slurm sends the signal up to a minute early.
+    return bool(until) and (folder / RESULT_NAME).stat().st_mtime >= until - spec.grace_seconds - 60
+
+
 def load_curve(work_folder: WorkFolder, run_id: int) -> Curve | None:
     """Return the loss curve of the run's adapter or, before that is published, of its latest training; else `None`."""
     try:

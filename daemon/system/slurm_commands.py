@@ -1,11 +1,13 @@
 """Slurm's commands, and what they say when they fail."""
 
+import os
 import subprocess
 
 from pipeline.errors import DropforgeError
 
 #: Longest wait for one command.
 _SECONDS = 30.0
+_DEFAULTS = ("SBATCH_", "SQUEUE_", "SCANCEL_")
 
 
 class CannotAsk(DropforgeError):
@@ -14,9 +16,18 @@ class CannotAsk(DropforgeError):
 
 def ask(*command: str, stdin: str = "") -> str:
     """Return what a command of Slurm prints. Raises `CannotAsk` if it fails or takes more than 30 s."""
+    # A person's own defaults, as SQUEUE_PARTITION, would hide jobs.
+    told = {name: value for name, value in os.environ.items() if not name.startswith(_DEFAULTS)}
     try:
         done = subprocess.run(  # noqa: S603 - an argument list of our own, never a shell
-            command, input=stdin, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            env=told,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotAsk(f"{command[0]}: {error}", "see whether Slurm runs: scontrol ping") from error

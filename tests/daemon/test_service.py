@@ -1,6 +1,7 @@
 """The daemon's own order of things, on a real state folder; whole daemons run in tests/e2e."""
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,18 @@ def test_another_executor_does_not_take_over_an_attempt_that_goes_on(
     settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
     with pytest.raises(DropforgeError, match=f"{tmp_path / left} has no result"):
         Service(settings)
+
+
+def test_a_shared_folder_that_is_not_mounted_is_refused_and_not_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    executor = ExecutorSettings(shared=str(tmp_path / "share"))
+    settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
+    for _ in range(2):
+        Service(settings)._lock.release()
+    shutil.rmtree(tmp_path / "share")
+    with pytest.raises(DropforgeError, match="is not this installation's"):
+        Service(settings)
+    assert list((tmp_path / "share").iterdir()) == []
 
 
 def test_a_stop_says_what_is_left_for_the_next_start(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -427,24 +428,65 @@ def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(b
     assert box.executor.steps == ["prepare", *["train"] * 6, "merge", "evaluate", "decide"]
 
 
-def test_ten_attempts_in_a_row_that_are_interrupted_without_a_checkpoint_wait_for_a_person(box: Box) -> None:
-    def with_a_checkpoint(spec: StepSpec) -> StepResult:
+def stopped_by_slurm(spec: StepSpec, until: int = 0, *, checkpoint: bool = False) -> StepResult:
+    """End an attempt that a job worked on, perhaps after it has left a checkpoint."""
+    durable.write_json(Path(spec.root) / spec.folder / "claim.json", {"job": "4711", "node": "n2", "until": until})
+    if checkpoint:
         place = Path(spec.root) / spec.checkpoints / f"step-1-{spec.attempt}"
         place.mkdir(parents=True)
         (place / "COMPLETE").write_text("{}")
-        return ended("interrupted", EXIT_INTERRUPTED)(spec)
+    return ended("interrupted", EXIT_INTERRUPTED)(spec)
 
-    in_vain = ended("interrupted", EXIT_INTERRUPTED)
-    box.executor.script["train"] = [*[in_vain] * 9, with_a_checkpoint, in_vain, in_vain]
+
+def test_ten_jobs_in_a_row_that_slurm_stops_without_a_checkpoint_are_a_failure(box: Box) -> None:
+    saved = partial(stopped_by_slurm, checkpoint=True)
+    box.executor.script["train"] = [*[stopped_by_slurm] * 9, saved, *[stopped_by_slurm] * 2]
     box.drop("a")
     box.ticks(60)
-    assert (box.run().state, box.executor.steps.count("train")) == (RunState.SUCCEEDED, 13)
-    box.executor.script["train"] = [in_vain] * 20
+    assert (box.run().failures, box.executor.steps.count("train")) == (0, 13)
+    box.executor.script["train"] = [stopped_by_slurm] * 11
     box.drop("b")
     box.ticks(60)
     run = box.run(2)
-    words = "step train was interrupted 10 times in a row and left no checkpoint"
-    assert (run.state, run.error, box.executor.steps.count("train")) == (RunState.FAILED, words, 23)
+    assert (run.state, run.failures, box.executor.steps.count("train")) == (RunState.WAITING, 1, 23)
+    assert run.error == "Slurm stopped job 4711 of step train on n2"
+    assert run.hint == "10 attempts in a row left no checkpoint; see why: dropforge show 2"
+
+
+def test_a_job_goes_on_while_its_files_cannot_be_read(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared file system may be away for a while."""
+
+    def away(_spec: StepSpec) -> JobState:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/shared/runs/1")
+
+    monkeypatch.setattr(box.executor, "outlives", lambda _key: True)
+    box.drop("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(box.executor, "poll", away)
+        box.ticks()
+        assert (box.run().state, box.executor.cancelled) == (RunState.RUNNING, [])
+        assert "Stale file handle" in box.dispatcher._troubles.words["files of run 1"]
+    box.ticks()
+    assert (box.run().state, box.executor.steps.count("prepare")) == (RunState.SUCCEEDED, 1)
+    assert box.dispatcher._troubles.words == {}
+
+
+def test_as_many_interruptions_on_this_machine_are_none(box: Box) -> None:
+    box.executor.script["train"] = [ended("interrupted", EXIT_INTERRUPTED)] * 12
+    box.drop("a")
+    box.ticks(60)
+    assert (box.run().state, box.run().failures) == (RunState.SUCCEEDED, 0)
+
+
+@pytest.mark.parametrize(("checkpoint", "failures"), [(True, 0), (False, 1)])
+def test_the_time_limit_is_a_failure_without_a_new_checkpoint(box: Box, failures: int, *, checkpoint: bool) -> None:
+    box.executor.script["train"] = [partial(stopped_by_slurm, until=1, checkpoint=checkpoint)]
+    box.drop("a")
+    while box.run().state != RunState.WAITING:
+        box.ticks(1)
+    run = box.run()
+    assert run.failures == failures
+    assert ("raise executor.slurm.train.time" in (run.hint or "")) is (not checkpoint)
 
 
 @pytest.mark.parametrize(

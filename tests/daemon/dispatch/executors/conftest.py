@@ -1,7 +1,9 @@
 """A real cluster on this machine, and executors in a state folder of their own."""
 
+import json
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from daemon.dispatch.spool import Executor, JobState, LocalExecutor
 from daemon.dispatch.worker import Worker
 from daemon.settings.model import ExecutorSettings
 from daemon.state.troubles import Troubles
-from daemon.system.folders import StateFolder, WorkFolder
-from pipeline.contract import StepSpec
+from daemon.system.folders import WorkFolder
+from pipeline.contract import JOB_NAME, StepSpec
 from tests.daemon.dispatch.test_worker import as_scripted, wait_for
 from tests.run_owner import spool_of
 from tests.slurm.cluster import NEEDS_SLURM, Cluster, new_cluster
@@ -63,9 +65,9 @@ class SlurmHouse(House):
         root = folder / "state"
         root.mkdir(mode=0o700)
         (folder / "node.py").write_text(NODE)
-        folders, program = (StateFolder(root), WorkFolder(root)), (sys.executable, str(folder / "node.py"))
+        instance, program = uuid.uuid4().hex[:8], (sys.executable, str(folder / "node.py"))
         self.settings, self.troubles = ExecutorSettings(kind="slurm", poll_seconds=0.5), Troubles()
-        super().__init__(root, lambda: SlurmExecutor(folders, self.settings, self.troubles, program))
+        super().__init__(root, lambda: SlurmExecutor(instance, WorkFolder(root), self.settings, self.troubles, program))
 
 
 @pytest.fixture
@@ -83,6 +85,10 @@ def make_house(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     for house in houses:
         assert isinstance(house.executor, SlurmExecutor)
         house.executor.stop()
+    # A controller that was killed may give a number out again, and a node that has seen it refuses the job.
+    seen = [json.loads(path.read_text() or "{}") for house in houses for path in house.root.glob(f"runs/**/{JOB_NAME}")]
+    last = max((note.get("job", 0) for note in seen), default=0)
+    wait_for(lambda: int(cluster.says("sbatch", "--parsable", "--hold", "--wrap=true") or 0) > last)
     cluster.clear()
 
 

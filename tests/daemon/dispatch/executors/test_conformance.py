@@ -41,6 +41,16 @@ def test_a_step_that_is_cancelled_while_it_runs_stops_and_says_so(house: House) 
     assert result_of(spec).status == "interrupted"
 
 
+def test_a_new_daemon_stops_a_step_that_it_has_not_asked_about_yet(house: House) -> None:
+    spec = spec_of(house.root, UNTIL_TERM)
+    house.executor.submit(spec)
+    wait_for((house.root / spec.folder / "said").exists)
+    house.again()
+    house.executor.cancel(spec.key)
+    wait_for((house.root / spec.folder / RESULT_NAME).exists)
+    assert result_of(spec).status == "interrupted"
+
+
 def test_the_cancel_of_an_attempt_that_has_ended_changes_nothing(house: House) -> None:
     spec = spec_of(house.root, GOOD)
     house.executor.submit(spec)

@@ -14,14 +14,13 @@ from daemon.dispatch import slurm
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import JobState
 from daemon.settings.model import ExecutorSettings
-from daemon.state.run_files import load_progress
+from daemon.state.run_files import load_progress, was_out_of_time
 from daemon.system import slurm_commands
-from daemon.system.folders import StateFolder, WorkFolder
+from daemon.system.folders import WorkFolder
 from pipeline import durable
-from pipeline.contract import CLAIM_NAME, JOB_NAME, JOB_STATE_NAME, REVOKED_NAME, StepSpec
-from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+from pipeline.contract import CLAIM_NAME, JOB_NAME, JOB_STATE_NAME, REVOKED_NAME, SPEC_NAME, StepSpec
 from tests.daemon.dispatch.executors.conftest import House, SlurmHouse
-from tests.daemon.dispatch.test_worker import GOOD, PRELUDE, UNTIL_TERM, result_of, spec_of, wait_for
+from tests.daemon.dispatch.test_worker import DEAF, GOOD, PRELUDE, UNTIL_TERM, result_of, spec_of, wait_for
 from tests.slurm.cluster import NEEDS_SLURM, Cluster
 
 ROOT = Path(__file__).parents[4]
@@ -61,6 +60,13 @@ def wrap(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) 
     (place / name).write_text(f"#!/bin/sh\nREAL={real}\n{script}\n")
     (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(place), prepend=":")
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the executor give up attempts within seconds."""
+    monkeypatch.setattr(slurm, "GIVE_UP_SECONDS", 1.0)
+    monkeypatch.setattr(slurm, "_AGAIN_SECONDS", 1.0)
 
 
 @pytest.mark.parametrize("end", ["exit 1", "exec sleep 600"])
@@ -106,8 +112,36 @@ def test_a_refusal_is_a_wait_with_its_reason_and_goes_on_when_it_passes(
     wait_for(lambda: "QOSMaxSubmitJobPerUserLimit" in told())
     (tmp_path / "room").touch()
     in_slurm.wait_until(spec, JobState.ENDED)
-    in_slurm.executor.poll(spec)
-    assert troubles.words == {}
+    wait_for(lambda: troubles.words == {})
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_persons_own_defaults_for_squeue_and_sbatch_hide_no_job(
+    in_slurm: SlurmHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "high")
+    monkeypatch.setenv("SBATCH_BEGIN", "tomorrow")
+    spec = spec_of(in_slurm.root, GOOD)
+    in_slurm.executor.submit(spec)
+    in_slurm.wait_until(spec, JobState.ENDED)
+    assert result_of(spec).status == "ok"
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_job_whose_scancel_is_refused_is_cancelled_before_the_run_goes_on(
+    in_slurm: SlurmHouse, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse = f'[ -e {tmp_path}/refused ] && exec $REAL "$@"\ntouch {tmp_path}/refused; echo no >&2; exit 1'
+    wrap(tmp_path, "scancel", refuse, monkeypatch)
+    spec = spec_of(in_slurm.root, DEAF, grace=600)
+    in_slurm.executor.submit(spec)
+    folder = in_slurm.root / spec.folder
+    wait_for((folder / "said").exists)
+    durable.write_json(folder / SPEC_NAME, {**durable.read_object(folder / SPEC_NAME), "grace_seconds": 0.5})
+    in_slurm.again()
+    in_slurm.executor.cancel(spec.key)
+    in_slurm.wait_until(spec, JobState.ENDED)
+    wait_for(lambda: jobs(cluster, "%A") == [])
 
 
 @pytest.mark.parametrize("point", ["after sbatch", "after the note", "before the release"])
@@ -115,7 +149,7 @@ def test_a_daemon_that_dies_while_it_submits_loses_and_doubles_nothing(
     in_slurm: SlurmHouse, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(in_slurm.root, MARKED)
-    real_write, real_ask = durable.write_json, SlurmExecutor._ask
+    real_write, real_ask = durable.write_json, slurm.ask
     died: list[str] = []
 
     class Died(BaseException):
@@ -133,13 +167,13 @@ def test_a_daemon_that_dies_while_it_submits_loses_and_doubles_nothing(
         if path.name == JOB_NAME and point == "after the note":
             die()
 
-    def ask(self: SlurmExecutor, *command: str, stdin: str = "") -> str:
+    def ask(*command: str, stdin: str = "") -> str:
         if command[:2] == ("scontrol", "release") and point == "before the release":
             die()
-        return real_ask(self, *command, stdin=stdin)
+        return real_ask(*command, stdin=stdin)
 
     monkeypatch.setattr(durable, "write_json", write)
-    monkeypatch.setattr(SlurmExecutor, "_ask", ask)
+    monkeypatch.setattr(slurm, "ask", ask)
     monkeypatch.setattr("threading.excepthook", lambda _arguments: None)
     in_slurm.executor.submit(spec)
     wait_for(lambda: died and not thread_of(in_slurm)._thread.is_alive())
@@ -190,12 +224,7 @@ def test_a_dead_controller_is_said_and_delays_nobody_and_the_job_goes_on(
     finally:
         cluster.start("slurmctld")
     assert result_of(spec).status == "ok"
-
-    def is_over() -> bool:
-        in_slurm.executor.poll(spec)
-        return not troubles.words
-
-    wait_for(is_over)
+    wait_for(lambda: troubles.words == {})
 
 
 def test_a_cancelled_attempt_that_has_not_begun_is_ended_at_once_and_its_job_goes(
@@ -261,17 +290,6 @@ def test_a_second_copy_of_a_job_does_nothing_and_does_not_end_the_first(
     in_slurm.wait_until(spec, JobState.ENDED)
 
 
-def test_a_shared_folder_that_is_not_there_is_refused_and_not_begun_anew(tmp_path: Path) -> None:
-    state, work = tmp_path / "state", tmp_path / "share"
-    for folder in (state, work):
-        folder.mkdir()
-    slurm._instance(StateFolder(state), WorkFolder(work))
-    assert slurm._instance(StateFolder(state), WorkFolder(work)) == (work / "instance").read_text()
-    (work / "instance").unlink()
-    with pytest.raises(DropforgeError, match="is not this installation's"):
-        slurm._instance(StateFolder(state), WorkFolder(work))
-
-
 def test_a_damaged_note_of_one_attempt_stops_no_other_and_is_said(in_slurm: SlurmHouse) -> None:
     spoilt, good = spec_of(in_slurm.root, UNTIL_TERM), spec_of(in_slurm.root, GOOD, run=2)
     (in_slurm.root / spoilt.folder).mkdir(parents=True)
@@ -281,13 +299,6 @@ def test_a_damaged_note_of_one_attempt_stops_no_other_and_is_said(in_slurm: Slur
     in_slurm.wait_until(good, JobState.ENDED)
     in_slurm.executor.poll(spoilt)
     assert "run 1" in thread_of(in_slurm)._troubles.words
-
-
-@pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the executor give up attempts within seconds."""
-    monkeypatch.setattr(slurm, "GIVE_UP_SECONDS", 1.0)
-    monkeypatch.setattr(slurm, "_AGAIN_SECONDS", 1.0)
 
 
 def error_of(spec: StepSpec) -> str:
@@ -377,27 +388,7 @@ def test_a_step_is_told_of_the_time_limit_before_it(in_slurm: SlurmHouse) -> Non
     in_slurm.wait_until(spec, JobState.ENDED)
     assert result_of(spec).status == "interrupted"
     assert (in_slurm.root / spec.folder / "checkpoint").exists()
-
-
-@pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize(("checkpoint", "end"), [(True, ("interrupted", 75)), (False, ("failed", EXIT_BAD_DATA))])
-def test_the_time_limit_is_a_failure_only_without_a_new_checkpoint(
-    in_slurm: SlurmHouse, monkeypatch: pytest.MonkeyPatch, *, checkpoint: bool, end: tuple[str, int]
-) -> None:
-    look = SlurmExecutor._look
-
-    def timed_out(self: SlurmExecutor) -> list[slurm.Job]:
-        # Slurm's shortest limit is a minute, which it looks at twice a minute.
-        return [job._replace(state="TIMEOUT") if job.state == "FAILED" else job for job in look(self)]
-
-    monkeypatch.setattr(SlurmExecutor, "_look", timed_out)
-    saves = "folder = pathlib.Path(spec['root'], spec['checkpoints'], 'step-1-1'); folder.mkdir(parents=True)\n"
-    saves += "(folder / 'COMPLETE').touch()\n"
-    spec = spec_of(in_slurm.root, PRELUDE + (saves if checkpoint else "") + VANISH, grace=0.5)
-    in_slurm.executor.submit(spec)
-    in_slurm.wait_until(spec, JobState.ENDED)
-    assert (result_of(spec).status, result_of(spec).exit_code) == end
-    assert error_of(spec).endswith("TIMEOUT")
+    assert was_out_of_time(spec)
 
 
 def test_a_job_that_the_administrator_holds_waits_with_its_reason_and_is_not_released(
@@ -417,7 +408,7 @@ def test_a_job_that_the_administrator_holds_waits_with_its_reason_and_is_not_rel
     cluster.says("scontrol", "release", *jobs(cluster, "%A"))
     in_slurm.wait_until(spec, JobState.ENDED)
     assert result_of(spec).status == "ok"
-    assert in_slurm.troubles.words == {}
+    wait_for(lambda: in_slurm.troubles.words == {})
 
 
 @pytest.mark.usefixtures("soon")
