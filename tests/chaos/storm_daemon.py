@@ -23,6 +23,7 @@ from daemon.dispatch.spool import ByStep, Executor, LocalExecutor
 from daemon.inbox.drop_folders import folder_names
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
+from daemon.state.ownership import installation_id
 from daemon.state.states import RunState
 from daemon.state.tables import Drop, Run
 from daemon.state.troubles import Troubles
@@ -47,8 +48,8 @@ class _Scripted(SlurmExecutor):
 
 
 def _executor(settings: Settings) -> Executor:
-    folders = (settings.state_folder, settings.work_folder)
-    slurms = _Scripted(folders, settings.executor, Troubles(), _PROGRAM)
+    instance = installation_id(settings.state_folder, settings.work_folder)
+    slurms = _Scripted(instance, settings.work_folder, settings.executor, Troubles(), _PROGRAM)
     return ByStep(("train", "evaluate"), slurms, LocalExecutor(spool_of(settings.work_folder)))
 
 

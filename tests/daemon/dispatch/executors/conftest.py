@@ -71,7 +71,11 @@ class SlurmHouse(House):
 
 
 @pytest.fixture
-def make_house(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], SlurmHouse]]:
+def make_house(
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,  # noqa: ARG001 - which is removed after this one's end
+) -> Iterator[Callable[[Path], SlurmHouse]]:
     """Make installations in folders; at the end no job of theirs is left."""
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)

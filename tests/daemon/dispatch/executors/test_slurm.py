@@ -149,7 +149,7 @@ def test_a_daemon_that_dies_while_it_submits_loses_and_doubles_nothing(
     in_slurm: SlurmHouse, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(in_slurm.root, MARKED)
-    real_write, real_ask = durable.write_json, slurm.ask
+    real_write, real_ask = durable.write_json, slurm_commands.ask
     died: list[str] = []
 
     class Died(BaseException):
