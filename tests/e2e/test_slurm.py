@@ -164,6 +164,7 @@ def stop_in_training(workspace: Workspace, cluster: Cluster, work: Path, go: Pat
     workspace.wait(lambda: set_up(work) == cluster.nodes)
     go.touch()
     workspace.wait(lambda: len(list(work.glob("runs/*/attempts/train-1/progress.json"))) == len(TRACKS))
+    cluster.save()  # else it would lose a job, and its run would need minutes more
     workspace.kill()
     cluster.kill("slurmctld")
     workspace.start()

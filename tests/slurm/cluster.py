@@ -137,6 +137,11 @@ class Cluster:
             process.kill()
             process.wait()
 
+    def save(self) -> None:
+        """Wait until the controller has saved its jobs, which it else does some seconds after each change."""
+        self.says("sbatch", "--job-name=saved", "--output=/dev/null", "--wrap=true")
+        wait_for(lambda: b"saved" in (self.root / "state" / "job_state").read_bytes())
+
     def clear(self) -> None:
         """Cancel all jobs, and wait until none is left on any node."""
         self.says("scancel", "--full", "--me")

@@ -24,7 +24,7 @@ from tests.daemon.dispatch.test_worker import DEAF, GOOD, PRELUDE, UNTIL_TERM, r
 from tests.slurm.cluster import NEEDS_SLURM, Cluster
 
 ROOT = Path(__file__).parents[4]
-pytestmark = NEEDS_SLURM
+pytestmark = [NEEDS_SLURM, pytest.mark.long]
 UNTIL_GO = PRELUDE + "say('up')\nwhile not os.path.exists('go'): threading.Event().wait(.05)\nresult('ok', 0)"
 MARKED = PRELUDE + "pathlib.Path('../marks').open('a').write('begun\\n'); result('ok', 0)"
 #: Stops for any number of signals as a real step does, and says how many came.
