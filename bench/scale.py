@@ -6,7 +6,7 @@ Measure one control plane with SQLite on the history of a large installation, up
 Simulated: a month of 1,000 tracks with 1,000 drops and 100 runs each, written by SQL into a database of the product's
 own schema, with the folders of the runs; an executor whose steps take their time by a simulated clock. Real: SQLite's
 file, dispatcher, schedule, intake, collection and `dropforge status`. A run's snapshot names all accepted drops of its
-track, so one row has up to 170 kB, and most of the database is snapshots. Each part of the size adds to the one before.
+track, so one row has up to 170 kB, and most of the database is snapshots.
 
 Each time is given twice, by the clock and on a processor: on a machine that does something else the second is nearer
 to what an idle one takes, though it leaves the waits for the disk out. Due → claimed: in a night every track has a run
@@ -96,9 +96,9 @@ class Size(NamedTuple):
 
 
 def main() -> int:
-    """Make the history part by part, measure each, and print one table."""
+    """Measure each part of the size, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="0.1,0.5,1", help="parts of the size, each larger than the one before")
+    parser.add_argument("--parts", default="0.1,0.5,1", help="parts of the size")
     parser.add_argument("--tracks", type=int, default=1000)
     parser.add_argument("--drops", type=int, default=1000, help="of each track")
     parser.add_argument("--runs", type=int, default=100, help="of each track")
@@ -108,12 +108,12 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (round(options.memory * 1e9),) * 2)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     results: list[dict[str, str]] = []
-    with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as name:
-        history = History(Path(name), options.drops, options.runs)
-        for part in sorted(map(float, options.parts.split(","))):
+    for part in sorted(map(float, options.parts.split(","))):
+        with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as name:
+            history = History(Path(name), options.drops, options.runs)
             size = Size(round(options.tracks * part), options.drops, options.runs, round(options.jobs * part))
             results.append({"": f"{part:.0%}"})
-            print(f"{part:.0%}: the history took {timed(partial(history.grow, size))}", flush=True)
+            print(f"{part:.0%}: the history took {timed(partial(history.make, size))}", flush=True)
             for label, value in measure(history.settings, history, size):
                 results[-1][label] = value
                 print(f"    {label}: {value}", flush=True)
@@ -150,7 +150,6 @@ def measure(settings: Settings, history: "History", size: Size) -> Rows:
     for words in (("status",), ("status", "--json")):
         yield f"dropforge {' '.join(words)}, s", f"{timed(partial(command, settings, *words))}"
     engine.dispose()
-    history.end_open_runs()
 
 
 class Dispatching:
@@ -342,13 +341,13 @@ class History:
         self._folder, self._drops, self._runs = folder, drops, runs
         self.now = round(time.time() * 1000)
         self._began = self.now - 30 * DAY_MS
-        self._base, self._tracks = folder / "base", 0
+        self._base = folder / "base"
         self._base_id = write_model(self._base, b"base weights")
         self.settings = Settings()
 
-    def grow(self, size: Size) -> None:
-        """Add tracks, with their drops, runs, events and run folders, up to `size`."""
-        new = range(self._tracks, size.tracks)
+    def make(self, size: Size) -> None:
+        """Write the tracks, with their drops, runs, events and run folders."""
+        new = range(size.tracks)
         tables_of_tracks = "".join(
             f"[tracks.{track_name(number)}]\nrun_after_quiet_seconds = 60\n" for number in range(size.tracks)
         )
@@ -366,21 +365,8 @@ class History:
             base.execute("BEGIN")
             self._write(base, settings, new)
             base.execute("COMMIT")
-        for run in range(1 + new.start * self._runs, 1 + new.stop * self._runs):
+        for run in range(1, 1 + size.tracks * self._runs):
             self._make_folder(settings.work_folder / "runs" / str(run), run)
-        self._tracks = size.tracks
-
-    def end_open_runs(self) -> None:
-        """Cancel the runs that a measurement left, by SQL."""
-        with closing(sqlite3.connect(self._folder / ".dropforge" / "dropforge.db")) as base:
-            base.execute("UPDATE attempt SET state = 'lost', ended_at = ? WHERE state = 'submitted'", (self.now,))
-            opened = "SELECT id FROM run WHERE state IN ('queued', 'running', 'waiting')"
-            base.execute(f'UPDATE "drop" SET first_run = NULL WHERE first_run IN ({opened})')  # noqa: S608 - our own words
-            base.execute(
-                f"UPDATE run SET state = 'cancelled', token = NULL, ended_at = ? WHERE id IN ({opened})",  # noqa: S608
-                (self.now,),
-            )
-            base.commit()
 
     def _write(self, base: sqlite3.Connection, settings: Settings, new: range) -> None:
         """Write the rows of the tracks `new` in the order of time, all tracks beside each other."""

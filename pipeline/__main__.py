@@ -132,8 +132,7 @@ def _stop_on_signal(attempt: Attempt) -> None:
     """
     Install handlers: SIGTERM or SIGINT stops the step at its next safe point, a second signal exits at once.
 
-    A second one within 5 s is the same wish: Slurm signals every process of a job, and so does the one that waits for
-    this.
+    A second one within 5 s counts as the first: Slurm signals every process of a job, and the worker signals this one.
     """
     first = 0.0
 

@@ -1,4 +1,4 @@
-"""The artifacts of steps: frozen values, each a JSON file, written last; paths are relative to the state folder."""
+"""The artifacts of steps: frozen values, each a JSON file, written last; paths are relative to the work folder."""
 
 import ast
 import inspect
@@ -91,7 +91,7 @@ class Drop(Frozen):
 
 
 class ModelRef(Frozen):
-    """A model folder; `path` is relative to the state folder, or absolute for a base model."""
+    """A model folder; `path` is relative to the work folder, or absolute for a base model."""
 
     model_id: str
     path: str
@@ -421,7 +421,7 @@ class Verdict(Artifact):
     heldout_version: str | None = None
     """Version of the records that both models answered; the data set's if `evaluate` left none out."""
     report: str | None = None
-    """Folder of report.json and report.html, relative to the state folder."""
+    """Folder of report.json and report.html, relative to the work folder."""
     champion_generation: int | None = None
     candidate_model_id: str | None = None
     champion_model_id: str | None = None

@@ -23,9 +23,9 @@ PROGRESS_NAME = "progress.json"
 #: A training attempt's `Curve` so far; afterwards the train artifact has the curves.
 CURVE_NAME = "curve.json"
 LOG_NAME = "log.txt"
-#: On a cluster: the attempt's job, the mark of the node that works on it, and the mark that nobody shall.
+#: On a cluster: the attempt's job, what Slurm said of that last, the claim of its node, and its revocation.
 JOB_NAME, JOB_STATE_NAME, CLAIM_NAME, REVOKED_NAME = "job.json", "job-state.json", "claim.json", "revoked.json"
-#: Files of an attempt that are no outputs of its step.
+#: Files of an attempt other than its step's outputs.
 STORY_NAMES = frozenset(
     {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME, JOB_NAME, JOB_STATE_NAME, CLAIM_NAME, REVOKED_NAME}
 )
@@ -50,7 +50,7 @@ class StepSpec(Frozen):
     fence: str
     """Token of this attempt; a result with another token is ignored."""
     root: str
-    """Absolute path of the work folder, as in `daemon.state.layout`; every relative path is below it."""
+    """Absolute path of the work folder: drops, runs, models; every relative path is below it."""
     folder: str
     """The attempt's folder, relative to `root`; the step writes only to it and to `checkpoints`."""
     checkpoints: str
@@ -80,7 +80,7 @@ class StepSpec(Frozen):
 
     @property
     def key(self) -> str:
-        """Name of the attempt, `<run>-<step>-<attempt>`, unique in the state folder."""
+        """Name of the attempt, `<run>-<step>-<attempt>`, unique in the work folder."""
         return f"{self.run}-{self.step}-{self.attempt}"
 
 
@@ -116,7 +116,7 @@ class Progress(Frozen):
     note: str = ""
     """In a search, a running trial and its settings."""
     where: str = ""
-    """On a cluster, the node of its job, or why the job waits; added by who reads the file."""
+    """On a cluster, the node of the attempt's job, or why that waits; it is not in the file."""
     done: int = 0
     total: int = 0
     tokens_per_second: float | None = None
@@ -193,11 +193,11 @@ class Attempt:
         return kind.model_validate(value)
 
     def path(self, relative: str) -> Path:
-        """Return the absolute path of `relative`, a path below the state folder; an absolute path is unchanged."""
+        """Return the absolute path of `relative`, a path below the work folder; an absolute path is unchanged."""
         return self.root / relative
 
     def relative(self, path: Path) -> str:
-        """Return `path` relative to the state folder, as in artifacts. Raises `ValueError` if it is not below it."""
+        """Return `path` relative to the work folder, as in artifacts. Raises `ValueError` if it is not below it."""
         return path.relative_to(self.root).as_posix()
 
     def make_folder(self, name: str) -> Path:

@@ -1,7 +1,7 @@
 """
 Each track's champion: which model serves, and the only functions that replace it.
 
-The row is authoritative; the links `tracks/<track>/champion` and `previous` in the state folder follow it. They are
+The row is authoritative; the links `tracks/<track>/champion` and `previous` in the work folder follow it. They are
 renamed while the transaction that writes the row holds the database's write lock, and before it commits: whoever sees
 the row finds the links. A crash or an error before the commit can leave a changed link, which `sync_links` puts back. A
 model that was rolled back from is blocked: no run promotes it again, only a person does (`decisions`).
@@ -50,7 +50,7 @@ class Blocked(DropforgeError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """The model of a run that is to be promoted; `path` is its folder, relative to the state folder."""
+    """The model of a run that is to be promoted; `path` is its folder, relative to the work folder."""
 
     track: str
     run_id: int
@@ -143,7 +143,7 @@ def check_files(work_folder: WorkFolder, path: str, identity: str, what: str, tr
     """
     Raise `DropforgeError` unless the model at `path` has the id `identity`, by the hashes of its files.
 
-    `path` is relative to the state folder, or absolute for a base model. `what` names the model in messages.
+    `path` is relative to the work folder, or absolute for a base model. `what` names the model in messages.
     """
     folder = work_folder / path
     require_there(folder, what, track)

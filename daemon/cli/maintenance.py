@@ -141,6 +141,8 @@ def restore(
         print_json(restored=str(source), replaced=str(done.replaced), lost=done.lost, missing=done.missing)
         return
     print_line(f"restored: {source}; what was there before is in {done.replaced}")
+    if settings.executor.shared:
+        print_line(f"and its runs in {settings.work_folder / done.replaced.relative_to(settings.state_folder)}")
     for name in done.lost[:_MOST_NAMED]:
         print_line(f"accepted after the backup, so drop it again from {settings.inbox}/done: {name}")
     if len(done.lost) > _MOST_NAMED:

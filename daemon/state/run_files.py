@@ -40,17 +40,17 @@ class ArtifactDamaged(DropforgeError):
 
 
 def run_folder(work_folder: WorkFolder, run_id: int) -> Path:
-    """Return the path of a run's folder, `runs/<run_id>` in the state folder, whether it exists or not."""
+    """Return the path of a run's folder, `runs/<run_id>` in the work folder, whether it exists or not."""
     return work_folder / "runs" / str(run_id)
 
 
 def attempt_folder(run_id: int, step: str, number: int) -> str:
-    """Return the path of an attempt's folder relative to the state folder: `runs/<run_id>/attempts/<step>-<number>`."""
+    """Return the path of an attempt's folder relative to the work folder: `runs/<run_id>/attempts/<step>-<number>`."""
     return f"runs/{run_id}/attempts/{step}-{number}"
 
 
 def published(work_folder: WorkFolder, run_id: int) -> dict[str, str]:
-    """Return the run's published artifacts, which are not read: step name → path relative to the state folder."""
+    """Return the run's published artifacts, which are not read: step name → path relative to the work folder."""
     folder = run_folder(work_folder, run_id)
     names = [step.name for step in STEPS if (folder / f"{step.name}.json").exists()]
     return {name: f"runs/{run_id}/{name}.json" for name in names}

@@ -21,14 +21,14 @@ class Troubles:
         self._words: dict[str, str] = {}
         #: End of the pause on the monotonic clock, in seconds.
         self._until: dict[str, float] = {}
-        #: Since when the errors exist that a message is to tell, on the same clock.
+        #: When the errors noted with `message` began, on the same clock.
         self._since: dict[str, float] = {}
 
     def note(self, whose: str, error: Exception, *, message: bool = False) -> None:
         """
         Record the error of `whose` (as "track a"), log it if it is new, and begin or restart a pause of a minute.
 
-        With `message` it is one of `lasting` if it is still there after ten minutes.
+        With `message` it is in `lasting` once it has lasted for ten minutes.
         """
         words = in_words(error)
         if self._words.get(whose) != words:
@@ -56,7 +56,7 @@ class Troubles:
 
     @property
     def lasting(self) -> dict[str, str]:
-        """The messages of the errors that a person is to be told, as they have lasted for ten minutes, by name."""
+        """The messages of the errors noted with `message` that have lasted for ten minutes, by name."""
         words, until = self.words, self._monotonic() - _LASTING_SECONDS
         return {whose: words[whose] for whose, since in dict(self._since).items() if since <= until and whose in words}
 

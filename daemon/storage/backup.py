@@ -76,7 +76,7 @@ class Manifest(Frozen):
     counts: dict[str, int]
     """Rows of the database by table."""
     champions: tuple[str, ...]
-    """Folders of the current and previous champions' merged models, relative to the state folder."""
+    """Folders of the current and previous champions' merged models, relative to the work folder."""
     with_models: bool
     missing: tuple[str, ...]
     """Files that the database names and that were missing or had another hash, and damaged verdicts."""

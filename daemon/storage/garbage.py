@@ -26,7 +26,7 @@ class Item(Frozen):
     """One file or folder that is no longer needed."""
 
     path: str
-    """Relative to the state folder; of a rejected file, to the folder of the inbox."""
+    """Relative to the work folder; of a rejected file, to the folder of the inbox."""
     why: str
     bytes: int
     references: tuple[str, ...] = ()

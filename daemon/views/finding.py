@@ -15,15 +15,15 @@ class Finding(Frozen):
 
 
 def ok(name: str, text: str) -> Finding:
-    """Return the finding that all is well."""
+    """Return the finding that there is no problem."""
     return Finding(name=name, level="ok", text=text)
 
 
 def warn(name: str, text: str, remedy: str) -> Finding:
-    """Return a finding that need not keep a run from its end."""
+    """Return the finding of a possible problem."""
     return Finding(name=name, level="warn", text=text, remedy=remedy)
 
 
 def bad(name: str, text: str, remedy: str) -> Finding:
-    """Return a finding that keeps runs from their end."""
+    """Return the finding of a problem with which runs fail."""
     return Finding(name=name, level="bad", text=text, remedy=remedy)

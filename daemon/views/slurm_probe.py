@@ -1,4 +1,4 @@
-"""Whether jobs can run on the Slurm cluster of the settings: its commands, and a job that says what a node sees."""
+"""Check that jobs can run on the Slurm cluster of the settings, by its commands and by a job on a node."""
 
 import contextlib
 import os
@@ -126,7 +126,7 @@ def _compare(answer: dict[str, Any], job: str, times: tuple[float, float], gpus:
         text = f"{job} runs as user {answer['uid']}, the daemon as {os.getuid()}"
         found.append(bad("probe job", text, "give the user the same number on all hosts"))
     for name, error in answer["missing"].items():
-        remedy = f"let {sys.executable} import it on the nodes, or name a file that sees to it: executor.setup"
+        remedy = f"let {sys.executable} import it on the nodes, or set PYTHONPATH in the file of executor.setup"
         found.append(bad("probe job", f"{job} cannot import {name}: {error}", remedy))
     skew = max(begun - answer["time"], answer["time"] - seen)
     if skew > _MOST_SKEW_SECONDS:

@@ -116,7 +116,7 @@ def schema() -> dict[str, Any]:
         "$id": "urn:dropforge:report",
         **found,
         "title": "Evidence card",
-        "description": "The evidence behind one verdict, as report.html shows it; paths are below the state folder.",
+        "description": "The evidence behind one verdict, as report.html shows it; paths are below the work folder.",
     }
 
 

@@ -29,7 +29,7 @@ A = TypeVar("A", bound=Artifact)
 
 def write_report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None = None) -> str:
     """
-    Write report.json and report.html into the attempt's new folder `report`; return it, relative to the state folder.
+    Write report.json and report.html into the attempt's new folder `report`; return it, relative to the work folder.
 
     The card contains the artifacts that the run's earlier steps published. `judgement` replaces the judge step's
     artifact: it is counted on the gate's records only. Raises `FileExistsError` if the folder exists.

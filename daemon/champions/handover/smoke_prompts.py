@@ -70,7 +70,7 @@ def write_smoke_prompts(work_folder: WorkFolder, track: str, model_id: str, run_
 
 def adapter_of(work_folder: WorkFolder, run_id: int, model_id: str) -> str | None:
     """
-    Return the folder of a model's adapter over the base, relative to the state folder; `None` if there is none.
+    Return the folder of a model's adapter over the base, relative to the work folder; `None` if there is none.
 
     Also `None` if the run trained from a champion, did not make `model_id`, or published something that is damaged, or
     if the folder was deleted; the files in the folder are not read.
