@@ -451,6 +451,8 @@ def test_ten_jobs_in_a_row_that_slurm_stops_without_a_checkpoint_are_a_failure(b
     assert (run.state, run.failures, box.executor.steps.count("train")) == (RunState.WAITING, 1, 23)
     assert run.error == "Slurm stopped job 4711 of step train on n2"
     assert run.hint == "10 attempts in a row left no checkpoint; see why: dropforge show 2"
+    box.ticks(60, NOW + 3_600_000)
+    assert (box.run(2).state, box.run(2).failures, box.executor.script["train"]) == (RunState.SUCCEEDED, 1, [])
 
 
 def test_a_job_goes_on_while_its_files_cannot_be_read(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
