@@ -20,8 +20,9 @@ install: $(INSTALLED) ## the environment alone, which every other target makes t
 test: $(INSTALLED) ## what is quick, in minutes: all but the tests that are marked long
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not long"
 
+# Three at once on two cores: those of whole daemons and of Slurm wait most of the time.
 test-all: $(INSTALLED) ## every test, half an hour; tests/systemd needs root and systemd-container, and says so where it cannot run
-	$(BIN)/pytest --numprocesses 2 --dist worksteal --ignore tests/prove
+	$(BIN)/pytest --numprocesses 3 --dist worksteal --ignore tests/prove
 
 chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test-all` tries a seeded sample of. Needs root
 	DROPFORGE_CHAOS=whole $(BIN)/pytest -rA --numprocesses 2 --dist worksteal --timeout 7200 tests/chaos \

@@ -34,7 +34,7 @@ def test_the_hooks_run_what_make_lint_runs() -> None:
 def test_what_one_target_leaves_out_of_the_tests_another_runs() -> None:
     quick, everything = recipe("test"), recipe("test-all")
     assert quick == ['.venv/bin/pytest --numprocesses 2 --dist worksteal -m "not long"']
-    assert everything == [".venv/bin/pytest --numprocesses 2 --dist worksteal --ignore tests/prove"]
+    assert everything == [".venv/bin/pytest --numprocesses 3 --dist worksteal --ignore tests/prove"]
     assert recipe("prove")[0].endswith(" tests/prove")
 
 
