@@ -22,7 +22,7 @@ from pipeline.words import count
 _COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 _MOST_SECONDS, _LOOK_SECONDS, _MOST_SKEW_SECONDS = 60.0, 0.5, 5.0
 _GOES_ON = frozenset({"", "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "COMPLETED"})
-#: What the job runs, in the probe's folder.
+#: What the job runs, in the probe's folder; by a hard link, as results are written.
 _PROGRAM = """
 import importlib, json, os, time
 told = {"uid": os.getuid(), "token": open("token").read(), "missing": {}}
@@ -35,7 +35,7 @@ if "torch" not in told["missing"]:
     told |= {"torch": module.__version__, "cards": module.cuda.device_count()}
 told["time"] = time.time()
 json.dump(told, open("answer.tmp", "w"))
-os.rename("answer.tmp", "answer.json")
+os.link("answer.tmp", "answer.json")
 """
 
 
