@@ -13,22 +13,21 @@ to what an idle one takes, though it leaves the waits for the disk out. Due → 
 that is due, and as many are claimed as may run at once; a tick is followed by the main loop's pause of 0.25 s. What
 needs more memory than `--memory` GB is said so: the process is limited to it.
 
-Measured so far at 10 % alone, once, by the clock, on two cores of an AMD EPYC (Zen 3, virtual) that other work left a
-quarter of one core. It was before a collection read the small columns of ended runs only, and before the dispatcher
-asked once a tick for all running steps. 50 % and 100 % are not measured.
+Measured on two cores of an AMD EPYC (Zen 3, virtual), of which other work took a third, by the clock:
 
-    100 tracks, 100,000 drops, 10,000 runs, 20 at once
-    database                                            0.95 GB (most of it snapshots: by calculation 82 kB a run)
-    check at start, recovery at start                   5.2 s, 6.0 s
-    collection, which follows each run                  90 s, 3.5 GB of memory
-    a night's slots of all tracks                       3.1 s
-    due → claimed: median, worst                        11 s, 27 s
-    tick that claims a run beside 18 others             1.7 s
-    tick that looks at all tracks, each 30 s            7.5 s
-    tick with 20 open runs: median, 99 %                0.87 s, 2.8 s
-    intake of a drop: median, worst                     0.20 s, 0.50 s
-    dropforge status, status --json                     13 s, 42 s
-    most memory but in a collection                     0.96 GB
+    tracks, runs at once                                100, 20     500, 100     1,000, 200
+    database, most of it snapshots                      0.95 GB     4.8 GB       9.6 GB
+    check at start, recovery at start                   1.1, 1.1 s  6.6, 8.4 s   36, 15 s
+    collection, which follows each run                  7.9 s       50 s         163 s
+    a night's slots of all tracks                       0.5 s       2.9 s        6.1 s
+    due → claimed: median, worst                        3.6, 7.2 s  21, 53 s     77, 163 s
+    tick that claims a run: median                      0.14 s      0.46 s       0.53 s
+    tick that looks at all tracks, each 30 s            1.7 s       4.3 s        3.5 s
+    tick with all jobs open: median, 99 %               1, 128 ms   2, 380 ms    2, 210 ms
+    tick that ends a run's step: median                 0.19 s      0.27 s       0.24 s
+    intake of a drop: median, worst                     19, 36 ms   29, 71 ms    44, 85 ms
+    dropforge status, status --json                     2.0, 5.9 s  12, 24 s     22, 58 s
+    most memory of the process                          0.22 GB     0.45 GB      0.33 GB
 """
 
 import argparse
