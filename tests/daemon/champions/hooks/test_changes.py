@@ -440,11 +440,16 @@ def test_the_health_of_a_model_that_has_lost_its_place_is_not_asked(house: House
 def test_the_way_back_from_an_unhealthy_model_is_not_to_another_unhealthy_one(
     house: House, dropforge: Callable[..., Any]
 ) -> None:
-    house.start(None, run("raise SystemExit(7)"))
+    # The first one's end is waited for until the second one serves.
+    go = house.folder / "go"
+    os.mkfifo(go)
+    held = f"os.environ['PROMOTION_GENERATION'] == '1' and open({str(go)!r}).read()"
+    house.start(None, run(f"import os; {held}; raise SystemExit(7)"))
     house.promote()
     house.hooks.tick(house.now)
     assert house.rows()[-1].health_state == "running"
     house.promote()
+    go.write_text("now")
     house.settle()
     assert [(row.kind, row.health_state) for row in house.rows()] == [
         ("base", None),

@@ -428,7 +428,7 @@ def test_a_job_that_slurm_has_forgotten_is_not_run_again(in_slurm: SlurmHouse, c
 
 
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("call", ["sbatch", "scontrol"])
+@pytest.mark.parametrize("call", ["squeue", "sbatch", "scontrol"])
 def test_a_controller_that_dies_after_a_call_loses_and_doubles_nothing(
     in_slurm: SlurmHouse, cluster: Cluster, tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
