@@ -92,7 +92,8 @@ def make_house(
     # A controller that was killed may give a number out again, and a node that has seen it refuses the job.
     seen = [json.loads(path.read_text() or "{}") for house in houses for path in house.root.glob(f"runs/**/{JOB_NAME}")]
     last = max((note.get("job", 0) for note in seen), default=0)
-    wait_for(lambda: int(cluster.says("sbatch", "--parsable", "--hold", "--wrap=true") or 0) > last)
+    held = ("sbatch", "--parsable", "--hold", "--wrap=true")
+    wait_for(lambda: int((cluster.says(*held).split() or ["0"])[-1]) > last)
     cluster.clear()
 
 
