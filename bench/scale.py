@@ -164,7 +164,7 @@ class Dispatching:
         """Claim the runs of a night, work on them all at once, and end three."""
         dispatcher, jobs = self._dispatcher, self._size.jobs
         yield "recovery at start, s", seconds_of(lambda: dispatcher.recover(self._history.now))
-        dispatcher.may_collect = False  # measured apart
+        dispatcher.upkeep.may_collect = False  # measured apart
         ticks: list[Took] = []
         claimed: list[Took] = []
         while len(dispatcher.claimed) < jobs:
@@ -196,7 +196,7 @@ class Dispatching:
         took = []
         while ending & dispatcher.claimed:
             took.append(self._tick())
-            dispatcher.may_collect = False
+            dispatcher.upkeep.may_collect = False
         yield "tick that ends steps of three runs, ms: median; worst", shown(took)
 
     def _tick(self) -> "Took":

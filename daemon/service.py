@@ -230,7 +230,7 @@ class Service:
 
     def _night_began(self) -> None:
         """Allow a garbage collection before the night's first run, and wake the main loop."""
-        self._dispatcher.may_collect = True
+        self._dispatcher.upkeep.may_collect = True
         self._wake.set()
 
     def _end(self) -> None:

@@ -15,27 +15,23 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from daemon.champions import promotion
-from daemon.champions.base_models import Bases
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude, fix_measures
 from daemon.dispatch.spool import Executor, JobState, Spool
 from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
 from daemon.dispatch.step_specs import compose, key_of, spec_of, warn_of_fixed
-from daemon.inbox.answers import rejected
-from daemon.inbox.folders import InboxUnusable
+from daemon.dispatch.upkeep import Upkeep
 from daemon.queue import order, run_queue, states, suspects
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
-from daemon.state.events import record_event
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Run, Track
 from daemon.state.troubles import Troubles, in_words
 from daemon.storage import gc
-from daemon.storage.disk import Disk, is_full
+from daemon.storage.disk import is_full
 from daemon.storage.disk_estimate import needed_bytes, still_needed
 from daemon.system.programs import user
-from daemon.system.sd_notify import notify, showing_life
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
@@ -46,7 +42,6 @@ from pipeline.steps import STEPS, next_step
 _SIGNAL_EXITS = 128
 #: Interrupted attempts in a row, without a checkpoint, after which a person has to look: every node may be preempted.
 _MOST_INTERRUPTED = 10
-_MAINTENANCE_MS = 30_000
 #: Of each running run: token, whether it is to be cancelled, and the track's champion.
 _RUNNING = (
     select(Run.id, Run.token, Run.cancel_requested, Track.champion_model_id)
@@ -78,12 +73,7 @@ class Dispatcher:
         self._asked_at = 0
         self._troubles = Troubles() if troubles is None else troubles
         self._gpu = TrainingHooks(engine, settings, self._troubles)
-        self._maintained_at = -_MAINTENANCE_MS
-        self.bases = Bases(engine, settings)
-        self.disk = Disk(settings)
-        self._was_low = False
-        #: Whether there may be something to collect: after a start, after a run, when a night begins.
-        self.may_collect = True
+        self.upkeep = Upkeep(engine, settings, self._troubles)
         self.draining = False
 
     def recover(self, now: int) -> None:
@@ -93,7 +83,7 @@ class Dispatcher:
         The caller holds the state folder's lock. A run whose files cannot be used is set to waiting instead.
         """
         durable.remove_leftovers(self._spool.queue)
-        self._maintain(now)
+        self.upkeep.maintain(now)
         for claim in run_queue.rescue(self._engine, now):
             self._claims[claim.run_id] = claim
             log.info("run_adopted", run=claim.run_id)
@@ -119,9 +109,9 @@ class Dispatcher:
         No run is claimed if `draining` is set or the disk is low. An error in a claimed run ends or postpones that run;
         a full disk and database errors are raised.
         """
-        low = self._look_at_disk(now)
+        low = self.upkeep.is_disk_low(now)
         # Also while a run is claimed: a base model that was replaced must not be used and cached under the old id.
-        self._maintain(now)
+        self.upkeep.maintain(now)
         self._gpu.tick(self._needs_gpu)
         if len(self._claims) < self._settings.executor.parallel and not self.draining:
             self._claim_due(now, low=low)
@@ -146,7 +136,7 @@ class Dispatcher:
 
     def _claim_due(self, now: int, *, low: bool) -> None:
         """Collect garbage, queue due trials and, unless the disk is `low`, claim the first due run, if there is one."""
-        self._collect_garbage(now)
+        self.upkeep.collect_garbage(now)
         # Called twice a second: query the database only if the answer can differ from the last one.
         later = now >= self._asked_at and (self._due is None or now < self._due)
         if later and not self._changes.changed():
@@ -182,21 +172,9 @@ class Dispatcher:
         else:
             self._troubles.clear(f"files of run {claim.run_id}")
 
-    def _look_at_disk(self, now: int) -> bool:
-        """Return whether free disk space is below the low-water mark; record an event when that changes."""
-        words = self.disk.shortage()
-        if bool(words) != self._was_low:
-            with transaction(self._engine) as session:
-                kind = "disk_low" if words else "disk_has_room"
-                record_event(session, kind, now, free_bytes=self.disk.free_bytes())
-            self._was_low = bool(words)
-            log.warning("disk_low", why=words) if words else log.info("disk_has_room")
-            notify(f"STATUS={words or 'the disk has room again'}")
-        return self._was_low
-
     def describe(self) -> str:
         """Return one line for people: the claimed runs and their progress, the lack of disk space, or "idle"."""
-        return "; ".join(map(self._describe, self._claims)) or self.disk.shortage() or "idle"
+        return "; ".join(map(self._describe, self._claims)) or self.upkeep.disk.shortage() or "idle"
 
     def _describe(self, run_id: int) -> str:
         attempt = states.open_attempt(self._engine, run_id)
@@ -238,11 +216,11 @@ class Dispatcher:
                 try:
                     if run.config is None:
                         config = self._config_of(session, run, now)
-                        self.disk.require(needed_bytes(config) | claimed)
+                        self.upkeep.disk.require(needed_bytes(config) | claimed)
                         if not run_queue.begin(session, run, config, now):
                             continue
                     if run.state == RunState.WAITING:
-                        self.disk.require(self._still_needed(run) | claimed)
+                        self.upkeep.disk.require(self._still_needed(run) | claimed)
                 except DropforgeError as error:
                     run_queue.put_off(session, run, error, now)
                 else:
@@ -269,7 +247,7 @@ class Dispatcher:
             self._drop(claim)
             return False
         try:
-            self.disk.require(still_needed(self._root, run), margin=False)
+            self.upkeep.disk.require(still_needed(self._root, run), margin=False)
             may_begin = not step.needs_gpu or self._gpu.free(run)
         except DropforgeError as error:
             self._postpone(claim, error, now)
@@ -394,7 +372,7 @@ class Dispatcher:
         Raises `DropforgeError` if the track is not in the settings or its base model cannot be used.
         """
         track = states.ensure_track(session, run.track, now)
-        problem = self.bases.problem(track.name)
+        problem = self.upkeep.bases.problem(track.name)
         if problem is not None:
             raise problem
         config = compose(self._settings, track)
@@ -499,38 +477,7 @@ class Dispatcher:
     def _drop(self, claim: states.Claim) -> None:
         del self._claims[claim.run_id]
         self._specs.pop(claim.run_id, None)
-        self.may_collect = True
-
-    def _maintain(self, now: int) -> None:
-        """Every 30 seconds: repair champion links and check base models."""
-        # The clock may be set back: then the last look lies ahead.
-        if abs(now - self._maintained_at) < _MAINTENANCE_MS:
-            return
-        self._maintained_at = now
-        for track, error in promotion.sync_links(self._engine, self._root).items():
-            self._tell(f"track {track}", error)
-        self.bases.refresh(now)
-        for name in self._settings.track_names:
-            self._tell(f"base model of track {name}", self.bases.problem(name))
-
-    def _collect_garbage(self, now: int) -> None:
-        """Remove models, run files and rejected files that nothing needs; skipped unless `may_collect` is set."""
-        if not self.may_collect or not self._settings.gc.automatic:
-            return
-        self.may_collect = False
-        error: Exception | None = None
-        for collect in (gc.collect, rejected.collect):
-            try:
-                showing_life(collect, self._engine, self._settings, now)
-            except (OSError, InboxUnusable) as refused:
-                error = error or refused
-        self._tell("garbage collection", error)
-
-    def _tell(self, whose: str, error: Exception | None) -> None:
-        if error is None:
-            self._troubles.clear(whose)
-        else:
-            self._troubles.note(whose, error)
+        self.upkeep.may_collect = True
 
     def _run(self, claim: states.Claim, *, snapshot: bool = True) -> Run:
         options = [] if snapshot else [defer(Run.snapshot)]  # type: ignore[arg-type]

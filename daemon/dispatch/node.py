@@ -1,9 +1,9 @@
 """
 One attempt on a node of a cluster: `dropforge worker --one KEY FENCE`, which a job of the cluster runs.
 
-Several hosts share the attempt's folder. The process that creates `claim.json` there works on the attempt, any other
-ends at once; once `revoked.json` is there, the step is stopped. A name is asked for only after it was listed: NFS keeps
-for a minute that a name was not there, and asks the server again for a listing.
+Several hosts share the attempt's folder. The process that creates `claim.json` in it works on the attempt, and every
+other process for this attempt ends. Once `revoked.json` is there, the step is stopped. The folder is listed before a
+file in it is opened: an NFS client caches for up to a minute that a file does not exist, but not what a folder lists.
 """
 
 import contextlib

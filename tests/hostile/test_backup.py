@@ -197,7 +197,7 @@ def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
     root = lived_in.settings.state_folder
     engine = open_engine(root / DATABASE_NAME)
     dispatcher = Dispatcher(engine, lived_in.settings, LocalExecutor(spool_of(root)))
-    monkeypatch.setattr(dispatcher.bases, "problem", lambda _name: None)
+    monkeypatch.setattr(dispatcher.upkeep.bases, "problem", lambda _name: None)
     dispatcher.recover(lived_in.tick())
     dispatcher.tick(lived_in.tick())
     with transaction(engine) as session:

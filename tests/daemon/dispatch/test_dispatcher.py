@@ -568,7 +568,7 @@ def test_a_result_with_another_attempts_fence_is_ignored(box: Box) -> None:
     box.drop("a")
     box.ticks(1)
     box.ticks(1)
-    assert run_files.published(box.dispatcher.bases._settings.work_folder, 1) == {}
+    assert run_files.published(box.dispatcher.upkeep.bases._settings.work_folder, 1) == {}
     assert box.run().deaths == 1
 
 
@@ -905,7 +905,7 @@ def test_a_missing_base_model_is_said_and_nothing_is_lost(box: Box) -> None:
     run = box.run()
     assert run.state == RunState.QUEUED
     assert str(base) in (run.error or "")
-    assert dispatcher.bases.problem("default") is not None
+    assert dispatcher.upkeep.bases.problem("default") is not None
     base.with_name("elsewhere").rename(base)
     ticks(dispatcher, now=NOW + 100_000)
     assert box.run().outcome == "promoted"
@@ -925,7 +925,7 @@ def test_a_base_model_is_not_looked_at_again_until_a_file_of_it_changes(
         check_base(folder)
 
     monkeypatch.setattr("daemon.champions.base_models.check_base", look)
-    bases = box.new_dispatcher().bases
+    bases = box.new_dispatcher().upkeep.bases
     for second in range(5):
         bases.refresh(NOW + second)
     assert (len(looks), bases.problem("default") is not None) == (1, spoilt)
@@ -943,7 +943,7 @@ def test_a_damaged_note_on_the_base_model_is_made_again(box: Box, damage: bytes)
     note = box.settings.state_folder / "tracks/default/base.json"
     whole = note.read_bytes()
     note.write_bytes(damage.replace(b"SIGNATURE", json.dumps(json.loads(whole)["signature"]).encode()))
-    assert box.new_dispatcher().bases.problem("default") is None
+    assert box.new_dispatcher().upkeep.bases.problem("default") is None
     assert note.read_bytes() == whole
 
 

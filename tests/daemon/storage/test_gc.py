@@ -421,7 +421,7 @@ def test_the_dispatcher_collects_at_its_start_and_after_a_run_unless_told_not_to
     made.run()
     dispatcher.tick(NOW)
     assert made.there("models/0002") == [True], "nothing has ended since"
-    dispatcher.may_collect = True
+    dispatcher.upkeep.may_collect = True
     dispatcher.tick(NOW)
     assert made.there("models/0002") == [not automatic]
 
