@@ -17,7 +17,7 @@ from pipeline.metrics.registry import METRICS, Metric
 #: As `HARM_P_VALUE`, for the failed guards (old drop, likelihood) of a candidate that did not win. At .001 a drop that
 #: ruined an old one was found in 88 of 100 months, at .005 in 98.
 GUARD_HARM_P_VALUE = 0.005
-_T_TESTS = "paired t and skewness-adjusted t"
+_T_TESTS = "paired t and skewness-adjusted t, also with one total loss more"
 
 
 @dataclass(frozen=True)
@@ -151,11 +151,11 @@ def _gain(differences: Floats) -> float:
 
 
 def _p_value(part: Comparison, differences: Floats) -> float:
-    return statistics.one_sided_p(differences, yes_or_no=not METRICS[part.metric].continuous)
+    return statistics.gain_p(differences, yes_or_no=not METRICS[part.metric].continuous)
 
 
 def _test_words(differences: Floats, metric: Metric) -> str:
-    """Name the tests among which `statistics.one_sided_p` took the largest p-value."""
+    """Name the tests among which `statistics.gain_p` took the largest p-value."""
     if metric.continuous:
         return _T_TESTS
     return "exact McNemar" if statistics.is_yes_or_no(differences) else f"sign test, {_T_TESTS}"
