@@ -22,15 +22,12 @@ class Failure:
     """For the remedy; `{track}` is the option that names the track."""
     found: str = "What it loses"
     """What the guard found; other words where this model may have lost nothing itself."""
-    blames: bool = False
-    """Whether new drops come under suspicion; else training too much is to blame, or no data at all."""
 
 
 GUARDS: Mapping[str, Failure] = {
     "slice": Failure(
         "slice_lost",
         "Drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin.",
-        blames=True,
     ),
     "general": Failure("general_lost"),  # `pipeline.report.next_steps` has its remedy, with numbers
     "general_base": Failure(
@@ -50,11 +47,7 @@ GUARDS: Mapping[str, Failure] = {
         "dropforge rollback{track} --to GENERATION --reason TEXT",
         "What was lost since a former champion, by all since then",
     ),
-    "nll": Failure(
-        "nll_rose",
-        "Train less or on cleaner answers (train.epochs, train.learning_rate); guards.nll is the margin.",
-        blames=True,
-    ),
+    "nll": Failure("nll_rose", "Train less (train.epochs, train.learning_rate); guards.nll is the margin."),
     "empty": Failure("empty_rose", "Look for empty answers in the new drops; guards.degenerate is the margin."),
     "truncated": Failure("truncated_rose", "Look for long answers in the new drops, or raise evaluate.max_new_tokens."),
     "looping": Failure(

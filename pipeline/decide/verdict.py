@@ -40,6 +40,8 @@ class Decision:
     part: Comparison
     """The records that the gate judges on."""
     guards: tuple[GuardResult, ...]
+    blaming: tuple[GuardResult, ...]
+    """The failed guards that put new drops under suspicion; the others say that the model was trained too much."""
     gain: float
     p_value: float
     harm_p_value: float
@@ -115,6 +117,8 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     seen = rules.known.seen(part)
     few = differences.size < least_groups(comparison.metric, gate)
     failed = [row for row in checked if row.state == "failed"]
+    # Good data raises the negative log-likelihood, too, where a winner is trained too much.
+    blaming = tuple(row for row in failed if row.guard == "slice" or (row.guard == "nll" and not wins))
     against = {
         "trained_on_heldout": rules.seen_by_candidate > 0,
         "no_pinned_heldout": gate.on == "pinned" and not comparison.pinned.any(),
@@ -129,8 +133,8 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
         "gain_from_new_data": wins and not seen.all() and not _wins(part, part.differences(seen), gate),
     }
     reasons = tuple(code for code, holds in against.items() if holds)
-    outcome = _outcome(reasons, failed, wins=wins)
-    return Decision(outcome, reasons, part, checked, gain, p_value, harm_p_value, seed)
+    outcome = _outcome(reasons, failed, blaming, wins=wins)
+    return Decision(outcome, reasons, part, checked, blaming, gain, p_value, harm_p_value, seed)
 
 
 def promotes(part: Comparison, rules: Rules) -> bool:
@@ -180,7 +184,9 @@ def least_groups(metric: str, gate: GateConfig) -> int:
     return gate.min_records_continuous if METRICS[metric].continuous else gate.min_records
 
 
-def _outcome(reasons: Sequence[str], failed: Sequence[GuardResult], *, wins: bool) -> Outcome:
+def _outcome(
+    reasons: Sequence[str], failed: Sequence[GuardResult], blaming: Sequence[GuardResult], *, wins: bool
+) -> Outcome:
     """
     Return the first that holds: contaminated, insufficient evidence, worse, guard failed, promoted, not better.
 
@@ -193,8 +199,7 @@ def _outcome(reasons: Sequence[str], failed: Sequence[GuardResult], *, wins: boo
         return "insufficient_evidence"
     if "harm_shown" in reasons:
         return "worse"
-    p_values = [row.p_value for row in failed if GUARDS[row.guard].blames and row.p_value is not None]
-    sure = bool(p_values) and min(p_values) <= GUARD_HARM_P_VALUE
+    sure = any(row.p_value is not None and row.p_value <= GUARD_HARM_P_VALUE for row in blaming)
     if failed and (wins or sure or "nll_not_finite" in reasons):
         return "guard_failed"
     return "promoted" if wins else "not_shown_better"
@@ -206,8 +211,7 @@ def _blames(found: Decision, known: Known) -> bool:
 
     If it knows no drop, as a base model, a bad drop cannot be told from a good one.
     """
-    blamed = any(row.state == "failed" and GUARDS[row.guard].blames for row in found.guards)
-    lost = found.outcome == "worse" or (found.outcome == "guard_failed" and blamed)
+    lost = found.outcome == "worse" or (found.outcome == "guard_failed" and bool(found.blaming))
     return lost and bool(known.drops)
 
 

@@ -328,6 +328,7 @@ def bad(kind: str) -> dict[str, Floats]:
     return pairs
 
 
+EVEN = compare("exact_match", yes_or_no(5, 4, 291))
 LOST_SUITE = (Suite("builtin", np.tile([0.0, 1.0], (100, 1))),)
 FAR_FROM_BASE = (Suite("builtin", np.tile([[0.0, 0.0], [0.0, 1.0]], (1, 50)).reshape(-1, 2), np.ones(100)),)
 FAR = Former(1, np.full(300, 2.0))
@@ -342,8 +343,8 @@ OPINION = Opinion(
     [
         (compare("exact_match", yes_or_no(5, 60, 235)), "harm_shown", True),
         (of_three((0, 12, 88), (30, 0, 70), (30, 0, 70)), "slice_lost", True),
-        (won(nll=likelihoods(0.2)), "nll_rose", True),
-        (won(nll=likelihoods(0.2), suites=LOST_SUITE), "general_lost", True),  # not by it, but beside it
+        (won(nll=likelihoods(0.2)), "nll_rose", False),
+        (replace(EVEN, nll=likelihoods(0.2)), "nll_rose", True),  # no win
         (won(suites=LOST_SUITE), "general_lost", False),
         (won(suites=FAR_FROM_BASE), "general_below_base", False),
         (won(degenerate=bad("empty")), "empty_rose", False),
@@ -371,7 +372,7 @@ def test_a_loss_an_old_drop_and_the_likelihood_put_new_drops_under_suspicion_and
 
 @pytest.mark.parametrize("known", [Known(None), Known(frozenset())])
 def test_where_the_champion_knows_no_drop_none_is_blamed(known: Known) -> None:
-    for found in (compare("exact_match", yes_or_no(5, 60, 235)), won(nll=likelihoods(0.2))):
+    for found in (compare("exact_match", yes_or_no(5, 60, 235)), replace(EVEN, nll=likelihoods(0.2))):
         verdict = decide_verdict(found, Rules(known=known))
         assert verdict.outcome in {"worse", "guard_failed"}
         assert not verdict.blames_new_drops
@@ -388,17 +389,16 @@ def test_lost_drops_are_the_seen_ones_that_failed() -> None:
 
 
 def test_a_candidate_that_does_not_win_has_failed_a_guard_only_by_a_sure_loss_of_an_old_drop_or_of_likelihood() -> None:
-    even = compare("exact_match", yes_or_no(5, 4, 291))
-    general = decide_verdict(replace(even, suites=LOST_SUITE), Rules())
+    general = decide_verdict(replace(EVEN, suites=LOST_SUITE), Rules())
     assert (general.outcome, general.reasons[0]) == ("not_shown_better", "general_lost")
     assert "What it loses: builtin −100.0 points" in story_text(general)
     # So sure that the p-value is 0.
-    fell = decide_verdict(replace(even, nll=likelihoods(0.2)), Rules())
+    fell = decide_verdict(replace(EVEN, nll=likelihoods(0.2)), Rules())
     assert [row.p_value for row in fell.guards if row.guard == "nll"] == [0.0]
     assert fell.outcome == "guard_failed"
     unsure = likelihoods(0.2)
     unsure[0][:, 0] += np.tile([20.0, -20.0], 150)
-    assert decide_verdict(replace(even, nll=unsure), Rules()).outcome == "not_shown_better"
+    assert decide_verdict(replace(EVEN, nll=unsure), Rules()).outcome == "not_shown_better"
 
 
 @pytest.mark.parametrize("drops", [5, 40])
