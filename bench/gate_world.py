@@ -173,7 +173,7 @@ def _decide_as_before(comparison: Comparison, known: Known) -> Said:
     if outcome == "promoted":
         changes = [short.scores[:, 0] - short.scores[:, 1]]
         changes += [pair[:, 1] - pair[:, 0] for pair in comparison.degenerate.values()]
-        shown = [statistics.one_sided_p(-change, yes_or_no=True) for change in changes]
+        shown = [statistics.one_sided_p(-change) for change in changes]
         shown[1:] = statistics.holm(shown[1:])
         beyond = [-100 * change.mean() > margin + 1e-9 for change, margin in zip(changes, (5, 2, 2, 2), strict=True)]
         if any(beyond) or min(shown) <= 0.05:

@@ -274,7 +274,7 @@ def _tested(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1
 
 def _harm(changes: Floats) -> float:
     """Return the one-sided p-value for a loss, given the changes per group."""
-    return statistics.one_sided_p(-changes, yes_or_no=statistics.is_yes_or_no(changes))
+    return statistics.one_sided_p(-changes)
 
 
 def _exceeds(value: float, limit: float) -> bool:

@@ -9,7 +9,6 @@ import numpy as np
 from pipeline.artifacts import SliceResult
 from pipeline.decide import statistics
 from pipeline.decide.comparison import Comparison, Flags, Places
-from pipeline.metrics.registry import METRICS
 
 Name = TypeVar("Name", int, str)
 POINTS = 100
@@ -125,7 +124,6 @@ def _kept(counts: Mapping[Name, int], *, newest: bool) -> list[Name]:
 
 def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int) -> tuple[SliceResult, ...]:
     """Return the primary metric on each slice in points, with 98 % interval and unadjusted p-value of the gain."""
-    yes_or_no = not METRICS[comparison.metric].continuous
     found = []
     for one in slices:
         own = comparison.differences(one.mask)
@@ -141,7 +139,7 @@ def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int)
                 champion=float(champion),
                 gain=float(own.mean()) * POINTS,
                 interval=(low * POINTS, high * POINTS),
-                p_value=statistics.one_sided_p(own, yes_or_no=yes_or_no),
+                p_value=statistics.one_sided_p(own),
             )
         )
     return tuple(found)

@@ -68,31 +68,26 @@ def skewness_adjusted_t(values: Floats) -> float:
     return float(special.stdtr(values.size - 1, -math.sqrt(values.size) * removed))
 
 
-def one_sided_p(values: Floats, *, yes_or_no: bool) -> float:
+def one_sided_p(values: Floats) -> float:
     """
-    Return the one-sided p-value for a gain: exact McNemar if `yes_or_no` (binary metric), else the larger t-test's.
+    Return the one-sided p-value for a gain: exact McNemar if every value is -1, 0 or 1, else the larger t-test's.
 
-    Groups of records may have a mean between 0 and 1. Then the groups that gained and lost are counted (the sign
-    test, Arbuthnott 1710, which McNemar's is on single records), and the largest of all three p-values is taken: the
-    sign test ignores the size of differences, and t is inaccurate if few records differ.
+    The values of a binary metric lie between if they are means of groups.
     """
-    by_sign = mcnemar_exact(*count_signs(values)) if yes_or_no else 0.0
-    if yes_or_no and is_yes_or_no(values):
-        return by_sign
-    return max(by_sign, paired_t(values), skewness_adjusted_t(values))
+    if is_yes_or_no(values):
+        return mcnemar_exact(*count_signs(values))
+    return max(paired_t(values), skewness_adjusted_t(values))
 
 
-def gain_p(values: Floats, *, yes_or_no: bool) -> float:
+def gain_p(values: Floats) -> float:
     """
     Return the p-value on which a verdict rests: `one_sided_p`, or a fifth of that with one value of -1 added if larger.
 
     A sample may hold none of the losses if they are rare and large. At a limit of .01 the gain must thus also have
     p <= .05 with one such loss more. The exact test needs no such addition.
     """
-    p_value = one_sided_p(values, yes_or_no=yes_or_no)
-    if yes_or_no and is_yes_or_no(values):
-        return p_value
-    return max(p_value, one_sided_p(np.append(values, -1.0), yes_or_no=yes_or_no) / 5)
+    p_value = one_sided_p(values)
+    return p_value if is_yes_or_no(values) else max(p_value, one_sided_p(np.append(values, -1.0)) / 5)
 
 
 def count_signs(values: Floats) -> tuple[int, int]:

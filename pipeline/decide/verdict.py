@@ -12,7 +12,7 @@ from pipeline.decide.explain import GUARDS, HARM_P_VALUE, short_line
 from pipeline.decide.power import records_needed, smallest_gain
 from pipeline.decide.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.decide.statistics import Floats
-from pipeline.metrics.registry import METRICS, Metric
+from pipeline.metrics.registry import METRICS
 
 #: As `HARM_P_VALUE`, for the failed guards (old drop, likelihood) of a candidate that did not win. At .001 a drop that
 #: ruined an old one was found in 88 of 100 months, at .005 in 98.
@@ -56,7 +56,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     `not_shown_better`, which takes a while. Fields on models, held-out version and earlier uses keep their defaults.
     """
     found = weigh(comparison, rules)
-    metric, part = METRICS[comparison.metric], found.part
+    part = found.part
     differences, pairs = part.differences(), part.pairs()
     means = pairs.mean(axis=0) * POINTS if len(pairs) else None
     wins, losses = statistics.count_signs(differences)
@@ -75,7 +75,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
         outcome=found.outcome,
         reasons=found.reasons,
         sentence="",
-        metric=metric.name,
+        metric=comparison.metric,
         records=len(part.ids),
         groups=differences.size,
         candidate_score=None if means is None else float(means[0]),
@@ -84,7 +84,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
         interval=(low * POINTS, high * POINTS),
         p_value=found.p_value,
         harm_p_value=found.harm_p_value,
-        test=_test_words(differences, metric),
+        test="exact McNemar" if statistics.is_yes_or_no(differences) else _T_TESTS,
         wins=wins,
         losses=losses,
         ties=differences.size - wins - losses,
@@ -111,9 +111,9 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     gate, part = rules.gate, on_part(comparison, rules)
     seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
     differences = part.differences()
-    gain, p_value, harm_p_value = _gain(differences), _p_value(part, differences), _p_value(part, -differences)
+    gain, p_value, harm_p_value = _gain(differences), statistics.gain_p(differences), statistics.gain_p(-differences)
     checked = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)
-    wins = _wins(part, differences, gate)
+    wins = _wins(differences, gate)
     seen = rules.known.seen(part)
     few = differences.size < least_groups(comparison.metric, gate)
     failed = [row for row in checked if row.state == "failed"]
@@ -130,7 +130,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
         "p_above_limit": p_value > gate.p_value,
         "gain_below_minimum": not _is_large(gain, gate),
         # Not shown on the seen records alone.
-        "gain_from_new_data": wins and not seen.all() and not _wins(part, part.differences(seen), gate),
+        "gain_from_new_data": wins and not seen.all() and not _wins(part.differences(seen), gate),
     }
     reasons = tuple(code for code, holds in against.items() if holds)
     outcome = _outcome(reasons, failed, blaming, wins=wins)
@@ -144,7 +144,7 @@ def promotes(part: Comparison, rules: Rules) -> bool:
     `part` must be restricted by `on_part`, have enough groups and, for a gate on them, pinned records: none of it is
     checked. `rules.seen_by_candidate` is ignored: `weigh` never promotes if it is above 0.
     """
-    if not _wins(part, part.differences(), rules.gate):
+    if not _wins(part.differences(), rules.gate):
         return False
     found = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)
     return not any(row.state == "failed" for row in found)
@@ -154,24 +154,13 @@ def _gain(differences: Floats) -> float:
     return float(differences.mean()) * POINTS if differences.size else 0.0
 
 
-def _p_value(part: Comparison, differences: Floats) -> float:
-    return statistics.gain_p(differences, yes_or_no=not METRICS[part.metric].continuous)
-
-
-def _test_words(differences: Floats, metric: Metric) -> str:
-    """Name the tests among which `statistics.gain_p` took the largest p-value."""
-    if metric.continuous:
-        return _T_TESTS
-    return "exact McNemar" if statistics.is_yes_or_no(differences) else f"sign test, {_T_TESTS}"
-
-
 def _is_large(gain: float, gate: GateConfig) -> bool:
     # A mean of hundredths may miss its value in the last bits.
     return gain >= gate.min_gain - 1e-9
 
 
-def _wins(part: Comparison, differences: Floats, gate: GateConfig) -> bool:
-    return _is_large(_gain(differences), gate) and _p_value(part, differences) <= gate.p_value
+def _wins(differences: Floats, gate: GateConfig) -> bool:
+    return _is_large(_gain(differences), gate) and statistics.gain_p(differences) <= gate.p_value
 
 
 def on_part(comparison: Comparison, rules: Rules) -> Comparison:

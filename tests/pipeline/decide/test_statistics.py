@@ -82,39 +82,17 @@ def test_differences_that_are_equal_but_for_rounding_are_equal() -> None:
     uneven = (np.random.default_rng(3).random(200) + 0.1) - np.random.default_rng(3).random(200)
     assert np.ptp(uneven) > 0
     assert statistics.interval(uneven, seed=1) == pytest.approx(statistics.interval(np.full(200, 0.1), seed=1))
-    assert statistics.one_sided_p(-uneven, yes_or_no=False) == 1.0
+    assert statistics.one_sided_p(-uneven) == 1.0
 
 
 def test_a_continuous_metric_takes_the_larger_t_and_a_yes_or_no_one_mcnemar() -> None:
     for skewed in (column((0.026, 190), (-0.45, 10)), column((-0.026, 190), (0.6, 10))):
         both = (statistics.paired_t(skewed), statistics.skewness_adjusted_t(skewed))
         assert len(set(both)) == 2
-        assert statistics.one_sided_p(skewed, yes_or_no=False) == max(both)
+        assert statistics.one_sided_p(skewed) == max(both)
     differences = column((1, 13), (-1, 3), (0, 84))
-    assert statistics.one_sided_p(differences, yes_or_no=True) == statistics.mcnemar_exact(13, 3)
+    assert statistics.one_sided_p(differences) == statistics.mcnemar_exact(13, 3)
     assert max(statistics.paired_t(differences), statistics.skewness_adjusted_t(differences)) < 0.006, "no t is asked"
-
-
-@pytest.mark.parametrize(
-    ("differences", "decides"),
-    [
-        # As many gain as lose, and gain more: t alone would call it shown.
-        (column((1.0, 10), (-0.2, 10), (0, 80)), "sign"),
-        # Many gain a little, few lose much.
-        (column((0.2, 30), (-1.0, 4), (0, 66)), "hall"),
-        # Few lose, so little that their skewness is the other way round.
-        (column((0.2, 20), (1.0, 12), (-0.2, 2), (0, 66)), "t"),
-    ],
-)
-def test_groups_of_a_yes_or_no_metric_take_the_largest_of_sign_t_and_hall(differences: Floats, decides: str) -> None:
-    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
-    found = {
-        "sign": stats.binomtest(gained, gained + lost, alternative="greater").pvalue,
-        "t": stats.ttest_1samp(differences, 0, alternative="greater").pvalue,
-        "hall": statistics.skewness_adjusted_t(differences),
-    }
-    assert max(found, key=lambda name: float(found[name])) == decides
-    assert statistics.one_sided_p(differences, yes_or_no=True) == pytest.approx(found[decides], rel=1e-9)
 
 
 def test_the_interval_is_scipys_bca_bootstrap_at_98_percent() -> None:
@@ -228,13 +206,13 @@ def test_rare_catastrophes_hidden_in_small_gains_show_no_gain(share: float, size
     lost = random.random((1500, 200)) < share
     samples = np.where(lost, -size, size * share / (1 - share)) + random.normal(0, 0.01, (1500, 200))
     # With the t-tests alone up to 36 per cent: a sample in which not one of the losses fell cannot tell of them.
-    assert np.mean([statistics.gain_p(sample, yes_or_no=False) <= 0.01 for sample in samples]) <= 0.01
+    assert np.mean([statistics.gain_p(sample) <= 0.01 for sample in samples]) <= 0.01
 
 
 def test_one_loss_more_costs_no_power_where_differences_are_as_large_as_those_of_models() -> None:
     samples = np.random.default_rng(17).normal(0.045, 0.2, (500, 200))
-    shown = [statistics.one_sided_p(sample, yes_or_no=False) <= 0.01 for sample in samples]
+    shown = [statistics.one_sided_p(sample) <= 0.01 for sample in samples]
     assert 0.75 < np.mean(shown) < 0.85
-    assert [statistics.gain_p(sample, yes_or_no=False) <= 0.01 for sample in samples] == shown
+    assert [statistics.gain_p(sample) <= 0.01 for sample in samples] == shown
     exact = column((1, 13), (-1, 3), (0, 84))
-    assert statistics.gain_p(exact, yes_or_no=True) == statistics.mcnemar_exact(13, 3)
+    assert statistics.gain_p(exact) == statistics.mcnemar_exact(13, 3)
