@@ -1,16 +1,15 @@
 """
 Guards: checks for harm that block the promotion of a winning candidate. Each rule is one function.
 
-A guard fails if harm is shown, not if its absence is unproven. On fewer than `LEAST_TESTED` groups of records nothing
-is tested, only displayed. The setting `guards.stop` names the guards that block a promotion; the others are only shown.
-`bench/gate.py` measures each guard (true gain +10 points, 500 records). Its cost is by how many percentage points fewer
-good candidates are promoted with it. Its benefit is how often a truly bad winner is promoted with it, in per cent,
-compared with how often without it (in parentheses).
+A guard fails if harm is shown, not if its absence is unproven. On fewer than `LEAST_TESTED` groups of records, with the
+exact test `LEAST_EXACT`, nothing is tested, only displayed. The setting `guards.stop` names the guards that block a
+promotion; the others are only shown. `bench/gate.py` measures each guard (true gain +10 points, 500 records). Its cost
+is by how many percentage points fewer good candidates are promoted with it. Its benefit is how often a truly bad winner
+is promoted with it, in per cent, compared with how often without it (in parentheses).
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from scipy import special
@@ -20,7 +19,7 @@ from pipeline.config import GuardConfig
 from pipeline.decide import statistics
 from pipeline.decide.comparison import Comparison
 from pipeline.decide.explain import HARM_P_VALUE
-from pipeline.decide.slices import LEAST_TESTED, POINTS, Known, Slice
+from pipeline.decide.slices import LEAST_EXACT, LEAST_TESTED, POINTS, Known, Slice
 from pipeline.decide.statistics import Floats
 from pipeline.metrics.degenerate import COLLAPSED, DEGENERATE
 from pipeline.metrics.registry import METRICS
@@ -31,6 +30,9 @@ LEVEL = 0.05
 SURE = 0.01
 #: Fewest groups on which a slice's loss or a likelihood's rise beyond its margin fails without a test.
 LEAST_FOR_MARGIN = 100
+#: From so many slices of 100 groups on, a loss beyond the margin must also be significant by itself; from so many
+#: anchors on, their p-values are adjusted. Of many losses the largest is often large by chance.
+MANY = 6
 _NORMAL_95 = 1.6448536269514722
 
 
@@ -60,24 +62,22 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], margin: float) -> I
     """
     Yield a result for all seen records, each known drop and each tag; a significant or large loss fails.
 
-    Significant is p <= .05 over all slices of a kind together (Holm 1979), large a loss beyond the margin on 100
-    groups. Costs .4 points, more if there is a new kind of task; a candidate that truly lost 10 points on an old drop
-    is promoted in 14 % (43, as the anchor guard remains; without that guard 19 and 92). Slices of new records are not
+    Significant is p <= .05 over all slices of a kind together (Holm 1979). Large is a loss beyond the margin on 100
+    groups; where `MANY` slices have as many, it must also have p <= .05 by itself. Slices of new records are not
     tested: a gain may come from them, but the champion has no knowledge of them that could be lost.
     """
+    own = [one for one in slices if one.kind in {"seen", "tag"} or one.drop is not None]
+    pairs = [comparison.pairs(one.mask) for one in own]
+    rows = [_row(("slice", one.label), pair, margin, drop=one.drop) for one, pair in zip(own, pairs, strict=True)]
+    many = sum(len(pair) >= LEAST_FOR_MARGIN for pair in pairs) >= MANY
+    large = [
+        _is_beyond(row) and len(pair) >= LEAST_FOR_MARGIN and (_is_shown(row, LEVEL) or not many)
+        for row, pair in zip(rows, pairs, strict=True)
+    ]
     for kind in ("seen", "drop", "tag"):
-        # Only drops that the champion knows are tested: it has no knowledge of a new drop to lose.
-        own = [one for one in slices if one.kind == kind and (kind != "drop" or one.drop is not None)]
-        pairs = [comparison.pairs(one.mask) for one in own]
-        changes = [pair[:, 0] - pair[:, 1] for pair in pairs]
-        tested = [place for place, change in enumerate(changes) if change.size >= LEAST_TESTED]
-        raw = [_harm(changes[place]) for place in tested]
-        adjusted = dict(zip(tested, statistics.holm(raw), strict=True))
-        for place, one in enumerate(own):
-            p_value, lost = adjusted.get(place), -float(changes[place].mean()) * POINTS
-            beyond = changes[place].size >= LEAST_FOR_MARGIN and _exceeds(lost, margin)
-            fails = p_value is not None and (p_value <= LEVEL or beyond)
-            yield _row(("slice", one.label), pairs[place], changes[place], margin, p_value, fails=fails, drop=one.drop)
+        places = [place for place, one in enumerate(own) if one.kind == kind]
+        for place, row in zip(places, _adjusted([rows[place] for place in places]), strict=True):
+            yield _fail_if(row, large[place] or _is_shown(row, LEVEL))
 
 
 def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
@@ -144,20 +144,24 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
     """
     Yield a result per seen drop against the former champion best on it; a loss beyond the margin fails at p <= .05.
 
-    Costs a candidate with a new kind of task 4 points, else nothing; 4 points more of loss on a drop that has lost 6
-    are promoted in 42 % (62). A candidate that is no worse than the champion on the drop passes.
+    From `MANY` drops on the p-values are adjusted (Holm 1979). 4 points more of loss on a drop that has lost 6 are
+    promoted in 42 % (62). A candidate that is no worse than the champion on the drop passes.
     """
-    seen = known.seen(comparison)
-    for drop in np.unique(comparison.drops[seen & ~comparison.pinned]).tolist() if comparison.former else ():
-        found = []
+    seen, scores = known.seen(comparison), comparison.scores[comparison.metric][:, 0]
+    best, own = [], []
+    for drop in np.unique(comparison.drops[seen & ~comparison.pinned]).tolist():
+        rows, mask = [], seen & (comparison.drops == drop)
         for former in comparison.former:
-            own = seen & (comparison.drops == drop) & ~np.isnan(former.scores)
-            if own.any():
-                name = ("anchor", f"{known.label(drop)} against the champion of generation {former.generation}")
-                scores = np.column_stack((comparison.scores[comparison.metric][:, 0], former.scores))
-                row = _tested(name, comparison.by_group(scores, own), margin, level=LEVEL)
-                found.append(_no_further(row, comparison.differences(own)))
-        yield from sorted(found, key=lambda row: (row.state != "failed", row.state == "shown", row.change))[:1]
+            pair = comparison.by_group(np.column_stack((scores, former.scores)), mask)
+            if len(pair):
+                name = f"{known.label(drop)} against the champion of generation {former.generation}"
+                rows.append(_row(("anchor", name), pair, margin))
+        if rows:
+            best.append(min(rows, key=lambda row: (row.p_value is None, row.change)))
+            own.append(mask)
+    for row, mask in zip(_adjusted(best) if len(best) >= MANY else best, own, strict=True):
+        failed = _fail_if(row, _is_shown(row, LEVEL) and _is_beyond(row))
+        yield _no_further(failed, comparison.differences(mask))
 
 
 def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
@@ -264,17 +268,28 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
     )
 
 
-def _tested(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1, level: float = SURE) -> GuardResult:
-    """Return a result that fails on a loss beyond `margin` with p <= `level`; `sign` is -1 where less is better."""
-    changes = (pair[:, 0] - pair[:, 1]) * sign
-    p_value = _harm(changes) if changes.size >= LEAST_TESTED else None
-    fails = p_value is not None and p_value <= level and _exceeds(-float(changes.mean()) * POINTS, margin)
-    return _row(name, pair, changes, margin, p_value, fails=fails)
+def _tested(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1) -> GuardResult:
+    """Return a result that fails on a loss beyond `margin` with p <= `SURE`; `sign` is -1 where less is better."""
+    row = _row(name, pair, margin, sign=sign)
+    return _fail_if(row, _is_shown(row, SURE) and _is_beyond(row))
 
 
-def _harm(changes: Floats) -> float:
-    """Return the one-sided p-value for a loss, given the changes per group."""
-    return statistics.one_sided_p(-changes)
+def _adjusted(rows: Sequence[GuardResult]) -> list[GuardResult]:
+    """Return the rows with their p-values adjusted over those that have any (Holm 1979)."""
+    adjusted = iter(statistics.holm([row.p_value for row in rows if row.p_value is not None]))
+    return [row if row.p_value is None else row.model_copy(update={"p_value": next(adjusted)}) for row in rows]
+
+
+def _is_shown(row: GuardResult, level: float) -> bool:
+    return row.p_value is not None and row.p_value <= level
+
+
+def _is_beyond(row: GuardResult) -> bool:
+    return _exceeds(-(row.change or 0.0), row.margin or 0.0)
+
+
+def _fail_if(row: GuardResult, fails: bool) -> GuardResult:  # noqa: FBT001
+    return row.model_copy(update={"state": "failed"}) if fails else row
 
 
 def _exceeds(value: float, limit: float) -> bool:
@@ -286,9 +301,10 @@ def _state(groups: int, *, fails: bool) -> str:
     return "shown" if groups < LEAST_TESTED else "failed" if fails else "passed"
 
 
-def _row(
-    name: tuple[str, str], pair: Floats, changes: Floats, margin: float, p_value: float | None, **rest: Any
-) -> GuardResult:
+def _row(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1, drop: int | None = None) -> GuardResult:
+    """Return a passed result with its p-value for a loss, or a shown one without if the groups are too few to test."""
+    changes = (pair[:, 0] - pair[:, 1]) * sign
+    tested = changes.size >= (LEAST_EXACT if statistics.is_yes_or_no(changes) else LEAST_TESTED)
     candidate, champion = pair.mean(axis=0) * POINTS
     return GuardResult(
         guard=name[0],
@@ -299,10 +315,10 @@ def _row(
         champion=float(champion),
         change=float(changes.mean()) * POINTS,
         bound=statistics.upper_bound(changes) * POINTS,
-        p_value=p_value,
+        p_value=statistics.one_sided_p(-changes) if tested else None,
         margin=margin,
-        state=_state(changes.size, fails=rest["fails"]),
-        drop=rest.get("drop"),
+        state="passed" if tested else "shown",
+        drop=drop,
     )
 
 

@@ -12,9 +12,10 @@ from pipeline.decide.comparison import Comparison, Flags, Places
 
 Name = TypeVar("Name", int, str)
 POINTS = 100
-#: Slices of fewer groups are displayed, not tested: their means are uncertain, and the t-test needs more.
+#: On fewer groups nothing is tested, only displayed; the exact test of a binary metric needs only `LEAST_EXACT`.
 LEAST_TESTED = 30
-#: Drops and tags with fewer records than that are listed up to this many of each: the newest drops, the largest tags.
+LEAST_EXACT = 8
+#: Drops and tags with fewer than `LEAST_EXACT` records are listed up to this many: the newest drops, the largest tags.
 MOST_SMALL = 50
 
 
@@ -76,7 +77,7 @@ def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
     Return the slices of the records: seen and unseen records, drops, tags; none is empty.
 
     Unseen records are a slice if there are any, and seen ones if there are both; drops if there are several; tags if
-    some records, but not all, have them. Of drops and tags with fewer than `LEAST_TESTED` records there are at most
+    some records, but not all, have them. Of drops and tags with fewer than `LEAST_EXACT` records there are at most
     `MOST_SMALL` each.
     """
     slices, seen = [], known.seen(comparison)
@@ -95,7 +96,7 @@ def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
 def count_unlisted(comparison: Comparison) -> int:
     """Return how many drops and tags `find_slices` leaves out because there are too many small ones."""
     counts = (_drops(comparison).values(), _tags(comparison).values())
-    return sum(max(0, sum(count < LEAST_TESTED for count in kind) - MOST_SMALL) for kind in counts)
+    return sum(max(0, sum(count < LEAST_EXACT for count in kind) - MOST_SMALL) for kind in counts)
 
 
 def _drops(comparison: Comparison) -> dict[int, int]:
@@ -117,7 +118,7 @@ def _kept(counts: Mapping[Name, int], *, newest: bool) -> list[Name]:
 
     Of the others the last are kept if `newest`, else the first.
     """
-    small = [name for name, count in counts.items() if count < LEAST_TESTED]
+    small = [name for name, count in counts.items() if count < LEAST_EXACT]
     left_out = set(small[:-MOST_SMALL] if newest else small[MOST_SMALL:])
     return [name for name in counts if name not in left_out]
 

@@ -112,13 +112,15 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
     differences = part.differences()
     gain, p_value, harm_p_value = _gain(differences), statistics.gain_p(differences), statistics.gain_p(-differences)
-    checked = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)
+    slices = find_slices(part, rules.known)
+    checked = guards.check(part, slices, rules.known, rules.guards)
     wins = _wins(differences, gate)
     seen = rules.known.seen(part)
     few = differences.size < least_groups(comparison.metric, gate)
     failed = [row for row in checked if row.state == "failed"]
     # Good data raises the negative log-likelihood, too, where a winner is trained too much.
-    blaming = tuple(row for row in failed if row.guard == "slice" or (row.guard == "nll" and not wins))
+    guilty = {one.label for one in slices if one.kind != "tag"}
+    blaming = tuple(row for row in failed if row.label in guilty or (row.guard == "nll" and not wins))
     against = {
         "trained_on_heldout": rules.seen_by_candidate > 0,
         "no_pinned_heldout": gate.on == "pinned" and not comparison.pinned.any(),

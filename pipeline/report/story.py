@@ -9,6 +9,7 @@ from pipeline.decide.explain import (
     REASONS,
     collapse_words,
     guard_words,
+    unguarded_words,
 )
 from pipeline.report.facts import BlindReview, Story
 from pipeline.report.next_steps import next_steps
@@ -40,6 +41,7 @@ def tell(
     why = [
         *_numbers(verdict),
         *([_IN_NF4] if evaluation is not None and evaluation.quantization == "nf4" else []),
+        *([f"These have too few held-out records to be guarded: {few}."] if (few := unguarded_words(verdict)) else []),
         *_because(verdict, evaluation, spec),
         *_collapsed(verdict, spec),
         *_limits(verdict, dataset, spec),

@@ -7,7 +7,7 @@ from scipy import stats
 
 from pipeline.decide import slices as slices_module
 from pipeline.decide.comparison import Comparison, compare
-from pipeline.decide.slices import LEAST_TESTED, MOST_SMALL, Known, count_unlisted, find_slices, measure_slices
+from pipeline.decide.slices import LEAST_EXACT, MOST_SMALL, Known, count_unlisted, find_slices, measure_slices
 from pipeline.decide.verdict import Rules, decide_verdict
 from tests.records_made import lines_of, yes_or_no
 
@@ -40,9 +40,9 @@ def test_nothing_is_new_to_a_base_model_and_pinned_records_are_seen() -> None:
 
 def test_a_tag_of_all_records_is_no_slice_and_small_tags_are_listed_up_to_a_number() -> None:
     count = MOST_SMALL + 10
-    lines = yes_or_no(LEAST_TESTED + count, 0, 0)
+    lines = yes_or_no(LEAST_EXACT + count, 0, 0)
     for place, line in enumerate(lines):
-        line["tags"] = ["all", "common"] if place < LEAST_TESTED else ["all", f"rare {place}"]
+        line["tags"] = ["all", "common"] if place < LEAST_EXACT else ["all", f"rare {place}"]
     slices = find_slices(compare("exact_match", lines), Known())
     assert slices[0].label == "tag common"
     assert len(slices) == 1 + MOST_SMALL
@@ -51,11 +51,11 @@ def test_a_tag_of_all_records_is_no_slice_and_small_tags_are_listed_up_to_a_numb
 
 def test_small_drops_are_listed_up_to_a_number_the_newest_of_them_and_larger_ones_always() -> None:
     small = range(2, 2 + MOST_SMALL + 3)
-    found = of_drops(*[1] * LEAST_TESTED, *small, *[99] * LEAST_TESTED)
+    found = of_drops(*[1] * LEAST_EXACT, *small, *[99] * LEAST_EXACT)
     slices = find_slices(found, Known())
     assert [one.label for one in slices] == [f"drop {drop}" for drop in (1, *small[3:], 99)]
     assert count_unlisted(found) == 3
-    assert count_unlisted(of_drops(*[1] * LEAST_TESTED, *small[3:])) == 0
+    assert count_unlisted(of_drops(*[1] * LEAST_EXACT, *small[3:])) == 0
 
 
 @pytest.mark.parametrize("outcome", [(1, 9), (9, 1)])

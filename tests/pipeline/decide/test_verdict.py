@@ -329,6 +329,8 @@ def bad(kind: str) -> dict[str, Floats]:
 
 
 EVEN = compare("exact_match", yes_or_no(5, 4, 291))
+#: Of the records of `won` the six lost ones and twenty others.
+LOST = np.isin(np.arange(300), range(60, 86))
 LOST_SUITE = (Suite("builtin", np.tile([0.0, 1.0], (100, 1))),)
 FAR_FROM_BASE = (Suite("builtin", np.tile([[0.0, 0.0], [0.0, 1.0]], (1, 50)).reshape(-1, 2), np.ones(100)),)
 FAR = Former(1, np.full(300, 2.0))
@@ -343,6 +345,7 @@ OPINION = Opinion(
     [
         (compare("exact_match", yes_or_no(5, 60, 235)), "harm_shown", True),
         (of_three((0, 12, 88), (30, 0, 70), (30, 0, 70)), "slice_lost", True),
+        (won(tags={"odd": LOST}), "slice_lost", False),
         (won(nll=likelihoods(0.2)), "nll_rose", False),
         (replace(EVEN, nll=likelihoods(0.2)), "nll_rose", True),  # no win
         (won(suites=LOST_SUITE), "general_lost", False),
