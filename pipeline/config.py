@@ -25,7 +25,7 @@ class SplitConfig(Frozen):
     dev: Fraction = 0.03
     """Share of prompts for the dev loss and a search's choice; under 20 rows unused. The last step is kept."""
     scored_records: int = Field(default=1000, ge=1, le=_MANY)
-    """Most held-out records scored in one evaluation; those with the lowest hash are taken."""
+    """Most held-out records scored in one evaluation; of more, each champion has its own sample."""
     similarity: float = Field(default=0.5, gt=0, le=1)
     """Share of 3-word shingles in common (Jaccard) from which two records are near-duplicates."""
 

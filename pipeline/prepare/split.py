@@ -124,7 +124,6 @@ class Totals:
     seen_by_champion: int = 0
     """Held-out prompts that are not scored only because the champion was trained on them or on near-duplicates."""
     scored: list[Scored] = field(default_factory=list)
-    """In the order of their hash."""
     longest_answer: int = 0
     """Tokens of the longest answer of these, with its end token."""
     too_long: int = 0
@@ -140,7 +139,7 @@ class Familiar(NamedTuple):
 
 
 class SplitWriter:
-    """Writes the training and dev split, and chooses the scored prompts; prompts come in the order of their hash."""
+    """Writes the training and dev split, in the order of the prompts' hash, and chooses the scored prompts."""
 
     def __init__(self, folder: Path, window: Window, *, most_scored: int) -> None:
         """Write into `folder`; at most `most_scored` held-out prompts are scored, all of which fit into `window`."""

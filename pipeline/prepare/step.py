@@ -7,6 +7,7 @@ folded already is the same record. Rows are partitioned by this hash on disk and
 memory with the data (`pipeline.prepare.decontaminate`).
 """
 
+import hashlib
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -59,9 +60,9 @@ def prepare(attempt: Attempt) -> Dataset:
                 if prompt.split != "heldout":
                     splits.add(prompt, heldout.keep(prompt))
             champion = _familiar(attempt, heldout)
-            for number, prompt in enumerate(heldout.prompts):
-                splits.hold_out(prompt, heldout.near.get(number), champion)
-    totals, scored = splits.totals, splits.totals.scored
+            for number in _shuffled(heldout.prompts, spec.champion.generation):
+                splits.hold_out(heldout.prompts[number], heldout.near.get(number), champion)
+    totals, scored = splits.totals, sorted(splits.totals.scored, key=lambda one: one.prompt.rows[0].hash)
     groups = find_groups([one.prompt for one in scored], heldout.common, split.similarity)
     write_heldout(folder / "heldout.jsonl", scored, groups)
     metric = _metric(attempt, scored)
@@ -118,6 +119,17 @@ def _familiar(attempt: Attempt, heldout: HeldOut) -> Familiar:
     champion = attempt.spec.champion
     ids = {prompt.rows[0].id for prompt in heldout.prompts}.union(*heldout.near.values())
     return Familiar(trained_ids(attempt.path(champion.path), ids), frozenset(champion.drops or ()))
+
+
+def _shuffled(prompts: Sequence[Prompt], generation: int) -> list[int]:
+    """
+    Return the indices of held-out prompts in the order in which they are scored until there are enough.
+
+    It is another one for each generation of the champion: on the records on which a champion has won by some luck, the
+    next candidate is compared with that luck, and on others only with its quality.
+    """
+    salted = [hashlib.sha256(f"{generation} {prompt.rows[0].hash}".encode()).digest() for prompt in prompts]
+    return sorted(range(len(prompts)), key=salted.__getitem__)
 
 
 def _metric(attempt: Attempt, scored: Sequence[Scored]) -> str:

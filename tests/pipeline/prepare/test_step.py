@@ -127,12 +127,19 @@ def test_a_training_drop_after_the_pinned_one_does_not_change_its_answers(tmp_pa
     assert (made.dataset.removed_heldout, made.dataset.train_rows, made.dataset.replaced) == (30, 30, 0)
 
 
-def test_the_cap_scores_the_lowest_hashes_and_nothing_flows_back_into_training(tmp_path: Path) -> None:
-    whole = Snapshot(tmp_path).drop(rows(1000)).prepare()
-    capped = Snapshot(tmp_path, split=SplitConfig(scored_records=20)).drop(rows(1000)).prepare()
-    assert len(capped.heldout) == 20
-    assert capped.heldout == whole.heldout[:20]
-    assert capped.train == whole.train
+def test_the_cap_scores_a_sample_of_each_champion_and_nothing_flows_back_into_training(tmp_path: Path) -> None:
+    def after(generation: int, **split: int) -> Prepared:
+        snapshot = Snapshot(tmp_path, split=SplitConfig(**split)).drop(rows(1000))
+        snapshot.champion = snapshot.champion.model_copy(update={"generation": generation})
+        return snapshot.prepare()
+
+    whole, first, again, second = after(1), *(after(number, scored_records=20) for number in (1, 1, 2))
+    assert [len(made.heldout) for made in (first, again, second)] == [20, 20, 20]
+    assert first.heldout == again.heldout
+    assert first.heldout == [row for row in whole.heldout if row["id"] in first.ids("heldout")], "in their order"
+    assert len(first.ids("heldout") & second.ids("heldout")) < 10
+    assert first.train == second.train == whole.train
+    assert after(2).heldout == whole.heldout, "all are scored"
     places = [prompt_place("s", row["instruction"], row["input"]) for row in whole.heldout]
     assert places == sorted(places)
     more = Snapshot(tmp_path, split=SplitConfig(scored_records=20)).drop(rows(2000)).prepare()
