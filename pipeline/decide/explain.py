@@ -10,8 +10,6 @@ from pipeline.words import count, listed, plain, signed, span
 HARM_P_VALUE = 0.01
 #: Rows of general text that are a start against forgetting, as a share of the task's.
 GENERAL_SHARE = 0.2
-#: Drops and tags that a sentence names.
-_MOST_UNGUARDED = 5
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,6 @@ def collapse_words(verdict: Verdict) -> list[str]:
             instead = listed([f"{words} ({number})" if len(parts) > 1 else words for words, number in parts.items()])
             said.append(f"answers {guard.candidate:g} of {guard.records} general questions with {instead}")
     return said
-
-
-def unguarded_words(verdict: Verdict) -> str:
-    """Return the drops and tags that have too few records to be guarded, as `drop 3, tag x and 2 more`; "" for none."""
-    few = [guard.label for guard in verdict.guards if guard.guard == "slice" and guard.p_value is None]
-    few, more = few[:_MOST_UNGUARDED], len(few[_MOST_UNGUARDED:]) + verdict.slices_not_listed
-    return listed([*few, *([f"{more} more"] if more else [])])
 
 
 def change_words(guard: GuardResult) -> str:

@@ -9,7 +9,6 @@ from pipeline.decide.explain import (
     REASONS,
     collapse_words,
     guard_words,
-    unguarded_words,
 )
 from pipeline.report.facts import BlindReview, Story
 from pipeline.report.next_steps import next_steps
@@ -26,6 +25,8 @@ _HEADLINES: dict[Outcome, str] = {
 _IN_NF4 = "Both models were evaluated in NF4: their unquantised weights do not fit on the GPU."
 #: The limit from which a blind review's p-value is distinguished when it is formatted.
 _SURE_OF_REVIEW = 0.05
+#: Drops and tags that a sentence names.
+_MOST_UNGUARDED = 5
 
 
 def tell(
@@ -41,7 +42,7 @@ def tell(
     why = [
         *_numbers(verdict),
         *([_IN_NF4] if evaluation is not None and evaluation.quantization == "nf4" else []),
-        *([f"These have too few held-out records to be guarded: {few}."] if (few := unguarded_words(verdict)) else []),
+        *([f"These have too few held-out records to be guarded: {few}."] if (few := _unguarded(verdict)) else []),
         *_because(verdict, evaluation, spec),
         *_collapsed(verdict, spec),
         *_limits(verdict, dataset, spec),
@@ -115,6 +116,13 @@ def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
         "training."
         for words in collapse_words(verdict)
     ]
+
+
+def _unguarded(verdict: Verdict) -> str:
+    """Return the drops and tags that have too few records to be guarded, as `drop 3, tag x and 2 more`; "" for none."""
+    few = [guard.label for guard in verdict.guards if guard.guard == "slice" and guard.p_value is None]
+    few, more = few[:_MOST_UNGUARDED], len(few[_MOST_UNGUARDED:]) + verdict.slices_not_listed
+    return listed([*few, *([f"{more} more"] if more else [])])
 
 
 def _on_new_data(verdict: Verdict) -> str:
