@@ -117,7 +117,7 @@ def verdict_words(run: RunView) -> str:
 
 
 def drop_words(drop: DropView) -> str:
-    """Return a drop's state, or "on trial" while it is suspected of having made a run worse and is only tried alone."""
+    """Return a drop's state, or "on trial" while it is suspected of having made a run worse and is only tried."""
     return "on trial" if drop.on_trial else drop.state
 
 

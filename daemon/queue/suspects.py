@@ -1,10 +1,10 @@
 """
 Suspects: new drops that may have made a run worse, and the trial runs that test them.
 
-A verdict that blames the new drops suspends none of them: it puts them on trial. Each is tested alone, together with
-the drops that the champion was trained on, under another seed, when nothing else is to be run. A drop that is blamed
-twice is suspended; every other is accepted as before. The rows of `Suspect` are the whole state: after a crash a search
-continues from them.
+A verdict that blames the new drops suspends none of them: it puts them on trial. They are tried in turn, each under
+another seed, when nothing else is to be run: a trial trains on the champion's drops, those that the search has cleared,
+and one suspect, so that drops which only do harm together are found. A drop that is blamed twice is suspended; every
+other is accepted as before. The rows of `Suspect` are the whole state: after a crash a search continues from them.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from daemon.state.events import record_event
 from daemon.state.states import TRIAL, DropState, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
-from pipeline.words import count
+from pipeline.words import count, listed
 
 #: Drops that one verdict puts on trial at most: the newest and six more.
 MOST = 7
@@ -48,7 +48,7 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     Called in the transaction that ends the run. A trial's verdict suspends or clears the drop that it tested, which may
     queue a run; the verdict of any other run may open a search. No drop is blamed if the champion is a base model or
     `gate.trials_per_week` is 0, or if the candidate lacks a drop of the champion's, as it was withdrawn, since it may
-    be worse for that. A trial that does not win is repeated if the champion has other drops than it was made with.
+    be worse for that. A trial that does not win is repeated if it would be made of other drops now.
     """
     known, own = _known(session, run.track), _train_ids(session, run)
     lacks = known - own
@@ -61,13 +61,13 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     tried = session.exec(_open().where(Suspect.trial_run == run.id)).first()
     if tried is None:
         return
-    if verdict.outcome != "promoted" and (own - known != {tried.drop_id} or lacks & _accepted(session, lacks)):
+    if verdict.outcome != "promoted" and (own - known != _tested(session, tried, known) or _accepted(session, lacks)):
         tried.trial_run = None
         session.add(tried)
     elif verdict.blames_new_drops and known and not lacks and _budget(settings, run.track):
         _suspend(session, settings, tried, verdict, now)
     else:
-        why = f"run {run.id} tried it alone and does not speak against it"
+        why = f"run {run.id} tried it and was not worse"
         _end(session, settings, tried, _End(SuspectEnd.CLEARED, why), now)
 
 
@@ -165,7 +165,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
                 trial.snapshot = _trial_snapshot(session, last, _known(session, track))
                 session.add(trial)
             return
-        why = f"run {trial.id} tried it alone and ended without a verdict"
+        why = f"run {trial.id} tried it and ended without a verdict"
         _end(session, settings, last, _End(SuspectEnd.CLEARED, why), now)
     known, budget = _known(session, track), _budget(settings, track)
     for suspect in session.exec(_open().where(Suspect.track == track).order_by(col(Suspect.id))).all():
@@ -183,7 +183,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
 
 
 def _queue_trial(session: Session, suspect: Suspect, known: set[int], now: int) -> None:
-    """Queue the trial of a suspect: the champion's drops plus the suspect. Its snapshot is final once it begins."""
+    """Queue the trial of a suspect. Its snapshot is final once it begins."""
     run = Run(track=suspect.track, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
     run.snapshot = _trial_snapshot(session, suspect, known)
     session.add(run)
@@ -197,16 +197,23 @@ def _queue_trial(session: Session, suspect: Suspect, known: set[int], now: int) 
 
 def _trial_snapshot(session: Session, suspect: Suspect, known: set[int]) -> list[dict[str, object]]:
     drops = select(Drop).where(Drop.track == suspect.track, Drop.state == DropState.ACCEPTED)
-    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_({*_accepted(session, known), suspect.drop_id})
+    trained = _accepted(session, known) | _tested(session, suspect, known)
+    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_(trained)
     return as_snapshot(session.exec(drops.where(wanted).order_by(col(Drop.id))).all())
 
 
 def _suspend(session: Session, settings: Settings, suspect: Suspect, verdict: Verdict, now: int) -> None:
     """Suspend the drop that its trial found worse, clear the other suspects of its search, and queue a run."""
     drop = session.get_one(Drop, suspect.drop_id)
+    tested = _tested(session, suspect, _known(session, drop.track))
+    kept = [str(number) for number in sorted(tested - {suspect.drop_id})]
     wrong = f" and did worse on {verdict.losses:,} of {count(verdict.groups, 'record')}" if verdict.losses else ""
+    how = f"it alone{wrong}"
+    if kept:
+        pair, one = listed([str(number) for number in sorted(tested)]), len(kept) == 1
+        how = f"drops {pair} together{wrong}; {'drop' if one else 'drops'} {listed(kept)} without it did no harm"
     drop.reason = (
-        f"run {suspect.blamed_run} was worse with it, and so was run {suspect.trial_run}, which tried it alone{wrong}: "
+        f"run {suspect.blamed_run} was worse with it, and so was run {suspect.trial_run}, which tried {how}: "
         f"dropforge report {suspect.trial_run}"
     )
     drop.state = DropState.SUSPENDED
@@ -277,6 +284,13 @@ def _accepted(session: Session, drops: Iterable[int]) -> set[int]:
     """Return the ids among `drops` that are accepted training drops and not on trial."""
     free = select(Drop.id).where(col(Drop.id).in_(drops), Drop.state == DropState.ACCEPTED, Drop.role == "train")
     return {number for number in session.exec(free.where(col(Drop.id).not_in(on_trial_beside(None)))) if number}
+
+
+def _tested(session: Session, suspect: Suspect, known: set[int]) -> set[int]:
+    """Return the drops that a trial adds to the champion's: the suspect, and those that its search has cleared."""
+    cleared = select(Suspect.drop_id).join(Run, col(Run.id) == Suspect.trial_run).where(Run.state == RunState.SUCCEEDED)
+    cleared = cleared.where(Suspect.blamed_run == suspect.blamed_run, Suspect.ended == SuspectEnd.CLEARED)
+    return {suspect.drop_id, *(_accepted(session, session.exec(cleared).all()) - known)}
 
 
 def _budget(settings: Settings, track: str) -> int:

@@ -54,10 +54,10 @@ def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[D
 def on_trial(base: Connection) -> dict[int, str]:
     """Map the id of each drop on trial to a text: which run it may have made worse, and which run, if any, tries it."""
     rows = base.execute("SELECT drop_id, blamed_run, trial_run FROM suspect WHERE ended IS NULL").fetchall()
-    when = "it is tried alone when nothing else is to be run"
+    when = "it is tried when nothing else is to be run"
     return {
         row.drop_id: f"it may have made run {row.blamed_run} worse; "
-        f"{f'run {row.trial_run} tries it alone' if row.trial_run else when}"
+        f"{f'run {row.trial_run} tries it' if row.trial_run else when}"
         for row in rows
     }
 

@@ -123,7 +123,7 @@ class RunView(Frozen):
     paused: str | None = None
     """Why a queued or waiting run does not begin: its track is paused, by whom, and how it is resumed."""
     trial: str | None = None
-    """Which drop a trial run tries alone, and why."""
+    """Which drop a trial run tries, and why."""
     blocker: str | None = None
     """Why a win is promoted by force only: its model is blocked."""
     seconds: float | None = None
@@ -448,4 +448,4 @@ def _trial_words(base: Connection, run_id: int, *, ended: bool) -> str | None:
     if tried is None:
         return None
     verb, why = ("tried", "which might have") if ended else ("tries", "which may have")
-    return f"{verb} drop {tried.drop_id} alone, {why} made run {tried.blamed_run} worse"
+    return f"{verb} drop {tried.drop_id}, {why} made run {tried.blamed_run} worse"

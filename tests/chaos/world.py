@@ -42,7 +42,7 @@ class Run:
 
 @dataclass
 class Suspect:
-    """A drop that may have made a run worse; `trial` is the run that tries it alone, 0 before its turn."""
+    """A drop that may have made a run worse; `trial` is the run that tries it, 0 before its turn."""
 
     drop: int
     blamed: int
@@ -198,7 +198,7 @@ class World:
             self.suspects += [Suspect(place, number) for place in new[:SUSPECTS] if speaks]
             return
         for tried in [one for one in self.suspects if one.trial == number and not one.ended]:
-            if not won and (own - known != {tried.drop} or any(map(self.free, known - own))):
+            if not won and (own - known != self.tested(tried) or any(map(self.free, known - own))):
                 tried.trial = 0
                 continue
             found = speaks
@@ -208,6 +208,12 @@ class World:
                     if other.blamed == tried.blamed and not other.ended and other is not tried:
                         other.ended = "cleared"
             self.clear(tried, "suspended" if found else "cleared", now)
+
+    def tested(self, suspect: Suspect) -> set[int]:
+        """Return what a trial adds to the champion's drops: the suspect, and what its search has cleared."""
+        search = [one for one in self.suspects if one.blamed == suspect.blamed and one.ended == "cleared" and one.trial]
+        cleared = {one.drop for one in search if self.runs[one.trial - 1].state == "succeeded"}
+        return {suspect.drop, *(filter(self.free, cleared - self.known))}
 
     def clear(self, suspect: Suspect, end: str, now: int) -> None:
         """End the suspicion of a drop; after the last of a search what is left runs, if that is anything new."""
@@ -231,7 +237,7 @@ class World:
                 trial = self.runs[one.trial - 1]
                 if trial.state in {"queued", "waiting", "running"}:
                     if trial.started is None:
-                        trial.snapshot = sorted([*(place for place in self.known if self.free(place)), one.drop])
+                        trial.snapshot = sorted({*filter(self.free, self.known), *self.tested(one)})
                     return
                 self.clear(one, "cleared", now)
         for one in self.suspects:
@@ -240,7 +246,7 @@ class World:
             left = [place for place in sorted(self.known) if self.free(place)]
             begun = [run for run in self.runs if run.trial and run.started and now - 7 * DAY < run.started <= now]
             if left and one.drop not in self.known and len(begun) < TRIALS:
-                snapshot = sorted([*left, one.drop])
+                snapshot = sorted({*left, *self.tested(one)})
                 self.runs.append(Run(now, now, state="waiting", snapshot=snapshot, retaken=True, trial=True))
                 one.trial = len(self.runs)
                 return

@@ -206,9 +206,9 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
 
 
 def _on_trial(suspect: Suspect) -> Iterator[str]:
-    turn = "It is tried alone when nothing else is to be run"
+    turn = "It is tried when nothing else is to be run"
     if suspect.trial_run is not None:
-        turn = f"Run {suspect.trial_run} tries it alone"
+        turn = f"Run {suspect.trial_run} tries it"
     yield f"On trial: run {suspect.blamed_run} was worse, and this drop may be the reason."
     yield f"{turn}, beside what the model that serves was trained on; until then no other run uses it."
     yield "If that is worse too, the drop is suspended; if not, it is used as before. Nothing needs to be done."

@@ -60,28 +60,28 @@ def words(command: Any) -> list[str]:
 
 def test_drops_on_trial_are_told_before_and_during_their_trial(searched: Any, dropforge: Command) -> None:
     lines = words(dropforge("drops"))
-    tried = "it may have made run 2 worse; it is tried alone when nothing else is to be run"
+    tried = "it may have made run 2 worse; it is tried when nothing else is to be run"
     assert [line.endswith(tried) and "on trial" in line for line in lines[1:4]] == [True, True, False]
     suspects.go_on(searched.engine, searched.settings, searched.tick())
     lines = words(dropforge("drops"))
-    assert lines[1].endswith("c.jsonl: it may have made run 2 worse; run 3 tries it alone")
+    assert lines[1].endswith("c.jsonl: it may have made run 2 worse; run 3 tries it")
     assert lines[2].endswith(tried)
     told = {drop["id"]: drop["on_trial"] for drop in json.loads(dropforge("drops", "--json").out)["drops"]}
-    assert told == {1: None, 2: tried, 3: "it may have made run 2 worse; run 3 tries it alone"}
+    assert told == {1: None, 2: tried, 3: "it may have made run 2 worse; run 3 tries it"}
 
 
 def test_a_trial_is_told_as_what_it_is_from_its_place_in_the_queue_to_its_end(
     searched: Any, dropforge: Command
 ) -> None:
     suspects.go_on(searched.engine, searched.settings, searched.tick())
-    said = "tries drop 3 alone, which may have made run 2 worse"
+    said = "tries drop 3, which may have made run 2 worse"
     assert any(line.endswith(f"{said}; begins in its turn") for line in words(dropforge("status")))
     assert any(line.endswith(f"{said}; begins in its turn") for line in words(dropforge("runs")))
     claim = searched.claim()
     searched.attempt(claim, "train", None)
     assert any(said in line and "train" in line for line in words(dropforge("runs")))
     end_worse(searched, claim)
-    over = "tried drop 3 alone, which might have made run 2 worse"
+    over = "tried drop 3, which might have made run 2 worse"
     assert any(line.endswith(f"worse; {over}") for line in words(dropforge("runs")))
     assert any(line.endswith(f"worse; {over}") for line in words(dropforge("status")))
     assert over in words(dropforge("show", "3"))

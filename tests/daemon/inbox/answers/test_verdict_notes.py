@@ -21,7 +21,7 @@ from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
 
 AGAIN = "It is trained on again, together with the next drops."
 TRIED = (
-    "It is tried alone when nothing else is to be run, beside what the model that serves was trained on; until then no "
+    "It is tried when nothing else is to be run, beside what the model that serves was trained on; until then no "
     "other run uses it."
 )
 TOO_LITTLE = "36 held-out records, and a verdict needs 100, which about 430 more rows bring"
