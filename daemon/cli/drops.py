@@ -127,8 +127,8 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
     """
     Put a withdrawn or suspended drop back, or a drop on trial, whose trial is then cancelled.
 
-    It counts as new and starts a run as a new drop would. For any other drop, or if the same content is accepted
-    already, this is an error.
+    It counts as new and starts a run as a new drop would; it is not put on trial again. For any other drop, or if the
+    same content is accepted already, this is an error.
     """
     from daemon.queue.drops import restore as put_back  # noqa: PLC0415 - a quick start
 

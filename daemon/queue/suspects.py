@@ -123,12 +123,13 @@ def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, 
     """
     Put up to `MOST` new drops of a run on trial, in the order in which they are to be tested.
 
-    First the drops that came when an old drop began to lose, then those that were never tested, then the newest.
+    First the drops that came when an old drop began to lose, then those that were never tested, then the newest. A drop
+    that a person restored is not put on trial again.
     """
     first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
-    new = _accepted(session, snapshot_ids(run) - known)
+    new = _accepted(session, snapshot_ids(run) - known - _restored(session, run.track))
     pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop))
     for drop in pending[:MOST]:
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0, opened_at=now))
@@ -291,6 +292,12 @@ def _tested(session: Session, suspect: Suspect, known: set[int]) -> set[int]:
     cleared = select(Suspect.drop_id).join(Run, col(Run.id) == Suspect.trial_run).where(Run.state == RunState.SUCCEEDED)
     cleared = cleared.where(Suspect.blamed_run == suspect.blamed_run, Suspect.ended == SuspectEnd.CLEARED)
     return {suspect.drop_id, *(_accepted(session, session.exec(cleared).all()) - known)}
+
+
+def _restored(session: Session, track: str) -> set[int]:
+    """Return the ids of the drops that a person has restored, which are not tried again."""
+    found = session.exec(select(Event.drop_id).where(Event.kind == "drop_restored", Event.track == track))
+    return {number for number in found if number}
 
 
 def _budget(settings: Settings, track: str) -> int:

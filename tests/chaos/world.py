@@ -22,6 +22,7 @@ class Drop:
     content: str
     state: str
     first_run: int | None = None
+    restored: bool = False
 
 
 @dataclass
@@ -193,7 +194,7 @@ class World:
         speaks = worse and bool(known) and known <= own
         if not run.trial:
             tried_before = {one.drop for one in self.suspects if one.trial}
-            new = [place for place in own - known if self.free(place)]
+            new = [place for place in own - known if self.free(place) and not self.drops[place - 1].restored]
             new.sort(key=lambda place: (place in tried_before, -place))
             self.suspects += [Suspect(place, number) for place in new[:SUSPECTS] if speaks]
             return
@@ -281,7 +282,7 @@ class World:
         tried = any(one.drop == number and not one.ended for one in self.suspects)
         if (drop.state not in {"withdrawn", "suspended"} and not tried) or twin:
             return False
-        drop.state, drop.first_run = "accepted", None
+        drop.state, drop.first_run, drop.restored = "accepted", None, True
         self.leave(number, "cleared", now)
         self.enqueue(now)
         return True

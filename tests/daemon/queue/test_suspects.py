@@ -504,6 +504,17 @@ def test_a_suspect_that_is_restored_is_cleared_and_its_trial_is_cancelled(box: B
     assert in_snapshot(box.claim()) == [1, 3]
 
 
+def test_a_drop_that_a_person_restored_is_not_tried_again(box: Box) -> None:
+    blamed(box, 1)
+    box.end(box.next_trial(), WORSE)
+    drops.restore(box.engine, 2, Word("I looked at it", box.tick()), box.settings)
+    box.end(box.claim(), WORSE)
+    assert (box.order(), box.trial()) == ([], None)
+    blamed(box, 1)
+    assert box.order() == [3], "only what nobody has looked at"
+    assert in_snapshot(box.next_trial()) == [1, 3]
+
+
 # --- a crash
 
 
