@@ -282,6 +282,19 @@ class FormerScores(Frozen):
     file: str
 
 
+class TrialScores(Frozen):
+    """The candidate of a trial compared with that of its control, this run's, by the primary metric."""
+
+    groups: int
+    """Groups of records that both answered, of the drops in `lost_drops` if there are any."""
+    wins: int
+    losses: int
+    p_value: float
+    """One-sided, for a loss of the trial's candidate."""
+    lost_drops: tuple[int, ...] = ()
+    """Drops on which the trial's candidate lost against the champion."""
+
+
 class Evaluation(Artifact):
     """The evaluation's result: `records.jsonl` in `folder` holds both models' scores, a line per record."""
 
@@ -304,6 +317,8 @@ class Evaluation(Artifact):
     base_model_id: str | None = None
     """The base model that the suites compare with; `None` if it is the champion."""
     former: tuple[FormerScores, ...] = ()
+    trial: TrialScores | None = None
+    """Only of a control."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of the libraries that computed the answers, and the device."""
     candidate: Scores

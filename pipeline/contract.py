@@ -69,7 +69,9 @@ class StepSpec(Frozen):
     judged_versions: dict[str, int] = Field(default_factory=dict)
     """Of those, how many on each version of the held-out set."""
     suspect: int | None = None
-    """Of a trial, the drop that it tries alone, as it may have made another run worse."""
+    """Of a trial, the drop that it tries, as it may have made another run worse."""
+    trial: dict[str, str] = Field(default_factory=dict)
+    """Of a control, the published artifacts of its trial, as in `inputs`."""
     proposed_rows: int = 0
     """Held-out rows of the track that wait for a person's approval."""
     config: RunConfig

@@ -7,6 +7,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 from daemon.champions import history, promotion
+from daemon.queue import suspects
 from daemon.queue.snapshots import judged_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
@@ -99,6 +100,7 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
     """Return the fields of a spec that come from the history of the run's track."""
     serving, past = promotion.champion(session, run.track), promotion.champions_of(session, run.track)
     uses, versions = judged_before(session, run.track, run.id or 0)
+    tried = suspects.trial_of(session, run)
     proposed = select(DropRow.rows).where(DropRow.track == run.track, DropRow.state == DropState.PROPOSED)
     return {
         "champion": serving.model_copy(
@@ -107,6 +109,7 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         "former": history.former(past, session.get_one(Track, run.track), settings.work_folder, _FORMER),
         "uses": uses,
         "judged_versions": versions,
+        "trial": {} if tried is None else run_files.published(settings.work_folder, tried),
         "suspect": session.exec(select(Suspect.drop_id).where(Suspect.trial_run == run.id)).first(),
         "proposed_rows": sum(session.exec(proposed).all()),
     }

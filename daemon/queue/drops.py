@@ -77,7 +77,7 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
         _set(session, drop, DropState.WITHDRAWN, word.reason)
         _record(session, "drop_withdrawn", drop, word)
         suspects.leave(session, settings, drop, word.at)
-        suspects.try_again_without(session, drop)
+        suspects.try_again_without(session, drop, word.at)
         cancelled = _cancel_made_from(session, drop, word.at)
         begun = None
         if cancelled and waiting_drops(session, drop.track):

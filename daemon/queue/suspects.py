@@ -3,12 +3,15 @@ Suspects: new drops that may have made a run worse, and the trial runs that test
 
 A verdict that blames the new drops suspends none of them: it puts them on trial. They are tried in turn, each under
 another seed, when nothing else is to be run: a trial trains on the champion's drops, those that the search has cleared,
-and one suspect, so that drops which only do harm together are found. A drop that is blamed twice is suspended; every
-other is accepted as before. The rows of `Suspect` are the whole state: after a crash a search continues from them.
+and one suspect, so that drops which only do harm together are found. A trial that blames its drop is followed by a
+control, which trains on the champion's drops alone: the drop is suspended if the trial is worse than that, too. For the
+records are those on which the champion was lucky once. Every other drop is accepted as before.
+
+The rows of `Suspect` and the states of their runs are the whole state: after a crash a search continues from them. A
+control is the track's first run with the trigger `TRIAL` after a trial that succeeded and left its drop on trial.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from sqlalchemy import Engine, func, update
 from sqlmodel import Session, col, select
@@ -18,6 +21,7 @@ from daemon.queue import run_queue
 from daemon.queue.snapshots import JUDGED, as_snapshot, snapshot_ids
 from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
+from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import TRIAL, DropState, PromotionState, RunState, SuspectEnd
@@ -29,56 +33,48 @@ from pipeline.words import count, listed
 MOST = 7
 #: Outcomes of runs whose verdict has results by drop.
 _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
+#: Largest p-value at which a trial is worse than its control.
+_LEVEL = 0.05
 _WEEK_MS = 7 * 86_400_000
 #: The event of a verdict that names old drops on which the candidate lost, whether or not it blames new drops.
 _LOST = "drops_lost"
 
 
-class _End(NamedTuple):
-    """How the suspicion of a drop ends, and the reason."""
-
-    kind: SuspectEnd
-    why: str
-
-
 def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> None:
     """
-    Put new drops on trial, or suspend or clear the drop of a trial, as the verdict of `run` requires.
+    Put new drops on trial, or suspend or clear a drop on trial, as the verdict of `run` requires.
 
-    Called in the transaction that ends the run. A trial's verdict suspends or clears the drop that it tested, which may
-    queue a run; the verdict of any other run may open a search. No drop is blamed if the champion is a base model or
-    `gate.trials_per_week` is 0, or if the candidate lacks a drop of the champion's, as it was withdrawn, since it may
-    be worse for that. A trial that does not win is repeated if it would be made of other drops now.
+    Called in the transaction that ends the run. The verdict of a run that is no trial may open a search. No drop is
+    blamed if the champion is a base model or `gate.trials_per_week` is 0, or if the candidate lacks a drop of the
+    champion's, as it was withdrawn, since it may be worse for that. A trial that blames its drop leaves it on trial
+    until its control has ended, any other clears it; a trial that does not win is repeated if it would be made of other
+    drops now. A drop that was suspended or cleared may queue a run. Raises `ArtifactDamaged`.
     """
-    known, own = _known(session, run.track), _train_ids(session, run)
-    lacks = known - own
     if run.trigger != TRIAL:
         if verdict.lost_drops:
             record_event(session, _LOST, now, track=run.track, run_id=run.id, lost=list(verdict.lost_drops))
-        if verdict.blames_new_drops and known and not lacks and _budget(settings, run.track):
-            _open_search(session, run, known, verdict, now)
+        if _blames(session, settings, run, verdict):
+            _open_search(session, run, verdict, now)
         return
-    tried = session.exec(_open().where(Suspect.trial_run == run.id)).first()
-    if tried is None:
+    tried, trial = _tried(session, run.track), trial_of(session, run) or run.id
+    if tried is None or tried.trial_run != trial:
         return
-    if verdict.outcome != "promoted" and (own - known != _tested(session, tried, known) or _accepted(session, lacks)):
-        tried.trial_run = None
-        session.add(tried)
-    elif verdict.blames_new_drops and known and not lacks and _budget(settings, run.track):
-        _suspend(session, settings, tried, verdict, now)
-    else:
-        why = f"run {run.id} tried it and was not worse"
-        _end(session, settings, tried, _End(SuspectEnd.CLEARED, why), now)
+    if not _is_valid(session, tried) and (trial != run.id or verdict.outcome != "promoted"):
+        _take_back(session, tried, now)
+    elif trial != run.id:
+        _judge(session, settings, tried, run, now)
+    elif not _blames(session, settings, run, verdict):
+        _end(session, settings, tried, f"run {run.id} tried it and was not worse", now)
 
 
 def go_on(engine: Engine, settings: Settings, now: int) -> None:
     """
-    Queue the next trial, or end the search, in each declared track that has drops on trial and no unfinished trial.
+    Queue the next trial or control, or end the search, in each declared track that has drops on trial.
 
-    A trial that ended without a verdict clears its drop; if no trial is left for the week, or no drop of the champion
-    is accepted any more, all are cleared. A trial that has not begun gets the drops of today's champion. Called
-    before a run is claimed: a trial begins when nothing else is due. A track with a running run is left out: its drops
-    are in that run.
+    A trial or control that ended without a verdict clears its drop; if no trial is left for the week, or no drop of the
+    champion is accepted any more, all are cleared. A trial that has not begun gets the drops of today's champion.
+    Called before a run is claimed: a trial begins when nothing else is due. A track with a running run is left out: its
+    drops are in that run.
     """
     with transaction(engine) as session:
         running = select(Run.track).where(Run.state == RunState.RUNNING)
@@ -97,29 +93,36 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | N
     """
     End the suspicion of a drop that a person accepted or withdrew; return its trial, `None` if none is open.
 
-    The trial is not cancelled here. If the drop was the last of its search, a run may be queued.
+    Its control is cancelled, its trial is not. If the drop was the last of its search, a run may be queued.
     """
     found = session.exec(_open().where(Suspect.drop_id == drop.id)).first()
     if found is None:
         return None
-    kind = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
-    _end(session, settings, found, _End(kind, "a person's word"), now)
     trial = session.get(Run, found.trial_run) if found.trial_run is not None else None
+    _take_back(session, found, now)
+    found.ended = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
+    _end(session, settings, found, "a person's word", now)
     return None if trial is None or trial.state in FINAL else trial
 
 
-def try_again_without(session: Session, drop: Drop) -> None:
+def try_again_without(session: Session, drop: Drop, now: int) -> None:
     """Have every other suspect tested by a new trial if its trial also used `drop`, which was withdrawn."""
     for suspect in session.exec(_open().where(Suspect.track == drop.track, col(Suspect.trial_run).is_not(None))).all():
         if suspect.drop_id != drop.id and drop.id in snapshot_ids(session.get_one(Run, suspect.trial_run)):
-            suspect.trial_run = None
-            session.add(suspect)
+            _take_back(session, suspect, now)
+
+
+def trial_of(session: Session, run: Run) -> int | None:
+    """Return the id of the trial whose control the run is, as long as the drop is on trial; `None` for other runs."""
+    tried = _tried(session, run.track)
+    control = None if tried is None else _control(session, tried)
+    return None if tried is None or control is None or control.id != run.id else tried.trial_run
 
 
 # --- a search for the drop that made a run worse: open, continue, end
 
 
-def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, now: int) -> None:
+def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None:
     """
     Put up to `MOST` new drops of a run on trial, in the order in which they are to be tested.
 
@@ -129,7 +132,8 @@ def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, 
     first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
-    new = _accepted(session, snapshot_ids(run) - known - _restored(session, run.track))
+    restored = select(Event.drop_id).where(Event.kind == "drop_restored", Event.track == run.track)
+    new = _accepted(session, snapshot_ids(run) - _known(session, run.track) - set(session.exec(restored).all()))
     pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop))
     for drop in pending[:MOST]:
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0, opened_at=now))
@@ -157,17 +161,9 @@ def _came_when_lost(session: Session, run: Run, lost: Iterable[int]) -> set[int]
 
 
 def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
-    last = session.exec(_open().where(Suspect.track == track, col(Suspect.trial_run).is_not(None))).first()
-    if last is not None:
-        trial = session.get_one(Run, last.trial_run)
-        if trial.state not in FINAL:
-            if trial.config is None:
-                # It has not begun, and another champion may have come since it was queued.
-                trial.snapshot = _trial_snapshot(session, last, _known(session, track))
-                session.add(trial)
-            return
-        why = f"run {trial.id} tried it and ended without a verdict"
-        _end(session, settings, last, _End(SuspectEnd.CLEARED, why), now)
+    last = _tried(session, track)
+    if last is not None and _is_tried(session, settings, last, now):
+        return
     known, budget = _known(session, track), _budget(settings, track)
     for suspect in session.exec(_open().where(Suspect.track == track).order_by(col(Suspect.id))).all():
         why = ""
@@ -178,65 +174,110 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
         elif _trials(session, track, now) >= budget:
             why = f"no trial is left: gate.trials_per_week is {budget}"
         if not why:
-            _queue_trial(session, suspect, known, now)
+            _queue(session, suspect, now)
             return
-        _end(session, settings, suspect, _End(SuspectEnd.CLEARED, why), now)
+        _end(session, settings, suspect, why, now)
 
 
-def _queue_trial(session: Session, suspect: Suspect, known: set[int], now: int) -> None:
-    """Queue the trial of a suspect. Its snapshot is final once it begins."""
+def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) -> bool:
+    """Return whether the trial of a suspect, or its control, goes on; queue the control, or end or repeat the trial."""
+    trial = run = session.get_one(Run, suspect.trial_run)
+    if trial.state == RunState.SUCCEEDED and _is_valid(session, suspect):
+        run = _control(session, suspect) or _queue(session, suspect, now)
+    if trial.state not in FINAL and trial.config is None:
+        # It has not begun, and another champion may have come since it was queued.
+        trial.snapshot = _snapshot(session, suspect)
+        session.add(trial)
+    if run.state not in FINAL:
+        return True
+    if trial.state == RunState.SUCCEEDED:
+        _take_back(session, suspect, now)
+    if run.state != RunState.SUCCEEDED:
+        _end(session, settings, suspect, f"run {run.id} ended without a verdict", now)
+    return False
+
+
+def _queue(session: Session, suspect: Suspect, now: int) -> Run:
+    """Queue the trial of a suspect or, if it has one, the control. The snapshot of a trial is final once it begins."""
     run = Run(track=suspect.track, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
-    run.snapshot = _trial_snapshot(session, suspect, known)
+    about = {"drop_id": suspect.drop_id, "blamed_run": suspect.blamed_run}
+    kind = "trial_queued" if suspect.trial_run is None else "control_queued"
+    run.snapshot = _snapshot(session, suspect)
     session.add(run)
     session.flush()
-    suspect.trial_run = run.id
-    session.add(suspect)
-    session.flush()
-    about = {"drop_id": suspect.drop_id, "blamed_run": suspect.blamed_run}
-    record_event(session, "trial_queued", now, track=run.track, run_id=run.id, **about)
+    record_event(session, kind, now, track=run.track, run_id=run.id, **about)
+    if suspect.trial_run is None:
+        suspect.trial_run = run.id
+        session.add(suspect)
+        session.flush()
+    return run
 
 
-def _trial_snapshot(session: Session, suspect: Suspect, known: set[int]) -> list[dict[str, object]]:
+def _snapshot(session: Session, suspect: Suspect) -> list[dict[str, object]]:
+    """Return the snapshot of a suspect's trial: the champion's drops and those tried. Of its control: the former."""
+    known = _known(session, suspect.track)
+    over = suspect.trial_run is not None and session.get_one(Run, suspect.trial_run).state in FINAL
+    trained = _accepted(session, known) | (set() if over else _tested(session, suspect, known))
     drops = select(Drop).where(Drop.track == suspect.track, Drop.state == DropState.ACCEPTED)
-    trained = _accepted(session, known) | _tested(session, suspect, known)
     wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_(trained)
     return as_snapshot(session.exec(drops.where(wanted).order_by(col(Drop.id))).all())
 
 
-def _suspend(session: Session, settings: Settings, suspect: Suspect, verdict: Verdict, now: int) -> None:
-    """Suspend the drop that its trial found worse, clear the other suspects of its search, and queue a run."""
+def _is_valid(session: Session, suspect: Suspect) -> bool:
+    """Return whether the suspect's trial has the drops that it would be made of now."""
+    own = _of_training(session, snapshot_ids(session.get_one(Run, suspect.trial_run)))
+    known = _known(session, suspect.track)
+    return own - known == _tested(session, suspect, known) and not _accepted(session, known - own)
+
+
+def _take_back(session: Session, suspect: Suspect, now: int) -> None:
+    """Let the trial of a suspect count no more, and cancel its control."""
+    control = _control(session, suspect)
+    if control is not None and control.state not in FINAL:
+        run_queue.call_off(session, control, now, f"the trial of drop {suspect.drop_id} counts no more")
+    suspect.trial_run = None
+    session.add(suspect)
+
+
+def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run, now: int) -> None:
+    """Suspend the drop if its trial was worse than the control, too, and clear the other suspects of its search."""
+    evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
+    found, trial = None if evaluation is None else evaluation.trial, suspect.trial_run
+    if found is None or found.p_value > _LEVEL:
+        why = f"run {control.id}, trained without it, was not better than run {trial}"
+        _end(session, settings, suspect, why, now)
+        return
     drop = session.get_one(Drop, suspect.drop_id)
-    tested = _tested(session, suspect, _known(session, drop.track))
-    kept = [str(number) for number in sorted(tested - {suspect.drop_id})]
-    wrong = f" and did worse on {verdict.losses:,} of {count(verdict.groups, 'record')}" if verdict.losses else ""
-    how = f"it alone{wrong}"
+    tested = sorted(_tested(session, suspect, _known(session, suspect.track)))
+    kept, how = [str(number) for number in tested if number != drop.id], "it alone"
     if kept:
-        pair, one = listed([str(number) for number in sorted(tested)]), len(kept) == 1
-        how = f"drops {pair} together{wrong}; {'drop' if one else 'drops'} {listed(kept)} without it did no harm"
+        noun = "drop" if len(kept) == 1 else "drops"
+        how = f"drops {listed(list(map(str, tested)))} together; {noun} {listed(kept)} without it did no harm"
     drop.reason = (
-        f"run {suspect.blamed_run} was worse with it, and so was run {suspect.trial_run}, which tried {how}: "
-        f"dropforge report {suspect.trial_run}"
+        f"run {suspect.blamed_run} was worse with it, and so was run {trial}, which tried {how}; run {control.id}, "
+        f"trained without {'them' if kept else 'it'}, was better on {found.losses:,} and worse on {found.wins:,} of "
+        f"{count(found.groups, 'record')}: dropforge report {trial}"
     )
     drop.state = DropState.SUSPENDED
     session.add(drop)
-    run, reason = suspect.trial_run, drop.reason
-    record_event(session, "drop_suspended", now, track=drop.track, run_id=run, drop_id=drop.id, reason=reason)
+    record_event(session, "drop_suspended", now, track=drop.track, run_id=trial, drop_id=drop.id, reason=drop.reason)
     for other in session.exec(_open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)).all():
-        _end(session, settings, other, _End(SuspectEnd.CLEARED, f"drop {drop.id} was found"), now)
-    _end(session, settings, suspect, _End(SuspectEnd.SUSPENDED, reason), now)
+        _end(session, settings, other, f"drop {drop.id} was found", now)
+    suspect.ended = SuspectEnd.SUSPENDED
+    _end(session, settings, suspect, drop.reason, now)
 
 
-def _end(session: Session, settings: Settings, suspect: Suspect, end: _End, now: int) -> None:
+def _end(session: Session, settings: Settings, suspect: Suspect, why: str, now: int) -> None:
     """
-    End the suspicion of one drop; if it was the last one of its search, a new run may be queued.
+    End the suspicion of one drop, as cleared unless `suspect.ended` is set; after a search's last one, queue a run.
 
     A run is queued if a drop was suspended or withdrawn, or a trial won: otherwise it would only repeat the same data
     against the same champion.
     """
-    suspect.ended, suspect.ended_at = end.kind, now
+    suspect.ended, suspect.ended_at = suspect.ended or SuspectEnd.CLEARED, now
     session.add(suspect)
     session.flush()
-    run, detail = suspect.trial_run or suspect.blamed_run, {"end": str(end.kind), "reason": end.why}
+    run, detail = suspect.trial_run or suspect.blamed_run, {"end": str(suspect.ended), "reason": why}
     record_event(session, "suspicion_ended", now, track=suspect.track, run_id=run, drop_id=suspect.drop_id, **detail)
     search = session.exec(select(Suspect).where(Suspect.blamed_run == suspect.blamed_run)).all()
     if all(one.ended is not None for one in search) and any(_changes_what_is_run(session, one) for one in search):
@@ -265,6 +306,25 @@ def _open() -> SelectOfScalar[Suspect]:
     return select(Suspect).where(col(Suspect.ended).is_(None))
 
 
+def _tried(session: Session, track: str) -> Suspect | None:
+    """Return the suspect of a track whose trial was queued and that is still on trial."""
+    return session.exec(_open().where(Suspect.track == track, col(Suspect.trial_run).is_not(None))).first()
+
+
+def _control(session: Session, suspect: Suspect) -> Run | None:
+    """Return the control of a suspect's trial: the next run with that trigger; `None` before it is queued."""
+    if suspect.trial_run is None:
+        return None
+    later = select(Run).where(Run.track == suspect.track, Run.trigger == TRIAL, col(Run.id) > suspect.trial_run)
+    return session.exec(later.order_by(col(Run.id))).first()
+
+
+def _blames(session: Session, settings: Settings, run: Run, verdict: Verdict) -> bool:
+    """Return whether a verdict puts new drops on trial, or leaves one there; `follow_verdict` has the exceptions."""
+    known, own = _known(session, run.track), _of_training(session, snapshot_ids(run))
+    return verdict.blames_new_drops and bool(known) and known <= own and _budget(settings, run.track) > 0
+
+
 def _known(session: Session, track: str) -> set[int]:
     """Return the ids of the training drops behind the champion; empty if it is a base model."""
     serving = session.get(Track, track)
@@ -276,9 +336,7 @@ def _known(session: Session, track: str) -> set[int]:
         Promotion.model_id == serving.champion_model_id,
         col(Promotion.run_id).is_not(None),
     )
-    drops = session.exec(made.order_by(col(Promotion.generation).desc())).first() or ()
-    trained = select(Drop.id).where(col(Drop.id).in_(drops), Drop.role == "train")
-    return {number for number in session.exec(trained).all() if number}
+    return _of_training(session, session.exec(made.order_by(col(Promotion.generation).desc())).first() or ())
 
 
 def _accepted(session: Session, drops: Iterable[int]) -> set[int]:
@@ -294,12 +352,6 @@ def _tested(session: Session, suspect: Suspect, known: set[int]) -> set[int]:
     return {suspect.drop_id, *(_accepted(session, session.exec(cleared).all()) - known)}
 
 
-def _restored(session: Session, track: str) -> set[int]:
-    """Return the ids of the drops that a person has restored, which are not tried again."""
-    found = session.exec(select(Event.drop_id).where(Event.kind == "drop_restored", Event.track == track))
-    return {number for number in found if number}
-
-
 def _budget(settings: Settings, track: str) -> int:
     """Return how many trials a track may begin in seven days (`gate.trials_per_week`)."""
     own = settings.track(track) if track in settings.track_names else settings
@@ -313,7 +365,7 @@ def _trials(session: Session, track: str, now: int) -> int:
     return session.exec(begun.where(col(Run.started_at) > now - _WEEK_MS, col(Run.started_at) <= now)).one()
 
 
-def _train_ids(session: Session, run: Run) -> set[int]:
-    """Return the ids of the training drops in the run's snapshot."""
-    asked = select(Drop.id).where(col(Drop.id).in_(snapshot_ids(run)), Drop.role == "train")
+def _of_training(session: Session, drops: Iterable[int]) -> set[int]:
+    """Return the ids among `drops` that are training drops."""
+    asked = select(Drop.id).where(col(Drop.id).in_(drops), Drop.role == "train")
     return {number for number in session.exec(asked).all() if number}

@@ -23,12 +23,12 @@ class DropState(StrEnum):
     DUPLICATE = "duplicate"
     #: A person took it out of later snapshots; a person restores it.
     WITHDRAWN = "withdrawn"
-    #: A candidate trained with it was worse, and so was one whose only new drop it was; it is in no later snapshot
-    #: until a person restores it.
+    #: A candidate trained with it was worse, and so was its trial, also compared with a control; it is in no later
+    #: snapshot until a person restores it.
     SUSPENDED = "suspended"
 
 
-#: `Run.trigger` of a run that tries one drop alone, since that may have made another run worse.
+#: `Run.trigger` of a run that tries a drop, since that may have made another run worse, and of its control.
 TRIAL = "trial"
 #: `Run.trigger` of a run that a person started to search settings (`dropforge search`).
 SEARCH = "search"
@@ -37,9 +37,9 @@ SEARCH = "search"
 class SuspectEnd(StrEnum):
     """How a drop's trial ended."""
 
-    #: Its trial was not worse, another drop was found to be the reason, or the search was given up.
+    #: Its trial was not worse than champion and control, another drop was found, or the search was given up.
     CLEARED = "cleared"
-    #: Its trial was worse: the drop is suspended.
+    #: Its trial was worse than champion and control: the drop is suspended.
     SUSPENDED = "suspended"
     #: A person took the drop out or put it back meanwhile.
     ENDED = "ended"

@@ -188,7 +188,7 @@ class Suspect(SQLModel, table=True):
     drop_id: int = Field(foreign_key="drop.id")
     #: The run whose verdict put it under suspicion; the suspects of one run are one search.
     blamed_run: int = Field(foreign_key="run.id")
-    #: The run that tries it; `None` before its turn.
+    #: The run that tries it; `None` before its turn. Its control is the track's next run with that trigger.
     trial_run: int | None = Field(default=None, foreign_key="run.id", index=True)
     opened_at: int
     #: `None` while it is on trial.

@@ -53,13 +53,18 @@ def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[D
 
 def on_trial(base: Connection) -> dict[int, str]:
     """Map the id of each drop on trial to a text: which run it may have made worse, and which run, if any, tries it."""
-    rows = base.execute("SELECT drop_id, blamed_run, trial_run FROM suspect WHERE ended IS NULL").fetchall()
-    when = "it is tried when nothing else is to be run"
-    return {
-        row.drop_id: f"it may have made run {row.blamed_run} worse; "
-        f"{f'run {row.trial_run} tries it' if row.trial_run else when}"
-        for row in rows
-    }
+    wanted = (
+        "SELECT drop_id, blamed_run, trial_run, run.ended_at FROM suspect LEFT JOIN run ON run.id = trial_run "
+        "WHERE ended IS NULL"
+    )
+    found = {}
+    for row in base.execute(wanted).fetchall():
+        how = "it is tried when nothing else is to be run"
+        if row.trial_run:
+            was = "was worse, too; a control without it decides"
+            how = f"run {row.trial_run} {'tries it' if row.ended_at is None else was}"
+        found[row.drop_id] = f"it may have made run {row.blamed_run} worse; {how}"
+    return found
 
 
 def drop_uses(base: Connection, work_folder: WorkFolder, drop: Row) -> DropUses:

@@ -6,6 +6,7 @@ from pipeline.artifacts import Dataset, Evaluation
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate import prediction_cache, scoring
+from pipeline.evaluate.control import score_trial
 from pipeline.evaluate.inference import Inference, Result
 from pipeline.evaluate.plan import ModelRequests, go_on_with_smaller_batches, make_plan, say_base_is_not_evaluated
 from pipeline.evaluate.prediction_cache import PredictionCache
@@ -69,6 +70,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
         ),
         base_model_id=None if champion.key.model_id == base_id else base_id,
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
+        trial=score_trial(attempt, report / RECORDS_NAME, dataset.metric) if attempt.spec.trial else None,
         versions={
             **setup.versions,
             **({} if setup.engine == prediction_cache.PLAIN else {"engine": setup.engine}),

@@ -86,14 +86,18 @@ def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: 
 
 def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
     read = "Read the answers that became worse, in the report: wrong or odd data in a new drop shows there."
+    if spec.trial:
+        words = "This run is a control: it has no new drop, and the trial before it is compared with it."
+        return [NextStep(words=words, command="dropforge drops")]
     if not verdict.blames_new_drops:
         return [NextStep(words=f"{read} No drop is put under suspicion, as the champion was trained on none.")]
     if spec.suspect is not None:
         return [
             NextStep(
-                words=f"This run tried drop {spec.suspect} alone, and made the model worse once more. The drop is "
-                "suspended: no later run uses it, and this lists it with the reason.",
-                command="dropforge drops --state suspended",
+                words=f"This run tried drop {spec.suspect}, and made the model worse once more. If this model is also "
+                "worse than that of the next run, which is trained without the drop, the drop is suspended. This lists "
+                "it with its state.",
+                command="dropforge drops",
             ),
             NextStep(words=read),
             NextStep(
@@ -103,7 +107,7 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
         ]
     return [
         NextStep(
-            words="Wait: each new drop is now tried alone, and only one that makes a model worse once more is "
+            words="Wait: each new drop is now tried in turn, and only one that makes a model worse once more is "
             "suspended (gate.trials_per_week = 0 tries none). This lists what is on trial or suspended.",
             command="dropforge drops",
         ),

@@ -37,7 +37,7 @@ from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import AWAITING, PromotionState
 from daemon.state.tables import Drop, Promotion, Run, Track
-from pipeline.artifacts import Model, Verdict
+from pipeline.artifacts import Model, TrialScores, Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id
@@ -46,6 +46,7 @@ from tests.chaos.faults import Death, Trouble
 from tests.chaos.house import MEMORY, START, Daemon, build, records
 from tests.chaos.invariants import broken
 from tests.chaos.world import BACKOFF, LIMIT, SETTLE, World
+from tests.made_artifacts import made_report, made_spec
 from tests.model_folder import write_model
 
 SEED = 20_261_124
@@ -270,6 +271,7 @@ class House(RuleBasedStateMachine):
         number = self._in_hand()
         if not number:
             return
+        self._compare(number, 0.5 if worse else 0.01)
 
         def conclude(claim: Claim) -> None:
             follow = self._following("worse" if worse else "not_shown_better")
@@ -277,6 +279,13 @@ class House(RuleBasedStateMachine):
 
         self._end(conclude)
         self.world.judge(number, self.now, worse=worse)
+
+    def _compare(self, number: int, p_value: float = 0.01) -> None:
+        """Lay down what a control's evaluation says of the trial before it."""
+        spec = made_spec(self.daemon.root, "evaluate", run=number)
+        Path(spec.root, spec.folder).mkdir(parents=True, exist_ok=True)
+        made = made_report(spec, trial=TrialScores(groups=120, wins=5, losses=23, p_value=p_value))
+        Path(spec.root, f"runs/{number}/evaluate.json").write_text(made.model_dump_json())
 
     def _following(self, outcome: str) -> Callable[[Session, Run], None]:
         """Return what follows from a verdict for the new drops, as `apply_verdict` lets it follow."""
@@ -344,7 +353,7 @@ class House(RuleBasedStateMachine):
         identity, folder = self.models[name], self.daemon.root / "runs" / str(number)
         if not (self.daemon.root / "models" / identity).exists():
             shutil.copytree(self.folder / "models" / name, self.daemon.root / "models" / identity)
-        folder.mkdir(exist_ok=True)
+        self._compare(number)
         model = Model(
             folder=f"models/{identity}",
             model_id=identity,

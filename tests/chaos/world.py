@@ -164,7 +164,7 @@ class World:
         self.leave(number, "ended", now)
         for one in self.suspects:
             if not one.ended and one.trial and number in (self.runs[one.trial - 1].snapshot or []):
-                one.trial = 0
+                self.take_back(one)
         for place in made:
             self.end(place, "cancelled")
             for one in self.suspects:
@@ -198,17 +198,35 @@ class World:
             new.sort(key=lambda place: (place in tried_before, -place))
             self.suspects += [Suspect(place, number) for place in new[:SUSPECTS] if speaks]
             return
-        for tried in [one for one in self.suspects if one.trial == number and not one.ended]:
-            if not won and (own - known != self.tested(tried) or any(map(self.free, known - own))):
-                tried.trial = 0
-                continue
-            found = speaks
-            if found:
+        for tried in [one for one in self.suspects if not one.ended and number in {one.trial, self.control(one)}]:
+            if not (won and tried.trial == number) and not self.stands(tried):
+                self.take_back(tried)
+            elif tried.trial != number and not worse:
+                # Its candidate is as good as the champion, so the trial's was worse than it, too.
                 self.drops[tried.drop - 1].state = "suspended"
                 for other in self.suspects:
                     if other.blamed == tried.blamed and not other.ended and other is not tried:
                         other.ended = "cleared"
-            self.clear(tried, "suspended" if found else "cleared", now)
+                self.clear(tried, "suspended", now)
+            elif tried.trial != number or not speaks:
+                self.clear(tried, "cleared", now)
+
+    def control(self, suspect: Suspect) -> int:
+        """Return the run that was trained without a suspect, to compare its trial with; 0 for none."""
+        later = [place for place, run in enumerate(self.runs, 1) if run.trial and place > suspect.trial > 0]
+        return later[0] if later else 0
+
+    def stands(self, suspect: Suspect) -> bool:
+        """Say whether a trial has the drops that it would be made of now."""
+        own = set(self.runs[suspect.trial - 1].snapshot or [])
+        return own - self.known == self.tested(suspect) and not any(map(self.free, self.known - own))
+
+    def take_back(self, suspect: Suspect) -> None:
+        """Let a trial count no more."""
+        control = self.control(suspect)
+        if control and self.runs[control - 1].state in {"waiting", "running"}:
+            self.end(control, "cancelled")
+        suspect.trial = 0
 
     def tested(self, suspect: Suspect) -> set[int]:
         """Return what a trial adds to the champion's drops: the suspect, and what its search has cleared."""
@@ -233,33 +251,52 @@ class World:
 
     def go_on(self, now: int) -> None:
         """Queue the next trial, or end the search."""
-        for one in self.suspects:
-            if not one.ended and one.trial:
-                trial = self.runs[one.trial - 1]
-                if trial.state in {"queued", "waiting", "running"}:
-                    if trial.started is None:
-                        trial.snapshot = sorted({*filter(self.free, self.known), *self.tested(one)})
-                    return
-                self.clear(one, "cleared", now)
+        if any(self.is_tried(one, now) for one in self.suspects if one.trial and not one.ended):
+            return
         for one in self.suspects:
             if one.ended:
                 continue
             left = [place for place in sorted(self.known) if self.free(place)]
             begun = [run for run in self.runs if run.trial and run.started and now - 7 * DAY < run.started <= now]
             if left and one.drop not in self.known and len(begun) < TRIALS:
-                snapshot = sorted({*left, *self.tested(one)})
-                self.runs.append(Run(now, now, state="waiting", snapshot=snapshot, retaken=True, trial=True))
+                self.try_drops(now, self.tested(one))
                 one.trial = len(self.runs)
                 return
             self.clear(one, "cleared", now)
+
+    def is_tried(self, suspect: Suspect, now: int) -> bool:
+        """Say whether the trial of a suspect or its control goes on; begin the control, or end what is over."""
+        trial = run = self.runs[suspect.trial - 1]
+        if trial.state == "succeeded":
+            if not self.stands(suspect):
+                self.take_back(suspect)
+                return False
+            if not self.control(suspect):
+                self.try_drops(now, set())
+            run = self.runs[self.control(suspect) - 1]
+        if trial.started is None:
+            trial.snapshot = sorted({*filter(self.free, self.known), *self.tested(suspect)})
+        if run.state in {"waiting", "running"}:
+            return True
+        if run is not trial:
+            self.take_back(suspect)
+        self.clear(suspect, "cleared", now)
+        return False
+
+    def try_drops(self, now: int, tested: set[int]) -> None:
+        """Queue a run on the champion's drops and these."""
+        snapshot = sorted({*filter(self.free, self.known), *tested})
+        self.runs.append(Run(now, now, state="waiting", snapshot=snapshot, retaken=True, trial=True))
 
     def leave(self, number: int, end: str, now: int) -> None:
         """End the search for a drop by a person's word, and its trial with it."""
         for one in self.suspects:
             if one.drop == number and not one.ended:
+                trial = one.trial
+                self.take_back(one)
                 self.clear(one, end, now)
-                if one.trial and self.runs[one.trial - 1].state in {"waiting", "running"}:
-                    self.end(one.trial, "cancelled")
+                if trial and self.runs[trial - 1].state in {"waiting", "running"}:
+                    self.end(trial, "cancelled")
 
     # --- people
 

@@ -211,7 +211,8 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
         turn = f"Run {suspect.trial_run} tries it"
     yield f"On trial: run {suspect.blamed_run} was worse, and this drop may be the reason."
     yield f"{turn}, beside what the model that serves was trained on; until then no other run uses it."
-    yield "If that is worse too, the drop is suspended; if not, it is used as before. Nothing needs to be done."
+    yield "If that is worse too, and worse than a model trained once more without it, the drop is suspended."
+    yield "If not, it is used as before. Nothing needs to be done."
 
 
 def _how_it_came(first: Promotion) -> str:

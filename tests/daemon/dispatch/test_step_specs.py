@@ -61,7 +61,13 @@ def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], A
     assert spec(made, second).suspect is None
     end_worse(made, second, MODEL_ID)
     suspects.go_on(made.engine, made.settings, made.tick())
-    assert spec(made, made.claim()).suspect == 3, "the newest drop is tried first"
+    trial = made.claim()
+    tried = spec(made, trial)
+    assert (tried.suspect, tried.trial) == (3, {}), "the newest drop is tried first"
+    end_worse(made, trial, MODEL_ID)
+    suspects.go_on(made.engine, made.settings, made.tick())
+    control = spec(made, made.claim())
+    assert (control.suspect, control.trial) == (None, {"decide": f"runs/{trial.run_id}/decide.json"})
 
 
 def test_a_spec_of_an_earlier_version_is_read(new_workspace: Callable[[], Any]) -> None:

@@ -16,13 +16,14 @@ from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import AWAITING, PromotionState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
-from pipeline.artifacts import Verdict
+from pipeline import durable
+from pipeline.artifacts import TrialScores, Verdict
 from pipeline.config import RunConfig
 from tests import run_owner
+from tests.made_artifacts import made_report, made_spec
 from tests.run_owner import add_drop, configure
 
 DAY = 86_400_000
-SETTINGS = Settings(run_after_quiet_seconds=0)
 
 
 class Box:
@@ -31,7 +32,13 @@ class Box:
     def __init__(self, path: Path, now: int = DAY) -> None:
         """Open the database at `path`, which is made if it is not there."""
         migrate(path)
-        self.path, self.now, self.engine, self.settings = path, now, open_engine(path), SETTINGS
+        self.path, self.now, self.engine = path, now, open_engine(path)
+        self.allow(7)
+
+    def allow(self, trials: int) -> None:
+        """Set how many trials may begin in a week."""
+        facts = {"state": str(self.path.with_suffix("")), "gate": {"trials_per_week": trials}}
+        self.settings = Settings.model_validate({**facts, "run_after_quiet_seconds": 0})
 
     def tick(self) -> int:
         self.now += 1000
@@ -62,6 +69,22 @@ class Box:
         self.tick()
         claim = Claim(run.id or 0, run.token or "")
         run_owner.finish(self.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), self.now, still)
+
+    def control(self, trial: Run, p_value: float = 0.01) -> Run:
+        """End a trial with a verdict that blames its drop, then its control; return the control."""
+        self.end(trial, WORSE)
+        control = self.next_trial()
+        self.compare(control, p_value)
+        self.end(control, QUIET)
+        return control
+
+    def compare(self, control: Run, p_value: float) -> None:
+        """Publish a control's evaluation, as its step does."""
+        spec = made_spec(self.settings.work_folder, "evaluate", run=control.id)
+        Path(spec.root, spec.folder).mkdir(parents=True)
+        scores = TrialScores(groups=120, wins=5, losses=23, p_value=p_value)
+        made = made_report(spec, trial=scores)
+        durable.write_json(Path(spec.root, f"runs/{control.id}/evaluate.json"), made.model_dump(mode="json"))
 
     def serve(self, run: Run) -> None:
         """Make a run's model the champion."""
@@ -141,14 +164,16 @@ class Box:
             open_ = select(Suspect.drop_id).where(col(Suspect.ended).is_(None))
             return list(session.exec(open_.order_by(col(Suspect.id))).all())
 
+    def reason(self, drop: int) -> str | None:
+        with transaction(self.engine) as session:
+            return session.get_one(Drop, drop).reason
+
     def events(self, kind: str) -> list[Event]:
         with transaction(self.engine) as session:
             return list(session.exec(select(Event).where(Event.kind == kind).order_by(col(Event.id))).all())
 
 
-def verdict(
-    outcome: str = "not_shown_better", *, blames: bool = False, lost: tuple[int, ...] = (), wrong: int = 0
-) -> Verdict:
+def verdict(outcome: str = "not_shown_better", *, blames: bool = False, lost: tuple[int, ...] = ()) -> Verdict:
     return Verdict.model_validate(
         {
             "outcome": outcome,
@@ -157,14 +182,13 @@ def verdict(
             "metric": "exact_match",
             "records": 120,
             "groups": 120,
-            "losses": wrong,
             "blames_new_drops": blames,
             "lost_drops": lost,
         }
     )
 
 
-WORSE, QUIET, WINS = verdict("worse", blames=True, wrong=23), verdict(), verdict("promoted")
+WORSE, QUIET, WINS = verdict("worse", blames=True), verdict(), verdict("promoted")
 
 
 def in_snapshot(run: Run) -> list[int]:
@@ -257,7 +281,7 @@ def test_a_trial_that_lacks_a_drop_of_the_champions_is_made_again(box: Box) -> N
     box.end(box.claim(), QUIET)
     again = box.next_trial()
     assert in_snapshot(again) == [1, 2, 3]
-    box.end(again, WORSE)
+    box.control(again)
     assert box.states()[2] == "suspended"
 
 
@@ -282,20 +306,20 @@ def test_where_a_drop_of_the_champions_was_withdrawn_nothing_speaks_against_anot
 
 
 def test_where_one_old_drop_loses_again_and_again_those_go_first_that_came_when_it_began_to(box: Box) -> None:
-    box.settings = Settings.model_validate({"gate": {"trials_per_week": 0}, "run_after_quiet_seconds": 0})
+    box.allow(0)
     blamed(box, 1, QUIET)
     blamed(box, 2, verdict("guard_failed", blames=True, lost=(1,)))
     blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
-    box.settings = SETTINGS
+    box.allow(7)
     blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
     assert box.order() == [4, 3, 6, 5, 2]
 
 
 def test_a_loss_that_is_new_or_was_over_in_between_leaves_the_newest_first(box: Box) -> None:
-    box.settings = Settings.model_validate({"gate": {"trials_per_week": 0}, "run_after_quiet_seconds": 0})
+    box.allow(0)
     for said in (verdict("guard_failed", blames=True, lost=(1,)), QUIET):
         blamed(box, 1, said)
-    box.settings = SETTINGS
+    box.allow(7)
     blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
     assert box.order() == [4, 3, 2]
 
@@ -329,20 +353,36 @@ def test_there_is_one_trial_at_a_time_and_ordinary_runs_go_first(box: Box) -> No
     assert in_snapshot(trial) == [1, 3]
 
 
-def test_a_drop_that_is_blamed_twice_is_suspended_and_all_others_are_cleared_and_run(box: Box) -> None:
+def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_others_are_cleared_and_run(
+    box: Box,
+) -> None:
+    pinned = box.drop("heldout")
     blamed(box, 3)
     trial = box.next_trial()
-    box.end(trial, WORSE)
-    assert box.states() == {1: "accepted", 2: "accepted", 3: "accepted", 4: "suspended"}
-    with transaction(box.engine) as session:
-        reason = session.get_one(Drop, 4).reason
-    assert reason == (
-        "run 2 was worse with it, and so was run 3, which tried it alone and did worse on 23 of 120 records: "
-        "dropforge report 3"
+    control = box.control(trial)
+    assert (control.trigger, in_snapshot(control)) == ("trial", [1, pinned])
+    assert control.config is not None
+    assert RunConfig.model_validate(control.config).train.seed == 42 + (control.id or 0)
+    assert box.states() == {1: "accepted", pinned: "accepted", 3: "accepted", 4: "accepted", 5: "suspended"}
+    assert box.reason(5) == (
+        "run 2 was worse with it, and so was run 3, which tried it alone; run 4, trained without it, was better on 23 "
+        "and worse on 5 of 120 records: dropforge report 3"
     )
-    assert box.queued() == [4]
-    assert in_snapshot(box.claim()) == [1, 2, 3]
+    assert box.queued() == [5]
+    assert in_snapshot(box.claim()) == [1, pinned, 3, 4]
     assert box.trial() is None
+
+
+def test_a_drop_whose_trial_is_no_worse_than_its_control_is_cleared_and_the_next_is_tried_with_it(box: Box) -> None:
+    blamed(box, 2)
+    control = box.control(box.next_trial(), 0.06)
+    assert [one.detail["reason"] for one in box.events("suspicion_ended")] == [
+        f"run {control.id}, trained without it, was not better than run 3"
+    ]
+    both = box.next_trial()
+    assert in_snapshot(both) == [1, 2, 3]
+    box.control(both, 0.05)
+    assert box.states() == {1: "accepted", 2: "suspended", 3: "accepted"}
 
 
 def test_two_drops_that_only_do_harm_together_are_found_and_named(box: Box) -> None:
@@ -350,13 +390,12 @@ def test_two_drops_that_only_do_harm_together_are_found_and_named(box: Box) -> N
     box.end(box.next_trial(), QUIET)
     both = box.next_trial()
     assert in_snapshot(both) == [1, 2, 3]
-    box.end(both, WORSE)
+    control = box.control(both)
+    assert in_snapshot(control) == [1]
     assert box.states() == {1: "accepted", 2: "suspended", 3: "accepted"}
-    with transaction(box.engine) as session:
-        reason = session.get_one(Drop, 2).reason
-    assert reason == (
-        "run 2 was worse with it, and so was run 4, which tried drops 2 and 3 together and did worse on 23 of 120 "
-        "records; drop 3 without it did no harm: dropforge report 4"
+    assert box.reason(2) == (
+        "run 2 was worse with it, and so was run 4, which tried drops 2 and 3 together; drop 3 without it did no harm; "
+        "run 5, trained without them, was better on 23 and worse on 5 of 120 records: dropforge report 4"
     )
     assert in_snapshot(box.claim()) == [1, 3]
 
@@ -419,11 +458,60 @@ def test_a_verdict_of_a_search_that_is_over_suspends_nobody_and_a_trial_opens_no
     assert box.states() == {1: "accepted", 2: "accepted"}
 
 
+# --- a control
+
+
+def test_a_control_that_ends_without_a_verdict_clears_the_drop_which_no_later_trial_keeps(box: Box) -> None:
+    blamed(box, 2)
+    box.end(box.next_trial(), WORSE)
+    control = box.next_trial()
+    run_queue.cancelled(box.engine, Claim(control.id or 0, control.token or ""), box.tick())
+    assert in_snapshot(box.next_trial()) == [1, 2]
+    assert [one.drop_id for one in box.events("suspicion_ended")] == [3]
+
+
+@pytest.mark.parametrize("word", [drops.withdraw, drops.restore])
+def test_a_person_who_decides_on_the_drop_ends_its_control(box: Box, word: Callable[..., object]) -> None:
+    blamed(box, 2)
+    box.end(box.next_trial(), WORSE)
+    control = box.next_trial()
+    word(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
+    assert box.row(control.id or 0).cancel_requested
+    run_queue.cancelled(box.engine, Claim(control.id or 0, control.token or ""), box.tick())
+    while box.queued():
+        box.end(box.claim(), QUIET)
+    assert in_snapshot(box.next_trial()) == [1, 2], "the drop that was blamed is not kept"
+
+
+def test_a_trial_is_made_again_where_another_champion_comes_before_its_control_ends(box: Box) -> None:
+    blamed(box, 1)
+    box.end(box.next_trial(), WORSE)
+    box.go_on()
+    box.drop()
+    box.end(box.claim(), WINS)
+    again = box.next_trial()
+    assert (box.row(4).state, in_snapshot(again)) == ("cancelled", [1, 2, 3])
+    box.end(again, WORSE)
+    control = box.next_trial()
+    box.roll_back("m1")
+    box.compare(control, 0.01)
+    box.end(control, QUIET)
+    assert box.states()[2] == "on trial"
+    assert in_snapshot(box.next_trial()) == [1, 2]
+
+
+def test_a_control_counts_as_a_trial_of_the_week_and_is_never_refused(box: Box) -> None:
+    box.allow(1)
+    blamed(box, 2)
+    box.control(box.next_trial(), 0.5)
+    assert (box.trial(), set(box.states().values())) == (None, {"accepted"})
+
+
 # --- how long a search may go on
 
 
 def test_no_more_trials_begin_in_a_week_than_the_settings_allow_and_what_is_left_is_cleared(box: Box) -> None:
-    box.settings = Settings.model_validate({"gate": {"trials_per_week": 2}, "run_after_quiet_seconds": 0})
+    box.allow(2)
     blamed(box, 4)
     for _ in range(2):
         trial = box.next_trial()
@@ -506,7 +594,7 @@ def test_a_suspect_that_is_restored_is_cleared_and_its_trial_is_cancelled(box: B
 
 def test_a_drop_that_a_person_restored_is_not_tried_again(box: Box) -> None:
     blamed(box, 1)
-    box.end(box.next_trial(), WORSE)
+    box.control(box.next_trial())
     drops.restore(box.engine, 2, Word("I looked at it", box.tick()), box.settings)
     box.end(box.claim(), WORSE)
     assert (box.order(), box.trial()) == ([], None)
@@ -536,8 +624,16 @@ def _queueing(box: Box) -> Callable[[], object]:
 
 def _found(box: Box) -> Callable[[], object]:
     blamed(box, 3)
-    trial = box.next_trial()
-    return lambda: box.end(trial, WORSE)
+    box.end(box.next_trial(), WORSE)
+    control = box.next_trial()
+    box.compare(control, 0.01)
+    return lambda: box.end(control, QUIET)
+
+
+def _controlling(box: Box) -> Callable[[], object]:
+    blamed(box, 2)
+    box.end(box.next_trial(), WORSE)
+    return box.go_on
 
 
 def _withdrawing(box: Box) -> Callable[[], object]:
@@ -554,7 +650,7 @@ def _dump(engine: Engine) -> list[str]:
         raw.close()
 
 
-@pytest.mark.parametrize("act", [_opening, _queueing, _found, _withdrawing])
+@pytest.mark.parametrize("act", [_opening, _queueing, _controlling, _found, _withdrawing])
 def test_a_daemon_that_dies_at_any_write_has_done_all_or_nothing_and_goes_on_to_the_same_end(
     tmp_path: Path, act: Callable[[Box], Callable[[], object]]
 ) -> None:

@@ -11,8 +11,10 @@ from daemon.queue import run_queue, suspects
 from daemon.queue.states import Claim
 from daemon.state.tables import Run
 from daemon.views.overview import Overview
-from pipeline.artifacts import Verdict
+from pipeline import durable
+from pipeline.artifacts import TrialScores, Verdict
 from tests import run_owner
+from tests.made_artifacts import made_report, made_spec
 
 Command = Callable[..., Any]
 
@@ -21,22 +23,41 @@ def record(word: str) -> str:
     return json.dumps({"instruction": f"say {word}", "output": word}) + "\n"
 
 
-def end_worse(made: Any, claim: Claim) -> None:
-    said = Verdict(
-        outcome="worse",
-        reasons=("harm_shown",),
-        sentence="worse by 9.0 points",
-        metric="exact_match",
-        records=120,
-        groups=120,
-        losses=23,
-        blames_new_drops=True,
-    )
+WORSE = Verdict(
+    outcome="worse",
+    reasons=("harm_shown",),
+    sentence="worse by 9.0 points",
+    metric="exact_match",
+    records=120,
+    groups=120,
+    blames_new_drops=True,
+)
+
+
+def end(made: Any, claim: Claim, said: Verdict = WORSE) -> None:
 
     def still(session: Session, run: Run) -> None:
         suspects.follow_verdict(session, made.settings, run, said, made.now)
 
     run_owner.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
+
+
+def go_on(made: Any) -> Claim:
+    """Queue what comes next in the search, and begin it."""
+    suspects.go_on(made.engine, made.settings, made.tick())
+    claim: Claim = made.claim()
+    return claim
+
+
+def suspend(made: Any) -> None:
+    """Let drop 3 be worse in its trial, and than the control."""
+    end(made, go_on(made))
+    control = go_on(made)
+    scores = TrialScores(groups=120, wins=5, losses=23, p_value=0.001)
+    folder = made.attempt(control, "evaluate")
+    report = made_report(made_spec(made.settings.work_folder, "evaluate", run=control.run_id), trial=scores)
+    durable.write_json(folder.parents[1] / "evaluate.json", report.model_dump(mode="json"))
+    end(made, control, WORSE.model_copy(update={"outcome": "not_shown_better"}))
 
 
 @pytest.fixture
@@ -49,7 +70,7 @@ def searched(new_workspace: Callable[[], Any]) -> Any:
     made.promote(first)
     made.take("b.jsonl", record("b"))
     made.take("c.jsonl", record("c"))
-    end_worse(made, made.claim())
+    end(made, made.claim())
     return made
 
 
@@ -80,21 +101,24 @@ def test_a_trial_is_told_as_what_it_is_from_its_place_in_the_queue_to_its_end(
     claim = searched.claim()
     searched.attempt(claim, "train", None)
     assert any(said in line and "train" in line for line in words(dropforge("runs")))
-    end_worse(searched, claim)
+    end(searched, claim)
     over = "tried drop 3, which might have made run 2 worse"
     assert any(line.endswith(f"worse; {over}") for line in words(dropforge("runs")))
     assert any(line.endswith(f"worse; {over}") for line in words(dropforge("status")))
     assert over in words(dropforge("show", "3"))
     assert Overview.of(searched.settings).run(3).trial == over
+    go_on(searched)
+    lines = words(dropforge("drops"))
+    assert lines[1].endswith("it may have made run 2 worse; run 3 was worse, too; a control without it decides")
+    assert "control of the trial of drop 3, trained without it; beginning" in words(dropforge("show", "4"))
 
 
 def test_a_suspended_drop_says_by_which_runs_and_how_to_look(searched: Any, dropforge: Command) -> None:
-    suspects.go_on(searched.engine, searched.settings, searched.tick())
-    end_worse(searched, searched.claim())
+    suspend(searched)
     lines = words(dropforge("drops"))
     why = (
-        "run 2 was worse with it, and so was run 3, which tried it alone and did worse on 23 of 120 records: "
-        "dropforge report 3"
+        "run 2 was worse with it, and so was run 3, which tried it alone; run 4, trained without it, was better on 23 "
+        "and worse on 5 of 120 records: dropforge report 3"
     )
     assert "suspended" in lines[1]
     assert lines[1].endswith(why)
@@ -108,8 +132,7 @@ def test_the_receipt_of_the_same_content_says_that_it_is_suspended(searched: Any
         return str(receipt["sentence"])
 
     assert answered("again.jsonl").endswith("; nothing was added")
-    suspects.go_on(searched.engine, searched.settings, searched.tick())
-    end_worse(searched, searched.claim())
+    suspend(searched)
     said = answered("once-more.jsonl")
     assert "which is suspended: run 2 was worse with it, and so was run 3" in said
     assert said.endswith("to use it again: dropforge drops restore 3")

@@ -379,7 +379,7 @@ def test_where_the_champion_knows_no_drop_none_is_blamed(known: Known) -> None:
         verdict = decide_verdict(found, Rules(known=known))
         assert verdict.outcome in {"worse", "guard_failed"}
         assert not verdict.blames_new_drops
-        assert "tried alone" not in story_text(verdict)
+        assert "tried in turn" not in story_text(verdict)
 
 
 def test_lost_drops_are_the_seen_ones_that_failed() -> None:

@@ -14,12 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Evaluation, Model, ModelRef
+from pipeline.artifacts import Evaluation, Model, ModelRef, TrialScores
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt
-from pipeline.decide.comparison import read_comparison
+from pipeline.decide.comparison import compare, read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StartAgain, StepFailed
 from pipeline.evaluate import plan
+from pipeline.evaluate.control import compare_with_control
 from pipeline.evaluate.prediction_cache import Prediction
 from pipeline.evaluate.step import evaluate
 from pipeline.metrics import degenerate as degenerate_module
@@ -30,7 +31,7 @@ from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.models.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
-from tests.made_artifacts import dataset_of, heldout_row
+from tests.made_artifacts import dataset_of, heldout_row, made_verdict
 
 RECORDS = 10
 NEW_TOKENS = 6
@@ -437,6 +438,47 @@ def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidate
     ]
     with pytest.raises(CannotTrain, match="trained on every held-out record, or on near-duplicates"):
         evaluate(bench.attempt(rows[1:2]))
+
+
+def test_a_control_is_compared_with_its_trial_on_what_both_have_of_the_drops_on_which_the_trial_lost(
+    bench: Bench, tiny: Any
+) -> None:
+    rows = heldout_rows(tiny)
+    trial = bench.attempt(rows)
+    report = evaluate(trial)
+    told = lines(trial, report)
+    for place, line in enumerate(told):
+        line["candidate"]["scores"]["exact_match"] = float(place < 5)
+    told[0]["drop"] = 7  # the suspect replaced its reference
+    text = "".join(json.dumps(line) + "\n" for line in told)
+    (trial.root / report.folder / "records.jsonl").write_text(text)
+    durable.write_json(trial.root / "trial.json", report.model_dump(mode="json"))
+    durable.write_json(trial.root / "verdict.json", made_verdict(trial.spec, "worse", lost_drops=(1,)).model_dump())
+    published = {"evaluate": "trial.json", "decide": "verdict.json"}
+    control = Attempt(bench.attempt(rows[:-2]).spec.model_copy(update={"trial": published}))
+    # Of drop 1 are records 0, 2, 4, 6 and 8; the first is of another drop now, and the control lacks the last.
+    assert evaluate(control).trial == TrialScores(groups=3, wins=2, losses=0, p_value=1.0, lost_drops=(1,))
+
+
+def test_a_trial_that_lost_more_records_than_it_won_is_worse_by_the_gates_own_test() -> None:
+    told = [
+        {
+            "id": f"{place:02}",
+            "drop": 1,
+            "pinned": place < 2,
+            "group": f"{place:02}",
+            "tags": [],
+            **{
+                role: {"scores": {"exact_match": score}, "nll_sum": 1.0, "nll_tokens": 1, "degenerate": []}
+                for role, score in (("candidate", float(place < 1)), ("champion", float(0 < place < 8)))
+            },
+        }
+        for place in range(10)
+    ]
+    compared = compare("exact_match", told)
+    # P(7 or more of 8 | one half) = 9 / 256
+    assert compare_with_control(compared, ()) == TrialScores(groups=10, wins=1, losses=7, p_value=9 / 256)
+    assert compare_with_control(compared, (), "pinned").groups == 2
 
 
 def test_a_batch_that_memory_did_not_hold_is_halved_by_the_next_attempt(

@@ -77,9 +77,15 @@ def test_heldout_records_that_wait_for_approval_are_told_where_records_are_missi
 
 def test_the_card_of_a_trial_speaks_of_the_drop_that_it_tried(made_reports: Any, tmp_path: Path) -> None:
     said = steps_of(made_reports, tmp_path, "worse", TrainConfig(), suspect=3)
-    assert "This run tried drop 3 alone, and made the model worse once more. The drop is suspended" in said
+    assert "This run tried drop 3, and made the model worse once more. If this model is also worse than that" in said
     assert "dropforge drops restore 3 --reason TEXT" in said
-    assert "now tried alone" not in said
+    assert "tried in turn" not in said
+
+
+def test_the_card_of_a_control_puts_no_drop_under_suspicion(made_reports: Any, tmp_path: Path) -> None:
+    said = steps_of(made_reports, tmp_path, "worse", TrainConfig(), trial={"evaluate": "runs/3/evaluate.json"})
+    assert said.startswith("This run is a control")
+    assert "tried in turn" not in said
 
 
 def test_under_worse_stands_the_p_value_of_the_loss(made_reports: Any, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_the_page_is_one_sound_document_that_loads_nothing_can_be_heard_and_has_
         (
             "worse",
             "The new model is worse. The champion stays.",
-            "each new drop is now tried alone, and only one that makes a model worse once more is suspended",
+            "each new drop is now tried in turn, and only one that makes a model worse once more is suspended",
         ),
         (
             "not_shown_better",
@@ -210,7 +210,7 @@ def test_a_guard_is_told_as_what_it_found_and_what_helps_and_only_some_send_for_
     assert story.why[-1].startswith(f"{meant.found}: builtin")
     assert meant.remedy in to_do
     assert meant.command.format(track=" --track maths") in to_do
-    assert ("tried alone" in to_do) == ("drops withdraw" in to_do) == (name == "slice")
+    assert ("tried in turn" in to_do) == ("drops withdraw" in to_do) == (name == "slice")
     assert ("No drop is suspended" in to_do) != (name == "slice")
 
 
@@ -225,7 +225,7 @@ def test_of_several_guards_each_has_a_say_and_no_remedy_is_said_twice(made_repor
     assert "--to GENERATION" in to_do
     assert "whether the judge is right" in to_do
     _, to_do = told(made_reports, tmp_path / "b", lost, base)
-    assert "tried alone" in to_do, "beside the loss of an old drop"
+    assert "tried in turn" in to_do, "beside the loss of an old drop"
 
 
 def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_reports: Any, tmp_path: Path) -> None:

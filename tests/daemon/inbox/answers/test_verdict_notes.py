@@ -194,7 +194,8 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
     assert house.said()[2:] == [
         f"On trial: run {worse} was worse, and this drop may be the reason.",
         TRIED,
-        "If that is worse too, the drop is suspended; if not, it is used as before. Nothing needs to be done.",
+        "If that is worse too, and worse than a model trained once more without it, the drop is suspended.",
+        "If not, it is used as before. Nothing needs to be done.",
     ]
     with database.transaction(house.box.engine) as session:
         drop = session.get_one(Drop, 1)

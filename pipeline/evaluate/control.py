@@ -1,0 +1,50 @@
+"""Compare the candidate of a trial with that of its control, which has the champion's drops without the suspect."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import durable
+from pipeline.artifacts import Evaluation, TrialScores, Verdict
+from pipeline.contract import Attempt
+from pipeline.decide import statistics
+from pipeline.decide.comparison import Comparison, compare
+from pipeline.decide.slices import Known, judged_on
+from pipeline.metrics.registry import METRICS
+
+
+def score_trial(attempt: Attempt, records: Path, metric: str) -> TrialScores | None:
+    """
+    Return the scores of the trial that the run of `attempt` is the control of; `None` if no record is in both.
+
+    `records` is the records.jsonl of the control. A record counts if it is of the same drop in both runs, as the
+    suspect may have brought another reference for its prompt, and if the gate judges on it. Raises `StepFailed` if the
+    answers were scored by different metrics.
+    """
+    trial, verdict = (
+        kind.model_validate(durable.read_json(attempt.root / attempt.spec.trial[kind.step]))
+        for kind in (Evaluation, Verdict)
+    )
+    own = {(line["id"], line["drop"]): line["candidate"] for line in durable.read_jsonl(records)}
+    both = [
+        {**line, "champion": own[line["id"], line["drop"]]}
+        for line in durable.read_jsonl(attempt.root / trial.folder / records.name)
+        if (line["id"], line["drop"]) in own
+    ]
+    return compare_with_control(compare(metric, both), verdict.lost_drops, attempt.config.gate.on) if both else None
+
+
+def compare_with_control(comparison: Comparison, lost: Sequence[int], on: str = "all") -> TrialScores:
+    """
+    Test whether a trial's candidate is worse than its control's: the champion of `comparison` is the control's.
+
+    Only records of the drops `lost` are compared, on which the trial's candidate lost against the champion; without
+    any, all on which the gate judges by its setting `on`. The test is the gate's own, for a loss.
+    """
+    judged = judged_on(on, Known(), comparison.drops, comparison.pinned)
+    of_lost = judged & np.isin(comparison.drops, list(lost))
+    differences = comparison.differences(of_lost if of_lost.any() else judged)
+    wins, losses = statistics.count_signs(differences)
+    p_value = statistics.one_sided_p(-differences, yes_or_no=not METRICS[comparison.metric].continuous)
+    return TrialScores(groups=differences.size, wins=wins, losses=losses, p_value=p_value, lost_drops=tuple(lost))
