@@ -26,7 +26,8 @@ _UNFORESEEN = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit|Inter
 _WON = "promoted: "
 #: A quoted key or value.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
-_TITLE_WIDTH = 60
+#: Widths of a name in a title, and of a part of a suspension's reason, which may have two commands.
+_TITLE_WIDTH, _PART_WIDTH = 60, 300
 
 
 class Text(NamedTuple):
@@ -193,7 +194,7 @@ def _suspended(session: Session, _root: WorkFolder, event: Event) -> Text:
         "warning",
         f"SUSPENDED: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
         f"the file: {inert(drop.name)}, drop {drop.id}",
-        f"the reason: {_said(event, 'reason')}",
+        *(inert(part, _PART_WIDTH) for part in f"the reason: {event.detail.get('reason') or 'not said'}".split("; ")),
         f"to train on it all the same: dropforge drops restore {drop.id} --reason TEXT",
     )
 

@@ -4,11 +4,9 @@ Suspects: new drops that may have made a run worse, and the trial runs that test
 A verdict that blames the new drops suspends none of them: it puts them on trial. They are tried in turn, each under
 another seed, when nothing else is to be run: a trial trains on the champion's drops, those that the search has cleared,
 and one suspect, so that drops which only do harm together are found. A trial that blames its drop is followed by a
-control, which trains on the champion's drops alone: the drop is suspended if the trial is worse than that, too. For the
-records are those on which the champion was lucky once. Every other drop is accepted as before.
-
-The rows of `Suspect` and the states of their runs are the whole state: after a crash a search continues from them. A
-control is the track's first run with the trigger `TRIAL` after a trial that succeeded and left its drop on trial.
+control, which trains on the champion's drops alone, and the drop is suspended if the trial is worse than that, too: the
+champion may have been lucky on these records. Every other drop is accepted as before. The rows of `Suspect` and the
+states of their runs are the whole state: after a crash a search continues from them.
 """
 
 from collections.abc import Iterable
@@ -27,6 +25,7 @@ from daemon.state.events import record_event
 from daemon.state.states import TRIAL, DropState, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
+from pipeline.report.next_steps import ways_out
 from pipeline.words import count, listed
 
 #: Drops that one verdict puts on trial at most: the newest and six more.
@@ -116,7 +115,7 @@ def trial_of(session: Session, run: Run) -> int | None:
     """Return the id of the trial whose control the run is, as long as the drop is on trial; `None` for other runs."""
     tried = _tried(session, run.track)
     control = None if tried is None else _control(session, tried)
-    return None if tried is None or control is None or control.id != run.id else tried.trial_run
+    return tried.trial_run if tried is not None and control is not None and control.id == run.id else None
 
 
 # --- a search for the drop that made a run worse: open, continue, end
@@ -174,7 +173,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
         elif _trials(session, track, now) >= budget:
             why = f"no trial is left: gate.trials_per_week is {budget}"
         if not why:
-            _queue(session, suspect, now)
+            _queue(session, suspect, _tested(session, suspect, known), now)
             return
         _end(session, settings, suspect, why, now)
 
@@ -183,11 +182,10 @@ def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) 
     """Return whether the trial of a suspect, or its control, goes on; queue the control, or end or repeat the trial."""
     trial = run = session.get_one(Run, suspect.trial_run)
     if trial.state == RunState.SUCCEEDED and _is_valid(session, suspect):
-        run = _control(session, suspect) or _queue(session, suspect, now)
+        run = _control(session, suspect) or _queue(session, suspect, set(), now)
     if trial.state not in FINAL and trial.config is None:
         # It has not begun, and another champion may have come since it was queued.
-        trial.snapshot = _snapshot(session, suspect)
-        session.add(trial)
+        trial.snapshot = _snapshot(session, suspect.track, _tested(session, suspect, _known(session, suspect.track)))
     if run.state not in FINAL:
         return True
     if trial.state == RunState.SUCCEEDED:
@@ -197,28 +195,23 @@ def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) 
     return False
 
 
-def _queue(session: Session, suspect: Suspect, now: int) -> Run:
-    """Queue the trial of a suspect or, if it has one, the control. The snapshot of a trial is final once it begins."""
+def _queue(session: Session, suspect: Suspect, tested: set[int], now: int) -> Run:
+    """Queue the trial of a suspect or, if nothing is to be tested, its control."""
     run = Run(track=suspect.track, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
-    about = {"drop_id": suspect.drop_id, "blamed_run": suspect.blamed_run}
-    kind = "trial_queued" if suspect.trial_run is None else "control_queued"
-    run.snapshot = _snapshot(session, suspect)
+    run.snapshot = _snapshot(session, suspect.track, tested)
     session.add(run)
     session.flush()
-    record_event(session, kind, now, track=run.track, run_id=run.id, **about)
-    if suspect.trial_run is None:
+    if tested:
         suspect.trial_run = run.id
-        session.add(suspect)
-        session.flush()
+    about = {"drop_id": suspect.drop_id, "blamed_run": suspect.blamed_run}
+    record_event(session, f"{'trial' if tested else 'control'}_queued", now, track=run.track, run_id=run.id, **about)
     return run
 
 
-def _snapshot(session: Session, suspect: Suspect) -> list[dict[str, object]]:
-    """Return the snapshot of a suspect's trial: the champion's drops and those tried. Of its control: the former."""
-    known = _known(session, suspect.track)
-    over = suspect.trial_run is not None and session.get_one(Run, suspect.trial_run).state in FINAL
-    trained = _accepted(session, known) | (set() if over else _tested(session, suspect, known))
-    drops = select(Drop).where(Drop.track == suspect.track, Drop.state == DropState.ACCEPTED)
+def _snapshot(session: Session, track: str, tested: set[int]) -> list[dict[str, object]]:
+    """Return a snapshot of the champion's drops that are accepted, those to be tested, and all held-out drops."""
+    drops = select(Drop).where(Drop.track == track, Drop.state == DropState.ACCEPTED)
+    trained = _accepted(session, _known(session, track)) | tested
     wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_(trained)
     return as_snapshot(session.exec(drops.where(wanted).order_by(col(Drop.id))).all())
 
@@ -236,7 +229,6 @@ def _take_back(session: Session, suspect: Suspect, now: int) -> None:
     if control is not None and control.state not in FINAL:
         run_queue.call_off(session, control, now, f"the trial of drop {suspect.drop_id} counts no more")
     suspect.trial_run = None
-    session.add(suspect)
 
 
 def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run, now: int) -> None:
@@ -244,19 +236,17 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
     evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
     found, trial = None if evaluation is None else evaluation.trial, suspect.trial_run
     if found is None or found.p_value > _LEVEL:
-        why = f"run {control.id}, trained without it, was not better than run {trial}"
+        why = f"run {trial}, which tried it, was not worse than the control, run {control.id}"
         _end(session, settings, suspect, why, now)
         return
-    drop = session.get_one(Drop, suspect.drop_id)
+    drop, how = session.get_one(Drop, suspect.drop_id), "it alone"
     tested = sorted(_tested(session, suspect, _known(session, suspect.track)))
-    kept, how = [str(number) for number in tested if number != drop.id], "it alone"
-    if kept:
-        noun = "drop" if len(kept) == 1 else "drops"
-        how = f"drops {listed(list(map(str, tested)))} together; {noun} {listed(kept)} without it did no harm"
+    if len(tested) > 1:
+        how = f"drops {listed(list(map(str, tested)))} together; without it, no harm was found"
     drop.reason = (
-        f"run {suspect.blamed_run} was worse with it, and so was run {trial}, which tried {how}; run {control.id}, "
-        f"trained without {'them' if kept else 'it'}, was better on {found.losses:,} and worse on {found.wins:,} of "
-        f"{count(found.groups, 'record')}: dropforge report {trial}"
+        f"run {suspect.blamed_run} was worse with it, and so was run {trial}, which tried {how}; the control, run "
+        f"{control.id}, was better on {found.losses:,} and worse on {found.wins:,} of {count(found.groups, 'record')}: "
+        f"dropforge report {trial}; {ways_out(drop.id or 0, found.lost_drops, drop.track)}"
     )
     drop.state = DropState.SUSPENDED
     session.add(drop)
@@ -280,13 +270,10 @@ def _end(session: Session, settings: Settings, suspect: Suspect, why: str, now: 
     run, detail = suspect.trial_run or suspect.blamed_run, {"end": str(suspect.ended), "reason": why}
     record_event(session, "suspicion_ended", now, track=suspect.track, run_id=run, drop_id=suspect.drop_id, **detail)
     search = session.exec(select(Suspect).where(Suspect.blamed_run == suspect.blamed_run)).all()
-    if all(one.ended is not None for one in search) and any(_changes_what_is_run(session, one) for one in search):
+    won = any(one.trial_run is not None and promotion_of(session, one.trial_run) is not None for one in search)
+    taken = any(one.ended in {SuspectEnd.SUSPENDED, SuspectEnd.ENDED} for one in search)
+    if all(one.ended is not None for one in search) and (won or taken):
         _run_again(session, settings, suspect, now)
-
-
-def _changes_what_is_run(session: Session, suspect: Suspect) -> bool:
-    won = suspect.trial_run is not None and promotion_of(session, suspect.trial_run) is not None
-    return won or suspect.ended in {SuspectEnd.SUSPENDED, SuspectEnd.ENDED}
 
 
 def _run_again(session: Session, settings: Settings, suspect: Suspect, now: int) -> None:

@@ -266,7 +266,7 @@ def _after_run(run: Run) -> Iterator[str]:
 def _taken_out(drop: Drop, past: TrackPast) -> Iterator[str]:
     """Yield why a drop is withdrawn or suspended, whether the champion was trained on it, and how to restore it."""
     why = f": {drop.reason}" if drop.reason else ""
-    yield f"{drop.state.capitalize()}{why}."
+    yield from f"{drop.state.capitalize()}{why}.".split("; ")
     yield "No later run uses it."
     if drop.role == "train" and drop.id in past.champion:
         yield f"The model that serves was trained on it, since run {past.first[drop.id].run_id}."

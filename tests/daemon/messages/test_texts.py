@@ -146,12 +146,17 @@ def test_trouble_with_the_server_says_what_it_means_and_what_to_do(
 def test_low_disk_and_a_suspended_drop_are_told(lived_in: Any) -> None:
     low = event(lived_in, "disk_low", free_bytes=12_000_000)
     assert low.title == "[dropforge] LOW DISK: 12 MB free"
-    why = "run 2 was worse with it, and so was run 3, which tried it alone: dropforge report 3"
+    ways = [
+        f"way {way}: dropforge drops withdraw 1 --reason TEXT, then {'x' * 150} dropforge drops restore 2 --reason TEXT"
+        for way in range(3)
+    ]
+    why = "; ".join(["run 2 was worse with it, and so was run 3: dropforge report 3", *ways])
     suspended = event(lived_in, "drop_suspended", track="default", run_id=3, drop_id=2, reason=why)
     assert suspended.title == "[dropforge] SUSPENDED: default, first.jsonl"
     assert suspended.body.splitlines() == [
         "the file: first.jsonl, drop 2",
-        f"the reason: {why}",
+        "the reason: run 2 was worse with it, and so was run 3: dropforge report 3",
+        *ways,
         "to train on it all the same: dropforge drops restore 2 --reason TEXT",
     ]
     forced = event(lived_in, "forced", track="default", run_id=2, generation=2, reason="it is urgent", by="anna")

@@ -78,11 +78,11 @@ class Box:
         self.end(control, QUIET)
         return control
 
-    def compare(self, control: Run, p_value: float) -> None:
+    def compare(self, control: Run, p_value: float, lost: tuple[int, ...] = (1,)) -> None:
         """Publish a control's evaluation, as its step does."""
         spec = made_spec(self.settings.work_folder, "evaluate", run=control.id)
         Path(spec.root, spec.folder).mkdir(parents=True)
-        scores = TrialScores(groups=120, wins=5, losses=23, p_value=p_value)
+        scores = TrialScores(groups=120, wins=5, losses=23, p_value=p_value, lost_drops=lost)
         made = made_report(spec, trial=scores)
         durable.write_json(Path(spec.root, f"runs/{control.id}/evaluate.json"), made.model_dump(mode="json"))
 
@@ -364,10 +364,15 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
     assert control.config is not None
     assert RunConfig.model_validate(control.config).train.seed == 42 + (control.id or 0)
     assert box.states() == {1: "accepted", pinned: "accepted", 3: "accepted", 4: "accepted", 5: "suspended"}
-    assert box.reason(5) == (
-        "run 2 was worse with it, and so was run 3, which tried it alone; run 4, trained without it, was better on 23 "
-        "and worse on 5 of 120 records: dropforge report 3"
-    )
+    withdraw, restore = "dropforge drops withdraw 1 --reason TEXT", "dropforge drops restore 5 --reason TEXT"
+    submit = "dropforge submit FILE --heldout"
+    assert (box.reason(5) or "").split("; ") == [
+        "run 2 was worse with it, and so was run 3, which tried it alone",
+        "the control, run 4, was better on 23 and worse on 5 of 120 records: dropforge report 3",
+        f"if the answers of drop 1 are out of date and these are right, withdraw those: {withdraw}, then {restore}",
+        f"or drop all prompts of drop 1 again with their new answers, then {restore}",
+        f'or judge on held-out records of your own (gate.on = "pinned"): {submit}, then {restore}',
+    ]
     assert box.queued() == [5]
     assert in_snapshot(box.claim()) == [1, pinned, 3, 4]
     assert box.trial() is None
@@ -377,7 +382,7 @@ def test_a_drop_whose_trial_is_no_worse_than_its_control_is_cleared_and_the_next
     blamed(box, 2)
     control = box.control(box.next_trial(), 0.06)
     assert [one.detail["reason"] for one in box.events("suspicion_ended")] == [
-        f"run {control.id}, trained without it, was not better than run 3"
+        f"run 3, which tried it, was not worse than the control, run {control.id}"
     ]
     both = box.next_trial()
     assert in_snapshot(both) == [1, 2, 3]
@@ -393,10 +398,11 @@ def test_two_drops_that_only_do_harm_together_are_found_and_named(box: Box) -> N
     control = box.control(both)
     assert in_snapshot(control) == [1]
     assert box.states() == {1: "accepted", 2: "suspended", 3: "accepted"}
-    assert box.reason(2) == (
-        "run 2 was worse with it, and so was run 4, which tried drops 2 and 3 together; drop 3 without it did no harm; "
-        "run 5, trained without them, was better on 23 and worse on 5 of 120 records: dropforge report 4"
-    )
+    assert (box.reason(2) or "").split("; ")[:3] == [
+        "run 2 was worse with it, and so was run 4, which tried drops 2 and 3 together",
+        "without it, no harm was found",
+        "the control, run 5, was better on 23 and worse on 5 of 120 records: dropforge report 4",
+    ]
     assert in_snapshot(box.claim()) == [1, 3]
 
 

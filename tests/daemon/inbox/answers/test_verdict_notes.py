@@ -199,11 +199,12 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
     ]
     with database.transaction(house.box.engine) as session:
         drop = session.get_one(Drop, 1)
-        drop.state, drop.reason = DropState.SUSPENDED, f"run {worse} was worse with it, and so was run 3"
+        drop.state, drop.reason = DropState.SUSPENDED, f"run {worse} was worse with it; so was run 3"
         session.add(drop)
         record_event(session, "drop_suspended", NOW, track="default", run_id=worse, drop_id=1)
     assert house.said()[2:] == [
-        f"Suspended: run {worse} was worse with it, and so was run 3.",
+        f"Suspended: run {worse} was worse with it",
+        "so was run 3.",
         "No later run uses it.",
         "If rows of it are wrong, mend them and drop the file again: that is a new drop.",
         "To bring it back as it is: dropforge drops restore 1 --reason TEXT.",
