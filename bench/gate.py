@@ -51,6 +51,8 @@ POWER_SETUPS = {
 RULES = Rules(known=Known(frozenset(Setup().known)))
 #: On each drop's records, in points: what a bad drop of a month does, and what one that hurts the first drop does.
 BAD = {"none": None, "everywhere": (-10.0,) * 5, "one old drop": (-25.0, 0.0, 0.0, 0.0, 0.0)}
+#: Two drops that are harmless alone, and what they cost together, on all records.
+PAIR, TOGETHER = frozenset((FIRST + BAD_NIGHT, FIRST + BAD_NIGHT + 1)), -15.0
 ONE_OLD_LOST = (-10.0, 15.0, 15.0, 15.0, 15.0)
 
 
@@ -93,6 +95,24 @@ def month(bad: str, seed: int, *, old: bool = False) -> Month:
         loop.night(FIRST + night)
     gain, honest = float(loop.truth().mean()), loop.suspended - {culprit}
     return Month(gain, len(honest), culprit in loop.suspended, float(loop.extra_runs()))
+
+
+def pair_month(seed: int, *, old: bool = False) -> Month:
+    """Return how a month of honest drops ends that bring a point each, with two that do harm together only."""
+    effects = {FIRST + night: np.ones(5) for night in range(1, NIGHTS + 1)} | {drop: np.zeros(5) for drop in PAIR}
+    loop = Loop(World.made(Setup(), seed), effects, old=old, together={PAIR: TOGETHER})
+    for night in range(1, NIGHTS + 1):
+        loop.night(FIRST + night)
+    gain, found = float(loop.truth().mean()), loop.suspended & PAIR
+    return Month(gain, len(loop.suspended - PAIR), bool(found), float(loop.extra_runs()))
+
+
+def idle_month(seeds: float, seed: int, *, old: bool = False) -> int:
+    """Return how many of thirty drops that teach nothing are suspended, if trainings differ by so many points."""
+    loop = Loop(World.made(Setup(), seed), {}, old=old, seeds=seeds)
+    for night in range(NIGHTS):
+        loop.night(FIRST + night)
+    return len(loop.suspended)
 
 
 def new_kind(metric: str, loss: float, former: int, seed: int, *, old: bool = False) -> bool:
@@ -314,6 +334,16 @@ def month_rows(counts: Counts) -> Iterator[Row]:
         yield Row(f"month, {said}: honest drops suspended", *_of(columns, "honest_suspended", np.int64), most=0.05)
         yield Row(f"month, {said}: true gain at the end", *_of(columns, "gain", np.float64), least=26)
         yield Row(f"month, {said}: extra runs", *_of(columns, "extra", np.float64), most=3)
+
+    columns = counts.both(pair_month, counts.months)
+    words = "month, two drops that cost 15 points together only"
+    yield Row(f"{words}: one of them suspended", *_of(columns, "bad_suspended", np.bool_))
+    yield Row(f"{words}: true gain at the end", *_of(columns, "gain", np.float64), least=24)
+    yield Row(f"{words}: extra runs", *_of(columns, "extra", np.float64), most=4)
+    for seeds, most in ((0.0, 0.1), (2.0, 0.35)):
+        old, new = counts.both(partial(idle_month, seeds), counts.months)
+        words = f"month of drops that teach nothing, seeds differ by {seeds:g} points"
+        yield Row(f"{words}: suspended", old, new, most=most)
 
 
 def _of(columns: Sequence[Sequence[Month]], name: str, kind: type) -> tuple[np.ndarray, np.ndarray]:

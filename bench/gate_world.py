@@ -20,6 +20,7 @@ from pipeline.decide.comparison import Comparison, Flags, Former, Suite
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Decision, Rules, _blames, weigh
+from pipeline.evaluate.control import compare_with_control
 from pipeline.metrics.degenerate import DEGENERATE
 
 EXACT, ROUGE = "exact_match", "rougeL"
@@ -32,7 +33,7 @@ NEW_KIND, NOISE = 0.15, 0.145
 #: How much paraphrases share their luck: tests record by record then err 3.7 and 5.2 % at 1 %, as measured.
 SHARED = {EXACT: 0.4, ROUGE: 0.25}
 #: What the product keeps: `daemon.dispatch.step_specs`, `daemon.queue.suspects` and `gate.trials_per_week`.
-FORMER, MOST_SUSPECTS, TRIALS_A_WEEK = 3, 7, 7
+FORMER, MOST_SUSPECTS, TRIALS_A_WEEK, CONTROL_P_VALUE = 3, 7, 7, 0.05
 #: The first number of a drop that comes in the night; those of the records' own drops are smaller.
 FIRST = 100
 
@@ -187,17 +188,20 @@ class Loop:
     One track, night by night: what is promoted, put on trial, suspended.
 
     Under the new rules as `daemon.queue.suspects` does; under the old ones every drop is suspended whose first run is
-    bad. `effects`: what a drop does to each drop's records, in points.
+    bad. `effects`: what a drop does to each drop's records, in points; `together`: what a set of drops does besides.
+    Trainings differ in true quality, on all records alike, with the standard deviation `seeds`, in points.
     """
 
     world: World
     effects: dict[int, Floats]
     old: bool = False
     harm: Mapping[str, float] | None = None
+    together: Mapping[frozenset[int], float] = field(default_factory=dict)
+    seeds: float = 0.0
     pending: list[int] = field(default_factory=list)
     suspended: set[int] = field(default_factory=set)
     trials: list[int] = field(default_factory=list)
-    """The nights of the trials."""
+    """The nights of the trials and controls."""
     former: list[Floats] = field(default_factory=list)
     """The scores of former champions, the oldest first."""
     again: int = 0
@@ -223,23 +227,25 @@ class Loop:
         return self._truth(self.known)
 
     def extra_runs(self) -> int:
-        """Return the trials and the runs that their end made again."""
+        """Return the trials, their controls and the runs that their end made again."""
         return len(self.trials) + self.again
 
     def trained(self, drops: set[int]) -> Model:
         """Return what a run on these drops puts before the gate."""
-        return self.world.answers(self._truth(drops), self.harm)
+        quality = self.world.random.normal(0, self.seeds) if self.seeds else 0.0
+        return self.world.answers(self._truth(drops) + quality, self.harm)
 
     def _truth(self, drops: Iterable[int]) -> Floats:
-        none = np.zeros(len(self.world.setup.sizes))
-        return np.clip(sum((self.effects.get(drop, none) for drop in drops), none), -50.0, 80.0)
+        none, drops = np.zeros(len(self.world.setup.sizes)), set(drops)
+        besides = sum(points for some, points in self.together.items() if some <= drops)
+        return np.clip(sum((self.effects.get(drop, none) for drop in drops), none) + besides, -50.0, 80.0)
 
     def _held_out(self, drops: set[int]) -> Flags:
         """Return the records in a run: a drop's come with it."""
         come = {drop for drop in range(len(self.world.setup.sizes)) if drop not in self.effects}
         return np.asarray(np.isin(self.world.drops, list(come | drops)))
 
-    def _train(self, drops: set[int]) -> Said:
+    def _train(self, drops: set[int]) -> tuple[Said, Model]:
         candidate, former = self.trained(drops), self.former[-FORMER:]
         comparison = self.world.side_by_side(candidate, self._champion, self._base, former)
         known = Known(frozenset(self.known) or None)
@@ -249,11 +255,11 @@ class Loop:
             self.former.append(self._champion.scores)
             self._champion, self.known = candidate, drops
             self.pending = [drop for drop in self.pending if drop not in drops]
-        return said
+        return said, candidate
 
     def _run_all(self) -> None:
         new = set(self.pending)
-        said = self._train(self.known | new)
+        said, _ = self._train(self.known | new)
         if not said.blames:
             self._ran.append((self.known | new, said.lost))
         elif self.old:
@@ -278,18 +284,26 @@ class Loop:
         return sorted(self.pending, key=lambda drop: (drop not in came, -drop))[:MOST_SUSPECTS]
 
     def _search(self, suspects: Sequence[int]) -> bool:
-        """Try each alone until one is blamed again; return whether anything has changed for the others."""
-        won = False
+        """Try each with those cleared, until one is worse than a control, too; return whether that changes a run."""
+        won, cleared = False, set[int]()
         for drop in suspects:
             if sum(night > self._night - 7 for night in self.trials) >= TRIALS_A_WEEK:
                 break
             self.trials.append(self._night)
-            said = self._train({*self.known, drop})
-            if said.blames:
+            said, tried = self._train({*self.known, *cleared, drop})
+            if said.blames and self._is_worse_than_control(tried, said.lost):
                 self._suspend(drop)
                 return True
+            cleared.add(drop)
             won = won or said.outcome == "promoted"
         return won
+
+    def _is_worse_than_control(self, tried: Model, lost: frozenset[int]) -> bool:
+        known = set(self.known)
+        self.trials.append(self._night)
+        _, control = self._train(known)
+        comparison = self.world.side_by_side(tried, control, self._base).part(self._held_out(known))
+        return compare_with_control(comparison, sorted(lost)).p_value <= CONTROL_P_VALUE
 
     def _suspend(self, *drops: int) -> None:
         self.suspended.update(drops)
