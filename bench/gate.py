@@ -336,14 +336,14 @@ def month_rows(counts: Counts) -> Iterator[Row]:
         yield Row(f"month, {said}: extra runs", *_of(columns, "extra", np.float64), most=3)
 
     columns = counts.both(pair_month, counts.months)
-    words = "month, two drops that cost 15 points together only"
-    yield Row(f"{words}: one of them suspended", *_of(columns, "bad_suspended", np.bool_))
-    yield Row(f"{words}: true gain at the end", *_of(columns, "gain", np.float64), least=24)
-    yield Row(f"{words}: extra runs", *_of(columns, "extra", np.float64), most=4)
+    pair = "month, two drops that cost 15 points together only"
+    yield Row(f"{pair}: one of them suspended", *_of(columns, "bad_suspended", np.bool_))
+    yield Row(f"{pair}: true gain at the end", *_of(columns, "gain", np.float64), least=24)
+    yield Row(f"{pair}: extra runs", *_of(columns, "extra", np.float64), most=4)
     for seeds, most in ((0.0, 0.1), (2.0, 0.35)):
         old, new = counts.both(partial(idle_month, seeds), counts.months)
-        words = f"month of drops that teach nothing, seeds differ by {seeds:g} points"
-        yield Row(f"{words}: suspended", old, new, most=most)
+        idle = f"month of drops that teach nothing, seeds differ by {seeds:g} points"
+        yield Row(f"{idle}: suspended", old, new, most=most)
 
 
 def _of(columns: Sequence[Sequence[Month]], name: str, kind: type) -> tuple[np.ndarray, np.ndarray]:

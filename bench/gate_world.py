@@ -291,19 +291,19 @@ class Loop:
                 break
             self.trials.append(self._night)
             said, tried = self._train({*self.known, *cleared, drop})
-            if said.blames and self._is_worse_than_control(tried, said.lost):
+            if said.blames and self._is_worse_than_control(tried, said):
                 self._suspend(drop)
                 return True
             cleared.add(drop)
             won = won or said.outcome == "promoted"
         return won
 
-    def _is_worse_than_control(self, tried: Model, lost: frozenset[int]) -> bool:
-        known = set(self.known)
+    def _is_worse_than_control(self, tried: Model, said: Said) -> bool:
+        known, lost = set(self.known), () if said.outcome == "worse" else sorted(said.lost)
         self.trials.append(self._night)
         _, control = self._train(known)
         comparison = self.world.side_by_side(tried, control, self._base).part(self._held_out(known))
-        return compare_with_control(comparison, sorted(lost)).p_value <= CONTROL_P_VALUE
+        return compare_with_control(comparison, lost).p_value <= CONTROL_P_VALUE
 
     def _suspend(self, *drops: int) -> None:
         self.suspended.update(drops)

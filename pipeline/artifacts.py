@@ -286,7 +286,7 @@ class TrialScores(Frozen):
     """The candidate of a trial compared with that of its control, this run's, by the primary metric."""
 
     groups: int
-    """Groups of records that both answered, of the drops in `lost_drops` if there are any."""
+    """Groups of records that both answered; of `lost_drops` only, unless the trial's verdict is `worse`."""
     wins: int
     losses: int
     p_value: float

@@ -22,17 +22,21 @@ def score_trial(attempt: Attempt, records: Path, metric: str) -> TrialScores | N
     suspect may have brought another reference for its prompt, and if the gate judges on it. Raises `StepFailed` if the
     answers were scored by different metrics.
     """
-    trial, verdict = (
-        kind.model_validate(durable.read_json(attempt.root / attempt.spec.trial[kind.step]))
-        for kind in (Evaluation, Verdict)
-    )
+    published = attempt.spec.trial
+    trial = Evaluation.model_validate(durable.read_json(attempt.root / published[Evaluation.step]))
+    verdict = Verdict.model_validate(durable.read_json(attempt.root / published[Verdict.step]))
     own = {(line["id"], line["drop"]): line["candidate"] for line in durable.read_jsonl(records)}
     both = [
         {**line, "champion": own[line["id"], line["drop"]]}
         for line in durable.read_jsonl(attempt.root / trial.folder / records.name)
         if (line["id"], line["drop"]) in own
     ]
-    return compare_with_control(compare(metric, both), verdict.lost_drops, attempt.config.gate.on) if both else None
+    if not both:
+        return None
+    # A model that is worse on all records together is compared on all: the drops that lost most are chosen by chance.
+    lost = () if verdict.outcome == "worse" else verdict.lost_drops
+    found = compare_with_control(compare(metric, both), lost, attempt.config.gate.on)
+    return found.model_copy(update={"lost_drops": verdict.lost_drops})
 
 
 def compare_with_control(comparison: Comparison, lost: Sequence[int], on: str = "all") -> TrialScores:

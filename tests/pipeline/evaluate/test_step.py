@@ -453,7 +453,9 @@ def test_a_control_is_compared_with_its_trial_on_what_both_have_of_the_drops_on_
     text = "".join(json.dumps(line) + "\n" for line in told)
     (trial.root / report.folder / "records.jsonl").write_text(text)
     durable.write_json(trial.root / "trial.json", report.model_dump(mode="json"))
-    durable.write_json(trial.root / "verdict.json", made_verdict(trial.spec, "worse", lost_drops=(1,)).model_dump())
+    durable.write_json(
+        trial.root / "verdict.json", made_verdict(trial.spec, "guard_failed", lost_drops=(1,)).model_dump()
+    )
     published = {"evaluate": "trial.json", "decide": "verdict.json"}
     control = Attempt(bench.attempt(rows[:-2]).spec.model_copy(update={"trial": published}))
     # Of drop 1 are records 0, 2, 4, 6 and 8; the first is of another drop now, and the control lacks the last.
