@@ -11,7 +11,6 @@ from pipeline.contract import Attempt
 from pipeline.decide import statistics
 from pipeline.decide.comparison import Comparison, compare
 from pipeline.decide.slices import Known, judged_on
-from pipeline.metrics.registry import METRICS
 
 
 def score_trial(attempt: Attempt, records: Path, metric: str) -> TrialScores | None:
@@ -50,5 +49,5 @@ def compare_with_control(comparison: Comparison, lost: Sequence[int], on: str = 
     of_lost = judged & np.isin(comparison.drops, list(lost))
     differences = comparison.differences(of_lost if of_lost.any() else judged)
     wins, losses = statistics.count_signs(differences)
-    p_value = statistics.one_sided_p(-differences, yes_or_no=not METRICS[comparison.metric].continuous)
+    p_value = statistics.one_sided_p(-differences)
     return TrialScores(groups=differences.size, wins=wins, losses=losses, p_value=p_value, lost_drops=tuple(lost))
