@@ -8,14 +8,12 @@ luck. A suite has 300 items, and two equal models differ on 14 % of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import special
 
 from pipeline.artifacts import Outcome
-from pipeline.config import GuardConfig
-from pipeline.decide import statistics
 from pipeline.decide.comparison import Comparison, Flags, Former, Suite
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
@@ -47,6 +45,8 @@ class Setup:
     known: tuple[int, ...] = (0, 1, 2, 3)
     new_kinds: tuple[int, ...] = ()
     group: int = 1
+    spread: bool = False
+    """Whether a gain makes answers right one by one, or all of a group."""
 
 
 NEW_KIND_COMES = Setup(sizes=(150, 100), known=(0,), new_kinds=(1,))
@@ -94,7 +94,11 @@ class World:
         gain = np.broadcast_to(np.asarray(points, dtype=np.float64), len(self.setup.sizes))[self.drops] / 100
         one, other = ABILITY[self.setup.metric]
         level = np.where(np.isin(self.drops, self.setup.new_kinds), NEW_KIND, one / (one + other))
-        lucky = self.random.random(self.groups.size)[self.groups] < np.abs(gain) / np.where(gain > 0, 1 - level, level)
+        share = np.abs(gain) / np.where(gain > 0, 1 - level, level)
+        lucky = (
+            self.random.random(self.groups.size)[np.arange(self.groups.size) if self.setup.spread else self.groups]
+            < share
+        )
         shared, size = SHARED[self.setup.metric] if self.setup.group > 1 else 0.0, self.drops.size
         luck = np.sqrt(1 - shared) * self.random.normal(0, 1, size)
         if shared:
@@ -143,10 +147,8 @@ class Said:
     lost: frozenset[int]
 
 
-def decide(comparison: Comparison, known: Known, *, old: bool = False) -> Said:
-    """Ask the gate, or the rules of 2026-11-25."""
-    if old:
-        return _decide_as_before(comparison, known)
+def decide(comparison: Comparison, known: Known) -> Said:
+    """Ask the gate."""
     found = weigh(comparison, Rules(known=known))
     return Said(found.outcome, _blames(found, known), _lost(found))
 
@@ -155,46 +157,18 @@ def _lost(found: Decision) -> frozenset[int]:
     return frozenset(row.drop for row in found.guards if row.state == "failed" and row.drop is not None)
 
 
-_OLD_RULES = GuardConfig(stop=("slice", "nll", "general_base"))
-_OLD_ITEMS = 120
-
-
-def _decide_as_before(comparison: Comparison, known: Known) -> Said:
-    """
-    Decide as the rules of 2026-11-25 did, where they differ enough to matter.
-
-    Records one by one; 120 general items; a general loss or bad answers fail beyond the margin or at p <= .05; each
-    failure speaks against every new drop. What bought nothing (other metrics, former champions) is left out.
-    """
-    suite = comparison.suites[0]
-    short = Suite(suite.name, suite.scores[:_OLD_ITEMS], None if suite.base is None else suite.base[:_OLD_ITEMS])
-    alone = replace(comparison, groups=np.arange(len(comparison.ids)), suites=(short,), former=())
-    found = weigh(alone, Rules(guards=_OLD_RULES, known=known))
-    outcome = found.outcome
-    if outcome == "promoted":
-        changes = [short.scores[:, 0] - short.scores[:, 1]]
-        changes += [pair[:, 1] - pair[:, 0] for pair in comparison.degenerate.values()]
-        shown = [statistics.one_sided_p(-change) for change in changes]
-        shown[1:] = statistics.holm(shown[1:])
-        beyond = [-100 * change.mean() > margin + 1e-9 for change, margin in zip(changes, (5, 2, 2, 2), strict=True)]
-        if any(beyond) or min(shown) <= 0.05:
-            outcome = "guard_failed"
-    return Said(outcome, outcome in {"worse", "guard_failed"}, _lost(found))
-
-
 @dataclass
 class Loop:
     """
     One track, night by night: what is promoted, put on trial, suspended.
 
-    Under the new rules as `daemon.queue.suspects` does; under the old ones every drop is suspended whose first run is
-    bad. `effects`: what a drop does to each drop's records, in points; `together`: what a set of drops does besides.
-    Trainings differ in true quality, on all records alike, with the standard deviation `seeds`, in points.
+    As `daemon.queue.suspects` and `daemon.queue.leave_one_out` do. `effects`: what a drop does to each drop's records,
+    in points; `together`: what a set of drops does besides. Trainings differ in true quality, on all records alike,
+    with the standard deviation `seeds`, in points.
     """
 
     world: World
     effects: dict[int, Floats]
-    old: bool = False
     harm: Mapping[str, float] | None = None
     together: Mapping[frozenset[int], float] = field(default_factory=dict)
     seeds: float = 0.0
@@ -209,6 +183,7 @@ class Loop:
     promotions: int = 0
     _ran: list[tuple[set[int], frozenset[int]]] = field(default_factory=list)
     _night: int = 0
+    _left_out: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Begin with a champion."""
@@ -221,6 +196,19 @@ class Loop:
         self._night += 1
         self.pending += drops
         self._run_all()
+
+    def quiet_night(self) -> None:
+        """Leave out a drop of the champion that was not left out since it serves, and run again if that won."""
+        self._night += 1
+        left = [drop for drop in sorted(self.known) if drop not in self._left_out and drop in self.effects]
+        if not left or not self._may_try():
+            return
+        self._left_out.add(left[0])
+        self.trials.append(self._night)
+        if self.train(self.known - {left[0]})[0].outcome == "promoted":
+            self._left_out.clear()
+            self.pending.append(left[0])
+            self._run_all()
 
     def truth(self) -> Floats:
         """Return what the champion truly gained on each drop's records, in points."""
@@ -245,11 +233,12 @@ class Loop:
         come = {drop for drop in range(len(self.world.setup.sizes)) if drop not in self.effects}
         return np.asarray(np.isin(self.world.drops, list(come | drops)))
 
-    def _train(self, drops: set[int]) -> tuple[Said, Model]:
+    def train(self, drops: set[int]) -> tuple[Said, Model]:
+        """Train on these drops and put the result before the gate; a winner serves."""
         candidate, former = self.trained(drops), self.former[-FORMER:]
         comparison = self.world.side_by_side(candidate, self._champion, self._base, former)
         known = Known(frozenset(self.known) or None)
-        said = decide(comparison.part(self._held_out(drops)), known, old=self.old)
+        said = decide(comparison.part(self._held_out(drops)), known)
         if said.outcome == "promoted":
             self.promotions += 1
             self.former.append(self._champion.scores)
@@ -259,11 +248,9 @@ class Loop:
 
     def _run_all(self) -> None:
         new = set(self.pending)
-        said, _ = self._train(self.known | new)
+        said, _ = self.train(self.known | new)
         if not said.blames:
             self._ran.append((self.known | new, said.lost))
-        elif self.old:
-            self._suspend(*(drop for drop in new if not any(drop in drops for drops, _ in self._ran)))
         else:
             suspects = self._suspects(said.lost)
             self._ran.append((self.known | new, said.lost))
@@ -284,24 +271,29 @@ class Loop:
         return sorted(self.pending, key=lambda drop: (drop not in came, -drop))[:MOST_SUSPECTS]
 
     def _search(self, suspects: Sequence[int]) -> bool:
-        """Try each with those cleared, until one is worse than a control, too; return whether that changes a run."""
+        """Try each with those cleared until one is blamed, which a control confirms or not; return whether to run again."""
         won, cleared = False, set[int]()
         for drop in suspects:
-            if sum(night > self._night - 7 for night in self.trials) >= TRIALS_A_WEEK:
+            if not self._may_try():
                 break
             self.trials.append(self._night)
-            said, tried = self._train({*self.known, *cleared, drop})
-            if said.blames and self._is_worse_than_control(tried, said):
-                self._suspend(drop)
-                return True
+            said, tried = self.train({*self.known, *cleared, drop})
+            if said.blames:
+                if self._is_worse_than_control(tried, said):
+                    self._suspend(drop)
+                    return True
+                return won
             cleared.add(drop)
             won = won or said.outcome == "promoted"
         return won
 
+    def _may_try(self) -> bool:
+        return sum(night > self._night - 7 for night in self.trials) < TRIALS_A_WEEK
+
     def _is_worse_than_control(self, tried: Model, said: Said) -> bool:
         known, lost = set(self.known), () if said.outcome == "worse" else sorted(said.lost)
         self.trials.append(self._night)
-        _, control = self._train(known)
+        _, control = self.train(known)
         comparison = self.world.side_by_side(tried, control, self._base).part(self._held_out(known))
         return compare_with_control(comparison, lost).p_value <= CONTROL_P_VALUE
 

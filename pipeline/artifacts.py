@@ -419,6 +419,8 @@ class Verdict(Artifact):
     ties: int = 0
     smallest_detectable_gain: float | None = None
     """Gain that the whole decision promotes in 80 % of cases; only with `not_shown_better`, `None` if there is none."""
+    smallest_group_gain: float | None = None
+    """The same if all answers of a group become right together; `None` if each group is a single record."""
     records_needed: int | None = None
     """Further groups with which the observed gain, if real, is promoted in about 80 % of cases."""
     guards: tuple[GuardResult, ...] = ()

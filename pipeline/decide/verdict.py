@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pipeline.artifacts import Dataset, GuardResult, Outcome, Shortfall, Verdict
 from pipeline.config import GateConfig, GuardConfig
@@ -62,9 +63,10 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     wins, losses = statistics.count_signs(differences)
     low, high = statistics.interval(differences, found.seed)
     least = least_groups(comparison.metric, rules.gate)
-    smallest = missing = None
+    smallest = in_groups = missing = None
     if found.outcome == "not_shown_better":
-        smallest = smallest_gain(part, lambda drawn: promotes(drawn, rules), found.seed)
+        ask = partial(smallest_gain, part, partial(promotes, rules=rules), found.seed)
+        smallest, in_groups = ask(spread=True), ask() if differences.size < len(part.ids) else None
         # More records do not enlarge a gain that is below the minimum.
         likely = found.gain / POINTS if _is_large(found.gain, rules.gate) else 0.0
         needed = records_needed(likely, smallest, differences.size)
@@ -89,6 +91,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
         losses=losses,
         ties=differences.size - wins - losses,
         smallest_detectable_gain=None if smallest is None else smallest * POINTS,
+        smallest_group_gain=None if in_groups is None else in_groups * POINTS,
         records_needed=missing,
         guards=found.guards,
         blames_new_drops=_blames(found, rules.known),

@@ -148,7 +148,10 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
     if smallest is None:
         return ["With these records no gain, however large, is promoted in 8 of 10 cases."]
     least = f"; the settings ask for {plain(gate.min_gain)}" if gate.min_gain else ""
-    return [f"With these records, a gain of {plain(smallest)} points or more is promoted in 8 of 10 cases{least}."]
+    whole = verdict.smallest_group_gain
+    groups = f" ({plain(whole)} if whole groups of paraphrases gain)" if whole else ""
+    gain = f"{plain(smallest)} points or more{groups}"
+    return [f"With these records, a gain of {gain} is promoted in 8 of 10 cases{least}."]
 
 
 def p_value_words(verdict: Verdict, limit: float | None = None) -> str:
