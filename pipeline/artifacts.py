@@ -442,3 +442,10 @@ class Verdict(Artifact):
     champion_generation: int | None = None
     candidate_model_id: str | None = None
     champion_model_id: str | None = None
+
+    @property
+    def worth(self) -> tuple[float, float] | None:
+        """Loss in points, with half of the interval's width, of a run that left a drop out; `None` if not compared."""
+        if self.gain is None or self.interval is None or self.outcome == "contaminated":
+            return None
+        return -self.gain, (self.interval[1] - self.interval[0]) / 2

@@ -72,6 +72,8 @@ class StepSpec(Frozen):
     """Of a trial, the drop that it tries, as it may have made another run worse."""
     trial: dict[str, str] = Field(default_factory=dict)
     """Of a control, the published artifacts of its trial, as in `inputs`."""
+    left_out: int | None = None
+    """The drop of the champion's that this run leaves out, to see what it is worth."""
     proposed_rows: int = 0
     """Held-out rows of the track that wait for a person's approval."""
     config: RunConfig

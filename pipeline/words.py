@@ -56,6 +56,11 @@ def span(interval: tuple[float, float], digits: int = 1) -> str:
     return f"{signed(interval[0], digits)} to {signed(interval[1], digits)}"
 
 
+def worth_words(points: float, half_width: float) -> str:
+    """Format a change in points with half of its interval's width, as `+1.8 points ±1.2`."""
+    return f"{signed(points)} points ±{plain(half_width)}"
+
+
 def size_words(octets: int) -> str:
     """Format a number of bytes in decimal units, as 276 MB or 1.2 GB."""
     value = float(octets)

@@ -91,7 +91,7 @@ def _name_words(drop: DropView) -> str:
     """Return a drop's name in its track's inbox, followed by the reason for its state or by a warning, if any."""
     place = f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
-    why = waiting_words(drop) or drop.on_trial or drop.reason or same
+    why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.worth
     return f"{place}: {why}" if why else place
 
 

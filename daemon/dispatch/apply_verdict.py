@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from daemon.champions import promotion
 from daemon.champions.history import blocker, true_sentence
 from daemon.champions.promotion import champions_of, require_generation
-from daemon.queue import run_queue, states, suspects
+from daemon.queue import leave_one_out, run_queue, states, suspects
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
@@ -95,6 +95,7 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
         if bound:
             require_generation(session, held.track, verdict.champion_generation)
         suspects.follow_verdict(session, settings, held, verdict, now)
+        leave_one_out.follow_verdict(session, held, verdict, now)
         against = blocker(folder, champions_of(session, held.track)) if waits else None
     return outcome, true_sentence(claim.run_id, outcome, sentence, against)
 

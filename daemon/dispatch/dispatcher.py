@@ -21,7 +21,7 @@ from daemon.dispatch.spool import Executor, JobState, Spool
 from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
 from daemon.dispatch.step_specs import compose, key_of, spec_of, warn_of_fixed
 from daemon.dispatch.upkeep import Upkeep
-from daemon.queue import order, run_queue, states, suspects
+from daemon.queue import leave_one_out, order, run_queue, states, suspects
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
@@ -40,6 +40,7 @@ from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_START_AGAIN, Dro
 from pipeline.steps import STEPS, next_step
 
 _SIGNAL_EXITS = 128
+_HOUR_MS = 3_600_000
 #: Interrupted attempts in a row, without a checkpoint, after which a person has to look: every node may be preempted.
 _MOST_INTERRUPTED = 10
 #: Of each running run: token, whether it is to be cancelled, and the track's champion.
@@ -144,11 +145,13 @@ class Dispatcher:
         self._asked_at = now
         self._due = now  # should the claim fail, on a full disk say, it is tried again
         suspects.go_on(self._engine, self._settings, now)
+        leave_one_out.go_on(self._engine, self._settings, now)
         # Else runs that overlap would keep the GPU for good from the server that is to take a new champion.
         waits = bool(self._claims) and self._gpu.keeps_server_waiting()
         claim = None if low or waits else self._claim_next(now)
         if claim is None:
-            self._due = order.next_due(self._engine)
+            # An hour at most: a week's budget of trials ends without a change in the database.
+            self._due = min(order.next_due(self._engine) or now + _HOUR_MS, now + _HOUR_MS)
             return
         self._claims[claim.run_id] = claim
         log.info("run_claimed", run=claim.run_id)

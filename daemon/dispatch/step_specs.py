@@ -13,7 +13,7 @@ from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.states import DropState
-from daemon.state.tables import Attempt, Run, Suspect, Track
+from daemon.state.tables import Attempt, Event, Run, Suspect, Track
 from daemon.state.tables import Drop as DropRow
 from pipeline.artifacts import Drop
 from pipeline.config import RunConfig
@@ -111,6 +111,7 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         "judged_versions": versions,
         "trial": {} if tried is None else run_files.published(settings.work_folder, tried),
         "suspect": session.exec(select(Suspect.drop_id).where(Suspect.trial_run == run.id)).first(),
+        "left_out": session.exec(select(Event.drop_id).where(Event.run_id == run.id, Event.kind == "left_out")).first(),
         "proposed_rows": sum(session.exec(proposed).all()),
     }
 

@@ -111,6 +111,12 @@ def try_again_without(session: Session, drop: Drop, now: int) -> None:
             _take_back(session, suspect, now)
 
 
+def champion_snapshot(session: Session, track: str) -> list[dict[str, object]]:
+    """Return a snapshot of the champion's drops and all held-out drops; empty if one of the former is not accepted."""
+    known = _known(session, track)
+    return _snapshot(session, track, set()) if known == _accepted(session, known) else []
+
+
 def trial_of(session: Session, run: Run) -> int | None:
     """Return the id of the trial whose control the run is, as long as the drop is on trial; `None` for other runs."""
     tried = _tried(session, run.track)
@@ -170,7 +176,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
             why = "the champion was trained on it"
         elif not _accepted(session, known):
             why = "nothing is left that the champion was trained on"
-        elif _trials(session, track, now) >= budget:
+        elif trials(session, track, now) >= budget:
             why = f"no trial is left: gate.trials_per_week is {budget}"
         if not why:
             _queue(session, suspect, _tested(session, suspect, known), now)
@@ -273,16 +279,16 @@ def _end(session: Session, settings: Settings, suspect: Suspect, why: str, now: 
     won = any(one.trial_run is not None and promotion_of(session, one.trial_run) is not None for one in search)
     taken = any(one.ended in {SuspectEnd.SUSPENDED, SuspectEnd.ENDED} for one in search)
     if all(one.ended is not None for one in search) and (won or taken):
-        _run_again(session, settings, suspect, now)
+        run_again(session, settings, suspect.track, now)
 
 
-def _run_again(session: Session, settings: Settings, suspect: Suspect, now: int) -> None:
+def run_again(session: Session, settings: Settings, track: str, now: int) -> None:
     """Mark the drops that the champion was not trained on as unused, and queue a run for them as for a new drop."""
-    all_drops = session.exec(select(Drop.id).where(Drop.track == suspect.track)).all()
-    ids = _accepted(session, {drop for drop in all_drops if drop} - _known(session, suspect.track))
+    all_drops = session.exec(select(Drop.id).where(Drop.track == track)).all()
+    ids = _accepted(session, {drop for drop in all_drops if drop} - _known(session, track))
     session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))
     if ids:
-        run_queue.enqueue_when_quiet(session, settings, suspect.track, now)
+        run_queue.enqueue_when_quiet(session, settings, track, now)
 
 
 # --- queries
@@ -345,9 +351,11 @@ def _budget(settings: Settings, track: str) -> int:
     return own.gate.trials_per_week
 
 
-def _trials(session: Session, track: str, now: int) -> int:
-    """Return how many trials of a track have begun in the last seven days."""
+def trials(session: Session, track: str, now: int, *, left_out: bool = False) -> int:
+    """Return how many trials of a track have begun in the last seven days; with `left_out` also of `leave_one_out`."""
     begun = select(func.count()).select_from(Run).where(Run.track == track, Run.trigger == TRIAL)
+    if not left_out:
+        begun = begun.where(~select(Event.id).where(Event.run_id == Run.id, Event.kind == "left_out").exists())
     # A start in the future was recorded before the clock was set back.
     return session.exec(begun.where(col(Run.started_at) > now - _WEEK_MS, col(Run.started_at) <= now)).one()
 

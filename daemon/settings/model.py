@@ -234,6 +234,13 @@ class GateSettings(GateConfig):
     """Most runs of a track in seven days that each try one new drop after a run lost badly; at 0 none is suspended."""
 
 
+class SuspectSettings(Frozen):
+    """What is tried while nothing else is to be run."""
+
+    leave_one_out: bool = False
+    """Runs, within `gate.trials_per_week`, that each leave out one drop of the champion's, to say what it is worth."""
+
+
 class TrackSettings(Frozen):
     """Settings that a track can have of its own; at the top level they hold for all tracks."""
 
@@ -252,6 +259,7 @@ class TrackSettings(Frozen):
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateSettings = GateSettings()
     guards: GuardConfig = GuardConfig()
+    suspects: SuspectSettings = SuspectSettings()
     judge: JudgeConfig = JudgeConfig()
     hooks: HookSettings = HookSettings()
 

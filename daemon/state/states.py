@@ -28,7 +28,8 @@ class DropState(StrEnum):
     SUSPENDED = "suspended"
 
 
-#: `Run.trigger` of a run that tries a drop, since that may have made another run worse, and of its control.
+#: `Run.trigger` of a run that tries a drop, since that may have made another run worse, of its control, and of a run
+#: that leaves out one of the champion's drops.
 TRIAL = "trial"
 #: `Run.trigger` of a run that a person started to search settings (`dropforge search`).
 SEARCH = "search"

@@ -1,5 +1,6 @@
 """Views of drops: state, trial, and the champions trained on a withdrawn drop."""
 
+import json
 from collections.abc import Iterable
 from sqlite3 import Connection
 
@@ -7,6 +8,7 @@ from daemon.champions import history
 from daemon.system.folders import WorkFolder
 from daemon.views.reader import Row, Time, champions_of
 from pipeline.artifacts import Frozen
+from pipeline.words import worth_words
 
 #: Most former champions that are searched for one without withdrawn drops.
 _MOST_FORMER = 1000
@@ -30,6 +32,8 @@ class DropView(Frozen):
     sha256: str
     on_trial: str | None = None
     """Why only a trial run may use it, and which run that is; `None` unless it is on trial."""
+    worth: str | None = None
+    """Points that the champion loses without it, by the newest run that left it out; `None` if none did."""
 
 
 _COLUMNS = ", ".join(name for name, field in DropView.model_fields.items() if field.is_required())
@@ -48,7 +52,19 @@ def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[D
     """Return the drops that an SQL clause, as "WHERE id = ?", selects with the parameters `values`."""
     tried = on_trial(base)
     found = base.execute(f'SELECT {_COLUMNS} FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608
-    return [DropView.model_validate({**vars(row), "on_trial": tried.get(row.id)}) for row in found]
+    worth = _worth(base, [row.id for row in found])
+    more = {row.id: {"on_trial": tried.get(row.id), "worth": worth.get(row.id)} for row in found}
+    return [DropView.model_validate({**vars(row), **more[row.id]}) for row in found]
+
+
+def _worth(base: Connection, drops: list[int]) -> dict[int, str]:
+    """Map each of the drops that a run left out to a text: what it is worth, and by which run."""
+    wanted = (
+        "SELECT drop_id, run_id, detail FROM event WHERE kind = 'drop_worth' "
+        "AND drop_id IN (SELECT value FROM json_each(?)) ORDER BY id"
+    )
+    found = base.execute(wanted, (json.dumps(drops),)).fetchall()
+    return {row.drop_id: f"worth {worth_words(**row.detail)} (run {row.run_id})" for row in found}
 
 
 def on_trial(base: Connection) -> dict[int, str]:

@@ -123,7 +123,7 @@ class RunView(Frozen):
     paused: str | None = None
     """Why a queued or waiting run does not begin: its track is paused, by whom, and how it is resumed."""
     trial: str | None = None
-    """Which drop a trial run tries, and why; or of which it is the control."""
+    """Which drop a trial run tries, and why; of which it is the control; or which it leaves out."""
     blocker: str | None = None
     """Why a win is promoted by force only: its model is blocked."""
     seconds: float | None = None
@@ -443,11 +443,14 @@ def _pauses(base: Connection) -> list[PauseView]:
 
 
 def _trial_words(base: Connection, run_id: int, *, ended: bool) -> str | None:
-    """Return in words which drop a trial run tries and why, or of which it is the control; `None` if of none."""
+    """Return in words which drop a trial run tries and why, is the control of, or leaves out; `None` if none."""
     tried = base.execute("SELECT drop_id, blamed_run FROM suspect WHERE trial_run = ?", (run_id,)).fetchone()
     if tried is None:
-        control = base.execute("SELECT drop_id FROM event WHERE run_id = ? AND kind = 'control_queued'", (run_id,))
-        of = [f"control of the trial of drop {row.drop_id}, trained without it" for row in control.fetchall()]
-        return of[0] if of else None
+        queued = "SELECT drop_id, kind FROM event WHERE run_id = ? AND kind IN ('control_queued', 'left_out')"
+        for row in base.execute(queued, (run_id,)).fetchall():
+            if row.kind == "left_out":
+                return f"{'tried' if ended else 'tries'} the champion's data without drop {row.drop_id}"
+            return f"control of the trial of drop {row.drop_id}, trained without it"
+        return None
     verb, why = ("tried", "which might have") if ended else ("tries", "which may have")
     return f"{verb} drop {tried.drop_id}, {why} made run {tried.blamed_run} worse"

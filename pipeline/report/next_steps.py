@@ -8,7 +8,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
 from pipeline.decide.explain import GENERAL_SHARE, GUARDS
 from pipeline.report.facts import NextStep
-from pipeline.words import count, listed, plain
+from pipeline.words import count, listed, plain, worth_words
 
 _KEPT = "No drop is suspended for this: all are trained on again, together with the next ones."
 #: More held-out records than this multiple of today's are never advised: nobody could follow that.
@@ -32,7 +32,15 @@ def next_steps(
             NextStep(words="Or drop a file of rows: the next run is prepared and trained anew."),
         ],
     }
-    return tell_next[verdict.outcome]()
+    steps = tell_next[verdict.outcome]()
+    if spec.left_out is None or verdict.worth is None:
+        return steps
+    worth = f"worth {worth_words(*verdict.worth)}, measured on the records of the other drops"
+    told = f"This run left out drop {spec.left_out}, which by this is {worth}."
+    if verdict.outcome != "promoted":
+        return [NextStep(words=f"{told} The champion and all drops stay.", command="dropforge drops")]
+    again = "Once the model without it serves, the drop counts as new: a run tries it again."
+    return [NextStep(words=f"{told} {again}", command="dropforge drops"), *steps]
 
 
 def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:

@@ -1,0 +1,97 @@
+"""
+Leave one out: while a track has nothing else to do, train on its champion's drops without one of them.
+
+Off by default (`suspects.leave_one_out`). Such a run is an ordinary candidate that blames no drop: its verdict says
+what the drop is worth, on the held-out records of the others. If the candidate wins, the new champion does not know the
+drop, which counts as new again: a run is queued for it, and if it does harm, a search finds it. The events `left_out`,
+each with the drop and the champion, are the whole state.
+"""
+
+from sqlalchemy import Engine, or_
+from sqlmodel import Session, col, select
+
+from daemon.queue import run_queue, suspects
+from daemon.queue.snapshots import waiting_drops
+from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.events import record_event
+from daemon.state.states import OPEN_STATES, TRIAL, DropState, RunState
+from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, waits
+from pipeline.artifacts import Verdict
+
+
+def follow_verdict(session: Session, run: Run, verdict: Verdict, now: int) -> None:
+    """
+    Record what the drop that a run left out is worth, in points: the champion's score minus the candidate's.
+
+    Called in the transaction that ends the run. Nothing is recorded if there was no valid comparison, or if another
+    champion came after the run was queued.
+    """
+    left = session.exec(select(Event).where(Event.run_id == run.id, Event.kind == "left_out")).first()
+    if left is None or verdict.worth is None or left.detail["champion"] != verdict.champion_model_id:
+        return
+    points, half_width = verdict.worth
+    worth = {"points": points, "half_width": half_width}
+    record_event(session, "drop_worth", now, track=run.track, run_id=run.id, drop_id=left.drop_id, **worth)
+
+
+def go_on(engine: Engine, settings: Settings, now: int) -> None:
+    """
+    Queue a run without one of the champion's drops for each track that has nothing else to do, if its settings say so.
+
+    Each drop is left out once per champion, the oldest first, as long as `gate.trials_per_week` has a run left. A run
+    that has not begun is cancelled if another champion came. Called before a run is claimed.
+    """
+    with transaction(engine) as session:
+        searching = set(session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None))).all())
+        for name in settings.track_names:
+            track, own = session.get(Track, name), settings.track(name)
+            if track is None or not own.suspects.leave_one_out:
+                continue
+            _call_off(session, track, now)
+            if name in searching:
+                continue
+            if _was_left_out(session, track):
+                suspects.run_again(session, settings, name, now)
+            begun = suspects.trials(session, name, now, left_out=True)
+            if begun < own.gate.trials_per_week and _is_idle(session, track):
+                _queue(session, track, now)
+
+
+def _call_off(session: Session, track: Track, now: int) -> None:
+    """Cancel a run that was queued for a former champion and has not begun."""
+    queued = select(Run).join(Event, col(Event.run_id) == Run.id).where(Event.kind == "left_out")
+    queued = queued.where(Run.track == track.name, Run.state == RunState.WAITING, col(Run.started_at).is_(None))
+    for run in session.exec(queued.where(col(Event.detail)["champion"].as_string() != track.champion_model_id)).all():
+        run_queue.call_off(session, run, now, "another champion came before it began")
+
+
+def _was_left_out(session: Session, track: Track) -> bool:
+    """Return whether the champion was trained without an accepted drop that no run since has used."""
+    left = select(Drop.id).join(Event, col(Event.drop_id) == Drop.id).where(Event.kind == "left_out")
+    left = left.join(Promotion, col(Promotion.run_id) == Event.run_id).where(Drop.state == DropState.ACCEPTED)
+    left = left.where(Promotion.track == track.name, Promotion.model_id == track.champion_model_id)
+    return session.exec(left.where(col(Drop.first_run) < Promotion.run_id)).first() is not None
+
+
+def _is_idle(session: Session, track: Track) -> bool:
+    """Return whether the track is not paused, has no open run, and no win waits for approval and no drop for a run."""
+    going = select(Run.id).where(Run.track == track.name, or_(col(Run.state).in_(OPEN_STATES), waits()))
+    return not (track.paused or waiting_drops(session, track.name) or session.exec(going).first())
+
+
+def _queue(session: Session, track: Track, now: int) -> None:
+    """Queue the run that leaves out the oldest drop that was not left out yet; none if the champion has one drop."""
+    snapshot = suspects.champion_snapshot(session, track.name)
+    drops = [int(str(one["id"])) for one in snapshot if one["role"] == "train"]
+    tried = select(Event.drop_id).where(Event.kind == "left_out", col(Event.drop_id).in_(drops))
+    tried = tried.where(col(Event.detail)["champion"].as_string() == track.champion_model_id)
+    untried = sorted(set(drops) - set(session.exec(tried).all()))
+    if len(drops) < 2 or not untried:  # noqa: PLR2004 - nothing would be left of one
+        return
+    run = Run(track=track.name, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
+    run.snapshot = [one for one in snapshot if one["id"] != untried[0]]
+    session.add(run)
+    session.flush()
+    about = {"drop_id": untried[0], "champion": track.champion_model_id}
+    record_event(session, "left_out", now, track=track.name, run_id=run.id, **about)
