@@ -36,7 +36,7 @@ def next_steps(
     if spec.left_out is None or verdict.worth is None:
         return steps
     worth = f"worth {worth_words(*verdict.worth)}, measured on the records of the other drops"
-    told = f"This run left out drop {spec.left_out}, which by this is {worth}."
+    told = f"This run left out drop {spec.left_out}. The drop is {worth}."
     if verdict.outcome != "promoted":
         return [NextStep(words=f"{told} The champion and all drops stay.", command="dropforge drops")]
     again = "Once the model without it serves, the drop counts as new: a run tries it again."

@@ -16,7 +16,7 @@ from daemon.champions import decisions, history, promotion
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.queue import run_queue, states
-from daemon.settings.model import Settings
+from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, migrate, open_engine, transaction
 from daemon.state.events import Word
@@ -304,6 +304,31 @@ def test_a_drop_that_makes_a_run_worse_is_tried_alone_and_suspended_if_it_does_s
     assert (box.drop_state(old), box.drop_state(new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
     assert (box.settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(box.promotions()) == 1
+
+
+def test_an_idle_track_leaves_out_a_drop_a_week_and_tells_what_it_is_worth(box: Box) -> None:
+    def judged(spec: StepSpec) -> StepResult:
+        found = made_verdict(spec, "worse", gain=-1.8, interval=(-3.0, -0.6), champion_model_id=spec.champion.model_id)
+        return box.executor.good(spec).model_copy(update={"artifact": found.model_dump(mode="json")})
+
+    box.drop("a")
+    box.drop("b")
+    box.ticks()
+    box.executor.script["decide"] = [judged, judged]
+    wanted = with_gate(box.settings, trials_per_week=1)
+    idle = box.new_dispatcher(wanted.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)}))
+    ticks(idle, now=NOW + 100)
+    ticks(idle, now=NOW + 200)
+    assert [[drop.id for drop in spec.drops] for spec in box.executor.submitted if spec.step == "train"] == [
+        [1, 2],
+        [2],
+    ]
+    ticks(idle, now=NOW + 8 * 86_400_000)
+    with transaction(box.engine) as session:
+        told = session.exec(select(Event).where(Event.kind == "drop_worth")).all()
+    worth = {"points": 1.8, "half_width": pytest.approx(1.2)}
+    assert [(one.drop_id, one.run_id, one.detail) for one in told] == [(1, 2, worth), (2, 3, worth)]
+    assert box.drop_state(1) == DropState.ACCEPTED
 
 
 def test_the_run_of_a_track_that_was_taken_out_of_the_settings_still_ends(box: Box) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 from sqlmodel import Session
 
 from daemon.dispatch.step_specs import spec_of
-from daemon.queue import run_queue, suspects
+from daemon.queue import leave_one_out, run_queue, suspects
 from daemon.queue.states import Claim
+from daemon.settings.model import SuspectSettings
 from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Drop, Run
@@ -68,6 +69,20 @@ def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], A
     suspects.go_on(made.engine, made.settings, made.tick())
     control = spec(made, made.claim())
     assert (control.suspect, control.trial) == (None, {"decide": f"runs/{trial.run_id}/decide.json"})
+
+
+def test_a_run_is_told_of_the_drop_that_it_leaves_out(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    for word in ("a", "b"):
+        made.take(f"{word}.jsonl", ROW.format(word))
+    first = made.claim()
+    assert spec(made, first).left_out is None
+    made.attempt(first, "train")
+    made.promote(first)
+    wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
+    leave_one_out.go_on(made.engine, wanted, made.tick())
+    told = spec(made, made.claim())
+    assert (told.left_out, [drop.id for drop in told.drops]) == (1, [2])
 
 
 def test_a_spec_of_an_earlier_version_is_read(new_workspace: Callable[[], Any]) -> None:

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 from sqlmodel import Session
 
-from daemon.queue import run_queue, suspects
+from daemon.queue import leave_one_out, run_queue, suspects
 from daemon.queue.states import Claim
+from daemon.settings.model import SuspectSettings
 from daemon.state.tables import Run
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import TrialScores, Verdict
 from tests import run_owner
+from tests.daemon.conftest import MODEL_ID
 from tests.made_artifacts import made_report, made_spec
 
 Command = Callable[..., Any]
@@ -123,6 +125,31 @@ def test_a_suspended_drop_says_by_which_runs_and_how_to_look(searched: Any, drop
     assert "suspended" in lines[1]
     assert why in lines[1]
     assert ("on trial" in lines[2], "accepted" in lines[2]) == (False, True)
+
+
+def test_a_run_that_leaves_a_drop_out_says_so_and_the_drop_what_it_is_worth(
+    new_workspace: Callable[[], Any], dropforge: Command
+) -> None:
+    made = new_workspace()
+    made.take("a.jsonl", record("a"))
+    made.take("b.jsonl", record("b"))
+    first = made.claim()
+    made.attempt(first, "train")
+    made.promote(first)
+    wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
+    leave_one_out.go_on(made.engine, wanted, made.tick())
+    tries = "tries the champion's data without drop 1; begins in its turn"
+    assert any(line.endswith(tries) for line in words(dropforge("status")))
+    claim = made.claim()
+    said = WORSE.model_copy(update={"gain": -1.8, "interval": (-3.2, -0.8), "champion_model_id": MODEL_ID})
+
+    def still(session: Session, run: Run) -> None:
+        leave_one_out.follow_verdict(session, run, said, made.now)
+
+    run_owner.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
+    assert "tried the champion's data without drop 1" in words(dropforge("show", "2"))
+    lines = words(dropforge("drops"))
+    assert [line.partition("jsonl")[2] for line in lines[1:3]] == ["", ": worth +1.8 points ±1.2 (run 2)"]
 
 
 def test_the_receipt_of_the_same_content_says_that_it_is_suspended(searched: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.tables import Run
 from daemon.views.overview import Overview
 from daemon.views.reader import reading
@@ -164,6 +165,15 @@ def test_no_page_reads_a_whole_table(
             scans = [line for line in plan if re.match(r"SCAN (run|drop|event|promotion|attempt)\b(?!.*INDEX)", line)]
             assert not scans or question.endswith(f"LIMIT {question.rpartition(' ')[2]}"), (question, plan)
     base.close()
+
+
+def test_a_drop_that_was_left_out_says_what_it_is_worth(visitor: TestClient, lived_in: Any) -> None:
+    with transaction(lived_in.engine) as session:
+        record_event(session, "drop_worth", 1, drop_id=2, run_id=8, points=1.8, half_width=1.2)
+        record_event(session, "drop_worth", 2, drop_id=2, run_id=9, points=-3.0, half_width=0.5)
+    worth = "worth −3.0 points ±0.5 (run 9)"
+    assert f"<small><bdi>{worth}</bdi></small>" in visitor.get("/drops").text
+    assert f"It is {worth}: " in visitor.get("/drops/2").text
 
 
 def test_a_form_that_chooses_nothing_shows_all(reader: TestClient) -> None:

@@ -10,6 +10,7 @@ from pipeline.artifacts import Trial, Verdict
 from pipeline.config import TrainConfig
 from pipeline.report.story import tell
 from pipeline.report.write import write_report
+from pipeline.words import worth_words
 from tests.records_made import story_text
 
 
@@ -86,6 +87,21 @@ def test_the_card_of_a_control_puts_no_drop_under_suspicion(made_reports: Any, t
     said = steps_of(made_reports, tmp_path, "worse", TrainConfig(), trial={"evaluate": "runs/3/evaluate.json"})
     assert said.startswith("This run is a control")
     assert "tried in turn" not in said
+
+
+@pytest.mark.parametrize("outcome", ["worse", "promoted"])
+def test_the_card_of_a_run_that_left_out_a_drop_says_what_it_is_worth(
+    made_reports: Any, tmp_path: Path, outcome: str
+) -> None:
+    said = steps_of(made_reports, tmp_path, outcome, TrainConfig(), left_out=3)
+    worth = made_reports.case(tmp_path / "same", outcome)[1].worth
+    told = f"This run left out drop 3. The drop is worth {worth_words(*worth)}, measured on the records of the"
+    assert said.startswith(told)
+    assert "tried in turn" not in said
+    won = (
+        "Once the model without it serves, the drop counts as new: a run tries it again. dropforge drops The new model"
+    )
+    assert (won if outcome == "promoted" else "The champion and all drops stay. dropforge drops") in said
 
 
 def test_under_worse_stands_the_p_value_of_the_loss(made_reports: Any, tmp_path: Path) -> None:
