@@ -108,7 +108,8 @@ def test_a_champion_of_one_drop_is_left_alone(tmp_path: Path) -> None:
     box = Idle(tmp_path / "state.db")
     box.drop()
     box.end(box.claim(), WINS)
-    assert box.trial() is None
+    box.go_on()
+    assert box.left_out() == []
     box.engine.dispose()
 
 
@@ -247,11 +248,42 @@ def test_a_run_that_waits_when_a_search_opens_is_no_trial_and_no_control_of_it(b
 
 
 def test_a_run_ends_when_one_of_its_drops_is_withdrawn_but_not_for_the_drop_that_it_leaves_out(box: Idle) -> None:
+    box.drop()
+    box.end(box.claim(), QUIET)
     run = box.next_trial()
+    assert in_snapshot(run) == [2, 3]
     assert box.withdraw(1) == []
     box.end(run, WON)
     box.go_on()
-    assert (box.states()[1], box.queued()) == ("withdrawn", [])
+    assert (box.states()[1], box.queued()) == ("withdrawn", []), "no run without what is new since the champion"
     following = box.next_trial()
     assert in_snapshot(following) == [3]
     assert box.withdraw(3) == [following.id]
+
+
+def test_a_win_during_a_search_brings_the_drop_back_when_the_search_has_ended(box: Idle) -> None:
+    box.go_on()
+    box.drop()
+    box.end(box.claim(), WORSE)
+    left = box.next_trial()
+    box.end(left, WON)
+    trial = box.next_trial()
+    assert (in_snapshot(trial), box.queued()) == ([2, 3, 4], [])
+    box.end(trial, QUIET)
+    box.go_on()
+    assert in_snapshot(box.claim()) == [1, 2, 3, 4]
+
+
+def test_after_a_rollback_no_drop_comes_back_and_none_is_left_out_twice(box: Idle) -> None:
+    box.end(box.next_trial(), WON)
+    box.roll_back("m1")
+    box.go_on()
+    assert (box.queued(), box.left_out()) == ([], [1, 2])
+
+
+def test_a_run_whose_model_serves_is_not_cancelled_when_the_daemon_dies_before_its_end(box: Idle) -> None:
+    run = box.next_trial()
+    box.serve(run)
+    run_queue.interrupt(box.engine, Claim(run.id or 0, run.token or ""), box.tick())
+    box.go_on()
+    assert box.row(run.id or 0).state == "waiting"
