@@ -64,7 +64,7 @@ def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], A
     suspects.go_on(made.engine, made.settings, made.tick())
     trial = made.claim()
     tried = spec(made, trial)
-    assert (tried.suspect, tried.trial) == (3, {}), "the newest drop is tried first"
+    assert (tried.suspect, tried.trial, tried.left_out) == (3, {}, None), "the newest drop is tried first"
     end_worse(made, trial, MODEL_ID)
     suspects.go_on(made.engine, made.settings, made.tick())
     control = spec(made, made.claim())

@@ -275,6 +275,8 @@ def test_a_win_during_a_search_brings_the_drop_back_when_the_search_has_ended(bo
 
 
 def test_after_a_rollback_no_drop_comes_back_and_none_is_left_out_twice(box: Idle) -> None:
+    box.drop()
+    box.end(box.claim(), QUIET)
     box.end(box.next_trial(), WON)
     box.roll_back("m1")
     box.go_on()
