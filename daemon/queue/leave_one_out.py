@@ -93,5 +93,5 @@ def _queue(session: Session, track: Track, now: int) -> None:
     run.snapshot = [one for one in snapshot if one["id"] != untried[0]]
     session.add(run)
     session.flush()
-    about = {"drop_id": untried[0], "champion": track.champion_model_id}
-    record_event(session, "left_out", now, track=track.name, run_id=run.id, **about)
+    champion, drop = track.champion_model_id, untried[0]
+    record_event(session, "left_out", now, track=track.name, run_id=run.id, drop_id=drop, champion=champion)
