@@ -238,12 +238,18 @@ def _take_back(session: Session, suspect: Suspect, now: int) -> None:
 
 
 def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run, now: int) -> None:
-    """Suspend the drop if its trial was worse than the control, too, and clear the other suspects of its search."""
+    """
+    Suspend the drop if its trial was worse than the control, too; clear the other suspects of its search.
+
+    If it was not, the champion may have been lucky on these records, and every further trial would be held against it.
+    """
     evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
     found, trial = None if evaluation is None else evaluation.trial, suspect.trial_run
+    others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
     if found is None or found.p_value > _LEVEL:
-        why = f"run {trial}, which tried it, was not worse than the control, run {control.id}"
-        _end(session, settings, suspect, why, now)
+        why = f"run {trial}, which tried drop {suspect.drop_id}, was not worse than the control, run {control.id}"
+        for cleared in (*session.exec(others).all(), suspect):
+            _end(session, settings, cleared, why, now)
         return
     drop, how = session.get_one(Drop, suspect.drop_id), "it alone"
     tested = sorted(_tested(session, suspect, _known(session, suspect.track)))
@@ -257,7 +263,7 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
     drop.state = DropState.SUSPENDED
     session.add(drop)
     record_event(session, "drop_suspended", now, track=drop.track, run_id=trial, drop_id=drop.id, reason=drop.reason)
-    for other in session.exec(_open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)).all():
+    for other in session.exec(others).all():
         _end(session, settings, other, f"drop {drop.id} was found", now)
     suspect.ended = SuspectEnd.SUSPENDED
     _end(session, settings, suspect, drop.reason, now)
