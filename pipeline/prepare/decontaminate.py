@@ -13,11 +13,14 @@ Memory: the held-out prompts with their index, and the sample; training rows are
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, compress
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
@@ -35,9 +38,13 @@ COMMON_ROWS = 3
 LABEL_ROWS = 10
 #: Most prompts in which the common runs and answers are counted.
 SAMPLE = 10_000
-#: Prompts of one group have at least this share of `split.similarity`. A lower share finds more paraphrases, but also
-#: groups more rows that only have the same form.
-GROUP_SHARE = 0.5
+#: Prompts of one group have at least this share of `split.similarity`, by words. A lower share finds more paraphrases,
+#: but also groups more rows of the same subject.
+GROUP_SHARE = 0.65
+#: Prompts with more than this share of a prompt's common words are of the same form.
+SAME_FORM = 0.6
+#: A word in this share of the prompts of one form belongs to it. Paraphrases of one question vary all words.
+FORM_WORD = 0.95
 #: Answers with fewer words are not compared.
 LONG_ANSWER_WORDS = 8
 MOST_EXAMPLES = 10
@@ -46,7 +53,7 @@ _SHOWN = 200
 
 @dataclass(frozen=True)
 class Common:
-    """Hashes of texts that too many prompts have in common, which are not compared."""
+    """Hashes of texts that too many prompts have in common, which are not compared, and the common words."""
 
     instructions: frozenset[int]
     answers: frozenset[int]
@@ -54,6 +61,8 @@ class Common:
     """Those of `answers` that are labels of the task."""
     runs: frozenset[int] = frozenset()
     """Of 3 and of 13 words."""
+    having: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Common word -> whether each prompt has it."""
 
     def words(self, row: PartitionRow) -> Sequence[str]:
         """Return a prompt's case-folded words to compare: all, or only the input's if the instruction is common."""
@@ -65,6 +74,22 @@ class Common:
         own = self.words(prompt.rows[0])
         every = shingles(own)
         return Text(own, every, every if self.runs.isdisjoint(every) else every - self.runs)
+
+    def group_text(self, prompt: Prompt) -> Text:
+        """
+        Return the hashes of a prompt's words that are compared for groups: those not common, and a family's.
+
+        A common word is a family's if most prompts with it are of this prompt's form, but not all of this form have it.
+        """
+        words = set(self.words(prompt.rows[0]))
+        if common := sorted(words & self.having.keys()):
+            have = np.array([self.having[word] for word in common])
+            same = have.sum(0) > SAME_FORM * len(common)
+            counts = have[:, same].sum(1)
+            family = (counts > have.sum(1) / 2) & (counts < FORM_WORD * same.sum())
+            words -= set(compress(common, ~family))
+        hashes = set(map(hash, words))
+        return Text((), hashes, hashes)
 
 
 def find_common(prompts: Sequence[Prompt]) -> Common:
@@ -79,10 +104,17 @@ def find_common(prompts: Sequence[Prompt]) -> Common:
     labels = _frequent(answers, max(most, LABEL_ROWS))
     common = Common(_frequent(instructions, most), _frequent(answers, most), labels)
     runs = array("q")
+    words = []
     for prompt in prompts:
         own = common.words(prompt.rows[0])
         runs.extend(shingles(own) | long_runs(own))
-    return replace(common, runs=_frequent(runs, most))
+        words.append(set(own))
+    counts = Counter(chain.from_iterable(words))
+    having = {word: np.zeros(len(words), np.bool_) for word, count in counts.items() if count > most}
+    for number, some in enumerate(words):
+        for word in having.keys() & some:
+            having[word][number] = True
+    return replace(common, runs=_frequent(runs, most), having=having)
 
 
 class HeldOut:
@@ -163,10 +195,9 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
     """
     Return the name of each scored prompt's group, the lowest id in it, in order. `similarity` is `split.similarity`.
 
-    Two prompts are linked if they have a long answer in common that is no label, or at least three shingles and half
-    the similarity of near-duplicates; a group is a connected component. Half was measured (`bench/groups.py`): it links
-    60 % of the pairs of PAWS that are left, where 0.7 links 30 %, and one pair among 1,500 unlike records of real sets.
-    Paraphrases without common words are not found.
+    Two prompts are linked if they have a long answer in common that is no label, or at least three words and 0.65 of
+    the similarity of near-duplicates; a group is a connected component. The share was measured (`bench/groups.py`): 0.7
+    misses more paraphrases, 0.6 links more questions on one subject. Paraphrases without common words are not found.
     """
     if not scored:
         return []
@@ -174,7 +205,7 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
     firsts: dict[int, int] = {}
     links: list[tuple[int, int]] = []
     for number, prompt in enumerate(scored):
-        text = common.text(prompt)
+        text = common.group_text(prompt)
         links += [(number, other) for other in index.find(text)]
         answers = _long_answers(prompt.rows) - common.labels
         links += [(number, firsts.setdefault(answer, number)) for answer in answers]

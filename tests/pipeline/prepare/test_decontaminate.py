@@ -95,13 +95,28 @@ class Oracle:
     def groups(self) -> list[str]:
         """Return of each that joined the first id of those that it is linked to, over whomever."""
         group = {place: {place} for place in self.joined}
+        questions = {place: self.question(place) for place in self.joined}
         for one in self.joined:
             for other in self.joined:
                 named = self.labelled(one) & self.labelled(other)
-                if named or self.similar(one, other, self.similarity / 2, 3):
+                left, right = questions[one], questions[other]
+                alike = len(left & right) >= max(3, 0.65 * self.similarity * len(left | right) - 1e-9)
+                if named or alike:
                     both = group[one] | group[other]
                     group.update(dict.fromkeys(both, both))
         return [min(map(self.name, group[place])) for place in self.joined]
+
+    def question(self, place: str) -> set[str]:
+        """Return a prompt's words that are not common, or not in all prompts of its form and in few others."""
+        everyone = [set(self.text(row)) for row, *_ in self.all]
+        own = set(self.text(self.prompts[place][0]))
+        common = own & self.frequent(everyone, max(len(self.prompts) // 100, 3))
+        same = [words for words in everyone if len(words & common) > 0.6 * len(common)]
+        for word in sorted(common):
+            inside = sum(word in words for words in same)
+            if inside >= 0.95 * len(same) or inside <= sum(word in words for words in everyone) / 2:
+                own.remove(word)
+        return own
 
     def labelled(self, place: str) -> set[tuple[str, ...]]:
         return self.long(self.prompts[place], self.labels)
@@ -112,14 +127,14 @@ class Oracle:
 
     def alike(self, one: str, other: str) -> bool:
         left, right = (self.text(self.prompts[place][0]) for place in (one, other))
-        return bool((runs(left, 13) & runs(right, 13)) - self.runs) or self.similar(one, other, self.similarity, 1)
+        return bool((runs(left, 13) & runs(right, 13)) - self.runs) or self.similar(one, other)
 
-    def similar(self, one: str, other: str, similarity: float, least: int) -> bool:
+    def similar(self, one: str, other: str) -> bool:
         left, right = (shingles(self.text(self.prompts[place][0])) for place in (one, other))
         both = left - self.common, right - self.common
         shared, union = len(both[0] & both[1]), len(both[0] | both[1])
         partly = bool((left | right) & self.common)
-        return union > 0 and shared >= (3 if partly else least) and shared / union >= similarity
+        return union > 0 and shared >= (3 if partly else 1) and shared / union >= self.similarity
 
     def near(self, one: str, other: str) -> bool:
         return self.alike(one, other) or bool(self.long(self.prompts[one]) & self.long(self.prompts[other]))

@@ -1,5 +1,6 @@
 """Held-out records that ask the same in other words are one group; rows of one form are not."""
 
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,18 @@ def paraphrases(case: int, count: int = 5) -> list[dict[str, str]]:
     return found
 
 
+def families(count: int, size: int) -> list[dict[str, str]]:
+    """Return `count` questions of 20 words, each asked in `size` ways, with a fifth of the words changed anywhere."""
+    dice, found = random.Random(7), []
+    for case in range(count):
+        for number in range(size):
+            words = [f"w{case}x{place}" for place in range(20)]
+            for place in dice.sample(range(20), 4):
+                words[place] = f"other{case}x{number}x{place}"
+            found.append({"instruction": " ".join(words), "output": "yes"})
+    return found
+
+
 def pinned(tmp_path: Path, heldout: Rows, train: Rows | None = None, **config: Any) -> Prepared:
     return Snapshot(tmp_path, **config).drop(train or rows(100)).drop(heldout, "heldout").prepare()
 
@@ -43,6 +56,29 @@ def test_paraphrases_in_groups_of_five_are_groups_of_five(tmp_path: Path) -> Non
     assert len(cases) == 480
     assert all(names[row["group"]] == names[row["id"]] for row in made.heldout if row["id"] in cases)
     assert all(row["group"] <= row["id"] for row in made.heldout), "a group is named after the first of its ids"
+
+
+def test_a_question_of_which_each_asking_changes_a_fifth_is_one_group(tmp_path: Path) -> None:
+    made = pinned(tmp_path, families(50, 5), rows(500))
+    assert made.dataset.heldout_rows > 240
+    assert 50 <= made.dataset.heldout_groups <= 55
+
+
+def test_a_question_that_is_asked_in_many_prompts_is_one_group_and_not_a_form(tmp_path: Path) -> None:
+    made = pinned(tmp_path, families(5, 40))
+    assert made.dataset.heldout_rows > 190
+    assert 5 <= made.dataset.heldout_groups <= 8
+
+
+def test_prompts_of_one_form_that_share_a_value_a_greeting_and_an_end_are_no_group(tmp_path: Path) -> None:
+    heldout = []
+    for form in range(5):
+        for number in range(40):
+            words = [f"f{form}x{place}" for place in range(16)]
+            words[5], words[8] = f"city{number % 20}", f"amount{form}x{number}"
+            greeting, end = ([f"{name}{number % 4}x{place}" for place in range(4)] for name in ("greeting", "end"))
+            heldout.append({"instruction": " ".join([*greeting, *words, *end]), "output": "yes"})
+    assert sizes(pinned(tmp_path, heldout)) == {1: 200}
 
 
 @pytest.mark.parametrize(("count", "found"), [(5, {5: 40}), (12, {1: 480})])
