@@ -21,8 +21,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from pipeline.artifacts import Overlap
 from pipeline.metrics.tokens import tokens
@@ -199,24 +197,17 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
     the similarity of near-duplicates; a group is a connected component. The share was measured (`bench/groups.py`): 0.7
     misses more paraphrases, 0.6 links more questions on one subject. Paraphrases without common words are not found.
     """
-    if not scored:
-        return []
     index = SimilarityIndex(GROUP_SHARE * similarity, LEAST_SHARED)
     firsts: dict[int, int] = {}
-    links: list[tuple[int, int]] = []
+    groups = [prompt.rows[0].id for prompt in scored]
     for number, prompt in enumerate(scored):
-        text = common.group_text(prompt)
-        links += [(number, other) for other in index.find(text)]
-        answers = _long_answers(prompt.rows) - common.labels
-        links += [(number, firsts.setdefault(answer, number)) for answer in answers]
+        text, answers = common.group_text(prompt), _long_answers(prompt.rows) - common.labels
+        same = {number, *index.find(text), *(firsts.setdefault(answer, number) for answer in answers)}
+        linked = {groups[other] for other in same}
+        first = min(linked)
+        groups = [first if group in linked else group for group in groups]
         index.add(number, text)
-    ends = np.array(links, np.int64).reshape(-1, 2).T
-    graph = sparse.coo_array((np.ones(len(links), np.bool_), tuple(ends)), shape=(len(scored), len(scored)))
-    labels = connected_components(graph, directed=False)[1].tolist()
-    names: dict[int, str] = {}
-    for label, prompt in zip(labels, scored, strict=True):
-        names[label] = min(prompt.rows[0].id, names.get(label, prompt.rows[0].id))
-    return [names[label] for label in labels]
+    return groups
 
 
 def _long_answers(rows: Iterable[PartitionRow]) -> set[int]:
