@@ -119,6 +119,18 @@ class Overlap(Frozen):
     heldout_text: str
 
 
+class Replacement(Frozen):
+    """Rows of one drop whose answers are replaced by those of a later drop to the same prompts."""
+
+    old: int
+    """The drop of the rows."""
+    new: int
+    """The drop whose answers count."""
+    rows: int
+    """All of them; `heldout_rows` are of held-out prompts."""
+    heldout_rows: int
+
+
 class Dataset(Artifact):
     """The data set that `prepare` wrote: `train.jsonl`, `dev.jsonl`, `heldout.jsonl` in `folder`."""
 
@@ -147,6 +159,8 @@ class Dataset(Artifact):
     duplicates: int
     replaced: int
     """Answers replaced by a later drop's answer to the same prompt."""
+    replacements: tuple[Replacement, ...] = ()
+    """The same by pairs of drops."""
     removed_heldout: int
     """Training rows left out because their prompt is in the held-out set."""
     rows_too_long: int = 0

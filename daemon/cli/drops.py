@@ -88,10 +88,11 @@ def _print_list(found: Sequence[DropView]) -> None:
 
 
 def _name_words(drop: DropView) -> str:
-    """Return a drop's name in its track's inbox, followed by the reason for its state or by a warning, if any."""
+    """Return a drop's name in its track's inbox, followed by the reason for its state and by replaced rows, if any."""
     place = f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
     why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.worth
+    why = "; ".join(filter(None, (why, drop.replaced)))
     return f"{place}: {why}" if why else place
 
 

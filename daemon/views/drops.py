@@ -1,17 +1,25 @@
-"""Views of drops: state, trial, and the champions trained on a withdrawn drop."""
+"""Views of drops: state, trial, replaced rows, and the champions trained on a withdrawn drop."""
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from sqlite3 import Connection
 
 from daemon.champions import history
+from daemon.state.run_files import ArtifactDamaged, load_dataset
+from daemon.state.states import TRIAL
 from daemon.system.folders import WorkFolder
 from daemon.views.reader import Row, Time, champions_of
 from pipeline.artifacts import Frozen
-from pipeline.words import worth_words
+from pipeline.words import count, first_of, worth_words
 
 #: Most former champions that are searched for one without withdrawn drops.
 _MOST_FORMER = 1000
+#: The last run of a track that has prepared its data. A trial has not all of the track's drops.
+_PREPARED = """
+SELECT id FROM run WHERE track = ? AND "trigger" <> ? AND EXISTS
+(SELECT 1 FROM attempt WHERE run_id = run.id AND step = 'prepare' AND state = 'published') ORDER BY id DESC LIMIT 1
+"""
 
 
 class DropView(Frozen):
@@ -34,6 +42,8 @@ class DropView(Frozen):
     """Why only a trial run may use it, and which run that is; `None` unless it is on trial."""
     worth: str | None = None
     """Points that the champion loses without it, by the newest run that left it out; `None` if none did."""
+    replaced: str | None = None
+    """How many of its rows later drops replaced in the track's last run, and how many it replaced; `None` for none."""
 
 
 _COLUMNS = ", ".join(name for name, field in DropView.model_fields.items() if field.is_required())
@@ -48,13 +58,23 @@ class DropUses(Frozen):
     """The latest generation that may serve again and was trained neither on it nor on a withdrawn drop."""
 
 
-def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[DropView]:
+def drop_views(base: Connection, work_folder: WorkFolder, which: str, values: Iterable[object]) -> list[DropView]:
     """Return the drops that an SQL clause, as "WHERE id = ?", selects with the parameters `values`."""
     tried = on_trial(base)
     found = base.execute(f'SELECT {_COLUMNS} FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608
     worth = _worth(base, [row.id for row in found])
-    more = {row.id: {"on_trial": tried.get(row.id), "worth": worth.get(row.id)} for row in found}
-    return [DropView.model_validate({**vars(row), **more[row.id]}) for row in found]
+    told = {track: replaced(base, work_folder, track) for track in {row.track for row in found}}
+    return [
+        DropView.model_validate(
+            {
+                **vars(row),
+                "on_trial": tried.get(row.id),
+                "worth": worth.get(row.id),
+                "replaced": told[row.track].get(row.id),
+            }
+        )
+        for row in found
+    ]
 
 
 def _worth(base: Connection, drops: list[int]) -> dict[int, str]:
@@ -65,6 +85,23 @@ def _worth(base: Connection, drops: list[int]) -> dict[int, str]:
     )
     found = base.execute(wanted, (json.dumps(drops),)).fetchall()
     return {row.drop_id: f"worth {worth_words(**row.detail)} (run {row.run_id})" for row in found}
+
+
+def replaced(base: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
+    """Map the id of each drop whose rows are replaced, or that replaces some, in a track's last run to a text."""
+    parts: dict[int, list[str]] = {}
+    data = None
+    for run in base.execute(_PREPARED, (track, TRIAL)).fetchall():
+        with suppress(ArtifactDamaged, OSError):
+            data = load_dataset(work_folder, run.id)
+    found = sorted(data.replacements if data else (), key=lambda one: -one.rows)
+    for drop in {one.old for one in found}:
+        by = [f"{count(one.rows, 'row')} replaced by drop {one.new}" for one in found if one.old == drop]
+        parts.setdefault(drop, []).append(first_of(by))
+    for drop in {one.new for one in found}:
+        of = [f"{count(one.rows, 'row')} of drop {one.old}" for one in found if one.new == drop]
+        parts.setdefault(drop, []).append(f"replaces {first_of(of)}")
+    return {drop: "; ".join(words) for drop, words in parts.items()}
 
 
 def on_trial(base: Connection) -> dict[int, str]:

@@ -374,7 +374,7 @@ class Overview:
         )
 
     def _drops(self, which: str, *values: object) -> list[DropView]:
-        return self.read(lambda base: drop_views(base, which, values))
+        return self.read(lambda base: drop_views(base, self.folder, which, values))
 
     def _run(self, base: Connection, row: Row) -> dict[str, Any]:
         run_id, against = row.id, None

@@ -30,7 +30,8 @@ class Prompt(NamedTuple):
     removed: list[PartitionRow]
     """Training rows of a pinned prompt."""
     duplicates: int
-    replaced: int
+    replaced: list[PartitionRow]
+    """Rows of earlier drops with other answers, the latest drop's first."""
 
 
 def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -> Iterator[Prompt]:
@@ -51,10 +52,10 @@ def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -
         if own and (pinned or chosen != "heldout"):
             counted, removed = own if pinned else [], others
         if not counted:
-            yield Prompt("train", [], (), removed, 0, 0)
+            yield Prompt("train", [], (), removed, 0, [])
             continue
-        kept, duplicates = _current(counted)
-        yield Prompt(chosen, kept, _since(counted), removed, duplicates, len(counted) - len(kept) - duplicates)
+        kept, duplicates, replaced = _current(counted)
+        yield Prompt(chosen, kept, _since(counted), removed, duplicates, replaced)
 
 
 def _split_of(digits: str, split: SplitConfig, *, pinned: bool) -> SplitName:
@@ -65,17 +66,19 @@ def _split_of(digits: str, split: SplitConfig, *, pinned: bool) -> SplitName:
     return "dev" if u < split.heldout + split.dev else "train"
 
 
-def _current(rows: list[PartitionRow]) -> tuple[list[PartitionRow], int]:
-    """Return the latest drop's rows of one prompt, each answer once, and the number of rows that repeat an answer."""
+def _current(rows: list[PartitionRow]) -> tuple[list[PartitionRow], int, list[PartitionRow]]:
+    """Return the latest drop's rows of one prompt, each answer once, how many repeat these, and the other rows."""
     latest = rows[0].order
     kept: dict[str, PartitionRow] = {}
-    duplicates = 0
+    duplicates, replaced = 0, []
     for row in rows:
         if row.output in kept:
             duplicates += 1
         elif row.order == latest:
             kept[row.output] = row
-    return list(kept.values()), duplicates
+        else:
+            replaced.append(row)
+    return list(kept.values()), duplicates, replaced
 
 
 def _since(rows: list[PartitionRow]) -> tuple[int, ...]:
@@ -114,7 +117,8 @@ class Totals:
     """Rows of held-out prompts, scored or not."""
     heldout_prompts: int = 0
     duplicates: int = 0
-    replaced: int = 0
+    replaced: Counter[tuple[int, int, bool]] = field(default_factory=Counter)
+    """Rows by their drop, the drop that replaces them, and whether the prompt is held out."""
     removed_heldout: Counter[int] = field(default_factory=Counter)
     """Training rows whose prompt is pinned, by drop."""
     near_duplicates: int = 0
@@ -203,9 +207,10 @@ class SplitWriter:
 
     def _count(self, prompt: Prompt) -> None:
         totals = self.totals
-        totals.rows += len(prompt.rows) + len(prompt.removed) + prompt.duplicates + prompt.replaced
+        totals.rows += len(prompt.rows) + len(prompt.removed) + prompt.duplicates + len(prompt.replaced)
         totals.duplicates += prompt.duplicates
-        totals.replaced += prompt.replaced
+        held_out = prompt.split == "heldout"
+        totals.replaced.update((row.drop, prompt.drops[0], held_out) for row in prompt.replaced)
         totals.removed_heldout.update(row.drop for row in prompt.removed)
 
     def _fits(self, rows: list[PartitionRow]) -> bool:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Shortfall
+from pipeline.artifacts import Dataset, Replacement, Shortfall
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate.suites import read_suites
@@ -89,7 +89,8 @@ def prepare(attempt: Attempt) -> Dataset:
         heldout_version=version_of([one.prompt.rows[0].id for one in scored]),
         dataset_sha256=dataset_hash(folder),
         duplicates=totals.duplicates,
-        replaced=totals.replaced,
+        replaced=totals.replaced.total(),
+        replacements=_replacements(totals),
         removed_heldout=totals.removed_heldout.total(),
         rows_too_long=left_out.too_long + totals.too_long,
         rows_with_special_tokens=left_out.special_tokens,
@@ -130,6 +131,15 @@ def _shuffled(prompts: Sequence[Prompt], generation: int) -> list[int]:
     """
     salted = [hashlib.sha256(f"{generation} {prompt.rows[0].hash}".encode()).digest() for prompt in prompts]
     return sorted(range(len(prompts)), key=salted.__getitem__)
+
+
+def _replacements(totals: Totals) -> tuple[Replacement, ...]:
+    found = totals.replaced
+    return tuple(
+        Replacement(old=old, new=new, rows=found[old, new, False] + held_out, heldout_rows=held_out)
+        for old, new in sorted({(old, new) for old, new, _ in found})
+        for held_out in [found[old, new, True]]
+    )
 
 
 def _metric(attempt: Attempt, scored: Sequence[Scored]) -> str:

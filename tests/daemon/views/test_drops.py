@@ -1,4 +1,4 @@
-"""The champion that a withdrawn drop is still in, and the way back from it that is named."""
+"""The champion that a withdrawn drop is still in and the way back from it, and the drops whose rows are replaced."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +6,17 @@ from typing import Any
 
 import pytest
 from sqlmodel import select
+from starlette.testclient import TestClient
 
 from daemon.state.database import transaction
-from daemon.state.states import HookState
-from daemon.state.tables import Promotion
+from daemon.state.states import TRIAL, HookState
+from daemon.state.tables import Promotion, Run
+from daemon.web.app import make_app
+from pipeline import durable
+from pipeline.artifacts import Replacement
 from tests.daemon.champions.test_approval import House
+from tests.daemon.conftest import LivedIn
+from tests.made_artifacts import dataset_of
 
 
 @pytest.fixture
@@ -51,3 +57,27 @@ def test_where_every_former_champion_has_a_withdrawn_drop_none_is_named(
     words = "every former one has withdrawn drops, lost its place by a rollback or is gone"
     assert f"generation 2, was trained on it; {words}: dropforge history --track default\n" in said
     assert "dropforge rollback" not in said
+
+
+def test_replaced_rows_are_told_with_both_drops_by_the_last_run_that_is_no_trial(
+    lived_in: LivedIn, dropforge: Callable[..., Any]
+) -> None:
+    pairs = [(2, 6, 40, 12), (2, 5, 1, 0), (5, 6, 3, 0)]
+    found = [Replacement(old=old, new=new, rows=rows, heldout_rows=held) for old, new, rows, held in pairs]
+    folder = lived_in.settings.work_folder / "runs"
+    for run, replacements in ((2, found[:1]), (3, found)):
+        data = dataset_of(120, replacements=replacements)
+        durable.write_json(folder / str(run) / "prepare.json", data.model_dump(mode="json"))
+    lines = [" ".join(line.split()) for line in dropforge("drops").out.splitlines()]
+    by_drop = {line.split()[0]: line for line in lines}
+    assert by_drop["6"].endswith("third.jsonl: replaces 40 rows of drop 2 and 3 rows of drop 5")
+    assert by_drop["5"].endswith("second.jsonl: 3 rows replaced by drop 6; replaces 1 row of drop 2")
+    assert by_drop["2"].endswith("first.jsonl: 40 rows replaced by drop 6 and 1 row replaced by drop 5")
+    page = TestClient(make_app(lived_in.settings, "t" * 43), base_url="http://127.0.0.1:8765")
+    assert "40 rows replaced by drop 6 and 1 row replaced by drop 5" in page.get("/drops/2").text
+    assert "3 rows replaced by drop 6; replaces 1 row of drop 2" in page.get("/drops").text
+    with transaction(lived_in.engine) as session:
+        session.get_one(Run, 3).trigger = TRIAL
+    assert dropforge("drops", "--json").json["drops"][-2]["replaced"] == "40 rows replaced by drop 6"
+    (folder / "2" / "prepare.json").write_text('{"replacements": 1}')
+    assert dropforge("drops", "--json").json["drops"][-2]["replaced"] is None

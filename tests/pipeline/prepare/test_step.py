@@ -71,6 +71,22 @@ def test_a_later_drop_replaces_the_answers_of_an_earlier_one_and_no_others(tmp_p
     assert (made.dataset.replaced, made.dataset.duplicates) == (100, 0)
     again = Snapshot(tmp_path).drop(old).drop(rows(100, answer="old")).prepare()
     assert (again.dataset.replaced, again.dataset.duplicates) == (0, 100)
+    assert again.dataset.replacements == ()
+
+
+def test_replaced_rows_are_counted_by_their_drop_and_the_drop_that_replaces_them(tmp_path: Path) -> None:
+    corrected = rows(100, answer="corrected")
+    made = Snapshot(tmp_path).drop(rows(400)).drop(corrected).drop(rows(40, start=90, answer="new")).drop(corrected)
+    found = {(one.old, one.new): (one.rows, one.heldout_rows) for one in made.prepare().dataset.replacements}
+    held = {int(row["instruction"][9:-1]) for row in made.prepare().heldout}
+    kept = {**dict.fromkeys(range(90), 2), **dict.fromkeys(range(90, 100), 4), **dict.fromkeys(range(100, 130), 3)}
+    pairs = [(1, new, number in held) for number, new in kept.items()]
+    pairs += [(3, 4, number in held) for number in range(90, 100)]
+    assert found == {
+        pair: (sum(one[:2] == pair for one in pairs), pairs.count((*pair, True)))
+        for pair in [(1, 2), (1, 3), (1, 4), (3, 4)]
+    }
+    assert 0 < found[1, 2][1] < 90 == found[1, 2][0]
 
 
 def test_several_answers_within_one_drop_are_references_or_rows(tmp_path: Path) -> None:
