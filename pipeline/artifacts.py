@@ -131,6 +131,18 @@ class Replacement(Frozen):
     heldout_rows: int
 
 
+class AnswerPair(Frozen):
+    """An answer of an older drop and one of a newer drop, with their prompts; each text is cut to its beginning."""
+
+    old_drop: int
+    old_prompt: str
+    old_answer: str
+    new_drop: int
+    new_prompt: str = ""
+    """Empty if it is the same prompt."""
+    new_answer: str
+
+
 class Dataset(Artifact):
     """The data set that `prepare` wrote: `train.jsonl`, `dev.jsonl`, `heldout.jsonl` in `folder`."""
 
@@ -161,6 +173,10 @@ class Dataset(Artifact):
     """Answers replaced by a later drop's answer to the same prompt."""
     replacements: tuple[Replacement, ...] = ()
     """The same by pairs of drops."""
+    heldout_replaced: str = ""
+    """Which new drops replace more than a tenth of the scored answers of older drops: a win then waits for approval."""
+    replaced_answers: tuple[AnswerPair, ...] = ()
+    """Some of those that they replace."""
     removed_heldout: int
     """Training rows left out because their prompt is in the held-out set."""
     rows_too_long: int = 0

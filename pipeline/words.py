@@ -40,6 +40,12 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
+def first_of(words: Sequence[str], most: int = 5) -> str:
+    """Join at most `most` words as `listed` does, and say how many more there are."""
+    more = len(words) - most
+    return listed([*words[:most], *([f"{more:,} more"] if more > 0 else [])])
+
+
 def start_words(data: "Dataset") -> str:
     """Describe a start, as `from the champion of generation 3, on 9 new rows and 2 of 8 old ones`."""
     general = f" and {count(data.general_rows, 'general one')} of Dropforge's" if data.general_rows else ""

@@ -1,6 +1,7 @@
 """Output of all commands: plain lines, tables, JSON objects, and the phrases that several commands share."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ SCHEMA = 1
 _WIDE = 100_000
 #: Outcomes that have a shorter or plainer name in lists.
 _VERDICTS = {"not_shown_better": "not better", "awaiting_approval": "won"}
+#: The parts of a verdict's sentence about general questions and about replaced held-out answers.
+_WARNING = re.compile(r"; (answers |drops? [\w, ]+ replaces? ).*")
 #: In characters: gap between columns; widest column that is never cut; least width of a wider one; extra for the last.
 _GAP, _SHORT, _LEAST, _BEYOND = 2, 20, 10, 30
 
@@ -108,8 +111,8 @@ def verdict_words(run: RunView) -> str:
     number = "" if run.gain is None else f" {signed(run.gain)}"
     if run.outcome == "guard_failed" and number:
         number = f", task{number}"
-    # The part of the sentence about general questions.
-    warning = "".join((run.sentence or "").partition("; answers ")[1:])
+    told = _WARNING.search(run.sentence or "")
+    warning = told[0] if told else ""
     if run.blocker is not None:
         return f"won{number}, but {run.blocker}{warning}"
     waits = f"; waits: dropforge promote {run.id}" if run.outcome == "awaiting_approval" else ""

@@ -62,7 +62,8 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     """
     Apply the run's published verdict and end the run; return its outcome and the sentence for the user.
 
-    A win is promoted, or gets the outcome `awaiting_approval` if approval is manual or its model was rolled back from.
+    A win is promoted, or gets the outcome `awaiting_approval` if approval is manual, its model was rolled back from, or
+    its drops replace a large part of the held-out answers.
     Drops may be put on trial, cleared or suspended; the run's checkpoints are deleted. Raises `ChampionMoved` if the
     candidate, winner or loser, was compared with a champion that no longer serves, `LostClaim` if the claim is not
     valid any more, `Cancelled` if a person cancelled the run or withdrew one of its drops, `DropforgeError` if the
@@ -74,7 +75,9 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
         raise StepFailed(f"run {claim.run_id} has no verdict")
     wins = verdict.outcome == "promoted"
-    waits = wins and _is_manual(settings, run) and not promotion.has_promoted(engine, claim.run_id)
+    dataset = run_files.load_dataset(root, claim.run_id)
+    moved = dataset.heldout_replaced if dataset and wins else ""
+    waits = wins and bool(moved or _is_manual(settings, run)) and not promotion.has_promoted(engine, claim.run_id)
     if wins and not waits:
         candidate = _candidate(claim, run.track, verdict)
         showing_life(verify_manifest, root / candidate.path)
@@ -87,7 +90,7 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     compared = verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, claim.run_id)
     bound = waits or (not wins and compared)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
+    outcome, sentence = AWAITING if waits else verdict.outcome, "; ".join(filter(None, (verdict.sentence, moved)))
     ending = run_queue.Ending(outcome, sentence, _heldout_version(settings, verdict, claim), verdict.gain)
     # In one transaction: no champion changes between the look at it, the end of the run and what follows from that.
     with transaction(engine) as session:

@@ -94,7 +94,8 @@ def _awaits(session: Session, root: WorkFolder, event: Event) -> Text | None:
     said = true_sentence(run.id or 0, AWAITING, (run.sentence or "").removeprefix(_WON), against)
     yes = f"to take it: dropforge promote {run.id}" if against is None else ""
     evidence = f"the evidence: dropforge report {run.id}"
-    return _text(event, "warning", f"WAITS FOR APPROVAL: {run.track}, run {run.id}", inert(said), evidence, yes)
+    parts = map(inert, said.split("; "))
+    return _text(event, "warning", f"WAITS FOR APPROVAL: {run.track}, run {run.id}", *parts, evidence, yes)
 
 
 def _ended_badly(session: Session, _root: WorkFolder, event: Event) -> Text:

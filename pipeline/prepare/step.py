@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Replacement, Shortfall
+from pipeline.artifacts import Dataset, Shortfall
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate.suites import read_suites
@@ -25,6 +25,7 @@ from pipeline.models.manifest import trained_ids
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import HeldOut, find_groups
 from pipeline.prepare.partitions import CHECK_EVERY, PARTS, LeftOut, Partitions, read_drops
+from pipeline.prepare.replaced import replaced_heldout, replacements
 from pipeline.prepare.split import Familiar, Prompt, Scored, SplitWriter, Totals, prompts, write_heldout
 from pipeline.prepare.start import choose_start, mix_in_general
 from pipeline.prepare.warnings import contamination_warnings, data_warnings
@@ -65,6 +66,7 @@ def prepare(attempt: Attempt) -> Dataset:
     totals, scored = splits.totals, sorted(splits.totals.scored, key=lambda one: one.prompt.rows[0].hash)
     groups = find_groups([one.prompt for one in scored], heldout.common, split.similarity)
     write_heldout(folder / "heldout.jsonl", scored, groups)
+    moved, replaced_answers = replaced_heldout(scored, frozenset(spec.champion.drops or ()))
     metric = _metric(attempt, scored)
     shortfall = _shortfall(attempt, scored, groups, metric)
     if totals.train_rows == 0:
@@ -90,7 +92,9 @@ def prepare(attempt: Attempt) -> Dataset:
         dataset_sha256=dataset_hash(folder),
         duplicates=totals.duplicates,
         replaced=totals.replaced.total(),
-        replacements=_replacements(totals),
+        replacements=replacements(totals),
+        heldout_replaced=moved,
+        replaced_answers=replaced_answers,
         removed_heldout=totals.removed_heldout.total(),
         rows_too_long=left_out.too_long + totals.too_long,
         rows_with_special_tokens=left_out.special_tokens,
@@ -131,15 +135,6 @@ def _shuffled(prompts: Sequence[Prompt], generation: int) -> list[int]:
     """
     salted = [hashlib.sha256(f"{generation} {prompt.rows[0].hash}".encode()).digest() for prompt in prompts]
     return sorted(range(len(prompts)), key=salted.__getitem__)
-
-
-def _replacements(totals: Totals) -> tuple[Replacement, ...]:
-    found = totals.replaced
-    return tuple(
-        Replacement(old=old, new=new, rows=found[old, new, False] + held_out, heldout_rows=held_out)
-        for old, new in sorted({(old, new) for old, new, _ in found})
-        for held_out in [found[old, new, True]]
-    )
 
 
 def _metric(attempt: Attempt, scored: Sequence[Scored]) -> str:

@@ -34,11 +34,11 @@ def tell(
 ) -> Story:
     """Return the headline, explanation and next steps of a verdict; `spec` is that of the decide step."""
     config = spec.config
-    headline = _HEADLINES[verdict.outcome]
+    headline, moved = _HEADLINES[verdict.outcome], ""
     if verdict.outcome == "promoted":
         # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
-        manual = config.gate.approval == "manual"
-        headline += " It waits for your approval." if manual else " It wins."
+        moved = dataset.heldout_replaced
+        headline += " It waits for your approval." if moved or config.gate.approval == "manual" else " It wins."
     why = [
         *_numbers(verdict),
         *([_IN_NF4] if evaluation is not None and evaluation.quantization == "nf4" else []),
@@ -46,6 +46,7 @@ def tell(
         *_because(verdict, evaluation, spec),
         *_collapsed(verdict, spec),
         *_limits(verdict, dataset, spec),
+        *([f"{moved[0].upper()}{moved[1:]}."] if moved else []),
     ]
     return Story(headline=headline, why=tuple(why), next_steps=tuple(next_steps(verdict, dataset, spec, adapter)))
 

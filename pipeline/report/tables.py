@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.artifacts import Adapter, Evaluation, GuardResult, Overlap, SliceResult, Verdict
+from pipeline.artifacts import Adapter, AnswerPair, Evaluation, GuardResult, Overlap, SliceResult, Verdict
 from pipeline.decide.explain import change_words, digits, margin_words
 from pipeline.report.facts import Report
 from pipeline.search_settings import settings_words
@@ -131,6 +131,16 @@ def overlaps_table(overlaps: Sequence[Overlap]) -> Table:
     columns = (Column("Training row"), Column("Held-out record"), Column("In common"))
     rows = [(one.train_text, one.heldout_text, _RULES[one.rule]) for one in overlaps]
     return _table("Beginnings of both texts", columns, rows)
+
+
+def pairs_table(pairs: Sequence[AnswerPair]) -> Table:
+    """Return the table of older answers and the newer answers to the same prompts, or to similar ones."""
+    columns = (Column("Prompt"), *_numbers("Drop"), Column("Old answer"), Column("Similar prompt"))
+    rows = [
+        (one.old_prompt, str(one.old_drop), one.old_answer, one.new_prompt, str(one.new_drop), one.new_answer)
+        for one in pairs
+    ]
+    return _table("Beginnings of the texts", (*columns, *_numbers("Drop"), Column("New answer")), rows)
 
 
 def trials_table(adapter: Adapter) -> Table:

@@ -127,6 +127,25 @@ def test_a_win_is_not_promoted_and_waits_for_a_person(house: House) -> None:
     assert "promoted" not in house.events()
 
 
+def test_a_win_that_changed_the_held_out_answers_waits_for_a_person_whatever_the_settings(
+    tmp_path: Path, dropforge: Callable[..., Any]
+) -> None:
+    house, moved = House(tmp_path, PINNED), "drop 1 replaces 40 of 120 held-out answers of older drops: a person must"
+    for outcome in ("worse", "promoted"):
+        run = house.at("decide", outcome)
+        data = house.root / f"runs/{run}/prepare.json"
+        durable.write_json(data, {**durable.read_json(data), "heldout_replaced": moved})
+        house.daemon.finish_runs(house.now, outcome)
+    assert [house.row(number).outcome for number in (1, 2)] == ["worse", "awaiting_approval"]
+    assert house.serves == (0, b"base weights")
+    said, short = f"(dropforge promote 2): promoted, by the script; {moved}", f"waits: dropforge promote 2; {moved}"
+    for command, words in ((("status",), short), (("show", "2"), said)):
+        assert words in " ".join(dropforge(*command).out.split()), command
+    assert moved not in " ".join(dropforge("show", "1").out.split())
+    house.approve(run)
+    assert house.serves == (1, b"weights of run 2")
+
+
 def test_a_person_says_yes_and_the_row_says_who_and_when(house: House) -> None:
     run = house.run()
     row = house.approve(run)

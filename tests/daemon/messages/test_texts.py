@@ -104,11 +104,14 @@ def test_a_win_that_waits_says_how_to_take_it_until_it_is_answered(new_workspace
     made.take("a.jsonl", '{"instruction": "a", "output": "b"}\n')
     claim = made.claim()
     made.attempt(claim, "decide")
-    run_owner.finish(made.engine, claim, run_queue.Ending(AWAITING, "promoted: +4.0 points"), made.tick())
+    run_owner.finish(
+        made.engine, claim, run_queue.Ending(AWAITING, "promoted: +4.0 points; drop 9 replaces"), made.tick()
+    )
     (waits,) = told(made)
     assert (waits.level, waits.title) == ("warning", "[dropforge] WAITS FOR APPROVAL: default, run 1")
     assert waits.body.splitlines() == [
         "won, waits for approval (dropforge promote 1): +4.0 points",
+        "drop 9 replaces",
         "the evidence: dropforge report 1",
         "to take it: dropforge promote 1",
     ]

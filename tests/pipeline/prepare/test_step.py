@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from scipy.stats import binom
 
+from pipeline.artifacts import Dataset
 from pipeline.config import EvaluateConfig, GateConfig, SplitConfig, TrainConfig
 from pipeline.decide.verdict import early_verdict
 from pipeline.errors import CannotTrain, Interrupted
@@ -87,6 +88,33 @@ def test_replaced_rows_are_counted_by_their_drop_and_the_drop_that_replaces_them
         for pair in [(1, 2), (1, 3), (1, 4), (3, 4)]
     }
     assert 0 < found[1, 2][1] < 90 == found[1, 2][0]
+
+
+def test_new_answers_to_more_than_a_tenth_of_the_older_held_out_records_are_for_a_person_to_approve(
+    tmp_path: Path,
+) -> None:
+    def after(*known: int, new: int) -> Dataset:
+        made = Snapshot(tmp_path).drop(rows(400)).drop(rows(500, answer="old <b>" + "x" * 9000))
+        for drop in (rows(new, answer="new"), rows(400, start=1000)):
+            made.drop(drop)
+        made.champion = made.champion.model_copy(update={"drops": known or None})
+        return made.prepare().dataset
+
+    few = rows(500)
+    held = [row for row in few if int(prompt_place("s", row["instruction"], "")[:13], 16) / 2**52 < 0.15]
+    tenth = len(held) // 10
+    numbers = [few.index(row) for row in held]
+    assert after(1, 2, new=numbers[tenth]).heldout_replaced == ""
+    moved = after(1, 2, new=numbers[tenth] + 1)
+    words = f"drop 3 replaces {tenth + 1} of {len(held)} held-out answers of older drops"
+    assert moved.heldout_replaced == f"{words}: a person must approve what the model is judged by"
+    assert len(moved.replaced_answers) == tenth + 1
+    pair = moved.replaced_answers[0]
+    assert (pair.old_drop, pair.new_drop, pair.new_answer, pair.new_prompt) == (2, 3, "new", "")
+    assert pair.old_answer == ("old <b>" + "x" * 9000)[:300]
+    assert len(after(1, 2, new=500).replaced_answers) == 10
+    for known, new in (((), 500), ((1, 2, 3), 500), ((3, 4), 500)):
+        assert after(*known, new=new).heldout_replaced == "", "no answer of the champion's drops is replaced"
 
 
 def test_several_answers_within_one_drop_are_references_or_rows(tmp_path: Path) -> None:

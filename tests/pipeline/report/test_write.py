@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pipeline import durable
-from pipeline.artifacts import GuardResult, Trial
+from pipeline.artifacts import AnswerPair, GuardResult, Trial
 from pipeline.config import TrainConfig
 from pipeline.decide.explain import GUARDS
 from pipeline.report.facts import NextStep, Report, Story, schema_text
@@ -232,6 +232,27 @@ def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_reports: Any,
     card, source = write(made_reports, tmp_path, "promoted", approval="manual")
     assert "It waits for your approval." in Page(source).all("h1")[0]["text"]
     assert "dropforge promote 1" in [step["command"] for step in card["story"]["next_steps"]]
+
+
+def test_new_answers_to_held_out_prompts_stand_beside_the_old_ones(made_reports: Any, tmp_path: Path) -> None:
+    replaces, old = "drop 9 replaces 40 of 120 held-out answers of older drops", made_reports.HOSTILE
+    pair = AnswerPair(old_drop=3, old_prompt=old, old_answer=old + "old", new_drop=9, new_answer=old + "new")
+    change = {"heldout_replaced": f"{replaces}: a person must", "replaced_answers": (pair,) * 10}
+    attempt, verdict = made_reports.case(tmp_path, "promoted")
+    path = tmp_path / attempt.spec.inputs["prepare"]
+    durable.write_json(path, made_reports.dataset(**change).model_dump(mode="json"))
+    card, source = read(tmp_path / write_report(attempt, verdict))
+    page = Page(source)
+    assert "It waits for your approval." in page.all("h1")[0]["text"]
+    assert f"{replaces.capitalize()}: a person must." in card["story"]["why"]
+    commands = [step["command"] for step in card["story"]["next_steps"]]
+    assert commands == ["dropforge drops withdraw DROP --reason TEXT", "dropforge promote 1"]
+    assert f"In this run {replaces}; 10 of them:" in page.words()
+    cells = [one["text"] for one in page.all("td") if one["text"].endswith(("old", "new"))]
+    assert [cell[-3:] for cell in cells] == ["old", "new"] * 10
+    assert all(cell.startswith("<script>") for cell in cells)
+    assert {one["tag"] for one in page.elements} <= TAGS
+    assert not re.search(CONTROL, source)
 
 
 def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Count the rows that later drops replace, and say whether new drops change what the model is judged by."""
+
+from collections import Counter
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
+from pipeline.artifacts import AnswerPair, Replacement
+from pipeline.prepare.partitions import PartitionRow
+from pipeline.prepare.split import Scored, Totals
+from pipeline.words import first_of
+
+#: If new drops replace more than this share of the scored answers of older drops, a person has to approve a win.
+_MOST_REPLACED = 0.1
+_MOST_EXAMPLES = 10
+#: Characters of a text that are kept.
+_SHOWN = 300
+
+
+def replacements(totals: Totals) -> tuple[Replacement, ...]:
+    """Return the numbers of replaced rows by their drop and the drop that replaces them."""
+    found = totals.replaced
+    return tuple(
+        Replacement(old=old, new=new, rows=found[old, new, False] + held_out, heldout_rows=held_out)
+        for old, new in sorted({(old, new) for old, new, _ in found})
+        for held_out in [found[old, new, True]]
+    )
+
+
+def replaced_heldout(scored: Sequence[Scored], known: AbstractSet[int]) -> tuple[str, tuple[AnswerPair, ...]]:
+    """
+    Return which new drops replace more than a tenth of the scored answers of the drops in `known`, and examples.
+
+    `known` are the drops that the champion was trained on. If at most a tenth is replaced, both are empty.
+    """
+    moved: list[tuple[PartitionRow, Scored]] = []
+    for one in scored:
+        old = next((row for row in one.prompt.replaced if row.drop in known), None)
+        if old is not None and one.drop not in known:
+            moved.append((old, one))
+    older = len(moved) + sum(one.drop in known for one in scored)
+    if len(moved) <= _MOST_REPLACED * older:
+        return "", ()
+    new = [str(drop) for drop, _ in Counter(one.drop for _, one in moved).most_common()]
+    drops = f"drop {new[0]} replaces" if len(new) == 1 else f"drops {first_of(new)} replace"
+    words = f"{drops} {len(moved):,} of {older:,} held-out answers of older drops"
+    pairs = tuple(_pair(old, one) for old, one in moved[:_MOST_EXAMPLES])
+    return f"{words}: a person must approve what the model is judged by", pairs
+
+
+def _pair(old: PartitionRow, scored: Scored) -> AnswerPair:
+    return AnswerPair(
+        old_drop=old.drop,
+        old_prompt=(old.input or old.instruction)[:_SHOWN],
+        old_answer=old.output[:_SHOWN],
+        new_drop=scored.drop,
+        new_answer=scored.prompt.rows[0].output[:_SHOWN],
+    )
