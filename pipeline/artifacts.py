@@ -5,9 +5,9 @@ import inspect
 from collections.abc import Mapping
 from itertools import pairwise
 from textwrap import dedent
-from typing import Any, ClassVar, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
@@ -131,16 +131,19 @@ class Replacement(Frozen):
     heldout_rows: int
 
 
+_Beginning = Annotated[str, AfterValidator(lambda text: text[:300])]
+
+
 class AnswerPair(Frozen):
     """An answer of an older drop and one of a newer drop, with their prompts; each text is cut to its beginning."""
 
     old_drop: int
-    old_prompt: str
-    old_answer: str
+    old_prompt: _Beginning
+    old_answer: _Beginning
     new_drop: int
-    new_prompt: str = ""
+    new_prompt: _Beginning = ""
     """Empty if it is the same prompt."""
-    new_answer: str
+    new_answer: _Beginning
 
 
 class Dataset(Artifact):

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 #: Scripts that put no spaces between words; there each character is a token.
@@ -82,6 +82,16 @@ def _words(text: str) -> Sequence[str]:
             words.append(character)
         extends = spaced
     return words
+
+
+def shingles(words: Sequence[str]) -> set[int]:
+    """Return the hashes of a text's 3-word runs; one or two words are one run, an empty text has none."""
+    return set(runs_of_three(words)) or ({hash(tuple(words))} if words else set())
+
+
+def runs_of_three(words: Sequence[str]) -> Iterator[int]:
+    """Yield the hash of each three consecutive words, in their order."""
+    return map(hash, zip(words, words[1:], words[2:], strict=False))
 
 
 def is_short(text: str, most: int) -> bool:

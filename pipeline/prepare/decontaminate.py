@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import Overlap
-from pipeline.metrics.tokens import tokens
-from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs, shingles
+from pipeline.metrics.tokens import shingles, tokens
+from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs
 from pipeline.prepare.partitions import PartitionRow
 from pipeline.prepare.split import Prompt
 

@@ -7,10 +7,12 @@ Python's 64-bit hash, so two different runs are taken for equal with a probabili
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import NamedTuple
+
+from pipeline.metrics.tokens import runs_of_three
 
 SHINGLE = 3
 LONG_RUN = 13
@@ -34,20 +36,11 @@ class Text(NamedTuple):
         return len(self.shingles) < len(self.every)
 
 
-def shingles(words: Sequence[str]) -> set[int]:
-    """Return the hashes of a text's 3-word runs; one or two words are one run, an empty text has none."""
-    return set(_ngrams(words)) or ({hash(tuple(words))} if words else set())
-
-
 def long_runs(words: Sequence[str]) -> set[int]:
     """Return the hashes of the 13-word runs of a text; a shorter text has none."""
     # The shingles at a run's words 0, 3, 6, 9 and 10 cover it.
-    at = list(_ngrams(words))
+    at = list(runs_of_three(words))
     return set(map(hash, zip(at, at[3:], at[6:], at[9:], at[10:], strict=False)))
-
-
-def _ngrams(words: Sequence[str]) -> Iterator[int]:
-    return map(hash, zip(words, words[1:], words[2:], strict=False))
 
 
 class RunIndex:
@@ -67,7 +60,7 @@ class RunIndex:
         """
         self._numbers.update(dict.fromkeys(long_runs(text.words) - self._common, number))
         # Of the eleven shingles of any of its runs, one is among these.
-        self._some.update(islice(_ngrams(text.words), 0, None, LONG_RUN - SHINGLE + 1))
+        self._some.update(islice(runs_of_three(text.words), 0, None, LONG_RUN - SHINGLE + 1))
 
     def find(self, text: Text) -> set[int]:
         """Return the numbers of the added texts that share a 13-word run with `text`; common runs are ignored."""

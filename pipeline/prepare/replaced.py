@@ -12,8 +12,6 @@ from pipeline.words import first_of
 #: If new drops replace more than this share of the scored answers of older drops, a person has to approve a win.
 _MOST_REPLACED = 0.1
 _MOST_EXAMPLES = 10
-#: Characters of a text that are kept.
-_SHOWN = 300
 
 
 def replacements(totals: Totals) -> tuple[Replacement, ...]:
@@ -50,8 +48,8 @@ def replaced_heldout(scored: Sequence[Scored], known: AbstractSet[int]) -> tuple
 def _pair(old: PartitionRow, scored: Scored) -> AnswerPair:
     return AnswerPair(
         old_drop=old.drop,
-        old_prompt=(old.input or old.instruction)[:_SHOWN],
-        old_answer=old.output[:_SHOWN],
+        old_prompt=old.input or old.instruction,
+        old_answer=old.output,
         new_drop=scored.drop,
-        new_answer=scored.prompt.rows[0].output[:_SHOWN],
+        new_answer=scored.prompt.rows[0].output,
     )

@@ -15,10 +15,9 @@ from typing import NamedTuple
 from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
-from pipeline.metrics.tokens import tokens
+from pipeline.metrics.tokens import shingles, tokens
 from pipeline.models.manifest import read_lineage, trained_ids
 from pipeline.models.prompt import fold
-from pipeline.prepare.near_duplicates import shingles
 from pipeline.records.heldout import NAMES, prompt_id
 from pipeline.words import count, listed
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from pipeline.artifacts import Adapter, Dataset, Drop, Evaluation, Frozen, Judgement, Model, Verdict
+from pipeline.artifacts import Adapter, AnswerPair, Dataset, Drop, Evaluation, Frozen, Judgement, Model, Verdict
 
 
 class NextStep(Frozen):
@@ -99,6 +99,8 @@ class Report(Frozen):
     """Records that the candidate answered worse, the worst first."""
     gains: tuple[Example, ...] = ()
     """Records that the candidate answered better, the best first."""
+    lost_pairs: tuple[AnswerPair, ...] = ()
+    """Of a trial that was worse, older records that it lost, with the most similar rows of the drop that it tried."""
     settings: dict[str, Any]
     """The run's configuration, as its steps received it."""
 

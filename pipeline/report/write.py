@@ -8,6 +8,7 @@ from pipeline import durable
 from pipeline.artifacts import (
     RECORDS_NAME,
     Adapter,
+    AnswerPair,
     Artifact,
     Dataset,
     Evaluation,
@@ -18,6 +19,7 @@ from pipeline.artifacts import (
 from pipeline.contract import Attempt
 from pipeline.metrics.registry import METRICS
 from pipeline.report.facts import Answer, Example, Report
+from pipeline.report.lost import pair_lost
 from pipeline.report.page import MOST_CHARACTERS, write_files
 from pipeline.report.story import tell
 
@@ -58,6 +60,7 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
         judgement=judgement or _published(attempt, Judgement),
         regressions=regressions,
         gains=gains,
+        lost_pairs=_lost_pairs(attempt, verdict, dataset, evaluation),
         settings=config.model_dump(mode="json"),
     )
 
@@ -69,6 +72,17 @@ def _published(attempt: Attempt, kind: type[A]) -> A | None:
 def _records(attempt: Attempt, evaluation: Evaluation | None) -> Iterator[dict[str, Any]]:
     if evaluation is not None:
         yield from durable.read_jsonl(attempt.path(evaluation.folder) / RECORDS_NAME)
+
+
+def _lost_pairs(
+    attempt: Attempt, verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None
+) -> tuple[AnswerPair, ...]:
+    suspect, rows = attempt.spec.suspect, attempt.path(dataset.folder) / "train.jsonl"
+    # The data of an ended run, whose verdict is made again, may be gone.
+    if suspect is None or not verdict.blames_new_drops or not rows.is_file():
+        return ()
+    lines, trained = _records(attempt, evaluation), durable.read_jsonl(rows)
+    return pair_lost(lines, verdict.metric, verdict.lost_drops, trained, suspect)
 
 
 def pick(lines: Iterable[Mapping[str, Any]], metric: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:

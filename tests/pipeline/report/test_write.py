@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pipeline import durable
-from pipeline.artifacts import AnswerPair, GuardResult, Trial
+from pipeline.artifacts import AnswerPair, Dataset, GuardResult, Trial
 from pipeline.config import TrainConfig
+from pipeline.contract import Attempt
 from pipeline.decide.explain import GUARDS
 from pipeline.report.facts import NextStep, Report, Story, schema_text
+from pipeline.report.lost import pair_lost
 from pipeline.report.page import MOST_CHARACTERS, render_page
 from pipeline.report.plots import loss_caption
 from pipeline.report.story import tell
@@ -253,6 +255,41 @@ def test_new_answers_to_held_out_prompts_stand_beside_the_old_ones(made_reports:
     assert all(cell.startswith("<script>") for cell in cells)
     assert {one["tag"] for one in page.elements} <= TAGS
     assert not re.search(CONTROL, source)
+
+
+def test_the_card_of_a_trial_shows_lost_records_beside_the_rows_of_its_drop_most_like_them(
+    made_reports: Any, tmp_path: Path
+) -> None:
+    def asking(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        texts = (f"What does the plan number {place} <b>cost</b> a month today?" for place in range(len(lines)))
+        return [{**line, "input": next(texts)} for line in lines]
+
+    attempt, verdict = made_reports.case(tmp_path, "worse", asking)
+    verdict = verdict.model_copy(update={"lost_drops": (1,)})
+    lines = list(durable.read_jsonl(tmp_path / "runs/1/attempts/evaluate-1/report/records.jsonl"))
+    lost = [line["input"] for line in lines if line["drop"] == 1 and line["candidate"]["scores"]["exact_match"] < 1]
+    attempt = Attempt(attempt.spec.model_copy(update={"suspect": 3}))
+    assert read(tmp_path / write_report(attempt, verdict))[0]["lost_pairs"] == [], "its data is gone"
+    (tmp_path / attempt.spec.folder / "report").rename(tmp_path / "first")
+
+    def row(drop: int, text: str) -> dict[str, Any]:
+        return {"drop": drop, "instruction": text, "input": "", "output": "9<i>" + "x" * 9000}
+
+    like = [line["input"] for line in lines if line["input"] not in lost] + lost[3:8]
+    rows = [row(3, f"{start}: {text}") for start in ("It is worth asking", "Say", "I ask of you") for text in like]
+    rows += [*(row(1, text) for text in lost), row(3, "How many stars does this review give?")]
+    folder = tmp_path / attempt.load(Dataset).folder
+    folder.mkdir(parents=True)
+    durable.write_bytes(folder / "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    card, source = read(tmp_path / write_report(attempt, verdict))
+    page, pairs = Page(source), card["lost_pairs"]
+    found = [(pair["old_prompt"], pair["new_prompt"]) for pair in pairs]
+    assert found == [(text, f"Say: {text}") for text in lost[3:8]], "what all have in common does not count"
+    assert {(pair["old_drop"], pair["new_drop"], len(pair["new_answer"])) for pair in pairs} == {(1, 3, 300)}
+    assert len(pair_lost(lines, "exact_match", (), [row(3, text) for text in lost], 3)) == 8
+    cells = [one["text"] for one in page.all("td") if one["text"].startswith(("Say: ", "9<i>"))]
+    assert len(cells) == 10
+    assert {one["tag"] for one in page.elements} <= TAGS
 
 
 def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: Path) -> None:
