@@ -17,11 +17,11 @@ Rows = Iterable[Mapping[str, Any]]
 
 def pair_lost(lines: Rows, metric: str, lost: Collection[int], rows: Rows, suspect: int) -> tuple[AnswerPair, ...]:
     """
-    Return the lost records with their most similar row of the drop `suspect`, the most similar first, at most eight.
+    Return lost records with their most similar row of the drop `suspect`, the most similar first, at most eight.
 
     `lines` are those of records.jsonl, `rows` those of train.jsonl. A record is lost if the candidate scored less than
     the champion by `metric` and it is of a drop in `lost` (if empty, of any but the suspect). Similarity is the Jaccard
-    index of the prompts' 3-word runs; records without a common run are left out.
+    index of the prompts' 3-word runs; records without a common run are left out, and each row is shown once.
     """
     texts = [(line, _runs(line)) for line in lines]
     seen = Counter(chain.from_iterable(runs for _, runs in texts))
@@ -45,8 +45,11 @@ def pair_lost(lines: Rows, metric: str, lost: Collection[int], rows: Rows, suspe
             similarity = common / (len(own) + len(found[number][1]) - common)
             if number not in best or similarity > best[number][0]:
                 best[number] = similarity, row
-    order = sorted(best, key=lambda number: (-best[number][0], found[number][0]["id"]))
-    return tuple(_pair(found[number][0], best[number][1]) for number in order[:_MOST_PAIRS])
+    pairs: dict[int, AnswerPair] = {}
+    for number in sorted(best, key=lambda number: (-best[number][0], found[number][0]["id"])):
+        row = best[number][1]
+        pairs.setdefault(id(row), _pair(found[number][0], row))
+    return tuple(pairs.values())[:_MOST_PAIRS]
 
 
 def _runs(row: Mapping[str, Any]) -> set[int]:

@@ -137,7 +137,14 @@ def pairs_table(pairs: Sequence[AnswerPair]) -> Table:
     """Return the table of older answers and the newer answers to the same prompts, or to similar ones."""
     columns = (Column("Prompt"), *_numbers("Drop"), Column("Old answer"), Column("Similar prompt"))
     rows = [
-        (one.old_prompt, str(one.old_drop), one.old_answer, one.new_prompt, str(one.new_drop), one.new_answer)
+        (
+            one.old_prompt,
+            str(one.old_drop),
+            Cell(one.old_answer, "wide"),
+            Cell(one.new_prompt, "wide" if one.new_prompt else ""),
+            str(one.new_drop),
+            Cell(one.new_answer, "wide"),
+        )
         for one in pairs
     ]
     return _table("Beginnings of the texts", (*columns, *_numbers("Drop"), Column("New answer")), rows)

@@ -277,18 +277,23 @@ def test_the_card_of_a_trial_shows_lost_records_beside_the_rows_of_its_drop_most
 
     like = [line["input"] for line in lines if line["input"] not in lost] + lost[3:8]
     rows = [row(3, f"{start}: {text}") for start in ("It is worth asking", "Say", "I ask of you") for text in like]
-    rows += [*(row(1, text) for text in lost), row(3, "How many stars does this review give?")]
+    rows += [
+        *(row(1, text) for text in lost),
+        row(3, f"{lost[13]}, {lost[14]}"),
+        row(3, "How many stars does this review give?"),
+    ]
     folder = tmp_path / attempt.load(Dataset).folder
     folder.mkdir(parents=True)
     durable.write_bytes(folder / "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     card, source = read(tmp_path / write_report(attempt, verdict))
     page, pairs = Page(source), card["lost_pairs"]
     found = [(pair["old_prompt"], pair["new_prompt"]) for pair in pairs]
-    assert found == [(text, f"Say: {text}") for text in lost[3:8]], "what all have in common does not count"
+    assert found[:5] == [(text, f"Say: {text}") for text in lost[3:8]], "what all have in common does not count"
+    assert found[5:] == [(lost[13], f"{lost[13]}, {lost[14]}")], "a row is shown once"
     assert {(pair["old_drop"], pair["new_drop"], len(pair["new_answer"])) for pair in pairs} == {(1, 3, 300)}
     assert len(pair_lost(lines, "exact_match", (), [row(3, text) for text in lost], 3)) == 8
     cells = [one["text"] for one in page.all("td") if one["text"].startswith(("Say: ", "9<i>"))]
-    assert len(cells) == 10
+    assert len(cells) == 11
     assert {one["tag"] for one in page.elements} <= TAGS
 
 
