@@ -416,6 +416,7 @@ def test_the_story_is_told_truly_after_every_kind_of_change(house: House, dropfo
     house.run("worse")
     house.force(2)
     house.back()
+    assert dropforge("drops", "withdraw", "2", "--reason", "it swears").code == 0
     told = dropforge("history", "--json").json["history"]
     assert [(one["generation"], one["kind"], one["run"], one["drops"]) for one in told] == [
         (3, "rollback", 1, ["1.jsonl"]),
@@ -434,7 +435,7 @@ def test_the_story_is_told_truly_after_every_kind_of_change(house: House, dropfo
     assert "no champion at 2020-01-01 00:00:00" in dropforge("history", "--at", "2020-01-01").out
     forced = dropforge("history", "--at", told[1]["since"]).out
     sha256 = told[1]["data"][1]["sha256"]
-    assert f"drop 2: 2.jsonl, train, 1 row, sha256 {sha256}, suspended since: run 2 was worse with it" in forced
+    assert f"drop 2: 2.jsonl, train, 1 row, sha256 {sha256}, withdrawn since: it swears" in forced
     assert "verdict of run 2: worse, by the script" in forced
     later = dropforge("history", "--at", "2999-01-01")
     assert (later.code, later.out) == (2, "")

@@ -27,6 +27,7 @@ from pipeline import durable
 from pipeline.artifacts import (
     Judgement,
     Shortfall,
+    TrialScores,
 )
 from pipeline.config import GateConfig, JudgeConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
@@ -104,7 +105,8 @@ class ScriptedExecutor(LocalExecutor):
         elif spec.step == "merge":
             artifact = made_model(spec)
         elif spec.step == "evaluate":
-            artifact = made_report(spec, batch_size=self.batch_size)
+            worse = TrialScores(groups=120, wins=5, losses=23, p_value=0.001) if spec.trial else None
+            artifact = made_report(spec, batch_size=self.batch_size, trial=worse)
         elif spec.step == "judge":
             counts = dict.fromkeys(("losses", "ties", "inconsistent", "failed"), 0)
             artifact = Judgement(folder=spec.folder, model="m", records=1, wins=1, **counts)
@@ -290,15 +292,17 @@ def test_a_claim_that_failed_is_tried_again(box: Box, monkeypatch: pytest.Monkey
     assert box.run().state == RunState.SUCCEEDED
 
 
-def test_a_drop_that_makes_a_run_worse_is_tried_alone_and_suspended_if_it_does_so_again(box: Box) -> None:
+def test_a_drop_that_makes_a_run_worse_is_tried_and_suspended_if_it_is_worse_than_a_control_too(box: Box) -> None:
     old = box.drop("a")
     box.ticks()
     champion = (box.settings.state_folder / "tracks" / "default" / "champion").readlink()
     box.executor.outcome = "worse"
     new = box.drop("b")
     box.ticks()
-    assert [(box.run(number).outcome, box.run(number).trigger) for number in (2, 3)] == [
+    box.ticks()
+    assert [(box.run(number).outcome, box.run(number).trigger) for number in (2, 3, 4)] == [
         ("worse", "drop"),
+        ("worse", "trial"),
         ("worse", "trial"),
     ]
     assert (box.drop_state(old), box.drop_state(new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
