@@ -1,7 +1,7 @@
 """
 Measure the gate with the loop around it: how often luck wins, honest data is held, a bad drop found, and by what rule.
 
-    python bench/gate.py [--months 1000] [--candidates 2000] [--cards 30] [--processes 2]
+    python bench/gate.py [--months 400] [--candidates 1500] [--cards 25] [--processes 2]
 
 Each row is a question, asked of the rules of 2026-11-25 (modelled in `gate_world`, or quoted as measured then) and of
 those that decide now (`pipeline.decide.verdict.weigh`, with the search of `daemon.queue.suspects`). In brackets 95 %
@@ -415,9 +415,9 @@ def power_rows(counts: Counts) -> Iterator[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--months", type=int, default=1000)
-    parser.add_argument("--candidates", type=int, default=2000)
-    parser.add_argument("--cards", type=int, default=30)
+    parser.add_argument("--months", type=int, default=400)
+    parser.add_argument("--candidates", type=int, default=1500)
+    parser.add_argument("--cards", type=int, default=25)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
     missed = []

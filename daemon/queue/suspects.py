@@ -25,6 +25,7 @@ from daemon.state.events import record_event
 from daemon.state.states import TRIAL, DropState, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
+from pipeline.decide.explain import HARM_P_VALUE
 from pipeline.report.next_steps import ways_out
 from pipeline.words import count, listed
 
@@ -32,8 +33,6 @@ from pipeline.words import count, listed
 MOST = 7
 #: Outcomes of runs whose verdict has results by drop.
 _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
-#: Largest p-value at which a trial is worse than its control.
-_LEVEL = 0.05
 _WEEK_MS = 7 * 86_400_000
 #: The event of a verdict that names old drops on which the candidate lost, whether or not it blames new drops.
 _LOST = "drops_lost"
@@ -246,7 +245,7 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
     evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
     found, trial = None if evaluation is None else evaluation.trial, suspect.trial_run
     others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
-    if found is None or found.p_value > _LEVEL:
+    if found is None or found.p_value > HARM_P_VALUE:
         why = f"run {trial}, which tried drop {suspect.drop_id}, was not worse than the control, run {control.id}"
         for cleared in (*session.exec(others).all(), suspect):
             _end(session, settings, cleared, why, now)

@@ -378,7 +378,7 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
     assert box.trial() is None
 
 
-@pytest.mark.parametrize(("p_value", "state"), [(0.06, "accepted"), (0.05, "suspended")])
+@pytest.mark.parametrize(("p_value", "state"), [(0.011, "accepted"), (0.01, "suspended")])
 def test_a_search_ends_with_its_control_whatever_that_shows(box: Box, p_value: float, state: str) -> None:
     blamed(box, 2)
     control = box.control(box.next_trial(), p_value)
