@@ -64,7 +64,7 @@ BAD = {"none": None, "everywhere": (-10.0,) * 5, "one old drop": (-25.0, 0.0, 0.
 #: Two drops that are harmless alone, and what they cost together, on all records.
 PAIR, TOGETHER = frozenset((FIRST + BAD_NIGHT, FIRST + BAD_NIGHT + 1)), -15.0
 BAD_WORDS = {"none": "honest +1 a night", "everywhere": "a -10 drop in night 5", "one old drop": "-25 on one old drop"}
-LEAST_GAIN, MOST_RUNS = {**dict.fromkeys(BAD, 26.0), "pair": 24.0}, {**dict.fromkeys(BAD, 3.0), "pair": 4.0}
+LEAST_GAIN, MOST_RUNS = {**dict.fromkeys(BAD, 26.0), "pair": 24.0}, dict.fromkeys((*BAD, "pair"), 4.0)
 ONE_OLD_LOST = (-10.0, 15.0, 15.0, 15.0, 15.0)
 
 

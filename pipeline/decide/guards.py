@@ -251,23 +251,26 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
     """
     Yield the judge model's preference, if there is a judgement; preferring the champion fails at p <= .05.
 
-    The exact sign test is on the pairs that the judge decided. Costs nothing; a winner that loses 120 of 200 decided
-    pairs is promoted in 30 % (98).
+    The exact sign test is on groups: one prefers the model that the judge prefers in more of its records. Costs nothing;
+    a winner that loses 120 of 200 decided groups is promoted in 30 % (98).
     """
     if comparison.opinion is None:
         return
-    judged = comparison.opinion.on(comparison.ids)
-    p_value = statistics.mcnemar_exact(judged.losses, judged.wins)
-    decided = judged.wins + judged.losses
+    judged, results = comparison.opinion.judgement, comparison.opinion.results
+    signs = [{"win": 1, "loss": -1}.get(results.get(name, ""), 0) for name in comparison.ids]
+    net = np.bincount(comparison.groups, signs)
+    wins, losses = int((net > 0).sum()), int((net < 0).sum())
+    p_value = statistics.mcnemar_exact(losses, wins)
+    decided = wins + losses
     fails = p_value <= LEVEL
     yield GuardResult(
         guard="judge",
         label=f"answers that {judged.model} prefers",
         unit="records",
         records=decided,
-        candidate=judged.wins,
-        champion=judged.losses,
-        change=judged.wins - judged.losses,
+        candidate=wins,
+        champion=losses,
+        change=wins - losses,
         p_value=p_value,
         state=_state(decided, fails=fails),
     )

@@ -532,6 +532,12 @@ def test_a_judge_can_only_stand_against_a_promotion(wins: int, losses: int, stat
     assert verdict_on(equal).outcome == "not_shown_better"
 
 
+def test_a_judge_counts_a_group_of_paraphrases_once() -> None:
+    found = of_good(opinion=opinion(4, 60))
+    row = expect(verdict_on(replace(found, groups=np.arange(len(found.ids)) // 2)), "judge", "failed")
+    assert (row.records, row.candidate, row.champion) == (32, 2, 30)
+
+
 @pytest.mark.parametrize(
     ("guard", "found"),
     [

@@ -95,13 +95,30 @@ def test_a_month_ends_without_the_bad_drop_and_with_the_honest_ones(bench: Modul
     assert bad == "none" or at_least(sum(month.bad_suspended for month in months), MONTHS, 0.95)
     assert count_at_most(sum(month.honest_suspended for month in months), 0.05 * MONTHS)
     assert mean_at_least([month.gain for month in months], 26)
-    assert mean_at_most([month.extra for month in months], 3)
+    assert mean_at_most([month.extra for month in months], 4)
 
 
-@pytest.mark.parametrize(("loss", "bar"), [(0, 0.96), (2, 0.90)])
+@pytest.mark.parametrize(("loss", "bar"), [(0, 0.95), (2, 0.90)])
 def test_a_new_kind_of_task_is_promoted_by_its_run_or_its_trial(bench: ModuleType, loss: float, bar: float) -> None:
-    promoted = sum(bench.new_kind("exact_match", loss, 0, seed) for seed in range(CANDIDATES))
+    promoted = sum(bench.new_kind(bench.NEW_KIND_COMES, loss, 0, seed) for seed in range(CANDIDATES))
     assert at_least(promoted, CANDIDATES, bar)
+
+
+def test_twenty_old_drops_do_not_hold_a_better_candidate_back(bench: ModuleType) -> None:
+    promoted = sum(bench.many_drops(20, 100, 0.0, seed)[0] for seed in range(CANDIDATES // 4))
+    assert at_least(promoted, CANDIDATES // 4, 0.97)
+
+
+def test_two_drops_that_only_do_harm_together_do_not_stall_a_month(bench: ModuleType) -> None:
+    assert mean_at_least([bench.pair_month(seed).gain for seed in range(MONTHS)], 24)
+
+
+def test_drops_that_teach_nothing_are_hardly_suspended(bench: ModuleType) -> None:
+    assert count_at_most(sum(bench.idle_month(0.0, seed) for seed in range(MONTHS)), 0.1 * MONTHS)
+
+
+def test_a_few_total_losses_among_many_small_gains_do_not_win(bench: ModuleType) -> None:
+    assert at_most(sum(bench.rare_losses(seed) for seed in range(CANDIDATES)), CANDIDATES, 0.015)
 
 
 def test_a_winner_that_ruins_an_old_drop_is_seldom_promoted(bench: ModuleType) -> None:
@@ -109,11 +126,11 @@ def test_a_winner_that_ruins_an_old_drop_is_seldom_promoted(bench: ModuleType) -
 
 
 def test_new_kinds_of_tasks_walk_less_far_from_the_first_drop_than_without_an_anchor(bench: ModuleType) -> None:
-    # The bench's bar is 6, and it is missed: a third loss of 3 passes in one of twelve tries. Without it, 10.
+    # The bench's bar is 6.5, and it is missed: a third loss of 3 passes in one of twelve tries. Without it, 10.
     assert mean_at_most([bench.walk(seed)[0] for seed in range(MONTHS)], 9)
 
 
-@pytest.mark.parametrize("words", ["exact match", "exact match, groups of five", "ROUGE-L"])
+@pytest.mark.parametrize("words", ["exact match", "groups of five, each record gains by itself", "ROUGE-L"])
 def test_the_gain_that_a_card_states_is_promoted_in_eight_of_ten_cases(bench: ModuleType, words: str) -> None:
     setup = bench.POWER_SETUPS[words]
     promoted = [one for seed in range(CARDS) for one in bench.card(setup, seed, 60)]
