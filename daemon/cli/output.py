@@ -22,8 +22,8 @@ SCHEMA = 1
 _WIDE = 100_000
 #: Outcomes that have a shorter or plainer name in lists.
 _VERDICTS = {"not_shown_better": "not better", "awaiting_approval": "won"}
-#: The parts of a verdict's sentence about general questions and about replaced held-out answers.
-_WARNING = re.compile(r"; (answers |drops? [\w, ]+ replaces? ).*")
+#: The parts of a verdict's sentence about drops that are not guarded, general questions and replaced held-out answers.
+_WARNING = re.compile(r"; (not guarded: |answers |drops? [\w, ]+ replaces? ).*")
 #: In characters: gap between columns; widest column that is never cut; least width of a wider one; extra for the last.
 _GAP, _SHORT, _LEAST, _BEYOND = 2, 20, 10, 30
 

@@ -109,7 +109,14 @@ def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = 
         words += f" ({failed[0]}{f', and {len(failed) - 1} more' if failed[1:] else ''})"
         gain += " on the task"
     between = f" ({span(verdict.interval)})" if verdict.interval else ""
-    return "; ".join([f"{words}: {gain}{between}", *collapse_words(verdict)])
+    few = len(unguarded(verdict)) + verdict.slices_not_listed
+    small = [f"not guarded: {count(few, 'small drop or tag', 'small drops or tags')}"] if few else []
+    return "; ".join([f"{words}: {gain}{between}", *small, *collapse_words(verdict)])
+
+
+def unguarded(verdict: Verdict) -> list[str]:
+    """Return the labels of the listed drops and tags that have too few records to be guarded."""
+    return [guard.label for guard in verdict.guards if guard.guard == "slice" and guard.p_value is None]
 
 
 def collapse_words(verdict: Verdict) -> list[str]:

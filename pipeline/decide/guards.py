@@ -251,7 +251,7 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
     """
     Yield the judge model's preference, if there is a judgement; preferring the champion fails at p <= .05.
 
-    The exact sign test is on groups: one prefers the model that the judge prefers in more of its records. Costs nothing;
+    The exact sign test counts groups, each for the model that the judge prefers in more of its records. Costs nothing;
     a winner that loses 120 of 200 decided groups is promoted in 30 % (98).
     """
     if comparison.opinion is None:

@@ -9,6 +9,7 @@ from pipeline.decide.explain import (
     REASONS,
     collapse_words,
     guard_words,
+    unguarded,
 )
 from pipeline.report.facts import BlindReview, Story
 from pipeline.report.next_steps import next_steps
@@ -121,7 +122,7 @@ def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
 
 def _unguarded(verdict: Verdict) -> str:
     """Return the drops and tags that have too few records to be guarded, as `drop 3, tag x and 2 more`; "" for none."""
-    few = [guard.label for guard in verdict.guards if guard.guard == "slice" and guard.p_value is None]
+    few = unguarded(verdict)
     few, more = few[:_MOST_UNGUARDED], len(few[_MOST_UNGUARDED:]) + verdict.slices_not_listed
     return listed([*few, *([f"{more} more"] if more else [])])
 

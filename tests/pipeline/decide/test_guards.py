@@ -170,6 +170,7 @@ def test_drops_and_tags_with_too_few_records_are_named() -> None:
     verdict = verdict_on(lines)
     said = "These have too few held-out records to be guarded: drop 1 and tag rare."
     assert said in story_text(verdict)
+    assert verdict.sentence.endswith("; not guarded: 2 small drops or tags")
     assert "to be guarded" not in story_text(verdict_on(good()))
     for place, line in enumerate(lines):
         line["drop"] = 1 + place // 7
