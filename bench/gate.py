@@ -382,7 +382,9 @@ def candidate_rows(counts: Counts) -> Iterator[Row]:
 
 def month_rows(counts: Counts) -> Iterator[Row]:
     """Yield months: of honest drops, with a bad one, two bad together, a bad one among nineteen, and idle ones."""
-    asked = {f"month, {words}": (partial(month, bad), bad) for bad, words in BAD_WORDS.items()}
+    asked: dict[str, tuple[Callable[[int], Month], str]] = {
+        f"month, {words}": (partial(month, bad), bad) for bad, words in BAD_WORDS.items()
+    }
     asked[f"month, {TOGETHER:g} by two drops together only"] = (pair_month, "pair")
     asked["twenty drops in one night, one of -10"] = (partial(bulk_month, 0), "bulk")
     asked["  the same, and one left out each quiet night"] = (partial(bulk_month, NIGHTS), "bulk")
