@@ -272,7 +272,7 @@ class Loop:
         return sorted(self.pending, key=lambda drop: (drop not in came, -drop))[:MOST_SUSPECTS]
 
     def _search(self, suspects: Sequence[int]) -> bool:
-        """Try each with those cleared until one is blamed, which a control confirms or not; return whether to run again."""
+        """Try each with those cleared until one is blamed, and that with a control; return whether to run again."""
         won, cleared = False, set[int]()
         for drop in suspects:
             if not self._may_try():
