@@ -31,7 +31,7 @@ chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test
 gpu: $(INSTALLED) ## the tests that need an NVIDIA GPU, in minutes; without one there are none, which is an error
 	$(BIN)/pytest -rA -m gpu tests/gpu
 
-prove: $(INSTALLED) ## candidates known to be good or bad through the whole gate, on SmolLM2 in NF4, nine nights alone, and vLLM, which VLLM_PROGRAM names: some hours
+prove: $(INSTALLED) ## candidates known to be good or bad through the whole gate, on SmolLM2 in NF4, nine nights twice, and vLLM, which VLLM_PROGRAM names: some hours
 	PYTEST_DEBUG_TEMPROOT=$${TMPDIR:-/tmp} $(BIN)/pytest -rA --timeout 7200 tests/prove
 	rm -rf demo
 	$(BIN)/dropforge demo

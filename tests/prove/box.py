@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from sqlmodel import col, select
 
+from daemon.champions import decisions
 from daemon.dispatch.spool import read_order
 from daemon.dispatch.step_process import step_command
 from daemon.inbox.watcher import make_inbox
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.states import TRIAL
 from daemon.state.tables import Drop, Run
 from pipeline import __main__ as step_process
@@ -83,6 +85,10 @@ class Box:
         assert run.state == "succeeded", (before, run.state, run.error, run.hint)
         value = durable.read_json(self.daemon.root / f"runs/{run.id}/decide.json")
         return Night(run, Verdict.model_validate(value), len(self.runs()) - (run.id or 0))
+
+    def approve(self, run: Run) -> None:
+        """Approve a win, as `dropforge promote` does."""
+        decisions.approve(self.daemon.engine, self.daemon.settings.work_folder, run.id or 0, Word("", self._now, "a"))
 
     def runs(self) -> list[Run]:
         """Return the runs in their order."""

@@ -1,7 +1,7 @@
 """
-Nine nights of one track without a person: what is honest ends in the champion, what is wrong ends suspended.
+Nine nights of one track: what is honest ends in the champion, what is wrong ends suspended, a correction waits.
 
-On SmolLM2-135M, by `make prove` alone.
+A person does nothing but approve the correction. On SmolLM2-135M, by `make prove` alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.cli.demo.data import TEAMS, generate_messages
+from daemon.state.states import AWAITING
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from tests.prove.conftest import Ground
@@ -48,25 +49,32 @@ def general(seed: int, count: int) -> list[Row]:
     return [{"instruction": f"What is {one} plus {two}?", "input": "", "output": str(one + two)} for one, two in pairs]
 
 
-def test_nine_nights_without_a_person(
-    ground: Ground, tmp_path: Path, record_property: Callable[[str, Any], None]
+def corrected(rows: Sequence[Row]) -> list[Row]:
+    """Return the same questions with other answers: what was right when the rows were written is right no more."""
+    return [{**row, "output": f"{row['output']} points"} for row in rows]
+
+
+@pytest.mark.parametrize("seed", [10, 20])
+def test_nine_nights_with_a_correction(
+    ground: Ground, tmp_path: Path, record_property: Callable[[str, Any], None], seed: int
 ) -> None:
-    desk, shelf, urgency, colour = desk_task(10), topic_task(11), urgency_task(12), colour_task(13)
-    old = desk.rows(ROWS)
+    desk, shelf, urgency, colour = desk_task(seed), topic_task(seed + 1), urgency_task(seed + 2), colour_task(seed + 3)
+    old, sums = desk.rows(ROWS), general(10 * seed, ROWS)
     nights: list[dict[str, Sequence[Row]]] = [
         {"honest.jsonl": old},
         {"new-kind.jsonl": shelf.rows(ROWS)},
         {"wrong.jsonl": desk.wrong(2 * ROWS)},
-        {"honest-again.jsonl": desk.rows(ROWS)},
         # Wrong about what the champion has learned: what it never did, nobody can lose.
         {"right-of-two.jsonl": shelf.rows(ROWS), "wrong-of-two.jsonl": desk.wrong(2 * ROWS)},
         {"third-kind.jsonl": colour.rows(ROWS)},
         {"paraphrases.jsonl": reworded(old)},
-        {"general.jsonl": general(100, ROWS)},
+        {"general.jsonl": sums},
+        {"correction.jsonl": corrected(sums)},
         # Of all kinds, a new one among them: that last run is to win, so that its champion holds every honest drop.
         {"honest-last.jsonl": [*urgency.rows(ROWS), *colour.rows(ROWS // 4), *desk.rows(ROWS // 4)]},
     ]
     box = ground.box(tmp_path / "box", trials=7, least=LEAST, quantization="none", epochs=EPOCHS)
+    waited: list[str] = []
     for drops in nights:
         for name, rows in drops.items():
             box.drop(name, rows)
@@ -74,9 +82,13 @@ def test_nine_nights_without_a_person(
         box.night()
         for run in box.runs()[before:]:
             record_property("table", f"{' and '.join(drops)}: run {run.id}, {run.trigger}: {run.sentence}")
+            if run.outcome == AWAITING:
+                waited += drops
+                box.approve(run)
     states = box.drop_states()
     wrong = {name for name in states if "wrong" in name}
     assert {name for name, state in states.items() if state == "suspended"} == wrong
+    assert waited == ["correction.jsonl"], "it moves what the model is judged by"
     promoted = [run for run in box.runs() if run.outcome == "promoted"]
     assert {drop["name"] for drop in promoted[-1].snapshot or ()} == states.keys() - wrong
     # An honest drop may be blamed by the luck of a training: then its trial accepts it, as above.
