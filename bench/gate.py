@@ -154,15 +154,17 @@ def new_kind(setup: Setup, loss: float, former: int, seed: int) -> bool:
 
 def after_win(seed: int) -> bool:
     """Return whether a drop of a new kind is promoted after a drop that brought the old one 5 points has won."""
-    loop = Loop(World.made(NEW_KIND_COMES, seed), {1: np.array((0.0, 70.0)), FIRST: np.array((5.0, 0.0))})
-    while not loop.promotions:
-        loop.train({0, FIRST})
-    loop.night(1)
-    return loop.promotions > 1
+    effects = {1: np.array((0.0, 70.0)), FIRST: np.array((5.0, 0.0))}
+    for place in range(10**3):
+        loop = Loop(World.made(NEW_KIND_COMES, seed * 10**3 + place), effects)
+        if loop.train({0, FIRST})[0].outcome == "promoted":
+            loop.night(1)
+            return loop.promotions > 1
+    raise SystemExit("+5 points win in no world")
 
 
 def many_drops(drops: int, records: int, ruined: float, seed: int) -> tuple[bool, bool]:
-    """Return whether +5 on many drops' records, but for one, is promoted, and whether it is suspended."""
+    """Return whether +5 points on many drops, `ruined` on the first if that is set, are promoted, and suspended."""
     points = np.full(drops, 5.0)
     points[0] = ruined or 5.0
     loop = Loop(World.made(Setup(sizes=(records,) * drops, known=tuple(range(drops))), seed), {FIRST: points})
@@ -340,7 +342,7 @@ class Counts:
     cards: int
 
     def each(self, ask: Callable[..., Any], count: int) -> np.ndarray:
-        """Return what came of so many seeds."""
+        """Return the results of the first `count` seeds."""
         return np.array(list(self.pool.map(ask, range(count), chunksize=5)))
 
 

@@ -47,7 +47,7 @@ class Setup:
     new_kinds: tuple[int, ...] = ()
     group: int = 1
     spread: bool = False
-    """Whether a gain makes answers right one by one, or all of a group."""
+    """Whether a gain makes single answers right; otherwise all of a group."""
 
 
 NEW_KIND_COMES = Setup(sizes=(150, 100), known=(0,), new_kinds=(1,))

@@ -316,7 +316,7 @@ class FormerScores(Frozen):
 
 
 class TrialScores(Frozen):
-    """The candidate of a trial compared with that of its control, this run's, by the primary metric."""
+    """The candidate of a trial compared with that of its control, this run's, by what the trial was blamed for."""
 
     groups: int
     """Groups of records that both answered; of `lost_drops` only, unless the trial's verdict is `worse`."""
@@ -451,14 +451,14 @@ class Verdict(Artifact):
     losses: int = 0
     ties: int = 0
     smallest_detectable_gain: float | None = None
-    """Gain that the whole decision promotes in 80 % of cases; only with `not_shown_better`, `None` if there is none."""
+    """Gain, of single answers, that the decision promotes in 80 % of cases; only with `not_shown_better`, or `None`."""
     smallest_group_gain: float | None = None
     """The same if all answers of a group become right together; `None` if each group is a single record."""
     records_needed: int | None = None
     """Further groups with which the observed gain, if real, is promoted in about 80 % of cases."""
     guards: tuple[GuardResult, ...] = ()
     blames_new_drops: bool = False
-    """Whether new drops are suspected: by `worse`, or a failed guard of an old drop or of the likelihood."""
+    """Whether new drops are suspected: by `worse`, or a failed guard of old drops or, without a win, the likelihood."""
     lost_drops: tuple[int, ...] = ()
     """Drops known to the champion on which the candidate lost."""
     slices: tuple[SliceResult, ...] = ()

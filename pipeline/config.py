@@ -25,7 +25,7 @@ class SplitConfig(Frozen):
     dev: Fraction = 0.03
     """Share of prompts for the dev loss and a search's choice; under 20 rows unused. The last step is kept."""
     scored_records: int = Field(default=1000, ge=1, le=_MANY)
-    """Most held-out records scored in one evaluation; of more, each champion has its own sample."""
+    """Most held-out records scored in one evaluation; if there are more, a random sample for each champion."""
     similarity: float = Field(default=0.5, gt=0, le=1)
     """Share of 3-word shingles in common (Jaccard) from which two records are near-duplicates."""
 
@@ -225,7 +225,7 @@ class GateConfig(Frozen):
     on: Literal["all", "seen", "pinned"] = "all"
     """Evaluation set: the drops' own held-out shares, those of drops that the champion knows, or pinned files."""
     approval: Literal["auto", "manual"] = "auto"
-    """`manual` holds a win until `dropforge promote RUN`, `auto` only if a tenth of held-out answers is replaced."""
+    """`manual`: a win waits for `dropforge promote RUN`; `auto`: only if over a tenth of held-out answers is new."""
     review: int = Field(default=0, ge=0, le=1000)
     """With `manual`, pairs of answers to be judged blind by `dropforge review RUN` before it is promoted; 0: none."""
     p_value: float = Field(default=0.01, gt=0, le=0.5)

@@ -47,7 +47,7 @@ def promote(
     """
     Promote a run that won and waits for approval.
 
-    It does so with gate.approval = "manual", or if its new drops replace more than a tenth of the older held-out
+    A win waits with gate.approval = "manual", or if its new drops replace more than a tenth of the older held-out
     answers.
     With --force the model of an ended run serves, whatever its verdict; where the training stack is installed, it is
     loaded first, to see that it answers. Otherwise it is an error if the run does not wait, its blind review is not

@@ -120,7 +120,7 @@ def verdict_words(run: RunView) -> str:
 
 
 def drop_words(drop: DropView) -> str:
-    """Return a drop's state, or "on trial" while it is suspected of having made a run worse and is only tried."""
+    """Return a drop's state, or "on trial" while only a trial may use it, as it may have made a run worse."""
     return "on trial" if drop.on_trial else drop.state
 
 

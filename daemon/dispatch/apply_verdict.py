@@ -63,7 +63,7 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     Apply the run's published verdict and end the run; return its outcome and the sentence for the user.
 
     A win is promoted, or gets the outcome `awaiting_approval` if approval is manual, its model was rolled back from, or
-    its drops replace a large part of the held-out answers.
+    its new drops replace more than a tenth of the older held-out answers.
     Drops may be put on trial, cleared or suspended; the run's checkpoints are deleted. Raises `ChampionMoved` if the
     candidate, winner or loser, was compared with a champion that no longer serves, `LostClaim` if the claim is not
     valid any more, `Cancelled` if a person cancelled the run or withdrew one of its drops, `DropforgeError` if the

@@ -68,6 +68,7 @@ class Dispatcher:
         self._claims: dict[int, states.Claim] = {}
         #: The specs, without their drops, of the steps that were queued or running when last polled, by run.
         self._specs: dict[int, StepSpec] = {}
+        self._leaving_out = leave_one_out.tracks_of(settings)
         self._changes = ChangeWatch(engine)
         #: When the next run is due, and the time of the last query for due runs: the clock may be set back.
         self._due: int | None = None
@@ -145,12 +146,12 @@ class Dispatcher:
         self._asked_at = now
         self._due = now  # should the claim fail, on a full disk say, it is tried again
         suspects.go_on(self._engine, self._settings, now)
-        leave_one_out.go_on(self._engine, self._settings, now)
+        leave_one_out.go_on(self._engine, self._settings, self._leaving_out, now)
         # Else runs that overlap would keep the GPU for good from the server that is to take a new champion.
         waits = bool(self._claims) and self._gpu.keeps_server_waiting()
         claim = None if low or waits else self._claim_next(now)
         if claim is None:
-            # An hour at most: a week's budget of trials ends without a change in the database.
+            # An hour at most: trials leave the budget of seven days without a change in the database.
             self._due = min(order.next_due(self._engine) or now + _HOUR_MS, now + _HOUR_MS)
             return
         self._claims[claim.run_id] = claim

@@ -7,12 +7,16 @@ drop, which counts as new again: a run is queued for it, and if it does harm, a 
 each with the drop and the champion, are the whole state.
 """
 
+from collections.abc import Collection
+from contextlib import suppress
+
 from sqlalchemy import Engine, or_
 from sqlmodel import Session, col, select
 
 from daemon.queue import run_queue, suspects
 from daemon.queue.snapshots import waiting_drops
 from daemon.settings.model import Settings
+from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import OPEN_STATES, TRIAL, DropState, RunState
@@ -35,18 +39,25 @@ def follow_verdict(session: Session, run: Run, verdict: Verdict, now: int) -> No
     record_event(session, "drop_worth", now, track=run.track, run_id=run.id, drop_id=left.drop_id, **worth)
 
 
-def go_on(engine: Engine, settings: Settings, now: int) -> None:
+def tracks_of(settings: Settings) -> tuple[str, ...]:
+    """Return the declared tracks in which drops are left out."""
+    return tuple(name for name in settings.track_names if settings.track(name).suspects.leave_one_out)
+
+
+def go_on(engine: Engine, settings: Settings, tracks: Collection[str], now: int) -> None:
     """
-    Queue a run without one of the champion's drops for each track that has nothing else to do, if its settings say so.
+    Queue a run without one of the champion's drops for each of `tracks` that has nothing else to do.
 
     Each drop is left out once per champion, the oldest first, as long as `gate.trials_per_week` has a run left. A run
     that has not begun is cancelled if another champion came. Called before a run is claimed.
     """
+    if not tracks:
+        return
     with transaction(engine) as session:
         searching = set(session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None))).all())
-        for name in settings.track_names:
-            track, own = session.get(Track, name), settings.track(name)
-            if track is None or not own.suspects.leave_one_out:
+        for name in tracks:
+            track = session.get(Track, name)
+            if track is None:
                 continue
             _call_off(session, track, now)
             if name in searching:
@@ -54,8 +65,8 @@ def go_on(engine: Engine, settings: Settings, now: int) -> None:
             if _was_left_out(session, track):
                 suspects.run_again(session, settings, name, now)
             begun = suspects.trials(session, name, now, left_out=True)
-            if begun < own.gate.trials_per_week and _is_idle(session, track):
-                _queue(session, track, now)
+            if begun < settings.track(name).gate.trials_per_week and _is_idle(session, track):
+                _queue(session, settings, track, now)
 
 
 def _call_off(session: Session, track: Track, now: int) -> None:
@@ -80,13 +91,27 @@ def _is_idle(session: Session, track: Track) -> bool:
     return not (track.paused or waiting_drops(session, track.name) or session.exec(going).first())
 
 
-def _queue(session: Session, track: Track, now: int) -> None:
-    """Queue the run that leaves out the oldest drop that was not left out yet; none if the champion has one drop."""
+def _corrections(session: Session, settings: Settings, track: Track) -> set[int]:
+    """Return the drops with new answers to held-out prompts in the data of the champion; none if that is damaged."""
+    made = select(Promotion.run_id).where(Promotion.track == track.name, Promotion.model_id == track.champion_model_id)
+    data = None
+    with suppress(run_files.ArtifactDamaged):
+        data = run_files.load_dataset(settings.work_folder, session.exec(made).first() or 0)
+    return {one.new for one in data.replacements if one.heldout_rows} if data else set()
+
+
+def _queue(session: Session, settings: Settings, track: Track, now: int) -> None:
+    """
+    Queue the run that leaves out the oldest drop that was not left out yet; none if the champion has one drop.
+
+    A drop is not left out if a person restored it, or if it replaces held-out answers: without it the old ones judge.
+    """
     snapshot = suspects.champion_snapshot(session, track.name)
     drops = [int(str(one["id"])) for one in snapshot if one["role"] == "train"]
     tried = select(Event.drop_id).where(Event.kind == "left_out", col(Event.drop_id).in_(drops))
     tried = tried.where(col(Event.detail)["champion"].as_string() == track.champion_model_id)
-    untried = sorted(set(drops) - set(session.exec(tried).all()))
+    left = set(session.exec(tried).all()) | suspects.restored(session, track.name)
+    untried = sorted(set(drops) - left - _corrections(session, settings, track))
     if len(drops) < 2 or not untried:  # noqa: PLR2004 - nothing would be left of one
         return
     run = Run(track=track.name, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)

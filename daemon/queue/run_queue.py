@@ -146,7 +146,8 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
     Set configuration and snapshot of a run that is due; return whether it can be claimed.
 
     The snapshot is the result of `take_snapshot`. A run without any training drop is cancelled: `False`. A trial gets
-    another seed than `config`, and only a run with the trigger `SEARCH` keeps a search that is not for every run.
+    another seed than `config` and starts from the base; only a run with the trigger `SEARCH` keeps a search that is not
+    for every run.
     """
     snapshot = take_snapshot(session, run)
     if not snapshot:
@@ -157,7 +158,8 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
     if run.trigger == TRIAL:
         # Another draw: what the seed did to the run that was worse must not be held against a drop once more.
         seed = (config.train.seed + (run.id or 0)) % (_MOST_SEED + 1)
-        config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+        # A control has no new row to continue the champion's training with, and a trial is trained as its control is.
+        config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed, "start": "base"})})
     if config.train.search.when == "asked" and run.trigger != SEARCH:
         config = config.model_copy(update={"train": config.train.model_copy(update={"search": SearchConfig()})})
     run.snapshot, run.config = snapshot, config.model_dump(mode="json")

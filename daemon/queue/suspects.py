@@ -116,6 +116,11 @@ def champion_snapshot(session: Session, track: str) -> list[dict[str, object]]:
     return _snapshot(session, track, set()) if known == _accepted(session, known) else []
 
 
+def restored(session: Session, track: str) -> set[int | None]:
+    """Return the ids of the track's drops that a person restored, which are never tried again."""
+    return set(session.exec(select(Event.drop_id).where(Event.kind == "drop_restored", Event.track == track)).all())
+
+
 def trial_of(session: Session, run: Run) -> int | None:
     """Return the id of the trial whose control the run is, as long as the drop is on trial; `None` for other runs."""
     tried = _tried(session, run.track)
@@ -136,8 +141,7 @@ def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None
     first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
-    restored = select(Event.drop_id).where(Event.kind == "drop_restored", Event.track == run.track)
-    new = _accepted(session, snapshot_ids(run) - _known(session, run.track) - set(session.exec(restored).all()))
+    new = _accepted(session, snapshot_ids(run) - _known(session, run.track) - restored(session, run.track))
     pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop))
     for drop in pending[:MOST]:
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0, opened_at=now))
@@ -253,7 +257,7 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
     drop, how = session.get_one(Drop, suspect.drop_id), "it alone"
     tested = sorted(_tested(session, suspect, _known(session, suspect.track)))
     if len(tested) > 1:
-        how = f"drops {listed(list(map(str, tested)))} together; without it, no harm was found"
+        how = f"drops {listed(list(map(str, tested)))} together; without drop {drop.id} no harm was found"
     drop.reason = (
         f"run {suspect.blamed_run} was worse with it, and so was run {trial}, which tried {how}; the control, run "
         f"{control.id}, was better on {found.losses:,} and worse on {found.wins:,} of {count(found.groups, 'record')}: "

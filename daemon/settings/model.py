@@ -231,14 +231,14 @@ class GateSettings(GateConfig):
     pinned_by: tuple[str, ...] = ()
     """Users whose files in heldout/ count at once, with on = "pinned", names or ids; [] is who owns the settings."""
     trials_per_week: int = Field(default=7, ge=0, le=_MANY)
-    """Most runs of a track in seven days that each try one new drop after a run lost badly; at 0 none is suspended."""
+    """Most trials of new drops in seven days on a track, controls included; at 0 no drop is tried or suspended."""
 
 
 class SuspectSettings(Frozen):
-    """What is tried while nothing else is to be run."""
+    """Runs that test old drops while nothing else is to be done."""
 
     leave_one_out: bool = False
-    """Runs, within `gate.trials_per_week`, that each leave out one drop of the champion's, to say what it is worth."""
+    """Train without one of the champion's drops at a time, within `gate.trials_per_week`, to measure its worth."""
 
 
 class TrackSettings(Frozen):

@@ -89,25 +89,25 @@ def _worth(base: Connection, drops: list[int]) -> dict[int, str]:
 
 def replaced(base: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
     """Map the id of each drop whose rows are replaced, or that replaces some, in a track's last run to a text."""
-    parts: dict[int, list[str]] = {}
     data = None
     for run in base.execute(_PREPARED, (track, TRIAL)).fetchall():
         with suppress(ArtifactDamaged, OSError):
             data = load_dataset(work_folder, run.id)
-    found = sorted(data.replacements if data else (), key=lambda one: -one.rows)
-    for drop in {one.old for one in found}:
-        by = [f"{count(one.rows, 'row')} replaced by drop {one.new}" for one in found if one.old == drop]
-        parts.setdefault(drop, []).append(first_of(by))
-    for drop in {one.new for one in found}:
-        of = [f"{count(one.rows, 'row')} of drop {one.old}" for one in found if one.new == drop]
-        parts.setdefault(drop, []).append(f"replaces {first_of(of)}")
-    return {drop: "; ".join(words) for drop, words in parts.items()}
+    by: dict[int, list[str]] = {}
+    of: dict[int, list[str]] = {}
+    for one in sorted(data.replacements if data else (), key=lambda one: -one.rows):
+        by.setdefault(one.old, []).append(f"{count(one.rows, 'row')} replaced by drop {one.new}")
+        of.setdefault(one.new, []).append(f"{count(one.rows, 'row')} of drop {one.old}")
+    told = {drop: first_of(words) for drop, words in by.items()}
+    for drop, words in of.items():
+        told[drop] = "; ".join(filter(None, (told.get(drop), f"replaces {first_of(words)}")))
+    return told
 
 
 def on_trial(base: Connection) -> dict[int, str]:
     """Map the id of each drop on trial to a text: which run it may have made worse, and which run, if any, tries it."""
     wanted = (
-        "SELECT drop_id, blamed_run, trial_run, run.ended_at FROM suspect LEFT JOIN run ON run.id = trial_run "
+        "SELECT drop_id, blamed_run, trial_run, run.state FROM suspect LEFT JOIN run ON run.id = trial_run "
         "WHERE ended IS NULL"
     )
     found = {}
@@ -115,7 +115,7 @@ def on_trial(base: Connection) -> dict[int, str]:
         how = "it is tried when nothing else is to be run"
         if row.trial_run:
             was = "was worse, too; a control without it decides"
-            how = f"run {row.trial_run} {'tries it' if row.ended_at is None else was}"
+            how = f"run {row.trial_run} {was if row.state == 'succeeded' else 'tries it'}"
         found[row.drop_id] = f"it may have made run {row.blamed_run} worse; {how}"
     return found
 

@@ -443,7 +443,7 @@ def _pauses(base: Connection) -> list[PauseView]:
 
 
 def _trial_words(base: Connection, run_id: int, *, ended: bool) -> str | None:
-    """Return in words which drop a trial run tries and why, is the control of, or leaves out; `None` if none."""
+    """Return in words which drop a run tries and why, whose control it is, or which drop it leaves out; or `None`."""
     tried = base.execute("SELECT drop_id, blamed_run FROM suspect WHERE trial_run = ?", (run_id,)).fetchone()
     if tried is None:
         queued = "SELECT drop_id, kind FROM event WHERE run_id = ? AND kind IN ('control_queued', 'left_out')"

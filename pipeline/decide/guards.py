@@ -48,7 +48,7 @@ def check(
     What all of them cost a candidate that is truly 5 points better everywhere, in per cent of those that win the test
     (exact match, three former champions, 200 simulated each; in brackets with ten tags): 10 drops of 100 records 5 [6],
     20 of 100 4 [4], 20 of 50 2 [3], 40 of 25 2 [3]. A candidate that learns a new kind of task and is unchanged on old
-    drops of 150 records pays 15 with one of them, 45 with four.
+    drops of 150 records pays 15 with one of them, 45 with four, before its trial.
     """
     rows = [
         *_slices(comparison, slices, config.slices),

@@ -18,7 +18,7 @@ from pipeline.metrics.registry import METRICS
 #: As `HARM_P_VALUE`, for the failed guards (old drop, likelihood) of a candidate that did not win. At .001 a drop that
 #: ruined an old one was found in 88 of 100 months, at .005 in 98.
 GUARD_HARM_P_VALUE = 0.005
-_T_TESTS = "paired t and skewness-adjusted t, also with one total loss more"
+_T_TESTS = "paired t and skewness-adjusted t, also with one more record lost completely"
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
 
     First, records that the candidate was trained on make it `contaminated`, too few groups or a missing pinned set
     `insufficient_evidence`, and harm shown by the mirrored test (p <= `HARM_P_VALUE`) `worse`. Without a win, a failed
-    guard makes it `guard_failed` only if it shows clear harm to a slice or the likelihood. `reasons` are all codes that
-    hold, even if promoted.
+    guard makes it `guard_failed` only if it shows clear harm to old drops or the likelihood. `reasons` are all codes
+    that hold, even if promoted.
     """
     gate, part = rules.gate, on_part(comparison, rules)
     seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])

@@ -3,5 +3,5 @@ Evaluate models on held-out records and general suites, and score their answers.
 
 In: model folders, held-out records, general suites. Out: predictions, cached under a key of everything they depend on,
 and scores for the gate. `plan` tokenises each model's prompts, `inference` computes answers and likelihoods, `scoring`
-scores. README.md gives reasons. Open `plan` first.
+scores, `control` compares a trial with its control. README.md gives reasons. Open `plan` first.
 """

@@ -34,20 +34,30 @@ def score_trial(attempt: Attempt, records: Path, metric: str) -> TrialScores | N
         return None
     # A model that is worse on all records together is compared on all: the drops that lost most are chosen by chance.
     lost = () if verdict.outcome == "worse" else verdict.lost_drops
-    found = compare_with_control(compare(metric, both), lost, attempt.config.gate.on)
+    failed = {row.guard for row in verdict.guards if row.state == "failed"}
+    by_nll = verdict.outcome != "worse" and "nll" in failed and "slice" not in failed
+    found = compare_with_control(compare(metric, both), lost, attempt.config.gate.on, by_nll=by_nll)
     return found.model_copy(update={"lost_drops": verdict.lost_drops})
 
 
-def compare_with_control(comparison: Comparison, lost: Sequence[int], on: str = "all") -> TrialScores:
+def compare_with_control(
+    comparison: Comparison, lost: Sequence[int], on: str = "all", *, by_nll: bool = False
+) -> TrialScores:
     """
     Test whether a trial's candidate is worse than its control's: the champion of `comparison` is the control's.
 
     Only records of the drops `lost` are compared, on which the trial's candidate lost against the champion; without
-    any, all on which the gate judges by its setting `on`. The test is the gate's own, for a loss.
+    any, all on which the gate judges by its setting `on`. The test is the gate's own, for a loss of the primary metric,
+    or with `by_nll` for a rise of the references' negative log-likelihood per token.
     """
     judged = judged_on(on, Known(), comparison.drops, comparison.pinned)
     of_lost = judged & np.isin(comparison.drops, list(lost))
-    differences = comparison.differences(of_lost if of_lost.any() else judged)
+    part = comparison.part(of_lost if of_lost.any() else judged)
+    differences = part.differences()
+    if by_nll:
+        sums, tokens = (part.sums(pair) for pair in part.nll)
+        rises = sums[:, 0] / tokens[:, 0] - sums[:, 1] / tokens[:, 1]
+        differences = -np.nan_to_num(rises, nan=1.0, posinf=1.0)
     wins, losses = statistics.count_signs(differences)
     p_value = statistics.one_sided_p(-differences)
     return TrialScores(groups=differences.size, wins=wins, losses=losses, p_value=p_value, lost_drops=tuple(lost))

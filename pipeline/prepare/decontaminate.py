@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, compress
+from sys import intern
 from typing import Literal
 
 import numpy as np
@@ -34,7 +35,7 @@ COMMON_SHARE = 0.01
 COMMON_ROWS = 3
 #: A long answer to more prompts than this is a label of the task; to fewer it may be one case in other words.
 LABEL_ROWS = 10
-#: Most prompts in which the common runs and answers are counted.
+#: Most prompts in which the common words, runs and answers are counted.
 SAMPLE = 10_000
 #: Prompts of one group have at least this share of `split.similarity`, by words. A lower share finds more paraphrases,
 #: but also groups more rows of the same subject.
@@ -106,7 +107,7 @@ def find_common(prompts: Sequence[Prompt]) -> Common:
     for prompt in prompts:
         own = common.words(prompt.rows[0])
         runs.extend(shingles(own) | long_runs(own))
-        words.append(set(own))
+        words.append(set(map(intern, own)))
     counts = Counter(chain.from_iterable(words))
     having = {word: np.zeros(len(words), np.bool_) for word, count in counts.items() if count > most}
     for number, some in enumerate(words):
@@ -204,8 +205,9 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
         text, answers = common.group_text(prompt), _long_answers(prompt.rows) - common.labels
         same = {number, *index.find(text), *(firsts.setdefault(answer, number) for answer in answers)}
         linked = {groups[other] for other in same}
-        first = min(linked)
-        groups = [first if group in linked else group for group in groups]
+        if len(linked) > 1:
+            first = min(linked)
+            groups = [first if group in linked else group for group in groups]
         index.add(number, text)
     return groups
 

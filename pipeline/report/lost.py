@@ -11,7 +11,7 @@ from pipeline.models.prompt import fold
 
 _MOST_PAIRS = 8
 #: Word runs in more than this share of the records are the form of the task and are not compared.
-_FORM = 0.5
+_FORM = 0.05
 Rows = Iterable[Mapping[str, Any]]
 
 

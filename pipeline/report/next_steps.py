@@ -32,6 +32,9 @@ def next_steps(
             NextStep(words="Or drop a file of rows: the next run is prepared and trained anew."),
         ],
     }
+    if spec.trial and verdict.outcome != "promoted":
+        words = "This run is a control, without new drops: the trial before it is compared with it."
+        return [NextStep(words=words, command="dropforge drops")]
     steps = tell_next[verdict.outcome]()
     if spec.left_out is None or verdict.worth is None:
         return steps
@@ -96,17 +99,14 @@ def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: 
 
 def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
     read = "Read the answers that became worse, in the report: wrong or odd data in a new drop shows there."
-    if spec.trial:
-        words = "This run is a control: it has no new drop, and the trial before it is compared with it."
-        return [NextStep(words=words, command="dropforge drops")]
     if not verdict.blames_new_drops:
         return [NextStep(words=f"{read} No drop is put under suspicion, as the champion was trained on none.")]
     if spec.suspect is not None:
         return [
             NextStep(
                 words=f"This run tried drop {spec.suspect}, and made the model worse once more. If this model is also "
-                "worse than that of the next run, which is trained without the drop, the drop is suspended. This lists "
-                "it with its state.",
+                "worse than that of the control, a run without new drops that follows, the drop is suspended. This "
+                "lists it with its state.",
                 command="dropforge drops",
             ),
             NextStep(words=read),
@@ -118,8 +118,9 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
         ]
     return [
         NextStep(
-            words="Wait: each new drop is now tried in turn, and only one that makes a model worse once more is "
-            "suspended (gate.trials_per_week = 0 tries none). This lists what is on trial or suspended.",
+            words="Wait: the new drops are now tried in turn. A drop is suspended only if its trial is worse than the "
+            "champion and than a control, a model trained without new drops (gate.trials_per_week = 0 tries none). "
+            "This lists what is on trial or suspended.",
             command="dropforge drops",
         ),
         NextStep(words=read),
@@ -137,9 +138,9 @@ def ways_out(drop: int, lost: Sequence[int], track: str) -> str:
     restore = f"dropforge drops restore {drop} --reason TEXT"
     submit = f"dropforge submit FILE --heldout{'' if track == 'default' else f' --track {track}'}"
     return (
-        f"if the answers of {older} are out of date and these are right, withdraw those: {withdraw}, then {restore}; "
-        f"or drop all prompts of {older} again with their new answers, then {restore}; "
-        f'or judge on held-out records of your own (gate.on = "pinned"): {submit}, then {restore}'
+        f"if the answers of {older} are out of date and those of drop {drop} are right, withdraw the older: "
+        f"{withdraw}, then {restore}; or drop all prompts of {older} again with their new answers, then {restore}; "
+        f'or set gate.on = "pinned" and judge on held-out records of your own: {submit}, then {restore}'
     )
 
 

@@ -40,7 +40,7 @@ class Night(NamedTuple):
     run: Run
     verdict: Verdict
     trials: int = 0
-    """Runs after it that tried one of its drops alone."""
+    """Trials and controls that came after it."""
 
 
 class Box:

@@ -91,7 +91,7 @@ def test_nine_nights_with_a_correction(
     assert waited == ["correction.jsonl"], "it moves what the model is judged by"
     promoted = [run for run in box.runs() if run.outcome == "promoted"]
     assert {drop["name"] for drop in promoted[-1].snapshot or ()} == states.keys() - wrong
-    # An honest drop may be blamed by the luck of a training: then its trial accepts it, as above.
+    # An honest drop may be blamed by the luck of a training: then its trial or the control clears it.
     for run in box.runs():
         if not wrong.isdisjoint(drop["name"] for drop in run.snapshot or ()):
             verdict = durable.read_json(box.daemon.root / f"runs/{run.id}/decide.json")

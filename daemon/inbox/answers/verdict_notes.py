@@ -208,11 +208,12 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
 def _on_trial(suspect: Suspect) -> Iterator[str]:
     turn = "It is tried when nothing else is to be run"
     if suspect.trial_run is not None:
-        turn = f"Run {suspect.trial_run} tries it"
+        turn = f"Run {suspect.trial_run} is its trial"
     yield f"On trial: run {suspect.blamed_run} was worse, and this drop may be the reason."
-    yield f"{turn}, beside what the model that serves was trained on; until then no other run uses it."
-    yield "If that is worse too, and worse than a model trained once more without it, the drop is suspended."
-    yield "If not, it is used as before. Nothing needs to be done."
+    yield f"{turn}, on the data of the model that serves and this drop; until this is decided no other run uses it."
+    yield "If the trial is worse, too, a control without new drops is trained."
+    yield "If the trial is also worse than the control, the drop is suspended; if not, it is used as before."
+    yield "Nothing needs to be done."
 
 
 def _how_it_came(first: Promotion) -> str:
@@ -265,8 +266,9 @@ def _after_run(run: Run) -> Iterator[str]:
 
 def _taken_out(drop: Drop, past: TrackPast) -> Iterator[str]:
     """Yield why a drop is withdrawn or suspended, whether the champion was trained on it, and how to restore it."""
-    why = f": {drop.reason}" if drop.reason else ""
-    yield from f"{drop.state.capitalize()}{why}.".split("; ")
+    parts = (drop.reason or "").split("; ") if drop.state == DropState.SUSPENDED else [drop.reason or ""]
+    yield f"{drop.state.capitalize()}{f': {parts[0]}' if parts[0] else ''}."
+    yield from (f"{part[0].upper()}{part[1:]}." for part in parts[1:])
     yield "No later run uses it."
     if drop.role == "train" and drop.id in past.champion:
         yield f"The model that serves was trained on it, since run {past.first[drop.id].run_id}."

@@ -13,10 +13,12 @@ from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import AWAITING
 from daemon.state.tables import Run, Track
-from pipeline.artifacts import Verdict
+from pipeline import durable
+from pipeline.artifacts import Replacement, Verdict
 from pipeline.config import RunConfig
 from tests import run_owner
 from tests.daemon.queue.test_suspects import DAY, QUIET, WINS, WORSE, Box, in_snapshot
+from tests.made_artifacts import made_dataset, made_spec
 
 LOST = QUIET.model_copy(update={"gain": -1.8, "interval": (-3.2, -0.8)})
 WON = WINS.model_copy(update={"gain": 3.0, "interval": (1.0, 5.0)})
@@ -51,7 +53,7 @@ class Idle(Box):
 
     def go_on(self) -> None:
         super().go_on()
-        leave_one_out.go_on(self.engine, self.settings, self.now)
+        leave_one_out.go_on(self.engine, self.settings, leave_one_out.tracks_of(self.settings), self.now)
 
     def withdraw(self, drop: int) -> list[int]:
         return drops.withdraw(self.engine, drop, Word("wrong customer", self.tick()), self.settings).cancelled
@@ -96,6 +98,20 @@ def test_each_drop_is_left_out_once_per_champion_the_oldest_first_under_another_
     box.drop()
     box.end(box.claim(), WINS)
     assert in_snapshot(box.next_trial()) == [2, 3, pinned, 5], "another champion"
+
+
+def test_a_correction_and_what_a_person_restored_are_not_left_out(box: Idle) -> None:
+    spec = made_spec(box.settings.work_folder, "prepare", run=1)
+    Path(spec.root, spec.folder).mkdir(parents=True)
+    made = made_dataset(spec, replacements=(Replacement(old=2, new=1, rows=40, heldout_rows=4),))
+    durable.write_json(Path(spec.root, "runs/1/prepare.json"), made.model_dump(mode="json"))
+    word = Word("wrong customer", box.tick())
+    drops.withdraw(box.engine, 2, word, box.settings)
+    drops.restore(box.engine, 2, word, box.settings)
+    box.end(box.claim(), QUIET)
+    assert in_snapshot(box.next_trial()) == [1, 2], (
+        "without the old answers of drop 2, or the new of drop 1, others judge"
+    )
 
 
 def test_a_drop_whose_run_was_cancelled_is_not_left_out_again(box: Idle) -> None:

@@ -1,4 +1,4 @@
-"""Drops that may have made a run worse are tried; the one that does it again is suspended, all others are not."""
+"""Drops that may have made a run worse are tried; only one that is also worse than a control is suspended."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -369,9 +369,12 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
     assert (box.reason(5) or "").split("; ") == [
         "run 2 was worse with it, and so was run 3, which tried it alone",
         "the control, run 4, was better on 23 and worse on 5 of 120 records: dropforge report 3",
-        f"if the answers of drop 1 are out of date and these are right, withdraw those: {withdraw}, then {restore}",
+        (
+            "if the answers of drop 1 are out of date and those of drop 5 are right, withdraw the older: "
+            f"{withdraw}, then {restore}"
+        ),
         f"or drop all prompts of drop 1 again with their new answers, then {restore}",
-        f'or judge on held-out records of your own (gate.on = "pinned"): {submit}, then {restore}',
+        f'or set gate.on = "pinned" and judge on held-out records of your own: {submit}, then {restore}',
     ]
     assert box.queued() == [5]
     assert in_snapshot(box.claim()) == [1, pinned, 3, 4]
@@ -390,6 +393,18 @@ def test_a_search_ends_with_its_control_whatever_that_shows(box: Box, p_value: f
         assert box.trial() is None, "the champion was lucky, and all drops wait for the next run"
 
 
+def test_a_trial_is_trained_from_the_base_as_its_control_has_no_new_row_to_continue_with(box: Box) -> None:
+    def continued(session: Session, track: Track) -> RunConfig:
+        config = configure(session, track)
+        return config.model_copy(update={"train": config.train.model_copy(update={"start": "champion"})})
+
+    blamed(box, 1)
+    box.go_on()
+    claim = run_owner.claim(box.engine, box.tick(), continued)
+    assert claim is not None
+    assert RunConfig.model_validate(box.row(claim.run_id).config).train.start == "base"
+
+
 def test_two_drops_that_only_do_harm_together_are_found_and_named(box: Box) -> None:
     blamed(box, 2)
     box.end(box.next_trial(), QUIET)
@@ -400,7 +415,7 @@ def test_two_drops_that_only_do_harm_together_are_found_and_named(box: Box) -> N
     assert box.states() == {1: "accepted", 2: "suspended", 3: "accepted"}
     assert (box.reason(2) or "").split("; ")[:3] == [
         "run 2 was worse with it, and so was run 4, which tried drops 2 and 3 together",
-        "without it, no harm was found",
+        "without drop 2 no harm was found",
         "the control, run 5, was better on 23 and worse on 5 of 120 records: dropforge report 4",
     ]
     assert in_snapshot(box.claim()) == [1, 3]
@@ -510,7 +525,9 @@ def test_a_control_counts_as_a_trial_of_the_week_and_is_never_refused(box: Box) 
     box.allow(1)
     blamed(box, 2)
     box.control(box.next_trial(), 0.5)
-    assert (box.trial(), set(box.states().values())) == (None, {"accepted"})
+    box.allow(2)
+    blamed(box, 1)
+    assert (box.trial(), set(box.states().values())) == (None, {"accepted"}), "trial and control are two"
 
 
 # --- how long a search may go on

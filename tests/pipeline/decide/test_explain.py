@@ -7,6 +7,8 @@ import pytest
 from pipeline.artifacts import GuardResult
 from pipeline.decide.explain import short_line
 
+SMALL = "; not guarded: 13 small drops or tags"
+
 
 @pytest.mark.parametrize(
     ("outcome", "changes", "said"),
@@ -26,14 +28,16 @@ def test_a_line_has_verdict_gain_and_interval(
     made_reports: Any, outcome: str, changes: dict[str, Any], said: str
 ) -> None:
     verdict = made_reports.verdict(outcome, made_reports.rows(5, 5, 5), **changes)
-    assert short_line(verdict, 100) == said
+    assert short_line(verdict, 100) == f"{said}{SMALL}"
 
 
 def test_a_second_guard_that_failed_is_counted(made_reports: Any) -> None:
-    verdict = made_reports.verdict("guard_failed", made_reports.rows(5, 5, 5), gain=7.0, interval=None)
+    rows = made_reports.rows(5, 5, 5)
+    verdict = made_reports.verdict("guard_failed", rows, gain=7.0, interval=None)
     nll = GuardResult(guard="nll", label="likelihood", unit="nats", change=0.2, margin=0.1, state="failed")
     both = verdict.model_copy(update={"guards": (*verdict.guards, nll)})
-    assert short_line(both, 100) == "guard failed (suite builtin −27.6 points, and 1 more): +7.0 points on the task"
+    said = "guard failed (suite builtin −27.6 points, and 1 more): +7.0 points on the task"
+    assert short_line(both, 100) == f"{said}{SMALL}"
 
 
 def test_too_little_data_says_how_much_there_is_and_is_needed(made_reports: Any) -> None:

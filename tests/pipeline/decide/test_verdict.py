@@ -57,7 +57,7 @@ def test_a_better_candidate_is_promoted_on_a_continuous_metric() -> None:
     champion = noise.uniform(0.2, 0.6, 250)
     verdict = decide_verdict(paired(champion + noise.normal(0.05, 0.19, 250), champion, "rougeL"), RULES)
     assert verdict.outcome == "promoted"
-    assert verdict.test == "paired t and skewness-adjusted t, also with one total loss more"
+    assert verdict.test == "paired t and skewness-adjusted t, also with one more record lost completely"
     assert verdict.interval is not None
     assert verdict.interval[0] > 0
 
@@ -361,14 +361,14 @@ OPINION = Opinion(
         (won(), "", False),
     ],
 )
-def test_a_loss_an_old_drop_and_the_likelihood_put_new_drops_under_suspicion_and_nothing_else_does(
+def test_a_loss_an_old_drop_and_without_a_win_the_likelihood_put_new_drops_under_suspicion(
     found: Comparison, reason: str, blames: bool
 ) -> None:
     verdict = decide_verdict(found, Rules(known=THREE))
     assert reason in verdict.reasons or (verdict.outcome, reason) == ("promoted", "")
     assert verdict.blames_new_drops == blames
     said = story_text(verdict)
-    assert ("only one that makes a model worse once more is suspended" in said) == blames
+    assert ("A drop is suspended only if its trial is worse" in said) == blames
     if verdict.outcome == "guard_failed":
         assert ("No drop is suspended for this" in said) != blames
 

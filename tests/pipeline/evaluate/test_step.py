@@ -32,6 +32,7 @@ from pipeline.models.loading import OutOfMemory, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.models.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
 from tests.made_artifacts import dataset_of, heldout_row, made_verdict
+from tests.records_made import yes_or_no
 
 RECORDS = 10
 NEW_TOKENS = 6
@@ -481,6 +482,18 @@ def test_a_trial_that_lost_more_records_than_it_won_is_worse_by_the_gates_own_te
     # P(7 or more of 8 | one half) = 9 / 256
     assert compare_with_control(compared, ()) == TrialScores(groups=10, wins=1, losses=7, p_value=9 / 256)
     assert compare_with_control(compared, (), "pinned").groups == 2
+
+
+def test_a_trial_that_was_blamed_for_the_likelihood_is_compared_by_it() -> None:
+    lines = yes_or_no(5, 5, 110)
+    for place, line in enumerate(lines):
+        line["champion"].update(nll_sum=8.0, nll_tokens=8)
+        line["candidate"].update(nll_sum=8 * (1.15 + (0.1 if place % 2 else -0.1)), nll_tokens=8)
+    compared = compare("exact_match", lines)
+    assert compare_with_control(compared, ()).p_value > 0.01
+    assert compare_with_control(compared, (), by_nll=True).p_value < 0.01
+    lines[0]["candidate"]["nll_sum"] = float("inf")
+    assert compare_with_control(compare("exact_match", lines), (), by_nll=True).p_value < 0.01
 
 
 def test_a_batch_that_memory_did_not_hold_is_halved_by_the_next_attempt(

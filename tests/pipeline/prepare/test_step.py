@@ -171,7 +171,7 @@ def test_a_training_drop_after_the_pinned_one_does_not_change_its_answers(tmp_pa
     assert (made.dataset.removed_heldout, made.dataset.train_rows, made.dataset.replaced) == (30, 30, 0)
 
 
-def test_the_cap_scores_a_sample_of_each_champion_and_nothing_flows_back_into_training(tmp_path: Path) -> None:
+def test_the_cap_scores_a_sample_for_each_champion_and_nothing_flows_back_into_training(tmp_path: Path) -> None:
     def after(generation: int, **split: int) -> Prepared:
         snapshot = Snapshot(tmp_path, split=SplitConfig(**split)).drop(rows(1000))
         snapshot.champion = snapshot.champion.model_copy(update={"generation": generation})

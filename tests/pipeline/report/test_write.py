@@ -161,7 +161,7 @@ def test_the_page_is_one_sound_document_that_loads_nothing_can_be_heard_and_has_
         (
             "worse",
             "The new model is worse. The champion stays.",
-            "each new drop is now tried in turn, and only one that makes a model worse once more is suspended",
+            "the new drops are now tried in turn. A drop is suspended only if its trial is worse than the champion",
         ),
         (
             "not_shown_better",
@@ -249,7 +249,7 @@ def test_new_answers_to_held_out_prompts_stand_beside_the_old_ones(made_reports:
     assert f"{replaces.capitalize()}: a person must." in card["story"]["why"]
     commands = [step["command"] for step in card["story"]["next_steps"]]
     assert commands == ["dropforge drops withdraw DROP --reason TEXT", "dropforge promote 1"]
-    assert f"In this run {replaces}; 10 of them:" in page.words()
+    assert f"In this run {replaces}. Examples (10):" in page.words()
     cells = [one["text"] for one in page.all("td") if one["text"].endswith(("old", "new"))]
     assert [cell[-3:] for cell in cells] == ["old", "new"] * 10
     assert all(cell.startswith("<script>") for cell in cells)
