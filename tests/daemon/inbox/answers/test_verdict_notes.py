@@ -21,8 +21,8 @@ from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
 
 AGAIN = "It is trained on again, together with the next drops."
 TRIED = (
-    "It is tried when nothing else is to be run, beside what the model that serves was trained on; until then no "
-    "other run uses it."
+    "It is tried when nothing else is to be run, on the data of the model that serves and this drop; until this is "
+    "decided no other run uses it."
 )
 TOO_LITTLE = "36 held-out records, and a verdict needs 100, which about 430 more rows bring"
 HEAD = "drop 1 of track default, 3 rows, received 2027-01-15T08:00:00+00:00"
@@ -194,8 +194,9 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
     assert house.said()[2:] == [
         f"On trial: run {worse} was worse, and this drop may be the reason.",
         TRIED,
-        "If that is worse too, and worse than a model trained once more without it, the drop is suspended.",
-        "If not, it is used as before. Nothing needs to be done.",
+        "If the trial is worse, too, a control without new drops is trained.",
+        "If the trial is also worse than the control, the drop is suspended; if not, it is used as before.",
+        "Nothing needs to be done.",
     ]
     with database.transaction(house.box.engine) as session:
         drop = session.get_one(Drop, 1)
@@ -203,8 +204,8 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
         session.add(drop)
         record_event(session, "drop_suspended", NOW, track="default", run_id=worse, drop_id=1)
     assert house.said()[2:] == [
-        f"Suspended: run {worse} was worse with it",
-        "so was run 3.",
+        f"Suspended: run {worse} was worse with it.",
+        "So was run 3.",
         "No later run uses it.",
         "If rows of it are wrong, mend them and drop the file again: that is a new drop.",
         "To bring it back as it is: dropforge drops restore 1 --reason TEXT.",
