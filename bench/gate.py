@@ -1,19 +1,14 @@
 """
-Measure the gate with the loop around it: how often luck wins, honest data is held, a bad drop found, and by what rule.
+Measure the gate with the loop around it: how often luck wins, honest data is suspended, and a bad drop found.
 
     python bench/gate.py [--months 400] [--candidates 1500] [--cards 25] [--processes 2]
 
-Each row is a question, asked of the rules of 2026-11-25 (modelled in `gate_world`, or quoted as measured then) and of
-those that decide now (`pipeline.decide.verdict.weigh`, with the search of `daemon.queue.suspects`). In brackets 95 %
-intervals: Clopper and Pearson's of shares, exact Poisson ones of counts, else normal ones. A row with a bar says
-whether it is kept; exit code 1 if one is missed, be it by luck. Exact match on 500 held-out records of five drops, of
-which the newest is new, unless a row says otherwise.
+Each row is a question about the gate (`pipeline.decide.verdict.weigh`), the search of `daemon.queue.suspects` and
+`daemon.queue.leave_one_out`. In brackets 95 % intervals: Clopper and Pearson's of shares, exact Poisson intervals of
+counts, else normal ones. A row with a bar says whether it is kept; exit code 1 if any is missed, even by luck. Exact
+match on 500 held-out records of five drops, of which the newest is new, unless a row says otherwise.
 
-Measured (400 months, 1,500 candidates): honest drops are hardly suspended any more (.03 a month, before .7; of thirty
-that bring 10 points each none, before 2.5). A drop of -10 is found in 94 of 100 months, before in 85, one that ruins
-one old drop in 98, before in 82, at 2.6 runs more a month. Paraphrases in groups of five promote an equal model in 6.5
-of 100 months, before in 35; single records in 11.6 (2,500 months). Missed, beside what misses within the interval: the
-first drop of the walk ends 8.2 points down, not 6; months with a drop of -10 end with 25.6 points of 29, not 26.
+docs/gate.md has what was measured, with the bars that are missed.
 """
 
 import argparse

@@ -42,7 +42,8 @@ class Share:
         """Unmount."""
         for place, mount in zip((self.here, self.there), self._mounts, strict=True):
             subprocess.run(["umount", "--lazy", place], check=True)
-            mount.wait(30)
+            mount.kill()  # a node's process that ends late keeps the mount, and with it the program, for as long
+            mount.wait()
 
 
 @pytest.fixture(scope="module")
