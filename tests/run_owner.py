@@ -8,12 +8,13 @@ from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 from daemon.dispatch.spool import Spool
-from daemon.queue import order, run_queue
+from daemon.queue import order, run_queue, suspects
 from daemon.queue.states import Claim, ensure_track
 from daemon.state.database import transaction
 from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Run, Track
 from daemon.system.folders import StateFolder, WorkFolder
+from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 
@@ -63,6 +64,27 @@ def finish(
     """End a run, and do `also` in the same transaction."""
     with transaction(engine) as session:
         also(session, run_queue.finish(session, held, ending, now))
+
+
+#: A verdict that blames the new drops of its run.
+WORSE = Verdict(
+    outcome="worse",
+    reasons=("harm_shown",),
+    sentence="worse by 9.0 points",
+    metric="exact_match",
+    records=120,
+    groups=120,
+    blames_new_drops=True,
+)
+
+
+def end(made: Any, held: Claim, said: Verdict = WORSE) -> None:
+    """End a run of a made workspace with a verdict, and follow it."""
+
+    def also(session: Session, run: Run) -> None:
+        suspects.follow_verdict(session, made.settings, run, said, made.now)
+
+    finish(made.engine, held, run_queue.Ending(said.outcome, said.sentence), made.tick(), also)
 
 
 def spool_of(folder: Path) -> Spool:

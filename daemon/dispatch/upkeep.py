@@ -1,4 +1,4 @@
-"""Upkeep between runs, of what all of them share: champions' links, base models, free disk space, garbage."""
+"""Maintain what all runs share: champions' links, base models, free disk space, garbage collection."""
 
 import structlog
 from sqlalchemy import Engine

@@ -99,7 +99,7 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | N
     trial = session.get(Run, found.trial_run) if found.trial_run is not None else None
     _take_back(session, found, now)
     found.ended = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
-    _end(session, settings, found, "a person's word", now)
+    _end(session, settings, found, f"a person decided: the drop is {drop.state}", now)
     return None if trial is None or trial.state in FINAL else trial
 
 

@@ -60,4 +60,4 @@ def compare_with_control(
         differences = -np.nan_to_num(rises, nan=1.0, posinf=1.0)
     wins, losses = statistics.count_signs(differences)
     p_value = statistics.one_sided_p(-differences)
-    return TrialScores(groups=differences.size, wins=wins, losses=losses, p_value=p_value, lost_drops=tuple(lost))
+    return TrialScores(groups=differences.size, wins=wins, losses=losses, p_value=p_value)

@@ -103,7 +103,7 @@ def test_who_follows_the_chapter_sees_three_tracks_promoted_though_daemon_and_co
     tmp_path: Path, tiny: Any, tiny_llama: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, workspace = Reader(tmp_path), Workspace(tmp_path / "local" / "dropforge")
-    shared, work = tmp_path / "shared" / "dropforge", tmp_path / "shared" / "dropforge" / "work"
+    shared, work = tmp_path / "shared" / "dropforge", tmp_path / "shared" / "dropforge" / "data"
     for name, value in {**QUICK, "TRAIN": tiny.settings()}.items():
         monkeypatch.setenv(f"DROPFORGE_{name}", json.dumps(value))
     monkeypatch.delenv("PYTHONPATH", raising=False)

@@ -391,10 +391,10 @@ def test_with_the_drop_in_the_service_trains_in_a_job_that_outlives_it(machine: 
     machine.run("systemctl", "start", "munge", "slurmctld", "slurmd")
 
     configure(machine, "none")
-    machine.run("install", "-d", "-o", "dropforge", "-m", "700", "/shared/dropforge", "/shared/dropforge/work")
+    machine.run("install", "-d", "-o", "dropforge", "-m", "700", "/shared/dropforge", "/shared/dropforge/data")
     move_environment(machine, "/shared/dropforge/venv")
     settings = machine.root / SETTINGS.lstrip("/")
-    executor = '[executor]\nkind = "slurm"\nshared = "/shared/dropforge/work"\npoll_seconds = 1\n'
+    executor = '[executor]\nkind = "slurm"\nshared = "/shared/dropforge/data"\npoll_seconds = 1\n'
     settings.write_text(settings.read_text() + executor)
     for command in documented("cluster.md"):
         machine.run("bash", "-ec", f"cd {SOURCE} && {command}")
@@ -402,7 +402,7 @@ def test_with_the_drop_in_the_service_trains_in_a_job_that_outlives_it(machine: 
     assert (verified.stdout, verified.stderr) == ("", "")
 
     machine.run("runuser", "-u", "sender", "--", "cp", "/srv/tiny/drop.jsonl", "/srv/dropforge/inbox/")
-    attempt = machine.root / "shared/dropforge/work/runs/1/attempts/train-1"
+    attempt = machine.root / "shared/dropforge/data/runs/1/attempts/train-1"
     wait_until(lambda: in_state(machine, "active") and (attempt / "progress.json").exists())
     (trainer,) = (pid for pid, words in machine.processes().items() if "-m pipeline train" in words)
     machine.run("kill", "-STOP", str(trainer))  # it must not end before the service does

@@ -3,17 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from sqlmodel import Session
-
 from daemon.dispatch.step_specs import spec_of
-from daemon.queue import leave_one_out, run_queue, suspects
+from daemon.queue import leave_one_out, suspects
 from daemon.queue.states import Claim
 from daemon.settings.model import SuspectSettings
 from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Drop, Run
 from pipeline import durable
-from pipeline.artifacts import Verdict
 from pipeline.contract import StepSpec
 from tests import run_owner
 from tests.daemon.conftest import MODEL_ID
@@ -22,25 +19,11 @@ ROW = '{{"instruction": "say {0}", "output": "{0}"}}\n'
 
 
 def end_worse(made: Any, claim: Claim, champion: str) -> None:
-    said = Verdict(
-        outcome="worse",
-        reasons=("harm_shown",),
-        sentence="worse by 9.0 points",
-        metric="exact_match",
-        records=120,
-        groups=120,
-        gain=-9.0,
-        blames_new_drops=True,
-        champion_model_id=champion,
-    )
+    said = run_owner.WORSE.model_copy(update={"gain": -9.0, "champion_model_id": champion})
     made.attempt(claim, "decide")
     path = made.settings.state_folder / "runs" / str(claim.run_id) / "decide.json"
     durable.write_json(path, said.model_dump(mode="json"))
-
-    def still(session: Session, run: Run) -> None:
-        suspects.follow_verdict(session, made.settings, run, said, made.now)
-
-    run_owner.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
+    run_owner.end(made, claim, said)
 
 
 def spec(made: Any, claim: Claim) -> StepSpec:

@@ -13,35 +13,17 @@ from daemon.settings.model import SuspectSettings
 from daemon.state.tables import Run
 from daemon.views.overview import Overview
 from pipeline import durable
-from pipeline.artifacts import TrialScores, Verdict
+from pipeline.artifacts import TrialScores
 from tests import run_owner
 from tests.daemon.conftest import MODEL_ID
 from tests.made_artifacts import made_report, made_spec
+from tests.run_owner import WORSE, end
 
 Command = Callable[..., Any]
 
 
 def record(word: str) -> str:
     return json.dumps({"instruction": f"say {word}", "output": word}) + "\n"
-
-
-WORSE = Verdict(
-    outcome="worse",
-    reasons=("harm_shown",),
-    sentence="worse by 9.0 points",
-    metric="exact_match",
-    records=120,
-    groups=120,
-    blames_new_drops=True,
-)
-
-
-def end(made: Any, claim: Claim, said: Verdict = WORSE) -> None:
-
-    def still(session: Session, run: Run) -> None:
-        suspects.follow_verdict(session, made.settings, run, said, made.now)
-
-    run_owner.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
 
 
 def go_on(made: Any) -> Claim:

@@ -138,7 +138,7 @@ def test_a_drop_fails_where_its_loss_is_shown_or_beyond_the_margin_on_a_hundred(
 
 
 def of_many(drops: int, size: int, lost: int, gained: int = 0, **more: Any) -> Comparison:
-    """Return drops of `size` records each, all mostly won but drop 1, of which so many are lost and gained."""
+    """Return drops of `size` records each: drop 1 with `lost` and `gained` records, the others with gains alone."""
     parts = [yes_or_no(gained, lost, size - lost - gained), *(yes_or_no(size // 5, 0, size - size // 5),) * (drops - 1)]
     lines = [{**line, "drop": drop} for drop, part in enumerate(parts, 1) for line in part]
     for place, line in enumerate(lines):
