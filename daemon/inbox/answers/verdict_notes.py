@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import Engine, func, text
@@ -26,7 +26,7 @@ from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
 from pipeline import durable
 from pipeline.errors import is_disk_full
-from pipeline.words import count, printable
+from pipeline.words import count, printable, worth_words
 
 VERDICT = ".verdict.txt"
 #: States with a verdict note; of rejected and duplicate drops the receipt or error list is final.
@@ -199,6 +199,7 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
         elif drop.id in past.champion:
             yield "In use: the model that serves was trained on it."
             yield _how_it_came(past.first[drop.id])
+            yield from _worth(session, drop)
         else:
             yield from _not_serving(session, settings, drop, past)
     else:
@@ -219,6 +220,15 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
 def _how_it_came(first: Promotion) -> str:
     """Return which run first brought a drop into a champion, and why its model was promoted."""
     return f"Run {first.run_id} was trained on it, and its model was promoted: {first.reason.removeprefix(_WON)}."
+
+
+def _worth(session: Session, drop: Drop) -> Iterator[str]:
+    """Yield what a drop is worth, if it was left out of a run."""
+    measured = select(Event).where(Event.drop_id == drop.id, Event.kind == "drop_worth")
+    event = session.exec(measured.order_by(col(Event.id).desc())).first()
+    if event is not None:
+        worth: Any = event.detail
+        yield f"It is worth {worth_words(**worth)}: run {event.run_id} was trained without it."
 
 
 def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> Iterator[str]:

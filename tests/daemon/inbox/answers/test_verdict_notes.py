@@ -131,6 +131,16 @@ def test_a_promoted_drop_is_in_use_until_the_track_is_rolled_back(house: House) 
     ]
 
 
+def test_the_note_of_a_drop_that_was_left_out_says_what_it_is_worth(house: House) -> None:
+    house.serve(house.run(1, outcome="promoted"), 1)
+    assert len(house.said()[2:]) == 2
+    without = house.run(outcome="worse", trigger="trial")
+    with database.transaction(house.box.engine) as session:
+        worth = {"points": 1.8, "half_width": 1.2}
+        record_event(session, "drop_worth", NOW, track="default", run_id=without, drop_id=1, **worth)
+    assert house.said()[4:] == [f"It is worth +1.8 points ±1.2: run {without} was trained without it."]
+
+
 def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house: House) -> None:
     first = house.run(1, outcome="promoted")
     house.serve(first, 1)
