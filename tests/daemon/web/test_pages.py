@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.tables import Run
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Run
 from daemon.views.overview import Overview
 from daemon.views.reader import reading
 from pipeline import durable
@@ -174,6 +175,15 @@ def test_a_drop_that_was_left_out_says_what_it_is_worth(visitor: TestClient, liv
     worth = "worth −3.0 points ±0.5 (run 9)"
     assert f"<small><bdi>{worth}</bdi></small>" in visitor.get("/drops").text
     assert f"It is {worth}: " in visitor.get("/drops/2").text
+
+
+def test_a_suspended_drop_gives_its_reason_a_sentence_a_paragraph(visitor: TestClient, lived_in: Any) -> None:
+    with transaction(lived_in.engine) as session:
+        drop = session.get_one(Drop, 2)
+        drop.state, drop.reason = DropState.SUSPENDED, "run 2 was worse with it; withdraw <b>"
+        session.add(drop)
+    page = visitor.get("/drops/2").text
+    assert "<p><bdi>Run 2 was worse with it.</bdi></p>\n<p><bdi>Withdraw &lt;b&gt;.</bdi></p>" in page
 
 
 def test_a_form_that_chooses_nothing_shows_all(reader: TestClient) -> None:
