@@ -371,7 +371,7 @@ class Dispatcher:
 
     def _config_of(self, session: Session, run: Run, now: int) -> RunConfig:
         """
-        Return the configuration of a run that begins now.
+        Return the configuration of a run that begins now; a control has that of its trial.
 
         Raises `DropforgeError` if the track is not in the settings or its base model cannot be used.
         """
@@ -379,7 +379,7 @@ class Dispatcher:
         problem = self.upkeep.bases.problem(track.name)
         if problem is not None:
             raise problem
-        config = compose(self._settings, track)
+        config = suspects.trial_config(session, run) or compose(self._settings, track)
         warn_of_fixed(self._settings, track)
         return config
 

@@ -25,6 +25,7 @@ from daemon.state.events import record_event
 from daemon.state.states import TRIAL, DropState, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
+from pipeline.config import RunConfig
 from pipeline.decide.explain import HARM_P_VALUE
 from pipeline.report.next_steps import ways_out
 from pipeline.words import count, listed
@@ -43,10 +44,11 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     Put new drops on trial, or suspend or clear a drop on trial, as the verdict of `run` requires.
 
     Called in the transaction that ends the run. The verdict of a run that is no trial may open a search. No drop is
-    blamed if the champion is a base model or `gate.trials_per_week` is 0, or if the candidate lacks a drop of the
-    champion's, as it was withdrawn, since it may be worse for that. A trial that blames its drop leaves it on trial
-    until its control has ended, any other clears it; a trial that does not win is repeated if it would be made of other
-    drops now. A drop that was suspended or cleared may queue a run. Raises `ArtifactDamaged`.
+    blamed if the champion is a base model or `gate.trials_per_week` is 0. No search begins if the candidate lacks a
+    drop of the champion's, as it was withdrawn, since it may be worse for that; a trial lacks it as its control does. A
+    trial that blames its drop leaves it on trial until its control has ended, any other clears it; a trial that does
+    not win is repeated if it would be made of other drops now. A drop that was suspended or cleared may queue a run.
+    Raises `ArtifactDamaged`.
     """
     if run.trigger != TRIAL:
         if verdict.lost_drops:
@@ -126,6 +128,12 @@ def trial_of(session: Session, run: Run) -> int | None:
     tried = _tried(session, run.track)
     control = None if tried is None else _control(session, tried)
     return tried.trial_run if tried is not None and control is not None and control.id == run.id else None
+
+
+def trial_config(session: Session, run: Run) -> RunConfig | None:
+    """Return the configuration of the trial whose control the run is, which begins with it; `None` for other runs."""
+    trial = trial_of(session, run)
+    return None if trial is None else RunConfig.model_validate(session.get_one(Run, trial).config)
 
 
 # --- a search for the drop that made a run worse: open, continue, end
@@ -250,7 +258,8 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
     found, trial = None if evaluation is None else evaluation.trial, suspect.trial_run
     others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
     if found is None or found.p_value > HARM_P_VALUE:
-        why = f"run {trial}, which tried drop {suspect.drop_id}, was not worse than the control, run {control.id}"
+        how = "could not be compared with" if found is None else "was not worse than"
+        why = f"run {trial}, which tried drop {suspect.drop_id}, {how} the control, run {control.id}"
         for cleared in (*session.exec(others).all(), suspect):
             _end(session, settings, cleared, why, now)
         return
@@ -324,7 +333,8 @@ def _control(session: Session, suspect: Suspect) -> Run | None:
 def _blames(session: Session, settings: Settings, run: Run, verdict: Verdict) -> bool:
     """Return whether a verdict puts new drops on trial, or leaves one there; `follow_verdict` has the exceptions."""
     known, own = _known(session, run.track), _of_training(session, snapshot_ids(run))
-    return verdict.blames_new_drops and bool(known) and known <= own and _budget(settings, run.track) > 0
+    comparable = run.trigger == TRIAL or known <= own
+    return verdict.blames_new_drops and bool(known) and comparable and _budget(settings, run.track) > 0
 
 
 def _known(session: Session, track: str) -> set[int]:

@@ -29,7 +29,7 @@ from pipeline.artifacts import (
     Shortfall,
     TrialScores,
 )
-from pipeline.config import GateConfig, JudgeConfig
+from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN, DropforgeError
 from pipeline.models.manifest import check_base
@@ -308,6 +308,21 @@ def test_a_drop_that_makes_a_run_worse_is_tried_and_suspended_if_it_is_worse_tha
     assert (box.drop_state(old), box.drop_state(new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
     assert (box.settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(box.promotions()) == 1
+
+
+def test_a_control_keeps_the_settings_of_its_trial_though_they_change_in_between(box: Box) -> None:
+    box.drop("a")
+    box.ticks()
+    box.executor.outcome = "worse"
+    box.drop("b")
+    while (3, "decide") not in {(spec.run, spec.step) for spec in box.executor.submitted}:
+        box.ticks(1)
+    changed = box.settings.train.model_copy(update={"epochs": 3.0})
+    ticks(box.new_dispatcher(with_gate(box.settings, p_value=0.05).model_copy(update={"train": changed})))
+    trial, control = (RunConfig.model_validate(box.run(number).config) for number in (3, 4))
+    assert control.train.seed != trial.train.seed
+    seeded = trial.train.model_copy(update={"seed": control.train.seed})
+    assert control == trial.model_copy(update={"train": seeded})
 
 
 def test_an_idle_track_leaves_out_a_drop_a_week_and_tells_what_it_is_worth(box: Box) -> None:

@@ -578,6 +578,8 @@ def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_i
         box.end(box.claim(), QUIET)
     again = box.next_trial()
     assert (in_snapshot(again), box.states()[3]) == ([2, 3], "on trial")
+    assert in_snapshot(box.control(again)) == [2], "which lacks the withdrawn drop as the trial does"
+    assert box.states()[3] == "suspended"
 
 
 def test_a_drop_whose_trial_won_and_waits_is_in_a_run_again_where_that_trial_is_cancelled(box: Box) -> None:
