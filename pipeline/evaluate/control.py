@@ -47,8 +47,8 @@ def compare_with_control(
     Test whether a trial's candidate is worse than its control's: the champion of `comparison` is the control's.
 
     Only records of the drops `lost` are compared, on which the trial's candidate lost against the champion; without
-    any, all on which the gate judges by its setting `on`. The test is the gate's own, for a loss of the primary metric,
-    or with `by_nll` for a rise of the references' negative log-likelihood per token.
+    any, all on which the gate judges by its setting `on`. The test is exact or corrected for skew, for a loss of the
+    primary metric, or with `by_nll` for a rise of the references' negative log-likelihood per token.
     """
     judged = judged_on(on, Known(), comparison.drops, comparison.pinned)
     of_lost = judged & np.isin(comparison.drops, list(lost))

@@ -42,7 +42,7 @@ def replaced_heldout(scored: Sequence[Scored], known: AbstractSet[int]) -> tuple
     drops = f"drop {new[0]} replaces" if len(new) == 1 else f"drops {first_of(new)} replace"
     words = f"{drops} {len(moved):,} of {older:,} held-out answers of older drops"
     pairs = tuple(_pair(old, one) for old, one in moved[:_MOST_EXAMPLES])
-    return f"{words}: a person must approve what the model is judged by", pairs
+    return words, pairs
 
 
 def _pair(old: PartitionRow, scored: Scored) -> AnswerPair:

@@ -38,7 +38,7 @@ def next_steps(
     steps = tell_next[verdict.outcome]()
     if spec.left_out is None or verdict.worth is None:
         return steps
-    worth = f"worth {worth_words(*verdict.worth)}, measured on the records of the other drops"
+    worth = f"worth {worth_words(*verdict.worth)}, measured on the held-out records of this run"
     told = f"This run left out drop {spec.left_out}. The drop is {worth}."
     if verdict.outcome != "promoted":
         return [NextStep(words=f"{told} The champion and all drops stay.", command="dropforge drops")]
@@ -118,9 +118,9 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
         ]
     return [
         NextStep(
-            words="Wait: the new drops are now tried in turn. A drop is suspended only if its trial is worse than the "
-            "champion and than a control, a model trained without new drops (gate.trials_per_week = 0 tries none). "
-            "This lists what is on trial or suspended.",
+            words="Wait: the new drops are now tried in turn, except those that were restored. A drop is suspended "
+            "only if its trial is worse than the champion and than a control, a model trained without new drops "
+            "(gate.trials_per_week = 0 tries none). This lists what is on trial or suspended.",
             command="dropforge drops",
         ),
         NextStep(words=read),

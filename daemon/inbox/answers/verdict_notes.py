@@ -211,7 +211,8 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
     if suspect.trial_run is not None:
         turn = f"Run {suspect.trial_run} is its trial"
     yield f"On trial: run {suspect.blamed_run} was worse, and this drop may be the reason."
-    yield f"{turn}, on the data of the model that serves and this drop; until this is decided no other run uses it."
+    yield f"{turn}, on the data of the model that serves, this drop and those that were tried before it."
+    yield "Until this is decided no other run uses it."
     yield "If the trial is worse, too, a control without new drops is trained."
     yield "If the trial is also worse than the control, the drop is suspended; if not, it is used as before."
     yield "Nothing needs to be done."

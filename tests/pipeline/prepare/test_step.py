@@ -107,7 +107,7 @@ def test_new_answers_to_more_than_a_tenth_of_the_older_held_out_records_are_for_
     assert after(1, 2, new=numbers[tenth]).heldout_replaced == ""
     moved = after(1, 2, new=numbers[tenth] + 1)
     words = f"drop 3 replaces {tenth + 1} of {len(held)} held-out answers of older drops"
-    assert moved.heldout_replaced == f"{words}: a person must approve what the model is judged by"
+    assert moved.heldout_replaced == words
     assert len(moved.replaced_answers) == tenth + 1
     pair = moved.replaced_answers[0]
     assert (pair.old_drop, pair.new_drop, pair.new_answer, pair.new_prompt) == (2, 3, "new", "")

@@ -95,7 +95,7 @@ def test_the_card_of_a_run_that_left_out_a_drop_says_what_it_is_worth(
 ) -> None:
     said = steps_of(made_reports, tmp_path, outcome, TrainConfig(), left_out=3)
     worth = made_reports.case(tmp_path / "same", outcome)[1].worth
-    told = f"This run left out drop 3. The drop is worth {worth_words(*worth)}, measured on the records of the"
+    told = f"This run left out drop 3. The drop is worth {worth_words(*worth)}, measured on the held-out"
     assert said.startswith(told)
     assert "tried in turn" not in said
     won = (

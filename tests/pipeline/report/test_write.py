@@ -161,7 +161,7 @@ def test_the_page_is_one_sound_document_that_loads_nothing_can_be_heard_and_has_
         (
             "worse",
             "The new model is worse. The champion stays.",
-            "the new drops are now tried in turn. A drop is suspended only if its trial is worse than the champion",
+            "the new drops are now tried in turn, except those that were restored. A drop is suspended only if",
         ),
         (
             "not_shown_better",

@@ -21,8 +21,8 @@ from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
 
 AGAIN = "It is trained on again, together with the next drops."
 TRIED = (
-    "It is tried when nothing else is to be run, on the data of the model that serves and this drop; until this is "
-    "decided no other run uses it."
+    "It is tried when nothing else is to be run, on the data of the model that serves, this drop and those that were "
+    "tried before it."
 )
 TOO_LITTLE = "36 held-out records, and a verdict needs 100, which about 430 more rows bring"
 HEAD = "drop 1 of track default, 3 rows, received 2027-01-15T08:00:00+00:00"
@@ -204,6 +204,7 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
     assert house.said()[2:] == [
         f"On trial: run {worse} was worse, and this drop may be the reason.",
         TRIED,
+        "Until this is decided no other run uses it.",
         "If the trial is worse, too, a control without new drops is trained.",
         "If the trial is also worse than the control, the drop is suspended; if not, it is used as before.",
         "Nothing needs to be done.",
