@@ -58,20 +58,20 @@ def search(attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus:
     # Dev losses over an NF4 base and over one in 16 bits cannot be compared.
     first = next((trial.once.plan.quantization for trial in files.load() if trial.once), config.quantization)
     shared = config.model_copy(update={"quantization": first})
-    running: set[int] = set()
+    # Those begun here; one that has ended stays, as a thread may still hold what was saved before its end.
+    begun: set[int] = set()
     lock, failed = threading.Lock(), threading.Event()
 
     def run_trials(gpu: int) -> None:
         try:
             while True:
                 with lock:
-                    trial = None if failed.is_set() else _next(shared, files.load(), running)
+                    trial = None if failed.is_set() else _next(shared, files.load(), begun)
                     if trial is None:
                         return
                     files.save(trial)
-                    running.add(trial.number)
+                    begun.add(trial.number)
                 _run(attempt, shared, files, trial, partial(train, gpu=gpu))
-                running.remove(trial.number)
         except BaseException:
             failed.set()
             raise
@@ -113,9 +113,9 @@ class _TrialAttempt(Attempt):
         self._whole.progress(done, total, note=self._note, **fields)
 
 
-def _next(train: TrainConfig, trials: Sequence[TrialState], running: Collection[int]) -> TrialState | None:
-    """Return an interrupted trial, else a new one; `None` if the space or the budget is exhausted."""
-    interrupted = [trial for trial in trials if trial.outcome is None and trial.number not in running]
+def _next(train: TrainConfig, trials: Sequence[TrialState], begun: Collection[int]) -> TrialState | None:
+    """Return an interrupted trial not in `begun`, else a new one; `None` if the space or the budget is exhausted."""
+    interrupted = [trial for trial in trials if trial.outcome is None and trial.number not in begun]
     if interrupted:
         return interrupted[0]
     longest = max((trial.seconds for trial in trials), default=0.0)
