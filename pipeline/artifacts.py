@@ -177,7 +177,7 @@ class Dataset(Artifact):
     replacements: tuple[Replacement, ...] = ()
     """The same by pairs of drops."""
     heldout_replaced: str = ""
-    """Which new drops replace more than a tenth of the scored answers of older drops: a win then waits for approval."""
+    """Which new drops replace more than a tenth of the scored answers of older drops."""
     replaced_answers: tuple[AnswerPair, ...] = ()
     """Some of those that they replace."""
     removed_heldout: int
@@ -461,6 +461,8 @@ class Verdict(Artifact):
     """Whether new drops are suspected: by `worse`, or a failed guard of old drops or, without a win, the likelihood."""
     lost_drops: tuple[int, ...] = ()
     """Drops known to the champion on which the candidate lost."""
+    heldout_replaced: str = ""
+    """As the data set's, unless the champion was trained on the new drops: a win then waits for approval."""
     slices: tuple[SliceResult, ...] = ()
     slices_not_listed: int = 0
     """Further drops and tags with too few records for a test."""

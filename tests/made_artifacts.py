@@ -135,5 +135,6 @@ def made_verdict(spec: StepSpec, outcome: str, **more: Any) -> Verdict:
         "champion_model_id": "b",
         "champion_generation": report and report["champion_generation"],
         "blames_new_drops": outcome == "worse",
+        "heldout_replaced": read["prepare"].get("heldout_replaced", ""),
     }
     return Verdict.model_validate({**values, **more})

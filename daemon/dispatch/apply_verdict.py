@@ -75,8 +75,7 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
         raise StepFailed(f"run {claim.run_id} has no verdict")
     wins = verdict.outcome == "promoted"
-    dataset = run_files.load_dataset(root, claim.run_id)
-    moved = dataset.heldout_replaced if dataset and wins else ""
+    moved = verdict.heldout_replaced if wins else ""
     waits = wins and bool(moved or _is_manual(settings, run)) and not promotion.has_promoted(engine, claim.run_id)
     if wins and not waits:
         candidate = _candidate(claim, run.track, verdict)

@@ -1,5 +1,7 @@
 """The decide step: read both models' scores on the same records, decide, and write the verdict and its card."""
 
+from collections.abc import Collection
+
 from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide.comparison import read_comparison
@@ -54,6 +56,7 @@ def decide(attempt: Attempt) -> Verdict:
             "uses": spec.uses,
             "same_set_uses": spec.judged_versions.get(version, 0),
             "heldout_version": version,
+            "heldout_replaced": _replaced(dataset, spec.champion.drops or ()),
         }
     )
     return verdict.model_copy(update={"report": write_report(attempt, verdict, judgement)})
@@ -73,6 +76,12 @@ def _require_champion(found: Evaluation, spec: StepSpec) -> None:
             "champion",
             f"evaluate again: dropforge retry {spec.run} --from evaluate",
         )
+
+
+def _replaced(dataset: Dataset, known: Collection[int]) -> str:
+    """Return which new drops replace held-out answers; "" if a person has approved them since the data was prepared."""
+    new = {one.new for one in dataset.replacements if one.heldout_rows}
+    return "" if new.issubset(known) else dataset.heldout_replaced
 
 
 def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:

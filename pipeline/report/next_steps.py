@@ -21,7 +21,7 @@ def next_steps(
     """Return the suggested steps, the most useful first; `spec` is that of the decide step."""
     config, run = spec.config, spec.run
     tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
-        "promoted": lambda: _after_a_win(verdict, dataset, config, run),
+        "promoted": lambda: _after_a_win(verdict, config, run),
         "worse": lambda: _after_harm(verdict, spec),
         "not_shown_better": lambda: [*_proposed(spec), *_after_no_proof(verdict, dataset, spec, adapter)],
         "insufficient_evidence": lambda: [*_proposed(spec), *_after_too_little(verdict, dataset)],
@@ -46,13 +46,13 @@ def next_steps(
     return [NextStep(words=f"{told} {again}", command="dropforge drops"), *steps]
 
 
-def _after_a_win(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int) -> list[NextStep]:
+def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
     undo = NextStep(
         words="If it disappoints in use, let the champion before it serve again.",
         command=f"dropforge rollback{config.track_option} --reason TEXT",
     )
     costs = " The answers that became worse, in the report, show what it costs." if verdict.losses else ""
-    if config.gate.approval == "manual" or dataset.heldout_replaced:
+    if config.gate.approval == "manual" or verdict.heldout_replaced:
         blind = NextStep(
             words=f"Judge {count(config.gate.review, 'pair')} of answers blind: the promotion waits for it.",
             command=f"dropforge review {run}",
@@ -60,7 +60,7 @@ def _after_a_win(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int
         serve = NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")
         wrong = "Compare the old and new answers, in the report. If the new ones are wrong, take the new drop out."
         withdraw = NextStep(words=wrong, command="dropforge drops withdraw DROP --reason TEXT")
-        return [*([withdraw] if dataset.heldout_replaced else []), *([blind] if config.gate.review else []), serve]
+        return [*([withdraw] if verdict.heldout_replaced else []), *([blind] if config.gate.review else []), serve]
     serves = "The new model serves by itself; only one that you rolled back from before waits for you."
     return [NextStep(words=f"{serves}{costs}"), undo]
 

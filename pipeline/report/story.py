@@ -38,7 +38,7 @@ def tell(
     headline, moved = _HEADLINES[verdict.outcome], ""
     if verdict.outcome == "promoted":
         # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
-        moved = dataset.heldout_replaced
+        moved = verdict.heldout_replaced
         headline += " It waits for your approval." if moved or config.gate.approval == "manual" else " It wins."
     why = [
         *_numbers(verdict),

@@ -132,7 +132,7 @@ def test_a_win_that_changed_the_held_out_answers_waits_for_a_person_whatever_the
 ) -> None:
     house, moved = House(tmp_path, PINNED), "drop 1 replaces 40 of 120 held-out answers of older drops: a person must"
     for outcome in ("worse", "promoted"):
-        run = house.at("decide", outcome)
+        run = house.at("evaluate", outcome)
         data = house.root / f"runs/{run}/prepare.json"
         durable.write_json(data, {**durable.read_json(data), "heldout_replaced": moved})
         house.daemon.finish_runs(house.now, outcome)

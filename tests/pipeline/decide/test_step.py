@@ -12,6 +12,7 @@ from pipeline.artifacts import (
     Judgement,
     Model,
     ModelRef,
+    Replacement,
     Shortfall,
     SuiteScores,
     Verdict,
@@ -221,6 +222,21 @@ def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., 
     verdict = decide(make(None, shortfall=short, heldout_pinned=True))
     assert "into the track's folder heldout. 64 more are needed." in story_of(tmp_path, verdict)
     assert verdict.sentence.endswith("a verdict needs 100"), "rows to train on bring none"
+
+
+def test_new_answers_need_no_second_approval_once_a_champion_has_learned_them(make: Callable[..., Attempt]) -> None:
+    words = "drop 9 replaces 80 of 431 held-out answers of older drops"
+    replaced = (
+        Replacement(old=8, new=9, rows=200, heldout_rows=80),
+        Replacement(old=8, new=10, rows=1, heldout_rows=0),
+    )
+    spec = make(yes_or_no(100, 2, 18), replacements=replaced, heldout_replaced=words).spec
+    for known, said in (((8,), words), ((8, 9), "")):
+        champion, folder = spec.champion.model_copy(update={"drops": known}), f"attempt/{len(known)}"
+        (Path(spec.root) / folder).mkdir()
+        verdict = decide(Attempt(spec.model_copy(update={"champion": champion, "folder": folder})))
+        assert (verdict.outcome, verdict.heldout_replaced) == ("promoted", said)
+        assert ("take the new drop out" in story_of(Path(spec.root), verdict)) == bool(said)
 
 
 def test_a_report_on_another_heldout_set_is_refused(make: Callable[..., Attempt]) -> None:

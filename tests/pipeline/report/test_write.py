@@ -243,6 +243,7 @@ def test_new_answers_to_held_out_prompts_stand_beside_the_old_ones(made_reports:
     attempt, verdict = made_reports.case(tmp_path, "promoted")
     path = tmp_path / attempt.spec.inputs["prepare"]
     durable.write_json(path, made_reports.dataset(**change).model_dump(mode="json"))
+    verdict = verdict.model_copy(update={"heldout_replaced": change["heldout_replaced"]})
     card, source = read(tmp_path / write_report(attempt, verdict))
     page = Page(source)
     assert "It waits for your approval." in page.all("h1")[0]["text"]
