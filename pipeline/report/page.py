@@ -40,7 +40,7 @@ def add_review(folder: Path, review: BlindReview) -> None:
 
 def render_page(report: Report) -> str:
     """Return the page as HTML; the same report gives the same bytes."""
-    adapter, evaluation = report.adapter, report.evaluation
+    adapter, evaluation, outcome = report.adapter, report.evaluation, report.verdict.outcome
     versions = (adapter.versions if adapter else {}) | (evaluation.versions if evaluation else {})
     template = _environment().get_template("report.html.jinja")
     source = template.render(
@@ -48,7 +48,8 @@ def render_page(report: Report) -> str:
         verdict=report.verdict,
         dataset=report.dataset,
         evaluation=evaluation,
-        badge=report.verdict.outcome.replace("_", " ").capitalize(),
+        # Whether a win is promoted or waits is decided later.
+        badge="Won" if outcome == "promoted" else outcome.replace("_", " ").capitalize(),
         settings=json.dumps(report.settings, indent=2, ensure_ascii=False, sort_keys=True),
         versions=[f"{name} {version}" for name, version in sorted(versions.items())],
     )

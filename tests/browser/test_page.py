@@ -180,7 +180,7 @@ def test_a_dropped_file_becomes_a_run_a_curve_and_a_verdict_without_a_reload(
     assert served.was_kept()
     served.find(f'#latest a[href="/runs/{begun.run_id}"]').click()
     served.link("Open it as a page of its own").click()
-    served.wait(lambda: served.driver.title == f"Promoted: run {begun.run_id} of track default")
+    served.wait(lambda: served.driver.title == f"Won: run {begun.run_id} of track default")
 
 
 @pytest.mark.parametrize("room", ["tiny_llama"], indirect=True)
