@@ -79,7 +79,7 @@ def _require_champion(found: Evaluation, spec: StepSpec) -> None:
 
 
 def _replaced(dataset: Dataset, known: Collection[int]) -> str:
-    """Return which new drops replace held-out answers; "" if a person has approved them since the data was prepared."""
+    """Return which new drops replace held-out answers; "" if a person approved these and the champion learned them."""
     new = {one.new for one in dataset.replacements if one.heldout_rows}
     return "" if new.issubset(known) else dataset.heldout_replaced
 

@@ -130,7 +130,7 @@ def test_a_win_is_not_promoted_and_waits_for_a_person(house: House) -> None:
 def test_a_win_that_changed_the_held_out_answers_waits_for_a_person_whatever_the_settings(
     tmp_path: Path, dropforge: Callable[..., Any]
 ) -> None:
-    house, moved = House(tmp_path, PINNED), "drop 1 replaces 40 of 120 held-out answers of older drops: a person must"
+    house, moved = House(tmp_path, PINNED), "drop 1 replaces 40 of 120 held-out answers of older drops"
     for outcome in ("worse", "promoted"):
         run = house.at("evaluate", outcome)
         data = house.root / f"runs/{run}/prepare.json"

@@ -239,7 +239,7 @@ def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_reports: Any,
 def test_new_answers_to_held_out_prompts_stand_beside_the_old_ones(made_reports: Any, tmp_path: Path) -> None:
     replaces, old = "drop 9 replaces 40 of 120 held-out answers of older drops", made_reports.HOSTILE
     pair = AnswerPair(old_drop=3, old_prompt=old, old_answer=old + "old", new_drop=9, new_answer=old + "new")
-    change = {"heldout_replaced": f"{replaces}: a person must", "replaced_answers": (pair,) * 10}
+    change = {"heldout_replaced": replaces, "replaced_answers": (pair,) * 10}
     attempt, verdict = made_reports.case(tmp_path, "promoted")
     path = tmp_path / attempt.spec.inputs["prepare"]
     durable.write_json(path, made_reports.dataset(**change).model_dump(mode="json"))
@@ -247,7 +247,7 @@ def test_new_answers_to_held_out_prompts_stand_beside_the_old_ones(made_reports:
     card, source = read(tmp_path / write_report(attempt, verdict))
     page = Page(source)
     assert "It waits for your approval." in page.all("h1")[0]["text"]
-    assert f"{replaces.capitalize()}: a person must." in card["story"]["why"]
+    assert f"{replaces.capitalize()}." in card["story"]["why"]
     commands = [step["command"] for step in card["story"]["next_steps"]]
     assert commands == ["dropforge drops withdraw DROP --reason TEXT", "dropforge promote 1"]
     assert f"In this run {replaces}. Examples (10):" in page.words()
