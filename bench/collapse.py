@@ -47,7 +47,7 @@ from pipeline.evaluate.suites import QUESTIONS, Item, read_suite
 from pipeline.metrics.degenerate import COLLAPSED, collapsed
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import AskedModel, Decoding
-from pipeline.models.prompt import prompt_ids
+from pipeline.models.template import single_turn
 from pipeline.prepare import start
 
 # A script finds only the files beside it.
@@ -106,8 +106,8 @@ def measure(base: Path, config: TrainConfig, data: Data, usual: Sequence[str], *
         general = len((Path(folder) / "data/train.jsonl").read_text(encoding="utf-8").splitlines()) - rows
         over = open_base(base)
         model: Any = PeftModel.from_pretrained(over.model, str(Path(folder) / adapter.folder)).merge_and_unload()
-        trained = AskedModel(model.eval(), over.tokenizer, over.ends)
-        loss, exact = score(trained.model, [tokenise(over.tokenizer, record) for record in data.heldout])
+        trained = AskedModel(model.eval(), over.template)
+        loss, exact = score(trained.model, [tokenise(over.template, record) for record in data.heldout])
         said = answer(trained, [item.question for item in ASKED])
     texts = {
         role: list(zip(found, map(right, ASKED, found), strict=True))
@@ -138,14 +138,12 @@ def right(item: Item, text: str) -> bool:
 
 def open_base(base: Path) -> AskedModel:
     """Load the base model."""
-    from pipeline.models.loading import load_tokenizer  # noqa: PLC0415 - after the environment is set
-
-    return generation.open_model(base, load_tokenizer(base), "cpu")
+    return generation.open_model(base, generation.load_template(base, "chat"), "cpu")
 
 
 def answer(model: AskedModel, questions: Sequence[str], most: int = 32) -> list[str]:
     """Return greedy answers."""
-    prompts = [prompt_ids(model.tokenizer, "chat", question) for question in questions]
+    prompts = [model.template.prompt(single_turn(question)) for question in questions]
     found = greedy_decoding.answers(model, prompts, Decoding(most, 1.0, 16), lambda *_: None, ())
     return [one.text for one in found]
 

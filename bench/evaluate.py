@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,9 +42,9 @@ from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Answer, AskedModel, Decoding
-from pipeline.models.loading import chosen_device, load_tokenizer
+from pipeline.models.loading import chosen_device
 from pipeline.models.prefill import pad_left
-from pipeline.models.prompt import fold, prompt_ids
+from pipeline.models.template import fold, single_turn
 
 ROWS = 16
 #: Ours against fixed batches on `long`.
@@ -116,7 +117,7 @@ def main() -> int:
     parser.add_argument("--vllm")
     given = parser.parse_args()
     base = given.base or demo_base()
-    asked = generation.open_model(base, load_tokenizer(base), chosen_device())
+    asked = generation.open_model(base, generation.load_template(base, "chat"), chosen_device())
     works = [_short(asked, given.short), _long(asked, given.long)]
     table = Table(title=f"at most {ROWS} prompts at once, {asked.model.dtype}, {asked.model.device}")
     for column in ("", "", "seconds", "of this process", "tokens", "tokens/s", "loops", "as one at a time"):
@@ -155,18 +156,20 @@ def main() -> int:
 
 def _short(asked: AskedModel, count: int) -> Work:
     rows = make_data(heldout=count, first=1, second=1).heldout
-    prompts = [prompt_ids(asked.tokenizer, "chat", fold(row["instruction"], row["input"])) for row in rows]
+    prompts = [asked.template.prompt(single_turn(fold(row["instruction"], row["input"]))) for row in rows]
     return Work("short", asked, prompts, Decoding(16, 1.0, ROWS))
 
 
 def _long(asked: AskedModel, count: int) -> Work:
     dice = random.Random(3)
     prompts = [
-        prompt_ids(asked.tokenizer, "chat", fold("Write the SQL query that answers the question.", _question(dice)))
+        asked.template.prompt(single_turn(fold("Write the SQL query that answers the question.", _question(dice))))
         for _ in range(count)
     ]
-    lines = [token for token in range(len(asked.tokenizer)) if "\n" in asked.tokenizer.decode([token])]
-    return Work("long", replace(asked, ends=(*asked.ends, *lines)), prompts, Decoding(192, 1.0, ROWS))
+    template = copy(asked.template)
+    lines = [token for token in range(len(template.tokenizer)) if "\n" in template.tokenizer.decode([token])]
+    template.ends = (*template.ends, *lines)
+    return Work("long", replace(asked, template=template), prompts, Decoding(192, 1.0, ROWS))
 
 
 def _question(dice: random.Random) -> str:
@@ -185,7 +188,7 @@ def _generate(work: Work, prompts: Sequence[list[int]]) -> list[Answer]:
     """Answer one batch with the library's `generate`."""
     import torch  # noqa: PLC0415 - the control plane's imports above come first
 
-    model, ends = work.asked.model, work.asked.ends
+    model, ends = work.asked.model, work.asked.template.ends
     ids, mask = pad_left(prompts, model.device)
     with torch.inference_mode():
         said: Any = model.generate(
@@ -199,7 +202,7 @@ def _generate(work: Work, prompts: Sequence[list[int]]) -> list[Answer]:
     found = []
     for tokens in said[:, ids.shape[1] :].tolist():
         length = next((place for place, token in enumerate(tokens, 1) if token in ends), len(tokens))
-        text = work.asked.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        text = work.asked.template.read(tokens[:length])
         found.append(Answer(text, length, ended=tokens[length - 1] in ends))
     return found
 
@@ -226,9 +229,7 @@ def _ours(work: Work) -> list[Answer]:
 
 
 def _vllm(process: Process, work: Work) -> list[Answer]:
-    return Vllm(process, work.asked.tokenizer, work.asked.ends).answers(
-        work.prompts, work.decoding, lambda *_: None, ()
-    )
+    return Vllm(process, work.asked.template).answers(work.prompts, work.decoding, lambda *_: None, ())
 
 
 @contextmanager

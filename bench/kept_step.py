@@ -143,11 +143,11 @@ def measure(base: Path, config: TrainConfig, rows: Rows, sizes: Sizes, points: i
     """Train on the first rows; return each measurement of the other rows, the dev rows first."""
     import torch  # noqa: PLC0415 - after the environment is set
 
-    from pipeline.models.loading import load_tokenizer  # noqa: PLC0415
+    from pipeline.models.generation import load_template  # noqa: PLC0415
     from pipeline.train import trainer  # noqa: PLC0415
 
-    tokenizer: Any = load_tokenizer(base)
-    texts = [tokenise(tokenizer, row) for row in rows[sizes.train :]]
+    template = load_template(base, "chat")
+    texts = [tokenise(template, row) for row in rows[sizes.train :]]
     found: Points = []
 
     def dev_loss(trainer: Any) -> float:

@@ -128,10 +128,11 @@ def data_of(files: Sequence[Path], rows: int, heldout: int) -> Data:
 
 def measure(base: Path, trainings: Sequence[tuple[str, TrainConfig]], data: Data) -> int:
     """Train and merge each, and print one table."""
-    from pipeline.models.loading import load_model, load_tokenizer  # noqa: PLC0415 - after the environment is set
+    from pipeline.models.generation import load_template  # noqa: PLC0415 - after the environment is set
+    from pipeline.models.loading import load_model  # noqa: PLC0415
 
-    tokenizer: Any = load_tokenizer(base)
-    task, general = [tokenise(tokenizer, record) for record in data.heldout], list(passages(tokenizer))
+    template = load_template(base, "chat")
+    task, general = [tokenise(template, record) for record in data.heldout], list(passages(template.tokenizer))
     before = look(load_model(base, "cpu"), task, general)
     columns = (
         "",

@@ -42,7 +42,7 @@ from pipeline.artifacts import Adapter, Dataset, ModelRef
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.models.manifest import model_id
-from pipeline.models.prompt import completion_ids, fold, prompt_ids
+from pipeline.models.template import Template, fold, single_turn
 from pipeline.prepare.start import mix_in_general
 from pipeline.records.heldout import dataset_hash
 
@@ -90,12 +90,13 @@ def measure(base: Path, presets: dict[str, TrainConfig], rows: int, heldout: int
     """Train each preset on the demo's first `rows` rows and print one table."""
     from peft import PeftModel  # noqa: PLC0415 - after the environment is set
 
-    from pipeline.models.loading import load_model, load_tokenizer  # noqa: PLC0415
+    from pipeline.models.generation import load_template  # noqa: PLC0415
+    from pipeline.models.loading import load_model  # noqa: PLC0415
 
-    tokenizer: Any = load_tokenizer(base)
+    template = load_template(base, "chat")
     data = make_data(first=rows + DEV_ROWS, heldout=heldout, second=1)
-    task = [tokenise(tokenizer, record) for record in data.heldout]
-    general = list(passages(tokenizer))
+    task = [tokenise(template, record) for record in data.heldout]
+    general = list(passages(template.tokenizer))
     before = look(load_model(base, "cpu"), task, general)
     columns = ("", "CPU s", "steps", "task loss", "exact", "forgetting")
     table = Table(*columns, title=f"{rows} rows; load {os.getloadavg()}")
@@ -169,12 +170,11 @@ def write_data(root: Path, rows: Sequence[dict[str, str]], general: float = 0.0)
     durable.write_json(root / "prepare.json", dataset.model_dump(mode="json"))
 
 
-def tokenise(tokenizer: Any, record: dict[str, str]) -> Tokens:
+def tokenise(template: Template, record: dict[str, str]) -> Tokens:
     """Return a record as the train step tokenises it."""
-    content = fold(record["instruction"], record.get("input", ""))
-    prompt = prompt_ids(tokenizer, "chat", content)
-    answer = completion_ids(tokenizer, "chat", content, record["output"], [tokenizer.eos_token_id])
-    return [*prompt, *answer], len(prompt)
+    turns = single_turn(fold(record["instruction"], record.get("input", "")), record["output"])
+    prompt = template.prompt(turns[:-1])
+    return [*prompt, *template.target(turns)], len(prompt)
 
 
 def passages(tokenizer: Any) -> Iterator[Tokens]:

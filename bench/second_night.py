@@ -214,11 +214,12 @@ def aisle_rows(count: int) -> Iterator[dict[str, str]]:
 
 def look(house: House, folder: Path, heldout: Sequence[dict[str, Any]]) -> tuple[float, float, float, float]:
     """Return a model's loss and share of exact answers on old and new held-out records."""
-    from pipeline.models.loading import load_model, load_tokenizer  # noqa: PLC0415 - after the environment is set
+    from pipeline.models.generation import load_template  # noqa: PLC0415 - after the environment is set
+    from pipeline.models.loading import load_model  # noqa: PLC0415
 
-    tokenizer, model = load_tokenizer(house.base), load_model(folder, "cpu")
+    template, model = load_template(house.base, "chat"), load_model(folder, "cpu")
     model.eval()
-    parts = [[tokenise(tokenizer, row) for row in heldout if row["drop"] == drop] for drop in (1, 2)]
+    parts = [[tokenise(template, row) for row in heldout if row["drop"] == drop] for drop in (1, 2)]
     (old, old_exact), (new, new_exact) = (score(model, part) for part in parts)
     return old, old_exact, new, new_exact
 

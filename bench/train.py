@@ -110,21 +110,21 @@ def measure(peer: str, base: Path, rows: Path, batch_size: int, unsloth: Path) -
     import torch  # noqa: PLC0415 - after the environment is set
     from trl import SFTConfig  # noqa: F401, PLC0415 - its import is not the training's
 
-    from pipeline.models.loading import load_tokenizer  # noqa: PLC0415
+    from pipeline.models.generation import load_template  # noqa: PLC0415
 
     train, dev = json.loads(rows.read_text(encoding="utf-8"))
-    tokenizer = load_tokenizer(base)
-    kept, measured = ([tokenise(tokenizer, row) for row in part] for part in (train, dev))
+    template = load_template(base, "chat")
+    kept, measured = ([tokenise(template, row) for row in part] for part in (train, dev))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if peer == "Unsloth":
             model, took = by_unsloth(unsloth, base, scratch, kept, batch_size)
         elif peer.startswith("ours"):
             settings = {"batch_size": batch_size, "quantization": "nf4" if "NF4" in peer else "none"}
-            model, took = timed(ours(base, scratch, tokenizer, kept, settings))
+            model, took = timed(ours(base, scratch, template.tokenizer, kept, settings))
         else:
             data = train if peer == "guide" else [vars(row) for row in kept]
-            model, took = timed(peers(base, scratch, tokenizer, data, batch_size))
+            model, took = timed(peers(base, scratch, template.tokenizer, data, batch_size))
     model.eval()
     model.get_base_model().set_attn_implementation("sdpa")
     with torch.no_grad():
@@ -244,20 +244,19 @@ def answer_loss(model: Any, row: Any) -> tuple[float, int]:
     return float(loss), int(mask.sum())
 
 
-def tokenise(tokenizer: Any, record: dict[str, str]) -> Any:
+def tokenise(template: Any, record: dict[str, str]) -> Any:
     """Return a record as the train step tokenises it."""
-    from pipeline.models.prompt import completion_ids, fold, prompt_ids  # noqa: PLC0415
+    from pipeline.models.template import fold, single_turn  # noqa: PLC0415
     from pipeline.train.trainer import TokenRow  # noqa: PLC0415
 
-    content = fold(record["instruction"], record.get("input", ""))
-    prompt = prompt_ids(tokenizer, "chat", content)
-    answer = completion_ids(tokenizer, "chat", content, record["output"], [tokenizer.eos_token_id])
+    turns = single_turn(fold(record["instruction"], record.get("input", "")), record["output"])
+    prompt, answer = template.prompt(turns[:-1]), template.target(turns)
     return TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer))
 
 
 def as_messages(record: dict[str, str]) -> dict[str, list[dict[str, str]]]:
     """Return a record as TRL's guide has it."""
-    from pipeline.models.prompt import fold  # noqa: PLC0415
+    from pipeline.models.template import fold  # noqa: PLC0415
 
     content = fold(record["instruction"], record.get("input", ""))
     return {

@@ -11,7 +11,7 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
 from pipeline.config import EvaluateConfig, GateConfig, RunConfig
 from pipeline.contract import Attempt
-from pipeline.models.prompt import fold
+from pipeline.models.template import fold
 from pipeline.prepare.step import prepare
 from pipeline.records.heldout import normalise, split_hash
 from tests.made_artifacts import made_spec

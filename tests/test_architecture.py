@@ -70,9 +70,9 @@ UPWARD = (
     ("pipeline/prepare/split.py", "pipeline.train.trainer"),
     ("pipeline/decide/guards.py", "pipeline.evaluate.plan"),
     ("pipeline/contract.py", "pipeline.decide.explain"),
-    ("pipeline/models/prompt.py", "pipeline.decide.explain"),
+    ("pipeline/models/template.py", "pipeline.decide.explain"),
     ("pipeline/records/records.py", "pipeline.prepare.split"),
-    ("pipeline/words.py", "pipeline.models.prompt"),
+    ("pipeline/words.py", "pipeline.models.template"),
 )
 
 

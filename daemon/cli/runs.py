@@ -25,7 +25,7 @@ from daemon.views.overview import Overview, RunDetail
 from daemon.views.reports import story_of
 from pipeline.artifacts import Verdict
 from pipeline.durable import read_object
-from pipeline.models.prompt import prompt_form
+from pipeline.models.template import prompt_form
 from pipeline.report.facts import Story
 from pipeline.report.story import p_value_words
 from pipeline.search_settings import trial_words

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import StepFailed
 from pipeline.evaluate.vllm import Process
@@ -14,6 +13,7 @@ from pipeline.models.loading import chosen_device, free_memory, key_value_bytes
 from pipeline.models.memory_estimate import MARGIN
 from pipeline.models.placement import weight_bytes
 from pipeline.models.prefill import Tokens
+from pipeline.models.template import Template
 from pipeline.words import count
 
 #: Called with the number of complete answers and of tokens so far; it may raise to stop the batch.
@@ -70,9 +70,7 @@ class Vllm:
     """The engine of a model that vLLM has loaded; looping answers are not cut, as they cost vLLM little."""
 
     process: Process
-    tokenizer: Any
-    ends: tuple[int, ...]
-    """Tokens that end an answer."""
+    template: Template
 
     def answers(
         self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
@@ -84,7 +82,7 @@ class Vllm:
         length.
         """
         del watch, may_loop
-        sampling = {"repetition_penalty": decoding.repetition_penalty, "stop_token_ids": self.ends}
+        sampling = {"repetition_penalty": decoding.repetition_penalty, "stop_token_ids": self.template.ends}
         rooms = [decoding.room(prompt) for prompt in prompts]
         replies = self.process.ask(
             [(prompt, {**sampling, "max_tokens": room}) for prompt, room in zip(prompts, rooms, strict=True)]
@@ -112,8 +110,8 @@ class Vllm:
         self.process.close()
 
     def _answer(self, tokens: Sequence[int], room: int) -> Answer:
-        ended = [index for index, token in enumerate(tokens) if token in self.ends]
+        ended = [index for index, token in enumerate(tokens) if token in self.template.ends]
         if ended != [len(tokens) - 1] and (ended or len(tokens) != room):
             message = f"vLLM gave an answer of {count(len(tokens), 'token')} that neither ended nor reached {room}"
             raise StepFailed(message, "retry the run; if it happens again, see its log")
-        return Answer(self.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens), ended=bool(ended))
+        return Answer(self.template.read(tokens), len(tokens), ended=bool(ended))

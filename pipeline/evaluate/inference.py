@@ -232,7 +232,7 @@ class Inference:
             requests = self._requests
             if requests.key.setup.engine == PLAIN:
                 model = generation.open_model(
-                    requests.folder, requests.tokenizer, chosen_device(), requests.quantization
+                    requests.folder, requests.template, chosen_device(), requests.quantization
                 )
                 self._opened = InStep(model)
             else:
@@ -256,4 +256,4 @@ class Inference:
         }
         log = attempt.folder / f"vllm-{requests.role.replace(' ', '-')}.log"
         process = Process(attempt.config.evaluate.vllm, arguments, log, attempt.check_stop)
-        return Vllm(process, requests.tokenizer, generation.end_tokens(requests.folder, requests.tokenizer))
+        return Vllm(process, requests.template)

@@ -15,10 +15,10 @@ from pipeline.evaluate.suites import Suite
 from pipeline.evaluate.vllm import read_version
 from pipeline.models import generation
 from pipeline.models.generation import Decoding
-from pipeline.models.loading import OutOfMemory, chosen_device, load_tokenizer
+from pipeline.models.loading import OutOfMemory, chosen_device
 from pipeline.models.manifest import model_id, trained_ids
 from pipeline.models.placement import Quantization, inference_quantization
-from pipeline.models.prompt import Format, completion_ids, fold, prompt_ids
+from pipeline.models.template import Format, Template, fold, single_turn
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import HeldoutRecord
 from pipeline.words import count
@@ -66,7 +66,7 @@ class ModelRequests:
 
     role: Role
     folder: Path
-    tokenizer: Any
+    template: Template
     key: PredictionKey
     prompts: list[list[int]]
     completions: list[list[int]]
@@ -238,11 +238,10 @@ def _requests(
     decoding: Decoding,
     engine: str,
 ) -> ModelRequests:
-    tokenizer: Any = load_tokenizer(model.folder)
-    stops = generation.end_tokens(model.folder, tokenizer)
+    template = generation.load_template(model.folder, model.format)
     setup = Setup(
-        template=hash_tokens(prompt_ids(tokenizer, model.format, _PROBE)),
-        max_new_tokens=decoding.max_new_tokens,
+        template=hash_tokens([*template.prompt(single_turn(_PROBE)), *template.opening]),
+        max_new_tokens=decoding.max_new_tokens + len(template.opening),
         repetition_penalty=decoding.repetition_penalty,
         batch_size=decoding.batch_size,
         engine=engine,
@@ -252,14 +251,20 @@ def _requests(
     # vLLM generates one token even when only likelihoods are wanted.
     window = read_window(model.folder) - (engine != PLAIN)
 
+    def prompt(content: str) -> list[int]:
+        return template.prompt(single_turn(content))
+
     def answer(content: str, output: str) -> list[int]:
-        return completion_ids(tokenizer, model.format, content, output, stops)
+        return template.target(single_turn(content, output))
+
+    opening = len(template.opening)
 
     def suite_requests(suite: Suite) -> SuiteRequests:
-        prompts = [prompt_ids(tokenizer, model.format, item.question) for item in suite.items]
+        # Choices are compared without what is common to all: the opening, and the end token, whose likelihood says
+        # little about the model's knowledge.
+        prompts = [[*prompt(item.question), *(template.opening if item.choices else ())] for item in suite.items]
         answers = [
-            # Without the end token: its likelihood says little about the model's knowledge.
-            [answer(item.question, choice)[:-1] for choice in item.choices]
+            [answer(item.question, choice)[opening:-1] for choice in item.choices]
             or [answer(item.question, reference) for reference in item.answers]
             for item in suite.items
         ]
@@ -273,9 +278,9 @@ def _requests(
     return ModelRequests(
         role=model.role,
         folder=model.folder,
-        tokenizer=tokenizer,
+        template=template,
         key=PredictionKey(model_id=model.model_id, setup=setup),
-        prompts=[prompt_ids(tokenizer, model.format, record.content) for record in records],
+        prompts=[prompt(record.content) for record in records],
         completions=[answer(record.content, record.output) for record in records],
         window=window,
         suites=tuple(map(suite_requests, suites)),

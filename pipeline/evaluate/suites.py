@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
-from pipeline.models.prompt import fold
+from pipeline.models.template import fold
 from pipeline.records.records import Finding, read_records
 from pipeline.records.strict_json import BadJson, parse
 

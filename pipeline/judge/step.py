@@ -25,7 +25,7 @@ from pipeline.decide.slices import Known, judged_on
 from pipeline.evaluate.batch_log import BatchLog, batch_id
 from pipeline.judge.client import Endpoint, NoAnswerError, read_key
 from pipeline.judge.prompt import Chat, Choice, messages, prompt_sha256, read_choice
-from pipeline.models.prompt import fold
+from pipeline.models.template import fold
 from pipeline.words import count
 
 #: In the attempt's folder `predictions`, which is kept until the run ends: replies may cost money.

@@ -38,7 +38,6 @@ from pipeline.models.manifest import (
     write_manifest,
     write_trained_ids,
 )
-from pipeline.models.prompt import Format, template_for
 from pipeline.models.safetensors_files import (
     INDEX,
     WHOLE,
@@ -48,6 +47,7 @@ from pipeline.models.safetensors_files import (
     read_shapes,
     weight_files,
 )
+from pipeline.models.template import Format, Template
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,7 @@ def _generation(tokenizer: Any, answering: Answering) -> Any:
     """Return the evaluation's generation config; set the tokenizer's chat template and padding token."""
     from transformers import GenerationConfig
 
-    template = template_for(tokenizer, answering.format)
+    template = Template(tokenizer, answering.format, answering.stops).served
     if template is not None:
         tokenizer.chat_template = template
     if tokenizer.pad_token_id is None:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from pipeline.artifacts import Frozen
 from pipeline.errors import EXIT_FAILED, DropforgeError, StepFailed
-from pipeline.models.generation import Decoding, open_model
+from pipeline.models.generation import Decoding, load_template, open_model
 from pipeline.models.greedy_decoding import stream_answer
 from pipeline.models.loading import chosen_device, load_model, load_tokenizer
 from pipeline.models.placement import inference_quantization
-from pipeline.models.prompt import choose_format, fold, prompt_ids
+from pipeline.models.template import fold, single_turn
 
 #: What a decoder emits for a character whose bytes are not complete.
 _UNFINISHED = "\ufffd"
@@ -45,11 +45,10 @@ def answer(request: Ask) -> None:
     Raises `CannotTrain` if the model cannot be loaded or prompted, `StepFailed` if memory does not suffice.
     """
     folder = Path(request.folder)
-    tokenizer: Any = load_tokenizer(folder)
-    fmt = choose_format(request.format, has_chat_template=bool(tokenizer.chat_template))
-    prompt = prompt_ids(tokenizer, fmt, fold(request.instruction, request.input))
+    template = load_template(folder, request.format)
+    prompt = template.prompt(single_turn(fold(request.instruction, request.input)))
     device = chosen_device()
-    loaded = open_model(folder, tokenizer, device, inference_quantization(device, folder))
+    loaded = open_model(folder, template, device, inference_quantization(device, folder))
     printed = ""
 
     def tell(text: str) -> None:

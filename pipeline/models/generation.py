@@ -12,12 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pipeline.models.loading import Device, OutOfMemory, arithmetic_dtype, is_out_of_memory, load_model
+from pipeline.models.loading import (
+    Device,
+    OutOfMemory,
+    arithmetic_dtype,
+    is_out_of_memory,
+    load_model,
+    load_tokenizer,
+)
 from pipeline.models.placement import Quantization
 from pipeline.models.prefill import Tokens, forward, last_logits, pad_left, prefill, shared_prefix
-from pipeline.models.prompt import stop_ids
+from pipeline.models.template import Template, choose_format, stop_ids
 
 #: Most bytes of a batch's float32 logits when references or choices are scored.
 _LOGITS_BYTES = 1 << 28
@@ -61,12 +68,10 @@ class Likelihood(NamedTuple):
 
 @dataclass(frozen=True)
 class AskedModel:
-    """A loaded model, its tokenizer, and the tokens that end an answer."""
+    """A loaded model, and the template that writes its prompts and reads its answers."""
 
     model: Any
-    tokenizer: Any
-    ends: tuple[int, ...]
-    """Tokens that end an answer."""
+    template: Template
 
 
 def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
@@ -82,7 +87,14 @@ def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     return tuple(stop_ids(tokenizer, named))
 
 
-def open_model(folder: Path, tokenizer: Any, device: Device, quantization: Quantization = "none") -> AskedModel:
+def load_template(folder: Path, fmt: Literal["auto", "chat", "alpaca"]) -> Template:
+    """Return the template of the model in `folder` for `train.format`. Raises `CannotTrain` as `Template` does."""
+    tokenizer: Any = load_tokenizer(folder)
+    chosen = choose_format(fmt, has_chat_template=bool(tokenizer.chat_template))
+    return Template(tokenizer, chosen, end_tokens(folder, tokenizer))
+
+
+def open_model(folder: Path, template: Template, device: Device, quantization: Quantization = "none") -> AskedModel:
     """
     Return the model in `folder` on `device`, ready for greedy decoding, in its saved dtype (see `arithmetic_dtype`).
 
@@ -93,11 +105,10 @@ def open_model(folder: Path, tokenizer: Any, device: Device, quantization: Quant
 
     with memory_errors():
         model: Any = load_model(folder, device, quantization, arithmetic_dtype(device), spread=True)
-    ends = end_tokens(folder, tokenizer)
     # The folder's sampling settings must not affect a greedy evaluation.
     config: Any = GenerationConfig
-    model.generation_config = config(do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0])
-    return AskedModel(model, tokenizer, ends)
+    model.generation_config = config(do_sample=False, eos_token_id=list(template.ends), pad_token_id=template.ends[0])
+    return AskedModel(model, template)
 
 
 def close_model(asked: AskedModel) -> None:

@@ -82,16 +82,16 @@ def stream_answer(asked: AskedModel, prompt: Tokens, decoding: Decoding, tell: C
         rows.join([0], [prompt])
         while rows.indices:
             tokens += rows.choose()
-            tell(_text(asked, tokens))
+            tell(asked.template.read(tokens))
             rows.keep([] if _is_over(asked, tokens, decoding.room(prompt), may_loop=False) else [0])
             rows.read()
     return _as_answer(asked, tokens)
 
 
 def _is_over(asked: AskedModel, tokens: Tokens, most: int, *, may_loop: bool) -> bool:
-    if tokens[-1] in asked.ends or len(tokens) >= most:
+    if tokens[-1] in asked.template.ends or len(tokens) >= most:
         return True
-    return not may_loop and _repeats(tokens) and is_looping(_text(asked, tokens))
+    return not may_loop and _repeats(tokens) and is_looping(asked.template.read(tokens))
 
 
 def _repeats(tokens: Tokens) -> bool:
@@ -104,11 +104,8 @@ def _repeats(tokens: Tokens) -> bool:
 
 
 def _as_answer(asked: AskedModel, tokens: Tokens) -> Answer:
-    return Answer(text=_text(asked, tokens), tokens=len(tokens), ended=bool(tokens) and tokens[-1] in asked.ends)
-
-
-def _text(asked: AskedModel, tokens: Tokens) -> str:
-    return str(asked.tokenizer.decode(tokens, skip_special_tokens=True))
+    ended = bool(tokens) and tokens[-1] in asked.template.ends
+    return Answer(asked.template.read(tokens), len(tokens), ended=ended)
 
 
 class _Rows:

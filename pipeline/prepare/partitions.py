@@ -11,7 +11,7 @@ from pipeline import durable
 from pipeline.artifacts import Drop
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.models.prompt import fold
+from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
 from pipeline.records.heldout import hash_id, normalise, split_hash
 from pipeline.records.records import ANY_LENGTH, Finding, Record, read_records

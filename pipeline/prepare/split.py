@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.config import SplitConfig
-from pipeline.models.prompt import fold
+from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
 from pipeline.prepare.partitions import PartitionRow
 

@@ -17,7 +17,7 @@ from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
 from pipeline.metrics.tokens import shingles, tokens
 from pipeline.models.manifest import read_lineage, trained_ids
-from pipeline.models.prompt import fold
+from pipeline.models.template import fold
 from pipeline.records.heldout import NAMES, prompt_id
 from pipeline.words import count, listed
 

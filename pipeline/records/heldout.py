@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.errors import StepFailed
-from pipeline.models.prompt import fold
+from pipeline.models.template import fold
 
 #: The files that `prepare` writes and `dataset_hash` covers.
 NAMES = ("train.jsonl", "dev.jsonl", "heldout.jsonl")

@@ -1,7 +1,7 @@
 """
 Read the special tokens of a model folder's tokenizer as plain JSON, without loading the training stack.
 
-In data they could end or forge a turn. (What training and evaluation do with them: `prompt`.)
+In data they could end or forge a turn. (What training and evaluation do with them: `template`.)
 """
 
 import json

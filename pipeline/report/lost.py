@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.artifacts import AnswerPair
 from pipeline.metrics.tokens import shingles, tokens
-from pipeline.models.prompt import fold
+from pipeline.models.template import fold
 
 _MOST_PAIRS = 8
 #: Word runs in more than this share of the records are the form of the task and are not compared.

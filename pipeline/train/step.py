@@ -14,11 +14,11 @@ from pipeline import durable
 from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.models.generation import end_tokens
-from pipeline.models.loading import Device, OutOfMemory, chosen_device, free_memory, load_tokenizer
+from pipeline.models.generation import load_template
+from pipeline.models.loading import Device, OutOfMemory, chosen_device, free_memory
 from pipeline.models.manifest import check_base, model_id, require_start
 from pipeline.models.placement import inference_quantization
-from pipeline.models.prompt import Format, choose_format, completion_ids, fold, prompt_ids
+from pipeline.models.template import Format, Template, fold, single_turn
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
 from pipeline.train import other_nodes
@@ -40,9 +40,7 @@ _LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "tran
 class Tokeniser:
     """Tokenises rows, and counts rows that are too long."""
 
-    tokenizer: Any
-    format: Format
-    stops: Sequence[int]
+    template: Template
     window: int
     """Most tokens of prompt and answer together."""
     too_long: int = 0
@@ -60,9 +58,8 @@ class Tokeniser:
         kept = []
         for number, row in enumerate(durable.read_jsonl(path) if path.exists() else (), start=1):
             attempt.check_stop()
-            content = fold(row["instruction"], row["input"])
-            prompt = prompt_ids(self.tokenizer, self.format, content)
-            answer = completion_ids(self.tokenizer, self.format, content, row["output"], self.stops)
+            turns = single_turn(fold(row["instruction"], row["input"]), row["output"])
+            prompt, answer = self.template.prompt(turns[:-1]), self.template.target(turns)
             self.lengths.append(len(prompt) + len(answer))
             if self.lengths[-1] > self.window:
                 self.too_long += 1
@@ -134,10 +131,8 @@ def train(attempt: Attempt) -> Adapter:
             f"the model in {start} does not fit on the GPU unquantised, as vLLM would evaluate it",
             "remove evaluate.vllm: both models are then evaluated in NF4",
         )
-    tokenizer: Any = load_tokenizer(base)
-    fmt = choose_format(config.train.format, has_chat_template=bool(tokenizer.chat_template))
-    ends = end_tokens(base, tokenizer)
-    tokeniser = Tokeniser(tokenizer, fmt, ends, min(config.train.max_length, read_window(base)))
+    template = load_template(base, config.train.format)
+    tokeniser = Tokeniser(template, min(config.train.max_length, read_window(base)))
     data = attempt.path(dataset.folder)
     if dataset_hash(data) != dataset.dataset_sha256:
         raise CannotTrain(
@@ -153,7 +148,7 @@ def train(attempt: Attempt) -> Adapter:
             f"{min(tokeniser.lengths)} to {longest} tokens, and the window is {tokeniser.window}",
             f"set train.max_length = {longest}, if the base model's own window allows it",
         )
-    prepared = Prepared(start, device, tokenizer, fmt, rows, dev, dataset)
+    prepared = Prepared(start, device, template.tokenizer, template.format, rows, dev, dataset)
     result = _search(attempt, prepared) if config.train.search.space else None
     adapter = attempt.make_folder("adapter")
     if result is None:
@@ -169,7 +164,7 @@ def train(attempt: Attempt) -> Adapter:
         adapter_sha256=durable.sha256_file(adapter / TRAINED_FILES[kind]),
         base_model_id=config.base_model_id,
         start=dataset.start,
-        format=fmt,
+        format=template.format,
         **plan.model_dump(),
         **trained.model_dump(include=set(Adapter.model_fields)),
         rows_too_long=tokeniser.too_long,

@@ -153,12 +153,12 @@ _LOAD = """
 import sys
 from pathlib import Path
 from pipeline.errors import DropforgeError
-from pipeline.models.generation import arithmetic, end_tokens, open_model
+from pipeline.models.generation import arithmetic, end_tokens, load_template, open_model
 from pipeline.models.loading import load_tokenizer
 folder = Path(sys.argv[1])
 for use in (
     lambda: load_tokenizer(folder), lambda: end_tokens(folder, load_tokenizer(folder)),
-    lambda: arithmetic(folder, "cpu"), lambda: open_model(folder, load_tokenizer(folder), "cpu"),
+    lambda: arithmetic(folder, "cpu"), lambda: open_model(folder, load_template(folder, "auto"), "cpu"),
 ):
     try:
         use()
@@ -190,12 +190,12 @@ _ASK = """
 import sys
 from pathlib import Path
 from pipeline.models import untrusted
-from pipeline.models.prompt import prompt_ids
+from pipeline.models.template import Template
 from pipeline.models.loading import load_tokenizer
 tokenizer = load_tokenizer(Path(sys.argv[1]))
 untrusted.SECONDS = 1.0
 print("loaded", flush=True)
-prompt_ids(tokenizer, "chat", "Hello")
+Template(tokenizer, "chat", [])
 """
 _ENDLESS = {
     "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",

@@ -20,9 +20,8 @@ from pipeline.evaluate.engines import InStep, Vllm, cache_bytes
 from pipeline.evaluate.vllm import Process, read_version
 from pipeline.models import generation
 from pipeline.models.generation import Decoding
-from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import model_id
-from pipeline.models.prompt import completion_ids, fold, prompt_ids
+from pipeline.models.template import fold, single_turn
 from tests.made_adapters import save_adapter
 from tests.prove.box import Box
 
@@ -42,14 +41,13 @@ def program() -> str:
 
 def test_vllm_answers_and_weighs_as_transformers_does(program: str, tmp_path: Path) -> None:
     base = demo_base()
-    tokenizer = load_tokenizer(base)
-    ends = generation.end_tokens(base, tokenizer)
+    template = generation.load_template(base, "chat")
     asked = [
-        (fold(row["instruction"], row["input"]), row["output"])
+        single_turn(fold(row["instruction"], row["input"]), row["output"])
         for row in make_data(heldout=RECORDS, first=1, second=1).heldout
     ]
-    prompts = [prompt_ids(tokenizer, "chat", content) for content, _ in asked]
-    completions = [completion_ids(tokenizer, "chat", content, output, ends) for content, output in asked]
+    prompts = [template.prompt(turns[:-1]) for turns in asked]
+    completions = [template.target(turns) for turns in asked]
     pairs = list(zip(prompts, completions, strict=True))
     decoding = Decoding(max_new_tokens=8, repetition_penalty=1.0, batch_size=16)
     arguments = {
@@ -59,14 +57,14 @@ def test_vllm_answers_and_weighs_as_transformers_does(program: str, tmp_path: Pa
         "enforce_eager": True,
         "kv_cache_memory_bytes": cache_bytes(base, 1024, 16),
     }
-    engine = Vllm(Process(program, arguments, tmp_path / "vllm.log", lambda: None), tokenizer, ends)
+    engine = Vllm(Process(program, arguments, tmp_path / "vllm.log", lambda: None), template)
     try:
         said, weighed = engine.answers(prompts, decoding, lambda *_: None, ()), engine.likelihoods(pairs)
         again = engine.answers(prompts, decoding, lambda *_: None, ())
     finally:
         engine.close()
     assert again == said, "one process forms the same batches"
-    other = InStep(generation.open_model(base, tokenizer, "cpu"))
+    other = InStep(generation.open_model(base, template, "cpu"))
     told, likely = other.answers(prompts, decoding, lambda *_: None, ()), other.likelihoods(pairs)
     same = sum(one.text == two.text for one, two in zip(said, told, strict=True))
     apart = [abs(one.nll - two.nll) / one.tokens for one, two in zip(weighed, likely, strict=True)]

@@ -16,7 +16,7 @@ from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.contract import SPEC_NAME, StepSpec
 from pipeline.errors import DropforgeError
-from pipeline.models.prompt import fold
+from pipeline.models.template import fold
 
 FILE_NAME = "smoke-prompts.json"
 MOST = 8

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.models.generation import Decoding, open_model
+from pipeline.models.generation import Decoding, load_template, open_model
 from pipeline.models.greedy_decoding import answers, stream_answer
-from pipeline.models.loading import load_tokenizer
-from pipeline.models.prompt import choose_format, fold, prompt_ids
+from pipeline.models.template import fold, single_turn
 from tests.daemon.conftest import MODEL_ID
 from tests.tiny_llama import make_model
 
@@ -41,16 +40,13 @@ def serving(lived_in: Any, llama: Path) -> Any:
 
 def evaluated(folder: Path, prompt: str, more: str = "") -> str:
     """Return the answer that an evaluation gets."""
-    tokenizer: Any = load_tokenizer(folder)
-    asked = open_model(folder, tokenizer, "cpu")
-    fmt = choose_format("auto", has_chat_template=bool(tokenizer.chat_template))
-    return answers(asked, [prompt_ids(tokenizer, fmt, fold(prompt, more))], DECODING)[0].text
+    asked = open_model(folder, load_template(folder, "auto"), "cpu")
+    return answers(asked, [asked.template.prompt(single_turn(fold(prompt, more)))], DECODING)[0].text
 
 
 def test_what_is_told_while_it_is_made_is_the_evaluations_answer(llama: Path) -> None:
-    tokenizer: Any = load_tokenizer(llama)
-    asked = open_model(llama, tokenizer, "cpu")
-    prompt = prompt_ids(tokenizer, choose_format("auto", has_chat_template=bool(tokenizer.chat_template)), "say it")
+    asked = open_model(llama, load_template(llama, "auto"), "cpu")
+    prompt = asked.template.prompt(single_turn("say it"))
     told: list[str] = []
     found = stream_answer(asked, prompt, DECODING, told.append)
     assert found == answers(asked, [prompt], DECODING)[0]

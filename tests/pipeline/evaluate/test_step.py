@@ -30,7 +30,7 @@ from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, load_tokenizer
 from pipeline.models.manifest import model_id
-from pipeline.models.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
+from pipeline.models.template import ALPACA_TEMPLATE, fold, single_turn
 from tests.made_artifacts import dataset_of, heldout_row, made_verdict
 from tests.records_made import yes_or_no
 
@@ -132,14 +132,14 @@ def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, t
         row["output"] = " or ".join([row["output"]] * (1 + place % 3))
     attempt = bench.attempt(rows)
     report = evaluate(attempt)
-    tokenizer = load_tokenizer(tiny_llama)
+    template = generation.load_template(tiny_llama, "chat")
     kept = {line.id: line for line in used(attempt, report.prediction_keys[bench.base_id])}
     total, tokens = 0.0, 0
     for row in rows:
-        content = fold(row["instruction"], row["input"])
-        completion = completion_ids(tokenizer, "chat", content, row["output"], [tokenizer.eos_token_id])
-        assert completion[-1] == tokenizer.eos_token_id
-        expected = direct_nll(tiny_llama, prompt_ids(tokenizer, "chat", content), completion)
+        turns = single_turn(fold(row["instruction"], row["input"]), row["output"])
+        completion = template.target(turns)
+        assert completion[-1] == template.tokenizer.eos_token_id
+        expected = direct_nll(tiny_llama, template.prompt(turns[:-1]), completion)
         assert kept[row["id"]].nll_sum == pytest.approx(expected, rel=1e-4)
         assert kept[row["id"]].nll_tokens == len(completion)
         total, tokens = total + expected, tokens + len(completion)
@@ -241,8 +241,8 @@ def test_only_a_record_with_a_reference_that_loops_may_be_answered_by_a_loop(
 
     monkeypatch.setattr(greedy_decoding, "answers", answers)
     evaluate(bench.attempt(rows, general=(str(tmp_path / "own.jsonl"),)))
-    tokenizer = load_tokenizer(bench.base)
-    looping = [prompt_ids(tokenizer, "chat", fold(row["instruction"], row["input"])) for row in (rows[2], own[1])]
+    template = generation.load_template(bench.base, "chat")
+    looping = [template.prompt(single_turn(fold(row["instruction"], row["input"]))) for row in (rows[2], own[1])]
     assert told == [[looping[0]], [looping[1]]] * 2
 
 
@@ -382,12 +382,12 @@ def test_models_that_the_gpus_hold_in_nf4_only_are_both_evaluated_in_nf4(
     assert (saved.quantization, report.quantization) == ("none", "nf4")
     assert report.versions["dtype"] == "float32 in NF4"
     assert "bitsandbytes" in report.versions
-    tokenizer = load_tokenizer(bench.base)
+    template = generation.load_template(bench.base, "chat")
     for role, folder in (("candidate", bench.root / "models/candidate"), ("champion", bench.base)):
         assert getattr(report, role).cached == 0, "answers of the model as saved do not count"
-        asked = generation.open_model(folder, tokenizer, "cpu", "nf4")
+        asked = generation.open_model(folder, template, "cpu", "nf4")
         assert "Linear4bit" in {type(module).__name__ for module in asked.model.modules()}
-        prompts = [prompt_ids(tokenizer, "chat", fold(row["instruction"], row["input"])) for row in rows]
+        prompts = [template.prompt(single_turn(fold(row["instruction"], row["input"]))) for row in rows]
         answers = greedy_decoding.answers(
             asked, prompts, Decoding(NEW_TOKENS, attempt.config.evaluate.repetition_penalty, 4)
         )
@@ -540,11 +540,11 @@ def items_of(attempt: Attempt, report: Evaluation, number: int = 0) -> list[dict
 
 
 def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path) -> None:
-    tokenizer = load_tokenizer(tiny_llama)
-    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
+    template = generation.load_template(tiny_llama, "chat")
+    asked = generation.open_model(tiny_llama, template, "cpu")
     texts = [("Which?", ["yes", "no, not at all"]), ("Which of all these is it?", ["b", "a parcel", "x y z"])]
     questions = [
-        (prompt_ids(tokenizer, "chat", question), [tokenizer(choice)["input_ids"] for choice in given])
+        (template.prompt(single_turn(question)), [template.tokenizer(choice)["input_ids"] for choice in given])
         for question, given in texts
     ]
     of_one_token = [(prompt, [tokens[:1] for tokens in given]) for prompt, given in questions]
@@ -563,12 +563,12 @@ def test_both_models_are_asked_a_suite_and_paired_item_by_item(bench: Bench, tin
     found = items_of(attempt, report)
     assert [item["id"] for item in found] == [f"q{n}" for n in range(9)]
     assert {item["category"] for item in found} == {"c0", "c1"}
-    tokenizer = load_tokenizer(bench.base)
+    template = generation.load_template(bench.base, "chat")
     given = [json.loads(line) for line in Path(name).read_text().splitlines()]
     for role, folder in (("candidate", bench.root / "models/candidate"), ("champion", bench.base)):
         for item, said in zip(given, found, strict=True):
-            prompt = prompt_ids(tokenizer, "chat", item["question"])
-            rows = [tokenizer(choice)["input_ids"] for choice in item["choices"]]
+            prompt = template.prompt(single_turn(item["question"]))
+            rows = [template.tokenizer(choice)["input_ids"] for choice in item["choices"]]
             means = [direct_nll(folder, prompt, tokens) / len(tokens) for tokens in rows]
             assert said[role] == (means.index(min(means)) == item["answer"])
         assert getattr(suite, role) == pytest.approx(100 * sum(item[role] for item in found) / 9)
@@ -596,11 +596,11 @@ def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_tra
     attempt = bench.attempt(heldout_rows(tiny, 4), general=(str(own),))
     report = evaluate(attempt)
     found = items_of(attempt, report)
-    tokenizer = load_tokenizer(bench.base)
-    prompts = [prompt_ids(tokenizer, "chat", one) for one in questions]
+    template = generation.load_template(bench.base, "chat")
+    prompts = [template.prompt(single_turn(one)) for one in questions]
     models = {"candidate": bench.root / "models/candidate", "champion": bench.root / "models/old", "base": bench.base}
     for role, folder in models.items():
-        asked = generation.open_model(folder, tokenizer, "cpu")
+        asked = generation.open_model(folder, template, "cpu")
         answers = greedy_decoding.answers(asked, prompts, Decoding(32, 1.0, 4), lambda *_: None, ())
         assert [item["texts"][role] for item in found] == [one.text for one in answers]
     bench.publish(attempt, report)
@@ -742,10 +742,10 @@ def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, t
     attempt = bench.attempt(heldout_rows(tiny, 4), general=(str(path),))
     report = evaluate(attempt)
     assert report.suites[0].records == 6
-    tokenizer = load_tokenizer(bench.base)
-    asked = generation.open_model(bench.base, tokenizer, "cpu")
+    template = generation.load_template(bench.base, "chat")
+    asked = generation.open_model(bench.base, template, "cpu")
     for row, item in zip(given, items_of(attempt, report), strict=True):
-        prompt = prompt_ids(tokenizer, "chat", fold(row["instruction"], row["input"]))
+        prompt = template.prompt(single_turn(fold(row["instruction"], row["input"])))
         (answer,) = greedy_decoding.answers(asked, [prompt], Decoding(16, 1.0, 1))
         assert [item["champion"]] == METRICS["token_f1"].scores([answer.text], [[row["output"]]])
 

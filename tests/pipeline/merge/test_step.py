@@ -19,9 +19,10 @@ from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.merge.step import merge
+from pipeline.models.generation import load_template
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import MANIFEST_NAME, model_id, verify_manifest
-from pipeline.models.prompt import fold, prompt_ids
+from pipeline.models.template import fold, single_turn
 from pipeline.train.step import train
 from tests.made_adapters import save_adapter
 from tests.prepared_rows import write_rows
@@ -112,15 +113,15 @@ def test_from_outside_the_folder_is_a_plain_model_whose_template_gives_the_train
     done = subprocess.run(argv, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for (base, fmt), (model, _), told in zip(trained, merged, done.stdout.splitlines(), strict=True):
-        seen, tokenizer = json.loads(told), load_tokenizer(base)
-        assert seen["prompts"] == [prompt_ids(tokenizer, fmt, content) for content in contents]
+        seen, template = json.loads(told), load_template(base, fmt)
+        assert seen["prompts"] == [template.prompt(single_turn(content)) for content in contents]
         assert (model.format, seen["class"]) == (fmt, "LlamaForCausalLM")
         assert 0 < seen["length"] <= 12
         config = seen["config"]
         assert (config["max_new_tokens"], config["repetition_penalty"]) == (12, 1.1)
         assert config.get("do_sample", False) is False
-        assert config["eos_token_id"] in (tokenizer.eos_token_id, [tokenizer.eos_token_id])
-        assert config["pad_token_id"] == tokenizer.pad_token_id
+        assert config["eos_token_id"] in (template.tokenizer.eos_token_id, [template.tokenizer.eos_token_id])
+        assert config["pad_token_id"] == template.tokenizer.pad_token_id
 
 
 def test_the_folder_has_a_manifest_and_the_ids_of_its_rows_and_nothing_that_does_not_belong(

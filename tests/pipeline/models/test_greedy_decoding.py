@@ -16,7 +16,7 @@ from pipeline.metrics.degenerate import degenerate, is_looping
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import AskedModel, Decoding
 from pipeline.models.loading import load_tokenizer
-from pipeline.models.prompt import prompt_ids
+from pipeline.models.template import single_turn
 
 RECORDS = 11
 NEW_TOKENS = 12
@@ -25,14 +25,14 @@ WINDOW = 48
 
 
 def open_folder(folder: Path) -> AskedModel:
-    return generation.open_model(folder, load_tokenizer(folder), "cpu")
+    return generation.open_model(folder, generation.load_template(folder, "chat"), "cpu")
 
 
 def prompts_of(tiny: Any, folder: Path) -> list[list[int]]:
     """Return prompts of very different lengths that begin alike, the longest in the middle."""
-    tokenizer = load_tokenizer(folder)
+    template = generation.load_template(folder, "chat")
     return [
-        prompt_ids(tokenizer, "chat", "Which team? " + "x " * 12 * (n % 4) + row["input"])
+        template.prompt(single_turn("Which team? " + "x " * 12 * (n % 4) + row["input"]))
         for n, row in enumerate(tiny.rows(RECORDS, seed=3))
     ]
 
@@ -54,7 +54,7 @@ def tokens_alone(asked: AskedModel, prompts: list[list[int]], penalty: float = 1
 def alone(asked: AskedModel, prompts: list[list[int]], penalty: float = 1.0) -> list[str]:
     """Return what the library generates for each prompt by itself."""
     said = tokens_alone(asked, prompts, penalty)
-    return [asked.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
+    return [asked.template.read(tokens) for tokens in said]
 
 
 def texts(asked: AskedModel, prompts: list[list[int]], size: int, penalty: float = 1.0) -> list[str]:
@@ -214,15 +214,12 @@ def test_other_kinds_of_models_are_answered_alike(
 
     def is_over(_asked: AskedModel, tokens: list[int], *_: Any, **__: Any) -> bool:
         place = seen.setdefault(id(tokens), len(seen))
-        return len(tokens) == lengths[place] or tokens[-1] in asked.ends
+        return len(tokens) == lengths[place] or tokens[-1] in asked.template.ends
 
     # Random models of some kinds say one token for ever: let rows leave one by one all the same.
     monkeypatch.setattr(greedy_decoding, "_is_over", is_over)
     said = tokens_alone(asked, prompts)
-    expected = [
-        asked.tokenizer.decode(tokens[:length], skip_special_tokens=True)
-        for tokens, length in zip(said, lengths, strict=True)
-    ]
+    expected = [asked.template.read(tokens[:length]) for tokens, length in zip(said, lengths, strict=True)]
     assert texts(asked, prompts, 4) == expected
     pairs = [(prompt, [7, 8, 9][: 1 + place % 3]) for place, prompt in enumerate(prompts)]
     alone = [generation.likelihoods(asked, [pair])[0].nll for pair in pairs]
@@ -246,7 +243,8 @@ def scripted(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     real = greedy_decoding._Rows.choose
 
     def answers(said: list[str], may_loop: tuple[int, ...] = ()) -> list[generation.Answer]:
-        scripts = [[*asked.tokenizer.encode(text, add_special_tokens=False), asked.ends[0]] for text in said]
+        template = asked.template
+        scripts = [[*template.tokenizer.encode(text, add_special_tokens=False), template.ends[0]] for text in said]
         given = [0] * len(said)
 
         def choose(rows: Any) -> list[int]:

@@ -10,12 +10,11 @@ import pytest
 
 from pipeline.errors import CannotTrain
 from pipeline.models import generation, loading
-from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import check_base
 
 
 def test_a_closed_model_has_no_weights_in_memory(tiny_llama: Path) -> None:
-    asked = generation.open_model(tiny_llama, load_tokenizer(tiny_llama), "cpu")
+    asked = generation.open_model(tiny_llama, generation.load_template(tiny_llama, "chat"), "cpu")
     generation.close_model(asked)
     assert {str(weight.device) for weight in asked.model.parameters()} == {"meta"}
 

@@ -13,6 +13,7 @@ from pipeline.artifacts import Adapter
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt, Curve, thinned
 from pipeline.errors import CannotTrain, Interrupted
+from pipeline.models.generation import load_template
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.train.step import Tokeniser, train
@@ -56,9 +57,10 @@ def test_the_loss_is_on_the_answer_and_its_eos_alone(
 ) -> None:
     rows = tiny.rows(9, seed=5)
     attempt = bench.attempt(tiny_llama, rows, format=fmt)
-    tokenizer: Any = load_tokenizer(tiny_llama)
+    template = load_template(tiny_llama, fmt)
+    tokenizer = template.tokenizer
     tokenizer.pad_token = pad
-    tokeniser = Tokeniser(tokenizer, fmt, [tokenizer.eos_token_id], attempt.config.train.max_length)
+    tokeniser = Tokeniser(template, attempt.config.train.max_length)
     kept_rows = tokeniser.tokenise(attempt, attempt.path("data/train.jsonl"))
     job = Training(tiny_llama, "cpu", attempt.folder / "adapter", attempt.folder / "scratch", "mark")
     trainer = make_trainer(job, tokenizer, kept_rows, [], attempt.config.train)
