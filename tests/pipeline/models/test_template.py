@@ -1,6 +1,5 @@
 """Templates: what training, evaluation and the served model have in common."""
 
-import importlib.util
 import itertools
 import json
 import re
@@ -17,6 +16,7 @@ from transformers.utils import chat_template_utils
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.template import ALPACA_TEMPLATE, Template, alpaca_prompt, fold, single_turn, stop_ids
+from tests.model_families import TEMPLATES, set_template
 
 CONTENTS = [
     "Route it.",
@@ -203,9 +203,6 @@ def test_a_panic_of_the_tokenizers_library_is_an_error_like_others(tiny_llama: P
 
 # The templates that TRL ships -----------------------------------------------------------------------------------------
 
-_TRL = importlib.util.find_spec("trl")
-_FOLDER = Path((_TRL and _TRL.origin) or "").parent / "chat_templates"
-SHIPPED = {path.stem: path for path in sorted(_FOLDER.glob("*.jinja")) if not path.stem.endswith("_training")}
 #: Why a template is refused: a thought that it begins and never writes, and messages that must be lists of parts.
 REFUSED = {
     "deepseek_r1_distill": 'ends a prompt with "<think>\\n"',
@@ -236,17 +233,6 @@ def at_day(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return lambda day: setattr(Clock, "today_is", day)
 
 
-def with_template(tokenizer: Any, path: Path) -> Any:
-    """Return the tokenizer with a template and with the tokens that occur in it, special but for those of thoughts."""
-    text = path.read_text(encoding="utf-8")
-    found = sorted(set(re.findall(r"<[|｜]?[\w▁]+[|｜]?>|</?think>", text)))
-    special = [token for token in found if not re.fullmatch("</?think>", token)]
-    tokenizer.add_tokens(sorted(set(found) - set(special)))
-    tokenizer.add_tokens(special, special_tokens=True)
-    tokenizer.chat_template, tokenizer.bos_token = text, tokenizer.pad_token
-    return tokenizer
-
-
 def written(tokenizer: Any, turns: Any, **more: Any) -> list[int]:
     """Return what transformers itself makes of turns with thinking off."""
     return list(tokenizer.apply_chat_template(turns, enable_thinking=False, return_dict=False, **more))
@@ -268,9 +254,9 @@ TURNS = [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in REFUSED])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in REFUSED])
 def test_prompt_and_target_are_what_a_shipped_template_writes(chat: Any, at_day: Any, name: str) -> None:
-    tokenizer = with_template(chat, SHIPPED[name])
+    tokenizer = set_template(chat, name)
     template = template_of(tokenizer)
     histories: list[Any] = [[], [{"role": "user", "content": "First?"}, {"role": "assistant", "content": "one"}]]
     for before, (content, answer) in itertools.product(histories, TURNS):
@@ -292,15 +278,15 @@ def test_prompt_and_target_are_what_a_shipped_template_writes(chat: Any, at_day:
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_shipped_template_that_cannot_be_trained_with_is_refused(chat: Any, name: str) -> None:
     with pytest.raises(CannotTrain, match=re.escape(REFUSED[name])) as raised:
-        Template(with_template(chat, SHIPPED[name]), "chat", [chat.eos_token_id])
+        Template(set_template(chat, name), "chat", [chat.eos_token_id])
     assert "another base model" in raised.value.hint
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in REFUSED])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in REFUSED])
 def test_a_server_prompts_as_the_model_was_trained_and_may_still_let_it_think(
     chat: Any, at_day: Any, name: str
 ) -> None:
-    tokenizer = with_template(chat, SHIPPED[name])
+    tokenizer = set_template(chat, name)
     own, template, turns = tokenizer.chat_template, template_of(tokenizer), single_turn("Do it.")
     thought = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, enable_thinking=True)
     assert (template.served is not None) == (name in THINKING or "strftime_now" in own)
@@ -317,7 +303,7 @@ def test_a_server_prompts_as_the_model_was_trained_and_may_still_let_it_think(
 
 
 def test_what_a_template_writes_before_an_answer_is_not_part_of_it(chat: Any) -> None:
-    template = template_of(with_template(chat, SHIPPED["gptoss"]))
+    template = template_of(set_template(chat, "gptoss"))
     ids = template.target(single_turn("Do it.", "billing"))
     assert [template.read(ids[:size]) for size in range(4)] == [""] * 4
     thought = chat("<|channel|>analysis<|message|>a final parcel?<|end|><|start|>assistant")["input_ids"]
