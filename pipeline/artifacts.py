@@ -243,6 +243,10 @@ class Adapter(Artifact):
     batch_tokens: int = 0
     activations: Literal["kept", "recomputed", "offloaded"] = "kept"
     device: str
+    learning_rate: float
+    """The peak, chosen by the step if the setting is "auto"."""
+    epochs: float
+    """Passes over the training rows, likewise."""
     optimizer_steps: int
     resumed_from_step: int
     """Step of the checkpoint from which the last attempt resumed; 0 if none."""

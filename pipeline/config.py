@@ -36,33 +36,22 @@ class SplitConfig(Frozen):
         return self
 
 
-#: A preset's deviations from the defaults below; for reasons and measurements see pipeline/train/README.md.
-PRESETS: dict[str, dict[str, float]] = {
-    "fast": {"learning_rate": 4e-4},
-    "balanced": {},
-    "quality": {"epochs": 3.0},
-}
-
-
 #: Methods that train the base's own weights instead of an adapter.
 FULL_WEIGHTS = ("galore", "spectrum", "full")
-#: Divisors of the adapters' default learning rate: see pipeline/train/README.md.
-_TOO_LARGE = {"galore": 1, "spectrum": 2, "full": 2}
-
 
 #: Settings of [train] that do not change what is learned.
-_OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes"}
+_OF_THE_MACHINE = {"batch_tokens", "processes", "checkpoint_minutes"}
 #: Settings that choose the starting model and its rows, used by `prepare`.
 _OF_THE_BEGINNING = {"start", "replay", "general_rows"}
 #: Settings that all trials of a search share: the data, and those that cannot be tried.
-_OF_THE_SEARCH = {*_OF_THE_MACHINE, *_OF_THE_BEGINNING, "format", "max_length", "quantization", "search"}
+_OF_THE_SEARCH = {*_OF_THE_MACHINE, *_OF_THE_BEGINNING, "preset", "format", "max_length", "quantization", "search"}
 
 
 class TrainConfig(Frozen):
     """Training, by QLoRA unless `method` says otherwise."""
 
     preset: Literal["fast", "balanced", "quality"] = "balanced"
-    """Defaults of all else: `balanced` are those below, `fast` has twice the learning rate, `quality` three epochs."""
+    """Optimizer steps that `epochs = "auto"` aims at: `fast` 100, `balanced` 200, `quality` 400."""
     start: Literal["base", "champion"] = "base"
     """What a training starts from: the base with all rows, or the champion with new rows and a share of old ones."""
     replay: float = Field(default=0.2, ge=0, le=10)
@@ -87,19 +76,19 @@ class TrainConfig(Frozen):
     """LoRA dropout probability."""
     targets: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
     """Layers that are trained: "all-linear", "mlp", or names of the base model's, as ["q_proj", "v_proj"]."""
-    learning_rate: float = Field(default=2e-4, gt=0, le=10)
-    """Peak learning rate; with `spectrum` and `full` the default, a preset's too, is a half of this."""
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=10)] = "auto"
+    """Peak learning rate; `auto` chooses it by method and size of the base."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the optimizer steps spent warming up; then the learning rate falls to 0 along a cosine."""
-    epochs: float = Field(default=1.0, ge=0.001, le=10_000)
-    """Passes over the training rows."""
+    epochs: Literal["auto"] | Annotated[float, Field(ge=0.001, le=10_000)] = "auto"
+    """Passes over the training rows; `auto` takes one to four, so that there are about 200 optimizer steps."""
     batch_size: int = Field(default=8, ge=1, le=65_536)
     """Records per optimizer step."""
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=16_777_216)] = "auto"
     """Most tokens of a micro-batch; a longer record is one by itself. `auto`: 2048 on a GPU, 512 on a CPU."""
     processes: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     """Processes that share each optimizer step's records, one per GPU; `auto`: as many as GPUs, but 1 in a search."""
-    max_length: int = Field(default=1024, ge=16, le=16_777_216)
+    max_length: int = Field(default=2048, ge=16, le=16_777_216)
     """Window in tokens, prompt and answer together; longer rows are left out of training and evaluation, never cut."""
     checkpoint_minutes: float = Field(default=5.0, ge=1e-6, le=525_600)
     """Minutes between checkpoints."""
@@ -127,19 +116,11 @@ class TrainConfig(Frozen):
         return self.model_dump(mode="json", include=_OF_THE_BEGINNING if self.start == "champion" else from_base)
 
     @model_validator(mode="after")
-    def _fill_in_preset(self) -> "TrainConfig":
-        # Not recorded as set, so that a track's own preset is not overridden by values that another preset filled in.
-        # The result must be the same each time: settings are validated again wherever they are part of a model.
-        filled = {"learning_rate": type(self).model_fields["learning_rate"].default, **PRESETS[self.preset]}
-        filled["learning_rate"] /= _TOO_LARGE.get(self.method, 1)
-        for name, value in filled.items():
-            if name not in self.model_fields_set:
-                object.__setattr__(self, name, value)
+    def _unquantised_full_weights(self) -> "TrainConfig":
+        # Not recorded as set: an "auto" of the top level leaves the choice to a track's own method.
         if self.trains_full_weights and self.quantization == "auto":
             object.__setattr__(self, "quantization", "none")
-            self.model_fields_set.discard(
-                "quantization"
-            )  # an explicit "auto" leaves the choice to a track's own method
+            self.model_fields_set.discard("quantization")
         return self
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ class SearchConfig(Frozen):
     method: Literal["grid", "tpe"] = "grid"
     """`grid` tries all combinations; `tpe` lets Optuna draw near those that did well."""
     space: dict[str, Range | tuple[Value, ...]] = Field(default_factory=dict)
-    """Settings with their values: rank = [8, 32], learning_rate = { low = 1e-4, high = 1e-3, log = true }; {}: none."""
+    """Settings with their values: rank = [8, 32], learning_rate = { low = 3e-4, high = 3e-3, log = true }; {}: none."""
     trials: int = Field(default=8, ge=2, le=1000)
     """Most trainings; a grid of more is refused."""
     hours: float = Field(default=0.0, ge=0, le=8760)
@@ -59,13 +59,17 @@ def check_search(search: SearchConfig, train: Any, fixed: set[str]) -> None:
         if len(tried) != len({repr(value) for value in tried}) or not tried:
             raise ValueError(f"search.space.{name} must have values that differ, as {name} = [1, 2]")
         if isinstance(values, Range):
-            _check_range(values, search.method, train, name)
+            _check_range(values, search.method, name)
         for value in tried:
             try:
-                with_settings(train, {name: value})
+                trial = with_settings(train, {name: value})
             except ValidationError as error:
-                problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(f"search.space.{name} has {value!r}: {problem}") from error
+                raise ValueError(f"search.space.{name} has {value!r}: {first_problem(error)[1]}") from error
+            if isinstance(values, Range) and type(getattr(trial, name)) not in {int, float}:
+                raise ValueError(
+                    f"search.space.{name} is a range, and train.{name} is not a number: "
+                    f"list its values, as in {name} = [...]"
+                )
     methods = search.space.get("method", ())
     if search.space and not {train.method, *(methods if isinstance(methods, tuple) else ())} <= {"lora", "dora"}:
         raise ValueError(
@@ -76,6 +80,19 @@ def check_search(search: SearchConfig, train: Any, fixed: set[str]) -> None:
             f"search.space has {most_trials(search)} combinations, and search.trials = {search.trials}: raise "
             'search.trials, name fewer values, or set search.method = "tpe"'
         )
+
+
+def first_problem(error: ValidationError) -> tuple[tuple[str, ...], str, Any]:
+    """
+    Return the first error's field as a path, its message and the value that was found.
+
+    A value that is neither "auto" nor a valid number has two errors: that of the number is returned.
+    """
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] != "literal_error"), errors[0])
+    # The marks of a dictionary's key and of a union's members are no fields.
+    place = [str(part) for part in first["loc"] if part not in {"[key]", "constrained-float", "constrained-int"}]
+    return tuple(place), first["msg"].removeprefix("Value error, "), first["input"]
 
 
 def grid(search: SearchConfig) -> Iterator[dict[str, Value]]:
@@ -110,16 +127,12 @@ def _check_name(name: str, known: Mapping[str, object], fixed: set[str]) -> None
         raise ValueError(f"search.space.{name}: there is no setting train.{name}; {hint}")
 
 
-def _check_range(values: Range, method: str, train: BaseModel, name: str) -> None:
+def _check_range(values: Range, method: str, name: str) -> None:
     if values.low >= values.high or (values.log and values.low <= 0):
         raise ValueError(f"search.space.{name}: low must be below high, and with log = true above 0")
     if method == "grid":
         raise ValueError(
             f'search.space.{name} is a range, and a grid needs values: list them, or set search.method = "tpe"'
-        )
-    if type(getattr(train, name)) not in {int, float}:
-        raise ValueError(
-            f"search.space.{name} is a range, and train.{name} is not a number: list its values, as in {name} = [...]"
         )
 
 

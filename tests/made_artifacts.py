@@ -67,6 +67,8 @@ def made_adapter(spec: StepSpec, **more: Any) -> Adapter:
     values = {
         "folder": spec.folder,
         "adapter_sha256": "a",
+        "learning_rate": 1e-3,
+        "epochs": 4.0,
         "base_model_id": "b",
         "format": "chat",
         "quantization": "none",

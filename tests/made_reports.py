@@ -144,6 +144,8 @@ def adapter() -> Adapter:
         device="cpu",
         peak_memory_bytes=2_271_000_000,
         estimated_memory={"weights": 111_000_000, "activations": 1_251_000_000, "libraries": 629_000_000},
+        learning_rate=1e-3,
+        epochs=2.5,
         optimizer_steps=241,
         resumed_from_step=0,
         trained_tokens=402_133,

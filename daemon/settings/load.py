@@ -20,6 +20,7 @@ from daemon.settings.model import (
 )
 from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
 from daemon.system.programs import owner_of
+from pipeline.search_settings import first_problem
 
 
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -158,17 +159,16 @@ def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> 
 def _worded(
     error: ValidationError, file: str, environment: Mapping[str, str], section: tuple[str, ...] = ()
 ) -> SettingsError:
-    first = error.errors()[0]
-    # Pydantic's mark of a wrong name in a table is nobody's setting.
-    place = (*section, *(str(part) for part in first["loc"] if part != "[key]"))
+    place, problem, value = first_problem(error)
+    place = (*section, *place)
     variable = ENV_PREFIX + "__".join(place).upper()
     source = variable if variable in environment else file
     # TOML has lists alone.
-    problem = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, as ["one", "two"]')
+    problem = problem.replace("a valid tuple", 'a list, as ["one", "two"]')
     # An address with its password, or a key that stands where only its variable's name should, is not repeated.
-    found = "what is not shown here" if {"judge", "messages"} & set(place) else shown(first["input"])
+    found = "what is not shown here" if {"judge", "messages"} & set(place) else shown(value)
     # Settings that do not go together are no value that was found somewhere.
-    hint = "" if isinstance(first["input"], BaseModel | Mapping) else f"found {found}; "
+    hint = "" if isinstance(value, BaseModel | Mapping) else f"found {found}; "
     where = ": ".join(filter(None, (source, ".".join(place), problem)))
     return SettingsError(where, f"{hint}the commented sample is systemd/dropforge.toml")
 

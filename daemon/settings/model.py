@@ -357,7 +357,7 @@ class Settings(TrackSettings):
         own = {field: getattr(self, field) for field in TrackSettings.model_fields}
         if not self.tracks.get(name):
             return TrackSettings.model_construct(**own)  # nothing but what was checked as a part of these settings
-        # What nobody set is left to the track, whose preset may have another default for it.
+        # A value that was not set, such as the quantization that a method chose, is left to the track.
         merged = {
             key: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
             for key, value in own.items()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import RunConfig
 from pipeline.contract import StepSpec
 from pipeline.decide.explain import GENERAL_SHARE, GUARDS
 from pipeline.report.facts import NextStep
@@ -25,7 +25,7 @@ def next_steps(
         "worse": lambda: _after_harm(verdict, spec),
         "not_shown_better": lambda: [*_proposed(spec), *_after_no_proof(verdict, dataset, spec, adapter)],
         "insufficient_evidence": lambda: [*_proposed(spec), *_after_too_little(verdict, dataset)],
-        "guard_failed": lambda: _after_guards(verdict, dataset, spec),
+        "guard_failed": lambda: _after_guards(verdict, dataset, spec, adapter),
         "contaminated": lambda: [
             NextStep(words="Judge it on other records: drop a held-out set that no drop has rows of."),
             NextStep(words="See which drops are new in this run.", command=f"dropforge show {run}"),
@@ -65,18 +65,18 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
     return [NextStep(words=f"{serves}{costs}"), undo]
 
 
-def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[NextStep]:
+def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None) -> list[NextStep]:
     """Return the remedies of the guards that failed, and how to find a bad drop if one of them blames drops."""
     config = spec.config
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
-    steps = _against_forgetting([guard for guard in failed if guard.guard == "general"], dataset, config.train)
+    steps = _against_forgetting([guard for guard in failed if guard.guard == "general"], dataset, adapter)
     for told in dict.fromkeys(GUARDS[guard.guard] for guard in failed):
         if told.remedy:
             steps.append(NextStep(words=told.remedy, command=told.command.format(track=config.track_option) or None))
     return [*steps, *(_after_harm(verdict, spec) if verdict.blames_new_drops else [NextStep(words=_KEPT)])]
 
 
-def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: TrainConfig) -> list[NextStep]:
+def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, adapter: Adapter | None) -> list[NextStep]:
     """
     Return the steps against a loss of general abilities: train less, or add general rows; none if nothing failed.
 
@@ -86,10 +86,13 @@ def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: 
         return []
     fell = listed([f"{guard.label} by {plain(-(guard.change or 0.0))} points" for guard in failed])
     margin = f"{plain(failed[0].margin or 0.0)} are let pass, guards.general"
-    less = f"train.epochs (it was {train.epochs:g}) or train.learning_rate (it was {train.learning_rate:g})"
+    epochs, rate = (f" (it was {used:g})" for used in (adapter.epochs, adapter.learning_rate)) if adapter else ("", "")
     rows = count(math.ceil(dataset.train_rows * GENERAL_SHARE), "row")
     return [
-        NextStep(words=f"General abilities fell: {fell} ({margin}). Train less: lower {less}."),
+        NextStep(
+            words=f"General abilities fell: {fell} ({margin}). Train less: lower train.epochs{epochs} "
+            f"or train.learning_rate{rate}."
+        ),
         NextStep(
             words=f"Or drop general questions with their answers beside your rows, one to each five (about {rows}): "
             "more rows of the task do not help."
@@ -183,7 +186,7 @@ def _other_settings(config: RunConfig, adapter: Adapter | None) -> list[NextStep
         return []
     words = "Or try other settings on the same data: a search trains with each, and the dev rows choose."
     if not train.search.space:
-        words += " Name them in [train.search], as space = { learning_rate = [1e-4, 2e-4, 4e-4], rank = [8, 32] }."
+        words += " Name them in [train.search], as space = { learning_rate = [5e-4, 1e-3, 2e-3], rank = [8, 32] }."
     track = "" if config.track == "default" else f" {config.track}"
     return [NextStep(words=words, command=f"dropforge search{track}")]
 

@@ -60,7 +60,7 @@ def optimizer(model: Any, config: TrainConfig) -> "torch.optim.Optimizer | None"
     """Return GaLore's optimizer if the method is `galore`, else `None` for the trainer's default optimizer."""
     if config.method != "galore":
         return None
-    return galore(_trained(model).values(), config.learning_rate, config.rank, config.alpha / config.rank)
+    return galore(_trained(model).values(), float(config.learning_rate), config.rank, config.alpha / config.rank)
 
 
 def save_trained(model: Any, folder: Path) -> None:

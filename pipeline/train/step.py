@@ -17,11 +17,13 @@ from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.generation import load_template
 from pipeline.models.loading import Device, OutOfMemory, chosen_device, free_memory
 from pipeline.models.manifest import check_base, model_id, require_start
+from pipeline.models.memory_estimate import base_sizes
 from pipeline.models.placement import inference_quantization
 from pipeline.models.template import Format, Template, fold, single_turn
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
 from pipeline.train import other_nodes
+from pipeline.train.automatic import with_numbers
 from pipeline.train.checkpoints import fingerprint
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.memory import go_on_with_less, plan_memory
@@ -189,7 +191,9 @@ def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 
     plan, sizes = plan_memory(attempt, base, device, prepared.lengths, process)
     estimated = sizes.estimate(plan)
     attempt.progress(0, 0, phase="load", memory=sum(estimated.values()))
-    settings = {**config.decisive(), "quantization": plan.quantization}
+    chosen = with_numbers(config, len(prepared.rows), base_sizes(base).weights)
+    sys.stderr.write(f"learning rate {chosen.learning_rate:g}, {chosen.epochs:g} epochs\n")
+    settings = {**chosen.decisive(), "quantization": plan.quantization}
     mark = prepared.mark(settings, attempt.config.base_model_id)
     try:
         training = Training(base, device, adapter, scratch, mark, plan, process)

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import Device, arithmetic_dtype, check_gpu, load_model
-from pipeline.models.memory_estimate import has_8_bit_moments
+from pipeline.models.memory_estimate import base_sizes, has_8_bit_moments
 from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
+from pipeline.train.automatic import with_numbers
 from pipeline.train.base_weights import keeping_weights, optimizer, unfreeze
 from pipeline.train.data_parallel import ProcessRank, seed_step, summed
 from pipeline.train.lora import fuse, lora_config
@@ -69,6 +70,7 @@ def make_trainer(
     from trl import SFTConfig
 
     check_gpu(training.device)
+    config = with_numbers(config, len(rows), base_sizes(training.base).weights)
     # Mixed precision is bf16, which does not mix with float16; a float32 base would be slow on a GPU, where attention
     # has no kernel for it. The merge uses the base's own dtype.
     saved: Any = AutoConfig.from_pretrained(training.base, local_files_only=True, trust_remote_code=False).dtype
@@ -195,7 +197,7 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "data_seed": config.seed,
         "save_strategy": "no",
         "eval_strategy": "steps" if has_dev else "no",
-        "eval_steps": _DEV_SHARE / max(1.0, config.epochs),
+        "eval_steps": _DEV_SHARE / max(1.0, float(config.epochs)),
         "prediction_loss_only": True,
         "logging_steps": 1,
         # A loss that is not a number must be seen, not replaced by the mean of its neighbours.

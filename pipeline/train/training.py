@@ -47,6 +47,8 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 class Trained(Frozen):
     """The result of a training: steps, tokens, loss curves, size of the change, peak memory."""
 
+    learning_rate: float
+    epochs: float
     optimizer_steps: int
     resumed_from_step: int
     trained_tokens: int
@@ -103,6 +105,8 @@ def train_model(
         save_trained(trainer.model, training.adapter)
     losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
     return Trained(
+        learning_rate=trainer.args.learning_rate,
+        epochs=trainer.args.num_train_epochs,
         optimizer_steps=state.global_step,
         resumed_from_step=step_of(checkpoint) if checkpoint else 0,
         trained_tokens=int(state.num_input_tokens_seen),

@@ -53,7 +53,7 @@ class Line:
     """Nights of one track through the real steps; whatever comes of one becomes the champion when it is told to."""
 
     def __init__(self, root: Path, base: Path, **settings: Any) -> None:
-        learning = {"quantization": "none", "rank": 4, "learning_rate": 3e-3, "replay": 0.0, **settings}
+        learning = {"quantization": "none", "rank": 4, "learning_rate": 3e-3, "epochs": 1, "replay": 0.0, **settings}
         self.data = Snapshot(
             root,
             base_model=str(base),

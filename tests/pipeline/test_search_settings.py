@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pipeline.artifacts import Trial
 from pipeline.config import TrainConfig
 from pipeline.search_settings import grid, most_trials, trial_words, with_settings
+from pipeline.train.search.suggest import suggest
 
 
 def train(**search: Any) -> TrainConfig:
@@ -20,6 +21,7 @@ def train(**search: Any) -> TrainConfig:
         ({"space": {"learningrate": [1e-4, 2e-4]}}, "there is no setting train.learningrate; did you mean 'learning_r"),
         ({"space": {"zebra": [1, 2]}}, "there is no setting train.zebra; what can be tried: alpha, batch_size, "),
         ({"space": {"rank": [8, 0]}}, "search.space.rank has 0: Input should be greater than or equal to 1"),
+        ({"space": {"epochs": [1, 0]}}, "search.space.epochs has 0: Input should be greater than or equal to 0.001"),
         ({"space": {"rank": [8, 8]}}, "search.space.rank must have values that differ"),
         ({"space": {"max_length": [256, 512]}}, "search.space.max_length: all trials share it"),
         ({"space": {"quantization": ["nf4", "none"]}}, "search.space.quantization: all trials share it"),
@@ -37,6 +39,15 @@ def test_what_cannot_be_searched_is_refused_with_the_way_out(search: dict[str, A
     assert words in str(raised.value)
 
 
+def test_the_numbers_of_an_automatic_setting_can_be_searched() -> None:
+    space = {"learning_rate": {"low": 1e-4, "high": 1e-3, "log": True}, "epochs": {"low": 1, "high": 4}}
+    settings = suggest(train(method="tpe", space=space), [])
+    assert settings is not None
+    assert 1e-4 <= settings["learning_rate"] <= 1e-3
+    assert 1 <= settings["epochs"] <= 4
+    assert train(space={"learning_rate": ["auto", 2e-3]}).search.space["learning_rate"] == ("auto", 2e-3)
+
+
 def test_a_grid_has_all_combinations_in_its_order() -> None:
     search = train(space={"rank": [8, 16], "rslora": [True, False], "targets": [["mlp"]]}).search
     assert list(grid(search)) == [
@@ -50,9 +61,9 @@ def test_a_grid_has_all_combinations_in_its_order() -> None:
 
 
 def test_a_trial_has_its_own_settings_and_no_search() -> None:
-    whole = TrainConfig.model_validate({"preset": "fast", "search": {"space": {"rank": [8, 16], "epochs": [1, 2]}}})
+    whole = TrainConfig.model_validate({"seed": 7, "search": {"space": {"rank": [8, 16], "epochs": [1, 2]}}})
     trial = with_settings(whole, {"rank": 16, "epochs": 2})
-    assert (trial.rank, trial.epochs, trial.learning_rate) == (16, 2.0, 4e-4)
+    assert (trial.rank, trial.epochs, trial.learning_rate, trial.seed) == (16, 2.0, "auto", 7)
     assert not trial.search.space
 
 

@@ -39,7 +39,7 @@ def test_config_show_and_check(file: Path, dropforge: Any, monkeypatch: pytest.M
     found = {
         one["name"]: (one["value"], one["default"]) for one in dropforge("config", "show", "--json").json["settings"]
     }
-    assert (found["train.epochs"], found["train.rank"], found["train.seed"]) == ((2, 1), (8, 16), (42, 42))
+    assert (found["train.epochs"], found["train.rank"], found["train.seed"]) == ((2, "auto"), (8, 16), (42, 42))
     assert found["hooks.after_promotion"] == (["sh", "reload"], [])
     assert (found["tracks.support.train.rank"], found["tracks.support.judge.records"]) == ((4, None), (5, None))
     assert found["guards.floors"] == ({}, {})

@@ -72,6 +72,7 @@ CHANGES: list[tuple[str, dict[str, object], str | None]] = [
     ("train", {"replay": 0.5}, None),
     ("train", {"checkpoint_minutes": 1.0}, None),
     ("train", {"rank": 4}, "train"),
+    ("train", {"preset": "fast"}, "train"),
     ("drop", {}, "prepare"),
 ]
 

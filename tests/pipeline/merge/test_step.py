@@ -77,7 +77,7 @@ def line(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Callable[..., 
             base_model=str(base),
             base_model_id=model_id(base),
             salt="s",
-            train=TrainConfig(**{"rank": 4, "learning_rate": 3e-3, "quantization": "none", **settings}),
+            train=TrainConfig(**{"rank": 4, "learning_rate": 3e-3, "epochs": 1, "quantization": "none", **settings}),
             evaluate=EvaluateConfig(repetition_penalty=1.1),
         )
         adapter = train(make_attempt("train", config=config, inputs={"prepare": dataset}))

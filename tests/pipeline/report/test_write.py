@@ -197,7 +197,7 @@ def told(made_reports: Any, folder: Path, *failed: GuardResult, **train: Any) ->
     blames = any(guard.guard == "slice" for guard in failed)
     codes = tuple(GUARDS[guard.guard].reason for guard in failed)
     found = verdict.model_copy(update={"reasons": codes, "guards": failed, "blames_new_drops": blames})
-    story = tell(found, made_reports.dataset(train_rows=671), None, spec)
+    story = tell(found, made_reports.dataset(train_rows=671), None, spec, made_reports.adapter())
     return story, " ".join(f"{step.words} {step.command or ''}" for step in story.next_steps)
 
 
@@ -214,6 +214,14 @@ def test_a_guard_is_told_as_what_it_found_and_what_helps_and_only_some_send_for_
     assert meant.command.format(track=" --track maths") in to_do
     assert ("tried in turn" in to_do) == ("drops withdraw" in to_do) == (name == "slice")
     assert ("No drop is suspended" in to_do) != (name == "slice")
+
+
+def test_card_and_advice_have_the_learning_rate_and_epochs_that_were_used(made_reports: Any, tmp_path: Path) -> None:
+    _, source = write(made_reports, tmp_path / "card", "promoted")
+    words = Page(source).words()
+    assert "Epochs2.5Optimizer steps241Peak learning rate0.001" in words
+    _, to_do = told(made_reports, tmp_path / "advice", made_reports.guard("general", "x", -13.3, "failed", margin=5.0))
+    assert "lower train.epochs (it was 2.5) or train.learning_rate (it was 0.001)." in to_do
 
 
 def test_of_several_guards_each_has_a_say_and_no_remedy_is_said_twice(made_reports: Any, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def order(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Order:
     def make(base: Path, **settings: Any) -> Attempt:
         rows = [{"instruction": f"{n} a b" * 50, "input": "", "output": f"ok {n}"} for n in range(16)]
         dataset = write_rows(tmp_path, rows)
-        train = TrainConfig(**{"rank": 4, "batch_size": 8, "batch_tokens": 4096, **settings})
+        train = TrainConfig(**{"rank": 4, "epochs": 1, "batch_size": 8, "batch_tokens": 4096, **settings})
         config = RunConfig(track="default", base_model=str(base), base_model_id=model_id(base), salt="s", train=train)
         return make_attempt("train", config=config, inputs={"prepare": dataset})
 

@@ -19,6 +19,7 @@ from pipeline.models.manifest import model_id
 from pipeline.train.step import Tokeniser, train
 from pipeline.train.trainer import Training, make_trainer
 from tests.prepared_rows import write_rows
+from tests.training_runs import TrainingRun
 
 Row = dict[str, str]
 
@@ -38,7 +39,7 @@ class Bench:
             base_model=str(base),
             base_model_id=model_id(base) if base.is_dir() else "?",
             salt="s",
-            train=TrainConfig(**{"quantization": "none", "rank": 4, "learning_rate": 3e-3, **settings}),
+            train=TrainConfig(**{"quantization": "none", "rank": 4, "learning_rate": 3e-3, "epochs": 1, **settings}),
         )
         return self.make_attempt("train", config=config, inputs={"prepare": dataset})
 
@@ -119,6 +120,29 @@ def test_an_adapter_tells_how_its_training_went(bench: Bench, tiny: Any, tiny_ll
     assert progress["dev_loss"] == adapter.dev_curve[-1].loss
     curve = Curve.model_validate_json((attempt.folder / "curve.json").read_text())
     assert (curve.loss, curve.dev) == (adapter.loss_curve, adapter.dev_curve)
+
+
+def test_automatic_settings_are_chosen_by_the_rows_and_the_base_logged_and_recorded(
+    bench: Bench, tiny: Any, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt = bench.attempt(tiny_llama, tiny.rows(12, seed=5), learning_rate="auto", epochs="auto")
+    adapter = train(attempt)
+    assert (adapter.learning_rate, adapter.epochs) == (1e-3, 4)
+    assert adapter.optimizer_steps == 8, "four passes of two steps"
+    assert "learning rate 0.001, 4 epochs" in capsys.readouterr().err
+
+
+def test_a_checkpoint_continues_only_a_training_with_its_learning_rate_and_epochs(
+    new_run: Callable[..., TrainingRun], tiny_llama: Path
+) -> None:
+    run = new_run(tiny_llama, quantization="none", learning_rate="auto", epochs="auto", batch_size=50)
+    run.stop_after(2)
+    adapter, _ = run.finish(learning_rate=1e-3, epochs=4)
+    assert adapter.resumed_from_step == 3, "what was chosen, set as numbers"
+    run.forget()
+    run.stop_after(2)
+    assert run.finish(epochs=3)[0].resumed_from_step == 0
+    assert run.finish(learning_rate=5e-4)[0].resumed_from_step == 0
 
 
 def test_rows_beyond_the_window_are_left_out_whole_and_counted_and_special_tokens_are_plain_text(
