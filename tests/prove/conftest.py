@@ -66,10 +66,8 @@ def ground() -> Ground:
     train = {
         "format": "chat",
         "quantization": "nf4",
-        "learning_rate": 5e-4,
+        "epochs": 1,
         "batch_size": 4,
-        "rank": 16,
-        "max_length": 256,
     }
     return Ground(demo_base(), train, rows=400)
 

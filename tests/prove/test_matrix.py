@@ -140,7 +140,7 @@ def test_right_on_the_new_drop_and_forgot_the_old_one(box: Box, ground: Ground, 
 
 
 def test_right_on_the_task_and_forgot_the_general_suite(ground: Ground, tmp_path: Path, say: Say) -> None:
-    # Eight times the rate at which it is learned without such a loss.
+    # Four times the rate at which it is learned without such a loss.
     box = ground.box(tmp_path / "box", general=("builtin",), learning_rate=4e-3)
     before = box.champion
     box.drop("narrow.jsonl", desk_task(5).rows(ground.rows))

@@ -20,9 +20,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora": {},
     "dora": {"method": "dora"},
     "rslora": {"rslora": True},
-    "galore": {"method": "galore", "learning_rate": 2e-4},
-    "spectrum": {"method": "spectrum", "learning_rate": 1e-4},
-    "full": {"method": "full", "learning_rate": 1e-4},
+    "galore": {"method": "galore"},
+    "spectrum": {"method": "spectrum"},
+    "full": {"method": "full"},
 }
 
 

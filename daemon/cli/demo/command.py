@@ -42,10 +42,8 @@ settle_seconds = 1
 
 [train]
 format = "chat"
-learning_rate = 5e-4
+epochs = 1    # by default up to four, which takes four times as long
 batch_size = 4
-rank = 16
-max_length = 256
 checkpoint_minutes = 1
 
 [evaluate]
