@@ -44,7 +44,7 @@ lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 
 bench: $(INSTALLED) ## the loop, the queue, a long history, an idle daemon, validation, the gate, each beside a peer or a bound
 	$(BIN)/python bench/loop.py
-	$(BIN)/python bench/presets.py
+	$(BIN)/python bench/defaults.py --seed 1
 	$(BIN)/python bench/second_night.py
 	$(BIN)/python bench/methods.py
 	$(BIN)/python bench/collapse.py

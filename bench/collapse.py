@@ -53,7 +53,7 @@ from pipeline.prepare import start
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.methods import Data, data_of
-from bench.presets import DEV_ROWS, score, tokenise, train
+from bench.trained import DEV_ROWS, score, tokenise, train
 
 ASKED = read_suite(QUESTIONS).items
 
@@ -84,6 +84,7 @@ def main() -> int:
             format="chat",
             quantization="none",
             learning_rate=asked.learning_rate,
+            epochs=1,
             batch_size=asked.batch_size,
             max_length=512,
             seed=asked.seed,

@@ -52,8 +52,8 @@ from pipeline.config import TrainConfig
 
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench import presets
-from bench.presets import Tokens, tokenise, train
+from bench import trained
+from bench.trained import Tokens, tokenise, train
 
 DEV_SIZES = (20, 50, 100)
 TOGETHER = 16
@@ -157,9 +157,9 @@ def measure(base: Path, config: TrainConfig, rows: Rows, sizes: Sizes, points: i
         return loss_of(found[-1][: sizes.dev])
 
     # Four measurements an epoch take too long here. The step measures only if it has dev rows; they are not used.
-    changed: Any = {"dev_loss": dev_loss, "_DEV_SHARE": config.epochs / points}
+    changed: Any = {"dev_loss": dev_loss, "_DEV_SHARE": float(config.epochs) / points}
     with patch.multiple(trainer, **changed), tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
-        train(Path(folder), base, config, rows[: sizes.train + presets.DEV_ROWS])
+        train(Path(folder), base, config, rows[: sizes.train + trained.DEV_ROWS])
     return found
 
 

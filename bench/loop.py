@@ -39,7 +39,7 @@ QUIET_SECONDS = 1.0
 BUDGET_PERCENT = 5.0
 #: The loop's share of the script's time, by night.
 BUDGETS = (0.65, 0.5)
-TRAIN = {"learning_rate": 5e-4, "batch_size": 4, "rank": 16, "max_length": 256}
+TRAIN = {"learning_rate": 5e-4, "epochs": 1, "batch_size": 4, "rank": 16, "max_length": 256}
 
 
 @dataclass(frozen=True)

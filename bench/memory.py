@@ -55,7 +55,9 @@ def main() -> int:
     ratios = []
     for quantization in ("none", "nf4"):
         for tokens in (4096, 512):
-            settings = TrainConfig(quantization=quantization, batch_size=asked.batch_size, batch_tokens=tokens)
+            settings = TrainConfig(
+                quantization=quantization, epochs=1, batch_size=asked.batch_size, batch_tokens=tokens
+            )
             adapter = trained(base, records, settings)
             estimated = sum(adapter.estimated_memory.values())
             ratios.append(estimated / adapter.peak_memory_bytes)

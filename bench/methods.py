@@ -9,7 +9,7 @@ process of its own, and is merged by the merge step; what is looked at is the me
 is `lora` with that setting. Printed are the processor's time of the training, which other work on the machine disturbs
 least; the process's largest memory, and what was estimated; the weights that were trained; the dev loss at the end,
 before the merge; the mean loss of the held-out answers after it, and how many are the likeliest at each of their
-tokens; and forgetting as in bench/presets.py: the rise of the loss on Python's language reference, in nats per token.
+tokens; and forgetting as in bench/trained.py: the rise of the loss on Python's language reference, in nats per token.
 The learning rates are the settings' own unless one is given.
 
 Measured on two cores with avx512_bf16, one thread, shared with other work, 128 rows (32 steps), seeds 42, 43, 44; the
@@ -65,7 +65,7 @@ from pipeline.words import size_words
 
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench.presets import DEV_ROWS, look, passages, tokenise, write_data
+from bench.trained import DEV_ROWS, look, passages, tokenise, write_data
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -157,7 +157,7 @@ def measure(base: Path, trainings: Sequence[tuple[str, TrainConfig]], data: Data
         row = (
             name,
             str(config.seed),
-            f"{config.learning_rate:g}",
+            f"{adapter.learning_rate:g}",
             f"{seconds:.0f}",
             size_words(adapter.peak_memory_bytes),
             size_words(sum(adapter.estimated_memory.values())),

@@ -34,7 +34,7 @@ from pipeline.config import TrainConfig
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.methods import train
-from bench.presets import DEV_ROWS
+from bench.trained import DEV_ROWS
 
 HOUR = 3600.0
 
@@ -85,7 +85,9 @@ def loop(base: Path, rows: Sequence[dict[str, str]], ranks: Sequence[int]) -> No
 def search(base: Path, rows: Sequence[dict[str, str]], ranks: Sequence[int]) -> None:
     """Train with each rank in one step; raises `SystemExit` if a trial failed."""
     space = {"space": {"rank": ranks}, "trials": len(ranks)}
-    config = TrainConfig.model_validate({"format": "chat", "batch_size": 4, "max_length": 256, "search": space})
+    config = TrainConfig.model_validate(
+        {"format": "chat", "epochs": 1, "batch_size": 4, "max_length": 256, "search": space}
+    )
     with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
         adapter = train(Path(folder), base, config, rows)
     if any(one.outcome == "failed" for one in adapter.candidates):

@@ -45,7 +45,7 @@ from pipeline.models.manifest import model_id
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench.presets import score, tokenise
+from bench.trained import score, tokenise
 
 REPLAYS = (0.0, 0.1, 0.3)
 AISLES = {
@@ -153,7 +153,7 @@ def main() -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     base = asked.base or demo_base()
     train = TrainConfig(
-        preset="fast",
+        learning_rate=4e-4,
         format="chat",
         quantization="none",
         batch_size=4,

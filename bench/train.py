@@ -172,7 +172,7 @@ def ours(base: Path, scratch: Path, tokenizer: Any, rows: Any, settings: dict[st
     from pipeline.models.loading import chosen_device  # noqa: PLC0415
     from pipeline.train.trainer import Training, make_trainer  # noqa: PLC0415
 
-    config = TrainConfig.model_validate({**settings, "learning_rate": LEARNING_RATE})
+    config = TrainConfig.model_validate({**settings, "learning_rate": LEARNING_RATE, "epochs": 1})
     job = Training(base, chosen_device(), scratch / "adapter", scratch, "bench")
     return make_trainer(job, tokenizer, rows, [], config)
 

@@ -1,42 +1,13 @@
-"""
-Measure what each preset of [train] gains on the task and forgets of everything else, beside the base model.
+"""Train SmolLM2 on a few rows by the train step, and measure a model's losses on the task and on other text."""
 
-    python bench/presets.py [--rows 64] [--heldout 60] [--batch-size 4] [--base FOLDER] [--seed 42]
-
-Each preset trains SmolLM2-135M-Instruct on the same rows of the demo, through the train step as it is. Printed are its
-processor time, which other work on the machine disturbs least; the mean loss of the held-out answers, and how many are
-the likeliest at each of their tokens, which is what greedy decoding would say; and the loss on text that has nothing to
-do with the task, Python's own language reference. Forgetting is that loss after the training minus before, in nats a
-token.
-
-Measured on two cores with avx512_bf16, shared with other work (load 12; in all 200 s of the processor's time), bf16:
-
-    preset     CPU s   steps   task loss   exact    forgetting
-    base                       5.850        0.0 %
-    fast       25      16      1.124        5.0 %   +0.012
-    balanced   25      16      2.975        0.0 %   -0.003
-    quality    78      48      0.293       61.7 %   +0.056   (the adapter of step 44, which had the lowest dev loss)
-
-So `fast` gets further in the same steps, and no step is faster. An adapter on the MLP alone took 23 s instead of 24,
-and was at 1.56 under a learning rate of 5e-4: that saves nothing here, and is no preset. On a GPU it was not measured.
-"""
-
-import argparse
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any, get_args
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data, write_rows
+from daemon.cli.demo.data import write_rows
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, ModelRef
 from pipeline.config import RunConfig, TrainConfig
@@ -61,58 +32,6 @@ class Measured:
     exact: float
     """Per cent of the answers."""
     general: float
-
-
-def main() -> int:
-    """Measure and print; exit 1 if a preset learned nothing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rows", 64), ("heldout", 60), ("batch-size", 4), ("seed", 42)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--base", type=Path)
-    asked = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    names = get_args(TrainConfig.model_fields["preset"].annotation)
-    presets = {
-        name: TrainConfig(
-            preset=name,
-            format="chat",
-            quantization="none",
-            batch_size=asked.batch_size,
-            max_length=256,
-            seed=asked.seed,
-        )
-        for name in names
-    }
-    return measure(asked.base or demo_base(), presets, asked.rows, asked.heldout)
-
-
-def measure(base: Path, presets: dict[str, TrainConfig], rows: int, heldout: int) -> int:
-    """Train each preset on the demo's first `rows` rows and print one table."""
-    from peft import PeftModel  # noqa: PLC0415 - after the environment is set
-
-    from pipeline.models.generation import load_template  # noqa: PLC0415
-    from pipeline.models.loading import load_model  # noqa: PLC0415
-
-    template = load_template(base, "chat")
-    data = make_data(first=rows + DEV_ROWS, heldout=heldout, second=1)
-    task = [tokenise(template, record) for record in data.heldout]
-    general = list(passages(template.tokenizer))
-    before = look(load_model(base, "cpu"), task, general)
-    columns = ("", "CPU s", "steps", "task loss", "exact", "forgetting")
-    table = Table(*columns, title=f"{rows} rows; load {os.getloadavg()}")
-    table.add_row("base", "", "", f"{before.task:.3f}", f"{before.exact:.1f} %", "")
-    learned = True
-    for name, config in presets.items():
-        with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
-            adapter, seconds = train(Path(folder), base, config, data.first)
-            model: Any = PeftModel.from_pretrained(load_model(base, "cpu"), str(Path(folder) / adapter.folder))
-            after = look(model.eval(), task, general)
-        forgot = f"{after.general - before.general:+.3f}"
-        numbers = (f"{seconds:.0f}", str(adapter.optimizer_steps), f"{after.task:.3f}")
-        table.add_row(name, *numbers, f"{after.exact:.1f} %", forgot)
-        learned = learned and after.task < before.task
-    Console(width=120).print(table)
-    return 0 if learned else 1
 
 
 def train(root: Path, base: Path, config: TrainConfig, rows: Sequence[dict[str, str]]) -> tuple[Adapter, float]:
@@ -203,7 +122,3 @@ def score(model: Any, texts: Sequence[Tokens]) -> tuple[float, float]:
             tokens += len(wanted)
             right += int((logits.argmax(-1) == wanted).all())
     return total / tokens, right / len(texts)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
