@@ -8,7 +8,6 @@ may contain the key. Redirects are not followed, since the key would be sent alo
 import asyncio
 import json
 import os
-import re
 import string
 from collections.abc import Mapping
 
@@ -17,16 +16,14 @@ import httpx2
 from pipeline.config import JudgeConfig
 from pipeline.judge.prompt import SAMPLING, Chat
 
-#: Temporary statuses, which are retried: a busy or failing server, not a wrong request.
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+#: Statuses of a busy server, which are retried like those from 500.
+_BUSY = (408, 425, 429)
 #: Statuses that every request would get, with their causes.
 _FINAL = {
     401: "it does not accept the key: see the variable that judge.api_key_env names",
     404: "there is no such address or model: see judge.url and judge.model",
     405: "it is not a chat endpoint: see judge.url",
 }
-_OK = 200
-_REDIRECTS = range(300, 400)
 _LARGEST_REPLY = 1 << 20
 #: Tries of a question.
 TRIES = 8
@@ -40,19 +37,10 @@ _pause = asyncio.sleep
 class NoAnswerError(Exception):
     """A question got no answer; with `for_all`, no question would get one."""
 
-    def __init__(self, words: str, *, for_all: bool = False) -> None:
-        """Keep `words`, which must not quote the server."""
+    def __init__(self, words: str, *, for_all: bool = False, wait: float | None = None) -> None:
+        """Keep `words`, which must not quote the server; after a temporary failure, try again in `wait` s or more."""
         super().__init__(words)
-        self.for_all = for_all
-
-
-class _PassingError(Exception):
-    """A temporary failure; `wait` are the seconds that the endpoint asks for."""
-
-    def __init__(self, words: str, wait: float = 0.0) -> None:
-        """Keep `words`, which must not quote the server, and `wait`."""
-        super().__init__(words)
-        self.wait = wait
+        self.for_all, self.wait = for_all, wait
 
 
 def read_key(name: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -78,8 +66,8 @@ class Endpoint:
         self._model = config.model
         self._key = key
         self._seconds = config.timeout_seconds
-        self._failures, self._failed = 0, ""
-        """Failed tries in all, and the reason of the last."""
+        self._failures = 0
+        """Failed tries in all."""
         try:
             self._client = httpx2.AsyncClient(
                 headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
@@ -105,36 +93,40 @@ class Endpoint:
         request or redirects.
         """
         body = json.dumps({"model": self._model, "messages": messages, "stream": False, **SAMPLING}).encode()
-        wait = 0.0
-        for failures in range(TRIES):
-            if failures:
-                await _pause(min(max(_FIRST_WAIT * 2 ** (failures - 1), wait), _LONGEST_WAIT))
-            if self._failures >= TRIES_IN_ALL:
-                raise NoAnswerError(f"{TRIES_IN_ALL} tries failed in all; the last: {self._failed}", for_all=True)
+        failed, wait = "", 0.0
+        for tries in range(TRIES):
+            if tries:
+                await _pause(min(max(_FIRST_WAIT * 2 ** (tries - 1), wait), _LONGEST_WAIT))
             try:
-                reply = await self._try(body)
+                reply = _content(await self._try(body))
                 return reply.replace(self._key, "(key)") if self._key else reply
-            except _PassingError as error:
-                self._failures, self._failed, wait = self._failures + 1, str(error), error.wait
-        raise NoAnswerError(f"{self._failed}, {TRIES} times")
+            except NoAnswerError as error:
+                if error.wait is None:
+                    raise
+                failed, wait = str(error), error.wait
+            self._failures += 1
+            if self._failures >= TRIES_IN_ALL:
+                raise NoAnswerError(f"{TRIES_IN_ALL} tries failed in all; the last: {failed}", for_all=True)
+        raise NoAnswerError(f"{failed}, {TRIES} times")
 
-    async def _try(self, body: bytes) -> str:
+    async def _try(self, body: bytes) -> bytes:
+        """Return the response's body. Raises `NoAnswerError`."""
         try:
             async with asyncio.timeout(self._seconds), self._client.stream("POST", self._url, content=body) as response:
-                status, retry_after = response.status_code, response.headers.get("Retry-After", "")
-                text = await _read(response) if status == _OK else b""
+                if response.is_success:
+                    return await _read(response)
         except TimeoutError:
-            raise _PassingError(f"no answer within {self._seconds:g} s") from None
+            raise NoAnswerError(f"no answer within {self._seconds:g} s", wait=0.0) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
             words = "its certificate is not trusted" if untrusted else f"no connection ({type(error).__name__})"
-            raise _PassingError(words) from None
-        if status == _OK:
-            return _content(text)
-        if status in _PASSING:
+            raise NoAnswerError(words, wait=0.0) from None
+        status = response.status_code
+        if status in _BUSY or response.is_server_error:
+            retry_after = response.headers.get("Retry-After", "")
             # A date, which hardly any endpoint sends, is ignored.
-            raise _PassingError(f"status {status}", float(retry_after) if re.fullmatch("[0-9]+", retry_after) else 0.0)
-        if status in _REDIRECTS:
+            raise NoAnswerError(f"status {status}", wait=float(retry_after) if retry_after.isdecimal() else 0.0)
+        if response.is_redirect:
             message = f"it redirects (status {status}), which is not followed: set judge.url to its target"
             raise NoAnswerError(message, for_all=True)
         remedy = _FINAL.get(status)
@@ -143,14 +135,12 @@ class Endpoint:
 
 async def _read(response: httpx2.Response) -> bytes:
     """Return the response's body; empty if it has more than `_LARGEST_REPLY` bytes."""
-    parts: list[bytes] = []
-    size = 0
+    body = b""
     async for part in response.aiter_bytes():
-        size += len(part)
-        if size > _LARGEST_REPLY:
+        body += part
+        if len(body) > _LARGEST_REPLY:
             return b""
-        parts.append(part)
-    return b"".join(parts)
+    return body
 
 
 def _content(body: bytes) -> str:

@@ -303,8 +303,8 @@ def test_only_records_that_the_gate_judges_on_are_asked_about(
 
 @pytest.mark.parametrize(
     "body",
-    [says("banana").text, "<html>", '{"choices": []}', "[" * 100_000],
-    ids=["words", "html", "no choices", "deep"],
+    [says("banana").text, "<html>", '{"choices": []}', "[" * 100_000, winner("A").text + " " * (1 << 20)],
+    ids=["words", "html", "no choices", "deep", "endless"],
 )
 def test_garbage_is_failed_and_never_a_win(
     bench: Bench, serve: Callable[[Script], ScriptedEndpoint], body: str, capfd: pytest.CaptureFixture[str]
