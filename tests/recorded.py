@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from pipeline import durable
-from pipeline.evaluate.prediction_cache import Prediction
+from pipeline.evaluate.inference import Prediction
 from pipeline.evaluate.scoring import score_answers, write_records
 from pipeline.records.heldout import HeldoutRecord
 from tests.chaos.house import Daemon
@@ -43,14 +43,4 @@ def record(daemon: Daemon, candidate: list[str], champion: list[str], **more: An
 
 
 def predicted(text: str) -> Prediction:
-    return Prediction(
-        id="i",
-        prompt_hash="p",
-        text=text,
-        tokens=3,
-        ended=True,
-        seconds=0.1,
-        nll_sum=1.0,
-        nll_tokens=1,
-        reference_hash="r",
-    )
+    return Prediction(text=text, tokens=3, ended=True, nll_sum=1.0, nll_tokens=1)

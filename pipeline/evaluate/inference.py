@@ -6,19 +6,17 @@ A resumed evaluation gives the same predictions as an uninterrupted one: its bat
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from pipeline import durable
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.evaluate.batch_log import BatchLog, batch_id
 from pipeline.evaluate.engines import InStep, Vllm, cache_bytes
 from pipeline.evaluate.plan import ModelRequests, SuiteRequests
-from pipeline.evaluate.prediction_cache import PLAIN, ItemScore, Prediction, PredictionCache, hash_tokens
+from pipeline.evaluate.prediction_cache import PLAIN, append_values, read_values, request_hash
 from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.metrics.registry import token_f1
@@ -29,6 +27,28 @@ from pipeline.models.prefill import Tokens
 from pipeline.records.heldout import HeldoutRecord
 
 _LOG = ".batches.jsonl"
+
+
+class Prediction(NamedTuple):
+    """One answer, and the likelihood of one reference."""
+
+    text: str
+    tokens: int
+    """Generated tokens, including the end token."""
+    ended: bool
+    """Whether the model generated the end token."""
+    nll_sum: float
+    """Negative log-likelihood of the reference in nats, summed over `nll_tokens` tokens."""
+    nll_tokens: int
+
+
+class ItemScore(NamedTuple):
+    """A model's score on one item of a general suite."""
+
+    score: float
+    """0 to 1."""
+    text: str = ""
+    """The answer to a free question."""
 
 
 @dataclass(frozen=True)
@@ -43,167 +63,149 @@ class Result:
     """Scores of each suite's items, by the suite's sha256."""
 
 
+class _Requests:
+    """Requests of one kind, their keys, and the indices of those that are not cached."""
+
+    def __init__(self, kind: str, inputs: Sequence[Any], cached: Container[str], suite: str = "") -> None:
+        self.kind, self.inputs = kind, inputs
+        self.keys = [request_hash(f"{kind}{suite}", request) for request in inputs]
+        self.missing = [index for index, key in enumerate(self.keys) if key not in cached]
+
+
 class Inference:
-    """One model's predictions by the record's index: the cached ones, and the missing ones, which `run` computes."""
+    """One model's predictions: the cached ones, and the missing ones, which `run` computes."""
 
     def __init__(
-        self, attempt: Attempt, requests: ModelRequests, records: Sequence[HeldoutRecord], cache: PredictionCache
+        self, attempt: Attempt, requests: ModelRequests, records: Sequence[HeldoutRecord], cached: Path
     ) -> None:
-        """Look up `records` and the suites of `requests` in `cache`."""
-        self._attempt, self._requests, self._records = attempt, requests, records
-        self._prompts = [hash_tokens(tokens) for tokens in requests.prompts]
-        self._references = [hash_tokens(tokens) for tokens in requests.completions]
-        self._nll: dict[int, tuple[float, int]] = {}
-        self._answers: dict[int, Answer] = {}
-        for index, (prompt, reference) in enumerate(zip(self._prompts, self._references, strict=True)):
-            if (likelihood := cache.likelihood(prompt, reference)) is not None:
-                self._nll[index] = likelihood
-            if (found := cache.answer(prompt)) is not None:
-                self._answers[index] = Answer(found.text, found.tokens, found.ended)
-        self._without_nll = [index for index in range(len(self._prompts)) if index not in self._nll]
-        self._without_answer = [index for index in range(len(self._prompts)) if index not in self._answers]
-        self._suites = {part.suite.digest: cache.items(part.suite.digest) for part in requests.suites}
-        missing = sum(len(self._missing_items(part)) for part in requests.suites)
-        self.left = len(self._without_nll) + len(self._without_answer) + missing
+        """Look up `requests`, for `records` and the suites, in the folder `cached`, which need not exist."""
+        self._attempt, self._requests = attempt, requests
+        self._values = read_values(sorted(cached.glob("*.jsonl")))
+        pairs = list(zip(requests.prompts, requests.completions, strict=True))
+        self._pairs = _Requests("likelihood", pairs, self._values)
+        self._prompts = _Requests("answer", requests.prompts, self._values)
+        self._references = [record.references for record in records]
+        self._suites = [self._suite_requests(part) for part in requests.suites]
+        self._all = [self._pairs, self._prompts, *chain(*self._suites)]
+        self.left = self._total = sum(len(asked.missing) for asked in self._all)
         """Number of requests that are neither cached nor computed."""
-        self._total = self.left
         setup = requests.key.setup
         self._decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size, requests.window)
         self._opened: InStep | Vllm | None = None
+
+    def _suite_requests(self, part: SuiteRequests) -> tuple[_Requests, _Requests]:
+        """Return the requests of a suite's items with choices, and of its free questions."""
+        items = list(zip(part.suite.items, part.prompts, part.answers, strict=True))
+        choices = [(prompt, answers) for item, prompt, answers in items if item.choices]
+        free = [prompt for item, prompt, _ in items if not item.choices]
+        digest = part.suite.digest
+        return _Requests("choice", choices, self._values, digest), _Requests("answer", free, self._values, digest)
 
     def run(self, folder: Path, models: Sequence["Inference"]) -> Result:
         """
         Return all predictions: the cached ones, those that earlier attempts logged, and the rest, computed now.
 
-        The model is loaded only if a prediction is computed, and freed at the end. Predictions are written to `folder`,
-        in this attempt's folder: each batch to a log as it is computed, which the next attempt reads, and all of them
-        at the end. The reported ETA is that of all `models`. Raises `Interrupted` if stopped; `StepFailed` if memory
-        does not suffice or vLLM fails; `CannotTrain` if a likelihood is not finite, the model cannot be loaded or has
-        no key-value cache, or its folder is the user's and now holds another model (checked only if a prediction is not
+        The model is loaded only if a prediction is computed, and freed at the end. Values are written to `folder`, in
+        this attempt's folder: each batch to a log as it is computed, which the next attempt reads, and all of them at
+        the end. The reported ETA is that of all `models`. Raises `Interrupted` if stopped; `StepFailed` if memory does
+        not suffice or vLLM fails; `CannotTrain` if a likelihood is not finite, the model cannot be loaded or has no
+        key-value cache, or its folder is the user's and now holds another model (checked only if a prediction is not
         cached, as it reads every file).
         """
         started = time.monotonic()
         requests, self._models = self._requests, models
         digest = requests.key.digest
-        self._log = BatchLog(folder / f"{digest}{_LOG}", self._attempt.earlier(f"{folder.name}/{digest}{_LOG}"))
+        self._log = folder / f"{digest}{_LOG}"
+        self._logged = read_values(self._attempt.earlier(f"{folder.name}/{self._log.name}"))
         self._report()
         try:
             if self.left:
                 # The predictions are cached under the model's id.
                 requests.check_folder()
-            self._fill_likelihoods()
-            self._fill_answers()
-            for part in requests.suites:
-                self._fill_choices(part)
-                self._fill_free_answers(part)
+            # Likelihoods before the slower answers: they reveal a broken model.
+            likelihoods = self._score(self._pairs, generation.likelihood_batches)
+            answers = self._answer(self._prompts, self._references, self._decoding)
+            suites = [
+                self._score_suite(part, *asked) for part, asked in zip(requests.suites, self._suites, strict=True)
+            ]
         finally:
             if self._opened is not None:
                 self._opened.close()
-        predictions = [self._prediction(index) for index in range(len(self._prompts))]
-        lines = [*predictions, *(score for scores in self._suites.values() for score in scores.values())]
-        data = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
-        durable.write_bytes(folder / f"{digest}.jsonl", data)
-        return Result(predictions, len(self._without_answer), time.monotonic() - started, self._suites)
-
-    def _prediction(self, index: int) -> Prediction:
-        nll_sum, nll_tokens = self._nll[index]
-        return Prediction(
-            id=self._records[index].id,
-            prompt_hash=self._prompts[index],
-            **self._answers[index]._asdict(),
-            nll_sum=nll_sum,
-            nll_tokens=nll_tokens,
-            reference_hash=self._references[index],
+        append_values(folder / f"{digest}.jsonl", {key: self._values[key] for asked in self._all for key in asked.keys})
+        return Result(
+            [Prediction(*answer, *nll) for answer, nll in zip(answers, likelihoods, strict=True)],
+            len(self._prompts.missing),
+            time.monotonic() - started,
+            {part.suite.digest: scores for part, scores in zip(requests.suites, suites, strict=True)},
         )
 
-    def _fill_likelihoods(self) -> None:
-        """Compute the missing likelihoods, before the slower answers: they reveal a broken model."""
-        missing, requests = self._without_nll, self._requests
-        pairs = [(requests.prompts[index], requests.completions[index]) for index in missing]
-        for index, (nll, tokens) in self._score("likelihood", pairs, generation.likelihood_batches):
-            self._nll[missing[index]] = (nll, tokens)
-
-    def _fill_answers(self) -> None:
-        missing = self._without_answer
-        prompts = [self._requests.prompts[index] for index in missing]
-        references = [self._records[index].references for index in missing]
-        for index, answer in self._answer("answer", prompts, references, self._decoding):
-            self._answers[missing[index]] = answer
-
-    def _missing_items(self, part: SuiteRequests) -> list[int]:
-        """Return the indices of a suite's items without a score."""
-        known = self._suites[part.suite.digest]
-        return [index for index, item in enumerate(part.suite.items) if item.id not in known]
-
-    def _fill_choices(self, part: SuiteRequests) -> None:
-        missing = [index for index in self._missing_items(part) if part.suite.items[index].choices]
-        questions = [(part.prompts[index], part.answers[index]) for index in missing]
-        for index, losses in self._score("choice", questions, generation.choice_batches):
-            self._note(part, missing[index], part.suite.items[missing[index]].score_choice(losses))
-
-    def _fill_free_answers(self, part: SuiteRequests) -> None:
-        missing = [index for index in self._missing_items(part) if not part.suite.items[index].choices]
+    def _score_suite(self, part: SuiteRequests, choices: _Requests, free: _Requests) -> dict[str, ItemScore]:
+        """Return the scores of a suite's items, by their ids."""
+        questions = [index for index, item in enumerate(part.suite.items) if not item.choices]
         # The track's limit fits its own answers only.
-        roomy = replace(self._decoding, max_new_tokens=max(map(part.new_tokens, missing), default=0))
-        items = [part.suite.items[index] for index in missing]
-        prompts, references = [part.prompts[index] for index in missing], [item.answers for item in items]
-        for index, (text, *_) in self._answer("suite answer", prompts, references, roomy):
-            item = items[index]
-            score = item.score_text(text) if item.words else token_f1(text, item.answers)
-            self._note(part, missing[index], score, text)
+        limit = max((part.new_tokens(questions[index]) for index in free.missing), default=0)
+        references = [part.suite.items[index].answers for index in questions]
+        losses = iter(self._score(choices, generation.choice_batches))
+        answers = iter(self._answer(free, references, replace(self._decoding, max_new_tokens=limit)))
+        scores = {}
+        for item in part.suite.items:
+            if item.choices:
+                scores[item.id] = ItemScore(item.score_choice(next(losses)))
+            else:
+                text = next(answers)[0]
+                score = item.score_text(text) if item.words else token_f1(text, item.answers)
+                scores[item.id] = ItemScore(score, text)
+        return scores
 
-    def _note(self, part: SuiteRequests, index: int, score: float, text: str | None = None) -> None:
-        item, suite = part.suite.items[index].id, part.suite.digest
-        self._suites[suite][item] = ItemScore(suite=suite, item=item, score=score, text=text)
+    def _score(self, asked: _Requests, batches: Callable[[Sequence[Any], int, int], list[list[int]]]) -> list[Any]:
+        """Return the likelihoods of each request. Raises `CannotTrain` if one is not finite."""
 
-    def _score(
-        self,
-        kind: Literal["likelihood", "choice"],
-        inputs: Sequence[Any],
-        batches: Callable[[Sequence[Any], int, int], list[list[int]]],
-    ) -> Iterator[tuple[int, Any]]:
-        """Yield the index of each input with its likelihoods. Raises `CannotTrain` if one is not finite."""
-
-        def compute(chosen: Sequence[Any]) -> Sequence[Any]:
+        def compute(indices: Sequence[int]) -> Sequence[Any]:
             engine = self._engine()
-            values: Sequence[Any] = (engine.likelihoods if kind == "likelihood" else engine.choices)(chosen)
+            chosen = [asked.inputs[index] for index in indices]
+            values: Sequence[Any] = (engine.likelihoods if asked is self._pairs else engine.choices)(chosen)
             if not all(math.isfinite(number) for value in values for number in value):
                 raise CannotTrain(
-                    f"a {kind} of the {self._requests.role} is not a finite number",
+                    f"a {asked.kind} of the {self._requests.role} is not a finite number",
                     "the model is broken: train again, with a lower train.learning_rate",
                 )
             return values
 
-        if inputs:
-            for batch in batches(inputs, self._decoding.batch_size, generation.vocabulary(self._requests.folder)):
-                yield from self._batch(kind, inputs, batch, compute)
+        inputs = [asked.inputs[index] for index in asked.missing]
+        if not inputs:
+            return self._compute(asked, [], compute)
+        vocabulary = generation.vocabulary(self._requests.folder)
+        return self._compute(asked, batches(inputs, self._decoding.batch_size, vocabulary), compute)
 
-    def _answer(
-        self, kind: str, prompts: Sequence[Tokens], references: Sequence[Sequence[str]], decoding: Decoding
-    ) -> Iterator[tuple[int, Answer]]:
-        """Yield the index of each prompt with its answer, which may loop if one of its references does."""
-        for batch in greedy_decoding.answer_batches(prompts, decoding.batch_size):
-            may_loop = {row for row, index in enumerate(batch) if any(map(is_looping, references[index]))}
-            generate = partial(self._generate, decoding=decoding, may_loop=may_loop)
-            yield from ((index, Answer(*value)) for index, value in self._batch(kind, prompts, batch, generate))
+    def _answer(self, asked: _Requests, references: Sequence[Sequence[str]], decoding: Decoding) -> list[Any]:
+        """Return the fields of each request's answer, which may loop if one of its references does."""
 
-    def _batch(
+        def compute(indices: Sequence[int]) -> Sequence[Any]:
+            may_loop = {row for row, index in enumerate(indices) if any(map(is_looping, references[index]))}
+            return self._generate([asked.inputs[index] for index in indices], decoding, may_loop)
+
+        inputs = [asked.inputs[index] for index in asked.missing]
+        return self._compute(asked, greedy_decoding.answer_batches(inputs, decoding.batch_size), compute)
+
+    def _compute(
         self,
-        kind: str,
-        inputs: Sequence[Any],
-        batch: Sequence[int],
-        compute: Callable[[Sequence[Any]], Sequence[Any]],
-    ) -> Iterator[tuple[int, Any]]:
-        """Return the indices `batch` with their values, from an earlier attempt's log or computed and logged."""
-        chosen = [inputs[index] for index in batch]
-        name = batch_id(kind, chosen)
-        values = self._log.known.get(name)
-        if values is None:
-            values = list(compute(chosen))
-            self._log.add(name, values)
-        self.left -= len(batch)
-        self._report()
-        return zip(batch, values, strict=True)
+        asked: _Requests,
+        batches: Sequence[Sequence[int]],
+        compute: Callable[[Sequence[int]], Sequence[Any]],
+    ) -> list[Any]:
+        """Return the values of all requests; `batches` of the missing ones are read from the log or computed."""
+        for batch in batches:
+            indices = [asked.missing[row] for row in batch]
+            keys = [asked.keys[index] for index in indices]
+            values = {key: self._logged[key] for key in keys if key in self._logged}
+            if len(values) < len(set(keys)):
+                values = dict(zip(keys, compute(indices), strict=True))
+                append_values(self._log, values)
+            # A request that is there twice keeps its first value, as in a log.
+            self._values = values | self._values
+            self.left -= len(batch)
+            self._report()
+        return [self._values[key] for key in asked.keys]
 
     def _generate(self, prompts: Sequence[Tokens], decoding: Decoding, may_loop: Collection[int]) -> list[Answer]:
         engine = self._engine()

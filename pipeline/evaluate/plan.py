@@ -10,7 +10,7 @@ from pipeline import durable
 from pipeline.artifacts import Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, StartAgain
-from pipeline.evaluate.prediction_cache import PLAIN, PredictionKey, Setup, hash_tokens
+from pipeline.evaluate.prediction_cache import PLAIN, PredictionKey, Setup, request_hash
 from pipeline.evaluate.suites import Suite
 from pipeline.evaluate.vllm import read_version
 from pipeline.models import generation
@@ -240,7 +240,7 @@ def _requests(
 ) -> ModelRequests:
     template = generation.load_template(model.folder, model.format)
     setup = Setup(
-        template=hash_tokens([*template.prompt(single_turn(_PROBE)), *template.opening]),
+        template=request_hash("template", [*template.prompt(single_turn(_PROBE)), *template.opening]),
         max_new_tokens=decoding.max_new_tokens + len(template.opening),
         repetition_penalty=decoding.repetition_penalty,
         batch_size=decoding.batch_size,

@@ -1,26 +1,29 @@
 """
-Predictions and their cache, under a key of everything that an answer depends on.
+Values that a model gave for requests, under a key of everything else that they depend on.
 
-Layout: `<spec.predictions>/<key>/*.jsonl`, each line a Prediction, or the ItemScore of a suite's item. Steps only read
-it; `evaluate` leaves the predictions it used in its attempt, and the dispatcher copies them to the cache once it is
-published. The composition of a batch is not in the key, though in bf16 it can change an answer: as all records of a
-held-out set are predicted together, in batches that depend only on the prompts, the cache normally holds all of them or
-none. Where it holds a part (the held-out set grew), the rest is batched by itself. An interrupted attempt leaves whole
-batches in a log of its own (`batch_log`), from which the run's next attempt resumes.
+Layout: `<spec.predictions>/<key>/*.jsonl`. A line maps hashes of requests to values: a likelihood, an answer, the
+likelihoods of a question's choices. Steps only read it; `evaluate` leaves the values it used in its attempt, and the
+dispatcher links them into the cache once it is published. An attempt also appends each batch to a log of its own as one
+line, so that after a kill or a power cut the batch is there with all of its rows or not at all. The next attempt forms
+the batches of an uninterrupted one, from the requests that are not cached, and computes those that no log holds whole:
+in bf16 the composition of a batch, which is not in the key, can change an answer.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-
-from pydantic import ConfigDict, ValidationError
+from typing import Any
 
 from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
 
 #: The engine of the training stack, with a version to increase when its answers change.
 PLAIN = "transformers: 2"
+#: Part of every request's hash; increase it when a kind's values change.
+_LAYOUT = "an answer is text, tokens, ended: 3"
 
 
 class Setup(Frozen):
@@ -53,42 +56,9 @@ class PredictionKey(Frozen):
         return _sha256(self.model_dump(mode="json"))
 
 
-class _Cached(Frozen):
-    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
-
-
-class Prediction(_Cached):
-    """One answer, and the likelihood of one reference."""
-
-    id: str
-    prompt_hash: str
-    text: str
-    tokens: int
-    """Generated tokens, including the end token."""
-    ended: bool
-    """Whether the model generated the end token."""
-    nll_sum: float
-    """Negative log-likelihood of the reference in nats, summed over `nll_tokens` tokens."""
-    nll_tokens: int
-    reference_hash: str
-    """Hash of the reference's tokens: with another reference the text stays valid, the likelihood does not."""
-
-
-class ItemScore(_Cached):
-    """A model's score on one item of a general suite; cached with its predictions."""
-
-    suite: str
-    """sha256 of the suite's items and of the scoring method."""
-    item: str
-    score: float
-    """0 to 1."""
-    text: str | None = None
-    """The answer to a free question."""
-
-
-def hash_tokens(tokens: Sequence[int]) -> str:
-    """Return the sha256 of a token sequence, for prompts and references."""
-    return _sha256(list(tokens))
+def request_hash(kind: str, request: object) -> str:
+    """Return the key of a request's value; `request`, its tokens, is a JSON value."""
+    return _sha256([_LAYOUT, kind, request])
 
 
 def comparable(one: PredictionKey, other: PredictionKey) -> None:
@@ -101,43 +71,27 @@ def comparable(one: PredictionKey, other: PredictionKey) -> None:
         )
 
 
-class PredictionCache:
-    """The cached predictions of one key, by prompt."""
+def read_values(paths: Iterable[Path]) -> dict[str, Any]:
+    """Return the values in `paths` by their keys, of each key the first; damaged lines are skipped."""
+    values: dict[str, Any] = {}
+    for line in (line for path in paths for line in path.read_bytes().split(b"\n")):
+        with suppress(ValueError, AttributeError):
+            for key, value in json.loads(line).items():
+                values.setdefault(key, value)
+    return values
 
-    def __init__(self, folder: Path) -> None:
-        """Read every *.jsonl in `folder`, which need not exist; damaged lines are skipped."""
-        self._answers: dict[str, Prediction] = {}
-        self._likelihoods: dict[tuple[str, str], tuple[float, int]] = {}
-        self._items: dict[str, dict[str, ItemScore]] = {}
-        for path in sorted(folder.glob("*.jsonl")):
-            self._read(path)
 
-    def _read(self, path: Path) -> None:
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                if line.startswith(b'{"suite":'):
-                    score = ItemScore.model_validate_json(line)
-                    self._items.setdefault(score.suite, {}).setdefault(score.item, score)
-                else:
-                    found = Prediction.model_validate_json(line)
-                    # Every run's file has the whole held-out set, so a long-serving champion's are there many times.
-                    self._answers.setdefault(found.prompt_hash, found)
-                    likelihood = found.nll_sum, found.nll_tokens
-                    self._likelihoods.setdefault((found.prompt_hash, found.reference_hash), likelihood)
-            except ValidationError:
-                continue
+def append_values(path: Path, values: Mapping[str, Any]) -> None:
+    """
+    Append JSON `values` to `path`, created on first use, as one line, durably; only one process may append to a file.
 
-    def answer(self, prompt_hash: str) -> Prediction | None:
-        """Return the first prediction for the prompt, whatever its reference; `None` if there is none."""
-        return self._answers.get(prompt_hash)
-
-    def likelihood(self, prompt_hash: str, reference_hash: str) -> tuple[float, int] | None:
-        """Return summed NLL in nats and token count of this reference after the prompt; `None` if not cached."""
-        return self._likelihoods.get((prompt_hash, reference_hash))
-
-    def items(self, suite: str) -> dict[str, ItemScore]:
-        """Return the cached scores of the suite with this sha256, by the item's id; empty if there are none."""
-        return dict(self._items.get(suite, {}))
+    Raises `OSError` if the file cannot be written, `ValueError` if a value is not finite.
+    """
+    line = json.dumps(values, allow_nan=False).encode() + b"\n"
+    with path.open("ab") as file:
+        file.write(line)
+        file.flush()
+        os.fdatasync(file.fileno())
 
 
 def _sha256(value: object) -> str:

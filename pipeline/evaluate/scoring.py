@@ -9,9 +9,9 @@ from typing import Any
 from pipeline import durable
 from pipeline.artifacts import FormerScores, Scores, SuiteScores
 from pipeline.contract import Attempt
-from pipeline.evaluate.inference import Result
+from pipeline.evaluate.inference import ItemScore, Prediction, Result
 from pipeline.evaluate.plan import ModelRequests
-from pipeline.evaluate.prediction_cache import ItemScore, Prediction, PredictionCache, PredictionKey, hash_tokens
+from pipeline.evaluate.prediction_cache import PredictionKey, read_values, request_hash
 from pipeline.evaluate.suites import Suite
 from pipeline.metrics.degenerate import DEGENERATE, collapsed, degenerate
 from pipeline.metrics.registry import METRICS, Metric
@@ -137,7 +137,7 @@ def _collapsed(
     by_role: Mapping[str, Mapping[str, ItemScore]], items: Sequence[str], train: Path
 ) -> dict[str, list[str]]:
     answers = {
-        role: [(scores[item].text or "", scores[item].score > 0) for item in items] for role, scores in by_role.items()
+        role: [(scores[item].text, scores[item].score > 0) for item in items] for role, scores in by_role.items()
     }
     # Built-in general rows have no drop.
     outputs = (row["output"] for row in durable.read_jsonl(train) if "drop" in row)
@@ -154,16 +154,17 @@ def score_former(
     near-duplicates, do not count; a champion with no other records is left out. Each record's score is written to
     former-GENERATION.jsonl in `folder`.
     """
-    hashes = [hash_tokens(prompt) for prompt in requests.prompts]
+    keys = [request_hash("answer", prompt) for prompt in requests.prompts]
     found = []
     for model in attempt.spec.former:
         key = PredictionKey(model_id=model.model_id, setup=requests.key.setup)
-        known = PredictionCache(attempt.root / attempt.spec.predictions / key.digest)
-        answers = [(record, known.answer(prompt)) for record, prompt in zip(records, hashes, strict=True)]
+        known = read_values(sorted((attempt.root / attempt.spec.predictions / key.digest).glob("*.jsonl")))
         # It may have memorised the records that it was trained on.
         trained = trained_ids(attempt.path(model.path))
         answered = [
-            (record, answer.text) for record, answer in answers if answer is not None and not record.is_known(trained)
+            (record, known[asked][0])
+            for record, asked in zip(records, keys, strict=True)
+            if asked in known and not record.is_known(trained)
         ]
         if not answered:
             continue

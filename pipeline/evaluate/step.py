@@ -9,7 +9,6 @@ from pipeline.evaluate import prediction_cache, scoring
 from pipeline.evaluate.control import score_trial
 from pipeline.evaluate.inference import Inference, Result
 from pipeline.evaluate.plan import ModelRequests, go_on_with_smaller_batches, make_plan, say_base_is_not_evaluated
-from pipeline.evaluate.prediction_cache import PredictionCache
 from pipeline.evaluate.suites import read_suites
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory
@@ -24,7 +23,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
 
     Scores and answers of each record are written to the report's records.jsonl. A base model that is no longer the
     champion is evaluated on the general suites, once, if its folder still holds it and its setup is the same. Answers
-    in the prediction cache, or in the batch log of an interrupted attempt, are reused. The predictions used are written
+    in the prediction cache, or in the log of an interrupted attempt, are reused. The predictions used are written
     to `predictions/<key>.jsonl`. Raises `Interrupted` if stopped, `StartAgain` if memory ran out and the next attempt
     uses smaller batches, `StepFailed` if memory does not suffice for one prompt, vLLM fails or there are no held-out
     records, `CannotTrain` if a likelihood is not finite, the two setups differ, no record is left, a suite is invalid,
@@ -41,7 +40,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
     cached = attempt.root / attempt.spec.predictions
 
     def inference(requests: ModelRequests) -> Inference:
-        return Inference(attempt, requests, records, PredictionCache(cached / requests.key.digest))
+        return Inference(attempt, requests, records, cached / requests.key.digest)
 
     both = [inference(candidate), inference(champion)]
     models = [*both, *([inference(plan.base)] if plan.base else [])]

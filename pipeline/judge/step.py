@@ -22,7 +22,7 @@ from pipeline.artifacts import JUDGEMENTS_NAME, Evaluation, Judgement
 from pipeline.contract import Attempt
 from pipeline.decide.comparison import count_results
 from pipeline.decide.slices import Known, judged_on
-from pipeline.evaluate.batch_log import BatchLog, batch_id
+from pipeline.evaluate.prediction_cache import append_values, read_values, request_hash
 from pipeline.judge.client import Endpoint, NoAnswerError, read_key
 from pipeline.judge.prompt import Chat, Choice, messages, prompt_sha256, read_choice
 from pipeline.models.template import fold
@@ -80,8 +80,7 @@ def judge(attempt: Attempt) -> Judgement:
     config = attempt.config.judge
     pairs = _read_pairs(attempt, attempt.load(Evaluation))
     folder = attempt.make_folder("report")
-    log = BatchLog(attempt.make_folder("predictions") / REPLIES_NAME, attempt.earlier(f"predictions/{REPLIES_NAME}"))
-    session = _Session(attempt, pairs, log)
+    session = _Session(attempt, pairs)
     gave_up = ""
     try:
         asyncio.run(session.hold())
@@ -127,9 +126,11 @@ def _pair(line: Mapping[str, Any]) -> Pair:
 class _Session:
     """Judges all pairs, several records at a time, each record's two questions in sequence."""
 
-    def __init__(self, attempt: Attempt, pairs: Sequence[Pair], log: BatchLog) -> None:
-        """Judge `pairs`; every reply is appended to `log`."""
-        self._attempt, self._pairs, self._log = attempt, pairs, log
+    def __init__(self, attempt: Attempt, pairs: Sequence[Pair]) -> None:
+        """Judge `pairs`; every reply is appended to the attempt's log."""
+        self._attempt, self._pairs = attempt, pairs
+        self._log = attempt.make_folder("predictions") / REPLIES_NAME
+        self._known: dict[str, Choice | None] = read_values(attempt.earlier(f"predictions/{REPLIES_NAME}"))
         self._prompt = prompt_sha256(attempt.config.judge.model)
         self.judged: dict[str, Choices] = {}
         self.asked = self.found = 0
@@ -176,16 +177,15 @@ class _Session:
         return first, first and await self._choice(endpoint, messages(*texts, pair.champion, pair.candidate))
 
     async def _choice(self, endpoint: Endpoint, chat: Chat) -> Choice | None:
-        batch = batch_id(self._prompt, chat)
-        if known := self._log.known.get(batch):
+        asked = request_hash(self._prompt, chat)
+        if asked in self._known:
             self.found += 1
-            choice: Choice | None = known[0]
-            return choice
+            return self._known[asked]
         reply = await endpoint.ask(chat)
         choice = read_choice(reply)
         if choice is None:
             self.unreadable = self.unreadable or reply or "(empty, or no chat completion)"
-        self._log.add(batch, [choice])
+        append_values(self._log, {asked: choice})
         self.asked += 1
         return choice
 

@@ -1,16 +1,11 @@
+import math
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import CannotTrain
-from pipeline.evaluate.prediction_cache import (
-    Prediction,
-    PredictionCache,
-    PredictionKey,
-    Setup,
-    comparable,
-)
+from pipeline.evaluate.prediction_cache import PredictionKey, Setup, append_values, comparable, read_values
 
 SETUP = Setup(
     template="t" * 64,
@@ -36,26 +31,6 @@ OTHER_VALUES = {
 }
 
 
-def prediction(**changed: object) -> Prediction:
-    values = {
-        "id": "ab",
-        "prompt_hash": "p1",
-        "text": "yes",
-        "tokens": 2,
-        "ended": True,
-        "seconds": 0.5,
-        "nll_sum": 1.5,
-        "nll_tokens": 2,
-        "reference_hash": "r1",
-    }
-    return Prediction.model_validate({**values, **changed})
-
-
-def write(folder: Path, *lines: Prediction, name: str = "1.jsonl") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("".join(line.model_dump_json() + "\n" for line in lines), encoding="utf-8")
-
-
 def test_every_field_of_the_setup_is_tried() -> None:
     assert set(OTHER_VALUES) == set(Setup.model_fields)
 
@@ -69,37 +44,42 @@ def test_predictions_made_in_another_way_have_another_key_and_are_never_compared
     assert "train.format" in caught.value.hint
 
 
-def test_several_likelihoods_of_a_prompt_are_all_found_and_the_answer_stays_the_first(tmp_path: Path) -> None:
-    write(tmp_path, prediction(), name="run-1.jsonl")
-    write(tmp_path, prediction(reference_hash="r2", nll_sum=9.0, text="other"), name="run-2.jsonl")
-    cache = PredictionCache(tmp_path)
-    assert cache.likelihood("p1", "r2") == (9.0, 2)
-    assert cache.likelihood("p1", "r1") == (1.5, 2)
-    found = cache.answer("p1")
-    assert found is not None
-    assert found.text == "yes"
+def test_of_a_value_that_is_there_twice_the_first_stays(tmp_path: Path) -> None:
+    first, second = tmp_path / "run-1.jsonl", tmp_path / "run-2.jsonl"
+    append_values(first, {"likelihood": [1.5, 2], "answer": ["yes", 2, True]})
+    append_values(second, {"answer": ["other", 3, True]})
+    append_values(second, {"another likelihood": [9.0, 2]})
+    assert read_values([first, second]) == {
+        "likelihood": [1.5, 2],
+        "answer": ["yes", 2, True],
+        "another likelihood": [9.0, 2],
+    }
 
 
 def test_a_champion_of_many_nights_takes_no_more_memory_than_one_of_a_single_night(tmp_path: Path) -> None:
     def size_of(nights: int) -> int:
-        folder = tmp_path / str(nights)
-        for night in range(nights):
-            answers = [prediction(prompt_hash=f"p{number}", text="long " * 100) for number in range(50)]
-            write(folder, *answers, name=f"{night}.jsonl")
+        paths = [tmp_path / f"{nights}-{night}.jsonl" for night in range(nights)]
+        for path in paths:
+            append_values(path, {f"p{number}": ["long " * 100, 100, True] for number in range(50)})
         tracemalloc.start()
-        cache = PredictionCache(folder)
+        values = read_values(paths)
         size, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert cache.answer("p49") is not None
+        assert "p49" in values
         return size
 
     assert size_of(20) < 2 * size_of(1)
 
 
 def test_a_torn_line_is_a_miss_and_the_rest_is_read(tmp_path: Path) -> None:
-    write(tmp_path, prediction(), prediction(prompt_hash="p2"))
     path = tmp_path / "1.jsonl"
-    path.write_bytes(path.read_bytes()[:-20])
-    cache = PredictionCache(tmp_path)
-    assert cache.answer("p1") is not None
-    assert cache.answer("p2") is None
+    append_values(path, {"a": [1.0, 1], "b": [2.0, 1]})
+    append_values(path, {"c": [3.0, 1]})
+    path.write_bytes(path.read_bytes()[:-3])
+    assert read_values([path]) == {"a": [1.0, 1], "b": [2.0, 1]}
+
+
+def test_a_value_that_is_no_number_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append_values(tmp_path / "1.jsonl", {"a": [math.nan, 1]})
+    assert not (tmp_path / "1.jsonl").exists()

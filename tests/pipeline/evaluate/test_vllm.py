@@ -20,7 +20,7 @@ from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.evaluate import vllm
-from pipeline.evaluate.prediction_cache import Prediction
+from pipeline.evaluate.prediction_cache import read_values
 from pipeline.evaluate.step import evaluate
 from pipeline.models.manifest import model_id
 from tests.made_artifacts import dataset_of, heldout_row
@@ -64,10 +64,8 @@ def attempt(tmp_path: Path, make_attempt: Make, tiny: Any, tiny_llama: Path) -> 
     return make
 
 
-def used(attempt: Attempt, report: Evaluation, role: str) -> list[dict[str, Any]]:
-    text = (attempt.folder / f"predictions/{report.prediction_keys[role]}.jsonl").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith('{"suite"')]
-    return [Prediction.model_validate_json(line).model_dump(exclude={"seconds"}) for line in lines]
+def used(attempt: Attempt, report: Evaluation, role: str) -> dict[str, Any]:
+    return read_values([attempt.folder / f"predictions/{report.prediction_keys[role]}.jsonl"])
 
 
 def started(folder: Path) -> list[int]:
@@ -98,9 +96,10 @@ def test_it_answers_and_weighs_as_transformers_does_under_a_key_of_its_own(attem
     reports = evaluate(asked), evaluate(plain)
     assert reports[0].versions["engine"] == f"vllm {VERSION}"
     for role in ("cand", asked.config.base_model_id):
-        for one, two in zip(used(asked, reports[0], role), used(plain, reports[1], role), strict=True):
-            assert one.pop("nll_sum") == pytest.approx(two.pop("nll_sum"), rel=1e-4)
-            assert one == two
+        one, two = used(asked, reports[0], role), used(plain, reports[1], role)
+        assert list(one) == list(two)
+        for given, expected in zip(one.values(), two.values(), strict=True):
+            assert given == (expected if isinstance(expected[0], str) else pytest.approx(expected, rel=1e-4))
         assert reports[0].prediction_keys[role] != reports[1].prediction_keys[role]
     assert reports[0].suites == reports[1].suites
     assert reports[0].suites[0].records == 3
