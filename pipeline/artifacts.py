@@ -2,12 +2,11 @@
 
 import ast
 import inspect
-from collections.abc import Mapping
 from itertools import pairwise
 from textwrap import dedent
-from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
@@ -50,33 +49,24 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
     return docs
 
 
-def known_fields(model: type[BaseModel], value: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Return a copy of `value` without keys that are no fields of `model`; the values are not validated.
+class Stored(Frozen):
+    """A value that is read from a file or the database; fields unknown to this version are ignored at any depth."""
 
-    The same is done in fields whose type is a model, but not in optional models or lists of models. Lists of literals
-    lose unknown items.
-    """
-    known = {}
-    for name in model.model_fields.keys() & value.keys():
-        kind: Any = model.model_fields[name].annotation
-        known[name] = value[name]
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value[name], Mapping):
-            known[name] = known_fields(kind, value[name])
-        elif (parts := get_args(kind)) and get_origin(parts[0]) is Literal and isinstance(value[name], (list, tuple)):
-            known[name] = [item for item in value[name] if item in get_args(parts[0])]
-    return known
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Return `obj` as a value of this class. Raises pydantic's `ValidationError`."""
+        return super().model_validate(obj, extra="ignore", **options)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """Return the value that a JSON text is. Raises pydantic's `ValidationError`."""
+        return super().model_validate_json(json_data, extra="ignore", **options)
 
 
-class Artifact(Frozen):
-    """A step's output for later steps; published as `runs/<id>/<step>.json`, perhaps by an earlier version."""
+class Artifact(Stored):
+    """A step's output for later steps; published as `runs/<id>/<step>.json`."""
 
     step: ClassVar[str]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_former_fields(cls, value: Any) -> Any:
-        return known_fields(cls, value) if isinstance(value, Mapping) else value
 
 
 class Drop(Frozen):
@@ -211,14 +201,11 @@ class CurvePoint(Frozen):
 class Trial(Frozen):
     """One training of a search, with its outcome."""
 
-    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
-
     number: int
     """From 1, in the order in which they ran."""
     settings: dict[str, Any]
     """The tried settings of [train]."""
-    outcome: Literal["finished", "pruned", "failed"]
-    """Earlier versions also wrote `pruned`."""
+    outcome: Literal["finished", "failed"]
     dev_loss: float | None = None
     """The last measurement, in nats per token, by which one trial is chosen."""
     seconds: float
@@ -241,7 +228,7 @@ class Adapter(Artifact):
     format: Literal["chat", "alpaca"]
     quantization: Literal["nf4", "none"]
     batch_tokens: int = 0
-    activations: Literal["kept", "recomputed", "offloaded"] = "kept"
+    activations: Literal["kept", "recomputed"] = "kept"
     device: str
     learning_rate: float
     """The peak, chosen by the step if the setting is "auto"."""
@@ -392,8 +379,7 @@ class GuardResult(Frozen):
     guard: str
     label: str
     """What was measured, in words: `token F1`, `drop 3 (answers.jsonl)`."""
-    unit: Literal["points", "nats", "times", "per cent", "records"]
-    """`times`, for a cost, is only in older verdicts."""
+    unit: Literal["points", "nats", "per cent", "records"]
     records: int | None = None
     """Groups of near-duplicate held-out records, or items of a suite."""
     candidate: float | None = None

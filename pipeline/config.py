@@ -3,13 +3,12 @@
 import ipaddress
 import math
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.artifacts import Frozen, known_fields
+from pipeline.artifacts import Frozen, Stored
 from pipeline.search_settings import SearchConfig, check_search
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -153,8 +152,8 @@ class MemoryPlan(Frozen):
     quantization: Literal["nf4", "none"]
     batch_tokens: int
     """Most tokens of a micro-batch."""
-    activations: Literal["kept", "recomputed", "offloaded"]
-    """Activation checkpointing; earlier versions also wrote `offloaded`."""
+    activations: Literal["kept", "recomputed"]
+    """`recomputed` by activation checkpointing."""
 
 
 class EvaluateConfig(Frozen):
@@ -317,7 +316,7 @@ class JudgeConfig(Frozen):
             return host == "localhost"
 
 
-class RunConfig(Frozen):
+class RunConfig(Stored):
     """The settings of a run's steps, fixed with its snapshot."""
 
     track: str
@@ -332,24 +331,7 @@ class RunConfig(Frozen):
     guards: GuardConfig = GuardConfig()
     judge: JudgeConfig = JudgeConfig()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_former_settings(cls, value: Any) -> Any:
-        """Drop former settings, so that a run which an earlier version began continues after an upgrade."""
-        known = known_fields(cls, value) if isinstance(value, Mapping) else value
-        space = past_setting(known, "train", "search") if isinstance(known, dict) else None
-        if isinstance(space, dict) and isinstance(space.get("space"), Mapping):
-            known_space = TrainConfig.model_fields.keys() - _OF_THE_SEARCH
-            space["space"] = {name: space["space"][name] for name in space["space"] if name in known_space}
-        return known
-
     @property
     def track_option(self) -> str:
         """The command-line option for the track, with a leading space; empty for the default track."""
         return "" if self.track == "default" else f" --track {self.track}"
-
-
-def past_setting(config: Mapping[str, Any] | None, section: str, name: str) -> Any:
-    """Return setting `name` of table `section` in a run's stored configuration; `None` if it is not there."""
-    values = (config or {}).get(section)
-    return values.get(name) if isinstance(values, dict) else None

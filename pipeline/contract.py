@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from pipeline import durable
-from pipeline.artifacts import Artifact, CurvePoint, Drop, Frozen, ModelRef
+from pipeline.artifacts import Artifact, CurvePoint, Drop, Frozen, ModelRef, Stored
 from pipeline.config import RunConfig
 from pipeline.errors import Interrupted, StepFailed
 from pipeline.words import duration, size_words
@@ -39,10 +39,8 @@ CURVE_POINTS = 200
 A = TypeVar("A", bound=Artifact)
 
 
-class StepSpec(Frozen):
+class StepSpec(Stored):
     """The input of one attempt at a step of a run, written by the dispatcher."""
-
-    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
 
     run: int
     step: str
@@ -95,10 +93,8 @@ class StepError(Frozen):
     hint: str = ""
 
 
-class StepResult(Frozen):
+class StepResult(Stored):
     """An attempt's result; written last, so its presence means that the attempt has ended."""
-
-    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
 
     key: str
     fence: str

@@ -16,7 +16,6 @@ from daemon.state import run_files
 from daemon.system.folders import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, RECORDS_NAME, Evaluation, Frozen
-from pipeline.config import past_setting
 from pipeline.errors import DropforgeError
 from pipeline.report.facts import BlindReview
 
@@ -84,7 +83,7 @@ def review_of(
     It has a result only if no pair is left. Raises `DropforgeError` if the run's scored records are missing or damaged.
     """
     pairs = read_pairs(work_folder, run_id, str((config or {}).get("salt", "")))
-    wanted = past_setting(config, "gate", "review") or 0
+    wanted = _wanted(config)
     asked = {pair.id: pair for pair in pairs[: wanted or ASKED]}
     made: dict[str, Mapping[str, Any]] = {}
     for one in chosen:
@@ -146,12 +145,16 @@ def choose(engine: "Engine", work_folder: WorkFolder, run_id: int, choice: Choic
 
 def require_reviewed(session: "Session", work_folder: WorkFolder, run: "Run") -> None:
     """Raise `DropforgeError` if `run` has `gate.review` set and its blind review is incomplete or cannot be read."""
-    if not past_setting(run.config, "gate", "review"):
+    if not _wanted(run.config):
         return
     found = _review(session, work_folder, run)
     if found.left:
         message = f"run {run.id} waits for its blind review: {found.judged} of {found.asked} pairs are judged"
         raise DropforgeError(message, f"judge the others: dropforge review {run.id}")
+
+
+def _wanted(config: Mapping[str, Any] | None) -> int:
+    return int((config or {}).get("gate", {}).get("review", 0))
 
 
 def put_on_card(work_folder: WorkFolder, run_id: int, result: BlindReview) -> None:

@@ -8,9 +8,7 @@ import json
 import sys
 from typing import Any, Literal
 
-from pydantic import ConfigDict
-
-from pipeline.artifacts import Adapter, AnswerPair, Dataset, Drop, Evaluation, Frozen, Judgement, Model, Verdict
+from pipeline.artifacts import Adapter, AnswerPair, Dataset, Drop, Evaluation, Frozen, Judgement, Model, Stored, Verdict
 
 
 class NextStep(Frozen):
@@ -60,8 +58,6 @@ class Example(Frozen):
 class BlindReview(Frozen):
     """The result of a blind review: which answers people preferred without knowing the model."""
 
-    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more fields
-
     differing: int
     """Number of held-out records on which the answers differ; a hash draws the judged ones from them."""
     candidate: int
@@ -76,7 +72,7 @@ class BlindReview(Frozen):
     """Users who judged."""
 
 
-class Report(Frozen):
+class Report(Stored):
     """The evidence behind one verdict; steps that did not run are `None`."""
 
     version: Literal[1] = 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import durable
 from pipeline import words as wording
-from pipeline.artifacts import JSON_NAME, PAGE_NAME, known_fields
+from pipeline.artifacts import JSON_NAME, PAGE_NAME
 from pipeline.report import plots, tables
 from pipeline.report.facts import BlindReview, Report
 from pipeline.report.story import p_value_words, review_words
@@ -27,14 +27,11 @@ def write_files(folder: Path, report: Report) -> None:
 
 def add_review(folder: Path, review: BlindReview) -> None:
     """
-    Rewrite report.json and report.html in `folder` with a blind review; they may be of an older version.
+    Rewrite report.json and report.html in `folder` with a blind review.
 
     Raises `ValueError` if report.json is missing or damaged.
     """
-    written = durable.read_json(folder / JSON_NAME)
-    if not isinstance(written, dict):
-        raise ValueError(f"{folder / JSON_NAME} is not a JSON object")  # noqa: TRY004 - as any damage of it
-    report = Report.model_validate(known_fields(Report, written))
+    report = Report.model_validate(durable.read_json(folder / JSON_NAME))
     write_files(folder, report.model_copy(update={"review": review}))
 
 

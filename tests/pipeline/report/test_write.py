@@ -343,10 +343,9 @@ def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: 
 
 def test_the_card_shows_all_that_a_search_tried(made_reports: Any, tmp_path: Path) -> None:
     attempt, verdict = made_reports.case(tmp_path, "promoted")
-    tried: dict[str, Any] = {"outcome": "finished", "tokens": 1000}
     candidates = (
-        Trial(number=1, settings={"rank": 8}, dev_loss=0.71, seconds=60, **tried),
-        Trial(number=2, settings={"rank": 16}, dev_loss=0.62, seconds=70, chosen=True, **tried),
+        Trial(number=1, settings={"rank": 8}, outcome="finished", dev_loss=0.71, seconds=60),
+        Trial(number=2, settings={"rank": 16}, outcome="finished", dev_loss=0.62, seconds=70, chosen=True),
         Trial(number=3, settings={"rank": 32}, outcome="failed", seconds=5, why="training diverged: <b>"),
     )
     adapter = made_reports.adapter().model_copy(update={"candidates": candidates})
