@@ -420,13 +420,11 @@ class History:
         return {
             "track": track_name(number),
             "kind": "base",
-            "state": "done",
             "generation": 0,
             "model_id": self._base_id,
             "model_path": str(self._base),
             "reason": "base model",
             "created_at": self._began,
-            "done_at": self._began,
         }
 
     def _promotion(self, track: int, turn: int, new: range) -> dict[str, Any]:
@@ -440,7 +438,6 @@ class History:
             "track": track_name(track),
             "run_id": self._number(track, turn, new, self._runs),
             "kind": "promotion",
-            "state": "done",
             "generation": generation,
             "model_id": model_of(track, generation),
             "model_path": f"models/{model_of(track, generation)}",
@@ -448,7 +445,6 @@ class History:
             "previous_path": f"models/{before}" if generation > 1 else str(self._base),
             "reason": "better by 2.0 points",
             "created_at": self._at(turn) + 3_600_000,
-            "done_at": self._at(turn) + 3_600_000,
             "drops": json.dumps(drops),
         }
 

@@ -44,8 +44,8 @@ DROP = (
     "received_at, first_run) VALUES (?,?,?,?,?,?,?,1000,50,0,0,?,?)"
 )
 PROMOTION = (
-    "INSERT INTO promotion (track, run_id, state, generation, model_id, model_path, reason, created_at, done_at) "
-    "VALUES ('default',?,'done',?,?,?,?,?,?)"
+    "INSERT INTO promotion (track, run_id, generation, model_id, model_path, reason, created_at) "
+    "VALUES ('default',?,?,?,?,?,?)"
 )
 
 
@@ -98,7 +98,7 @@ def make_history(folder: Path, runs: int, drops: int) -> None:
     connection.executemany(
         PROMOTION,
         (
-            (number * 10 or None, number, f"{number:064x}", f"models/{number}", "better", STARTED, STARTED + number)
+            (number * 10 or None, number, f"{number:064x}", f"models/{number}", "better", STARTED + number)
             for number in range(runs // 10)
         ),
     )

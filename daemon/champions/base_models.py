@@ -147,7 +147,6 @@ def ensure_base(engine: Engine, work_folder: WorkFolder, track_name: str, base: 
                 previous_path=track.champion_path,
                 reason="base model" if generation is None else "another base model in the settings",
                 created_at=now,
-                done_at=now,
                 hook_state=None if generation is None else HookState.PENDING,
             )
             session.add(row)

@@ -22,7 +22,7 @@ from daemon.state.database_file import revision
 from daemon.state.events import record_event
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.questions import CHAMPIONS
-from daemon.state.states import OVERTAKEN, HookState, PromotionKind, PromotionState
+from daemon.state.states import OVERTAKEN, HookState, PromotionKind
 from daemon.state.tables import Promotion, Run, Track, promotion_of, rows_of, waits
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.artifacts import ModelRef
@@ -186,7 +186,7 @@ def change_champion(session: Session, work_folder: WorkFolder, change: Promotion
     if change.run_id is not None:
         # On the row, since a run that did not end well may be retried with fewer drops.
         change.drops = [int(str(drop["id"])) for drop in session.get_one(Run, change.run_id).snapshot or ()]
-    change.done_at, change.hook_state = change.created_at, HookState.PENDING
+    change.hook_state = HookState.PENDING
     # A former champion is known to work, and a way back from a way back would have no end.
     change.health_state = None if change.kind == PromotionKind.ROLLBACK else HookState.PENDING
     track.champion_generation, track.champion_model_id = change.generation, change.model_id
@@ -247,7 +247,6 @@ def sync_link(session: Session, work_folder: WorkFolder, track: str) -> None:
     row = session.get_one(Track, track)
     serving = select(Promotion).where(
         Promotion.track == track,
-        Promotion.state == PromotionState.DONE,
         Promotion.generation == row.champion_generation,
     )
     promotion = session.exec(serving).one()

@@ -22,7 +22,7 @@ from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import TRIAL, DropState, PromotionState, RunState, SuspectEnd
+from daemon.state.states import TRIAL, DropState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
@@ -344,7 +344,6 @@ def _known(session: Session, track: str) -> set[int]:
         return set()
     made = select(Promotion.drops).where(
         Promotion.track == track,
-        Promotion.state == PromotionState.DONE,
         Promotion.model_id == serving.champion_model_id,
         col(Promotion.run_id).is_not(None),
     )

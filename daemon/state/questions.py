@@ -5,10 +5,10 @@ Plain SQL, since SQLAlchemy takes longer to load than `dropforge status` takes f
 """
 
 #: A track's champions, the base model first and the current one last.
-CHAMPIONS = "SELECT * FROM promotion WHERE track = :track AND state = 'done' ORDER BY generation"
+CHAMPIONS = "SELECT * FROM promotion WHERE track = :track ORDER BY generation"
 
 #: The run that made a model of a track; NULL for a base model.
-MAKER = "SELECT max(run_id) AS run FROM promotion WHERE track = :track AND model_id = :model AND state = 'done'"
+MAKER = "SELECT max(run_id) AS run FROM promotion WHERE track = :track AND model_id = :model"
 
 #: Condition for wins that wait for approval. A literal, so that SQLite uses the small index of these runs.
 AWAITS_APPROVAL = "outcome = 'awaiting_approval'"

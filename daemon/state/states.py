@@ -114,13 +114,6 @@ class PromotionKind(StrEnum):
     ROLLBACK = "rollback"
 
 
-class PromotionState(StrEnum):
-    """The state of a change of champion: always `done`; older versions also wrote `intent` and `abandoned`."""
-
-    #: The link points to `model_path` or did; final.
-    DONE = "done"
-
-
 class HookState(StrEnum):
     """The state of a hook or health command after a change of champion; `None` if there is no command."""
 

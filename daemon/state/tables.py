@@ -27,7 +27,6 @@ from daemon.state.states import (
     HookState,
     MessageState,
     PromotionKind,
-    PromotionState,
     RunState,
     SuspectEnd,
 )
@@ -148,11 +147,9 @@ class Run(SQLModel, table=True):
     place: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: Claim token: every write of the run's owner is conditional on it.
     token: str | None = None
-    #: Not in use: to take the column away would cost a migration.
-    heartbeat_at: int | None = None
     started_at: int | None = None
     ended_at: int | None = None
-    #: JSON of RunConfig, fixed at the first claim. That of an earlier version may have settings that are gone.
+    #: JSON of RunConfig, fixed at the first claim.
     config: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     snapshot: Snapshot | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Failures of its own, counted against the limit; interruptions and lost workers are counted apart.
@@ -220,8 +217,6 @@ class Promotion(SQLModel, table=True):
     """One change of a track's champion; append-only except the state of its hook and health command."""
 
     __table_args__ = (
-        # What older versions wrote, too.
-        CheckConstraint("state IN ('intent', 'done', 'abandoned')", name="state_known"),
         _one_of("kind", PromotionKind),
         _one_of("hook_state", HookState),
         _one_of("health_state", HookState),
@@ -229,9 +224,9 @@ class Promotion(SQLModel, table=True):
             "one_promotion_a_run",
             "run_id",
             unique=True,
-            sqlite_where=text("state = 'done' AND kind = 'promotion' AND run_id IS NOT NULL"),
+            sqlite_where=text("kind = 'promotion' AND run_id IS NOT NULL"),
         ),
-        Index("one_done_generation", "track", "generation", unique=True, sqlite_where=text("state = 'done'")),
+        Index("one_generation", "track", "generation", unique=True),
         # To find other promotions of the same model for each line of a long history.
         Index("promotion_models", "track", "model_id"),
     )
@@ -240,7 +235,6 @@ class Promotion(SQLModel, table=True):
     track: Name = Field(index=True)
     run_id: int | None = Field(default=None, foreign_key="run.id")
     kind: str = Field(default=PromotionKind.PROMOTION, sa_column_kwargs={"server_default": "promotion"})
-    state: str = PromotionState.DONE
     #: The new champion's generation; 0 is the base model.
     generation: int
     model_id: str
@@ -250,7 +244,6 @@ class Promotion(SQLModel, table=True):
     previous_path: ModelPath | None = None
     reason: str
     created_at: int
-    done_at: int | None = None
     #: The person who approved, forced or rolled back; the daemon's own changes have none.
     approved_by: str | None = None
     #: The outcome of the run whose model was forced.
@@ -370,5 +363,5 @@ def on_trial_beside(run_id: int | None) -> "SelectOfScalar[int]":
 
 def promotion_of(session: Session, run_id: int) -> Promotion | None:
     """Return the promotion that a run's candidate won; `None` if it was not promoted, or only forced."""
-    done = select(Promotion).where(Promotion.run_id == run_id, Promotion.state == PromotionState.DONE)
-    return session.exec(done.where(Promotion.kind == PromotionKind.PROMOTION)).first()
+    won = select(Promotion).where(Promotion.run_id == run_id, Promotion.kind == PromotionKind.PROMOTION)
+    return session.exec(won).first()

@@ -51,7 +51,7 @@ SIDECARS = ("-journal", "-wal", "-shm")
 _MOST_BYTES = 1 << 28
 _HEADLESS = """
 SELECT name FROM track WHERE champion_generation IS NOT NULL AND champion_generation NOT IN
-    (SELECT generation FROM promotion WHERE promotion.track = track.name AND promotion.state = 'done')
+    (SELECT generation FROM promotion WHERE promotion.track = track.name)
 """
 _LOCK = "backup.lock"
 _ANOTHER = "use another backup, each is a folder that `dropforge backup` made"
@@ -62,7 +62,7 @@ _WAITING = "SELECT id FROM run WHERE outcome = 'awaiting_approval'"
 _CHAMPIONS = """
 SELECT champion_path FROM track WHERE champion_path LIKE 'models/%'
 UNION SELECT p.previous_path FROM promotion p JOIN track t ON t.name = p.track AND t.champion_generation = p.generation
-WHERE p.state = 'done' AND p.previous_path LIKE 'models/%'
+WHERE p.previous_path LIKE 'models/%'
 """
 
 

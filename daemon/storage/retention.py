@@ -17,7 +17,7 @@ from sqlalchemy.orm import load_only
 from sqlmodel import Session, col, select
 
 from daemon.settings.model import Settings
-from daemon.state.states import PromotionState, RunState
+from daemon.state.states import RunState
 from daemon.state.tables import Promotion, Run, Track, waits
 from pipeline.contract import RESULT_NAME, SPEC_NAME, STORY_NAMES
 from pipeline.durable import read_object
@@ -114,7 +114,7 @@ def _keep_champions(session: Session, root: Path, track: Track, former: int, kep
     """Add a track's champion, its predecessor and `former` earlier champions to `kept`."""
     rows = session.exec(
         select(Promotion)
-        .where(Promotion.track == track.name, Promotion.state == PromotionState.DONE)
+        .where(Promotion.track == track.name)
         .order_by(col(Promotion.generation).desc(), col(Promotion.id).desc())
     ).all()
     paths = list(dict.fromkeys(row.model_path for row in rows))[: 2 + former]

@@ -100,7 +100,7 @@ def champion_view(base: Connection, work_folder: WorkFolder, row: Row, end: int 
 
     If the row names no run, as after a rollback, run, verdict, gain and drops are those of the run that made its model.
     """
-    alike = "SELECT * FROM promotion WHERE track = ? AND model_id = ? AND state = 'done' ORDER BY generation"
+    alike = "SELECT * FROM promotion WHERE track = ? AND model_id = ? ORDER BY generation"
     made = base.execute(alike, (row.track, row.model_id)).fetchall()
     run_id = row.run_id or max((one.run_id for one in made if one.run_id is not None), default=None)
     run = base.execute("SELECT sentence, gain FROM run WHERE id = ?", (run_id,)).fetchone()
@@ -113,7 +113,7 @@ def champion_view(base: Connection, work_folder: WorkFolder, row: Row, end: int 
         {
             **{name: getattr(row, name) for name in same},
             "path": str(work_folder / path),
-            "since": row.done_at,
+            "since": row.created_at,
             "until": end,
             "run": run_id,
             "verdict": run.sentence if run else None,
@@ -132,12 +132,12 @@ def champion_views(
     base: Connection, work_folder: WorkFolder, track: str, most: int = -1, before: int | None = None
 ) -> list[ChampionView]:
     """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
-    done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' AND generation"
+    done = "SELECT * FROM promotion WHERE track = ? AND generation"
     below, above = f"{done} < ? ORDER BY generation DESC LIMIT ?", f"{done} >= ? ORDER BY generation LIMIT 1"
     before = _BEYOND if before is None else before
     rows = base.execute(below, (track, before, most)).fetchall()
     after = base.execute(above, (track, before)).fetchone()
-    ends = [None if after is None else after.done_at, *(row.done_at for row in rows)]
+    ends = [None if after is None else after.created_at, *(row.created_at for row in rows)]
     return [champion_view(base, work_folder, row, end) for row, end in zip(rows, ends, strict=False)]
 
 

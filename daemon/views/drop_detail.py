@@ -126,6 +126,6 @@ def _champions(overview: Overview, drop: DropView) -> tuple[int, ...]:
         return ()  # nothing is trained on it
     with_it = (
         "SELECT DISTINCT generation FROM promotion, json_each(promotion.drops) AS held WHERE track = ? "
-        "AND state = 'done' AND held.value = ? ORDER BY generation DESC LIMIT ?"
+        "AND held.value = ? ORDER BY generation DESC LIMIT ?"
     )
     return tuple(row.generation for row in overview.rows(with_it, drop.track, drop.id, _MOST_CHAMPIONS))

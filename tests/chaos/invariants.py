@@ -160,7 +160,7 @@ def _runs(rows: _Rows) -> Iterator[str]:
         if state != run["state"]:
             yield f"run {run['id']} is {run['state']} and its events say {state}"
     gone = {drop["id"] for drop in rows.drops if drop["state"] == "withdrawn"}
-    promoted = {row["run_id"] for row in rows.promotions if row["state"] == "done"}
+    promoted = {row["run_id"] for row in rows.promotions}
     for run in rows.runs:
         # A run that is retried takes its snapshot anew when it is claimed.
         going = run["state"] in {"running", "waiting"} and run["config"] is not None and not run["cancel_requested"]
@@ -202,7 +202,7 @@ def _champions(state: Path, rows: _Rows) -> Iterator[str]:
             continue
         last, link = done[-1], state / "tracks" / track["name"] / "champion"
         if (track["champion_generation"], track["champion_model_id"]) != (last["generation"], last["model_id"]):
-            yield f"the row of track {track['name']} is not its last done change"
+            yield f"the row of track {track['name']} is not its last change"
         where = (state / last["model_path"]).resolve()
         if link.resolve() != where:
             yield f"champion of track {track['name']} leads to {link.resolve()}, not to {where}"
@@ -217,13 +217,9 @@ def _champions(state: Path, rows: _Rows) -> Iterator[str]:
 
 def _told(rows: _Rows) -> Iterator[str]:
     """Each change is told once, and each run promoted once."""
-    by_run = Counter(row["run_id"] for row in rows.promotions if (row["state"], row["kind"]) == ("done", "promotion"))
+    by_run = Counter(row["run_id"] for row in rows.promotions if row["kind"] == "promotion")
     for kind, verb in (("forced", "forced"), ("rollback", "rolled_back")):
-        count = Counter(
-            (row["track"], row["generation"])
-            for row in rows.promotions
-            if (row["state"], row["kind"]) == ("done", kind)
-        )
+        count = Counter((row["track"], row["generation"]) for row in rows.promotions if row["kind"] == kind)
         said = Counter(
             (event["track"], json.loads(event["detail"])["generation"])
             for event in rows.events
@@ -238,7 +234,7 @@ def _told(rows: _Rows) -> Iterator[str]:
 def _awaiting(state: Path, rows: _Rows, track: dict[str, Any]) -> Iterator[str]:
     """A win waits with a model that is there, compared with the champion that serves, and was not promoted."""
     # A run that was forced and then retried may win by itself.
-    promoted = {row["run_id"] for row in rows.promotions if (row["state"], row["kind"]) == ("done", "promotion")}
+    promoted = {row["run_id"] for row in rows.promotions if row["kind"] == "promotion"}
     for run in rows.runs:
         if run["track"] != track["name"] or run["outcome"] != "awaiting_approval":
             continue

@@ -18,7 +18,7 @@ from daemon.champions.promotion import ChampionMoved
 from daemon.queue import drops, run_queue
 from daemon.state.database import transaction
 from daemon.state.events import Word
-from daemon.state.states import DropState, PromotionState, RunState
+from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Promotion, Run
 from pipeline.errors import DropforgeError
 from pipeline.train import checkpoints
@@ -64,7 +64,7 @@ def _serving(daemon: Daemon) -> tuple[int, list[int | None]]:
     """Return the champion's generation and the runs that were promoted, in their order."""
     with transaction(daemon.engine) as session:
         generation = promotion.champion(session, "default").generation
-        done = select(Promotion.run_id).where(Promotion.state == PromotionState.DONE)
+        done = select(Promotion.run_id)
         return generation, list(session.exec(done.order_by(col(Promotion.generation))).all())
 
 
@@ -422,9 +422,7 @@ def _given_up(daemon: Daemon) -> None:
         for thread in hooks._rollbacks.values():
             thread.join()
     with transaction(daemon.engine) as session:
-        rows = session.exec(
-            select(Promotion).where(Promotion.state == "done").order_by(col(Promotion.generation))
-        ).all()
+        rows = session.exec(select(Promotion).order_by(col(Promotion.generation))).all()
     assert [(row.kind, row.health_state) for row in rows] == [
         ("base", None),
         ("promotion", "failed"),

@@ -35,7 +35,7 @@ from daemon.queue.states import Claim
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
 from daemon.state.events import Word
-from daemon.state.states import AWAITING, PromotionState
+from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline.artifacts import Model, TrialScores, Verdict
 from pipeline.config import RunConfig
@@ -504,7 +504,7 @@ class House(RuleBasedStateMachine):
         with transaction(self.daemon.engine) as session:
             drop_rows = session.exec(select(Drop).order_by(col(Drop.id))).all()
             run_rows = session.exec(select(Run).order_by(col(Run.id))).all()
-            done = select(Promotion.model_id).where(Promotion.state == PromotionState.DONE)
+            done = select(Promotion.model_id)
             served = session.exec(done.order_by(col(Promotion.generation))).all()
         assert [(row.name, row.state, row.first_run) for row in drop_rows] == [
             (drop.name, drop.state, drop.first_run) for drop in self.world.drops

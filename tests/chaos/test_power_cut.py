@@ -100,7 +100,7 @@ def _judge_intake(house: House, acknowledged: list[list[str]]) -> list[str]:
 
 def _judge_promote(house: House, acknowledged: list[list[str]]) -> list[str]:
     with transaction(house.engine) as session:
-        done = session.exec(select(Promotion).where(Promotion.state == "done")).all()
+        done = session.exec(select(Promotion)).all()
         track = session.get_one(Track, "default")
     wrong = []
     promoted = {(str(row.run_id), str(row.generation), row.model_id) for row in done}

@@ -18,7 +18,7 @@ from daemon.champions.hooks.commands import Command, Ended, last_line
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.layout import GPU_NOTE
-from daemon.state.states import HookState, PromotionState
+from daemon.state.states import HookState
 from daemon.state.tables import Promotion, Run
 from daemon.state.troubles import Troubles
 from daemon.system.processes import child_environment
@@ -30,7 +30,6 @@ OPEN = (HookState.PENDING, HookState.RUNNING)
 #: The changes of champion that have a pending or running command.
 UNTOLD = (
     select(Promotion)
-    .where(Promotion.state == PromotionState.DONE)
     .where(or_(col(Promotion.hook_state).in_(OPEN), col(Promotion.health_state).in_(OPEN)))
     .order_by(col(Promotion.generation), col(Promotion.id))
 )

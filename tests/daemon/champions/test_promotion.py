@@ -13,7 +13,7 @@ from daemon.champions import base_models, promotion
 from daemon.champions.promotion import Candidate, ChampionMoved
 from daemon.queue import states
 from daemon.state.database import migrate, open_engine, open_reader, transaction
-from daemon.state.states import PromotionState, RunState
+from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run, Track
 from daemon.system.folders import WorkFolder
 from pipeline.durable import fsync_folder
@@ -76,10 +76,10 @@ def serving(engine: Engine, track: str = "default") -> tuple[str, int]:
     return model.model_id, model.generation
 
 
-def promotions(engine: Engine) -> list[tuple[str, int, str]]:
+def promotions(engine: Engine) -> list[tuple[str, int]]:
     with transaction(engine) as session:
         rows = session.exec(select(Promotion)).all()
-    return [(row.model_id, row.generation, row.state) for row in rows]
+    return [(row.model_id, row.generation) for row in rows]
 
 
 def events(engine: Engine) -> list[str]:
@@ -154,7 +154,7 @@ def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state:
     row = promotion.promote(
         engine, WorkFolder(state), replace(candidate(engine, state, "m1"), reason="better by 3"), 10
     )
-    assert (row.state, row.generation, row.previous_model_id, row.done_at) == (PromotionState.DONE, 1, "base-id", 10)
+    assert (row.generation, row.previous_model_id, row.created_at) == (1, "base-id", 10)
     assert serving(engine) == ("m1", 1)
     assert (served(state), served(state, "previous")) == ("m1", "base")
     promotion.promote(engine, WorkFolder(state), replace(candidate(engine, state, "m2"), over=1), 20)
@@ -188,7 +188,7 @@ def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine:
         promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m2"), 20)
     assert serving(engine) == ("m1", 1)
     assert served(state) == "m1"
-    assert [name for name, _, _ in promotions(engine)] == ["base-id", "m1"]
+    assert [name for name, _ in promotions(engine)] == ["base-id", "m1"]
 
 
 @pytest.mark.usefixtures("track")

@@ -14,7 +14,7 @@ from daemon.queue.states import Claim
 from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
-from daemon.state.states import AWAITING, PromotionState, RunState
+from daemon.state.states import AWAITING, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline import durable
 from pipeline.artifacts import TrialScores, Verdict
@@ -94,7 +94,6 @@ class Box:
             promotion = Promotion(
                 track="default",
                 run_id=run.id,
-                state=PromotionState.DONE,
                 generation=generation,
                 model_id=f"m{run.id}",
                 model_path="m",
@@ -114,7 +113,6 @@ class Box:
             rolled = Promotion(
                 track="default",
                 kind="rollback",
-                state=PromotionState.DONE,
                 generation=generation,
                 model_id=model,
                 model_path="m",

@@ -312,7 +312,7 @@ DROP = (
     "received_at) VALUES "
 )
 ATTEMPT = "INSERT INTO attempt (run_id, step, number, fence, state, started_at) VALUES "
-PROMOTION = "INSERT INTO promotion (track, run_id, state, generation, model_id, model_path, reason, created_at) VALUES "
+PROMOTION = "INSERT INTO promotion (track, run_id, generation, model_id, model_path, reason, created_at) VALUES "
 ONE_RUN = RUN + "(1, 'a', 'queued', 'drop', 1, 1, 0, 0, 0)"
 RULES = {
     "one open run a track": (ONE_RUN, RUN + "(2, 'a', 'queued', 'drop', 2, 2, 0, 0, 0)", "run.track"),
@@ -322,8 +322,8 @@ RULES = {
         "drop.track, drop.role, drop.sha256",
     ),
     "one champion a generation": (
-        PROMOTION + "('a', NULL, 'done', 1, 'm', 'p', 'r', 1)",
-        PROMOTION + "('a', NULL, 'done', 1, 'n', 'q', 's', 1)",
+        PROMOTION + "('a', NULL, 1, 'm', 'p', 'r', 1)",
+        PROMOTION + "('a', NULL, 1, 'n', 'q', 's', 1)",
         "promotion.track, promotion.generation",
     ),
     "one open attempt a run": (
@@ -331,7 +331,6 @@ RULES = {
         ATTEMPT + "(1, 'merge', 1, 'g', 'submitted', 1)",
         "attempt.run_id",
     ),
-    "known states of a promotion": ("", PROMOTION + "('a', NULL, 'maybe', 1, 'm', 'p', 'r', 1)", "state_known"),
     "no run without a token": ("", RUN + "(1, 'a', 'running', 'drop', 1, 1, 0, 0, 0)", "running_has_token"),
 }
 

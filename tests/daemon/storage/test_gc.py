@@ -73,13 +73,11 @@ class History:
             session.add(
                 Promotion(
                     track="default",
-                    state="done",
                     generation=0,
                     model_id="base",
                     model_path=str(self.base),
                     reason="base model",
                     created_at=NOW - 100 * DAY,
-                    done_at=NOW - 100 * DAY,
                 )
             )
         self.point("champion", self.base)
@@ -177,7 +175,6 @@ class History:
                     previous_path=track.champion_path,
                     reason="better",
                     created_at=NOW,
-                    done_at=NOW,
                 )
             )
             previous = track.champion_path or ""

@@ -15,7 +15,7 @@ from daemon.queue.snapshots import give_back
 from daemon.queue.states import RETRIABLE
 from daemon.state import database
 from daemon.state.events import Word, record_event
-from daemon.state.states import DropState, PromotionKind, PromotionState, RunState
+from daemon.state.states import DropState, PromotionKind, RunState
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
 
@@ -89,7 +89,6 @@ class House:
                     track="default",
                     run_id=run,
                     kind=kind,
-                    state=PromotionState.DONE,
                     model_path="models/x",
                     generation=track.champion_generation,
                     model_id=f"model-{run}",
