@@ -59,16 +59,16 @@ class Result:
     generated: int
     """Answers that were not in the cache."""
     seconds: float
-    suites: dict[str, dict[str, ItemScore]]
-    """Scores of each suite's items, by the suite's sha256."""
+    suites: list[dict[str, ItemScore]]
+    """Scores of each suite's items, by the item's id."""
 
 
 class _Requests:
     """Requests of one kind, their keys, and the indices of those that are not cached."""
 
-    def __init__(self, kind: str, inputs: Sequence[Any], cached: Container[str], suite: str = "") -> None:
-        self.kind, self.inputs = kind, inputs
-        self.keys = [request_hash(f"{kind}{suite}", request) for request in inputs]
+    def __init__(self, kind: str, inputs: Sequence[Any], cached: Container[str], limit: int = 0) -> None:
+        self.kind, self.inputs, self.limit = kind, inputs, limit
+        self.keys = [request_hash(f"{kind}{limit or ''}", request) for request in inputs]
         self.missing = [index for index, key in enumerate(self.keys) if key not in cached]
 
 
@@ -98,8 +98,10 @@ class Inference:
         items = list(zip(part.suite.items, part.prompts, part.answers, strict=True))
         choices = [(prompt, answers) for item, prompt, answers in items if item.choices]
         free = [prompt for item, prompt, _ in items if not item.choices]
-        digest = part.suite.digest
-        return _Requests("choice", choices, self._values, digest), _Requests("answer", free, self._values, digest)
+        # The track's limit fits its own answers only.
+        longest = (part.new_tokens(index) for index, item in enumerate(part.suite.items) if not item.choices)
+        limit = max(longest, default=0)
+        return _Requests("choice", choices, self._values), _Requests("answer", free, self._values, limit)
 
     def run(self, folder: Path, models: Sequence["Inference"]) -> Result:
         """
@@ -136,17 +138,14 @@ class Inference:
             [Prediction(*answer, *nll) for answer, nll in zip(answers, likelihoods, strict=True)],
             len(self._prompts.missing),
             time.monotonic() - started,
-            {part.suite.digest: scores for part, scores in zip(requests.suites, suites, strict=True)},
+            suites,
         )
 
     def _score_suite(self, part: SuiteRequests, choices: _Requests, free: _Requests) -> dict[str, ItemScore]:
         """Return the scores of a suite's items, by their ids."""
-        questions = [index for index, item in enumerate(part.suite.items) if not item.choices]
-        # The track's limit fits its own answers only.
-        limit = max((part.new_tokens(questions[index]) for index in free.missing), default=0)
-        references = [part.suite.items[index].answers for index in questions]
+        references = [item.answers for item in part.suite.items if not item.choices]
         losses = iter(self._score(choices, generation.choice_batches))
-        answers = iter(self._answer(free, references, replace(self._decoding, max_new_tokens=limit)))
+        answers = iter(self._answer(free, references, replace(self._decoding, max_new_tokens=free.limit)))
         scores = {}
         for item in part.suite.items:
             if item.choices:

@@ -110,7 +110,7 @@ def score_suites(
     scores = []
     for number, suite in enumerate(suites):
         results = {"candidate": both[0], "champion": both[1], **({"base": base} if base else {})}
-        by_role = {role: result.suites[suite.digest] for role, result in results.items()}
+        by_role = {role: result.suites[number] for role, result in results.items()}
         items = [item.id for item in suite.items]
         lines: list[Line] = [
             {

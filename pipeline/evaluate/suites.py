@@ -6,8 +6,6 @@ item with choices scores 1 if the right choice is the likeliest, else 0; a free 
 a right one; a record is answered and scored by token F1. Nothing of the training stack is imported.
 """
 
-import hashlib
-import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +24,6 @@ BUILTIN, QUESTIONS = "builtin", "questions"
 #: The built-in suites.
 _FILES = {name: Path(__file__).with_name(f"general_{name}.jsonl") for name in (BUILTIN, QUESTIONS)}
 _MOST_LINE_BYTES = 1 << 24
-#: Part of every suite's hash: another scoring method gives other scores.
-_SCORING = "choices by mean likelihood a token, records by token F1, questions by words: 2"
 
 
 class Item(Frozen):
@@ -75,8 +71,6 @@ class Suite:
 
     name: str
     """As in evaluate.general."""
-    digest: str
-    """sha256 of the items and of the scoring method."""
     items: tuple[Item, ...]
 
 
@@ -110,9 +104,7 @@ def read_suite(name: str) -> Suite:
     for number, item in numbered:
         if seen.setdefault(item.id, number) != number:
             raise _wrong(path, number, f"id: {item.id!r} is already the id of line {seen[item.id]}")
-    items = tuple(item for _, item in numbered)
-    parts = [_SCORING, *(json.dumps(item.model_dump(), sort_keys=True) for item in items)]
-    return Suite(name, hashlib.sha256(json.dumps(parts).encode()).hexdigest(), items)
+    return Suite(name, tuple(item for _, item in numbered))
 
 
 def _items(path: Path) -> Iterator[tuple[int, Item]]:

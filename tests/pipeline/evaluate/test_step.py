@@ -254,6 +254,11 @@ def logged(attempt: Attempt) -> dict[str, list[str]]:
     return {path.name: path.read_text(encoding="utf-8").splitlines() for path in paths}
 
 
+def asked_anew(attempt: Attempt) -> list[int]:
+    """Return how many requests were computed for each model."""
+    return [sum(len(json.loads(line)) for line in batches) for batches in logged(attempt).values()]
+
+
 def comparable(report: Evaluation) -> dict[str, Any]:
     """Return what must not depend on where an evaluation was interrupted."""
     value = report.model_dump(exclude={"folder"})
@@ -711,7 +716,7 @@ def test_a_base_model_that_serves_and_was_replaced_is_not_asked_under_its_id(ben
         evaluate(attempt)
 
 
-def test_a_suite_is_paid_once_and_another_one_again(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+def test_a_question_of_a_suite_is_paid_once(bench: Bench, tiny: Any, tmp_path: Path) -> None:
     rows = heldout_rows(tiny, 4)
     name = write_suite(tmp_path / "own.jsonl", 9)
     first = bench.attempt(rows, general=(name,))
@@ -724,10 +729,25 @@ def test_a_suite_is_paid_once_and_another_one_again(bench: Bench, tiny: Any, tmp
     assert logged(second) == {}
     assert (again.suites, items_of(second, again)) == (report.suites, items_of(first, report))
     bench.publish(second, again)
-    write_suite(tmp_path / "own.jsonl", 10)
+    with (tmp_path / "own.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "new", "question": "Who?", "choices": ["yes", "no"], "answer": 0}) + "\n")
     third = bench.attempt(rows, general=(name,))
     assert evaluate(third).suites[0].records == 10
-    assert {len(batches) for batches in logged(third).values()} == {3}, "ten items in batches of four, and no answer"
+    assert asked_anew(third) == [1, 1], "of each model"
+
+
+def test_free_questions_are_paid_again_where_a_further_one_allows_longer_answers(
+    bench: Bench, tiny: Any, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in tiny.rows(3, seed=9)))
+    first = bench.attempt(heldout_rows(tiny, 4), general=(str(own),))
+    bench.publish(first, evaluate(first))
+    with own.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"instruction": "Count.", "input": "", "output": "one two three " * 10}) + "\n")
+    second = bench.attempt(heldout_rows(tiny, 4), general=(str(own),))
+    evaluate(second)
+    assert asked_anew(second) == [4, 4]
 
 
 def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, tiny: Any, tmp_path: Path) -> None:
