@@ -97,6 +97,9 @@ def _is_over(asked: AskedModel, tokens: Tokens, most: int, *, may_loop: bool) ->
 def _repeats(tokens: Tokens) -> bool:
     """Return whether the tokens end with at least four repetitions, and 32 tokens, of one phrase."""
     for period in range(1, len(tokens) // _LOOP_TIMES + 1):
+        # This runs per row and token: comparing whole phrases each time would take longer than a forward pass.
+        if tokens[-1 - period] != tokens[-1]:
+            continue
         length = max(_LOOP_TIMES * period, _LOOP_TOKENS)
         if length <= len(tokens) and tokens[-length:-period] == tokens[period - length :]:
             return True

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import durable
 from pipeline.errors import CannotTrain, Interrupted
@@ -282,6 +284,26 @@ def test_a_loop_that_is_the_lesser_part_of_a_text_is_none_yet(scripted: Any) -> 
     (answer,) = scripted([text])
     assert (answer.text, answer.ended) == (text, True)
     assert not is_looping(text)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1), st.lists(st.integers(0, 9), max_size=12), st.integers(0, 40))
+def test_a_loop_is_an_end_of_four_equal_phrases_and_32_tokens(head: list[int], phrase: list[int], times: int) -> None:
+    tokens = head + phrase * times
+    ends = (tokens[-max(4 * period, 32) :] for period in range(1, len(tokens) // 4 + 1))
+    periodic = (end[period:] == end[:-period] and len(end) >= 32 for period, end in enumerate(ends, 1))
+    assert greedy_decoding._repeats(tokens) == any(periodic)
+
+
+def test_phrases_that_end_in_another_token_are_not_compared() -> None:
+    class Tokens(list[int]):
+        slices = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            Tokens.slices += isinstance(place, slice)
+            return super().__getitem__(place)
+
+    assert not greedy_decoding._repeats(Tokens(range(2000)))
+    assert Tokens.slices == 0
 
 
 def test_what_the_watcher_raises_ends_it_and_the_model_can_be_asked_again(tiny: Any, ending_llama: Path) -> None:
