@@ -228,7 +228,7 @@ class Adapter(Artifact):
     format: Literal["chat", "alpaca"]
     quantization: Literal["nf4", "none"]
     batch_tokens: int = 0
-    activations: Literal["kept", "recomputed"] = "kept"
+    activations: Literal["kept", "half recomputed", "recomputed"] = "kept"
     device: str
     learning_rate: float
     """The peak, chosen by the step if the setting is "auto"."""

@@ -152,8 +152,8 @@ class MemoryPlan(Frozen):
     quantization: Literal["nf4", "none"]
     batch_tokens: int
     """Most tokens of a micro-batch."""
-    activations: Literal["kept", "recomputed"]
-    """`recomputed` by activation checkpointing."""
+    activations: Literal["kept", "half recomputed", "recomputed"]
+    """Activation checkpointing: of no layer, of every second, of all."""
 
 
 class EvaluateConfig(Frozen):

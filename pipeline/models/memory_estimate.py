@@ -167,8 +167,10 @@ def estimate(
     rank = 0 if train.trains_full_weights else train.rank
     layers, last = _kept_numbers(base, rank, number) * number, base.hidden * _WIDE
     if plan.activations != "kept":
-        # The layers' inputs are saved, and one layer at a time is recomputed.
-        layers = layers // max(1, base.layers) + base.layers * base.hidden * number
+        # The input of a recomputed layer is saved, and one layer at a time is recomputed.
+        half = -(-base.layers // 2)
+        whole, inputs = (1, base.layers) if plan.activations == "recomputed" else (half, half)
+        layers = layers // max(1, base.layers) * whole + inputs * base.hidden * number
     activations = plan.batch_tokens * (layers + last)
     quantised = base.linear if plan.quantization == "nf4" else 0
     trained = trained_numbers(base, train)

@@ -27,7 +27,7 @@ _ALONE = ProcessRank()
 #: Tokens of a micro-batch by default. On a CPU 2048 are 3 % faster in bf16 (SmolLM2, short rows), but need more memory.
 _TOKENS = {"cpu": 512, "cuda": 2048}
 _BASES: dict[str, list[Literal["nf4", "none"]]] = {"auto": ["none", "nf4"], "none": ["none"], "nf4": ["nf4"]}
-_ACTIVATIONS: dict[str, list[Literal["kept", "recomputed"]]] = {"cpu": ["kept"], "cuda": ["kept", "recomputed"]}
+_ACTIVATIONS: tuple[Literal["kept", "half recomputed", "recomputed"], ...] = ("kept", "half recomputed", "recomputed")
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,21 @@ class Sizes:
         """
         Return the next smaller plan, or `None` if there is none.
 
-        It has half the tokens per micro-batch or, if a micro-batch is a single record, recomputed activations.
+        On a GPU activations are recomputed, of every second layer, then of all, before the tokens per micro-batch are
+        halved, down to a single record; on a CPU, where a small micro-batch costs less, after that. Last of all, where
+        `train.quantization` is "auto", comes an NF4 base, with which the training begins again.
         """
-        if (tokens := self.tokens(plan)) > self.longest:
-            return plan.model_copy(update={"batch_tokens": max(self.longest, tokens // 2)})
-        return plan.model_copy(update={"activations": "recomputed"}) if plan.activations == "kept" else None
+        tokens = self.tokens(plan)
+        changes: list[dict[str, Any]] = []
+        if tokens > self.longest:
+            changes.append({"batch_tokens": max(self.longest, tokens // 2)})
+        if plan.activations != _ACTIVATIONS[-1]:
+            changes.append({"activations": _ACTIVATIONS[_ACTIVATIONS.index(plan.activations) + 1]})
+        if self.device == "cuda":
+            changes.reverse()
+        if plan.quantization not in (bases := _BASES[self.train.quantization])[-1:]:
+            changes.append({"quantization": bases[-1], "batch_tokens": batch_tokens(self.train, self.device)})
+        return plan.model_copy(update=changes[0]) if changes else None
 
     def words(self, plan: MemoryPlan) -> str:
         """Describe `plan` and its estimated memory in words."""
@@ -83,8 +93,8 @@ def plan_memory(
 
     If this run has used a plan with the same settings on this device, that plan is returned. Otherwise it is the first
     plan that is estimated to fit, or else the smallest: first over the base as saved and over an NF4 base, as
-    `train.quantization` allows, on a GPU each with kept and with recomputed activations; then with smaller
-    micro-batches. The plan is saved in the run's checkpoint folder for later attempts, and written to stderr.
+    `train.quantization` allows, on a GPU each with activations kept, half and all recomputed; then as
+    `Sizes.smaller` says. The plan is saved in the run's checkpoint folder for later attempts, and written to stderr.
     """
     import torch
 
@@ -106,7 +116,7 @@ def plan_memory(
         candidates = [
             MemoryPlan(device=name, quantization=held, batch_tokens=tokens, activations=activations)
             for held in _BASES[config.quantization]
-            for activations in _ACTIVATIONS[device]
+            for activations in (_ACTIVATIONS if device == "cuda" else _ACTIVATIONS[:1])
         ]
         plan = next(filter(sizes.fits, candidates), candidates[-1])
         while not sizes.fits(plan) and (less := sizes.smaller(plan)) is not None:
@@ -136,7 +146,7 @@ def go_on_with_less(attempt: Attempt, plan: MemoryPlan, sizes: Sizes, error: Out
             hint = 'set train.quantization = "nf4", which is estimated to fit, or free memory there'
         raise StepFailed(f"{error.message}: {sizes.words(plan)}; {size_words(sizes.free)} were free", hint) from error
     _note(attempt, less)
-    message = f"{error.message}; the next attempt continues with less: {sizes.words(less)}"
+    message = f"{error.message}; the next attempt takes less: {sizes.words(less)}"
     sys.stderr.write(f"{message}\n")
     attempt.check_stop()
     raise StartAgain(message) from error

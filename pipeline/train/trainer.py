@@ -176,6 +176,7 @@ def _trainer_class(
 def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev: bool) -> dict[str, Any]:
     """Return the keyword arguments of TRL's `SFTConfig`."""
     on_cuda = training.device == "cuda"
+    activations = "kept" if training.memory is None else training.memory.activations
     return {
         "output_dir": str(training.scratch),
         "num_train_epochs": config.epochs,
@@ -188,7 +189,8 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "optim": "adamw_8bit" if has_8_bit_moments(config, training.device) else "adamw_torch_fused",
         "bf16": mixed,
         "use_cpu": not on_cuda,
-        "activation_checkpointing": training.memory is not None and training.memory.activations != "kept",
+        "activation_checkpointing": activations != "kept",
+        "activation_checkpointing_kwargs": {"every_n_layers": 2} if activations == "half recomputed" else None,
         "dataloader_pin_memory": on_cuda,
         "max_length": config.max_length,
         "completion_only_loss": True,

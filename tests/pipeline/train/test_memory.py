@@ -140,17 +140,65 @@ def a_plan(**values: Any) -> MemoryPlan:
     )
 
 
-def sizes(base: Path, free: int = 1 << 40) -> Sizes:
+def sizes(base: Path, free: int = 1 << 40, device: Any = "cpu", **settings: Any) -> Sizes:
     """Return the sizes of a training on records of 100 tokens, 8 in an optimizer step."""
-    return Sizes(base_sizes(base), TrainConfig(rank=4), "cpu", free, longest=100, most=800)
+    return Sizes(base_sizes(base), TrainConfig(rank=4, **settings), device, free, longest=100, most=800)
 
 
-def test_less_is_half_the_tokens_down_to_a_record_then_recomputed_activations(tiny_llama: Path) -> None:
-    found, plan = [], a_plan()
-    while (less := sizes(tiny_llama).smaller(plan)) is not None:
-        found.append((less.batch_tokens, less.activations))
-        plan = less
-    assert found == [(400, "kept"), (200, "kept"), (100, "kept"), (100, "recomputed")]
+FEWER = [400, 200, 100]
+HALF, ALL = "half recomputed", "recomputed"
+ON_CPU = [*((tokens, "kept") for tokens in FEWER), (100, HALF), (100, ALL)]
+ON_GPU = [(800, HALF), (800, ALL), *((tokens, ALL) for tokens in FEWER)]
+
+
+@pytest.mark.parametrize(("device", "rungs"), [("cpu", ON_CPU), ("cuda", ON_GPU)])
+def test_smaller_plans_come_in_the_order_of_a_steps_time_and_last_an_nf4_base(
+    tiny_llama: Path, device: Any, rungs: list[tuple[int, str]]
+) -> None:
+    def smaller(**settings: Any) -> list[tuple[str, int, str]]:
+        known, plan = sizes(tiny_llama, device=device, **settings), a_plan()
+        found: list[tuple[str, int, str]] = []
+        while (less := known.smaller(plan)) is not None:
+            found.append((less.quantization, known.tokens(less), less.activations))
+            plan = less
+        return found
+
+    as_saved = [("none", *rung) for rung in rungs]
+    in_nf4 = [("nf4", tokens, ALL) for tokens in (800, *FEWER)]
+    assert smaller(batch_tokens=4096, quantization="none") == as_saved
+    assert smaller(batch_tokens=4096) == as_saved + in_nf4
+
+
+def test_a_run_that_ran_out_of_memory_over_the_base_as_saved_goes_on_over_an_nf4_base(
+    order: Order, tiny_llama: Path
+) -> None:
+    plans = []
+    for _ in range(6):
+        plan, known = plan_memory(attempt := order(tiny_llama), tiny_llama, "cpu", [100] * 8)
+        plans.append(plan)
+        with pytest.raises(StartAgain):
+            go_on_with_less(attempt, plan, known, OutOfMemory("too much"))
+    adapter = train(order(tiny_llama))
+    assert [plan.quantization for plan in plans] == ["none"] * 6
+    assert (adapter.quantization, adapter.batch_tokens, adapter.optimizer_steps) == ("nf4", 4096, 2)
+    assert plan_memory(order(tiny_llama), tiny_llama, "cpu", [100] * 8)[0].quantization == "nf4"
+
+
+@pytest.mark.parametrize(("activations", "checkpointed"), [("kept", 0), (HALF, 2), (ALL, 3)])
+def test_every_second_layer_is_recomputed_or_all_of_them_and_the_same_is_learned(
+    wide_llama: Path, tmp_path: Path, activations: Any, checkpointed: int
+) -> None:
+    rows = [TokenRow([5 + place for place in range(40)], [0] * 39 + [1])]
+    config = TrainConfig(quantization="none", rank=4)
+    losses = []
+    for folder, kind in (("plain", "kept"), ("other", activations)):
+        job = Training(wide_llama, "cpu", tmp_path, tmp_path / folder, "mark", a_plan(activations=kind))
+        trainer = make_trainer(job, load_tokenizer(wide_llama), rows, [], config)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    layers = trainer.model.get_base_model().model.layers
+    assert sum(layer.gradient_checkpointing for layer in layers) == checkpointed
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_the_next_attempt_begins_with_less_unless_the_settings_change_or_it_is_stopped(
@@ -170,7 +218,7 @@ def test_the_next_attempt_begins_with_less_unless_the_settings_change_or_it_is_s
 
 
 def test_where_nothing_takes_less_the_error_says_what_would_fit(order: Order, wide_llama: Path) -> None:
-    last, known = a_plan(batch_tokens=100, activations="recomputed"), sizes(wide_llama)
+    last, known = a_plan(batch_tokens=100, activations="recomputed"), sizes(wide_llama, quantization="none")
     four_bits = known.estimate(last.model_copy(update={"quantization": "nf4"}))
     needed = int(sum(four_bits.values()) / MARGIN) + 1
     with pytest.raises(
@@ -239,7 +287,7 @@ def planned(order: Order, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_on_a_gpu_the_fastest_plan_that_fits_is_chosen(planned: Callable[..., tuple[str, str, int]]) -> None:
     known = Sizes(LLAMA_8B, TrainConfig(rank=4), "cuda", 0, longest=100, most=800)
-    fastest_first = [("none", "kept"), ("none", "recomputed"), ("nf4", "kept"), ("nf4", "recomputed")]
+    fastest_first = [(base, activations) for base in ("none", "nf4") for activations in ("kept", HALF, ALL)]
     needed = [
         sum(known.estimate(a_plan(quantization=base, activations=activations, batch_tokens=512)).values())
         for base, activations in fastest_first
@@ -359,8 +407,11 @@ def test_want_of_memory_is_told_from_other_errors() -> None:
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(tiny_llama: Path, tmp_path: Path) -> None:
-    plan = a_plan(batch_tokens=1000)
+@pytest.mark.parametrize("activations", ["kept", HALF])
+def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(
+    tiny_llama: Path, tmp_path: Path, activations: str
+) -> None:
+    plan = a_plan(batch_tokens=1000, activations=activations)
     job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark", plan)
     rows = [TokenRow([5 + place % 200 for place in range(250)], [0] * 249 + [1]) for _ in range(4)]
     trainer = make_trainer(
@@ -368,6 +419,8 @@ def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(tiny_llama: 
     )
     model = trainer.model
     model.train()
+    if activations == HALF:
+        model.activation_checkpointing_enable(every_n_layers=2)
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, int] = {}
 
