@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.train import packing
+from pipeline.train import trainer as trainer_module
 from pipeline.train.packing import collate, enable_packing, micro_batches
 from pipeline.train.trainer import TokenRow
-from tests.made_adapters import SMALL, token_rows, trainer_of, trls_loss
+from tests.made_adapters import SMALL, save_base, token_rows, trainer_of, trls_loss
 
 Gradients = dict[str, torch.Tensor]
 #: Sums of float32 in another order: an epsilon of 1.2e-7, some hundred terms, two layers.
@@ -144,12 +146,16 @@ def varlen_attn_of_torch_2_10(
     query: Any, key: Any, value: Any, ends: Any, _ends_k: Any, _longest_q: int, _longest_k: int, **options: Any
 ) -> Any:
     assert options.keys() == {"scale", "window_size"}
+    # Torch 2.15 reads these two to choose a kernel.
+    cuda: Any = torch.backends.cuda
+    assert (cuda.flash_sdp_enabled(), cuda.cudnn_sdp_enabled()) == (True, False)
     attend: Any = torch.nn.functional.scaled_dot_product_attention
     states = (query, key, value)
-    parts = (
-        attend(*(each[a:b].transpose(0, 1) for each in states), is_causal=True, enable_gqa=True)
-        for a, b in pairwise(ends.tolist())
-    )
+    with sdpa_kernel(SDPBackend.MATH):
+        parts = [
+            attend(*(each[a:b].transpose(0, 1) for each in states), is_causal=True, enable_gqa=True)
+            for a, b in pairwise(ends.tolist())
+        ]
     return torch.cat([part.transpose(0, 1) for part in parts])
 
 
@@ -167,3 +173,17 @@ def test_shared_heads_are_named_where_torch_asks_for_it(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     assert enable_packing(tiny(), TOKENS)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_trained_norms_of_queries_and_keys_do_not_cost_the_kernel(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    base = save_base(transformers.Qwen3Config, tiny_llama, tmp_path / "base", head_dim=16, dtype=torch.bfloat16)
+    # Mixed precision on any processor, as on a GPU.
+    monkeypatch.setattr(trainer_module, "arithmetic_dtype", lambda _: None)
+    trainer, seen = trainer_of(base, tmp_path, token_rows(4, seed=2), method=method), []
+    trainer.model = trainer.accelerator.prepare_model(trainer.model)
+    monkeypatch.setattr(packing, "_has_kernel", lambda *states: seen.append({state.dtype for state in states}))
+    trainer.training_step(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
+    assert seen == [{torch.bfloat16}] * 2
