@@ -175,10 +175,22 @@ def vocabulary(folder: Path) -> int:
 
 def likelihood_batches(pairs: Sequence[tuple[Tokens, Tokens]], size: int, vocabulary: int) -> list[list[int]]:
     """Return the indices of `pairs` in batches of up to `size`, fewer if logits exceed 256 MB; longest pairs first."""
-    longest = max((len(completion) for _, completion in pairs), default=1)
-    rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * (longest + 1))))
     order = sorted(range(len(pairs)), key=lambda index: (-sum(map(len, pairs[index])), tuple(pairs[index][0])))
-    return [order[start : start + rows] for start in range(0, len(order), rows)]
+    return _batches(order, [(1, len(completion) + 1) for _, completion in pairs], size, vocabulary)
+
+
+def _batches(order: Sequence[int], shapes: Sequence[tuple[int, int]], size: int, vocabulary: int) -> list[list[int]]:
+    """Return `order` in batches of up to `size` whose logits fit, `shapes` being each index's rows and their tokens."""
+    batches: list[list[int]] = []
+    rows = widest = 0
+    for index in order:
+        own, width = shapes[index]
+        rows, widest = rows + own, max(widest, width)
+        if not batches or len(batches[-1]) == size or 4 * vocabulary * rows * widest > _LOGITS_BYTES:
+            batches.append([])
+            rows, widest = own, width
+        batches[-1].append(index)
+    return batches
 
 
 def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
@@ -211,11 +223,10 @@ def choice_batches(questions: Sequence[Question], size: int, vocabulary: int) ->
     the float32 logits of the choices, of `vocabulary` numbers per token, would exceed 256 MB.
     """
     widths = [max(map(len, choices)) for _, choices in questions]
-    most = max((len(choices) for _, choices in questions), default=1)
-    rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * max(widths, default=1) * most)))
     prompts = [tuple(prompt) for prompt, _ in questions]
     order = sorted(range(len(questions)), key=lambda index: (-widths[index], -len(prompts[index]), prompts[index]))
-    return [order[start : start + rows] for start in range(0, len(order), rows)]
+    shapes = [(len(choices), width) for (_, choices), width in zip(questions, widths, strict=True)]
+    return _batches(order, shapes, size, vocabulary)
 
 
 def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list[list[float]]:
