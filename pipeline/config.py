@@ -166,7 +166,7 @@ class EvaluateConfig(Frozen):
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)
     """Greedy decoding's repetition penalty."""
     batch_size: int = Field(default=0, ge=0, le=65_536)
-    """Prompts generated together, half as many once memory ran out; 0 is 32 on a CPU, 128 on a GPU."""
+    """Prompts generated together, half as many once memory ran out; 0 is 32 on a CPU, up to 128 on a GPU."""
     general: tuple[str, ...] = ("builtin",)
     """Suites against forgetting: `builtin`, or its free `questions` alone, your own files; or []."""
     vllm: str = ""

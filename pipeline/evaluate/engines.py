@@ -9,9 +9,9 @@ from pipeline.errors import StepFailed
 from pipeline.evaluate.vllm import Process
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Question
-from pipeline.models.loading import chosen_device, free_memory, key_value_bytes
+from pipeline.models.loading import chosen_device, free_memory
 from pipeline.models.memory_estimate import MARGIN
-from pipeline.models.placement import weight_bytes
+from pipeline.models.placement import key_value_bytes, weight_bytes
 from pipeline.models.prefill import Tokens
 from pipeline.models.template import Template
 from pipeline.words import count

@@ -17,7 +17,7 @@ from pipeline.models import generation
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, chosen_device
 from pipeline.models.manifest import model_id, trained_ids
-from pipeline.models.placement import Quantization, inference_quantization
+from pipeline.models.placement import Quantization, inference_quantization, prompts_at_once
 from pipeline.models.template import Format, Template, fold, single_turn
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import HeldoutRecord
@@ -26,8 +26,6 @@ from pipeline.words import count
 #: A fixed request whose prompt tokens identify a model's template.
 _PROBE = fold("Repeat the word.", "word")
 _SMALLER_NAME = "batch-size.json"
-#: Prompts generated together where no batch size is set.
-_ROWS = {"cpu": 32, "cuda": 128}
 #: Answer lengths are rounded up to a multiple of so many tokens.
 _ROUND = 16
 #: Most tokens of an answer to a short free question.
@@ -136,8 +134,8 @@ def make_plan(
     """
     Return the evaluation plan: prompts tokenised for both models, and the batch size.
 
-    A batch size of 0 in `decoding` is 32 on a CPU, 128 on a GPU; it is smaller if earlier attempts noted
-    in their own `folder` that memory ran out. Records are left out for both if the champion was trained on them or on
+    A batch size of 0 in `decoding` is that of `prompts_at_once`; it is smaller if earlier attempts noted in their own
+    `folder` that memory ran out. Records are left out for both if the champion was trained on them or on
     near-duplicates, or if they exceed a window with their answer; standard error then says how many. If a model does
     not fit on the GPUs, both are evaluated in NF4. Raises `CannotTrain` if no record is left, a suite's item exceeds a
     window, a model's tokenizer cannot be loaded, or the settings name a vLLM that cannot be run; `StepFailed` if a
@@ -163,7 +161,8 @@ def make_plan(
     engine = f"vllm {read_version(program)}" if program else PLAIN
     both = [_requests(model, kept, suites, decoding, engine) for model in (candidate_model, champion_model)]
     kept, both, too_long = _leave_out_too_long(kept, both)
-    first = decoding.batch_size or _ROWS[chosen_device()]
+    longest = max(requests.longest() for requests in both)
+    first = decoding.batch_size or prompts_at_once(chosen_device(), quantization, longest, folders)
     smaller = attempt.earlier(f"{folder.name}/{_SMALLER_NAME}")
     size = min([first, *(int(durable.read_json(note)) for note in smaller)])
     candidate, other = (_with_setup(requests, batch_size=size) for requests in both)

@@ -133,16 +133,6 @@ def free_memory(device: Device, processes: int = 1, gpu: int = 0) -> int:
     return min(free_on_gpus()[gpu : gpu + processes]) if device == "cuda" else available_memory() // processes
 
 
-def key_value_bytes(folder: Path, tokens: int) -> int:
-    """Return the bytes of the keys and values of `tokens` tokens in float32, of a model without a sliding window."""
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * 4 * config.num_hidden_layers * heads * width * tokens)
-
-
 class OutOfMemory(StepFailed):
     """A micro-batch of the training, or a batch of prompts, did not fit into the device's memory."""
 

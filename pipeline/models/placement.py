@@ -14,6 +14,8 @@ from pipeline.models.safetensors_files import weight_files
 from pipeline.words import count, size_words
 
 Quantization = Literal["nf4", "none"]
+#: Most prompts that are generated together where no batch size is set.
+_MOST_PROMPTS = {"cpu": 32, "cuda": 128}
 
 
 def weight_bytes(folder: Path, quantization: Quantization) -> int:
@@ -43,6 +45,39 @@ def inference_quantization(device: Literal["cpu", "cuda"], *folders: Path) -> Qu
         f"weights, {size_words(sum(free))} free on {count(len(free), 'GPU')}",
         "free memory there, or use a smaller base model or a GPU with more memory",
     )
+
+
+def key_value_bytes(folder: Path, tokens: int) -> int:
+    """Return the bytes of the keys and values of `tokens` tokens in float32, of a model without a sliding window."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+    all_heads = getattr(config, "num_attention_heads", None) or 1
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // all_heads
+    return int(2 * 4 * config.num_hidden_layers * heads * width * tokens)
+
+
+def prompts_at_once(
+    device: Literal["cpu", "cuda"], quantization: Quantization, tokens: int, folders: Sequence[Path]
+) -> int:
+    """
+    Return how many prompts, with their answers of up to `tokens` tokens each, are generated together.
+
+    That is 32 on a CPU, and on GPUs the largest power of two, up to 128, whose keys, values and prefill fit beside the
+    weights of each model in `folders`. It depends on total, not on free memory: another size would void cached answers.
+    """
+    import torch
+
+    fit = most = _MOST_PROMPTS[device]
+    for folder in folders if device == "cuda" else ():
+        total = [torch.cuda.get_device_properties(gpu).total_memory for gpu in range(torch.cuda.device_count())]
+        weights, sizes = weight_bytes(folder, quantization), base_sizes(folder)
+        left = MARGIN * (total[0] if weights <= MARGIN * total[0] else sum(total)) - weights
+        # In 16 bits; a prefill holds what a feed-forward layer computes from all tokens.
+        each = key_value_bytes(folder, tokens) // 2 + 2 * tokens * (3 * sizes.inner + 4 * sizes.hidden)
+        fit = min(fit, max(1, int(left / each)))
+    return min(most, 1 << (fit.bit_length() - 1))
 
 
 def gpu_map(weights: int) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pipeline.errors import StepFailed
 from pipeline.models import placement
 from pipeline.models.loading import load_model
 from pipeline.models.memory_estimate import base_sizes, nf4_bytes
-from pipeline.models.placement import inference_quantization
+from pipeline.models.placement import inference_quantization, key_value_bytes, prompts_at_once
+from tests.made_adapters import save_base
 
 Gpus = Callable[..., None]
 
@@ -77,3 +78,29 @@ def test_models_that_no_gpus_hold_as_saved_are_evaluated_in_nf4_or_refused(
     ) as raised:
         inference_quantization("cuda", tiny_llama)
     assert "smaller base model" in raised.value.hint
+
+
+def test_as_many_prompts_are_generated_together_as_each_models_keys_and_values_leave_room_for(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(*memory: float, folders: tuple[Path, ...] = (tiny_llama,)) -> int:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: len(memory))
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda gpu: SimpleNamespace(total_memory=memory[gpu]))
+        return prompts_at_once("cuda", "none", 100, folders)
+
+    weights = placement.weight_bytes(tiny_llama, "none")
+    # Keys and values of 2 layers with 2 heads of 24, and 3 times 192 and 4 times 96 numbers of a prefill.
+    each = 100 * 2 * (2 * 2 * 2 * 24 + 3 * 192 + 4 * 96)
+    assert key_value_bytes(tiny_llama, 1) == 4 * 2 * 2 * 2 * 24
+    assert prompts_at_once("cpu", "none", 100, [tiny_llama]) == 32
+    assert [on((weights + count * each + 1) / 0.9) for count in (0, 1, 20, 64, 127, 128, 1000)] == [
+        *(1, 1, 16, 64, 64, 128, 128)
+    ]
+    assert on(weights, 0.5 * weights) == on(1.5 * weights)
+    wide = save_base(transformers.LlamaConfig, tiny_llama, tmp_path / "wide", intermediate_size=20_000)
+    assert on(4e7, folders=(tiny_llama, wide)) == on(4e7, folders=(wide,)) < on(4e7)
+
+
+def test_the_prompts_generated_together_of_a_model_without_keys_are_known_too(tiny_llama: Path, tmp_path: Path) -> None:
+    base = save_base(transformers.MambaConfig, tiny_llama, tmp_path / "mamba")
+    assert key_value_bytes(base, 1) > 0
