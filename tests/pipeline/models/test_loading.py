@@ -1,8 +1,11 @@
-"""Memory that is given back, and weight files that are not as their headers say."""
+"""Memory that is given back or bounded, and weight files that are not as their headers say."""
 
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,22 @@ import pytest
 from pipeline.errors import CannotTrain
 from pipeline.models import generation, loading
 from pipeline.models.manifest import check_base
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_code_is_kept_of_few_shapes_unless_the_user_says_otherwise(own: str | None) -> None:
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {names[0]: own} if own else {}
+    code = f"""
+import sys
+import pipeline.train.step
+assert "torch" not in sys.modules, "it could have read them before"
+import os
+print(*(os.environ[name] for name in {names}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [own or "128", "128"]
 
 
 def test_a_closed_model_has_no_weights_in_memory(tiny_llama: Path) -> None:
