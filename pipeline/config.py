@@ -84,7 +84,7 @@ class TrainConfig(Frozen):
     batch_size: int = Field(default=8, ge=1, le=65_536)
     """Records per optimizer step."""
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=16_777_216)] = "auto"
-    """Most tokens of a micro-batch; a longer record is one by itself. `auto`: 2048 on a GPU, 512 on a CPU."""
+    """Most tokens of a micro-batch; a longer record is one by itself. `auto`: 2048 on a GPU, 1024 on a CPU."""
     processes: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     """Processes that share each optimizer step's records, one per GPU; `auto`: as many as GPUs, but 1 in a search."""
     max_length: int = Field(default=2048, ge=16, le=16_777_216)

@@ -24,8 +24,9 @@ from pipeline.words import size_words
 
 NOTE_NAME = "memory.json"
 _ALONE = ProcessRank()
-#: Tokens of a micro-batch by default. On a CPU 2048 are 3 % faster in bf16 (SmolLM2, short rows), but need more memory.
-_TOKENS = {"cpu": 512, "cuda": 2048}
+#: Tokens of a micro-batch by default. On a CPU each micro-batch costs as much as 80 more tokens (SmolLM2 in bf16), and
+#: each token memory: see README.md.
+_TOKENS = {"cpu": 1024, "cuda": 2048}
 _BASES: dict[str, list[Literal["nf4", "none"]]] = {"auto": ["none", "nf4"], "none": ["none"], "nf4": ["nf4"]}
 _ACTIVATIONS: tuple[Literal["kept", "half recomputed", "recomputed"], ...] = ("kept", "half recomputed", "recomputed")
 

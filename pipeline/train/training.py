@@ -100,7 +100,7 @@ def train_model(
         raise Interrupted(
             f"training was stopped and left a checkpoint at step {state.global_step} of {state.max_steps}"
         )
-    change = _change(before, adapter_weights(trainer.model))
+    change = _change(before, trainer.model)
     if not training.process.rank:
         save_trained(trainer.model, training.adapter)
     losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
@@ -118,9 +118,14 @@ def train_model(
     )
 
 
-def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+def _change(before: Mapping[str, Any], model: Any) -> float:
     """Return the L2 norm of the trained weights' change. Raises `CannotTrain` if it is zero or not finite."""
-    squares = (float((after[name].double() - weight.double()).square().sum()) for name, weight in before.items())
+    # One weight at a time: a further copy of all could exceed the host's memory.
+    squares = (
+        float((weight.detach().cpu().double() - before[name].double()).square().sum())
+        for name, weight in model.named_parameters()
+        if name in before
+    )
     change = math.sqrt(sum(squares))
     if not math.isfinite(change):
         raise CannotTrain("training diverged: trained weights are not finite", "lower train.learning_rate")

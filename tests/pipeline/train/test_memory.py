@@ -209,7 +209,7 @@ def test_the_next_attempt_begins_with_less_unless_the_settings_change_or_it_is_s
     with pytest.raises(StartAgain):
         go_on_with_less(attempt, plan, known, OutOfMemory("too much"))
     assert plan_memory(order(tiny_llama), tiny_llama, "cpu", [100] * 8)[0].batch_tokens == 400
-    assert (batch_tokens(TrainConfig(), "cpu"), batch_tokens(TrainConfig(), "cuda")) == (512, 2048)
+    assert (batch_tokens(TrainConfig(), "cpu"), batch_tokens(TrainConfig(), "cuda")) == (1024, 2048)
     assert plan_memory(order(tiny_llama, batch_tokens=700), tiny_llama, "cpu", [100] * 8)[0].batch_tokens == 700
     attempt.stop.set()
     with pytest.raises(Interrupted) as raised:
