@@ -24,8 +24,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 # Steps tokenise a few thousand rows in one process; the Rust threads would only slow torch's.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# On a CPU oneDNN and torch keep the code of 1024 products, about half a MB each. Nearly every micro-batch has a new
-# shape, so that the training of a small model grows by 0.5 GB; a pass has some twenty shapes, and compiles them in 6 ms.
+# On a CPU oneDNN and torch keep the code of 1024 products, about half a MB each. Nearly every micro-batch has new
+# shapes, so that the training of a small model grows by 0.5 GB; it has some twenty, and compiles them in 6 ms.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "128")
 

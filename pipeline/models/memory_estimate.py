@@ -30,11 +30,10 @@ _NF4_BYTES = 4.127 / 8
 _TRAINED_BYTES = {"cpu": 14, "cuda": 10}
 #: Factor on activations for temporaries and fragmentation. Measured on a CPU; torch's CUDA allocator fragments less.
 OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
-#: Python, torch and the imported libraries, resident; a torch that is built for CUDA takes more. On a GPU cuBLAS's workspaces: torch allocates 34 MB, before Hopper less,
+#: Python, torch and the imported libraries. On a GPU cuBLAS's workspaces: torch allocates 34 MB, before Hopper less,
 #: in each of two threads, forward and backward pass (computed, not measured). The context is not free memory, see
 #: `free_on_gpus`.
 _LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 64 << 20}
-_CUDA_BUILD_BYTES = 520 << 20
 #: Most bytes of a chunk's logits in float32 (pipeline.train.answer_loss); with their copy in 16 bits and the
 #: gradients of both three times as many. Each chunk reads the head, which a GPU does more slowly than it multiplies.
 LOGITS_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}
@@ -158,8 +157,6 @@ def estimate(
     counted for a Llama. All experts of a mixture count. An output head that scales its logits computes them for all
     tokens and needs more.
     """
-    import torch
-
     width = base.width if arithmetic_in_16_bits else _WIDE
     if device == "cuda":
         width = _NARROW
@@ -188,7 +185,7 @@ def estimate(
         "optimizer": wide * _WIDE + moments - wide,
         "activations": int(activations * OVERHEAD[device]),
         "logits": min(plan.batch_tokens * base.vocabulary * _WIDE, LOGITS_BYTES[device]) * _LOGITS_COPIES,
-        "libraries": _LIBRARIES_BYTES[device] + (_CUDA_BUILD_BYTES if device == "cpu" and torch.version.cuda else 0),
+        "libraries": _LIBRARIES_BYTES[device],
     }
 
 

@@ -397,6 +397,18 @@ def test_a_gpu_holds_a_float32_base_in_16_bits_and_larger_chunks_of_logits() -> 
     assert estimate(LLAMA_8B, plan, config, "cuda")["logits"] == 3 << 28
 
 
+def test_a_torch_that_is_built_for_cuda_takes_more_of_a_cpus_memory(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def libraries(device: str, cuda: str | None) -> int:
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        return sizes(tiny_llama, device=device).estimate(a_plan())["libraries"]
+
+    assert libraries("cpu", "13.2") == pytest.approx(1_171_000_000, rel=0.01), "measured"
+    assert libraries("cpu", None) < 0.6 * libraries("cpu", "13.2")
+    assert libraries("cuda", "13.2") == libraries("cuda", None)
+
+
 def test_want_of_memory_is_told_from_other_errors() -> None:
     for ask in (lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: bytearray(1 << 60)):
         with pytest.raises((RuntimeError, MemoryError)) as raised:
