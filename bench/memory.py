@@ -5,11 +5,14 @@ Compare what a training is estimated to take of memory with what it then takes.
 
 Each line is a training of a few optimizer steps in a process of its own, on SmolLM2-135M-Instruct and the demo's rows,
 or those of an Alpaca file: the base as it is and in 4 bits, passes of all tokens of a step and of fewer. Exits with 1
-if an estimate is not within a third of the peak.
+if an estimate is not within a fifth of the peak. The peak is resident memory: with the pages of libraries and of the
+base's file, which the kernel can take back.
 
 Measured on two cores with avx512_bf16, shared with other work (load 10 to 14): peaks of 3.0 and 1.6 GB with the base as
 it is, passes of 2,240 and 512 tokens, of which 1.16 and 1.08 times as much is estimated; 3.1 and 1.7 GB in 4 bits, 1.08
-and 0.92 times. On a GPU it was not measured.
+and 0.92 times. Since then the code of fewer shapes is kept, and micro-batches have 1024 tokens: 1.31 GB
+for 25 steps of 4 rows of the demo, of which 1.11 times as much is estimated, 2.00 and, in 4 bits, 2.05 GB for 3 steps
+of 8 rows of Alpaca's length, 1.13 and 1.02 times (torch for the CPU). On a GPU it was not measured.
 """
 
 import argparse
@@ -34,7 +37,7 @@ from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
 from pipeline.words import size_words
 
-TOLERANCE = 1 / 3
+TOLERANCE = 1 / 5
 
 
 def main() -> int:
