@@ -47,22 +47,27 @@ class PlainRows:
 
 
 def _row(*, escapes: bool) -> bytes:
-    """Return the pattern of a plain row: the known keys in any order, each once."""
+    """Return the pattern of a plain row: the known keys in any order, each once, and a group after them."""
     escaped = rb'\\(?:["\\nrt]|' + _ESCAPE + rb")" if escapes else rb'\\["\\nrt]'
     # All but quotes, backslashes and control characters; a positive set is searched twice as fast.
     run = rb"[ !#-\[\]-\xff]*+"
     first = rb"(?:" + _FIRST + (_FIRST_ESCAPED if escapes else b"") + rb")"
     text = rb'"' + first + run + rb"(?:" + escaped + run + rb')*+"'
-    texts = {key: text if key in REQUIRED else rb'(?:""|' + text + rb")" for key in KEYS}
+    optional = rb'(?:""|' + text + rb")"
+    texts = {key: text if key in REQUIRED else optional for key in KEYS}
 
     def pairs(seen: tuple[str, ...]) -> bytes:
         return rb"(?:" + rb"|".join(pair(key, (*seen, key)) for key in KEYS if key not in seen) + rb")"
 
+    def head(key: str) -> bytes:
+        return rb'"' + key.encode() + rb'"' + _BLANKS + rb":" + _BLANKS
+
+    last = rb"(?:," + _BLANKS + head("group") + optional + _BLANKS + rb")?+\}"
+
     def pair(key: str, seen: tuple[str, ...]) -> bytes:
-        ways = [rb"\}"] if set(REQUIRED) <= set(seen) else []
+        ways = [last] if set(REQUIRED) <= set(seen) else []
         if len(seen) < len(KEYS):
             ways.append(rb"," + _BLANKS + pairs(seen))
-        head = rb'"' + key.encode() + rb'"' + _BLANKS + rb":" + _BLANKS
-        return head + texts[key] + _BLANKS + rb"(?:" + rb"|".join(ways) + rb")"
+        return head(key) + texts[key] + _BLANKS + rb"(?:" + rb"|".join(ways) + rb")"
 
     return _BLANKS + rb"\{" + _BLANKS + pairs(()) + rb"[ \t\r]*+"

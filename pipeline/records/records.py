@@ -24,6 +24,8 @@ _BLANKS = b" \t\r\n"
 _BLOCK_BYTES = 1 << 16
 _BLANK_RUN = re.compile(rb"[ \t\r\n]*+")
 _SHOWN_KEY = 60
+#: Keys that the model does not see.
+LABELS = ("tags", "group")
 #: The limits of the schema for tags, which label a record for slices of the report.
 MOST_TAGS = 20
 LONGEST_TAG = 64
@@ -87,6 +89,8 @@ class Record:
     unknown: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     """Labels for slices of the report."""
+    group: str = ""
+    """What it belongs to, a document or a conversation; empty if it says nothing."""
 
 
 def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding]:
@@ -149,12 +153,12 @@ def record_of(row: Row) -> Record | None:
         return None
     if len(value) == len(KEYS) and "input" in value:
         return Record(row.line, instruction, given, output)
-    unknown = tuple(key for key in value if key not in KEYS and key != "tags")
-    tags = value.get("tags", [])
+    unknown = tuple(key for key in value if key not in KEYS and key not in LABELS)
+    tags, group = value.get("tags", []), value.get("group", "")
     is_tagged = isinstance(tags, list) and len(tags) <= MOST_TAGS and all(map(_is_tag, tags))
-    if not is_tagged or misnamed_key(value, "input") is not None:
+    if not is_tagged or not isinstance(group, str) or misnamed_key(value, "input") is not None:
         return None
-    return Record(row.line, instruction, given, output, unknown, tuple(tags))
+    return Record(row.line, instruction, given, output, unknown, tuple(tags), group)
 
 
 def _is_tag(value: object) -> bool:

@@ -18,6 +18,7 @@ from pipeline.artifacts import Frozen
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import other_format
 from pipeline.records.records import (
+    LABELS,
     LONGEST_TAG,
     MOST_LINE_BYTES,
     MOST_TAGS,
@@ -175,7 +176,7 @@ def schema_findings(row: Row) -> list[Finding]:
     if (other := other_format(value)) is not None:
         remedy = "write each question as instruction and its answer as output, one record a line"
         return [_finding(row, other[0], "format", f"the row is {other[1]}", remedy)]
-    known = {key: value[key] for key in (*KEYS, "tags") if key in value}
+    known = {key: value[key] for key in (*KEYS, *LABELS) if key in value}
     if isinstance(value.get("tags"), list):
         # One too many is enough to be told of.
         known["tags"] = value["tags"][: MOST_TAGS + 1]
@@ -289,7 +290,7 @@ def _worded(row: Row, error: "ValidationError") -> Finding:
     if field is None:
         message = f"a record is an object, this is {_article(value)}"
         return _finding(row, None, "type", message, 'write {"instruction": ..., "input": ..., "output": ...}')
-    if value is None and field == "input":
+    if value is None and field in {"input", "group"}:
         remedy = "use an empty string or leave it out"
     elif value is None or isinstance(value, list | dict):
         remedy = f"write the {field} as one text"

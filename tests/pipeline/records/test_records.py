@@ -112,5 +112,11 @@ def test_tags_are_no_unknown_key() -> None:
     assert record_of(Row(1, {**value, "tags": "x"})) is None
 
 
+def test_a_group_is_a_text_and_no_unknown_key() -> None:
+    value = {"instruction": "a", "output": "b", "group": "page 7"}
+    assert record_of(Row(1, value)) == Record(1, "a", "", "b", group="page 7")
+    assert record_of(Row(1, {**value, "group": 7})) is None
+
+
 def test_unprintable_characters_are_escaped() -> None:
     assert printable("a\x1b[31m\n\udce9\u202eé b") == "a\\x1b[31m\\n\\udce9\\u202eé b"

@@ -23,7 +23,7 @@ TAGS = st.lists(LABEL | st.integers(), max_size=3) | st.sampled_from([["a"] * 20
 NAMES = st.sampled_from([*KEYS, "Input", "response", "instructions", "id", "Output", "context"])
 ROWS = st.dictionaries(NAMES, VALUES, max_size=5) | st.fixed_dictionaries(
     {"instruction": TEXTS, "output": TEXTS},
-    optional={"input": VALUES, "id": VALUES, "Input": VALUES, "tags": TAGS | VALUES},
+    optional={"input": VALUES, "id": VALUES, "Input": VALUES, "tags": TAGS | VALUES, "group": VALUES},
 )
 
 
@@ -66,6 +66,8 @@ def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
         ({"instruction": "a", "output": ["b"]}, "output", "type", "output is a list, not a text", "one text"),
         ({**BARE, "input": None}, "input", "type", "input is null", "empty string or leave it out"),
         ({"instruction": "a", "output": None}, "output", "type", "output is null", "write the output"),
+        ({**BARE, "group": 7}, "group", "type", "group is a number: 7, not a text", "put it in quotes"),
+        ({**BARE, "group": None}, "group", "type", "group is null, not a text", "use an empty string or leave it out"),
         ({**BARE, "tags": "a"}, "tags", "type", "tags are not at most 20 texts of 1 to 64", '"tags": ["one"'),
         ({**BARE, "tags": None}, "tags", "type", "tags are not at most 20 texts", '"tags": ["one"'),
         ({**BARE, "tags": ["a", 7]}, "tags", "type", "tags are not at most 20 texts", '"tags": ["one"'),
@@ -115,6 +117,12 @@ def test_tags_are_a_key_of_a_record(tmp_path: Path) -> None:
     rows = [{**GOOD, "tags": ["a", "b"]}, {**GOOD, "tags": []}, {**GOOD, "tags": ["x" * 64]}]
     found = check(tmp_path, *rows)
     assert (found.good_rows, found.warnings, found.findings) == (3, (), ())
+
+
+def test_a_group_is_a_key_of_a_record(tmp_path: Path) -> None:
+    rows = [{**GOOD, "group": group} for group in ("page 7", "", "\u2003", "</s>")]
+    found = check(tmp_path, *rows, {"group": "page 7", **GOOD}, options=Options(special_tokens=("</s>",)))
+    assert (found.good_rows, found.warnings, found.findings) == (5, (), ())
 
 
 def test_findings_and_kinds_of_warnings_are_bounded_and_counted_on(tmp_path: Path) -> None:
