@@ -51,7 +51,7 @@ def check(
     drops of 150 records pays 15 with one of them, 45 with four, before its trial.
     """
     rows = [
-        *_slices(comparison, slices, config.slices),
+        *_slices(comparison, slices, known, config.slices),
         *_suites(comparison, config),
         *_collapse(comparison),
         *_anchor(comparison, known, config.anchor),
@@ -63,16 +63,18 @@ def check(
     return tuple(row if row.guard in config.stop else row.model_copy(update={"state": "shown"}) for row in rows)
 
 
-def _slices(comparison: Comparison, slices: Sequence[Slice], margin: float) -> Iterator[GuardResult]:
+def _slices(comparison: Comparison, slices: Sequence[Slice], known: Known, margin: float) -> Iterator[GuardResult]:
     """
-    Yield a result for all seen records, each known drop and each tag; a significant or large loss fails.
+    Yield a result for all seen records, and for those of each known drop and tag; a significant or large loss fails.
 
     Significant is p <= .05 over all slices of a kind together (Holm 1979). Large is a loss beyond the margin on 100
-    groups; where `MANY` slices have as many, it must also have p <= .05 by itself. Slices of new records are not
-    tested: a gain may come from them, but the champion has no knowledge of them that could be lost.
+    groups; where `MANY` slices have as many, it must also have p <= .05 by itself. New records are not tested, nor
+    tags that only they have: a gain may come from them, but the champion has no knowledge of them that could be lost.
     """
-    own = [one for one in slices if one.kind in {"seen", "tag"} or one.drop is not None]
-    pairs = [comparison.pairs(one.mask) for one in own]
+    seen = known.seen(comparison)
+    tested = (one for one in slices if one.kind in {"seen", "tag"} or one.drop is not None)
+    own = [one for one in tested if (one.mask & seen).any()]
+    pairs = [comparison.pairs(one.mask & seen) for one in own]
     rows = [_row(("slice", one.label), pair, margin, drop=one.drop) for one, pair in zip(own, pairs, strict=True)]
     many = sum(len(pair) >= LEAST_FOR_MARGIN for pair in pairs) >= MANY
     large = [

@@ -202,6 +202,22 @@ def test_tags_are_slices_whose_tests_share_their_level() -> None:
     assert row.p_value == 2 / 32
 
 
+def test_records_of_a_tag_that_are_new_to_the_champion_have_nothing_to_lose() -> None:
+    def tagged(kept: int) -> Verdict:
+        """Return the verdict where drop 2, of which 30 of 60 records are lost, has a tag that drop 1 has on `kept`."""
+        lines = with_drops(30, 60)
+        for place, line in enumerate(one for one in lines if one["drop"] == 1):
+            line["tags"] = ["kind"] if place < kept else []
+        for line in lines:
+            line["tags"] = ["kind"] if line["drop"] == 2 else line["tags"]
+        return verdict_on(lines, known=frozenset({1}))
+
+    assert not [row for row in tagged(0).guards if row.label == "tag kind"], "only new records have it"
+    row = expect(tagged(40), "slice", "passed", "tag kind")
+    assert (row.records, row.change) == (40, 100)
+    assert {one.label: one.records for one in tagged(40).slices}["tag kind"] == 100
+
+
 # Former champions on old drops: the anchor.
 
 

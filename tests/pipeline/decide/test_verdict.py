@@ -345,7 +345,7 @@ OPINION = Opinion(
     [
         (compare("exact_match", yes_or_no(5, 60, 235)), "harm_shown", True),
         (of_three((0, 12, 88), (30, 0, 70), (30, 0, 70)), "slice_lost", True),
-        (won(tags={"odd": LOST}), "slice_lost", False),
+        (won(tags={"odd": LOST}, drops=np.repeat(1, 300)), "slice_lost", False),
         (won(nll=likelihoods(0.2)), "nll_rose", False),
         (replace(EVEN, nll=likelihoods(0.2)), "nll_rose", True),  # no win
         (won(suites=LOST_SUITE), "general_lost", False),
