@@ -102,7 +102,7 @@ class Shortfall(Frozen):
 class Overlap(Frozen):
     """A training row left out as a near-duplicate of a held-out record, with the beginnings of both texts."""
 
-    rule: Literal["prompt", "answer", "ngram", "minhash"]
+    rule: Literal["unit", "answer", "ngram", "minhash"]
     train_id: str
     heldout_id: str
     train_text: str
@@ -156,7 +156,9 @@ class Dataset(Artifact):
     heldout_rows: int
     """Scored records, after the limit."""
     heldout_groups: int
-    """Groups of near-duplicates among them; each counts once."""
+    """Groups of near-duplicates, and of records of one document or `group`, among them; each counts once."""
+    unit: Literal["document", "prompt"] = "prompt"
+    """The unit of the split, in addition to the records' groups."""
     heldout_pinned: bool
     heldout_version: str
     """sha256 of the scored records' sorted ids."""
@@ -302,7 +304,9 @@ class FormerScores(Frozen):
     generation: int
     model_id: str
     records: int
-    score: float
+    """Scored records that it answered before, and was not trained on."""
+    score: float | None
+    """`None` without any."""
     file: str
 
 

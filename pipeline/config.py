@@ -16,6 +16,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 _MANY = 10_000_000
 
 
+#: What is on one side of the split as a whole: all prompts on one long input, or each prompt by itself.
+Unit = Literal["document", "prompt"]
+
+
 class SplitConfig(Frozen):
     """How accepted records are divided; fixed for a track at its first run."""
 
@@ -24,7 +28,7 @@ class SplitConfig(Frozen):
     dev: Fraction = 0.03
     """Share of prompts for the dev loss and a search's choice; under 20 rows unused. The last step is kept."""
     scored_records: int = Field(default=1000, ge=1, le=_MANY)
-    """Most held-out records scored in one evaluation; if there are more, a random sample for each champion."""
+    """Most held-out records scored in one evaluation; if there are more, a sample, two thirds new for each champion."""
     similarity: float = Field(default=0.5, gt=0, le=1)
     """Share of 3-word shingles in common (Jaccard) from which two records are near-duplicates."""
 
@@ -213,7 +217,7 @@ class GateConfig(Frozen):
     min_gain: float = Field(default=1.0, ge=0, le=100)
     """Smallest mean gain in points that promotes."""
     min_records: int = Field(default=100, ge=1, le=_MANY)
-    """Fewest held-out records for a verdict with exact match, twice as many with others; paraphrases count as one."""
+    """Fewest held-out records for a verdict, twice as many without exact match; paraphrases, or one text's, are one."""
 
     @property
     def min_records_continuous(self) -> int:
@@ -324,6 +328,8 @@ class RunConfig(Stored):
     """Absolute path of the base model's folder."""
     base_model_id: str
     salt: str
+    unit: Unit | None = None
+    """The unit of the split that the track has fixed; `None` before."""
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -29,7 +29,7 @@ from pipeline.models.manifest import verify_manifest
 
 def fix_measures(engine: Engine, work_folder: WorkFolder, claim: states.Claim, config: RunConfig, now: int) -> None:
     """
-    Store on the run's track the metric, answer length, split and batch size of its evaluation, where it has none.
+    Store on the run's track metric, answer length, split, its unit and batch size of its evaluation, where it has none.
 
     Later runs use them (`step_specs.compose`). A batch size below the run's setting replaces that of the track. Does
     nothing if data set or evaluation are not published. Raises `LostClaim`, or `ArtifactDamaged` if they cannot be
@@ -43,6 +43,7 @@ def fix_measures(engine: Engine, work_folder: WorkFolder, claim: states.Claim, c
         "metric": dataset.metric,
         "max_new_tokens": dataset.max_new_tokens,
         "split": config.split.model_dump(),
+        "unit": dataset.unit,
         "eval_batch_size": report.batch_size,
     }
     # A batch smaller than the setting: more did not fit into memory, whatever did before.

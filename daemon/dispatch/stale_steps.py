@@ -164,7 +164,8 @@ def _key(step: str, config: RunConfig, drops: list[object], data: Dataset | None
         case "prepare":
             metric = data.metric if data is not None and evaluate.metric == "auto" else evaluate.metric
             max_new_tokens = evaluate.max_new_tokens or (data.max_new_tokens if data is not None else 0)
-            rows = (config.salt, config.split, config.base_model_id, gate.on, drops)
+            unit = config.unit or (data.unit if data is not None else None)
+            rows = (config.salt, config.split, unit, config.base_model_id, gate.on, drops)
             return (*rows, train.max_length, train.beginning(), gate.min_records, metric, max_new_tokens)
         case "train":
             return (train.decisive(),)

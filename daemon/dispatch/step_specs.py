@@ -1,6 +1,7 @@
 """Build a run's configuration, and a step's spec from drops, champion and the history of the track."""
 
 import os
+from typing import cast
 
 import structlog
 from sqlalchemy import Engine
@@ -16,7 +17,7 @@ from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Event, Run, Suspect, Track
 from daemon.state.tables import Drop as DropRow
 from pipeline.artifacts import Drop
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, Unit
 from pipeline.contract import StepSpec
 from pipeline.steps import BY_NAME
 
@@ -51,6 +52,7 @@ def compose(settings: Settings, track: Track) -> RunConfig:
         base_model=own.base_model,
         base_model_id=track.base_model_id or "",
         salt=track.salt,
+        unit=cast("Unit | None", track.unit),
         train=own.train,
         gate=own.gate,
         guards=own.guards,

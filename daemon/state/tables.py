@@ -71,6 +71,8 @@ class Track(SQLModel, table=True):
     #: Primary metric and answer length, fixed at the first run.
     metric: str | None = None
     max_new_tokens: int | None = None
+    #: What is on one side of the split as a whole (`pipeline.config.Unit`), fixed at the first run.
+    unit: str | None = None
     #: Prompts per batch in generation, as in the first report.
     eval_batch_size: int | None = None
     base_path: BasePath | None = None

@@ -7,7 +7,8 @@ prompts, those with the lowest hashes, which are a random sample.
 
 In the order of their hash, held-out records are selected unless they are near-duplicates of one selected before. All
 near-duplicates of selected records are left out, and noted with each of these: a model may have been trained on them.
-No record can move to another split.
+No record can move to another split. Held-out records of one unit (a group, a document) do not repeat each other: they
+count as one, and what is a near-duplicate of one is noted with each.
 
 Memory: the held-out prompts with their index, and the sample; training rows are read one by one.
 """
@@ -27,16 +28,14 @@ from pipeline.artifacts import Overlap
 from pipeline.metrics.tokens import shingles, tokens
 from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs
 from pipeline.prepare.partitions import PartitionRow
-from pipeline.prepare.split import Prompt
+from pipeline.prepare.split import SAMPLE, Prompt
 
-Rule = Literal["answer", "ngram", "minhash"]
+Rule = Literal["unit", "answer", "ngram", "minhash"]
 #: Text that more than this share and more than this number of the prompts have in common is not compared.
 COMMON_SHARE = 0.01
 COMMON_ROWS = 3
 #: A long answer to more prompts than this is a label of the task; to fewer it may be one case in other words.
 LABEL_ROWS = 10
-#: Most prompts in which the common words, runs and answers are counted.
-SAMPLE = 10_000
 #: Prompts of one group have at least this share of `split.similarity`, by words. A lower share finds more paraphrases,
 #: but also groups more rows of the same subject.
 GROUP_SHARE = 0.65
@@ -130,20 +129,27 @@ class HeldOut:
                 sample.append(prompt)
         self.common = find_common(sample)
         self.near: dict[int, set[str]] = {}
-        """Index of a selected prompt -> ids of its near-duplicates."""
+        """Index of a selected prompt -> ids of its near-duplicates; one set for all of a unit, their own ids in it."""
         self.examples: list[Overlap] = []
         """The first training rows that were left out."""
+        self.long_runs = 0
+        """Training rows that were left out for 13 words in a row."""
         self._similar = SimilarityIndex(similarity)
         self._runs = RunIndex(self.common.runs)
         self._answers: dict[int, int] = {}
+        self._units: dict[str, int] = {}
+        """Unit -> index of its first selected prompt; of any, if none is selected."""
         for number, prompt in enumerate(self.prompts):
             text, answers = self.common.text(prompt), _long_answers(prompt.rows) - self.common.answers
-            by_run, similar = self._near(text)
-            if not (by_run or similar or self._answers.keys() & answers):
-                self.near[number] = set()
+            near = set[int]().union(*self._near(text), map(self._answers.__getitem__, self._answers.keys() & answers))
+            if all(self.prompts[other].unit == prompt.unit for other in near):
+                first = self._units.setdefault(prompt.unit, number)
+                self.near[number] = self.near.setdefault(first, set())
                 self._similar.add(number, text)
                 self._runs.add(number, text)
                 self._answers.update(dict.fromkeys(answers, number))
+        for number, prompt in enumerate(self.prompts):
+            self._units.setdefault(prompt.unit, number)
         for prompt in self.prompts:
             by_run, similar = self._near(self.common.text(prompt))
             answers = self._answers.keys() & _long_answers([*prompt.rows, *prompt.removed])
@@ -153,17 +159,20 @@ class HeldOut:
         """
         Return the rows of a train or dev prompt that are no near-duplicates of the selected held-out prompts.
 
-        The list is empty if the prompt itself is a near-duplicate; else rows are left out whose answer, of at least
-        eight words and not common, a selected prompt has. If rows are left out, notes the prompt's id in `near`, and
-        rows in `examples`, up to ten in all.
+        The list is empty if the prompt itself is a near-duplicate, or of the unit of a held-out one; else rows are left
+        out whose answer, of at least eight words and not common, a selected prompt has. If rows are left out, notes the
+        prompt's id in `near`, and rows in `examples`, up to ten in all.
         """
         if not prompt.rows:
             return []
         by_run, similar = self._near(self.common.text(prompt))
         by_answer = [self._answers.get(_long_answer(row)) for row in prompt.rows]
         self._note(prompt, {*by_run, *similar, *(number for number in by_answer if number is not None)})
-        if by_run or similar:
-            self._show("ngram" if by_run else "minhash", prompt.rows[0], min(by_run or similar))
+        by_unit = {self._units[prompt.unit]} if prompt.unit in self._units else set[int]()
+        rules: dict[Rule, set[int]] = {"unit": by_unit, "ngram": by_run, "minhash": similar}
+        if (rule := next((rule for rule, found in rules.items() if found), None)) is not None:
+            self.long_runs += len(prompt.rows) * (rule == "ngram")
+            self._show(rule, prompt.rows[0], min(rules[rule]))
             return []
         for row, number in zip(prompt.rows, by_answer, strict=True):
             if number is not None:
@@ -175,8 +184,8 @@ class HeldOut:
         return self._runs.find(text), self._similar.find(text)
 
     def _note(self, prompt: Prompt, near: set[int]) -> None:
-        """Record `prompt` as a near-duplicate of each selected prompt whose index is in `near`."""
-        for number in near:
+        """Record `prompt` as a near-duplicate of each selected prompt whose index is in `near` or that has its unit."""
+        for number in {*near, self._units.get(prompt.unit, -1)} & self.near.keys():
             if prompt.rows[0].id != self.prompts[number].rows[0].id:
                 self.near[number].add(prompt.rows[0].id)
 
@@ -194,16 +203,17 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
     """
     Return the name of each scored prompt's group, the lowest id in it, in order. `similarity` is `split.similarity`.
 
-    Two prompts are linked if they have a long answer in common that is no label, or at least three words and 0.65 of
-    the similarity of near-duplicates; a group is a connected component. The share was measured (`bench/groups.py`): 0.7
-    misses more paraphrases, 0.6 links more questions on one subject. Paraphrases without common words are not found.
+    Two prompts are linked if they are of one unit, or have a long answer in common that is no label, or at least three
+    words and 0.65 of the similarity of near-duplicates; a group is a connected component. The share was measured
+    (`bench/groups.py`): 0.7 misses more paraphrases, 0.6 links more questions on one subject. Paraphrases without
+    common words are not found.
     """
     index = SimilarityIndex(GROUP_SHARE * similarity, LEAST_SHARED)
-    firsts: dict[int, int] = {}
+    firsts: dict[int | str, int] = {}
     groups = [prompt.rows[0].id for prompt in scored]
     for number, prompt in enumerate(scored):
         text, answers = common.group_text(prompt), _long_answers(prompt.rows) - common.labels
-        same = {number, *index.find(text), *(firsts.setdefault(answer, number) for answer in answers)}
+        same = {number, *index.find(text), *(firsts.setdefault(key, number) for key in (prompt.unit, *answers))}
         linked = {groups[other] for other in same}
         if len(linked) > 1:
             first = min(linked)

@@ -11,8 +11,10 @@ from pipeline import durable
 from pipeline.artifacts import Drop
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
+from pipeline.metrics.tokens import tokens
 from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
+from pipeline.prepare.near_duplicates import LONG_RUN
 from pipeline.records.heldout import hash_id, normalise, split_hash
 from pipeline.records.records import ANY_LENGTH, Finding, Record, read_records
 from pipeline.records.special_tokens import special_tokens
@@ -38,6 +40,10 @@ class PartitionRow(NamedTuple):
     input: str
     output: str
     tags: tuple[str, ...]
+    group: str = ""
+    """Hash of salt and the record's `group`; empty without one."""
+    document: str = ""
+    """Hash of salt and input, if that has at least 13 words; else empty."""
 
 
 class LeftOut(NamedTuple):
@@ -85,8 +91,8 @@ def read_drops(attempt: Attempt, partitions: Partitions, window: Window) -> Left
     Left out are rows that certainly exceed `window`, and rows with special tokens of the base model's tokenizer. Raises
     `CannotTrain` if a drop's file is missing or changed or a line of it is no record, `Interrupted` if stopped.
     """
-    tokens = special_tokens(Path(attempt.config.base_model))
-    holds_token = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
+    special = special_tokens(Path(attempt.config.base_model))
+    holds_token = re.compile("|".join(map(re.escape, special))).search if special else None
     total = sum(drop.rows for drop in attempt.spec.drops)
     done = too_long = spelled = 0
     attempt.progress(0, total, phase="reading")
@@ -98,14 +104,27 @@ def read_drops(attempt: Attempt, partitions: Partitions, window: Window) -> Left
             elif holds_token is not None and any(map(holds_token, texts)):
                 spelled += 1
             else:
-                prompt = normalise(fold(record.instruction, record.input))
-                hashes, pinned = (split_hash(attempt.config.salt, prompt), hash_id(prompt)), drop.role == "heldout"
-                partitions.add(PartitionRow(*hashes, pinned, order, number, drop.id, *texts, record.tags))
+                prompt, salt = normalise(fold(record.instruction, record.input)), attempt.config.salt
+                hashes, pinned = (split_hash(salt, prompt), hash_id(prompt)), drop.role == "heldout"
+                units = _units(salt, record)
+                partitions.add(PartitionRow(*hashes, pinned, order, number, drop.id, *texts, record.tags, *units))
             done += 1
             if done % CHECK_EVERY == 0:
                 attempt.check_stop()
                 attempt.progress(done, total)
     return LeftOut(too_long, spelled)
+
+
+def _units(salt: str, record: Record) -> tuple[str, str]:
+    """
+    Return the hashes of a record's group and of its document, empty strings where it has none.
+
+    An input is a document from 13 words on: a shorter one (a label, a name, "noinput") has no run of words for which
+    the rows that share it are left out of training.
+    """
+    words = tokens(record.input) if len(record.input) >= LONG_RUN else []
+    group = split_hash(salt, "group", record.group) if record.group.strip() else ""
+    return group, split_hash(salt, "input", " ".join(words)) if len(words) >= LONG_RUN else ""
 
 
 def _records(attempt: Attempt, drop: Drop) -> Iterator[Record]:

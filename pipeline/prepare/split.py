@@ -5,16 +5,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from itertools import groupby, takewhile
+from itertools import groupby, islice, takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipeline.config import SplitConfig
+from pipeline.config import SplitConfig, Unit
 from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
 from pipeline.prepare.partitions import PartitionRow
 
 SplitName = Literal["train", "dev", "heldout"]
+#: Most prompts in which the common words, runs, answers and inputs are counted.
+SAMPLE = 10_000
+#: An input with more than this share of the prompts is no document.
+MOST_OF_ONE = 1 / 50
 #: Fewer dev rows are too few for a dev loss and go to training.
 LEAST_DEV_ROWS = 20
 
@@ -32,30 +36,48 @@ class Prompt(NamedTuple):
     duplicates: int
     replaced: list[PartitionRow]
     """Rows of earlier drops with other answers, the latest drop's first."""
+    unit: str
+    """Hash of its group, its document or itself: prompts with the same one are on one side, and count as one."""
 
 
-def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -> Iterator[Prompt]:
+def choose_unit(parts: Iterable[Iterable[PartitionRow]]) -> Unit:
+    """
+    Return whether a long input is a document, all of whose prompts are on one side of the split.
+
+    It is none, and each prompt is on a side of its own, if one input has more than a fiftieth of the prompts: then it
+    belongs to the task, and a few such units would not give the shares that the settings name. Counts at most 10,000
+    prompts. `parts` must be sorted as by `Partitions.sorted_parts`.
+    """
+    firsts = (next(rows) for part in parts for _, rows in groupby(part, key=lambda row: row.hash))
+    counts = Counter(row.document for row in islice(firsts, SAMPLE))
+    most = counts.total() * MOST_OF_ONE
+    return "prompt" if any(count > most for document, count in counts.items() if document) else "document"
+
+
+def prompts(rows: Iterable[PartitionRow], split: SplitConfig, unit: Unit, *, pinned: bool) -> Iterator[Prompt]:
     """
     Group sorted rows into prompts and yield each with its split and its current answers, in the order of their hash.
 
-    With `pinned` only the prompts of held-out drops are held out. Without, a prompt's split depends on its hash alone,
-    and the rows of held-out drops are not used; they only keep their prompts out of train and dev: else the drop's
-    author would choose the evaluation set. A prompt without remaining rows has the split "train". `rows` must be sorted
-    as by `Partitions.sorted_parts`.
+    With `pinned` only the prompts of held-out drops are held out. Without, a prompt's split depends on the hash of its
+    unit alone, and the rows of held-out drops are not used; they only keep their prompts out of train and dev: else the
+    drop's author would choose the evaluation set. A prompt without remaining rows has the split "train". Its unit is
+    that of its earliest drop, so that no later one moves it. `rows` must be sorted as by `Partitions.sorted_parts`.
     """
     for digits, group in groupby(rows, key=lambda row: row.hash):
         everything = list(group)
         own = [row for row in everything if row.pinned]
         others = everything[len(own) :]
-        chosen: SplitName = "heldout" if own and pinned else _split_of(digits, split, pinned=pinned)
+        first = (own if own and pinned else others or own)[-1]
+        of = first.group or (first.document if unit == "document" else "") or digits
+        chosen: SplitName = "heldout" if own and pinned else _split_of(of, split, pinned=pinned)
         counted, removed = others, []
         if own and (pinned or chosen != "heldout"):
             counted, removed = own if pinned else [], others
         if not counted:
-            yield Prompt("train", [], (), removed, 0, [])
+            yield Prompt("train", [], (), removed, 0, [], of)
             continue
         kept, duplicates, replaced = _current(counted)
-        yield Prompt(chosen, kept, _since(counted), removed, duplicates, replaced)
+        yield Prompt(chosen, kept, _since(counted), removed, duplicates, replaced, of)
 
 
 def _split_of(digits: str, split: SplitConfig, *, pinned: bool) -> SplitName:
@@ -203,7 +225,7 @@ class SplitWriter:
         elif self._fits(rows):
             # A restored drop may precede drops with the same answers that the champion was trained on.
             drop = next((drop for drop in prompt.drops if drop in champion.drops), prompt.drops[0])
-            totals.scored.append(Scored(prompt, sorted(near), drop))
+            totals.scored.append(Scored(prompt, sorted(near - {rows[0].id}), drop))
 
     def _count(self, prompt: Prompt) -> None:
         totals = self.totals

@@ -1,13 +1,13 @@
 """
 Run the prepare step: the snapshot's drops → train, dev and held-out rows, deduplicated and split without overlap.
 
-A record's split depends on its prompt alone: u = sha256(salt, normalised prompt), length-prefixed, read as a number in
-[0, 1). The prompt is the text that the model reads, instruction and input folded into one: a record that is dropped
-folded already is the same record. Rows are partitioned by this hash on disk and sorted; only the held-out set grows in
-memory with the data (`pipeline.prepare.decontaminate`).
+A record's split depends on its unit alone: its group, a long input, or its prompt. u = sha256(salt, unit),
+length-prefixed, is read as a number in [0, 1). The prompt is the text that the model reads, instruction and input
+folded into one: a record that is dropped folded already is the same record. Rows are partitioned by the hash of salt
+and normalised prompt on disk and sorted; only the held-out set grows in memory with the data
+(`pipeline.prepare.decontaminate`).
 """
 
-import hashlib
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline import durable
 from pipeline.artifacts import Dataset, Shortfall
+from pipeline.config import Unit
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate.suites import read_suites
@@ -26,7 +27,8 @@ from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import HeldOut, find_groups
 from pipeline.prepare.partitions import CHECK_EVERY, PARTS, LeftOut, Partitions, read_drops
 from pipeline.prepare.replaced import replaced_heldout, replacements
-from pipeline.prepare.split import Familiar, Prompt, Scored, SplitWriter, Totals, prompts, write_heldout
+from pipeline.prepare.sample import scoring_order
+from pipeline.prepare.split import Familiar, Prompt, Scored, SplitWriter, Totals, choose_unit, prompts, write_heldout
 from pipeline.prepare.start import choose_start, mix_in_general
 from pipeline.prepare.warnings import contamination_warnings, data_warnings
 from pipeline.records.heldout import dataset_hash, rows_for, version_of
@@ -55,26 +57,28 @@ def prepare(attempt: Attempt) -> Dataset:
     window = Window(Path(attempt.config.base_model), attempt.config.train.max_length)
     with closing(Partitions(folder)) as partitions:
         left_out = read_drops(attempt, partitions, window)
-        heldout = HeldOut(_prompts(attempt, partitions, "comparing", pinned=pinned), split.similarity)
+        unit = attempt.config.unit or choose_unit(partitions.sorted_parts())
+        heldout = HeldOut(_prompts(attempt, partitions, unit, "comparing", pinned=pinned), split.similarity)
         with closing(SplitWriter(folder, window, most_scored=split.scored_records)) as splits:
-            for prompt in _prompts(attempt, partitions, "splitting", pinned=pinned):
+            for prompt in _prompts(attempt, partitions, unit, "splitting", pinned=pinned):
                 if prompt.split != "heldout":
                     splits.add(prompt, heldout.keep(prompt))
             champion = _familiar(attempt, heldout)
-            for number in _shuffled(heldout.prompts, spec.champion.generation):
+            for number in scoring_order(heldout, spec.champion.generation, split.scored_records):
                 splits.hold_out(heldout.prompts[number], heldout.near.get(number), champion)
-    totals, scored = splits.totals, sorted(splits.totals.scored, key=lambda one: one.prompt.rows[0].hash)
+    totals, scored = splits.totals, splits.totals.scored
+    scored.sort(key=lambda one: one.prompt.rows[0].hash)
     groups = find_groups([one.prompt for one in scored], heldout.common, split.similarity)
     write_heldout(folder / "heldout.jsonl", scored, groups)
     moved, replaced_answers = replaced_heldout(scored, frozenset(spec.champion.drops or ()))
     metric = _metric(attempt, scored)
-    shortfall = _shortfall(attempt, scored, groups, metric)
+    shortfall = _shortfall(attempt, totals, groups, metric)
     if totals.train_rows == 0:
         raise _nothing_to_train(attempt, totals, left_out)
     start = choose_start(attempt, folder, totals.train_rows)
     train_rows = start.new + start.replayed
     general = mix_in_general(folder, train_rows, attempt.config.train.general_rows, split.similarity)
-    warnings = data_warnings(spec, totals, len(set(groups)), metric)
+    warnings = data_warnings(spec, totals, heldout.long_runs, len(set(groups)), metric)
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),
@@ -87,6 +91,7 @@ def prepare(attempt: Attempt) -> Dataset:
         dev_rows=totals.dev_rows,
         heldout_rows=len(scored),
         heldout_groups=len(set(groups)),
+        unit=unit,
         heldout_pinned=pinned and any(drop.role == "heldout" for drop in spec.drops),
         heldout_version=version_of([one.prompt.rows[0].id for one in scored]),
         dataset_sha256=dataset_hash(folder),
@@ -110,12 +115,12 @@ def prepare(attempt: Attempt) -> Dataset:
     )
 
 
-def _prompts(attempt: Attempt, partitions: Partitions, phase: str, *, pinned: bool) -> Iterator[Prompt]:
+def _prompts(attempt: Attempt, partitions: Partitions, unit: Unit, phase: str, *, pinned: bool) -> Iterator[Prompt]:
     """Yield all prompts in the order of their hash, and report progress as `phase`."""
     attempt.progress(0, PARTS, phase=phase)
     for number, rows in enumerate(partitions.sorted_parts()):
         attempt.check_stop()
-        yield from prompts(rows, attempt.config.split, pinned=pinned)
+        yield from prompts(rows, attempt.config.split, unit, pinned=pinned)
         attempt.progress(number + 1, PARTS)
 
 
@@ -124,17 +129,6 @@ def _familiar(attempt: Attempt, heldout: HeldOut) -> Familiar:
     champion = attempt.spec.champion
     ids = {prompt.rows[0].id for prompt in heldout.prompts}.union(*heldout.near.values())
     return Familiar(trained_ids(attempt.path(champion.path), ids), frozenset(champion.drops or ()))
-
-
-def _shuffled(prompts: Sequence[Prompt], generation: int) -> list[int]:
-    """
-    Return the indices of held-out prompts in the order in which they are scored until there are enough.
-
-    It is another one for each generation of the champion: on the records on which a champion has won by some luck, the
-    next candidate is compared with that luck, and on others only with its quality.
-    """
-    salted = [hashlib.sha256(f"{generation} {prompt.rows[0].hash}".encode()).digest() for prompt in prompts]
-    return sorted(range(len(prompts)), key=salted.__getitem__)
 
 
 def _metric(attempt: Attempt, scored: Sequence[Scored]) -> str:
@@ -152,7 +146,7 @@ def _max_new_tokens(longest: int, window: Window) -> int:
     return max(1, math.ceil(most / _TOKENS_STEP)) * _TOKENS_STEP
 
 
-def _shortfall(attempt: Attempt, scored: Sequence[Scored], groups: Sequence[str], metric: str) -> Shortfall | None:
+def _shortfall(attempt: Attempt, totals: Totals, groups: Sequence[str], metric: str) -> Shortfall | None:
     """Return how many rows a verdict lacks, `None` if none. Raises `CannotTrain` if the settings never allow one."""
     gate, split = attempt.config.gate, attempt.config.split
     twice = metric != "exact_match"
@@ -160,19 +154,20 @@ def _shortfall(attempt: Attempt, scored: Sequence[Scored], groups: Sequence[str]
     if gate.on != "pinned" and not split.heldout:
         message = "no verdict is ever possible: split.heldout = 0, which the track's first run fixed, holds nothing out"
         raise CannotTrain(message, 'set gate.on = "pinned", then pin records: dropforge submit --heldout FILE')
+    scored = totals.scored
     known = attempt.spec.champion.drops if gate.on == "seen" else None
     judged = len({group for one, group in zip(scored, groups, strict=True) if known is None or one.drop in known})
     if judged >= needed:
         return None
     grouped, most = len(set(groups)), split.scored_records
-    if most < needed or (len(scored) >= most and grouped < needed):
+    if most < needed or (len({one.prompt.unit for one in scored}) >= most and grouped < needed):
         raise CannotTrain(
             f"no verdict is ever possible: split.scored_records = {most} records count at most, {grouped} different "
             f"ones by now, and {'twice ' * twice}gate.min_records = {gate.min_records} are needed",
             "raise the former or lower the latter in dropforge.toml",
         )
-    # Further rows of the same kind repeat each other as often.
-    apart = max(1, grouped) / max(1, len(scored))
+    # Further rows of the same kind repeat each other, or ask about one document, as often.
+    apart = max(1, grouped) / max(1, totals.heldout_prompts - totals.heldout_duplicates - totals.seen_by_champion)
     missing = needed - judged
     rows = (missing if gate.on == "pinned" else rows_for(missing, split.heldout)) / apart
     return Shortfall(heldout_rows=judged, needed_heldout_rows=needed, needed_rows=math.ceil(rows))

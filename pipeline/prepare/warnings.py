@@ -10,14 +10,21 @@ from pipeline.words import count
 
 #: A warning is given if more than this share of a split is left out.
 LARGE_SHARE = 0.2
+#: The same for training rows that share 13 words in a row with a held-out record.
+LARGE_SHARE_OF_RUNS = 0.1
 
 
-def data_warnings(spec: StepSpec, totals: Totals, groups: int, metric: str) -> tuple[str, ...]:
-    """Return all warnings about a data set; `groups` counts the scored records' groups, `metric` is the primary."""
+def data_warnings(spec: StepSpec, totals: Totals, long_runs: int, groups: int, metric: str) -> tuple[str, ...]:
+    """
+    Return all warnings about a data set.
+
+    `long_runs` counts the training rows that were left out for 13 words in a row, `groups` the scored records' groups;
+    `metric` is the primary one.
+    """
     return (
         *_pinned(spec.drops, spec.config.gate.on),
-        *_near_duplicates(totals, spec.config.split.similarity),
-        *_groups(len(totals.scored), groups),
+        *_near_duplicates(totals, long_runs, spec.config.split.similarity),
+        *_groups(len({one.prompt.unit for one in totals.scored}), groups),
         *contamination_warnings(totals, spec.drops),
         *_seen(totals.seen_by_champion),
         *_references(totals, metric),
@@ -34,26 +41,34 @@ def _pinned(drops: Sequence[Drop], on: str) -> Iterator[str]:
         )
 
 
-def _near_duplicates(totals: Totals, similarity: float) -> Iterator[str]:
+def _near_duplicates(totals: Totals, long_runs: int, similarity: float) -> Iterator[str]:
     train = totals.train_rows + totals.dev_rows + totals.near_duplicates
-    if totals.near_duplicates > LARGE_SHARE * train:
+    if long_runs > LARGE_SHARE_OF_RUNS * train:
         yield (
-            f"{totals.near_duplicates:,} of {train:,} training rows ({totals.near_duplicates / train:.0%}) are left "
-            "out as near-duplicates of a held-out record: drop rows that say new things, or, if the task's rows are "
-            f"similar by nature, raise split.similarity ({similarity:g})"
+            f"{long_runs:,} of {train:,} training rows ({long_runs / train:.0%}) are left out because they have 13 "
+            'words in a row in common with a held-out record: withdraw the drop, and drop it again with one "group" '
+            "for all rows of a document or conversation"
+        )
+    if totals.near_duplicates - long_runs > LARGE_SHARE * train:
+        others = totals.near_duplicates - long_runs
+        yield (
+            f"{others:,} of {train:,} training rows ({others / train:.0%}) are left out as near-duplicates of a "
+            "held-out record: drop rows that say new things, or, if the task's rows are similar by nature, raise "
+            f"split.similarity ({similarity:g})"
         )
     if totals.heldout_duplicates > LARGE_SHARE * totals.heldout_prompts:
         yield (
-            f"{totals.heldout_duplicates:,} of {totals.heldout_prompts:,} held-out records are not scored because they "
-            "repeat another one almost word for word: they would count one case several times; hold out other cases"
+            f"{totals.heldout_duplicates:,} of {totals.heldout_prompts:,} held-out records are not scored because each "
+            "is a near-duplicate of another one, and would count one case several times: hold out other cases"
         )
 
 
-def _groups(records: int, groups: int) -> Iterator[str]:
-    if records - groups > LARGE_SHARE * records:
+def _groups(units: int, groups: int) -> Iterator[str]:
+    """Yield a warning if many of the scored documents and other records count as one with another."""
+    if units - groups > LARGE_SHARE * units:
         yield (
-            f"{records:,} held-out records count as {groups:,}, since some ask the same in other words or have the "
-            "same long answer: hold out other cases"
+            f"{units:,} held-out records or documents count as {groups:,}, since some ask the same in other words or "
+            "have the same long answer: hold out other cases"
         )
 
 

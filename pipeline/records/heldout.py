@@ -86,9 +86,9 @@ def hash_id(prompt: str) -> str:
     return hashlib.sha256(_lengths(prompt)).hexdigest()[:32]
 
 
-def split_hash(salt: str, prompt: str) -> str:
-    """Return the hash that decides a normalised prompt's split: 64 hexadecimal digits."""
-    return hashlib.sha256(_lengths(salt, prompt)).hexdigest()
+def split_hash(salt: str, *unit: str) -> str:
+    """Return the hash that decides the split of a normalised prompt, or of another unit: 64 hexadecimal digits."""
+    return hashlib.sha256(_lengths(salt, *unit)).hexdigest()
 
 
 def rows_for(records: int, share: float) -> float:

@@ -11,7 +11,7 @@ from pipeline.words import duration, plain, signed, span
 
 _GUARD_STATES = {"passed": "✓ passed", "failed": "✗ failed", "shown": "shown only"}
 _RULES = {
-    "prompt": "the same prompt",
+    "unit": "the same document or group",
     "answer": "the same long answer",
     "ngram": "13 words in a row in common",
     "minhash": "most 3-word sequences in common",

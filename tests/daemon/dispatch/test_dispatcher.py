@@ -94,6 +94,7 @@ class ScriptedExecutor(LocalExecutor):
                 spec,
                 heldout_rows=120 - known,
                 heldout_groups=120 - known,
+                unit="document",
                 seen_by_champion=known,
                 start=spec.champion if self.goes_on and spec.champion.generation else None,
                 heldout_version=self.version,
@@ -377,22 +378,23 @@ def test_where_a_person_approves_a_model_is_made_of_little_data_too_and_fixes_no
     assert box.run().outcome == "insufficient_evidence"
     with transaction(box.engine) as session:
         track = session.get_one(Track, "default")
-    assert (track.metric, track.max_new_tokens, track.split, track.eval_batch_size) == (None,) * 4
+    assert (track.metric, track.max_new_tokens, track.split, track.unit, track.eval_batch_size) == (None,) * 5
 
 
 def test_what_the_first_verdict_fixed_holds_for_later_runs(box: Box) -> None:
     def fixed() -> tuple[object, ...]:
         with transaction(box.engine) as session:
             track = session.get_one(Track, "default")
-        return track.metric, track.max_new_tokens, track.eval_batch_size
+        return track.metric, track.max_new_tokens, track.unit, track.eval_batch_size
 
     box.executor.batch_size = 16
     box.drop("a")
     while box.executor.steps[-1:] != ["evaluate"]:
         box.ticks(1)
-    assert fixed() == (None, None, None), "there is no verdict yet"
+    assert fixed() == (None,) * 4, "there is no verdict yet"
     box.ticks()
-    assert fixed() == ("exact_match", 16, 16)
+    assert fixed() == ("exact_match", 16, "document", 16)
+    assert box.executor.submitted[-1].config.unit is None
     box.executor.batch_size = 4
     split = box.settings.split.model_copy(update={"heldout": 0.5, "scored_records": 700})
     box.drop("b")
@@ -400,6 +402,7 @@ def test_what_the_first_verdict_fixed_holds_for_later_runs(box: Box) -> None:
     config = box.executor.submitted[-1].config
     # What would let a prompt change sides is fixed; how many are scored is not.
     assert (config.split.heldout, config.split.scored_records) == (box.settings.split.heldout, 700)
+    assert config.unit == "document"
     assert (config.evaluate.metric, config.evaluate.max_new_tokens, config.evaluate.batch_size) == (
         "exact_match",
         16,

@@ -3,18 +3,18 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import ModelRef
-from pipeline.config import GateConfig, SplitConfig
+from pipeline.config import GateConfig, SplitConfig, Unit
 from pipeline.metrics.tokens import tokens
 from pipeline.models.manifest import TRAINED_IDS, trained_ids, write_trained_ids
 from pipeline.prepare import decontaminate
-from pipeline.records.heldout import prompt_id
+from pipeline.records.heldout import prompt_id, split_hash
 from tests.snapshot import Prepared, Snapshot, prompt_place, rows
 
 Row = Mapping[str, Any]
@@ -33,8 +33,10 @@ def shingles(words: Sequence[str]) -> set[tuple[str, ...]]:
 class Oracle:
     """The rules, read aloud: slow, with texts instead of hashes and every pair looked at."""
 
-    def __init__(self, content: Sequence[Row], split: SplitConfig, pinned: Sequence[Row] = ()) -> None:
-        self.similarity = split.similarity
+    def __init__(
+        self, content: Sequence[Row], split: SplitConfig, pinned: Sequence[Row] = (), unit: Unit = "prompt"
+    ) -> None:
+        self.similarity, self.by_document = split.similarity, unit == "document"
         own, others = self.by_prompt(pinned), self.by_prompt(content)
         self.removed = {place: others.pop(place) for place in own if place in others}
         self.prompts = own | others
@@ -45,27 +47,37 @@ class Oracle:
         long = [tuple(tokens(row["output"])) for rows in self.all for row in rows]
         self.answers = self.frequent([[answer] for answer in long if len(answer) >= 8], most)
         self.labels = self.frequent([[answer] for answer in long], max(most, 10))
-        by_hash = [place for place in self.prompts if int(place[:13], 16) / 2**52 < split.heldout]
+        by_hash = [place for place in self.prompts if int(self.unit(place)[:13], 16) / 2**52 < split.heldout]
         held = sorted(own or by_hash)
         self.joined: list[str] = []
         for place in held:
-            if not any(self.near(place, other) for other in self.joined):
+            if not any(self.near(place, other) and not self.siblings(place, other) for other in self.joined):
                 self.joined.append(place)
         self.repeats = len(held) - len(self.joined)
         self.train = [
             (prompt_id(row["instruction"], row.get("input", "")), row["output"])
             for place in self.prompts.keys() - set(held)
             if not any(self.alike(place, other) for other in self.joined)
+            if not any(self.siblings(place, other) for other in held)
             for row in self.prompts[place]
             if not any(self.long([row]) & self.long(self.prompts[other]) for other in self.joined)
         ]
 
-    def hits(self, unit: str) -> list[str]:
-        """Return the ids of the other prompts that have a row which is near to a held-out one that joined."""
-        own = self.long(self.prompts[unit])
-        gone = {place for place, some in self.removed.items() if own & self.long(some)}
-        near = (place for place in self.prompts if place in gone or self.near(place, unit))
-        return sorted(self.name(place) for place in near if place != unit)
+    def unit(self, place: str) -> str:
+        words = tokens(self.prompts[place][0].get("input", ""))
+        return split_hash("s", "input", " ".join(words)) if self.by_document and len(words) >= 13 else place
+
+    def siblings(self, one: str, other: str) -> bool:
+        return self.unit(one) == self.unit(other)
+
+    def hits(self, own: str) -> list[str]:
+        """Return the ids of the other prompts with a row that is near to a held-out one that joined, or its unit's."""
+        near = {place for place in self.prompts if self.siblings(place, own)}
+        for one in filter(lambda other: self.siblings(other, own), self.joined):
+            answers = self.long(self.prompts[one])
+            near |= {place for place, some in self.removed.items() if answers & self.long(some)}
+            near |= {place for place in self.prompts if self.near(place, one)}
+        return sorted(map(self.name, near - {own}))
 
     def name(self, place: str) -> str:
         row = self.prompts[place][0]
@@ -101,7 +113,7 @@ class Oracle:
                 named = self.labelled(one) & self.labelled(other)
                 left, right = questions[one], questions[other]
                 alike = len(left & right) >= max(3, 0.65 * self.similarity * len(left | right) - 1e-9)
-                if named or alike:
+                if named or alike or self.siblings(one, other):
                     both = group[one] | group[other]
                     group.update(dict.fromkeys(both, both))
         return [min(map(self.name, group[place])) for place in self.joined]
@@ -157,6 +169,7 @@ def variants(draw: st.DrawFn) -> dict[str, str]:
 
 
 SPLIT = SplitConfig(heldout=0.4, dev=0.1)
+UNITS: st.SearchStrategy[Unit] = st.sampled_from(get_args(Unit))
 DROPS = st.lists(st.lists(variants(), min_size=1, max_size=25), min_size=1, max_size=3)
 #: In the training split whatever the salt "s" makes of it, so that no data set is without training rows.
 ANCHORS = [
@@ -167,8 +180,8 @@ ANCHORS = [
 ][:1]
 
 
-def prepared(root: Path, drops: Sequence[Sequence[Row]]) -> Prepared:
-    snapshot = Snapshot(root, split=SPLIT).drop(ANCHORS)
+def prepared(root: Path, drops: Sequence[Sequence[Row]], unit: Unit) -> Prepared:
+    snapshot = Snapshot(root, split=SPLIT, unit=unit).drop(ANCHORS)
     for drop in drops:
         snapshot.drop(drop)
     return snapshot.prepare()
@@ -179,10 +192,10 @@ def prepared(root: Path, drops: Sequence[Sequence[Row]]) -> Prepared:
 def test_no_record_ever_changes_between_held_out_and_training(
     tmp_path_factory: pytest.TempPathFactory, drops: list[list[dict[str, str]]], data: st.DataObject
 ) -> None:
-    root = tmp_path_factory.mktemp("splits")
+    root, unit = tmp_path_factory.mktemp("splits"), data.draw(UNITS)
 
     def splits(content: Sequence[Sequence[Row]]) -> tuple[set[str], set[str]]:
-        made = prepared(root, content)
+        made = prepared(root, content, unit)
         return made.ids("train") | made.ids("dev"), made.ids("heldout")
 
     train, heldout = splits(drops)
@@ -272,13 +285,13 @@ def test_many_held_out_records_that_repeat_another_one_are_a_warning(tmp_path: P
     heldout = [ask(f"{words(number, 30)} {end}") for number in range(4) for end in ("one", "two")]
     made = pinned(tmp_path, [], heldout).dataset
     assert (made.heldout_rows, made.heldout_duplicates) == (4, 4)
-    assert "4 of 8 held-out records are not scored because they repeat" in made.warnings[0]
+    assert "4 of 8 held-out records are not scored because each is a near-duplicate of another" in made.warnings[0]
 
 
 def test_many_rows_that_leave_are_a_warning_with_what_to_do(tmp_path: Path) -> None:
-    heldout = [ask(words(number, 30)) for number in range(25)]
-    train = [ask(f"{words(number, 30)} more") for number in range(25)]
-    fresh = [ask(words(number, 30)) for number in range(100, 195)]
+    heldout = [ask(words(number, 12)) for number in range(25)]
+    train = [ask(f"{words(number, 12)} more") for number in range(25)]
+    fresh = [ask(words(number, 12)) for number in range(100, 195)]
     made = pinned(tmp_path, [*train, *fresh], heldout).dataset
     assert made.near_duplicates == 25
     assert made.warnings == ()
@@ -339,10 +352,11 @@ def test_splits_near_duplicates_and_groups_are_those_that_all_pairs_give_in_any_
     content = [("train", ANCHORS), *((role, [answered(role, row) for row in drop]) for role, drop in drops)]
     train, pinned = ([row for kind, drop in content if kind == role for row in drop] for role in ("train", "heldout"))
     split = SplitConfig(heldout=0.4, dev=0.1, similarity=data.draw(st.sampled_from([0.2, 0.5, 0.9])))
-    wanted = Oracle(train, split, pinned)
+    unit = data.draw(UNITS)
+    wanted = Oracle(train, split, pinned, unit)
 
     def snapshot(some: Sequence[tuple[str, Sequence[Row]]]) -> Snapshot:
-        made = Snapshot(root, split=split)
+        made = Snapshot(root, split=split, unit=unit)
         for role, drop in some:
             made.drop(drop, role)
         return made
