@@ -151,8 +151,7 @@ def score_former(
     Return former champions' primary metric on the records that they answered under the setup of `requests`.
 
     Only cached answers count: nothing is generated. Records that the former champion was trained on, or on
-    near-duplicates, do not count; a champion with no other records is left out. Each record's score is written to
-    former-GENERATION.jsonl in `folder`.
+    near-duplicates, do not count. Each record's score is written to former-GENERATION.jsonl in `folder`.
     """
     keys = [request_hash("answer", prompt) for prompt in requests.prompts]
     found = []
@@ -166,9 +165,8 @@ def score_former(
             for record, asked in zip(records, keys, strict=True)
             if asked in known and not record.is_known(trained)
         ]
-        if not answered:
-            continue
-        scores = METRICS[primary].scores([text for _, text in answered], [record.references for record, _ in answered])
+        texts, references = [text for _, text in answered], [record.references for record, _ in answered]
+        scores = METRICS[primary].scores(texts, references) if answered else []
         name = f"former-{model.generation}.jsonl"
         _write(
             folder / name,
@@ -179,7 +177,7 @@ def score_former(
                 generation=model.generation,
                 model_id=model.model_id,
                 records=len(scores),
-                score=_POINTS * fmean(scores),
+                score=_POINTS * fmean(scores) if scores else None,
                 file=name,
             )
         )

@@ -798,7 +798,9 @@ def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and
     assert [(one.generation, one.records, one.file) for one in second.former] == [
         (3, 7, "former-3.jsonl"),
         (2, 5, "former-2.jsonl"),
+        (1, 0, "former-1.jsonl"),
     ]
+    assert second.former[2].score is None
     scored = [line["id"] for line in durable.read_jsonl(attempt.path(second.folder) / "former-2.jsonl")]
     assert scored == [row["id"] for place, row in enumerate(rows[:7]) if place not in {0, 2}]
     found = list(durable.read_jsonl(attempt.path(second.folder) / "former-3.jsonl"))
@@ -808,4 +810,5 @@ def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and
     assert second.former[0].score == report.candidate.metrics["exact_match"]
     # Asked in another way, they are not to be compared.
     other = bench.attempt(rows, batch_size=2)
-    assert evaluate(Attempt(other.spec.model_copy(update={"former": former}))).former == ()
+    found = evaluate(Attempt(other.spec.model_copy(update={"former": former}))).former
+    assert [(one.generation, one.records) for one in found] == [(3, 0), (2, 0), (1, 0)]

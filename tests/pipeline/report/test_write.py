@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pipeline import durable
-from pipeline.artifacts import AnswerPair, Dataset, GuardResult, Trial
+from pipeline.artifacts import AnswerPair, Dataset, FormerScores, GuardResult, Trial
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.decide.explain import GUARDS
@@ -339,6 +339,17 @@ def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: 
         "1 h 10 min",
     ):
         assert value in words, value
+
+
+def test_the_card_says_how_many_records_each_former_champion_is_compared_on(made_reports: Any, tmp_path: Path) -> None:
+    def former(generation: int, records: int) -> FormerScores:
+        return FormerScores(generation=generation, model_id="m", records=records, score=None, file="f")
+
+    card = Report.model_validate(write(made_reports, tmp_path, "promoted")[0])
+    assert card.evaluation is not None
+    evaluation = card.evaluation.model_copy(update={"former": (former(3, 1240), former(2, 0)), "records": 2000})
+    words = " ".join(Page(render_page(card.model_copy(update={"evaluation": evaluation}))).words().split())
+    assert "answered before: generation 3 on 1,240 of 2,000, generation 2 on 0 of 2,000." in words
 
 
 def test_the_card_shows_all_that_a_search_tried(made_reports: Any, tmp_path: Path) -> None:
