@@ -86,7 +86,7 @@ def one_night(data: Data) -> dict[str, float]:
     rows = [row(number, text, pinned=True) for number, text in enumerate(data.heldout)]
     rows += [row(number, text, pinned=False) for number, text in enumerate(data.train)]
     rows.sort(key=lambda row: row.hash)
-    content = list(prompts(rows, SplitConfig(), pinned=True))
+    content = list(prompts(rows, SplitConfig(), "prompt", pinned=True))
     started = clocks()
     heldout = HeldOut(content, SIMILARITY)
     train = [prompt for prompt in content if prompt.split != "heldout"]

@@ -108,7 +108,7 @@ def compare(rows: list[Row], every: int) -> tuple[list[Prompt], Common]:
         name = f"{number:09}"
         split: SplitName = "train" if number % every else "heldout"
         own = [PartitionRow(name, name, False, 0, number, 1, *row, ())]  # noqa: FBT003 - a field, not a flag
-        content.append(Prompt(split, own, (1,), [], 0, []))
+        content.append(Prompt(split, own, (1,), [], 0, [], name))
     heldout = HeldOut(content, SIMILARITY)
     return [heldout.prompts[number] for number in heldout.near], heldout.common
 

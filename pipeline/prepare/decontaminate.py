@@ -128,6 +128,9 @@ class HeldOut:
             if prompt.rows and len(sample) < SAMPLE:
                 sample.append(prompt)
         self.common = find_common(sample)
+        self.sampled = len(sample)
+        self.largest_unit = max(Counter(prompt.unit for prompt in sample).values(), default=0)
+        """Most prompts of one unit among the `sampled` ones, 10,000 at most."""
         self.near: dict[int, set[str]] = {}
         """Index of a selected prompt -> ids of its near-duplicates; one set for all of a unit, their own ids in it."""
         self.examples: list[Overlap] = []
@@ -209,11 +212,11 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
     common words are not found.
     """
     index = SimilarityIndex(GROUP_SHARE * similarity, LEAST_SHARED)
-    firsts: dict[int | str, int] = {}
+    firsts: dict[int, int] = {}
     groups = [prompt.rows[0].id for prompt in scored]
     for number, prompt in enumerate(scored):
         text, answers = common.group_text(prompt), _long_answers(prompt.rows) - common.labels
-        same = {number, *index.find(text), *(firsts.setdefault(key, number) for key in (prompt.unit, *answers))}
+        same = {number, *index.find(text), *(firsts.setdefault(key, number) for key in (hash(prompt.unit), *answers))}
         linked = {groups[other] for other in same}
         if len(linked) > 1:
             first = min(linked)

@@ -78,7 +78,7 @@ def prepare(attempt: Attempt) -> Dataset:
     start = choose_start(attempt, folder, totals.train_rows)
     train_rows = start.new + start.replayed
     general = mix_in_general(folder, train_rows, attempt.config.train.general_rows, split.similarity)
-    warnings = data_warnings(spec, totals, heldout.long_runs, len(set(groups)), metric)
+    warnings = data_warnings(spec, totals, heldout, len(set(groups)), metric)
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),

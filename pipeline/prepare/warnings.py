@@ -5,25 +5,24 @@ from collections.abc import Iterator, Sequence
 from pipeline.artifacts import Drop
 from pipeline.contract import StepSpec
 from pipeline.metrics import json_fields
-from pipeline.prepare.split import Totals
+from pipeline.prepare.decontaminate import HeldOut
+from pipeline.prepare.split import MOST_OF_ONE, Totals
 from pipeline.words import count
 
 #: A warning is given if more than this share of a split is left out.
 LARGE_SHARE = 0.2
 #: The same for training rows that share 13 words in a row with a held-out record.
 LARGE_SHARE_OF_RUNS = 0.1
+#: In fewer prompts a document may have more than its share.
+_LEAST_SAMPLED = 1000
 
 
-def data_warnings(spec: StepSpec, totals: Totals, long_runs: int, groups: int, metric: str) -> tuple[str, ...]:
-    """
-    Return all warnings about a data set.
-
-    `long_runs` counts the training rows that were left out for 13 words in a row, `groups` the scored records' groups;
-    `metric` is the primary one.
-    """
+def data_warnings(spec: StepSpec, totals: Totals, heldout: HeldOut, groups: int, metric: str) -> tuple[str, ...]:
+    """Return all warnings about a data set; `groups` counts the scored records' groups, `metric` is the primary."""
     return (
         *_pinned(spec.drops, spec.config.gate.on),
-        *_near_duplicates(totals, long_runs, spec.config.split.similarity),
+        *_large_unit(heldout),
+        *_near_duplicates(totals, heldout.long_runs, spec.config.split.similarity),
         *_groups(len({one.prompt.unit for one in totals.scored}), groups),
         *contamination_warnings(totals, spec.drops),
         *_seen(totals.seen_by_champion),
@@ -38,6 +37,14 @@ def _pinned(drops: Sequence[Drop], on: str) -> Iterator[str]:
         yield (
             "pinned records only stay out of training, and nothing is judged on them, since gate.on is "
             f'"{on}": {names}; to judge on them and nothing else, set gate.on = "pinned"'
+        )
+
+
+def _large_unit(heldout: HeldOut) -> Iterator[str]:
+    if heldout.largest_unit > MOST_OF_ONE * max(heldout.sampled, _LEAST_SAMPLED):
+        yield (
+            f'{heldout.largest_unit / heldout.sampled:.0%} of the prompts have one "group" or input, and are all on '
+            "one side of the split: give each document or conversation a group of its own (kinds of rows are tags)"
         )
 
 

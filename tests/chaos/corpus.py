@@ -102,6 +102,8 @@ def clean_files() -> dict[str, bytes]:
             b".replace", b""
         ),
         "a pair of escapes": rb'{"instruction": "\ud83d\ude00", "output": "b"}',
+        "a group": b'{"instruction":"a","output":"b" , "group": "page 7" }',
+        "a group before": b'{"group":"","instruction":"a","output":"b"}',
         "long line": json.dumps({**RECORD, "output": "x" * 4800}).encode(),
         **orders,
         **written,
@@ -250,7 +252,7 @@ def _escapes() -> Iterator[Case]:
 def _shapes() -> Iterator[Case]:
     """Values of the wrong kind, missing and blank ones."""
     values: dict[str, Any] = {"number": 7, "true": True, "null": None, "list": ["a"], "object": {"a": "b"}}
-    for field in FIELDS:
+    for field in (*FIELDS, "group"):
         for name, value in values.items():
             yield Case(f"{field} is {name}", _row(**{field: value}), "type", 2, field)
     for name, value in {**values, "text": "a", "fraction": 1.5}.items():

@@ -69,6 +69,7 @@ WORDS = [
     b'"output"',
     b'"input": "", ',
     b'"output": "x", ',
+    b', "group": "a"}',
     b'"instruct\\u0069on": "a", ',
     GOOD,
     b"\n" + GOOD,

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,7 @@ def test_inputs_of_twelve_words_are_split_by_prompt_and_of_thirteen_as_a_whole(t
         made = Snapshot(tmp_path, split=SplitConfig(heldout=0.4, similarity=1)).drop(content).prepare()
         trained, heldout = sides(made)
         assert bool(trained & heldout) == both
+        assert made.dataset.near_duplicates == 0
 
 
 def test_the_unit_that_a_track_has_fixed_holds(tmp_path: Path) -> None:
@@ -136,6 +138,20 @@ def test_thirteen_equal_words_in_many_rows_are_a_warning_with_what_helps(tmp_pat
     assert not any("split.similarity" in words for words in made.dataset.warnings)
     grouped = [{**row, "group": row["output"]} for row in folded]
     assert Snapshot(tmp_path, split=WHOLE).drop(grouped).prepare().dataset.warnings == ()
+
+
+def test_a_group_that_is_a_kind_of_rows_is_a_warning(tmp_path: Path) -> None:
+    def warnings(size: int, **more: Any) -> tuple[str, ...]:
+        kind = [{**row, "group": "animals"} for row in rows(size)]
+        return Snapshot(tmp_path, **more).drop(kind).drop(rows(1000 - size, start=5000)).prepare().dataset.warnings
+
+    assert warnings(20) == ()
+    (warning,) = warnings(25)
+    assert warning.startswith('2% of the prompts have one "group" or input, and are all on one side of the split')
+    # Once the track has run, a long input that belongs to a new task is one, too.
+    content = [*passages(1, 60), *rows(940)]
+    assert len(Snapshot(tmp_path, unit="document").drop(content).prepare().dataset.warnings) == 1
+    assert Snapshot(tmp_path).drop(content).prepare().dataset.warnings == ()
 
 
 def test_a_verdict_needs_documents_and_not_rows(tmp_path: Path) -> None:
