@@ -810,5 +810,5 @@ def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and
     assert second.former[0].score == report.candidate.metrics["exact_match"]
     # Asked in another way, they are not to be compared.
     other = bench.attempt(rows, batch_size=2)
-    found = evaluate(Attempt(other.spec.model_copy(update={"former": former}))).former
-    assert [(one.generation, one.records) for one in found] == [(3, 0), (2, 0), (1, 0)]
+    others = evaluate(Attempt(other.spec.model_copy(update={"former": former}))).former
+    assert [(one.generation, one.records) for one in others] == [(3, 0), (2, 0), (1, 0)]
