@@ -33,7 +33,7 @@ class SearchConfig(Frozen):
     method: Literal["grid", "tpe"] = "grid"
     """`grid` tries all combinations; `tpe` lets Optuna draw near those that did well."""
     space: dict[str, Range | tuple[Value, ...]] = Field(default_factory=dict)
-    """Settings with their values: rank = [8, 32], learning_rate = { low = 3e-4, high = 3e-3, log = true }; {}: none."""
+    """Settings with their values: rank = [8, 32], learning_rate = { low = 1e-4, high = 1e-3, log = true }; {}: none."""
     trials: int = Field(default=8, ge=2, le=1000)
     """Most trainings; a grid of more is refused."""
     hours: float = Field(default=0.0, ge=0, le=8760)

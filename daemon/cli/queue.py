@@ -117,7 +117,7 @@ def resume(
     print_line(confirmations.resumed(track))
 
 
-_EXAMPLE = "name what to try in [train.search], as space = { learning_rate = [5e-4, 1e-3, 2e-3], rank = [8, 32] }"
+_EXAMPLE = "name what to try in [train.search], as space = { learning_rate = [2e-4, 5e-4, 1e-3], rank = [8, 32] }"
 
 
 def search(context: typer.Context, *, track: TrackArgument = "default") -> None:

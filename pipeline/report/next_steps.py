@@ -186,7 +186,7 @@ def _other_settings(config: RunConfig, adapter: Adapter | None) -> list[NextStep
         return []
     words = "Or try other settings on the same data: a search trains with each, and the dev rows choose."
     if not train.search.space:
-        words += " Name them in [train.search], as space = { learning_rate = [5e-4, 1e-3, 2e-3], rank = [8, 32] }."
+        words += " Name them in [train.search], as space = { learning_rate = [2e-4, 5e-4, 1e-3], rank = [8, 32] }."
     track = "" if config.track == "default" else f" {config.track}"
     return [NextStep(words=words, command=f"dropforge search{track}")]
 

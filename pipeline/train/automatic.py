@@ -8,10 +8,11 @@ import math
 
 from pipeline.config import TrainConfig
 
-#: Learning rate of LoRA up to, and above, so many weights.
-_RATE, _LARGE_RATE, _LARGE = 1e-3, 3e-4, 6_000_000_000
-#: Share of that rate, by method.
-_SHARES = {"galore": 0.2, "spectrum": 0.1, "full": 0.1}
+#: Learning rates of small and of large bases, by method.
+_ADAPTERS, _ALL_WEIGHTS = (5e-4, 3e-4), (1e-4, 3e-5)
+_RATES = {"lora": _ADAPTERS, "dora": _ADAPTERS, "galore": (2e-4, 6e-5), "spectrum": _ALL_WEIGHTS, "full": _ALL_WEIGHTS}
+#: Most weights of a small base, for adapters and for methods that train the base's own weights.
+_SMALL, _SMALL_OF_ALL = 6_000_000_000, 2_000_000_000
 #: At the default rank, `rslora` scales updates by four times LoRA's factor.
 _RSLORA_SHARE = 0.25
 _STEPS = {"fast": 100, "balanced": 200, "quality": 400}
@@ -26,8 +27,8 @@ def with_numbers(config: TrainConfig, rows: int, weights: int) -> TrainConfig:
     """
     chosen: dict[str, float] = {}
     if config.learning_rate == "auto":
-        share = _RSLORA_SHARE if config.rslora else _SHARES.get(config.method, 1.0)
-        chosen["learning_rate"] = share * (_RATE if weights <= _LARGE else _LARGE_RATE)
+        is_large = weights > (_SMALL_OF_ALL if config.trains_full_weights else _SMALL)
+        chosen["learning_rate"] = _RATES[config.method][is_large] * (_RSLORA_SHARE if config.rslora else 1)
     if config.epochs == "auto":
         wanted = _STEPS[config.preset] / math.ceil(rows / config.batch_size)
         chosen["epochs"] = round(min(_MOST_EPOCHS, max(1.0, wanted)), 2)

@@ -30,7 +30,7 @@ def test_without_anything_to_try_it_is_refused_with_an_example(dropforge: Comman
     ended = dropforge("search")
     assert ended.code == 2
     assert "track default has nothing to search: [train.search.space] is empty" in ended.err
-    assert "as space = { learning_rate = [5e-4, 1e-3, 2e-3], rank = [8, 32] }" in ended.err
+    assert "as space = { learning_rate = [2e-4, 5e-4, 1e-3], rank = [8, 32] }" in ended.err
 
 
 def test_a_space_that_is_wrong_is_refused_by_each_command(lived_in: Any, dropforge: Command) -> None:

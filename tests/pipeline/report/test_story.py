@@ -59,7 +59,7 @@ def test_an_unproven_gain_sends_to_other_settings_unless_a_search_has_tried_them
     made_reports: Any, tmp_path: Path
 ) -> None:
     alone = steps_of(made_reports, tmp_path / "a", "not_shown_better", TrainConfig())
-    assert "Name them in [train.search], as space = { learning_rate = [5e-4, 1e-3, 2e-3], rank = [8, 32] }" in alone
+    assert "Name them in [train.search], as space = { learning_rate = [2e-4, 5e-4, 1e-3], rank = [8, 32] }" in alone
     full = steps_of(made_reports, tmp_path / "b", "not_shown_better", TrainConfig(method="full"))
     tried = Trial(number=3, settings={"rank": 8}, outcome="finished", seconds=1.0, chosen=True)
     searched = steps_of(made_reports, tmp_path / "c", "not_shown_better", TrainConfig(), tried)

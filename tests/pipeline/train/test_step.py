@@ -127,9 +127,9 @@ def test_automatic_settings_are_chosen_by_the_rows_and_the_base_logged_and_recor
 ) -> None:
     attempt = bench.attempt(tiny_llama, tiny.rows(12, seed=5), learning_rate="auto", epochs="auto")
     adapter = train(attempt)
-    assert (adapter.learning_rate, adapter.epochs) == (1e-3, 4)
+    assert (adapter.learning_rate, adapter.epochs) == (5e-4, 4)
     assert adapter.optimizer_steps == 8, "four passes of two steps"
-    assert "learning rate 0.001, 4 epochs" in capsys.readouterr().err
+    assert "learning rate 0.0005, 4 epochs" in capsys.readouterr().err
 
 
 def test_a_checkpoint_continues_only_a_training_with_its_learning_rate_and_epochs(
@@ -137,12 +137,12 @@ def test_a_checkpoint_continues_only_a_training_with_its_learning_rate_and_epoch
 ) -> None:
     run = new_run(tiny_llama, quantization="none", learning_rate="auto", epochs="auto", batch_size=50)
     run.stop_after(2)
-    adapter, _ = run.finish(learning_rate=1e-3, epochs=4)
+    adapter, _ = run.finish(learning_rate=5e-4, epochs=4)
     assert adapter.resumed_from_step == 3, "what was chosen, set as numbers"
     run.forget()
     run.stop_after(2)
     assert run.finish(epochs=3)[0].resumed_from_step == 0
-    assert run.finish(learning_rate=5e-4)[0].resumed_from_step == 0
+    assert run.finish(learning_rate=1e-3)[0].resumed_from_step == 0
 
 
 def test_rows_beyond_the_window_are_left_out_whole_and_counted_and_special_tokens_are_plain_text(
