@@ -12,25 +12,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlmodel import Session, col, select
 
 from daemon.inbox.answers import receipts
 from daemon.inbox.answers.receipts import Document, Filing
-from daemon.inbox.answers.remarks import too_few
+from daemon.inbox.answers.remarks import lacking
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, states
-from daemon.queue.evaluation_set import accepted_rows
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.questions import TAKEN_IN
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Event, rows_of
+from daemon.state.tables import Drop, Event, Track, rows_of
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
 from pipeline import durable
@@ -214,8 +213,10 @@ class Intake:
         track = self._settings.track(drop.track)
         if drop.state != DropState.ACCEPTED or (drop.role == "heldout" and track.gate.on != "pinned"):
             return None
-        metric, rows = accepted_rows(session, drop.track)
-        return too_few(drop.track, track, metric, rows)
+        metric = session.get_one(Track, drop.track).metric
+        return lacking(
+            self._settings, drop.track, metric, lambda ask, **named: session.execute(text(ask), named).all()
+        )
 
     def _reject(self, source: _Source, validation: Validation, reason: str, sha256: str) -> Outcome:
         """Record a rejected file, unless it was recorded before a crash, and move it to `rejected/`."""

@@ -1,5 +1,5 @@
 """
-The evaluation set of a track: which pinned files are accepted at once, and how many rows it has.
+The evaluation set of a track: which pinned files are accepted at once, and when their records start a run.
 
 A file in heldout/ changes the evaluation set, and anybody who may write into the inbox can put a file there. So a file
 is accepted at once only if the settings judge on pinned files and name its owner; every other waits for approval.
@@ -7,13 +7,11 @@ is accepted at once only if the settings judge on pinned files and name its owne
 
 import stat
 
-from sqlalchemy import text
 from sqlmodel import Session, col, select
 
 from daemon.settings.model import Settings
-from daemon.state.questions import ACCEPTED_ROWS
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Run, Track
+from daemon.state.tables import Drop, Run
 from daemon.system.programs import name_of, user
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -54,10 +52,3 @@ def records_came(session: Session, settings: Settings, track: str) -> bool:
     ended = select(Run.outcome).where(Run.track == track, col(Run.outcome).is_not(None))
     last = session.exec(ended.order_by(col(Run.id).desc()).limit(1)).first()
     return new is not None and last == "insufficient_evidence"
-
-
-def accepted_rows(session: Session, track: str) -> tuple[str | None, dict[str, int]]:
-    """Return the track's metric, `None` before a verdict fixes it, and the rows of its accepted drops by role."""
-    session.flush()
-    rows = session.connection().execute(text(ACCEPTED_ROWS), {"track": track})
-    return session.get_one(Track, track).metric, {row.role: row.rows for row in rows}

@@ -20,6 +20,14 @@ MAY_BEGIN = "state IN ('queued', 'waiting') AND track NOT IN (SELECT name FROM t
 #: (The intake may queue a run between the moment that `now` is and the query.)
 IS_DUE = f"(not_before <= :now OR created_at > :now + 60000) AND {MAY_BEGIN}"
 
+#: A row if a run of the track compared its candidate with the champion.
+HAS_VERDICT = "SELECT 1 AS one FROM run WHERE track = :track AND outcome <> 'insufficient_evidence' LIMIT 1"
+
+#: Hashes of a track's newest accepted drops of a role.
+NEWEST_FILES = """
+SELECT sha256 FROM "drop" WHERE track = :track AND role = :role AND state = 'accepted' ORDER BY id DESC LIMIT 20
+"""
+
 #: Rows of a track's accepted drops, by role.
 ACCEPTED_ROWS = """
 SELECT role, sum(rows) AS rows FROM "drop" WHERE track = :track AND state = 'accepted' GROUP BY role

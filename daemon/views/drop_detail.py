@@ -63,7 +63,8 @@ def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
         drop=drop,
         by=detail.get("owner"),
         findings=_findings(detail.get("kinds")),
-        warnings=_findings(detail.get("warnings")),
+        # Whether the track's rows are too few changes: pages say it as of now.
+        warnings=_findings(one for one in detail.get("warnings") or () if one["kind"] != "too_few_rows"),
         champions=champions,
         serving=serving is not None and drop.id in {one.id for one in serving.data if one.role == "train"},
     )

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from daemon.champions.blind_review import CHOSEN, Review, review_of
 from daemon.champions.history import blocker, true_sentence
-from daemon.inbox.answers.remarks import too_few
+from daemon.inbox.answers.remarks import lacking
 from daemon.settings.model import Settings
 from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
-from daemon.state.questions import ACCEPTED_ROWS, AWAITS_APPROVAL, CHAMPIONS
+from daemon.state.questions import AWAITS_APPROVAL, CHAMPIONS
 from daemon.state.run_files import (
     attempt_folder,
     load_dataset,
@@ -47,7 +47,6 @@ from pipeline.words import start_words
 T = TypeVar("T")
 #: Shown as the outcome of a win whose model was rolled back from: it does not wait for approval.
 BLOCKED = "blocked"
-_HAS_VERDICT = "SELECT 1 FROM run WHERE track = ? AND outcome <> 'insufficient_evidence' LIMIT 1"
 #: Whether the owner of a drop dropped a later file of its name. Only the first event of a drop has its owner.
 _CAME_AGAIN = """
 SELECT later.id FROM "drop" AS one JOIN "drop" AS later USING (track, role, name_bytes)
@@ -209,13 +208,9 @@ class Overview:
 
         A track that ever had a verdict other than "insufficient_evidence" is left out.
         """
-        found = {}
-        for name in settings.track_names:
-            if track in {None, name} and not self.rows(_HAS_VERDICT, name):
-                rows = {row.role: row.rows for row in self.rows(ACCEPTED_ROWS, track=name)}
-                if (said := too_few(name, settings.track(name), self.fixed(name).metric, rows)) is not None:
-                    found[name] = said
-        return found
+        names = [name for name in settings.track_names if track in {None, name}]
+        said = {name: lacking(settings, name, self.fixed(name).metric, self.rows) for name in names}
+        return {name: words for name, words in said.items() if words is not None}
 
     # --- drops
 

@@ -111,6 +111,7 @@ def drop(
         "after": after,
         "next": following,
         "uses": site.overview.uses(drop_id),
+        "lacks": site.overview.missing_rows(site.settings, detail.drop.track),
     }
     return draw(request, "drop.html", context)
 

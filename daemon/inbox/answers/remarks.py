@@ -5,15 +5,48 @@ With too few rows for a verdict nothing is trained.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from daemon.settings.model import Settings, TrackSettings
-from pipeline.metrics.automatic import SHORT_WORDS
+from daemon.state.questions import ACCEPTED_ROWS, HAS_VERDICT, NEWEST_FILES
+from pipeline.metrics.automatic import SHORT_WORDS, metric_of
 from pipeline.records.heldout import rows_for
+from pipeline.records.records import ANY_LENGTH, Record, read_records
 from pipeline.words import count
 
+#: Most answers by which the metric of a track is foreseen.
+_MOST_ANSWERS = 1000
 _TENS = 10
 _IF_LONG = f"where answers are JSON or longer than {SHORT_WORDS} words"
+
+
+def lacking(settings: Settings, name: str, metric: str | None, ask: Callable[..., Sequence[Any]]) -> str | None:
+    """
+    Return `too_few` of declared track `name`; `None` once it had a verdict other than "insufficient_evidence".
+
+    `metric` is the track's; before the first run fixes it, it is foreseen by the answers of the newest drops, if they
+    can be read. `ask` returns the rows of an SQL query with named parameters.
+    """
+    if ask(HAS_VERDICT, track=name):
+        return None
+    track = settings.track(name)
+    rows = {row.role: row.rows for row in ask(ACCEPTED_ROWS, track=name)}
+    said = too_few(name, track, metric, rows)
+    if said is None or metric or track.evaluate.metric != "auto":
+        return said
+    files = ask(NEWEST_FILES, track=name, role="heldout" if track.gate.on == "pinned" else "train")
+    paths = [settings.work_folder / "drops" / f"{file.sha256}.jsonl" for file in files]
+    return too_few(name, track, metric_of(list(islice(_answers(paths), _MOST_ANSWERS))), rows)
+
+
+def _answers(paths: Sequence[Path]) -> Iterator[str]:
+    for path in paths:
+        with suppress(OSError):  # not every user of `dropforge status` may read the drops
+            yield from (one.output for one in read_records(path, ANY_LENGTH) if isinstance(one, Record))
 
 
 def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[str, int]) -> str | None:
@@ -22,8 +55,8 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
 
     `rows` is the number of rows in accepted drops, by role: held-out rows count with `gate.on = "pinned"`, otherwise
     training rows, of which enough yield the required held-out records in 95 of 100 cases. Repeated rows count each
-    time, so even enough rows may turn out too few. `metric` is the track's metric, `None` before a verdict fixes it:
-    then the sentence may have a second number of rows, for long answers.
+    time, so even enough rows may turn out too few. `metric` is the track's metric; if it is `None`, the sentence may
+    have a second number of rows, for long answers.
     """
     least, most = _needed(track, metric)
     nothing = "nothing is trained" if track.gate.approval == "auto" else "no model gets a verdict"

@@ -53,6 +53,26 @@ def test_a_receipt_says_that_all_rows_of_the_track_are_too_few(tmp_path: Path) -
     assert warning(box, "exam.jsonl") is None, "it waits for approval, and nothing is judged on it"
 
 
+def test_the_rows_themselves_say_how_many_a_verdict_needs(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.drop("short.jsonl", rows(900))
+    assert warning(box, "short.jsonl") is None, "their answers are one word, and 780 rows are enough"
+    said = [{**row, "output": "one two three four five six"} for row in rows(900)]
+    box.drop("long.jsonl", said, "support")
+    assert (warning(box, "support/long.jsonl") or "").startswith(
+        "track support has 900 rows, and a verdict by rougeL needs 200 held-out records, so about 1,490 rows: "
+    )
+
+
+def test_no_receipt_asks_for_rows_after_a_verdict(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.drop("a.jsonl", rows(3))
+    assert warning(box, "a.jsonl") is not None
+    end(box, "worse")
+    box.drop("b.jsonl", rows(3, 3))
+    assert warning(box, "b.jsonl") is None
+
+
 def test_a_receipt_says_how_many_records_are_pinned(tmp_path: Path) -> None:
     box = Box(tmp_path, evaluate={"metric": "exact_match"}, **PINNED)
     box.drop("exam.jsonl", rows(60), "heldout")

@@ -43,11 +43,23 @@ def test_accepted_rows_are_counted(lived_in: Any) -> None:
     assert seen.missing_rows(settings)["support"].startswith(f"{fresh.format('0 rows,')}so about 780 rows (1,490): ")
     lived_in.take("first.jsonl", lines("a", "b"), track="support")
     lived_in.take("bad.jsonl", "x", track="support")
-    assert seen.missing_rows(settings)["support"].startswith(fresh.format("2 rows,"))
+    short = "track support has 2 rows, and a verdict by exact_match needs 100 held-out records, so about 780 rows: "
+    assert seen.missing_rows(settings)["support"].startswith(short), "its answers have a word each"
     with lived_in.engine.begin() as base:
         base.exec_driver_sql("UPDATE track SET metric = 'rougeL' WHERE name = 'support'")
     known = "track support has 2 rows, and a verdict by rougeL needs 200 held-out records, so about 1,490 rows: "
     assert seen.missing_rows(settings)["support"].startswith(known), "the first run decided"
+
+
+def test_a_drops_page_says_what_its_track_lacks_as_of_now(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    made.take("exam.jsonl", lines("a", "b"), "heldout")
+    page = TestClient(make_app(made.settings, "t" * 43), base_url="http://127.0.0.1:8765")
+    needs = "track default has 2 pinned records, and a verdict by exact_match needs 100 records"
+    assert html.unescape(page.get("/drops/1").text).count(needs) == 1
+    made.take("first.jsonl", lines("c"))
+    run_owner.finish(made.engine, made.claim(), run_queue.Ending("worse", "worse"), made.tick())
+    assert "and a verdict" not in page.get("/drops/1").text
 
 
 def test_it_is_said_wherever_drops_are_listed(lived_in: Any, dropforge: Callable[..., Any]) -> None:
