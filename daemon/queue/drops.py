@@ -10,6 +10,7 @@ from sqlalchemy import Engine, or_, update
 from sqlmodel import Session, col, select
 
 from daemon.queue import run_queue, suspects
+from daemon.queue.evaluation_set import records_came
 from daemon.queue.snapshots import give_back, waiting_drops
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
@@ -24,7 +25,7 @@ class Withdrawal(NamedTuple):
 
     drop: Drop
     cancelled: list[int]
-    """Ids of the runs that used the drop: open ones, and wins that waited for approval."""
+    """Ids of the runs that used the drop or were queued for it: open ones, and wins that waited for approval."""
     queued: int | None
     """Id of the run on the other drops that were new in the cancelled runs; `None` if there is no such run."""
 
@@ -34,7 +35,7 @@ class Withdrawal(NamedTuple):
         row, begun = self.drop, self.queued
         return [
             f"drop {row.id} ({row.name}) is withdrawn: no later run of track {row.track} uses it",
-            *(f"run {run} is cancelled: it was made from that drop" for run in self.cancelled),
+            *(f"run {run} is cancelled with it" for run in self.cancelled),
             *([] if begun is None else [f"run {begun} is queued: it trains on what else is new, without that drop"]),
         ]
 
@@ -65,7 +66,7 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
 
     Returns what was cancelled and queued: open runs and pending wins that were made from the drop are cancelled (a
     running run stops later), and one run is queued for the other drops that were new in them, unless the track runs at
-    night only. Trials of other drops that used it are repeated. A model that was promoted already keeps serving: a
+    night only. If no drop is new now, the run that was queued for new drops is cancelled, too. Trials of other drops that used it are repeated. A model that was promoted already keeps serving: a
     person rolls it back. `word` is the decision: reason, time and author. Raises `DropforgeError` if the drop is
     unknown or in another state.
     """
@@ -80,8 +81,10 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
         suspects.try_again_without(session, drop, word.at)
         cancelled = _cancel_made_from(session, drop, word.at)
         begun = None
-        if cancelled and waiting_drops(session, drop.track):
-            begun = run_queue.enqueue_when_quiet(session, settings, drop.track, word.at)
+        if waiting_drops(session, drop.track):
+            begun = run_queue.enqueue_when_quiet(session, settings, drop.track, word.at) if cancelled else None
+        elif not records_came(session, settings, drop.track):
+            cancelled += _cancel_for_new_data(session, drop, word.at)
         return Withdrawal(drop, cancelled, begun.id if begun else None)
 
 
@@ -126,6 +129,15 @@ def _cancel_made_from(session: Session, drop: Drop, now: int) -> list[int]:
         give_back(session, run.id or 0)
         tried = select(Suspect.drop_id).where(Suspect.trial_run == run.id, Suspect.drop_id != drop.id)
         session.exec(update(Drop).where(col(Drop.id).in_(tried)).values(first_run=None))
+    return [run.id or 0 for run in runs]
+
+
+def _cancel_for_new_data(session: Session, drop: Drop, now: int) -> list[int]:
+    """Cancel the track's queued run if new drops started it, not a person; return its id in a list, else none."""
+    queued = select(Run).where(Run.track == drop.track, Run.state == RunState.QUEUED)
+    runs = session.exec(queued.where(col(Run.trigger).in_(["drop", "nightly"]))).all()
+    for run in runs:
+        run_queue.call_off(session, run, now, f"drop {drop.id} ({drop.name}) was withdrawn, and no other drop is new")
     return [run.id or 0 for run in runs]
 
 

@@ -194,8 +194,8 @@ def test_withdrawing_names_what_ends_what_begins_and_what_serves(asking: House, 
     said = dropforge("drops", "withdraw", "1", "--reason", "deletion").out.splitlines()
     assert said == [
         "drop 1 (1.jsonl) is withdrawn: no later run of track default uses it",
-        "run 2 is cancelled: it was made from that drop",
-        "run 3 is cancelled: it was made from that drop",
+        "run 2 is cancelled with it",
+        "run 3 is cancelled with it",
         "run 4 is queued: it trains on what else is new, without that drop",
         (
             "the champion of track default, generation 1, was trained on it; to let the latest one without withdrawn "

@@ -11,7 +11,7 @@ from daemon.settings.model import Settings
 from daemon.state import database
 from daemon.state.events import Word
 from daemon.state.states import DropState
-from daemon.state.tables import Event, Run
+from daemon.state.tables import Drop, Event, Run
 from pipeline.errors import DropforgeError
 from tests.run_owner import add_drop
 
@@ -102,3 +102,41 @@ def test_a_drop_in_another_state_is_left_as_it_is(engine: Engine, act: Callable[
     with pytest.raises(DropforgeError, match=f"drop {number} is {state}, not"):
         act(engine, number, Word("x", NOW), SETTINGS)
     assert events(engine) == []
+
+
+def queue(engine: Engine, trigger: str = "drop") -> None:
+    with database.transaction(engine) as session:
+        session.add(Run(track="default", trigger=trigger, created_at=NOW, not_before=NOW))
+
+
+@pytest.mark.parametrize("trigger", ["drop", "nightly"])
+def test_a_run_whose_only_new_drop_is_withdrawn_is_cancelled_with_it(engine: Engine, trigger: str) -> None:
+    old, new = add(engine, DropState.ACCEPTED, run=True), add(engine, DropState.ACCEPTED, sha256="1" * 64)
+    queue(engine, trigger)
+    done = drops.withdraw(engine, new, Word("wrong customer", NOW), SETTINGS)
+    assert (runs(engine), done.cancelled, done.queued) == ([], [2], None)
+    assert done.words[1] == "run 2 is cancelled with it"
+    with database.transaction(engine) as session:
+        run = session.get_one(Run, 2)
+        assert (run.state, run.error) == ("cancelled", f"drop {new} ({new}.jsonl) was withdrawn, and no other drop is new")
+        assert session.get_one(Drop, old).state == "accepted"
+
+
+def test_a_queued_run_stays_for_another_new_drop_or_a_persons_wish(engine: Engine) -> None:
+    first, second = add(engine, DropState.ACCEPTED), add(engine, DropState.ACCEPTED, sha256="1" * 64)
+    queue(engine)
+    assert drops.withdraw(engine, first, Word("x", NOW), SETTINGS).cancelled == []
+    assert drops.withdraw(engine, second, Word("x", NOW), SETTINGS).cancelled == [1]
+    queue(engine, "hand")
+    third = add(engine, DropState.ACCEPTED, sha256="2" * 64)
+    assert drops.withdraw(engine, third, Word("x", NOW), SETTINGS).cancelled == []
+
+
+def test_a_run_that_pinned_records_started_stays(engine: Engine) -> None:
+    settings = Settings.model_validate({"gate": {"on": "pinned"}})
+    old = add(engine, DropState.ACCEPTED, run=True)
+    with database.transaction(engine) as session:
+        session.get_one(Run, 1).outcome = "insufficient_evidence"
+    add(engine, DropState.ACCEPTED, "heldout")
+    queue(engine)
+    assert drops.withdraw(engine, old, Word("x", NOW), settings).cancelled == []

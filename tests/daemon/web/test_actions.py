@@ -56,7 +56,7 @@ def test_a_drop_is_withdrawn_and_restored_with_a_reason(person: TestClient, over
     assert person.post("/drops/6/withdraw", data={"reason": ""}).status_code == 422
     answer = person.post("/drops/6/withdraw", data={"reason": "wrong file"})
     assert answer.status_code == 200
-    assert "run 3 is cancelled: it was made from that drop" in answer.text
+    assert "run 3 is cancelled with it" in answer.text
     assert [(drop.state, drop.reason) for drop in overview.drops() if drop.id == 6] == [("withdrawn", "wrong file")]
     assert person.post("/drops/6/restore", data={"reason": "it was right"}).status_code == 200
     assert events(overview, "drop_restored")[0]["reason"] == "it was right"
