@@ -5,7 +5,7 @@ Times are UTC. Missing data (no database yet, a file lost in a crash) gives an e
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from sqlite3 import Connection
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from daemon.champions.blind_review import CHOSEN, Review, review_of
 from daemon.champions.history import blocker, true_sentence
 from daemon.inbox.answers.remarks import lacking
-from daemon.settings.model import Settings
+from daemon.settings.model import HookSettings, Settings
 from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.questions import AWAITS_APPROVAL, CHAMPIONS
@@ -155,14 +155,17 @@ class RunDetail(RunView):
 class Overview:
     """Read-only queries on one state folder."""
 
-    def __init__(self, state_folder: StateFolder, work_folder: WorkFolder) -> None:
-        """Query `state_folder` and the runs in `work_folder`; neither need exist."""
-        self.state, self.folder = state_folder, work_folder
+    def __init__(
+        self, state_folder: StateFolder, work_folder: WorkFolder, hooks: Mapping[str, HookSettings] | None = None
+    ) -> None:
+        """Query `state_folder` and the runs in `work_folder`; neither need exist. `hooks` are those of each track."""
+        self.state, self.folder, self._hooks = state_folder, work_folder, hooks or {}
 
     @classmethod
     def of(cls, settings: Settings) -> "Overview":
         """Query the folders of `settings`."""
-        return cls(settings.state_folder, settings.work_folder)
+        hooks = {name: settings.track(name).hooks for name in settings.track_names}
+        return cls(settings.state_folder, settings.work_folder, hooks)
 
     def daemon(self) -> DaemonView:
         """Return whether a daemon holds the lock, and its pid. Raises `DropforgeError` if the lock is not readable."""
@@ -196,11 +199,21 @@ class Overview:
         found = self.read(
             lambda base: [champion_view(base, self.folder, row, None) for row in base.execute(latest, {"track": track})]
         )
-        return found[0] if found else None
+        return self._without_unset(found)[0] if found else None
 
     def history(self, track: str, most: int = -1, before: int | None = None) -> list[ChampionView]:
         """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
-        return self.read(lambda base: champion_views(base, self.folder, track, most, before))
+        return self._without_unset(self.read(lambda base: champion_views(base, self.folder, track, most, before)))
+
+    def _without_unset(self, champions: list[ChampionView]) -> list[ChampionView]:
+        """Return the champions without pending hooks that are not set: the daemon has not noted yet that there are none."""
+        told = []
+        for one in champions:
+            own = self._hooks.get(one.track, HookSettings())
+            pairs = (("hook", one.hook, own.after_promotion), ("health", one.health, own.health))
+            unset = [name for name, command, argv in pairs if command and command.state == "pending" and not argv]
+            told.append(one.model_copy(update=dict.fromkeys(unset)))
+        return told
 
     def missing_rows(self, settings: Settings, track: str | None = None) -> dict[str, str]:
         """

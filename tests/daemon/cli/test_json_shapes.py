@@ -82,7 +82,8 @@ def full(new_workspace: Callable[[], Any], made_reports: Any, monkeypatch: pytes
     made = new_workspace()
     path = made.folder / "dropforge.toml"
     write_model(made.folder / "trainable", b"w")
-    path.write_text(f'base_model = "trainable"\n{path.read_text()}[messages]\nurls = ["json://127.0.0.1:1/"]\n')
+    more = '[messages]\nurls = ["json://127.0.0.1:1/"]\n[hooks]\nafter_promotion = ["true"]\nhealth = ["true"]\n'
+    path.write_text(f'base_model = "trainable"\n{path.read_text()}{more}')
     outbox.open_outbox(made.engine, load(path, {}), made.now)
     made.take("exam.jsonl", lines("q"), "heldout")
     end(made, made_reports, "promoted")

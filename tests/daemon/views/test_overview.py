@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
+from starlette.testclient import TestClient
 
 from daemon.queue import order
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.overview import NotThere, Overview
+from daemon.web.app import make_app
 from pipeline.config import RunConfig
 from tests import run_owner
 
@@ -124,6 +126,18 @@ def test_the_champion_knows_the_drops_that_trained_it(lived_in: Any, overview: O
     assert overview.history("default")[-1].path == str(lived_in.folder / "base")
     assert overview.champion("support") is None
     assert overview.tracks() == ["default", "support"]
+
+
+def test_no_hook_is_pending_where_none_is_set(lived_in: Any, dropforge: Callable[..., Any]) -> None:
+    for command in ("status", "history"):
+        assert "hooks." not in dropforge(command).out, "the daemon has not noted yet that there are none"
+    page = TestClient(make_app(lived_in.settings, "t" * 43), base_url="http://127.0.0.1:8765")
+    assert "pending" not in page.get("/tracks/default").text
+    path = lived_in.folder / "dropforge.toml"
+    path.write_text(path.read_text().replace("[gate]", '[hooks]\nhealth = ["true"]\n[gate]'))
+    said = dropforge("status").out
+    assert "generation 1: hooks.health runs once the daemon does" in said
+    assert "after_promotion" not in said
 
 
 def test_logs_are_those_of_the_attempts_in_their_order(overview: Overview) -> None:
