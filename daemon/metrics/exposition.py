@@ -75,7 +75,9 @@ class _House(Collector):
         yield _gauge("track_paused", "Whether the track is paused.", _TRACK, waits)
         drops = self._overview.drop_counts()
         in_state = [
-            ((track, str(state)), drops.get(track, {}).get(state, 0)) for track in tracks for state in DropState
+            ((track, str(state)), drops.get(track, {}).get(state, 0))
+            for track in tracks
+            for state in (*DropState, "on trial")
         ]
         yield _gauge("drops", "Drops by state.", ("track", "state"), in_state)
         messages = self._overview.read(lambda base: list(counted(base).items()))

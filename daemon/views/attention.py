@@ -71,19 +71,23 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
     told: list[Attention] = []
     for found, rest in (
-        (_machine(settings, overview, alive=alive), ""),
-        (_paused(overview), ""),
-        (_commands(settings, overview), ""),
-        (_failed(overview), "runs failed: dropforge runs --state failed"),
-        (_rejected(settings, overview), "files were rejected: dropforge drops --state rejected"),
-        (_wins(overview), ""),
-        (_proposed(settings, overview), "files wait for a person: dropforge drops --state proposed"),
+        (_machine(settings, overview, alive=alive), ()),
+        (_paused(overview), ()),
+        (_commands(settings, overview), ()),
+        (_failed(overview), ("run failed", "runs failed", "dropforge runs --state failed")),
+        (_rejected(settings, overview), ("file was rejected", "files were rejected", "dropforge drops --state rejected")),
+        (_wins(overview), ()),
+        (
+            _proposed(settings, overview),
+            ("file waits for a person", "files wait for a person", "dropforge drops --state proposed"),
+        ),
     ):
         left = [one for one in found if not _is_dismissed(one, dismissed)]
         if rest and len(left) > _MOST:
             more = len(left) - _MOST
-            title = f"{'At least ' if len(left) == _MOST_LOOKED_AT else ''}{more} more {rest.partition(':')[0]}"
-            left[_MOST:] = [Attention(kind=left[0].kind, title=title, detail=rest, count=more)]
+            least = "At least " if len(left) == _MOST_LOOKED_AT else ""
+            title = f"{least}{count(more, f'more {rest[0]}', f'more {rest[1]}')}"
+            left[_MOST:] = [Attention(kind=left[0].kind, title=title, detail=f"list them: {rest[2]}", count=more)]
         told += left
     return tuple(one for one in told if not _is_dismissed(one, dismissed))
 

@@ -47,6 +47,11 @@ from pipeline.words import start_words
 T = TypeVar("T")
 #: Shown as the outcome of a win whose model was rolled back from: it does not wait for approval.
 BLOCKED = "blocked"
+#: The number of drops by track and state; those on trial are accepted ones.
+_COUNTS = """
+SELECT track, CASE WHEN id IN (SELECT drop_id FROM suspect WHERE ended IS NULL) THEN 'on trial' ELSE state END AS state,
+count(*) AS number FROM "drop" GROUP BY 1, 2
+"""
 #: Whether the owner of a drop dropped a later file of its name. Only the first event of a drop has its owner.
 _CAME_AGAIN = """
 SELECT later.id FROM "drop" AS one JOIN "drop" AS later USING (track, role, name_bytes)
@@ -147,7 +152,7 @@ class RunDetail(RunView):
     warnings: tuple[str, ...] = ()
     """Warnings about its data."""
     training: str | None = None
-    """What it trains from, the base or a champion, on how many rows; `None` before that is prepared."""
+    """What it trains from, the base or a champion, on how many rows; `None` before that is prepared, or for no model."""
     attempts: tuple[AttemptView, ...]
     verdict: Verdict | None
 
@@ -247,9 +252,9 @@ class Overview:
         return next(iter(self._drops(newest, *values)), None)
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of drops by track, then by state; states without drops are left out."""
+        """Return the number of drops by track, then by state or "on trial"; states without drops are left out."""
         counts: dict[str, dict[str, int]] = {}
-        for row in self.rows('SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'):
+        for row in self.rows(_COUNTS):
             counts.setdefault(row.track, {})[row.state] = row.number
         return counts
 
@@ -420,7 +425,7 @@ class Overview:
             seconds=None if row.ended_at is None else seconds_of(base, run_id),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
             warnings=(*(data.warnings if data else ()), *unread),
-            training=None if data is None else start_words(data),
+            training=None if data is None or (verdict and not verdict.candidate_model_id) else start_words(data),
             folder=str(run_folder(self.folder, run_id)),
             failures=row.failures,
             deaths=row.deaths,

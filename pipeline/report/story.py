@@ -66,7 +66,7 @@ def _numbers(verdict: Verdict) -> list[str]:
     of_them = "of them"
     if verdict.groups != verdict.records:
         groups = count(verdict.groups, "group")
-        asked, of_them = f"{asked} in {groups} of alike ones, each of which counts once", "of the groups"
+        asked, of_them = f"{asked} in {groups} of near-duplicates, each of which counts once", "of the groups"
     return [
         f"Both models answered the same {asked}; neither was trained on them. {scored}",
         f"It did better on {verdict.wins:,} {of_them}, worse on {verdict.losses:,}, equally well on {verdict.ties:,}.",

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from sqlmodel import Session
+from starlette.testclient import TestClient
 
 from daemon.queue import run_queue
 from daemon.state.states import OVERTAKEN
 from daemon.state.tables import Run
+from daemon.web.app import make_app
 from pipeline import durable
 from pipeline.report.write import write_report
 from tests import run_owner
@@ -53,6 +55,27 @@ def test_report_prints_the_page_or_the_data(workspace: Any, made_reports: Any, d
     found = dropforge("report", run, "--json").json["report"]
     assert found == durable.read_json(page.with_name("report.json"))
     assert found["verdict"]["outcome"] == "guard_failed"
+
+
+def test_what_is_not_trained_has_no_training(workspace: Any, made_reports: Any, dropforge: Command) -> None:
+    run = end(workspace, made_reports, "early")
+    said = dropforge("show", run).out
+    assert "Nothing was trained." in said
+    assert "from the base" not in said
+    page = workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.html"
+    assert "<dt>Training</dt><dd>none</dd>" in page.read_text(encoding="utf-8")
+    assert "from the base, on " in dropforge("show", end(workspace, made_reports, "worse")).out
+
+
+def test_records_and_groups_of_them_are_told_apart(workspace: Any, made_reports: Any) -> None:
+    run = end(workspace, made_reports, "worse")
+    path = workspace.settings.state_folder / f"runs/{run}/decide.json"
+    client = TestClient(make_app(workspace.settings, "t" * 43), base_url="http://127.0.0.1:8765")
+    verdict = durable.read_json(path)
+    for groups, words in ((400, "<small>"), (100, "<small>in 100 groups: ")):
+        durable.write_json(path, {**verdict, "groups": groups})
+        tile = client.get(f"/runs/{run}").text.partition("<dt>Records</dt>")[2].partition("</div>")[0]
+        assert f"<dd>400{words}{verdict['wins']} better, {verdict['losses']} worse" in tile
 
 
 def test_a_backup_keeps_the_card_and_a_restore_brings_it_back(

@@ -107,7 +107,13 @@ def test_what_a_list_leaves_out_is_counted(lately: Any) -> None:
         "3 more files were rejected",
     ]
     assert sum(one.count for one in found) == 8
-    assert found[-1].detail == "files were rejected: dropforge drops --state rejected"
+    assert found[-1].detail == "list them: dropforge drops --state rejected"
+
+
+def test_one_that_a_list_leaves_out_is_one(lately: Any) -> None:
+    for number in range(5):
+        lately.take(f"bad{number}.jsonl", '{"instruction": "y"}\n')
+    assert [one.title for one in told(lately) if one.kind == "rejected"][-1] == "1 more file was rejected"
 
 
 def test_what_is_dismissed_is_left_out_until_it_happens_again(lately: Any) -> None:

@@ -75,6 +75,11 @@ def test_drops_on_trial_are_told_before_and_during_their_trial(searched: Any, dr
     assert told == {1: None, 2: tried, 3: "it may have made run 2 worse; run 3 tries it"}
 
 
+def test_a_drop_on_trial_is_not_counted_as_accepted(searched: Any, dropforge: Command) -> None:
+    assert Overview.of(searched.settings).drop_counts() == {"default": {"accepted": 1, "on trial": 2}}
+    assert any(line.endswith("1 accepted, 2 on trial") for line in words(dropforge("status")))
+
+
 def test_a_trial_is_told_as_what_it_is_from_its_place_in_the_queue_to_its_end(
     searched: Any, dropforge: Command
 ) -> None:
