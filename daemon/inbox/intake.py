@@ -214,9 +214,7 @@ class Intake:
         if drop.state != DropState.ACCEPTED or (drop.role == "heldout" and track.gate.on != "pinned"):
             return None
         metric = session.get_one(Track, drop.track).metric
-        return lacking(
-            self._settings, drop.track, metric, lambda ask, **named: session.execute(text(ask), named).all()
-        )
+        return lacking(self._settings, drop.track, metric, lambda ask, **named: session.execute(text(ask), named).all())
 
     def _reject(self, source: _Source, validation: Validation, reason: str, sha256: str) -> Outcome:
         """Record a rejected file, unless it was recorded before a crash, and move it to `rejected/`."""

@@ -75,7 +75,10 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
         (_paused(overview), ()),
         (_commands(settings, overview), ()),
         (_failed(overview), ("run failed", "runs failed", "dropforge runs --state failed")),
-        (_rejected(settings, overview), ("file was rejected", "files were rejected", "dropforge drops --state rejected")),
+        (
+            _rejected(settings, overview),
+            ("file was rejected", "files were rejected", "dropforge drops --state rejected"),
+        ),
         (_wins(overview), ()),
         (
             _proposed(settings, overview),

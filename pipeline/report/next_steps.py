@@ -13,6 +13,8 @@ from pipeline.words import count, listed, plain, worth_words
 _KEPT = "No drop is suspended for this: all are trained on again, together with the next ones."
 #: More held-out records than this multiple of today's are never advised: nobody could follow that.
 _MANY_TIMES = 10
+#: Guards that fail if a model forgets.
+_FORGETTING = {"slice", "general", "general_base", "anchor", "nll"}
 
 
 def next_steps(
@@ -22,7 +24,7 @@ def next_steps(
     config, run = spec.config, spec.run
     tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
         "promoted": lambda: _after_a_win(verdict, config, run),
-        "worse": lambda: _after_harm(verdict, spec),
+        "worse": lambda: [*_after_forgetting(dataset, config.train, adapter), *_after_harm(verdict, spec)],
         "not_shown_better": lambda: [*_proposed(spec), *_after_no_proof(verdict, dataset, spec, adapter)],
         "insufficient_evidence": lambda: [*_proposed(spec), *_after_too_little(verdict, dataset)],
         "guard_failed": lambda: _after_guards(verdict, dataset, spec, adapter),
@@ -69,11 +71,25 @@ def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: A
     """Return the remedies of the guards that failed, and how to find a bad drop if one of them blames drops."""
     config = spec.config
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
-    steps = _against_forgetting([guard for guard in failed if guard.guard == "general"], dataset, adapter)
+    forgot = any(guard.guard in _FORGETTING for guard in failed)
+    steps = _after_forgetting(dataset, config.train, adapter) if forgot else []
+    steps += _against_forgetting([guard for guard in failed if guard.guard == "general"], dataset, adapter)
     for told in dict.fromkeys(GUARDS[guard.guard] for guard in failed):
         if told.remedy:
             steps.append(NextStep(words=told.remedy, command=told.command.format(track=config.track_option) or None))
     return [*steps, *(_after_harm(verdict, spec) if verdict.blames_new_drops else [NextStep(words=_KEPT)])]
+
+
+def _after_forgetting(dataset: Dataset, train: TrainConfig, adapter: Adapter | None) -> list[NextStep]:
+    """Return the step against a loss that a training over the champion may have caused; none for one from the base."""
+    if dataset.start is None:
+        return []
+    rate = f" (it was {adapter.learning_rate:g})" if adapter else ""
+    words = (
+        'This run went on from the champion (train.start = "champion"), which can make a model forget. Set '
+        f'train.start = "base", raise train.replay (it was {train.replay:g}) or lower train.learning_rate{rate}.'
+    )
+    return [NextStep(words=words)]
 
 
 def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, adapter: Adapter | None) -> list[NextStep]:

@@ -67,9 +67,11 @@ def _numbers(verdict: Verdict) -> list[str]:
     if verdict.groups != verdict.records:
         groups = count(verdict.groups, "group")
         asked, of_them = f"{asked} in {groups} of near-duplicates, each of which counts once", "of the groups"
+    shown = _by_drops(verdict) if "gain_from_new_data" not in verdict.reasons else ()
     return [
         f"Both models answered the same {asked}; neither was trained on them. {scored}",
         f"It did better on {verdict.wins:,} {of_them}, worse on {verdict.losses:,}, equally well on {verdict.ties:,}.",
+        *([f"Its change is {listed(shown)}."] if len(shown) > 1 else []),
     ]
 
 
@@ -80,7 +82,14 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
     if verdict.outcome == "promoted" and verdict.p_value is not None:
         guarded = ", and no guard failed" if verdict.guards else ""
         won = f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."
-        return [won, *([_on_new_data(verdict)] if "gain_from_new_data" in verdict.reasons else [])]
+        return [
+            won,
+            *(
+                [f"The gain is shown only with the records of new drops: {listed(_by_drops(verdict))}."]
+                if "gain_from_new_data" in verdict.reasons
+                else []
+            ),
+        ]
     if verdict.outcome == "contaminated" and evaluation is not None and evaluation.records_seen_by_candidate:
         seen = count(evaluation.records_seen_by_candidate, "record")
         return [f"{seen} of those that it was judged on were among its training rows."]
@@ -127,12 +136,11 @@ def _unguarded(verdict: Verdict) -> str:
     return listed([*few, *([f"{more} more"] if more else [])])
 
 
-def _on_new_data(verdict: Verdict) -> str:
-    """Return a sentence comparing the gains on records of new drops and of drops that the champion knows."""
+def _by_drops(verdict: Verdict) -> list[str]:
+    """Return the gains on records of new drops and of drops that the champion knows, as far as there are any."""
     slices = {one.kind: f"{signed(one.gain)} on {count(one.records, 'record')}" for one in verdict.slices}
     names = (("unseen", "new"), ("seen", "older"))
-    parts = [f"{slices[kind]} of {name} drops" for kind, name in names if kind in slices]
-    return f"The gain is shown only with the records of new drops: {' and '.join(parts)}."
+    return [f"{slices[kind]} of {name} drops" for kind, name in names if kind in slices]
 
 
 def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:

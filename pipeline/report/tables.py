@@ -69,7 +69,12 @@ def _plain(value: float | None, places: int = 1) -> str | None:
 def guards_table(verdict: Verdict) -> Table:
     """Return the table of guards, without empty columns: failed, passed, then shown ones."""
     numbers = _numbers("Champion", "New model", "Change", "Limit")
-    columns = (Column("Guard"), *numbers, *_numbers("Records"), Column("State"))
+    columns = (
+        Column("Guard"),
+        *numbers,
+        *_numbers("Records" if verdict.groups == verdict.records else "Groups"),
+        Column("State"),
+    )
     note = "A guard fails on harm that is shown beyond chance; most must be beyond their limit, too."
     order = {"failed": 0, "passed": 1, "shown": 2}
     guards = sorted(verdict.guards, key=lambda guard: order[guard.state])

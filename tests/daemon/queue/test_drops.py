@@ -118,7 +118,10 @@ def test_a_run_whose_only_new_drop_is_withdrawn_is_cancelled_with_it(engine: Eng
     assert done.words[1] == "run 2 is cancelled with it"
     with database.transaction(engine) as session:
         run = session.get_one(Run, 2)
-        assert (run.state, run.error) == ("cancelled", f"drop {new} ({new}.jsonl) was withdrawn, and no other drop is new")
+        assert (run.state, run.error) == (
+            "cancelled",
+            f"drop {new} ({new}.jsonl) was withdrawn, and no other drop is new",
+        )
         assert session.get_one(Drop, old).state == "accepted"
 
 

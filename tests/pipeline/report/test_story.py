@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline import durable
-from pipeline.artifacts import Trial, Verdict
+from pipeline.artifacts import GuardResult, ModelRef, Trial, Verdict
 from pipeline.config import TrainConfig
 from pipeline.report.story import tell
 from pipeline.report.write import write_report
@@ -81,6 +81,31 @@ def test_the_card_of_a_trial_speaks_of_the_drop_that_it_tried(made_reports: Any,
     assert "This run tried drop 3, and made the model worse once more. If this model is also worse than that" in said
     assert "dropforge drops restore 3 --reason TEXT" in said
     assert "tried in turn" not in said
+
+
+@pytest.mark.parametrize(("outcome", "guard"), [("worse", ""), ("guard_failed", "slice"), ("guard_failed", "looping")])
+def test_a_loss_of_a_model_that_went_on_from_the_champion_names_its_settings_first(
+    made_reports: Any, tmp_path: Path, outcome: str, guard: str
+) -> None:
+    attempt, verdict = made_reports.case(tmp_path, outcome)
+    lost = GuardResult(guard=guard or "slice", label="drop 1", unit="points", change=-9.0, state="failed")
+    verdict = verdict.model_copy(update={"guards": (lost,)} if guard else {})
+    config = attempt.config.model_copy(update={"train": TrainConfig(start="champion", replay=0.3)})
+    spec = attempt.spec.model_copy(update={"config": config})
+    steps = []
+    for start in (None, ModelRef(model_id="c", path="models/c", generation=1)):
+        found = tell(verdict, made_reports.dataset(start=start), None, spec, made_reports.adapter())
+        steps.append(found.next_steps[0].words)
+    went_on = f'Set train.start = "base", raise train.replay (it was 0.3) or lower train.learning_rate (it was {config.train.learning_rate}).'
+    assert [words.endswith(went_on) for words in steps] == [False, guard != "looping"]
+
+
+def test_a_loss_says_what_the_new_drops_gained(made_reports: Any, tmp_path: Path) -> None:
+    attempt, verdict = made_reports.case(tmp_path, "worse")
+    said = "Its change is \u22124.5 on 100 records of new drops and +6.0 on 300 records of older drops."
+    assert tell(verdict, made_reports.dataset(), None, attempt.spec).why[2] == said
+    alone = verdict.model_copy(update={"slices": verdict.slices[1:2]})
+    assert "of new drops" not in " ".join(tell(alone, made_reports.dataset(), None, attempt.spec).why)
 
 
 def test_the_card_of_a_control_puts_no_drop_under_suspicion(made_reports: Any, tmp_path: Path) -> None:
