@@ -78,9 +78,11 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
     except Interrupted as error:
         return _ended(spec, "interrupted", error.exit_code, error.message)
     except DropforgeError as error:
+        # Most of a step's code need not know of which run it is.
+        hint = error.hint.replace("dropforge retry RUN", f"dropforge retry {spec.run}")
         with contextlib.suppress(OSError):  # the log is on the disk that may be full
-            print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
-        return _ended(spec, "failed", error.exit_code, error.message, error.hint)
+            print(f"error: {error.message}\nhint: {hint}", file=sys.stderr)
+        return _ended(spec, "failed", error.exit_code, error.message, hint)
     except Exception as error:  # noqa: BLE001 - the process's boundary: any error becomes a result
         with contextlib.suppress(OSError):
             traceback.print_exc()

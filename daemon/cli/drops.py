@@ -115,7 +115,8 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     Take a drop out of every later run.
 
     Its file and its history stay. Open runs and pending approvals that were made from it are cancelled, and a queued
-    run without another new drop; drops that were new in them wait for a run again. A champion that was trained on it stays and is named.
+    run without another new drop; drops that were new in them wait for a run again. A champion that was trained on it
+    stays and is named.
     """
     from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415 - a quick start
 

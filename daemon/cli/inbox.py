@@ -17,7 +17,7 @@ from daemon.settings.model import FILE_NAME, Settings
 from daemon.views.overview import Overview
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
-from pipeline.records.file_formats import HEAD_BYTES, foreign_format
+from pipeline.records.file_formats import HEAD_BYTES, foreign_format, name_file
 from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation, validate
 from pipeline.words import count
 
@@ -137,7 +137,7 @@ def submit(
 def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ruling]:
     """Validate a file for a track and rule whether it is accepted. Raises `BadDrop` if its type or size is wrong."""
     _refuse(file, settings)
-    validation = validate(file, validation_options(settings, track))
+    validation = validate(file, validation_options(settings, track, str(file)))
     return validation, rule(validation, settings.intake)
 
 
@@ -151,7 +151,7 @@ def _refuse(file: Path, settings: Settings) -> None:
         with file.open("rb") as opened:
             foreign = foreign_format(opened.read(HEAD_BYTES))
         if foreign is not None:
-            raise BadDrop(f"{file} is {foreign.name}", foreign.remedy)
+            raise BadDrop(f"{file} is {foreign.name}", name_file(foreign.remedy, str(file)))
         raise BadDrop(
             f"the name of {file} does not end in .jsonl or .json", "if it holds records, rename it to end in .jsonl"
         )

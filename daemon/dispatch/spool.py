@@ -171,7 +171,9 @@ def refuse_moved(spool: Spool, on_nodes: Collection[str]) -> None:
     moved += [path for path in run_files.open_jobs(spool.root) if path.parent.name.split("-")[0] not in on_nodes]
     if moved:
         message = f"the attempt of {moved[0]} has no result, and its step is to run elsewhere now"
-        hint = "set executor.kind and executor.slurm.local back until the run has ended: dropforge cancel RUN ends it"
+        attempt = moved[0].stem if moved[0].parent in (spool.queue, spool.running) else moved[0].parents[2].name
+        hint = "set executor.kind and executor.slurm.local back until the run has ended: dropforge cancel "
+        hint += f"{attempt.partition('-')[0]} ends it"
         raise DropforgeError(message, hint)
 
 

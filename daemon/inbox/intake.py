@@ -33,7 +33,7 @@ from daemon.state.tables import Drop, Event, Track, rows_of
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
 from pipeline import durable
-from pipeline.records.file_formats import HEAD_BYTES, foreign_format
+from pipeline.records.file_formats import HEAD_BYTES, foreign_format, name_file
 from pipeline.records.records import FileFinding
 from pipeline.records.validate import Notice, Validation, validate
 from pipeline.words import printable, size_words
@@ -143,7 +143,7 @@ class Intake:
 
     def _judge(self, source: _Source, taken: Copy) -> Outcome:
         """Validate a copied file and record it as duplicate, rejected, proposed or accepted."""
-        options = validation_options(self._settings, source.settled.track)
+        options = validation_options(self._settings, source.settled.track, os.fsdecode(source.settled.name))
         if source.earlier is not None and source.earlier[0].quarantined:
             drop, detail = source.earlier
             again = validate(taken.path, replace(options, most_bad_rows=drop.quarantined))
@@ -370,7 +370,7 @@ def _wrong_name(name: bytes, path: Path) -> Validation | None:
     with path.open("rb") as file:
         foreign = foreign_format(file.read(HEAD_BYTES))
     if foreign is not None:
-        return _one_finding("format", f"the file is {foreign.name}", foreign.remedy)
+        return _one_finding("format", f"the file is {foreign.name}", name_file(foreign.remedy, os.fsdecode(name)))
     return _one_finding(
         "name",
         "the name does not end in .jsonl or .json",

@@ -23,12 +23,16 @@ class Ruling:
     """The limit that the bad rows exceed, as text; empty if that is not the reason."""
 
 
-def validation_options(settings: Settings, track: str) -> Options:
-    """Return the validation options of `track`, by the settings and the special tokens in its base model's folder."""
+def validation_options(settings: Settings, track: str, path: str) -> Options:
+    """
+    Return the validation options of `track`, by the settings and the special tokens in its base model's folder.
+
+    `path` is the file's path or name as its owner knows it.
+    """
     base, intake = settings.track(track).base_model, settings.intake
     tokens = special_tokens(Path(base)) if base else ()
     most = intake.max_bad_rows if intake.on_bad_rows == "quarantine" else 0
-    return Options(special_tokens=tokens, most_bad_rows=most)
+    return Options(special_tokens=tokens, path=path, most_bad_rows=most)
 
 
 def rule(validation: Validation, intake: IntakeSettings) -> Ruling:

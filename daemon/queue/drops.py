@@ -66,9 +66,9 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
 
     Returns what was cancelled and queued: open runs and pending wins that were made from the drop are cancelled (a
     running run stops later), and one run is queued for the other drops that were new in them, unless the track runs at
-    night only. If no drop is new now, the run that was queued for new drops is cancelled, too. Trials of other drops that used it are repeated. A model that was promoted already keeps serving: a
-    person rolls it back. `word` is the decision: reason, time and author. Raises `DropforgeError` if the drop is
-    unknown or in another state.
+    night only. If no drop is new now, the run that was queued for new drops is cancelled, too. Trials of other drops
+    that used it are repeated. A model that was promoted already keeps serving: a person rolls it back. `word` is the
+    decision: reason, time and author. Raises `DropforgeError` if the drop is unknown or in another state.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)

@@ -152,7 +152,7 @@ class RunDetail(RunView):
     warnings: tuple[str, ...] = ()
     """Warnings about its data."""
     training: str | None = None
-    """What it trains from, the base or a champion, on how many rows; `None` before that is prepared, or for no model."""
+    """What it trains from, the base or a champion, on how many rows; `None` if not prepared or not trained."""
     attempts: tuple[AttemptView, ...]
     verdict: Verdict | None
 
@@ -211,7 +211,7 @@ class Overview:
         return self._without_unset(self.read(lambda base: champion_views(base, self.folder, track, most, before)))
 
     def _without_unset(self, champions: list[ChampionView]) -> list[ChampionView]:
-        """Return the champions without pending hooks that are not set: the daemon has not noted yet that there are none."""
+        """Return the champions without pending hooks that are not set, as the daemon has not noted yet."""
         told = []
         for one in champions:
             own = self._hooks.get(one.track, HookSettings())

@@ -1,20 +1,25 @@
 """Recognise a file or a row of another format, and give the command that converts such a file."""
 
 import re
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from pipeline.words import printable
 
 HEAD_BYTES = 1 << 16
 """So many first bytes are enough for `foreign_format`."""
+# No double quotes in a command: an error list is JSON, where they cannot be copied as they are.
 _PANDAS = (
-    "convert it: python -c \"import pandas; pandas.read_parquet('FILE').to_json('NEW.jsonl', orient='records', "
-    'lines=True)"'
+    "convert it: python3 -c 'import pandas, sys; pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], "
+    "orient=sys.argv[3], lines=True)' FILE NEW records"
 )
 _SHEET = "unpack it (unzip FILE), or save the sheet as CSV and convert that"
 _ICONV = "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW"
 _ARRAY = (
-    "convert it: python3 -c \"import json; [print(json.dumps(row)) for row in json.load(open('FILE', "
-    "encoding='utf-8-sig'))]\" > NEW.jsonl"
+    "convert it: python3 -c 'import json, sys; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], "
+    "encoding=sys.argv[2]))]' FILE utf-8-sig > NEW"
 )
 _MAGIC = (
     (b"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip FILE"),
@@ -28,17 +33,26 @@ _COLUMNS = frozenset(
     {"instruction", "input", "output", "prompt", "response", "completion", "question", "answer", "text"}
 )
 _TABLE = (
-    "convert it: python3 -c \"import csv, json; rows = csv.DictReader(open('FILE', encoding='utf-8-sig', newline=''), "
-    "delimiter='{}'); [print(json.dumps(row)) for row in rows]\" > NEW.jsonl"
+    "convert it: python3 -c 'import csv, json, sys; [print(json.dumps(row)) for row in csv.DictReader("
+    "open(sys.argv[1], encoding=sys.argv[2], newline=str()), delimiter=chr({}))]' FILE utf-8-sig > NEW"
 )
 _SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "a table with bars"}
 
 
 class Foreign(NamedTuple):
-    """A file format that is not supported, with its remedy."""
+    """A file format that is not supported, with its remedy, in which FILE and NEW stand for paths (`name_file`)."""
 
     name: str
     remedy: str
+
+
+def name_file(remedy: str, path: str) -> str:
+    """Return a remedy of this module with the file at `path`, and one beside it for the result, in its command."""
+    new = str(Path(path).with_suffix(".jsonl"))
+    if new == path:
+        new = f"{path.removesuffix('.jsonl')}-new.jsonl"
+    names = {"FILE": shlex.quote(printable(path)), "NEW": shlex.quote(printable(new))}
+    return re.sub(r"\b(FILE|NEW)\b", lambda word: names[word[0]], remedy)
 
 
 def foreign_format(head: bytes) -> Foreign | None:
@@ -48,7 +62,7 @@ def foreign_format(head: bytes) -> Foreign | None:
             return Foreign(name, remedy)
     body = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if _SPREAD.match(body):
-        remedy = "write each record on one line: jq -c . FILE > NEW.jsonl (jq -c '.data[]' where a key holds them all)"
+        remedy = "write each record on one line: jq -c . FILE > NEW (jq -c '.data[]' where a key holds them all)"
         return Foreign("JSON spread over several lines", remedy)
     if body.startswith(b"["):
         return Foreign("one JSON array", _ARRAY)
@@ -61,7 +75,7 @@ def _table(line: str) -> Foreign | None:
     for separator, name in _SEPARATORS.items():
         cells = {re.sub(r'^["\']|["\']$', "", cell.strip()).casefold() for cell in line.split(separator)}
         if len(cells) > 1 and cells & _COLUMNS:
-            return Foreign(name, _TABLE.format(separator.replace("\t", "\\t")))
+            return Foreign(name, _TABLE.format(ord(separator)))
     return None
 
 

@@ -133,7 +133,7 @@ def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | F
             line=row.line,
             rule="schema",
             message="not a record: instruction and output must be text that is not blank, input text",
-            remedy="see every problem: dropforge check FILE",
+            remedy=f"see every problem: dropforge check {path}",
         )
 
 

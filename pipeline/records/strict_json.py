@@ -74,7 +74,7 @@ def _remedy(error: json.JSONDecodeError, text: str) -> str:
     if error.msg == _MORE and text.startswith("{", error.pos):
         return "put a line break between two records"
     if text.strip() in {"{", "}"} or text.startswith(("  ", "\t")):
-        return "write each record on one line, as with: jq -c . FILE > NEW.jsonl"
+        return "write each record on one line, as with: jq -c . FILE > NEW"
     return "write one complete JSON object on the line"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.artifacts import Frozen
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
-from pipeline.records.file_formats import other_format
+from pipeline.records.file_formats import name_file, other_format
 from pipeline.records.records import (
     LABELS,
     LONGEST_TAG,
@@ -43,6 +43,8 @@ MOST_FINDINGS = 1000
 #: Most kinds of findings that are shown or stored.
 MOST_KINDS = 20
 _MOST_NOTICES = 100
+#: The rules whose remedies may have a command on the file, and no text of its rows.
+_WITH_COMMAND = {"format", "encoding", "json"}
 _KEY_WIDTH = 60
 
 
@@ -54,6 +56,8 @@ class Options:
     """Longest line in bytes."""
     special_tokens: tuple[str, ...] = ()
     """Texts that the base model's tokenizer reads as special tokens."""
+    path: str = "FILE"
+    """Path of the file as its owner knows it, for the commands of remedies."""
     most_bad_rows: int = 0
     """Most bad rows of an accepted file: after `MOST_FINDINGS`, a file with more of them is read no further."""
 
@@ -208,6 +212,7 @@ class _Tally:
 
     def __init__(self, options: Options) -> None:
         self._texts = options.text_rules
+        self._path = options.path
         self._most_bad_rows = options.most_bad_rows
         self._rows = 0
         self._good = 0
@@ -271,7 +276,9 @@ class _Tally:
     def _note(self, found: list[Finding]) -> None:
         self._total += len(found)
         self._rules.update(finding.rule for finding in found)
-        self._findings.extend(found[: MOST_FINDINGS - len(self._findings)])
+        for finding in found[: MOST_FINDINGS - len(self._findings)]:
+            remedy = name_file(finding.remedy, self._path) if finding.rule in _WITH_COMMAND else finding.remedy
+            self._findings.append(finding.model_copy(update={"remedy": remedy}))
 
 
 def _worded(row: Row, error: "ValidationError") -> Finding:

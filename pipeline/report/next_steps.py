@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
 from pipeline.decide.explain import GENERAL_SHARE, GUARDS
 from pipeline.report.facts import NextStep
@@ -23,7 +23,7 @@ def next_steps(
     """Return the suggested steps, the most useful first; `spec` is that of the decide step."""
     config, run = spec.config, spec.run
     tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
-        "promoted": lambda: _after_a_win(verdict, config, run),
+        "promoted": lambda: _after_a_win(verdict, spec),
         "worse": lambda: [*_after_forgetting(dataset, config.train, adapter), *_after_harm(verdict, spec)],
         "not_shown_better": lambda: [*_proposed(spec), *_after_no_proof(verdict, dataset, spec, adapter)],
         "insufficient_evidence": lambda: [*_proposed(spec), *_after_too_little(verdict, dataset)],
@@ -48,7 +48,15 @@ def next_steps(
     return [NextStep(words=f"{told} {again}", command="dropforge drops"), *steps]
 
 
-def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
+def _withdraw(spec: StepSpec) -> str:
+    """Return the command that takes a run's new drop out; it names no drop if there are several."""
+    known = spec.champion.drops or ()
+    new = [str(drop.id) for drop in spec.drops if drop.role == "train" and drop.id not in known]
+    return f"dropforge drops withdraw {new[0] if len(new) == 1 else 'DROP'} --reason TEXT"
+
+
+def _after_a_win(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
+    config, run = spec.config, spec.run
     undo = NextStep(
         words="If it disappoints in use, let the champion before it serve again.",
         command=f"dropforge rollback{config.track_option} --reason TEXT",
@@ -61,7 +69,7 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
         )
         serve = NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")
         wrong = "Compare the old and new answers, in the report. If the new ones are wrong, take the new drop out."
-        withdraw = NextStep(words=wrong, command="dropforge drops withdraw DROP --reason TEXT")
+        withdraw = NextStep(words=wrong, command=_withdraw(spec))
         return [*([withdraw] if verdict.heldout_replaced else []), *([blind] if config.gate.review else []), serve]
     serves = "The new model serves by itself; only one that you rolled back from before waits for you."
     return [NextStep(words=f"{serves}{costs}"), undo]
@@ -145,7 +153,7 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
         NextStep(words=read),
         NextStep(
             words="If you know which drop is to blame, take it out of later runs.",
-            command="dropforge drops withdraw DROP --reason TEXT",
+            command=_withdraw(spec),
         ),
     ]
 

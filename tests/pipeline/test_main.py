@@ -11,7 +11,8 @@ from pipeline.artifacts import Dataset, Drop
 from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.steps import STEPS, next_step
-from tests.made_artifacts import made_spec
+from tests.made_artifacts import dataset_of, made_spec
+from tests.model_folder import write_model
 
 
 def write_spec(root: Path, step: str, rows: str) -> StepSpec:
@@ -69,6 +70,22 @@ def test_a_step_that_lacks_its_input_fails_in_words_and_without_a_traceback(tmp_
     assert "prepare" in result.error.message
     assert result.error.hint
     assert "Traceback" not in done.stderr
+
+
+def test_the_hint_of_a_step_names_its_run(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    write_model(base, b"w" * 8)
+    config = RunConfig(track="default", base_model=str(base), base_model_id="another", salt="s")
+    spec = made_spec(tmp_path, "train", config, run=7, inputs={"prepare": "prepare.json"})
+    (tmp_path / spec.folder).mkdir(parents=True)
+    durable.write_json(tmp_path / "prepare.json", dataset_of(100).model_dump(mode="json"))
+    durable.write_json(tmp_path / spec.folder / SPEC_NAME, spec.model_dump(mode="json"))
+    done = run(spec)
+    error = result_of(spec).error
+    assert error is not None
+    assert "has changed since the run began" in error.message
+    assert error.hint.endswith("dropforge retry 7")
+    assert error.hint in done.stderr
 
 
 def test_data_that_cannot_be_trained_ends_with_65(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.dispatch.spool import JobState, LocalExecutor
+from daemon.dispatch.spool import JobState, LocalExecutor, refuse_moved
 from daemon.dispatch.worker import Worker
 from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
 from pipeline.config import JudgeConfig
 from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.errors import EXIT_BAD_DATA
+from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.untrusted import ENDED_BY
 from tests.made_artifacts import made_spec
 from tests.run_owner import spool_of
@@ -457,3 +457,18 @@ def test_a_zombie_is_dead() -> None:
     assert identify(child.pid) is None
     child.send_signal(signal.SIGKILL)
     child.wait()
+
+
+def test_an_attempt_whose_step_moved_to_another_machine_names_its_run(tmp_path: Path) -> None:
+    spool = spool_of(tmp_path)
+    (spool.queue / "12-train-1.json").write_text("{}")
+    with pytest.raises(DropforgeError) as caught:
+        refuse_moved(spool, {"train"})
+    assert caught.value.hint.endswith("dropforge cancel 12 ends it")
+    (spool.queue / "12-train-1.json").unlink()
+    job = tmp_path / "runs/13/attempts/merge-2/job.json"
+    job.parent.mkdir(parents=True)
+    job.write_text("{}")
+    with pytest.raises(DropforgeError) as caught:
+        refuse_moved(spool, {"train"})
+    assert caught.value.hint.endswith("dropforge cancel 13 ends it")

@@ -95,6 +95,15 @@ class Box:
         return list((self.settings.state_folder / "incoming").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["my table.csv", "my table.jsonl"])
+def test_the_command_in_an_error_list_can_be_pasted(tmp_path: Path, name: str) -> None:
+    box = Box(tmp_path)
+    box.drop(name, b"instruction,output\nq,a\n")
+    (found,) = box.read(f"rejected/{name}.errors.json")["findings"]
+    assert f"' '{name}' utf-8-sig > 'my table" in found["remedy"]
+    assert '"' not in found["remedy"]
+
+
 def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path: Path) -> None:
     box = Box(tmp_path)
     data = jsonl([*GOOD, {**GOOD[0], "id": 7}])

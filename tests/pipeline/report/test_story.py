@@ -96,8 +96,18 @@ def test_a_loss_of_a_model_that_went_on_from_the_champion_names_its_settings_fir
     for start in (None, ModelRef(model_id="c", path="models/c", generation=1)):
         found = tell(verdict, made_reports.dataset(start=start), None, spec, made_reports.adapter())
         steps.append(found.next_steps[0].words)
-    went_on = f'Set train.start = "base", raise train.replay (it was 0.3) or lower train.learning_rate (it was {config.train.learning_rate}).'
+    went_on = "raise train.replay (it was 0.3) or lower train.learning_rate (it was 0.001)."
     assert [words.endswith(went_on) for words in steps] == [False, guard != "looping"]
+
+
+def test_the_only_new_drop_is_named_in_the_command_that_takes_it_out(made_reports: Any, tmp_path: Path) -> None:
+    attempt, verdict = made_reports.case(tmp_path, "worse")
+    drops = [one for one in attempt.spec.drops if one.role == "train"]
+    for known, named in ((drops[:-1], str(drops[-1].id)), ((), "DROP" if len(drops) > 1 else str(drops[0].id))):
+        champion = ModelRef(model_id="c", path="models/c", generation=1, drops=tuple(drop.id for drop in known))
+        spec = attempt.spec.model_copy(update={"champion": champion})
+        steps = tell(verdict, made_reports.dataset(), None, spec).next_steps
+        assert f"dropforge drops withdraw {named} --reason TEXT" in [step.command for step in steps]
 
 
 def test_a_loss_says_what_the_new_drops_gained(made_reports: Any, tmp_path: Path) -> None:
