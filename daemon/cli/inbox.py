@@ -170,7 +170,8 @@ def _print_findings(file: Path, validation: Validation, ruling: Ruling) -> None:
         print_line(f"{where}: warning: {notice.message} ({count(notice.rows, 'record')})")
     verdict = "it would be accepted"
     if not validation.ok:
-        verdict = f"{count(validation.bad_rows, 'is bad', 'are bad')}: it would be "
+        bad = f"{count(validation.bad_rows, 'is bad', 'are bad')}: " if validation.bad_rows else ""
+        verdict = f"{bad}it would be "
         verdict += "accepted without them" if ruling.accepted else "rejected"
         verdict += f": {ruling.ceiling}" if ruling.ceiling else ""
     stopped = ", read no further" if validation.stopped else ""

@@ -7,16 +7,19 @@ nearly all files are recognised as good by their bytes (`fast_path`); jsonschema
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, reduce
+from itertools import islice
 from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.artifacts import Frozen
+from pipeline.models.template import fold
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import name_file, other_format
+from pipeline.records.heldout import normalise
 from pipeline.records.records import (
     LABELS,
     LONGEST_TAG,
@@ -27,6 +30,7 @@ from pipeline.records.records import (
     Record,
     Row,
     misnamed_key,
+    read_records,
     read_rows,
     record_of,
     scan_rows,
@@ -40,9 +44,15 @@ if TYPE_CHECKING:
 
 SCHEMA = "alpaca-record.schema.json"
 MOST_FINDINGS = 1000
+#: Most rows whose prompts are compared.
+MOST_COMPARED = 10_000
 #: Most kinds of findings that are shown or stored.
 MOST_KINDS = 20
 _MOST_NOTICES = 100
+#: Most prompts, and texts of an unknown key, that are told apart.
+_MOST_HASHES = 1000
+#: So many times fewer prompts than rows are found where the question stands under a key that is not read.
+_FEWER = 10
 #: The rules whose remedies may have a command on the file, and no text of its rows.
 _WITH_COMMAND = {"format", "encoding", "json"}
 _KEY_WIDTH = 60
@@ -143,14 +153,42 @@ def validate(path: Path, options: Options) -> Validation:
     Validate the file at `path` and return the result. Raises `OSError` only.
 
     Reading stops early once there are `MOST_FINDINGS` findings and more bad rows than the options accept. A file
-    without records has a finding, too.
+    without records has a finding, too. Repeated prompts are looked for in the first `MOST_COMPARED` rows.
     """
     tally = _Tally(options)
     for row in scan_rows(path, options.max_line_bytes, PlainRows(options.special_tokens)):
         if tally.is_full:
             return tally.result(stopped=True)
         tally.add(row)
-    return tally.result()
+    found = tally.result()
+    rows = islice(read_records(path, options.max_line_bytes), MOST_COMPARED)
+    repeated = _repeated((row for row in rows if isinstance(row, Record)), whole=found.rows <= MOST_COMPARED)
+    return found.model_copy(update={"warnings": (*found.warnings, *repeated)})
+
+
+def _repeated(records: Iterable[Record], *, whole: bool) -> Iterator[Notice]:
+    """Yield what `prepare` makes of rows with the same prompt, equal or different in their answers."""
+    answers: dict[int, dict[str, int]] = {}
+    """Hash of each prompt -> its answers -> the line of the last row with it."""
+    equal: list[int] = []
+    different: list[int] = []
+    for record in records:
+        own = answers.setdefault(hash(normalise(fold(record.instruction, record.input))), {})
+        if record.output in own:
+            equal.append(record.line)
+        elif own:
+            different.append(record.line)
+        own[record.output] = record.line
+    among = "" if whole else f" (of the first {MOST_COMPARED:,} rows)"
+    if equal:
+        message = f"the same prompt and answer as in an earlier row{among}: each pair is used once"
+        yield Notice(kind="repeated", key=None, rows=len(equal), line=equal[0], message=message)
+    if different:
+        prompts = [own for own in answers.values() if len(own) > 1]
+        message = f"{count(len(prompts), 'prompt has', 'prompts have')} different answers in this file{among}: "
+        message += "all of them are trained on, and where the prompt is held out, each of them counts as right"
+        rows = sum(map(len, prompts))
+        yield Notice(kind="several_answers", key=None, rows=rows, line=different[0], message=message)
 
 
 def good_rows(path: Path, options: Options) -> Iterator[Row]:
@@ -207,6 +245,20 @@ def _schema() -> "Draft202012Validator":
     return Draft202012Validator(schema, registry=registry)
 
 
+class _Unknown:
+    """The rows with one unknown key: how many, the first line, and hashes of texts of several words."""
+
+    def __init__(self, line: int) -> None:
+        self.line = line
+        self.rows = 0
+        self.texts: set[int] = set()
+
+    def add(self, value: object) -> None:
+        self.rows += 1
+        if isinstance(value, str) and len(self.texts) < _MOST_HASHES and len(value.split(maxsplit=1)) > 1:
+            self.texts.add(hash(value))
+
+
 class _Tally:
     """Counts a file's rows, findings and warnings, and makes the `Validation`."""
 
@@ -220,8 +272,9 @@ class _Tally:
         self._total = 0
         self._findings: list[Finding] = []
         self._rules: Counter[str] = Counter()
-        self._unknown: dict[str, list[int]] = {}
-        """Rows and first line, by key."""
+        self._unknown: dict[str, _Unknown] = {}
+        self._prompts: set[int] = set()
+        """Hashes of the prompts of rows with unknown keys, up to `_MOST_HASHES`."""
 
     @property
     def is_full(self) -> bool:
@@ -245,9 +298,11 @@ class _Tally:
             remedy = "write one JSON object a line, with instruction and output, and drop it again"
             self._note([Finding(line=None, rule="empty", message="the file has no records", remedy=remedy)])
             self._complete = False
+        for key, found in self._unknown.items():
+            self._refuse_lost_prompts(key, found)
         notices = tuple(
-            Notice(kind="unknown_key", key=key, rows=rows, line=line, message=f"the key {key!r} is not used")
-            for key, (rows, line) in self._unknown.items()
+            Notice(kind="unknown_key", key=key, rows=own.rows, line=own.line, message=f"the key {key!r} is not used")
+            for key, own in self._unknown.items()
         )
         return Validation(
             rows=self._rows,
@@ -268,10 +323,24 @@ class _Tally:
             return
         # Warnings are for good rows only.
         self._good += 1
-        for key in record.unknown if record is not None else ():
+        if record is None or not record.unknown:
+            return
+        if len(self._prompts) < _MOST_HASHES:
+            self._prompts.add(hash((record.instruction, record.input)))
+        for key in record.unknown:
             name = printable(key[:_KEY_WIDTH])
             known = name in self._unknown or len(self._unknown) < _MOST_NOTICES
-            self._unknown.setdefault(name if known else "…", [0, row.line])[0] += 1
+            self._unknown.setdefault(name if known else "…", _Unknown(row.line)).add(row.value[key])
+
+    def _refuse_lost_prompts(self, key: str, found: "_Unknown") -> None:
+        """Add a finding about the file if the texts of an unknown key, not its prompts, tell most rows apart."""
+        rows, prompts = found.rows, len(self._prompts)
+        if prompts * _FEWER > rows or rows * 2 < self._good or len(found.texts) < min(rows, _MOST_HASHES) / 2:
+            return
+        name = json.dumps(key, ensure_ascii=False)
+        message = f"{rows:,} rows have only {count(prompts, 'prompt')} without the key {name}, which is not read"
+        remedy = f'rename the key {name} to "input"; if it is no part of the question, leave it out'
+        self.add(FileFinding(line=found.line, field="input", rule="misnamed_key", message=message, remedy=remedy))
 
     def _note(self, found: list[Finding]) -> None:
         self._total += len(found)

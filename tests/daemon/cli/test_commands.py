@@ -235,6 +235,15 @@ def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl"]
 
 
+def test_check_tells_of_a_question_that_is_not_read(dropforge: Command, tmp_path: Path) -> None:
+    rows = [{"instruction": "Classify", "text": f"case {number}", "output": "yes"} for number in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    ended = dropforge("check", "a.jsonl")
+    assert ended.code == 65
+    assert ended.out.startswith('a.jsonl:1: 60 rows have only 1 prompt without the key "text", which is not read; ren')
+    assert "a.jsonl: 60 records; it would be rejected\n" in ended.out
+
+
 def test_check_tells_a_kind_of_fault_once_and_the_rare_ones_first(dropforge: Command, tmp_path: Path) -> None:
     rows = [json.dumps({"instruction": f"What is {place}?", "out": "x"}) for place in range(246)]
     rows[100], rows[200] = '{"instruction": "x", ', "[1]"

@@ -106,7 +106,7 @@ def test_the_command_in_an_error_list_can_be_pasted(tmp_path: Path, name: str) -
 
 def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path: Path) -> None:
     box = Box(tmp_path)
-    data = jsonl([*GOOD, {**GOOD[0], "id": 7}])
+    data = jsonl([*GOOD, {"instruction": "Another?", "output": "no", "id": 7}])
     outcome = box.drop("a.jsonl", data)
     sha256 = hashlib.sha256(data).hexdigest()
     assert (outcome.kind, outcome.drop, outcome.run) == ("accepted", 1, 1)
@@ -140,6 +140,23 @@ def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path:
     assert (short["kind"], short["rows"], short["line"]) == ("too_few_rows", 4, None)
     assert box.files("") == sorted(f"done/{name}" for name in box.files("done"))
     assert box.no_litter()
+
+
+def test_a_receipt_says_what_becomes_of_repeated_prompts(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.drop("a.jsonl", [*GOOD, GOOD[0], {**GOOD[1], "output": "no"}])
+    told = {one["kind"]: one for one in box.read("done/a.jsonl.receipt.json")["warnings"]}
+    assert (told["repeated"]["line"], told["repeated"]["rows"]) == (4, 1)
+    assert told["several_answers"]["message"].startswith("1 prompt has different answers in this file: all of them are")
+
+
+def test_a_file_whose_questions_are_not_read_is_given_back_whatever_the_settings_say(tmp_path: Path) -> None:
+    box = Box(tmp_path, intake={"on_bad_rows": "quarantine", "max_bad_percent": 100, "max_bad_rows": 100})
+    rows = [{"instruction": "Classify", "text": f"case {number}", "output": "yes"} for number in range(60)]
+    assert box.drop("a.jsonl", rows).kind == "rejected"
+    error = box.read("rejected/a.jsonl.errors.json")
+    FINDINGS.validate(error)
+    assert error["reason"] == 'line 1: 60 rows have only 1 prompt without the key "text", which is not read'
 
 
 def test_a_bad_file_is_given_back_with_its_errors_and_nothing_of_it_is_kept(tmp_path: Path) -> None:

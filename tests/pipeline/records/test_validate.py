@@ -12,10 +12,11 @@ from jsonschema import Draft202012Validator
 
 from pipeline.records.fast_path import KEYS, MOST_KEYS
 from pipeline.records.records import Row, misnamed_key, record_of
-from pipeline.records.validate import MOST_FINDINGS, Options, Validation, schema_findings, validate
+from pipeline.records.validate import MOST_COMPARED, MOST_FINDINGS, Options, Validation, schema_findings, validate
 
 GOOD = {"instruction": "a", "input": "", "output": "b"}
 BARE = {"instruction": "a", "output": "b"}
+OTHER, THIRD = {**GOOD, "input": "c"}, {**GOOD, "input": "d"}
 TEXTS = st.text(max_size=3) | st.sampled_from(["", " ", "\n\t", "\u2003", "\x1c", "\ufeff", "\u200b", "a"])
 VALUES = TEXTS | st.none() | st.integers() | st.booleans() | st.lists(st.integers(), max_size=1)
 LABEL = TEXTS | st.sampled_from(["x" * 64, "x" * 65, "a\n", "\x7f", "a\x1f"])
@@ -110,11 +111,12 @@ def test_other_keys_are_counted(tmp_path: Path) -> None:
     assert [(notice.kind, notice.key, notice.rows) for notice in found.warnings] == [
         ("unknown_key", "id", 2),
         ("unknown_key", "note\\n", 1),
+        ("repeated", None, 2),
     ]
 
 
 def test_tags_are_a_key_of_a_record(tmp_path: Path) -> None:
-    rows = [{**GOOD, "tags": ["a", "b"]}, {**GOOD, "tags": []}, {**GOOD, "tags": ["x" * 64]}]
+    rows = [{**GOOD, "tags": ["a", "b"]}, {**OTHER, "tags": []}, {**THIRD, "tags": ["x" * 64]}]
     found = check(tmp_path, *rows)
     assert (found.good_rows, found.warnings, found.findings) == (3, (), ())
 
@@ -125,12 +127,64 @@ def test_a_group_is_a_key_of_a_record(tmp_path: Path) -> None:
     assert (found.good_rows, found.warnings, found.findings) == (5, (), ())
 
 
+def test_rows_of_one_prompt_are_told_with_what_becomes_of_them(tmp_path: Path) -> None:
+    rows = [GOOD, OTHER, {**GOOD, "instruction": " A"}, {**GOOD, "output": "c"}, {**BARE, "output": "c"}, THIRD]
+    same, several = check(tmp_path, *rows).warnings
+    assert (same.kind, same.rows, same.line) == ("repeated", 2, 3)
+    assert same.message == "the same prompt and answer as in an earlier row: each pair is used once"
+    assert (several.kind, several.rows, several.line) == ("several_answers", 2, 4)
+    assert several.message == (
+        "1 prompt has different answers in this file: all of them are trained on, and where the prompt is held out, "
+        "each of them counts as right"
+    )
+    assert check(tmp_path, GOOD, OTHER, THIRD).warnings == ()
+
+
+def test_in_a_long_file_only_the_first_rows_are_compared(tmp_path: Path) -> None:
+    rows = [{**GOOD, "input": str(number)} for number in range(MOST_COMPARED)]
+    assert check(tmp_path, *rows, rows[0]).warnings == ()
+    (same,) = check(tmp_path, rows[0], *rows).warnings
+    assert (same.rows, "(of the first 10,000 rows)" in same.message) == (1, True)
+
+
+def lost(rows: int, key: str = "text", prompts: int = 1) -> list[dict[str, str]]:
+    return [
+        {"instruction": f"Classify {number % prompts}", key: f"case number {number}", "output": "yes"}
+        for number in range(rows)
+    ]
+
+
+@pytest.mark.parametrize(("rows", "prompts"), [(60, 1), (60, 6), (3000, 2)])
+def test_a_question_under_a_key_that_is_not_read_is_a_finding(tmp_path: Path, rows: int, prompts: int) -> None:
+    found = check(tmp_path, *lost(rows, prompts=prompts), options=Options(most_bad_rows=9000))
+    (finding,) = found.findings
+    assert (finding.line, finding.field, finding.rule, found.complete) == (1, "input", "misnamed_key", False)
+    asked = "1 prompt" if prompts == 1 else f"{prompts} prompts"
+    assert finding.message == f'{rows:,} rows have only {asked} without the key "text", which is not read'
+    assert finding.remedy == 'rename the key "text" to "input"; if it is no part of the question, leave it out'
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lost(9),
+        lost(60, prompts=7),
+        [{**row, "text": "one source"} for row in lost(60)],
+        [{**row, "text": "word"} for row in lost(60)],
+        [*lost(20), *({**GOOD, "input": str(number)} for number in range(40))],
+        [{**GOOD, "output": str(number)} for number in range(60)],
+    ],
+)
+def test_a_key_that_is_no_question_is_none(tmp_path: Path, rows: list[Any]) -> None:
+    assert check(tmp_path, *rows).ok
+
+
 def test_findings_and_kinds_of_warnings_are_bounded_and_counted_on(tmp_path: Path) -> None:
     bad = [{"output": "b"} for _ in range(MOST_FINDINGS + 5)]
     found = check(tmp_path, *bad, options=Options(most_bad_rows=MOST_FINDINGS + 5))
     assert (len(found.findings), found.findings_total) == (MOST_FINDINGS, MOST_FINDINGS + 5)
     assert (found.complete, found.stopped) == (True, False)
-    many = check(tmp_path, *({**GOOD, f"key {number}": 1} for number in range(300)))
+    many = check(tmp_path, *({**GOOD, "input": str(number), f"key {number}": 1} for number in range(300)))
     assert len(many.warnings) < 150
     assert sum(notice.rows for notice in many.warnings) == 300
 
