@@ -176,6 +176,8 @@ class Dataset(Artifact):
     """Training rows left out because their prompt is in the held-out set."""
     rows_too_long: int = 0
     """Rows in no split because they exceed the window; training may leave out more."""
+    rows_over_window: int = 0
+    """Rows that exceed the window, in any split or none, estimated by a sample."""
     rows_with_special_tokens: int = 0
     """Rows left out of every split because their text holds a special token of the base's tokenizer."""
     near_duplicates: int = 0

@@ -57,6 +57,20 @@ def start_words(data: "Dataset") -> str:
     return f"from the champion of generation {data.start.generation}, on {rows}{general}"
 
 
+def left_out_words(data: "Dataset") -> str:
+    """List the rows that a data set leaves out by reason, as `12 repeated rows and 3 rows ...`; empty for none."""
+    reasons = (
+        (data.duplicates, "repeated row", ""),
+        (data.replaced, "row with an answer of a later drop", "rows with answers of later drops"),
+        (max(data.rows_too_long, data.rows_over_window), "row longer than the window", "rows longer than the window"),
+        (data.near_duplicates, "near-duplicate of a held-out record", "near-duplicates of held-out records"),
+        (data.heldout_duplicates, "near-duplicate among these", "near-duplicates among these"),
+        (data.removed_heldout, "row with the prompt of a pinned record", "rows with prompts of pinned records"),
+        (data.rows_with_special_tokens, "row with a special token", "rows with special tokens"),
+    )
+    return listed([count(number, *words) for number, *words in reasons if number])
+
+
 def span(interval: tuple[float, float], digits: int = 1) -> str:
     """Format an interval, as `-1.2 to +3.4`."""
     return f"{signed(interval[0], digits)} to {signed(interval[1], digits)}"

@@ -2,13 +2,15 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from daemon.cli.output import print_json, print_line
+from daemon.cli.output import print_json, print_line, print_lines
+from daemon.cli.preview import LEAST_ROWS, preview
 from daemon.cli.workspace import JsonOption, OneTrackOption, config_path, load_settings
 from daemon.inbox.quarantine import Ruling, rule, validation_options
 from daemon.inbox.submit import copy_in
@@ -89,16 +91,20 @@ def check(
     """
     Say what is wrong with a file, line by line.
 
-    Tells whether the inbox would reject it; needs no daemon and changes nothing. Equal errors are printed once, with
-    their number; --json has each of the first 1,000. Exit code 65 if the file would be rejected.
+    Tells whether the inbox would reject it, and what a run would leave out; needs no daemon and changes nothing. Equal
+    errors are printed once, with their number; --json has each of the first 1,000. Exit code 65 if the file would be
+    rejected.
     """
     settings = load(config_path(context))  # the defaults where there is no workspace: a file can be checked anywhere
     validation, ruling = _look_at(file, settings, track)
+    foreseen = []
+    if ruling.accepted and validation.good_rows >= LEAST_ROWS:
+        foreseen = preview(file, settings, track, validation_options(settings, track, str(file)))
     if as_json:
         fields = validation.model_dump(mode="json")
-        print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **fields)
+        print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **fields, foreseen=foreseen)
     else:
-        _print_findings(file, validation, ruling)
+        _print_findings(file, validation, ruling, foreseen)
     if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
 
@@ -121,7 +127,7 @@ def submit(
     settings = load_settings(context, as_owner=False)  # a file is its sender's
     validation, ruling = _look_at(file, settings, track)
     if not ruling.accepted:
-        _print_findings(file, validation, ruling)
+        _print_findings(file, validation, ruling, ())
         raise BadDrop(f"{file} was not submitted: {ruling.reason}", f"mend it, then look again: dropforge check {file}")
     target = copy_in(file, settings, track, heldout=heldout)
     print_line(f"copied {count(validation.rows, 'record')} to {target}")
@@ -162,12 +168,13 @@ def _refuse(file: Path, settings: Settings) -> None:
         )
 
 
-def _print_findings(file: Path, validation: Validation, ruling: Ruling) -> None:
-    """Print the file's errors and warnings, then whether the file would be accepted."""
+def _print_findings(file: Path, validation: Validation, ruling: Ruling, foreseen: Sequence[str]) -> None:
+    """Print the file's errors and warnings, and those that are foreseen, then whether the file would be accepted."""
     _print_faults(file, validation)
     for notice in validation.warnings:
         where = f"{file}:{notice.line}" if notice.line is not None else str(file)
         print_line(f"{where}: warning: {notice.message} ({count(notice.rows, 'record')})")
+    print_lines(f"{file}: warning: {words}" for words in foreseen)
     verdict = "it would be accepted"
     if not validation.ok:
         bad = f"{count(validation.bad_rows, 'is bad', 'are bad')}: " if validation.bad_rows else ""

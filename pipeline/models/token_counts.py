@@ -28,7 +28,9 @@ class Window:
 
     def __init__(self, base: Path, most: int) -> None:
         """Use the smaller of `most` and the window of the base model in a folder."""
-        self.tokens = min(most, read_window(base))
+        self.limit = read_window(base)
+        """The window of the base model."""
+        self.tokens = min(most, self.limit)
         self._path = base / _NAME
 
     @property

@@ -25,6 +25,7 @@ from pipeline.metrics.automatic import metric_of
 from pipeline.models.manifest import trained_ids
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import HeldOut, find_groups
+from pipeline.prepare.long_rows import long_rows
 from pipeline.prepare.partitions import CHECK_EVERY, PARTS, LeftOut, Partitions, read_drops
 from pipeline.prepare.replaced import replaced_heldout, replacements
 from pipeline.prepare.sample import scoring_order
@@ -73,12 +74,13 @@ def prepare(attempt: Attempt) -> Dataset:
     moved, replaced_answers = replaced_heldout(scored, frozenset(spec.champion.drops or ()))
     metric = _metric(attempt, scored)
     shortfall = _shortfall(attempt, totals, groups, metric)
+    rows_over_window, long = long_rows(attempt, window)
     if totals.train_rows == 0:
-        raise _nothing_to_train(attempt, totals, left_out)
+        raise _nothing_to_train(attempt, totals, left_out, long)
     start = choose_start(attempt, folder, totals.train_rows)
     train_rows = start.new + start.replayed
     general = mix_in_general(folder, train_rows, attempt.config.train.general_rows, split.similarity)
-    warnings = data_warnings(spec, totals, heldout, len(set(groups)), metric)
+    warnings = (*long, *data_warnings(spec, totals, heldout, len(set(groups)), metric))
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),
@@ -102,6 +104,7 @@ def prepare(attempt: Attempt) -> Dataset:
         replaced_answers=replaced_answers,
         removed_heldout=totals.removed_heldout.total(),
         rows_too_long=left_out.too_long + totals.too_long,
+        rows_over_window=rows_over_window,
         rows_with_special_tokens=left_out.special_tokens,
         near_duplicates=totals.near_duplicates,
         overlaps=tuple(heldout.examples),
@@ -173,7 +176,7 @@ def _shortfall(attempt: Attempt, totals: Totals, groups: Sequence[str], metric: 
     return Shortfall(heldout_rows=judged, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
 
 
-def _nothing_to_train(attempt: Attempt, totals: Totals, left_out: LeftOut) -> CannotTrain:
+def _nothing_to_train(attempt: Attempt, totals: Totals, left_out: LeftOut, long: Sequence[str]) -> CannotTrain:
     if not any(drop.role == "train" for drop in attempt.spec.drops):
         return CannotTrain(
             "the snapshot holds held-out records only", "drop training data into the track's inbox folder"
@@ -189,6 +192,6 @@ def _nothing_to_train(attempt: Attempt, totals: Totals, left_out: LeftOut) -> Ca
     found = ", ".join(f"{number:,} {why}" for why, number in reasons.items() if number)
     message = f"no training rows are left of {totals.rows + sum(left_out)}: {found}"
     return CannotTrain(
-        "; ".join([message, *contamination_warnings(totals, attempt.spec.drops)]),
+        "; ".join([message, *long, *contamination_warnings(totals, attempt.spec.drops)]),
         "drop more rows, and other ones than those that are held out",
     )

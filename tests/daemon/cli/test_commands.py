@@ -244,6 +244,25 @@ def test_check_tells_of_a_question_that_is_not_read(dropforge: Command, tmp_path
     assert "a.jsonl: 60 records; it would be rejected\n" in ended.out
 
 
+def test_check_tells_what_a_run_would_leave_out(dropforge: Command, tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "dropforge.toml").write_text(f'base_model = "{tiny_llama}"\n[train]\nmax_length = 256\n')
+    rows = [{"instruction": f"Say {number}", "output": "word " * (999 if number < 40 else 1)} for number in range(100)]
+    pairs = [" ".join(f"word{pair}{place}" for place in range(20)) for pair in range(50)]
+    rows += [{"instruction": f"{pair} {end}", "output": "a"} for pair in pairs for end in ("one", "two")]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, rows[-1]]))
+    said = dropforge("check", "a.jsonl").out.splitlines()
+    assert said[0].startswith("a.jsonl:201: warning: the same prompt and answer as in an earlier row: each pair is")
+    assert said[1].startswith(
+        "a.jsonl: warning: a run on this file alone would leave out about 40 rows longer than the window, "
+    )
+    assert "near-duplicates of held-out records" in said[1]
+    assert said[2].startswith("a.jsonl: warning: about 40 of 201 rows are longer than 256 tokens and left out whole: ")
+    assert said[-1] == "a.jsonl: 201 records; it would be accepted"
+    found = dropforge("check", "a.jsonl", "--json").json["foreseen"]
+    assert [f"a.jsonl: warning: {words}" for words in found] == said[1:-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "dropforge.toml"]
+
+
 def test_check_tells_a_kind_of_fault_once_and_the_rare_ones_first(dropforge: Command, tmp_path: Path) -> None:
     rows = [json.dumps({"instruction": f"What is {place}?", "out": "x"}) for place in range(246)]
     rows[100], rows[200] = '{"instruction": "x", ', "[1]"

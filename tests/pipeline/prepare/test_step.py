@@ -275,6 +275,35 @@ def test_rows_that_do_not_fit_are_in_no_split_and_lengthen_no_answer(tmp_path: P
     assert len(made.heldout) + len(made.train) == 200 + left
 
 
+def test_where_many_rows_are_too_long_the_window_that_would_fit_is_said(tmp_path: Path, tiny_llama: Path) -> None:
+    config = {"base_model": str(tiny_llama), "train": TrainConfig(max_length=64)}
+
+    def made(long: int, words: int = 300) -> Dataset:
+        more = [{"instruction": f"Long {number}", "output": "word " * words} for number in range(long)]
+        return Snapshot(tmp_path, **config).drop(rows(1000 - long) + more).prepare().dataset
+
+    few = made(99)
+    assert (few.rows_over_window, any("left out whole" in words for words in few.warnings)) == (99, False)
+    many = made(600)
+    said = "about 600 of 1,000 rows are longer than 64 tokens and left out whole: train.max_length = "
+    assert (many.rows_over_window, many.warnings[0].startswith(said)) == (600, True)
+    most = int(many.warnings[0].removeprefix(said).partition(" ")[0])
+    assert most < Window(tiny_llama, 9999).limit
+    assert made(600, 9000).warnings[0].endswith("shorten them, or use another base model")
+    fitted = Snapshot(tmp_path, **{**config, "train": TrainConfig(max_length=most)})
+    longest = {"instruction": "Long", "output": "word " * 300}
+    assert fitted.drop([*rows(100), longest]).prepare().dataset.rows_over_window == 0
+
+
+def test_rows_that_are_all_too_long_are_refused_with_the_window_that_would_fit(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    long = [{"instruction": f"Long {number}", "output": "word-" * 5000} for number in range(30)]
+    config = {"base_model": str(tiny_llama), "train": TrainConfig(max_length=64)}
+    with pytest.raises(CannotTrain, match=r"30 longer than train\.max_length; about 30 of 30 rows are longer than 64"):
+        Snapshot(tmp_path, **config).drop(long).prepare()
+
+
 @pytest.mark.parametrize(("longest", "most"), [(0, 16), (5, 16), (100, 208), (600, 1024), (1500, 1504)])
 def test_the_answer_length_is_twice_that_of_short_answers_and_cuts_no_long_one(
     tiny_llama: Path, longest: int, most: int
