@@ -50,7 +50,8 @@ def drops(
     """
     List the files that were taken in, newest first: the newest 50, or with --all all of them.
 
-    Rejected files are listed too. Without --state, tracks that lack rows for a first verdict follow.
+    Rejected files are listed too. Without --state, tracks that lack rows for a first verdict follow, and warnings about
+    the data of each track's last run.
     """
     if context.invoked_subcommand is not None:
         return
@@ -67,7 +68,8 @@ def drops(
         print_line("no drops")
     else:
         _print_list(found)
-    print_lines(overview.missing_rows(load_settings(context), track).values() if state is None else ())
+    if state is None:
+        print_lines([*overview.missing_rows(load_settings(context), track).values(), *overview.data_warnings(track)])
     print_lines(newest_only(found, whole=whole))
 
 

@@ -192,6 +192,8 @@ def _print_data(run: RunDetail) -> None:
         print_table(("DROP", "ROLE", "ROWS", "NAME", ""), rows)
     if run.training:
         print_line(f"training: {run.training}")
+    if run.left_out:
+        print_line(f"left out: {run.left_out}")
     for warning in run.warnings:
         print_line(f"warning: {warning}")
 

@@ -187,7 +187,7 @@ def _print_tracks(settings: Settings, overview: Overview, champions: Champions) 
         night = _next_night(settings, name)
         if night is not None:
             print_line(f"the next night of track {name} begins {until(night)}, at {clock(night)}")
-    print_lines(overview.missing_rows(settings).values())
+    print_lines([*overview.missing_rows(settings).values(), *overview.data_warnings()])
 
 
 def _champion_words(champion: ChampionView) -> str:

@@ -10,7 +10,7 @@ from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import TRIAL
 from daemon.system.folders import WorkFolder
 from daemon.views.reader import Row, Time, champions_of
-from pipeline.artifacts import Frozen
+from pipeline.artifacts import Dataset, Frozen
 from pipeline.words import count, first_of, worth_words
 
 #: Most former champions that are searched for one without withdrawn drops.
@@ -89,10 +89,7 @@ def _worth(base: Connection, drops: list[int]) -> dict[int, str]:
 
 def replaced(base: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
     """Map the id of each drop whose rows are replaced, or that replaces some, in a track's last run to a text."""
-    data = None
-    for run in base.execute(_PREPARED, (track, TRIAL)).fetchall():
-        with suppress(ArtifactDamaged, OSError):
-            data = load_dataset(work_folder, run.id)
+    _, data = last_prepared(base, work_folder, track)
     by: dict[int, list[str]] = {}
     of: dict[int, list[str]] = {}
     for one in sorted(data.replacements if data else (), key=lambda one: -one.rows):
@@ -102,6 +99,14 @@ def replaced(base: Connection, work_folder: WorkFolder, track: str) -> dict[int,
     for drop, words in of.items():
         told[drop] = "; ".join(filter(None, (told.get(drop), f"replaces {first_of(words)}")))
     return told
+
+
+def last_prepared(base: Connection, work_folder: WorkFolder, track: str) -> tuple[int, Dataset | None]:
+    """Return the track's last run with prepared data, and that data; 0 and `None` if there is none or it is damaged."""
+    for run in base.execute(_PREPARED, (track, TRIAL)).fetchall():
+        with suppress(ArtifactDamaged, OSError):
+            return run.id, load_dataset(work_folder, run.id)
+    return 0, None
 
 
 def on_trial(base: Connection) -> dict[int, str]:

@@ -36,13 +36,13 @@ from daemon.views.champion_history import (
     seconds_of,
     trained_on,
 )
-from daemon.views.drops import DropUses, DropView, drop_uses, drop_views
+from daemon.views.drops import DropUses, DropView, drop_uses, drop_views, last_prepared
 from daemon.views.reader import Row, Time, champions_of, newest_rows, reading
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
-from pipeline.words import start_words
+from pipeline.words import left_out_words, start_words
 
 T = TypeVar("T")
 #: Shown as the outcome of a win whose model was rolled back from: it does not wait for approval.
@@ -153,6 +153,8 @@ class RunDetail(RunView):
     """Warnings about its data."""
     training: str | None = None
     """What it trains from, the base or a champion, on how many rows; `None` if not prepared or not trained."""
+    left_out: str = ""
+    """How many rows its data leaves out, by reason; empty for none, and before that is prepared."""
     attempts: tuple[AttemptView, ...]
     verdict: Verdict | None
 
@@ -229,6 +231,14 @@ class Overview:
         names = [name for name in settings.track_names if track in {None, name}]
         said = {name: lacking(settings, name, self.fixed(name).metric, self.rows) for name in names}
         return {name: words for name, words in said.items() if words is not None}
+
+    def data_warnings(self, track: str | None = None) -> list[str]:
+        """Return the warnings about the data of the last prepared run of each track, or of `track` only."""
+        names = [name for name in self.tracks() if track in {None, name}]
+        last = [
+            (name, *self.read(lambda base, name=name: [last_prepared(base, self.folder, name)])[0]) for name in names
+        ]
+        return [f"track {name}, run {run}: {words}" for name, run, data in last if data for words in data.warnings]
 
     # --- drops
 
@@ -426,6 +436,7 @@ class Overview:
             taken_out=tuple(drop for drop in drops if drop.taken_out),
             warnings=(*(data.warnings if data else ()), *unread),
             training=None if data is None or (verdict and not verdict.candidate_model_id) else start_words(data),
+            left_out="" if data is None else left_out_words(data),
             folder=str(run_folder(self.folder, run_id)),
             failures=row.failures,
             deaths=row.deaths,

@@ -46,7 +46,7 @@ def overview(request: Request, site: SiteOf) -> Response:
         "champions": [one for one in map(seen.champion, site.settings.track_names) if one is not None],
         "drops": seen.drops(most=_MOST_LATEST),
         "counts": seen.drop_counts(),
-        "lacks": seen.missing_rows(site.settings),
+        "lacks": (*seen.missing_rows(site.settings).values(), *seen.data_warnings()),
     }
     return draw(request, "overview.html", context)
 
@@ -111,7 +111,7 @@ def drop(
         "after": after,
         "next": following,
         "uses": site.overview.uses(drop_id),
-        "lacks": site.overview.missing_rows(site.settings, detail.drop.track),
+        "lacks": site.overview.missing_rows(site.settings, detail.drop.track).values(),
     }
     return draw(request, "drop.html", context)
 
@@ -141,7 +141,8 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     waiting = site.overview.inbox_note()["waiting"]
     used = come_to(site.overview, found)
     context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": used}
-    context["lacks"] = site.overview.missing_rows(site.settings, track)
+    seen = site.overview
+    context["lacks"] = (*seen.missing_rows(site.settings, track).values(), *seen.data_warnings(track))
     return draw(request, "inbox.html", context)
 
 

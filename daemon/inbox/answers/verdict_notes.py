@@ -9,10 +9,11 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import Engine, func, text
+from sqlalchemy import Engine, func, or_, text
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -22,11 +23,12 @@ from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
 from daemon.settings.model import Settings
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.questions import CHAMPIONS, GAVE_BACK, TAKEN_IN
+from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
 from pipeline import durable
 from pipeline.errors import is_disk_full
-from pipeline.words import count, printable, worth_words
+from pipeline.words import count, left_out_words, printable, worth_words
 
 VERDICT = ".verdict.txt"
 #: States with a verdict note; of rejected and duplicate drops the receipt or error list is final.
@@ -110,7 +112,10 @@ class VerdictNotes:
 
     def _look_at_events(self, session: Session) -> None:
         """Mark the drops as pending that the events since the last call may concern."""
-        asked = select(Event).where(col(Event.id) > self._seen, col(Event.kind).not_like("step!_%", escape="!"))
+        # Of the steps only prepare has news for a note: what it left out.
+        prepared = (col(Event.kind) == "step_published") & (col(Event.detail)["step"].as_string() == "prepare")
+        told = or_(prepared, col(Event.kind).not_like("step!_%", escape="!"))
+        asked = select(Event).where(col(Event.id) > self._seen, told)
         asked = asked.options(defer(Event.detail))  # type: ignore[arg-type]
         events = session.exec(asked.order_by(col(Event.id))).all()
         if not events:
@@ -199,6 +204,7 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
         elif drop.id in past.champion:
             yield "In use: the model that serves was trained on it."
             yield _how_it_came(past.first[drop.id])
+            yield from _left_out(settings, past.first[drop.id].run_id)
             yield from _worth(session, drop)
         else:
             yield from _not_serving(session, settings, drop, past)
@@ -243,6 +249,19 @@ def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPa
         yield f"Accepted: it waits for the next run of track {drop.track}, which {begins_when(settings, drop.track)}."
     else:
         yield from _after_run(run)
+        yield from _left_out(settings, run.id)
+
+
+def _left_out(settings: Settings, run: int | None) -> Iterator[str]:
+    """Yield what a run left out of its data, and the warnings about it; nothing before that is prepared."""
+    data = None
+    with suppress(ArtifactDamaged, OSError):
+        data = load_dataset(settings.work_folder, run or 0)
+    if data is not None:
+        left = left_out_words(data)
+        rows = count(sum(one.rows for one in data.drops), "row")
+        yield from [f"Run {run} left out, of {rows} in all: {left}."] if left else []
+        yield from (f"{words[0].upper()}{words[1:]}." for words in data.warnings)
 
 
 def _last_run(session: Session, drop: Drop) -> Run | None:
@@ -258,7 +277,7 @@ def _last_run(session: Session, drop: Drop) -> Run | None:
 def _after_run(run: Run) -> Iterator[str]:
     said = (run.sentence or "").removeprefix(_WON)
     if run.state in {RunState.RUNNING, RunState.WAITING}:
-        yield f"In run {run.id}, which is under way: what comes of it will stand here."
+        yield f"In run {run.id}, which has not ended: what comes of it will stand here."
     elif run.state in {RunState.FAILED, RunState.CRASHED}:
         yield f"No verdict yet: run {run.id}, which held it, {run.state}: {run.error}."
         yield f"Whoever runs Dropforge can let it go on: dropforge retry {run.id}. {_AGAIN}"

@@ -16,8 +16,10 @@ from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.overview import NotThere, Overview
 from daemon.web.app import make_app
+from pipeline import durable
 from pipeline.config import RunConfig
 from tests import run_owner
+from tests.made_artifacts import dataset_of
 
 
 @pytest.fixture
@@ -126,6 +128,19 @@ def test_the_champion_knows_the_drops_that_trained_it(lived_in: Any, overview: O
     assert overview.history("default")[-1].path == str(lived_in.folder / "base")
     assert overview.champion("support") is None
     assert overview.tracks() == ["default", "support"]
+
+
+def test_what_the_last_run_left_out_is_told_until_the_next_one(lived_in: Any, dropforge: Callable[..., Any]) -> None:
+    told = "about 600 of 1,000 rows are longer than 64 tokens"
+    for run, warnings in ((1, ("an old one",)), (3, (told,))):
+        data = dataset_of(9, rows_over_window=600, warnings=warnings)
+        durable.write_json(lived_in.settings.state_folder / f"runs/{run}/prepare.json", data.model_dump(mode="json"))
+    page = TestClient(make_app(lived_in.settings, "t" * 43), base_url="http://127.0.0.1:8765")
+    for said in (dropforge("status").out, dropforge("drops").out, page.get("/").text, page.get("/inbox").text):
+        assert f"track default, run 3: {told}" in said
+        assert "an old one" not in said
+    assert "left out: 600 rows longer than the window\n" in dropforge("show", "3").out
+    assert "<p>Left out: 600 rows longer than the window</p>" in page.get("/runs/3").text
 
 
 def test_no_hook_is_pending_where_none_is_set(lived_in: Any, dropforge: Callable[..., Any]) -> None:

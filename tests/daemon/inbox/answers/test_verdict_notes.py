@@ -17,7 +17,9 @@ from daemon.state import database
 from daemon.state.events import Word, record_event
 from daemon.state.states import DropState, PromotionKind, RunState
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
+from pipeline import artifacts, durable
 from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
+from tests.made_artifacts import dataset_of
 
 AGAIN = "It is trained on again, together with the next drops."
 TRIED = (
@@ -178,7 +180,7 @@ def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house:
                 "Its model serves once a person lets it: dropforge promote 2.",
             ],
         ),
-        ({"state": RunState.RUNNING}, ["In run 2, which is under way: what comes of it will stand here."]),
+        ({"state": RunState.RUNNING}, ["In run 2, which has not ended: what comes of it will stand here."]),
         (
             {"state": RunState.FAILED, "error": "out of memory"},
             [
@@ -193,6 +195,26 @@ def test_what_a_run_came_to_is_told(house: House, values: dict[str, Any], words:
     assert len(house.box.rows(Run)) == 1, "the queued one"
     assert house.run(1, **values) == 2
     assert house.said()[2:] == words
+
+
+def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> None:
+    run = house.run(1, state=RunState.RUNNING)
+    assert len(house.said()) == 3
+    (one,) = house.box.rows(Drop)
+    held = artifacts.Drop(id=1, sha256=one.sha256, name="a.jsonl", path="a", role="train", rows=90)
+    data = dataset_of(9, drops=(held,), duplicates=1, near_duplicates=40, warnings=("40 of 90 rows are near",))
+    path = house.box.settings.state_folder / f"runs/{run}/prepare.json"
+    path.parent.mkdir(parents=True)
+    durable.write_json(path, data.model_dump(mode="json"))
+    for step in ("train", "prepare"):
+        assert len(house.said()) == 3, "the daemon looks at no file before it has an event"
+        with database.transaction(house.box.engine) as session:
+            record_event(session, "step_published", NOW, track="default", run_id=run, step=step, attempt=1)
+    left = f"Run {run} left out, of 90 rows in all: 1 repeated row and 40 near-duplicates of held-out records."
+    assert house.said()[3:] == [left, "40 of 90 rows are near."]
+    house.run(1, outcome="promoted", sentence="x")
+    house.serve(run, 1)
+    assert house.said()[-2:] == [left, "40 of 90 rows are near."]
 
 
 def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
