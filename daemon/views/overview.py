@@ -235,9 +235,7 @@ class Overview:
     def data_warnings(self, track: str | None = None) -> list[str]:
         """Return the warnings about the data of the last prepared run of each track, or of `track` only."""
         names = [name for name in self.tracks() if track in {None, name}]
-        last = [
-            (name, *self.read(lambda base, name=name: [last_prepared(base, self.folder, name)])[0]) for name in names
-        ]
+        last = self.read(lambda base: [(name, *last_prepared(base, self.folder, name)) for name in names])
         return [f"track {name}, run {run}: {words}" for name, run, data in last if data for words in data.warnings]
 
     # --- drops

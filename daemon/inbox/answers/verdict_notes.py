@@ -114,8 +114,8 @@ class VerdictNotes:
         """Mark the drops as pending that the events since the last call may concern."""
         # Of the steps only prepare has news for a note: what it left out.
         prepared = (col(Event.kind) == "step_published") & (col(Event.detail)["step"].as_string() == "prepare")
-        told = or_(prepared, col(Event.kind).not_like("step!_%", escape="!"))
-        asked = select(Event).where(col(Event.id) > self._seen, told)
+        kinds = or_(prepared, col(Event.kind).not_like("step!_%", escape="!"))
+        asked = select(Event).where(col(Event.id) > self._seen, kinds)
         asked = asked.options(defer(Event.detail))  # type: ignore[arg-type]
         events = session.exec(asked.order_by(col(Event.id))).all()
         if not events:
