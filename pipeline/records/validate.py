@@ -153,7 +153,8 @@ def validate(path: Path, options: Options) -> Validation:
     Validate the file at `path` and return the result. Raises `OSError` only.
 
     Reading stops early once there are `MOST_FINDINGS` findings and more bad rows than the options accept. A file
-    without records has a finding, too. Repeated prompts are looked for in the first `MOST_COMPARED` rows.
+    without records has a finding, too. In a file that may be accepted, repeated prompts are looked for
+    in the first `MOST_COMPARED` rows.
     """
     tally = _Tally(options)
     for row in scan_rows(path, options.max_line_bytes, PlainRows(options.special_tokens)):
@@ -161,6 +162,8 @@ def validate(path: Path, options: Options) -> Validation:
             return tally.result(stopped=True)
         tally.add(row)
     found = tally.result()
+    if not found.complete or found.bad_rows > options.most_bad_rows:
+        return found
     rows = islice(read_records(path, options.max_line_bytes), MOST_COMPARED)
     repeated = _repeated((row for row in rows if isinstance(row, Record)), whole=found.rows <= MOST_COMPARED)
     return found.model_copy(update={"warnings": (*found.warnings, *repeated)})
@@ -168,17 +171,18 @@ def validate(path: Path, options: Options) -> Validation:
 
 def _repeated(records: Iterable[Record], *, whole: bool) -> Iterator[Notice]:
     """Yield what `prepare` makes of rows with the same prompt, equal or different in their answers."""
-    answers: dict[int, dict[str, int]] = {}
-    """Hash of each prompt -> its answers -> the line of the last row with it."""
+    answers: dict[int, set[int]] = {}
+    """Hash of each prompt -> hashes of its answers."""
     equal: list[int] = []
     different: list[int] = []
     for record in records:
-        own = answers.setdefault(hash(normalise(fold(record.instruction, record.input))), {})
-        if record.output in own:
+        own = answers.setdefault(hash(normalise(fold(record.instruction, record.input))), set())
+        answer = hash(record.output)
+        if answer in own:
             equal.append(record.line)
         elif own:
             different.append(record.line)
-        own[record.output] = record.line
+        own.add(answer)
     among = "" if whole else f" (of the first {MOST_COMPARED:,} rows)"
     if equal:
         message = f"the same prompt and answer as in an earlier row{among}: each pair is used once"
