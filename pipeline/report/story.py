@@ -66,7 +66,10 @@ def _numbers(verdict: Verdict) -> list[str]:
     of_them = "of them"
     if verdict.groups != verdict.records:
         groups = count(verdict.groups, "group")
-        asked, of_them = f"{asked} in {groups} of near-duplicates, each of which counts once", "of the groups"
+        asked, of_them = (
+            f"{asked} in {groups} (near-duplicates, or of one document), each of which counts once",
+            "of the groups",
+        )
     shown = _by_drops(verdict) if "gain_from_new_data" not in verdict.reasons else ()
     return [
         f"Both models answered the same {asked}; neither was trained on them. {scored}",

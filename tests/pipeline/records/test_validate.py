@@ -122,7 +122,8 @@ def test_tags_are_a_key_of_a_record(tmp_path: Path) -> None:
 
 
 def test_a_group_is_a_key_of_a_record(tmp_path: Path) -> None:
-    rows = [{**GOOD, "group": group} for group in ("page 7", "", "\u2003", "</s>")]
+    groups = ("page 7", "", "\u2003", "</s>")
+    rows = [{**GOOD, "input": str(place), "group": group} for place, group in enumerate(groups)]
     found = check(tmp_path, *rows, {"group": "page 7", **GOOD}, options=Options(special_tokens=("</s>",)))
     assert (found.good_rows, found.warnings, found.findings) == (5, (), ())
 

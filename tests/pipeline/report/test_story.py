@@ -153,8 +153,9 @@ def test_paraphrases_are_said_to_count_once(made_reports: Any, tmp_path: Path) -
     folder = tmp_path / write_report(attempt, grouped)
     story = durable.read_json(folder / "report.json")["story"]
     assert story["why"][0].startswith(
-        "Both models answered the same 400 records in 100 groups of near-duplicates, each of which counts once;"
+        "Both models answered the same 400 records in 100 groups (near-duplicates, or of one document), each of which "
+        "counts once;"
     )
     assert story["why"][1] == "It did better on 20 of the groups, worse on 5, equally well on 75."
-    assert "What became of the 100 groups of near-duplicates" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "What became of the 100 groups of records" in (folder / "report.html").read_text(encoding="utf-8")
     assert "group" not in story_text(verdict)
