@@ -167,7 +167,7 @@ def signature(path: Path) -> tuple[str, int, int, int]:
 def read_regular(path: Path, most: int) -> bytes:
     """Return the bytes of a regular file. Raises `OSError` if it cannot be read or has more than `most` bytes."""
     with open_regular(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
-    return data
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+        return file.read(size)

@@ -23,6 +23,8 @@ _TEXT_BYTES = 4 << 20
 _MOST_VALUES = 1 << 18
 _MOST_FILES = 10_000
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "*.model")
+#: Folder in the Hub's cache that the links in its model folders lead to.
+_HUB_CACHE = "blobs"
 _FAR = 1 << 24
 _LAYERS = 1 << 12
 _WINDOWS = ("max_position_embeddings", "n_positions", "n_ctx")
@@ -66,7 +68,7 @@ def parse_json(data: bytes, most: int = _MOST_VALUES) -> Any:
 
 
 def unfit_file(folder: Path) -> str:
-    """Return why a model folder must not be opened (too many files, a pipe, too large a text); "" if it may be."""
+    """Return why a model folder must not be opened (a pipe, a link out of it, a too large text); "" if it may be."""
     folders = (folder, folder / "additional_chat_templates")
     paths = list(islice((path for part in folders if part.is_dir() for path in part.iterdir()), _MOST_FILES + 1))
     if len(paths) > _MOST_FILES:
@@ -81,9 +83,17 @@ def unfit_file(folder: Path) -> str:
             continue
         if not stat.S_ISREG(info.st_mode):
             return f"holds {name}, which is not a regular file"
-        if any(fnmatch(name, pattern) for pattern in _TEXTS) and info.st_size > _most(path):
+        home = path.resolve().parent
+        if is_text(path) and home != path.parent.resolve() and home.name != _HUB_CACHE:
+            return f"holds {name}, a link out of the folder"
+        if is_text(path) and info.st_size > _most(path):
             return f"has a {name} of {info.st_size:,} bytes, and the limit is {_most(path):,}"
     return ""
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a file is, by its name, a config, a chat template, or a part of a tokenizer."""
+    return any(fnmatch(path.name, pattern) for pattern in _TEXTS)
 
 
 def _most(path: Path) -> int:

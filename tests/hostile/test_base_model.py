@@ -55,6 +55,10 @@ EVIL: dict[str, tuple[Spoil, str]] = {
     "10^12 layers": (set_in("config.json", num_hidden_layers=10**12), "num_hidden_layers is 1000000000000"),
     "a pipe as config.json": (pipe("config.json"), "holds config.json, which is not a regular file"),
     "a pipe as tokenizer.json": (pipe("tokenizer.json"), "holds tokenizer.json, which is not a regular file"),
+    "a link to a file of the user": (
+        lambda folder: (folder / "vocab.txt").symlink_to("/etc/hostname"),
+        "holds vocab.txt, a link out of the folder",
+    ),
     "a chat template of 10 MB": (
         lambda folder: (folder / "chat_template.jinja").write_text("x" * 10_000_000),
         "chat_template.jinja of 10,000,000 bytes",
