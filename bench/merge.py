@@ -95,21 +95,21 @@ def child(way: str, base: Path, adapter: Path, target: Path) -> int:
     from peft import PeftModel  # noqa: PLC0415
     from transformers import LlamaForCausalLM  # noqa: PLC0415
 
-    from pipeline.merge.step import Answering, merge_into  # noqa: PLC0415
-    from pipeline.models.loading import load_tokenizer, quiet  # noqa: PLC0415
+    from pipeline.merge.step import copy_texts, merge_into  # noqa: PLC0415
+    from pipeline.models.loading import quiet  # noqa: PLC0415
 
     quiet()
     if way == "make":
         make(base, adapter, layers=int(os.environ["LAYERS"]), dora=os.environ["DORA"] == "1")
         return 0
-    tokenizer = load_tokenizer(base)
     with measured():
         if way == "PEFT":
             model: Any = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
             whole: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
             whole.save_pretrained(target, max_shard_size=SHARD_BYTES)
         else:
-            merge_into(base, adapter, tokenizer, target, Answering("alpaca", 8, 1.0, [2]))
+            merge_into(base, adapter, target)
+            copy_texts(base, target, None)
     return 0
 
 

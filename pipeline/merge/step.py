@@ -1,20 +1,20 @@
 """
 The merge step: an adapter or trained weights, and the model that was trained → the model folder that is served.
 
-The merged files have the base's headers: each tensor is computed in float32, rounded once, and written at the base's
-offset, with a few rows in memory at a time. All other cases are merged with the whole model in memory, adapters by
-PEFT.
+A program that reads the base reads the result: config and tokenizer are the base's files, and the weight files have the
+base's names and headers. Each tensor is computed in float32, rounded once, and written at the base's offset, with a few
+rows in memory at a time. What cannot be merged so is merged with the whole model in memory, adapters by PEFT.
 """
 
 import errno
+import json
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from itertools import chain
@@ -27,10 +27,11 @@ from pipeline import durable
 from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.models.generation import end_tokens
-from pipeline.models.loading import load_model, load_tokenizer, quiet
+from pipeline.models.generation import load_template
+from pipeline.models.loading import load_model, quiet
 from pipeline.models.manifest import (
     Lineage,
+    model_files,
     model_id,
     read_lineage,
     require_start,
@@ -38,16 +39,9 @@ from pipeline.models.manifest import (
     write_manifest,
     write_trained_ids,
 )
-from pipeline.models.safetensors_files import (
-    INDEX,
-    WHOLE,
-    Header,
-    NotSafetensorsError,
-    read_header,
-    read_shapes,
-    weight_files,
-)
-from pipeline.models.template import Format, Template
+from pipeline.models.safetensors_files import INDEX, WHOLE, Header, read_header, read_shapes, weight_files
+from pipeline.models.template import Template
+from pipeline.models.untrusted import is_text, parse_json, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -63,17 +57,6 @@ Change = Callable[["torch.Tensor", slice], "torch.Tensor"]
 
 class NeedsWholeModel(Exception):
     """A model or an adapter can only be merged with the whole model in memory; the message says why."""
-
-
-@dataclass(frozen=True)
-class Answering:
-    """The merged model's default generation: greedy, as in the evaluation."""
-
-    format: Format
-    max_new_tokens: int
-    repetition_penalty: float
-    stops: Sequence[int]
-    """Tokens that end an answer."""
 
 
 def merge(attempt: Attempt) -> Model:
@@ -97,13 +80,12 @@ def merge(attempt: Attempt) -> Model:
         raise CannotTrain(message, f"restore its files, or train on the new one: dropforge retry {attempt.spec.run}")
     start = base if adapter.start is None else require_start(attempt, adapter.start)
     lineage = None if adapter.start is None else read_lineage(start)
-    tokenizer: Any = load_tokenizer(base)
-    answering = Answering(
-        adapter.format, dataset.max_new_tokens, attempt.config.evaluate.repetition_penalty, end_tokens(base, tokenizer)
-    )
+    template = load_template(base, adapter.format)
     attempt.check_stop()
     attempt.progress(0, _PHASES, phase="merge")
-    dtype = merge_into(start, trained.parent if adapter.kind == "adapter" else trained, tokenizer, target, answering)
+    dtype = merge_into(start, trained.parent if adapter.kind == "adapter" else trained, target)
+    copy_texts(base, target, template.served)
+    _generation(template, attempt.config.evaluate.repetition_penalty).save_pretrained(target)
     attempt.check_stop()
     attempt.progress(1, _PHASES, phase="hash")
     rows = durable.read_jsonl(attempt.path(dataset.folder) / "train.jsonl")
@@ -123,66 +105,72 @@ def merge(attempt: Attempt) -> Model:
     )
 
 
-def merge_into(base: Path, trained: Path, tokenizer: Any, target: Path, answering: Answering) -> str:
+def merge_into(base: Path, trained: Path, target: Path) -> str:
     """
-    Save the merged model in the new folder `target`; return the name of its dtype, which is the base's.
+    Write the merged weights to files in the new folder `target`, named as the base's; return their dtypes' names.
 
     `trained` is a PEFT adapter folder, or a safetensors file of weights that replace the base's of the same names. The
-    folder contains the tokenizer, a chat template of the trained format, and a generation config as in the evaluation.
-    Chat template and padding token of `tokenizer` itself may change, too. The whole model is loaded into memory if its
-    files cannot be merged one by one. Raises `CannotTrain` if a merged weight is not finite, and `StepFailed` if the
-    adapter's file and config differ.
+    whole model is loaded into memory if the changed weights are not in the base's files under their names. Raises
+    `CannotTrain` if a merged weight is not finite or not in the base's files, and `StepFailed` if the adapter's file
+    and config differ.
     """
-    generation = _generation(tokenizer, answering)
+    headers = {path: read_header(path)[0] for path in weight_files(base)}
+    tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
     try:
-        model, config = _empty_model(base)
-        headers, dtype = _check_files(base, model, config)
-        changes = _replacements(trained) if trained.is_file() else _updates(model, trained)
-        _check_names(changes, headers)
+        changes = _changes(base, trained, tensors)
     except NeedsWholeModel as why:
         sys.stderr.write(f"merged with the whole model in memory: {why}\n")
-        dtype = _merge_whole(base, trained, target, generation)
-    else:
-        target.mkdir()
-        for path, header in headers.items():
-            _write_merged(path, header, changes, target / path.name)
-        if not (target / WHOLE).exists():
-            shutil.copyfile(base / INDEX, target / INDEX)
-        config.architectures, config.dtype = [type(model).__name__], dtype
-        config.save_pretrained(target)
-        generation.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    for path in target.rglob("*.safetensors"):
-        # safetensors writes files readable by their owner only; servers must read them.
-        shutil.copymode(target / "config.json", path)
-    return dtype
+        changes = _changes_of_whole(base, trained, tensors)
+    target.mkdir()
+    for path, header in headers.items():
+        _write_merged(path, header, changes, target / path.name)
+    if not (target / WHOLE).exists():
+        shutil.copyfile(base / INDEX, target / INDEX)
+    return ", ".join(sorted({_DTYPES[tensor.dtype] for tensor in tensors.values() if tensor.dtype in _DTYPES}))
 
 
-def _generation(tokenizer: Any, answering: Answering) -> Any:
-    """Return the evaluation's generation config; set the tokenizer's chat template and padding token."""
+def _generation(template: Template, repetition_penalty: float) -> Any:
+    """Return the generation config: greedy as in the evaluation, but without its limit of an answer's length."""
     from transformers import GenerationConfig
 
-    template = Template(tokenizer, answering.format, answering.stops).served
-    if template is not None:
-        tokenizer.chat_template = template
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     config: Any = GenerationConfig
     return config(
         do_sample=False,
-        max_new_tokens=answering.max_new_tokens,
-        repetition_penalty=float(answering.repetition_penalty),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=list(answering.stops),
-        pad_token_id=tokenizer.pad_token_id,
+        repetition_penalty=float(repetition_penalty),
+        bos_token_id=template.tokenizer.bos_token_id,
+        eos_token_id=list(template.ends),
+        pad_token_id=template.tokenizer.pad_token_id,
     )
 
 
-def _empty_model(folder: Path) -> tuple[Any, Any]:
+def copy_texts(base: Path, target: Path, template: str | None) -> None:
     """
-    Create the model of a folder's config with parameters on the meta device; return it and its config.
+    Copy the base's config and tokenizer files to the folder `target`; a `template` replaces the base's chat templates.
 
-    Raises `NeedsWholeModel` if that fails, or if transformers converts such weights when it loads them.
+    Raises `OSError` if a file is not a regular one, or larger than `read_bytes` allows.
+    """
+    for path in model_files(base):
+        name = path.relative_to(base).as_posix()
+        replaced = template is not None and "chat_template" in name
+        if not is_text(path) or replaced or name == "generation_config.json" or name.endswith(".index.json"):
+            continue
+        data = read_bytes(path)
+        if template is not None and name == "tokenizer_config.json" and "chat_template" in (config := parse_json(data)):
+            # llama.cpp's converter prefers this template to that in chat_template.jinja.
+            del config["chat_template"]
+            data = json.dumps(config, indent=2).encode()
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_bytes(data)
+    if template is not None:
+        (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _changes(base: Path, trained: Path, tensors: Header) -> dict[str, Change]:
+    """
+    Return the change of each trained weight, and of those tied to it, by name; `tensors` are the base's.
+
+    Raises `NeedsWholeModel` if the model cannot be created on the meta device, if transformers converts such weights
+    when it loads them, or if a trained weight is not in the base's files under its name and shape; and as `_updates`.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -191,7 +179,7 @@ def _empty_model(folder: Path) -> tuple[Any, Any]:
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
 
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
         with init_empty_weights():
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         model.tie_weights()
@@ -202,40 +190,13 @@ def _empty_model(folder: Path) -> tuple[Any, Any]:
         ) from error
     if converted:
         raise NeedsWholeModel(f"transformers converts the weights of a {config.model_type} when it loads them")
-    return model, config
-
-
-def _check_files(base: Path, model: Any, config: Any) -> tuple[dict[Path, Header], str]:
-    """
-    Return the headers of the base's weight files, and their dtype.
-
-    Raises `NeedsWholeModel` if a file cannot be read, the tensors are not the model's, or they have several dtypes.
-    """
-    try:
-        headers = {path: read_header(path)[0] for path in weight_files(base)}
-    except (OSError, NotSafetensorsError) as error:
-        raise NeedsWholeModel(f"a weight file cannot be read: {error}") from error
-    tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
-    in_files = {(name, *tensor.shape) for name, tensor in tensors.items()}
-    tied = model.all_tied_weights_keys
-    expected = {
-        (name, *held.shape) for name, held in model.named_parameters(remove_duplicate=False) if name not in tied
-    }
-    if in_files != expected:
-        raise NeedsWholeModel(f"{min(in_files ^ expected)[0]} is not both in the base's files and in the model")
-    dtype, *others = sorted({_DTYPES.get(tensor.dtype, tensor.dtype) for tensor in tensors.values()})
-    is_other = config.dtype is not None and f"torch.{dtype}" != str(config.dtype)
-    if others or dtype not in _DTYPES.values() or is_other:
-        raise NeedsWholeModel(
-            f"its weights are in {', '.join([dtype, *others])}, and its config.json says {config.dtype}"
-        )
-    return headers, dtype
-
-
-def _check_names(changes: Mapping[str, Change], headers: Mapping[Path, Header]) -> None:
-    """Raise `NeedsWholeModel` if the base's files have a changed weight under another name, as of a tied layer."""
-    if strange := sorted(changes.keys() - {name for header in headers.values() for name in header}):
-        raise NeedsWholeModel(f"{strange[0]} is trained, and the base's files have it under another name")
+    shapes = {name: list(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
+    tied: Mapping[str, str] = model.all_tied_weights_keys
+    changes = _replacements(trained) if trained.is_file() else _updates(model, trained)
+    for name in changes:
+        if name in tied or name not in tensors or tensors[name].shape != shapes[name]:
+            raise NeedsWholeModel(f"{name} is trained, and the base's files have it under another name or shape")
+    return changes | {name: changes[source] for name, source in tied.items() if source in changes}
 
 
 def _replacements(weights: Path) -> dict[str, Change]:
@@ -324,7 +285,7 @@ def _write_merged(source: Path, header: Header, changes: Mapping[str, Change], t
     """
     import torch
 
-    begins = source.stat().st_size - max(tensor.data_offsets[1] for tensor in header.values())
+    begins = source.stat().st_size - max((tensor.data_offsets[1] for tensor in header.values()), default=0)
     blocks = [
         (name, slice(first, min(first + step, count)))
         for name, tensor in header.items()
@@ -336,14 +297,16 @@ def _write_merged(source: Path, header: Header, changes: Mapping[str, Change], t
 
         def merge_block(name: str, rows: slice) -> None:
             tensor = header[name]
-            width, dtype = math.prod(tensor.shape[1:]), getattr(torch, _DTYPES[tensor.dtype])
-            offset = begins + tensor.data_offsets[0] + rows.start * width * dtype.itemsize
-            chunk = bytearray((rows.stop - rows.start) * width * dtype.itemsize)
+            begin, end = tensor.data_offsets
+            row_bytes = (end - begin) // (*tensor.shape, 1)[0]
+            offset = begins + begin + rows.start * row_bytes
+            chunk = bytearray((rows.stop - rows.start) * row_bytes)
             if os.preadv(file.fileno(), [chunk], offset) != len(chunk):
                 raise OSError(f"{source} ends within {name}")
+            dtype = getattr(torch, _DTYPES.get(tensor.dtype, "uint8"))  # masks and positions are copied
             with torch.inference_mode():
-                block = torch.frombuffer(chunk, dtype=dtype).view(-1, width)
-                if name in changes:
+                block = torch.frombuffer(chunk, dtype=dtype).view(rows.stop - rows.start, -1)
+                if dtype.is_floating_point and name in changes:
                     block = changes[name](block, rows).to(dtype)
                 _check_finite(block, name)
                 _write_at(out, block.view(-1).view(torch.uint8).numpy().data, offset)
@@ -373,30 +336,41 @@ def _check_finite(weight: "torch.Tensor", name: str) -> None:
         )
 
 
-def _merge_whole(base: Path, trained: Path, target: Path, generation: Any) -> str:
+def _changes_of_whole(base: Path, trained: Path, tensors: Header) -> dict[str, Change]:
     """
-    Merge with the whole model in memory, an adapter by PEFT; return the dtype's name.
+    Merge with the whole model in memory, an adapter by PEFT; return all weights as changes, by their names in files.
 
-    Raises `CannotTrain` if a merged weight is not finite, and what `check_pairs` raises.
+    Raises `CannotTrain` if a weight has no place in the base's files, and what `check_pairs` raises.
     """
+    import torch
     from peft import PeftModel
     from safetensors.torch import load_file
+    from transformers.core_model_loading import revert_weight_conversion
 
     model: Any = load_model(base, "cpu")
     if trained.is_file():
         own = dict(model.named_parameters(remove_duplicate=False))
         for name, numbers in load_file(trained).items():
             own[name].data = numbers.to(own[name].dtype)
-            _check_finite(own[name].data, name)
     else:
         adapted: Any = PeftModel.from_pretrained(model, trained, local_files_only=True)
         check_pairs(adapted, trained)
-        try:
-            model = adapted.merge_and_unload(safe_merge=True)
-        except ValueError as error:
-            raise CannotTrain(
-                f"the adapter cannot be merged: {error}", "lower train.learning_rate and train again"
-            ) from error
-    model.generation_config = generation
-    model.save_pretrained(target, max_shard_size="5GB")
-    return str(model.dtype).removeprefix("torch.")
+        model = adapted.merge_and_unload()
+    prefix = f"{model.base_model_prefix}."  # some files, as GPT-2's, leave it out
+    merged = {
+        short if (short := name.removeprefix(prefix)) in tensors else name: weight
+        for name, weight in revert_weight_conversion(model, model.state_dict()).items()
+    }
+    # Of tied weights one name is enough.
+    placed = {weight.data_ptr() for name, weight in merged.items() if name in tensors}
+    for name, weight in merged.items():
+        if weight.data_ptr() not in placed or (name in tensors and tensors[name].shape != list(weight.shape)):
+            message = f"the base's files have the weight {name} under another name or shape, so it cannot be merged"
+            raise CannotTrain(message, "save the base again with transformers' save_pretrained, and train on that")
+
+    def taken(weight: torch.Tensor, block: torch.Tensor, rows: slice) -> torch.Tensor:
+        new = weight[rows]
+        # What did not change keeps the precision that it has in the base's files.
+        return torch.where(block.to(new.dtype) == new, block, new.to(block.dtype))
+
+    return {name: partial(taken, weight.reshape((*weight.shape, 1)[0], -1)) for name, weight in merged.items()}

@@ -14,15 +14,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Model
+from pipeline.artifacts import Adapter, Dataset, Model, ModelRef
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
-from pipeline.merge.step import merge
+from pipeline.merge.step import copy_texts, merge
 from pipeline.models.generation import load_template
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import MANIFEST_NAME, model_id, verify_manifest
-from pipeline.models.template import fold, single_turn
+from pipeline.models.template import ALPACA_TEMPLATE, fold, single_turn
 from pipeline.train.step import train
 from tests.made_adapters import save_adapter
 from tests.prepared_rows import write_rows
@@ -95,7 +95,7 @@ for folder in folders:
     asked = [[{"role": "user", "content": content}] for content in contents]
     prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in asked]
     inputs = tokenizer.apply_chat_template(asked[0], add_generation_prompt=True, return_tensors="pt")
-    answer = model.generate(**inputs)
+    answer = model.generate(**inputs, max_new_tokens=12)
     print(json.dumps({"prompts": prompts, "config": model.generation_config.to_diff_dict(),
                       "class": type(model).__name__, "length": answer.shape[1] - inputs["input_ids"].shape[1]}))
 """
@@ -118,7 +118,8 @@ def test_from_outside_the_folder_is_a_plain_model_whose_template_gives_the_train
         assert (model.format, seen["class"]) == (fmt, "LlamaForCausalLM")
         assert 0 < seen["length"] <= 12
         config = seen["config"]
-        assert (config["max_new_tokens"], config["repetition_penalty"]) == (12, 1.1)
+        assert "max_new_tokens" not in config, "vLLM would limit every answer to it"
+        assert config["repetition_penalty"] == 1.1
         assert config.get("do_sample", False) is False
         assert config["eos_token_id"] in (template.tokenizer.eos_token_id, [template.tokenizer.eos_token_id])
         assert config["pad_token_id"] == template.tokenizer.pad_token_id
@@ -165,22 +166,87 @@ def test_a_changed_adapter_or_a_stop_ends_the_step(line: Any, tiny: Any, tiny_ll
     assert not (stopped.folder / "model").exists()
 
 
-def test_a_tokenizer_without_padding_gets_its_eos_for_it(
-    line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path
+def as_transformers_4_saves_it(base: Path) -> None:
+    """Rewrite the tiny base: old names in config.json, the template inside tokenizer_config.json, no padding token."""
+    config = json.loads((base / "config.json").read_text())
+    del config["rope_parameters"], config["dtype"]
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    config |= {"rope_theta": 500000.0, "rope_scaling": scaling, "torch_dtype": "float32"}
+    (base / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((base / "tokenizer_config.json").read_text())
+    template = (base / "chat_template.jinja").read_text()
+    (base / "chat_template.jinja").unlink()
+    tokenizer |= {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": None, "chat_template": template}
+    (base / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=1))
+    (base / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
+    (base / "generation_config.json").write_text('{"temperature": 0.6, "max_new_tokens": 5}')
+
+
+@pytest.mark.parametrize("fmt", ["chat", "alpaca"])
+def test_config_and_tokenizer_are_the_bases_files_to_the_byte(
+    line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, fmt: str
 ) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
-    config = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": None}))
-    _, folder = line(base, tiny.rows(9, seed=5)).merge()
+    as_transformers_4_saves_it(base)
+    for name in ("tokenizer_code.py", "tokenizer.bin", "README.md"):
+        (base / name).write_text("not for the champion")
+    _, folder = line(base, tiny.rows(9, seed=5), format=fmt).merge()
+    names = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    made = {MANIFEST_NAME, "generation_config.json", "model.safetensors", "trained-ids.txt"}
+    config: Any = load_model(folder, "cpu").config
+    assert (config.rope_parameters["rope_theta"], config.rope_parameters["rope_type"]) == (500000.0, "llama3")
     tokenizer: Any = load_tokenizer(folder)
-    assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"  # noqa: S105 - a token of text
+    assert tokenizer.pad_token is None
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert {*generation} - {"transformers_version"} == {"do_sample", "repetition_penalty", "eos_token_id"}
+    if fmt == "alpaca":
+        # llama.cpp's converter takes the template in tokenizer_config.json before that in the file beside it.
+        made |= {"chat_template.jinja", "tokenizer_config.json"}
+        names.remove("tokenizer_config.json")
+        found, saved = (json.loads((each / "tokenizer_config.json").read_text()) for each in (folder, base))
+        assert {**found, "chat_template": saved["chat_template"]} == saved
+        assert "chat_template" not in found
+        assert tokenizer.chat_template == ALPACA_TEMPLATE
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == names | made
+    assert [name for name in names if (folder / name).read_bytes() != (base / name).read_bytes()] == []
+
+
+@pytest.mark.parametrize("template", [None, "served"])
+def test_a_template_replaces_all_of_the_bases(tiny_llama: Path, tmp_path: Path, template: str | None) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    target = tmp_path / "target"
+    target.mkdir()
+    copy_texts(base, target, template)
+    expected = template or (base / "chat_template.jinja").read_text()
+    assert (target / "chat_template.jinja").read_text() == expected
+    assert (target / "additional_chat_templates").exists() == (template is None)
+
+
+def test_a_training_from_a_champion_in_another_format_has_the_bases_template(
+    line: Any, tiny: Any, tiny_llama: Path
+) -> None:
+    ready = line(tiny_llama, tiny.rows(9, seed=5), format="alpaca")
+    champion, folder = ready.merge()
+    assert (folder / "chat_template.jinja").read_text() == ALPACA_TEMPLATE
+    start = ModelRef(generation=1, model_id=champion.model_id, path=champion.folder, drops=())
+    again = merge(ready.attempt(format="chat", start=start))
+    template = (ready.attempt().path(again.folder) / "chat_template.jinja").read_bytes()
+    assert template == (tiny_llama / "chat_template.jinja").read_bytes()
 
 
 _IN_LITTLE_MEMORY = """
 import json, re, resource, sys
 from pathlib import Path
 from pipeline.contract import Attempt, StepSpec
-from pipeline.merge.step import merge
+from pipeline.merge.step import copy_texts, merge
 
 warm_up, spec, room = sys.argv[1:]
 merge(Attempt(StepSpec.model_validate_json(warm_up)))
