@@ -47,7 +47,7 @@ def test_a_model_is_trained_served_and_scored_on_what_its_template_writes(
         base_model=str(base),
         base_model_id=model_id(base),
         salt="s",
-        train=TrainConfig(rank=4, learning_rate=3e-3, quantization="none", seed=1),
+        train=TrainConfig(rank=4, learning_rate=3e-3, epochs=1, quantization="none", seed=1),
         evaluate=EvaluateConfig(batch_size=4, general=()),
     )
     inputs: dict[str, Any] = {"prepare": dataset}
