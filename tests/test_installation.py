@@ -1,6 +1,7 @@
 """README's own line makes an environment without what only tests need: each command of README and docs runs in it."""
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -70,6 +71,11 @@ def test_a_daemon_starts_and_its_champion_is_exported_as_gguf_without_a_further_
     """The converter is one that copies the file of which the base model was made; it says as much as a real one."""
     dropforge, gguf = bin_folder / "dropforge", (bin_folder / "python", "-P", "-m", "pipeline.models.gguf")
     run(*gguf, smollm2, tmp_path / "base")
+    config, tokenizer = (
+        json.loads((tmp_path / "base" / f"{name}.json").read_text()) for name in ("config", "tokenizer_config")
+    )
+    by_old_names = (config["rope_theta"], config["torch_dtype"], tokenizer["tokenizer_class"])
+    assert by_old_names == (100_000.0, "bfloat16", "PreTrainedTokenizerFast"), "transformers 4 reads no others"
     run(dropforge, "init", "--base-model", "base", folder=tmp_path)
     converter = tmp_path / "convert"
     converter.write_text(f"#!/bin/sh\necho on layer 1\ncp {smollm2} $3\n")

@@ -68,6 +68,14 @@ def _write(source: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder, max_shard_size="5GB")
     _read(source, "tokenizer").save_pretrained(folder)
+    config, tokenizer = folder / "config.json", folder / "tokenizer_config.json"
+    values = json.loads(config.read_bytes())
+    rope = dict(values.get("rope_parameters") or {})
+    # The names that transformers 4 reads; it would take its defaults for what has only the new names.
+    theta = {"rope_theta": rope.pop("rope_theta")} if "rope_theta" in rope else {}
+    scaling = {"rope_scaling": rope} if rope.get("rope_type", "default") != "default" else {}
+    durable.write_json(config, {**values, "torch_dtype": values["dtype"], **theta, **scaling})
+    durable.write_json(tokenizer, {**json.loads(tokenizer.read_bytes()), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _read(source: Path, what: Literal["model", "tokenizer"]) -> Any:
