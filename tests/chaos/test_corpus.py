@@ -67,7 +67,9 @@ def test_a_clean_file_is_fine(tmp_path: Path, kind: str, options: Options) -> No
     found = validate(path, options)
     assert (found.findings, found.ok) == ((), True)
     assert found.rows == found.good_rows == len(list(good_rows(path, OPTIONS))) > 0
-    assert [notice.key for notice in found.warnings] == (["id", "meta"] if kind == "other keys" else [])
+    # Some repeat a row, which is no mistake.
+    keys = [notice.key for notice in found.warnings if notice.kind != "repeated"]
+    assert keys == (["id", "meta"] if kind == "other keys" else [])
 
 
 def test_the_command_ends_with_65_and_names_the_line(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_where_nothing_takes_less_the_error_says_what_would_fit(order: Order, wi
     four_bits = known.estimate(last.model_copy(update={"quantization": "nf4"}))
     needed = int(sum(four_bits.values()) / MARGIN) + 1
     with pytest.raises(
-        StepFailed, match=r"too much: estimated \d+(\.\d)? MB: base as saved, micro-batches of 100 tokens"
+        StepFailed, match=r"too much: estimated \d+(\.\d)? [MG]B: base as saved, micro-batches of 100 tokens"
     ) as raised:
         go_on_with_less(order(wide_llama), last, replace(known, free=needed), OutOfMemory("too much"))
     assert 'train.quantization = "nf4"' in raised.value.hint
