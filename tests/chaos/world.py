@@ -154,7 +154,7 @@ class World:
         self.waits.add(number)
 
     def withdraw(self, number: int, now: int) -> None:
-        """Take a drop out of later runs: those that were made from it end, and one on what else was new begins."""
+        """Take a drop out of later runs: those made from it or queued for it end, one on what else was new begins."""
         self.drops[number - 1].state = "withdrawn"
         made = [
             place
@@ -174,6 +174,9 @@ class World:
         self.waits.difference_update(made)
         if made and self.unseen:
             self.enqueue(now)
+        for place, run in enumerate(self.runs, 1) if not self.unseen else ():
+            if run.state == "queued" and not run.trial:
+                self.end(place, "cancelled")
 
     # --- the search for the drop that made a run worse
 
