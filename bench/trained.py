@@ -110,7 +110,7 @@ def look(model: Any, task: Sequence[Tokens], general: Sequence[Tokens]) -> Measu
 
 
 def score(model: Any, texts: Sequence[Tokens]) -> tuple[float, float]:
-    """Return the mean loss of what is measured, and the share of texts all of whose measured tokens are likeliest."""
+    """Return the mean loss of the measured tokens, and the share of texts that greedy decoding would reproduce."""
     import torch  # noqa: PLC0415
 
     total, tokens, right = 0.0, 0, 0

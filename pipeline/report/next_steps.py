@@ -109,7 +109,7 @@ def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, adapter
     if not failed:
         return []
     fell = listed([f"{guard.label} by {plain(-(guard.change or 0.0))} points" for guard in failed])
-    margin = f"{plain(failed[0].margin or 0.0)} are let pass, guards.general"
+    margin = f"the limit is {plain(failed[0].margin or 0.0)}, guards.general"
     epochs, rate = (f" (it was {used:g})" for used in (adapter.epochs, adapter.learning_rate)) if adapter else ("", "")
     rows = count(math.ceil(dataset.train_rows * GENERAL_SHARE), "row")
     return [

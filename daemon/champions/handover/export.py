@@ -97,7 +97,7 @@ def _compared(champion: Path, file: Path) -> str:
     words = f"its logits {found['distance']:.2g} from the champion's, same token at {found['top1']:.0%} of the places"
     if not (found["distance"] <= _MOST_DISTANCE and found["top1"] >= _LEAST_AGREEMENT):
         message = f"{file.name} is not the champion: {words}"
-        raise DropforgeError(message, f"{_MOST_DISTANCE:g} and {_LEAST_AGREEMENT:.0%} are let pass: use more bits")
+        raise DropforgeError(message, f"the limits are {_MOST_DISTANCE:g} and {_LEAST_AGREEMENT:.0%}: use more bits")
     return words
 
 

@@ -156,7 +156,7 @@ def test_a_method_of_the_bases_own_weights_has_no_quantisation(file: Path, metho
         file.write_text(text, encoding="utf-8")
         settings = load(file, {})
         assert settings.train.quantization == "none"
-        assert settings.track("a").train.quantization == "auto", "nothing of what another one filled in above it"
+        assert settings.track("a").train.quantization == "auto", "a method's choice is not inherited"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_accepted_rows_are_counted(lived_in: Any) -> None:
     lived_in.take("first.jsonl", lines("a", "b"), track="support")
     lived_in.take("bad.jsonl", "x", track="support")
     short = "track support has 2 rows, and a verdict by exact_match needs 100 held-out records, so about 780 rows: "
-    assert seen.missing_rows(settings)["support"].startswith(short), "its answers have a word each"
+    assert seen.missing_rows(settings)["support"].startswith(short), "each answer has one word"
     with lived_in.engine.begin() as base:
         base.exec_driver_sql("UPDATE track SET metric = 'rougeL' WHERE name = 'support'")
     known = "track support has 2 rows, and a verdict by rougeL needs 200 held-out records, so about 1,490 rows: "

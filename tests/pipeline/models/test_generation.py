@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.models.generation import choice_batches, likelihood_batches
 
 SIZE = 32
-#: Float32 logits of one token and of so large a vocabulary are a 64th of what a batch may have.
+#: With this vocabulary the float32 logits of 64 tokens reach the limit of a batch.
 VOCABULARY = (1 << 28) // 4 // 64
 
 
