@@ -31,7 +31,7 @@ from rich.table import Table
 
 from pipeline.config import SplitConfig
 from pipeline.prepare.decontaminate import HeldOut
-from pipeline.prepare.partitions import PartitionRow
+from pipeline.prepare.drop_rows import DropRow
 from pipeline.prepare.split import prompts
 
 #: Seconds on two cores.
@@ -94,10 +94,10 @@ def one_night(data: Data) -> dict[str, float]:
     return {**seconds(started), "found": found, "rows": len(data.train)}
 
 
-def row(number: int, text: str, *, pinned: bool) -> PartitionRow:
-    """Return a row as the partitions have it."""
+def row(number: int, text: str, *, pinned: bool) -> DropRow:
+    """Return a row as it is read from a drop."""
     place = hashlib.sha256(f"{number} {pinned}".encode()).hexdigest()
-    return PartitionRow(place, place, pinned, 0, number, 1, "Say what this is about.", text, "yes", ())
+    return DropRow(place, place, pinned, 0, number, 1, "Say what this is about.", text, "yes", ())
 
 
 def shingles(text: str) -> set[str]:

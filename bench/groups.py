@@ -35,7 +35,7 @@ from rich.table import Table
 from daemon.cli.demo.data import INSTRUCTION, generate_messages
 from pipeline.prepare import decontaminate
 from pipeline.prepare.decontaminate import Common, HeldOut
-from pipeline.prepare.partitions import PartitionRow
+from pipeline.prepare.drop_rows import DropRow
 from pipeline.prepare.split import Prompt, SplitName
 
 SIMILARITY = 0.5
@@ -107,7 +107,7 @@ def compare(rows: list[Row], every: int) -> tuple[list[Prompt], Common]:
     for number, row in enumerate(rows):
         name = f"{number:09}"
         split: SplitName = "train" if number % every else "heldout"
-        own = [PartitionRow(name, name, False, 0, number, 1, *row, ())]  # noqa: FBT003 - a field, not a flag
+        own = [DropRow(name, name, False, 0, number, 1, *row, ())]  # noqa: FBT003 - a field, not a flag
         content.append(Prompt(split, own, (1,), [], 0, [], name))
     heldout = HeldOut(content, SIMILARITY)
     return [heldout.prompts[number] for number in heldout.near], heldout.common

@@ -14,7 +14,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.models.manifest import model_id
 from pipeline.models.template import Template, fold, single_turn
-from pipeline.prepare.start import mix_in_general
+from pipeline.prepare.start import general_rows
 from pipeline.records.heldout import dataset_hash
 
 DEV_ROWS = 24
@@ -68,9 +68,10 @@ def write_data(root: Path, rows: Sequence[dict[str, str]], general: float = 0.0)
     `general` is the share of the training rows that are general ones.
     """
     (root / "data").mkdir()
-    for name, part in (("train", rows[:-DEV_ROWS]), ("dev", rows[-DEV_ROWS:])):
-        write_rows(root / "data" / f"{name}.jsonl", [{"id": str(number), **row} for number, row in enumerate(part)])
-    mix_in_general(root / "data", len(rows) - DEV_ROWS, general, 0.5)
+    added = general_rows(len(rows) - DEV_ROWS, general, set(), (), 0.5)
+    for name, part, more in (("train", rows[:-DEV_ROWS], added), ("dev", rows[-DEV_ROWS:], [])):
+        own = [{"id": str(number), **row} for number, row in enumerate(part)]
+        write_rows(root / "data" / f"{name}.jsonl", [*own, *more])
     dataset = Dataset(
         folder="data",
         train_rows=len(rows) - DEV_ROWS,

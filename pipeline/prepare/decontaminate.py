@@ -9,8 +9,6 @@ In the order of their hash, held-out records are selected unless they are near-d
 near-duplicates of selected records are left out, and noted with each of these: a model may have been trained on them.
 No record can move to another split. Held-out records of one unit (a group, a document) do not repeat each other: they
 count as one, and what is a near-duplicate of one is noted with each.
-
-Memory: the held-out prompts with their index, and the sample; training rows are read one by one.
 """
 
 from array import array
@@ -26,8 +24,8 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import Overlap
 from pipeline.metrics.tokens import shingles, tokens
+from pipeline.prepare.drop_rows import DropRow
 from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs
-from pipeline.prepare.partitions import PartitionRow
 from pipeline.prepare.split import SAMPLE, Prompt
 
 Rule = Literal["unit", "answer", "ngram", "minhash"]
@@ -62,7 +60,7 @@ class Common:
     having: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     """Common word -> whether each prompt has it."""
 
-    def words(self, row: PartitionRow) -> Sequence[str]:
+    def words(self, row: DropRow) -> Sequence[str]:
         """Return a prompt's case-folded words to compare: all, or only the input's if the instruction is common."""
         before, after = tokens(row.instruction), tokens(row.input)
         return after if hash(tuple(before)) in self.instructions else [*before, *after]
@@ -158,7 +156,7 @@ class HeldOut:
             answers = self._answers.keys() & _long_answers([*prompt.rows, *prompt.removed])
             self._note(prompt, {*by_run, *similar, *(self._answers[answer] for answer in answers)})
 
-    def keep(self, prompt: Prompt) -> list[PartitionRow]:
+    def keep(self, prompt: Prompt) -> list[DropRow]:
         """
         Return the rows of a train or dev prompt that are no near-duplicates of the selected held-out prompts.
 
@@ -192,7 +190,7 @@ class HeldOut:
             if prompt.rows[0].id != self.prompts[number].rows[0].id:
                 self.near[number].add(prompt.rows[0].id)
 
-    def _show(self, rule: Rule, row: PartitionRow, number: int) -> None:
+    def _show(self, rule: Rule, row: DropRow, number: int) -> None:
         """Keep a left-out row as an example if there are few; `number` is the index of the held-out prompt."""
         if len(self.examples) == MOST_EXAMPLES:
             return
@@ -225,12 +223,12 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
     return groups
 
 
-def _long_answers(rows: Iterable[PartitionRow]) -> set[int]:
+def _long_answers(rows: Iterable[DropRow]) -> set[int]:
     """Return the hashes of those answers in `rows` that have at least eight words."""
     return set(filter(None, map(_long_answer, rows)))
 
 
-def _long_answer(row: PartitionRow) -> int:
+def _long_answer(row: DropRow) -> int:
     """Return the hash of a row's answer if it has at least eight words, else 0."""
     answer = tokens(row.output)
     return hash(tuple(answer)) if len(answer) >= LONG_ANSWER_WORDS else 0

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from pipeline.artifacts import AnswerPair, Replacement
-from pipeline.prepare.partitions import PartitionRow
-from pipeline.prepare.split import Scored, Totals
+from pipeline.prepare.drop_rows import DropRow
+from pipeline.prepare.split import Scored, Splits
 from pipeline.words import first_of
 
 #: If new drops replace more than this share of the scored answers of older drops, a person has to approve a win.
@@ -14,9 +14,9 @@ _MOST_REPLACED = 0.1
 _MOST_EXAMPLES = 10
 
 
-def replacements(totals: Totals) -> tuple[Replacement, ...]:
+def replacements(splits: Splits) -> tuple[Replacement, ...]:
     """Return the numbers of replaced rows by their drop and the drop that replaces them."""
-    found = totals.replaced
+    found = splits.replaced
     return tuple(
         Replacement(old=old, new=new, rows=found[old, new, False] + held_out, heldout_rows=held_out)
         for old, new in sorted({(old, new) for old, new, _ in found})
@@ -30,7 +30,7 @@ def replaced_heldout(scored: Sequence[Scored], known: AbstractSet[int]) -> tuple
 
     `known` are the drops that the champion was trained on. If at most a tenth is replaced, both are empty.
     """
-    moved: list[tuple[PartitionRow, Scored]] = []
+    moved: list[tuple[DropRow, Scored]] = []
     for one in scored:
         old = next((row for row in one.prompt.replaced if row.drop in known), None)
         if old is not None and one.drop not in known:
@@ -45,7 +45,7 @@ def replaced_heldout(scored: Sequence[Scored], known: AbstractSet[int]) -> tuple
     return words, pairs
 
 
-def _pair(old: PartitionRow, scored: Scored) -> AnswerPair:
+def _pair(old: DropRow, scored: Scored) -> AnswerPair:
     return AnswerPair(
         old_drop=old.drop,
         old_prompt=old.input or old.instruction,

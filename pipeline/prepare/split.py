@@ -1,18 +1,16 @@
-"""Group sorted rows by prompt, choose each prompt's answers and split, and write the splits to files."""
+"""Group sorted rows by prompt, choose each prompt's answers and split, and the held-out prompts that are scored."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import groupby, islice, takewhile
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.config import SplitConfig, Unit
 from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
-from pipeline.prepare.partitions import PartitionRow
+from pipeline.prepare.drop_rows import DropRow
 
 SplitName = Literal["train", "dev", "heldout"]
 #: Most prompts in which the common words, runs, answers and inputs are counted.
@@ -27,41 +25,41 @@ class Prompt(NamedTuple):
     """One prompt, its split and its rows."""
 
     split: SplitName
-    rows: list[PartitionRow]
+    rows: list[DropRow]
     """The latest drop's, each answer once; the first one is scored."""
     drops: tuple[int, ...]
     """The drops since the answers last changed, the earliest first."""
-    removed: list[PartitionRow]
+    removed: list[DropRow]
     """Training rows of a pinned prompt."""
     duplicates: int
-    replaced: list[PartitionRow]
+    replaced: list[DropRow]
     """Rows of earlier drops with other answers, the latest drop's first."""
     unit: str
     """Hash of its group, its document or itself: prompts with the same one are on one side, and count as one."""
 
 
-def choose_unit(parts: Iterable[Iterable[PartitionRow]]) -> Unit:
+def choose_unit(rows: Iterable[DropRow]) -> Unit:
     """
     Return whether a long input is a document, all of whose prompts are on one side of the split.
 
     It is none, and each prompt is on a side of its own, if one input has more than a fiftieth of the prompts: then it
     belongs to the task, and a few such units would not give the shares that the settings name. Counts at most 10,000
-    prompts. `parts` must be sorted as by `Partitions.sorted_parts`.
+    prompts. `rows` must be sorted as by `read_drops`.
     """
-    firsts = (next(rows) for part in parts for _, rows in groupby(part, key=lambda row: row.hash))
+    firsts = (next(same) for _, same in groupby(rows, key=lambda row: row.hash))
     counts = Counter(row.document for row in islice(firsts, SAMPLE))
     most = counts.total() * MOST_OF_ONE
     return "prompt" if any(count > most for document, count in counts.items() if document) else "document"
 
 
-def prompts(rows: Iterable[PartitionRow], split: SplitConfig, unit: Unit, *, pinned: bool) -> Iterator[Prompt]:
+def prompts(rows: Iterable[DropRow], split: SplitConfig, unit: Unit, *, pinned: bool) -> Iterator[Prompt]:
     """
     Group sorted rows into prompts and yield each with its split and its current answers, in the order of their hash.
 
     With `pinned` only the prompts of held-out drops are held out. Without, a prompt's split depends on the hash of its
     unit alone, and the rows of held-out drops are not used; they only keep their prompts out of train and dev: else the
     drop's author would choose the evaluation set. A prompt without remaining rows has the split "train". Its unit is
-    that of its earliest drop, so that no later one moves it. `rows` must be sorted as by `Partitions.sorted_parts`.
+    that of its earliest drop, so that no later one moves it. `rows` must be sorted as by `read_drops`.
     """
     for digits, group in groupby(rows, key=lambda row: row.hash):
         everything = list(group)
@@ -88,10 +86,10 @@ def _split_of(digits: str, split: SplitConfig, *, pinned: bool) -> SplitName:
     return "dev" if u < split.heldout + split.dev else "train"
 
 
-def _current(rows: list[PartitionRow]) -> tuple[list[PartitionRow], int, list[PartitionRow]]:
+def _current(rows: list[DropRow]) -> tuple[list[DropRow], int, list[DropRow]]:
     """Return the latest drop's rows of one prompt, each answer once, how many repeat these, and the other rows."""
     latest = rows[0].order
-    kept: dict[str, PartitionRow] = {}
+    kept: dict[str, DropRow] = {}
     duplicates, replaced = 0, []
     for row in rows:
         if row.output in kept:
@@ -103,7 +101,7 @@ def _current(rows: list[PartitionRow]) -> tuple[list[PartitionRow], int, list[Pa
     return list(kept.values()), duplicates, replaced
 
 
-def _since(rows: list[PartitionRow]) -> tuple[int, ...]:
+def _since(rows: list[DropRow]) -> tuple[int, ...]:
     """Return the ids of the drops from the last change of a prompt's answers on, oldest first."""
     answers: dict[int, set[str]] = {}
     for row in rows:
@@ -128,13 +126,25 @@ class Scored(NamedTuple):
         return sorted({tag for row in self.prompt.rows for tag in row.tags})
 
 
-@dataclass
-class Totals:
-    """Numbers of rows and prompts by split and by the reason for leaving them out, and the scored prompts."""
+class Familiar(NamedTuple):
+    """The ids of prompts and drops that the champion was trained on."""
 
+    ids: frozenset[str] = frozenset()
+    """Of held-out prompts and their near-duplicates."""
+    drops: frozenset[int] = frozenset()
+
+
+@dataclass
+class Splits:
+    """The rows of each split, the scored prompts, and the numbers of rows and prompts that are left out, by reason."""
+
+    window: Window
+    most_scored: int
+    train: list[DropRow] = field(default_factory=list)
+    """In the order of the prompts' hash; a row's drop is the first since the prompt's answers changed."""
+    dev: list[DropRow] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
     rows: int = 0
-    train_rows: int = 0
-    dev_rows: int = 0
     heldout_rows: int = 0
     """Rows of held-out prompts, scored or not."""
     heldout_prompts: int = 0
@@ -149,117 +159,72 @@ class Totals:
     """Held-out prompts that are near-duplicates of another one."""
     seen_by_champion: int = 0
     """Held-out prompts that are not scored only because the champion was trained on them or on near-duplicates."""
-    scored: list[Scored] = field(default_factory=list)
     longest_answer: int = 0
-    """Tokens of the longest answer of these, with its end token."""
+    """Tokens of the longest answer of the scored prompts, with its end token."""
     too_long: int = 0
     """Rows of prompts that are not scored only because they exceed the window with their answers."""
 
-
-class Familiar(NamedTuple):
-    """The ids of prompts and drops that the champion was trained on."""
-
-    ids: frozenset[str] = frozenset()
-    """Of held-out prompts and their near-duplicates."""
-    drops: frozenset[int] = frozenset()
-
-
-class SplitWriter:
-    """Writes the training and dev split, in the order of the prompts' hash, and chooses the scored prompts."""
-
-    def __init__(self, folder: Path, window: Window, *, most_scored: int) -> None:
-        """Write into `folder`; at most `most_scored` held-out prompts are scored, all of which fit into `window`."""
-        self._window = window
-        self._most_scored = most_scored
-        self._dev_waiting: list[PartitionRow] = []
-        self._train, self._dev = (
-            (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") for name in ("train", "dev")
-        )
-        self.totals = Totals()
-
-    def close(self) -> None:
-        """Write the dev rows to the training file if there are fewer than 20 in all, and close the files."""
-        # Too few dev rows are the last rows of the training file.
-        for row in self._dev_waiting:
-            self._write_train(row)
-        self._train.close()
-        self._dev.close()
-
-    def add(self, prompt: Prompt, kept: Sequence[PartitionRow]) -> None:
-        """
-        Write `kept`, a train or dev prompt's rows that are no near-duplicates, and count all its rows in `totals`.
-
-        Dev rows are written once there are 20. A written row's drop is the first since the prompt's answers changed.
-        """
+    def add(self, prompt: Prompt, kept: Sequence[DropRow]) -> None:
+        """Add `kept`, a train or dev prompt's rows that are no near-duplicates, to its split; count all its rows."""
         self._count(prompt)
-        self.totals.near_duplicates += len(prompt.rows) - len(kept)
-        for row in kept:
-            own = row._replace(drop=prompt.drops[0])
-            if prompt.split == "train":
-                self._write_train(own)
-                continue
-            self._dev_waiting.append(own)
-            if self.totals.dev_rows or len(self._dev_waiting) >= LEAST_DEV_ROWS:
-                self._dev.writelines(_json_line(waiting, drop=waiting.drop) for waiting in self._dev_waiting)
-                self.totals.dev_rows += len(self._dev_waiting)
-                self._dev_waiting.clear()
+        self.near_duplicates += len(prompt.rows) - len(kept)
+        split = self.train if prompt.split == "train" else self.dev
+        split += [row._replace(drop=prompt.drops[0]) for row in kept]
+
+    def train_on_few_dev_rows(self) -> None:
+        """Move the dev rows behind the training rows if there are fewer than 20."""
+        if len(self.dev) < LEAST_DEV_ROWS:
+            self.train += self.dev
+            self.dev = []
 
     def hold_out(self, prompt: Prompt, near: AbstractSet[str] | None, champion: Familiar) -> None:
         """
-        Count a held-out prompt in `totals` and, if it is to be scored, add it to `totals.scored`; no file is written.
+        Count a held-out prompt and, if it is to be scored, add it to `scored`.
 
         `near` holds the ids of its near-duplicates, or is `None` if it repeats another held-out prompt. It is scored if
         `near` is a set, fewer than `most_scored` are, the champion was trained neither on it nor on a near-duplicate,
         and it fits into the window with its longest answer.
         """
         self._count(prompt)
-        totals, rows = self.totals, prompt.rows
-        totals.heldout_prompts += 1
-        totals.heldout_rows += len(rows)
+        rows = prompt.rows
+        self.heldout_prompts += 1
+        self.heldout_rows += len(rows)
         if near is None:
-            totals.heldout_duplicates += 1
-        elif len(totals.scored) >= self._most_scored:
+            self.heldout_duplicates += 1
+        elif len(self.scored) >= self.most_scored:
             return
         elif not champion.ids.isdisjoint([rows[0].id, *near]):
-            totals.seen_by_champion += 1
+            self.seen_by_champion += 1
         elif self._fits(rows):
             # A restored drop may precede drops with the same answers that the champion was trained on.
             drop = next((drop for drop in prompt.drops if drop in champion.drops), prompt.drops[0])
-            totals.scored.append(Scored(prompt, sorted(near - {rows[0].id}), drop))
+            self.scored.append(Scored(prompt, sorted(near - {rows[0].id}), drop))
 
     def _count(self, prompt: Prompt) -> None:
-        totals = self.totals
-        totals.rows += len(prompt.rows) + len(prompt.removed) + prompt.duplicates + len(prompt.replaced)
-        totals.duplicates += prompt.duplicates
+        self.rows += len(prompt.rows) + len(prompt.removed) + prompt.duplicates + len(prompt.replaced)
+        self.duplicates += prompt.duplicates
         held_out = prompt.split == "heldout"
-        totals.replaced.update((row.drop, prompt.drops[0], held_out) for row in prompt.replaced)
-        totals.removed_heldout.update(row.drop for row in prompt.removed)
+        self.replaced.update((row.drop, prompt.drops[0], held_out) for row in prompt.replaced)
+        self.removed_heldout.update(row.drop for row in prompt.removed)
 
-    def _fits(self, rows: list[PartitionRow]) -> bool:
+    def _fits(self, rows: list[DropRow]) -> bool:
         """Return whether a prompt fits into the window with its longest answer; count its rows as too long if not."""
-        answer = max(self._window.count(row.output) for row in rows) + 1
-        asked = self._window.count(fold(rows[0].instruction, rows[0].input)) if self._window.counts else 0
-        if self._window.counts and asked + answer > self._window.tokens:
-            self.totals.too_long += len(rows)
+        answer = max(self.window.count(row.output) for row in rows) + 1
+        asked = self.window.count(fold(rows[0].instruction, rows[0].input)) if self.window.counts else 0
+        if self.window.counts and asked + answer > self.window.tokens:
+            self.too_long += len(rows)
             return False
-        self.totals.longest_answer = max(self.totals.longest_answer, answer)
+        self.longest_answer = max(self.longest_answer, answer)
         return True
 
-    def _write_train(self, row: PartitionRow) -> None:
-        self._train.write(_json_line(row, drop=row.drop))
-        self.totals.train_rows += 1
+
+def heldout_line(scored: Scored, group: str) -> dict[str, Any]:
+    """Return a scored prompt's line of heldout.jsonl, with its references and the name of its group."""
+    first, references = scored.prompt.rows[0], [row.output for row in scored.prompt.rows]
+    more = {"pinned": first.pinned, "tags": scored.tags, "near": scored.near, "group": group}
+    return row_line(first, references=references, drop=scored.drop, **more)
 
 
-def write_heldout(path: Path, scored: Sequence[Scored], groups: Sequence[str]) -> None:
-    """Write the scored prompts to `path` as JSON Lines, each with its references and its group, from `groups`."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for one, group in zip(scored, groups, strict=True):
-            first, references = one.prompt.rows[0], [row.output for row in one.prompt.rows]
-            more = {"pinned": first.pinned, "tags": one.tags, "near": one.near, "group": group}
-            file.write(_json_line(first, references=references, drop=one.drop, **more))
-
-
-def _json_line(row: PartitionRow, **more: Any) -> str:
+def row_line(row: DropRow, **more: Any) -> dict[str, Any]:
     """Return a row as a line of JSON, with the fields in `more` added."""
-    value = {"id": row.id, "instruction": row.instruction, "input": row.input, "output": row.output, **more}
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return {"id": row.id, "instruction": row.instruction, "input": row.input, "output": row.output, **more}

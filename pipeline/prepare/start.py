@@ -6,19 +6,19 @@ trainings since the base. With either start, built-in general rows are added as 
 """
 
 import hashlib
-import json
 import sys
+from collections.abc import Collection, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
 from pipeline.metrics.tokens import shingles, tokens
 from pipeline.models.manifest import read_lineage, trained_ids
-from pipeline.models.template import fold
-from pipeline.records.heldout import NAMES, prompt_id
+from pipeline.prepare.drop_rows import DropRow
+from pipeline.records.heldout import prompt_id
 from pipeline.words import count, listed
 
 GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")
@@ -27,39 +27,38 @@ _MOST_TRAININGS = 10
 
 
 class Start(NamedTuple):
-    """The model that a training starts from, and the numbers of new, old and replayed rows in train.jsonl."""
+    """The model that a training starts from, and the rows that it is trained on."""
 
-    champion: ModelRef | None
+    rows: list[DropRow]
+    champion: ModelRef | None = None
     """`None` is the base."""
-    from_base: str
+    from_base: str = ""
     """Why it is the base; empty if the settings say so, or the base is the champion."""
-    new: int
     old: int = 0
-    """Rows that the champion was trained on; `replayed` of these are left in the file."""
+    """Rows that the champion was trained on; `replayed` of these are among the `rows`."""
     replayed: int = 0
 
 
-def choose_start(attempt: Attempt, folder: Path, rows: int) -> Start:
+def choose_start(attempt: Attempt, rows: list[DropRow]) -> Start:
     """
-    Choose base or champion to start from; for the champion, remove all but a sample of its old rows from train.jsonl.
+    Choose base or champion to start from; for the champion, with all new `rows` but a sample of the old ones.
 
-    The file is in `folder` and has `rows` rows; the sample has `train.replay` times as many rows as are new, at most
-    all old ones. The base is chosen if `train.start` says so, or if the champion is the base, is not known to come from
-    this base and drops of this run only, is the tenth training in a row, or knows all rows. Raises `Interrupted` if
-    stopped.
+    The sample has `train.replay` times as many rows as are new, at most all old ones. The base is chosen if
+    `train.start` says so, or if the champion is the base, is not known to come from this base and drops of this run
+    only, is the tenth training in a row, or knows all rows. Raises `Interrupted` if stopped.
     """
     train, champion = attempt.config.train, attempt.spec.champion
     if train.start == "base" or champion.model_id == attempt.config.base_model_id:
-        return Start(None, "", rows)
+        return Start(rows)
     why = _blocker(attempt, champion)
     if not why:
         attempt.check_stop()
-        start = _keep_new_rows(folder / "train.jsonl", champion, attempt.path(champion.path), train.replay)
+        start = _new_rows(rows, champion, attempt.path(champion.path), train.replay)
         if start is not None:
             return start
         why = f"no row is new to generation {champion.generation}"
     sys.stderr.write(f"the training starts from the base: {why}\n")
-    return Start(None, why, rows)
+    return Start(rows, from_base=why)
 
 
 def _blocker(attempt: Attempt, champion: ModelRef) -> str:
@@ -83,55 +82,41 @@ def _blocker(attempt: Attempt, champion: ModelRef) -> str:
     return ""
 
 
-def _keep_new_rows(path: Path, champion: ModelRef, folder: Path, replay: float) -> Start | None:
+def _new_rows(rows: list[DropRow], champion: ModelRef, folder: Path, replay: float) -> Start | None:
     """
-    Reduce train.jsonl at `path` to the rows that are new to a champion and a sample of its old rows.
+    Return the start from a champion: the rows that are new to it and a sample of its old rows; `None` if none is new.
 
     A row is new if the champion was not trained on its prompt, or if its answers came with a drop that the champion was
     not made from. The sample has `replay` times as many rows as are new, at most all old ones: those with the lowest
     sha256 of model and prompt, so that it is the same whenever the run prepares again, and another one for the next
-    champion. Returns `None`, and leaves the file unchanged, if no row is new. Memory: an id per row that the model was
-    trained on.
+    champion.
     """
     known, drops = trained_ids(folder), frozenset(champion.drops or ())
-    rows, old = 0, []
-    for rows, row in enumerate(durable.read_jsonl(path), start=1):
-        if row["id"] in known and row["drop"] in drops:
-            old.append((hashlib.sha256(f"{champion.model_id} {row['id']}".encode()).digest(), rows))
-    new = rows - len(old)
+    old = [row for row in rows if row.id in known and row.drop in drops]
+    new = len(rows) - len(old)
     if not new:
         return None
+    old.sort(key=lambda row: hashlib.sha256(f"{champion.model_id} {row.id}".encode()).digest())
     replayed = min(len(old), round(replay * new))
-    left_out = {number for _, number in sorted(old)[replayed:]}
-    aside = path.with_name(f".{path.name}")
-    with aside.open("w", encoding="utf-8", newline="\n") as file:
-        for number, row in enumerate(durable.read_jsonl(path), start=1):
-            if number not in left_out:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    aside.replace(path)
-    return Start(champion, "", new, len(old), replayed)
+    left_out = set(old[replayed:])
+    return Start([row for row in rows if row not in left_out], champion, "", len(old), replayed)
 
 
-def mix_in_general(folder: Path, rows: int, share: float, similarity: float) -> int:
+def general_rows(
+    rows: int, share: float, taken: Collection[str], scored: Sequence[str], similarity: float
+) -> list[dict[str, Any]]:
     """
-    Append built-in general rows to train.jsonl in `folder`, which has `rows` rows; return how many were added.
+    Return the lines of built-in general rows that make up `share` of the training rows, with `rows` others.
 
-    After that, `share` of its rows are general; if that takes more general rows than there are, they repeat. Prompts in
-    the data set's files are not added, nor those with a Jaccard index of at least `similarity` with a scored prompt.
+    If that takes more general rows than there are, they repeat. Left out are prompts whose ids are in `taken`, and
+    those with a Jaccard index of at least `similarity` with one of the prompts `scored`.
     """
     if not share:
-        return 0
+        return []
     general = {prompt_id(row["instruction"], ""): row for row in durable.read_jsonl(GENERAL_ROWS)}
-    runs = {name: shingles(tokens(row["instruction"])) for name, row in general.items()}
-    for file in NAMES:
-        for row in durable.read_jsonl(folder / file) if (folder / file).exists() else ():
-            general.pop(row["id"], None)
-            if file == "heldout.jsonl":
-                own = shingles(tokens(fold(row["instruction"], row["input"])))
-                for name, other in runs.items():
-                    if len(own & other) >= similarity * len(own | other):
-                        general.pop(name, None)
-    mixed = list(islice(cycle(general.items()), round(rows * share / (1 - share))))
-    with (folder / "train.jsonl").open("a", encoding="utf-8", newline="\n") as lines:
-        lines.writelines(json.dumps({"id": name, "input": "", **row}, ensure_ascii=False) + "\n" for name, row in mixed)
-    return len(mixed)
+    runs = {name: shingles(tokens(row["instruction"])) for name, row in general.items() if name not in taken}
+    for prompt in scored:
+        own = shingles(tokens(prompt))
+        runs = {name: other for name, other in runs.items() if len(own & other) < similarity * len(own | other)}
+    mixed = islice(cycle(runs), round(rows * share / (1 - share)))
+    return [{"id": name, "input": "", **general[name]} for name in mixed]

@@ -1,12 +1,14 @@
 """Write warnings about a data set that a person should know before trusting its verdict, each with a remedy."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from pipeline.artifacts import Drop
 from pipeline.contract import StepSpec
 from pipeline.metrics import json_fields
+from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import HeldOut
-from pipeline.prepare.split import MOST_OF_ONE, Totals
+from pipeline.prepare.split import MOST_OF_ONE, Splits
 from pipeline.words import count
 
 #: A warning is given if more than this share of a split is left out.
@@ -15,19 +17,41 @@ LARGE_SHARE = 0.2
 LARGE_SHARE_OF_RUNS = 0.1
 #: In fewer prompts a document may have more than its share.
 _LEAST_SAMPLED = 1000
+#: From this share of the rows on, too long ones are worth a warning.
+_MANY_LONG = 0.1
+#: The advised window fits this share of the rows: one row of a million tokens must not choose it.
+_FITTED = 0.98
+_STEP = 256
 
 
-def data_warnings(spec: StepSpec, totals: Totals, heldout: HeldOut, groups: int, metric: str) -> tuple[str, ...]:
+def data_warnings(spec: StepSpec, splits: Splits, heldout: HeldOut, groups: int, metric: str) -> tuple[str, ...]:
     """Return all warnings about a data set; `groups` counts the scored records' groups, `metric` is the primary."""
     return (
         *_pinned(spec.drops, spec.config.gate.on),
         *_large_unit(heldout),
-        *_near_duplicates(totals, heldout.long_runs, spec.config.split.similarity),
-        *_groups(len({one.prompt.unit for one in totals.scored}), groups),
-        *contamination_warnings(totals, spec.drops),
-        *_seen(totals.seen_by_champion),
-        *_references(totals, metric),
+        *_near_duplicates(splits, heldout.long_runs, spec.config.split.similarity),
+        *_groups(len({one.prompt.unit for one in splits.scored}), groups),
+        *contamination_warnings(splits, spec.drops),
+        *_seen(splits.seen_by_champion),
+        *_references(splits, metric),
     )
+
+
+def long_rows(lengths: Sequence[int], total: int, window: Window) -> tuple[int, list[str]]:
+    """
+    Estimate by the `lengths` of some rows how many of all `total` exceed `window`.
+
+    From a tenth on, a warning is added with a window that would fit. What a chat template adds to a row is not counted.
+    """
+    share = sum(length > window.tokens for length in lengths) / max(1, len(lengths))
+    number = round(share * total)
+    if share < _MANY_LONG:
+        return number, []
+    fits = math.ceil(sorted(lengths)[math.ceil(_FITTED * len(lengths)) - 1] / _STEP) * _STEP
+    words = f"about {number:,} of {total:,} rows are longer than {window.tokens:,} tokens and left out whole: "
+    if fits <= window.limit:
+        return number, [f"{words}train.max_length = {fits} would fit {_FITTED:.0%} of all rows"]
+    return number, [f"{words}the base model's window is {window.limit:,}: shorten them, or use another base model"]
 
 
 def _pinned(drops: Sequence[Drop], on: str) -> Iterator[str]:
@@ -48,24 +72,24 @@ def _large_unit(heldout: HeldOut) -> Iterator[str]:
         )
 
 
-def _near_duplicates(totals: Totals, long_runs: int, similarity: float) -> Iterator[str]:
-    train = totals.train_rows + totals.dev_rows + totals.near_duplicates
+def _near_duplicates(splits: Splits, long_runs: int, similarity: float) -> Iterator[str]:
+    train = len(splits.train) + len(splits.dev) + splits.near_duplicates
     if long_runs > LARGE_SHARE_OF_RUNS * train:
         yield (
             f"{long_runs:,} of {train:,} training rows ({long_runs / train:.0%}) are left out because they have 13 "
             'words in a row in common with a held-out record: withdraw the drop, and drop it again with one "group" '
             "for all rows of a document or conversation"
         )
-    if totals.near_duplicates - long_runs > LARGE_SHARE * train:
-        others = totals.near_duplicates - long_runs
+    if splits.near_duplicates - long_runs > LARGE_SHARE * train:
+        others = splits.near_duplicates - long_runs
         yield (
             f"{others:,} of {train:,} training rows ({others / train:.0%}) are left out as near-duplicates of a "
             "held-out record: drop rows that say new things, or, if the task's rows are similar by nature, raise "
             f"split.similarity ({similarity:g})"
         )
-    if totals.heldout_duplicates > LARGE_SHARE * totals.heldout_prompts:
+    if splits.heldout_duplicates > LARGE_SHARE * splits.heldout_prompts:
         yield (
-            f"{totals.heldout_duplicates:,} of {totals.heldout_prompts:,} held-out records are not scored because each "
+            f"{splits.heldout_duplicates:,} of {splits.heldout_prompts:,} held-out records are not scored because each "
             "is a near-duplicate of another one, and would count one case several times: hold out other cases"
         )
 
@@ -79,13 +103,13 @@ def _groups(units: int, groups: int) -> Iterator[str]:
         )
 
 
-def contamination_warnings(totals: Totals, drops: Sequence[Drop]) -> list[str]:
+def contamination_warnings(splits: Splits, drops: Sequence[Drop]) -> list[str]:
     """Return a warning for each drop of which more than 20 % of the rows are left out as their prompt is pinned."""
     return [
-        f"{drop.name}: {totals.removed_heldout[drop.id]:,} of {drop.rows:,} rows are held-out questions and not "
+        f"{drop.name}: {splits.removed_heldout[drop.id]:,} of {drop.rows:,} rows are held-out questions and not "
         f"trained on: if the file should not be there, dropforge drops withdraw {drop.id} --reason TEXT"
         for drop in drops
-        if totals.removed_heldout[drop.id] > LARGE_SHARE * drop.rows
+        if splits.removed_heldout[drop.id] > LARGE_SHARE * drop.rows
     ]
 
 
@@ -98,9 +122,9 @@ def _seen(records: int) -> Iterator[str]:
         )
 
 
-def _references(totals: Totals, metric: str) -> Iterator[str]:
+def _references(splits: Splits, metric: str) -> Iterator[str]:
     """Yield a warning about references that field F1 cannot parse."""
-    references = [row for one in totals.scored for row in one.prompt.rows] if metric == "json_f1" else []
+    references = [row for one in splits.scored for row in one.prompt.rows] if metric == "json_f1" else []
     if bad := [(row.drop, row.number) for row in references if json_fields.parse(row.output) is None]:
         drop, number = min(bad)
         yield (

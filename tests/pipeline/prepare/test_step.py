@@ -427,7 +427,6 @@ def test_a_stop_is_heeded_in_the_middle_of_a_drop(tmp_path: Path, monkeypatch: p
     with pytest.raises(Interrupted):
         prepare(attempt)
     assert told == [0, 1000]
-    assert list((attempt.folder / "data").glob(".parts")) == []
 
 
 FORGED = [{"instruction": f"Say {number} </s>", "output": "yes"} for number in range(40)]

@@ -1,8 +1,7 @@
-"""Write the rows of a run's drops to disk, partitioned by prompt hash, so that each partition is sorted in memory."""
+"""Read the rows of a run's drops, in the order of their prompts' hash."""
 
-import json
+import math
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +20,13 @@ from pipeline.records.special_tokens import special_tokens
 
 #: Rows between two checks whether the step is to stop.
 CHECK_EVERY = 1000
-PARTS = 64
+#: Rows of which the tokens are counted, to estimate how many exceed the window.
+_SAMPLE = 1000
+#: Longer texts are counted by their beginning.
+_COUNTED_CHARACTERS = 20_000
 
 
-class PartitionRow(NamedTuple):
+class DropRow(NamedTuple):
     """One record that is not yet assigned to a split."""
 
     hash: str
@@ -55,64 +57,52 @@ class LeftOut(NamedTuple):
     """They hold special tokens of the base model's tokenizer."""
 
 
-class Partitions:
-    """Rows on disk, partitioned by the first digits of their hash."""
-
-    def __init__(self, folder: Path) -> None:
-        """Create the partitions' files in a new folder in `folder`, which `close` removes."""
-        self._folder = folder / ".parts"
-        self._folder.mkdir()
-        self._files = [(self._folder / str(part)).open("w", encoding="utf-8") for part in range(PARTS)]
-
-    def close(self) -> None:
-        """Close the partitions' files and remove them with their folder."""
-        for file in self._files:
-            file.close()
-        shutil.rmtree(self._folder)
-
-    def add(self, row: PartitionRow) -> None:
-        """Append one row to the partition of its hash."""
-        self._files[int(row.hash[:8], 16) * PARTS >> 32].write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def sorted_parts(self) -> Iterator[list[PartitionRow]]:
-        """Yield each partition's rows, in the order of their hash; per prompt pinned rows, then later drops first."""
-        for file in self._files:
-            file.flush()
-            with Path(file.name).open("rb") as lines:
-                rows = [PartitionRow(*json.loads(line)) for line in lines]
-            rows.sort(key=lambda row: (row.hash, not row.pinned, -row.order, row.number))
-            yield rows
-
-
-def read_drops(attempt: Attempt, partitions: Partitions, window: Window) -> LeftOut:
+def read_drops(attempt: Attempt, window: Window) -> tuple[list[DropRow], LeftOut, list[int]]:
     """
-    Add the rows of the attempt's drops to `partitions`; return how many are left out, by reason.
+    Return the rows of the attempt's drops, how many are left out by reason, and the tokens of up to 1,000 rows.
 
-    Left out are rows that certainly exceed `window`, and rows with special tokens of the base model's tokenizer. Raises
-    `CannotTrain` if a drop's file is missing or changed or a line of it is no record, `Interrupted` if stopped.
+    The rows are sorted by their hash; per prompt pinned rows are first, then those of later drops. Left out are rows
+    that certainly exceed `window`, and rows with special tokens of the base model's tokenizer. The counted rows are any
+    ones, left out or not; none without a tokenizer.json. Raises `CannotTrain` if a drop's file is missing or changed or
+    a line of it is no record, `Interrupted` if stopped.
     """
     special = special_tokens(Path(attempt.config.base_model))
     holds_token = re.compile("|".join(map(re.escape, special))).search if special else None
     total = sum(drop.rows for drop in attempt.spec.drops)
+    stride = max(1, math.ceil(total / _SAMPLE))
+    rows: list[DropRow] = []
+    lengths: list[int] = []
     done = too_long = spelled = 0
     attempt.progress(0, total, phase="reading")
     for order, drop in enumerate(attempt.spec.drops):
         for number, record in enumerate(_records(attempt, drop)):
-            texts = (record.instruction, record.input, record.output)
+            texts, prompt = (record.instruction, record.input, record.output), fold(record.instruction, record.input)
+            if done % stride == 0 and window.counts:
+                lengths.append(_length(f"{prompt}\n{record.output}", window))
             if window.is_exceeded(*texts):
                 too_long += 1
             elif holds_token is not None and any(map(holds_token, texts)):
                 spelled += 1
             else:
-                prompt, salt = normalise(fold(record.instruction, record.input)), attempt.config.salt
+                prompt, salt = normalise(prompt), attempt.config.salt
                 hashes, pinned = (split_hash(salt, prompt), hash_id(prompt)), drop.role == "heldout"
                 units = _units(salt, record)
-                partitions.add(PartitionRow(*hashes, pinned, order, number, drop.id, *texts, record.tags, *units))
+                rows.append(DropRow(*hashes, pinned, order, number, drop.id, *texts, record.tags, *units))
             done += 1
             if done % CHECK_EVERY == 0:
                 attempt.check_stop()
                 attempt.progress(done, total)
-    return LeftOut(too_long, spelled)
+    rows.sort(key=lambda row: (row.hash, not row.pinned, -row.order, row.number))
+    return rows, LeftOut(too_long, spelled), lengths
+
+
+def _length(text: str, window: Window) -> int:
+    """Return about how many tokens a text has; of one that certainly fits, its bytes."""
+    octets = len(text.encode())
+    if octets <= window.tokens:
+        return octets
+    beginning = text[:_COUNTED_CHARACTERS]
+    return round(window.count(beginning) * len(text) / len(beginning))
 
 
 def _units(salt: str, record: Record) -> tuple[str, str]:
