@@ -23,7 +23,7 @@ REPLACED = {
     r"[KMG]iB": "kB, MB, GB, as all sizes are",
     r"show_only|detectable_power|seen_lost|GuardModel|Resamples|sign[_ ]flips?|costliest": "guards.stop, smallest_gain",
     r"full[_ ]weights|memory (?:does|did) not hold|memory holds": "full fine-tuning, fits into memory",
-    r"find_fit|fit_in_processes|_fit|answer_aloud|candidate_words": "plan_memory, train_model, stream_answer",
+    r"find_fit|fit_in_processes|_fit|answer_aloud|candidate_words": "plan_memory, train_model, answers",
     r"make_way|set_aside": "reject, free_space",
 }
 #: In the folders of these steps, whose words were gone through.

@@ -1,7 +1,7 @@
 """Engines compute answers and likelihoods: transformers in the step's process, or vLLM in a process of its own."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from pipeline.errors import StepFailed
 from pipeline.evaluate.vllm import Process
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Question
+from pipeline.models.greedy_decoding import Watch
 from pipeline.models.loading import chosen_device, free_memory
 from pipeline.models.memory_estimate import MARGIN
 from pipeline.models.placement import key_value_bytes, weight_bytes
@@ -16,42 +17,19 @@ from pipeline.models.prefill import Tokens
 from pipeline.models.template import Template
 from pipeline.words import count
 
-#: Called with the number of complete answers and of tokens so far; it may raise to stop the batch.
-Watch = Callable[[int, int], None]
 #: What vLLM reports for a probability of 0.
 _NOTHING = -9999.0
 #: vLLM reserves keys and values in blocks of 16 tokens, on a CPU of 128.
 _BLOCK_TOKENS = 128
 
 
-@dataclass(frozen=True)
-class InStep:
+class InStep(AskedModel):
     """The transformers engine: a model loaded in the step's process."""
 
-    model: AskedModel
-
-    def answers(
-        self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
-    ) -> list[Answer]:
-        """
-        Return greedy answers in the order of the prompts; loops are cut, except at the indices `may_loop`.
-
-        `watch` is called before every token. Raises `StepFailed` if memory does not suffice, `CannotTrain` if the model
-        has no key-value cache.
-        """
-        return greedy_decoding.answers(self.model, prompts, decoding, watch, may_loop)
-
-    def likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
-        """Return each completion's likelihood after its prompt, in a batch. Raises `StepFailed` if memory runs out."""
-        return generation.likelihoods(self.model, pairs)
-
-    def choices(self, questions: Sequence[Question]) -> list[list[float]]:
-        """Return each choice's mean NLL in nats per token, by question. Raises `StepFailed` as `likelihoods` does."""
-        return generation.choice_likelihoods(self.model, questions)
-
-    def close(self) -> None:
-        """Free the memory of the model, which cannot be used afterwards."""
-        generation.close_model(self.model)
+    answers = greedy_decoding.answers
+    likelihoods = generation.likelihoods
+    choices = generation.choice_likelihoods
+    close = generation.close_model
 
 
 def cache_bytes(folder: Path, longest: int, sequences: int) -> int:

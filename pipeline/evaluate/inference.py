@@ -210,8 +210,8 @@ class Inference:
         engine = self._engine()
         started = time.monotonic()
 
-        def watch(answers: int, tokens: int) -> None:
-            self._report(answers, tokens, time.monotonic() - started)
+        def watch(complete: int, tokens: Sequence[Tokens]) -> None:
+            self._report(complete, sum(map(len, tokens)), time.monotonic() - started)
 
         return engine.answers(prompts, decoding, watch, may_loop)
 
@@ -235,7 +235,7 @@ class Inference:
                 model = generation.open_model(
                     requests.folder, requests.template, chosen_device(), requests.quantization
                 )
-                self._opened = InStep(model)
+                self._opened = InStep(model.model, model.template)
             else:
                 self._opened = self._start_vllm()
         return self._opened

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pipeline.artifacts import Frozen
 from pipeline.errors import EXIT_FAILED, DropforgeError, StepFailed
 from pipeline.models.generation import Decoding, load_template, open_model
-from pipeline.models.greedy_decoding import stream_answer
+from pipeline.models.greedy_decoding import answers
 from pipeline.models.loading import chosen_device, load_model, load_tokenizer
 from pipeline.models.placement import inference_quantization
 from pipeline.models.template import fold, single_turn
@@ -51,14 +51,14 @@ def answer(request: Ask) -> None:
     loaded = open_model(folder, template, device, inference_quantization(device, folder))
     printed = ""
 
-    def tell(text: str) -> None:
+    def tell(_complete: int, tokens: Sequence[Sequence[int]]) -> None:
         nonlocal printed
-        complete = text.rstrip(_UNFINISHED)
+        complete = template.read(tokens[0]).rstrip(_UNFINISHED)
         if len(complete) > len(printed) and complete.startswith(printed):
             _say(text=complete[len(printed) :])
             printed = complete
 
-    reply = stream_answer(loaded, prompt, Decoding(request.max_new_tokens, request.repetition_penalty, 1), tell)
+    (reply,) = answers(loaded, [prompt], Decoding(request.max_new_tokens, request.repetition_penalty, 1), tell)
     if reply.text != printed:
         _say(text=reply.text.removeprefix(printed))
     _say(tokens=reply.tokens, ended=reply.ended)

@@ -237,37 +237,27 @@ def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list
     `StepFailed` if memory does not suffice, `CannotTrain` if the model has no key-value cache.
     """
     import torch
+    from torch.nn import functional
 
     owners = [index for index, (_, choices) in enumerate(questions) for _ in choices]
     rows = [tokens for _, choices in questions for tokens in choices]
-    with memory_errors(), torch.inference_mode():
-        sums = _choice_losses(asked.model, [prompt for prompt, _ in questions], owners, rows)
-    means: list[list[float]] = [[] for _ in questions]
-    for owner, row, loss in zip(owners, rows, sums, strict=True):
-        means[owner].append(loss / len(row))
-    return means
-
-
-def _choice_losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequence[Tokens]) -> list[float]:
-    """Return each row's summed loss in nats after the prompt that `owners` names by index."""
-    import torch
-    from torch.nn import functional
-
-    read = prefill(model, prompts)
-    device = read.ids.device
-    index = torch.tensor(owners, device=device)
     width = max(map(len, rows))
-    targets = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], device=device)
-    counted = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    wanted = counted.bool()
-    logits = read.logits[index]
-    if width > 1:
-        read.cache.reorder_cache(index)
-        mask = torch.cat([read.mask[index], counted[:, :-1]], dim=1)
-        _, further = forward(model, targets[:, :-1], mask, read.cache, width - 1)
-        logits = torch.cat([logits, further], dim=1)
-    losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
-    return [float(part.sum()) for part in torch.split(losses, [len(row) for row in rows])]
+    with memory_errors(), torch.inference_mode():
+        read = prefill(asked.model, [prompt for prompt, _ in questions])
+        device = read.ids.device
+        index = torch.tensor(owners, device=device)
+        targets = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], device=device)
+        counted = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        wanted = counted.bool()
+        logits = read.logits[index]
+        if width > 1:
+            read.cache.reorder_cache(index)
+            mask = torch.cat([read.mask[index], counted[:, :-1]], dim=1)
+            _, further = forward(asked.model, targets[:, :-1], mask, read.cache, width - 1)
+            logits = torch.cat([logits, further], dim=1)
+        losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+        means = iter([float(part.sum()) / len(part) for part in torch.split(losses, [len(row) for row in rows])])
+    return [[next(means) for _ in choices] for _, choices in questions]
 
 
 @contextmanager

@@ -20,6 +20,8 @@ _PER_ROW = 8
 _REFILL = 0.25
 #: Repetitions and tokens of a loop before an answer is cut.
 _LOOP_TIMES, _LOOP_TOKENS = 4, 32
+#: Called with the number of complete answers, and with the tokens of all answers so far; it may raise to stop.
+Watch = Callable[[int, Sequence[Sequence[int]]], None]
 
 
 def answer_batches(prompts: Sequence[Tokens], size: int) -> list[list[int]]:
@@ -33,15 +35,15 @@ def answers(
     asked: AskedModel,
     prompts: Sequence[Tokens],
     decoding: Decoding,
-    watch: Callable[[int, int], None] = lambda _answers, _tokens: None,
+    watch: Watch = lambda _complete, _tokens: None,
     may_loop: Collection[int] = (),
 ) -> list[Answer]:
     """
     Return the answers to tokenised prompts, in their order; `decoding.batch_size` of them are generated at once.
 
     Answers that end in a loop of one phrase are cut, except those to the prompts with indices in `may_loop`. `watch` is
-    called before every token with the number of complete answers and of tokens so far; it may raise to stop. Raises
-    `StepFailed` if memory does not suffice, `CannotTrain` if the model has no key-value cache.
+    called after every token; it may raise to stop. Raises `StepFailed` if memory does not suffice, `CannotTrain` if the
+    model has no key-value cache.
     """
     import torch
 
@@ -50,7 +52,6 @@ def answers(
     with memory_errors(), torch.inference_mode():
         rows = _Rows(asked.model, decoding.repetition_penalty)
         while waiting or rows.indices:
-            watch(len(prompts) - len(waiting) - len(rows.indices), sum(map(len, found)))
             free = decoding.batch_size - len(rows.indices)
             if waiting and free >= _REFILL * decoding.batch_size and rows.can_join():
                 some = [waiting.popleft() for _ in range(min(free, len(waiting)))]
@@ -64,28 +65,12 @@ def answers(
                     if not _is_over(asked, found[index], decoding.room(prompts[index]), may_loop=index in may_loop)
                 ]
             )
+            watch(len(prompts) - len(waiting) - len(rows.indices), found)
             rows.read()
-    return [_as_answer(asked, tokens) for tokens in found]
-
-
-def stream_answer(asked: AskedModel, prompt: Tokens, decoding: Decoding, tell: Callable[[str], None]) -> Answer:
-    """
-    Return the greedy answer to a tokenised prompt; call `tell` with the whole text so far after each token.
-
-    An answer that ends in a loop of one phrase is cut. Raises `StepFailed` and `CannotTrain` as `answers` does.
-    """
-    import torch
-
-    tokens: list[int] = []
-    with memory_errors(), torch.inference_mode():
-        rows = _Rows(asked.model, decoding.repetition_penalty)
-        rows.join([0], [prompt])
-        while rows.indices:
-            tokens += rows.choose()
-            tell(asked.template.read(tokens))
-            rows.keep([] if _is_over(asked, tokens, decoding.room(prompt), may_loop=False) else [0])
-            rows.read()
-    return _as_answer(asked, tokens)
+    return [
+        Answer(asked.template.read(tokens), len(tokens), ended=bool(tokens) and tokens[-1] in asked.template.ends)
+        for tokens in found
+    ]
 
 
 def _is_over(asked: AskedModel, tokens: Tokens, most: int, *, may_loop: bool) -> bool:
@@ -104,11 +89,6 @@ def _repeats(tokens: Tokens) -> bool:
         if length <= len(tokens) and tokens[-length:-period] == tokens[period - length :]:
             return True
     return False
-
-
-def _as_answer(asked: AskedModel, tokens: Tokens) -> Answer:
-    ended = bool(tokens) and tokens[-1] in asked.template.ends
-    return Answer(asked.template.read(tokens), len(tokens), ended=ended)
 
 
 class _Rows:

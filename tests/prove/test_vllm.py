@@ -64,7 +64,7 @@ def test_vllm_answers_and_weighs_as_transformers_does(program: str, tmp_path: Pa
     finally:
         engine.close()
     assert again == said, "one process forms the same batches"
-    other = InStep(generation.open_model(base, template, "cpu"))
+    other = InStep(**vars(generation.open_model(base, template, "cpu")))
     told, likely = other.answers(prompts, decoding, lambda *_: None, ()), other.likelihoods(pairs)
     same = sum(one.text == two.text for one, two in zip(said, told, strict=True))
     apart = [abs(one.nll - two.nll) / one.tokens for one, two in zip(weighed, likely, strict=True)]

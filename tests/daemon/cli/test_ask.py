@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.models.generation import Decoding, load_template, open_model
-from pipeline.models.greedy_decoding import answers, stream_answer
+from pipeline.models.greedy_decoding import answers
 from pipeline.models.template import fold, single_turn
 from tests.daemon.conftest import MODEL_ID
 from tests.tiny_llama import make_model
@@ -48,8 +48,7 @@ def test_what_is_told_while_it_is_made_is_the_evaluations_answer(llama: Path) ->
     asked = open_model(llama, load_template(llama, "auto"), "cpu")
     prompt = asked.template.prompt(single_turn("say it"))
     told: list[str] = []
-    found = stream_answer(asked, prompt, DECODING, told.append)
-    assert found == answers(asked, [prompt], DECODING)[0]
+    (found,) = answers(asked, [prompt], DECODING, lambda _, tokens: told.append(asked.template.read(tokens[0])))
     assert len(told) == found.tokens
     assert told[-1] == found.text
 

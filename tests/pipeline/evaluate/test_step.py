@@ -21,6 +21,7 @@ from pipeline.decide.comparison import compare, read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StartAgain, StepFailed
 from pipeline.evaluate import plan
 from pipeline.evaluate.control import compare_with_control
+from pipeline.evaluate.engines import InStep
 from pipeline.evaluate.prediction_cache import read_values
 from pipeline.evaluate.step import evaluate
 from pipeline.metrics import degenerate as degenerate_module
@@ -232,13 +233,13 @@ def test_only_a_record_with_a_reference_that_loops_may_be_answered_by_a_loop(
     rows[2]["references"] = ["once", "0, " * 20]
     own = [{**row, "output": "- " * 20 if n == 1 else row["output"]} for n, row in enumerate(tiny.rows(3, seed=9))]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
-    real, told = greedy_decoding.answers, []
+    real, told = InStep.answers, []
 
     def answers(*given: Any) -> list[generation.Answer]:
         told.append([given[1][place] for place in given[4]])
         return real(*given)
 
-    monkeypatch.setattr(greedy_decoding, "answers", answers)
+    monkeypatch.setattr(InStep, "answers", answers)
     evaluate(bench.attempt(rows, general=(str(tmp_path / "own.jsonl"),)))
     template = generation.load_template(bench.base, "chat")
     looping = [template.prompt(single_turn(fold(row["instruction"], row["input"]))) for row in (rows[2], own[1])]
