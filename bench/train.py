@@ -168,13 +168,18 @@ def by_unsloth(python: Path, base: Path, scratch: Path, rows: Any, batch_size: i
 
 def ours(base: Path, scratch: Path, tokenizer: Any, rows: Any, settings: dict[str, Any]) -> Any:
     """Return the trainer that the train step builds."""
+    from pipeline.artifacts import MemoryPlan  # noqa: PLC0415
     from pipeline.config import TrainConfig  # noqa: PLC0415
     from pipeline.models.loading import chosen_device  # noqa: PLC0415
+    from pipeline.train.memory import batch_tokens  # noqa: PLC0415
     from pipeline.train.trainer import Training, make_trainer  # noqa: PLC0415
 
     config = TrainConfig.model_validate({**settings, "learning_rate": LEARNING_RATE, "epochs": 1})
-    job = Training(base, chosen_device(), scratch / "adapter", scratch, "bench")
-    return make_trainer(job, tokenizer, rows, [], config)
+    device = chosen_device()
+    quantization = "none" if config.quantization == "auto" else config.quantization
+    tokens = batch_tokens(config, device)
+    plan = MemoryPlan(device=device, quantization=quantization, batch_tokens=tokens, activations="kept")
+    return make_trainer(Training(base, device, rows, [], config, plan, scratch / "adapter", scratch), tokenizer)
 
 
 def peers(base: Path, scratch: Path, tokenizer: Any, rows: Any, batch_size: int) -> Any:

@@ -219,21 +219,21 @@ class Trial(Frozen):
     """Why it failed."""
 
 
-class Adapter(Artifact):
-    """The adapter or trained weights that `train` wrote to `folder`, for the base or for `start`."""
+class MemoryPlan(Frozen):
+    """How a training fits into its device's memory; only `quantization` changes what is learned."""
 
-    step: ClassVar[str] = "train"
-
-    folder: str
-    kind: Literal["adapter", "weights"] = "adapter"
-    adapter_sha256: str
-    base_model_id: str
-    start: ModelRef | None = None
-    format: Literal["chat", "alpaca"]
-    quantization: Literal["nf4", "none"]
-    batch_tokens: int = 0
-    activations: Literal["kept", "half recomputed", "recomputed"] = "kept"
     device: str
+    """The GPU's name, or `cpu`."""
+    quantization: Literal["nf4", "none"]
+    batch_tokens: int
+    """Most tokens of a micro-batch."""
+    activations: Literal["kept", "half recomputed", "recomputed"]
+    """Activation checkpointing: of no layer, of every second, of all."""
+
+
+class Trained(MemoryPlan):
+    """One finished training: its plan, steps, tokens, loss curves and memory."""
+
     learning_rate: float
     """The peak, chosen by the step if the setting is "auto"."""
     epochs: float
@@ -245,16 +245,28 @@ class Adapter(Artifact):
     loss_curve: tuple[CurvePoint, ...]
     dev_curve: tuple[CurvePoint, ...]
     trainable_parameters: int
-    adapter_change: float
-    """L2 norm of the change of the trained weights."""
+    estimated_memory: dict[str, int]
+    """Estimated memory of the training, in bytes by purpose."""
+    peak_memory_bytes: int
+    """Of the process that saved the adapter: reserved by torch on a GPU, else resident."""
+
+
+class Adapter(Artifact, Trained):
+    """The adapter or trained weights that `train` wrote to `folder`, for the base or for `start`."""
+
+    step: ClassVar[str] = "train"
+
+    folder: str
+    kind: Literal["adapter", "weights"] = "adapter"
+    adapter_sha256: str
+    base_model_id: str
+    start: ModelRef | None = None
+    format: Literal["chat", "alpaca"]
     rows_too_long: int
     """Rows longer than the window, left out of training."""
     versions: dict[str, str] = Field(default_factory=dict)
-    estimated_memory: dict[str, int] = Field(default_factory=dict)
-    """Estimated memory of the training, in bytes by purpose."""
-    peak_memory_bytes: int = 0
     candidates: tuple[Trial, ...] = ()
-    """All trials of a search; the fields above are the chosen one's, `seconds` is that of all."""
+    """All trials of a search; `Trained` is the chosen one, `seconds` is that of all."""
     seconds: float
 
 

@@ -148,18 +148,6 @@ class TrainConfig(Frozen):
         return self
 
 
-class MemoryPlan(Frozen):
-    """How a training fits into its device's memory; only `quantization` changes what is learned."""
-
-    device: str
-    """The GPU's name, or `cpu`."""
-    quantization: Literal["nf4", "none"]
-    batch_tokens: int
-    """Most tokens of a micro-batch."""
-    activations: Literal["kept", "half recomputed", "recomputed"]
-    """Activation checkpointing: of no layer, of every second, of all."""
-
-
 class EvaluateConfig(Frozen):
     """Generation and scoring on the held-out records."""
 

@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import MemoryPlan, TrainConfig
+from pipeline.artifacts import MemoryPlan
+from pipeline.config import TrainConfig
 from pipeline.durable import signature
 from pipeline.errors import StepFailed
 from pipeline.models.safetensors_files import NotSafetensorsError, read_all_shapes, weight_files
@@ -25,9 +26,8 @@ MARGIN = 0.9
 _NO_LORA = ("embed", "lm_head", "wte", "wpe")
 #: Bytes per weight in NF4 with double quantisation: 4 bits, and 0.127 for its block's scale (arXiv 2305.14314, §3).
 _NF4_BYTES = 4.127 / 8
-#: Bytes per trained weight: the weight, its gradient and the copy of the initial weights in float32, and a 16-bit copy
-#: for arithmetic; on a GPU there is no copy of the initial weights.
-_TRAINED_BYTES = {"cpu": 14, "cuda": 10}
+#: Bytes per trained weight: the weight and its gradient in float32, and a 16-bit copy for arithmetic.
+_TRAINED_BYTES = 10
 #: Factor on activations for temporaries and fragmentation. Measured on a CPU; torch's CUDA allocator fragments less.
 OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
 #: Python, torch and the imported libraries. On a GPU cuBLAS's workspaces: torch allocates 34 MB, before Hopper less,
@@ -181,7 +181,7 @@ def estimate(
         wide = 2 * base.vocabulary * base.hidden if train.method == "full" else 0
     return {
         "weights": int((base.weights - quantised - own) * width + quantised * _NF4_BYTES) + dequantised,
-        "trained": trained * _TRAINED_BYTES[device],
+        "trained": trained * _TRAINED_BYTES,
         "optimizer": wide * _WIDE + moments - wide,
         "activations": int(activations * OVERHEAD[device]),
         "logits": min(plan.batch_tokens * base.vocabulary * _WIDE, LOGITS_BYTES[device]) * _LOGITS_COPIES,

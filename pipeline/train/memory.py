@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from pipeline import durable
-from pipeline.config import MemoryPlan, TrainConfig
+from pipeline.artifacts import MemoryPlan
+from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import StartAgain, StepFailed
 from pipeline.models.loading import Device, OutOfMemory, arithmetic_dtype, free_memory

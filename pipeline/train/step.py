@@ -4,14 +4,14 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import durable
-from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
+from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, Trained
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.generation import load_template
@@ -28,7 +28,6 @@ from pipeline.train.checkpoints import fingerprint
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.memory import go_on_with_less, plan_memory
 from pipeline.train.search.run import SearchResult, search
-from pipeline.train.search.trials import TrainedOnce
 from pipeline.train.trainer import DEV_ROWS, TokenRow, Training
 from pipeline.train.training import process_count, train_in_processes, visible_gpus
 from pipeline.words import count
@@ -38,41 +37,27 @@ _BUDGET = {"when", "trials", "hours"}
 _LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "transformers", "trl")
 
 
-@dataclass
-class Tokeniser:
-    """Tokenises rows, and counts rows that are too long."""
+def tokenise(attempt: Attempt, template: Template, path: Path, window: int) -> tuple[list[TokenRow], list[int]]:
+    """
+    Return the tokenised rows of a JSON Lines file that fit into the window, and the lengths of all in tokens.
 
-    template: Template
-    window: int
-    """Most tokens of prompt and answer together."""
-    too_long: int = 0
-    lengths: list[int] = field(default_factory=list)
-
-    def tokenise(self, attempt: Attempt, path: Path) -> list[TokenRow]:
-        """
-        Return the tokenised rows of a JSON Lines file that fit into the window; none if there is no file.
-
-        Longer rows are left out whole. Sets `too_long`, and `lengths` of all rows, to those of this file. Raises
-        `Interrupted` if stopped, `CannotTrain` if the chat template or tokenizer fails.
-        """
-        self.too_long = 0
-        self.lengths = []
-        kept = []
-        for number, row in enumerate(durable.read_jsonl(path) if path.exists() else (), start=1):
-            attempt.check_stop()
-            turns = single_turn(fold(row["instruction"], row["input"]), row["output"])
-            prompt, answer = self.template.prompt(turns[:-1]), self.template.target(turns)
-            self.lengths.append(len(prompt) + len(answer))
-            if self.lengths[-1] > self.window:
-                self.too_long += 1
-                continue
+    Longer rows are left out whole. Both are empty if there is no file. Raises `Interrupted` if stopped, `CannotTrain`
+    if the chat template or tokenizer fails.
+    """
+    kept, lengths = [], []
+    for number, row in enumerate(durable.read_jsonl(path) if path.exists() else (), start=1):
+        attempt.check_stop()
+        turns = single_turn(fold(row["instruction"], row["input"]), row["output"])
+        prompt, answer = template.prompt(turns[:-1]), template.target(turns)
+        lengths.append(len(prompt) + len(answer))
+        if lengths[-1] <= window:
             kept.append(TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer), number))
-        if self.too_long:
-            sys.stderr.write(
-                f"{path.name}: {count(len(kept), 'row')} kept; left out whole, never cut: {self.too_long} longer than "
-                f"{self.window} tokens\n"
-            )
-        return kept
+    if too_long := len(lengths) - len(kept):
+        sys.stderr.write(
+            f"{path.name}: {count(len(kept), 'row')} kept; left out whole, never cut: {too_long} longer than "
+            f"{window} tokens\n"
+        )
+    return kept, lengths
 
 
 @dataclass(frozen=True)
@@ -134,21 +119,20 @@ def train(attempt: Attempt) -> Adapter:
             "remove evaluate.vllm: both models are then evaluated in NF4",
         )
     template = load_template(base, config.train.format)
-    tokeniser = Tokeniser(template, min(config.train.max_length, read_window(base)))
+    window = min(config.train.max_length, read_window(base))
     data = attempt.path(dataset.folder)
     if dataset_hash(data) != dataset.dataset_sha256:
         raise CannotTrain(
             f"the run's data in {data} has changed since it was prepared",
             "restore its files, or drop the data again to begin a new run",
         )
-    dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
-    rows = tokeniser.tokenise(attempt, data / "train.jsonl")
+    dev, _ = tokenise(attempt, template, data / "dev.jsonl", window)
+    rows, lengths = tokenise(attempt, template, data / "train.jsonl", window)
     if not rows:
-        longest = max(tokeniser.lengths)
         raise CannotTrain(
-            f"nothing to train on: the {count(tokeniser.too_long, 'training row has', 'training rows have')} "
-            f"{min(tokeniser.lengths)} to {longest} tokens, and the window is {tokeniser.window}",
-            f"set train.max_length = {longest}, if the base model's own window allows it",
+            f"nothing to train on: the {count(len(lengths), 'training row has', 'training rows have')} "
+            f"{min(lengths)} to {max(lengths)} tokens, and the window is {window}",
+            f"set train.max_length = {max(lengths)}, if the base model's own window allows it",
         )
     prepared = Prepared(start, device, template.tokenizer, template.format, rows, dev, dataset)
     result = _search(attempt, prepared) if config.train.search.space else None
@@ -158,7 +142,6 @@ def train(attempt: Attempt) -> Adapter:
     else:
         once = result.once
         shutil.copytree(result.adapter, adapter, dirs_exist_ok=True)
-    trained, plan = once.trained, once.plan
     kind: Literal["adapter", "weights"] = "weights" if config.train.trains_full_weights else "adapter"
     return Adapter(
         folder=attempt.relative(adapter),
@@ -167,17 +150,15 @@ def train(attempt: Attempt) -> Adapter:
         base_model_id=config.base_model_id,
         start=dataset.start,
         format=template.format,
-        **plan.model_dump(),
-        **trained.model_dump(include=set(Adapter.model_fields)),
-        rows_too_long=tokeniser.too_long,
+        **once.model_dump(),
+        rows_too_long=len(lengths) - len(rows),
         versions={name: metadata.version(name) for name in _LIBRARIES},
-        estimated_memory=once.estimated_memory,
         candidates=result.trials if result else (),
         seconds=result.seconds if result else time.monotonic() - started,
     )
 
 
-def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 0) -> TrainedOnce:
+def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 0) -> Trained:
     """
     Train once with the attempt's settings and save the result in `adapter`; `gpu` is the number of the first GPU.
 
@@ -195,15 +176,15 @@ def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 
     sys.stderr.write(f"learning rate {chosen.learning_rate:g}, {chosen.epochs:g} epochs\n")
     settings = {**chosen.decisive(), "quantization": plan.quantization}
     mark = prepared.mark(settings, attempt.config.base_model_id)
+    rows, dev = prepared.rows, prepared.dev
+    training = Training(base, device, rows, dev, chosen, plan, adapter, scratch, mark, estimated, process)
     try:
-        training = Training(base, device, adapter, scratch, mark, plan, process)
-        trained = train_in_processes(training, prepared.tokenizer, prepared.rows, prepared.dev, attempt)
+        return train_in_processes(training, prepared.tokenizer, attempt)
     except OutOfMemory as error:
         adapter.rmdir()
         go_on_with_less(attempt, plan, sizes, error)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return TrainedOnce(trained=trained, plan=plan, estimated_memory=estimated)
 
 
 def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:

@@ -5,18 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pipeline.config import MemoryPlan, TrainConfig
+from pipeline.artifacts import MemoryPlan
+from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import Device, arithmetic_dtype, check_gpu, load_model
-from pipeline.models.memory_estimate import base_sizes, has_8_bit_moments
+from pipeline.models.memory_estimate import has_8_bit_moments
 from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
-from pipeline.train.automatic import with_numbers
 from pipeline.train.base_weights import keeping_weights, optimizer, unfreeze
 from pipeline.train.data_parallel import ProcessRank, seed_step, summed
 from pipeline.train.lora import fuse, lora_config
-from pipeline.train.memory import batch_tokens
 from pipeline.train.packing import LengthGroups, collate, enable_packing, micro_batches
 from pipeline.train.watcher import dev_loss
 
@@ -42,27 +41,30 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Training:
-    """The inputs of a training but rows and settings: base, device, output folders, fingerprint and memory plan."""
+    """All that a training depends on but the tokenizer: base, device, rows, settings, memory plan, output folders."""
 
     base: Path
     """Folder of the model that is trained: the base, or the champion that the training starts from."""
     device: Device
+    rows: Sequence[TokenRow]
+    dev: Sequence[TokenRow]
+    config: TrainConfig
+    """The settings, with numbers for "auto"; those of memory are in `plan`."""
+    plan: MemoryPlan
     adapter: Path
     scratch: Path
-    fingerprint: str
-    memory: MemoryPlan | None = None
-    """Memory plan; overrides the settings. `None`: use the settings."""
+    fingerprint: str = ""
+    estimated_memory: dict[str, int] = field(default_factory=dict)
+    """Estimated memory, in bytes by purpose."""
     process: ProcessRank = field(default_factory=ProcessRank)
     """This process's rank among those that share the training."""
 
 
-def make_trainer(
-    training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], config: TrainConfig
-) -> Any:
+def make_trainer(training: Training, tokenizer: Any) -> Any:
     """
     Load the base, add a new adapter or unfreeze the weights to train, and return the trainer, not yet started.
 
-    Without `DEV_ROWS` rows in `dev` no dev loss is measured. Raises `StepFailed` if the base does not fit into memory,
+    Without `DEV_ROWS` dev rows no dev loss is measured. Raises `StepFailed` if the base does not fit into memory,
     and `CannotTrain` if GPU, tokenizer or settings do not match it.
     """
     import torch
@@ -70,31 +72,29 @@ def make_trainer(
     from trl import SFTConfig
 
     check_gpu(training.device)
-    config = with_numbers(config, len(rows), base_sizes(training.base).weights)
+    config, rows, dev, quantization = training.config, training.rows, training.dev, training.plan.quantization
     # Mixed precision is bf16, which does not mix with float16; a float32 base would be slow on a GPU, where attention
     # has no kernel for it. The merge uses the base's own dtype.
     saved: Any = AutoConfig.from_pretrained(training.base, local_files_only=True, trust_remote_code=False).dtype
     single = arithmetic_dtype(training.device)
     dtype = single or (torch.bfloat16 if training.device == "cuda" or saved == torch.float16 else None)
-    quantization: Literal["nf4", "none"] = "nf4" if config.quantization == "nf4" else "none"
     model: Any = load_model(training.base, training.device, quantization, dtype)
     _check_vocabulary(model, rows)
     plain_head = has_plain_head(model, rows[0].input_ids)
     packed = enable_packing(model, [row.input_ids for row in rows])
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
     mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
-    lengths = [len(row.input_ids) for row in rows]
     trains_base = config.trains_full_weights
-    most = batch_tokens(config, training.device)
+    most = training.plan.batch_tokens
     divide = partial(micro_batches, batch_tokens=most, packed=packed, share=training.process.share)
-    make: Any = _trainer_class(lengths, config, training.process, divide, plain_head=plain_head)
+    make: Any = _trainer_class(training, divide, plain_head=plain_head)
     if trains_base:
         unfreeze(model, training.base, config, training.process)
         make = keeping_weights(make)
 
     trainer = make(
         model=model,
-        args=SFTConfig(**_arguments(training, config, mixed=mixed, has_dev=len(dev) >= DEV_ROWS)),
+        args=SFTConfig(**_arguments(training, mixed=mixed)),
         train_dataset=_dataset(rows),
         eval_dataset=_dataset(dev) if len(dev) >= DEV_ROWS else None,
         processing_class=tokenizer,
@@ -114,12 +114,12 @@ def make_trainer(
     return trainer
 
 
-def _trainer_class(
-    lengths: Sequence[int], config: TrainConfig, process: ProcessRank, divide: Divide, *, plain_head: bool
-) -> Any:
+def _trainer_class(training: Training, divide: Divide, *, plain_head: bool) -> Any:
     """Return a subclass of TRL's trainer with this project's row order, micro-batches (`divide`) and loss."""
     import torch
     from trl import SFTTrainer
+
+    config, process, lengths = training.config, training.process, [len(row.input_ids) for row in training.rows]
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         """TRL's trainer with a resumable row order, micro-batches by tokens, and completion-only loss."""
@@ -173,10 +173,9 @@ def _trainer_class(
     return Trainer
 
 
-def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev: bool) -> dict[str, Any]:
+def _arguments(training: Training, *, mixed: bool) -> dict[str, Any]:
     """Return the keyword arguments of TRL's `SFTConfig`."""
-    on_cuda = training.device == "cuda"
-    activations = "kept" if training.memory is None else training.memory.activations
+    config, on_cuda, activations = training.config, training.device == "cuda", training.plan.activations
     return {
         "output_dir": str(training.scratch),
         "num_train_epochs": config.epochs,
@@ -198,7 +197,7 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "seed": config.seed,
         "data_seed": config.seed,
         "save_strategy": "no",
-        "eval_strategy": "steps" if has_dev else "no",
+        "eval_strategy": "steps" if len(training.dev) >= DEV_ROWS else "no",
         "eval_steps": _DEV_SHARE / max(1.0, float(config.epochs)),
         "prediction_loss_only": True,
         "logging_steps": 1,

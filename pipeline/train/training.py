@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import CurvePoint, Frozen
+from pipeline.artifacts import CurvePoint, Trained
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt, StepSpec, thinned
 from pipeline.errors import EXIT_FAILED, CannotTrain, DropforgeError, Interrupted, StepFailed, is_disk_full
@@ -33,8 +33,8 @@ from pipeline.train import other_nodes
 from pipeline.train.base_weights import save_trained
 from pipeline.train.checkpoints import keeper, newest_valid, step_of
 from pipeline.train.data_parallel import ProcessRank
-from pipeline.train.trainer import TokenRow, Training, make_trainer
-from pipeline.train.watcher import adapter_weights, watcher
+from pipeline.train.trainer import Training, make_trainer
+from pipeline.train.watcher import watcher
 
 _ERROR_CHARACTERS = 200
 _PATIENCE = timedelta(hours=12)
@@ -44,25 +44,7 @@ _PROGRESS, _MEETING, _RESULT, _ERROR = "progress.json", "meeting", "result.json"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class Trained(Frozen):
-    """The result of a training: steps, tokens, loss curves, size of the change, peak memory."""
-
-    learning_rate: float
-    epochs: float
-    optimizer_steps: int
-    resumed_from_step: int
-    trained_tokens: int
-    loss_curve: tuple[CurvePoint, ...]
-    dev_curve: tuple[CurvePoint, ...]
-    trainable_parameters: int
-    adapter_change: float
-    peak_memory_bytes: int
-    """Of the process that saved the adapter: reserved by torch on a GPU, else resident."""
-
-
-def train_model(
-    training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], attempt: Attempt
-) -> Trained:
+def train_model(training: Training, tokenizer: Any, attempt: Attempt) -> Trained:
     """
     Train an adapter, or the base's own weights, and save them; resume from the newest checkpoint of this training.
 
@@ -72,14 +54,11 @@ def train_model(
     """
     import torch
 
-    config = attempt.config.train
-    if training.memory is not None:
-        config = config.model_copy(update=training.memory.model_dump(include={"quantization", "batch_tokens"}))
     checkpoint = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
     try:
-        trainer = make_trainer(training, tokenizer, rows, dev, config)
-        before = adapter_weights(trainer.model)
-        watch = watcher(attempt, trainer._get_train_sampler(), [row.line for row in rows])  # noqa: SLF001 - ours
+        trainer = make_trainer(training, tokenizer)
+        before = _norms(trainer.model)
+        watch = watcher(attempt, trainer._get_train_sampler(), [row.line for row in training.rows])  # noqa: SLF001 - ours
         trainer.add_callback(watch)
         trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint, training.process))
         attempt.check_stop()
@@ -100,11 +79,19 @@ def train_model(
         raise Interrupted(
             f"training was stopped and left a checkpoint at step {state.global_step} of {state.max_steps}"
         )
-    change = _change(before, trainer.model)
+    after = _norms(trainer.model)
+    if not all(map(math.isfinite, after)):
+        raise CannotTrain("training diverged: trained weights are not finite", "lower train.learning_rate")
+    if after == before:
+        raise CannotTrain(
+            "training changed no weight: no gradient reached them",
+            "raise train.learning_rate or train.epochs; if they are sensible, report this",
+        )
     if not training.process.rank:
         save_trained(trainer.model, training.adapter)
     losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
     return Trained(
+        **training.plan.model_dump(),
         learning_rate=trainer.args.learning_rate,
         epochs=trainer.args.num_train_epochs,
         optimizer_steps=state.global_step,
@@ -112,29 +99,15 @@ def train_model(
         trained_tokens=int(state.num_input_tokens_seen),
         loss_curve=thinned(losses),
         dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watch.dev),
-        trainable_parameters=sum(weight.numel() for weight in before.values()),
-        adapter_change=change,
+        trainable_parameters=sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad),
+        estimated_memory=training.estimated_memory,
         peak_memory_bytes=torch.cuda.max_memory_reserved() if training.device == "cuda" else peak_resident(),
     )
 
 
-def _change(before: Mapping[str, Any], model: Any) -> float:
-    """Return the L2 norm of the trained weights' change. Raises `CannotTrain` if it is zero or not finite."""
-    # One weight at a time: a further copy of all could exceed the host's memory.
-    squares = (
-        float((weight.detach().cpu().double() - before[name].double()).square().sum())
-        for name, weight in model.named_parameters()
-        if name in before
-    )
-    change = math.sqrt(sum(squares))
-    if not math.isfinite(change):
-        raise CannotTrain("training diverged: trained weights are not finite", "lower train.learning_rate")
-    if change == 0:
-        raise CannotTrain(
-            "training changed no weight: no gradient reached them",
-            "raise train.learning_rate or train.epochs; if they are sensible, report this",
-        )
-    return change
+def _norms(model: Any) -> list[float]:
+    """Return the L2 norm of each trained weight, which shows a change without a copy of the weights."""
+    return [float(weight.detach().cpu().double().norm()) for weight in model.parameters() if weight.requires_grad]
 
 
 def process_count(config: TrainConfig, device: Device, nodes: int = 1) -> int:
@@ -154,9 +127,7 @@ def process_count(config: TrainConfig, device: Device, nodes: int = 1) -> int:
     return nodes * min(wanted, config.batch_size // nodes)
 
 
-def train_in_processes(
-    training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], attempt: Attempt
-) -> Trained:
+def train_in_processes(training: Training, tokenizer: Any, attempt: Attempt) -> Trained:
     """
     Run `train_model` in `training.process.count` processes; return its result.
 
@@ -166,11 +137,11 @@ def train_in_processes(
     from torch.multiprocessing.spawn import start_processes
 
     if training.process.count == 1 and visible_gpus(training.device) < 2:  # noqa: PLR2004 - several
-        return train_model(training, tokenizer, rows, dev, attempt)
+        return train_model(training, tokenizer, attempt)
     if training.process.count > 1:
         sys.stderr.write(f"{training.process.count} processes share the training\n")
     start: Any = start_processes
-    work = (training, rows, dev, attempt.spec)
+    work = (training, attempt.spec)
     others = other_nodes.start((run_process, *work), training.process.nodes - 1, training.scratch)
     processes = start(run_process, work, training.process.per_node, join=False).processes
     try:
@@ -242,9 +213,7 @@ class _ProcessAttempt(Attempt):
         """Do nothing: all processes must stop after the same step (see `keeper`), or the others wait forever."""
 
 
-def run_process(
-    number: int, training: Training, rows: Sequence[TokenRow], dev: Sequence[TokenRow], spec: StepSpec
-) -> None:
+def run_process(number: int, training: Training, spec: StepSpec) -> None:
     """
     Run a node's process `number`, from 0, of a training; write the result, or the first error of all, to a file.
 
@@ -260,7 +229,7 @@ def run_process(
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
     try:
         _join_group(training)
-        trained = train_model(training, load_tokenizer(training.base), rows, dev, attempt)
+        trained = train_model(training, load_tokenizer(training.base), attempt)
     except Exception as error:  # noqa: BLE001 - the border of a process
         if not isinstance(error, DropforgeError):
             traceback.print_exc(file=sys.__stderr__)

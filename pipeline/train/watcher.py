@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.artifacts import Dataset
@@ -31,12 +31,6 @@ def dev_loss(trainer: Any) -> float:
         total += trainer.prediction_step(trainer.model, batch)[0].double() * answers
         tokens += answers
     return float(total / tokens)
-
-
-def adapter_weights(model: Any) -> Mapping[str, Any]:
-    """Return copies of the trainable weights by name, in float32, on the CPU."""
-    named = model.named_parameters()
-    return {name: weight.detach().float().cpu().clone() for name, weight in named if weight.requires_grad}
 
 
 class Watcher:

@@ -9,33 +9,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import Trial
+from pipeline.artifacts import Trained, Trial
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted
 from pipeline.search_settings import most_trials, settings_words, with_settings
 from pipeline.train.checkpoints import remove_checkpoints
 from pipeline.train.search.suggest import suggest
-from pipeline.train.search.trials import TrainedOnce, TrialFiles, TrialState
+from pipeline.train.search.trials import TrialFiles, TrialState
 
 _HOUR = 3600.0
 
 
-class Train(Protocol):
-    """Trains once."""
-
-    def __call__(self, attempt: Attempt, folder: Path, /, *, gpu: int) -> TrainedOnce:
-        """Train with the attempt's settings, on the GPUs from number `gpu` on if there are any; save in `folder`."""
+#: Trains once with an attempt's settings, on the GPUs from number `gpu` on if there are any, and saves in a folder.
+Train = Callable[..., Trained]
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """A search's chosen trial, and the outcomes of all trials."""
 
-    once: TrainedOnce
+    once: Trained
     """The chosen training."""
     adapter: Path
     """Its adapter, in the checkpoint folder."""
@@ -56,7 +53,7 @@ def search(attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus:
     """
     files = TrialFiles(attempt.path(attempt.spec.checkpoints), mark)
     # Dev losses over an NF4 base and over one in 16 bits cannot be compared.
-    first = next((trial.once.plan.quantization for trial in files.load() if trial.once), config.quantization)
+    first = next((trial.once.quantization for trial in files.load() if trial.once), config.quantization)
     shared = config.model_copy(update={"quantization": first})
     # Those begun here; one that has ended stays, as a thread may still hold what was saved before its end.
     begun: set[int] = set()
@@ -90,7 +87,10 @@ def search(attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus:
     return SearchResult(
         once=once,
         adapter=files.adapter(number),
-        trials=tuple(_artifact(trial, chosen=trial.number == number) for trial in trials),
+        trials=tuple(
+            Trial(**trial.model_dump(exclude={"once", "hint"}), dev_loss=trial.dev_loss, chosen=trial.number == number)
+            for trial in trials
+        ),
         seconds=_seconds(trials),
     )
 
@@ -127,9 +127,7 @@ def _next(train: TrainConfig, trials: Sequence[TrialState], begun: Collection[in
     return None if settings is None else TrialState(number=len(trials) + 1, settings=settings)
 
 
-def _run(
-    whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialState, train: Callable[..., TrainedOnce]
-) -> None:
+def _run(whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialState, train: Train) -> None:
     """
     Train a trial and save its outcome; a trial that raises a `DropforgeError` is saved as failed.
 
@@ -154,19 +152,6 @@ def _run(
     shutil.rmtree(attempt.folder)
     files.save(trial.model_copy(update={**ended, "seconds": trial.seconds + time.monotonic() - began}))
     remove_checkpoints(files.trial(trial.number))
-
-
-def _artifact(trial: TrialState, *, chosen: bool) -> Trial:
-    """Return a trial as the adapter's artifact lists it."""
-    return Trial(
-        number=trial.number,
-        settings=trial.settings,
-        outcome=trial.outcome or "failed",
-        dev_loss=trial.dev_loss,
-        seconds=trial.seconds,
-        chosen=chosen,
-        why=trial.why,
-    )
 
 
 def _seconds(trials: Sequence[TrialState]) -> float:

@@ -10,20 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import durable
-from pipeline.artifacts import Frozen
-from pipeline.config import MemoryPlan
-from pipeline.train.training import Trained
+from pipeline.artifacts import Frozen, Trained
 
 _SEARCH, _TRIAL, _ENDED = "search.json", "trial.json", "ended.json"
-
-
-class TrainedOnce(Frozen):
-    """The result of one finished training, with its memory plan."""
-
-    trained: Trained
-    plan: MemoryPlan
-    estimated_memory: dict[str, int]
-    """Bytes by purpose."""
 
 
 class TrialState(Frozen):
@@ -37,7 +26,7 @@ class TrialState(Frozen):
     """`None` until it has ended."""
     seconds: float = 0.0
     """Spent by earlier processes, as far as they could record it."""
-    once: TrainedOnce | None = None
+    once: Trained | None = None
     """The training, once it has finished."""
     why: str = ""
     """Why it failed."""
@@ -46,7 +35,7 @@ class TrialState(Frozen):
     @property
     def dev_loss(self) -> float | None:
         """The last dev loss in nats per token, which is that of the saved adapter; `None` unless the trial finished."""
-        return self.once.trained.dev_curve[-1].loss if self.once else None
+        return self.once.dev_curve[-1].loss if self.once else None
 
 
 class TrialFiles:

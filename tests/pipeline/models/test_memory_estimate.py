@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import MemoryPlan, TrainConfig
+from pipeline.artifacts import MemoryPlan
+from pipeline.config import TrainConfig
 from pipeline.models import memory_estimate as training_memory
 from pipeline.models.memory_estimate import available_memory, base_sizes, estimate, trained_numbers
 

@@ -1,6 +1,5 @@
 """Methods that train the base's own weights: which, in what precision, and that a run of each holds to its end."""
 
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,8 @@ from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import verify_manifest
 from pipeline.train.base_weights import chosen_layers, signal_to_noise
 from pipeline.train.galore import STEPS_BETWEEN
-from pipeline.train.trainer import TokenRow, Training, make_trainer
+from pipeline.train.trainer import TokenRow, make_trainer
+from tests.made_adapters import made_training
 from tests.training_runs import TrainingRun, same
 
 METHODS = ["galore", "spectrum", "full"]
@@ -45,8 +45,7 @@ def trainer(tiny_llama: Path, tmp_path: Path) -> Make:
     def make(base: Path = tiny_llama, **settings: Any) -> Any:
         rows = [TokenRow([3 + number] * 8, [0] * 4 + [1] * 4) for number in range(16)]
         config = TrainConfig.model_validate({"rank": 4, "batch_size": 2, **settings})
-        job = Training(base, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
-        return make_trainer(job, load_tokenizer(tiny_llama), rows, [], config)
+        return make_trainer(made_training(base, tmp_path, rows, config), load_tokenizer(tiny_llama))
 
     return make
 
@@ -160,8 +159,6 @@ def test_a_run_stopped_in_the_middle_ends_in_the_same_weights_and_merges(
     assert [path.name for path in (tmp_path / whole.folder).iterdir()] == ["weights.safetensors"]
     assert whole.trainable_parameters == sum(weight.numel() for weight in expected.values())
     stored = load_file(base / "model.safetensors")
-    squares = (float((weight.double() - stored[name].double()).square().sum()) for name, weight in expected.items())
-    assert whole.adapter_change == pytest.approx(math.sqrt(sum(squares)))
 
     attempt = run.make_attempt("merge", config=run.config(), inputs={"prepare": run.dataset, "train": whole})
     model = merge(attempt)

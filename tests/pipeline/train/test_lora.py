@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from pipeline.merge.step import merge
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.train import trainer as trainer_module
 from pipeline.train.lora import fuse, target_layers
-from pipeline.train.trainer import TokenRow, Training, make_trainer
-from tests.made_adapters import save_base
+from pipeline.train.trainer import TokenRow, make_trainer
+from tests.made_adapters import made_training, save_base
 from tests.training_runs import TrainingRun
 
 MLP = {"gate_proj", "up_proj", "down_proj"}
@@ -33,8 +34,7 @@ def trainer(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
     def make(**settings: Any) -> Any:
         rows = [TokenRow([3 + number] * 8, [0] * 4 + [1] * 4) for number in range(16)]
         config = TrainConfig.model_validate({"quantization": "none", "rank": 4, "batch_size": 2, **settings})
-        job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
-        return make_trainer(job, load_tokenizer(tiny_llama), rows, [], config)
+        return make_trainer(made_training(tiny_llama, tmp_path, rows, config), load_tokenizer(tiny_llama))
 
     return make
 
@@ -115,7 +115,6 @@ def test_an_adapter_of_each_kind_is_saved_as_such_and_merges_by_shard(
 ) -> None:
     run = new_run(tiny_llama, quantization=quantization, epochs=0.5, **settings)
     adapter, weights = run.finish()
-    assert adapter.adapter_change > 0
     assert any("magnitude" in name for name in weights) == saved[0]
     config = json.loads((run.root / adapter.folder / "adapter_config.json").read_text())
     assert (config["use_dora"], config["use_rslora"]) == saved
@@ -132,9 +131,9 @@ def test_a_float32_base_is_loaded_in_bfloat16_on_a_gpu(
     monkeypatch.setattr(trainer_module, "load_model", lambda *given: load_model(base, "cpu", *given[2:]))
     monkeypatch.setattr(trainer_module, "_check_vocabulary", lambda model, _: sys.exit(str(model.dtype)))
     config = TrainConfig.model_validate({"quantization": quantization})
-    job = Training(base, "cuda", tmp_path / "adapter", tmp_path / "scratch", "mark")
+    job = made_training(base, tmp_path, [TokenRow([3, 4], [0, 1])], config)
     with pytest.raises(SystemExit, match=r"torch\.bfloat16"):
-        make_trainer(job, load_tokenizer(base), [TokenRow([3, 4], [0, 1])], [], config)
+        make_trainer(replace(job, device="cuda"), load_tokenizer(base))
 
 
 # The fused forward ---------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.generation import load_template
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import model_id
-from pipeline.train.step import Tokeniser, train
-from pipeline.train.trainer import Training, make_trainer
+from pipeline.train.step import tokenise, train
+from pipeline.train.trainer import make_trainer
+from tests.made_adapters import made_training
 from tests.prepared_rows import write_rows
 from tests.training_runs import TrainingRun
 
@@ -61,10 +62,10 @@ def test_the_loss_is_on_the_answer_and_its_eos_alone(
     template = load_template(tiny_llama, fmt)
     tokenizer = template.tokenizer
     tokenizer.pad_token = pad
-    tokeniser = Tokeniser(template, attempt.config.train.max_length)
-    kept_rows = tokeniser.tokenise(attempt, attempt.path("data/train.jsonl"))
-    job = Training(tiny_llama, "cpu", attempt.folder / "adapter", attempt.folder / "scratch", "mark")
-    trainer = make_trainer(job, tokenizer, kept_rows, [], attempt.config.train)
+    window = attempt.config.train.max_length
+    kept_rows, _ = tokenise(attempt, template, attempt.path("data/train.jsonl"), window)
+    job = made_training(tiny_llama, attempt.folder, kept_rows, attempt.config.train)
+    trainer = make_trainer(job, tokenizer)
     answers = set()
     for batch in trainer.get_train_dataloader():
         rows_of = [batch[name][0].split(batch["lengths"]) for name in ("input_ids", "labels")]
@@ -103,7 +104,6 @@ def test_an_adapter_tells_how_its_training_went(bench: Bench, tiny: Any, tiny_ll
     assert [point.step for point in adapter.loss_curve] == list(range(1, 16))
     assert [point.step for point in adapter.dev_curve] == list(range(1, 16)), "four an epoch, of three steps here"
     assert adapter.dev_curve[-1].loss < adapter.dev_curve[0].loss
-    assert adapter.adapter_change > 0
     assert adapter.trained_tokens > 36 * 5 * 20
     assert torch.__version__.startswith(adapter.versions["torch"])
     assert {"peft", "transformers", "trl"} <= set(adapter.versions)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline import durable
+from pipeline.artifacts import Trained
 from pipeline.config import TrainConfig
 from pipeline.contract import SPEC_NAME, Attempt
 from pipeline.errors import CannotTrain, Interrupted, StartAgain, StepFailed
@@ -24,7 +25,7 @@ from pipeline.search_settings import with_settings
 from pipeline.train import memory, step, training
 from pipeline.train.search import run as search_run
 from pipeline.train.search.run import search
-from pipeline.train.search.trials import TrainedOnce, TrialState
+from pipeline.train.search.trials import TrialState
 from pipeline.train.step import train
 from tests.training_runs import TrainingRun, same
 
@@ -62,7 +63,7 @@ def test_trials_train_over_the_base_in_one_precision_though_more_memory_is_free_
     free = chain([1], repeat(1 << 40))
     monkeypatch.setattr(memory, "free_memory", lambda *_: next(free))
     adapter = train(run.attempt(quantization="auto", search={"space": {"learning_rate": [1e-7, 3e-3]}}))
-    assert [one.once and one.once.plan.quantization for one in ended(run)] == ["nf4", "nf4"]
+    assert [one.once and one.once.quantization for one in ended(run)] == ["nf4", "nf4"]
     assert adapter.quantization == "nf4"
 
 
@@ -155,7 +156,7 @@ def test_a_search_that_is_asked_to_stop_goes_on_in_its_trial(run: TrainingRun) -
     assert same(weights, expected)
     resumed = ended(run)[1].once
     assert resumed is not None
-    assert resumed.trained.resumed_from_step == 3
+    assert resumed.resumed_from_step == 3
     assert len(adapter.candidates) == 2
 
 
@@ -166,7 +167,7 @@ def test_each_gpu_has_a_trial_of_its_own_and_one_that_was_interrupted_goes_on(ru
     attempt = run.attempt(search={"space": {"rank": [2, 3, 4, 5, 6]}})
     both, begun = threading.Barrier(2, timeout=60), list[tuple[int, int]]()
 
-    def train_once(trial: Attempt, _: Path, *, gpu: int) -> TrainedOnce:
+    def train_once(trial: Attempt, _: Path, *, gpu: int) -> Trained:
         rank = trial.config.train.rank
         begun.append((rank, gpu))
         if rank < 4:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.artifacts import CurvePoint
+from pipeline.artifacts import CurvePoint, Trained
 from pipeline.config import TrainConfig
 from pipeline.train.search.suggest import suggest
-from pipeline.train.search.trials import TrainedOnce, TrialState
-from pipeline.train.training import Trained
+from pipeline.train.search.trials import TrialState
 
 SPACE = {
     "learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
@@ -20,8 +19,7 @@ SPACE = {
 def tried(settings: Mapping[str, Any], loss: float | None) -> TrialState:
     """Return a trial with this last dev loss, or one that failed."""
     trained: Any = Trained.model_construct
-    once: Any = TrainedOnce.model_construct
-    made = None if loss is None else once(trained=trained(dev_curve=(CurvePoint(step=1, loss=loss),)))
+    made = None if loss is None else trained(dev_curve=(CurvePoint(step=1, loss=loss),))
     outcome: Any = "failed" if loss is None else "finished"
     return TrialState.model_construct(number=1, settings=dict(settings), outcome=outcome, once=made)
 
