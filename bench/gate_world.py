@@ -14,7 +14,7 @@ import numpy as np
 from scipy import special
 
 from pipeline.artifacts import Outcome
-from pipeline.decide.comparison import Comparison, Flags, Former, Suite
+from pipeline.decide.comparison import Comparison, Flags, Suite
 from pipeline.decide.explain import HARM_P_VALUE
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
@@ -135,7 +135,7 @@ class World:
             nll=(np.column_stack((candidate.nll, champion.nll)), np.full((size, 2), float(TOKENS))),
             degenerate={kind: np.column_stack((candidate.bad[kind], champion.bad[kind])) for kind in DEGENERATE},
             suites=(Suite("general", np.column_stack((candidate.general, champion.general)), base),),
-            former=tuple(Former(generation, scores) for generation, scores in enumerate(former)),
+            former=dict(enumerate(former)),
         )
 
 

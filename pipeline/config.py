@@ -3,7 +3,7 @@
 import ipaddress
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -224,18 +224,7 @@ class GateConfig(Frozen):
 class GuardConfig(Frozen):
     """What a winning candidate must not lose: a guard fails if harm is shown."""
 
-    stop: tuple[GuardName, ...] = (
-        "slice",
-        "general",
-        "general_base",
-        "anchor",
-        "nll",
-        "empty",
-        "truncated",
-        "looping",
-        "floor",
-        "judge",
-    )
+    stop: tuple[GuardName, ...] = tuple(name for name in get_args(GuardName) if name != "collapse")
     """Guards that block a promotion; the others are only shown in the report."""
     slices: float = Field(default=5.0, ge=0, le=_MANY)
     """Largest loss on a drop that the champion knows or a tag, in points, on 100 records or more."""

@@ -41,14 +41,6 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class Former:
-    """A former champion's scores of the primary metric, 0 to 1, NaN on records that it did not answer."""
-
-    generation: int
-    scores: Floats
-
-
-@dataclass(frozen=True)
 class Opinion:
     """A judge model's opinion on the records that it compared."""
 
@@ -96,7 +88,8 @@ class Comparison:
     suites: tuple[Suite, ...] = ()
     held_to_base: bool = False
     """Whether the suites are compared with the base model: not if it is the champion."""
-    former: tuple[Former, ...] = ()
+    former: Mapping[int, Floats] = field(default_factory=dict)
+    """Former champions' primary scores by generation, 0 to 1, NaN on records that they did not answer."""
     opinion: Opinion | None = None
 
     @cached_property
@@ -153,7 +146,7 @@ class Comparison:
             tags={tag: flags[rows] for tag, flags in self.tags.items()},
             nll=(self.nll[0][rows], self.nll[1][rows]),
             degenerate={kind: pair[rows] for kind, pair in self.degenerate.items()},
-            former=tuple(Former(one.generation, one.scores[rows]) for one in self.former),
+            former={generation: scores[rows] for generation, scores in self.former.items()},
         )
 
 
@@ -171,15 +164,15 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
             f"the report speaks of {report.records} records and its file holds {len(lines)}", _EVALUATE_AGAIN
         )
     own = compare(report.metric, lines)
-    former = []
+    former = {}
     for one in report.former:
         scores = {line["id"]: _finite(line["score"]) for line in durable.read_jsonl(folder / one.file)}
-        former.append(Former(one.generation, np.array([scores.get(name, np.nan) for name in own.ids])))
+        former[one.generation] = np.array([scores.get(name, np.nan) for name in own.ids])
     return replace(
         own,
         suites=tuple(_suite(folder, one) for one in report.suites),
         held_to_base=report.base_model_id is not None,
-        former=tuple(former),
+        former=former,
         opinion=None if judgement is None else _opinion(root, judgement),
     )
 

@@ -158,10 +158,10 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
     best, own = [], []
     for drop in np.unique(comparison.drops[seen & ~comparison.pinned]).tolist():
         rows, mask = [], seen & (comparison.drops == drop)
-        for former in comparison.former:
-            pair = comparison.by_group(np.column_stack((scores, former.scores)), mask)
+        for generation, former in comparison.former.items():
+            pair = comparison.by_group(np.column_stack((scores, former)), mask)
             if len(pair):
-                name = f"{known.label(drop)} against the champion of generation {former.generation}"
+                name = f"{known.label(drop)} against the champion of generation {generation}"
                 rows.append(_row(("anchor", name), pair, margin))
         if rows:
             best.append(min(rows, key=lambda row: (row.p_value is None, row.change)))

@@ -19,62 +19,57 @@ def decide(attempt: Attempt) -> Verdict:
     With too little data and no evaluation the verdict is `insufficient_evidence`. Raises `StepFailed` if an artifact is
     missing, if the evaluation is of another held-out set, metric or champion, or if its files are not complete.
     """
-    dataset, spec = attempt.load(Dataset), attempt.spec
-    version = dataset.heldout_version
+    dataset, spec, gate = attempt.load(Dataset), attempt.spec, attempt.config.gate
+    version, champion = dataset.heldout_version, spec.champion
     judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
     if dataset.shortfall is not None and Evaluation.step not in spec.inputs:
         made = attempt.load(Model).model_id if Model.step in spec.inputs else None
-        verdict = early_verdict(dataset, dataset.shortfall, attempt.config.gate)
-        facts = {
-            "champion_generation": spec.champion.generation,
-            "champion_model_id": spec.champion.model_id,
-            "candidate_model_id": made,
-        }
+        verdict = early_verdict(dataset, dataset.shortfall, gate)
     else:
         found = attempt.load(Evaluation)
-        if (found.metric, found.heldout_version) != (dataset.metric, dataset.heldout_version):
-            raise StepFailed(
-                "the report was made on another held-out set or with another metric than the dataset's",
-                f"evaluate again: dropforge retry {spec.run} --from evaluate",
-            )
-        _require_champion(found, spec)
+        made = found.candidate.model_id
+        _require_same(found, dataset, spec)
         comparison = read_comparison(attempt.root, found, judgement)
         # Without those that are too long to prompt, or that today's champion was trained on.
         version = version_of(comparison.ids)
-        rules = _rules(attempt, dataset, found)
+        known = Known(
+            drops=None if champion.drops is None else frozenset(champion.drops),
+            names={drop.id: drop.name for drop in (*dataset.drops, *spec.drops)},
+        )
+        rules = Rules(gate, attempt.config.guards, known, found.records_seen_by_candidate)
         verdict = decide_verdict(comparison, rules)
         if comparison.opinion is not None:
             judgement = comparison.opinion.on(on_part(comparison, rules).ids)
-        facts = {
-            "champion_generation": found.champion_generation,
-            "candidate_model_id": found.candidate.model_id,
-            "champion_model_id": found.champion.model_id,
-        }
     verdict = verdict.model_copy(
         update={
-            **facts,
+            "champion_generation": champion.generation,
+            "champion_model_id": champion.model_id,
+            "candidate_model_id": made,
             "uses": spec.uses,
             "same_set_uses": spec.judged_versions.get(version, 0),
             "heldout_version": version,
-            "heldout_replaced": _replaced(dataset, spec.champion.drops or ()),
+            "heldout_replaced": _replaced(dataset, champion.drops or ()),
         }
     )
     return verdict.model_copy(update={"report": write_report(attempt, verdict, judgement)})
 
 
-def _require_champion(found: Evaluation, spec: StepSpec) -> None:
+def _require_same(found: Evaluation, dataset: Dataset, spec: StepSpec) -> None:
     """
-    Raise `StepFailed` if another champion than the spec's was evaluated.
+    Raise `StepFailed` if another held-out set, metric or champion was evaluated than the data set's and the spec's.
 
     Which records are new to the champion follows from the spec.
     """
-    serving = spec.champion
+    serving, again = spec.champion, f"evaluate again: dropforge retry {spec.run} --from evaluate"
+    if (found.metric, found.heldout_version) != (dataset.metric, dataset.heldout_version):
+        message = "the report was made on another held-out set or with another metric than the dataset's"
+        raise StepFailed(message, again)
     if not found.is_against(serving):
         raise StepFailed(
             f"the report's candidate was compared with generation {found.champion_generation} "
             f"({found.champion.model_id[:12]}), and generation {serving.generation} ({serving.model_id[:12]}) is the "
             "champion",
-            f"evaluate again: dropforge retry {spec.run} --from evaluate",
+            again,
         )
 
 
@@ -82,16 +77,3 @@ def _replaced(dataset: Dataset, known: Collection[int]) -> str:
     """Return which new drops replace held-out answers; "" if a person approved these and the champion learned them."""
     new = {one.new for one in dataset.replacements if one.heldout_rows}
     return "" if new.issubset(known) else dataset.heldout_replaced
-
-
-def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:
-    champion = attempt.spec.champion
-    return Rules(
-        gate=attempt.config.gate,
-        guards=attempt.config.guards,
-        known=Known(
-            drops=None if champion.drops is None else frozenset(champion.drops),
-            names={drop.id: drop.name for drop in (*dataset.drops, *attempt.spec.drops)},
-        ),
-        seen_by_candidate=found.records_seen_by_candidate,
-    )

@@ -69,7 +69,7 @@ def test_a_part_takes_every_column_along_and_keeps_suites(read: Read) -> None:
     part = found.part(np.array([False, True, True, True]))
     assert part.ids == ("000001", "000002", "000003")
     assert part.differences().tolist() == [1.0, -1.0, 0.0]
-    np.testing.assert_array_equal(part.former[0].scores, [np.nan, 0.2, 0.3])
+    np.testing.assert_array_equal(part.former[2], [np.nan, 0.2, 0.3])
     assert part.groups.tolist() == [1, 2, 3]
     assert {len(pair) for pair in (*part.scores.values(), *part.degenerate.values(), part.pinned)} == {3}
     assert found.part(np.ones(4, dtype=np.bool_)) is found

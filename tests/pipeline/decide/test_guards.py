@@ -9,7 +9,7 @@ from scipy import stats
 
 from pipeline.artifacts import GuardResult, Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig, GuardName, MetricName
-from pipeline.decide.comparison import Comparison, Former, Opinion, Suite, compare
+from pipeline.decide.comparison import Comparison, Opinion, Suite, compare
 from pipeline.decide.explain import GUARDS, guard_words
 from pipeline.decide.slices import LEAST_TESTED, Known
 from pipeline.decide.statistics import Floats
@@ -85,7 +85,7 @@ def test_a_good_candidate_passes_every_guard_and_each_is_a_row_with_its_numbers(
     found = replace(
         compare("exact_match", lines),
         suites=(Suite("general", np.tile([0.6, 0.6], (120, 1)), np.full(120, 0.6)), *with_questions(0).suites),
-        former=(Former(2, np.zeros(200)),),
+        former={2: np.zeros(200)},
         opinion=opinion(40, 20),
     )
     verdict = verdict_on(found, floors={"exact_match": 10})
@@ -250,7 +250,7 @@ def anchored(*former: int, lost: int = 1, size: int = 100, gained: int = 0, **ma
     scores[size - most : size - lost] = 0
     for own, behind in columns:
         own[size - most : size - behind] = 0
-    made = tuple(Former(number, own) for number, (own, _) in enumerate(columns, 1))
+    made = {number: own for number, (own, _) in enumerate(columns, 1)}
     return replace(found, scores={"exact_match": scores}, former=made)
 
 
@@ -293,7 +293,7 @@ def test_the_anchors_of_many_drops_share_their_level(drops: int, p_value: float,
     # Of drop 1 the former champion knew nine that the candidate does not, and lacked two.
     former = scores[:, 0].copy()
     former[:9], former[9:11] = 1, 0
-    verdict = verdict_on(replace(found, scores={"exact_match": scores}, former=(Former(1, former),)))
+    verdict = verdict_on(replace(found, scores={"exact_match": scores}, former={1: former}))
     assert expect(verdict, "anchor", state, "drop 1 ").p_value == pytest.approx(p_value)
 
 
@@ -308,7 +308,7 @@ def test_only_drops_that_the_champion_knows_have_an_anchor_and_pinned_records_no
     assert "anchor" not in {row.guard for row in verdict_on(found, known=frozenset({2})).guards}
     assert row_of(verdict_on(found, known=frozenset({1})), "anchor").state == "failed"
     assert "anchor" not in {row.guard for row in verdict_on(anchored(20, pinned=True)).guards}
-    everywhere = replace(found, former=(Former(1, np.full(300, np.nan)),))
+    everywhere = replace(found, former={1: np.full(300, np.nan)})
     assert "anchor" not in {row.guard for row in verdict_on(everywhere).guards}, "it answered none of them"
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from pipeline.artifacts import Judgement, Verdict
 from pipeline.config import GateConfig
-from pipeline.decide.comparison import Comparison, Former, Opinion, Suite, compare
+from pipeline.decide.comparison import Comparison, Opinion, Suite, compare
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, decide_verdict
@@ -333,7 +333,7 @@ EVEN = compare("exact_match", yes_or_no(5, 4, 291))
 LOST = np.isin(np.arange(300), range(60, 86))
 LOST_SUITE = (Suite("builtin", np.tile([0.0, 1.0], (100, 1))),)
 FAR_FROM_BASE = (Suite("builtin", np.tile([[0.0, 0.0], [0.0, 1.0]], (1, 50)).reshape(-1, 2), np.ones(100)),)
-FAR = Former(1, np.full(300, 2.0))
+FAR = {1: np.full(300, 2.0)}
 OPINION = Opinion(
     Judgement(folder="j", model="m", records=90, wins=0, losses=90, ties=0, inconsistent=0, failed=0),
     {f"{place:06x}": "loss" for place in range(90)},
@@ -353,7 +353,7 @@ OPINION = Opinion(
         (won(degenerate=bad("empty")), "empty_rose", False),
         (won(degenerate=bad("truncated")), "truncated_rose", False),
         (won(degenerate=bad("looping")), "looping_rose", False),
-        (replace(of_three((0, 2, 98), (40, 0, 60), (40, 0, 60)), former=(FAR,)), "anchor_lost", False),
+        (replace(of_three((0, 2, 98), (40, 0, 60), (40, 0, 60)), former=FAR), "anchor_lost", False),
         (won(opinion=OPINION), "judge_prefers_champion", False),
         (of_three((0, 0, 20), (0, 0, 20), (0, 0, 20)), "too_few_records", False),
         (of_three((0, 6, 94), (3, 0, 97), (3, 0, 97)), "slice_lost", False),  # no win, and not sure enough
@@ -387,7 +387,7 @@ def test_lost_drops_are_the_seen_ones_that_failed() -> None:
     cases = [((lost, kept, lost), (1,)), ((kept, kept, lost), ()), ((lost, lost, kept), (1, 2))]
     for parts, drops in cases:
         assert decide_verdict(of_three(*parts), Rules(known=THREE)).lost_drops == drops
-    anchor = decide_verdict(replace(of_three((0, 2, 98), kept, kept), former=(FAR,)), Rules(known=THREE))
+    anchor = decide_verdict(replace(of_three((0, 2, 98), kept, kept), former=FAR), Rules(known=THREE))
     assert (anchor.outcome, anchor.lost_drops) == ("guard_failed", ()), "this run lost next to nothing of it"
 
 
