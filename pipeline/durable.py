@@ -17,11 +17,7 @@ _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 def fsync_folder(folder: Path) -> None:
     """Fsync `folder`, so that its entries survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    fsync_file(folder)
 
 
 def fsync_file(path: Path) -> None:
@@ -73,6 +69,12 @@ def write_json(path: Path, value: Any) -> None:
 def json_bytes(value: Any) -> bytes:
     """Return `value` as indented UTF-8 JSON with a final newline. Raises `ValueError` if it has NaN or infinity."""
     return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the hexadecimal sha256 of a JSON value. Raises `ValueError` if it has NaN or infinity."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_hint(path: Path, value: Any) -> None:

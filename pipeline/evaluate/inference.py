@@ -6,7 +6,7 @@ A resumed evaluation gives the same predictions as an uninterrupted one: its bat
 
 import math
 import time
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.metrics.registry import token_f1
 from pipeline.models import generation, greedy_decoding
-from pipeline.models.generation import Answer, Decoding
+from pipeline.models.generation import Decoding
 from pipeline.models.loading import chosen_device
 from pipeline.models.prefill import Tokens
 from pipeline.records.heldout import HeldoutRecord
@@ -171,9 +171,7 @@ class Inference:
             return values
 
         inputs = [asked.inputs[index] for index in asked.missing]
-        if not inputs:
-            return self._compute(asked, [], compute)
-        vocabulary = generation.vocabulary(self._requests.folder)
+        vocabulary = generation.vocabulary(self._requests.folder) if inputs else 0
         return self._compute(asked, batches(inputs, self._decoding.batch_size, vocabulary), compute)
 
     def _answer(self, asked: _Requests, references: Sequence[Sequence[str]], decoding: Decoding) -> list[Any]:
@@ -181,7 +179,12 @@ class Inference:
 
         def compute(indices: Sequence[int]) -> Sequence[Any]:
             may_loop = {row for row, index in enumerate(indices) if any(map(is_looping, references[index]))}
-            return self._generate([asked.inputs[index] for index in indices], decoding, may_loop)
+            engine, started = self._engine(), time.monotonic()
+
+            def watch(complete: int, tokens: Sequence[Tokens]) -> None:
+                self._report(complete, sum(map(len, tokens)), time.monotonic() - started)
+
+            return engine.answers([asked.inputs[index] for index in indices], decoding, watch, may_loop)
 
         inputs = [asked.inputs[index] for index in asked.missing]
         return self._compute(asked, greedy_decoding.answer_batches(inputs, decoding.batch_size), compute)
@@ -205,15 +208,6 @@ class Inference:
             self.left -= len(batch)
             self._report()
         return [self._values[key] for key in asked.keys]
-
-    def _generate(self, prompts: Sequence[Tokens], decoding: Decoding, may_loop: Collection[int]) -> list[Answer]:
-        engine = self._engine()
-        started = time.monotonic()
-
-        def watch(complete: int, tokens: Sequence[Tokens]) -> None:
-            self._report(complete, sum(map(len, tokens)), time.monotonic() - started)
-
-        return engine.answers(prompts, decoding, watch, may_loop)
 
     def _report(self, answers: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
         """Report progress, with `answers` and `tokens` of the current batch after `seconds`. Raises `Interrupted`."""

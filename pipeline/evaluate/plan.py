@@ -58,12 +58,23 @@ class SuiteRequests:
         return max(_QUESTION_TOKENS if item.words else 0, -(-longest // _ROUND) * _ROUND)
 
 
-@dataclass(frozen=True)
-class ModelRequests:
-    """The prompts for one model, and the key under which its answers are cached."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """A model to evaluate, with its role, prompt format and quantization."""
 
     role: Role
+    model_id: str
     folder: Path
+    format: Format
+    quantization: Quantization = "none"
+    users_own: bool = False
+    """Whether the folder is the user's, without a manifest: it may have changed since it was hashed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequests(EvaluatedModel):
+    """The prompts for one model, and the key under which its answers are cached."""
+
     template: Template
     key: PredictionKey
     prompts: list[list[int]]
@@ -72,9 +83,6 @@ class ModelRequests:
     window: int
     """Most tokens of prompt and answer together: the model's context window, with vLLM one less."""
     suites: tuple[SuiteRequests, ...] = ()
-    users_own: bool = False
-    """Whether the folder is the user's, without a manifest: it may have changed since it was hashed."""
-    quantization: Quantization = "none"
 
     def longest(self) -> int:
         """Return an upper bound of any prompt's tokens with its answer, at most `window`, and one more."""
@@ -116,18 +124,6 @@ class EvalPlan:
     """Records that are kept though the candidate was trained on them."""
 
 
-@dataclass(frozen=True)
-class _EvaluatedModel:
-    """A model to evaluate, with its role, prompt format and quantization."""
-
-    role: Role
-    model_id: str
-    folder: Path
-    format: Format
-    quantization: Quantization
-    users_own: bool = False
-
-
 def make_plan(
     attempt: Attempt, records: list[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, folder: Path
 ) -> EvalPlan:
@@ -147,14 +143,16 @@ def make_plan(
     program, folders = attempt.config.evaluate.vllm, (attempt.path(model.folder), attempt.path(champion.path))
     # vLLM holds weights as saved.
     quantization = "none" if program else inference_quantization(chosen_device(), *folders)
-    candidate_model = _EvaluatedModel("candidate", model.model_id, folders[0], "chat", quantization)
-    champion_model = _EvaluatedModel(
-        "champion",
-        champion.model_id,
-        folders[1],
+    candidate_model = EvaluatedModel(
+        role="candidate", model_id=model.model_id, folder=folders[0], format="chat", quantization=quantization
+    )
+    champion_model = replace(
+        candidate_model,
+        role="champion",
+        model_id=champion.model_id,
+        folder=folders[1],
         # A merged model's template renders its training format; the base is prompted in the candidate's format.
-        model.format if is_base else "chat",
-        quantization,
+        format=model.format if is_base else "chat",
         users_own=is_base,
     )
     kept = _unseen(records, trained_ids(champion_model.folder))
@@ -179,7 +177,7 @@ def make_plan(
 
 
 def _base_requests(
-    attempt: Attempt, candidate: ModelRequests, champion: _EvaluatedModel, decoding: Decoding
+    attempt: Attempt, candidate: ModelRequests, champion: EvaluatedModel, decoding: Decoding
 ) -> ModelRequests | None:
     """
     Return the base model's requests for the candidate's suite items.
@@ -192,8 +190,8 @@ def _base_requests(
     if attempt.config.base_model_id != model.base_model_id or not (folder / "config.json").is_file():
         say_base_is_not_evaluated("it is not there")
         return None
-    base_model = _EvaluatedModel(
-        "base model", model.base_model_id, folder, model.format, candidate.quantization, users_own=True
+    base_model = replace(
+        champion, role="base model", model_id=model.base_model_id, folder=folder, format=model.format, users_own=True
     )
     setup = candidate.key.setup
     try:
@@ -231,7 +229,7 @@ def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[Heldo
 
 
 def _requests(
-    model: _EvaluatedModel,
+    model: EvaluatedModel,
     records: Sequence[HeldoutRecord],
     suites: Sequence[Suite],
     decoding: Decoding,
@@ -275,16 +273,13 @@ def _requests(
         return requests
 
     return ModelRequests(
-        role=model.role,
-        folder=model.folder,
+        **vars(model),
         template=template,
         key=PredictionKey(model_id=model.model_id, setup=setup),
         prompts=[prompt(record.content) for record in records],
         completions=[answer(record.content, record.output) for record in records],
         window=window,
         suites=tuple(map(suite_requests, suites)),
-        users_own=model.users_own,
-        quantization=model.quantization,
     )
 
 

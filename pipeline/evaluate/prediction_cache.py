@@ -9,7 +9,6 @@ the batches of an uninterrupted one, from the requests that are not cached, and 
 in bf16 the composition of a batch, which is not in the key, can change an answer.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
 
@@ -53,12 +53,12 @@ class PredictionKey(Frozen):
     @property
     def digest(self) -> str:
         """The sha256 that names the key's folder."""
-        return _sha256(self.model_dump(mode="json"))
+        return durable.sha256_json(self.model_dump(mode="json"))
 
 
 def request_hash(kind: str, request: object) -> str:
     """Return the key of a request's value; `request`, its tokens, is a JSON value."""
-    return _sha256([_LAYOUT, kind, request])
+    return durable.sha256_json([_LAYOUT, kind, request])
 
 
 def comparable(one: PredictionKey, other: PredictionKey) -> None:
@@ -92,7 +92,3 @@ def append_values(path: Path, values: Mapping[str, Any]) -> None:
         file.write(line)
         file.flush()
         os.fdatasync(file.fileno())
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

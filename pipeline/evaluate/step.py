@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.artifacts import Dataset, Evaluation
+from pipeline.artifacts import RECORDS_NAME, Dataset, Evaluation
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.evaluate import prediction_cache, scoring
@@ -13,8 +13,6 @@ from pipeline.evaluate.suites import read_suites
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory
 from pipeline.records.heldout import read_heldout
-
-RECORDS_NAME = "records.jsonl"
 
 
 def evaluate(attempt: Attempt) -> Evaluation:

@@ -7,11 +7,12 @@ So an answer can neither end its own quotation nor refer to its position. A judg
 prefer length or a tone: this is why it can block a promotion but never cause one.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
 from typing import Any, Literal
+
+from pipeline import durable
 
 Choice = Literal["A", "B", "tie"]
 Chat = list[dict[str, str]]
@@ -40,12 +41,12 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 def prompt_sha256(model: str) -> str:
     """Return the hash of all that a judgement depends on besides the texts: model name, prompt, sampling."""
-    return _sha256([model, _SYSTEM, _USER, _FENCE, _NAMES, SAMPLING])
+    return durable.sha256_json([model, _SYSTEM, _USER, _FENCE, _NAMES, SAMPLING])
 
 
 def messages(*texts: str) -> Chat:
     """Return the chat messages to the judge; `texts` are a request, its reference, answer A and answer B."""
-    mark = _sha256(texts)[:_MARK_DIGITS]
+    mark = durable.sha256_json(texts)[:_MARK_DIGITS]
     fenced = "\n\n".join(
         _FENCE.format(name=name, mark=mark, text=text) for name, text in zip(_NAMES, texts, strict=True)
     )
@@ -84,7 +85,3 @@ def _without_duplicates(pairs: Iterable[tuple[str, object]]) -> dict[str, object
     if len(value) != len(listed):
         raise ValueError("duplicate key")
     return value
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

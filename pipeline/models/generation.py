@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pipeline.errors import CannotTrain
 from pipeline.models.loading import (
     Device,
     OutOfMemory,
@@ -24,7 +25,7 @@ from pipeline.models.loading import (
 )
 from pipeline.models.placement import Quantization
 from pipeline.models.prefill import Tokens, forward, last_logits, pad_left, prefill, shared_prefix
-from pipeline.models.template import Template, choose_format, stop_ids
+from pipeline.models.template import Template
 
 #: Most bytes of a batch's float32 logits when references or choices are scored.
 _LOGITS_BYTES = 1 << 28
@@ -74,8 +75,8 @@ class AskedModel:
     template: Template
 
 
-def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the sorted ids of the end tokens: the tokenizer's EOS and the generation config's, else config.json's."""
+def named_ends(folder: Path) -> list[int]:
+    """Return the ids of the end tokens in the generation config of the model in `folder`, else in its config.json."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
@@ -84,14 +85,22 @@ def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
         named = getattr(
             AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), "eos_token_id", None
         )
-    return tuple(stop_ids(tokenizer, named))
+    return [named] if isinstance(named, int) else list(named or ())
 
 
 def load_template(folder: Path, fmt: Literal["auto", "chat", "alpaca"]) -> Template:
-    """Return the template of the model in `folder` for `train.format`. Raises `CannotTrain` as `Template` does."""
+    """
+    Return the template of the model in `folder` for `train.format`; `auto` is `chat` if there is a chat template.
+
+    Raises `CannotTrain` for `chat` without a chat template, and as `Template` does.
+    """
     tokenizer: Any = load_tokenizer(folder)
-    chosen = choose_format(fmt, has_chat_template=bool(tokenizer.chat_template))
-    return Template(tokenizer, chosen, end_tokens(folder, tokenizer))
+    if fmt == "chat" and not tokenizer.chat_template:
+        message = "train.format is chat, and the base model's tokenizer has no chat template"
+        raise CannotTrain(message, 'set train.format = "alpaca" (or "auto"), or use an instruct model as the base')
+    if fmt == "auto":
+        fmt = "chat" if tokenizer.chat_template else "alpaca"
+    return Template(tokenizer, fmt, named_ends(folder))
 
 
 def open_model(folder: Path, template: Template, device: Device, quantization: Quantization = "none") -> AskedModel:

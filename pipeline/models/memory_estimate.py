@@ -23,6 +23,7 @@ from pipeline.models.untrusted import text_part, try_read_object
 
 #: A training fits if its estimate is at most this share of the free memory.
 MARGIN = 0.9
+#: Names of the matrices that get no adapter; all others do, stacks included.
 _NO_LORA = ("embed", "lm_head", "wte", "wpe")
 #: Bytes per weight in NF4 with double quantisation: 4 bits, and 0.127 for its block's scale (arXiv 2305.14314, §3).
 _NF4_BYTES = 4.127 / 8
@@ -87,7 +88,9 @@ def _base_sizes(folder: Path, files: tuple[Path, ...], _signatures: object) -> B
     for path, shapes, header in read_all_shapes(files):
         weights += sum(math.prod(shape) for shape in shapes.values())
         stored += path.stat().st_size - header
-        linear += linear_shapes(shapes)
+        linear += [
+            shape for name, shape in shapes.items() if len(shape) > 1 and not any(word in name for word in _NO_LORA)
+        ]
     part = text_part(try_read_object(folder / "config.json") or {})
     hidden = _size(part, "hidden_size", "n_embd", "d_model")
     heads = _size(part, "num_attention_heads", "n_head", "n_heads")
@@ -110,11 +113,6 @@ def _base_sizes(folder: Path, files: tuple[Path, ...], _signatures: object) -> B
 def nf4_bytes(base: BaseSizes) -> int:
     """Return the bytes of all weights with those of the linear layers in NF4."""
     return int((base.weights - base.linear) * base.width + base.linear * _NF4_BYTES)
-
-
-def linear_shapes(shapes: Mapping[str, list[int]]) -> list[list[int]]:
-    """Return the shapes of the matrices that get an adapter: by name, all but embeddings and head; stacks included."""
-    return [shape for name, shape in shapes.items() if len(shape) > 1 and not any(word in name for word in _NO_LORA)]
 
 
 def trained_numbers(base: BaseSizes, train: TrainConfig) -> int:

@@ -109,7 +109,10 @@ def forward(model: Any, ids: Any, mask: Any, cache: Any = None, keep: int = 1) -
     `ids` has the tokens that are not in the cache, `mask` all. Raises `CannotTrain` if the model has no key-value
     cache.
     """
-    name = cache_name(model)
+    name = next(iter(accepted(model, cache=None, past_key_values=None)), None)  # renamed in transformers 5
+    if name is None:
+        message = f"{type(model).__name__} has no key-value cache of transformers"
+        raise CannotTrain(message, "use a base model with a key-value cache")
     output = _run(model, ids, mask, keep, use_cache=True, is_first_iteration=cache is None, **{name: cache})
     return getattr(output, name), output.logits[:, -keep:]
 
@@ -135,15 +138,6 @@ def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
     ids = [[*[row[0]] * (width - len(row)), *row] for row in sequences]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in sequences]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def cache_name(model: Any) -> str:
-    """Return the name of the forward's cache argument, renamed in transformers 5. Raises `CannotTrain` without one."""
-    for name in accepted(model, cache=None, past_key_values=None):
-        return name
-    raise CannotTrain(
-        f"{type(model).__name__} has no key-value cache of transformers", "use a base model with a key-value cache"
-    )
 
 
 def accepted(model: Any, **arguments: Any) -> dict[str, Any]:

@@ -69,20 +69,6 @@ def prompt_form(fmt: Format) -> str:
     return f"one user message through the model's chat template: {alone}, or with an input {both}{whole}"
 
 
-def choose_format(setting: Literal["auto", "chat", "alpaca"], *, has_chat_template: bool) -> Format:
-    """
-    Return the format for `train.format`; `auto` is `chat` if there is a chat template, else `alpaca`.
-
-    Raises `CannotTrain` for `chat` without a chat template.
-    """
-    if setting == "chat" and not has_chat_template:
-        message = "train.format is chat, and the base model's tokenizer has no chat template"
-        raise CannotTrain(message, 'set train.format = "alpaca" (or "auto"), or use an instruct model as the base')
-    if setting == "auto":
-        return "chat" if has_chat_template else "alpaca"
-    return setting
-
-
 class Template:
     """
     The chat template of a tokenizer, or Alpaca's, which writes prompts and targets.
@@ -92,12 +78,13 @@ class Template:
 
     def __init__(self, tokenizer: Any, fmt: Format, ends: Collection[int]) -> None:
         """
-        Use the template for `fmt`; `ends` are the tokens that end an answer.
+        Use the template for `fmt`; the tokenizer's EOS and `ends` are the tokens that end an answer.
 
         Raises `CannotTrain` if the template fails, leaves out messages, or ends a prompt with text that it does not
         write before an answer: the model would not be prompted as it was trained.
         """
-        self.tokenizer, self.format, self.ends = tokenizer, fmt, tuple(ends)
+        self.tokenizer, self.format = tokenizer, fmt
+        self.ends = tuple(sorted({tokenizer.eos_token_id, *ends}))
         own = self._own() if fmt == "chat" else _alpaca_template(tokenizer)
         self._pattern = _control_pattern(tokenizer, own)
         self._text = self._with_defaults(own) if fmt == "chat" else own
@@ -198,12 +185,6 @@ class Template:
     def _foreign(self, program: str, problem: str, file: str) -> AbstractContextManager[None]:
         what = f"{program} in {self.tokenizer.name_or_path} {problem}"
         return foreign_code(what, f"repair {file} there, or use another base model")
-
-
-def stop_ids(tokenizer: Any, generation_eos: int | Collection[int] | None) -> list[int]:
-    """Return the sorted ids of the end tokens: the tokenizer's EOS and `generation_eos`, the generation config's."""
-    further = [generation_eos] if isinstance(generation_eos, int) else list(generation_eos or [])
-    return sorted({tokenizer.eos_token_id, *further})
 
 
 def _alpaca_template(tokenizer: Any) -> str:

@@ -6,8 +6,6 @@ that it belongs to, size and sha256 of each file) and `COMPLETE`, which holds th
 resumes from those of all attempts, but removes none of a later one: on a cluster a process may go on that was given up.
 """
 
-import hashlib
-import json
 import re
 import shutil
 import sys
@@ -25,12 +23,6 @@ LISTING = "files.json"
 KEPT = 2
 _NAME = re.compile("step-([0-9]+)-([0-9]+)")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-
-
-def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Return the sha256, in hexadecimal, of everything that a training depends on, given as JSON values."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def publish(source: Path, folder: Path, step: int, mark: str, attempt: int) -> Path:

@@ -24,7 +24,6 @@ from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
 from pipeline.train import other_nodes
 from pipeline.train.automatic import with_numbers
-from pipeline.train.checkpoints import fingerprint
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.memory import go_on_with_less, plan_memory
 from pipeline.train.search.run import SearchResult, search
@@ -79,7 +78,7 @@ class Prepared:
 
     def mark(self, train: Mapping[str, object], base_model_id: str) -> str:
         """Return a fingerprint of data, device, format, settings `train` and base, or the champion to start from."""
-        return fingerprint(
+        return durable.sha256_json(
             {
                 "dataset": self.dataset.dataset_sha256,
                 "base": base_model_id if self.dataset.start is None else self.dataset.start.model_id,
@@ -154,7 +153,7 @@ def train(attempt: Attempt) -> Adapter:
         rows_too_long=len(lengths) - len(rows),
         versions={name: metadata.version(name) for name in _LIBRARIES},
         candidates=result.trials if result else (),
-        seconds=result.seconds if result else time.monotonic() - started,
+        seconds=sum(trial.seconds for trial in result.trials) if result else time.monotonic() - started,
     )
 
 

@@ -157,11 +157,11 @@ _LOAD = """
 import sys
 from pathlib import Path
 from pipeline.errors import DropforgeError
-from pipeline.models.generation import arithmetic, end_tokens, load_template, open_model
+from pipeline.models.generation import arithmetic, load_template, named_ends, open_model
 from pipeline.models.loading import load_tokenizer
 folder = Path(sys.argv[1])
 for use in (
-    lambda: load_tokenizer(folder), lambda: end_tokens(folder, load_tokenizer(folder)),
+    lambda: load_tokenizer(folder), lambda: named_ends(folder),
     lambda: arithmetic(folder, "cpu"), lambda: open_model(folder, load_template(folder, "auto"), "cpu"),
 ):
     try:

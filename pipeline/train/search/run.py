@@ -37,8 +37,6 @@ class SearchResult:
     adapter: Path
     """Its adapter, in the checkpoint folder."""
     trials: tuple[Trial, ...]
-    seconds: float
-    """All trials together."""
 
 
 def search(attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus: Sequence[int]) -> SearchResult:
@@ -91,7 +89,6 @@ def search(attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus:
             Trial(**trial.model_dump(exclude={"once", "hint"}), dev_loss=trial.dev_loss, chosen=trial.number == number)
             for trial in trials
         ),
-        seconds=_seconds(trials),
     )
 
 
@@ -119,8 +116,9 @@ def _next(train: TrainConfig, trials: Sequence[TrialState], begun: Collection[in
     if interrupted:
         return interrupted[0]
     longest = max((trial.seconds for trial in trials), default=0.0)
-    reserved = longest * (1 + sum(trial.outcome is None for trial in trials))
-    if train.search.hours and longest and _seconds(trials) + reserved > train.search.hours * _HOUR:
+    # Spent, and reserved for those that run and the next.
+    seconds = sum(trial.seconds for trial in trials) + longest * (1 + sum(trial.outcome is None for trial in trials))
+    if train.search.hours and longest and seconds > train.search.hours * _HOUR:
         sys.stderr.write(f"no further trial fits into train.search.hours = {train.search.hours:g}\n")
         return None
     settings = suggest(train, trials)
@@ -152,7 +150,3 @@ def _run(whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialSta
     shutil.rmtree(attempt.folder)
     files.save(trial.model_copy(update={**ended, "seconds": trial.seconds + time.monotonic() - began}))
     remove_checkpoints(files.trial(trial.number))
-
-
-def _seconds(trials: Sequence[TrialState]) -> float:
-    return sum(trial.seconds for trial in trials)

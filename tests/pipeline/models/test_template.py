@@ -15,7 +15,7 @@ from transformers.utils import chat_template_utils
 
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import load_tokenizer
-from pipeline.models.template import ALPACA_TEMPLATE, Template, alpaca_prompt, fold, single_turn, stop_ids
+from pipeline.models.template import ALPACA_TEMPLATE, Template, alpaca_prompt, fold, single_turn
 from tests.model_families import TEMPLATES, set_template
 
 CONTENTS = [
@@ -28,11 +28,11 @@ CONTENTS = [
 
 
 def prompt(tokenizer: Any, fmt: Any, content: str) -> list[int]:
-    return Template(tokenizer, fmt, stop_ids(tokenizer, None)).prompt(single_turn(content))
+    return Template(tokenizer, fmt, ()).prompt(single_turn(content))
 
 
-def target(tokenizer: Any, fmt: Any, content: str, answer: str, ends: Any = None) -> list[int]:
-    return Template(tokenizer, fmt, stop_ids(tokenizer, ends)).target(single_turn(content, answer))
+def target(tokenizer: Any, fmt: Any, content: str, answer: str, ends: Any = ()) -> list[int]:
+    return Template(tokenizer, fmt, ends).target(single_turn(content, answer))
 
 
 def special_ids(tokenizer: Any) -> set[int]:
@@ -117,7 +117,7 @@ def test_an_answer_is_what_the_template_writes_with_the_templates_own_end(chat: 
         "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
     )
     chat.eos_token = "<|endoftext|>"  # noqa: S105 - a token of text
-    ids = target(chat, "chat", "Do it. \uf8ff", answer, chat.convert_tokens_to_ids("<|im_end|>"))
+    ids = target(chat, "chat", "Do it. \uf8ff", answer, [chat.convert_tokens_to_ids("<|im_end|>")])
     written = chat.apply_chat_template([{"role": "assistant", "content": answer}], tokenize=False)
     assert f"<|im_start|>{chat.decode(ids)}\n" == written
 
@@ -243,7 +243,7 @@ def template_of(tokenizer: Any) -> Template:
     asked = [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": "BILLING"}]
     text = tokenizer.apply_chat_template(asked, tokenize=False, enable_thinking=False)
     ends = {tokenizer.convert_tokens_to_ids(token) for token in re.findall(r"BILLING(<[^>]*>)", text)}
-    return Template(tokenizer, "chat", stop_ids(tokenizer, ends & special_ids(tokenizer)))
+    return Template(tokenizer, "chat", ends & special_ids(tokenizer))
 
 
 TURNS = [
