@@ -6,6 +6,7 @@ from typing import Any
 from pipeline import durable
 from pipeline.evaluate.inference import Prediction
 from pipeline.evaluate.scoring import score_answers, write_records
+from pipeline.models.generation import Answer, Likelihood
 from pipeline.records.heldout import HeldoutRecord
 from tests.chaos.house import Daemon
 
@@ -43,4 +44,4 @@ def record(daemon: Daemon, candidate: list[str], champion: list[str], **more: An
 
 
 def predicted(text: str) -> Prediction:
-    return Prediction(text=text, tokens=3, ended=True, nll_sum=1.0, nll_tokens=1)
+    return Prediction(Answer(text, 3, ended=True), Likelihood(1.0, 1))

@@ -21,7 +21,7 @@ from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.metrics.registry import token_f1
 from pipeline.models import generation, greedy_decoding
-from pipeline.models.generation import Decoding
+from pipeline.models.generation import Answer, Decoding, Likelihood
 from pipeline.models.loading import chosen_device
 from pipeline.models.prefill import Tokens
 from pipeline.records.heldout import HeldoutRecord
@@ -32,14 +32,8 @@ _LOG = ".batches.jsonl"
 class Prediction(NamedTuple):
     """One answer, and the likelihood of one reference."""
 
-    text: str
-    tokens: int
-    """Generated tokens, including the end token."""
-    ended: bool
-    """Whether the model generated the end token."""
-    nll_sum: float
-    """Negative log-likelihood of the reference in nats, summed over `nll_tokens` tokens."""
-    nll_tokens: int
+    answer: Answer
+    likelihood: Likelihood
 
 
 class ItemScore(NamedTuple):
@@ -135,7 +129,7 @@ class Inference:
                 self._opened.close()
         append_values(folder / f"{digest}.jsonl", {key: self._values[key] for asked in self._all for key in asked.keys})
         return Result(
-            [Prediction(*answer, *nll) for answer, nll in zip(answers, likelihoods, strict=True)],
+            [Prediction(Answer(*said), Likelihood(*nll)) for said, nll in zip(answers, likelihoods, strict=True)],
             len(self._prompts.missing),
             time.monotonic() - started,
             suites,

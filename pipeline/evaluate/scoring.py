@@ -25,7 +25,7 @@ _FIELDS = ("id", "group", "drop", "pinned", "tags", "instruction", "input", "ref
 Line = dict[str, Any]
 
 
-def score_answers(records: Sequence[HeldoutRecord], answers: Sequence[Prediction], primary: str) -> list[Line]:
+def score_answers(records: Sequence[HeldoutRecord], predictions: Sequence[Prediction], primary: str) -> list[Line]:
     """
     Return one model's part of each line of records.jsonl, in the order of the records.
 
@@ -41,11 +41,11 @@ def score_answers(records: Sequence[HeldoutRecord], answers: Sequence[Prediction
                 for metric in METRICS.values()
                 if metric.name == primary or metric.applies_to(record.references)
             },
-            "nll_sum": answer.nll_sum,
-            "nll_tokens": answer.nll_tokens,
+            "nll_sum": likelihood.nll,
+            "nll_tokens": likelihood.tokens,
             "degenerate": degenerate(answer.text, record.references, ended=answer.ended),
         }
-        for record, answer in zip(records, answers, strict=True)
+        for record, (answer, likelihood) in zip(records, predictions, strict=True)
     ]
 
 
@@ -68,7 +68,7 @@ def summarise(requests: ModelRequests, result: Result, lines: Sequence[Line]) ->
 
     The mean of a metric is over the records that have its score; a metric without any is left out.
     """
-    answers = result.predictions
+    answers, likelihoods = zip(*result.predictions, strict=True)
     scored = [line["scores"] for line in lines]
     return Scores(
         model_id=requests.key.model_id,
@@ -77,7 +77,7 @@ def summarise(requests: ModelRequests, result: Result, lines: Sequence[Line]) ->
             for name in METRICS
             if any(name in scores for scores in scored)
         },
-        nll=sum(answer.nll_sum for answer in answers) / sum(answer.nll_tokens for answer in answers),
+        nll=sum(one.nll for one in likelihoods) / sum(one.tokens for one in likelihoods),
         generated=result.generated,
         cached=len(answers) - result.generated,
         seconds=result.seconds,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from pipeline.artifacts import AnswerPair, Replacement
-from pipeline.prepare.drop_rows import DropRow
 from pipeline.prepare.split import Scored, Splits
 from pipeline.words import first_of
 
@@ -30,7 +29,7 @@ def replaced_heldout(scored: Sequence[Scored], known: AbstractSet[int]) -> tuple
 
     `known` are the drops that the champion was trained on. If at most a tenth is replaced, both are empty.
     """
-    moved: list[tuple[DropRow, Scored]] = []
+    moved = []
     for one in scored:
         old = next((row for row in one.prompt.replaced if row.drop in known), None)
         if old is not None and one.drop not in known:
@@ -41,15 +40,13 @@ def replaced_heldout(scored: Sequence[Scored], known: AbstractSet[int]) -> tuple
     new = [str(drop) for drop, _ in Counter(one.drop for _, one in moved).most_common()]
     drops = f"drop {new[0]} replaces" if len(new) == 1 else f"drops {first_of(new)} replace"
     words = f"{drops} {len(moved):,} of {older:,} held-out answers of older drops"
-    pairs = tuple(_pair(old, one) for old, one in moved[:_MOST_EXAMPLES])
-    return words, pairs
-
-
-def _pair(old: DropRow, scored: Scored) -> AnswerPair:
-    return AnswerPair(
-        old_drop=old.drop,
-        old_prompt=old.input or old.instruction,
-        old_answer=old.output,
-        new_drop=scored.drop,
-        new_answer=scored.prompt.rows[0].output,
+    return words, tuple(
+        AnswerPair(
+            old_drop=old.drop,
+            old_prompt=old.input or old.instruction,
+            old_answer=old.output,
+            new_drop=one.drop,
+            new_answer=one.prompt.rows[0].output,
+        )
+        for old, one in moved[:_MOST_EXAMPLES]
     )

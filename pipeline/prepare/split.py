@@ -126,20 +126,14 @@ class Scored(NamedTuple):
         return sorted({tag for row in self.prompt.rows for tag in row.tags})
 
 
-class Familiar(NamedTuple):
-    """The ids of prompts and drops that the champion was trained on."""
-
-    ids: frozenset[str] = frozenset()
-    """Of held-out prompts and their near-duplicates."""
-    drops: frozenset[int] = frozenset()
-
-
 @dataclass
 class Splits:
     """The rows of each split, the scored prompts, and the numbers of rows and prompts that are left out, by reason."""
 
     window: Window
     most_scored: int
+    known_drops: frozenset[int]
+    """Those that the champion was trained on."""
     train: list[DropRow] = field(default_factory=list)
     """In the order of the prompts' hash; a row's drop is the first since the prompt's answers changed."""
     dev: list[DropRow] = field(default_factory=list)
@@ -177,13 +171,13 @@ class Splits:
             self.train += self.dev
             self.dev = []
 
-    def hold_out(self, prompt: Prompt, near: AbstractSet[str] | None, champion: Familiar) -> None:
+    def hold_out(self, prompt: Prompt, near: AbstractSet[str] | None, trained: AbstractSet[str]) -> None:
         """
         Count a held-out prompt and, if it is to be scored, add it to `scored`.
 
-        `near` holds the ids of its near-duplicates, or is `None` if it repeats another held-out prompt. It is scored if
-        `near` is a set, fewer than `most_scored` are, the champion was trained neither on it nor on a near-duplicate,
-        and it fits into the window with its longest answer.
+        `near` holds the ids of its near-duplicates, or is `None` if it repeats another held-out prompt, `trained` those
+        of prompts that the champion was trained on. It is scored if `near` is a set, fewer than `most_scored` are, none
+        of its near-duplicates and not it itself are in `trained`, and it fits into the window with its longest answer.
         """
         self._count(prompt)
         rows = prompt.rows
@@ -193,11 +187,11 @@ class Splits:
             self.heldout_duplicates += 1
         elif len(self.scored) >= self.most_scored:
             return
-        elif not champion.ids.isdisjoint([rows[0].id, *near]):
+        elif not trained.isdisjoint([rows[0].id, *near]):
             self.seen_by_champion += 1
         elif self._fits(rows):
             # A restored drop may precede drops with the same answers that the champion was trained on.
-            drop = next((drop for drop in prompt.drops if drop in champion.drops), prompt.drops[0])
+            drop = next((drop for drop in prompt.drops if drop in self.known_drops), prompt.drops[0])
             self.scored.append(Scored(prompt, sorted(near - {rows[0].id}), drop))
 
     def _count(self, prompt: Prompt) -> None:

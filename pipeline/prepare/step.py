@@ -26,7 +26,7 @@ from pipeline.prepare.decontaminate import HeldOut, find_groups
 from pipeline.prepare.drop_rows import CHECK_EVERY, LeftOut, read_drops
 from pipeline.prepare.replaced import replaced_heldout, replacements
 from pipeline.prepare.sample import scoring_order
-from pipeline.prepare.split import Familiar, Prompt, Splits, choose_unit, heldout_line, prompts, row_line
+from pipeline.prepare.split import Prompt, Splits, choose_unit, heldout_line, prompts, row_line
 from pipeline.prepare.start import choose_start, general_rows
 from pipeline.prepare.warnings import contamination_warnings, data_warnings, long_rows
 from pipeline.records.heldout import dataset_hash, rows_for, version_of
@@ -56,18 +56,19 @@ def prepare(attempt: Attempt) -> Dataset:
     unit = config.unit or choose_unit(rows)
     found = list(prompts(rows, split, unit, pinned=pinned))
     heldout = HeldOut(_watched(attempt, found, "comparing"), split.similarity)
-    splits = Splits(window, split.scored_records)
+    splits = Splits(window, split.scored_records, frozenset(spec.champion.drops or ()))
     for prompt in _watched(attempt, found, "splitting"):
         if prompt.split != "heldout":
             splits.add(prompt, heldout.keep(prompt))
     splits.train_on_few_dev_rows()
-    champion = _familiar(attempt, heldout)
+    among = {prompt.rows[0].id for prompt in heldout.prompts}.union(*heldout.near.values())
+    trained = trained_ids(attempt.path(spec.champion.path), among)
     for number in scoring_order(heldout, spec.champion.generation, split.scored_records):
-        splits.hold_out(heldout.prompts[number], heldout.near.get(number), champion)
+        splits.hold_out(heldout.prompts[number], heldout.near.get(number), trained)
     scored = splits.scored
     scored.sort(key=lambda one: one.prompt.rows[0].hash)
     groups = find_groups([one.prompt for one in scored], heldout.common, split.similarity)
-    moved, replaced_answers = replaced_heldout(scored, frozenset(spec.champion.drops or ()))
+    moved, replaced_answers = replaced_heldout(scored, splits.known_drops)
     metric = _metric(attempt, splits)
     shortfall = _shortfall(attempt, splits, groups, metric)
     rows_over_window, long = long_rows(lengths, sum(drop.rows for drop in spec.drops), window)
@@ -136,13 +137,6 @@ def _watched(attempt: Attempt, found: Sequence[Prompt], phase: str) -> Iterator[
 def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-
-
-def _familiar(attempt: Attempt, heldout: HeldOut) -> Familiar:
-    """Return the held-out prompts and near-duplicates that the champion was trained on, and its drops."""
-    champion = attempt.spec.champion
-    ids = {prompt.rows[0].id for prompt in heldout.prompts}.union(*heldout.near.values())
-    return Familiar(trained_ids(attempt.path(champion.path), ids), frozenset(champion.drops or ()))
 
 
 def _metric(attempt: Attempt, splits: Splits) -> str:

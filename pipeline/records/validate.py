@@ -6,6 +6,7 @@ nearly all files are recognised as good by their bytes (`fast_path`); jsonschema
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ from pipeline.records.records import (
     record_of,
     scan_rows,
 )
-from pipeline.records.text_checks import TextRules
+from pipeline.records.special_tokens import token_pattern
+from pipeline.records.text_checks import text_faults
 from pipeline.words import count, printable, shown
 
 if TYPE_CHECKING:
@@ -72,9 +74,10 @@ class Options:
     """Most bad rows of an accepted file: after `MOST_FINDINGS`, a file with more of them is read no further."""
 
     @property
-    def text_rules(self) -> TextRules:
-        """The rules for texts, compiled anew at each access."""
-        return TextRules(self.special_tokens)
+    def special_pattern(self) -> re.Pattern[str] | None:
+        """A pattern of the special tokens, compiled anew at each access; `None` without any."""
+        pattern = token_pattern(self.special_tokens)
+        return re.compile(pattern) if pattern else None
 
 
 class Notice(Frozen):
@@ -197,17 +200,17 @@ def _repeated(records: Iterable[Record], *, whole: bool) -> Iterator[Notice]:
 
 def good_rows(path: Path, options: Options) -> Iterator[Row]:
     """Yield the rows of a file, to its end, that are good by the rules of `validate`. Raises `OSError` only."""
-    texts = options.text_rules
+    special = options.special_pattern
     for row in read_rows(path, options.max_line_bytes):
-        if isinstance(row, Row) and not row_findings(row, record_of(row), texts):
+        if isinstance(row, Row) and not row_findings(row, record_of(row), special):
             yield row
 
 
-def row_findings(row: Row, record: Record | None, texts: TextRules) -> list[Finding]:
+def row_findings(row: Row, record: Record | None, special: re.Pattern[str] | None) -> list[Finding]:
     """Return the findings about a row, none if it is good; `record` is the result of `record_of` for it."""
     found = schema_findings(row) if record is None else []
     if not (found and found[0].rule == "format"):
-        found += [_finding(row, *fault) for fault in texts.faults(row.value)]
+        found += [_finding(row, *fault) for fault in text_faults(row.value, special)]
     return found
 
 
@@ -267,7 +270,7 @@ class _Tally:
     """Counts a file's rows, findings and warnings, and makes the `Validation`."""
 
     def __init__(self, options: Options) -> None:
-        self._texts = options.text_rules
+        self._special = options.special_pattern
         self._path = options.path
         self._most_bad_rows = options.most_bad_rows
         self._rows = 0
@@ -321,7 +324,7 @@ class _Tally:
 
     def _add_row(self, row: Row) -> None:
         record = record_of(row)
-        found = row_findings(row, record, self._texts)
+        found = row_findings(row, record, self._special)
         self._note(found)
         if found:
             return

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from pipeline.artifacts import AnswerPair
@@ -45,23 +45,22 @@ def pair_lost(lines: Rows, metric: str, lost: Collection[int], rows: Rows, suspe
             similarity = common / (len(own) + len(found[number][1]) - common)
             if number not in best or similarity > best[number][0]:
                 best[number] = similarity, row
-    pairs: dict[int, AnswerPair] = {}
+    pairs: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     for number in sorted(best, key=lambda number: (-best[number][0], found[number][0]["id"])):
         row = best[number][1]
-        pairs.setdefault(id(row), _pair(found[number][0], row))
-    return tuple(pairs.values())[:_MOST_PAIRS]
+        pairs.setdefault(id(row), (found[number][0], row))
+    return tuple(
+        AnswerPair(
+            old_drop=line["drop"],
+            old_prompt=line["input"] or line["instruction"],
+            old_answer=line["references"][0],
+            new_drop=row["drop"],
+            new_prompt=row["input"] or row["instruction"],
+            new_answer=row["output"],
+        )
+        for line, row in islice(pairs.values(), _MOST_PAIRS)
+    )
 
 
 def _runs(row: Mapping[str, Any]) -> set[int]:
     return shingles(tokens(fold(row["instruction"], row["input"])))
-
-
-def _pair(line: Mapping[str, Any], row: Mapping[str, Any]) -> AnswerPair:
-    return AnswerPair(
-        old_drop=line["drop"],
-        old_prompt=line["input"] or line["instruction"],
-        old_answer=line["references"][0],
-        new_drop=row["drop"],
-        new_prompt=row["input"] or row["instruction"],
-        new_answer=row["output"],
-    )

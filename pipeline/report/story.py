@@ -108,17 +108,11 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
             rarely = f"a model that is no worse would look like this {luck(verdict.harm_p_value)}"
             told["harm_shown"] = f"{REASONS['harm_shown'].rstrip('.')}: {rarely}."
     if verdict.gain is not None and verdict.gain > 0:
-        told |= _of_a_gain(verdict.gain, verdict.p_value or 0.0, spec.config.gate.min_gain)
+        least = spec.config.gate.min_gain
+        rarely = f"A model that is no better would look like this {luck(verdict.p_value or 0.0)}: that is no proof."
+        small = f"The gain is smaller than the settings ask for: {beside(verdict.gain, least)} is below {least:g}."
+        told |= {"p_above_limit": rarely, "gain_below_minimum": small}
     return [*(told[code] for code in verdict.reasons if code not in unsaid), *lost]
-
-
-def _of_a_gain(gain: float, p_value: float, least: float) -> dict[str, str]:
-    """Return the explanations of two reason codes that differ if there is a gain, by code."""
-    small = f"{beside(gain, least)} is below {least:g}"
-    return {
-        "p_above_limit": f"A model that is no better would look like this {luck(p_value)}: that is no proof.",
-        "gain_below_minimum": f"The gain is smaller than the settings ask for: {small}.",
-    }
 
 
 def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:

@@ -167,7 +167,7 @@ def quick(lines: dict[int, bytes]) -> None:
             assert row_findings(row, record, texts) == []
 
 
-ROADS = [(PlainRows(options.special_tokens), options.text_rules) for options in (OPTIONS, PLAINER)]
+ROADS = [(PlainRows(options.special_tokens), options.special_pattern) for options in (OPTIONS, PLAINER)]
 
 
 def search(seed: int, path: Path) -> Callable[[], None]:
