@@ -1,6 +1,6 @@
 """Slices of the held-out records: by drop, by tag, and by whether the champion knows the record's drop."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -23,7 +23,7 @@ MOST_SMALL = 50
 class Known:
     """The drops that the champion was trained on; held-out records of other drops, unless pinned, are new to it."""
 
-    drops: frozenset[int] | None = None
+    drops: Collection[int] | None = None
     """Those that the champion was trained on; `None` for a base model, to which no record is new."""
     names: Mapping[int, str] = field(default_factory=dict)
     """File names of drops, for labels."""

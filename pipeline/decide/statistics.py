@@ -153,7 +153,7 @@ def ratio_change(sums: Floats, weights: Floats) -> tuple[float, float]:
     return change, math.sqrt(float((parts**2).sum()) * len(sums) / (len(sums) - 1))
 
 
-def interval(values: Floats, seed: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def interval(values: Floats, seed: int) -> tuple[float, float]:
     """
     Return the two-sided interval of the mean difference: the BCa bootstrap (Efron 1987), within -1 and 1.
 
@@ -164,25 +164,23 @@ def interval(values: Floats, seed: int, confidence: float = CONFIDENCE) -> tuple
     If all differences are equal the bootstrap would claim certainty. Then at least q = (a/2)^(1/n) of the population
     has that value (Clopper and Pearson 1934 for n successes in n), and the rest may lie anywhere.
     """
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     if values.size == 0:
         return (-1.0, 1.0)
     if np.ptp(values) <= _EQUAL:
         share = tail ** (1 / values.size)
         middle = share * float(values[0])
         return (max(-1.0, middle - (1 - share)), min(1.0, middle + (1 - share)))
-    low, high = _bootstrap(values, seed, confidence, "BCa")
+    low, high = _bootstrap(values, seed, "BCa")
     if not (math.isfinite(low) and math.isfinite(high)):
         # The bias correction is infinite when no resample lies below the mean, as with two or three records.
-        low, high = _bootstrap(values, seed, confidence, "percentile")
+        low, high = _bootstrap(values, seed, "percentile")
     if is_yes_or_no(values):
         low, high = min(low, -upper_bound(-values, 1 - tail)), max(high, upper_bound(values, 1 - tail))
     return (max(-1.0, low), min(1.0, high))
 
 
-def _bootstrap(
-    values: Floats, seed: int, confidence: float, method: Literal["BCa", "percentile"]
-) -> tuple[float, float]:
+def _bootstrap(values: Floats, seed: int, method: Literal["BCa", "percentile"]) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
@@ -191,7 +189,7 @@ def _bootstrap(
             vectorized=True,
             n_resamples=RESAMPLES,
             batch=_BLOCK,
-            confidence_level=confidence,
+            confidence_level=CONFIDENCE,
             method=method,
             rng=np.random.default_rng(seed),
         ).confidence_interval

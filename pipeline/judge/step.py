@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline import durable
-from pipeline.artifacts import JUDGEMENTS_NAME, Evaluation, Judgement
+from pipeline.artifacts import JUDGEMENTS_NAME, RECORDS_NAME, Evaluation, Judgement
 from pipeline.contract import Attempt
 from pipeline.decide.comparison import count_results
 from pipeline.decide.slices import Known, judged_on
@@ -99,18 +99,13 @@ def judge(attempt: Attempt) -> Judgement:
 
 def _read_pairs(attempt: Attempt, report: Evaluation) -> list[Pair]:
     """Return the records that the gate judges on, those with the lowest ids, at most `judge.records`."""
-    lines = list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
-    kept = [_pair(line) for line, is_judged in zip(lines, _judged_on(attempt, lines), strict=True) if is_judged]
-    return heapq.nsmallest(attempt.config.judge.records, kept, key=lambda pair: pair.id)
-
-
-def _judged_on(attempt: Attempt, lines: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Return for each record whether the gate judges on it; other records are not sent to the judge."""
-    drops = attempt.spec.champion.drops
-    known = Known(None if drops is None else frozenset(drops))
+    lines = list(durable.read_jsonl(attempt.path(report.folder) / RECORDS_NAME))
     came_with = np.array([line["drop"] for line in lines], dtype=np.int64)
     pinned = np.array([line["pinned"] for line in lines], dtype=np.bool_)
-    return [bool(flag) for flag in judged_on(attempt.config.gate.on, known, came_with, pinned)]
+    # Other records are not sent to the judge.
+    judged = judged_on(attempt.config.gate.on, Known(attempt.spec.champion.drops), came_with, pinned)
+    kept = [_pair(line) for line, is_judged in zip(lines, judged, strict=True) if is_judged]
+    return heapq.nsmallest(attempt.config.judge.records, kept, key=lambda pair: pair.id)
 
 
 def _pair(line: Mapping[str, Any]) -> Pair:

@@ -92,7 +92,8 @@ class Template:
         """The merged model's chat template; `None` if it is the tokenizer's own, unchanged."""
         self.opening = self._check()
         """Tokens that the template writes between prompt and answer, as those of `<|channel|>final<|message|>`."""
-        self._is_special = not set(self.opening).isdisjoint(_special_ids(tokenizer))
+        added: Mapping[int, Any] = tokenizer.added_tokens_decoder
+        self._is_special = any(token in added and added[token].special for token in self.opening)
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """
@@ -195,12 +196,6 @@ def _alpaca_template(tokenizer: Any) -> str:
     """
     adds_bos = tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     return "{{- bos_token -}}" + ALPACA_TEMPLATE if adds_bos else ALPACA_TEMPLATE
-
-
-def _special_ids(tokenizer: Any) -> set[int]:
-    """Return the ids of the tokenizer's special tokens, which in data could end or forge a turn."""
-    added: Mapping[int, Any] = tokenizer.added_tokens_decoder
-    return {index for index, token in added.items() if token.special}
 
 
 def _control_pattern(tokenizer: Any, template: str) -> re.Pattern[str] | None:

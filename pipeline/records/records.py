@@ -30,22 +30,11 @@ LABELS = ("tags", "group")
 MOST_TAGS = 20
 LONGEST_TAG = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: Usual names for our keys, in lower case.
+#: Our keys by their usual names, in lower case.
 _ALIASES = {
-    "instruction": "instruction",
-    "instructions": "instruction",
-    "input": "input",
-    "inputs": "input",
-    "output": "output",
-    "outputs": "output",
-    "prompt": "instruction",
-    "question": "instruction",
-    "context": "input",
-    "response": "output",
-    "answer": "output",
-    "completion": "output",
-    "target": "output",
-    "instruct": "instruction",
+    **dict.fromkeys(("instruction", "instructions", "prompt", "question", "instruct"), "instruction"),
+    **dict.fromkeys(("input", "inputs", "context"), "input"),
+    **dict.fromkeys(("output", "outputs", "response", "answer", "completion", "target"), "output"),
 }
 #: Longest line of a drop, in bytes.
 MOST_LINE_BYTES = 4_000_000

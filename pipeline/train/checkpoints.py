@@ -10,7 +10,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def publish(source: Path, folder: Path, step: int, mark: str, attempt: int) -> P
     durable.write_json(target / COMPLETE, {"files_sha256": durable.sha256_file(target / LISTING)})
     # A training resumes from its newest valid checkpoint: one of a later step is torn, damaged or another training's.
     own = [path for path in _by_step(folder) if _place(path)[1] <= attempt]
-    valid = [path for path in own if step_of(path) <= step and not _doubt(path, mark)]
+    valid = [path for path in own if step_of(path) <= step and not _problem(path, mark, by_files=False)]
     for path in own:
         if path not in valid[:KEPT]:
             _remove(path)
@@ -63,7 +62,7 @@ def newest_valid(folder: Path, mark: str) -> Path | None:
     """
     checkpoints = _by_step(folder)
     for path in checkpoints:
-        problem = _doubt(path, mark) or _damage(path)
+        problem = _problem(path, mark, by_files=True)
         if not problem:
             sys.stderr.write(f"training resumes from checkpoint {path.name}\n")
             return path
@@ -130,35 +129,25 @@ def _place(checkpoint: Path) -> tuple[int, int]:
     return int(step), int(attempt)
 
 
-def _doubt(path: Path, mark: str) -> str:
-    """Return why a checkpoint is incomplete or has another fingerprint, else ""; its listed files are not read."""
+def _problem(path: Path, mark: str, *, by_files: bool) -> str:
+    """Return why a checkpoint cannot be used for the training `mark`, else ""; with `by_files` its files are hashed."""
     try:
         complete = durable.read_json(path / COMPLETE)
         if complete is None:
             return f"it has no {COMPLETE}: writing it was interrupted"
         if complete["files_sha256"] != durable.sha256_file(path / LISTING):
             return f"{LISTING} has changed"
-        if durable.read_json(path / LISTING)["fingerprint"] != mark:
+        listing = durable.read_json(path / LISTING)
+        if listing["fingerprint"] != mark:
             return "it belongs to another training (other data, settings or base model)"
+        for name, entry in listing["files"].items() if by_files else ():
+            file = path / name
+            same_size = file.is_file() and file.stat().st_size == entry["size"]
+            if not same_size or durable.sha256_file(file) != entry["sha256"]:
+                return f"{name} is missing, truncated or changed"
     except _UNREADABLE as error:
         return f"it cannot be read ({error})"
     return ""
-
-
-def _damage(path: Path) -> str:
-    """Return a message that names a missing or changed file of a checkpoint; "" if all are as listed."""
-    try:
-        listing = durable.read_json(path / LISTING)["files"]
-        damaged = (name for name, entry in listing.items() if not _is_as_listed(path / name, entry))
-        name = next(damaged, "")
-    except _UNREADABLE as error:
-        return f"it cannot be read ({error})"
-    return f"{name} is missing, truncated or changed" if name else ""
-
-
-def _is_as_listed(file: Path, entry: Mapping[str, Any]) -> bool:
-    same_size = file.is_file() and file.stat().st_size == entry["size"]
-    return same_size and durable.sha256_file(file) == entry["sha256"]
 
 
 def _remove(path: Path) -> None:
