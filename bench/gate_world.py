@@ -18,7 +18,7 @@ from pipeline.decide.comparison import Comparison, Flags, Suite
 from pipeline.decide.explain import HARM_P_VALUE
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
-from pipeline.decide.verdict import Decision, Rules, _blames, weigh
+from pipeline.decide.verdict import Rules, weigh
 from pipeline.evaluate.control import compare_with_control
 from pipeline.metrics.degenerate import DEGENERATE
 
@@ -151,11 +151,7 @@ class Said:
 def decide(comparison: Comparison, known: Known) -> Said:
     """Ask the gate."""
     found = weigh(comparison, Rules(known=known))
-    return Said(found.outcome, _blames(found, known), _lost(found))
-
-
-def _lost(found: Decision) -> frozenset[int]:
-    return frozenset(row.drop for row in found.guards if row.state == "failed" and row.drop is not None)
+    return Said(found.outcome, found.blames_new_drops, frozenset(found.lost_drops))
 
 
 @dataclass

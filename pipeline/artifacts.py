@@ -22,7 +22,8 @@ class Frozen(BaseModel):
     Its JSON Schema describes the fields.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What has a default when it is made is written all the same.
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
 
     # Pydantic's `use_attribute_docstrings` parses the source at every start, which is slow.
     @classmethod

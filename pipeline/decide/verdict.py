@@ -32,23 +32,6 @@ class Rules:
     """Number of the held-out records that the candidate was trained on."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """A decision with its reasons and numbers; the gain is in points."""
-
-    outcome: Outcome
-    reasons: tuple[str, ...]
-    part: Comparison
-    """The records that the gate judges on."""
-    guards: tuple[GuardResult, ...]
-    blaming: tuple[GuardResult, ...]
-    """The failed guards that put new drops under suspicion; the others say that the model was trained too much."""
-    gain: float
-    p_value: float
-    harm_p_value: float
-    seed: int
-
-
 def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     """
     Return the verdict on a candidate: a pure function, the same for any order of the records.
@@ -56,63 +39,52 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     `weigh` makes the decision; this function adds the numbers for the report, by simulation if the outcome is
     `not_shown_better`, which takes a while. Fields on models, held-out version and earlier uses keep their defaults.
     """
-    found = weigh(comparison, rules)
-    part = found.part
+    verdict, part = weigh(comparison, rules), on_part(comparison, rules)
+    seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
     differences, pairs = part.differences(), part.pairs()
     means = pairs.mean(axis=0) * POINTS if len(pairs) else None
     wins, losses = statistics.count_signs(differences)
-    low, high = statistics.interval(differences, found.seed)
+    low, high = statistics.interval(differences, seed)
     least = least_groups(comparison.metric, rules.gate)
     smallest = in_groups = missing = None
-    if found.outcome == "not_shown_better":
-        ask = partial(smallest_gain, part, partial(promotes, rules=rules), found.seed)
+    if verdict.outcome == "not_shown_better":
+        ask = partial(smallest_gain, part, partial(promotes, rules=rules), seed)
         smallest, in_groups = ask(spread=True), ask() if differences.size < len(part.ids) else None
         # More records do not enlarge a gain that is below the minimum.
-        likely = found.gain / POINTS if _is_large(found.gain, rules.gate) else 0.0
+        gain = _gain(differences)
+        likely = gain / POINTS if _is_large(gain, rules.gate) else 0.0
         needed = records_needed(likely, smallest, differences.size)
         missing = None if needed is None else max(0, max(needed, least) - differences.size)
-    elif found.outcome == "insufficient_evidence":
+    elif verdict.outcome == "insufficient_evidence":
         missing = max(0, least - differences.size) or None
-    verdict = Verdict(
-        outcome=found.outcome,
-        reasons=found.reasons,
-        sentence="",
-        metric=comparison.metric,
-        records=len(part.ids),
-        groups=differences.size,
-        candidate_score=None if means is None else float(means[0]),
-        champion_score=None if means is None else float(means[1]),
-        gain=found.gain,
-        interval=(low * POINTS, high * POINTS),
-        p_value=found.p_value,
-        harm_p_value=found.harm_p_value,
-        test="exact McNemar" if statistics.is_yes_or_no(differences) else _T_TESTS,
-        wins=wins,
-        losses=losses,
-        ties=differences.size - wins - losses,
-        smallest_detectable_gain=None if smallest is None else smallest * POINTS,
-        smallest_group_gain=None if in_groups is None else in_groups * POINTS,
-        records_needed=missing,
-        guards=found.guards,
-        blames_new_drops=_blames(found, rules.known),
-        lost_drops=tuple(row.drop for row in found.guards if row.state == "failed" and row.drop is not None),
-        slices=measure_slices(comparison, find_slices(comparison, rules.known), found.seed),
-        slices_not_listed=count_unlisted(comparison),
-    )
+    numbers = {
+        "candidate_score": None if means is None else float(means[0]),
+        "champion_score": None if means is None else float(means[1]),
+        "interval": (low * POINTS, high * POINTS),
+        "test": "exact McNemar" if statistics.is_yes_or_no(differences) else _T_TESTS,
+        "wins": wins,
+        "losses": losses,
+        "ties": differences.size - wins - losses,
+        "smallest_detectable_gain": None if smallest is None else smallest * POINTS,
+        "smallest_group_gain": None if in_groups is None else in_groups * POINTS,
+        "records_needed": missing,
+        "slices": measure_slices(comparison, find_slices(comparison, rules.known), seed),
+        "slices_not_listed": count_unlisted(comparison),
+    }
+    verdict = verdict.model_copy(update=numbers)
     return verdict.model_copy(update={"sentence": short_line(verdict, least)})
 
 
-def weigh(comparison: Comparison, rules: Rules) -> Decision:
+def weigh(comparison: Comparison, rules: Rules) -> Verdict:
     """
-    Return the decision: promoted if p-value and gain meet the gate's limits on enough groups and no guard fails.
+    Return the verdict: promoted if p-value and gain meet the gate's limits on enough groups and no guard fails.
 
     First, records that the candidate was trained on make it `contaminated`, too few groups or a missing pinned set
     `insufficient_evidence`, and harm shown by the mirrored test (p <= `HARM_P_VALUE`) `worse`. Without a win, a failed
     guard makes it `guard_failed` only if it shows clear harm to old drops or the likelihood. `reasons` are all codes
-    that hold, even if promoted.
+    that hold, even if promoted. The numbers that `decide_verdict` adds keep their defaults.
     """
     gate, part = rules.gate, on_part(comparison, rules)
-    seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
     differences = part.differences()
     gain, p_value, harm_p_value = _gain(differences), statistics.gain_p(differences), statistics.gain_p(-differences)
     slices = find_slices(part, rules.known)
@@ -123,7 +95,8 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     failed = [row for row in checked if row.state == "failed"]
     # Good data raises the negative log-likelihood, too, where a winner is trained too much.
     guilty = {one.label for one in slices if one.kind != "tag"}
-    blaming = tuple(row for row in failed if row.label in guilty or (row.guard == "nll" and not wins))
+    # These put new drops under suspicion; the others say that the model was trained too much.
+    blaming = [row for row in failed if row.label in guilty or (row.guard == "nll" and not wins)]
     against = {
         "trained_on_heldout": rules.seen_by_candidate > 0,
         "no_pinned_heldout": gate.on == "pinned" and not comparison.pinned.any(),
@@ -139,7 +112,22 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     }
     reasons = tuple(code for code, holds in against.items() if holds)
     outcome = _outcome(reasons, failed, blaming, wins=wins)
-    return Decision(outcome, reasons, part, checked, blaming, gain, p_value, harm_p_value, seed)
+    lost = outcome == "worse" or (outcome == "guard_failed" and bool(blaming))
+    return Verdict(
+        outcome=outcome,
+        reasons=reasons,
+        sentence="",
+        metric=comparison.metric,
+        records=len(part.ids),
+        groups=differences.size,
+        gain=gain,
+        p_value=p_value,
+        harm_p_value=harm_p_value,
+        guards=checked,
+        # If the champion knows no drop, as a base model, a bad drop cannot be told from a good one.
+        blames_new_drops=lost and bool(rules.known.drops),
+        lost_drops=tuple(row.drop for row in failed if row.drop is not None),
+    )
 
 
 def promotes(part: Comparison, rules: Rules) -> bool:
@@ -197,16 +185,6 @@ def _outcome(
     if failed and (wins or sure or "nll_not_finite" in reasons):
         return "guard_failed"
     return "promoted" if wins else "not_shown_better"
-
-
-def _blames(found: Decision, known: Known) -> bool:
-    """
-    Return whether the verdict puts the drops that the champion does not know under suspicion.
-
-    If it knows no drop, as a base model, a bad drop cannot be told from a good one.
-    """
-    lost = found.outcome == "worse" or (found.outcome == "guard_failed" and bool(found.blaming))
-    return lost and bool(known.drops)
 
 
 def early_verdict(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> Verdict:

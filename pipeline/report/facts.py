@@ -103,16 +103,10 @@ class Report(Stored):
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of `report.json`, as this version writes it: every field is required."""
-    found = Report.model_json_schema(mode="serialization")
-    for part in (found, *found["$defs"].values()):
-        # What has a default when it is made is written all the same.
-        part["required"] = list(part["properties"])
-        for field in part["properties"].values():
-            field.pop("default", None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:dropforge:report",
-        **found,
+        **Report.model_json_schema(mode="serialization"),
         "title": "Evidence card",
         "description": "The evidence behind one verdict, as report.html shows it; paths are below the work folder.",
     }

@@ -21,7 +21,7 @@ def p_values(metric: str, *, one_by_one: bool = False) -> list[float]:
     found = [world(metric, seed, group=5) for seed in range(NIGHTS)]
     if one_by_one:
         found = [replace(one, groups=np.arange(len(one.ids))) for one in found]
-    return [weigh(one, RULES).p_value for one in found]
+    return [p_value for one in found if (p_value := weigh(one, RULES).p_value) is not None]
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "rougeL"])
