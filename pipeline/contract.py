@@ -250,10 +250,7 @@ class Step:
     writes: type[Artifact]
     needs_gpu: bool = False
     network: bool = False
-    """
-    Whether it uses the network, which other steps may not. A cluster executor leaves it to the local worker, as only
-    that one's environment has keys and proxies.
-    """
+    """Whether it uses the network. A cluster leaves it to the local worker, whose environment has keys and proxies."""
     wanted: Callable[[RunConfig], bool] = lambda _config: True
     """Whether a run with these settings includes this step."""
 

@@ -1,7 +1,6 @@
 """The errors of steps, each with its exit code and a remedy for the user."""
 
 import errno
-from collections.abc import Iterator
 from typing import ClassVar
 
 EXIT_OK = 0
@@ -60,16 +59,11 @@ _FULL_WORDS = (
 
 def is_disk_full(error: BaseException) -> bool:
     """Return whether an error, or an error in its chain of causes and contexts, reports a full disk or quota."""
-    return any(
-        getattr(cause, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or any(word in str(cause) for word in _FULL_WORDS)
-        for cause in _causes(error)
-    )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
-        yield cause
+        if getattr(cause, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or any(map(str(cause).count, _FULL_WORDS)):
+            return True
         cause = cause.__cause__ or cause.__context__
+    return False

@@ -1,7 +1,5 @@
 """The decide step: read both models' scores on the same records, decide, and write the verdict and its card."""
 
-from collections.abc import Collection
-
 from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide.comparison import read_comparison
@@ -37,6 +35,7 @@ def decide(attempt: Attempt) -> Verdict:
         verdict = decide_verdict(comparison, rules)
         if comparison.opinion is not None:
             judgement = comparison.opinion.on(on_part(comparison, rules).ids)
+    replacing = {one.new for one in dataset.replacements if one.heldout_rows}
     verdict = verdict.model_copy(
         update={
             "champion_generation": champion.generation,
@@ -45,7 +44,8 @@ def decide(attempt: Attempt) -> Verdict:
             "uses": spec.uses,
             "same_set_uses": spec.judged_versions.get(version, 0),
             "heldout_version": version,
-            "heldout_replaced": _replaced(dataset, champion.drops or ()),
+            # Where the champion has learned the new drops, a person has approved them.
+            "heldout_replaced": "" if replacing.issubset(champion.drops or ()) else dataset.heldout_replaced,
         }
     )
     return verdict.model_copy(update={"report": write_report(attempt, verdict, judgement)})
@@ -68,9 +68,3 @@ def _require_same(found: Evaluation, dataset: Dataset, spec: StepSpec) -> None:
             "champion",
             again,
         )
-
-
-def _replaced(dataset: Dataset, known: Collection[int]) -> str:
-    """Return which new drops replace held-out answers; "" if a person approved these and the champion learned them."""
-    new = {one.new for one in dataset.replacements if one.heldout_rows}
-    return "" if new.issubset(known) else dataset.heldout_replaced

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import durable
 from pipeline.artifacts import FormerScores, Scores, SuiteScores
 from pipeline.contract import Attempt
-from pipeline.evaluate.inference import ItemScore, Prediction, Result
+from pipeline.evaluate.inference import Prediction, Result
 from pipeline.evaluate.plan import ModelRequests
 from pipeline.evaluate.prediction_cache import PredictionKey, read_values, request_hash
 from pipeline.evaluate.suites import Suite
@@ -111,7 +111,13 @@ def score_suites(
         ]
         # A choice has no text: in a mixed suite it would count as an empty answer.
         if all(item.words and not item.choices for item in suite.items):
-            kinds = _collapsed(by_role, items, train)
+            answers = {
+                role: [(scored[item].text, scored[item].score > 0) for item in items]
+                for role, scored in by_role.items()
+            }
+            # Built-in general rows have no drop.
+            outputs = (row["output"] for row in durable.read_jsonl(train) if "drop" in row)
+            kinds = collapsed(answers, "base" if base else "champion", outputs)
             for index, line in enumerate(lines):
                 line["texts"] = {role: items_of[line["id"]].text for role, items_of in by_role.items()}
                 line["collapsed"] = {role: kinds[role][index] for role in by_role}
@@ -120,17 +126,6 @@ def score_suites(
         points = {role: _POINTS * fmean(line[role] for line in lines) for role in by_role}
         scores.append(SuiteScores(name=suite.name, records=len(items), file=name, **points))
     return tuple(scores)
-
-
-def _collapsed(
-    by_role: Mapping[str, Mapping[str, ItemScore]], items: Sequence[str], train: Path
-) -> dict[str, list[str]]:
-    answers = {
-        role: [(scores[item].text, scores[item].score > 0) for item in items] for role, scores in by_role.items()
-    }
-    # Built-in general rows have no drop.
-    outputs = (row["output"] for row in durable.read_jsonl(train) if "drop" in row)
-    return collapsed(answers, "base" if "base" in by_role else "champion", outputs)
 
 
 def score_former(

@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import string
-from collections.abc import Mapping
 
 import httpx2
 
@@ -43,11 +42,11 @@ class NoAnswerError(Exception):
         self.for_all, self.wait = for_all, wait
 
 
-def read_key(name: str, environment: Mapping[str, str] = os.environ) -> str:
+def read_key(name: str) -> str:
     """Return the key in the variable `name`; "" if `name` is empty. Raises `NoAnswerError` if unset or malformed."""
     if not name:
         return ""
-    key = environment.get(name, "").strip()
+    key = os.environ.get(name, "").strip()
     if not key:
         message = f"the variable {name}, which judge.api_key_env names, is not set where the daemon runs"
         raise NoAnswerError(message, for_all=True)

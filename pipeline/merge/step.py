@@ -39,7 +39,7 @@ from pipeline.models.manifest import (
     write_manifest,
     write_trained_ids,
 )
-from pipeline.models.safetensors_files import INDEX, WHOLE, Header, read_header, read_shapes, weight_files
+from pipeline.models.safetensors_files import INDEX, WHOLE, Header, read_header, weight_files
 from pipeline.models.template import Template
 from pipeline.models.untrusted import is_text, parse_json, read_bytes
 
@@ -271,7 +271,7 @@ def check_pairs(model: Any, adapter: Path) -> None:
     parameters = dict(model.named_parameters())
     saved = get_peft_model_state_dict(model, state_dict=parameters, save_embedding_layers=False)
     implied = {(name, *held.shape) for name, held in saved.items()}
-    found = {(name, *shape) for name, shape in read_shapes(adapter / TRAINED_FILES["adapter"]).items()}
+    found = {(name, *held.shape) for name, held in read_header(adapter / TRAINED_FILES["adapter"])[0].items()}
     if implied != found:
         name = min(implied ^ found)[0]
         raise StepFailed(f"the adapter's file and its adapter_config.json do not agree on {name}", _AGAIN)

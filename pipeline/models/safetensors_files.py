@@ -47,11 +47,6 @@ class NotSafetensorsError(ValueError):
     """A file is not a complete safetensors file; the message says why."""
 
 
-def read_shapes(path: Path) -> Shapes:
-    """Return the shape of each tensor, by name. Raises `NotSafetensorsError` or `OSError`, as `read_header` does."""
-    return {name: tensor.shape for name, tensor in read_header(path)[0].items()}
-
-
 def weight_files(folder: Path) -> list[Path]:
     """Return model.safetensors, or the shards that the index names. Raises `NotSafetensorsError` without either."""
     if (folder / WHOLE).is_file():

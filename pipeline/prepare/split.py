@@ -165,12 +165,6 @@ class Splits:
         split = self.train if prompt.split == "train" else self.dev
         split += [row._replace(drop=prompt.drops[0]) for row in kept]
 
-    def train_on_few_dev_rows(self) -> None:
-        """Move the dev rows behind the training rows if there are fewer than 20."""
-        if len(self.dev) < LEAST_DEV_ROWS:
-            self.train += self.dev
-            self.dev = []
-
     def hold_out(self, prompt: Prompt, near: AbstractSet[str] | None, trained: AbstractSet[str]) -> None:
         """
         Count a held-out prompt and, if it is to be scored, add it to `scored`.

@@ -26,7 +26,7 @@ from pipeline.prepare.decontaminate import HeldOut, find_groups
 from pipeline.prepare.drop_rows import CHECK_EVERY, LeftOut, read_drops
 from pipeline.prepare.replaced import replaced_heldout, replacements
 from pipeline.prepare.sample import scoring_order
-from pipeline.prepare.split import Prompt, Splits, choose_unit, heldout_line, prompts, row_line
+from pipeline.prepare.split import LEAST_DEV_ROWS, Prompt, Splits, choose_unit, heldout_line, prompts, row_line
 from pipeline.prepare.start import choose_start, general_rows
 from pipeline.prepare.warnings import contamination_warnings, data_warnings, long_rows
 from pipeline.records.heldout import dataset_hash, rows_for, version_of
@@ -60,7 +60,8 @@ def prepare(attempt: Attempt) -> Dataset:
     for prompt in _watched(attempt, found, "splitting"):
         if prompt.split != "heldout":
             splits.add(prompt, heldout.keep(prompt))
-    splits.train_on_few_dev_rows()
+    if len(splits.dev) < LEAST_DEV_ROWS:
+        splits.train, splits.dev = [*splits.train, *splits.dev], []
     among = {prompt.rows[0].id for prompt in heldout.prompts}.union(*heldout.near.values())
     trained = trained_ids(attempt.path(spec.champion.path), among)
     for number in scoring_order(heldout, spec.champion.generation, split.scored_records):

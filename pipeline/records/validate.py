@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, reduce
 from itertools import islice
 from operator import getitem
@@ -252,13 +252,13 @@ def _schema() -> "Draft202012Validator":
     return Draft202012Validator(schema, registry=registry)
 
 
+@dataclass
 class _Unknown:
-    """The rows with one unknown key: how many, the first line, and hashes of texts of several words."""
+    """The rows with one unknown key: the first line, how many, and hashes of texts of several words."""
 
-    def __init__(self, line: int) -> None:
-        self.line = line
-        self.rows = 0
-        self.texts: set[int] = set()
+    line: int
+    rows: int = 0
+    texts: set[int] = field(default_factory=set)
 
     def add(self, value: object) -> None:
         self.rows += 1
@@ -270,13 +270,11 @@ class _Tally:
     """Counts a file's rows, findings and warnings, and makes the `Validation`."""
 
     def __init__(self, options: Options) -> None:
+        self._options = options
         self._special = options.special_pattern
-        self._path = options.path
-        self._most_bad_rows = options.most_bad_rows
         self._rows = 0
         self._good = 0
         self._complete = True
-        self._total = 0
         self._findings: list[Finding] = []
         self._rules: Counter[str] = Counter()
         self._unknown: dict[str, _Unknown] = {}
@@ -286,7 +284,7 @@ class _Tally:
     @property
     def is_full(self) -> bool:
         """Whether the file is refused in any case and no further finding would be kept."""
-        return self._total >= MOST_FINDINGS and self._rows - self._good > self._most_bad_rows
+        return self._rules.total() >= MOST_FINDINGS and self._rows - self._good > self._options.most_bad_rows
 
     def add(self, row: Row | Finding | int) -> None:
         if isinstance(row, int):
@@ -314,7 +312,7 @@ class _Tally:
         return Validation(
             rows=self._rows,
             good_rows=self._good,
-            findings_total=self._total,
+            findings_total=self._rules.total(),
             findings=tuple(self._findings),
             rules=dict(self._rules.most_common()),
             warnings=notices,
@@ -350,10 +348,9 @@ class _Tally:
         self.add(FileFinding(line=found.line, field="input", rule="misnamed_key", message=message, remedy=remedy))
 
     def _note(self, found: list[Finding]) -> None:
-        self._total += len(found)
         self._rules.update(finding.rule for finding in found)
         for finding in found[: MOST_FINDINGS - len(self._findings)]:
-            remedy = name_file(finding.remedy, self._path) if finding.rule in _WITH_COMMAND else finding.remedy
+            remedy = name_file(finding.remedy, self._options.path) if finding.rule in _WITH_COMMAND else finding.remedy
             self._findings.append(finding.model_copy(update={"remedy": remedy}))
 
 

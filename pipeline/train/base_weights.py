@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import TRAINED_FILES
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
-from pipeline.models.safetensors_files import NotSafetensorsError, read_shapes, weight_files
+from pipeline.models.safetensors_files import NotSafetensorsError, read_header, weight_files
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.galore import galore
 from pipeline.train.lora import target_layers
@@ -137,7 +137,7 @@ def _files(base: Path) -> Files:
         paths = weight_files(base)
     except NotSafetensorsError as error:
         raise CannotTrain(f"the weights of the base model {base} cannot be found: {error}", _INSTEAD) from error
-    return {name: (path, shape) for path in paths for name, shape in read_shapes(path).items()}
+    return {name: (path, tensor.shape) for path in paths for name, tensor in read_header(path)[0].items()}
 
 
 def _read(files: Files, name: str, weight: "torch.nn.Parameter") -> "torch.Tensor":
