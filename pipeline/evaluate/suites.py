@@ -19,6 +19,7 @@ from pipeline.metrics.tokens import tokens
 from pipeline.models.template import fold
 from pipeline.records.records import Finding, read_records
 from pipeline.records.strict_json import BadJson, parse
+from pipeline.search_settings import first_problem
 
 BUILTIN, QUESTIONS = "builtin", "questions"
 #: The built-in suites.
@@ -129,10 +130,8 @@ def _question(path: Path, number: int, line: bytes) -> Item:
     except BadJson as error:
         raise _wrong(path, number, error.message) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        problem = first["msg"].removeprefix("Value error, ")
-        raise _wrong(path, number, f"{field}: {problem}" if field else problem) from error
+        field, problem, _ = first_problem(error)
+        raise _wrong(path, number, f"{'.'.join(field)}: {problem}" if field else problem) from error
     return item if item.id else item.model_copy(update={"id": str(number)})
 
 

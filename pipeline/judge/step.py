@@ -51,21 +51,13 @@ class Pair:
 
 #: The judge's winner of a pair with the candidate's answer as A, and as B; `None` without a readable reply.
 Choices = tuple[Choice | None, Choice | None]
+#: Only the same winner in both orders counts; other choices are inconsistent.
+_OUTCOMES: Mapping[Choices, Outcome] = {("A", "B"): "win", ("B", "A"): "loss", ("tie", "tie"): "tie"}
 
 
 def _outcome(choices: Choices) -> Outcome:
-    """Return the outcome of both orders: only the same winner in both counts."""
-    match choices:
-        case (None, _) | (_, None):
-            return "failed"
-        case ("A", "B"):
-            return "win"
-        case ("B", "A"):
-            return "loss"
-        case ("tie", "tie"):
-            return "tie"
-        case _:
-            return "inconsistent"
+    """Return the outcome of both orders."""
+    return "failed" if None in choices else _OUTCOMES.get(choices, "inconsistent")
 
 
 def judge(attempt: Attempt) -> Judgement:

@@ -85,7 +85,8 @@ class Template:
         """
         self.tokenizer, self.format = tokenizer, fmt
         self.ends = tuple(sorted({tokenizer.eos_token_id, *ends}))
-        own = self._own() if fmt == "chat" else _alpaca_template(tokenizer)
+        with self._foreign("the chat template", "cannot be chosen", "chat_template.jinja"):
+            own = str(tokenizer.get_chat_template()) if fmt == "chat" else _alpaca_template(tokenizer)
         self._pattern = _control_pattern(tokenizer, own)
         self._text = self._with_defaults(own) if fmt == "chat" else own
         self.served = None if fmt == "chat" and self._text == own else self._text
@@ -126,10 +127,6 @@ class Template:
         starts = range(len(given) - size + 1) if self._is_special else range(1)
         begin = next((start + size for start in starts if given[start : start + size] == self.opening), 0)
         return str(self.tokenizer.decode(given[begin:], skip_special_tokens=True))
-
-    def _own(self) -> str:
-        with self._foreign("the chat template", "cannot be chosen", "chat_template.jinja"):
-            return str(self.tokenizer.get_chat_template())
 
     def _with_defaults(self, own: str) -> str:
         """Return the template `own` with thinking off by default and a fixed date."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import durable
-from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, Trained
+from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, Trained, Trial
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.generation import load_template
@@ -26,7 +26,7 @@ from pipeline.train import other_nodes
 from pipeline.train.automatic import with_numbers
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.memory import go_on_with_less, plan_memory
-from pipeline.train.search.run import SearchResult, search
+from pipeline.train.search.run import search
 from pipeline.train.trainer import DEV_ROWS, TokenRow, Training
 from pipeline.train.training import process_count, train_in_processes, visible_gpus
 from pipeline.words import count
@@ -134,13 +134,12 @@ def train(attempt: Attempt) -> Adapter:
             f"set train.max_length = {max(lengths)}, if the base model's own window allows it",
         )
     prepared = Prepared(start, device, template.tokenizer, template.format, rows, dev, dataset)
-    result = _search(attempt, prepared) if config.train.search.space else None
-    adapter = attempt.make_folder("adapter")
-    if result is None:
-        once = _train_once(prepared, attempt, adapter)
+    adapter, trials = attempt.folder / "adapter", tuple[Trial, ...]()
+    if config.train.search.space:
+        once, chosen, trials = _search(attempt, prepared)
+        shutil.copytree(chosen, adapter)
     else:
-        once = result.once
-        shutil.copytree(result.adapter, adapter, dirs_exist_ok=True)
+        once = _train_once(prepared, attempt, attempt.make_folder("adapter"))
     kind: Literal["adapter", "weights"] = "weights" if config.train.trains_full_weights else "adapter"
     return Adapter(
         folder=attempt.relative(adapter),
@@ -152,8 +151,8 @@ def train(attempt: Attempt) -> Adapter:
         **once.model_dump(),
         rows_too_long=len(lengths) - len(rows),
         versions={name: metadata.version(name) for name in _LIBRARIES},
-        candidates=result.trials if result else (),
-        seconds=sum(trial.seconds for trial in result.trials) if result else time.monotonic() - started,
+        candidates=trials,
+        seconds=sum(trial.seconds for trial in trials) if trials else time.monotonic() - started,
     )
 
 
@@ -186,7 +185,7 @@ def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _search(attempt: Attempt, prepared: Prepared) -> SearchResult:
+def _search(attempt: Attempt, prepared: Prepared) -> tuple[Trained, Path, tuple[Trial, ...]]:
     """
     Run the trials of [train.search]; return the trial that the dev rows choose, and all outcomes.
 

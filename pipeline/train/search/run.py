@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,21 +27,13 @@ _HOUR = 3600.0
 Train = Callable[..., Trained]
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """A search's chosen trial, and the outcomes of all trials."""
-
-    once: Trained
-    """The chosen training."""
-    adapter: Path
-    """Its adapter, in the checkpoint folder."""
-    trials: tuple[Trial, ...]
-
-
-def search(attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus: Sequence[int]) -> SearchResult:
+def search(
+    attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus: Sequence[int]
+) -> tuple[Trained, Path, tuple[Trial, ...]]:
     """
-    Run the trials of `config.search` within its budget, and return the one whose last dev loss is the lowest.
+    Run the trials of `config.search` within its budget; return the one with the lowest last dev loss.
 
+    It is returned as the training, the folder of its adapter below the checkpoints, and the outcomes of all trials.
     Their other settings are those of `config`, the precision that of trials that have finished. As many trials run at a
     time as `gpus` has numbers, each with its own. `mark` is the search's fingerprint: trials saved under another
     fingerprint are deleted; others are not repeated, and an interrupted trial continues. Raises what `train` raises,
@@ -82,14 +73,11 @@ def search(attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus:
     number = min(losses, key=losses.__getitem__)
     once = trials[number - 1].once
     assert once is not None  # noqa: S101 - it has a dev loss
-    return SearchResult(
-        once=once,
-        adapter=files.adapter(number),
-        trials=tuple(
-            Trial(**trial.model_dump(exclude={"once", "hint"}), dev_loss=trial.dev_loss, chosen=trial.number == number)
-            for trial in trials
-        ),
+    outcomes = (
+        Trial(**trial.model_dump(exclude={"once", "hint"}), dev_loss=trial.dev_loss, chosen=trial.number == number)
+        for trial in trials
     )
+    return once, files.adapter(number), tuple(outcomes)
 
 
 class _TrialAttempt(Attempt):

@@ -180,9 +180,9 @@ def test_each_gpu_has_a_trial_of_its_own_and_one_that_was_interrupted_goes_on(ru
         search(attempt, attempt.config.train, "mark", train_once, range(2))
     assert {rank: gpu for rank, gpu in begun if rank < 4} in ({2: 0, 3: 1}, {2: 1, 3: 0})
     assert 3 not in [int(path.parent.name.removeprefix("trial-")) for path in run.checkpoints.glob("*/ended.json")]
-    result = search(attempt, attempt.config.train, "mark", train_once, range(2))
+    _, _, trials = search(attempt, attempt.config.train, "mark", train_once, range(2))
     assert sorted(rank for rank, _ in begun) == [2, 3, 4, 4, 5, 6]
-    assert [one.outcome for one in result.trials] == ["finished"] * 5
+    assert [one.outcome for one in trials] == ["finished"] * 5
 
 
 @pytest.mark.long
