@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -38,17 +37,8 @@ _SHOWN_REPLY = 80
 Outcome = Literal["win", "loss", "tie", "inconsistent", "failed"]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One held-out record with both models' answers."""
-
-    id: str
-    request: str
-    reference: str
-    candidate: str
-    champion: str
-
-
+#: A line of records.jsonl, a record with both models' answers.
+Line = Mapping[str, Any]
 #: The judge's winner of a pair with the candidate's answer as A, and as B; `None` without a readable reply.
 Choices = tuple[Choice | None, Choice | None]
 #: Only the same winner in both orders counts; other choices are inconsistent.
@@ -70,52 +60,42 @@ def judge(attempt: Attempt) -> Judgement:
     readable replies count as failed.
     """
     config = attempt.config.judge
-    pairs = _read_pairs(attempt, attempt.load(Evaluation))
+    lines = _read_lines(attempt, attempt.load(Evaluation))
     folder = attempt.make_folder("report")
-    session = _Session(attempt, pairs)
+    session = _Session(attempt, lines)
     gave_up = ""
     try:
         asyncio.run(session.hold())
     except NoAnswerError as error:
         gave_up = str(error)
-    judged = {pair.id: session.judged.get(pair.id, (None, None)) for pair in pairs}
-    lines = [
+    judged = {line["id"]: session.judged.get(line["id"], (None, None)) for line in lines}
+    judgements = [
         {"id": record, "candidate_first": choices[0], "champion_first": choices[1], "result": _outcome(choices)}
         for record, choices in judged.items()
     ]
-    durable.write_bytes(folder / JUDGEMENTS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    durable.write_bytes(folder / JUDGEMENTS_NAME, "".join(json.dumps(line) + "\n" for line in judgements).encode())
     results = [_outcome(choices) for choices in judged.values()]
     _say(session, Counter(results), gave_up)
     return Judgement(folder=attempt.relative(folder), model=config.model, **count_results(results))
 
 
-def _read_pairs(attempt: Attempt, report: Evaluation) -> list[Pair]:
+def _read_lines(attempt: Attempt, report: Evaluation) -> list[Line]:
     """Return the records that the gate judges on, those with the lowest ids, at most `judge.records`."""
     lines = list(durable.read_jsonl(attempt.path(report.folder) / RECORDS_NAME))
     came_with = np.array([line["drop"] for line in lines], dtype=np.int64)
     pinned = np.array([line["pinned"] for line in lines], dtype=np.bool_)
     # Other records are not sent to the judge.
     judged = judged_on(attempt.config.gate.on, Known(attempt.spec.champion.drops), came_with, pinned)
-    kept = [_pair(line) for line, is_judged in zip(lines, judged, strict=True) if is_judged]
-    return heapq.nsmallest(attempt.config.judge.records, kept, key=lambda pair: pair.id)
-
-
-def _pair(line: Mapping[str, Any]) -> Pair:
-    return Pair(
-        id=line["id"],
-        request=fold(line["instruction"], line["input"]),
-        reference=next(iter(line["references"]), ""),
-        candidate=line["candidate"]["text"].strip(),
-        champion=line["champion"]["text"].strip(),
-    )
+    kept = (line for line, is_judged in zip(lines, judged, strict=True) if is_judged)
+    return heapq.nsmallest(attempt.config.judge.records, kept, key=lambda line: line["id"])
 
 
 class _Session:
-    """Judges all pairs, several records at a time, each record's two questions in sequence."""
+    """Judges all records, several at a time, each record's two questions in sequence."""
 
-    def __init__(self, attempt: Attempt, pairs: Sequence[Pair]) -> None:
-        """Judge `pairs`; every reply is appended to the attempt's log."""
-        self._attempt, self._pairs = attempt, pairs
+    def __init__(self, attempt: Attempt, lines: Sequence[Line]) -> None:
+        """Judge `lines`; every reply is appended to the attempt's log."""
+        self._attempt, self._lines = attempt, lines
         self._log = attempt.make_folder("predictions") / REPLIES_NAME
         self._known: dict[str, Choice | None] = read_values(attempt.earlier(f"predictions/{REPLIES_NAME}"))
         self._prompt = prompt_sha256(attempt.config.judge.model)
@@ -126,8 +106,8 @@ class _Session:
         """An example of a reply without a winner."""
 
     async def hold(self) -> None:
-        """Judge all pairs. Raises `Interrupted` if stopped, and `NoAnswerError` if the endpoint does not answer."""
-        waiting = iter(self._pairs)
+        """Judge all records. Raises `Interrupted` if stopped, and `NoAnswerError` if the endpoint does not answer."""
+        waiting = iter(self._lines)
         config = self._attempt.config.judge
         async with aclosing(Endpoint(config, read_key(config.api_key_env))) as endpoint:
             tasks = {asyncio.create_task(self._serve(endpoint, waiting)) for _ in range(PARALLEL)}
@@ -143,25 +123,26 @@ class _Session:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve(self, endpoint: Endpoint, waiting: Iterator[Pair]) -> None:
-        for pair in waiting:
+    async def _serve(self, endpoint: Endpoint, waiting: Iterator[Line]) -> None:
+        for line in waiting:
             try:
-                self.judged[pair.id] = await self._judge(endpoint, pair)
+                self.judged[line["id"]] = await self._judge(endpoint, line)
             except NoAnswerError as error:
                 # A single refused question, as by a content filter, is no reason to give up.
                 if error.for_all:
                     raise
-                self.judged[pair.id] = (None, None)
-                sys.stderr.write(f"judge: no answer for record {pair.id[:12]}: {error}\n")
-            self._attempt.progress(len(self.judged), len(self._pairs), phase="judge")
+                self.judged[line["id"]] = (None, None)
+                sys.stderr.write(f"judge: no answer for record {line['id'][:12]}: {error}\n")
+            self._attempt.progress(len(self.judged), len(self._lines), phase="judge")
 
-    async def _judge(self, endpoint: Endpoint, pair: Pair) -> Choices:
-        if pair.candidate == pair.champion:
+    async def _judge(self, endpoint: Endpoint, line: Line) -> Choices:
+        candidate, champion = (line[role]["text"].strip() for role in ("candidate", "champion"))
+        if candidate == champion:
             return "tie", "tie"
-        texts = pair.request, pair.reference
-        first = await self._choice(endpoint, messages(*texts, pair.candidate, pair.champion))
+        texts = fold(line["instruction"], line["input"]), next(iter(line["references"]), "")
+        first = await self._choice(endpoint, messages(*texts, candidate, champion))
         # Without a winner in this order the record fails, whatever the other order gives.
-        return first, first and await self._choice(endpoint, messages(*texts, pair.champion, pair.candidate))
+        return first, first and await self._choice(endpoint, messages(*texts, champion, candidate))
 
     async def _choice(self, endpoint: Endpoint, chat: Chat) -> Choice | None:
         asked = request_hash(self._prompt, chat)

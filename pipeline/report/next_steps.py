@@ -172,26 +172,22 @@ def ways_out(drop: int, lost: Sequence[int], track: str) -> str:
 
 
 def _after_no_proof(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None) -> list[NextStep]:
-    steps = []
     if verdict.records_needed and verdict.records_needed > _MANY_TIMES * verdict.groups:
         words = "Wait for more drops, whose gains add up: held-out records alone will not show a gain as small as this."
-        steps.append(NextStep(words=words))
     elif verdict.records_needed:
         missing = _records_for(verdict)
         records = count(missing, "more held-out record")
         rows = _rows_for(missing, dataset)
         given = f", which about {count(rows, 'row')} like these give" if rows else ""
         words = f"Drop more data: about {records} would show this gain if it is real{given}."
-        steps.append(NextStep(words=words))
     elif "p_above_limit" not in verdict.reasons:
         words = "The gain is no luck, but it is small: drop more or other data, or ask for less (gate.min_gain)."
-        steps.append(NextStep(words=words))
     else:
-        steps.append(NextStep(words="Drop more or other data: what is there taught the model nothing that shows."))
+        words = "Drop more or other data: what is there taught the model nothing that shows."
     again = "Nothing is lost: these drops are trained on again, together with the next ones."
     # A search chooses by dev rows, of which there are none where they would be few.
     otherwise = _other_settings(spec.config, adapter) if dataset.dev_rows else []
-    return [*steps, *otherwise, NextStep(words=again)]
+    return [NextStep(words=words), *otherwise, NextStep(words=again)]
 
 
 def _proposed(spec: StepSpec) -> list[NextStep]:

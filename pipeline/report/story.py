@@ -58,18 +58,15 @@ def _numbers(verdict: Verdict) -> list[str]:
     new, old = plain(verdict.candidate_score), plain(verdict.champion_score)
     asked = count(verdict.records, "record")
     if verdict.outcome == "contaminated":
-        words = (
+        return [
             f"The new model scored {new} of 100 points on {asked}, the champion {old}; but it had seen some of them."
-        )
-        return [words]
+        ]
     scored = f"The new model scored {new} of 100 points, the champion {old}: a change of {signed(verdict.gain)}."
     of_them = "of them"
     if verdict.groups != verdict.records:
         groups = count(verdict.groups, "group")
-        asked, of_them = (
-            f"{asked} in {groups} (near-duplicates, or of one document), each of which counts once",
-            "of the groups",
-        )
+        asked += f" in {groups} (near-duplicates, or of one document), each of which counts once"
+        of_them = "of the groups"
     shown = _by_drops(verdict) if "gain_from_new_data" not in verdict.reasons else ()
     return [
         f"Both models answered the same {asked}; neither was trained on them. {scored}",
@@ -85,14 +82,8 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
     if verdict.outcome == "promoted" and verdict.p_value is not None:
         guarded = ", and no guard failed" if verdict.guards else ""
         won = f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."
-        return [
-            won,
-            *(
-                [f"The gain is shown only with the records of new drops: {listed(_by_drops(verdict))}."]
-                if "gain_from_new_data" in verdict.reasons
-                else []
-            ),
-        ]
+        only = f"The gain is shown only with the records of new drops: {listed(_by_drops(verdict))}."
+        return [won, only] if "gain_from_new_data" in verdict.reasons else [won]
     if verdict.outcome == "contaminated" and evaluation is not None and evaluation.records_seen_by_candidate:
         seen = count(evaluation.records_seen_by_candidate, "record")
         return [f"{seen} of those that it was judged on were among its training rows."]
@@ -147,8 +138,7 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
         done = "asked" if verdict.candidate_model_id else "trained"
         records = count(have, "held-out record" if have == verdict.records else "held-out group")
         known = " of drops that the champion knows" if "too_few_seen" in verdict.reasons else ""
-        words = f"There are {records}{known}, and a verdict needs {need:,}. Nothing was {done}."
-        return [words]
+        return [f"There are {records}{known}, and a verdict needs {need:,}. Nothing was {done}."]
     if verdict.outcome != "not_shown_better":
         return []
     smallest, gate = verdict.smallest_detectable_gain, spec.config.gate
