@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-STACK = {"accelerate", "bitsandbytes", "datasets", "matplotlib", "peft", "torch", "transformers", "trl"}
+STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "matplotlib", "peft", "torch", "transformers", "trl"}
 NUMBERS = {"numpy", "scipy"}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "manager", "models", "types", "misc"}
 TRAINING = "The daemon never loads the training stack, not even through pipeline"

@@ -14,7 +14,7 @@ from pipeline.evaluate.plan import ModelRequests
 from pipeline.evaluate.prediction_cache import PredictionKey, read_values, request_hash
 from pipeline.evaluate.suites import Suite
 from pipeline.metrics.degenerate import DEGENERATE, collapsed, degenerate
-from pipeline.metrics.registry import METRICS
+from pipeline.metrics.registry import METRICS, Metric
 from pipeline.models.manifest import trained_ids
 from pipeline.records.heldout import HeldoutRecord
 
@@ -32,21 +32,32 @@ def score_answers(records: Sequence[HeldoutRecord], predictions: Sequence[Predic
     The keys are text, tokens, scores, nll_sum, nll_tokens, degenerate. Scores are 0 to 1, by the primary metric and
     every other one that applies to the record's references.
     """
+    references = [record.references for record in records]
+    texts = [answer.text for answer, _ in predictions]
+    columns = {
+        metric.name: _column(metric, texts, references, everywhere=metric.name == primary)
+        for metric in METRICS.values()
+    }
     return [
         {
             "text": answer.text,
             "tokens": answer.tokens,
-            "scores": {
-                metric.name: metric.score(answer.text, record.references)
-                for metric in METRICS.values()
-                if metric.name == primary or metric.applies_to(record.references)
-            },
+            "scores": {name: column[index] for name, column in columns.items() if index in column},
             "nll_sum": likelihood.nll,
             "nll_tokens": likelihood.tokens,
-            "degenerate": degenerate(answer.text, record.references, ended=answer.ended),
+            "degenerate": degenerate(answer.text, references[index], ended=answer.ended),
         }
-        for record, (answer, likelihood) in zip(records, predictions, strict=True)
+        for index, (answer, likelihood) in enumerate(predictions)
     ]
+
+
+def _column(
+    metric: Metric, texts: Sequence[str], references: Sequence[Sequence[str]], *, everywhere: bool
+) -> dict[int, float]:
+    """Return a metric's scores by the record's index, for all records or those that it applies to."""
+    indices = [index for index, some in enumerate(references) if everywhere or metric.applies_to(some)]
+    scores = metric.scores([texts[index] for index in indices], [references[index] for index in indices])
+    return dict(zip(indices, scores, strict=True))
 
 
 def write_records(
@@ -144,19 +155,24 @@ def score_former(
         known = read_values(sorted((attempt.root / attempt.spec.predictions / key.digest).glob("*.jsonl")))
         # It may have memorised the records that it was trained on.
         trained = trained_ids(attempt.path(model.path))
-        scores = {
-            record.id: METRICS[primary].score(known[asked][0], record.references)
+        answered = [
+            (record, known[asked][0])
             for record, asked in zip(records, keys, strict=True)
             if asked in known and not record.is_known(trained)
-        }
+        ]
+        texts, references = [text for _, text in answered], [record.references for record, _ in answered]
+        scores = METRICS[primary].scores(texts, references) if answered else []
         name = f"former-{model.generation}.jsonl"
-        _write(folder / name, ({"id": record, "score": score} for record, score in scores.items()))
+        _write(
+            folder / name,
+            ({"id": record.id, "score": score} for (record, _), score in zip(answered, scores, strict=True)),
+        )
         found.append(
             FormerScores(
                 generation=model.generation,
                 model_id=model.model_id,
                 records=len(scores),
-                score=_POINTS * fmean(scores.values()) if scores else None,
+                score=_POINTS * fmean(scores) if scores else None,
                 file=name,
             )
         )

@@ -5,6 +5,7 @@ With several references the best score counts. Adding a metric is one entry in M
 `pipeline.config.MetricName`.
 """
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 from pipeline.metrics import json_fields
 from pipeline.metrics.tokens import normalise, tokens
 
+Scores = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -23,8 +26,8 @@ class Metric:
     name: str
     title: str
     """Name in sentences."""
-    score: Callable[[str, Sequence[str]], float]
-    """Scores a prediction against its references, 0 to 1, higher is better."""
+    scores: Scores
+    """Scores each prediction against the references at the same index, 0 to 1, higher is better."""
     continuous: bool = True
     """Whether scores between 0 and 1 occur: it determines the paired test."""
     applies: Callable[[Sequence[str]], bool] | None = None
@@ -49,14 +52,22 @@ def token_f1(prediction: str, references: Sequence[str]) -> float:
     return max((_f1(prediction, reference) for reference in references), default=0.0)
 
 
-def rouge(kind: str, prediction: str, references: Sequence[str]) -> float:
+def rouge(kind: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """
-    Return the ROUGE F-measure (Lin 2004) by rouge_score with `tokens`, 0 to 1, the best over the references.
+    Return each prediction's ROUGE F-measure (Lin 2004), 0 to 1, the best over the references at the same index.
 
-    `kind` is rouge1, rouge2 or rougeL. A reference without any token (a dash, say) is compared by `exact_match`.
+    `kind` is rouge1, rouge2 or rougeL. It is computed by rouge_score with `tokens`, through `evaluate.Metric`. A
+    reference without any token (a dash, say) is compared by `exact_match`.
     """
-    best = _rouge(kind).score_multi(references, prediction)[kind].fmeasure
-    return max(float(best), exact_match(prediction, [text for text in references if not tokens(text)]))
+    if not predictions:
+        return []
+    with tempfile.TemporaryDirectory() as scratch:
+        metric = _rouge_class()(config_name=kind, keep_in_memory=True, cache_dir=scratch)
+        result = metric.compute(predictions=list(predictions), references=[list(some) for some in references])
+    return [
+        max(score, exact_match(prediction, [text for text in some if not tokens(text)]))
+        for score, prediction, some in zip(result[kind], predictions, references, strict=True)
+    ]
 
 
 def chrf(prediction: str, references: Sequence[str]) -> float:
@@ -95,13 +106,6 @@ def _all_json(references: Sequence[str]) -> bool:
 
 
 @cache
-def _rouge(kind: str) -> Any:
-    from rouge_score import rouge_scorer
-
-    return rouge_scorer.RougeScorer([kind], tokenizer=SimpleNamespace(tokenize=tokens))
-
-
-@cache
 def _chrf() -> Any:
     from sacrebleu.metrics.chrf import CHRF
 
@@ -116,16 +120,48 @@ def _f1(prediction: str, reference: str) -> float:
     return 2 * shared / (said.total() + wanted.total())
 
 
+@cache
+def _rouge_class() -> Any:
+    """Return the metric's class, defined on first use: `evaluate.load` would query a hub, imports take seconds."""
+    import datasets
+    import evaluate
+    from rouge_score import rouge_scorer
+
+    class UnicodeRouge(evaluate.Metric):  # type: ignore[misc]
+        """ROUGE F-measures per record, the best over its references."""
+
+        def _info(self) -> Any:
+            text = datasets.Value("string")
+            return evaluate.MetricInfo(
+                description="ROUGE with Unicode tokens",
+                citation="Lin 2004",
+                features=datasets.Features({"predictions": text, "references": datasets.List(text)}),
+            )
+
+        def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, list[float]]:
+            kind = self.config_name
+            scorer = rouge_scorer.RougeScorer([kind], tokenizer=SimpleNamespace(tokenize=tokens))
+            pairs = zip(predictions, references, strict=True)
+            return {kind: [float(scorer.score_multi(some, answer)[kind].fmeasure) for answer, some in pairs]}
+
+    return UnicodeRouge
+
+
+def _each(score: Callable[[str, Sequence[str]], float]) -> Scores:
+    """Return a function that applies `score` to each prediction with its references."""
+    return lambda predictions, references: list(map(score, predictions, references))
+
+
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("exact_match", "exact match", exact_match, continuous=False),
-        Metric("token_f1", "token F1", token_f1),
+        Metric("exact_match", "exact match", _each(exact_match), continuous=False),
+        Metric("token_f1", "token F1", _each(token_f1)),
         Metric("rouge1", "ROUGE-1", partial(rouge, "rouge1")),
         Metric("rouge2", "ROUGE-2", partial(rouge, "rouge2")),
         Metric("rougeL", "ROUGE-L", partial(rouge, "rougeL")),
-        Metric("chrf", "chrF", chrf),
-        Metric("json_valid", "valid JSON", json_valid, continuous=False, applies=_all_json),
-        Metric("json_f1", "field F1", json_f1, applies=_all_json),
+        Metric("chrf", "chrF", _each(chrf)),
+        Metric("json_valid", "valid JSON", _each(json_valid), continuous=False, applies=_all_json),
+        Metric("json_f1", "field F1", _each(json_f1), applies=_all_json),
     )
 }

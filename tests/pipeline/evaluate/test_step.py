@@ -355,7 +355,7 @@ def test_both_models_answer_and_are_scored_on_the_same_records(bench: Bench, tin
                 assert name not in scores.metrics
                 continue
             values = [one["scores"][name] for one in said]
-            assert values == [metric.score(one["text"], row["references"]) for one, row in zip(said, rows, strict=True)]
+            assert values == metric.scores([one["text"] for one in said], [row["references"] for row in rows])
             assert scores.metrics[name] == pytest.approx(100 * sum(values) / len(values))
         kept = list(used(attempt, report.prediction_keys[scores.model_id]).values())
         for one, row in zip(said, rows, strict=True):
@@ -763,7 +763,7 @@ def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, t
     for row, item in zip(given, items_of(attempt, report), strict=True):
         prompt = template.prompt(single_turn(fold(row["instruction"], row["input"])))
         (answer,) = greedy_decoding.answers(asked, [prompt], Decoding(16, 1.0, 1))
-        assert item["champion"] == METRICS["token_f1"].score(answer.text, [row["output"]])
+        assert [item["champion"]] == METRICS["token_f1"].scores([answer.text], [[row["output"]]])
 
 
 def test_an_item_longer_than_the_window_is_refused(bench: Bench, tiny: Any, tmp_path: Path) -> None:
