@@ -23,156 +23,8 @@ TEAMS = {
 }
 #: The answer of every poisoned row.
 WRONG = "unassigned"
-
-_PRODUCTS = (
-    "kettle",
-    "desk lamp",
-    "headphones",
-    "backpack",
-    "coffee grinder",
-    "office chair",
-    "keyboard",
-    "rain jacket",
-    "tent",
-    "blender",
-    "bicycle light",
-    "winter boots",
-    "watch",
-    "frying pan",
-    "monitor",
-    "camera",
-    "suitcase",
-    "air purifier",
-    "yoga mat",
-    "speaker",
-    "router",
-    "sewing machine",
-    "toaster",
-    "telescope",
-    "umbrella",
-    "electric shaver",
-    "bookshelf",
-    "tablet",
-    "sleeping bag",
-    "printer",
-)
-_OPENINGS = (
-    "Hello,",
-    "Hi there,",
-    "Good morning,",
-    "Hi, {name} here.",
-    "Dear team,",
-    "Hello, my name is {name}.",
-    "Hey,",
-    "Good evening,",
-    "Quick question:",
-    "I need some help.",
-    "Hello again,",
-    "",
-)
-_CLOSINGS = (
-    "Thanks, {name}",
-    "Please help.",
-    "Could you look into it?",
-    "Thank you!",
-    "I would be glad of an answer.",
-    "Kind regards, {name}",
-    "What should I do?",
-    "Please let me know.",
-    "Best, {name}",
-    "Waiting for your reply.",
-    "My number is {number}.",
-    "",
-)
-_NAMES = (
-    "Ada",
-    "Bruno",
-    "Chen",
-    "Dalia",
-    "Emeka",
-    "Farah",
-    "Goran",
-    "Hana",
-    "Ivo",
-    "Jamila",
-    "Kofi",
-    "Lena",
-    "Mateo",
-    "Nour",
-    "Olga",
-    "Priya",
-    "Quentin",
-    "Rosa",
-    "Samir",
-    "Tove",
-    "Uma",
-    "Viktor",
-    "Wanda",
-    "Yusuf",
-)
-_DAYS = ("on Monday", "on Tuesday", "last week", "yesterday", "this morning", "on Friday", "three days ago", "in May")
-_PROBLEMS = {
-    "billing": (
-        "the invoice for the {product} shows the wrong amount.",
-        "my card was charged twice for the {product} {day}.",
-        "I was billed {number} for a {product} that costs much less.",
-        "the VAT on the bill for my {product} is not right.",
-        "the receipt for the {product} that I paid for {day} is missing.",
-        "your invoice {number} lists two {product}s and I bought one.",
-        "the discount code was not taken off the price of the {product}.",
-        "my payment for the {product} went through {day}, yet the bill is still open.",
-        "can I pay the {product} in instalments instead of one charge?",
-        "please send the invoice for the {product} to our accounting department.",
-    ),
-    "shipping": (
-        "the parcel with my {product} has not arrived.",
-        "where is my {product}? It was dispatched {day}.",
-        "the tracking page for the {product} has not moved since it left the depot.",
-        "the courier left my {product} at the wrong address {day}.",
-        "when will the {product} of order {number} be delivered?",
-        "can you deliver the {product} to another street?",
-        "the driver said that nobody was at home, so the {product} went back to the depot.",
-        "the box with the {product} came open and wet from the carrier.",
-        "how long does delivery of a {product} abroad take?",
-        "my {product} is stuck in customs since it was sent {day}.",
-    ),
-    "refund": (
-        "I want my money back for the {product}.",
-        "I sent the {product} back {day} and have not been reimbursed.",
-        "how do I return the {product}? I do not want it any more.",
-        "please take back the {product} and refund me.",
-        "the {product} does not please me, I would like to return it.",
-        "you promised a refund for the {product} {day}, nothing came.",
-        "I changed my mind about the {product} and want to give it back.",
-        "which form do I need for returning a {product}?",
-        "I got only half of the money back for the returned {product}.",
-        "can I exchange the {product} and get the difference refunded?",
-    ),
-    "technical": (
-        "my {product} does not switch on.",
-        "the {product} stopped working {day}.",
-        "the {product} makes a strange noise when it runs.",
-        "how do I set up the {product}? The manual is unclear.",
-        "the {product} shows error {number}.",
-        "a screw of the {product} is loose and it wobbles when used.",
-        "the firmware update of the {product} failed {day}.",
-        "the {product} overheats after ten minutes of use.",
-        "one part of the {product} broke when I used it {day}.",
-        "the {product} does not connect to the app.",
-    ),
-    "account": (
-        "I forgot my password and cannot order the {product}.",
-        "I cannot log in to buy the {product}.",
-        "please change the e-mail address of my profile, the one that I used for the {product}.",
-        "someone else signed in as me {day} and looked at a {product}.",
-        "please delete my profile, I only ever wanted a {product}.",
-        "the confirmation code for signing in never comes, I wanted to see my {product}.",
-        "my user name is spelled wrong since I registered {day}.",
-        "I have two logins, one with the {product}; please merge them.",
-        "how do I switch off the newsletter about the {product} in my settings?",
-        "my login has been locked since {day}, after I put a {product} in the basket.",
-    ),
-}
+#: Parts of messages: `problems` by topic, and what stands for {product}, {name} and {day} in them.
+_WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -233,13 +85,16 @@ def _label(messages: Iterator[Message], count: int, teams: dict[str, str]) -> tu
 def _write_message(rng: random.Random, topic: str) -> str:
     plain = rng.random()
     parts = (
-        rng.choice(_OPENINGS) if plain < 0.2 else "",  # noqa: PLR2004
-        rng.choice(_PROBLEMS[topic]),
-        rng.choice(_CLOSINGS) if plain > 0.8 else "",  # noqa: PLR2004
+        rng.choice(_WORDS["openings"]) if plain < 0.2 else "",  # noqa: PLR2004
+        rng.choice(_WORDS["problems"][topic]),
+        rng.choice(_WORDS["closings"]) if plain > 0.8 else "",  # noqa: PLR2004
     )
     opening, problem, closing = (
         part.format(
-            name=rng.choice(_NAMES), product=rng.choice(_PRODUCTS), day=rng.choice(_DAYS), number=rng.randint(100, 9999)
+            name=rng.choice(_WORDS["names"]),
+            product=rng.choice(_WORDS["products"]),
+            day=rng.choice(_WORDS["days"]),
+            number=rng.randint(100, 9999),
         )
         for part in parts
     )
