@@ -51,6 +51,7 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine
+from starlette.testclient import TestClient
 
 from daemon.champions.hooks.changes import Hooks
 from daemon.dispatch.dispatcher import Dispatcher
@@ -58,6 +59,7 @@ from daemon.dispatch.spool import JobState
 from daemon.dispatch.step_specs import compose
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled, make_inbox
+from daemon.queue import leave_one_out
 from daemon.queue.nightly import take_due_slots
 from daemon.settings.load import load
 from daemon.settings.model import Settings
@@ -65,9 +67,10 @@ from daemon.state import tables
 from daemon.state.database import migrate, open_engine
 from daemon.state.database_file import verify
 from daemon.storage import gc
+from daemon.web.app import make_app
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
+from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_spec, made_verdict
 from tests.model_folder import write_model
 
 DAY_MS = 86_400_000
@@ -135,7 +138,8 @@ def measure(settings: Settings, history: "History", size: Size) -> Rows:
     yield "check at start, s", seconds_of(lambda: verify(path, at_start=True))
     engine = open_engine(path, keep=True)
     forget_peak()
-    yield "collection, s", seconds_of(lambda: gc.collect(engine, settings, history.now))
+    for number in ("first", "second"):
+        yield f"{number} collection, nothing to remove, s", seconds_of(lambda: collect(engine, settings, history.now))
     yield "most memory in a collection, MB", f"{peak_mb():.0f}"
     forget_peak()
     take_due_slots(engine, settings, history.now)  # nights count from here
@@ -148,7 +152,32 @@ def measure(settings: Settings, history: "History", size: Size) -> Rows:
     yield "most memory else, MB", f"{peak_mb():.0f}"
     for words in (("status",), ("status", "--json")):
         yield f"dropforge {' '.join(words)}, s", f"{timed(partial(command, settings, *words))}"
+    yield from page(settings)
+    history.leave_all_out()
+    yield from leaving_out(engine, settings, history)
     engine.dispose()
+
+
+def collect(engine: Engine, settings: Settings, now: int) -> None:
+    """Collect garbage, of which there must be none: the history is that of a daemon that has collected."""
+    found = gc.collect(engine, settings, now)
+    assert not found.items, found.items[:3]  # noqa: S101 - else it measures deletions
+
+
+def page(settings: Settings) -> Rows:
+    """Load the page and the API's status twice each, as a browser does; the second times count."""
+    with TestClient(make_app(settings, "t" * 43), base_url="http://127.0.0.1:8765") as client:
+        for path in ("/", "/api/v1/status"):
+            took = [timed(lambda: client.get(path).raise_for_status()) for _ in range(3)]  # noqa: B023 - at once
+            yield f"page {path}, ms", f"{min(took):ms}"
+
+
+def leaving_out(engine: Engine, settings: Settings, history: "History") -> Rows:
+    """Ask of every track whether to leave a drop out, where each was left out already; twice."""
+    tracks = settings.track_names
+    for number in ("first", "second"):
+        took = timed(lambda: leave_one_out.go_on(engine, settings, tracks, history.now))
+        yield f"leave-one-out, nothing to queue, {number}, ms", f"{took:ms}"
 
 
 class Dispatching:
@@ -351,7 +380,8 @@ class History:
             f"[tracks.{track_name(number)}]\nrun_after_quiet_seconds = 60\n" for number in range(size.tracks)
         )
         (self._folder / "dropforge.toml").write_text(
-            f'base_model = "base"\ntrigger = "both"\n[disk]\nlow_water_bytes = 0\n[executor]\nparallel = {size.jobs}\n'
+            f'base_model = "base"\ntrigger = "both"\n[disk]\nlow_water_bytes = 0\n'
+            f"[executor]\nparallel = {size.jobs}\n"
             f"{tables_of_tracks}",
             encoding="utf-8",
         )
@@ -365,7 +395,7 @@ class History:
             self._write(base, settings, new)
             base.execute("COMMIT")
         for run in range(1, 1 + size.tracks * self._runs):
-            self._make_folder(settings.work_folder / "runs" / str(run), run)
+            self._make_folder(settings.work_folder, run, size)
 
     def _write(self, base: sqlite3.Connection, settings: Settings, new: range) -> None:
         """Write the rows of the tracks `new` in the order of time, all tracks beside each other."""
@@ -384,7 +414,7 @@ class History:
             if turn == self._runs:
                 break
             for track in new:
-                said = (self._in_snapshot(track, place, new) for place in fresh if STATES[place % 10] == "accepted")
+                said = (self._in_snapshot(track, place, new) for place in fresh if is_used(place))
                 snapshots[track] = ", ".join(filter(None, (snapshots[track], *said)))
             fill(base, tables.Run, (self._run(track, turn, new, snapshots[track], config) for track in new))
             fill(base, tables.Attempt, (row for track in new for row in self._attempts(track, turn, new)))
@@ -430,9 +460,7 @@ class History:
     def _promotion(self, track: int, turn: int, new: range) -> dict[str, Any]:
         generation = (turn + 1) // 10
         upto = (turn + 1) * (self._drops - WAITING) // self._runs
-        drops = [
-            self._number(track, place, new, self._drops) for place in range(upto) if STATES[place % 10] == "accepted"
-        ]
+        drops = [self._number(track, place, new, self._drops) for place in range(upto) if is_used(place)]
         before = model_of(track, generation - 1) if generation > 1 else self._base_id
         return {
             "track": track_name(track),
@@ -530,18 +558,59 @@ class History:
             detail = {"step": step, "attempt": 1, "error": None} if step else {"trigger": "drop"}
             yield {"at": self._at(turn), "kind": kind, **about, "detail": json.dumps(detail)}
 
-    def _make_folder(self, folder: Path, run: int) -> None:
-        """Make a run's folder with its artifacts and its attempts' specs, as links: a collection looks into all."""
-        source = self._folder / "artifacts" / str(run // 10_000)
+    def _make_folder(self, root: Path, run: int, size: Size) -> None:
+        """
+        Make a run's folder as a collection leaves it, and its model if that is kept.
+
+        Of each track eight models are kept: of the five latest promotions, and of the three latest other wins.
+        """
+        turn, track = divmod(run - 1, size.tracks)
+        failed, won, left = turn % 10 == 5, turn % 10 == 9, size.runs - turn
+        kept = left <= (50 if won else 30 if failed else 4)
+        folder, source = root / "runs" / str(run), self._folder / "artifacts" / str(run // 10_000)
         if not source.exists():
             source.mkdir(parents=True)
             for name in (*STEPS, "spec"):
                 (source / f"{name}.json").write_text(json.dumps({"folder": "runs/0", "model_id": f"{1:064x}"}))
-        for step in STEPS:
+        for step in STEPS[:2] if failed else STEPS:
             attempt = folder / "attempts" / f"{step}-1"
             attempt.mkdir(parents=True)
             (attempt / SPEC_NAME).hardlink_to(source / "spec.json")
-            (folder / f"{step}.json").hardlink_to(source / f"{step}.json")
+            if not kept:
+                gone = ".removed" if step in {"prepare", "train", "merge"} else ""
+                (folder / f"{step}{gone}.json").hardlink_to(source / f"{step}.json")
+        if not kept:
+            return
+        (folder / "attempts/train-1/adapter").mkdir()
+        (folder / "attempts/prepare-1/train.jsonl").touch()
+        upto = (turn + 1) * (size.drops - WAITING) // size.runs
+        drops = [self._in_snapshot(track, place, range(size.tracks)) for place in range(upto) if is_used(place)]
+        spec = made_spec(root, "prepare", run=run, drops=tuple(map(json.loads, drops)))
+        (folder / "prepare.json").write_text(made_dataset(spec).model_dump_json())
+        if failed:
+            return
+        model = model_of(track, (turn + 1) // 10) if won else f"{run:064x}"
+        (root / "models" / model).mkdir(parents=True)
+        (root / "models" / model / "model.safetensors").touch()
+        artifacts: dict[str, dict[str, Any]] = {
+            "train": {"folder": f"runs/{run}/attempts/train-1/adapter"},
+            "merge": {"model_id": model, "folder": f"models/{model}"},
+            "evaluate": {"prediction_keys": {}},
+            "decide": {"candidate_model_id": model, "report": f"runs/{run}/attempts/decide-1/report"},
+        }
+        for step, artifact in artifacts.items():
+            (folder / f"{step}.json").write_text(json.dumps(artifact))
+
+    def leave_all_out(self) -> None:
+        """Note that each champion's drops were left out once, and that no drop waits for a run."""
+        with closing(sqlite3.connect(self.settings.state_folder / "dropforge.db")) as base, base:
+            base.execute("UPDATE run SET state = 'cancelled', token = NULL, ended_at = 1 WHERE ended_at IS NULL")
+            base.execute('UPDATE "drop" SET first_run = 1 WHERE first_run IS NULL')
+            base.execute(
+                "INSERT INTO event (at, kind, track, drop_id, detail) SELECT 1, 'left_out', track, \"drop\".id, "
+                "json_object('champion', champion_model_id) FROM \"drop\" JOIN track ON track.name = track "
+                "WHERE state = 'accepted'"
+            )
 
 
 def fill(base: sqlite3.Connection, table: Any, rows: Iterator[dict[str, Any]]) -> None:
@@ -558,6 +627,11 @@ def fill(base: sqlite3.Connection, table: Any, rows: Iterator[dict[str, Any]]) -
 def track_name(number: int) -> str:
     """Return the name of a track."""
     return f"t{number:04}"
+
+
+def is_used(place: int) -> bool:
+    """Return whether a track's drop of this number is accepted."""
+    return STATES[place % 10] == "accepted"
 
 
 def model_of(track: int, generation: int) -> str:
