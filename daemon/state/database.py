@@ -2,7 +2,8 @@
 Engines, transactions and migrations of the state database.
 
 A writer begins every transaction with BEGIN IMMEDIATE: what it reads is still true when it writes, and it waits for its
-turn instead of failing in the middle with "database is locked". Engines are safe to share between threads.
+turn instead of failing in the middle with "database is locked". Readers do not delay it (WAL). Engines are safe to
+share between threads.
 """
 
 import sqlite3
@@ -90,13 +91,14 @@ def migrate(path: Path) -> None:
     """
     Migrate the database at `path` to this program's schema in one transaction; create it and its folder if missing.
 
-    Nothing is done, or checked, if the schema is this program's already. Foreign keys are off during the migration,
-    since rebuilding a table would delete its children's rows, and are checked before the commit. Call it while no other
-    process has the database open. Raises `DatabaseUnusable` if the database to be migrated is damaged, newer than the
-    program or locked, or the file is no database.
+    Its journal is a WAL from then on, also after a restore. Nothing else is done, or checked, if the schema is this
+    program's already. Foreign keys are off during the migration, since rebuilding a table would delete its children's
+    rows, and are checked before the commit. Call it while no other process has the database open. Raises
+    `DatabaseUnusable` if the database to be migrated is damaged, newer than the program or locked, or the file is no
+    database.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    engine = _engine(path, partial(_connect, path, foreign_keys=False), "BEGIN IMMEDIATE")
+    engine = _engine(path, partial(_connect, path, "journal_mode=WAL", foreign_keys=False), "BEGIN IMMEDIATE")
     try:
         with engine.connect() as connection:
             old = revision(path)
@@ -129,11 +131,11 @@ def _engine(path: Path, creator: Callable[[], sqlite3.Connection], begin: str, p
     return engine
 
 
-def _connect(path: Path, *, foreign_keys: bool) -> sqlite3.Connection:
+def _connect(path: Path, *pragmas: str, foreign_keys: bool) -> sqlite3.Connection:
     # isolation_level=None: the driver begins no transaction by itself, the event above does.
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     foreign = f"foreign_keys={'ON' if foreign_keys else 'OFF'}"
-    return with_pragmas(connection, foreign, "synchronous=EXTRA", "trusted_schema=OFF", "cell_size_check=ON")
+    return with_pragmas(connection, foreign, "synchronous=EXTRA", "trusted_schema=OFF", "cell_size_check=ON", *pragmas)
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:

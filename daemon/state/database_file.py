@@ -18,7 +18,6 @@ from pipeline.errors import DropforgeError
 APPLICATION_ID = 0x44724667
 BACKUPS = "backups"
 _BUSY_SECONDS = 30.0
-_COPY_PAGES = 2048
 _MOUNTS = Path("/proc/self/mountinfo")
 #: Network file systems: no shared memory between hosts, and locks that cannot be relied on.
 _NETWORK = re.compile(
@@ -126,19 +125,18 @@ def copy_database(source: Path, target: Path) -> dict[str, int]:
     """
     Copy a database to the file `target` while others may write; return the number of rows by table name.
 
-    All that was committed before the call is in the copy. It is written under a temporary name, verified, made durable,
-    and then renamed; an existing `target` is replaced.
-    Raises `DatabaseUnusable` if source or copy is damaged or SQLite cannot write, as on a full disk, `OSError` if it
-    cannot be made durable or renamed; nothing is left behind.
+    All that was committed before the call is in the copy, which is one file without a WAL. It is written under a
+    temporary name, verified, made durable, and then renamed; an existing `target` is replaced.
+    Raises `DatabaseUnusable` if a row of the source cannot be read, the copy is damaged or SQLite cannot write, as on a
+    full disk, `OSError` if it cannot be made durable or renamed; nothing is left behind.
     """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         # Not read-only: a transaction that a crash interrupted must be rolled back before reading.
-        with closing(_open(source, "rw")) as old, closing(sqlite3.connect(aside)) as new:
-            aside.chmod(0o600)
-            old.backup(new, pages=_COPY_PAGES, sleep=0.01)
-            # One file without a WAL, whatever mode the original is in.
-            new.execute("PRAGMA journal_mode=DELETE")
+        with closing(_open(source, "rw")) as old:
+            aside.touch(0o600)
+            # SQLite's backup API begins again at each commit of others, so it may never end.
+            old.execute("VACUUM INTO ?", (str(aside),))
         counts = verify(aside)
         durable.fsync_file(aside)
         aside.rename(target)

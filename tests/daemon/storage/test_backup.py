@@ -13,6 +13,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -151,6 +153,27 @@ def test_a_backup_while_another_process_writes_has_all_that_was_there_when_it_be
             assert verify(made.folder / DATABASE_NAME) == made.manifest.counts
         assert writer.poll() is None, "it wrote all the time"
         writer.kill()
+
+
+def test_a_backup_ends_while_the_daemon_commits_all_the_time(served: LivedIn) -> None:
+    with transaction(served.engine) as session:
+        session.add(Event(at=1, kind="large", detail={"text": "x" * 30_000_000}))
+    ended = threading.Event()
+
+    def commit() -> None:
+        until = time.monotonic() + 60
+        while not ended.is_set() and time.monotonic() < until:
+            with transaction(served.engine) as session:
+                session.add(Event(at=1, kind="meanwhile"))
+
+    writer = threading.Thread(target=commit)
+    writer.start()
+    try:
+        make(served.settings)
+        assert writer.is_alive()
+    finally:
+        ended.set()
+        writer.join()
 
 
 def test_a_second_backup_at_the_same_time_is_refused(served: LivedIn) -> None:

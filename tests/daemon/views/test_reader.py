@@ -1,7 +1,6 @@
 """What a reader sees of the database: the writers' rows, from one state of it, and nothing that it could change."""
 
 import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,6 @@ def test_nothing_can_be_written(path: Path) -> None:
 
 
 def test_all_answers_are_from_one_state_of_the_database(lived_in: Any, path: Path) -> None:
-    with closing(sqlite3.connect(path)) as writer:
-        writer.execute("PRAGMA journal_mode=WAL")  # else the writer below would wait for the reader
     count = "SELECT count(*) AS number FROM event"
     with reading(path) as base:
         (before,) = base.execute(count)
