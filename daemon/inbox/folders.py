@@ -36,6 +36,8 @@ _NO_ID = 0xFFFFFFFF
 MARK = "Dropforge keeps this file up to date; one of your own by this name stays as it is."
 _READ_OWN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITE_OWN = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Errors of opening a name that is no file or folder of the daemon's; others, as too many open files, may pass.
+_NOT_OURS = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
 #: More than any file written here has.
 _MOST_OWN_BYTES = 1 << 20
 log = structlog.get_logger()
@@ -162,13 +164,15 @@ class InboxFolders:
         return private
 
     def answers_there(self, *names: str, user: str | None) -> Folder | None:
-        """Open the folder that `answers` made for user `user` (`None`: the daemon's); `None` if missing or unsafe."""
+        """Open the folder that `answers` made for user `user` (`None`: own); `None` if missing or unsafe, or `OSError`."""
         folder = self.closed(*names)
         if user in {None, name_of(os.geteuid())}:
             return folder
         try:
             private = Folder(os.open(f"~{user}", _FOLDER | os.O_NOFOLLOW, dir_fd=folder.fd))
-        except OSError:
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
             return None
         return private if os.fstat(private.fd).st_uid in {os.geteuid(), 0} else None
 
@@ -188,10 +192,12 @@ class InboxFolders:
 
 
 def read_own(folder: Folder, name: str | bytes) -> bytes | None:
-    """Return up to a megabyte of the file `name`; `None` if missing, unreadable, not regular, or another user's."""
+    """Return up to a megabyte of the file `name`, or `None`: missing, not regular, another user's. Raises `OSError`."""
     try:
         fd = os.open(name, _READ_OWN, dir_fd=folder.fd)
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
         return None
     with os.fdopen(fd, "rb") as file:
         info = os.fstat(fd)
@@ -206,7 +212,9 @@ def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None
     Nothing happens if the file has this text already, or if it is a link, another user's or begins with another line.
     The text is written to the folder `aside`, which only the daemon may write to, and then moved. Raises `OSError`.
     """
-    data, old = None if text is None else f"{MARK}\n\n{text}".encode(), read_own(folder, name)
+    data, old = None if text is None else f"{MARK}\n\n{text}".encode(), None
+    with contextlib.suppress(OSError):  # another user's, which may not be read
+        old = read_own(folder, name)
     ours = old is not None and old.startswith(MARK.encode())
     if old == data or (not ours and (data is None or _is_there(folder, name))):
         return

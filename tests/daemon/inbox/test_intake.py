@@ -231,6 +231,32 @@ def test_old_rejected_files_go_with_their_answers_and_rows(tmp_path: Path) -> No
     assert rejected.collect(box.engine, box.settings, then) == ()
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.errors.json", "~nobody"])
+def test_an_error_that_passes_keeps_a_rejected_drop_for_the_next_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    box = Box(tmp_path)
+    box.drop("a.jsonl", [{}])
+    box.drop("later.jsonl", GOOD)
+    if name == "~nobody":
+        with database.transaction(box.engine) as session:
+            session.connection().exec_driver_sql("UPDATE event SET detail = '{\"owner\": \"nobody\"}'")
+    real = os.open
+
+    def full(path: Any, *arguments: Any, **named: Any) -> int:
+        if str(path) == name:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return real(path, *arguments, **named)
+
+    then = NOW + 90 * DAY_MS + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        with pytest.raises(OSError, match="Too many open files"):
+            rejected.collect(box.engine, box.settings, then)
+    assert [drop.name for drop in box.rows(Drop)] == ["a.jsonl", "later.jsonl"]
+    assert len(rejected.collect(box.engine, box.settings, then)) == 1
+
+
 def test_the_numbers_of_collected_drops_and_events_do_not_come_again(tmp_path: Path) -> None:
     box = Box(tmp_path)
     for name in ("a.jsonl", "b.jsonl"):
