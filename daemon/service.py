@@ -243,6 +243,7 @@ class Service:
             self._worker.stop()
         showing_life(self._hooks.stop)
         showing_life(self._intake.finish)
+        showing_life(self._dispatcher.upkeep.finish)
         if self._settings.worker == "child":
             self._end_worker()
             self._tick()

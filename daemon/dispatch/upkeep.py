@@ -1,19 +1,21 @@
 """Maintain what all runs share: champions' links, base models, free disk space, garbage collection."""
 
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+
 import structlog
 from sqlalchemy import Engine
 
 from daemon.champions import promotion
 from daemon.champions.base_models import Bases
 from daemon.inbox.answers import rejected
-from daemon.inbox.folders import InboxUnusable
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.troubles import Troubles
 from daemon.storage import gc
 from daemon.storage.disk import Disk
-from daemon.system.sd_notify import notify, showing_life
+from daemon.system.sd_notify import notify
 
 _MAINTENANCE_MS = 30_000
 log = structlog.get_logger()
@@ -32,6 +34,9 @@ class Upkeep:
         self._was_low = False
         #: Whether there may be something to collect: after a start, after a run, when a night begins.
         self.may_collect = True
+        self._collector = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collector")
+        self._collection: Future[None] = self._collector.submit(lambda: None)
+        self._cleared: set[tuple[int, int]] = set()
 
     def is_disk_low(self, now: int) -> bool:
         """Return whether free disk space is below the low-water mark; record an event when that changes."""
@@ -58,15 +63,22 @@ class Upkeep:
             self._tell(f"base model of track {name}", self.bases.problem(name))
 
     def collect_garbage(self, now: int) -> None:
-        """Remove models, run files and rejected files that nothing needs; skipped unless `may_collect` is set."""
-        if not self.may_collect or not self._settings.gc.automatic:
-            return
-        self.may_collect = False
+        """Begin a collection in a thread if `may_collect` is set and none is going on."""
+        if self.may_collect and self._settings.gc.automatic and self._collection.done():
+            self.may_collect = False
+            self._collection = self._collector.submit(self._collect, now)
+
+    def finish(self) -> None:
+        """Wait for the end of a collection."""
+        wait([self._collection])
+
+    def _collect(self, now: int) -> None:
+        """Remove models, run files and rejected files that nothing needs."""
         error: Exception | None = None
-        for collect in (gc.collect, rejected.collect):
+        for collect in (partial(gc.collect, cleared=self._cleared), rejected.collect):
             try:
-                showing_life(collect, self._engine, self._settings, now)
-            except (OSError, InboxUnusable) as refused:
+                collect(self._engine, self._settings, now)
+            except Exception as refused:  # noqa: BLE001 - it is a trouble in `status`, and runs go on
                 error = error or refused
         self._tell("garbage collection", error)
 

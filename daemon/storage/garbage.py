@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from daemon.settings.model import Settings
 from daemon.state.layout import TRASH_NAME
 from daemon.state.states import RunState
 from daemon.state.tables import Run
-from daemon.storage.retention import DAY_MS, Kept, models_of, tree_bytes, working_files
+from daemon.storage.retention import DAY_MS, Ended, Kept, tree_bytes
 from pipeline.artifacts import Frozen
 from pipeline.durable import read_object
 from pipeline.steps import STEPS
@@ -38,24 +38,23 @@ def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> 
     Yield the models, working files and temporary files that are not in `kept`, and delete nothing.
 
     Files that the database does not know are included if older than a day, and the oldest cached predictions beyond
-    2 GB, but for those of champions and open runs, if no run is evaluated. `now` is in ms since the epoch.
+    2 GB, but for those of champions and open runs. `now` is in ms since the epoch.
     """
-    finder = _Finder(settings, kept, now)
+    finder = _Finder(session, settings, kept, now)
     yield from finder.cut_off()
     yield from finder.models()
     for run in kept.ended:
         yield from finder.run(run)
     yield from finder.unknown_runs()
     yield from finder.asides()
-    evaluated = select(Run.id).where(Run.state == RunState.RUNNING, col(Run.step).in_(("evaluate", "judge", "decide")))
-    if session.exec(evaluated).first() is None:
-        yield from finder.predictions()
+    yield from finder.predictions()
 
 
 class _Finder:
     """Searches one state folder for files that are not kept."""
 
-    def __init__(self, settings: Settings, kept: Kept, now: int) -> None:
+    def __init__(self, session: Session, settings: Settings, kept: Kept, now: int) -> None:
+        self._session = session
         self._root = settings.work_folder
         self._limit = f"gc.keep_models = {settings.gc.keep_models}"
         self._kept = kept
@@ -74,19 +73,20 @@ class _Finder:
             references = [name for run in runs for name in self._references(run)]
             yield self._item(path, why, references)
 
-    def run(self, run: Run) -> Iterator[Item]:
+    def run(self, run: Ended) -> Iterator[Item]:
         """Yield the working files of an ended run; if it is kept and succeeded, only files that no artifact names."""
-        folder = self._root / "runs" / str(run.id)
         if run.id not in self._kept.runs:
-            for path in working_files(folder):
+            for path in run.working:
                 yield self._item(path, self._why(run), self._references(run))
         elif run.state == RunState.SUCCEEDED:
-            yield from self._unused(run, folder)
-        for path in sorted(folder.glob(".*.tmp")):
+            for path in run.working:
+                if not self._kept.holds(path):
+                    yield self._item(path, f"run {run.id} has ended and nothing refers to it")
+        for path in run.asides:
             yield self._item(path, "left by a process that died while it wrote")
 
     def unknown_runs(self) -> Iterator[Item]:
-        known = {str(number) for number in {run.id for run in self._kept.ended} | self._kept.open_runs}
+        known = set(map(str, self._kept.known_runs))
         for path in sorted((self._root / "runs").glob("*")):
             if path.name not in known and self._is_old(path):
                 yield self._item(path, "of a run that the database does not know")
@@ -115,30 +115,22 @@ class _Finder:
     # --- small parts
 
     @cached_property
-    def _makers(self) -> dict[str, list[Run]]:
-        """Model name → ended runs that made it, also if a collection has renamed their artifact."""
-        makers: dict[str, list[Run]] = {}
+    def _makers(self) -> dict[str, list[Ended]]:
+        """Model name → ended runs that made it."""
+        makers: dict[str, list[Ended]] = {}
         for run in self._kept.ended:
-            folder = self._root / "runs" / str(run.id)
-            names = {path.name for path in models_of(self._root, run.id or 0)}
-            names.add(str(read_object(folder / "merge.removed.json").get("model_id")))
-            for name in names:
+            for name in run.models:
                 makers.setdefault(name, []).append(run)
         return makers
 
-    def _unused(self, run: Run, folder: Path) -> Iterator[Item]:
-        """Yield the working files of a kept run that no published artifact names."""
-        for path in working_files(folder):
-            if not self._kept.holds(path):
-                yield self._item(path, f"run {run.id} has ended and nothing refers to it")
-
-    def _references(self, run: Run) -> list[str]:
+    def _references(self, run: Ended) -> list[str]:
         # A run without a verdict may be retried: it must not skip a step whose files are gone.
         steps = _WITH_FILES if run.state == RunState.SUCCEEDED else _STEPS
         return [f"runs/{run.id}/{step}.json" for step in steps]
 
-    def _why(self, run: Run) -> str:
-        return f"run {run.id}: {run.outcome or run.state}, beyond {self._limit}"
+    def _why(self, run: Ended) -> str:
+        outcome = self._session.exec(select(Run.outcome).where(Run.id == run.id)).one()
+        return f"run {run.id}: {outcome or run.state}, beyond {self._limit}"
 
     def _is_old(self, path: Path) -> bool:
         found = path.lstat()

@@ -2,9 +2,10 @@
 Delete files that are no longer needed: models that lost, files of ended runs, temporary files of killed processes.
 
 The database alone decides which files are kept; files unknown to it are collected when older than a day. Nothing is
-deleted in place: the published artifact that refers to a file is renamed first, then the file is moved into the trash,
-while no promotion, claim or publication can happen; the trash is emptied afterwards. If a collection is killed, the
-next one completes it. Stored drops, and files outside of the state folder, are never touched.
+deleted in place. They are searched for while others may write. Then, while no promotion, claim or publication can
+happen, all that came into use is left out, the published artifact that refers to a file is renamed, and the file is
+moved into the trash, which is emptied afterwards. If a collection is killed, the next one completes it. Stored drops,
+and files outside of the state folder, are never touched.
 """
 
 import contextlib
@@ -19,14 +20,14 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
+from daemon.state.database import open_reader, transaction
 from daemon.state.events import record_event
 from daemon.state.layout import GC_LOCK_NAME, TRASH_NAME
 from daemon.state.run_files import attempt_folder
 from daemon.state.tables import Attempt
 from daemon.storage.disk import is_full
 from daemon.storage.garbage import Item, find_garbage
-from daemon.storage.retention import Kept, leftovers, what_is_kept
+from daemon.storage.retention import leftovers, what_is_in_use, what_is_kept
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Frozen
@@ -41,19 +42,28 @@ class Collected(Frozen):
     """Bytes given back."""
 
 
-def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = False) -> Collected:
+def collect(
+    engine: Engine, settings: Settings, now: int, *, dry_run: bool = False, cleared: set[tuple[int, int]] | None = None
+) -> Collected:
     """
     Delete the files that `find_garbage` finds, record an event if there were any, and return them.
 
-    With `dry_run` they are only returned. `now` is in milliseconds since the epoch. Safe while a daemon runs; waits
-    while another collection or a publication holds the lock (`collecting`). Raises `OSError` if a file cannot be moved
-    or deleted, after all others were, and, with nothing changed, if the folder of a run cannot be read.
+    With `dry_run` they are only returned. `now` is in milliseconds since the epoch. `cleared`, if given, are the ended
+    runs without files that earlier calls found, which makes this one quicker; it is updated. Safe while a daemon runs;
+    waits while another collection or a publication holds the lock (`collecting`). Raises `OSError` if a file cannot be
+    moved or deleted, after all others were, and, with nothing changed, if the folder of a run cannot be read.
     """
-    root = settings.work_folder
-    with collecting(settings.state_folder), transaction(engine) as session:
-        kept = what_is_kept(session, settings)
+    root, refused = settings.work_folder, list[OSError]()
+    with transaction(open_reader(engine.get_execution_options()["path"])) as session:
+        kept = what_is_kept(session, settings, now, set() if cleared is None else cleared)
         items = list(find_garbage(session, settings, kept, now))
-        refused = [] if dry_run else _throw_all_away(root, items, kept)
+    for item in items:
+        kept.refuse(root / item.path)
+    if items and not dry_run:
+        with collecting(settings.state_folder), transaction(engine) as session:
+            used = what_is_in_use(session, settings)
+            items = [item for item in items if not used.holds(root / item.path)]
+            refused = _throw_all_away(root, items)
     found = Collected(dry_run=dry_run, items=tuple(items), bytes=sum(item.bytes for item in items))
     if not dry_run:
         if items:
@@ -118,25 +128,24 @@ def _delete(path: Path) -> None:
                 path.unlink()
 
 
-def _throw_all_away(root: Path, items: list[Item], kept: Kept) -> list[OSError]:
+def _throw_all_away(root: Path, items: list[Item]) -> list[OSError]:
     """Move items into the trash; remove those that fail from `items` and return their errors."""
     refused = []
     for item in list(items):
         try:
-            _throw_away(root, item, kept)
+            _throw_away(root, item)
         except OSError as error:
             items.remove(item)
             refused.append(error)
     return refused
 
 
-def _throw_away(root: Path, item: Item, kept: Kept) -> None:
+def _throw_away(root: Path, item: Item) -> None:
     """Rename the artifacts that refer to an item to `.removed.json`, then move the item into the trash."""
     place = root / item.path
     trash = root / TRASH_NAME
     if place.parent == trash:
         return
-    kept.refuse(place)
     for reference in item.references:
         path = root / reference
         if path.exists():

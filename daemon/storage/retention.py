@@ -1,5 +1,5 @@
 """
-Determine the files that `gc` keeps, from the database in one transaction; nothing is changed.
+Determine the files that `gc` keeps, from the database; nothing is changed.
 
 Kept whatever the settings say: base models, each track's current and previous champion and the targets of its links,
 wins that wait for approval, and everything of a run that is not over. More former champions and other runs are kept by
@@ -12,12 +12,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from sqlalchemy.orm import load_only
 from sqlmodel import Session, col, select
 
 from daemon.settings.model import Settings
-from daemon.state.states import RunState
+from daemon.state.states import OPEN_STATES, RunState
 from daemon.state.tables import Promotion, Run, Track, waits
 from pipeline.contract import RESULT_NAME, SPEC_NAME, STORY_NAMES
 from pipeline.durable import read_object
@@ -29,21 +29,37 @@ DAY_MS = 86_400_000
 _STORY = STORY_NAMES | {RESULT_NAME, "report"}
 
 
+class Ended(NamedTuple):
+    """A run that is over, with its files that a collection may remove."""
+
+    id: int
+    track: str
+    state: str
+    models: frozenset[str]
+    """Names of its models in `models/`."""
+    working: tuple[Path, ...]
+    """Its `working_files`."""
+    asides: tuple[Path, ...]
+    """Temporary files in its folder."""
+
+
 @dataclass
 class Kept:
     """The models, runs and folders that a collection keeps."""
 
-    models: set[Path] = field(default_factory=set)
-    """Model folders, resolved."""
+    paths: set[Path] = field(default_factory=set)
+    """Resolved: models, drops, open runs, and the folders that the artifacts of kept ended runs name."""
+    above: set[Path] = field(default_factory=set)
+    """The parents of `paths`."""
     champion_runs: set[int] = field(default_factory=set)
     """Runs that made a champion that is kept, or whose win waits for approval."""
     open_runs: set[int] = field(default_factory=set)
     newest_runs: set[int] = field(default_factory=set)
     """Ended runs within the limits of the settings."""
-    ended: list[Run] = field(default_factory=list)
-    """All runs that are over, the latest first."""
-    folders: set[Path] = field(default_factory=set)
-    """Resolved folders: drops, open runs, and those that the artifacts of kept ended runs name."""
+    ended: list[Ended] = field(default_factory=list)
+    """The runs that are over and have files, the latest first."""
+    known_runs: set[int] = field(default_factory=set)
+    """All runs."""
 
     @property
     def runs(self) -> set[int]:
@@ -53,9 +69,12 @@ class Kept:
     def holds(self, path: Path) -> bool:
         """Return whether `path` is kept, lies in a kept folder, or contains one."""
         place = path.resolve()
-        return any(
-            place == one or place.is_relative_to(one) or one.is_relative_to(place) for one in self.models | self.folders
-        )
+        return place in self.paths or place in self.above or not self.paths.isdisjoint(place.parents)
+
+    def keep(self, paths: set[Path]) -> None:
+        """Add resolved paths."""
+        self.paths |= paths
+        self.above.update(*(path.parents for path in paths))
 
     def refuse(self, path: Path) -> None:
         """Raise `DropforgeError` for a path that is kept: the last check before it is moved."""
@@ -64,50 +83,70 @@ class Kept:
             raise DropforgeError(message, "report this: a collection must never come this far")
 
 
-def what_is_kept(session: Session, settings: Settings) -> Kept:
-    """Return the models, runs and folders that must be kept. Raises `OSError` if the folder of a run cannot be read."""
-    root = settings.work_folder
-    kept = Kept()
-    kept.folders.add((root / "drops").resolve())
-    bases = [settings.track(name).base_model for name in settings.track_names]
-    kept.models |= {Path(base).resolve() for base in bases if base}
-    for track in session.exec(select(Track)).all():
-        kept.models |= _places(root, track.base_path, track.champion_path)
-        _keep_champions(session, root, track, settings.gc.keep_champions, kept)
-    for link in root.glob("tracks/*/*"):
-        if link.is_symlink():
-            kept.models.add(link.resolve())
-    _sort_runs(session, root, kept)
-    for run_id in filter(None, session.exec(select(Run.id).where(waits()))):
-        # Kept until it is approved or the champion changes, whatever its age.
-        kept.champion_runs.add(run_id)
-        kept.models |= models_of(root, run_id)
+def what_is_kept(session: Session, settings: Settings, now: int, cleared: set[tuple[int, int]]) -> Kept:
+    """
+    Return the models, runs and folders that must be kept. Raises `OSError` if the folder of a run cannot be read.
+
+    `cleared` are ended runs, by id and end, that have no files any more: they are not looked at. Those that ended more
+    than a day before `now` (ms) are added: no step of them writes any more.
+    """
+    kept = what_is_in_use(session, settings)
+    _list_ended(session, settings.work_folder, kept, now, cleared)
     _keep_newest(settings, kept)
     for run_id in kept.newest_runs:
-        kept.models |= models_of(root, run_id)
+        kept.keep(models_of(settings.work_folder, run_id))
     for run_id in kept.runs:
-        kept.folders |= _named_folders(root, run_id)
+        kept.keep(_named_folders(settings.work_folder, run_id))
     return kept
 
 
-def _sort_runs(session: Session, root: Path, kept: Kept) -> None:
-    """Add open runs to `kept`, and list the other runs in `kept.ended`, the latest first. Raises `OSError`."""
-    # Further columns are read where they are needed: the snapshots of all runs fill gigabytes, and lie before outcomes.
-    small = load_only(Run.track, Run.state)  # type: ignore[arg-type]
-    for run in session.exec(select(Run).options(small).order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all():
-        _require_readable(root / "runs" / str(run.id))
-        if run.state in {RunState.QUEUED, RunState.RUNNING, RunState.WAITING}:
-            _keep_open(root, run, kept)
-        else:
+def what_is_in_use(session: Session, settings: Settings) -> Kept:
+    """Return what must be kept whatever the settings say, without looking at other ended runs. Raises `OSError`."""
+    root = settings.work_folder
+    kept = Kept()
+    kept.keep({(root / "drops").resolve()})
+    bases = [settings.track(name).base_model for name in settings.track_names]
+    kept.keep({Path(base).resolve() for base in bases if base})
+    for track in session.exec(select(Track)).all():
+        kept.keep(_places(root, track.base_path, track.champion_path))
+        _keep_champions(session, root, track, settings.gc.keep_champions, kept)
+    kept.keep({link.resolve() for link in root.glob("tracks/*/*") if link.is_symlink()})
+    for run in session.exec(select(Run).where(col(Run.state).in_(OPEN_STATES))).all():
+        _keep_open(root, run, kept)
+    for run_id in filter(None, session.exec(select(Run.id).where(waits()))):
+        # Kept until it is approved or the champion changes, whatever its age.
+        kept.champion_runs.add(run_id)
+        kept.keep(models_of(root, run_id))
+    return kept
+
+
+def _list_ended(session: Session, root: Path, kept: Kept, now: int, cleared: set[tuple[int, int]]) -> None:
+    """List the runs that are over in `kept.ended`, the latest first, but for `cleared` ones. Raises `OSError`."""
+    models = {path.name for path in (root / "models").glob("*")}
+    wanted = select(Run.id, Run.ended_at, Run.track, Run.state)
+    for run_id, end, track, state in session.exec(wanted.order_by(col(Run.ended_at).desc(), col(Run.id).desc())):
+        kept.known_runs.add(run_id or 0)
+        if run_id is None or end is None or (run_id, end) in cleared:
+            continue
+        folder = root / "runs" / str(run_id)
+        own = frozenset(models & _made_by(folder))
+        run = Ended(run_id, track, state, own, tuple(working_files(folder)), _asides(folder))
+        if run.models or run.working or run.asides:
             kept.ended.append(run)
+        elif end < now - DAY_MS:
+            cleared.add((run_id, end))
 
 
-def _require_readable(run_folder: Path) -> None:
-    """Raise `OSError` if a run's folder exists and cannot be read: nobody would know which models it needs."""
+def _asides(run_folder: Path) -> tuple[Path, ...]:
+    """Return the temporary files in a run's folder. Raises `OSError` if nobody can know which models it needs."""
+    found = []
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(run_folder):
             if not os.access(entry.path, os.R_OK | (os.X_OK if entry.is_dir() else 0)):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), entry.path)
+            if entry.name.startswith(".") and entry.name.endswith(".tmp"):
+                found.append(Path(entry.path))
+    return tuple(sorted(found))
 
 
 def _keep_champions(session: Session, root: Path, track: Track, former: int, kept: Kept) -> None:
@@ -118,7 +157,7 @@ def _keep_champions(session: Session, root: Path, track: Track, former: int, kep
         .order_by(col(Promotion.generation).desc(), col(Promotion.id).desc())
     ).all()
     paths = list(dict.fromkeys(row.model_path for row in rows))[: 2 + former]
-    kept.models |= _places(root, *paths, *(row.previous_path for row in rows[:1]))
+    kept.keep(_places(root, *paths, *(row.previous_path for row in rows[:1])))
     kept.champion_runs |= {row.run_id for row in rows if row.run_id is not None and row.model_path in paths}
 
 
@@ -127,28 +166,25 @@ def _keep_open(root: Path, run: Run, kept: Kept) -> None:
     assert run.id is not None  # noqa: S101 - every row that was read has one
     kept.open_runs.add(run.id)
     folder = root / "runs" / str(run.id)
-    kept.folders.add(folder.resolve())
-    kept.models |= models_of(root, run.id)
+    _asides(folder)
+    kept.keep({folder.resolve()} | models_of(root, run.id))
     base = (run.config or {}).get("base_model")
-    kept.models |= _places(root, base if isinstance(base, str) else None)
+    kept.keep(_places(root, base if isinstance(base, str) else None))
     for path in folder.glob("attempts/*/*.json"):
         value = read_object(path)
         # A merge that has ended may be published at any moment; a spec names the champion of its time, which the run
         # may go on from when others have come.
         identity = (value.get("artifact") or {}).get("model_id") if path.name == RESULT_NAME else None
         champion = (value.get("champion") or {}).get("path") if path.name == SPEC_NAME else None
-        kept.models |= _places(root, champion, f"models/{identity}" if identity else None)
+        kept.keep(_places(root, champion, f"models/{identity}" if identity else None))
 
 
 def _keep_newest(settings: Settings, kept: Kept) -> None:
     """Choose the ended runs to keep: of each track the newest with files, counted apart by whether they succeeded."""
-    root = settings.work_folder
+    models = settings.work_folder / "models"
     counts: dict[tuple[str, bool], int] = {}
     for run in kept.ended:
-        if run.id is None or run.id in kept.champion_runs:
-            continue
-        own = [path for path in models_of(root, run.id) if path.exists() and not kept.holds(path)]
-        if not own and not any(working_files(root / "runs" / str(run.id))):
+        if run.id in kept.champion_runs or not (run.working or any(not kept.holds(models / one) for one in run.models)):
             continue
         kind = (run.track, run.state == RunState.SUCCEEDED)
         counts[kind] = counts.get(kind, 0) + 1
@@ -158,12 +194,17 @@ def _keep_newest(settings: Settings, kept: Kept) -> None:
 
 def models_of(root: Path, run_id: int) -> set[Path]:
     """Return the resolved folders, existing or not, of the models that a run's published merge and verdict name."""
-    folder = root / "runs" / str(run_id)
-    named = [
-        read_object(folder / "merge.json").get("model_id"),
-        read_object(folder / "decide.json").get("candidate_model_id"),
-    ]
-    return _places(root, *(f"models/{name}" for name in named if name))
+    return _places(root, *(f"models/{name}" for name in _named(root / "runs" / str(run_id))))
+
+
+def _named(run_folder: Path) -> set[str]:
+    merged, verdict = read_object(run_folder / "merge.json"), read_object(run_folder / "decide.json")
+    return {str(name) for name in (merged.get("model_id"), verdict.get("candidate_model_id")) if name}
+
+
+def _made_by(run_folder: Path) -> set[str]:
+    """Return the names of the models that a run made, also if a collection has renamed their artifact."""
+    return {*_named(run_folder), str(read_object(run_folder / "merge.removed.json").get("model_id"))}
 
 
 def _named_folders(root: Path, run_id: int) -> set[Path]:

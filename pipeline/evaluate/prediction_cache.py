@@ -72,12 +72,14 @@ def comparable(one: PredictionKey, other: PredictionKey) -> None:
 
 
 def read_values(paths: Iterable[Path]) -> dict[str, Any]:
-    """Return the values in `paths` by their keys, of each key the first; damaged lines are skipped."""
+    """Return the values in `paths` by their keys, of each key the first; damaged lines and gone files are skipped."""
     values: dict[str, Any] = {}
-    for line in (line for path in paths for line in path.read_bytes().split(b"\n")):
-        with suppress(ValueError, AttributeError):
-            for key, value in json.loads(line).items():
-                values.setdefault(key, value)
+    for path in paths:
+        with suppress(FileNotFoundError):  # a collection may have removed it since it was listed
+            for line in path.read_bytes().split(b"\n"):
+                with suppress(ValueError, AttributeError):
+                    for key, value in json.loads(line).items():
+                        values.setdefault(key, value)
     return values
 
 

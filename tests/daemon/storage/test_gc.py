@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import sqlite3
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -304,10 +306,20 @@ def test_the_oldest_predictions_go_and_never_those_of_a_champion(
         os.utime(made.root / f"predictions/key-{name}/{age + 2}.jsonl", (10 + age, 10 + age))
     made.collect()
     assert made.there("predictions/key-0001", "predictions/key-a", "predictions/key-b") == [True, True, False]
-    running = made.run("running")
+
+
+def test_old_predictions_go_while_another_run_evaluates(
+    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(garbage, "PREDICTIONS_BYTES", 50)
+    made = history(keep_models=9)
+    made.run(model="a")
+    os.utime(made.root / "predictions/key-a/1.jsonl", (10, 10))
+    evaluating, other = made.run("running", model="b"), made.run(model="c")
     with transaction(made.engine) as session:
-        session.get_one(Run, running).step = "evaluate"
-    assert not any(item.path.startswith("predictions") for item in made.collect().items)
+        session.get_one(Run, evaluating).step = "evaluate"
+    made.collect()
+    assert made.there("predictions/key-a", "predictions/key-b") == [False, True], other
 
 
 # --- what never goes
@@ -406,6 +418,47 @@ def test_no_row_can_change_and_nothing_be_published_while_files_are_moved(
     assert lock_holder(made.root / "gc.lock") is None
 
 
+def test_others_write_while_a_collection_searches_and_what_came_into_use_is_kept(
+    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = history(keep_models=0, keep_champions=1)
+    loser, approved, retried = made.run(), made.run(), made.run("failed", attempts=("failed",))
+    real = gc.find_garbage
+
+    def find(*arguments: Any) -> Iterator[garbage.Item]:
+        found = list(real(*arguments))
+        assert lock_holder(made.root / "gc.lock") is None
+        made.promote(approved)
+        run_owner.retry(made.engine, retried, NOW)
+        return iter(found)
+
+    monkeypatch.setattr(gc, "find_garbage", find)
+    found = made.collect()
+    assert made.there(f"models/{loser:04d}", f"models/{approved:04d}", f"runs/{retried}/checkpoints") == [
+        False,
+        True,
+        True,
+    ]
+    assert f"models/{approved:04d}" not in {item.path for item in found.items}
+
+
+def test_the_work_of_a_collection_grows_as_what_is_kept_does(tmp_path: Path) -> None:
+    def calls(runs: int) -> int:
+        made = History(tmp_path / str(runs), keep_models=runs)
+        for _ in range(runs):
+            made.run()
+        made.collect()
+        counted = itertools.count()
+        sys.setprofile(lambda _frame, event, _argument: next(counted) if event == "call" else None)
+        try:
+            assert not made.collect().items
+        finally:
+            sys.setprofile(None)
+        return next(counted)
+
+    assert calls(60) < 5 * calls(15)
+
+
 @pytest.mark.parametrize("automatic", [True, False])
 def test_the_dispatcher_collects_at_its_start_and_after_a_run_unless_told_not_to(
     history: Callable[..., History], automatic: bool
@@ -414,13 +467,42 @@ def test_the_dispatcher_collects_at_its_start_and_after_a_run_unless_told_not_to
     made.run()
     dispatcher = Dispatcher(made.engine, made.settings, LocalExecutor(spool_of(made.root)))
     dispatcher.tick(NOW)
+    dispatcher.upkeep.finish()
     assert made.there("models/0001") == [not automatic]
     made.run()
     dispatcher.tick(NOW)
+    dispatcher.upkeep.finish()
     assert made.there("models/0002") == [True], "nothing has ended since"
     dispatcher.upkeep.may_collect = True
     dispatcher.tick(NOW)
+    dispatcher.upkeep.finish()
     assert made.there("models/0002") == [not automatic]
+
+
+def test_runs_go_on_while_a_collection_searches(
+    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = history(keep_models=0)
+    made.run()
+    made.run("waiting")
+    searching, go_on = threading.Event(), threading.Event()
+    real = gc.find_garbage
+
+    def find(*arguments: Any) -> Iterator[garbage.Item]:
+        searching.set()
+        assert go_on.wait(30)
+        return real(*arguments)
+
+    monkeypatch.setattr(gc, "find_garbage", find)
+    dispatcher = Dispatcher(made.engine, made.settings, LocalExecutor(spool_of(made.root)))
+    dispatcher.upkeep.collect_garbage(NOW)
+    assert searching.wait(30)
+    dispatcher.tick(NOW)
+    with transaction(made.engine) as session:
+        assert "base has no readable config.json" in (session.get_one(Run, 2).error or "")
+    go_on.set()
+    dispatcher.upkeep.finish()
+    assert made.there("models/0001") == [False]
 
 
 def test_the_command_says_what_it_removes_and_the_dry_run_the_same(
