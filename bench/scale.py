@@ -174,9 +174,9 @@ def page(settings: Settings) -> Rows:
 
 def leaving_out(engine: Engine, settings: Settings, history: "History") -> Rows:
     """Ask of every track whether to leave a drop out, where each was left out already; twice."""
-    tracks = settings.track_names
+    tracks, looked = settings.track_names, leave_one_out.Looked()
     for number in ("first", "second"):
-        took = timed(lambda: leave_one_out.go_on(engine, settings, tracks, history.now))
+        took = timed(lambda: leave_one_out.go_on(engine, settings, tracks, history.now, looked))
         yield f"leave-one-out, nothing to queue, {number}, ms", f"{took:ms}"
 
 
@@ -583,9 +583,7 @@ class History:
             return
         (folder / "attempts/train-1/adapter").mkdir()
         (folder / "attempts/prepare-1/train.jsonl").touch()
-        upto = (turn + 1) * (size.drops - WAITING) // size.runs
-        drops = [self._in_snapshot(track, place, range(size.tracks)) for place in range(upto) if is_used(place)]
-        spec = made_spec(root, "prepare", run=run, drops=tuple(map(json.loads, drops)))
+        spec = made_spec(root, "prepare", run=run)
         (folder / "prepare.json").write_text(made_dataset(spec).model_dump_json())
         if failed:
             return

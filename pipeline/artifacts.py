@@ -193,7 +193,6 @@ class Dataset(Artifact):
     metric: str
     max_new_tokens: int
     shortfall: Shortfall | None = None
-    drops: tuple[Drop, ...] = ()
 
 
 class CurvePoint(Frozen):

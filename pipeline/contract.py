@@ -59,6 +59,7 @@ class StepSpec(Stored):
     inputs: dict[str, str]
     """Published artifacts by step name, relative to `root`."""
     drops: tuple[Drop, ...]
+    """The run's drops, of `prepare` and `decide`; other steps do not need them."""
     champion: ModelRef
     former: tuple[ModelRef, ...] = ()
     """Former champions that may serve again, the latest first: the candidate is compared with them, too."""

@@ -52,7 +52,7 @@ def dataset_of(records: int, **more: Any) -> Dataset:
 
 def made_dataset(spec: StepSpec, **more: Any) -> Dataset:
     """Return a dataset of enough records."""
-    values = {"folder": spec.folder, "train_rows": 10, "max_new_tokens": 16, "drops": spec.drops}
+    values = {"folder": spec.folder, "train_rows": 10, "max_new_tokens": 16}
     return dataset_of(120, **{**values, **more})
 
 

@@ -43,7 +43,7 @@ def preview(file: Path, settings: Settings, track: str, options: Options) -> lis
     if result.artifact is None:
         return [] if result.error is None else [result.error.message]
     data = Dataset.model_validate(result.artifact)
-    among = "" if data.drops[0].rows < MOST_COMPARED else f"the first {MOST_COMPARED:,} rows of "
+    among = "" if spec.drops[0].rows < MOST_COMPARED else f"the first {MOST_COMPARED:,} rows of "
     left = left_out_words(data.model_copy(update={"duplicates": 0}))  # they are told with their line
     return [*([f"a run on {among}this file alone would leave out about {left}"] if left else []), *data.warnings]
 

@@ -23,6 +23,8 @@ from pipeline.steps import BY_NAME
 
 #: Number of former champions that a candidate is compared with.
 _FORMER = 3
+#: Steps whose spec has the run's drops: there may be thousands.
+_WITH_DROPS = frozenset({"prepare", "decide"})
 #: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
 #: the step itself most of all (README.md has the numbers). The daemon's own setting goes before ours. The worker
 #: passes on no other than `step_process.STEP_VARIABLES`.
@@ -76,6 +78,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     earlier = steps[: steps.index(attempt.step)]
     root = settings.work_folder
     folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
+    drops = (run.snapshot or ()) if attempt.step in _WITH_DROPS else ()
     with transaction(engine) as session:
         of_track = _of_track(session, settings, run)
     return StepSpec.model_validate(
@@ -90,7 +93,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "predictions": "predictions",
             "inputs": {name: path for name, path in inputs.items() if name in earlier},
             "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
-            "drops": tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
+            "drops": tuple(map(Drop.model_validate, drops)),
             "config": RunConfig.model_validate(run.config),
             "network": BY_NAME[attempt.step].network,
             **of_track,

@@ -30,7 +30,7 @@ def decide(attempt: Attempt) -> Verdict:
         comparison = read_comparison(attempt.root, found, judgement)
         # Without those that are too long to prompt, or that today's champion was trained on.
         version = version_of(comparison.ids)
-        known = Known(champion.drops, {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)})
+        known = Known(champion.drops, {drop.id: drop.name for drop in spec.drops})
         rules = Rules(gate, attempt.config.guards, known, found.records_seen_by_candidate)
         verdict = decide_verdict(comparison, rules)
         if comparison.opinion is not None:

@@ -122,7 +122,6 @@ def prepare(attempt: Attempt) -> Dataset:
         metric=metric,
         max_new_tokens=config.evaluate.max_new_tokens or _max_new_tokens(splits.longest_answer, window),
         shortfall=shortfall,
-        drops=spec.drops,
     )
 
 

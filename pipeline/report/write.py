@@ -52,7 +52,7 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
         story=tell(verdict, dataset, evaluation, attempt.spec, adapter),
         metric_title=METRICS[verdict.metric].title,
         verdict=verdict,
-        drops=attempt.spec.drops or dataset.drops,
+        drops=attempt.spec.drops,
         dataset=dataset,
         adapter=adapter,
         model=_published(attempt, Model),

@@ -12,6 +12,7 @@ from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Drop, Run
 from pipeline import durable
 from pipeline.contract import StepSpec
+from pipeline.steps import STEPS
 from tests import run_owner
 from tests.daemon.conftest import MODEL_ID
 
@@ -26,11 +27,20 @@ def end_worse(made: Any, claim: Claim, champion: str) -> None:
     run_owner.end(made, claim, said)
 
 
-def spec(made: Any, claim: Claim) -> StepSpec:
+def spec(made: Any, claim: Claim, step: str = "decide") -> StepSpec:
     with transaction(made.engine) as session:
         run = session.get_one(Run, claim.run_id)
-    attempt = Attempt(run_id=claim.run_id, step="decide", number=1, fence="f", started_at=0)
+    attempt = Attempt(run_id=claim.run_id, step=step, number=1, fence="f", started_at=0)
     return spec_of(made.engine, made.settings, run, attempt, {})
+
+
+def test_only_steps_that_need_them_are_told_the_drops(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    made.take("a.jsonl", ROW.format("a"))
+    claim = made.claim()
+    told = {step.name: [drop.id for drop in spec(made, claim, step.name).drops] for step in STEPS}
+    assert {step for step, drops in told.items() if drops == [1]} == {"prepare", "decide"}
+    assert not any(drops for step, drops in told.items() if step not in {"prepare", "decide"})
 
 
 def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], Any]) -> None:

@@ -240,7 +240,7 @@ def test_an_error_that_passes_keeps_a_rejected_drop_for_the_next_collection(
     box.drop("later.jsonl", GOOD)
     if name == "~nobody":
         with database.transaction(box.engine) as session:
-            session.connection().exec_driver_sql("UPDATE event SET detail = '{\"owner\": \"nobody\"}'")
+            session.connection().exec_driver_sql('UPDATE event SET detail = \'{"owner": "nobody"}\'')
     real = os.open
 
     def full(path: Any, *arguments: Any, **named: Any) -> int:
