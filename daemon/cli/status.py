@@ -25,7 +25,7 @@ from daemon.inbox.drop_folders import is_skipped, watched_folders
 from daemon.settings.cron import next_fire
 from daemon.settings.model import Settings
 from daemon.storage.disk import Disk
-from daemon.views.champion_history import ChampionView
+from daemon.views.champion_history import ChampionView, ServingView
 from daemon.views.overview import Overview, RunView
 from pipeline.errors import DropforgeError
 from pipeline.words import printable, size_words
@@ -34,7 +34,7 @@ EXIT_UNAVAILABLE = 69
 #: Most drops, and most ended runs, that are listed.
 LATEST = 5
 _SHORT_ID = 12
-Champions = dict[str, ChampionView | None]
+Champions = dict[str, ServingView | None]
 
 
 def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
@@ -103,7 +103,8 @@ def short_id(model_id: str) -> str:
 
 
 def _champions(settings: Settings, overview: Overview) -> Champions:
-    return {name: overview.champion(name) for name in dict.fromkeys([*settings.track_names, *overview.tracks()])}
+    names = dict.fromkeys([*settings.track_names, *overview.tracks()])
+    return {**names, **{one.track: one for one in overview.champions(names)}}
 
 
 def _print_status_json(settings: Settings, overview: Overview) -> None:
@@ -190,7 +191,7 @@ def _print_tracks(settings: Settings, overview: Overview, champions: Champions) 
     print_lines([*overview.missing_rows(settings).values(), *overview.data_warnings()])
 
 
-def _champion_words(champion: ChampionView) -> str:
+def _champion_words(champion: ServingView) -> str:
     how = champion.reason if champion.run is None else f"{champion.kind} of run {champion.run}"
     return f"generation {champion.generation}, {short_id(champion.model_id)}, {how}"
 
@@ -219,7 +220,7 @@ def taken_out_lines(champion: ChampionView) -> list[str]:
     return [f"trained on drop {drop.id} ({drop.name}), {drop.since_words}" for drop in champion.taken_out]
 
 
-def command_lines(champion: ChampionView, *, alive: bool, every: bool = False) -> list[str]:
+def command_lines(champion: ServingView, *, alive: bool, every: bool = False) -> list[str]:
     """
     Return lines on a champion's hooks: failed with their last output, pending and running; with `every` on all.
 

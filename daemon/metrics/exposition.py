@@ -114,7 +114,7 @@ class _House(Collector):
         yield _gauge("last_gain_points", "Gain of the last verdict's candidate, in points.", _TRACK, gains)
 
     def _champions(self) -> Iterator[Metric]:
-        found = [one for track in self._overview.tracks() if (one := self._overview.champion(track)) is not None]
+        found = self._overview.champions(self._overview.tracks())
         generations = [((one.track,), one.generation) for one in found]
         yield _gauge("champion_generation", "Generation of the champion; 0 is the base.", _TRACK, generations)
         since = [((one.track,), one.since.timestamp()) for one in found if one.since is not None]

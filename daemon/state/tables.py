@@ -20,7 +20,7 @@ from pydantic import AfterValidator, StringConstraints
 from sqlalchemy import CheckConstraint, Index, LargeBinary, ScalarResult, TextClause, text
 from sqlmodel import JSON, Column, Field, Session, SQLModel, col, select
 
-from daemon.state.questions import AWAITS_APPROVAL
+from daemon.state.questions import AWAITS_APPROVAL, RARE
 from daemon.state.states import (
     AttemptState,
     DropState,
@@ -96,6 +96,8 @@ class Drop(SQLModel, table=True):
         Index("one_accepted_drop", "track", "role", "sha256", unique=True, sqlite_where=text("state = 'accepted'")),
         # To count by state for `status`, find a file that was taken already, and find drops that wait for a run.
         Index("drop_states", "track", "state"),
+        Index("drop_rejected", "received_at", sqlite_where=text("state = 'rejected'")),
+        Index("drop_proposed", "id", sqlite_where=text("state = 'proposed'")),
         Index("drop_names", "track", "role", "name_bytes"),
         Index("drop_waiting", "track", "role", "state", sqlite_where=text("first_run IS NULL")),
     )
@@ -135,6 +137,7 @@ class Run(SQLModel, table=True):
             name="final_has_end",
         ),
         Index("one_open_run", "track", unique=True, sqlite_where=text("state = 'queued'")),
+        Index("run_ends", "ended_at", sqlite_where=text("ended_at IS NOT NULL")),
         Index("run_awaiting", "outcome", sqlite_where=text("outcome = 'awaiting_approval'")),
     )
 
@@ -277,6 +280,8 @@ class Slot(SQLModel, table=True):
 
 class Event(SQLModel, table=True):
     """Something that happened, written in the same transaction as the change."""
+
+    __table_args__ = (Index("event_rare", "kind", "track", sqlite_where=text(RARE)),)
 
     id: int | None = Field(default=None, primary_key=True)
     at: int = Field(index=True)

@@ -11,13 +11,13 @@ from sqlalchemy import Engine
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
+from daemon.state.questions import RARE
 from daemon.storage.disk import Disk
 from daemon.system.clock import now_ms
-from daemon.views.champion_history import ChampionView
+from daemon.views.champion_history import ServingView
 from daemon.views.drop_detail import findings_of
-from daemon.views.drops import DropView
 from daemon.views.overview import NotThere, Overview, RunView
-from daemon.views.reader import utc
+from daemon.views.reader import Row, utc
 from pipeline.artifacts import Frozen
 from pipeline.words import count
 
@@ -32,7 +32,20 @@ _DISMISSED_FOR = 90 * 24 * 3_600_000
 _MOST, _MOST_LOOKED_AT, _MOST_KINDS = 5, 100, 3
 #: `Event.kind` of a dismissal.
 DISMISSED = "attention_dismissed"
-_DISMISSALS = "SELECT at, detail FROM event WHERE at > ? AND kind = ? ORDER BY at"
+_DISMISSALS = f"SELECT at, detail FROM event WHERE {RARE} AND kind = ? AND at > ? ORDER BY at"  # noqa: S608 - own words
+#: The newest rejected drops, but for those whose owner dropped a later file of that name. A drop's first event has its
+#: owner. States are literals, so that SQLite uses the small indexes of these drops.
+_REJECTED = """
+SELECT id, track, name, reason, received_at FROM "drop" AS one WHERE state = 'rejected' AND received_at > ?
+AND NOT EXISTS (
+    SELECT 1 FROM "drop" AS later JOIN event AS came ON came.drop_id = one.id JOIN event AS again
+    ON again.drop_id = later.id AND json_extract(came.detail, '$.owner') = json_extract(again.detail, '$.owner')
+    WHERE later.track = one.track AND later.role = one.role AND later.name_bytes = one.name_bytes AND later.id > one.id
+) ORDER BY received_at DESC, id DESC LIMIT ?
+"""
+_PROPOSED = """
+SELECT id, track, name, reason, received_at FROM "drop" WHERE state = 'proposed' ORDER BY id DESC LIMIT ?
+"""
 
 
 class Attention(Frozen):
@@ -67,7 +80,7 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     if the state folder cannot be read.
     """
     alive = overview.daemon().alive
-    rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR, DISMISSED)
+    rows = overview.rows(_DISMISSALS, DISMISSED, now_ms() - _DISMISSED_FOR)
     dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
     told: list[Attention] = []
     for found, rest in (
@@ -76,22 +89,23 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
         (_commands(settings, overview), ()),
         (_failed(overview), ("run failed", "runs failed", "dropforge runs --state failed")),
         (
-            _rejected(settings, overview),
+            _rejected(overview),
             ("file was rejected", "files were rejected", "dropforge drops --state rejected"),
         ),
         (_wins(overview), ()),
         (
-            _proposed(settings, overview),
+            _proposed(overview),
             ("file waits for a person", "files wait for a person", "dropforge drops --state proposed"),
         ),
     ):
-        left = [one for one in found if not _is_dismissed(one, dismissed)]
+        every = list(found)
+        left = [one for one in every if not _is_dismissed(one, dismissed)]
         if rest and len(left) > _MOST:
             more = len(left) - _MOST
-            least = "At least " if len(left) == _MOST_LOOKED_AT else ""
+            least = "At least " if len(every) == _MOST_LOOKED_AT else ""
             title = f"{least}{count(more, f'more {rest[0]}', f'more {rest[1]}')}"
             left[_MOST:] = [Attention(kind=left[0].kind, title=title, detail=f"list them: {rest[2]}", count=more)]
-        told += left
+        told += [_with_findings(overview, one) if one.kind == "rejected" and one.drop else one for one in left]
     return tuple(one for one in told if not _is_dismissed(one, dismissed))
 
 
@@ -110,12 +124,16 @@ def _is_dismissed(one: Attention, dismissed: Mapping[str, datetime | None]) -> b
     return at is not None and at >= (one.since or datetime.now(UTC) - _LASTING)
 
 
-def rejected_words(overview: Overview, drop: DropView) -> str:
-    """Return up to three kinds of errors in a rejected drop as a line, with row counts; if none, its reason or ""."""
-    kinds = findings_of(overview, drop.id)
+def rejected_words(overview: Overview, drop: int, reason: str | None) -> str:
+    """Return up to three kinds of errors in a rejected drop as a line, with row counts; if none, `reason` or ""."""
+    kinds = findings_of(overview, drop)
     told = [f"{one.message} ({count(one.rows, 'row')})" if one.rows > 1 else one.message for one in kinds[:_MOST_KINDS]]
     more = [f"and {count(len(kinds) - _MOST_KINDS, 'other kind')}"] if len(kinds) > _MOST_KINDS else []
-    return "; ".join((*told, *more)) or drop.reason or ""
+    return "; ".join((*told, *more)) or reason or ""
+
+
+def _with_findings(overview: Overview, one: Attention) -> Attention:
+    return one.model_copy(update={"detail": rejected_words(overview, one.drop or 0, one.detail)})
 
 
 def _machine(settings: Settings, overview: Overview, *, alive: bool) -> Iterator[Attention]:
@@ -134,13 +152,11 @@ def _paused(overview: Overview) -> Iterator[Attention]:
 
 
 def _commands(settings: Settings, overview: Overview) -> Iterator[Attention]:
-    for name in settings.track_names:
-        champion = overview.champion(name)
-        if champion is not None:
-            yield from _failed_commands(champion, again=bool(settings.track(name).hooks.after_promotion))
+    for champion in overview.champions(settings.track_names):
+        yield from _failed_commands(champion, again=bool(settings.track(champion.track).hooks.after_promotion))
 
 
-def _failed_commands(champion: ChampionView, *, again: bool) -> Iterator[Attention]:
+def _failed_commands(champion: ServingView, *, again: bool) -> Iterator[Attention]:
     for name, one in (("hooks.after_promotion", champion.hook), ("hooks.health", champion.health)):
         if one is not None and one.state == "failed":
             title = f"{name} failed for the champion of track {champion.track}"
@@ -155,10 +171,10 @@ def _failed(overview: Overview) -> Iterator[Attention]:
             yield _of_run("failed", run, f"Run {run.id} {run.state}", "; ".join(filter(None, (run.error, run.hint))))
 
 
-def _rejected(settings: Settings, overview: Overview) -> Iterator[Attention]:
-    for drop in _newest(settings, overview, "rejected"):
-        if drop.received_at > _since() and not overview.came_again(drop):
-            yield _of_drop("rejected", drop, f"{drop.name} was rejected", rejected_words(overview, drop))
+def _rejected(overview: Overview) -> Iterator[Attention]:
+    since = round(_since().timestamp() * 1000)
+    for drop in overview.rows(_REJECTED, since, _MOST_LOOKED_AT):
+        yield _of_drop("rejected", drop, f"{drop.name} was rejected")
 
 
 def _wins(overview: Overview) -> Iterator[Attention]:
@@ -168,25 +184,18 @@ def _wins(overview: Overview) -> Iterator[Attention]:
         yield _of_run("blocked", run, f"Run {run.id} won, but {run.blocker}", run.sentence or "")
 
 
-def _proposed(settings: Settings, overview: Overview) -> Iterator[Attention]:
-    for drop in _newest(settings, overview, "proposed"):
-        title = f"{drop.name} waits for a person before it judges models"
-        yield _of_drop("proposed", drop, title, drop.reason or "")
+def _proposed(overview: Overview) -> Iterator[Attention]:
+    for drop in overview.rows(_PROPOSED, _MOST_LOOKED_AT):
+        yield _of_drop("proposed", drop, f"{drop.name} waits for a person before it judges models")
 
 
 def _of_run(kind: Kind, run: RunView, title: str, detail: str) -> Attention:
     return Attention(kind=kind, title=title, detail=detail, track=run.track, run=run.id, since=run.ended_at)
 
 
-def _of_drop(kind: Kind, drop: DropView, title: str, detail: str) -> Attention:
-    return Attention(kind=kind, title=title, detail=detail, track=drop.track, drop=drop.id, since=drop.received_at)
-
-
-def _newest(settings: Settings, overview: Overview, state: str) -> list[DropView]:
-    """Return the newest drops in a state, at most 100; one query per track, so that the database uses its index."""
-    tracks = dict.fromkeys((*settings.track_names, *overview.tracks()))
-    found = [drop for name in tracks for drop in overview.drops(name, state, _MOST_LOOKED_AT)]
-    return sorted(found, key=lambda drop: -drop.id)[:_MOST_LOOKED_AT]
+def _of_drop(kind: Kind, drop: Row, title: str) -> Attention:
+    why, since = drop.reason or "", utc(drop.received_at)
+    return Attention(kind=kind, title=title, detail=why, track=drop.track, drop=drop.id, since=since)
 
 
 def _since() -> datetime:

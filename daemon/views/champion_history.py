@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from sqlite3 import Connection
 
-from daemon.champions.history import drops_of
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
 from daemon.system.folders import WorkFolder
@@ -15,6 +14,22 @@ from pipeline.words import start_words
 
 #: More than any generation.
 _BEYOND = 1 << 62
+#: Champions with their tracks, and the runs that made their models: after a rollback the run of the former promotion.
+_CHAMPIONS = """
+SELECT found.*, run.id AS run, run.sentence AS verdict, run.gain,
+    (SELECT sum(ended_at - started_at) / 1000.0 FROM attempt WHERE run_id = made) AS seconds
+FROM (
+    SELECT track, generation, model_id, kind, reason, approved_by, overrode, promotion.created_at AS since,
+        hook_state, hook_error, hook_output, health_state, health_error, health_output,
+        iif(base_path <> '' AND base_model_id = model_id, base_path, model_path) AS path,
+        coalesce(run_id, (SELECT max(run_id) FROM promotion AS other
+            WHERE other.track = promotion.track AND other.model_id = promotion.model_id)) AS made
+    FROM promotion JOIN track ON track.name = promotion.track WHERE {}
+) AS found LEFT JOIN run ON run.id = made
+"""
+_DROPS = """
+SELECT drops FROM promotion WHERE track = ? AND model_id = ? AND run_id IS NOT NULL ORDER BY generation DESC LIMIT 1
+"""
 
 
 class TrainedOn(Frozen):
@@ -50,8 +65,8 @@ class CommandView(Frozen):
     """The end of what it printed."""
 
 
-class ChampionView(Frozen):
-    """A track's champion, or one of its former ones."""
+class ServingView(Frozen):
+    """A track's champion."""
 
     track: str
     generation: int
@@ -75,6 +90,15 @@ class ChampionView(Frozen):
     """Sentence of the verdict of `run`."""
     gain: float | None
     """Gain over the champion that `run` compared it with, in points of the primary metric."""
+    hook: CommandView | None
+    health: CommandView | None
+    seconds: float | None = None
+    """Time that the steps of the run that made it took; `None` for a base model."""
+
+
+class ChampionView(ServingView):
+    """A track's champion, or one of its former ones, with its data."""
+
     drops: tuple[str, ...]
     """Names of the files that it was trained on."""
     data: tuple[TrainedOn, ...]
@@ -83,10 +107,6 @@ class ChampionView(Frozen):
     """What `run` trained from, the base or a champion, on how many rows; `None` if its data is gone."""
     over: int | None = None
     """Generation of the champion that it trained from; `None` for the base, or if its data is gone."""
-    hook: CommandView | None
-    health: CommandView | None
-    seconds: float | None = None
-    """Time that the steps of the run that made it took; `None` for a base model."""
 
     @property
     def taken_out(self) -> tuple[TrainedOn, ...]:
@@ -94,51 +114,42 @@ class ChampionView(Frozen):
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
-def champion_view(base: Connection, work_folder: WorkFolder, row: Row, end: int | None) -> ChampionView:
-    """
-    Return the champion of one promotion row; it served until `end`, in ms since the epoch (`None`: serves now).
-
-    If the row names no run, as after a rollback, run, verdict, gain and drops are those of the run that made its model.
-    """
-    alike = "SELECT * FROM promotion WHERE track = ? AND model_id = ? ORDER BY generation"
-    made = base.execute(alike, (row.track, row.model_id)).fetchall()
-    run_id = row.run_id or max((one.run_id for one in made if one.run_id is not None), default=None)
-    run = base.execute("SELECT sentence, gain FROM run WHERE id = ?", (run_id,)).fetchone()
-    data = trained_on(base, drops_of(made, row.model_id) or () if run else ())
-    same = ("track", "generation", "model_id", "kind", "reason", "approved_by", "overrode")
-    # A base model may have moved since.
-    track = base.execute("SELECT * FROM track WHERE name = ?", (row.track,)).fetchone()
-    path = track.base_path if track.base_path and track.base_model_id == row.model_id else row.model_path
-    return ChampionView.model_validate(
-        {
-            **{name: getattr(row, name) for name in same},
-            "path": str(work_folder / path),
-            "since": row.created_at,
-            "until": end,
-            "run": run_id,
-            "verdict": run.sentence if run else None,
-            "gain": run.gain if run else None,
-            "drops": tuple(drop.name for drop in data if drop.role == "train"),
-            "data": data,
-            **({} if run is None or run_id is None else _training(work_folder, run_id)),
-            "seconds": None if run_id is None else seconds_of(base, run_id),
-            "hook": _command(row.hook_state, row.hook_error, row.hook_output),
-            "health": _command(row.health_state, row.health_error, row.health_output),
-        }
-    )
+def serving_views(base: Connection, work_folder: WorkFolder) -> list[ServingView]:
+    """Return the champion of each track that has one, without its data."""
+    rows = base.execute(_CHAMPIONS.format("generation = champion_generation")).fetchall()
+    return [ServingView.model_validate(_facts(work_folder, row, None)) for row in rows]
 
 
 def champion_views(
     base: Connection, work_folder: WorkFolder, track: str, most: int = -1, before: int | None = None
 ) -> list[ChampionView]:
     """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
-    done = "SELECT * FROM promotion WHERE track = ? AND generation"
-    below, above = f"{done} < ? ORDER BY generation DESC LIMIT ?", f"{done} >= ? ORDER BY generation LIMIT 1"
     before = _BEYOND if before is None else before
-    rows = base.execute(below, (track, before, most)).fetchall()
+    below = _CHAMPIONS.format("track = ? AND generation < ? ORDER BY generation DESC LIMIT ?")
+    rows = base.execute(f"{below} ORDER BY generation DESC", (track, before, most)).fetchall()
+    above = "SELECT created_at FROM promotion WHERE track = ? AND generation >= ? ORDER BY generation LIMIT 1"
     after = base.execute(above, (track, before)).fetchone()
-    ends = [None if after is None else after.created_at, *(row.created_at for row in rows)]
-    return [champion_view(base, work_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+    ends = [None if after is None else after.created_at, *(row.since for row in rows)]
+    return [_champion_view(base, work_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+
+
+def _champion_view(base: Connection, work_folder: WorkFolder, row: Row, end: int | None) -> ChampionView:
+    made = base.execute(_DROPS, (row.track, row.model_id)).fetchone()
+    data = trained_on(base, made.drops or ()) if made and row.run else ()
+    more = {} if row.run is None else _training(work_folder, row.run)
+    names = tuple(drop.name for drop in data if drop.role == "train")
+    return ChampionView.model_validate({**_facts(work_folder, row, end), **more, "drops": names, "data": data})
+
+
+def _facts(work_folder: WorkFolder, row: Row, end: int | None) -> dict[str, object]:
+    """Return the fields of a champion that served until `end`, in ms since the epoch (`None`: serves now)."""
+    return {
+        **{name: value for name, value in vars(row).items() if name in ServingView.model_fields},
+        "path": str(work_folder / row.path),
+        "until": end,
+        "hook": _command(row.hook_state, row.hook_error, row.hook_output),
+        "health": _command(row.health_state, row.health_error, row.health_output),
+    }
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:

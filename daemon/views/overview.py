@@ -5,6 +5,7 @@ Times are UTC. Missing data (no database yet, a file lost in a crash) gives an e
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from sqlite3 import Connection
@@ -17,7 +18,7 @@ from daemon.inbox.answers.remarks import lacking
 from daemon.settings.model import HookSettings, Settings
 from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
-from daemon.state.questions import AWAITS_APPROVAL, CHAMPIONS
+from daemon.state.questions import AWAITS_APPROVAL, HAS_VERDICT
 from daemon.state.run_files import (
     attempt_folder,
     load_dataset,
@@ -30,10 +31,11 @@ from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import lock_holder
 from daemon.views.champion_history import (
     ChampionView,
+    ServingView,
     TrainedOn,
-    champion_view,
     champion_views,
     seconds_of,
+    serving_views,
     trained_on,
 )
 from daemon.views.drops import DropUses, DropView, drop_uses, drop_views, last_prepared
@@ -45,20 +47,12 @@ from pipeline.errors import DropforgeError
 from pipeline.words import left_out_words, start_words
 
 T = TypeVar("T")
+V = TypeVar("V", bound=ServingView)
 #: Shown as the outcome of a win whose model was rolled back from: it does not wait for approval.
 BLOCKED = "blocked"
-#: The number of drops by track and state; those on trial are accepted ones.
-_COUNTS = """
-SELECT track, CASE WHEN id IN (SELECT drop_id FROM suspect WHERE ended IS NULL) THEN 'on trial' ELSE state END AS state,
-count(*) AS number FROM "drop" GROUP BY 1, 2
-"""
-#: Whether the owner of a drop dropped a later file of its name. Only the first event of a drop has its owner.
-_CAME_AGAIN = """
-SELECT later.id FROM "drop" AS one JOIN "drop" AS later USING (track, role, name_bytes)
-JOIN event AS came ON came.drop_id = one.id JOIN event AS again ON again.drop_id = later.id
-WHERE one.id = ? AND later.id > one.id
-AND json_extract(came.detail, '$.owner') = json_extract(again.detail, '$.owner') LIMIT 1
-"""
+#: The number of drops by track and state, and of those on trial, which the index of states does not have.
+_COUNTS = 'SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'
+_ON_TRIAL = 'SELECT "drop".track, state FROM suspect JOIN "drop" ON "drop".id = drop_id WHERE ended IS NULL'
 
 
 class NotThere(DropforgeError):
@@ -200,19 +194,20 @@ class Overview:
         found = self.rows("SELECT metric, max_new_tokens FROM track WHERE name = ?", track)
         return found[0] if found else SimpleNamespace(metric=None, max_new_tokens=None)
 
+    def champions(self, tracks: Iterable[str]) -> list[ServingView]:
+        """Return the champions of `tracks`, in that order, without their data; a track without any is left out."""
+        found = {one.track: one for one in self.read(lambda base: serving_views(base, self.folder))}
+        return self._without_unset([found[name] for name in tracks if name in found])
+
     def champion(self, track: str) -> ChampionView | None:
         """Return the track's champion; `None` if it has none, not even its base model."""
-        latest = f"{CHAMPIONS} DESC LIMIT 1"
-        found = self.read(
-            lambda base: [champion_view(base, self.folder, row, None) for row in base.execute(latest, {"track": track})]
-        )
-        return self._without_unset(found)[0] if found else None
+        return next(iter(self.history(track, 1)), None)
 
     def history(self, track: str, most: int = -1, before: int | None = None) -> list[ChampionView]:
         """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
         return self._without_unset(self.read(lambda base: champion_views(base, self.folder, track, most, before)))
 
-    def _without_unset(self, champions: list[ChampionView]) -> list[ChampionView]:
+    def _without_unset(self, champions: list[V]) -> list[V]:
         """Return the champions without pending hooks that are not set, as the daemon has not noted yet."""
         told = []
         for one in champions:
@@ -229,7 +224,9 @@ class Overview:
         A track that ever had a verdict other than "insufficient_evidence" is left out.
         """
         names = [name for name in settings.track_names if track in {None, name}]
-        said = {name: lacking(settings, name, self.fixed(name).metric, self.rows) for name in names}
+        done = self.read(lambda base: [name for name in names if base.execute(HAS_VERDICT, {"track": name}).fetchone()])
+        left = [name for name in names if name not in done]
+        said = {name: lacking(settings, name, self.fixed(name).metric, self.rows) for name in left}
         return {name: words for name, words in said.items() if words is not None}
 
     def data_warnings(self, track: str | None = None) -> list[str]:
@@ -264,6 +261,10 @@ class Overview:
         counts: dict[str, dict[str, int]] = {}
         for row in self.rows(_COUNTS):
             counts.setdefault(row.track, {})[row.state] = row.number
+        for row in self.rows(_ON_TRIAL):
+            of_track = Counter(counts[row.track])
+            of_track.update({row.state: -1, "on trial": 1})
+            counts[row.track] = dict(+of_track)
         return counts
 
     def uses(self, drop_id: int) -> DropUses:
@@ -271,10 +272,6 @@ class Overview:
         wanted = 'SELECT * FROM "drop" WHERE id = ?'
         found = self.read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
         return found[0] if found else DropUses()
-
-    def came_again(self, drop: DropView) -> bool:
-        """Return whether its owner later dropped a file of its name, track and role; `False` if that is not known."""
-        return bool(self.rows(_CAME_AGAIN, drop.id))
 
     # --- runs
 
@@ -296,9 +293,8 @@ class Overview:
         )
 
     def ended_runs(self, most: int) -> list[RunView]:
-        """Return at most `most` ended runs, highest id first, with `seconds`, the time that their attempts took."""
-        # By its end, not its state: SQLite would gather every run of the ended states before it takes the newest.
-        found = self._runs("WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", most)
+        """Return at most `most` ended runs, the last end first, with `seconds`, the time that their attempts took."""
+        found = self._runs("WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id DESC LIMIT ?", most)
         took = self.read(lambda base: [seconds_of(base, run.id) for run in found])
         return [run.model_copy(update={"seconds": seconds}) for run, seconds in zip(found, took, strict=True)]
 

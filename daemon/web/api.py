@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from daemon.champions.blind_review import Review
 from daemon.views.attention import Attention, attention
-from daemon.views.champion_history import ChampionView
+from daemon.views.champion_history import ChampionView, ServingView
 from daemon.views.drop_detail import DropDetail, DropRow, drop_detail, drop_rows
 from daemon.views.drops import DropView
 from daemon.views.now import LiveRun, curves_of, live_runs
@@ -32,7 +32,7 @@ class Standing(Frozen):
     queue: tuple[RunView, ...]
     """Waiting and queued runs, in the order of the queue."""
     paused: tuple[PauseView, ...]
-    champions: tuple[ChampionView, ...]
+    champions: tuple[ServingView, ...]
     drops: dict[str, dict[str, int]]
     """Number of drops by track and state."""
 
@@ -47,7 +47,7 @@ def status(site: SiteOf) -> Standing:
         running=live_runs(seen),
         queue=tuple(run for run in seen.open_runs() if run.state != "running"),
         paused=tuple(seen.paused()),
-        champions=tuple(one for one in map(seen.champion, site.settings.track_names) if one is not None),
+        champions=tuple(seen.champions(site.settings.track_names)),
         drops=seen.drop_counts(),
     )
 

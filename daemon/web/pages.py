@@ -43,7 +43,7 @@ def overview(request: Request, site: SiteOf) -> Response:
         "running": live_runs(seen),
         "queue": [run for run in seen.open_runs() if run.state != "running"],
         "latest": seen.ended_runs(_MOST_LATEST),
-        "champions": [one for one in map(seen.champion, site.settings.track_names) if one is not None],
+        "champions": seen.champions(site.settings.track_names),
         "drops": seen.drops(most=_MOST_LATEST),
         "counts": seen.drop_counts(),
         "lacks": (*seen.missing_rows(site.settings).values(), *seen.data_warnings()),
@@ -137,11 +137,10 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     """Render the upload page: up to 50 drops with outcomes, files still being written, tracks that lack rows."""
     found = site.overview.drops(track, None, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
-    told = [(one, rejected_words(site.overview, one) if one.state == "rejected" else "") for one in found]
-    waiting = site.overview.inbox_note()["waiting"]
-    used = come_to(site.overview, found)
-    context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": used}
     seen = site.overview
+    told = [(one, rejected_words(seen, one.id, one.reason) if one.state == "rejected" else "") for one in found]
+    waiting = seen.inbox_note()["waiting"]
+    context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": come_to(seen, found)}
     context["lacks"] = (*seen.missing_rows(site.settings, track).values(), *seen.data_warnings(track))
     return draw(request, "inbox.html", context)
 

@@ -54,6 +54,21 @@ def test_a_line_is_printed_once_for_what_changes(busy: Any, capsys: pytest.Captu
     assert told() == "", "the same words are printed once"
 
 
+def test_the_run_that_has_just_ended_is_told_though_many_later_ones_ended_before(
+    busy: Any, dropforge: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overview, said = Overview.of(busy.settings), dict[object, str]()
+    ended = {"track": "support", "state": "succeeded", "trigger": "drop", "created_at": 1, "not_before": 1}
+    with transaction(busy.engine) as session:
+        session.add_all([Run(**ended, id=100 + number, ended_at=busy.now) for number in range(10)])
+    print_changes(overview, said)
+    capsys.readouterr()
+    busy.fail(run_queue.rescue(busy.engine, busy.tick())[0])
+    print_changes(overview, said)
+    assert "run 3 of track default: failed: out of memory" in capsys.readouterr().out
+    assert dropforge("status", "--json").json["latest"][0]["id"] == 3
+
+
 def test_it_says_where_the_job_of_a_step_runs_and_why_it_waits(
     busy: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

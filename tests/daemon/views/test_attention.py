@@ -7,8 +7,10 @@ import pytest
 
 from daemon.queue.order import pause
 from daemon.settings.model import DiskSettings, HookSettings
+from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE
+from daemon.state.tables import Run
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import Attention, attention, dismiss
@@ -108,6 +110,17 @@ def test_what_a_list_leaves_out_is_counted(lately: Any) -> None:
     ]
     assert sum(one.count for one in found) == 8
     assert found[-1].detail == "list them: dropforge drops --state rejected"
+
+
+def test_the_rest_of_a_long_list_is_at_least_so_many_also_after_a_dismissal(lately: Any) -> None:
+    run = {"track": "support", "state": "failed", "trigger": "drop", "created_at": 1, "not_before": 1}
+    with transaction(lately.engine) as session:
+        session.add_all([Run(**run, id=100 + number, ended_at=lately.now) for number in range(150)])
+    overview = Overview.of(lately.settings)
+    for _ in range(2):
+        first, *_, rest = [one for one in attention(lately.settings, overview) if one.kind == "failed"]
+        assert rest.title.startswith("At least ")
+        dismiss(lately.engine, lately.settings, overview, first.key, Word("", round(time.time() * 1000), "ana"))
 
 
 def test_one_that_a_list_leaves_out_is_one(lately: Any) -> None:
