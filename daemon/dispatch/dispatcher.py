@@ -69,6 +69,7 @@ class Dispatcher:
         #: The specs, without their drops, of the steps that were queued or running when last polled, by run.
         self._specs: dict[int, StepSpec] = {}
         self._leaving_out = leave_one_out.tracks_of(settings)
+        self._looked = leave_one_out.Looked()
         self._changes = ChangeWatch(engine)
         #: When the next run is due, and the time of the last query for due runs: the clock may be set back.
         self._due: int | None = None
@@ -106,7 +107,7 @@ class Dispatcher:
 
     def tick(self, now: int) -> None:
         """
-        Do maintenance, claim a run if another may run, and advance each as far as is possible without waiting.
+        Do maintenance, claim the due runs that may run, and advance each as far as is possible without waiting.
 
         No run is claimed if `draining` is set or the disk is low. An error in a claimed run ends or postpones that run;
         a full disk and database errors are raised.
@@ -137,7 +138,7 @@ class Dispatcher:
         return found
 
     def _claim_due(self, now: int, *, low: bool) -> None:
-        """Collect garbage, queue due trials and, unless the disk is `low`, claim the first due run, if there is one."""
+        """Collect garbage, queue due trials and, unless the disk is `low`, claim as many due runs as may run."""
         self.upkeep.collect_garbage(now)
         # Called twice a second: query the database only if the answer can differ from the last one.
         later = now >= self._asked_at and (self._due is None or now < self._due)
@@ -146,16 +147,18 @@ class Dispatcher:
         self._asked_at = now
         self._due = now  # should the claim fail, on a full disk say, it is tried again
         suspects.go_on(self._engine, self._settings, now)
-        leave_one_out.go_on(self._engine, self._settings, self._leaving_out, now)
-        # Else runs that overlap would keep the GPU for good from the server that is to take a new champion.
-        waits = bool(self._claims) and self._gpu.keeps_server_waiting()
-        claim = None if low or waits else self._claim_next(now)
-        if claim is None:
-            # An hour at most: trials leave the budget of seven days without a change in the database.
-            self._due = min(order.next_due(self._engine) or now + _HOUR_MS, now + _HOUR_MS)
-            return
-        self._claims[claim.run_id] = claim
-        log.info("run_claimed", run=claim.run_id)
+        leave_one_out.go_on(self._engine, self._settings, self._leaving_out, now, self._looked)
+        needs: dict[str, int] = {}
+        while len(self._claims) < self._settings.executor.parallel:
+            # Else runs that overlap would keep the GPU for good from the server that is to take a new champion.
+            waits = bool(self._claims) and self._gpu.keeps_server_waiting()
+            claim = None if low or waits else self._claim_next(now, needs)
+            if claim is None:
+                # An hour at most: trials leave the budget of seven days without a change in the database.
+                self._due = min(order.next_due(self._engine) or now + _HOUR_MS, now + _HOUR_MS)
+                return
+            self._claims[claim.run_id] = claim
+            log.info("run_claimed", run=claim.run_id)
 
     def _go_on(self, claim: states.Claim, now: int) -> None:
         """Advance a claimed run as far as is possible without waiting; an error in it ends or postpones it."""
@@ -212,19 +215,23 @@ class Dispatcher:
 
     # --- one claim
 
-    def _claim_next(self, now: int) -> states.Claim | None:
-        """Claim and return the first due run that can continue, or `None`; store in the others before it why not."""
-        claimed = self._needed_by_claimed()
+    def _claim_next(self, now: int, needs: dict[str, int]) -> states.Claim | None:
+        """
+        Claim and return the first due run that can continue, or `None`; store in the others before it why not.
+
+        `needs` are the bytes that claimed runs still need, by the run; missing ones are added.
+        """
         with transaction(self._engine) as session:
             for run in order.due_runs(session, now):
+                self._add_needs(session, needs)
                 try:
                     if run.config is None:
                         config = self._config_of(session, run, now)
-                        self.upkeep.disk.require(needed_bytes(config) | claimed)
+                        self.upkeep.disk.require(needed_bytes(config) | needs)
                         if not run_queue.begin(session, run, config, now):
                             continue
                     if run.state == RunState.WAITING:
-                        self.upkeep.disk.require(self._still_needed(run) | claimed)
+                        self.upkeep.disk.require(self._still_needed(run) | needs)
                 except DropforgeError as error:
                     run_queue.put_off(session, run, error, now)
                 else:
@@ -390,13 +397,12 @@ class Dispatcher:
         except (OSError, ValueError) as error:
             raise self._unusable(run.id or 0, error) from error
 
-    def _needed_by_claimed(self) -> dict[str, int]:
-        """Return the bytes that each claimed run still needs, by the run."""
-        needs = {}
-        for claim in self._claims.values():
-            with contextlib.suppress(DropforgeError):  # its next step says so
-                needs[f"run {claim.run_id}"] = sum(self._still_needed(self._run(claim, snapshot=False)).values())
-        return needs
+    def _add_needs(self, session: Session, needs: dict[str, int]) -> None:
+        for run_id in self._claims:
+            if f"run {run_id}" not in needs:
+                run = session.get_one(Run, run_id, options=[defer(Run.snapshot)])  # type: ignore[arg-type]
+                with contextlib.suppress(DropforgeError):  # its next step says so
+                    needs[f"run {run_id}"] = sum(self._still_needed(run).values())
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
         """Return the paths of the run's published artifacts by step, and the next step: `None` after the last one."""
@@ -483,10 +489,9 @@ class Dispatcher:
         self._specs.pop(claim.run_id, None)
         self.upkeep.may_collect = True
 
-    def _run(self, claim: states.Claim, *, snapshot: bool = True) -> Run:
-        options = [] if snapshot else [defer(Run.snapshot)]  # type: ignore[arg-type]
+    def _run(self, claim: states.Claim) -> Run:
         with transaction(self._engine) as session:
-            run = session.get(Run, claim.run_id, options=options)
+            run = session.get(Run, claim.run_id)
         if run is None or run.token != claim.token:
             raise states.LostClaim(f"run {claim.run_id} is no longer this daemon's")
         return run

@@ -9,8 +9,9 @@ each with the drop and the champion, are the whole state.
 
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass, field
 
-from sqlalchemy import Engine, or_
+from sqlalchemy import Engine, func, or_, text
 from sqlmodel import Session, col, select
 
 from daemon.queue import run_queue, suspects
@@ -19,9 +20,25 @@ from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.questions import RARE
 from daemon.state.states import OPEN_STATES, TRIAL, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, waits
 from pipeline.artifacts import Verdict
+
+
+_HOUR_MS = 3_600_000
+
+
+@dataclass
+class Looked:
+    """What `go_on` has seen: each change of a track leaves an event, so without one a track needs no look."""
+
+    event: int | None = None
+    """The latest event; `None` before the first look."""
+    at: int = 0
+    """When the tracks in `full` were looked at, in ms since the epoch."""
+    full: set[str] = field(default_factory=set)
+    """Tracks without a trial left for the week, which end without an event."""
 
 
 def follow_verdict(session: Session, run: Run, verdict: Verdict, now: int) -> None:
@@ -44,16 +61,23 @@ def tracks_of(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in settings.track_names if settings.track(name).suspects.leave_one_out)
 
 
-def go_on(engine: Engine, settings: Settings, tracks: Collection[str], now: int) -> None:
+def go_on(engine: Engine, settings: Settings, tracks: Collection[str], now: int, looked: Looked) -> None:
     """
     Queue a run without one of the champion's drops for each of `tracks` that has nothing else to do.
 
     Each drop is left out once per champion, the oldest first, as long as `gate.trials_per_week` has a run left. A run
-    that has not begun is cancelled if another champion came. Called before a run is claimed.
+    that has not begun is cancelled if another champion came. Called before a run is claimed. Tracks that have not
+    changed since the call before, which `looked` is from, are left out.
     """
     if not tracks:
         return
     with transaction(engine) as session:
+        latest = session.exec(select(func.max(Event.id))).one() or 0
+        again = not 0 <= now - looked.at < _HOUR_MS
+        if looked.event is not None:
+            changed = set(session.exec(select(Event.track).where(col(Event.id) > looked.event)).all())
+            tracks = [name for name in tracks if name in changed or (again and name in looked.full)]
+        full = looked.full.difference(tracks)
         searching = set(session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None))).all())
         for name in tracks:
             track = session.get(Track, name)
@@ -64,9 +88,11 @@ def go_on(engine: Engine, settings: Settings, tracks: Collection[str], now: int)
                 continue
             if _was_left_out(session, track):
                 suspects.run_again(session, settings, name, now)
-            begun = suspects.trials(session, name, now, left_out=True)
-            if begun < settings.track(name).gate.trials_per_week and _is_idle(session, track):
+            if suspects.trials(session, name, now, left_out=True) >= settings.track(name).gate.trials_per_week:
+                full.add(name)
+            elif _is_idle(session, track):
                 _queue(session, settings, track, now)
+    looked.event, looked.full, looked.at = latest, full, now if again else looked.at
 
 
 def _call_off(session: Session, track: Track, now: int) -> None:
@@ -82,6 +108,7 @@ def _was_left_out(session: Session, track: Track) -> bool:
     left = select(Drop.id).join(Event, col(Event.drop_id) == Drop.id).where(Event.kind == "left_out")
     left = left.join(Promotion, col(Promotion.run_id) == Event.run_id).where(Drop.state == DropState.ACCEPTED)
     left = left.where(Promotion.track == track.name, Promotion.model_id == track.champion_model_id)
+    left = left.where(Event.track == track.name, text(RARE))
     return session.exec(left.where(col(Drop.first_run) < Promotion.run_id)).first() is not None
 
 
@@ -106,14 +133,14 @@ def _queue(session: Session, settings: Settings, track: Track, now: int) -> None
 
     A drop is not left out if a person restored it, or if it replaces held-out answers: without it the old ones judge.
     """
-    snapshot = suspects.champion_snapshot(session, track.name)
-    drops = [int(str(one["id"])) for one in snapshot if one["role"] == "train"]
-    tried = select(Event.drop_id).where(Event.kind == "left_out", col(Event.drop_id).in_(drops))
+    drops = suspects.champion_drops(session, track.name)
+    tried = select(Event.drop_id).where(Event.kind == "left_out", Event.track == track.name, text(RARE))
     tried = tried.where(col(Event.detail)["champion"].as_string() == track.champion_model_id)
     left = set(session.exec(tried).all()) | suspects.restored(session, track.name)
-    untried = sorted(set(drops) - left - _corrections(session, settings, track))
+    untried = sorted(drops - left - _corrections(session, settings, track))
     if len(drops) < 2 or not untried:  # noqa: PLR2004 - nothing would be left of one
         return
+    snapshot = suspects.champion_snapshot(session, track.name)
     run = Run(track=track.name, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
     run.snapshot = [one for one in snapshot if one["id"] != untried[0]]
     session.add(run)

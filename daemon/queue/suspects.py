@@ -11,7 +11,7 @@ states of their runs are the whole state: after a crash a search continues from 
 
 from collections.abc import Iterable
 
-from sqlalchemy import Engine, func, update
+from sqlalchemy import Engine, func, text, update
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -22,6 +22,7 @@ from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.questions import RARE
 from daemon.state.states import TRIAL, DropState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
@@ -112,15 +113,21 @@ def try_again_without(session: Session, drop: Drop, now: int) -> None:
             _take_back(session, suspect, now)
 
 
-def champion_snapshot(session: Session, track: str) -> list[dict[str, object]]:
-    """Return a snapshot of the champion's drops and all held-out drops; empty if one of the former is not accepted."""
+def champion_drops(session: Session, track: str) -> set[int]:
+    """Return the ids of the training drops behind the champion; empty if one of them is not accepted."""
     known = _known(session, track)
-    return _snapshot(session, track, set()) if known == _accepted(session, known) else []
+    return known if known == _accepted(session, known) else set()
+
+
+def champion_snapshot(session: Session, track: str) -> list[dict[str, object]]:
+    """Return a snapshot of the champion's drops that are accepted, and all held-out drops."""
+    return _snapshot(session, track, set())
 
 
 def restored(session: Session, track: str) -> set[int | None]:
     """Return the ids of the track's drops that a person restored, which are never tried again."""
-    return set(session.exec(select(Event.drop_id).where(Event.kind == "drop_restored", Event.track == track)).all())
+    restored = select(Event.drop_id).where(Event.kind == "drop_restored", Event.track == track, text(RARE))
+    return set(session.exec(restored).all())
 
 
 def trial_of(session: Session, run: Run) -> int | None:

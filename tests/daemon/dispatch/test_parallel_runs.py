@@ -67,6 +67,13 @@ def test_two_tracks_run_at_once_and_the_third_and_a_tracks_next_run_wait(box: Pa
     assert sorted(row.track for row in box.promotions()) == ["a", "b", "default", "default"]
 
 
+def test_one_tick_claims_all_due_runs_that_may_run(box: ParallelBox) -> None:
+    for track in ("default", "a", "b"):
+        box.drop(f"of {track}", track)
+    box.dispatcher.tick(NOW + 1)
+    assert box.states(1, 2, 3) == [RunState.RUNNING, RunState.RUNNING, RunState.QUEUED]
+
+
 def test_all_running_runs_go_on_after_a_restart_and_wait_after_a_shutdown(box: ParallelBox) -> None:
     box.drop("one")
     box.drop("two", "a")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 from sqlmodel import Session
 
 from daemon.queue import drops, leave_one_out, order, run_queue, suspects
@@ -33,6 +34,7 @@ class Idle(Box):
 
     def set(self, **values: object) -> None:
         self.settings = self.settings.model_copy(update=values)
+        self.looked = leave_one_out.Looked()  # settings change with a restart alone
 
     def champion(self) -> str | None:
         with transaction(self.engine) as session:
@@ -53,7 +55,7 @@ class Idle(Box):
 
     def go_on(self) -> None:
         super().go_on()
-        leave_one_out.go_on(self.engine, self.settings, leave_one_out.tracks_of(self.settings), self.now)
+        leave_one_out.go_on(self.engine, self.settings, leave_one_out.tracks_of(self.settings), self.now, self.looked)
 
     def withdraw(self, drop: int) -> list[int]:
         return drops.withdraw(self.engine, drop, Word("wrong customer", self.tick()), self.settings).cancelled
@@ -98,6 +100,19 @@ def test_each_drop_is_left_out_once_per_champion_the_oldest_first_under_another_
     box.drop()
     box.end(box.claim(), WINS)
     assert in_snapshot(box.next_trial()) == [2, 3, pinned, 5], "another champion"
+
+
+def test_a_track_without_news_is_not_asked_again(box: Idle) -> None:
+    for _ in range(3):
+        box.end(box.next_trial(), LOST)
+    box.go_on()
+    asked: list[str] = []
+    event.listen(box.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+    box.go_on()
+    assert not any("FROM promotion" in one for one in asked)
+    box.drop()
+    box.end(box.claim(), WINS)
+    assert box.trial() is not None, "another champion"
 
 
 def test_a_correction_and_what_a_person_restored_are_not_left_out(box: Idle) -> None:

@@ -13,7 +13,7 @@ from daemon.queue import drops, run_queue, states, suspects
 from daemon.queue.states import Claim
 from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.events import Word
+from daemon.state.events import Word, record_event
 from daemon.state.states import AWAITING, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline import durable
@@ -102,6 +102,7 @@ class Box:
                 drops=in_snapshot(run),
             )
             session.add(promotion)
+            record_event(session, "promoted", self.now, track="default", run_id=run.id)
             track.champion_generation, track.champion_model_id = generation, f"m{run.id}"
             session.add(track)
 
