@@ -36,8 +36,6 @@ _NO_ID = 0xFFFFFFFF
 MARK = "Dropforge keeps this file up to date; one of your own by this name stays as it is."
 _READ_OWN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITE_OWN = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Errors of opening a name that is no file or folder of the daemon's; others, as too many open files, may pass.
-_NOT_OURS = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
 #: More than any file written here has.
 _MOST_OWN_BYTES = 1 << 20
 log = structlog.get_logger()
@@ -164,17 +162,13 @@ class InboxFolders:
         return private
 
     def answers_there(self, *names: str, user: str | None) -> Folder | None:
-        """Open the folder that `answers` made for user `user` (`None`: own); `None` if missing or unsafe, or `OSError`."""
+        """Open the folder that `answers` made for `user` (`None`: own); `None` if missing or unsafe, or `OSError`."""
         folder = self.closed(*names)
         if user in {None, name_of(os.geteuid())}:
             return folder
-        try:
-            private = Folder(os.open(f"~{user}", _FOLDER | os.O_NOFOLLOW, dir_fd=folder.fd))
-        except OSError as error:
-            if error.errno not in _NOT_OURS:
-                raise
-            return None
-        return private if os.fstat(private.fd).st_uid in {os.geteuid(), 0} else None
+        fd = _open_own(f"~{user}", _FOLDER | os.O_NOFOLLOW, folder)
+        private = None if fd is None else Folder(fd)
+        return private if private and os.fstat(private.fd).st_uid in {os.geteuid(), 0} else None
 
     def lock(self) -> None:
         """Lock the inbox until the process ends. Raises `InboxUnusable` if it cannot be locked within 0.2 s."""
@@ -193,16 +187,23 @@ class InboxFolders:
 
 def read_own(folder: Folder, name: str | bytes) -> bytes | None:
     """Return up to a megabyte of the file `name`, or `None`: missing, not regular, another user's. Raises `OSError`."""
-    try:
-        fd = os.open(name, _READ_OWN, dir_fd=folder.fd)
-    except OSError as error:
-        if error.errno not in _NOT_OURS:
-            raise
+    fd = _open_own(name, _READ_OWN, folder)
+    if fd is None:
         return None
     with os.fdopen(fd, "rb") as file:
         info = os.fstat(fd)
         own = stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid()
         return file.read(_MOST_OWN_BYTES) if own else None
+
+
+def _open_own(name: str | bytes, flags: int, folder: Folder) -> int | None:
+    """Open a name in a folder; `None` if missing or a link. Raises `OSError`, as for too many open files."""
+    try:
+        return os.open(name, flags, dir_fd=folder.fd)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}:
+            return None
+        raise
 
 
 def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None:

@@ -25,20 +25,16 @@ from daemon.state.states import OPEN_STATES, TRIAL, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, waits
 from pipeline.artifacts import Verdict
 
-
 _HOUR_MS = 3_600_000
 
 
 @dataclass
 class Looked:
-    """What `go_on` has seen: each change of a track leaves an event, so without one a track needs no look."""
+    """The latest event that `go_on` saw, and the tracks without a trial left for the week, with the time (ms) of it."""
 
     event: int | None = None
-    """The latest event; `None` before the first look."""
-    at: int = 0
-    """When the tracks in `full` were looked at, in ms since the epoch."""
     full: set[str] = field(default_factory=set)
-    """Tracks without a trial left for the week, which end without an event."""
+    at: int = 0
 
 
 def follow_verdict(session: Session, run: Run, verdict: Verdict, now: int) -> None:
@@ -66,8 +62,8 @@ def go_on(engine: Engine, settings: Settings, tracks: Collection[str], now: int,
     Queue a run without one of the champion's drops for each of `tracks` that has nothing else to do.
 
     Each drop is left out once per champion, the oldest first, as long as `gate.trials_per_week` has a run left. A run
-    that has not begun is cancelled if another champion came. Called before a run is claimed. Tracks that have not
-    changed since the call before, which `looked` is from, are left out.
+    that has not begun is cancelled if another champion came. Called before a run is claimed. Tracks without an event,
+    which each change leaves, since the call before, which `looked` is from, are left out.
     """
     if not tracks:
         return

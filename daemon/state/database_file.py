@@ -25,8 +25,6 @@ _NETWORK = re.compile(
 )
 _PRIMARY_CODE = 0xFF  # the rest of an extended code says more of the same
 _DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
-#: A killed process left an unfinished transaction: a writer must roll it back, which a reader may not.
-_BEGUN = frozenset({sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_READONLY_RECOVERY})
 #: Another process holds it, or its disk is full or failing.
 _HINDERED = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -178,12 +176,8 @@ def in_words(error: BaseException, path: Path) -> DatabaseUnusable | None:
     `None` for errors that are not SQLite's, and for wrong statements and rows, which are defects of our own code.
     """
     cause = cause_of(error)
-    whole = getattr(cause, "sqlite_errorcode", 0)
-    code = whole & _PRIMARY_CODE
-    if whole in _BEGUN:
-        what = f"what a killed process began in the state database {path} is to be undone"
-        hint = "the daemon does that at its start: dropforge run; if it is starting, try again"
-    elif code in _DENIED:
+    code = getattr(cause, "sqlite_errorcode", 0) & _PRIMARY_CODE
+    if code in _DENIED:
         what = f"user {user()} may not use the state database {path}: {cause}"
         hint = (
             f"this user must be able to read and write it and its folder: ls -ld {path.parent} {path}; "

@@ -82,11 +82,9 @@ class _Finder:
             for path in run.working:
                 if not self._kept.holds(path):
                     yield self._item(path, f"run {run.id} has ended and nothing refers to it")
-        for path in run.asides:
-            yield self._item(path, "left by a process that died while it wrote")
 
     def unknown_runs(self) -> Iterator[Item]:
-        known = set(map(str, self._kept.known_runs))
+        known = set(map(str, self._session.exec(select(Run.id))))
         for path in sorted((self._root / "runs").glob("*")):
             if path.name not in known and self._is_old(path):
                 yield self._item(path, "of a run that the database does not know")

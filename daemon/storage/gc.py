@@ -57,8 +57,6 @@ def collect(
     with transaction(open_reader(engine.get_execution_options()["path"])) as session:
         kept = what_is_kept(session, settings, now, set() if cleared is None else cleared)
         items = list(find_garbage(session, settings, kept, now))
-    for item in items:
-        kept.refuse(root / item.path)
     if items and not dry_run:
         with collecting(settings.state_folder), transaction(engine) as session:
             used = what_is_in_use(session, settings)

@@ -21,7 +21,6 @@ from daemon.state.states import OPEN_STATES, RunState
 from daemon.state.tables import Promotion, Run, Track, waits
 from pipeline.contract import RESULT_NAME, SPEC_NAME, STORY_NAMES
 from pipeline.durable import read_object
-from pipeline.errors import DropforgeError
 from pipeline.steps import STEPS
 
 DAY_MS = 86_400_000
@@ -30,17 +29,13 @@ _STORY = STORY_NAMES | {RESULT_NAME, "report"}
 
 
 class Ended(NamedTuple):
-    """A run that is over, with its files that a collection may remove."""
+    """A run that is over, with the names of its models in `models/` and its `working_files`."""
 
     id: int
     track: str
     state: str
-    models: frozenset[str]
-    """Names of its models in `models/`."""
+    models: set[str]
     working: tuple[Path, ...]
-    """Its `working_files`."""
-    asides: tuple[Path, ...]
-    """Temporary files in its folder."""
 
 
 @dataclass
@@ -58,8 +53,6 @@ class Kept:
     """Ended runs within the limits of the settings."""
     ended: list[Ended] = field(default_factory=list)
     """The runs that are over and have files, the latest first."""
-    known_runs: set[int] = field(default_factory=set)
-    """All runs."""
 
     @property
     def runs(self) -> set[int]:
@@ -75,12 +68,6 @@ class Kept:
         """Add resolved paths."""
         self.paths |= paths
         self.above.update(*(path.parents for path in paths))
-
-    def refuse(self, path: Path) -> None:
-        """Raise `DropforgeError` for a path that is kept: the last check before it is moved."""
-        if self.holds(path):
-            message = f"{path} is still needed and was about to be removed; nothing was"
-            raise DropforgeError(message, "report this: a collection must never come this far")
 
 
 def what_is_kept(session: Session, settings: Settings, now: int, cleared: set[tuple[int, int]]) -> Kept:
@@ -123,30 +110,27 @@ def what_is_in_use(session: Session, settings: Settings) -> Kept:
 def _list_ended(session: Session, root: Path, kept: Kept, now: int, cleared: set[tuple[int, int]]) -> None:
     """List the runs that are over in `kept.ended`, the latest first, but for `cleared` ones. Raises `OSError`."""
     models = {path.name for path in (root / "models").glob("*")}
-    wanted = select(Run.id, Run.ended_at, Run.track, Run.state)
+    wanted = select(Run.id, Run.ended_at, Run.track, Run.state).where(col(Run.ended_at).is_not(None))
     for run_id, end, track, state in session.exec(wanted.order_by(col(Run.ended_at).desc(), col(Run.id).desc())):
-        kept.known_runs.add(run_id or 0)
-        if run_id is None or end is None or (run_id, end) in cleared:
+        folder, key = root / "runs" / str(run_id), (run_id or 0, end or 0)
+        if key in cleared:
             continue
-        folder = root / "runs" / str(run_id)
-        own = frozenset(models & _made_by(folder))
-        run = Ended(run_id, track, state, own, tuple(working_files(folder)), _asides(folder))
-        if run.models or run.working or run.asides:
+        _require_readable(folder)
+        # Also if a collection was cut off after it had renamed the artifact.
+        own = models & {*_named(folder), str(read_object(folder / "merge.removed.json").get("model_id"))}
+        run = Ended(key[0], track, state, own, tuple(working_files(folder)))
+        if run.models or run.working:
             kept.ended.append(run)
-        elif end < now - DAY_MS:
-            cleared.add((run_id, end))
+        elif key[1] < now - DAY_MS:
+            cleared.add(key)
 
 
-def _asides(run_folder: Path) -> tuple[Path, ...]:
-    """Return the temporary files in a run's folder. Raises `OSError` if nobody can know which models it needs."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for entry in os.scandir(run_folder):
+def _require_readable(run_folder: Path) -> None:
+    """Raise `OSError` if a run's folder exists and cannot be read: nobody would know which models it needs."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(run_folder) as entries:
+        for entry in entries:
             if not os.access(entry.path, os.R_OK | (os.X_OK if entry.is_dir() else 0)):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), entry.path)
-            if entry.name.startswith(".") and entry.name.endswith(".tmp"):
-                found.append(Path(entry.path))
-    return tuple(sorted(found))
 
 
 def _keep_champions(session: Session, root: Path, track: Track, former: int, kept: Kept) -> None:
@@ -166,7 +150,7 @@ def _keep_open(root: Path, run: Run, kept: Kept) -> None:
     assert run.id is not None  # noqa: S101 - every row that was read has one
     kept.open_runs.add(run.id)
     folder = root / "runs" / str(run.id)
-    _asides(folder)
+    _require_readable(folder)
     kept.keep({folder.resolve()} | models_of(root, run.id))
     base = (run.config or {}).get("base_model")
     kept.keep(_places(root, base if isinstance(base, str) else None))
@@ -202,11 +186,6 @@ def _named(run_folder: Path) -> set[str]:
     return {str(name) for name in (merged.get("model_id"), verdict.get("candidate_model_id")) if name}
 
 
-def _made_by(run_folder: Path) -> set[str]:
-    """Return the names of the models that a run made, also if a collection has renamed their artifact."""
-    return {*_named(run_folder), str(read_object(run_folder / "merge.removed.json").get("model_id"))}
-
-
 def _named_folders(root: Path, run_id: int) -> set[Path]:
     """Return the folders that a run's published artifacts name: data set, adapter, report."""
     artifacts = [read_object(root / "runs" / str(run_id) / f"{step.name}.json") for step in STEPS]
@@ -214,7 +193,8 @@ def _named_folders(root: Path, run_id: int) -> set[Path]:
 
 
 def working_files(run_folder: Path) -> Iterator[Path]:
-    """Yield a run's `checkpoints`, and all in its attempts except spec, result, progress, curve, log and report."""
+    """Yield a run's `checkpoints`, temporary files, and the `leftovers` of its attempts."""
+    yield from sorted(run_folder.glob(".*.tmp"))
     if (run_folder / "checkpoints").exists():
         yield run_folder / "checkpoints"
     for attempt in sorted(run_folder.glob("attempts/*")):

@@ -14,7 +14,6 @@ from daemon.state.events import Word, record_event
 from daemon.state.questions import RARE
 from daemon.storage.disk import Disk
 from daemon.system.clock import now_ms
-from daemon.views.champion_history import ServingView
 from daemon.views.drop_detail import findings_of
 from daemon.views.overview import NotThere, Overview, RunView
 from daemon.views.reader import Row, utc
@@ -105,7 +104,10 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
             least = "At least " if len(every) == _MOST_LOOKED_AT else ""
             title = f"{least}{count(more, f'more {rest[0]}', f'more {rest[1]}')}"
             left[_MOST:] = [Attention(kind=left[0].kind, title=title, detail=f"list them: {rest[2]}", count=more)]
-        told += [_with_findings(overview, one) if one.kind == "rejected" and one.drop else one for one in left]
+        told += left
+    for place, one in enumerate(told):
+        if one.kind == "rejected" and one.drop is not None:  # asked only for those that are listed
+            told[place] = one.model_copy(update={"detail": rejected_words(overview, one.drop, one.detail)})
     return tuple(one for one in told if not _is_dismissed(one, dismissed))
 
 
@@ -132,10 +134,6 @@ def rejected_words(overview: Overview, drop: int, reason: str | None) -> str:
     return "; ".join((*told, *more)) or reason or ""
 
 
-def _with_findings(overview: Overview, one: Attention) -> Attention:
-    return one.model_copy(update={"detail": rejected_words(overview, one.drop or 0, one.detail)})
-
-
 def _machine(settings: Settings, overview: Overview, *, alive: bool) -> Iterator[Attention]:
     if not alive:
         yield Attention(kind="daemon", title="The daemon is not running", detail="start it: dropforge run")
@@ -153,16 +151,14 @@ def _paused(overview: Overview) -> Iterator[Attention]:
 
 def _commands(settings: Settings, overview: Overview) -> Iterator[Attention]:
     for champion in overview.champions(settings.track_names):
-        yield from _failed_commands(champion, again=bool(settings.track(champion.track).hooks.after_promotion))
-
-
-def _failed_commands(champion: ServingView, *, again: bool) -> Iterator[Attention]:
-    for name, one in (("hooks.after_promotion", champion.hook), ("hooks.health", champion.health)):
-        if one is not None and one.state == "failed":
-            title = f"{name} failed for the champion of track {champion.track}"
-            offered = again and name == "hooks.after_promotion"
-            hint = f"; to run it again: dropforge hook --track {champion.track}" if offered else ""
-            yield Attention(kind="hook", title=title, detail=f"{one.error}{hint}", track=champion.track)
+        track = champion.track
+        again = (
+            f"; to run it again: dropforge hook --track {track}" if settings.track(track).hooks.after_promotion else ""
+        )
+        for name, one, hint in (("hooks.after_promotion", champion.hook, again), ("hooks.health", champion.health, "")):
+            if one is not None and one.state == "failed":
+                title = f"{name} failed for the champion of track {track}"
+                yield Attention(kind="hook", title=title, detail=f"{one.error}{hint}", track=track)
 
 
 def _failed(overview: Overview) -> Iterator[Attention]:

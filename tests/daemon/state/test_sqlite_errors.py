@@ -90,17 +90,6 @@ def _malformed(path: Path) -> None:
     path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
 
 
-def _killed_in_a_transaction(path: Path) -> None:
-    """Leave a journal that is to be rolled back, as a kill does while pages are written."""
-    begin = (
-        "import os, sqlite3, sys; base = sqlite3.connect(sys.argv[1], isolation_level=None);"
-        "[base.execute(one) for one in ('PRAGMA journal_mode=DELETE', 'PRAGMA cache_size=1', 'BEGIN',"
-        " 'CREATE TABLE x (y)', 'INSERT INTO x SELECT randomblob(100000) FROM run, run')]; os._exit(1)"
-    )
-    subprocess.run([sys.executable, "-c", begin, path], check=False)
-    assert path.with_name(f"{path.name}-journal").stat().st_size
-
-
 @pytest.mark.parametrize(
     ("harm", "remedy"),
     [(_unreadable, ""), (_no_database, "dropforge restore"), (_malformed, "dropforge restore")],
@@ -115,18 +104,6 @@ def test_a_database_that_cannot_be_used_is_said_in_words(
         assert (done.code, words_of(done.err)) == (1, ["error:", "hint:"]), words
         assert str(path) in done.err, words
         assert remedy in done.err, words
-
-
-def test_whoever_only_reads_is_told_who_undoes_what_a_killed_process_began(
-    workspace: Any, dropforge: Callable[..., Any]
-) -> None:
-    path = workspace.settings.state_folder / DATABASE_NAME
-    workspace.engine.dispose()
-    _killed_in_a_transaction(path)
-    for words in QUESTIONS:
-        done = dropforge(*words)
-        assert (done.code, words_of(done.err)) == (1, ["error:", "hint:"]), words
-        assert "the daemon does that at its start: dropforge run" in done.err, words
 
 
 def test_a_database_of_another_version_says_who_upgrades_it(workspace: Any, dropforge: Callable[..., Any]) -> None:
