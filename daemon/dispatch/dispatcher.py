@@ -487,6 +487,7 @@ class Dispatcher:
     def _drop(self, claim: states.Claim) -> None:
         del self._claims[claim.run_id]
         self._specs.pop(claim.run_id, None)
+        self._troubles.clear(f"files of run {claim.run_id}")
         self.upkeep.may_collect = True
 
     def _run(self, claim: states.Claim) -> Run:

@@ -51,12 +51,15 @@ def last_due(schedule: str, timezone: str, after: datetime, now: datetime) -> da
     # Without an end it would look for a 30th of February until the year 9999.
     trigger.end_date = now
     every_hour = schedule.split()[1].startswith("*")
-    latest, fire = None, _next(trigger, max(after, now - _LONGEST_GAP))
-    while fire is not None:
-        # `fold` is 1 in the second pass of an hour that is repeated when summer time ends.
-        if every_hour or fire.astimezone(trigger.timezone).fold == 0:
-            latest = fire
-        fire = _next(trigger, fire)
+    latest: datetime | None = None
+    # A long gap may have a hundred thousand fire times, and the latest is mostly in the last day.
+    for gap in (timedelta(days=1), timedelta(days=32), _LONGEST_GAP):
+        fire = _next(trigger, max(after, now - gap)) if latest is None else None
+        while fire is not None:
+            # `fold` is 1 in the second pass of an hour that is repeated when summer time ends.
+            if every_hour or fire.astimezone(trigger.timezone).fold == 0:
+                latest = fire
+            fire = _next(trigger, fire)
     return latest
 
 

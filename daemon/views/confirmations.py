@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from daemon.inbox.answers.remarks import use_of_pinned
 from daemon.settings.model import Settings
 from daemon.state.states import RunState, state_words
+from daemon.system.clock import now_ms, utc
 from daemon.views.drops import DropUses
 from daemon.views.overview import Overview
 
@@ -83,10 +84,11 @@ def _queued(overview: Overview, settings: Settings, track: str) -> list[str]:
     """Return a line per queued run of the track with when it begins; empty for a track not in the settings."""
     if track not in settings.track_names:
         return []
-    own, words = settings.track(track), "it begins next"
-    if own.trigger != "nightly":
-        words = f"it begins after {own.run_after_quiet_seconds:g} s without another drop"
-    return [f"run {run.id} is queued: {run.paused or words}" for run in overview.runs(track, [RunState.QUEUED])]
+    quiet = f"it begins after {settings.track(track).run_after_quiet_seconds:g} s without another drop"
+    return [
+        f"run {run.id} is queued: {run.paused or ('it begins next' if run.not_before <= utc(now_ms()) else quiet)}"
+        for run in overview.runs(track, [RunState.QUEUED])
+    ]
 
 
 def _still_in(uses: DropUses, track: str) -> list[str]:

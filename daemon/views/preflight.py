@@ -3,7 +3,7 @@
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -72,6 +72,7 @@ def try_suite(name: str) -> str:
     return f"{'built in' if name == BUILTIN else name}: {count(len(items), 'item')}"
 
 
+@cache
 def try_vllm(program: str) -> str:
     """Run a vLLM program's Python; return path and version. Raises `DropforgeError` if it is missing or not vLLM."""
     return f"{find_program(program)}: version {read_version(program)}"

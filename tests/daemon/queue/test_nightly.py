@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 import hypothesis
 import pytest
+from apscheduler.triggers.cron import CronTrigger
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
@@ -100,6 +101,20 @@ def test_due_is_the_latest_fire_time_after_the_last_slot(after: str, now: str, d
 def test_a_long_gap_ends_with_the_right_slot_of_the_last_year(schedule: str, due: str | None) -> None:
     found = last_due(schedule, "UTC", utc("2019-01-01 00:00"), utc("2026-05-09 13:00"))
     assert found == (None if due is None else utc(due))
+
+
+def test_of_a_long_gap_not_every_fire_time_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[datetime] = []
+    real = CronTrigger.get_next_fire_time
+
+    def count(trigger: CronTrigger, before: datetime, now: datetime) -> datetime | None:
+        asked.append(now)
+        found: datetime | None = real(trigger, before, now)
+        return found
+
+    monkeypatch.setattr(CronTrigger, "get_next_fire_time", count)
+    assert last_due("*/5 * * * *", "UTC", utc("2026-04-09 13:02"), utc("2026-05-09 13:02")) == utc("2026-05-09 13:00")
+    assert len(asked) < 400, "30 days have 8,640"
 
 
 def test_the_schedule_is_read_in_its_time_zone() -> None:
