@@ -520,6 +520,21 @@ def test_a_job_goes_on_while_its_files_cannot_be_read(box: Box, monkeypatch: pyt
     assert box.dispatcher._troubles.words == {}
 
 
+def test_a_run_whose_claim_is_lost_is_no_trouble_any_more(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_spec: StepSpec) -> JobState:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/shared/runs/1")
+
+    monkeypatch.setattr(box.executor, "outlives", lambda _key: True)
+    monkeypatch.setattr(box.executor, "poll", away)
+    box.drop("a")
+    box.ticks()
+    assert list(box.dispatcher._troubles.words) == ["files of run 1"]
+    with transaction(box.engine) as session:
+        session.get_one(Run, 1).token = "another daemon's"
+    box.ticks()
+    assert box.dispatcher._troubles.words == {}
+
+
 def test_as_many_interruptions_on_this_machine_are_none(box: Box) -> None:
     box.executor.script["train"] = [ended("interrupted", EXIT_INTERRUPTED)] * 12
     box.drop("a")
