@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 
 from daemon.champions.history import blocked, forcing, no_champion
 from daemon.queue.states import Claim, held_run, require_not_cancelled
-from daemon.state.database import newest_revision, open_engine, transaction
+from daemon.state.database import newest_revision, open_engine, open_reader, transaction
 from daemon.state.database_file import revision
 from daemon.state.events import record_event
 from daemon.state.layout import DATABASE_NAME
@@ -230,32 +230,40 @@ def sync_links(engine: Engine, work_folder: WorkFolder) -> dict[str, OSError | N
     Raises `OSError` if the disk is full.
     """
     found: dict[str, OSError | None] = {}
-    with transaction(engine) as session:
-        for name in session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all():
-            found[name] = None
-            try:
-                sync_link(session, work_folder, name)
-            except OSError as error:
-                if is_disk_full(error):
-                    raise
-                found[name] = error
+    with transaction(open_reader(engine.get_execution_options()["path"])) as session:
+        tracks = session.exec(select(Track).where(col(Track.champion_generation).is_not(None))).all()
+        links = {track.name: _links(session, work_folder, track) for track in tracks}
+    for name, targets in links.items():
+        found[name] = None
+        try:
+            # A shared file system may hang: the write lock is taken only if there is something to do.
+            if not all(_is_set(link, target) for link, target in targets.items()):
+                with transaction(engine) as session:
+                    sync_link(session, work_folder, name)
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            found[name] = error
     return found
 
 
 def sync_link(session: Session, work_folder: WorkFolder, track: str) -> None:
     """Make the links `champion` and `previous` of a track match its row, in the caller's write transaction."""
-    row = session.get_one(Track, track)
-    serving = select(Promotion).where(
-        Promotion.track == track,
-        Promotion.generation == row.champion_generation,
-    )
+    for link, target in _links(session, work_folder, session.get_one(Track, track)).items():
+        _point(link, target)
+
+
+def _links(session: Session, work_folder: WorkFolder, row: Track) -> dict[Path, Path]:
+    """Return the targets of a track's links `champion` and `previous`, by the links' paths."""
+    serving = select(Promotion).where(Promotion.track == row.name, Promotion.generation == row.champion_generation)
     promotion = session.exec(serving).one()
     path = row.champion_path or promotion.model_path
     previous = promotion.previous_path or path
     if promotion.previous_model_id == row.base_model_id and row.base_path is not None:
         previous = row.base_path
-    _point(work_folder, track, "champion", path)
-    _point(work_folder, track, "previous", previous)
+    folder = work_folder / "tracks" / row.name
+    named = {"champion": Path(path), "previous": Path(previous)}
+    return {folder / name: one if one.is_absolute() else Path("..", "..", one) for name, one in named.items()}
 
 
 def sync_restored_links(state_folder: StateFolder, work_folder: WorkFolder) -> None:
@@ -268,16 +276,18 @@ def sync_restored_links(state_folder: StateFolder, work_folder: WorkFolder) -> N
             raise error
 
 
-def _point(work_folder: WorkFolder, track: str, name: str, path: str) -> None:
-    """Set the link `name` of a track to the model at `path`, atomically and durably; nothing if it is set already."""
-    folder = work_folder / "tracks" / track
-    folder.mkdir(parents=True, exist_ok=True)
-    link = folder / name
-    target = Path(path) if Path(path).is_absolute() else Path("..", "..", path)
-    aside = folder / f".{name}.new"
-    aside.unlink(missing_ok=True)
-    if link.is_symlink() and link.readlink() == target:
+def _is_set(link: Path, target: Path) -> bool:
+    """Return whether `link` leads to `target`, and no change of it was cut off."""
+    return link.is_symlink() and link.readlink() == target and not link.with_name(f".{link.name}.new").is_symlink()
+
+
+def _point(link: Path, target: Path) -> None:
+    """Set `link` to `target`, atomically and durably; nothing if it is set already."""
+    if _is_set(link, target):
         return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    aside = link.with_name(f".{link.name}.new")
+    aside.unlink(missing_ok=True)
     aside.symlink_to(target)
     aside.rename(link)
-    fsync_folder(folder)
+    fsync_folder(link.parent)

@@ -9,7 +9,7 @@ files of one run or track makes only that run or track wait. A full disk and a l
 import contextlib
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
@@ -181,10 +181,13 @@ class Dispatcher:
 
     def describe(self) -> str:
         """Return one line for people: the claimed runs and their progress, the lack of disk space, or "idle"."""
-        return "; ".join(map(self._describe, self._claims)) or self.upkeep.disk.shortage() or "idle"
+        with transaction(self._engine) as session:
+            opened = session.exec(select(Attempt).where(text("state = 'submitted'"))).all()
+        attempts = {attempt.run_id: attempt for attempt in opened}
+        words = [self._describe(run_id, attempts.get(run_id)) for run_id in self._claims]
+        return "; ".join(words) or self.upkeep.disk.shortage() or "idle"
 
-    def _describe(self, run_id: int) -> str:
-        attempt = states.open_attempt(self._engine, run_id)
+    def _describe(self, run_id: int, attempt: Attempt | None) -> str:
         if attempt is None:
             return f"run {run_id}"
         progress = run_files.load_progress(self._root, run_id, attempt.step, attempt.number)

@@ -1,4 +1,5 @@
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 from sqlmodel import Session, select
 
 from daemon.champions import base_models, promotion
@@ -289,6 +290,24 @@ def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(en
         link.symlink_to("/nowhere")
     promotion.sync_links(engine, WorkFolder(state))
     assert (served(state), served(state, "previous")) == ("m1", "base")
+
+
+@pytest.mark.usefixtures("track")
+def test_links_that_are_right_are_looked_at_while_another_process_writes(engine: Engine, state: Path) -> None:
+    impatient = create_engine(
+        "sqlite://", creator=lambda: _at_once(state), execution_options={"path": state / "state.db"}
+    )
+    with transaction(engine) as session:
+        session.add(Event(at=1, kind="meanwhile"))
+        session.flush()
+        assert promotion.sync_links(impatient, WorkFolder(state)) == {"default": None}
+
+
+def _at_once(state: Path) -> sqlite3.Connection:
+    """Open the database for a writer that does not wait for its turn, and begin to write."""
+    connection = sqlite3.connect(state / "state.db", timeout=0, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
 
 
 def test_a_track_whose_link_cannot_be_mended_is_named_and_the_others_are_mended(engine: Engine, state: Path) -> None:
