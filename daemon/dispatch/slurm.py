@@ -120,7 +120,7 @@ class SlurmExecutor:
         if RESULT_NAME in names:
             return
         if SPEC_NAME not in names:
-            durable.write_json(folder / SPEC_NAME, spec.model_dump(mode="json"))
+            durable.write_bytes(folder / SPEC_NAME, spec.model_dump_json().encode())
             durable.fsync_folder(folder.parent)
         self._watch(spec)
 

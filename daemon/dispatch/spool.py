@@ -217,7 +217,7 @@ class LocalExecutor:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RESULT_NAME).exists() or self._is_known(spec.key):
             return
-        durable.write_json(folder / SPEC_NAME, spec.model_dump(mode="json"))
+        durable.write_bytes(folder / SPEC_NAME, spec.model_dump_json().encode())
         durable.fsync_folder(folder.parent)
         durable.write_json(self._spool.queue / f"{spec.key}.json", {"fence": spec.fence})
 
