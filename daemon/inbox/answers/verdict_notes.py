@@ -204,7 +204,7 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
         elif drop.id in past.champion:
             yield "In use: the model that serves was trained on it."
             yield _how_it_came(past.first[drop.id])
-            yield from _left_out(settings, past.first[drop.id].run_id)
+            yield from _left_out(settings, session.get(Run, past.first[drop.id].run_id or 0))
             yield from _worth(session, drop)
         else:
             yield from _not_serving(session, settings, drop, past)
@@ -249,18 +249,18 @@ def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPa
         yield f"Accepted: it waits for the next run of track {drop.track}, which {begins_when(settings, drop.track)}."
     else:
         yield from _after_run(run)
-        yield from _left_out(settings, run.id)
+        yield from _left_out(settings, run)
 
 
-def _left_out(settings: Settings, run: int | None) -> Iterator[str]:
+def _left_out(settings: Settings, run: Run | None) -> Iterator[str]:
     """Yield what a run left out of its data, and the warnings about it; nothing before that is prepared."""
     data = None
     with suppress(ArtifactDamaged, OSError):
-        data = load_dataset(settings.work_folder, run or 0)
-    if data is not None:
+        data = load_dataset(settings.work_folder, run.id or 0) if run else None
+    if run and data is not None:
         left = left_out_words(data)
-        rows = count(sum(one.rows for one in data.drops), "row")
-        yield from [f"Run {run} left out, of {rows} in all: {left}."] if left else []
+        rows = count(sum(int(str(drop["rows"])) for drop in run.snapshot or ()), "row")
+        yield from [f"Run {run.id} left out, of {rows} in all: {left}."] if left else []
         yield from (f"{words[0].upper()}{words[1:]}." for words in data.warnings)
 
 

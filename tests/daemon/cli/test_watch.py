@@ -58,7 +58,13 @@ def test_the_run_that_has_just_ended_is_told_though_many_later_ones_ended_before
     busy: Any, dropforge: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overview, said = Overview.of(busy.settings), dict[object, str]()
-    ended = {"track": "support", "state": "succeeded", "trigger": "drop", "created_at": 1, "not_before": 1}
+    ended: dict[str, Any] = {
+        "track": "support",
+        "state": "succeeded",
+        "trigger": "drop",
+        "created_at": 1,
+        "not_before": 1,
+    }
     with transaction(busy.engine) as session:
         session.add_all([Run(**ended, id=100 + number, ended_at=busy.now) for number in range(10)])
     print_changes(overview, said)

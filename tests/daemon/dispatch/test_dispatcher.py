@@ -339,7 +339,7 @@ def test_an_idle_track_leaves_out_a_drop_a_week_and_tells_what_it_is_worth(box: 
     idle = box.new_dispatcher(wanted.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)}))
     ticks(idle, now=NOW + 100)
     ticks(idle, now=NOW + 200)
-    assert [[drop.id for drop in spec.drops] for spec in box.executor.submitted if spec.step == "train"] == [
+    assert [[drop.id for drop in spec.drops] for spec in box.executor.submitted if spec.step == "prepare"] == [
         [1, 2],
         [2],
     ]

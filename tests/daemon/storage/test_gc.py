@@ -423,7 +423,7 @@ def test_others_write_while_a_collection_searches_and_what_came_into_use_is_kept
 ) -> None:
     made = history(keep_models=0, keep_champions=1)
     loser, approved, retried = made.run(), made.run(), made.run("failed", attempts=("failed",))
-    real = gc.find_garbage
+    real = garbage.find_garbage
 
     def find(*arguments: Any) -> Iterator[garbage.Item]:
         found = list(real(*arguments))
@@ -486,7 +486,7 @@ def test_runs_go_on_while_a_collection_searches(
     made.run()
     made.run("waiting")
     searching, go_on = threading.Event(), threading.Event()
-    real = gc.find_garbage
+    real = garbage.find_garbage
 
     def find(*arguments: Any) -> Iterator[garbage.Item]:
         searching.set()

@@ -113,7 +113,7 @@ def test_what_a_list_leaves_out_is_counted(lately: Any) -> None:
 
 
 def test_the_rest_of_a_long_list_is_at_least_so_many_also_after_a_dismissal(lately: Any) -> None:
-    run = {"track": "support", "state": "failed", "trigger": "drop", "created_at": 1, "not_before": 1}
+    run: dict[str, Any] = {"track": "support", "state": "failed", "trigger": "drop", "created_at": 1, "not_before": 1}
     with transaction(lately.engine) as session:
         session.add_all([Run(**run, id=100 + number, ended_at=lately.now) for number in range(150)])
     overview = Overview.of(lately.settings)

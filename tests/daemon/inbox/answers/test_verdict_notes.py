@@ -17,7 +17,7 @@ from daemon.state import database
 from daemon.state.events import Word, record_event
 from daemon.state.states import DropState, PromotionKind, RunState
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
-from pipeline import artifacts, durable
+from pipeline import durable
 from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
 from tests.made_artifacts import dataset_of
 
@@ -60,7 +60,7 @@ class House:
             for queued in session.exec(select(Run).where(Run.state == RunState.QUEUED)):
                 session.delete(queued)  # it is this one
             run = Run(track="default", trigger="drop", created_at=NOW, not_before=NOW)
-            run.snapshot = [{"id": number, "role": "train"} for number in drops]
+            run.snapshot = [{"id": number, "role": "train", "rows": 90} for number in drops]
             run.state = RunState.SUCCEEDED
             for name, value in values.items():
                 setattr(run, name, value)
@@ -200,9 +200,7 @@ def test_what_a_run_came_to_is_told(house: House, values: dict[str, Any], words:
 def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> None:
     run = house.run(1, state=RunState.RUNNING)
     assert len(house.said()) == 3
-    (one,) = house.box.rows(Drop)
-    held = artifacts.Drop(id=1, sha256=one.sha256, name="a.jsonl", path="a", role="train", rows=90)
-    data = dataset_of(9, drops=(held,), duplicates=1, near_duplicates=40, warnings=("40 of 90 rows are near",))
+    data = dataset_of(9, duplicates=1, near_duplicates=40, warnings=("40 of 90 rows are near",))
     path = house.box.settings.state_folder / f"runs/{run}/prepare.json"
     path.parent.mkdir(parents=True)
     durable.write_json(path, data.model_dump(mode="json"))
