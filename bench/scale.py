@@ -10,8 +10,8 @@ track, so one row has up to 170 kB, and most of the database is snapshots.
 
 Each time is given twice, by the clock and on a processor: on a machine that does something else the second is nearer
 to what an idle one takes, though it leaves the waits for the disk out. Due → claimed: in a night every track has a run
-that is due, and as many are claimed in a tick as may run at once. What needs more memory than `--memory` GB is said so: the
-process is limited to it.
+that is due, and as many are claimed in a tick as may run at once. What needs more memory than `--memory` GB is said so:
+the process is limited to it.
 
 The history is that of a daemon that has collected garbage: of each track eight models are on disk, and three failed
 runs' files, so a collection finds nothing to remove. Leave-one-out is asked of tracks whose drops were all left out.
@@ -183,9 +183,10 @@ def page(settings: Settings) -> Rows:
 
 def leaving_out(engine: Engine, settings: Settings, history: "History") -> Rows:
     """Ask of every track whether to leave a drop out, where each was left out already; twice."""
-    tracks, looked = settings.track_names, leave_one_out.Looked()
+    looked = [(0, 0)]
+    tracks = settings.track_names
     for number in ("first", "second"):
-        took = timed(lambda: leave_one_out.go_on(engine, settings, tracks, history.now, looked))
+        took = timed(lambda: looked.append(leave_one_out.go_on(engine, settings, tracks, history.now, looked[-1])))
         yield f"leave-one-out, nothing to queue, {number}, ms", f"{took:ms}"
 
 

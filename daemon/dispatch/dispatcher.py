@@ -69,7 +69,7 @@ class Dispatcher:
         #: The specs, without their drops, of the steps that were queued or running when last polled, by run.
         self._specs: dict[int, StepSpec] = {}
         self._leaving_out = leave_one_out.tracks_of(settings)
-        self._looked = leave_one_out.Looked()
+        self._looked = (0, 0)
         self._changes = ChangeWatch(engine)
         #: When the next run is due, and the time of the last query for due runs: the clock may be set back.
         self._due: int | None = None
@@ -147,7 +147,7 @@ class Dispatcher:
         self._asked_at = now
         self._due = now  # should the claim fail, on a full disk say, it is tried again
         suspects.go_on(self._engine, self._settings, now)
-        leave_one_out.go_on(self._engine, self._settings, self._leaving_out, now, self._looked)
+        self._looked = leave_one_out.go_on(self._engine, self._settings, self._leaving_out, now, self._looked)
         needs: dict[str, int] = {}
         while len(self._claims) < self._settings.executor.parallel:
             # Else runs that overlap would keep the GPU for good from the server that is to take a new champion.

@@ -9,7 +9,6 @@ each with the drop and the champion, are the whole state.
 
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from sqlalchemy import Engine, func, or_, text
 from sqlmodel import Session, col, select
@@ -26,15 +25,6 @@ from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, wai
 from pipeline.artifacts import Verdict
 
 _HOUR_MS = 3_600_000
-
-
-@dataclass
-class Looked:
-    """The latest event that `go_on` saw, and the tracks without a trial left for the week, with the time (ms) of it."""
-
-    event: int | None = None
-    full: set[str] = field(default_factory=set)
-    at: int = 0
 
 
 def follow_verdict(session: Session, run: Run, verdict: Verdict, now: int) -> None:
@@ -57,23 +47,26 @@ def tracks_of(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in settings.track_names if settings.track(name).suspects.leave_one_out)
 
 
-def go_on(engine: Engine, settings: Settings, tracks: Collection[str], now: int, looked: Looked) -> None:
+def go_on(
+    engine: Engine, settings: Settings, tracks: Collection[str], now: int, looked: tuple[int, int] = (0, 0)
+) -> tuple[int, int]:
     """
     Queue a run without one of the champion's drops for each of `tracks` that has nothing else to do.
 
     Each drop is left out once per champion, the oldest first, as long as `gate.trials_per_week` has a run left. A run
-    that has not begun is cancelled if another champion came. Called before a run is claimed. Tracks without an event,
-    which each change leaves, since the call before, which `looked` is from, are left out.
+    that has not begun is cancelled if another champion came. Called before a run is claimed. With `looked`,
+    which the call before returned, tracks without an event since, which each change leaves, are left out for an hour:
+    then a trial may be left again.
     """
     if not tracks:
-        return
+        return looked
     with transaction(engine) as session:
         latest = session.exec(select(func.max(Event.id))).one() or 0
-        again = not 0 <= now - looked.at < _HOUR_MS
-        if looked.event is not None:
-            changed = set(session.exec(select(Event.track).where(col(Event.id) > looked.event)).all())
-            tracks = [name for name in tracks if name in changed or (again and name in looked.full)]
-        full = looked.full.difference(tracks)
+        if 0 <= now - looked[1] < _HOUR_MS:
+            changed = set(session.exec(select(Event.track).where(col(Event.id) > looked[0])).all())
+            tracks = [name for name in tracks if name in changed]
+        else:
+            looked = (0, now)
         searching = set(session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None))).all())
         for name in tracks:
             track = session.get(Track, name)
@@ -84,11 +77,10 @@ def go_on(engine: Engine, settings: Settings, tracks: Collection[str], now: int,
                 continue
             if _was_left_out(session, track):
                 suspects.run_again(session, settings, name, now)
-            if suspects.trials(session, name, now, left_out=True) >= settings.track(name).gate.trials_per_week:
-                full.add(name)
-            elif _is_idle(session, track):
+            begun = suspects.trials(session, name, now, left_out=True)
+            if begun < settings.track(name).gate.trials_per_week and _is_idle(session, track):
                 _queue(session, settings, track, now)
-    looked.event, looked.full, looked.at = latest, full, now if again else looked.at
+    return latest, looked[1]
 
 
 def _call_off(session: Session, track: Track, now: int) -> None:

@@ -73,7 +73,7 @@ def test_a_run_is_told_of_the_drop_that_it_leaves_out(new_workspace: Callable[[]
     made.attempt(first, "train")
     made.promote(first)
     wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
-    leave_one_out.go_on(made.engine, wanted, ["default"], made.tick(), leave_one_out.Looked())
+    leave_one_out.go_on(made.engine, wanted, ["default"], made.tick())
     told = spec(made, made.claim())
     assert (told.left_out, [drop.id for drop in told.drops]) == (1, [2])
 

@@ -34,7 +34,7 @@ class Idle(Box):
 
     def set(self, **values: object) -> None:
         self.settings = self.settings.model_copy(update=values)
-        self.looked = leave_one_out.Looked()  # settings change with a restart alone
+        self.looked = (0, 0)  # settings change with a restart alone
 
     def champion(self) -> str | None:
         with transaction(self.engine) as session:
@@ -55,7 +55,8 @@ class Idle(Box):
 
     def go_on(self) -> None:
         super().go_on()
-        leave_one_out.go_on(self.engine, self.settings, leave_one_out.tracks_of(self.settings), self.now, self.looked)
+        tracks = leave_one_out.tracks_of(self.settings)
+        self.looked = leave_one_out.go_on(self.engine, self.settings, tracks, self.now, self.looked)
 
     def withdraw(self, drop: int) -> list[int]:
         return drops.withdraw(self.engine, drop, Word("wrong customer", self.tick()), self.settings).cancelled

@@ -124,7 +124,7 @@ def test_a_run_that_leaves_a_drop_out_says_so_and_the_drop_what_it_is_worth(
     made.attempt(first, "train")
     made.promote(first)
     wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
-    leave_one_out.go_on(made.engine, wanted, leave_one_out.tracks_of(wanted), made.tick(), leave_one_out.Looked())
+    leave_one_out.go_on(made.engine, wanted, leave_one_out.tracks_of(wanted), made.tick())
     tries = "tries the champion's data without drop 1; begins in its turn"
     assert any(line.endswith(tries) for line in words(dropforge("status")))
     claim = made.claim()
