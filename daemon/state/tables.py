@@ -8,8 +8,9 @@ whole milliseconds since the epoch, UTC. Every change of a state but a message's
 transaction.
 
 A new database is made from these tables (`daemon.state.database.migrate`); one that exists needs a migration for each
-change here. The types of the fields validate the rows of a restored backup (`daemon.storage.backup`), not those
-that the program writes.
+change here. SQLite refuses values of other types than the columns' (`_require_types`), whoever writes them: one bad
+row must not keep others from being read. The types of the fields validate the rows of a restored backup
+(`daemon.storage.backup`), not those that the program writes.
 """
 
 import re
@@ -17,7 +18,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import AfterValidator, StringConstraints
-from sqlalchemy import CheckConstraint, Index, LargeBinary, ScalarResult, TextClause, text
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    ScalarResult,
+    TextClause,
+    text,
+)
 from sqlmodel import JSON, Column, Field, Session, SQLModel, col, select
 
 from daemon.state.questions import AWAITS_APPROVAL, RARE
@@ -35,6 +46,8 @@ if TYPE_CHECKING:
     from sqlmodel.sql.expression import SelectOfScalar
 
 T = TypeVar("T")
+#: The times, in ms since the epoch, that a `datetime` holds: the years 1 to 9999.
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 #: An absolute path without . and .. in it.
 _ABSOLUTE = r"(/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+))+"
 _OUR_DROP = re.compile(r"drops/[0-9a-f]+\.jsonl").fullmatch
@@ -62,6 +75,14 @@ def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
 
 class Track(SQLModel, table=True):
     """One model line; values that a verdict fixed are kept here, whatever the settings say later."""
+
+    __table_args__ = (
+        CheckConstraint(
+            "paused IS NULL OR json_extract(paused, '$.reason') || json_extract(paused, '$.by') IS NOT NULL "
+            "AND json_extract(paused, '$.at') > 0",
+            name="paused_whole",
+        ),
+    )
 
     name: Name = Field(primary_key=True)
     salt: str
@@ -350,6 +371,30 @@ EVERY: tuple[type[SQLModel], ...] = (
     Message,
     Outbox,
 )
+
+
+def _require_types() -> None:
+    """Let SQLite refuse values of another type than their column's, NUL in paths, and numbers beyond every date."""
+    for kind in EVERY:
+        table = SQLModel.metadata.tables[str(kind.__tablename__)]
+        for column in table.columns:
+            field, name = kind.model_fields[column.name], f'"{column.name}"'
+            if isinstance(column.type, JSON):
+                begins = "[" if "list" in str(field.annotation) else "{"
+                rule = f"json_valid({name}) AND typeof({name}) = 'text' AND substr({name}, 1, 1) = '{begins}'"
+            elif isinstance(column.type, (Boolean, Integer, Float)):
+                number = "real" if isinstance(column.type, Float) else "integer"
+                rule = f"typeof({name}) = '{number}' AND {name} BETWEEN {_FIRST_MS} AND {_LAST_MS}"
+            elif isinstance(column.type, LargeBinary):
+                rule = f"typeof({name}) = 'blob'"
+            else:
+                rule = f"typeof({name}) = 'text'"
+                if "pattern" in str((field.annotation, field.metadata)):
+                    rule += f" AND instr({name}, char(0)) = 0"
+            table.append_constraint(CheckConstraint(f"{name} IS NULL OR ({rule})", name=f"{column.name}_typed"))
+
+
+_require_types()
 
 
 def rows_of(session: Session, table: type[T], question: str, **values: object) -> ScalarResult[T]:
