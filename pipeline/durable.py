@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+#: Largest document that is read whole, in bytes.
+MOST_BYTES = 1 << 28
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -96,9 +98,13 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON value in `path`; `None` if there is no such file. Raises `ValueError` if it is not JSON."""
+    """
+    Return the JSON value in `path`; `None` if there is no such file.
+
+    Raises `ValueError` if it is not JSON, `OSError` if it is no regular file, cannot be read or has over 256 MiB.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular(path).decode())
     except FileNotFoundError:
         return None
     except RecursionError as error:
@@ -129,7 +135,7 @@ def sha256_file(path: Path) -> str:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the value of each line that is not blank, split at newline bytes only. Raises `ValueError` if not JSON."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for line in file:
             if line.strip():
                 yield json.loads(line)
@@ -166,7 +172,7 @@ def signature(path: Path) -> tuple[str, int, int, int]:
     return str(path), info.st_size, info.st_mtime_ns, info.st_ino
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file. Raises `OSError` if it cannot be read or has more than `most` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size

@@ -73,7 +73,7 @@ def read_order(root: Path, entry: Path) -> Order:
     Raises `OSError` or `ValueError` if the entry or its spec cannot be read, is incomplete or belongs to another
     attempt.
     """
-    content = _Entry.model_validate_json(entry.read_bytes())
+    content = _Entry.model_validate_json(durable.read_regular(entry))
     return Order(entry, read_spec(root, entry.name.removesuffix(".json"), content.fence), content.process)
 
 
@@ -87,7 +87,7 @@ def folder_of(key: str) -> str:
 def read_spec(root: Path, key: str, fence: str) -> StepSpec:
     """Return the spec of the attempt `key`. Raises `OSError` or `ValueError` if it cannot be read or is another's."""
     path = root / folder_of(key) / SPEC_NAME
-    spec = StepSpec.model_validate_json(path.read_bytes())
+    spec = StepSpec.model_validate_json(durable.read_regular(path))
     if (spec.key, spec.fence) != (key, fence) or not Path(spec.root).samefile(root):
         raise ValueError(f"{path} has another key, fence or root")
     return spec
@@ -143,7 +143,7 @@ class Spool:
         `None` if the worker has not recorded it yet, or if the attempt's entry is gone or damaged.
         """
         try:
-            return _Entry.model_validate_json((self.running / f"{key}.json").read_bytes()).process
+            return _Entry.model_validate_json(durable.read_regular(self.running / f"{key}.json")).process
         except (FileNotFoundError, ValueError):
             return None
 

@@ -27,6 +27,7 @@ from daemon.state.events import record_event
 from daemon.state.states import RunState
 from daemon.state.tables import Run, promotion_of
 from daemon.system.folders import WorkFolder
+from pipeline import durable
 from pipeline.artifacts import Dataset
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec
@@ -125,7 +126,7 @@ class _Past:
         if not spec.exists():
             return False  # the daemon died before it noted which attempt made it
         try:
-            made = StepSpec.model_validate_json(spec.read_bytes())
+            made = StepSpec.model_validate_json(durable.read_regular(spec))
         except ValueError:
             return True  # it is damaged, so nobody knows what the step was made from
         then = _key(name, made.config, [drop.id for drop in made.drops], self._dataset)

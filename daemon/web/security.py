@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from daemon.settings.web import WebSettings
+from pipeline import durable
 from pipeline.errors import DropforgeError
 
 TOKEN_NAME = "web-token"  # noqa: S105 - a file's name
@@ -53,7 +54,7 @@ def load_token(state_folder: Path) -> str:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="ascii") as file:  # noqa: PTH123 - a descriptor
             file.write(secrets.token_urlsafe(_TOKEN_BYTES))
-    token = path.read_text(encoding="ascii", errors="ignore").strip()
+    token = durable.read_regular(path).decode("ascii", "ignore").strip()
     if len(token) < _TOKEN_BYTES:
         raise DropforgeError(f"there is no token in {path}", f"remove it, and a new one is made: rm {path}")
     return token

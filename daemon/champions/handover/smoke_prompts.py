@@ -97,7 +97,7 @@ def _of_run(work_folder: WorkFolder, run_id: int, model_id: str) -> SmokePrompts
             return None  # a server that holds the model in 16 bits answers differently
         folder = work_folder / evaluation.folder
         prompts = _choose(durable.read_jsonl(folder / "records.jsonl"))
-        spec = StepSpec.model_validate_json((folder.parent / SPEC_NAME).read_bytes())
+        spec = StepSpec.model_validate_json(durable.read_regular(folder.parent / SPEC_NAME))
     except (DropforgeError, OSError, ValueError, KeyError, TypeError):
         return None  # damaged, or collected
     return SmokePrompts(
