@@ -26,7 +26,7 @@ from daemon.dispatch.spool import JobState, folder_of
 from daemon.settings.model import ExecutorSettings
 from daemon.state.troubles import Troubles, in_words
 from daemon.system.folders import WorkFolder
-from daemon.system.slurm_commands import CannotAsk, ask, job_number
+from daemon.system.slurm_commands import CannotAsk, ask, is_number, job_number
 from pipeline import durable
 from pipeline.contract import (
     CLAIM_NAME,
@@ -148,7 +148,7 @@ class SlurmExecutor:
         names = listed(folder)
         if SPEC_NAME not in names or REVOKED_NAME in names:
             return
-        spec = self._open.get(key) or StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
+        spec = self._open.get(key) or StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
         words = StepError(message=f"step {spec.step} was stopped before it could leave a result")
         _revoke(spec, "interrupted", EXIT_INTERRUPTED, words)
         self._watch(spec)
@@ -280,7 +280,9 @@ class SlurmExecutor:
                 )
             return None
         # Slurm may have launched the job twice: the copy that was refused has ended, the other one works.
-        progress = None if PROGRESS_NAME not in names else (Path(spec.root) / spec.folder / PROGRESS_NAME).read_bytes()
+        progress = (
+            None if PROGRESS_NAME not in names else durable.read_regular(Path(spec.root) / spec.folder / PROGRESS_NAME)
+        )
         if progress != self._progress.get(spec.key):
             self._progress[spec.key] = progress
             self._missing.pop(spec.key, None)
@@ -307,7 +309,8 @@ class SlurmExecutor:
             return
         for job in own.values():
             self._scancel(job)
-        write_first(folder / RESULT_NAME, durable.read_json(folder / REVOKED_NAME))
+        told = StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED)
+        write_first(folder / RESULT_NAME, durable.read_object(folder / REVOKED_NAME) or told.model_dump())
 
     def _note_state(self, spec: StepSpec, job: Job) -> None:
         """Write the job's state, since when, reason and nodes to a hint for `dropforge status`, if they changed."""
@@ -325,7 +328,7 @@ class SlurmExecutor:
         # Text, not JSON: its form has been the same for ten years, and it is a hundredth of the size.
         lines = ask("squeue", "--me", "--states=all", "--noheader", f"--format={_FORMAT}").splitlines()
         parts = [line.split("|") for line in lines]
-        found = [(int(part[0]), *part[1:]) for part in parts if len(part) == len(Job._fields) and part[0].isdigit()]
+        found = [(int(part[0]), *part[1:]) for part in parts if len(part) == len(Job._fields) and is_number(part[0])]
         return [job for job in map(Job._make, found) if job.name.startswith(self._name)]
 
     def _sbatch(self, spec: StepSpec) -> int:

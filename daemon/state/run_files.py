@@ -88,7 +88,10 @@ def load_progress(work_folder: WorkFolder, run_id: int, step: str, number: int) 
         made = None if value is None else Progress.model_validate(value)
     except (OSError, ValueError):
         made = None
-    where = _job_words(durable.read_object(folder / JOB_STATE_NAME))
+    try:
+        where = _job_words(durable.read_object(folder / JOB_STATE_NAME))
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
+        where = ""
     return (made or Progress(step=step)).model_copy(update={"where": where}) if where else made
 
 

@@ -38,10 +38,15 @@ def ask(*command: str, stdin: str = "") -> str:
     return done.stdout
 
 
+def is_number(text: str) -> bool:
+    """Return whether a text is the number of a job: 1 to 18 digits of ASCII."""
+    return text.isascii() and text.isdigit() and len(text) < 19  # noqa: PLR2004
+
+
 def job_number(said: str) -> int:
     """Return the job's number from what `sbatch --parsable` printed. Raises `CannotAsk` if there is none."""
     # "NUMBER" or "NUMBER;CLUSTER"; a site's wrapper may say more before it.
     number = said.strip().rpartition("\n")[2].partition(";")[0]
-    if not number.isdigit():
+    if not is_number(number):
         raise CannotAsk(f"sbatch said no job's number: {said.strip()[:200]}")
     return int(number)
