@@ -73,7 +73,8 @@ class Service:
         refuse_half_restored(root)
         for name in (WATCHER_NOTE, TROUBLES_NOTE):
             durable.remove_leftovers(root, name)
-        (root / TROUBLES_NOTE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a daemon that is gone; `_tell` replaces it
+            (root / TROUBLES_NOTE).unlink()
         migrate(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME, keep=True)
         weakref.finalize(self, self._engine.dispose)  # for one that never comes to its end

@@ -16,7 +16,7 @@ from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import HookState, PromotionKind
 from daemon.state.tables import Promotion
-from daemon.storage.disk import is_full
+from daemon.state.troubles import concerns_all, in_words
 from daemon.system.folders import WorkFolder
 from daemon.system.sd_notify import showing_life
 from pipeline import durable
@@ -57,12 +57,12 @@ class Bases:
                 if self._seen.get(name) != looked_at:
                     self._refresh_track(name, folder, now)
                     self._problems.pop(name, None)
-            except (DropforgeError, OSError) as error:
-                if is_full(error):
+            except Exception as error:  # one track's row must not stop every other track
+                if concerns_all(error):
                     raise
                 # An error in the files lasts until one of them changes.
                 looked_at = looked_at if isinstance(error, CannotTrain) else None
-                problem = error if isinstance(error, DropforgeError) else _unreadable(error)
+                problem = error if isinstance(error, DropforgeError) else _unreadable(name, error)
                 if str(self._problems.get(name)) != str(problem):
                     log.warning("base_model_unusable", track=name, error=problem.message, hint=problem.hint)
                 self._problems[name] = problem
@@ -94,7 +94,10 @@ class Bases:
         ensure_base(self._engine, self._settings.work_folder, name, Base(folder, identity), now)
 
 
-def _unreadable(error: OSError) -> DropforgeError:
+def _unreadable(track: str, error: Exception) -> DropforgeError:
+    if not isinstance(error, OSError):
+        hint = "put a backup in its place: dropforge restore BACKUP"
+        return DropforgeError(f"the row of track {track} cannot be used: {in_words(error)}", hint)
     message = f"the base model cannot be read: {error.filename or 'its folder'}: {error.strerror or error}"
     return DropforgeError(message, "let the user that the daemon runs as read the folder and every file in it")
 

@@ -24,10 +24,11 @@ from daemon.state.layout import DATABASE_NAME
 from daemon.state.questions import CHAMPIONS
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind
 from daemon.state.tables import Promotion, Run, Track, promotion_of, rows_of, waits
+from daemon.state.troubles import concerns_all
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.artifacts import ModelRef
 from pipeline.durable import fsync_folder
-from pipeline.errors import DropforgeError, is_disk_full
+from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id, verify_manifest
 
 #: Lets the model in a folder answer; raises `DropforgeError` if it does not.
@@ -223,27 +224,25 @@ def end_waiting(session: Session, track: str, promoted: int | None, now: int) ->
         session.add(run)
 
 
-def sync_links(engine: Engine, work_folder: WorkFolder) -> dict[str, OSError | None]:
+def sync_links(engine: Engine, work_folder: WorkFolder) -> dict[str, Exception | None]:
     """
-    Make the links of all tracks with a champion match their rows; return for each the preventing `OSError`, or `None`.
+    Make the links of all tracks with a champion match their rows; return for each the preventing error, or `None`.
 
     Raises `OSError` if the disk is full.
     """
-    found: dict[str, OSError | None] = {}
-    with transaction(open_reader(engine.get_execution_options()["path"])) as session:
-        tracks = session.exec(select(Track).where(col(Track.champion_generation).is_not(None))).all()
-        links = {track.name: _links(session, work_folder, track) for track in tracks}
-    for name, targets in links.items():
-        found[name] = None
-        try:
-            # A shared file system may hang: the write lock is taken only if there is something to do.
-            if not all(_is_set(link, target) for link, target in targets.items()):
-                with transaction(engine) as session:
-                    sync_link(session, work_folder, name)
-        except OSError as error:
-            if is_disk_full(error):
-                raise
-            found[name] = error
+    found: dict[str, Exception | None] = {}
+    with transaction(open_reader(engine.get_execution_options()["path"])) as reader:
+        for track in reader.exec(select(Track).where(col(Track.champion_generation).is_not(None))).all():
+            found[track.name] = None
+            try:
+                # A shared file system may hang: the write lock is taken only if there is something to do.
+                if not all(_is_set(link, target) for link, target in _links(reader, work_folder, track).items()):
+                    with transaction(engine) as session:
+                        sync_link(session, work_folder, track.name)
+            except Exception as error:  # one track's row must not stop every other track
+                if concerns_all(error):
+                    raise
+                found[track.name] = error
     return found
 
 

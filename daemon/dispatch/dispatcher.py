@@ -27,7 +27,7 @@ from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Run, Track
-from daemon.state.troubles import Troubles, in_words
+from daemon.state.troubles import Troubles, concerns_all, in_words
 from daemon.storage import gc
 from daemon.storage.disk import is_full
 from daemon.storage.disk_estimate import needed_bytes, still_needed
@@ -120,8 +120,9 @@ class Dispatcher:
             self._claim_due(now, low=low)
         at_work = self._at_work()
         for claim in tuple(self._claims.values()):
-            if claim.run_id not in at_work:
-                self._go_on(claim, now)
+            if claim.run_id not in at_work and not self._troubles.is_pausing(f"run {claim.run_id}"):
+                with self._troubles.alone(f"run {claim.run_id}"):
+                    self._go_on(claim, now)
 
     def _at_work(self) -> set[int]:
         """Return the claimed runs with which nothing is to be done: their step runs, and nobody calls it off."""
@@ -146,8 +147,10 @@ class Dispatcher:
             return
         self._asked_at = now
         self._due = now  # should the claim fail, on a full disk say, it is tried again
-        suspects.go_on(self._engine, self._settings, now)
-        self._looked = leave_one_out.go_on(self._engine, self._settings, self._leaving_out, now, self._looked)
+        suspects.go_on(self._engine, self._settings, now, self._troubles)
+        self._looked = leave_one_out.go_on(
+            self._engine, self._settings, self._leaving_out, now, self._looked, troubles=self._troubles
+        )
         needs: dict[str, int] = {}
         while len(self._claims) < self._settings.executor.parallel:
             # Else runs that overlap would keep the GPU for good from the server that is to take a new champion.
@@ -237,6 +240,10 @@ class Dispatcher:
                         self.upkeep.disk.require(self._still_needed(run) | needs)
                 except DropforgeError as error:
                     run_queue.put_off(session, run, error, now)
+                except Exception as error:  # one run's files or row must not keep the others from their turn
+                    if concerns_all(error):
+                        raise
+                    run_queue.put_off(session, run, self._unusable(run.id or 0, error), now)
                 else:
                     return run_queue.claim(session, run, now)
         return None
@@ -503,4 +510,4 @@ class Dispatcher:
     def _spec_of(self, attempt: Attempt) -> StepSpec | None:
         folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
         path = self._root / folder / SPEC_NAME
-        return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
+        return StepSpec.model_validate_json(durable.read_regular(path)) if path.exists() else None

@@ -22,6 +22,7 @@ from daemon.state.events import record_event
 from daemon.state.questions import RARE
 from daemon.state.states import OPEN_STATES, TRIAL, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, waits
+from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
 
 _HOUR_MS = 3_600_000
@@ -47,8 +48,14 @@ def tracks_of(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in settings.track_names if settings.track(name).suspects.leave_one_out)
 
 
-def go_on(
-    engine: Engine, settings: Settings, tracks: Collection[str], now: int, looked: tuple[int, int] = (0, 0)
+def go_on(  # noqa: PLR0913 - the troubles go by name
+    engine: Engine,
+    settings: Settings,
+    tracks: Collection[str],
+    now: int,
+    looked: tuple[int, int] = (0, 0),
+    *,
+    troubles: Troubles | None = None,
 ) -> tuple[int, int]:
     """
     Queue a run without one of the champion's drops for each of `tracks` that has nothing else to do.
@@ -56,10 +63,11 @@ def go_on(
     Each drop is left out once per champion, the oldest first, as long as `gate.trials_per_week` has a run left. A run
     that has not begun is cancelled if another champion came. Called before a run is claimed. With `looked`,
     which the call before returned, tracks without an event since, which each change leaves, are left out for an hour:
-    then a trial may be left again.
+    then a trial may be left again. What a track's damaged rows or files raise goes to `troubles`, and others go on.
     """
     if not tracks:
         return looked
+    troubles = troubles or Troubles()
     with transaction(engine) as session:
         latest = session.exec(select(func.max(Event.id))).one() or 0
         if 0 <= now - looked[1] < _HOUR_MS:
@@ -69,17 +77,18 @@ def go_on(
             looked = (0, now)
         searching = set(session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None))).all())
         for name in tracks:
-            track = session.get(Track, name)
-            if track is None:
-                continue
-            _call_off(session, track, now)
-            if name in searching:
-                continue
-            if _was_left_out(session, track):
-                suspects.run_again(session, settings, name, now)
-            begun = suspects.trials(session, name, now, left_out=True)
-            if begun < settings.track(name).gate.trials_per_week and _is_idle(session, track):
-                _queue(session, settings, track, now)
+            with troubles.alone(f"leave one out on track {name}"), session.begin_nested():
+                track = session.get(Track, name)
+                if track is None:
+                    continue
+                _call_off(session, track, now)
+                if name in searching:
+                    continue
+                if _was_left_out(session, track):
+                    suspects.run_again(session, settings, name, now)
+                begun = suspects.trials(session, name, now, left_out=True)
+                if begun < settings.track(name).gate.trials_per_week and _is_idle(session, track):
+                    _queue(session, settings, track, now)
     return latest, looked[1]
 
 

@@ -25,6 +25,7 @@ from daemon.state.events import record_event
 from daemon.state.questions import RARE
 from daemon.state.states import TRIAL, DropState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
+from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.decide.explain import HARM_P_VALUE
@@ -68,21 +69,23 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
         _end(session, settings, tried, f"run {run.id} tried it and was not worse", now)
 
 
-def go_on(engine: Engine, settings: Settings, now: int) -> None:
+def go_on(engine: Engine, settings: Settings, now: int, troubles: Troubles | None = None) -> None:
     """
     Queue the next trial or control, or end the search, in each declared track that has drops on trial.
 
     A trial or control that ended without a verdict clears its drop; if no trial is left for the week, or no drop of the
     champion is accepted any more, all are cleared. A trial that has not begun gets the drops of today's champion.
     Called before a run is claimed: a trial begins when nothing else is due. A track with a running run is left out: its
-    drops are in that run.
+    drops are in that run. What a track's damaged rows or files raise goes to `troubles`, and the other tracks go on.
     """
+    troubles = troubles or Troubles()
     with transaction(engine) as session:
         running = select(Run.track).where(Run.state == RunState.RUNNING)
         suspected = select(Suspect.track).where(col(Suspect.ended).is_(None), col(Suspect.track).not_in(running))
         tracks = session.exec(suspected.distinct()).all()
         for track in sorted(set(tracks) & set(settings.track_names)):
-            _go_on(session, settings, track, now)
+            with troubles.alone(f"trials of track {track}"), session.begin_nested():
+                _go_on(session, settings, track, now)
 
 
 def is_on_trial(session: Session, drop: Drop) -> bool:

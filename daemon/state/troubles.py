@@ -1,11 +1,13 @@
 """Current errors of tracks, hooks and addresses: each is logged once, and what failed is retried after a minute."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
+from sqlalchemy.exc import OperationalError
 
-from pipeline.errors import DropforgeError
+from pipeline.errors import DropforgeError, is_disk_full
 
 _PAUSE_SECONDS = 60.0
 _LASTING_SECONDS = 600.0
@@ -45,6 +47,22 @@ class Troubles:
             self._since.pop(whose, None)
             log.info("trouble_over", whose=whose)
 
+    @contextmanager
+    def alone(self, whose: str) -> Iterator[None]:
+        """
+        Note what the block raises as the error of `whose`, so that others go on; clear it if nothing is raised.
+
+        An error that `concerns_all` is raised.
+        """
+        try:
+            yield
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            self.note(whose, error)
+        else:
+            self.clear(whose)
+
     def is_pausing(self, whose: str) -> bool:
         """Return whether a pause of `whose` has not ended yet; `False` if there was none."""
         return self._monotonic() < self._until.get(whose, 0.0)
@@ -59,6 +77,11 @@ class Troubles:
         """The messages of the errors noted with `message` that have lasted for ten minutes, by name."""
         words, until = self.words, self._monotonic() - _LASTING_SECONDS
         return {whose: words[whose] for whose, since in dict(self._since).items() if since <= until and whose in words}
+
+
+def concerns_all(error: Exception) -> bool:
+    """Return whether an error is that of a full disk, or of a database that is locked or cannot be read."""
+    return isinstance(error, OperationalError) or is_disk_full(error)
 
 
 def in_words(error: Exception) -> str:

@@ -67,7 +67,7 @@ class _Finder:
     def models(self) -> Iterator[Item]:
         for path in sorted((self._root / "models").glob("*")):
             runs = self._makers.get(path.name, [])
-            if self._kept.holds(path) or (not runs and not self._is_old(path)):
+            if self._kept.holds(path) or (not runs and (self._kept.damaged or not self._is_old(path))):
                 continue
             why = self._why(runs[0]) if runs else "a model that no run made"
             references = [name for run in runs for name in self._references(run)]
@@ -97,12 +97,11 @@ class _Finder:
 
     def predictions(self) -> Iterator[Item]:
         """Yield the oldest cached predictions beyond 2 GB in total, never those of champions and open runs."""
-        used = {
-            key
-            for run_id in self._kept.champion_runs | self._kept.open_runs
-            for key in read_object(self._root / f"runs/{run_id}/evaluate.json").get("prediction_keys", {}).values()
-        }
-        files = {path: [file.stat() for file in path.glob("*")] for path in (self._root / "predictions").glob("*")}
+        used: set[str] = set()
+        for run_id in self._kept.champion_runs | self._kept.open_runs:
+            keys = read_object(self._root / f"runs/{run_id}/evaluate.json").get("prediction_keys")
+            used.update(map(str, keys.values()) if isinstance(keys, dict) else ())
+        files = {path: [file.lstat() for file in path.glob("*")] for path in (self._root / "predictions").glob("*")}
         total = sum(stat.st_size for stats in files.values() for stat in stats)
         by_age = sorted(files, key=lambda path: (max((stat.st_mtime for stat in files[path]), default=0), path.name))
         for path in by_age:

@@ -50,25 +50,27 @@ def collect(
 
     With `dry_run` they are only returned. `now` is in milliseconds since the epoch. `cleared`, if given, are the ended
     runs without files that earlier calls found, which makes this one quicker; it is updated. Safe while a daemon runs;
-    waits while another collection or a publication holds the lock (`collecting`). Raises `OSError` if a file cannot be
-    moved or deleted, after all others were, and, with nothing changed, if the folder of a run cannot be read.
+    waits while another collection or a publication holds the lock (`collecting`). Unless `dry_run`, raises the first
+    error after all others were removed: `OSError` if a file cannot be moved or deleted, `DropforgeError` if the folder
+    of a run cannot be read.
     """
-    root, refused = settings.work_folder, list[OSError]()
+    root, refused = settings.work_folder, list[Exception]()
     with transaction(open_reader(engine.get_execution_options()["path"])) as session:
         kept = what_is_kept(session, settings, now, set() if cleared is None else cleared)
         items = list(find_garbage(session, settings, kept, now))
+    refused += kept.damaged
     if items and not dry_run:
         with collecting(settings.state_folder), transaction(engine) as session:
             used = what_is_in_use(session, settings)
             items = [item for item in items if not used.holds(root / item.path)]
-            refused = _throw_all_away(root, items)
+            refused += _throw_all_away(root, items)
     found = Collected(dry_run=dry_run, items=tuple(items), bytes=sum(item.bytes for item in items))
     if not dry_run:
         if items:
             _record(engine, found, now)
         empty_trash(root)
-    if refused:
-        raise refused[0]
+        if refused:
+            raise refused[0]
     return found
 
 

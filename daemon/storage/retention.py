@@ -19,8 +19,10 @@ from sqlmodel import Session, col, select
 from daemon.settings.model import Settings
 from daemon.state.states import OPEN_STATES, RunState
 from daemon.state.tables import Promotion, Run, Track, waits
+from daemon.state.troubles import in_words
 from pipeline.contract import RESULT_NAME, SPEC_NAME, STORY_NAMES
 from pipeline.durable import read_object
+from pipeline.errors import DropforgeError
 from pipeline.steps import STEPS
 
 DAY_MS = 86_400_000
@@ -53,6 +55,8 @@ class Kept:
     """Ended runs within the limits of the settings."""
     ended: list[Ended] = field(default_factory=list)
     """The runs that are over and have files, the latest first."""
+    damaged: list[DropforgeError] = field(default_factory=list)
+    """Of each run whose folder cannot be read, why: nobody knows which models it needs."""
 
     @property
     def runs(self) -> set[int]:
@@ -61,7 +65,7 @@ class Kept:
 
     def holds(self, path: Path) -> bool:
         """Return whether `path` is kept, lies in a kept folder, or contains one."""
-        place = path.resolve()
+        place = _real(path)
         return place in self.paths or place in self.above or not self.paths.isdisjoint(place.parents)
 
     def keep(self, paths: set[Path]) -> None:
@@ -69,10 +73,24 @@ class Kept:
         self.paths |= paths
         self.above.update(*(path.parents for path in paths))
 
+    @contextlib.contextmanager
+    def alone(self, run_folder: Path) -> Iterator[None]:
+        """Keep the folder of a run, and add to `damaged`, if the block cannot read it."""
+        try:
+            yield
+        except OSError as error:
+            self.keep({_real(run_folder)})
+            self.damaged.append(
+                DropforgeError(
+                    f"the files of run {run_folder.name} cannot be read, so they and models of no known run are kept: "
+                    f"{in_words(error)}"
+                )
+            )
+
 
 def what_is_kept(session: Session, settings: Settings, now: int, cleared: set[tuple[int, int]]) -> Kept:
     """
-    Return the models, runs and folders that must be kept. Raises `OSError` if the folder of a run cannot be read.
+    Return the models, runs and folders that must be kept, with all of a run that cannot be read.
 
     `cleared` are ended runs, by id and end, that have no files any more: they are not looked at. Those that ended more
     than a day before `now` (ms) are added: no step of them writes any more.
@@ -88,18 +106,20 @@ def what_is_kept(session: Session, settings: Settings, now: int, cleared: set[tu
 
 
 def what_is_in_use(session: Session, settings: Settings) -> Kept:
-    """Return what must be kept whatever the settings say, without looking at other ended runs. Raises `OSError`."""
+    """Return what must be kept whatever the settings say, without looking at other ended runs."""
     root = settings.work_folder
     kept = Kept()
-    kept.keep({(root / "drops").resolve()})
+    kept.keep({_real(root / "drops")})
     bases = [settings.track(name).base_model for name in settings.track_names]
-    kept.keep({Path(base).resolve() for base in bases if base})
+    kept.keep({_real(Path(base)) for base in bases if base})
     for track in session.exec(select(Track)).all():
         kept.keep(_places(root, track.base_path, track.champion_path))
         _keep_champions(session, root, track, settings.gc.keep_champions, kept)
-    kept.keep({link.resolve() for link in root.glob("tracks/*/*") if link.is_symlink()})
+    kept.keep({_real(link) for link in root.glob("tracks/*/*") if link.is_symlink()})
     for run in session.exec(select(Run).where(col(Run.state).in_(OPEN_STATES))).all():
-        _keep_open(root, run, kept)
+        kept.open_runs.add(run.id or 0)
+        with kept.alone(root / "runs" / str(run.id)):
+            _keep_open(root, run, kept)
     for run_id in filter(None, session.exec(select(Run.id).where(waits()))):
         # Kept until it is approved or the champion changes, whatever its age.
         kept.champion_runs.add(run_id)
@@ -108,21 +128,22 @@ def what_is_in_use(session: Session, settings: Settings) -> Kept:
 
 
 def _list_ended(session: Session, root: Path, kept: Kept, now: int, cleared: set[tuple[int, int]]) -> None:
-    """List the runs that are over in `kept.ended`, the latest first, but for `cleared` ones. Raises `OSError`."""
+    """List the runs that are over in `kept.ended`, the latest first, but for `cleared` ones."""
     models = {path.name for path in (root / "models").glob("*")}
     wanted = select(Run.id, Run.ended_at, Run.track, Run.state).where(col(Run.ended_at).is_not(None))
     for run_id, end, track, state in session.exec(wanted.order_by(col(Run.ended_at).desc(), col(Run.id).desc())):
         folder, key = root / "runs" / str(run_id), (run_id or 0, end or 0)
         if key in cleared:
             continue
-        _require_readable(folder)
-        # Also if a collection was cut off after it had renamed the artifact.
-        own = models & {*_named(folder), str(read_object(folder / "merge.removed.json").get("model_id"))}
-        run = Ended(key[0], track, state, own, tuple(working_files(folder)))
-        if run.models or run.working:
-            kept.ended.append(run)
-        elif key[1] < now - DAY_MS:
-            cleared.add(key)
+        with kept.alone(folder):
+            _require_readable(folder)
+            # Also if a collection was cut off after it had renamed the artifact.
+            own = models & {*_named(folder), str(read_object(folder / "merge.removed.json").get("model_id"))}
+            run = Ended(key[0], track, state, own, tuple(working_files(folder)))
+            if run.models or run.working:
+                kept.ended.append(run)
+            elif key[1] < now - DAY_MS:
+                cleared.add(key)
 
 
 def _require_readable(run_folder: Path) -> None:
@@ -147,19 +168,17 @@ def _keep_champions(session: Session, root: Path, track: Track, former: int, kep
 
 def _keep_open(root: Path, run: Run, kept: Kept) -> None:
     """Add everything of a run that is not over, and every model that it uses, to `kept`."""
-    assert run.id is not None  # noqa: S101 - every row that was read has one
-    kept.open_runs.add(run.id)
     folder = root / "runs" / str(run.id)
     _require_readable(folder)
-    kept.keep({folder.resolve()} | models_of(root, run.id))
-    base = (run.config or {}).get("base_model")
-    kept.keep(_places(root, base if isinstance(base, str) else None))
+    kept.keep({_real(folder)} | models_of(root, run.id or 0))
+    kept.keep(_places(root, (run.config or {}).get("base_model")))
     for path in folder.glob("attempts/*/*.json"):
         value = read_object(path)
         # A merge that has ended may be published at any moment; a spec names the champion of its time, which the run
         # may go on from when others have come.
-        identity = (value.get("artifact") or {}).get("model_id") if path.name == RESULT_NAME else None
-        champion = (value.get("champion") or {}).get("path") if path.name == SPEC_NAME else None
+        artifact, champion = value.get("artifact"), value.get("champion")
+        identity = artifact.get("model_id") if path.name == RESULT_NAME and isinstance(artifact, dict) else None
+        champion = champion.get("path") if path.name == SPEC_NAME and isinstance(champion, dict) else None
         kept.keep(_places(root, champion, f"models/{identity}" if identity else None))
 
 
@@ -222,5 +241,11 @@ def _file_bytes(path: Path) -> int:
     return found.st_size if found.st_nlink == 1 else 0
 
 
-def _places(root: Path, *paths: str | None) -> set[Path]:
-    return {(root / path).resolve() for path in paths if path}
+def _places(root: Path, *paths: object) -> set[Path]:
+    """Return the resolved paths below `root`, without what is none: a damaged file may have any value."""
+    return {_real(root / path) for path in paths if isinstance(path, str) and path and "\0" not in path}
+
+
+def _real(path: Path) -> Path:
+    """Return the path without links; of a link to itself its own path, where `resolve` raises."""
+    return Path(os.path.realpath(path))

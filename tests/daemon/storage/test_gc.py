@@ -28,6 +28,7 @@ from daemon.state.tables import Attempt, Drop, Promotion, Run, Track
 from daemon.storage import garbage, gc
 from daemon.system.processes import lock_holder
 from pipeline import durable
+from pipeline.errors import DropforgeError
 from tests import run_owner
 from tests.run_owner import spool_of
 
@@ -282,16 +283,19 @@ def test_leftovers_of_dead_processes_go_when_they_are_older_than_a_day(history: 
     assert made.there(*stale) == [False] * len(stale)
 
 
-def test_nothing_is_collected_while_a_run_cannot_be_read(history: Callable[..., History]) -> None:
+def test_what_a_run_that_cannot_be_read_may_need_is_kept_and_the_rest_collected(
+    history: Callable[..., History],
+) -> None:
     made = history(keep_models=0)
     loser, other = made.run(days=30), made.run("waiting")
     folder = made.root / f"runs/{other}"
     folder.rename(made.root / "aside")
     # What the kernel says to root, too, and not only to another user.
     folder.touch()
-    with pytest.raises(NotADirectoryError):
-        made.collect()
-    assert made.there(f"models/{loser:04d}", f"models/{other:04d}") == [True, True]
+    later = round(1000 * folder.stat().st_mtime) + 2 * DAY
+    with pytest.raises(DropforgeError, match=f"files of run {other} cannot be read"):
+        made.collect(now=later)
+    assert made.there(f"models/{loser:04d}", f"models/{other:04d}", f"runs/{other}") == [False, True, True]
 
 
 def test_the_oldest_predictions_go_and_never_those_of_a_champion(
