@@ -48,7 +48,7 @@ MANIFEST = "manifest.json"
 #: Endings of SQLite's files next to an open database.
 SIDECARS = ("-journal", "-wal", "-shm")
 #: Largest manifest, verdict or card, in bytes: they are read whole.
-_MOST_BYTES = 1 << 28
+_MOST_BYTES = durable.MOST_BYTES
 _HEADLESS = """
 SELECT name FROM track WHERE champion_generation IS NOT NULL AND champion_generation NOT IN
     (SELECT generation FROM promotion WHERE promotion.track = track.name)
@@ -149,7 +149,7 @@ def check(folder: Path) -> Manifest:
         raise DropforgeError(f"{folder} is no whole backup: it has no readable {MANIFEST}", _ANOTHER) from error
     for name in (*manifest.files, *manifest.champions):
         if not _is_below(name):
-            raise _refusal(f"{folder} names a file that no backup holds: {name!r}")
+            raise refusal(f"{folder} names a file that no backup holds: {name!r}")
     for name, seen in manifest.files.items():
         if _seen_if_there(folder / name) != seen:
             raise DropforgeError(f"the backup is damaged: {folder / name} is missing or has changed", _ANOTHER)
@@ -173,7 +173,7 @@ def open_regular(path: Path) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise _refusal(f"{path} is not a regular file")
+        raise refusal(f"{path} is not a regular file")
     return fd
 
 
@@ -183,16 +183,16 @@ def _refuse_other_kinds(folder: Path) -> None:
         for path in (Path(directory, name) for name in (*folders, *files)):
             info = path.lstat()
             if not stat.S_ISDIR(info.st_mode) and not stat.S_ISREG(info.st_mode):
-                raise _refusal(f"{path} is a link, FIFO or device, not a file")
+                raise refusal(f"{path} is a link, FIFO or device, not a file")
             if path.suffix in {".json", ".html"} and info.st_size > _MOST_BYTES:
-                raise _refusal(f"{path} has more than {_MOST_BYTES:,} bytes")
+                raise refusal(f"{path} has more than {_MOST_BYTES:,} bytes")
 
 
 def _refuse_sidecars(database: Path) -> None:
     """Raise `DropforgeError` if a database has a journal with content, which would be checked but not restored."""
     for path in (Path(f"{database}{suffix}") for suffix in SIDECARS[:2]):
         if os.path.lexists(path) and path.lstat().st_size:
-            raise _refusal(f"{path} lies next to the database, so {database.name} is only a part of it")
+            raise refusal(f"{path} lies next to the database, so {database.name} is only a part of it")
 
 
 def _refuse_rows(database: Path) -> None:
@@ -206,13 +206,13 @@ def _refuse_rows(database: Path) -> None:
             connection.execute("PRAGMA trusted_schema=OFF")
             for kind, name in connection.execute("SELECT type, name FROM sqlite_master").fetchall():
                 if kind not in {"table", "index"}:
-                    raise _refusal(f"{database} has a {kind} of its own, {name!r}, which would change rows later")
+                    raise refusal(f"{database} has a {kind} of its own, {name!r}, which would change rows later")
             for table in EVERY:
                 _parse_rows(connection, database, table)
             for (track,) in connection.execute(_HEADLESS).fetchall():
-                raise _refusal(f"track.champion_generation of {track} in {database} is that of no promotion")
+                raise refusal(f"track.champion_generation of {track} in {database} is that of no promotion")
     except sqlite3.DatabaseError as error:
-        raise _refusal(f"{database} cannot be read: {error}") from error
+        raise refusal(f"{database} cannot be read: {error}") from error
 
 
 def _parse_rows(connection: sqlite3.Connection, database: Path, table: type[SQLModel]) -> None:
@@ -221,8 +221,6 @@ def _parse_rows(connection: sqlite3.Connection, database: Path, table: type[SQLM
     # The table's fields without SQLAlchemy's work at each assignment: 2 us per row instead of 80.
     fields: dict[str, Any] = {key: (field.rebuild_annotation(), None) for key, field in table.model_fields.items()}
     model = create_model(table.__name__, **fields)
-    if any(hidden for *_, hidden in connection.execute(f'PRAGMA table_xinfo("{name}")')):
-        raise _refusal(f"table {name} of {database} has a generated column, whose values would change later")
     # Closed explicitly: an exception that is kept would keep the cursor open, and thereby the file locked.
     with closing(connection.execute(f'SELECT rowid, * FROM "{name}"')) as rows:  # noqa: S608 - our own word
         keys = [description[0] for description in rows.description][1:]
@@ -235,7 +233,7 @@ def _parse_rows(connection: sqlite3.Connection, database: Path, table: type[SQLM
             except (ValueError, TypeError, RecursionError) as error:
                 column = f".{error.errors()[0]['loc'][0]}" if isinstance(error, ValidationError) else ""
                 message = f"{name}{column} in row {number} of {database} has a value that is not allowed there"
-                raise _refusal(message) from error
+                raise refusal(message) from error
 
 
 def _is_below(name: str) -> bool:
@@ -243,7 +241,8 @@ def _is_below(name: str) -> bool:
     return name.isprintable() and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 
-def _refusal(message: str) -> DropforgeError:
+def refusal(message: str) -> DropforgeError:
+    """Return the error, to be raised, for a backup that somebody changed."""
     return DropforgeError(message, f"somebody changed it; {_ANOTHER}")
 
 

@@ -1,6 +1,8 @@
 """
 Restore a backup into a state folder, while no daemon runs.
 
+Only the rows of a backup's database are taken, into a new one, whose schema refuses what the daemon does not expect.
+
 The old database, and folders of runs that the backup does not have as succeeded, go to `backups/replaced-<time>/`;
 other files that differ from the backup's are overwritten, all others stay. Links are not touched: they are derived
 from the rows afterwards (`promotion.sync_restored_links`). A marker file is in the state folder from the first change
@@ -18,24 +20,27 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from daemon.settings.model import Settings
-from daemon.state.database import known_revisions
+from daemon.state.database import migrate, newest_revision
 from daemon.state.database_file import BACKUPS, refuse_network
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.run_files import open_jobs
+from daemon.state.tables import EVERY
 from daemon.storage.backup import (
     SIDECARS,
     Manifest,
     check,
     named_files,
     open_regular,
+    refusal,
     stamp,
     unreadable_verdicts,
 )
+from daemon.storage.disk import is_full
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import user
 from pipeline import durable
-from pipeline.errors import DropforgeError, is_disk_full
+from pipeline.errors import DropforgeError
 
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
 _ACCEPTED = "SELECT track, role, sha256, name FROM \"drop\" WHERE state = 'accepted'"
@@ -99,19 +104,61 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
         if lost_models and not without_models:
             message = f"the champion {lost_models[0]} is neither in the backup nor in {work}"
             raise DropforgeError(message, "put that folder there; or restore without it: --without-models")
+        database = root / f".{DATABASE_NAME}.restore.tmp"
         try:
-            replaced = _put_all_back(root, work, source.absolute(), manifest.files)
-        except OSError as error:
-            if not is_disk_full(error):
+            _rebuild(source / DATABASE_NAME, database, manifest.files[DATABASE_NAME][1])
+            replaced = _put_all_back(root, work, source.absolute(), database, manifest.files)
+        except (OSError, sqlite3.Error) as error:
+            if not is_full(error):
                 raise
             raise _full(work, source, sum(size for size, _ in manifest.files.values())) from error
+        finally:
+            database.unlink(missing_ok=True)
         missing = [name for name, _ in named_files(work, root / DATABASE_NAME) if not (work / name).exists()]
         missing += [*unreadable_verdicts(work, root / DATABASE_NAME), *lost_models]
         lost = _lost(replaced / DATABASE_NAME, source / DATABASE_NAME)
         return Restored(manifest, replaced, lost, tuple(missing))
 
 
-def _put_all_back(root: StateFolder, work: WorkFolder, source: Path, files: Mapping[str, tuple[int, str]]) -> Path:
+def _rebuild(source: Path, target: Path, sha256: str) -> None:
+    """
+    Copy the rows of a backup's database into a new one, durably, and let runs that were not over begin again.
+
+    Raises `DropforgeError` if it has changed, or has a row or table that the schema does not allow.
+    """
+    target.unlink(missing_ok=True)
+    copy = _copy_aside(source, target, sha256)
+    try:
+        migrate(target)
+        with closing(sqlite3.connect(target)) as connection, connection:
+            connection.execute("PRAGMA trusted_schema=OFF")
+            connection.execute("ATTACH ? AS backup", (str(copy),))
+            for table in EVERY:
+                name, columns = table.__tablename__, ", ".join(f'"{column}"' for column in table.model_fields)
+                # With the table's name: SQLite takes an unknown "column" for a text.
+                own = ", ".join(f'old."{column}"' for column in table.model_fields)
+                rows = f'SELECT {own} FROM backup."{name}" AS old'  # noqa: S608 - our own words
+                try:
+                    connection.execute(f'INSERT INTO "{name}" ({columns}) {rows}')
+                except sqlite3.DatabaseError as error:
+                    if is_full(error):
+                        raise
+                    raise refusal(f"{source} has a row of {name} that is not allowed there: {error}") from error
+            orphan = connection.execute("PRAGMA main.foreign_key_check").fetchone()
+            if orphan is not None:
+                raise refusal(f"a row of {orphan[0]} in {source} refers to a missing one of {orphan[2]}")
+            for statement in _BEGIN_AGAIN:
+                connection.execute(statement, {"now": round(time.time() * 1000)})
+        with closing(sqlite3.connect(target)) as connection:
+            connection.execute("PRAGMA journal_mode=DELETE")  # one file
+    finally:
+        copy.unlink()
+    durable.fsync_file(target)
+
+
+def _put_all_back(
+    root: StateFolder, work: WorkFolder, source: Path, database: Path, files: Mapping[str, tuple[int, str]]
+) -> Path:
     """Replace the content of both folders while the marker file exists; return the folder of replaced files."""
     durable.write_json(root / RESTORING, {"backup": str(source)})
     replaced = root / BACKUPS / f"replaced-{stamp()}-{uuid.uuid4().hex[:6]}"
@@ -120,7 +167,7 @@ def _put_all_back(root: StateFolder, work: WorkFolder, source: Path, files: Mapp
     for name, (size, sha256) in files.items():
         if name != DATABASE_NAME:
             _put_back(source / name, work / name, size, sha256)
-    _replace_database(root, source / DATABASE_NAME, replaced, files[DATABASE_NAME][1])
+    _replace_database(root, database, replaced)
     (root / RESTORING).unlink()
     durable.fsync_folder(root)
     return replaced
@@ -169,9 +216,9 @@ def _open_backup(source: Path) -> Manifest:
         hint = "name a folder that `dropforge backup` made, by its whole path: dropforge restore /mnt/monday"
         raise DropforgeError(f"there is no backup {source.absolute()}", hint)
     manifest = check(source)
-    if manifest.schema_revision not in known_revisions():
-        message = f"the backup {source} has a schema that this version does not know: {manifest.schema_revision}"
-        raise DropforgeError(message, "install the version that made it, or a newer one")
+    if manifest.schema_revision != newest_revision():
+        message = f"the backup {source} has another version's schema: {manifest.schema_revision}"
+        raise DropforgeError(message, "install the version that made it, restore, then upgrade")
     return manifest
 
 
@@ -203,10 +250,8 @@ def _put_back(source: Path, target: Path, size: int, sha256: str) -> None:
     durable.fsync_folder(target.parent)
 
 
-def _replace_database(root: Path, database: Path, replaced: Path, sha256: str) -> None:
+def _replace_database(root: Path, database: Path, replaced: Path) -> None:
     path = root / DATABASE_NAME
-    aside = _copy_aside(database, path, sha256)
-    _begin_again(aside)
     # As it is: it may be damaged, which may be why somebody restores. Nobody has it open.
     for suffix in ("", *SIDECARS):
         with contextlib.suppress(FileNotFoundError):
@@ -216,16 +261,8 @@ def _replace_database(root: Path, database: Path, replaced: Path, sha256: str) -
     for suffix in SIDECARS:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     durable.fsync_folder(root)
-    aside.rename(path)
+    database.rename(path)
     durable.fsync_folder(root)
-
-
-def _begin_again(database: Path) -> None:
-    """Reset runs that were not over, so that they begin again with a configuration from the current settings."""
-    with closing(sqlite3.connect(database)) as connection, connection:
-        for statement in _BEGIN_AGAIN:
-            connection.execute(statement, {"now": round(time.time() * 1000)})
-    durable.fsync_file(database)
 
 
 def _copy_aside(source: Path, target: Path, sha256: str) -> Path:

@@ -156,7 +156,12 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
         row("CREATE TRIGGER later AFTER UPDATE ON track BEGIN UPDATE promotion SET model_path = '../..'; END"),
         "later",
     ),
-    "generated column": (row("ALTER TABLE promotion ADD COLUMN later TEXT AS (model_path)"), "generated column"),
+    "run.state": (row("UPDATE run SET state = 'odd' WHERE id = 3"), "state_known"),
+    "run over by its date": (row("UPDATE run SET ended_at = 1 WHERE id = 3"), "final_has_end"),
+    "promotion.kind": (row("UPDATE promotion SET kind = 'odd' WHERE id = 1"), "kind_known"),
+    "attempt.started_at": (row(f"UPDATE attempt SET started_at = {-(2**63)} WHERE id = 1"), "started_at_typed"),
+    "drop.rows": (row(f'UPDATE "drop" SET rows = {2**62} WHERE id = 1'), "rows_typed"),
+    "no such column": (row("ALTER TABLE event RENAME COLUMN track TO other"), "no such column"),
     "journal beside the database": (
         lambda folder: (folder / f"{DATABASE_NAME}-wal").write_text("rows that would not be put back"),
         "-wal",
@@ -181,18 +186,42 @@ def test_a_tampered_backup_is_refused_and_nothing_is_touched(
         assert everything(copy.parent) == outside, case
 
 
+def test_a_backup_brings_its_rows_and_nothing_of_its_schema(
+    lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path
+) -> None:
+    for statement in (
+        "ALTER TABLE promotion ADD COLUMN later TEXT AS (model_path)",
+        "CREATE UNIQUE INDEX evil ON event(kind) WHERE id > 1000",
+        "DELETE FROM alembic_version",
+    ):
+        row(statement)(kept)
+    with closing(sqlite3.connect(kept / DATABASE_NAME)) as connection, connection:
+        connection.execute("PRAGMA writable_schema=ON")
+        stricter = "replace(sql, 'PRIMARY KEY (id)', 'PRIMARY KEY (id), CHECK (id < 1000)')"
+        connection.execute(f"UPDATE sqlite_master SET sql = {stricter} WHERE name = 'run'")
+    change(kept, files={DATABASE_NAME: seen(kept / DATABASE_NAME)}, counts={"alembic_version": 0})
+    database = lived_in.settings.state_folder / DATABASE_NAME
+
+    def picture() -> list[object]:
+        with closing(sqlite3.connect(database)) as connection:
+            schema = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+            return [
+                schema,
+                *(connection.execute(f"SELECT * FROM {name}").fetchall() for name in ("track", "promotion")),
+            ]
+
+    before = picture()
+    done = dropforge("restore", kept)
+    assert (done.code, done.err) == (0, "")
+    assert picture() == before
+
+
 def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
     lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evil = {"url": "http://evil/v1", "model": "m", "api_key_env": "PATH"}
     to = "json_set(config, '$.evaluate.vllm', '/tmp/evil', '$.judge', json(?))"
     row(f"UPDATE run SET config = {to} WHERE id = 3", json.dumps(evil))(kept)
-    # Over by its date, and not by its state: the rule that forbids it is the attacker's to change.
-    with closing(sqlite3.connect(kept / DATABASE_NAME)) as connection, connection:
-        connection.execute("PRAGMA writable_schema=ON")
-        looser = "replace(sql, ') = (ended_at IS NOT NULL)', ') <= (ended_at IS NOT NULL)')"
-        connection.execute(f"UPDATE sqlite_master SET sql = {looser} WHERE name = 'run'")
-    row("UPDATE run SET ended_at = 1 WHERE id = 3")(kept)
     assert dropforge("restore", kept).code == 0
     root = lived_in.settings.state_folder
     engine = open_engine(root / DATABASE_NAME)
