@@ -15,7 +15,7 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from pipeline.errors import CannotTrain
-from pipeline.models.untrusted import foreign_code
+from pipeline.models.untrusted import foreign_code, little_memory
 
 Format = Literal["chat", "alpaca"]
 #: A message: its "role" and its "content".
@@ -162,7 +162,7 @@ class Template:
 
     def _render(self, veil: "_Veil", turns: Sequence[Turn]) -> str:
         """Return the rendered `turns` and, if the last is not the assistant's, the beginning of an answer."""
-        with self._foreign("the chat template", "cannot render a request", "chat_template.jinja"):
+        with self._foreign("the chat template", "cannot render a request", "chat_template.jinja"), little_memory():
             text = self.tokenizer.apply_chat_template(
                 [{**turn, "content": veil.hide(turn["content"])} for turn in turns],
                 chat_template=self._text,
@@ -211,12 +211,21 @@ class _Veil:
     """
 
     def __init__(self, pattern: re.Pattern[str] | None, turns: Sequence[Turn]) -> None:
-        """Choose a character that no turn contains for each match of `pattern`."""
+        """
+        Choose a character that no turn contains for each match of `pattern`.
+
+        Raises `CannotTrain` if the turns contain all private characters: a special token would remain.
+        """
         self._pattern = pattern
         texts = [turn["content"] for turn in turns]
         found = sorted({token for text in texts for token in pattern.findall(text)}) if pattern is not None else []
         free = (chr(code) for code in range(0xE000, 0xF8FE) if found and not any(chr(code) in text for text in texts))
         self._marks = dict(zip(found, free, strict=False))
+        if len(self._marks) < len(found):
+            message = (
+                "a record contains special tokens and so many private characters (U+E000 to U+F8FE) that none is left"
+            )
+            raise CannotTrain(message, "remove the private characters from its text")
         self._tokens = {mark: token for token, mark in self._marks.items()}
 
     def hide(self, text: str) -> str:

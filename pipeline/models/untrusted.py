@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+import resource
 import signal
 import stat
 import sys
@@ -38,6 +39,8 @@ _MOST = {
 }
 #: Most processor time of one use; usually it takes milliseconds, loading a tokenizer some seconds.
 SECONDS = 120.0
+#: Most memory that a chat template may add to the process, in bytes.
+_TEMPLATE_BYTES = 1 << 29
 #: The signal that kills a process beyond that limit. No exception is possible: such code may never release the
 #: interpreter.
 ENDED_BY = signal.SIGPROF
@@ -161,3 +164,18 @@ def foreign_code(what: str, hint: str) -> Iterator[None]:
         raise CannotTrain(f"{what}: {type(error).__name__}: {error}"[:1000], hint) from error
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """Let the process allocate up to 512 MiB more in the block; raise `ValueError` if that does not suffice."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    most = pages * resource.getpagesize() + _TEMPLATE_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))
+    try:
+        yield
+    except MemoryError as error:
+        raise ValueError(f"it needs more than {_TEMPLATE_BYTES:,} bytes of memory") from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -68,6 +68,8 @@ def _read(files: tuple[tuple[str, int, int, int], ...]) -> tuple[tuple[str, ...]
     for path in configs:
         found.update(_named(try_read_object(path) or {}))
     found -= {""}
+    if any("\ud800" <= char <= "\udfff" for token in found for char in token):
+        return (), "has a special token with half a surrogate pair, which is no character"
     if len(found) > _MOST_TOKENS or sum(map(len, found)) > _MOST_CHARACTERS:
         most = f"{_MOST_TOKENS:,} of {_MOST_CHARACTERS:,} characters together are the most"
         return (), f"has {len(found):,} special tokens of {sum(map(len, found)):,} characters, and {most}"

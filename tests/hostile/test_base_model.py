@@ -66,6 +66,10 @@ EVIL: dict[str, tuple[Spoil, str]] = {
     "a header of 2^60 bytes": (weights(struct.pack("<Q", 1 << 60) + b"{}"), "shorter than its header"),
     "an index out of the folder": (escaping, "lacks the shard ../../x.safetensors"),
     "pickled weights": (pickled, "only pickled ones"),
+    "half a surrogate pair": (
+        set_in("tokenizer_config.json", additional_special_tokens=["\ud800x"]),
+        "a special token with half a surrogate pair",
+    ),
     "code of its own": (set_in("config.json", auto_map={"AutoModelForCausalLM": "modeling_x.X"}), "auto_map"),
     "config.json 200,000 deep": (lambda folder: (folder / "config.json").write_text("[" * 200_000), "no readable"),
 }
@@ -214,3 +218,14 @@ def test_a_chat_template_without_end_ends_its_step(what: str, tiny_llama: Path, 
     argv = [sys.executable, "-P", "-c", _ASK, str(base)]
     done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (-ENDED_BY, "loaded\n"), done
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 'a' * (8 * 1024**3) }}", "{{ '%1000000000d' % 1 }}", "{{ 'a'|center(2000000000) }}"]
+)
+def test_a_chat_template_that_takes_all_memory_is_refused(template: str, tiny_llama: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    (base / "chat_template.jinja").write_text(template)
+    argv = [sys.executable, "-P", "-c", _ASK, str(base)]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert "cannot render a request: ValueError: it needs more than 536,870,912 bytes of memory" in done.stderr

@@ -157,6 +157,12 @@ def test_a_special_token_in_an_answer_neither_ends_nor_cuts_it(chat: Any, fmt: A
     assert chat.decode(ids[:-1]) == text
 
 
+def test_a_record_that_leaves_no_private_character_for_its_special_tokens_is_refused(chat: Any) -> None:
+    taken = "".join(map(chr, range(0xE000, 0xF8FE)))
+    with pytest.raises(CannotTrain, match="private characters"):
+        prompt(chat, "chat", f"{chat.eos_token}{taken}")
+
+
 def test_a_conversation_in_alpacas_format_ends_each_answer_with_eos(alpaca: Any) -> None:
     turns = [
         {"role": "system", "content": "Be brief."},
