@@ -14,7 +14,7 @@ from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES, Settin
 from daemon.settings.text import flat
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.clock import now_ms
-from daemon.system.programs import act_as_owner
+from daemon.system.programs import act_as_owner, name_of
 from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
 from pipeline.words import listed
@@ -79,9 +79,23 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
             "make one: dropforge init; or name its settings: dropforge --config FILE COMMAND",
         )
     settings = load(config_path(context))
+    if os.geteuid() == 0 and config_path(context) is None:
+        _refuse_planted(settings)
     if as_owner:
         act_as_owner(settings.state_folder)
     return settings
+
+
+def _refuse_planted(settings: Settings) -> None:
+    """Raise `SettingsError` if another user's settings or link in the current folder lead root to a folder."""
+    state, trusted = settings.state_folder, {0}
+    trusted |= {state.stat().st_uid} if state.exists() else set()
+    for path in (Path(FILE_NAME), state):
+        if os.path.lexists(path) and (owner := path.lstat().st_uid) not in trusted:
+            message = f"{path.absolute()} belongs to {name_of(owner)}, and this is root"
+            raise SettingsError(
+                message, f"ask as {name_of(owner)}: sudo -u {name_of(owner)} dropforge; or name --config"
+            )
 
 
 def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bool = False) -> None:
