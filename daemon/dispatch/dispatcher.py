@@ -17,7 +17,8 @@ from sqlmodel import Session, col, select
 from daemon.champions import promotion
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude, fix_measures
-from daemon.dispatch.spool import Executor, JobState, Spool
+from daemon.dispatch.node import listed
+from daemon.dispatch.spool import Executor, JobState, Spool, folder_of
 from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
 from daemon.dispatch.step_specs import compose, key_of, spec_of, warn_of_fixed
 from daemon.dispatch.upkeep import Upkeep
@@ -285,19 +286,22 @@ class Dispatcher:
         spec = self._spec_of(attempt)
         if spec is None:
             # The daemon died between the attempt's row and its spec: the same attempt is submitted now, unless an
-            # earlier step has become stale.
-            invalidate_stale(self._engine, self._root, run, now)
-            done, step = self._next(run)
-            if step is None or step.name != attempt.step:
-                self._end(claim, attempt, AttemptState.LOST, now, "another step was to be done again before it began")
-                return True
-            self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
-            return False
+            # earlier step has become stale, or it has begun and its spec was lost.
+            begun = listed(self._root / folder_of(key_of(attempt)))
+            if not run.cancel_requested and all(name.startswith(".") for name in begun):
+                invalidate_stale(self._engine, self._root, run, now)
+                done, step = self._next(run)
+                if step is not None and step.name == attempt.step:
+                    self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
+                    return False
+            self._stop_step(claim)
+            self._end(claim, attempt, AttemptState.LOST, now, "it has no spec.json")
+            return True
         state = self._executor.poll(spec)
         if state is JobState.ENDED:
             return self._collect(claim, attempt, spec, now)
         stop = run.cancel_requested or is_in_vain(self._engine, run, spec)
-        if state is JobState.LOST and {path.name for path in (self._root / spec.folder).iterdir()} == {SPEC_NAME}:
+        if state is JobState.LOST and listed(self._root / spec.folder) == {SPEC_NAME}:
             # It has left nothing but its spec: it was removed from the queue, or the daemon died before it was queued.
             if stop:
                 self._end(claim, attempt, AttemptState.LOST, now, "it was called off before it began")
@@ -438,11 +442,15 @@ class Dispatcher:
 
     def _set_apart(self, claim: states.Claim, error: OSError | DBAPIError, now: int) -> None:
         """Postpone a run whose files cause `error`; raise `error` if it concerns every run: database or full disk."""
-        if isinstance(error, DBAPIError) or is_full(error):
+        if isinstance(error, DBAPIError):
+            raise error
+        attempt = states.open_attempt(self._engine, claim.run_id)
+        is_job = attempt is not None and self._executor.outlives(key_of(attempt))
+        is_cancelled = is_job and self._run(claim, snapshot=False).cancel_requested
+        if is_full(error) and not is_cancelled:
             raise error
         unusable = self._unusable(claim.run_id, error)
-        attempt = states.open_attempt(self._engine, claim.run_id)
-        if attempt is not None and self._executor.outlives(key_of(attempt)):
+        if is_job and not is_cancelled:
             # Its job goes on, and the shared file system may answer at the next look.
             self._troubles.note(f"files of run {claim.run_id}", unusable, message=True)
             return
@@ -508,6 +516,5 @@ class Dispatcher:
         return run
 
     def _spec_of(self, attempt: Attempt) -> StepSpec | None:
-        folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
-        path = self._root / folder / SPEC_NAME
+        path = self._root / folder_of(key_of(attempt)) / SPEC_NAME
         return StepSpec.model_validate_json(durable.read_regular(path)) if path.exists() else None

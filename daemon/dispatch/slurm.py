@@ -23,6 +23,7 @@ import structlog
 
 from daemon.dispatch.node import claim, listed, write_first
 from daemon.dispatch.spool import JobState, folder_of
+from daemon.dispatch.step_process import result_of_dead
 from daemon.settings.model import ExecutorSettings
 from daemon.state.troubles import Troubles, in_words
 from daemon.system.folders import WorkFolder
@@ -96,6 +97,8 @@ class SlurmExecutor:
         self._name = f"dropforge-{instance}."
         #: The attempts that were submitted or polled and have no result yet, by key.
         self._open: dict[str, StepSpec] = {}
+        #: The keys of cancelled attempts: a job of theirs is cancelled once nobody polls the attempt.
+        self._given_up: set[str] = set()
         #: Since when the thread has known that an attempt is revoked, by key.
         self._revoked: dict[str, float] = {}
         #: Since when Slurm does not know an attempt's job, or says that it has ended, by key.
@@ -133,7 +136,7 @@ class SlurmExecutor:
         names = listed(Path(spec.root) / spec.folder)
         # A shared file system may list a name before it can be opened.
         if RESULT_NAME in names and (Path(spec.root) / spec.folder / RESULT_NAME).exists():
-            self._forget(spec)
+            self._forget(spec.key)
             return JobState.ENDED
         self._watch(spec)
         return JobState.RUNNING if CLAIM_NAME in names else JobState.QUEUED
@@ -142,17 +145,24 @@ class SlurmExecutor:
         """
         Revoke an attempt: its step is stopped wherever it runs, and its job cancelled after the time for that.
 
-        Do nothing if it has no spec. Raises `OSError` or `ValueError` if its files cannot be read or written.
+        An attempt that is not claimed ends at once. Without a usable spec only the job is cancelled. Raises `OSError`
+        or `ValueError` if its files cannot be read or written.
         """
         folder = self._root / folder_of(key)
-        names = listed(folder)
-        if SPEC_NAME not in names or REVOKED_NAME in names:
-            return
-        spec = self._open.get(key) or StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
-        words = StepError(message=f"step {spec.step} was stopped before it could leave a result")
-        _revoke(spec, "interrupted", EXIT_INTERRUPTED, words)
-        self._watch(spec)
-        self._wake.set()
+        self._given_up.add(key)
+        self._rouse()
+        try:
+            if {REVOKED_NAME, RESULT_NAME} & listed(folder):
+                return
+            spec = self._open.get(key) or StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
+            result = result_of_dead(spec, 0, stopped=True).model_dump()
+            write_first(folder / REVOKED_NAME, result)
+            if claim(folder):  # nobody can begin it any more
+                write_first(folder / RESULT_NAME, result)
+            self._watch(spec)
+        except (OSError, ValueError):
+            self._forget(key)  # its job is cancelled all the same
+            raise
 
     def outlives(self, _key: str) -> bool:
         """Return `True`: the next daemon finds the job."""
@@ -168,13 +178,17 @@ class SlurmExecutor:
     def _watch(self, spec: StepSpec) -> None:
         if spec.key not in self._open:
             self._open[spec.key] = spec
-            self._wake.set()
+            self._rouse()
+
+    def _rouse(self) -> None:
+        """Let the thread look at once; start it if it has not begun."""
+        self._wake.set()
         if not self._thread.is_alive() and not self._over.is_set():
             self._thread.start()
 
-    def _forget(self, spec: StepSpec) -> None:
+    def _forget(self, key: str) -> None:
         for known in (self._open, self._missing, self._revoked, self._again, self._progress):
-            known.pop(spec.key, None)
+            known.pop(key, None)
 
     # --- the thread
 
@@ -182,7 +196,12 @@ class SlurmExecutor:
         while not self._over.is_set():
             self._wake.wait(self._settings.poll_seconds)
             self._wake.clear()
-            self._turn()
+            try:
+                self._turn()
+            except Exception as error:  # as when the log's disk is full: the thread must outlive it
+                self._told.add("Slurm")
+                with contextlib.suppress(Exception):
+                    self._troubles.note("Slurm", error)
 
     def _turn(self) -> None:
         """Look at all jobs once, advance each open attempt's job, and note what is wrong as troubles."""
@@ -201,14 +220,17 @@ class SlurmExecutor:
         except CannotAsk as error:
             # What was missing may be there again when Slurm answers.
             self._missing.clear()
+            for spec in list(self._open.values()):
+                with contextlib.suppress(OSError):
+                    self._end_revoked(spec, listed(Path(spec.root) / spec.folder), {})
             self._silent_since = self._silent_since or time.strftime("%H:%M")
             words = f"Slurm has not answered since {self._silent_since}, jobs go on: {error.message}"
             problems["Slurm"] = DropforgeError(f"{words}; see whether it runs: scontrol ping")
-        for whose in self._told - problems.keys():
+        over, self._told = self._told - problems.keys(), set(problems)
+        for whose in over:
             self._troubles.clear(whose)
         for whose, problem in problems.items():
             self._troubles.note(whose, problem, message=True)
-        self._told = set(problems)
 
     def _problem_of(self, spec: StepSpec, jobs: Sequence[Job]) -> Exception | None:
         """Advance an attempt's job and return what keeps it. Raises `CannotAsk` if Slurm does not answer any more."""
@@ -224,29 +246,27 @@ class SlurmExecutor:
         return DropforgeError(f"{in_words(problem)}; {hint}") if problem is not None and hint else problem
 
     def _sweep(self, jobs: Sequence[Job], open_names: Collection[str]) -> None:
-        """Cancel the waiting jobs of attempts that have ended: nobody polls them any more."""
+        """Cancel the jobs of cancelled attempts, and the waiting ones of others that have ended: nobody polls them."""
         for job in jobs:
-            if job.name not in open_names and job.state in _WAITING:
+            key = job.name.removeprefix(self._name)
+            if job.name not in open_names and (key in self._given_up or job.state in _WAITING):
                 with contextlib.suppress(OSError, ValueError, CannotAsk):
-                    if {RESULT_NAME, REVOKED_NAME} & listed(self._root / folder_of(job.name.removeprefix(self._name))):
+                    if key in self._given_up or {RESULT_NAME, REVOKED_NAME} & listed(self._root / folder_of(key)):
                         self._scancel(job)
 
     def _advance(self, spec: StepSpec, own: Mapping[int, Job]) -> DropforgeError | None:
         """Submit, release, cancel or give up an attempt's job as is due; return why it will never begin, if so."""
         folder = Path(spec.root) / spec.folder
         names = listed(folder)
-        if SPEC_NAME not in names:
-            return None  # the folder is gone
-        note = durable.read_json(folder / JOB_NAME) if JOB_NAME in names else None
-        if REVOKED_NAME in names and RESULT_NAME not in names:
-            self._end_revoked(spec, names, own)
+        if SPEC_NAME not in names or self._end_revoked(spec, names, own):
             return None
+        note = durable.read_json(folder / JOB_NAME) if JOB_NAME in names else None
         for job in own.values():
             if note is not None and job.number != note["job"]:
                 self._scancel(job)  # a second one, of an answer that was lost
         if RESULT_NAME in names:
             if REVOKED_NAME in names:
-                self._forget(spec)  # perhaps nobody polls it any more
+                self._forget(spec.key)  # perhaps nobody polls it any more
             return None
         if note is not None and note["released"]:
             return self._look_after(spec, note, names, own.get(note["job"]))
@@ -299,18 +319,24 @@ class SlurmExecutor:
             _revoke(spec, status, code, StepError(message=words, hint=hint))
         return None
 
-    def _end_revoked(self, spec: StepSpec, names: set[str], own: Mapping[int, Job]) -> None:
-        """Write a revoked attempt's result: at once if nobody has claimed it, else after the time for a checkpoint."""
+    def _end_revoked(self, spec: StepSpec, names: set[str], own: Mapping[int, Job]) -> bool:
+        """
+        Write a revoked attempt's result: at once if nobody has claimed it, else after the time for a checkpoint.
+
+        Return whether it is revoked and had none.
+        """
+        if REVOKED_NAME not in names or RESULT_NAME in names:
+            return False
         folder = Path(spec.root) / spec.folder
         since = self._revoked.setdefault(spec.key, time.monotonic())
         # Claimed here, it can be begun by nobody any more.
         begun = CLAIM_NAME in names or not claim(folder)
-        if begun and time.monotonic() - since < spec.grace_seconds + _AGAIN_SECONDS:
-            return
-        for job in own.values():
-            self._scancel(job)
-        told = StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED)
-        write_first(folder / RESULT_NAME, durable.read_object(folder / REVOKED_NAME) or told.model_dump())
+        if not begun or time.monotonic() - since >= spec.grace_seconds + _AGAIN_SECONDS:
+            for job in own.values():
+                self._scancel(job)
+            result = durable.read_object(folder / REVOKED_NAME) or result_of_dead(spec, 0, stopped=True).model_dump()
+            write_first(folder / RESULT_NAME, result)
+        return True
 
     def _note_state(self, spec: StepSpec, job: Job) -> None:
         """Write the job's state, since when, reason and nodes to a hint for `dropforge status`, if they changed."""

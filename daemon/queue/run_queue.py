@@ -29,7 +29,7 @@ from daemon.queue.states import (
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import SEARCH, TRIAL, RunState, state_words
+from daemon.state.states import AWAITING, SEARCH, TRIAL, RunState, state_words
 from daemon.state.tables import Drop, Run, promotion_of
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
@@ -308,7 +308,7 @@ def retry(session: Session, run_id: int, now: int) -> RunState:
 
 def cancel(engine: Engine, run_id: int, now: int) -> RunState:
     """
-    Cancel a queued or waiting run at once; for a running run request it, and the run's owner then calls `cancelled`.
+    Cancel a run that is queued, waiting or awaiting approval; of a running run request it, and its owner cancels it.
 
     Returns the run's new state, `RUNNING` if it was only requested; a running run whose model was promoted already ends
     as promoted. Raises `DropforgeError` for a run that has ended or does not exist, or that waits though its model was
@@ -316,7 +316,7 @@ def cancel(engine: Engine, run_id: int, now: int) -> RunState:
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
-        if run.state in FINAL:
+        if run.state in FINAL and run.outcome != AWAITING:
             raise DropforgeError(f"run {run_id} has ended already: {run.state}", f"look at it: dropforge show {run_id}")
         if run.state != RunState.RUNNING and promotion_of(session, run_id) is not None:
             message = f"the model of run {run_id} is the champion of track {run.track} already; the run ends by itself"

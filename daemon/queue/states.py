@@ -28,7 +28,7 @@ ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType(
         RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED}),
         RunState.RUNNING: frozenset(set(RunState) - {RunState.QUEUED}),
         RunState.WAITING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
-        # A win that waits for approval is cancelled if one of its drops is withdrawn.
+        # A person cancels a win that waits for approval, or withdraws one of its drops.
         RunState.SUCCEEDED: frozenset({RunState.CANCELLED}),
         RunState.FAILED: frozenset({RunState.WAITING, RunState.QUEUED}),
         RunState.CANCELLED: frozenset({RunState.WAITING, RunState.QUEUED}),

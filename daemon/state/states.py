@@ -55,7 +55,7 @@ class RunState(StrEnum):
     RUNNING = "running"
     #: Interrupted or to be retried: it keeps its snapshot and is claimed, from `not_before` on, before any queued run.
     WAITING = "waiting"
-    #: It ended with a verdict, promoted or not; final, unless it waits for approval and a drop of its own is withdrawn.
+    #: It ended with a verdict, promoted or not; final, unless it waits for approval: a person cancels it.
     SUCCEEDED = "succeeded"
     #: It ended without a verdict; a person retries it.
     FAILED = "failed"

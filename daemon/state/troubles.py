@@ -33,12 +33,13 @@ class Troubles:
         With `message` it is in `lasting` once it has lasted for ten minutes.
         """
         words = in_words(error)
-        if self._words.get(whose) != words:
-            log.warning("trouble", whose=whose, error=words)
+        known = self._words.get(whose)
         self._words[whose] = words
         self._until[whose] = self._monotonic() + _PAUSE_SECONDS
         if message:
             self._since.setdefault(whose, self._monotonic())
+        if known != words:
+            log.warning("trouble", whose=whose, error=words)
 
     def clear(self, whose: str) -> None:
         """Forget the error and the pause of `whose`, and log that it is over; do nothing if there is no error."""

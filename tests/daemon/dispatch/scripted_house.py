@@ -1,0 +1,135 @@
+"""A dispatcher with one run, whose training is ordered here or is a job of a scripted Slurm, where nothing begins."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy import Engine
+
+from daemon.dispatch import slurm
+from daemon.dispatch.dispatcher import Dispatcher
+from daemon.dispatch.slurm import SlurmExecutor
+from daemon.dispatch.spool import ByStep, Executor, LocalExecutor
+from daemon.queue import states
+from daemon.settings.model import ExecutorSettings, Settings
+from daemon.state import run_files
+from daemon.state.database import transaction
+from daemon.state.troubles import Troubles
+from daemon.system.folders import WorkFolder
+from pipeline import durable
+from pipeline.contract import JOB_NAME, RESULT_NAME, SPEC_NAME, StepSpec
+from tests.daemon.dispatch.test_dispatcher import NOW, ScriptedExecutor, add_drop, engine, settings
+from tests.run_owner import spool_of
+
+__all__ = ["engine", "settings"]
+#: Slurm's commands, a file per job: nothing ever begins, and `held` says why.
+_COMMANDS = {
+    "sbatch": """
+        for word; do case $word in --job-name=*) name=${word#*=};; --comment=*) fence=${word#*=};; esac; done
+        number=$(($(ls jobs | wc -l) + 1))
+        echo "$number|$name|$fence|PENDING|JobHeldUser|" > jobs/$number; echo $number
+    """,
+    "squeue": "[ -e silent ] && exit 1; cat jobs/* 2> /dev/null || true",
+    "scontrol": '[ "$1" != release ] || sed -i "s/JobHeldUser/$(cat held 2> /dev/null || echo Priority)/" jobs/$2',
+    "scancel": 'for last; do :; done; : > "jobs/$last"',
+}
+
+
+class House:
+    """A daemon's dispatcher with a run of one drop; `slurm` is the folder of the scripted cluster, if there is one."""
+
+    def __init__(self, engine: Engine, settings: Settings, cluster: Path | None) -> None:
+        self.engine, self.settings, self.cluster = engine, settings, cluster
+        add_drop(engine, "a")
+        with transaction(engine) as session:
+            states.ensure_track(session, "default", NOW)
+        self.begin()
+
+    @property
+    def root(self) -> WorkFolder:
+        return self.settings.work_folder
+
+    @property
+    def attempt(self) -> Path:
+        """The folder of the attempt at the training."""
+        return self.root / run_files.attempt_folder(1, "train", 1)
+
+    def again(self) -> None:
+        """Let a new daemon adopt the run."""
+        self.stop()
+        self.begin()
+
+    def begin(self) -> None:
+        told = ExecutorSettings(kind="slurm", poll_seconds=0.1)
+        self.slurm = SlurmExecutor("id", self.root, told, Troubles())
+        executor: Executor = LocalExecutor(spool_of(self.settings.state_folder))
+        if self.cluster is not None:
+            executor = ByStep(("train",), self.slurm, executor)
+        self.dispatcher = Dispatcher(self.engine, self.settings, executor, Troubles())
+        self.dispatcher.recover(NOW)
+
+    def stop(self) -> None:
+        self.slurm.stop()
+
+    def prepare(self) -> None:
+        """Have the data prepared, and the training ordered, whose grace is over at once; nobody looks at it yet."""
+        self.dispatcher.tick(NOW)
+        self.do_step("prepare")
+        self.dispatcher.tick(NOW)
+        self.stop()
+        place = self.attempt / SPEC_NAME
+        durable.write_json(place, {**durable.read_json(place), "grace_seconds": 0.0})
+
+    def do_step(self, step: str) -> None:
+        """Do as a worker that is asked for a step."""
+        folder = self.root / run_files.attempt_folder(1, step, 1)
+        spec = StepSpec.model_validate(durable.read_json(folder / SPEC_NAME))
+        durable.write_json(folder / RESULT_NAME, ScriptedExecutor().good(spec).model_dump(mode="json"))
+        (spool_of(self.settings.state_folder).queue / f"{spec.key}.json").unlink(missing_ok=True)
+
+    def submit(self) -> StepSpec:
+        """Have the training submitted, as its job if there is a cluster."""
+        self.prepare()
+        self.again()
+        if self.cluster is not None:
+            self.wait_until(lambda: durable.read_object(self.attempt / JOB_NAME).get("released"))
+        return StepSpec.model_validate(durable.read_json(self.attempt / SPEC_NAME))
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Let the dispatcher work; the test's own time limit ends a wait in vain."""
+        pause = threading.Event()
+        while not condition():
+            self.dispatcher.tick(NOW)
+            pause.wait(0.01)
+
+    def jobs(self) -> list[str]:
+        """Return the lines of the jobs that are not cancelled."""
+        return [] if self.cluster is None else [one for one in map(_text, (self.cluster / "jobs").iterdir()) if one]
+
+
+def _text(path: Path) -> str:
+    return path.read_text()
+
+
+@pytest.fixture(params=["local", "slurm"])
+def house(
+    request: pytest.FixtureRequest, engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[House]:
+    """Give a dispatcher with a run that is due; no worker runs, and no job begins."""
+    cluster = None
+    if request.param == "slurm":
+        cluster = tmp_path / "cluster"
+        (cluster / "jobs").mkdir(parents=True)
+        for name, script in _COMMANDS.items():
+            (cluster / name).write_text(f"#!/bin/sh\nset -e\ncd {cluster}\n{script}\n")
+            (cluster / name).chmod(0o755)
+        monkeypatch.setenv("PATH", str(cluster), prepend=":")
+        # Its minutes are hundredths of a second.
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() * 6000, strftime=time.strftime, time=time.time)
+        monkeypatch.setattr(slurm, "time", clock)
+    made = House(engine, settings, cluster)
+    yield made
+    made.stop()

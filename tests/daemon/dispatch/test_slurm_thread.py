@@ -1,0 +1,28 @@
+"""The thread that asks Slurm outlives what it meets."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import structlog
+
+from pipeline import durable
+from pipeline.contract import JOB_NAME, SPEC_NAME, StepSpec
+from tests.daemon.dispatch.scripted_house import House, engine, house, settings
+from tests.daemon.dispatch.test_worker import wait_for
+
+__all__ = ["engine", "house", "settings"]
+
+
+@pytest.mark.parametrize("house", ["slurm"], indirect=True)
+def test_a_log_that_cannot_be_written_ends_no_thread(house: House) -> None:
+    house.prepare()
+    house.begin()
+    spec = StepSpec.model_validate(durable.read_json(house.attempt / SPEC_NAME))
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:  # when it is closed
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(full))
+        house.slurm.poll(spec)
+        wait_for(lambda: "Slurm" in house.slurm._troubles.words)
+        structlog.reset_defaults()
+    house.wait_until(lambda: durable.read_object(house.attempt / JOB_NAME).get("released"))
+    wait_for(lambda: house.slurm._troubles.words == {})
