@@ -29,7 +29,15 @@ from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.database_file import refuse_network, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE, WORKER_LOCK
-from daemon.state.ownership import OwnFolder, StateFolderGone, installation_id
+from daemon.state.ownership import (
+    OwnFolder,
+    ShareGone,
+    StateFolderGone,
+    end_lease,
+    installation_id,
+    require_share,
+    take_lease,
+)
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
 from daemon.storage.restore import refuse_half_restored
@@ -45,6 +53,7 @@ from pipeline.errors import EXIT_FAILED, DropforgeError
 _TICK_SECONDS = 0.25
 _IDLE_TICK_SECONDS = 0.5
 _STATUS_SECONDS = 2.0
+_LEASE_AGAIN_SECONDS = 10.0
 _WORKER_AGAIN_SECONDS, _PAGE_AGAIN_SECONDS = 1.0, 60.0
 log = structlog.get_logger()
 
@@ -62,6 +71,7 @@ class Service:
         OwnFolder(work, "run").close()
         on_nodes = settings.executor.steps_on_nodes
         instance = installation_id(root, work) if on_nodes or settings.executor.shared else ""
+        take_lease(settings)
         for folder in (work / "drops", work / "runs", work / "models", work / "tracks", work / TRASH_NAME):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(root / LOCK_NAME)
@@ -97,14 +107,22 @@ class Service:
         self._schedule = Schedule(self._engine, settings, self._night_began)
         self._worker = ChildProcess(
             "worker",
-            ["worker", "--state", settings.state, "--work", str(work), "--parallel", str(settings.executor.parallel)],
+            [
+                "worker",
+                "--state",
+                settings.state,
+                "--work",
+                str(work),
+                "--parallel",
+                str(settings.executor.parallel_here),
+            ],
             most_seconds=_WORKER_AGAIN_SECONDS,
         )
         named = [] if config is None else ["--config", str(config.absolute())]
         self._web = ChildProcess("web", [*named, "web"], most_seconds=_PAGE_AGAIN_SECONDS)
         self._told: dict[str, str] = {}
         self._said = ""
-        self._said_at = 0.0
+        self._said_at = self._leased_at = 0.0
 
     def on_signal(self, number: int) -> None:
         """
@@ -117,8 +135,10 @@ class Service:
             log.warning("stopping_now", signal=signal.Signals(number).name)
             # The main thread may come to its end before this one does.
             self.exit_code = 128 + number
-            self._kill_worker()
-            os._exit(self.exit_code)
+            try:
+                self._kill_worker()
+            finally:  # a full disk must not keep it from ending
+                os._exit(self.exit_code)
         log.info("stop_requested", signal=signal.Signals(number).name)
         self.stop.set()
         self._wake.set()
@@ -191,7 +211,7 @@ class Service:
     def _tick(self) -> bool:
         """Call schedule, dispatcher, hooks and status report; return whether none of them raised an exception."""
         # Call each of them, whether or not the previous one failed.
-        parts = (self._look_at_schedule, self._dispatch, self._hooks.tick, self._tell)
+        parts = (self._look_at_schedule, self._dispatch, self._run_hooks, self._tell)
         well = [self._does(part) for part in parts]
         return all(well)
 
@@ -206,6 +226,14 @@ class Service:
             # The intake then updates the drops' receipts with the run's outcome.
             self._intake.wake.set()
 
+    def _run_hooks(self, now: int) -> None:
+        require_share(self._settings)
+        self._hooks.tick(now)
+        self._troubles.clear("shared folder")
+        if time.monotonic() - self._leased_at >= _LEASE_AGAIN_SECONDS:
+            take_lease(self._settings)
+            self._leased_at = time.monotonic()
+
     def _tell(self, _now: int) -> None:
         """Report status and troubles to the service manager and to `dropforge status` when they have changed."""
         if not self.stop.is_set():
@@ -218,6 +246,9 @@ class Service:
     def _does(self, part: Callable[[int], object]) -> bool:
         try:
             part(now_ms())
+        except ShareGone as error:  # nothing is changed until it is back
+            self._troubles.note("shared folder", error, message=True)
+            return False
         except Exception as error:  # a full disk or a locked database passes; the daemon must outlive it
             self._folder.require_there()
             if is_full(error):
@@ -258,6 +289,7 @@ class Service:
             left = Overview.of(self._settings).open_runs()
         except (DropforgeError, OSError):
             left = []  # reported before; the shutdown goes on
+        end_lease(self._settings)
         self._lock.release()
         words = [", ".join(filter(None, (f"run {run.id}", run.state, run.step))) for run in left]
         log.info("daemon_stopped", open_runs=words)

@@ -63,7 +63,7 @@ def worker(  # noqa: PLR0913 - each is an option
     settings = load_settings(context, as_owner=False) if state is None else None
     logs.configure()
     if settings is not None:
-        folder, runs, most = settings.state_folder, settings.work_folder, settings.executor.parallel
+        folder, runs, most = settings.state_folder, settings.work_folder, settings.executor.parallel_here
     else:
         folder, runs, most = StateFolder(state or Path()), WorkFolder(work or state or Path()), 1
     if one is not None:

@@ -198,7 +198,7 @@ class SlurmExecutor:
             self._wake.clear()
             try:
                 self._turn()
-            except Exception as error:  # as when the log's disk is full: the thread must outlive it
+            except Exception as error:  # noqa: BLE001 - as when the log's disk is full: the thread must outlive it
                 self._told.add("Slurm")
                 with contextlib.suppress(Exception):
                     self._troubles.note("Slurm", error)

@@ -93,7 +93,8 @@ class StepProcess:
         It is stopped by SIGTERM, and killed `grace_seconds` later. Whatever it started is killed with it.
         """
         try:
-            os.write(self._keep, b"g")
+            with contextlib.suppress(BrokenPipeError):  # it has ended already
+                os.write(self._keep, b"g")
             log.info("step_started", key=self._spec.key, pid=self._process.pid)
             stopped = self._wait(is_to_stop)
         finally:

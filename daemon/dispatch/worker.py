@@ -232,9 +232,11 @@ def serve(
         if asked.is_set():
             # The main thread may come to its end before this one does.
             worker.exit_code = 128 + number
-            if worker.owns_spool:
-                end_steps_now(spool)
-            os._exit(worker.exit_code)
+            try:
+                if worker.owns_spool:
+                    end_steps_now(spool)
+            finally:  # a full disk must not keep it from ending
+                os._exit(worker.exit_code)
         asked.set()
         worker.stop.set()
 

@@ -109,13 +109,14 @@ class Intake:
         try:
             folder = self._inbox.shared(*settled.folders)
             info = look(settled.name, folder.fd)
+        except FileNotFoundError:
+            return _outcome(settled, "gone", "it is not there any more")
+        try:
             if stat.S_ISDIR(info.st_mode):
                 return _outcome(settled, "gone", "a folder has taken its name")
             if self.limit.is_full(settled, info):
                 return _outcome(settled, "queue_full", self.limit.words(info))
             return self._take(_Source(settled, info, folder, now_ms))
-        except FileNotFoundError:
-            return _outcome(settled, "gone", "it is not there any more")
         except SourceChanged as error:
             return _outcome(settled, "changed", error.message)
         except SourceUnreadable as error:

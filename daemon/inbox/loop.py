@@ -12,6 +12,7 @@ from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled, Watcher
 from daemon.settings.model import Settings
 from daemon.state.layout import WATCHER_NOTE
+from daemon.state.ownership import require_share
 from daemon.storage.disk import Disk, is_full
 from daemon.system.clock import now_ms
 from pipeline import durable
@@ -74,6 +75,7 @@ class IntakeLoop:
     def _turn(self) -> float:
         """Take settled files, then write texts; return the seconds until the next scan."""
         try:
+            require_share(self._settings)
             if self._scan() and time.monotonic() < self._texts_due:
                 return _QUIET_SECONDS
             if self._write_texts():

@@ -66,13 +66,13 @@ def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> Cop
     """
     Copy the file `name`, whose `look` gave `info`, into `folder` under a temporary name, and fsync the copy.
 
-    Raises `SourceUnreadable` if it is a link or cannot be read, `SourceChanged` if it differs from `info` or changes,
-    `FileNotFoundError`, or `OSError` if the copy cannot be written. Nothing is left behind then.
+    Raises `SourceUnreadable` if it is a link or cannot be read, `SourceChanged` if it differs from `info`, changes or
+    is gone, or `OSError` if the copy cannot be written. Nothing is left behind then.
     """
     try:
         fd = os.open(name, _OPEN, dir_fd=folder_fd)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise SourceChanged("it is not there any more") from error
     except OSError as error:
         message = f"it cannot be opened: {error.strerror}"
         remedy = f"let user {user()} read it: chmod g+r {quote(printable(os.fsdecode(name)))}"

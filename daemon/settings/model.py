@@ -173,6 +173,11 @@ class ExecutorSettings(Frozen):
         """The steps that run as jobs of a cluster; the others take seconds, use the network, or are to run here."""
         return frozenset({"train", "merge", "evaluate"} - {*self.slurm.local} if self.kind == "slurm" else ())
 
+    @property
+    def parallel_here(self) -> int:
+        """Most steps at once on this machine: beside a cluster at most four, as `parallel` is the cluster's size."""
+        return min(self.parallel, 4) if self.kind == "slurm" else self.parallel
+
 
 class RetrySettings(Frozen):
     """What happens after a run's step failed."""

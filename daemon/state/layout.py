@@ -13,6 +13,10 @@ TROUBLES_NOTE = "troubles.json"
 GPU_NOTE = "gpu-lent.json"
 #: Exists during a restore; no daemon starts while it exists.
 RESTORING = "restoring.json"
+#: Installation's id, in the state folder and the shared folder.
+INSTANCE_NAME = "instance"
+#: In the shared folder: host and state folder of the daemon that works there.
+LEASE_NAME = "daemon.json"
 #: Held while a collection moves files away, and while a result is published.
 GC_LOCK_NAME = "gc.lock"
 #: Folder of collected files that are about to be deleted.

@@ -1,13 +1,17 @@
 """Keep other users out of the state folder, and detect that it or the work folder was moved or replaced."""
 
 import os
+import socket
 import stat
+import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
 
-from daemon.state.layout import FOLDERS
+from daemon.settings.model import Settings
+from daemon.state.layout import FOLDERS, INSTANCE_NAME, LEASE_NAME
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.programs import name_of, user
 from pipeline import durable
@@ -16,12 +20,17 @@ from pipeline.errors import DropforgeError
 #: Folders that the worker follows no link to.
 _NO_LINK = frozenset({"runs", "spool"})
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_LEASE_SECONDS = 60.0
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 log = structlog.get_logger()
 
 
 class StateFolderGone(DropforgeError):
     """The state folder was moved, removed or replaced while a process used it."""
+
+
+class ShareGone(DropforgeError):
+    """The shared folder is not mounted, or another daemon works in it: nothing may be concluded from what is there."""
 
 
 class OwnFolder:
@@ -72,17 +81,67 @@ def installation_id(state_folder: StateFolder, work_folder: WorkFolder) -> str:
 
     Raises `DropforgeError` if only one has it, as when a shared folder is not mounted, or each its own.
     """
-    paths = [folder / "instance" for folder in dict.fromkeys((work_folder, state_folder))]
+    paths = [folder / INSTANCE_NAME for folder in dict.fromkeys((work_folder, state_folder))]
     known = {path.read_text(encoding="ascii") for path in paths if path.exists()}
     if not known:
         known = {uuid.uuid4().hex[:8]}
         for path in paths:
             durable.write_bytes(path, next(iter(known)).encode())
     elif len(known) > 1 or not all(path.exists() for path in paths):
-        message = f"the folder {work_folder} is not this installation's: {' and '.join(map(str, paths))} differ"
+        why = [f"{path} is missing" for path in paths if not path.exists()]
+        why = why or [f"{' and '.join(map(str, paths))} differ"]
+        message = f"the folder {work_folder} is not this installation's: {why[0]}"
         hint = "mount the shared folder, or name the right one: executor.shared; if its host was lost, copy the file"
         raise DropforgeError(message, hint)
     return known.pop()
+
+
+def require_share(settings: Settings) -> None:
+    """Raise `ShareGone` unless the shared folder, if there is one, is mounted and no other daemon works in it."""
+    state, work = settings.state_folder, settings.work_folder
+    if work == state or not (state / INSTANCE_NAME).exists():
+        return
+    hint = "mount it: the daemon then goes on by itself"
+    try:
+        if (work / INSTANCE_NAME).read_bytes() != (state / INSTANCE_NAME).read_bytes():
+            raise ShareGone(f"the shared folder is not mounted: {work} is another installation's", hint)
+    except OSError as error:
+        raise ShareGone(f"the shared folder is not mounted: {error.filename}: {error.strerror}", hint) from error
+    holder = durable.read_object(work / LEASE_NAME)
+    if holder and holder != _lease(state):
+        raise _leased(holder, work)
+
+
+def take_lease(settings: Settings) -> None:
+    """
+    Write into the shared folder, if there is one, that this daemon works there; again at least every half minute.
+
+    Raises `ShareGone` if another daemon has written so within the last minute: its state folder was copied.
+    """
+    work, own = settings.work_folder, _lease(settings.state_folder)
+    if work == settings.state_folder:
+        return
+    path = work / LEASE_NAME
+    holder = durable.read_object(path)
+    if holder and holder != own and time.time() - path.stat().st_mtime < _LEASE_SECONDS:
+        raise _leased(holder, work)
+    durable.write_hint(path, own)
+
+
+def end_lease(settings: Settings) -> None:
+    """Let a daemon on another host begin at once."""
+    path = settings.work_folder / LEASE_NAME
+    if durable.read_object(path) == _lease(settings.state_folder):
+        path.unlink(missing_ok=True)
+
+
+def _lease(state_folder: StateFolder) -> dict[str, str]:
+    return {"host": socket.gethostname(), "state": str(state_folder.resolve())}
+
+
+def _leased(holder: Mapping[str, object], work_folder: WorkFolder) -> ShareGone:
+    message = f"another daemon works in {work_folder}: on {holder.get('host')}, with {holder.get('state')}"
+    return ShareGone(message, f"stop that one; if its host was lost, wait {_LEASE_SECONDS:g} s")
 
 
 def _require_own(place: Path) -> None:

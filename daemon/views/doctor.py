@@ -13,6 +13,7 @@ from daemon.settings.model import Settings
 from daemon.state.database import newest_revision, open_reader
 from daemon.state.database_file import file_system, in_words, is_network, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
+from daemon.state.ownership import ShareGone, require_share
 from daemon.storage.backup import named_files
 from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.processes import lock_holder
@@ -47,6 +48,10 @@ def examine(settings: Settings) -> list[Finding]:
         slurm_probe.slurm,
         _daemon,
     )
+    try:
+        require_share(settings)
+    except ShareGone as error:  # nothing can be said of what is in it
+        findings, checks = [bad("shared folder", error.message, error.hint)], (_daemon,)
     for check in checks:
         name = check.__name__.strip("_").replace("_", " ")
         try:

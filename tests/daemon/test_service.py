@@ -1,6 +1,7 @@
 """The daemon's own order of things, on a real state folder; whole daemons run in tests/e2e."""
 
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,13 @@ from structlog.testing import capture_logs
 
 from daemon import service
 from daemon.champions.hooks.commands import Command
+from daemon.inbox.watcher import make_inbox
 from daemon.queue.states import Claim
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import ExecutorSettings, Settings
 from daemon.state.database_file import DatabaseUnusable
-from daemon.state.layout import WORKER_LOCK
+from daemon.state.layout import LEASE_NAME, WORKER_LOCK
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import attention
@@ -181,3 +183,55 @@ def test_a_hook_that_waits_for_the_daemon_is_run_by_it(tmp_path: Path) -> None:
     assert one.hook is not None
     assert one.hook.state == "ok"
     daemon._lock.release()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Settings:
+    """Settings with a shared folder."""
+    (tmp_path / "inbox").mkdir()
+    executor = ExecutorSettings(shared=str(tmp_path / "share"))
+    return Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
+
+
+def test_a_shared_folder_that_goes_away_is_said_and_files_stay_in_the_inbox_until_it_is_back(
+    shared: Settings, tmp_path: Path
+) -> None:
+    daemon = Service(shared)
+    make_inbox(shared)
+    (tmp_path / "share").rename(tmp_path / "aside")
+    (tmp_path / "share").mkdir()
+    (tmp_path / "inbox" / "a.jsonl").write_bytes(records("a"))
+
+    def troubles() -> str:
+        daemon._tick()
+        return Overview.of(shared).troubles().get("shared folder", "")
+
+    assert troubles().startswith("the shared folder is not mounted")
+    daemon._intake._turn()
+    assert list((tmp_path / "share").iterdir()) == []
+    assert (tmp_path / "inbox" / "a.jsonl").exists()
+    (tmp_path / "share").rmdir()
+    (tmp_path / "aside").rename(tmp_path / "share")
+    assert troubles() == ""
+    daemon._lock.release()
+
+
+def test_a_daemon_with_a_copied_state_folder_is_refused_while_the_first_one_lives(
+    shared: Settings, tmp_path: Path
+) -> None:
+    first = Service(shared)
+    shutil.copytree(tmp_path / "state", tmp_path / "copy")
+    copied = shared.model_copy(update={"state": str(tmp_path / "copy")})
+    with pytest.raises(
+        DropforgeError, match=f"another daemon works in {tmp_path / 'share'}: on .*{tmp_path / 'state'}"
+    ):
+        Service(copied)
+    # It hangs, or its host is lost.
+    os.utime(tmp_path / "share" / LEASE_NAME, (0, 0))
+    second = Service(copied)
+    assert not first._tick()
+    assert "another daemon works in" in Overview.of(shared).troubles()["shared folder"]
+    first._lock.release()
+    second.stop.set()
+    second.run()
+    Service(shared)._lock.release()

@@ -17,6 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.dispatch.spool import JobState, LocalExecutor, refuse_moved
+from daemon.dispatch.step_process import StepProcess
 from daemon.dispatch.worker import Worker
 from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
@@ -472,3 +473,12 @@ def test_an_attempt_whose_step_moved_to_another_machine_names_its_run(tmp_path: 
     with pytest.raises(DropforgeError) as caught:
         refuse_moved(spool, {"train"})
     assert caught.value.hint.endswith("dropforge cancel 13 ends it")
+
+
+def test_a_step_that_has_died_before_it_is_let_go_is_a_failure_of_its_own(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "")
+    (tmp_path / spec.folder).mkdir(parents=True)
+    process = StepProcess(spec, tmp_path / spec.folder, ("false",))
+    wait_for(lambda: process.identity is None)
+    result = process.go(lambda: False)
+    assert (result.status, result.exit_code) == ("failed", 1)

@@ -722,3 +722,13 @@ def test_one_owners_waiting_drops_keep_no_other_owners_file_out(tmp_path: Path, 
     assert more.message.startswith("1 ")
     assert " of 12345 wait for " in more.message
     assert box.drop("own.jsonl", GOOD[2:], folder).kind == "accepted"
+
+
+def test_a_missing_folder_of_our_own_is_an_error_and_not_a_file_that_is_gone(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    (box.settings.work_folder / "incoming").rmdir()
+    (box.inbox / "a.jsonl").write_bytes(jsonl(GOOD))
+    with pytest.raises(OSError, match="/incoming/"):
+        box.intake.take(Settled("default", "train", b"a.jsonl"), NOW)
+    (box.settings.work_folder / "incoming").mkdir()
+    assert box.intake.take(Settled("default", "train", b"a.jsonl"), NOW).kind == "accepted"
