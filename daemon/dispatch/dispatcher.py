@@ -7,6 +7,7 @@ files of one run or track makes only that run or track wait. A full disk and a l
 """
 
 import contextlib
+from concurrent.futures import Future, wait
 
 import structlog
 from sqlalchemy import Engine, text
@@ -33,9 +34,10 @@ from daemon.state.troubles import Troubles, concerns_all, in_words
 from daemon.storage import gc
 from daemon.storage.disk import is_full
 from daemon.storage.disk_estimate import needed_bytes, still_needed
+from daemon.system.processes import in_background
 from daemon.system.programs import user
 from pipeline import durable
-from pipeline.artifacts import Verdict
+from pipeline.artifacts import Artifact, Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Step, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_START_AGAIN, DropforgeError, StepFailed
@@ -43,6 +45,8 @@ from pipeline.steps import STEPS, next_step
 
 _SIGNAL_EXITS = 128
 _HOUR_MS = 3_600_000
+#: A tick waits so long for a publication: most take less.
+_AT_ONCE_SECONDS = 1.0
 #: Interrupted attempts in a row, without a checkpoint, after which a person has to look: every node may be preempted.
 _MOST_INTERRUPTED = 10
 #: Of each running run: token, whether it is to be cancelled, and the track's champion.
@@ -70,6 +74,8 @@ class Dispatcher:
         self._claims: dict[int, states.Claim] = {}
         #: The specs, without their drops, of the steps that were queued or running when last polled, by run.
         self._specs: dict[int, StepSpec] = {}
+        #: The results that are being published, by run.
+        self._publishing: dict[int, Future[Artifact]] = {}
         #: The claimed runs that the shared folder was gone from during their attempt.
         self._share_was_gone: set[int] = set()
         self._leaving_out = leave_one_out.tracks_of(settings)
@@ -207,11 +213,12 @@ class Dispatcher:
         """
         At the end of a shutdown, cancel the open steps and set the claimed runs to waiting; not a failure.
 
-        A run whose step outlives the daemon stays running: the next daemon adopts it.
+        A run whose step outlives the daemon, or whose result is being published, stays running: the next daemon adopts
+        it.
         """
         for claim in tuple(self._claims.values()):
             attempt = states.open_attempt(self._engine, claim.run_id)
-            if attempt is not None and self._executor.outlives(key_of(attempt)):
+            if claim.run_id in self._publishing or (attempt and self._executor.outlives(key_of(attempt))):
                 continue
             if attempt is not None:
                 # Otherwise the next worker would run a step that is not needed any more.
@@ -335,18 +342,7 @@ class Dispatcher:
             self._after_death(claim, attempt, f"step {spec.step}: its result is not its own", now)
             return False
         if result.status == "ok":
-            try:
-                with gc.collecting(self._settings.state_folder):
-                    artifact = run_files.publish(spec, result)
-            except StepFailed as error:
-                self._end(claim, attempt, AttemptState.FAILED, now, error.message)
-                self._after_failure(claim, error.message, error.hint, now, retryable=True)
-                return False
-            if isinstance(artifact, Verdict) and artifact.outcome != "insufficient_evidence":
-                fix_measures(self._engine, self._root, claim, spec.config, now)
-            self._end(claim, attempt, AttemptState.PUBLISHED, now, None)
-            log.info("step_published", run=claim.run_id, step=spec.step)
-            return True
+            return self._publish(claim, attempt, spec, result, now)
         if result.status == "interrupted":
             return self._interrupted(claim, attempt, spec, result, now)
         message = result.error.message if result.error else f"exit code {result.exit_code}"
@@ -359,6 +355,38 @@ class Dispatcher:
         else:
             self._after_failure(claim, message, hint, now, retryable=result.exit_code != EXIT_BAD_DATA)
         return False
+
+    def _publish(self, claim: states.Claim, attempt: Attempt, spec: StepSpec, result: StepResult, now: int) -> bool:
+        """
+        Publish a good result in a thread: it may have gigabytes to hash, or wait for a collection.
+
+        Return whether the run can be advanced again at once.
+        """
+        future = self._publishing.get(spec.run)
+        if future is None:
+            lock = gc.collecting(self._settings.state_folder)
+            future = self._publishing[spec.run] = in_background(run_files.publish, spec, result, lock)
+            wait([future], _AT_ONCE_SECONDS)
+        if not future.done():
+            if not self._run(claim, snapshot=False).cancel_requested:
+                return False
+            self._end(claim, attempt, AttemptState.INTERRUPTED, now, "it was cancelled while it was published")
+            return True
+        del self._publishing[spec.run]
+        try:
+            artifact = future.result()
+        except StepFailed as error:
+            if claim.run_id in self._share_was_gone:
+                self._share_was_gone.remove(claim.run_id)
+                return True  # it is published again
+            self._end(claim, attempt, AttemptState.FAILED, now, error.message)
+            self._after_failure(claim, error.message, error.hint, now, retryable=True)
+            return False
+        if isinstance(artifact, Verdict) and artifact.outcome != "insufficient_evidence":
+            fix_measures(self._engine, self._root, claim, spec.config, now)
+        self._end(claim, attempt, AttemptState.PUBLISHED, now, None)
+        log.info("step_published", run=claim.run_id, step=spec.step)
+        return True
 
     def _interrupted(self, claim: states.Claim, attempt: Attempt, spec: StepSpec, result: StepResult, now: int) -> bool:
         """End an interrupted attempt; return whether the run can be advanced again at once."""
@@ -544,6 +572,7 @@ class Dispatcher:
     def _drop(self, claim: states.Claim) -> None:
         del self._claims[claim.run_id]
         self._specs.pop(claim.run_id, None)
+        self._publishing.pop(claim.run_id, None)
         self._share_was_gone.discard(claim.run_id)
         self._troubles.clear(f"files of run {claim.run_id}")
         self.upkeep.may_collect = True

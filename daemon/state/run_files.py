@@ -4,6 +4,7 @@ Check an attempt's result and publish it: a step is done if `runs/<id>/<step>.js
 Everything here is idempotent: after a crash in the middle the same result can be published again.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -189,11 +190,14 @@ def open_jobs(work_folder: Path) -> list[Path]:
     return [path for path in found if not any((path.parent / name).exists() for name in (RESULT_NAME, REVOKED_NAME))]
 
 
-def publish(spec: StepSpec, result: StepResult) -> Artifact:
+def publish(
+    spec: StepSpec, result: StepResult, lock: contextlib.AbstractContextManager[None] | None = None
+) -> Artifact:
     """
     Check a successful result, write its artifact to `runs/<id>/<step>.json` and return it.
 
-    The folder of a merged model moves to `models/<model_id>`, unless that is there already, and the returned artifact
+    Outputs are hashed and synced, which may take minutes, before `lock` is taken; files are moved while it is held. The
+    folder of a merged model moves to `models/<model_id>`, unless that is there already, and the returned artifact
     names that; predictions of an evaluation are linked into the cache. Safe to repeat. Raises `StepFailed` if the
     artifact is malformed, the model's folder is missing or, in other steps, an output is missing or has changed.
     """
@@ -204,16 +208,19 @@ def publish(spec: StepSpec, result: StepResult) -> Artifact:
         message = f"step {spec.step} left a malformed artifact: {error}"
         raise StepFailed(message, f"the whole story: dropforge logs {spec.run}") from error
     if isinstance(artifact, Model):
-        artifact = _publish_model(root, artifact)
+        durable.fsync_tree(root / artifact.folder)
     else:
         place = root / spec.folder
         bad = [name for name, digest in result.outputs.items() if not _is_whole(place / name, digest)]
         if bad:
             message = f"step {spec.step} named files that are missing or not as it left them: {', '.join(bad[:3])}"
             raise StepFailed(message, f"retry the run: dropforge retry {spec.run}")
-    if isinstance(artifact, Evaluation):
-        _keep_predictions(root, spec, artifact)
-    durable.write_json(run_folder(root, spec.run) / f"{spec.step}.json", artifact.model_dump(mode="json"))
+    with lock or contextlib.nullcontext():
+        if isinstance(artifact, Model):
+            artifact = _publish_model(root, artifact)
+        if isinstance(artifact, Evaluation):
+            _keep_predictions(root, spec, artifact)
+        durable.write_json(run_folder(root, spec.run) / f"{spec.step}.json", artifact.model_dump(mode="json"))
     return artifact
 
 

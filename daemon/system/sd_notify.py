@@ -4,8 +4,10 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from typing import ParamSpec, TypeVar
+
+from daemon.system.processes import in_background
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,12 +35,7 @@ def showing_life(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) ->
 
     Every two seconds meanwhile systemd is sent WATCHDOG=1 and an extension of its start or stop timeout.
     """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(work, *arguments, **named)
-        while True:
-            try:
-                return future.result(timeout=_SIGN_SECONDS)
-            except TimeoutError:
-                if future.done():
-                    raise
-                notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(10 * _SIGN_SECONDS * 1e6)}")
+    future = in_background(work, *arguments, **named)
+    while not wait([future], _SIGN_SECONDS).done:
+        notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(10 * _SIGN_SECONDS * 1e6)}")
+    return future.result()

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, event
 from sqlmodel import select
 
 from daemon.champions import decisions, history, promotion
+from daemon.dispatch import dispatcher as dispatcher_module
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.queue import run_queue, states
@@ -39,6 +40,8 @@ from tests.model_folder import write_model
 from tests.run_owner import spool_of
 
 NOW = 1_750_000_000_000
+# What a tick does here does not depend on how fast the machine is.
+dispatcher_module._AT_ONCE_SECONDS = 3600.0
 JUDGE = JudgeConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="JUDGE_KEY")
 
 
@@ -1103,11 +1106,11 @@ def test_trouble_with_one_run_stops_no_other(box: Box, monkeypatch: pytest.Monke
     dispatcher = box.new_dispatcher()
     broken = run_files.publish
 
-    def publish(spec: StepSpec, result: StepResult) -> Any:
+    def publish(spec: StepSpec, result: StepResult, *lock: Any) -> Any:
         if spec.run == 1:
             message = "a defect"
             raise LookupError(message)
-        return broken(spec, result)
+        return broken(spec, result, *lock)
 
     monkeypatch.setattr(run_files, "publish", publish)
     box.drop("a")
