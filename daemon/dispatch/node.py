@@ -27,12 +27,16 @@ from pipeline.contract import CLAIM_NAME, RESULT_NAME, REVOKED_NAME, SPEC_NAME, 
 from pipeline.errors import EXIT_DISK_FULL, DropforgeError, is_disk_full
 
 _LOOK_SECONDS = 2.0
+#: After so many tries to write a result the job ends without one, and gives its nodes back.
+_TRIES = 15
 log = structlog.get_logger()
 
 
 def run_one(root: Path, key: str, fence: str, stop: threading.Event, command: StepCommand) -> None:
     """
     Run the attempt `key` once and leave a result, unless it is claimed, revoked or has one; `stop` stops the step.
+
+    A result that cannot be written for half a minute is given up: without it the attempt counts as interrupted.
 
     Raises `OSError` or `ValueError` if its spec cannot be read or has another fence.
     """
@@ -64,20 +68,20 @@ def run_one(root: Path, key: str, fence: str, stop: threading.Event, command: St
         if not is_disk_full(error):
             raise
         result = result_of_dead(spec, EXIT_DISK_FULL, stopped=False)
-    while not _leave(folder, result):
-        if stop.wait(_LOOK_SECONDS):
+    _leave(folder, result, stop)
+
+
+def _leave(folder: Path, result: StepResult, stop: threading.Event) -> None:
+    """Write the result; give up after `_TRIES` tries, or once `stop` is set."""
+    for _ in range(_TRIES):
+        try:
+            write_first(folder / RESULT_NAME, result.model_dump())
+        except OSError as error:  # the folder is full, or its server away
+            log.warning("result_not_written", key=result.key, error=str(error))
+            if stop.wait(_LOOK_SECONDS):
+                return
+        else:
             return
-
-
-def _leave(folder: Path, result: StepResult) -> bool:
-    """Write the result; return whether the disk had room for it."""
-    try:
-        write_first(folder / RESULT_NAME, result.model_dump())
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        return False
-    return True
 
 
 def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_command) -> None:
@@ -93,6 +97,10 @@ def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_comm
     on_stop(lambda _number: stop.set(), signal.SIGUSR1)
     try:
         run_one(root, key, fence, stop, command)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        log.warning("attempt_not_begun", key=key, error=str(error))
     except ValueError as error:
         raise DropforgeError(f"attempt {key} cannot be run: {error}", "see the log of the daemon") from error
 

@@ -18,7 +18,7 @@ from sqlmodel import select
 
 from daemon import service
 from daemon.champions import promotion
-from daemon.dispatch import dispatcher
+from daemon.dispatch import dispatcher, node
 from daemon.dispatch.spool import JobState, LocalExecutor, read_order
 from daemon.dispatch.step_process import StepProcess
 from daemon.dispatch.worker import Worker
@@ -239,10 +239,14 @@ def test_under_the_mark_a_file_stays_in_the_inbox_though_there_would_be_room_for
     assert [drop.state for drop in house.rows(Drop)] == ["accepted"]
 
 
+def scripted(spec: StepSpec, _path: Path) -> tuple[str, ...]:
+    return (sys.executable, "-c", spec.env["SCRIPT"])
+
+
 @pytest.fixture
 def serving(disk: LoopDisk) -> Iterator[Callable[[], None]]:
     """Start a worker on the small disk; it is stopped at the end."""
-    worker = Worker(spool_of(disk.place), lambda spec, _path: (sys.executable, "-c", spec.env["SCRIPT"]))
+    worker = Worker(spool_of(disk.place), scripted)
     thread = threading.Thread(target=worker.serve)
     yield thread.start
     worker.stop.set()
@@ -308,3 +312,20 @@ def test_how_a_step_ended_is_written_down_when_there_is_room_for_it(
     assert (result.exit_code, result.status) == (74, "failed")
     assert result.error is not None
     assert "is full" in result.error.message
+
+
+def test_a_job_whose_shared_folder_stays_full_ends_without_a_result_and_gives_its_node_back(
+    disk: LoopDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, spec = order(disk, "sys.exit(3)")
+    real = StepProcess._wait
+
+    def fill(*arguments: Any) -> Any:
+        stopped = real(*arguments)
+        disk.fill()
+        return stopped
+
+    monkeypatch.setattr(StepProcess, "_wait", fill)
+    monkeypatch.setattr(node, "_LOOK_SECONDS", 0.01)
+    node.run_one(disk.place, spec.key, spec.fence, threading.Event(), scripted)
+    assert not (disk.place / spec.folder / RESULT_NAME).exists()
