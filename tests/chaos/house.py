@@ -5,6 +5,7 @@ Everything else is real: settings, inbox, state folder, SQLite file, spool. Ever
 """
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from daemon.dispatch import dispatcher
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.spool import Executor, LocalExecutor, read_order
+from daemon.dispatch.spool import Executor, LocalExecutor, Spool, read_order
 from daemon.inbox.intake import Intake, Outcome
 from daemon.inbox.watcher import Watcher, make_inbox
 from daemon.queue import states
@@ -29,7 +30,6 @@ from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.models.manifest import MANIFEST_NAME
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
-from tests.run_owner import spool_of
 
 #: 2026-01-01T00:00:00Z.
 START = 1_767_225_600_000
@@ -65,7 +65,7 @@ def records(*words: str) -> bytes:
 
 
 def _local(settings: Settings) -> LocalExecutor:
-    return LocalExecutor(spool_of(settings.work_folder))
+    return LocalExecutor(Spool(settings.state_folder, settings.work_folder))
 
 
 class Daemon:
@@ -76,17 +76,18 @@ class Daemon:
         self.folder = folder
         self.settings = load(folder / "dropforge.toml", {})
         self.root = root = self.settings.work_folder
-        for place in (root, root / "drops", root / "runs", root / "models", root / "tracks"):
+        state = self.settings.state_folder
+        for place in (state, root, root / "drops", root / "runs", root / "models", root / "tracks"):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        migrate(root / DATABASE_NAME)
-        self.engine = open_engine(root / DATABASE_NAME)
+        migrate(state / DATABASE_NAME)
+        self.engine = open_engine(state / DATABASE_NAME)
         # Compiling statements is most of a start's work, and the same for all daemons of this process.
         self.engine.update_execution_options(compiled_cache=_COMPILED)
-        verify(self.root / DATABASE_NAME, at_start=True)
+        verify(state / DATABASE_NAME, at_start=True)
         self.dispatcher = Dispatcher(self.engine, self.settings, executor(self.settings))
         self.intake = Intake(self.engine, self.settings)
         self.watcher = Watcher(self.settings, threading.Event())
-        spool_of(root)
+        Spool(state, root)
         with transaction(self.engine) as session:
             for name in self.settings.track_names:
                 states.ensure_track(session, name, now)
@@ -121,13 +122,15 @@ class Daemon:
         raise AssertionError(message)
 
 
-def work(root: Path, outcome: str) -> list[StepSpec]:
+def work(root: Path, outcome: str, state: Path | None = None) -> list[StepSpec]:
     """Do what the worker does with everything that is in the spool; verdicts say `outcome`."""
-    done = []
-    for entry in sorted((root / "spool" / "queue").glob("[!.]*.json")):
+    done, spool = [], (state or root) / "spool"
+    for entry in sorted((spool / "queue").glob("[!.]*.json")):
         spec = read_order(root, entry).spec
         folder = root / spec.folder
-        mark = root / "spool" / "cancel" / spec.key
+        # Left by one that a full disk broke off.
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        mark = spool / "cancel" / spec.key
         result = interrupted(spec) if mark.exists() else result_of(spec, outcome)
         durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
         mark.unlink(missing_ok=True)

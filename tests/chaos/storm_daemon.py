@@ -19,18 +19,18 @@ from sqlmodel import select
 
 from daemon.dispatch import slurm
 from daemon.dispatch.slurm import SlurmExecutor
-from daemon.dispatch.spool import ByStep, Executor, LocalExecutor
+from daemon.dispatch.spool import ByStep, Executor, LocalExecutor, Spool
 from daemon.inbox.drop_folders import folder_names
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
-from daemon.state.ownership import installation_id
+from daemon.state.ownership import ShareGone, installation_id, require_share
+from daemon.state.run_files import make_attempt_folder
 from daemon.state.states import RunState
 from daemon.state.tables import Drop, Run
 from daemon.state.troubles import Troubles
 from daemon.system.clock import now_ms
 from pipeline.contract import StepSpec
 from tests.chaos.house import Daemon, records, result_of, work
-from tests.run_owner import spool_of
 
 ENOUGH = "enough"
 _PROGRAM = (sys.executable, str(Path(__file__).with_name("storm_node.py")))
@@ -41,7 +41,7 @@ class _Scripted(SlurmExecutor):
     """The real executor; each spec says what its step leaves."""
 
     def submit(self, spec: StepSpec) -> None:
-        (Path(spec.root) / spec.folder).mkdir(parents=True, exist_ok=True)
+        make_attempt_folder(spec)
         artifact = result_of(spec, "promoted").artifact
         told = {"env": {**spec.env, "ARTIFACT": json.dumps(artifact)}, "grace_seconds": 2.0}
         super().submit(spec.model_copy(update=told))
@@ -50,16 +50,22 @@ class _Scripted(SlurmExecutor):
 def _executor(settings: Settings) -> Executor:
     instance = installation_id(settings.state_folder, settings.work_folder)
     slurms = _Scripted(instance, settings.work_folder, settings.executor, Troubles(), _PROGRAM)
-    return ByStep(("train", "evaluate"), slurms, LocalExecutor(spool_of(settings.work_folder)))
+    return ByStep(("train", "evaluate"), slurms, LocalExecutor(Spool(settings.state_folder, settings.work_folder)))
 
 
 def _serve(folder: Path) -> None:
     slurm.GIVE_UP_SECONDS, slurm._AGAIN_SECONDS = 4.0, 2.0
     daemon, pause = Daemon(folder, now_ms(), _executor), threading.Event()
     while True:
-        daemon.take_in(now_ms(), time.monotonic())
-        daemon.dispatcher.tick(now_ms())
-        work(daemon.root, "promoted")
+        try:
+            require_share(daemon.settings)
+            daemon.take_in(now_ms(), time.monotonic())
+            daemon.dispatcher.tick(now_ms())
+            work(daemon.root, "promoted", daemon.settings.state_folder)
+        except OSError:
+            traceback.print_exc()  # the share is full, or went away under the intake
+        except ShareGone as error:
+            print(error.message, flush=True)
         if not _feed(daemon) and (folder / ENOUGH).exists():
             return
         pause.wait(0.1)

@@ -16,7 +16,8 @@ if not os.read(int(os.environ["DROPFORGE_LIFELINE_FD"]), 1):
     os._exit(75)
 key = f"{spec['run']}-{spec['step']}-{spec['attempt']}"
 def mark(word):
-    with open(os.path.join(spec["root"], "marks"), "a") as file:
+    # Beside the shared folder, which may be away or full.
+    with open(spec["root"] + ".marks", "a") as file:
         file.write(f"{word} {key}\\n")
 mark("begin")
 stop = threading.Event()
@@ -28,7 +29,10 @@ if stopped:
     result |= {"status": "interrupted", "exit_code": 75}
 else:
     result["artifact"] = json.loads(spec["env"]["ARTIFACT"])
-pathlib.Path("aside").write_text(json.dumps(result))
+try:
+    pathlib.Path("aside").write_text(json.dumps(result))
+except OSError:
+    sys.exit(74)  # the folder is full
 os.rename("aside", "result.json")
 sys.exit(result["exit_code"])
 """

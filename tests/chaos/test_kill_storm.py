@@ -1,4 +1,8 @@
-"""Slurm's controller, its nodes' daemons and ours are killed again and again: nothing is lost, nothing done twice."""
+"""
+Slurm's controller, its nodes' daemons and ours are killed, the shared folder is unmounted and filled, again and again.
+
+Nothing is lost, nothing done twice. Needs root.
+"""
 
 import contextlib
 import os
@@ -24,6 +28,7 @@ from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import AttemptState, PromotionKind, RunState
 from daemon.state.tables import Attempt, Drop, Promotion, Run
 from daemon.system.clock import now_ms
+from pipeline.contract import LOG_NAME
 from tests.chaos.house import build
 from tests.chaos.storm_daemon import ENOUGH
 from tests.slurm.cluster import Cluster
@@ -35,10 +40,17 @@ _SETTINGS = """
 kind = "slurm"
 parallel = 4
 poll_seconds = 0.5
+shared = "{folder}/share"
+[disk]
+low_water_bytes = 4000000
 [tracks.a]
 [tracks.b]
 [tracks.c]
 """
+
+
+def run(*command: str | Path) -> None:
+    subprocess.run(command, check=True)
 
 
 class Storm:
@@ -46,6 +58,7 @@ class Storm:
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
+        self.server, self.share = folder / "server", folder / "share"
         self.kills: list[tuple[int, str]] = []
         self._forks = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.storm_daemon", folder],
@@ -57,9 +70,16 @@ class Storm:
         self._daemon = self._begin()
 
     def kill(self, name: str) -> None:
-        """Kill a daemon of Slurm or `dropforge`."""
+        """Kill a daemon of Slurm or `dropforge`; take the `share` away, or fill it (`room`)."""
         self.kills.append((now_ms(), name))
-        if name == "dropforge":
+        if name == "share":
+            run("umount", "--lazy", self.share)
+        elif name == "room":
+            with contextlib.suppress(OSError), (self.server / "filler").open("wb") as file:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+        elif name == "dropforge":
             os.kill(self._daemon, 9)
             assert self._said() == -9, "it had ended by itself"
         else:
@@ -67,7 +87,13 @@ class Storm:
 
     def start(self, name: str) -> None:
         """Start again what was killed."""
-        if name == "dropforge":
+        if name in {"share", "room"}:
+            self.kills.append((now_ms(), f"{name} back"))
+        if name == "share":
+            run("mount", "--bind", self.server, self.share)
+        elif name == "room":
+            (self.server / "filler").unlink()
+        elif name == "dropforge":
             self._daemon = self._begin()
         else:
             self.cluster.start(name)
@@ -86,7 +112,7 @@ class Storm:
     def progress(self) -> int:
         """Return how often the steps have said that they began, stopped or ended."""
         with contextlib.suppress(FileNotFoundError):
-            return len((self.folder / ".dropforge" / "marks").read_text().splitlines())
+            return len((self.folder / "share.marks").read_text().splitlines())
         return 0
 
     def explains(self, attempt: Attempt) -> bool:
@@ -123,8 +149,12 @@ def storm(tmp_path: Path) -> Iterator[Storm]:
     root.chmod(0o755)
     build(tmp_path)
     settings = tmp_path / "dropforge.toml"
-    settings.write_text(settings.read_text() + _SETTINGS)
+    settings.write_text(settings.read_text() + _SETTINGS.format(folder=tmp_path))
     make_inbox(load(settings, {}))
+    for name in ("server", "share"):
+        (tmp_path / name).mkdir(mode=0o700)
+    run("mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", tmp_path / "server")
+    run("mount", "--bind", tmp_path / "server", tmp_path / "share")
     cluster = Cluster(root, MinJobAge=5)
     try:
         cluster.start()
@@ -136,6 +166,8 @@ def storm(tmp_path: Path) -> Iterator[Storm]:
     finally:
         cluster.end()
         shutil.rmtree(root)
+        for name in ("share", "server"):
+            run("umount", "--lazy", tmp_path / name)
 
 
 def test_kills_of_slurm_and_of_the_daemon_lose_no_run_and_double_nothing(
@@ -145,9 +177,10 @@ def test_kills_of_slurm_and_of_the_daemon_lose_no_run_and_double_nothing(
     for _ in range(200 if whole else 25):
         storm.wait_for_progress(storm.progress() + dice.randint(0, 3))
         pause.wait(dice.random())
-        name = dice.choice(("slurmctld", "slurmctld", "dropforge", "dropforge", *storm.cluster.nodes))
+        name = dice.choice(("slurmctld", "slurmctld", "dropforge", "dropforge", "share", "room", *storm.cluster.nodes))
         storm.kill(name)
-        pause.wait(dice.choice((0, 0, 1, 2)))
+        # An absence that nobody sees is none.
+        pause.wait(dice.choice((2, 4) if name == "share" else (0, 0, 1, 2)))
         storm.start(name)
     assert storm.finish() == 0
     root = storm.folder / ".dropforge"
@@ -156,14 +189,20 @@ def test_kills_of_slurm_and_of_the_daemon_lose_no_run_and_double_nothing(
         runs, drops = session.exec(select(Run)).all(), session.exec(select(Drop)).all()
         attempts, promotions = session.exec(select(Attempt)).all(), session.exec(select(Promotion)).all()
     engine.dispose()
-    marks = Counter((root / "marks").read_text().splitlines())
+    run("umount", "--lazy", storm.share)
+    # Slurm itself makes the folder of a job's output.
+    left = [path for path in storm.share.rglob("*") if path.is_file() and path.name != LOG_NAME]
+    run("mount", "--bind", storm.server, storm.share)
+    assert left == [], "nothing was written into the mount point"
+    marks = Counter((storm.folder / "share.marks").read_text().splitlines())
     extra = [attempt for attempt in attempts if attempt.state != AttemptState.PUBLISHED]
     with capsys.disabled():
         kinds = Counter(name for _, name in storm.kills)
         print(f"\n{len(runs)} runs, {len(attempts)} attempts, {len(extra)} of them in vain; killed: {dict(kinds)}")
     assert [(run.id, run.error) for run in runs if run.state != RunState.SUCCEEDED] == []
     assert len(runs) == len(drops), "each drop has its run"
-    assert [(run.id, run.error) for run in runs if run.failures or run.deaths] == [], "a kill is nobody's failure"
+    failed = [(run.id, run.failures, run.deaths) for run in runs if run.failures or run.deaths]
+    assert failed == [], "a kill is nobody's failure"
     published = Counter((one.run_id, one.step) for one in attempts if one.state == AttemptState.PUBLISHED)
     assert set(published.values()) == {1}
     assert Counter(one.run_id for one in promotions if one.kind == PromotionKind.PROMOTION) == Counter(
