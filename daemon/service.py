@@ -29,15 +29,7 @@ from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.database_file import refuse_network, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE, WORKER_LOCK
-from daemon.state.ownership import (
-    OwnFolder,
-    ShareGone,
-    StateFolderGone,
-    end_lease,
-    installation_id,
-    require_share,
-    take_lease,
-)
+from daemon.state.ownership import OwnFolder, ShareGone, StateFolderGone, installation_id, require_share
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
 from daemon.storage.restore import refuse_half_restored
@@ -53,7 +45,6 @@ from pipeline.errors import EXIT_FAILED, DropforgeError
 _TICK_SECONDS = 0.25
 _IDLE_TICK_SECONDS = 0.5
 _STATUS_SECONDS = 2.0
-_LEASE_AGAIN_SECONDS = 10.0
 _WORKER_AGAIN_SECONDS, _PAGE_AGAIN_SECONDS = 1.0, 60.0
 log = structlog.get_logger()
 
@@ -71,7 +62,7 @@ class Service:
         OwnFolder(work, "run").close()
         on_nodes = settings.executor.steps_on_nodes
         instance = installation_id(root, work) if on_nodes or settings.executor.shared else ""
-        take_lease(settings)
+        require_share(settings, renew=True)
         for folder in (work / "drops", work / "runs", work / "models", work / "tracks", work / TRASH_NAME):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(root / LOCK_NAME)
@@ -105,24 +96,13 @@ class Service:
         self._hooks = Hooks(self._engine, settings, troubles=self._troubles)
         self._messenger = Messenger(self._engine, settings, self._troubles)
         self._schedule = Schedule(self._engine, settings, self._night_began)
-        self._worker = ChildProcess(
-            "worker",
-            [
-                "worker",
-                "--state",
-                settings.state,
-                "--work",
-                str(work),
-                "--parallel",
-                str(settings.executor.parallel_here),
-            ],
-            most_seconds=_WORKER_AGAIN_SECONDS,
-        )
+        here = ("--state", settings.state, "--work", str(work), "--parallel", str(settings.executor.parallel_here))
+        self._worker = ChildProcess("worker", ["worker", *here], most_seconds=_WORKER_AGAIN_SECONDS)
         named = [] if config is None else ["--config", str(config.absolute())]
         self._web = ChildProcess("web", [*named, "web"], most_seconds=_PAGE_AGAIN_SECONDS)
         self._told: dict[str, str] = {}
         self._said = ""
-        self._said_at = self._leased_at = 0.0
+        self._said_at = 0.0
 
     def on_signal(self, number: int) -> None:
         """
@@ -227,12 +207,9 @@ class Service:
             self._intake.wake.set()
 
     def _run_hooks(self, now: int) -> None:
-        require_share(self._settings)
-        self._hooks.tick(now)
+        require_share(self._settings, renew=True)
         self._troubles.clear("shared folder")
-        if time.monotonic() - self._leased_at >= _LEASE_AGAIN_SECONDS:
-            take_lease(self._settings)
-            self._leased_at = time.monotonic()
+        self._hooks.tick(now)
 
     def _tell(self, _now: int) -> None:
         """Report status and troubles to the service manager and to `dropforge status` when they have changed."""
@@ -289,7 +266,6 @@ class Service:
             left = Overview.of(self._settings).open_runs()
         except (DropforgeError, OSError):
             left = []  # reported before; the shutdown goes on
-        end_lease(self._settings)
         self._lock.release()
         words = [", ".join(filter(None, (f"run {run.id}", run.state, run.step))) for run in left]
         log.info("daemon_stopped", open_runs=words)

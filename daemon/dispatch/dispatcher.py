@@ -27,6 +27,7 @@ from daemon.queue import leave_one_out, order, run_queue, states, suspects
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
+from daemon.state.layout import SHARE_GONE_NOTE
 from daemon.state.ownership import ShareGone, require_share
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Run, Track
@@ -34,8 +35,8 @@ from daemon.state.troubles import Troubles, concerns_all, in_words
 from daemon.storage import gc
 from daemon.storage.disk import is_full
 from daemon.storage.disk_estimate import needed_bytes, still_needed
-from daemon.system.processes import in_background
 from daemon.system.programs import user
+from daemon.system.sd_notify import in_background
 from pipeline import durable
 from pipeline.artifacts import Artifact, Verdict
 from pipeline.config import RunConfig
@@ -76,8 +77,6 @@ class Dispatcher:
         self._specs: dict[int, StepSpec] = {}
         #: The results that are being published, by run.
         self._publishing: dict[int, Future[Artifact]] = {}
-        #: The claimed runs that the shared folder was gone from during their attempt.
-        self._share_was_gone: set[int] = set()
         self._leaving_out = leave_one_out.tracks_of(settings)
         self._looked = (0, 0)
         self._changes = ChangeWatch(engine)
@@ -120,9 +119,10 @@ class Dispatcher:
         Do maintenance, claim the due runs that may run, and advance each as far as is possible without waiting.
 
         No run is claimed if `draining` is set or the disk is low. An error in a claimed run ends or postpones that run;
-        a full disk and database errors are raised, and `ShareGone`, with nothing changed.
+        a full disk and database errors are raised. Files are read first, then it is seen whether the shared folder is
+        there, then the database is changed: else `ShareGone` is raised.
         """
-        self._require_share()
+        require_share(self._settings)
         low = self.upkeep.is_disk_low(now)
         # Also while a run is claimed: a base model that was replaced must not be used and cached under the old id.
         self.upkeep.maintain(now)
@@ -253,14 +253,14 @@ class Dispatcher:
                     if run.state == RunState.WAITING:
                         self.upkeep.disk.require(self._still_needed(run) | needs)
                 except DropforgeError as error:
-                    self._require_share()
+                    require_share(self._settings)
                     run_queue.put_off(session, run, error, now)
                 except Exception as error:  # one run's files or row must not keep the others from their turn
                     if concerns_all(error):
                         raise
                     run_queue.put_off(session, run, self._unusable(run.id or 0, error), now)
                 else:
-                    self._require_share()
+                    require_share(self._settings)
                     return run_queue.claim(session, run, now)
         return None
 
@@ -290,8 +290,7 @@ class Dispatcher:
             self._postpone(claim, error, now)
             return False
         if may_begin:
-            self._require_share()
-            self._share_was_gone.discard(claim.run_id)
+            require_share(self._settings)
             begun = states.begin_attempt(self._engine, claim, step.name, now)
             self._executor.submit(spec_of(self._engine, self._settings, run, begun, done))
             log.info("step_submitted", run=claim.run_id, step=step.name, attempt=begun.number)
@@ -311,7 +310,7 @@ class Dispatcher:
                 if step is not None and step.name == attempt.step:
                     self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
                     return False
-            self._require_share()
+            require_share(self._settings)
             self._stop_step(claim)
             self._end(claim, attempt, AttemptState.LOST, now, "it has no spec.json")
             return True
@@ -376,9 +375,6 @@ class Dispatcher:
         try:
             artifact = future.result()
         except StepFailed as error:
-            if claim.run_id in self._share_was_gone:
-                self._share_was_gone.remove(claim.run_id)
-                return True  # it is published again
             self._end(claim, attempt, AttemptState.FAILED, now, error.message)
             self._after_failure(claim, error.message, error.hint, now, retryable=True)
             return False
@@ -429,18 +425,6 @@ class Dispatcher:
 
     # --- small parts
 
-    def _require_share(self) -> None:
-        """
-        Raise `ShareGone` if the shared folder is gone.
-
-        Called after files were read and before the database is changed for what they say, or for their lack.
-        """
-        try:
-            require_share(self._settings)
-        except ShareGone:
-            self._share_was_gone.update(self._claims)
-            raise
-
     def _config_of(self, session: Session, run: Run, now: int) -> RunConfig:
         """
         Return the configuration of a run that begins now; a control has that of its trial.
@@ -482,13 +466,13 @@ class Dispatcher:
         return is_before or self._spool.has_living()
 
     def _end(self, claim: states.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
-        self._require_share()
+        require_share(self._settings)
         states.end_attempt(self._engine, claim, attempt.id or 0, states.Ending(state, error), now)
         if state != AttemptState.PUBLISHED:
             gc.clear_attempt(self._root, attempt)
 
     def _postpone(self, claim: states.Claim, error: DropforgeError, now: int) -> None:
-        self._require_share()
+        require_share(self._settings)
         run_queue.postpone(self._engine, claim, error, now)
         log.warning("run_waits", run=claim.run_id, error=error.message, hint=error.hint)
         self._drop(claim)
@@ -497,7 +481,7 @@ class Dispatcher:
         """Postpone a run whose files cause `error`; raise `error` if it concerns every run: database or full disk."""
         if isinstance(error, DBAPIError):
             raise error
-        self._require_share()
+        require_share(self._settings)
         attempt = states.open_attempt(self._engine, claim.run_id)
         is_job = attempt is not None and self._executor.outlives(key_of(attempt))
         is_cancelled = is_job and self._run(claim, snapshot=False).cancel_requested
@@ -531,7 +515,7 @@ class Dispatcher:
         return DropforgeError(message, hint)
 
     def _after_failure(self, claim: states.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
-        self._require_share()
+        require_share(self._settings)
         self._stop_step(claim)
         if self._lacked_share(claim, message, now):
             return
@@ -554,8 +538,11 @@ class Dispatcher:
         return f"{_MOST_INTERRUPTED} attempts in a row left no checkpoint; see why: dropforge show {claim.run_id}"
 
     def _lacked_share(self, claim: states.Claim, message: str, now: int) -> bool:
-        """Interrupt a run whose step failed and return `True` if the shared folder was gone during the attempt."""
-        if claim.run_id not in self._share_was_gone:
+        """Interrupt a run whose step failed and return `True` if the shared folder was gone during its last attempt."""
+        step = self._run(claim, snapshot=False).step or ""
+        last = states.last_attempts(self._engine, claim.run_id, step, 1)
+        _, _, gone, _ = durable.signature(self._settings.state_folder / SHARE_GONE_NOTE)
+        if not last or gone // 1_000_000 < last[0].started_at:
             return False
         run_queue.interrupt(self._engine, claim, now, f"the shared folder was not mounted: {message}")
         self._drop(claim)
@@ -573,7 +560,6 @@ class Dispatcher:
         del self._claims[claim.run_id]
         self._specs.pop(claim.run_id, None)
         self._publishing.pop(claim.run_id, None)
-        self._share_was_gone.discard(claim.run_id)
         self._troubles.clear(f"files of run {claim.run_id}")
         self.upkeep.may_collect = True
 

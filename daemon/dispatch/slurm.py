@@ -25,6 +25,7 @@ from daemon.dispatch.node import claim, listed, write_first
 from daemon.dispatch.spool import JobState, folder_of
 from daemon.dispatch.step_process import result_of_dead
 from daemon.settings.model import ExecutorSettings
+from daemon.state.run_files import make_attempt_folder
 from daemon.state.troubles import Troubles, in_words
 from daemon.system.folders import WorkFolder
 from daemon.system.slurm_commands import CannotAsk, ask, is_number, job_number
@@ -117,8 +118,7 @@ class SlurmExecutor:
 
     def submit(self, spec: StepSpec) -> None:
         """Write the attempt's spec.json and have its job submitted; do nothing if it has a result."""
-        folder = Path(spec.root) / spec.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_attempt_folder(spec)
         names = listed(folder)
         if RESULT_NAME in names:
             return
@@ -154,11 +154,10 @@ class SlurmExecutor:
         try:
             if {REVOKED_NAME, RESULT_NAME} & listed(folder):
                 return
+            write_first(folder / REVOKED_NAME, {})
             spec = self._open.get(key) or StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
-            result = result_of_dead(spec, 0, stopped=True).model_dump()
-            write_first(folder / REVOKED_NAME, result)
             if claim(folder):  # nobody can begin it any more
-                write_first(folder / RESULT_NAME, result)
+                write_first(folder / RESULT_NAME, result_of_dead(spec, 0, stopped=True).model_dump())
             self._watch(spec)
         except (OSError, ValueError):
             self._forget(key)  # its job is cancelled all the same
@@ -299,6 +298,7 @@ class SlurmExecutor:
                     f"change executor.slurm, or end the run: dropforge cancel {spec.run}",
                 )
             return None
+        self._note_state(spec, job or Job(note["job"], "", "", state, "", ""))
         # Slurm may have launched the job twice: the copy that was refused has ended, the other one works.
         progress = (
             None if PROGRESS_NAME not in names else durable.read_regular(Path(spec.root) / spec.folder / PROGRESS_NAME)

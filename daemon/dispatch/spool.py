@@ -104,7 +104,7 @@ class Spool:
         self.running = self.folder / "running"
         self.cancelled = self.folder / "cancel"
         self.worker_lock = state_folder / WORKER_LOCK
-        for folder in (self.queue, self.running, self.cancelled):
+        for folder in (self.queue, self.running, self.cancelled, work_folder / "runs"):
             folder.mkdir(parents=True, exist_ok=True)
 
     def entries(self, folder: Path) -> list[Path]:
@@ -213,8 +213,7 @@ class LocalExecutor:
 
     def submit(self, spec: StepSpec) -> None:
         """Write the attempt's spec.json and its queue entry; do nothing if it is in the spool or has a result."""
-        folder = Path(spec.root) / spec.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = run_files.make_attempt_folder(spec)
         if (folder / RESULT_NAME).exists() or self._is_known(spec.key):
             return
         durable.write_bytes(folder / SPEC_NAME, spec.model_dump_json().encode())

@@ -17,6 +17,8 @@ RESTORING = "restoring.json"
 INSTANCE_NAME = "instance"
 #: In the shared folder: host and state folder of the daemon that works there.
 LEASE_NAME = "daemon.json"
+#: Written while the shared folder is gone: a step that failed then is done again.
+SHARE_GONE_NOTE = "share-gone"
 #: Held while a collection moves files away, and while a result is published.
 GC_LOCK_NAME = "gc.lock"
 #: Folder of collected files that are about to be deleted.

@@ -1,17 +1,17 @@
 """Keep other users out of the state folder, and detect that it or the work folder was moved or replaced."""
 
+import contextlib
 import os
 import socket
 import stat
 import time
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
 
 from daemon.settings.model import Settings
-from daemon.state.layout import FOLDERS, INSTANCE_NAME, LEASE_NAME
+from daemon.state.layout import FOLDERS, INSTANCE_NAME, LEASE_NAME, SHARE_GONE_NOTE
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.programs import name_of, user
 from pipeline import durable
@@ -20,7 +20,7 @@ from pipeline.errors import DropforgeError
 #: Folders that the worker follows no link to.
 _NO_LINK = frozenset({"runs", "spool"})
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
-_LEASE_SECONDS = 60.0
+_LEASE_SECONDS, _RENEW_SECONDS = 60.0, 10.0
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 log = structlog.get_logger()
 
@@ -96,52 +96,37 @@ def installation_id(state_folder: StateFolder, work_folder: WorkFolder) -> str:
     return known.pop()
 
 
-def require_share(settings: Settings) -> None:
-    """Raise `ShareGone` unless the shared folder, if there is one, is mounted and no other daemon works in it."""
+def require_share(settings: Settings, *, renew: bool = False) -> None:
+    """
+    Raise `ShareGone` unless the shared folder, if there is one, is mounted and no other daemon works in it.
+
+    A daemon calls it with `renew` at each beat, which keeps its lease there: another one with a copy of its state
+    folder is refused until the lease is a minute old.
+    """
     state, work = settings.state_folder, settings.work_folder
-    if work == state or not (state / INSTANCE_NAME).exists():
+    if Path(work) == Path(state) or not (state / INSTANCE_NAME).exists():
         return
+    lease, own = work / LEASE_NAME, {"host": socket.gethostname(), "state": str(state.resolve())}
     hint = "mount it: the daemon then goes on by itself"
     try:
-        if (work / INSTANCE_NAME).read_bytes() != (state / INSTANCE_NAME).read_bytes():
-            raise ShareGone(f"the shared folder is not mounted: {work} is another installation's", hint)
+        is_own = (work / INSTANCE_NAME).read_bytes() == (state / INSTANCE_NAME).read_bytes()
+        holder = durable.read_object(lease)
+        age = time.time() - lease.stat().st_mtime if holder else _LEASE_SECONDS
     except OSError as error:
-        raise ShareGone(f"the shared folder is not mounted: {error.filename}: {error.strerror}", hint) from error
-    holder = durable.read_object(work / LEASE_NAME)
-    if holder and holder != _lease(state):
-        raise _leased(holder, work)
-
-
-def take_lease(settings: Settings) -> None:
-    """
-    Write into the shared folder, if there is one, that this daemon works there; again at least every half minute.
-
-    Raises `ShareGone` if another daemon has written so within the last minute: its state folder was copied.
-    """
-    work, own = settings.work_folder, _lease(settings.state_folder)
-    if work == settings.state_folder:
-        return
-    path = work / LEASE_NAME
-    holder = durable.read_object(path)
-    if holder and holder != own and time.time() - path.stat().st_mtime < _LEASE_SECONDS:
-        raise _leased(holder, work)
-    durable.write_hint(path, own)
-
-
-def end_lease(settings: Settings) -> None:
-    """Let a daemon on another host begin at once."""
-    path = settings.work_folder / LEASE_NAME
-    if durable.read_object(path) == _lease(settings.state_folder):
-        path.unlink(missing_ok=True)
-
-
-def _lease(state_folder: StateFolder) -> dict[str, str]:
-    return {"host": socket.gethostname(), "state": str(state_folder.resolve())}
-
-
-def _leased(holder: Mapping[str, object], work_folder: WorkFolder) -> ShareGone:
-    message = f"another daemon works in {work_folder}: on {holder.get('host')}, with {holder.get('state')}"
-    return ShareGone(message, f"stop that one; if its host was lost, wait {_LEASE_SECONDS:g} s")
+        words = f"the shared folder is not mounted: {error.filename}: {error.strerror}"
+    else:
+        if is_own and (holder == own or age >= _LEASE_SECONDS):
+            if renew and (holder != own or age > _RENEW_SECONDS):
+                with contextlib.suppress(OSError):  # it may be full
+                    durable.write_hint(lease, own)
+            return
+        words = f"the shared folder is not mounted: {work} is another installation's"
+        if is_own:
+            words = f"another daemon works in {work}: on {holder.get('host')}, with {holder.get('state')}"
+            hint = f"stop that one; if its host was lost, wait {_LEASE_SECONDS:g} s"
+    with contextlib.suppress(OSError):
+        (state / SHARE_GONE_NOTE).touch()
+    raise ShareGone(words, hint)
 
 
 def _require_own(place: Path) -> None:

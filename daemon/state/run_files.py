@@ -50,6 +50,14 @@ def attempt_folder(run_id: int, step: str, number: int) -> str:
     return f"runs/{run_id}/attempts/{step}-{number}"
 
 
+def make_attempt_folder(spec: StepSpec) -> Path:
+    """Make an attempt's folder and return it. Raises `OSError` if there is no folder `runs`, as under a lost mount."""
+    folder = Path(spec.root) / spec.folder
+    for place in (folder.parent.parent, folder.parent, folder):
+        place.mkdir(exist_ok=True)
+    return folder
+
+
 def published(work_folder: WorkFolder, run_id: int) -> dict[str, str]:
     """Return the run's published artifacts, which are not read: step name → path relative to the work folder."""
     folder = run_folder(work_folder, run_id)
@@ -102,6 +110,8 @@ def _job_words(job: Mapping[str, Any]) -> str:
         return ""
     if job.get("nodes"):
         return f"on {job['nodes']}" + ("" if job["state"] == "RUNNING" else f" ({job['state'].lower()})")
+    if not job["state"].startswith(("PENDING", "REQUEUE")):
+        return f"job {job['job']} has ended: {job['state'].lower()}"
     reason = f" ({job['reason']})" if job.get("reason") not in {None, "", "None"} else ""
     since, now = datetime.fromtimestamp(job.get("since", 0) / 1000).astimezone(), datetime.now().astimezone()
     form = "%H:%M" if since.date() == now.date() else "%Y-%m-%d %H:%M"

@@ -7,18 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 #: Variables for the daemon only: those of the service manager, and message addresses, which contain passwords.
 _NOT_FOR_CHILDREN = (
     *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID", "JOURNAL_STREAM"),
     "DROPFORGE_MESSAGES",
 )
-P = ParamSpec("P")
-R = TypeVar("R")
 _PR_SET_DUMPABLE = 4
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.05
@@ -90,20 +86,6 @@ def kill_group(pid: int, number: signal.Signals) -> None:
     """Send signal `number` to the process group that `pid` leads; do nothing if it is gone or this is not permitted."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-
-
-def in_background(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> Future[R]:
-    """Run `work` in a thread that the process does not wait for at its end; return its future."""
-    future: Future[R] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*arguments, **named))
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=work.__name__, daemon=True).start()
-    return future
 
 
 def on_stop(act: Callable[[int], object], *further: signal.Signals) -> None:

@@ -3,11 +3,10 @@
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from typing import ParamSpec, TypeVar
-
-from daemon.system.processes import in_background
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +26,20 @@ def notify(*assignments: str) -> bool:
         sender.sendall("\n".join(assignments).encode())
         return True
     return False
+
+
+def in_background(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> Future[R]:
+    """Run `work` in a thread that the process does not wait for at its end; return its future."""
+    future: Future[R] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments, **named))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=work.__name__, daemon=True).start()
+    return future
 
 
 def showing_life(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:

@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 
 from daemon.queue import run_queue, states
 from daemon.settings.model import Settings
+from daemon.state.run_files import open_jobs
 from daemon.state.states import AWAITING, RunState
 from pipeline import durable
 from pipeline.contract import CLAIM_NAME, JOB_NAME, RESULT_NAME, REVOKED_NAME, SPEC_NAME
@@ -170,6 +171,8 @@ def test_a_run_in_any_state_ends_by_cancel(house: House, name: str) -> None:
     house.wait_until(lambda: run_row(house.engine).state == RunState.CANCELLED)
     if house.cluster is not None and "silent" not in name:
         house.wait_until(lambda: house.jobs() == [])
+    if house.cluster is not None:
+        assert open_jobs(house.root) == [], "else the daemon would refuse other settings of the executor for good"
 
 
 @pytest.mark.parametrize("name", ["result without spec", "claim without spec", "job without spec"])

@@ -14,7 +14,7 @@ from daemon.state.states import RunState
 from daemon.storage import gc
 from pipeline import durable
 from pipeline.contract import SPEC_NAME, StepResult, StepSpec
-from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, engine, executor, settings, ticks
+from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, engine, executor, settings
 from tests.daemon.dispatch.test_worker import wait_for
 
 __all__ = ["engine", "executor", "settings"]
@@ -58,6 +58,16 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     made.end.set()
 
 
+def begin(box: Box, slow: Slow) -> None:
+    """Let the dispatcher work until the file is being hashed."""
+
+    def is_begun() -> bool:
+        box.dispatcher.tick(NOW)
+        return slow.begun.is_set()
+
+    wait_for(is_begun)
+
+
 def finish(box: Box, run: int) -> None:
     """Let the dispatcher work until a run has succeeded."""
     turns = iter(range(1, 10**9))
@@ -72,7 +82,7 @@ def finish(box: Box, run: int) -> None:
 def test_another_tracks_run_ends_and_a_collection_too_while_a_file_is_hashed(box: Box, slow: Slow) -> None:
     box.executor.script["prepare"] = [slow.work]
     box.drop("a")
-    wait_for(lambda: box.dispatcher.tick(NOW) or slow.begun.is_set())
+    begin(box, slow)
     box.drop("b", "support")
     finish(box, 2)
     gc.collect(box.engine, box.settings, NOW)
@@ -95,7 +105,7 @@ def test_the_dispatcher_does_not_wait_for_a_collection(box: Box) -> None:
 def test_a_run_is_cancelled_while_its_result_is_published(box: Box, slow: Slow) -> None:
     box.executor.script["train"] = [slow.work]
     box.drop("a")
-    wait_for(lambda: box.dispatcher.tick(NOW) or slow.begun.is_set())
+    begin(box, slow)
     run_queue.cancel(box.engine, 1, NOW)
     box.ticks(3)
     assert box.run().state == RunState.CANCELLED
@@ -104,10 +114,10 @@ def test_a_run_is_cancelled_while_its_result_is_published(box: Box, slow: Slow) 
 def test_a_publication_that_a_stop_breaks_off_is_done_by_the_next_daemon(box: Box, slow: Slow) -> None:
     box.executor.script["train"] = [slow.work]
     box.drop("a")
-    wait_for(lambda: box.dispatcher.tick(NOW) or slow.begun.is_set())
+    begin(box, slow)
     box.dispatcher.abandon(NOW)
     assert box.run().state == RunState.RUNNING
     slow.end.set()
-    next_one = box.new_dispatcher()
-    wait_for(lambda: ticks(next_one, 1) or box.run().state == RunState.SUCCEEDED)
+    box.__dict__["dispatcher"] = box.new_dispatcher()
+    finish(box, 1)
     assert box.executor.steps.count("train") == 1

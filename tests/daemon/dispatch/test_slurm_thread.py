@@ -1,4 +1,4 @@
-"""The thread that asks Slurm outlives what it meets."""
+"""The thread that asks Slurm outlives what it meets, and says what it has seen."""
 
 import contextlib
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import structlog
 
+from daemon.state.run_files import load_progress
 from pipeline import durable
-from pipeline.contract import JOB_NAME, SPEC_NAME, StepSpec
+from pipeline.contract import JOB_NAME, JOB_STATE_NAME, SPEC_NAME, StepSpec
 from tests.daemon.dispatch.scripted_house import House, engine, house, settings
 from tests.daemon.dispatch.test_worker import wait_for
 
@@ -26,3 +27,14 @@ def test_a_log_that_cannot_be_written_ends_no_thread(house: House) -> None:
         structlog.reset_defaults()
     house.wait_until(lambda: durable.read_object(house.attempt / JOB_NAME).get("released"))
     wait_for(lambda: house.slurm._troubles.words == {})
+
+
+@pytest.mark.parametrize("house", ["slurm"], indirect=True)
+def test_a_job_that_is_gone_is_not_shown_as_one_that_waits(house: House) -> None:
+    spec = house.submit()
+    assert house.cluster is not None
+    (house.cluster / "jobs/1").unlink()
+    house.wait_until(lambda: durable.read_object(house.attempt / JOB_STATE_NAME).get("state") == "GONE")
+    progress = load_progress(house.root, spec.run, spec.step, spec.attempt)
+    assert progress is not None
+    assert progress.words == "train job 1 has ended: gone"

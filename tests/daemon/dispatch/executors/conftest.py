@@ -63,7 +63,8 @@ class SlurmHouse(House):
     def __init__(self, folder: Path) -> None:
         """Use `state` in `folder`; a change of `settings` holds from the next executor on."""
         root = folder / "state"
-        root.mkdir(mode=0o700)
+        (root / "runs").mkdir(mode=0o700, parents=True)
+        root.chmod(0o700)
         (folder / "node.py").write_text(NODE)
         instance, program = uuid.uuid4().hex[:8], (sys.executable, str(folder / "node.py"))
         self.settings, self.troubles = ExecutorSettings(kind="slurm", poll_seconds=0.5), Troubles()
