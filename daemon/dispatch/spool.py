@@ -214,11 +214,13 @@ class LocalExecutor:
     def submit(self, spec: StepSpec) -> None:
         """Write the attempt's spec.json and its queue entry; do nothing if it is in the spool or has a result."""
         folder = run_files.make_attempt_folder(spec)
-        if (folder / RESULT_NAME).exists() or self._is_known(spec.key):
+        if (folder / RESULT_NAME).exists():
             return
-        durable.write_bytes(folder / SPEC_NAME, spec.model_dump_json().encode())
-        durable.fsync_folder(folder.parent)
-        durable.write_json(self._spool.queue / f"{spec.key}.json", {"fence": spec.fence})
+        if not (folder / SPEC_NAME).exists():
+            durable.write_bytes(folder / SPEC_NAME, spec.model_dump_json().encode())
+            durable.fsync_folder(folder.parent)
+        if not self._is_known(spec.key):
+            durable.write_json(self._spool.queue / f"{spec.key}.json", {"fence": spec.fence})
 
     def poll(self, spec: StepSpec) -> JobState:
         """Return an attempt's state from its files; `LOST` also if it was taken and worker and process are dead."""

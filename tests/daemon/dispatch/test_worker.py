@@ -482,3 +482,12 @@ def test_a_step_that_has_died_before_it_is_let_go_is_a_failure_of_its_own(tmp_pa
     wait_for(lambda: process.identity is None)
     result = process.go(lambda: False)
     assert (result.status, result.exit_code) == ("failed", 1)
+
+
+def test_an_order_whose_spec_was_lost_gets_it_again(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
+    (tmp_path / spec.folder / SPEC_NAME).unlink()
+    executor.submit(spec)
+    assert (tmp_path / spec.folder / SPEC_NAME).exists()
+    assert orders(tmp_path) == [spec.key]
