@@ -230,19 +230,22 @@ def sync_links(engine: Engine, work_folder: WorkFolder) -> dict[str, Exception |
 
     Raises `OSError` if the disk is full.
     """
-    found: dict[str, Exception | None] = {}
-    with transaction(open_reader(engine.get_execution_options()["path"])) as reader:
-        for track in reader.exec(select(Track).where(col(Track.champion_generation).is_not(None))).all():
-            found[track.name] = None
-            try:
-                # A shared file system may hang: the write lock is taken only if there is something to do.
-                if not all(_is_set(link, target) for link, target in _links(reader, work_folder, track).items()):
-                    with transaction(engine) as session:
-                        sync_link(session, work_folder, track.name)
-            except Exception as error:  # one track's row must not stop every other track
-                if concerns_all(error):
-                    raise
-                found[track.name] = error
+    reader = open_reader(engine.get_execution_options()["path"])
+    with transaction(reader) as session:
+        names = session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all()
+    found: dict[str, Exception | None] = dict.fromkeys(names)
+    for name in names:
+        try:
+            # A shared file system may hang: the write lock is taken only if there is something to do.
+            with transaction(reader) as session:
+                links = _links(session, work_folder, session.get_one(Track, name))
+            if not all(_is_set(link, target) for link, target in links.items()):
+                with transaction(engine) as session:
+                    sync_link(session, work_folder, name)
+        except Exception as error:  # one track's row must not stop every other track
+            if concerns_all(error):
+                raise
+            found[name] = error
     return found
 
 

@@ -367,7 +367,7 @@ class Dispatcher:
             future = self._publishing[spec.run] = in_background(run_files.publish, spec, result, lock)
             wait([future], _AT_ONCE_SECONDS)
         if not future.done():
-            if not self._run(claim, snapshot=False).cancel_requested:
+            if not self._run(claim).cancel_requested:
                 return False
             self._end(claim, attempt, AttemptState.INTERRUPTED, now, "it was cancelled while it was published")
             return True
@@ -484,7 +484,7 @@ class Dispatcher:
         require_share(self._settings)
         attempt = states.open_attempt(self._engine, claim.run_id)
         is_job = attempt is not None and self._executor.outlives(key_of(attempt))
-        is_cancelled = is_job and self._run(claim, snapshot=False).cancel_requested
+        is_cancelled = is_job and self._run(claim).cancel_requested
         if is_full(error) and not is_cancelled:
             raise error
         unusable = self._unusable(claim.run_id, error)
@@ -539,7 +539,7 @@ class Dispatcher:
 
     def _lacked_share(self, claim: states.Claim, message: str, now: int) -> bool:
         """Interrupt a run whose step failed and return `True` if the shared folder was gone during its last attempt."""
-        step = self._run(claim, snapshot=False).step or ""
+        step = self._run(claim).step or ""
         last = states.last_attempts(self._engine, claim.run_id, step, 1)
         _, _, gone, _ = durable.signature(self._settings.state_folder / SHARE_GONE_NOTE)
         if not last or gone // 1_000_000 < last[0].started_at:
