@@ -32,7 +32,7 @@ _COMMANDS = {
         number=$(($(ls jobs | wc -l) + 1))
         echo "$number|$name|$fence|PENDING|JobHeldUser|" > jobs/$number; echo $number
     """,
-    "squeue": "[ -e silent ] && exit 1; cat jobs/* 2> /dev/null || true",
+    "squeue": "[ -e silent ] && exit 1; cat jobs/[0-9]* 2> /dev/null || true",
     "scontrol": '[ "$1" != release ] || sed -i "s/JobHeldUser/$(cat held 2> /dev/null || echo Priority)/" jobs/$2',
     "scancel": 'for last; do :; done; : > "jobs/$last"',
 }
@@ -107,7 +107,10 @@ class House:
 
     def jobs(self) -> list[str]:
         """Return the lines of the jobs that are not cancelled."""
-        return [] if self.cluster is None else [one for one in map(_text, (self.cluster / "jobs").iterdir()) if one]
+        if self.cluster is None:
+            return []
+        # sed writes its own files there.
+        return [one for one in map(_text, (self.cluster / "jobs").glob("[0-9]*")) if one]
 
 
 def _text(path: Path) -> str:
