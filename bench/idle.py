@@ -24,7 +24,7 @@ from rich.table import Table
 
 from daemon.inbox.watcher import make_inbox
 from daemon.settings.load import load
-from daemon.state.database import migrate
+from daemon.state.database import create
 
 READY_SECONDS, RSS_MB, CPU_PERCENT = 1.5, 120.0, 0.2
 DROP = (
@@ -88,7 +88,7 @@ def make_workspace(folder: Path, files: int) -> None:
     for number in range(files):
         (settings.inbox_folder / "done" / f"{number}.jsonl").write_text('{"instruction": "x", "output": "y"}\n')
         (settings.inbox_folder / "done" / f"{number}.jsonl.receipt.json").write_text("{}\n")
-    migrate(settings.state_folder / "dropforge.db")
+    create(settings.state_folder / "dropforge.db")
     connection = sqlite3.connect(settings.state_folder / "dropforge.db")
     names = [f"{number}.jsonl" for number in range(files)]
     connection.executemany(DROP, ((name.encode(), name, f"{number:064x}") for number, name in enumerate(names)))

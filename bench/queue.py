@@ -81,7 +81,7 @@ def ours(folder: Path, mode: str, runs: int) -> Rate:
     from daemon.state.tables import Drop  # noqa: PLC0415
     from pipeline.config import RunConfig  # noqa: PLC0415
 
-    database.migrate(folder / "state.db")
+    database.create(folder / "state.db")
     with closing(sqlite3.connect(folder / "state.db")) as connection:
         connection.execute(f"PRAGMA journal_mode={mode}")
     engine = database.open_engine(folder / "state.db", keep=True)

@@ -71,7 +71,7 @@ from daemon.queue.nightly import take_due_slots
 from daemon.settings.load import load
 from daemon.settings.model import Settings
 from daemon.state import tables
-from daemon.state.database import migrate, open_engine
+from daemon.state.database import create, open_engine
 from daemon.state.database_file import verify
 from daemon.storage import gc
 from daemon.web.app import make_app
@@ -397,7 +397,7 @@ class History:
         )
         settings = self.settings = load(self._folder / "dropforge.toml", {})
         make_inbox(settings)
-        migrate(settings.state_folder / "dropforge.db")
+        create(settings.state_folder / "dropforge.db")
         with closing(sqlite3.connect(settings.state_folder / "dropforge.db", isolation_level=None)) as base:
             for pragma in ("synchronous=OFF", "cache_size=-200000", "temp_store=MEMORY"):
                 base.execute(f"PRAGMA {pragma}")

@@ -41,7 +41,7 @@ from daemon.queue import run_queue
 from daemon.queue.states import FINAL
 from daemon.settings.load import load
 from daemon.settings.model import ExecutorSettings
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import RunState
 from daemon.state.tables import Attempt, Drop, Run
 from daemon.state.troubles import Troubles
@@ -263,7 +263,7 @@ class House:
         self._settings = load(self._folder / "dropforge.toml", {})
         root = self._settings.state_folder
         root.mkdir(mode=0o700)
-        migrate(root / "dropforge.db")
+        create(root / "dropforge.db")
         self._engine = open_engine(root / "dropforge.db", keep=True)
         self._spool = Spool(root, self._settings.work_folder)
         self._worker = Worker(self._spool, lambda _spec, _path: (sys.executable, "-c", STEP), parallel=parallel)

@@ -29,7 +29,7 @@ from rich.table import Table
 from daemon.cli import main as dropforge
 from daemon.inbox.watcher import make_inbox
 from daemon.settings.load import load
-from daemon.state.database import migrate
+from daemon.state.database import create
 
 BUDGET = 1.2
 SHORT = (10, 10)
@@ -86,7 +86,7 @@ def make_history(folder: Path, runs: int, drops: int) -> None:
     (folder / "dropforge.toml").write_text("")
     settings = load(folder / "dropforge.toml", {})
     make_inbox(settings)
-    migrate(settings.state_folder / "dropforge.db")
+    create(settings.state_folder / "dropforge.db")
     connection = sqlite3.connect(settings.state_folder / "dropforge.db")
     connection.execute(
         "INSERT INTO track (name, salt, created_at, base_path, base_model_id, champion_generation) "

@@ -26,7 +26,7 @@ from daemon.messages.messenger import Messenger
 from daemon.queue import states
 from daemon.queue.nightly import Schedule
 from daemon.settings.model import Settings
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.database_file import refuse_network, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE, WORKER_LOCK
 from daemon.state.ownership import OwnFolder, ShareGone, StateFolderGone, installation_id, require_share
@@ -76,7 +76,7 @@ class Service:
             durable.remove_leftovers(root, name)
         with contextlib.suppress(OSError):  # of a daemon that is gone; `_tell` replaces it
             (root / TROUBLES_NOTE).unlink()
-        migrate(root / DATABASE_NAME)
+        create(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME, keep=True)
         weakref.finalize(self, self._engine.dispose)  # for one that never comes to its end
         verify(settings.state_folder / DATABASE_NAME, at_start=True)

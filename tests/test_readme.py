@@ -30,12 +30,7 @@ DOCUMENTS = sorted(
     )
     if path.name != "CHANGELOG.md"  # it tells of what was
 )
-FOLDERS = sorted(
-    path.parent
-    for room in ("daemon", "pipeline")
-    for path in (ROOT / room).rglob("__init__.py")
-    if "migrations" not in path.parts
-)
+FOLDERS = sorted(path.parent for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("__init__.py"))
 
 
 def relative(path: Path) -> str:

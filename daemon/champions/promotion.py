@@ -17,8 +17,7 @@ from sqlmodel import Session, col, select
 
 from daemon.champions.history import blocked, forcing, no_champion
 from daemon.queue.states import Claim, held_run, require_not_cancelled
-from daemon.state.database import newest_revision, open_engine, open_reader, transaction
-from daemon.state.database_file import revision
+from daemon.state.database import open_engine, open_reader, transaction
 from daemon.state.events import record_event
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.questions import CHAMPIONS
@@ -269,11 +268,8 @@ def _links(session: Session, work_folder: WorkFolder, row: Track) -> dict[Path, 
 
 
 def sync_restored_links(state_folder: StateFolder, work_folder: WorkFolder) -> None:
-    """Make all links match the rows, or raise `OSError`; do nothing if the database's schema is not the current one."""
-    path = state_folder / DATABASE_NAME
-    if revision(path) != newest_revision():
-        return
-    for error in sync_links(open_engine(path), work_folder).values():
+    """Make all links match the rows, or raise `OSError`."""
+    for error in sync_links(open_engine(state_folder / DATABASE_NAME), work_folder).values():
         if error is not None:
             raise error
 

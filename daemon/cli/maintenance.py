@@ -131,8 +131,8 @@ def restore(
 
     The former database, and runs that had not succeeded in the backup, go to backups/replaced-… in the state folder;
     other files that differ from the backup's are overwritten. Runs that were not over at the time of the backup begin
-    again. The champions' links follow at once, or, of a backup by an older Dropforge, at the daemon's next start. If
-    the backup is damaged, or a champion's model is lost (unless --without-models), nothing is changed.
+    again. The champions' links follow at once. If the backup is damaged or another version's, or a champion's model is
+    lost (unless --without-models), nothing is changed.
     """
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)

@@ -1,5 +1,5 @@
 """
-Engines, transactions and migrations of the state database.
+Engines and transactions of the state database.
 
 A writer begins every transaction with BEGIN IMMEDIATE: what it reads is still true when it writes, and it waits for its
 turn instead of failing in the middle with "database is locked". Readers do not delay it (WAL). Engines are safe to
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import structlog
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import NullPool, Pool, QueuePool
@@ -22,22 +21,13 @@ from sqlmodel import Session, SQLModel
 import daemon.state.tables  # noqa: F401 - fills the metadata
 from daemon.state.database_file import (
     APPLICATION_ID,
+    SCHEMA,
     DatabaseUnusable,
     how_to_restore,
-    revision,
-    verify,
     with_pragmas,
 )
 
 BUSY_SECONDS = 30.0
-MIGRATIONS = Path(__file__).parent / "migrations"
-_ALEMBIC = """
-CREATE TABLE alembic_version (
-    version_num VARCHAR(32) NOT NULL,
-    CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
-)
-"""
-log = structlog.get_logger()
 
 
 def open_engine(path: Path, *, keep: bool = False) -> Engine:
@@ -48,7 +38,7 @@ def open_engine(path: Path, *, keep: bool = False) -> Engine:
     to 30 s. A commit that returned survives a power cut (synchronous EXTRA). With `keep` the engine pools its
     connections until it is disposed of: for a process that queries all day; otherwise each session opens its own.
     """
-    return _engine(path, partial(_connect, path, foreign_keys=True), "BEGIN IMMEDIATE", QueuePool if keep else NullPool)
+    return _engine(path, partial(_connect, path), "BEGIN IMMEDIATE", QueuePool if keep else NullPool)
 
 
 def open_reader(path: Path) -> Engine:
@@ -87,38 +77,27 @@ def transaction(engine: Engine) -> Iterator[Session]:
         yield session
 
 
-def migrate(path: Path) -> None:
+def create(path: Path) -> None:
     """
-    Migrate the database at `path` to this program's schema in one transaction; create it and its folder if missing.
+    Create the database at `path`, with its folder, unless it is there; its journal is a WAL then, also after a restore.
 
-    Its journal is a WAL from then on, also after a restore. Nothing else is done, or checked, if the schema is this
-    program's already. Foreign keys are off during the migration, since rebuilding a table would delete its children's
-    rows, and are checked before the commit. Call it while no other process has the database open. Raises
-    `DatabaseUnusable` if the database to be migrated is damaged, newer than the program or locked, or the file is no
-    database.
+    Call it while no other process has the database open. Raises `DatabaseUnusable` if the database is of another
+    version or locked, or the file is no database.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    engine = _engine(path, partial(_connect, path, "journal_mode=WAL", foreign_keys=False), "BEGIN IMMEDIATE")
+    engine = _engine(path, partial(_connect, path, "journal_mode=WAL"), "BEGIN IMMEDIATE")
     try:
-        with engine.connect() as connection:
-            old = revision(path)
-            if old == newest_revision():
-                return
-            if old is not None:
-                if old not in known_revisions():
-                    message = f"the database {path} was written by a newer dropforge (schema {old})"
-                    raise DatabaseUnusable(message, f"install that version again; or {how_to_restore(path)}")
-                verify(path)
-            with connection.begin():
-                _create(connection) if old is None else _upgrade(connection, path)
+        with engine.begin() as connection:
+            found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            if connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one() == 0:
+                SQLModel.metadata.create_all(connection, checkfirst=False)
                 connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
+                connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA}")
+            elif found != SCHEMA:
+                message = f"the database {path} has schema {found}, and this version of dropforge has {SCHEMA}"
+                raise DatabaseUnusable(message, f"install the version that made it; or {how_to_restore(path)}")
     except DatabaseError as error:
         raise _unusable(error, path) from error
-
-
-def newest_revision() -> str:
-    """Return this program's schema revision, as "0001": the highest number of a file in `migrations/versions`."""
-    return max(known_revisions())
 
 
 def _engine(path: Path, creator: Callable[[], sqlite3.Connection], begin: str, pool: type[Pool] = NullPool) -> Engine:
@@ -131,42 +110,17 @@ def _engine(path: Path, creator: Callable[[], sqlite3.Connection], begin: str, p
     return engine
 
 
-def _connect(path: Path, *pragmas: str, foreign_keys: bool) -> sqlite3.Connection:
+def _connect(path: Path, *pragmas: str) -> sqlite3.Connection:
     # isolation_level=None: the driver begins no transaction by itself, the event above does.
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    foreign = f"foreign_keys={'ON' if foreign_keys else 'OFF'}"
-    return with_pragmas(connection, foreign, "synchronous=EXTRA", "trusted_schema=OFF", "cell_size_check=ON", *pragmas)
+    return with_pragmas(
+        connection, "foreign_keys=ON", "synchronous=EXTRA", "trusted_schema=OFF", "cell_size_check=ON", *pragmas
+    )
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode=ro"
     return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-
-
-def known_revisions() -> set[str]:
-    """Return the schema revisions that this program can use or migrate, as "0001", from the migrations' file names."""
-    return {path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
-
-
-def _create(connection: Connection) -> None:
-    """Create the tables, and record the schema revision as Alembic does, without loading it, which is slow."""
-    SQLModel.metadata.create_all(connection, checkfirst=False)
-    connection.exec_driver_sql(_ALEMBIC)
-    connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (newest_revision(),))
-
-
-def _upgrade(connection: Connection, path: Path) -> None:
-    from alembic import command  # noqa: PLC0415 - slow to load, and most starts change no schema
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-    if broken:
-        message = f"the database {path} has rows that refer to missing ones: {broken[0]}"
-        raise DatabaseUnusable(message, how_to_restore(path))
 
 
 def _unusable(error: DatabaseError, path: Path) -> DatabaseUnusable:

@@ -16,6 +16,8 @@ from pipeline.errors import DropforgeError
 
 #: "DrFg": distinguishes our database from those of other programs.
 APPLICATION_ID = 0x44724667
+#: Version of the tables, in SQLite's user_version: a daemon uses no other.
+SCHEMA = 1
 BACKUPS = "backups"
 _BUSY_SECONDS = 30.0
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -107,16 +109,15 @@ def verify(path: Path, *, at_start: bool = False) -> dict[str, int]:
     return counts
 
 
-def revision(path: Path) -> str | None:
-    """Return the schema revision of a database file; `None` if it has none, is missing or cannot be read."""
+def schema_of(path: Path) -> int | None:
+    """Return the version of the tables in a database file; `None` if it is missing or cannot be read."""
     if not path.exists():
         return None
     try:
         with closing(_open(path)) as connection:
-            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            return int(connection.execute("PRAGMA user_version").fetchone()[0])
     except sqlite3.DatabaseError:
         return None
-    return None if row is None else str(row[0])
 
 
 def copy_database(source: Path, target: Path) -> dict[str, int]:
@@ -190,7 +191,7 @@ def in_words(error: BaseException, path: Path) -> DatabaseUnusable | None:
         what, hint = f"the state database {path} is damaged: {cause}", how_to_restore(path)
     elif str(cause).startswith(("no such table", "no such column")):
         what = f"the state database {path} is not of this version: {cause}"
-        hint = "the daemon brings it up to date at its start: dropforge run"
+        hint = f"install the version that made it; or {how_to_restore(path)}"
     else:
         return None
     return DatabaseUnusable(what, hint)

@@ -7,10 +7,10 @@ Only `queue` writes `Run.state`, only `queue.states` writes `Attempt.state`, onl
 whole milliseconds since the epoch, UTC. Every change of a state but a message's leaves an `Event` row in the same
 transaction.
 
-A new database is made from these tables (`daemon.state.database.migrate`); one that exists needs a migration for each
-change here. SQLite refuses values of other types than the columns' (`_require_types`), whoever writes them: one bad
-row must not keep others from being read. The types of the fields validate the rows of a restored backup
-(`daemon.storage.backup`), not those that the program writes.
+A new database is made from these tables (`daemon.state.database.create`); each change here raises
+`daemon.state.database_file.SCHEMA`. SQLite refuses values of other types than the columns' (`_require_types`), whoever
+writes them: one bad row must not keep others from being read. The types of the fields validate the rows of a restored
+backup (`daemon.storage.backup`), not those that the program writes.
 """
 
 import re

@@ -33,7 +33,7 @@ from pydantic import ValidationError, create_model
 from sqlmodel import JSON, SQLModel
 
 from daemon.settings.model import Settings
-from daemon.state.database_file import BACKUPS, copy_database, revision, verify
+from daemon.state.database_file import BACKUPS, copy_database, schema_of, verify
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.tables import EVERY
 from daemon.system.folders import StateFolder, WorkFolder
@@ -72,7 +72,7 @@ class Manifest(Frozen):
     version: int = 1
     made_at: str
     """UTC, ISO 8601."""
-    schema_revision: str
+    schema_version: int
     counts: dict[str, int]
     """Rows of the database by table."""
     champions: tuple[str, ...]
@@ -275,9 +275,9 @@ def _aside_name(root: Path) -> str:
 def _fill(aside: Path, root: StateFolder, work: WorkFolder, *, with_models: bool) -> Manifest:
     # The database first: a file that its rows name was durable before they were committed.
     counts = copy_database(root / DATABASE_NAME, aside / DATABASE_NAME)
-    schema = revision(aside / DATABASE_NAME)
-    if schema is None:
-        message = f"{root / DATABASE_NAME} has no schema: a daemon is at its first start"
+    schema = schema_of(aside / DATABASE_NAME)
+    if not schema:
+        message = f"{root / DATABASE_NAME} has no tables: a daemon is at its first start"
         raise DropforgeError(message, "try again when it is ready")
     files = {DATABASE_NAME: _seen(aside / DATABASE_NAME)}
     missing = []
@@ -293,7 +293,7 @@ def _fill(aside: Path, root: StateFolder, work: WorkFolder, *, with_models: bool
     missing.extend(unreadable_verdicts(work, aside / DATABASE_NAME))
     manifest = Manifest(
         made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        schema_revision=schema,
+        schema_version=schema,
         counts=counts,
         champions=champions(aside / DATABASE_NAME),
         with_models=with_models,

@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from daemon.settings.model import Settings
-from daemon.state.database import migrate, newest_revision
-from daemon.state.database_file import BACKUPS, refuse_network
+from daemon.state.database import create
+from daemon.state.database_file import BACKUPS, SCHEMA, refuse_network
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.run_files import open_jobs
 from daemon.state.tables import EVERY
@@ -129,7 +129,7 @@ def _rebuild(source: Path, target: Path, sha256: str) -> None:
     target.unlink(missing_ok=True)
     copy = _copy_aside(source, target, sha256)
     try:
-        migrate(target)
+        create(target)
         with closing(sqlite3.connect(target)) as connection, connection:
             connection.execute("PRAGMA trusted_schema=OFF")
             connection.execute("ATTACH ? AS backup", (str(copy),))
@@ -216,9 +216,9 @@ def _open_backup(source: Path) -> Manifest:
         hint = "name a folder that `dropforge backup` made, by its whole path: dropforge restore /mnt/monday"
         raise DropforgeError(f"there is no backup {source.absolute()}", hint)
     manifest = check(source)
-    if manifest.schema_revision != newest_revision():
-        message = f"the backup {source} has another version's schema: {manifest.schema_revision}"
-        raise DropforgeError(message, "install the version that made it, restore, then upgrade")
+    if manifest.schema_version != SCHEMA:
+        message = f"the backup {source} has another version's schema: {manifest.schema_version}"
+        raise DropforgeError(message, "install the version that made it")
     return manifest
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from daemon.champions.smoke_test import can_try, try_gpu
 from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
-from daemon.state.database import newest_revision, open_reader
-from daemon.state.database_file import file_system, in_words, is_network, revision, verify
+from daemon.state.database import open_reader
+from daemon.state.database_file import SCHEMA, file_system, how_to_restore, in_words, is_network, schema_of, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.ownership import ShareGone, require_share
 from daemon.storage.backup import named_files
@@ -77,11 +77,11 @@ def _database(settings: Settings) -> Iterator[Finding]:
         return
     counts = verify(path)
     open_reader(path)  # refuses one from between two releases
-    found, newest = revision(path), newest_revision()
+    found = schema_of(path)
     rows = f"{count(counts.get('run', 0), 'run')}, {count(counts.get('drop', 0), 'drop')}"
-    text = f"whole; schema {found}, this version has {newest}; {rows}"
-    upgrades = "the daemon upgrades it at its next start: dropforge run"
-    yield ok("database", text) if found == newest else warn("database", text, upgrades)
+    text = f"whole; schema {found}, this version has {SCHEMA}; {rows}"
+    remedy = f"install the version that made it; or {how_to_restore(path)}"
+    yield ok("database", text) if found == SCHEMA else bad("database", text, remedy)
     names = [name for name, _ in named_files(settings.work_folder, path)]
     missing = [name for name in names if not (settings.work_folder / name).exists()]
     if missing:

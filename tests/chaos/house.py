@@ -20,7 +20,7 @@ from daemon.queue import states
 from daemon.queue.nightly import take_due_slots
 from daemon.settings.load import load
 from daemon.settings.model import Settings
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.database_file import verify
 from daemon.state.layout import DATABASE_NAME
 from pipeline import durable
@@ -79,7 +79,7 @@ class Daemon:
         state = self.settings.state_folder
         for place in (state, root, root / "drops", root / "runs", root / "models", root / "tracks"):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        migrate(state / DATABASE_NAME)
+        create(state / DATABASE_NAME)
         self.engine = open_engine(state / DATABASE_NAME)
         # Compiling statements is most of a start's work, and the same for all daemons of this process.
         self.engine.update_execution_options(compiled_cache=_COMPILED)

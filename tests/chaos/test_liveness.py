@@ -19,7 +19,7 @@ from daemon.dispatch.worker import Worker, end_steps_now
 from daemon.inbox.watcher import make_inbox
 from daemon.queue import run_queue, states
 from daemon.settings.load import load
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Drop, Run
 from daemon.system.processes import FileLock, identify, lock_holder
@@ -48,7 +48,7 @@ class House:
         self.settings = load(folder / "dropforge.toml", {})
         make_inbox(self.settings)
         self.root = self.settings.state_folder
-        migrate(self.root / "dropforge.db")
+        create(self.root / "dropforge.db")
         self.engine = open_engine(self.root / "dropforge.db")
         self.executor = Scripted(spool_of(self.root))
         self.dispatcher = Dispatcher(self.engine, self.settings, self.executor)

@@ -21,7 +21,7 @@ from daemon.inbox.watcher import Settled, make_inbox
 from daemon.queue import run_queue, states
 from daemon.settings.load import load
 from daemon.settings.model import RetrySettings, Settings
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import AttemptState
 from daemon.state.tables import Attempt, Run
 from pipeline import durable
@@ -146,7 +146,7 @@ def make_workspace(folder: Path, base: base_models.Base | None = None) -> LivedI
     path.write_text('run_after_quiet_seconds = 0\n[gate]\non = "pinned"\n[tracks.support]\n')
     settings = load(path, {})
     make_inbox(settings)
-    migrate(settings.state_folder / "dropforge.db")
+    create(settings.state_folder / "dropforge.db")
     engine = open_engine(settings.state_folder / "dropforge.db")
     if base is None:
         (folder / "base").mkdir()

@@ -13,7 +13,7 @@ from sqlmodel import Session, select
 from daemon.champions import base_models, promotion
 from daemon.champions.promotion import Candidate, ChampionMoved
 from daemon.queue import states
-from daemon.state.database import migrate, open_engine, open_reader, transaction
+from daemon.state.database import create, open_engine, open_reader, transaction
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run, Track
 from daemon.system.folders import WorkFolder
@@ -28,7 +28,7 @@ class PowerCut(BaseException):
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     folder = tmp_path / "state"
-    migrate(folder / "state.db")
+    create(folder / "state.db")
     return folder
 
 

@@ -11,7 +11,7 @@ from sqlmodel import select
 
 from daemon.champions import base_models, decisions, promotion
 from daemon.champions.promotion import Blocked, Candidate, ChampionMoved
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run
@@ -70,7 +70,7 @@ def make_model(folder: Path, name: str) -> Path:
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
     state = tmp_path / "state"
-    migrate(state / "dropforge.db")
+    create(state / "dropforge.db")
     engine = open_engine(state / "dropforge.db")
     base = make_model(tmp_path / "base", "base")
     base_models.ensure_base(engine, WorkFolder(state), "default", base_models.Base(base, model_id(base)), 1)

@@ -19,7 +19,7 @@ from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.queue import run_queue, states
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
-from daemon.state.database import ChangeWatch, migrate, open_engine, transaction
+from daemon.state.database import ChangeWatch, create, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import AttemptState, DropState, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
@@ -156,7 +156,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def engine(settings: Settings) -> Engine:
     path = settings.state_folder / "dropforge.db"
-    migrate(path)
+    create(path)
     return open_engine(path)
 
 

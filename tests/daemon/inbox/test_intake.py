@@ -53,7 +53,7 @@ class Box:
         self.inbox = self.settings.inbox_folder
         make_inbox(self.settings)
         path = root / "state" / "dropforge.db"
-        database.migrate(path)
+        database.create(path)
         self.engine = database.open_engine(path)
         self.intake = Intake(self.engine, self.settings)
 

@@ -17,7 +17,7 @@ from sqlmodel import select
 from daemon.queue.nightly import Schedule, last_due, take_due_slots
 from daemon.queue.run_queue import enqueue
 from daemon.settings.model import Settings
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import RunState
 from daemon.state.tables import Drop, Event, Run, Slot, Track
 from tests.run_owner import add_drop
@@ -46,7 +46,7 @@ def ms(text: str) -> int:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    migrate(tmp_path / "state.db")
+    create(tmp_path / "state.db")
     return tmp_path / "state.db"
 
 
@@ -250,7 +250,7 @@ def test_whatever_the_clock_does_a_night_is_run_at_most_once_and_none_that_passe
     tmp_path_factory: pytest.TempPathFactory, turns: list[tuple[int, bool, int]], zone: str
 ) -> None:
     path = tmp_path_factory.mktemp("schedule") / "state.db"
-    migrate(path)
+    create(path)
     settings = NIGHTLY.model_copy(update={"schedule": "30 2 * * *", "timezone": zone})
     engine, now = open_engine(path), FIRST_LOOK
     take_due_slots(engine, settings, now)
@@ -394,7 +394,7 @@ def test_a_look_that_fails_is_made_again_at_the_next_call(tmp_path: Path) -> Non
     schedule = Schedule(open_engine(path), NIGHTLY, lambda: None, lambda: 1.0)
     with pytest.raises(OperationalError):
         schedule.tick(moment)
-    migrate(path)
+    create(path)
     schedule.tick(moment)
     with transaction(open_engine(path)) as session:
         assert session.get_one(Track, "default").nightly is not None

@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 from daemon.queue import drops, run_queue, states, suspects
 from daemon.queue.states import Claim
 from daemon.settings.model import Settings
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word, record_event
 from daemon.state.states import AWAITING, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
@@ -31,7 +31,7 @@ class Box:
 
     def __init__(self, path: Path, now: int = DAY) -> None:
         """Open the database at `path`, which is made if it is not there."""
-        migrate(path)
+        create(path)
         self.path, self.now, self.engine = path, now, open_engine(path)
         self.allow(7)
 

@@ -1,6 +1,5 @@
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,10 +13,9 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
-from daemon.state import database, database_file
+from daemon.state import database_file
 from daemon.state.database import (
-    migrate,
-    newest_revision,
+    create,
     open_engine,
     open_reader,
     transaction,
@@ -30,30 +28,11 @@ from daemon.state.database_file import (
 )
 from daemon.state.tables import Attempt, Event, Run
 
-#: One more migration than the program has.
-NEXT = """
-import sqlalchemy as sa
-from alembic import op
-revision = "0002"
-down_revision = "0001"
-def upgrade():
-    {body}
-"""
-#: Builds a table anew by hand, though others refer to it; each line is a statement.
-REBUILD = """
-    op.execute("CREATE TABLE new AS SELECT *, 'seen' AS note FROM run")
-    op.drop_table("run")
-    op.create_table("run", sa.Column("id", sa.Integer(), primary_key=True), sa.Column("note", sa.String()))
-    op.execute("INSERT INTO run SELECT id, note FROM new")
-    op.drop_table("new")
-    op.create_index("run_notes", "run", ["note"])
-"""
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     place = tmp_path / "a folder, 100% new" / "state.db"
-    migrate(place)
+    create(place)
     return place
 
 
@@ -64,30 +43,11 @@ def engine(path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def steps_with_next(folder: Path, body: str) -> Path:
-    """Return a folder of migrations: the program's, and one more."""
-    shutil.copytree(database.MIGRATIONS, folder)
-    (folder / "versions" / "0002_next.py").write_text(NEXT.format(body=body))
-    return folder
-
-
-def with_next_step(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
-    """Give the program one more migration."""
-    monkeypatch.setattr(database, "MIGRATIONS", steps_with_next(folder, body))
-
-
 def schema(path: Path) -> list[tuple[str, str]]:
     connection = sqlite3.connect(path)
     rows = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
     connection.close()
     return rows
-
-
-def revision(path: Path) -> str:
-    connection = sqlite3.connect(path)
-    (found,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    connection.close()
-    return str(found)
 
 
 def add_run_with_attempt(engine: Engine) -> None:
@@ -97,82 +57,27 @@ def add_run_with_attempt(engine: Engine) -> None:
         session.add(Attempt(run_id=1, step="train", number=1, fence="f", started_at=1))
 
 
-def test_migrating_twice_changes_nothing(path: Path) -> None:
+def test_creating_twice_changes_nothing(path: Path) -> None:
     before = schema(path)
-    migrate(path)
+    create(path)
     assert schema(path) == before
 
 
-def rows_of(path: Path) -> dict[str, list[dict[str, object]]]:
-    """Return every row of every table but Alembic's, by column."""
-    connection = sqlite3.connect(path)
-    connection.row_factory = sqlite3.Row
-    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    found = {
-        name: [dict(row) for row in connection.execute(f'SELECT * FROM "{name}" ORDER BY 1')]
-        for name in tables
-        if name != "alembic_version"
-    }
-    connection.close()
-    return found
-
-
-def test_a_further_migration_is_applied_to_a_database_with_rows(
-    path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_killed_anywhere_a_creation_has_done_nothing_or_all_and_is_done_at_the_next_start(
+    tmp_path: Path,
 ) -> None:
-    add_run_with_attempt(engine)
-    before = rows_of(path)
-    # A batch operation builds the table anew, and its children refer to it.
-    body = 'with op.batch_alter_table("run") as batch: batch.alter_column("trigger", new_column_name="cause")'
-    with_next_step(monkeypatch, path.parent / "steps", body)
-    migrate(path)
-    assert revision(path) == newest_revision() == "0002"
-    (run,) = before["run"]
-    run["cause"] = run.pop("trigger")
-    assert rows_of(path) == before
-    verify(path, at_start=True)
-
-
-def test_a_damaged_database_is_not_upgraded(path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    add_run_with_attempt(engine)
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("DELETE FROM run WHERE id = 1")
-    connection.close()
-    before = path.read_bytes()
-    with_next_step(monkeypatch, path.parent / "steps", REBUILD)
-    with pytest.raises(DatabaseUnusable, match="refers to a missing one of run") as refused:
-        migrate(path)
-    assert "dropforge restore" in refused.value.hint
-    assert path.read_bytes() == before
-
-
-def test_killed_anywhere_a_creation_or_migration_has_done_nothing_or_all_and_is_done_at_the_next_start(
-    path: Path, engine: Engine, tmp_path: Path
-) -> None:
-    add_run_with_attempt(engine)
-    engine.dispose()
-    command = [sys.executable, __file__, str(path), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(int(kills) > 10 for kills in done.stdout.splitlines()[-1].split())
+    assert int(done.stdout) > 10
 
 
-def cut_migration(original: Path | None, scratch: Path) -> int:
-    """Migrate again and again, killed before the first statement, then before the second, …; return how often."""
-    scratch.mkdir()
-
-    def begin(path: Path) -> Path:
-        if original is not None:
-            shutil.copy(original, path)
-        return path
-
-    old, rows = (schema(original), rows_of(original)) if original is not None else ([], {"run": []})
-    whole = begin(scratch / "whole.db")
-    migrate(whole)
+def cut_creation(scratch: Path) -> int:
+    """Create again and again, killed before the first statement, then before the second, …; return how often."""
+    whole = scratch / "whole.db"
+    create(whole)
     wanted = schema(whole)
     for point in count(1):
-        (scratch / str(point)).mkdir()
-        path = begin(scratch / str(point) / "state.db")
+        path = scratch / str(point) / "state.db"
         child = os.fork()
         if child == 0:
             seen = 0
@@ -184,41 +89,29 @@ def cut_migration(original: Path | None, scratch: Path) -> int:
                     os.kill(os.getpid(), signal.SIGKILL)
 
             event.listen(Engine, "before_cursor_execute", die_in_time)
-            migrate(path)
+            create(path)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         after_kill = schema(path)
-        assert after_kill in (old, wanted), "nothing in between"
-        if after_kill == old and original is not None:
-            assert rows_of(path) == rows
+        assert after_kill in ([], wanted), "nothing in between"
         if not os.WIFSIGNALED(status):
             assert os.waitstatus_to_exitcode(status) == 0
             assert after_kill == wanted
             return point - 1
-        migrate(path)
+        create(path)
         assert schema(path) == wanted
-        assert [row["id"] for row in rows_of(path)["run"]] == [row["id"] for row in rows["run"]]
     raise AssertionError
 
 
-def test_a_migration_that_leaves_rows_without_their_parents_is_undone(
-    path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_run_with_attempt(engine)
-    with_next_step(monkeypatch, path.parent / "steps", 'op.execute("DELETE FROM run")')
-    with pytest.raises(DatabaseUnusable, match="refer to missing ones"):
-        migrate(path)
-    with transaction(engine) as session:
-        assert len(session.exec(select(Run)).all()) == 1
-
-
-def test_a_database_of_a_newer_program_is_refused_and_left_alone(path: Path, engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'")
-    with pytest.raises(DatabaseUnusable, match="newer dropforge") as refused:
-        migrate(path)
-    assert "install that version" in refused.value.hint
-    assert revision(path) == "0999"
+def test_a_database_of_another_version_is_refused_and_left_alone(path: Path) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA user_version=999")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(DatabaseUnusable, match="has schema 999, and this version of dropforge has") as refused:
+        create(path)
+    assert "install the version that made it" in refused.value.hint
+    assert path.read_bytes() == before
 
 
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -226,7 +119,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     path.write_bytes(b"this is a letter to my aunt, and not a database at all\n" * 50)
     before = path.read_bytes()
     with pytest.raises(DatabaseUnusable, match="not a database") as refused:
-        migrate(path)
+        create(path)
     assert "backup" in refused.value.hint
     assert path.read_bytes() == before
 
@@ -368,6 +261,4 @@ def test_reading_before_the_first_start_says_what_to_do(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    created = cut_migration(None, Path(sys.argv[2], "created"))
-    database.MIGRATIONS = steps_with_next(Path(sys.argv[2], "steps"), REBUILD)
-    print(created, cut_migration(Path(sys.argv[1]), Path(sys.argv[2], "upgraded")))
+    print(cut_creation(Path(sys.argv[1])))

@@ -304,8 +304,8 @@ def test_a_backup_of_a_newer_program_or_without_its_champion_changes_nothing(ser
     with pytest.raises(DropforgeError, match="neither in the backup nor in"):
         restore(served.settings, made.folder)
     value = json.loads((made.folder / MANIFEST).read_text())
-    (made.folder / MANIFEST).write_text(json.dumps({**value, "schema_revision": "0999"}))
-    with pytest.raises(DropforgeError, match="another version's schema: 0999"):
+    (made.folder / MANIFEST).write_text(json.dumps({**value, "schema_version": 999}))
+    with pytest.raises(DropforgeError, match="another version's schema: 999"):
         restore(served.settings, made.folder, without_models=True)
     assert (root / DATABASE_NAME).read_bytes() == before
     (made.folder / MANIFEST).write_text(json.dumps(value))

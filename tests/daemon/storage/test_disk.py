@@ -19,7 +19,7 @@ from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import run_queue, states
 from daemon.settings.model import DiskSettings, Settings
 from daemon.state import run_files
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Run
 from daemon.storage.disk import Disk, is_full
@@ -170,7 +170,7 @@ def dispatcher(tmp_path: Path, tiny_llama: Path, free: Callable[[int], None]) ->
     free(100 * GB)
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     settings = Settings(state=str(tmp_path / "state"), base_model=str(base), run_after_quiet_seconds=0)
-    migrate(settings.state_folder / "dropforge.db")
+    create(settings.state_folder / "dropforge.db")
     engine = open_engine(settings.state_folder / "dropforge.db")
     made = Dispatcher(engine, settings, LocalExecutor(spool_of(settings.state_folder)))
     with transaction(engine) as session:

@@ -22,7 +22,7 @@ from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import states
 from daemon.settings.model import GcSettings, Settings
-from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Drop, Promotion, Run, Track
 from daemon.storage import garbage, gc
@@ -45,10 +45,10 @@ def write(path: Path, text: str) -> None:
 
 
 def template(folder: Path) -> Path:
-    """Return a database without rows, made once a folder: migrations take longer than a test's own work."""
+    """Return a database without rows, made once a folder: making it takes longer than a test's own work."""
     path = folder / "template.db"
     if not path.exists():
-        migrate(path)
+        create(path)
     return path
 
 

@@ -18,7 +18,7 @@ from daemon.champions import base_models
 from daemon.inbox.watcher import make_inbox
 from daemon.settings.load import load
 from daemon.settings.model import ExecutorSettings, Settings
-from daemon.state.database import migrate
+from daemon.state.database import create
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, TROUBLES_NOTE
 from daemon.storage.disk_estimate import needed_bytes
 from daemon.system.processes import FileLock
@@ -47,7 +47,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     settings = load(tmp_path / "dropforge.toml", {})
     make_inbox(settings)
     settings.state_folder.mkdir(mode=0o700)
-    migrate(settings.state_folder / DATABASE_NAME)
+    create(settings.state_folder / DATABASE_NAME)
     return settings
 
 

@@ -1,1 +1,0 @@
-"""One file per migration, named by its number."""
