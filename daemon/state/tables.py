@@ -9,15 +9,12 @@ transaction.
 
 A new database is made from these tables (`daemon.state.database.create`); each change here raises
 `daemon.state.database_file.SCHEMA`. SQLite refuses values of other types than the columns' (`_require_types`), whoever
-writes them: one bad row must not keep others from being read. The types of the fields validate the rows of a restored
-backup (`daemon.storage.backup`), not those that the program writes.
+writes them: one bad row must not keep others from being read.
 """
 
-import re
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import AfterValidator, StringConstraints
 from sqlalchemy import (
     Boolean,
     CheckConstraint,
@@ -48,24 +45,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: The times, in ms since the epoch, that a `datetime` holds: the years 1 to 9999.
 _FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+_NAME = "{0} <> '' AND {0} NOT GLOB '*[^A-Za-z0-9_-]*'"
 #: An absolute path without . and .. in it.
-_ABSOLUTE = r"(/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+))+"
-_OUR_DROP = re.compile(r"drops/[0-9a-f]+\.jsonl").fullmatch
-
-
-def _is_snapshot(drops: list[dict[str, object]]) -> list[dict[str, object]]:
-    if not all(isinstance(drop.get("id"), int) and _OUR_DROP(str(drop.get("path"))) for drop in drops):
-        raise ValueError("expected a number as the id and drops/HASH.jsonl as the path of each drop")
-    return drops
-
-
-#: Types of columns that become parts of paths.
-Name = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
-Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$")]
-StepName = Annotated[str, StringConstraints(pattern=r"^[a-z]+$")]
-BasePath = Annotated[str, StringConstraints(pattern=f"^{_ABSOLUTE}$")]
-ModelPath = Annotated[str, StringConstraints(pattern=f"^(models/[0-9a-f]+|{_ABSOLUTE})$")]
-Snapshot = Annotated[list[dict[str, object]], AfterValidator(_is_snapshot)]
+_ABSOLUTE = "{0} GLOB '/*' AND " + " AND ".join(f"{{0}} || '/' NOT GLOB '*{part}*'" for part in ("//", "/./", "/../"))
+_MODEL = f"{{0}} GLOB 'models/[0-9a-f]*' AND ltrim(substr({{0}}, 8), '0123456789abcdef') = '' OR {_ABSOLUTE}"
+#: The columns that become parts of paths, by table, with what a restore allows in them.
+IN_PATHS = {
+    **dict.fromkeys(("track.name", "drop.track", "run.track", "promotion.track"), _NAME),
+    "drop.sha256": "{0} NOT GLOB '*[^0-9a-f]*'",
+    "attempt.step": "{0} <> '' AND {0} NOT GLOB '*[^a-z]*'",
+    "track.base_path": _ABSOLUTE,
+    **dict.fromkeys(("track.champion_path", "promotion.model_path", "promotion.previous_path"), _MODEL),
+}
 
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
@@ -84,7 +75,7 @@ class Track(SQLModel, table=True):
         ),
     )
 
-    name: Name = Field(primary_key=True)
+    name: str = Field(primary_key=True)
     salt: str
     created_at: int
     #: JSON of SplitConfig, fixed at the first run.
@@ -96,12 +87,12 @@ class Track(SQLModel, table=True):
     unit: str | None = None
     #: Prompts per batch in generation, as in the first report.
     eval_batch_size: int | None = None
-    base_path: BasePath | None = None
+    base_path: str | None = None
     base_model_id: str | None = None
     #: The champion: its row here is the truth, the link follows it. Generation 0 is the base model.
     champion_generation: int | None = None
     champion_model_id: str | None = None
-    champion_path: ModelPath | None = None
+    champion_path: str | None = None
     #: The nightly schedule, since when it applies, and when it was last checked.
     nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Why it is paused, by whom and when; `None` unless it is paused.
@@ -124,14 +115,14 @@ class Drop(SQLModel, table=True):
     )
 
     id: int | None = Field(default=None, primary_key=True)
-    track: Name
+    track: str
     role: str
     state: str
     #: The file's name as bytes: names need not be UTF-8.
     name_bytes: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     name: str
     #: Empty if the file was not read.
-    sha256: Hash = Field(index=True)
+    sha256: str = Field(index=True)
     size_bytes: int
     rows: int = 0
     findings: int = 0
@@ -163,7 +154,7 @@ class Run(SQLModel, table=True):
     )
 
     id: int | None = Field(default=None, primary_key=True)
-    track: Name = Field(index=True)
+    track: str = Field(index=True)
     state: str = Field(default=RunState.QUEUED, index=True)
     trigger: str
     created_at: int
@@ -177,7 +168,7 @@ class Run(SQLModel, table=True):
     ended_at: int | None = None
     #: JSON of RunConfig, fixed at the first claim.
     config: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    snapshot: Snapshot | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    snapshot: list[dict[str, object]] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Failures of its own, counted against the limit; interruptions and lost workers are counted apart.
     failures: int = 0
     deaths: int = 0
@@ -230,7 +221,7 @@ class Attempt(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     run_id: int = Field(foreign_key="run.id", index=True)
-    step: StepName
+    step: str
     number: int
     fence: str
     state: str = AttemptState.SUBMITTED
@@ -258,16 +249,16 @@ class Promotion(SQLModel, table=True):
     )
 
     id: int | None = Field(default=None, primary_key=True)
-    track: Name = Field(index=True)
+    track: str = Field(index=True)
     run_id: int | None = Field(default=None, foreign_key="run.id")
     kind: str = Field(default=PromotionKind.PROMOTION, sa_column_kwargs={"server_default": "promotion"})
     #: The new champion's generation; 0 is the base model.
     generation: int
     model_id: str
     #: Relative to the state folder, or absolute for a base model.
-    model_path: ModelPath
+    model_path: str
     previous_model_id: str | None = None
-    previous_path: ModelPath | None = None
+    previous_path: str | None = None
     reason: str
     created_at: int
     #: The person who approved, forced or rolled back; the daemon's own changes have none.
@@ -389,7 +380,7 @@ def _require_types() -> None:
                 rule = f"typeof({name}) = 'blob'"
             else:
                 rule = f"typeof({name}) = 'text'"
-                if "pattern" in str((field.annotation, field.metadata)):
+                if f"{table.name}.{column.name}" in IN_PATHS:
                     rule += f" AND instr({name}, char(0)) = 0"
             table.append_constraint(CheckConstraint(f"{name} IS NULL OR ({rule})", name=f"{column.name}_typed"))
 

@@ -12,30 +12,24 @@ Files are copied, not linked: a backup that shares its bytes with the original s
 checkpoints and logs, so a run that was not over begins again from its drops.
 
 A backup lies on disks that others write to. So before anything in it is copied or followed, each name in it must be
-relative and stay below the root, no file may be a link or a device, and each row of its database must have what its
-table's model allows, paths above all.
+relative and stay below the root, and no file may be a link or a device; `restore` lets the tables judge its rows.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import socket
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from pydantic import ValidationError, create_model
-from sqlmodel import JSON, SQLModel
+from typing import NamedTuple
 
 from daemon.settings.model import Settings
 from daemon.state.database_file import BACKUPS, copy_database, schema_of, verify
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.tables import EVERY
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.system.programs import user
@@ -47,12 +41,9 @@ from pipeline.errors import DropforgeError
 MANIFEST = "manifest.json"
 #: Endings of SQLite's files next to an open database.
 SIDECARS = ("-journal", "-wal", "-shm")
+_JOURNALS = {f"{DATABASE_NAME}{suffix}" for suffix in SIDECARS[:2]}
 #: Largest manifest, verdict or card, in bytes: they are read whole.
 _MOST_BYTES = durable.MOST_BYTES
-_HEADLESS = """
-SELECT name FROM track WHERE champion_generation IS NOT NULL AND champion_generation NOT IN
-    (SELECT generation FROM promotion WHERE promotion.track = track.name)
-"""
 _LOCK = "backup.lock"
 _ANOTHER = "use another backup, each is a folder that `dropforge backup` made"
 _KEPT_FILES = "SELECT DISTINCT sha256, quarantined FROM \"drop\" WHERE state NOT IN ('rejected', 'duplicate')"
@@ -136,7 +127,7 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
 
 def check(folder: Path) -> Manifest:
     """
-    Verify a backup, the hash of every file in its manifest and every row of the database, and return the manifest.
+    Verify a backup, the hash of every file in its manifest and the number of rows by table, and return the manifest.
 
     Raises `DropforgeError` for the first thing that is wrong, `OSError` if a folder cannot be entered.
     Nothing in it is followed or trusted before it is checked: others may be able to write to a backup.
@@ -154,14 +145,16 @@ def check(folder: Path) -> Manifest:
         if _seen_if_there(folder / name) != seen:
             raise DropforgeError(f"the backup is damaged: {folder / name} is missing or has changed", _ANOTHER)
     database = folder / DATABASE_NAME
-    _refuse_sidecars(database)
     if DATABASE_NAME not in manifest.files or verify(database) != manifest.counts:
         raise DropforgeError(f"the backup is damaged: {database} has not the rows that were backed up", _ANOTHER)
-    _refuse_rows(database)
-    named = {DATABASE_NAME, *(name for name, _ in named_files(folder, database, with_models=True))}
-    for name in manifest.files.keys() - named:
-        raise DropforgeError(f"{folder} holds a file that its database does not name: {name}", _ANOTHER)
     return manifest
+
+
+def refuse_unnamed(folder: Path, files: Iterable[str], database: Path) -> None:
+    """Raise `DropforgeError` if one of a backup's `files` is none that `database`, its rows rebuilt, names."""
+    named = {DATABASE_NAME, *(name for name, _ in named_files(folder, database, with_models=True))}
+    for name in set(files) - named:
+        raise DropforgeError(f"{folder} holds a file that its database does not name: {name}", _ANOTHER)
 
 
 def open_regular(path: Path) -> int:
@@ -178,7 +171,7 @@ def open_regular(path: Path) -> int:
 
 
 def _refuse_other_kinds(folder: Path) -> None:
-    """Raise `DropforgeError` for a link, FIFO or device in a backup, or a document too large to be read whole."""
+    """Raise `DropforgeError` for a link, FIFO, device, document too large to be read whole, or database's journal."""
     for directory, folders, files in os.walk(folder):
         for path in (Path(directory, name) for name in (*folders, *files)):
             info = path.lstat()
@@ -186,54 +179,8 @@ def _refuse_other_kinds(folder: Path) -> None:
                 raise refusal(f"{path} is a link, FIFO or device, not a file")
             if path.suffix in {".json", ".html"} and info.st_size > _MOST_BYTES:
                 raise refusal(f"{path} has more than {_MOST_BYTES:,} bytes")
-
-
-def _refuse_sidecars(database: Path) -> None:
-    """Raise `DropforgeError` if a database has a journal with content, which would be checked but not restored."""
-    for path in (Path(f"{database}{suffix}") for suffix in SIDECARS[:2]):
-        if os.path.lexists(path) and path.lstat().st_size:
-            raise refusal(f"{path} lies next to the database, so {database.name} is only a part of it")
-
-
-def _refuse_rows(database: Path) -> None:
-    """
-    Raise `DropforgeError` if a row does not fit its table's model, or the database has a trigger or view.
-
-    Paths must lie in the state folder; only that of a base model, to which nothing is written, may lie elsewhere.
-    """
-    try:
-        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            connection.execute("PRAGMA trusted_schema=OFF")
-            for kind, name in connection.execute("SELECT type, name FROM sqlite_master").fetchall():
-                if kind not in {"table", "index"}:
-                    raise refusal(f"{database} has a {kind} of its own, {name!r}, which would change rows later")
-            for table in EVERY:
-                _parse_rows(connection, database, table)
-            for (track,) in connection.execute(_HEADLESS).fetchall():
-                raise refusal(f"track.champion_generation of {track} in {database} is that of no promotion")
-    except sqlite3.DatabaseError as error:
-        raise refusal(f"{database} cannot be read: {error}") from error
-
-
-def _parse_rows(connection: sqlite3.Connection, database: Path, table: type[SQLModel]) -> None:
-    columns, name = SQLModel.metadata.tables[str(table.__tablename__)].columns, table.__tablename__
-    as_json = {column.name for column in columns if isinstance(column.type, JSON)}
-    # The table's fields without SQLAlchemy's work at each assignment: 2 us per row instead of 80.
-    fields: dict[str, Any] = {key: (field.rebuild_annotation(), None) for key, field in table.model_fields.items()}
-    model = create_model(table.__name__, **fields)
-    # Closed explicitly: an exception that is kept would keep the cursor open, and thereby the file locked.
-    with closing(connection.execute(f'SELECT rowid, * FROM "{name}"')) as rows:  # noqa: S608 - our own word
-        keys = [description[0] for description in rows.description][1:]
-        for number, *values in rows:
-            row = dict(zip(keys, values, strict=True))
-            try:
-                model.model_validate(
-                    {key: json.loads(row[key]) if key in as_json and row[key] else row[key] for key in row}
-                )
-            except (ValueError, TypeError, RecursionError) as error:
-                column = f".{error.errors()[0]['loc'][0]}" if isinstance(error, ValidationError) else ""
-                message = f"{name}{column} in row {number} of {database} has a value that is not allowed there"
-                raise refusal(message) from error
+            if path.name in _JOURNALS and info.st_size:
+                raise refusal(f"{path} lies next to the database, so {DATABASE_NAME} is only a part of it")
 
 
 def _is_below(name: str) -> bool:

@@ -24,7 +24,7 @@ from daemon.state.database import create
 from daemon.state.database_file import BACKUPS, SCHEMA, refuse_network
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.run_files import open_jobs
-from daemon.state.tables import EVERY
+from daemon.state.tables import EVERY, IN_PATHS
 from daemon.storage.backup import (
     SIDECARS,
     Manifest,
@@ -32,6 +32,7 @@ from daemon.storage.backup import (
     named_files,
     open_regular,
     refusal,
+    refuse_unnamed,
     stamp,
     unreadable_verdicts,
 )
@@ -44,6 +45,24 @@ from pipeline.errors import DropforgeError
 
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
 _ACCEPTED = "SELECT track, role, sha256, name FROM \"drop\" WHERE state = 'accepted'"
+#: Values that the tables take and a restore does not, by column.
+_BAD = {
+    **{
+        name: f'SELECT 1 FROM "{name.split(".")[0]}" WHERE NOT ({rule.format(name.split(".")[1])})'  # noqa: S608 - our own
+        for name, rule in IN_PATHS.items()
+    },
+    "run.snapshot": """
+SELECT 1 FROM run, json_each(snapshot) AS one WHERE one.type <> 'object' OR instr(one.value, '\\u0000')
+OR json_type(one.value, '$.id') IS NOT 'integer' OR one.value ->> '$.path' NOT GLOB 'drops/[0-9a-f]*'
+OR ltrim(substr(one.value ->> '$.path', 7), '0123456789abcdef') IS NOT '.jsonl'
+""",
+    "track.split": "SELECT 1 FROM track, json_each(split) AS one WHERE one.type NOT IN ('real', 'integer')",
+    "promotion.drops": "SELECT 1 FROM promotion, json_each(drops) AS one WHERE one.type <> 'integer'",
+    "track.champion_generation": """
+SELECT 1 FROM track WHERE champion_generation IS NOT NULL AND champion_generation NOT IN
+    (SELECT generation FROM promotion WHERE promotion.track = track.name)
+""",
+}
 _BEGIN_AGAIN = (
     """
     INSERT INTO event (at, kind, track, run_id, detail)
@@ -107,6 +126,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
         database = root / f".{DATABASE_NAME}.restore.tmp"
         try:
             _rebuild(source / DATABASE_NAME, database, manifest.files[DATABASE_NAME][1])
+            refuse_unnamed(source, manifest.files, database)
             replaced = _put_all_back(root, work, source.absolute(), database, manifest.files)
         except (OSError, sqlite3.Error) as error:
             if not is_full(error):
@@ -133,6 +153,9 @@ def _rebuild(source: Path, target: Path, sha256: str) -> None:
         with closing(sqlite3.connect(target)) as connection, connection:
             connection.execute("PRAGMA trusted_schema=OFF")
             connection.execute("ATTACH ? AS backup", (str(copy),))
+            other = "SELECT type, name FROM backup.sqlite_master WHERE type NOT IN ('table', 'index')"
+            for kind, name in connection.execute(other):
+                raise refusal(f"{source} has a {kind} of its own: {name!r}")
             for table in EVERY:
                 name, columns = table.__tablename__, ", ".join(f'"{column}"' for column in table.model_fields)
                 # With the table's name: SQLite takes an unknown "column" for a text.
@@ -147,6 +170,9 @@ def _rebuild(source: Path, target: Path, sha256: str) -> None:
             orphan = connection.execute("PRAGMA main.foreign_key_check").fetchone()
             if orphan is not None:
                 raise refusal(f"a row of {orphan[0]} in {source} refers to a missing one of {orphan[2]}")
+            for column, bad in _BAD.items():
+                if connection.execute(f"{bad} LIMIT 1").fetchone():
+                    raise refusal(f"{source} has a value of {column} that is not allowed there")
             for statement in _BEGIN_AGAIN:
                 connection.execute(statement, {"now": round(time.time() * 1000)})
         with closing(sqlite3.connect(target)) as connection:

@@ -149,9 +149,9 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "promotion.track": (row("UPDATE promotion SET track = '../x'"), "promotion.track"),
     "drop.sha256": (row("UPDATE \"drop\" SET sha256 = '../../dropforge.toml' WHERE id = 1"), "drop.sha256"),
     "run.snapshot": (row("UPDATE run SET snapshot = ? WHERE id = 1", SNAPSHOT), "run.snapshot"),
-    "run.snapshot, deep": (row("UPDATE run SET snapshot = ? WHERE id = 1", "[" * 50_000), "run in row 1"),
+    "run.snapshot, deep": (row("UPDATE run SET snapshot = ? WHERE id = 1", "[" * 50_000), "snapshot_typed"),
     "attempt.step": (row("UPDATE attempt SET step = '../../x' WHERE id = 1"), "attempt.step"),
-    "attempt.number": (row("UPDATE attempt SET number = '1/../../..' WHERE id = 1"), "attempt.number"),
+    "attempt.number": (row("UPDATE attempt SET number = '1/../../..' WHERE id = 1"), "number_typed"),
     "trigger": (
         row("CREATE TRIGGER later AFTER UPDATE ON track BEGIN UPDATE promotion SET model_path = '../..'; END"),
         "later",
