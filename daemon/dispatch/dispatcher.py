@@ -251,7 +251,7 @@ class Dispatcher:
                         if not run_queue.begin(session, run, config, now):
                             continue
                     if run.state == RunState.WAITING:
-                        self.upkeep.disk.require(self._still_needed(run) | needs)
+                        self.upkeep.disk.require(still_needed(self._root, run) | needs)
                 except DropforgeError as error:
                     require_share(self._settings)
                     run_queue.put_off(session, run, error, now)
@@ -439,19 +439,12 @@ class Dispatcher:
         warn_of_fixed(self._settings, track)
         return config
 
-    def _still_needed(self, run: Run) -> dict[str, int]:
-        """Return the bytes that a begun run still needs, by step. Raises `DropforgeError` if its files are damaged."""
-        try:
-            return still_needed(self._root, run)
-        except (OSError, ValueError) as error:
-            raise self._unusable(run.id or 0, error) from error
-
     def _add_needs(self, session: Session, needs: dict[str, int]) -> None:
         for run_id in self._claims:
             if f"run {run_id}" not in needs:
                 run = session.get_one(Run, run_id, options=[defer(Run.snapshot)])  # type: ignore[arg-type]
-                with contextlib.suppress(DropforgeError):  # its next step says so
-                    needs[f"run {run_id}"] = sum(self._still_needed(run).values())
+                with contextlib.suppress(DropforgeError, OSError, ValueError):  # its next step says so
+                    needs[f"run {run_id}"] = sum(still_needed(self._root, run).values())
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
         """Return the paths of the run's published artifacts by step, and the next step: `None` after the last one."""

@@ -8,7 +8,7 @@ from daemon.messages import delivery
 from daemon.messages.delivery import NotSent
 from daemon.settings.messages import MessageSettings
 from daemon.settings.text import read_toml
-from daemon.views.finding import Finding
+from daemon.views.finding import Finding, bad, warn
 from pipeline.artifacts import Frozen
 
 _OTHERS_MAY_READ = stat.S_IRGRP | stat.S_IROTH
@@ -36,14 +36,14 @@ def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
         remedy = (
             f"set DROPFORGE_MESSAGES__URLS in /etc/dropforge/environment, as the unit reads it, or: chmod go= {file}"
         )
-        yield Finding(name="messages", level="warn", text=text, remedy=remedy)
-    bad = [number for number, url in enumerate(settings.urls, 1) if not delivery.is_known(url.get_secret_value())]
-    for number in bad:
+        yield warn("messages", text, remedy)
+    unread = [number for number, url in enumerate(settings.urls, 1) if not delivery.is_known(url.get_secret_value())]
+    for number in unread:
         url = settings.urls[number - 1]
         text = f"Apprise cannot read number {number} of messages.urls, {url}"
         remedy = "write it as https://github.com/caronc/apprise/wiki has it; some services need a package named there"
-        yield Finding(name="messages", level="bad", text=text, remedy=remedy)
-    if not bad and settings.urls:
+        yield bad("messages", text, remedy)
+    if not unread and settings.urls:
         remedy = "whether they are reached: dropforge messages --test; the service needs PrivateNetwork=no"
         yield Finding(name="messages", level="ok", text=f"go to {', '.join(map(str, settings.urls))}", remedy=remedy)
 

@@ -78,14 +78,15 @@ class Messenger:
         message = outbox.take(self._engine, url.address, now)
         if message is None:
             return False
+        number = message.id or 0
         try:
             delivery.send(url.get_secret_value(), message.title, message.body, message.level)
         except NotSent as error:
-            outbox.record_failure(self._engine, message.id, str(error))
-            log.warning("message_not_sent", message=message.id, address=str(url), error=str(error))
+            outbox.record_failure(self._engine, number, str(error))
+            log.warning("message_not_sent", message=number, address=str(url), error=str(error))
             return False
-        self._unnoted[url.address] = message.id
-        self._note(url, message.id, now)
+        self._unnoted[url.address] = number
+        self._note(url, number, now)
         return True
 
     def _note(self, url: SecretUrl, number: int, now: int) -> None:

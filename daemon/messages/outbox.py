@@ -7,7 +7,7 @@ delays only its own messages. A try is counted before it is made. A trouble that
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy import Engine, func
@@ -36,15 +36,6 @@ _DAY_MS = 24 * HOUR_MS
 _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 15_000, 600_000
 _GONE = "its address is not in the settings any more"
 log = structlog.get_logger()
-
-
-class Unsent(NamedTuple):
-    """The next message to one address."""
-
-    id: int
-    level: str
-    title: str
-    body: str
 
 
 def open_outbox(engine: Engine, settings: Settings, now: int) -> None:
@@ -108,7 +99,7 @@ def tell_troubles(engine: Engine, settings: Settings, troubles: Mapping[str, str
                 _put(session, settings, text, None, now)
 
 
-def take(engine: Engine, address: str, now: int) -> Unsent | None:
+def take(engine: Engine, address: str, now: int) -> Message | None:
     """
     Return the oldest pending message to an address, and count the try; `None` if there is none or it is not due yet.
 
@@ -128,7 +119,7 @@ def take(engine: Engine, address: str, now: int) -> Unsent | None:
             message.not_before = now + min(_FIRST_PAUSE_MS << min(message.tries, 16), _LONGEST_PAUSE_MS)
             message.tries += 1
             session.add(message)
-            return Unsent(message.id or 0, message.level, message.title, message.body)
+            return message
     return None
 
 
@@ -182,18 +173,8 @@ def _put(session: Session, settings: Settings, text: Text, event: int | None, no
             continue
         last = told == MOST_AN_HOUR - 1
         body = f"{text.body}\nfurther ones within the hour: dropforge status" if last else text.body
-        session.add(
-            Message(
-                event_id=event,
-                address=address,
-                kind=text.kind,
-                level=text.level,
-                title=text.title,
-                body=body,
-                created_at=now,
-                not_before=now,
-            )
-        )
+        told_now = {**text._asdict(), "body": body, "event_id": event, "address": address}
+        session.add(Message(**told_now, created_at=now, not_before=now))
         session.flush()
 
 

@@ -136,7 +136,7 @@ def _take(session: Session, row: Track, settings: Settings, now: int) -> Slot | 
     due = last_due(track.schedule, track.timezone, utc(max(since, last or since)), utc(now))
     if due is None:
         return None
-    slot = Slot(track=row.name, due_at=_ms(due), taken_at=now, outcome="no_new_data")
+    slot = Slot(track=row.name, due_at=_ms(due), outcome="no_new_data")
     if waiting_drops(session, row.name) or records_came(session, settings, row.name):
         slot.run_id = enqueue(session, row.name, "nightly", now, now).id
         slot.outcome = "queued"

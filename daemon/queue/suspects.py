@@ -162,7 +162,7 @@ def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None
     new = _accepted(session, snapshot_ids(run) - _known(session, run.track) - restored(session, run.track))
     pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop))
     for drop in pending[:MOST]:
-        session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0, opened_at=now))
+        session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0))
         session.flush()
         record_event(session, "drop_suspected", now, track=run.track, run_id=run.id, drop_id=drop)
 

@@ -6,7 +6,7 @@ Everything here is idempotent: after a crash in the middle the same result can b
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,24 +65,31 @@ def published(work_folder: WorkFolder, run_id: int) -> dict[str, str]:
     return {name: f"runs/{run_id}/{name}.json" for name in names}
 
 
-def load_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
-    """Return the dataset that the run's step `prepare` published, or `None`. Raises `ArtifactDamaged` if malformed."""
-    return _load(work_folder, run_id, "prepare", Dataset)
+def _loader(step: str, kind: type[A]) -> Callable[[WorkFolder, int], A | None]:
+    """Return a function that returns what `step` of a run published, or `None`; `ArtifactDamaged` if malformed."""
+
+    def load(work_folder: WorkFolder, run_id: int) -> A | None:
+        path = run_folder(work_folder, run_id) / f"{step}.json"
+        try:
+            value = durable.read_json(path)
+            return None if value is None else kind.model_validate(value)
+        except ValueError as error:
+            what = f"the verdict of run {run_id}" if step == "decide" else f"what step {step} of run {run_id} published"
+            hint = (
+                f"bring runs/{run_id}/{step}.json back from a backup; a run that did not succeed can do the step "
+                f"again: dropforge retry {run_id} --from {step}"
+            )
+            raise ArtifactDamaged(f"{what} is damaged: {path}", hint) from error
+
+    return load
 
 
-def load_evaluation(work_folder: WorkFolder, run_id: int) -> Evaluation | None:
-    """Return the evaluation that the run's `evaluate` published, or `None`. Raises `ArtifactDamaged` if malformed."""
-    return _load(work_folder, run_id, "evaluate", Evaluation)
-
-
-def load_adapter(work_folder: WorkFolder, run_id: int) -> Adapter | None:
-    """Return the adapter that the run's step `train` published, or `None`. Raises `ArtifactDamaged` if malformed."""
-    return _load(work_folder, run_id, "train", Adapter)
-
-
-def load_model(work_folder: WorkFolder, run_id: int) -> Model | None:
-    """Return the model artifact that the run's `merge` published, or `None`. Raises `ArtifactDamaged` if malformed."""
-    return _load(work_folder, run_id, "merge", Model)
+#: Each returns what a step of a run published, or `None`, and raises `ArtifactDamaged` if that is malformed.
+load_dataset = _loader("prepare", Dataset)
+load_adapter = _loader("train", Adapter)
+load_model = _loader("merge", Model)
+load_evaluation = _loader("evaluate", Evaluation)
+load_verdict = _loader("decide", Verdict)
 
 
 def load_progress(work_folder: WorkFolder, run_id: int, step: str, number: int) -> Progress | None:
@@ -156,25 +163,6 @@ def made_checkpoint(work_folder: WorkFolder, run_id: int, since: int) -> bool:
     folder = run_folder(work_folder, run_id) / "checkpoints"
     found = (path for pattern in _FURTHER for path in folder.glob(pattern))
     return any(path.stat().st_mtime_ns // 1_000_000 >= since for path in found)
-
-
-def load_verdict(work_folder: WorkFolder, run_id: int) -> Verdict | None:
-    """Return the verdict that the run's step `decide` published, or `None`. Raises `ArtifactDamaged` if malformed."""
-    return _load(work_folder, run_id, "decide", Verdict)
-
-
-def _load(work_folder: WorkFolder, run_id: int, step: str, kind: type[A]) -> A | None:
-    path = run_folder(work_folder, run_id) / f"{step}.json"
-    try:
-        value = durable.read_json(path)
-        return None if value is None else kind.model_validate(value)
-    except ValueError as error:
-        what = f"the verdict of run {run_id}" if step == "decide" else f"what step {step} of run {run_id} published"
-        hint = (
-            f"bring runs/{run_id}/{step}.json back from a backup; a run that did not succeed can do the step again: "
-            f"dropforge retry {run_id} --from {step}"
-        )
-        raise ArtifactDamaged(f"{what} is damaged: {path}", hint) from error
 
 
 def remove_leftovers(work_folder: WorkFolder, run_id: int) -> None:

@@ -204,7 +204,6 @@ class Suspect(SQLModel, table=True):
     blamed_run: int = Field(foreign_key="run.id")
     #: The run that tries it; `None` before its turn. Its control is the track's next run with that trigger.
     trial_run: int | None = Field(default=None, foreign_key="run.id", index=True)
-    opened_at: int
     #: `None` while it is on trial.
     ended: str | None = None
     ended_at: int | None = None
@@ -284,7 +283,6 @@ class Slot(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     track: str
     due_at: int
-    taken_at: int
     #: `queued` with its run, or `no_new_data`.
     outcome: str
     run_id: int | None = Field(default=None, foreign_key="run.id")

@@ -10,7 +10,6 @@ from pathlib import Path
 from daemon.champions.smoke_test import can_try, try_gpu
 from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
-from daemon.state.database import open_reader
 from daemon.state.database_file import SCHEMA, file_system, how_to_restore, in_words, is_network, schema_of, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.ownership import ShareGone, require_share
@@ -76,7 +75,6 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield warn("database", f"there is none yet at {path}", "start the daemon: dropforge run")
         return
     counts = verify(path)
-    open_reader(path)  # refuses one from between two releases
     found = schema_of(path)
     rows = f"{count(counts.get('run', 0), 'run')}, {count(counts.get('drop', 0), 'drop')}"
     text = f"whole; schema {found}, this version has {SCHEMA}; {rows}"

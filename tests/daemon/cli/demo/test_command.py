@@ -44,7 +44,7 @@ def test_a_promotion_then_a_refusal_that_puts_the_drop_on_trial_is_what_the_demo
     def also(session: Session, run: Run) -> None:
         if doubted:
             (drop,) = session.exec(select(Drop).where(Drop.first_run == run.id)).all()
-            session.add(Suspect(track=run.track, drop_id=drop.id or 0, blamed_run=run.id or 0, opened_at=shown.now))
+            session.add(Suspect(track=run.track, drop_id=drop.id or 0, blamed_run=run.id or 0))
 
     run_owner.finish(shown.engine, second, run_queue.Ending(outcome, "so it is"), shown.tick(), also)
     overview = Overview.of(shown.settings)

@@ -218,7 +218,7 @@ def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> 
 def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
     worse = house.run(1, outcome="worse", sentence="worse: −8.0 points (−12.0 to −4.0)")
     with database.transaction(house.box.engine) as session:
-        session.add(Suspect(id=1, track="default", drop_id=1, blamed_run=worse, opened_at=NOW))
+        session.add(Suspect(id=1, track="default", drop_id=1, blamed_run=worse))
         record_event(session, "drop_suspected", NOW, track="default", run_id=worse, drop_id=1)
     assert house.said()[2:] == [
         f"On trial: run {worse} was worse, and this drop may be the reason.",
