@@ -73,6 +73,7 @@ from daemon.settings.model import Settings
 from daemon.state import tables
 from daemon.state.database import create, open_engine
 from daemon.state.database_file import verify
+from daemon.state.troubles import Troubles
 from daemon.storage import gc
 from daemon.web.app import make_app
 from pipeline import durable
@@ -186,7 +187,9 @@ def leaving_out(engine: Engine, settings: Settings, history: "History") -> Rows:
     looked = [(0, 0)]
     tracks = settings.track_names
     for number in ("first", "second"):
-        took = timed(lambda: looked.append(leave_one_out.go_on(engine, settings, tracks, history.now, looked[-1])))
+        took = timed(
+            lambda: looked.append(leave_one_out.go_on(engine, settings, tracks, history.now, Troubles(), looked[-1]))
+        )
         yield f"leave-one-out, nothing to queue, {number}, ms", f"{took:ms}"
 
 

@@ -89,11 +89,7 @@ class Dispatcher:
         self.draining = False
 
     def recover(self, now: int) -> None:
-        """
-        Remove the temporary files of a daemon that died and claim its running runs; repair the champions' links.
-
-        The caller holds the state folder's lock. A run whose files cannot be used is set to waiting instead.
-        """
+        """Remove a dead daemon's temporary files, adopt its running runs, mend links; the caller holds the lock."""
         durable.remove_leftovers(self._spool.queue)
         self.upkeep.maintain(now)
         for claim in run_queue.rescue(self._engine, now):
@@ -160,7 +156,7 @@ class Dispatcher:
         self._due = now  # should the claim fail, on a full disk say, it is tried again
         suspects.go_on(self._engine, self._settings, now, self._troubles)
         self._looked = leave_one_out.go_on(
-            self._engine, self._settings, self._leaving_out, now, self._looked, troubles=self._troubles
+            self._engine, self._settings, self._leaving_out, now, self._troubles, self._looked
         )
         needs: dict[str, int] = {}
         while len(self._claims) < self._settings.executor.parallel:
@@ -210,12 +206,7 @@ class Dispatcher:
         return f"run {run_id} {attempt.step if progress is None else progress.words}"
 
     def abandon(self, now: int) -> None:
-        """
-        At the end of a shutdown, cancel the open steps and set the claimed runs to waiting; not a failure.
-
-        A run whose step outlives the daemon, or whose result is being published, stays running: the next daemon adopts
-        it.
-        """
+        """At shutdown, cancel open steps and let their runs wait; jobs and publications stay for the next daemon."""
         for claim in tuple(self._claims.values()):
             attempt = states.open_attempt(self._engine, claim.run_id)
             if claim.run_id in self._publishing or (attempt and self._executor.outlives(key_of(attempt))):
@@ -236,11 +227,7 @@ class Dispatcher:
     # --- one claim
 
     def _claim_next(self, now: int, needs: dict[str, int]) -> states.Claim | None:
-        """
-        Claim and return the first due run that can continue, or `None`; store in the others before it why not.
-
-        `needs` are the bytes that claimed runs still need, by the run; missing ones are added.
-        """
+        """Claim the first due run that can go on; note in others why not. `needs`: bytes that claimed runs need."""
         with transaction(self._engine) as session:
             for run in order.due_runs(session, now):
                 self._add_needs(session, needs)
@@ -356,11 +343,7 @@ class Dispatcher:
         return False
 
     def _publish(self, claim: states.Claim, attempt: Attempt, spec: StepSpec, result: StepResult, now: int) -> bool:
-        """
-        Publish a good result in a thread: it may have gigabytes to hash, or wait for a collection.
-
-        Return whether the run can be advanced again at once.
-        """
+        """Publish a result in a thread, as it may have gigabytes to hash; return whether the run can go on at once."""
         future = self._publishing.get(spec.run)
         if future is None:
             lock = gc.collecting(self._settings.state_folder)
@@ -426,11 +409,7 @@ class Dispatcher:
     # --- small parts
 
     def _config_of(self, session: Session, run: Run, now: int) -> RunConfig:
-        """
-        Return the configuration of a run that begins now; a control has that of its trial.
-
-        Raises `DropforgeError` if the track is not in the settings or its base model cannot be used.
-        """
+        """Return the configuration of a run that begins; a control has its trial's. Raises `DropforgeError`."""
         track = states.ensure_track(session, run.track, now)
         problem = self.upkeep.bases.problem(track.name)
         if problem is not None:

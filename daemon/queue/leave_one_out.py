@@ -48,14 +48,8 @@ def tracks_of(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in settings.track_names if settings.track(name).suspects.leave_one_out)
 
 
-def go_on(  # noqa: PLR0913 - the troubles go by name
-    engine: Engine,
-    settings: Settings,
-    tracks: Collection[str],
-    now: int,
-    looked: tuple[int, int] = (0, 0),
-    *,
-    troubles: Troubles | None = None,
+def go_on(  # noqa: PLR0913, PLR0917 - each is another thing
+    engine: Engine, settings: Settings, tracks: Collection[str], now: int, troubles: Troubles, looked: tuple[int, int]
 ) -> tuple[int, int]:
     """
     Queue a run without one of the champion's drops for each of `tracks` that has nothing else to do.
@@ -67,7 +61,6 @@ def go_on(  # noqa: PLR0913 - the troubles go by name
     """
     if not tracks:
         return looked
-    troubles = troubles or Troubles()
     with transaction(engine) as session:
         latest = session.exec(select(func.max(Event.id))).one() or 0
         if 0 <= now - looked[1] < _HOUR_MS:

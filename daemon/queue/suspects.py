@@ -69,7 +69,7 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
         _end(session, settings, tried, f"run {run.id} tried it and was not worse", now)
 
 
-def go_on(engine: Engine, settings: Settings, now: int, troubles: Troubles | None = None) -> None:
+def go_on(engine: Engine, settings: Settings, now: int, troubles: Troubles) -> None:
     """
     Queue the next trial or control, or end the search, in each declared track that has drops on trial.
 
@@ -78,7 +78,6 @@ def go_on(engine: Engine, settings: Settings, now: int, troubles: Troubles | Non
     Called before a run is claimed: a trial begins when nothing else is due. A track with a running run is left out: its
     drops are in that run. What a track's damaged rows or files raise goes to `troubles`, and the other tracks go on.
     """
-    troubles = troubles or Troubles()
     with transaction(engine) as session:
         running = select(Run.track).where(Run.state == RunState.RUNNING)
         suspected = select(Suspect.track).where(col(Suspect.ended).is_(None), col(Suspect.track).not_in(running))
@@ -94,11 +93,7 @@ def is_on_trial(session: Session, drop: Drop) -> bool:
 
 
 def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | None:
-    """
-    End the suspicion of a drop that a person accepted or withdrew; return its trial, `None` if none is open.
-
-    Its control is cancelled, its trial is not. If the drop was the last of its search, a run may be queued.
-    """
+    """End the suspicion of a drop that a person decided on, cancel its control; return its open trial, or `None`."""
     found = session.exec(_open().where(Suspect.drop_id == drop.id)).first()
     if found is None:
         return None
@@ -150,12 +145,7 @@ def trial_config(session: Session, run: Run) -> RunConfig | None:
 
 
 def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None:
-    """
-    Put up to `MOST` new drops of a run on trial, in the order in which they are to be tested.
-
-    First the drops that came when an old drop began to lose, then those that were never tested, then the newest. A drop
-    that a person restored is not put on trial again.
-    """
+    """Put up to `MOST` new drops on trial: those that came as one began to lose, then untried ones, then the newest."""
     first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
@@ -259,11 +249,7 @@ def _take_back(session: Session, suspect: Suspect, now: int) -> None:
 
 
 def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run, now: int) -> None:
-    """
-    Suspend the drop if its trial was worse than the control, too; clear the other suspects of its search.
-
-    If it was not, the champion may have been lucky on these records, and every further trial would be held against it.
-    """
+    """Suspend a drop whose trial was worse than the control, too; else luck is likelier: clear its whole search."""
     evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
     found, trial = None if evaluation is None else evaluation.trial, suspect.trial_run
     others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
@@ -292,12 +278,7 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
 
 
 def _end(session: Session, settings: Settings, suspect: Suspect, why: str, now: int) -> None:
-    """
-    End the suspicion of one drop, as cleared unless `suspect.ended` is set; after a search's last one, queue a run.
-
-    A run is queued if a drop was suspended or withdrawn, or a trial won: otherwise it would only repeat the same data
-    against the same champion.
-    """
+    """End a suspicion, as cleared unless `ended` is set; after a search's last one queue a run if its data changed."""
     suspect.ended, suspect.ended_at = suspect.ended or SuspectEnd.CLEARED, now
     session.add(suspect)
     session.flush()

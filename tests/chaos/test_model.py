@@ -37,6 +37,7 @@ from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Promotion, Run, Track
+from daemon.state.troubles import Troubles
 from pipeline.artifacts import Model, TrialScores, Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
@@ -237,7 +238,7 @@ class House(RuleBasedStateMachine):
         """Let the daemon take the next run."""
 
         def act() -> None:
-            suspects.go_on(self.daemon.engine, self.daemon.settings, self.now)
+            suspects.go_on(self.daemon.engine, self.daemon.settings, self.now, Troubles())
             if not self.claims():
                 run_owner.claim(self.daemon.engine, self.now, configure)
 

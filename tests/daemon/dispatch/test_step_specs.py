@@ -10,6 +10,7 @@ from daemon.settings.model import SuspectSettings
 from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Drop, Run
+from daemon.state.troubles import Troubles
 from pipeline import durable
 from pipeline.contract import StepSpec
 from pipeline.steps import STEPS
@@ -54,12 +55,12 @@ def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], A
     second = made.claim()
     assert spec(made, second).suspect is None
     end_worse(made, second, MODEL_ID)
-    suspects.go_on(made.engine, made.settings, made.tick())
+    suspects.go_on(made.engine, made.settings, made.tick(), Troubles())
     trial = made.claim()
     tried = spec(made, trial)
     assert (tried.suspect, tried.trial, tried.left_out) == (3, {}, None), "the newest drop is tried first"
     end_worse(made, trial, MODEL_ID)
-    suspects.go_on(made.engine, made.settings, made.tick())
+    suspects.go_on(made.engine, made.settings, made.tick(), Troubles())
     control = spec(made, made.claim())
     assert (control.suspect, control.trial) == (None, {"decide": f"runs/{trial.run_id}/decide.json"})
 
@@ -73,7 +74,7 @@ def test_a_run_is_told_of_the_drop_that_it_leaves_out(new_workspace: Callable[[]
     made.attempt(first, "train")
     made.promote(first)
     wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
-    leave_one_out.go_on(made.engine, wanted, ["default"], made.tick())
+    leave_one_out.go_on(made.engine, wanted, ["default"], made.tick(), Troubles(), (0, 0))
     told = spec(made, made.claim())
     assert (told.left_out, [drop.id for drop in told.drops]) == (1, [2])
 

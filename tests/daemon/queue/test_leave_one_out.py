@@ -14,6 +14,7 @@ from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import AWAITING
 from daemon.state.tables import Run, Track
+from daemon.state.troubles import Troubles
 from pipeline import durable
 from pipeline.artifacts import Replacement, Verdict
 from pipeline.config import RunConfig
@@ -56,7 +57,7 @@ class Idle(Box):
     def go_on(self) -> None:
         super().go_on()
         tracks = leave_one_out.tracks_of(self.settings)
-        self.looked = leave_one_out.go_on(self.engine, self.settings, tracks, self.now, self.looked)
+        self.looked = leave_one_out.go_on(self.engine, self.settings, tracks, self.now, Troubles(), self.looked)
 
     def withdraw(self, drop: int) -> list[int]:
         return drops.withdraw(self.engine, drop, Word("wrong customer", self.tick()), self.settings).cancelled

@@ -16,6 +16,7 @@ from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word, record_event
 from daemon.state.states import AWAITING, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
+from daemon.state.troubles import Troubles
 from pipeline import durable
 from pipeline.artifacts import TrialScores, Verdict
 from pipeline.config import RunConfig
@@ -125,7 +126,7 @@ class Box:
             session.add(track)
 
     def go_on(self) -> None:
-        suspects.go_on(self.engine, self.settings, self.tick())
+        suspects.go_on(self.engine, self.settings, self.tick(), Troubles())
 
     def trial(self) -> Run | None:
         """Let the daemon be idle: queue the next trial, if there is one, and begin it."""

@@ -11,6 +11,7 @@ from daemon.queue import leave_one_out, run_queue, suspects
 from daemon.queue.states import Claim
 from daemon.settings.model import SuspectSettings
 from daemon.state.tables import Run
+from daemon.state.troubles import Troubles
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import TrialScores
@@ -28,7 +29,7 @@ def record(word: str) -> str:
 
 def go_on(made: Any) -> Claim:
     """Queue what comes next in the search, and begin it."""
-    suspects.go_on(made.engine, made.settings, made.tick())
+    suspects.go_on(made.engine, made.settings, made.tick(), Troubles())
     claim: Claim = made.claim()
     return claim
 
@@ -67,7 +68,7 @@ def test_drops_on_trial_are_told_before_and_during_their_trial(searched: Any, dr
     lines = words(dropforge("drops"))
     tried = "it may have made run 2 worse; it is tried when nothing else is to be run"
     assert [line.endswith(tried) and "on trial" in line for line in lines[1:4]] == [True, True, False]
-    suspects.go_on(searched.engine, searched.settings, searched.tick())
+    suspects.go_on(searched.engine, searched.settings, searched.tick(), Troubles())
     lines = words(dropforge("drops"))
     assert lines[1].endswith("c.jsonl: it may have made run 2 worse; run 3 tries it")
     assert lines[2].endswith(tried)
@@ -83,7 +84,7 @@ def test_a_drop_on_trial_is_not_counted_as_accepted(searched: Any, dropforge: Co
 def test_a_trial_is_told_as_what_it_is_from_its_place_in_the_queue_to_its_end(
     searched: Any, dropforge: Command
 ) -> None:
-    suspects.go_on(searched.engine, searched.settings, searched.tick())
+    suspects.go_on(searched.engine, searched.settings, searched.tick(), Troubles())
     said = "tries drop 3, which may have made run 2 worse"
     assert any(line.endswith(f"{said}; begins in its turn") for line in words(dropforge("status")))
     assert any(line.endswith(f"{said}; begins in its turn") for line in words(dropforge("runs")))
@@ -124,7 +125,7 @@ def test_a_run_that_leaves_a_drop_out_says_so_and_the_drop_what_it_is_worth(
     made.attempt(first, "train")
     made.promote(first)
     wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
-    leave_one_out.go_on(made.engine, wanted, leave_one_out.tracks_of(wanted), made.tick())
+    leave_one_out.go_on(made.engine, wanted, leave_one_out.tracks_of(wanted), made.tick(), Troubles(), (0, 0))
     tries = "tries the champion's data without drop 1; begins in its turn"
     assert any(line.endswith(tries) for line in words(dropforge("status")))
     claim = made.claim()
