@@ -217,7 +217,7 @@ def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None
     with contextlib.suppress(OSError):  # another user's, which may not be read
         old = read_own(folder, name)
     ours = old is not None and old.startswith(MARK.encode())
-    if old == data or (not ours and (data is None or _is_there(folder, name))):
+    if old == data or (not ours and (data is None or os.path.lexists(folder.path / name))):
         return
     if data is None:
         os.unlink(name, dir_fd=folder.fd)
@@ -237,13 +237,6 @@ def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=aside.fd)
-
-
-def _is_there(folder: Folder, name: str) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
-        return True
-    return False
 
 
 def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folder, bool]:

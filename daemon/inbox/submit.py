@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import BinaryIO
 
 from daemon.inbox.drop_folders import HELDOUT, is_skipped
 from daemon.settings.model import Settings
+from pipeline.durable import open_regular
 from pipeline.errors import DropforgeError
 
 #: Mode of a submitted file, whatever the umask: in the service's inbox the group is the daemon's.
@@ -22,12 +22,12 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
     """
     Copy the file `source` into the inbox of a declared track, complete or not at all; return the path of the copy.
 
-    Raises `DropforgeError` if `source` is a device or pipe, the inbox ignores its name or has a file of that name, or
-    there is no such folder; `OSError` if `source` is a folder, or if reading or writing fails.
+    Raises `DropforgeError` if the inbox ignores its name or has a file of that name, or there is no such folder;
+    `OSError` if `source` is no regular file, or if reading or writing fails.
     """
     require_usable(source.name)
-    with incoming(settings) as new:
-        _copy(source, new.file)
+    with open_regular(source) as old, incoming(settings) as new:
+        shutil.copyfileobj(old, new.file)
         return new.place(source.name, track, heldout=heldout)
 
 
@@ -117,14 +117,6 @@ def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
             message = f"{place} is not a folder"
             raise DropforgeError(message, f"take it away and let the daemon make one: ls -ld {place}") from error
         yield fd
-
-
-def _copy(source: Path, new: BinaryIO) -> None:
-    """Copy a regular file into `new`. Raises `DropforgeError` for a device or pipe, `OSError` for a folder."""
-    with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as old:  # noqa: PTH123 - a descriptor
-        if not stat.S_ISREG(os.fstat(old.fileno()).st_mode):
-            raise DropforgeError(f"{source} is not a file", "name a .jsonl or .json file")
-        shutil.copyfileobj(old, new)
 
 
 def _give_name(aside: tuple[int, str], target: Path, folder: int) -> None:

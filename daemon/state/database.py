@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 from sqlmodel import Session, SQLModel
 
@@ -24,6 +24,7 @@ from daemon.state.database_file import (
     SCHEMA,
     DatabaseUnusable,
     how_to_restore,
+    in_words,
     with_pragmas,
 )
 
@@ -97,7 +98,7 @@ def create(path: Path) -> None:
                 message = f"the database {path} has schema {found}, and this version of dropforge has {SCHEMA}"
                 raise DatabaseUnusable(message, f"install the version that made it; or {how_to_restore(path)}")
     except DatabaseError as error:
-        raise _unusable(error, path) from error
+        raise in_words(error, path) or error from error
 
 
 def _engine(path: Path, creator: Callable[[], sqlite3.Connection], begin: str, pool: type[Pool] = NullPool) -> Engine:
@@ -121,9 +122,3 @@ def _connect(path: Path, *pragmas: str) -> sqlite3.Connection:
 def _connect_read_only(path: Path) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode=ro"
     return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-
-
-def _unusable(error: DatabaseError, path: Path) -> DatabaseUnusable:
-    locked_or_closed = isinstance(error, OperationalError)
-    hint = "see who else has it open, and whether this user may write there" if locked_or_closed else ""
-    return DatabaseUnusable(f"the state database cannot be used: {error.orig}", hint or how_to_restore(path))
