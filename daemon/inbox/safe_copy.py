@@ -37,7 +37,6 @@ class Copy:
 
     path: Path
     sha256: str
-    size: int
 
 
 def look(name: bytes, folder_fd: int) -> os.stat_result:
@@ -85,7 +84,7 @@ def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> Cop
         raise
     finally:
         os.close(fd)
-    return Copy(target, sha256, info.st_size)
+    return Copy(target, sha256)
 
 
 def _stream(fd: int, info: os.stat_result, target: Path) -> str:

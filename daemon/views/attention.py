@@ -29,6 +29,12 @@ _LASTING = timedelta(days=1)
 _DISMISSED_FOR = 90 * 24 * 3_600_000
 #: Most entries of a kind that are listed; most that are read; most kinds of findings named for a rejected drop.
 _MOST, _MOST_LOOKED_AT, _MOST_KINDS = 5, 100, 3
+#: Kinds of which `_MOST` are listed: one more in words, several, and the command that lists them all.
+_CUT: dict[str, tuple[str, str, str]] = {
+    "failed": ("run failed", "runs failed", "dropforge runs --state failed"),
+    "rejected": ("file was rejected", "files were rejected", "dropforge drops --state rejected"),
+    "proposed": ("file waits for a person", "files wait for a person", "dropforge drops --state proposed"),
+}
 #: `Event.kind` of a dismissal.
 DISMISSED = "attention_dismissed"
 _DISMISSALS = f"SELECT at, detail FROM event WHERE {RARE} AND kind = ? AND at > ? ORDER BY at"  # noqa: S608 - own words
@@ -82,24 +88,16 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     rows = overview.rows(_DISMISSALS, DISMISSED, now_ms() - _DISMISSED_FOR)
     dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
     told: list[Attention] = []
-    for found, rest in (
-        (_machine(settings, overview, alive=alive), ()),
-        (_paused(overview), ()),
-        (_commands(settings, overview), ()),
-        (_failed(overview), ("run failed", "runs failed", "dropforge runs --state failed")),
-        (
-            _rejected(overview),
-            ("file was rejected", "files were rejected", "dropforge drops --state rejected"),
-        ),
-        (_wins(overview), ()),
-        (
-            _proposed(overview),
-            ("file waits for a person", "files wait for a person", "dropforge drops --state proposed"),
-        ),
+    runs_and_drops = (_failed(overview), _rejected(overview), _wins(overview), _proposed(overview))
+    for found in (
+        _machine(settings, overview, alive=alive),
+        _paused(overview),
+        _commands(settings, overview),
+        *runs_and_drops,
     ):
         every = list(found)
         left = [one for one in every if not _is_dismissed(one, dismissed)]
-        if rest and len(left) > _MOST:
+        if len(left) > _MOST and (rest := _CUT.get(left[0].kind)):
             more = len(left) - _MOST
             least = "At least " if len(every) == _MOST_LOOKED_AT else ""
             title = f"{least}{count(more, f'more {rest[0]}', f'more {rest[1]}')}"
