@@ -55,7 +55,7 @@ def test_what_has_not_arrived_is_listed_with_why(lived_in: Any, dropforge: Comma
     address = settings.messages.urls[0].address
     taken = outbox.take(lived_in.engine, address, lived_in.now)
     assert taken is not None
-    outbox.record_failure(lived_in.engine, taken.id, "the answer was 500")
+    outbox.record_failure(lived_in.engine, taken.id or 0, "the answer was 500")
     done = dropforge("messages")
     assert done.out.count("[dropforge] HOOK FAILED: default") == 2
     assert done.out.splitlines()[-1] == "json://127.0.0.1: the answer was 500"
