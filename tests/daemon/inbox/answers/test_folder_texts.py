@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from daemon.inbox import folders
 from daemon.inbox.answers.folder_texts import FolderTexts, readme_text
 from daemon.inbox.folders import MARK
 from daemon.inbox.watcher import Watcher
@@ -96,11 +95,11 @@ def test_another_users_file_with_our_first_line_stays(box: Box) -> None:
 def test_a_file_that_comes_in_this_very_moment_is_not_replaced(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     path = box.inbox / "README.txt"
 
-    def comes(folder: Any, name: str) -> bool:
-        (folder.path / name).write_text("mine")
+    def comes(place: Path) -> bool:
+        place.write_text("mine")
         return False
 
-    monkeypatch.setattr(folders, "_is_there", comes)
+    monkeypatch.setattr(os.path, "lexists", comes)
     texts_of(box).refresh()
     assert path.read_text() == "mine"
 
