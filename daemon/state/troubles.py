@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import structlog
 from sqlalchemy.exc import OperationalError
 
+from daemon.state.ownership import ShareGone
 from pipeline.errors import DropforgeError, is_disk_full
 
 _PAUSE_SECONDS = 60.0
@@ -81,8 +82,8 @@ class Troubles:
 
 
 def concerns_all(error: Exception) -> bool:
-    """Return whether an error is that of a full disk, or of a database that is locked or cannot be read."""
-    return isinstance(error, OperationalError) or is_disk_full(error)
+    """Return whether an error is of a full disk, a database that is locked or unreadable, or the shared folder."""
+    return isinstance(error, OperationalError | ShareGone) or is_disk_full(error)
 
 
 def in_words(error: Exception) -> str:

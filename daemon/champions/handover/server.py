@@ -254,7 +254,7 @@ def _request(
     Send one request, with `body` as JSON unless it is `None`; return the status and the body of the response.
 
     `server` is the path of a unix socket, or host and port. Raises `OSError` if it cannot be reached, speaks no HTTP,
-    has not answered within `seconds`, or sends more than 16 MiB.
+    has not answered within `seconds`, or sends more than 16 MB.
     """
     connection = _UnixConnection(server) if isinstance(server, str) else http.client.HTTPConnection(*server)
     connection.timeout = seconds
