@@ -101,7 +101,7 @@ def read_json(path: Path) -> Any:
     """
     Return the JSON value in `path`; `None` if there is no such file.
 
-    Raises `ValueError` if it is not JSON, `OSError` if it is no regular file, cannot be read or has over 256 MiB.
+    Raises `ValueError` if it is not JSON, `OSError` if it is no regular file, cannot be read or is too large.
     """
     try:
         return json.loads(read_regular(path).decode())

@@ -239,13 +239,12 @@ class Dispatcher:
                             continue
                     if run.state == RunState.WAITING:
                         self.upkeep.disk.require(still_needed(self._root, run) | needs)
-                except DropforgeError as error:
-                    require_share(self._settings)
-                    run_queue.put_off(session, run, error, now)
                 except Exception as error:  # one run's files or row must not keep the others from their turn
+                    require_share(self._settings)
                     if concerns_all(error):
                         raise
-                    run_queue.put_off(session, run, self._unusable(run.id or 0, error), now)
+                    said = error if isinstance(error, DropforgeError) else self._unusable(run.id or 0, error)
+                    run_queue.put_off(session, run, said, now)
                 else:
                     require_share(self._settings)
                     return run_queue.claim(session, run, now)

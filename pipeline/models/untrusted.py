@@ -168,7 +168,7 @@ def foreign_code(what: str, hint: str) -> Iterator[None]:
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Let the process allocate up to 512 MiB more in the block; raise `ValueError` if that does not suffice."""
+    """Let the process allocate half a gigabyte more in the block; raise `ValueError` if that does not suffice."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     most = pages * resource.getpagesize() + _TEMPLATE_BYTES

@@ -429,10 +429,11 @@ class House(RuleBasedStateMachine):
                 if claim.run_id == number:
                     run_queue.cancelled(self.daemon.engine, claim, self.now)
 
-        may = run.state in {"queued", "waiting", "running"}
+        may = run.state in {"queued", "waiting", "running"} or number in self.world.waits
         self.person(act, may=may, refusal=DropforgeError)
         if may:
             self.world.end(number, "cancelled")
+            self.world.waits.discard(number)
 
     @precondition(lambda self: self.world.runs)
     @rule(pick=PICK)

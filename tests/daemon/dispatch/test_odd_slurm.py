@@ -32,7 +32,8 @@ def wait_for(holds: Callable[[], bool]) -> None:
 def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmExecutor]:
     """An executor whose Slurm answers with odd lines."""
     said = {"squeue": f"printf '{ODD}'", "sbatch": "echo 7", "scontrol": "true", "scancel": "true"}
-    (tmp_path / "bin").mkdir()
+    for name in ("bin", "runs"):
+        (tmp_path / name).mkdir()
     for name, line in said.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / "bin" / name).chmod(0o755)

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections import namedtuple
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -294,10 +295,10 @@ def test_a_result_is_published_while_no_collection_can_move_files(
     (root / "spool/queue/1-prepare-1.json").unlink()
     seen: list[int | None] = []
 
-    def probe(*_arguments: object) -> None:
-        seen.append(lock_holder(root / "gc.lock"))
-        message = "seen enough"
-        raise StepFailed(message)
+    def probe(_spec: object, _result: object, lock: AbstractContextManager[None]) -> None:
+        with lock:
+            seen.append(lock_holder(root / "gc.lock"))
+        raise StepFailed("seen enough")
 
     monkeypatch.setattr(run_files, "publish", probe)
     dispatcher.tick(NOW)
