@@ -65,8 +65,11 @@ class ChangeWatch:
         self._seen: int | None = None
 
     def changed(self) -> bool:
-        """Return whether any process has committed a change since the last call; `True` for the first call."""
-        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        """Return whether any process has committed a change since the last call; `True` for the first or if unknown."""
+        try:
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.OperationalError:  # on a full disk a WAL's index cannot grow: who reads next says so
+            return True
         before, self._seen = self._seen, int(version)
         return before != self._seen
 
