@@ -49,6 +49,8 @@ ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=8000 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+#: In the place of the unit's two minutes.
+WATCHDOG_SECONDS = 4
 TINY = ROOT / "tests" / "tiny_llama.py"
 #: Enough to learn the task, and to be interrupted in the middle.
 ROWS = 400
@@ -473,3 +475,24 @@ def test_a_person_configures_it_and_every_documented_command_does_its_work(machi
     left = [path for path in made if os.path.lexists(machine.root / path.lstrip("/"))]
     accounts = [machine.run("getent", kind, "dropforge", check=False).returncode for kind in ("passwd", "group")]
     assert (left, accounts) == ([], [2, 2])
+
+
+@pytest.mark.timeout(300)
+def test_a_publication_that_takes_longer_than_the_watchdog_waits_ends(machine: Machine) -> None:
+    configure(machine, "none")
+    machine.write("/etc/systemd/system/dropforge.service.d/soon.conf", f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}\n")
+    machine.run("systemctl", "daemon-reload")
+    start(machine)
+    # As a collection by hand does, by the daemon's user, as the file may be new; whoever publishes waits.
+    script = f"flock /{STATE}/gc.lock sh -c 'touch /tmp/held; while [ -e /tmp/held ]; do sleep 0.1; done'"
+    wait_until(lambda: in_state(machine, "active") and shown(machine, "StatusText") == "idle")
+    machine.run("systemd-run", "--uid=dropforge", "bash", "-c", script)
+    wait_until((machine.root / "tmp/held").exists)
+    machine.run("cp", "/srv/tiny/drop.jsonl", "/srv/dropforge/inbox/")
+    result = machine.root / STATE / "runs/1/attempts/prepare-1/result.json"
+    wait_until(lambda: in_state(machine, "active") and result.exists())
+    threading.Event().wait(2 * WATCHDOG_SECONDS)
+    assert not (machine.root / STATE / "runs/1/prepare.json").exists()
+    (machine.root / "tmp/held").unlink()
+    wait_until(lambda: in_state(machine, "active") and (machine.root / STATE / "runs/1/prepare.json").exists())
+    assert shown(machine, "NRestarts") == "0", journal(machine)
