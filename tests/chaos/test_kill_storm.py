@@ -206,7 +206,8 @@ def test_kills_of_slurm_and_of_the_daemon_lose_no_run_and_double_nothing(
         print(f"\n{len(runs)} runs, {len(attempts)} attempts, {len(extra)} of them in vain; killed: {dict(kinds)}")
     assert [(run.id, run.error) for run in runs if run.state != RunState.SUCCEEDED] == []
     assert len(runs) == len(drops), "each drop has its run"
-    failed = [(run.id, run.failures, run.deaths) for run in runs if run.failures or run.deaths]
+    blamed = [run.id for run in runs if run.failures or run.deaths]
+    failed = [(one.run_id, one.step, one.error) for one in extra if one.run_id in blamed]
     assert failed == [], "a kill is nobody's failure"
     published = Counter((one.run_id, one.step) for one in attempts if one.state == AttemptState.PUBLISHED)
     assert set(published.values()) == {1}
