@@ -7,49 +7,42 @@ files of one run or track makes only that run or track wait. A full disk and a l
 """
 
 import contextlib
-from concurrent.futures import Future, wait
 
 import structlog
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import defer
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 
 from daemon.champions import promotion
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude, fix_measures
+from daemon.dispatch.attempt_ends import lacked_share, why_not_again
+from daemon.dispatch.claimer import Claimer, unusable
 from daemon.dispatch.node import listed
+from daemon.dispatch.publication import Publisher
 from daemon.dispatch.spool import Executor, JobState, Spool, folder_of
 from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
-from daemon.dispatch.step_specs import compose, key_of, spec_of, warn_of_fixed
+from daemon.dispatch.step_specs import key_of, spec_of
 from daemon.dispatch.upkeep import Upkeep
-from daemon.queue import leave_one_out, order, run_queue, states, suspects
+from daemon.queue import run_queue, states
 from daemon.settings.model import Settings
 from daemon.state import run_files
-from daemon.state.database import ChangeWatch, transaction
-from daemon.state.layout import SHARE_GONE_NOTE
+from daemon.state.database import transaction
 from daemon.state.ownership import ShareGone, require_share
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Run, Track
-from daemon.state.troubles import Troubles, concerns_all, in_words
+from daemon.state.troubles import Troubles
 from daemon.storage import gc
 from daemon.storage.disk import is_full
-from daemon.storage.disk_estimate import needed_bytes, still_needed
-from daemon.system.programs import user
-from daemon.system.sd_notify import in_background
+from daemon.storage.disk_estimate import still_needed
 from pipeline import durable
-from pipeline.artifacts import Artifact, Verdict
+from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Step, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_START_AGAIN, DropforgeError, StepFailed
 from pipeline.steps import STEPS, next_step
 
 _SIGNAL_EXITS = 128
-_HOUR_MS = 3_600_000
-#: A tick waits so long for a publication: most take less.
-_AT_ONCE_SECONDS = 1.0
-#: Interrupted attempts in a row, without a checkpoint, after which a person has to look: every node may be preempted.
-_MOST_INTERRUPTED = 10
 #: Of each running run: token, whether it is to be cancelled, and the track's champion.
 _RUNNING = (
     select(Run.id, Run.token, Run.cancel_requested, Track.champion_model_id)
@@ -75,21 +68,19 @@ class Dispatcher:
         self._claims: dict[int, states.Claim] = {}
         #: The specs, without their drops, of the steps that were queued or running when last polled, by run.
         self._specs: dict[int, StepSpec] = {}
-        #: The results that are being published, by run.
-        self._publishing: dict[int, Future[Artifact]] = {}
-        self._leaving_out = leave_one_out.tracks_of(settings)
-        self._looked = (0, 0)
-        self._changes = ChangeWatch(engine)
-        #: When the next run is due, and the time of the last query for due runs: the clock may be set back.
-        self._due: int | None = None
-        self._asked_at = 0
+        self._publisher = Publisher(settings.state_folder)
         self._troubles = Troubles() if troubles is None else troubles
         self._gpu = TrainingHooks(engine, settings, self._troubles)
         self.upkeep = Upkeep(engine, settings, self._troubles)
+        self._claimer = Claimer(engine, settings, self._troubles, self.upkeep, self._gpu)
         self.draining = False
 
     def recover(self, now: int) -> None:
-        """Remove a dead daemon's temporary files, adopt its running runs, mend links; the caller holds the lock."""
+        """
+        Remove the temporary files of a daemon that died and claim its running runs; repair the champions' links.
+
+        The caller holds the state folder's lock. A run whose files cannot be used is set to waiting instead.
+        """
         durable.remove_leftovers(self._spool.queue)
         self.upkeep.maintain(now)
         for claim in run_queue.rescue(self._engine, now):
@@ -124,7 +115,8 @@ class Dispatcher:
         self.upkeep.maintain(now)
         self._gpu.tick(self._needs_gpu)
         if len(self._claims) < self._settings.executor.parallel and not self.draining:
-            self._claim_due(now, low=low)
+            self.upkeep.collect_garbage(now)
+            self._claimer.claim_due(now, self._claims, low=low)
         at_work = self._at_work()
         for claim in tuple(self._claims.values()):
             if claim.run_id not in at_work and not self._troubles.is_pausing(f"run {claim.run_id}"):
@@ -144,31 +136,6 @@ class Dispatcher:
                     if self._executor.poll(spec) in {JobState.QUEUED, JobState.RUNNING}:
                         found.add(run_id)
         return found
-
-    def _claim_due(self, now: int, *, low: bool) -> None:
-        """Collect garbage, queue due trials and, unless the disk is `low`, claim as many due runs as may run."""
-        self.upkeep.collect_garbage(now)
-        # Called twice a second: query the database only if the answer can differ from the last one.
-        later = now >= self._asked_at and (self._due is None or now < self._due)
-        if later and not self._changes.changed():
-            return
-        self._asked_at = now
-        self._due = now  # should the claim fail, on a full disk say, it is tried again
-        suspects.go_on(self._engine, self._settings, now, self._troubles)
-        self._looked = leave_one_out.go_on(
-            self._engine, self._settings, self._leaving_out, now, self._troubles, self._looked
-        )
-        needs: dict[str, int] = {}
-        while len(self._claims) < self._settings.executor.parallel:
-            # Else runs that overlap would keep the GPU for good from the server that is to take a new champion.
-            waits = bool(self._claims) and self._gpu.keeps_server_waiting()
-            claim = None if low or waits else self._claim_next(now, needs)
-            if claim is None:
-                # An hour at most: trials leave the budget of seven days without a change in the database.
-                self._due = min(order.next_due(self._engine) or now + _HOUR_MS, now + _HOUR_MS)
-                return
-            self._claims[claim.run_id] = claim
-            log.info("run_claimed", run=claim.run_id)
 
     def _go_on(self, claim: states.Claim, now: int) -> None:
         """Advance a claimed run as far as is possible without waiting; an error in it ends or postpones it."""
@@ -206,10 +173,15 @@ class Dispatcher:
         return f"run {run_id} {attempt.step if progress is None else progress.words}"
 
     def abandon(self, now: int) -> None:
-        """At shutdown, cancel open steps and let their runs wait; jobs and publications stay for the next daemon."""
+        """
+        At the end of a shutdown, cancel the open steps and set the claimed runs to waiting; not a failure.
+
+        A run whose step outlives the daemon, or whose result is being published, stays running: the next daemon adopts
+        it.
+        """
         for claim in tuple(self._claims.values()):
             attempt = states.open_attempt(self._engine, claim.run_id)
-            if claim.run_id in self._publishing or (attempt and self._executor.outlives(key_of(attempt))):
+            if claim.run_id in self._publisher or (attempt and self._executor.outlives(key_of(attempt))):
                 continue
             if attempt is not None:
                 # Otherwise the next worker would run a step that is not needed any more.
@@ -223,32 +195,6 @@ class Dispatcher:
     def give_gpu_back(self) -> None:
         """At shutdown, run `hooks.after_training` and wait for it, if the GPU was taken and is not needed any more."""
         self._gpu.finish(self._needs_gpu)
-
-    # --- one claim
-
-    def _claim_next(self, now: int, needs: dict[str, int]) -> states.Claim | None:
-        """Claim the first due run that can go on; note in others why not. `needs`: bytes that claimed runs need."""
-        with transaction(self._engine) as session:
-            for run in order.due_runs(session, now):
-                self._add_needs(session, needs)
-                try:
-                    if run.config is None:
-                        config = self._config_of(session, run, now)
-                        self.upkeep.disk.require(needed_bytes(config) | needs)
-                        if not run_queue.begin(session, run, config, now):
-                            continue
-                    if run.state == RunState.WAITING:
-                        self.upkeep.disk.require(still_needed(self._root, run) | needs)
-                except Exception as error:  # one run's files or row must not keep the others from their turn
-                    require_share(self._settings)
-                    if concerns_all(error):
-                        raise
-                    said = error if isinstance(error, DropforgeError) else self._unusable(run.id or 0, error)
-                    run_queue.put_off(session, run, said, now)
-                else:
-                    require_share(self._settings)
-                    return run_queue.claim(session, run, now)
-        return None
 
     def _advance(self, claim: states.Claim, now: int) -> bool:
         """Poll, submit or end one step of the run, or end the run; return whether to call this again at once."""
@@ -342,24 +288,18 @@ class Dispatcher:
         return False
 
     def _publish(self, claim: states.Claim, attempt: Attempt, spec: StepSpec, result: StepResult, now: int) -> bool:
-        """Publish a result in a thread, as it may have gigabytes to hash; return whether the run can go on at once."""
-        future = self._publishing.get(spec.run)
-        if future is None:
-            lock = gc.collecting(self._settings.state_folder)
-            future = self._publishing[spec.run] = in_background(run_files.publish, spec, result, lock)
-            wait([future], _AT_ONCE_SECONDS)
-        if not future.done():
-            if not self._run(claim).cancel_requested:
-                return False
-            self._end(claim, attempt, AttemptState.INTERRUPTED, now, "it was cancelled while it was published")
-            return True
-        del self._publishing[spec.run]
+        """Publish a good result; return whether the run can be advanced again at once."""
         try:
-            artifact = future.result()
+            artifact = self._publisher.publish(spec, result)
         except StepFailed as error:
             self._end(claim, attempt, AttemptState.FAILED, now, error.message)
             self._after_failure(claim, error.message, error.hint, now, retryable=True)
             return False
+        if artifact is None:
+            if not self._run(claim).cancel_requested:
+                return False
+            self._end(claim, attempt, AttemptState.INTERRUPTED, now, "it was cancelled while it was published")
+            return True
         if isinstance(artifact, Verdict) and artifact.outcome != "insufficient_evidence":
             fix_measures(self._engine, self._root, claim, spec.config, now)
         self._end(claim, attempt, AttemptState.PUBLISHED, now, None)
@@ -372,7 +312,7 @@ class Dispatcher:
         run = self._run(claim)
         called_off = run.cancel_requested or is_in_vain(self._engine, run, spec)
         words = None if called_off else run_files.stop_words(spec)
-        hint = self._why_not_again(claim, attempt, spec) if words and not begins_again else ""
+        hint = why_not_again(self._engine, self._settings, attempt, spec) if words and not begins_again else ""
         if begins_again and result.error:
             words = result.error.message
         self._end(claim, attempt, AttemptState.FAILED if hint else AttemptState.INTERRUPTED, now, words)
@@ -406,23 +346,6 @@ class Dispatcher:
         return False
 
     # --- small parts
-
-    def _config_of(self, session: Session, run: Run, now: int) -> RunConfig:
-        """Return the configuration of a run that begins; a control has its trial's. Raises `DropforgeError`."""
-        track = states.ensure_track(session, run.track, now)
-        problem = self.upkeep.bases.problem(track.name)
-        if problem is not None:
-            raise problem
-        config = suspects.trial_config(session, run) or compose(self._settings, track)
-        warn_of_fixed(self._settings, track)
-        return config
-
-    def _add_needs(self, session: Session, needs: dict[str, int]) -> None:
-        for run_id in self._claims:
-            if f"run {run_id}" not in needs:
-                run = session.get_one(Run, run_id, options=[defer(Run.snapshot)])  # type: ignore[arg-type]
-                with contextlib.suppress(DropforgeError, OSError, ValueError):  # its next step says so
-                    needs[f"run {run_id}"] = sum(still_needed(self._root, run).values())
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
         """Return the paths of the run's published artifacts by step, and the next step: `None` after the last one."""
@@ -458,13 +381,13 @@ class Dispatcher:
         is_cancelled = is_job and self._run(claim).cancel_requested
         if is_full(error) and not is_cancelled:
             raise error
-        unusable = self._unusable(claim.run_id, error)
+        problem = unusable(self._settings, claim.run_id, error)
         if is_job and not is_cancelled:
             # Its job goes on, and the shared file system may answer at the next look.
-            self._troubles.note(f"files of run {claim.run_id}", unusable, message=True)
+            self._troubles.note(f"files of run {claim.run_id}", problem, message=True)
             return
         self._stop_step(claim)
-        self._postpone(claim, unusable, now)
+        self._postpone(claim, problem, now)
 
     def _stop_step(self, claim: states.Claim) -> None:
         """Have the run's open attempt stopped, if there is one: nobody polls it any more."""
@@ -475,52 +398,26 @@ class Dispatcher:
             except (OSError, ValueError) as error:
                 log.warning("step_not_cancelled", run=claim.run_id, error=str(error))
 
-    def _unusable(self, run_id: int, error: Exception) -> DropforgeError:
-        """Return the error of a run that cannot use its own files: only this run waits, other runs go on."""
-        message = f"the files of run {run_id} cannot be used: {in_words(error)}"
-        folder = run_files.run_folder(self._root, run_id)
-        hint = (
-            f"let {user()}, that the daemon runs as, own all of {folder}: the run then goes on by itself; "
-            f"or end it: dropforge cancel {run_id}"
-        )
-        return DropforgeError(message, hint)
-
     def _after_failure(self, claim: states.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
         require_share(self._settings)
         self._stop_step(claim)
-        if self._lacked_share(claim, message, now):
+        if self._interrupts(claim, message, now):
             return
         failure = run_queue.Failure(message, hint, retryable)
         state = run_queue.fail(self._engine, claim, failure, now, self._settings.retry)
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
         self._drop(claim)
 
-    def _why_not_again(self, claim: states.Claim, attempt: Attempt, spec: StepSpec) -> str:
-        """Return the hint if the end of an attempt by Slurm counts as a failure, else ""."""
-        last = states.last_attempts(self._engine, claim.run_id, spec.step, _MOST_INTERRUPTED)
-        if run_files.made_checkpoint(self._root, claim.run_id, attempt.started_at):
-            return ""
-        if run_files.was_out_of_time(spec):
-            return f"its time limit came before a checkpoint: raise executor.slurm.{spec.step}.time"
-        if len(last) < _MOST_INTERRUPTED or {one.state for one in last[1:]} != {AttemptState.INTERRUPTED}:
-            return ""
-        if run_files.made_checkpoint(self._root, claim.run_id, last[-1].started_at):
-            return ""
-        return f"{_MOST_INTERRUPTED} attempts in a row left no checkpoint; see why: dropforge show {claim.run_id}"
-
-    def _lacked_share(self, claim: states.Claim, message: str, now: int) -> bool:
-        """Interrupt a run whose step failed and return `True` if the shared folder was gone during its last attempt."""
-        step = self._run(claim).step or ""
-        last = states.last_attempts(self._engine, claim.run_id, step, 1)
-        _, _, gone, _ = durable.signature(self._settings.state_folder / SHARE_GONE_NOTE)
-        if not last or gone // 1_000_000 < last[0].started_at:
+    def _interrupts(self, claim: states.Claim, message: str, now: int) -> bool:
+        """Interrupt a run whose step failed if the shared folder was gone meanwhile; return whether it was."""
+        if not lacked_share(self._engine, self._settings, claim.run_id, self._run(claim).step or ""):
             return False
         run_queue.interrupt(self._engine, claim, now, f"the shared folder was not mounted: {message}")
         self._drop(claim)
         return True
 
     def _after_death(self, claim: states.Claim, attempt: Attempt, message: str, now: int) -> None:
-        if self._lacked_share(claim, message, now):
+        if self._interrupts(claim, message, now):
             return
         progress = run_files.made_checkpoint(self._root, claim.run_id, attempt.started_at)
         state = run_queue.died(self._engine, claim, run_queue.Death(message, progress), now, self._settings.retry)
@@ -530,7 +427,7 @@ class Dispatcher:
     def _drop(self, claim: states.Claim) -> None:
         del self._claims[claim.run_id]
         self._specs.pop(claim.run_id, None)
-        self._publishing.pop(claim.run_id, None)
+        self._publisher.forget(claim.run_id)
         self._troubles.clear(f"files of run {claim.run_id}")
         self.upkeep.may_collect = True
 

@@ -93,7 +93,11 @@ def is_on_trial(session: Session, drop: Drop) -> bool:
 
 
 def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | None:
-    """End the suspicion of a drop that a person decided on, cancel its control; return its open trial, or `None`."""
+    """
+    End the suspicion of a drop that a person accepted or withdrew; return its trial, `None` if none is open.
+
+    Its control is cancelled, its trial is not. If the drop was the last of its search, a run may be queued.
+    """
     found = session.exec(_open().where(Suspect.drop_id == drop.id)).first()
     if found is None:
         return None
@@ -145,7 +149,12 @@ def trial_config(session: Session, run: Run) -> RunConfig | None:
 
 
 def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None:
-    """Put up to `MOST` new drops on trial: those that came as one began to lose, then untried ones, then the newest."""
+    """
+    Put up to `MOST` new drops of a run on trial, in the order in which they are to be tested.
+
+    First the drops that came when an old drop began to lose, then those that were never tested, then the newest. A drop
+    that a person restored is not put on trial again.
+    """
     first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
@@ -249,7 +258,11 @@ def _take_back(session: Session, suspect: Suspect, now: int) -> None:
 
 
 def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run, now: int) -> None:
-    """Suspend a drop whose trial was worse than the control, too; else luck is likelier: clear its whole search."""
+    """
+    Suspend the drop if its trial was worse than the control, too; clear the other suspects of its search.
+
+    If it was not, the champion may have been lucky on these records, and every further trial would be held against it.
+    """
     evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
     found, trial = None if evaluation is None else evaluation.trial, suspect.trial_run
     others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
@@ -278,7 +291,12 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
 
 
 def _end(session: Session, settings: Settings, suspect: Suspect, why: str, now: int) -> None:
-    """End a suspicion, as cleared unless `ended` is set; after a search's last one queue a run if its data changed."""
+    """
+    End the suspicion of one drop, as cleared unless `suspect.ended` is set; after a search's last one, queue a run.
+
+    A run is queued if a drop was suspended or withdrawn, or a trial won: otherwise it would only repeat the same data
+    against the same champion.
+    """
     suspect.ended, suspect.ended_at = suspect.ended or SuspectEnd.CLEARED, now
     session.add(suspect)
     session.flush()

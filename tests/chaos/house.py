@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from daemon.dispatch import dispatcher
+from daemon.dispatch import publication
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import Executor, LocalExecutor, Spool, read_order
 from daemon.inbox.intake import Intake, Outcome
@@ -37,7 +37,7 @@ DAY = 86_400_000
 #: Where a workspace costs the disk nothing: no power is cut here, a killed process loses what it did not write.
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - folders of random names are made in it
 # What a tick does here does not depend on how fast the machine is.
-dispatcher._AT_ONCE_SECONDS = 3600.0
+publication._AT_ONCE_SECONDS = 3600.0
 _COMPILED: dict[Any, Any] = {}
 _SETTINGS = """
 base_model = "base"

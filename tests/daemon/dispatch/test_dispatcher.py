@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event
 from sqlmodel import select
 
 from daemon.champions import decisions, history, promotion
-from daemon.dispatch import dispatcher as dispatcher_module
+from daemon.dispatch import publication
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.queue import run_queue, states
@@ -41,7 +41,7 @@ from tests.run_owner import spool_of
 
 NOW = 1_750_000_000_000
 # What a tick does here does not depend on how fast the machine is.
-dispatcher_module._AT_ONCE_SECONDS = 3600.0
+publication._AT_ONCE_SECONDS = 3600.0
 JUDGE = JudgeConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="JUDGE_KEY")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from daemon.dispatch import dispatcher
+from daemon.dispatch import publication
 from daemon.queue import run_queue
 from daemon.settings.model import Settings
 from daemon.state.states import RunState
@@ -23,7 +23,7 @@ __all__ = ["engine", "executor", "settings"]
 @pytest.fixture
 def box(engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch) -> Box:
     """Give a box with two tracks that does not wait for a publication."""
-    monkeypatch.setattr(dispatcher, "_AT_ONCE_SECONDS", 0.02)
+    monkeypatch.setattr(publication, "_AT_ONCE_SECONDS", 0.02)
     told = settings.executor.model_copy(update={"parallel": 2})
     return Box(engine, settings.model_copy(update={"tracks": {"support": {}}, "executor": told}), executor)
 

@@ -235,7 +235,7 @@ def test_a_run_whose_base_was_damaged_waits_and_holds_up_nobody(dispatcher: Disp
         weights.write_bytes(b"cut")
         dispatcher.tick(NOW)
     else:
-        claim = dispatcher._claim_next(NOW, {})
+        claim = dispatcher._claimer._claim_next(NOW, {}, {})
         assert claim is not None
         dispatcher._claims[claim.run_id] = claim
         weights.write_bytes(b"cut")
