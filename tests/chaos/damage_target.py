@@ -15,6 +15,7 @@ import faulthandler
 import io
 import json
 import os
+import select
 import shutil
 import signal
 import sqlite3
@@ -105,7 +106,7 @@ class Case:
         return found
 
     def damages(self) -> list[list[object]]:
-        """Return every damage, but those of the track `good` and of what belongs to the whole installation."""
+        """Return every damage of each file and column of a track or run; the track `good` has none."""
         found: list[list[object]] = []
         for path in sorted(self._root.rglob("*")):
             name = path.relative_to(self._root).as_posix()
@@ -184,10 +185,10 @@ class Case:
         aside.write_bytes(records("new"))
         aside.rename(aside.with_name("new.jsonl"))
         end, found = time.monotonic() + (_SECONDS if self._expected or damages else 8), ["nothing was looked at"]
-        while found and time.monotonic() < end and _is_alive(daemon):
+        # Between two looks the daemon has time to go on.
+        while found and time.monotonic() < end and not _ends(daemon, 0.02):
             _work(self._work / ".dropforge")
             found = self._wrong(damages) if self._expected else ["the first time all is waited for"]
-            time.sleep(0.02)
         if not self._expected:
             self._expected, found = self._runs(), self._wrong([])
         return found if _is_alive(daemon) else [*found, "the daemon is not alive"]
@@ -364,12 +365,18 @@ def _is_alive(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
+def _ends(pid: int, seconds: float) -> bool:
+    """Return whether a fork ends within so many seconds."""
+    fd = os.pidfd_open(pid)
+    try:
+        return bool(select.select([fd], [], [], seconds)[0])
+    finally:
+        os.close(fd)
+
+
 def _ended(pid: int) -> int:
     """Wait for a fork and return its exit code; kill it if it hangs."""
-    end = time.monotonic() + _SECONDS
-    while _is_alive(pid) and time.monotonic() < end:
-        time.sleep(0.005)
-    if _is_alive(pid):
+    if not _ends(pid, _SECONDS):
         os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 

@@ -1,9 +1,10 @@
 """Odd answers of Slurm's commands, and damaged files of an attempt on a cluster, stop no other attempt."""
 
 import os
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,15 +22,26 @@ from tests.made_artifacts import made_spec
 ODD = "".join(f"{number}|dropforge-one.9-train-1|fence|RUNNING|None|n\\n" for number in ("²", "7" * 5000, "-1", ""))
 
 
-def wait_for(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+class Watched(SlurmExecutor):
+    """An executor whose turns can be waited for."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._turned = threading.Event()
+
+    def _turn(self) -> None:
+        super()._turn()
+        self._turned.set()
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until it holds after a turn of the thread."""
+        while not holds():
+            self._turned.clear()
+            assert self._turned.wait(60)
 
 
 @pytest.fixture
-def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmExecutor]:
+def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     """An executor whose Slurm answers with odd lines."""
     said = {"squeue": f"printf '{ODD}'", "sbatch": "echo 7", "scontrol": "true", "scancel": "true"}
     for name in ("bin", "runs"):
@@ -39,19 +51,19 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmE
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     settings = ExecutorSettings(kind="slurm", poll_seconds=0.1)
-    made = SlurmExecutor("one", WorkFolder(tmp_path), settings, Troubles())
+    made = Watched("one", WorkFolder(tmp_path), settings, Troubles())
     yield made
     made.stop()
 
 
-def submitted(executor: SlurmExecutor, root: Path) -> StepSpec:
+def submitted(executor: Watched, root: Path) -> StepSpec:
     spec = made_spec(root, "train", grace_seconds=0)
     executor.submit(spec)
-    wait_for(lambda: durable.read_object(root / spec.folder / JOB_NAME).get("released") is True)
+    executor.until(lambda: durable.read_object(root / spec.folder / JOB_NAME).get("released") is True)
     return spec
 
 
-def test_an_odd_number_of_a_job_keeps_no_attempt_from_being_submitted(executor: SlurmExecutor, tmp_path: Path) -> None:
+def test_an_odd_number_of_a_job_keeps_no_attempt_from_being_submitted(executor: Watched, tmp_path: Path) -> None:
     assert executor.poll(submitted(executor, tmp_path)) is JobState.QUEUED
     for said in ("²", "7" * 5000):
         with pytest.raises(CannotAsk, match="said no job's number"):
@@ -59,11 +71,11 @@ def test_an_odd_number_of_a_job_keeps_no_attempt_from_being_submitted(executor: 
 
 
 @pytest.mark.parametrize("text", ["", "{half", "[1]", '"x"'])
-def test_an_attempt_whose_revocation_is_damaged_ends(executor: SlurmExecutor, tmp_path: Path, text: str) -> None:
+def test_an_attempt_whose_revocation_is_damaged_ends(executor: Watched, tmp_path: Path, text: str) -> None:
     spec = submitted(executor, tmp_path)
     (tmp_path / spec.folder / REVOKED_NAME).write_text(text)
     executor.cancel(spec.key)
-    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    executor.until(lambda: executor.poll(spec) is JobState.ENDED)
     assert (tmp_path / spec.folder / CLAIM_NAME).exists(), "no node begins it any more"
 
 
