@@ -14,7 +14,7 @@ that is due, and as many are claimed in a tick as may run at once. What needs mo
 the process is limited to it.
 
 The history is that of a daemon that has collected garbage: of each track eight models are on disk, and three failed
-runs' files, so a collection finds nothing to remove. Leave-one-out is asked of tracks whose drops were all left out.
+runs' files, so a collection finds nothing to remove. For leave-one-out each drop was left out already.
 
 Measured with --jobs 1000 on two cores of an AMD EPYC (Zen 3, virtual), on a processor: other work had most of both
 cores, so the clock showed five to eight times as much.

@@ -162,7 +162,7 @@ class InboxFolders:
         return private
 
     def answers_there(self, *names: str, user: str | None) -> Folder | None:
-        """Open the folder that `answers` made for `user` (`None`: own); `None` if missing or unsafe, or `OSError`."""
+        """Open the folder that `answers` made for `user`; `None` if it is missing or unsafe. Raises `OSError`."""
         folder = self.closed(*names)
         if user in {None, name_of(os.geteuid())}:
             return folder
@@ -186,7 +186,7 @@ class InboxFolders:
 
 
 def read_own(folder: Folder, name: str | bytes) -> bytes | None:
-    """Return up to a megabyte of the file `name`, or `None`: missing, not regular, another user's. Raises `OSError`."""
+    """Return up to a megabyte of a file; `None` if missing, not regular or another user's. Raises `OSError`."""
     fd = _open_own(name, _READ_OWN, folder)
     if fd is None:
         return None

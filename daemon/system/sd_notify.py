@@ -35,7 +35,7 @@ def in_background(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -
     def run() -> None:
         try:
             future.set_result(work(*arguments, **named))
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+        except BaseException as error:  # noqa: BLE001 - `Future.result` raises it
             future.set_exception(error)
 
     threading.Thread(target=run, name=work.__name__, daemon=True).start()

@@ -49,7 +49,7 @@ def examine(settings: Settings) -> list[Finding]:
     )
     try:
         require_share(settings)
-    except ShareGone as error:  # nothing can be said of what is in it
+    except ShareGone as error:  # the other checks read files in it
         findings, checks = [bad("shared folder", error.message, error.hint)], (_daemon,)
     for check in checks:
         name = check.__name__.strip("_").replace("_", " ")

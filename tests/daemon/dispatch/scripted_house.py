@@ -84,7 +84,7 @@ class House:
         durable.write_json(place, {**durable.read_json(place), "grace_seconds": 0.0})
 
     def do_step(self, step: str) -> None:
-        """Do as a worker that is asked for a step."""
+        """Write the result of the first attempt at a step, as a worker does."""
         folder = self.root / run_files.attempt_folder(1, step, 1)
         spec = StepSpec.model_validate(durable.read_json(folder / SPEC_NAME))
         durable.write_json(folder / RESULT_NAME, ScriptedExecutor().good(spec).model_dump(mode="json"))

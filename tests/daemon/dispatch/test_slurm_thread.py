@@ -1,4 +1,4 @@
-"""The thread that asks Slurm outlives what it meets, and says what it has seen."""
+"""The Slurm executor's thread: it goes on after an error, and notes the error in the troubles."""
 
 import contextlib
 from pathlib import Path
