@@ -12,7 +12,6 @@ from daemon.cli.output import print_json, print_line, print_table
 from daemon.settings.load import load
 from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES, Settings, SettingsError
 from daemon.settings.text import flat
-from daemon.state.layout import DATABASE_NAME
 from daemon.system.clock import now_ms
 from daemon.system.programs import act_as_owner, name_of
 from daemon.views.overview import Overview
@@ -115,10 +114,10 @@ def open_overview(context: typer.Context) -> Overview:
 
 
 def open_writer(context: typer.Context) -> "Engine":
-    """Return an SQLAlchemy engine on the workspace's database. Raises `DatabaseUnusable` if there is none yet."""
+    """Return an SQLAlchemy engine on the workspace's database. Raises as `database.open_writer`."""
     from daemon.state import database  # noqa: PLC0415 - a quick start
 
-    return database.open_writer(load_settings(context).state_folder / DATABASE_NAME)
+    return database.open_writer(load_settings(context))
 
 
 def word_of_user(reason: str | None = None) -> "Word":

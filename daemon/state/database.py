@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool, Pool, QueuePool
 from sqlmodel import Session, SQLModel
 
 import daemon.state.tables  # noqa: F401 - fills the metadata
+from daemon.settings.model import Settings
 from daemon.state.database_file import (
     APPLICATION_ID,
     SCHEMA,
@@ -27,6 +28,8 @@ from daemon.state.database_file import (
     in_words,
     with_pragmas,
 )
+from daemon.state.layout import DATABASE_NAME
+from daemon.state.ownership import require_share
 
 BUSY_SECONDS = 30.0
 
@@ -49,9 +52,11 @@ def open_reader(path: Path) -> Engine:
     return _engine(path, partial(_connect_read_only, path), "BEGIN")
 
 
-def open_writer(path: Path) -> Engine:
-    """Return an engine like `open_engine`, but raise `DatabaseUnusable` if the file is missing: it is not created."""
+def open_writer(settings: Settings) -> Engine:
+    """Return an engine like `open_engine`. Raises `DatabaseUnusable` if the file is missing, and as `require_share`."""
+    path = settings.state_folder / DATABASE_NAME
     open_reader(path)  # raises if there is no database, which the writer would create
+    require_share(settings)
     return open_engine(path)
 
 

@@ -30,6 +30,7 @@ from typing import NamedTuple
 from daemon.settings.model import Settings
 from daemon.state.database_file import BACKUPS, copy_database, schema_of, verify
 from daemon.state.layout import DATABASE_NAME
+from daemon.state.ownership import require_share
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.system.programs import user
@@ -97,6 +98,7 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
     if not (root / DATABASE_NAME).exists():
         message = f"there is nothing to back up in {root}: no daemon ever ran there"
         raise DropforgeError(message, "name the settings of the right one: dropforge --config FILE backup")
+    require_share(settings)
     lock = FileLock(root / _LOCK)
     if not lock.acquire():
         raise DropforgeError("another backup of this state folder is being made", "wait for it, then try again")

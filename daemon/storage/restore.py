@@ -23,6 +23,7 @@ from daemon.settings.model import Settings
 from daemon.state.database import create
 from daemon.state.database_file import BACKUPS, SCHEMA, refuse_network
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
+from daemon.state.ownership import require_share
 from daemon.state.run_files import open_jobs
 from daemon.state.tables import EVERY, IN_PATHS
 from daemon.storage.backup import (
@@ -108,6 +109,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     root, work = settings.state_folder, settings.work_folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     refuse_network(root)
+    require_share(settings)
     with _alone(root, work):
         try:
             manifest = _open_backup(source)

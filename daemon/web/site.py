@@ -10,7 +10,6 @@ from sqlalchemy import Engine
 
 from daemon.settings.model import Settings
 from daemon.state.database import open_writer
-from daemon.state.layout import DATABASE_NAME
 from daemon.views.overview import Overview
 
 #: The largest integer that SQLite can store.
@@ -48,8 +47,8 @@ class Site:
             one.set()
 
     def writer(self) -> Engine:
-        """Return a new read-write engine for the state database. Raises `DatabaseUnusable` if there is none yet."""
-        return open_writer(self.settings.state_folder / DATABASE_NAME)
+        """Return a new read-write engine for the state database. Raises as `open_writer`."""
+        return open_writer(self.settings)
 
 
 def site_of(request: Request) -> Site:
