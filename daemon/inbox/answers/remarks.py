@@ -59,7 +59,8 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
     have a second number of rows, for long answers.
     """
     least, most = _needed(track, metric)
-    nothing = "nothing is trained" if track.gate.approval == "auto" else "no model gets a verdict"
+    # Said while a run trains, too: it may have begun with other rows or settings.
+    nothing = "train nothing" if track.gate.approval == "auto" else "give no verdict"
     verdict = f"a verdict by {metric} needs" if metric and track.evaluate.metric == "auto" else "a verdict needs"
     pin = "dropforge submit --heldout FILE"
     if track.gate.on == "pinned":
@@ -68,14 +69,14 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
             return None
         said = f"track {name} has {count(have, 'pinned record')}, and {verdict} {_either(least, most, 'records')}"
         when = f"{_IF_LONG}, " if have >= least else ""
-        return f"{said}: {when}{nothing} until more are pinned: {pin}"
+        return f"{said}: {when}a run with fewer may {nothing}; pin more: {pin}"
     have, share = rows.get("train", 0), track.split.heldout
     if have >= rows_for(most, share):
         return None
     said = f"track {name} has {count(have, 'row')}, and {verdict} {_either(least, most, 'held-out records')}"
     said += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
     when = f"{_IF_LONG}, " if have >= rows_for(least, share) else ""
-    return f'{said}: {when}{nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
+    return f'{said}: {when}a run with fewer may {nothing}; or pin records of your own: gate.on = "pinned", then {pin}'
 
 
 def begins_when(settings: Settings, track: str) -> str:
