@@ -13,7 +13,7 @@ from daemon.views.now import LiveRun, curves_of, live_runs
 from daemon.views.overview import DaemonView, PauseView, RunDetail, RunView
 from daemon.views.reports import report_data
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
-from daemon.web.site import MOST, Number, SiteOf
+from daemon.web.site import MOST, After, Number, SiteOf
 from pipeline.artifacts import Frozen
 from pipeline.contract import Curve
 
@@ -95,9 +95,7 @@ def show_drop(site: SiteOf, drop_id: Number) -> DropDetail:
 
 
 @router.get("/drops/{drop_id}/rows")
-def show_rows(
-    site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
-) -> tuple[DropRow, ...]:
+def show_rows(site: SiteOf, drop_id: Number, after: After = 0) -> tuple[DropRow, ...]:
     """Return up to 20 rows of a drop, after the first `after`, with long texts cut; none if its file was not kept."""
     return drop_rows(site.overview, site.overview.drop(drop_id), after)
 

@@ -12,7 +12,7 @@ from daemon.views.now import curves_of, live_runs
 from daemon.views.overview import NotThere, Overview, RunDetail
 from daemon.views.reports import report_folder, story_of
 from daemon.web.drawing import draw
-from daemon.web.site import MOST, Number, Site, SiteOf
+from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf
 from pipeline.artifacts import PAGE_NAME
 from pipeline.errors import DropforgeError
 from pipeline.report.story import review_words
@@ -98,9 +98,7 @@ def drops(request: Request, site: SiteOf, track: Track = None, state: State = No
 
 
 @router.get("/drops/{drop_id}")
-def drop(
-    request: Request, site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
-) -> Response:
+def drop(request: Request, site: SiteOf, drop_id: Number, after: After = 0) -> Response:
     """Render a drop, champions trained on it, and 20 rows after row `after`. Raises `NotThere` if there is none."""
     detail = drop_detail(site.overview, drop_id)
     rows = drop_rows(site.overview, detail.drop, after)
@@ -110,6 +108,7 @@ def drop(
         "rows": rows,
         "after": after,
         "next": following,
+        "most_skipped": MOST_SKIPPED,
         "uses": site.overview.uses(drop_id),
         "lacks": site.overview.missing_rows(site.settings, detail.drop.track).values(),
     }

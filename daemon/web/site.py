@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 from sqlalchemy import Engine
 
 from daemon.settings.model import Settings
@@ -17,6 +17,9 @@ MOST = (1 << 63) - 1
 #: Most event streams at once; a new one ends the oldest, whose page connects again.
 _MOST_STREAMS = 50
 Number = Annotated[int, Path(ge=1, le=MOST)]
+#: Most rows of a drop that a request may skip: each is parsed.
+MOST_SKIPPED = 10_000
+After = Annotated[int, Query(ge=0, le=MOST_SKIPPED)]
 
 
 class Site:

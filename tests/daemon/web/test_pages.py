@@ -19,6 +19,7 @@ from daemon.state.tables import Drop, Run
 from daemon.views.overview import Overview
 from daemon.views.reader import reading
 from pipeline import durable
+from tests.daemon.conftest import lines
 
 PAGES = (
     "/",
@@ -190,3 +191,15 @@ def test_a_form_that_chooses_nothing_shows_all(reader: TestClient) -> None:
     assert reader.get("/runs?track=&state=").text == reader.get("/runs").text
     assert reader.get("/drops?track=&state=").text == reader.get("/drops").text
     assert reader.get("/runs?track=&state=failed").text != reader.get("/runs").text
+
+
+def test_no_request_reads_more_of_a_drop_than_its_first_10_000_rows(lived_in: Any, visitor: TestClient) -> None:
+    lived_in.take("long.jsonl", lines(*(f"w{number}" for number in range(10_021))))
+    (drop,) = Overview.of(lived_in.settings).drops(most=1)
+    assert "Further rows" in visitor.get(f"/drops/{drop.id}?after=9980").text
+    last = visitor.get(f"/drops/{drop.id}?after=10000").text
+    assert "Rows 10,001 to 10,020" in last
+    assert "Further rows" not in last
+    assert "Rows after the first 10,020 are not shown here." in last
+    for path in (f"/drops/{drop.id}", f"/api/v1/drops/{drop.id}/rows"):
+        assert visitor.get(f"{path}?after=10001").status_code == 422
