@@ -28,7 +28,7 @@ from daemon.queue.nightly import Schedule
 from daemon.settings.model import Settings
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.database_file import refuse_network, verify
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE, WORKER_LOCK
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WORKER_LOCK
 from daemon.state.ownership import OwnFolder, ShareGone, StateFolderGone, installation_id, require_share
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
@@ -72,10 +72,10 @@ class Service:
                 message, "see what it does: dropforge status; or give this one a state folder of its own"
             )
         refuse_half_restored(root)
-        for name in (WATCHER_NOTE, TROUBLES_NOTE):
-            durable.remove_leftovers(root, name)
-        with contextlib.suppress(OSError):  # of a daemon that is gone; `_tell` replaces it
-            (root / TROUBLES_NOTE).unlink()
+        with contextlib.suppress(OSError):  # of a daemon that is gone; `_tell` replaces the note
+            (root / TROUBLES_NOTE).unlink(missing_ok=True)
+            for path in (root, work):
+                durable.remove_leftovers(path)
         create(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME, keep=True)
         weakref.finalize(self, self._engine.dispose)  # for one that never comes to its end

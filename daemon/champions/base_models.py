@@ -41,7 +41,7 @@ class Bases:
         for name in settings.track_names:
             # A file that cannot be removed does no harm; `refresh` checks whether the folder can be used.
             with contextlib.suppress(OSError):
-                durable.remove_leftovers(settings.work_folder / "tracks" / name, _NOTE)
+                durable.remove_leftovers(settings.work_folder / "tracks" / name)
 
     def refresh(self, now: int) -> None:
         """

@@ -35,7 +35,7 @@ class Item(Frozen):
 
 def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> Iterator[Item]:
     """
-    Yield the models, working files and temporary files that are not in `kept`, and delete nothing.
+    Yield the models and working files that are not in `kept`, and delete nothing.
 
     Files that the database does not know are included if older than a day, and the oldest cached predictions beyond
     2 GB, but for those of champions and open runs. `now` is in ms since the epoch.
@@ -46,7 +46,6 @@ def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> 
     for run in kept.ended:
         yield from finder.run(run)
     yield from finder.unknown_runs()
-    yield from finder.asides()
     yield from finder.predictions()
 
 
@@ -88,12 +87,6 @@ class _Finder:
         for path in sorted((self._root / "runs").glob("*")):
             if path.name not in known and self._is_old(path):
                 yield self._item(path, "of a run that the database does not know")
-
-    def asides(self) -> Iterator[Item]:
-        patterns = ("incoming/*.tmp", ".*.tmp", "tracks/*/.*.tmp", "tracks/*/.*.new", "spool/*/.*.tmp")
-        for path in sorted(path for pattern in patterns for path in self._root.glob(pattern)):
-            if self._is_old(path):
-                yield self._item(path, "left by a process that died while it wrote")
 
     def predictions(self) -> Iterator[Item]:
         """Yield the oldest cached predictions beyond 2 GB in total, never those of champions and open runs."""

@@ -1,5 +1,5 @@
 """
-Delete files that are no longer needed: models that lost, files of ended runs, temporary files of killed processes.
+Delete files that are no longer needed: models that lost, files of ended runs, old cached predictions.
 
 The database alone decides which files are kept; files unknown to it are collected when older than a day. Nothing is
 deleted in place. They are searched for while others may write. Then, while no promotion, claim or publication can

@@ -77,6 +77,22 @@ def test_a_shared_folder_that_is_not_mounted_is_refused_and_not_begun_anew(tmp_p
     assert list((tmp_path / "share").iterdir()) == []
 
 
+def test_what_a_killed_daemon_was_writing_goes_at_the_next_start_from_both_folders(tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    executor = ExecutorSettings(shared=str(tmp_path / "share"))
+    settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
+    names = (".watcher.json.5.tmp", ".gpu-lent.json.5.tmp", "spool/queue/.x.json.5.tmp")
+    shared = (".daemon.json.5.tmp", "incoming/5.tmp", "tracks/default/.base.json.5.tmp", "tracks/default/.smoke.5.tmp")
+    left = [*(tmp_path / "state" / name for name in names), *(tmp_path / "share" / name for name in shared)]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{")
+    service = Service(settings)
+    service.stop.set()
+    service.run()
+    assert [path.name for path in left if path.exists()] == []
+
+
 def test_a_stop_says_what_is_left_for_the_next_start(tmp_path: Path) -> None:
     build(tmp_path)
     house = Daemon(tmp_path, START)
