@@ -186,7 +186,7 @@ def messages(
     """
     settings = load_settings(context)
     if test:
-        _send_test(settings, as_json=as_json)
+        _send_test(context, settings, as_json=as_json)
         return
     found = unsent(settings, now_ms())
     if as_json:
@@ -197,14 +197,21 @@ def messages(
         for address, error in dict.fromkeys((one.address, one.error) for one in found if one.error):
             print_line(f"{address}: {error}")
     else:
-        print_line("no message waits" if settings.messages.urls else "no address is set: urls in [messages]")
+        print_line("no message waits" if settings.messages.urls else f"no address is set: {_where_set(context)}")
 
 
-def _send_test(settings: Settings, *, as_json: bool) -> None:
+def _where_set(context: typer.Context) -> str:
+    """Return where addresses are set, as a noun phrase; a command does not have the unit's environment."""
+    file = chosen_file(context)
+    environment = file.with_name("environment")
+    of_unit = f"; those in {environment} only the unit has: see docs/operations.md, Monitoring"
+    return f"urls in [messages] of {file}{of_unit if environment.exists() else ''}"
+
+
+def _send_test(context: typer.Context, settings: Settings, *, as_json: bool) -> None:
     tried = addresses.try_all(settings.messages)
     if not tried:
-        hint = "set urls in [messages] of dropforge.toml, as Apprise has them"
-        raise DropforgeError("there is no address to send to", hint)
+        raise DropforgeError("there is no address to send to", f"set {_where_set(context)}")
     if as_json:
         print_json(tried=tried)
     else:

@@ -42,6 +42,23 @@ def test_a_test_message_is_sent_now_and_what_came_back_is_said(
     assert (done.code, done.json["tried"]) == (0, [{"address": "json://127.0.0.1", "error": None}])
 
 
+def test_without_an_address_the_file_in_use_is_named_and_the_one_that_only_the_unit_reads(
+    dropforge: Command, lived_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = lived_in.folder / "etc" / "dropforge.toml"
+    service.parent.mkdir()
+    state, inbox = lived_in.settings.state_folder.absolute(), lived_in.settings.inbox_folder.absolute()
+    service.write_text(f'state = "{state}"\ninbox = "{inbox}"\n')
+    away = lived_in.folder / "away"
+    away.mkdir()
+    monkeypatch.chdir(away)
+    assert f"hint: set urls in [messages] of {service}\n" in dropforge("messages", "--test").err
+    (service.parent / "environment").write_text("DROPFORGE_MESSAGES__URLS=[]\n")
+    unit = f"{service}; those in {service.parent}/environment only the unit has: see docs/operations.md, Monitoring\n"
+    assert dropforge("messages", "--test").err.endswith(f"hint: set urls in [messages] of {unit}")
+    assert dropforge("messages").out == f"no address is set: urls in [messages] of {unit}"
+
+
 def test_what_has_not_arrived_is_listed_with_why(lived_in: Any, dropforge: Command) -> None:
     with_urls(lived_in.folder, "json://u:hunter2@127.0.0.1:1/")
     assert dropforge("messages").out == "no message waits\n"
