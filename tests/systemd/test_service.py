@@ -24,6 +24,7 @@ STATE = "var/lib/dropforge"
 SETTINGS = "/etc/dropforge/dropforge.toml"
 DONE = "/srv/dropforge/inbox/done"
 DROP_IN = ROOT / "systemd" / "slurm.conf"
+WORKER = ROOT / "systemd" / "worker.conf"
 #: Tenths of systemd-analyze's exposure level, as reached; a change that weakens the unit is seen.
 MOST_EXPOSURE = 14
 #: The same with the drop-in for Slurm, which needs the network; docs/cluster.md says it, too.
@@ -290,6 +291,37 @@ def test_nvidia_uvm_is_loaded_by_root_before_the_daemon_and_a_failure_keeps_noth
     as_root = ["0", bounding, "NoNewPrivs:\t0"]
     assert said == ["-u -c 0", *as_root, "-c 0 -c 255", *as_root]
     assert "CUDA_CACHE_PATH=/var/cache/dropforge/nv" in shown(machine, "Environment").split()
+
+
+@pytest.mark.timeout(500)
+def test_a_worker_with_a_unit_of_its_own_trains_on_while_the_daemon_restarts(machine: Machine) -> None:
+    configure(machine, "none")
+    start(machine)
+    settings = machine.root / SETTINGS.lstrip("/")
+    settings.write_text(f'worker = "separate"\n{settings.read_text()}')
+    commands = re.findall(r"^#   (.*)", WORKER.read_text(encoding="utf-8"), re.MULTILINE)
+    for command in commands:
+        machine.run("bash", "-ec", f"cd {SOURCE} && {command}")
+    verified = machine.run("systemd-analyze", "verify", "/etc/systemd/system/dropforge-worker.service")
+    assert (verified.stdout, verified.stderr) == ("", "")
+    exposure = ["systemd-analyze", "security", "--no-pager", f"--threshold={MOST_EXPOSURE}", "dropforge-worker"]
+    assert machine.run(*exposure, check=False).returncode == 0, "as closed as the first unit"
+
+    machine.run("runuser", "-u", "sender", "--", "cp", "/srv/tiny/drop.jsonl", "/srv/dropforge/inbox/")
+    trainer, main = freeze_trainer(machine), int(shown(machine, "MainPID"))
+    machine.run("systemctl", "restart", "dropforge")
+    wait_until(lambda: in_state(machine, "active") and "run 1 train" in shown(machine, "StatusText"))
+    assert int(shown(machine, "MainPID")) != main
+    machine.run("kill", "-CONT", str(trainer))
+    decided = machine.root / STATE / "runs" / "1" / "decide.json"
+    wait_until(lambda: in_state(machine, "active") and decided.exists() and shown(machine, "StatusText") == "idle")
+    (run,) = runs(machine)
+    assert (run["state"], run["outcome"]) == ("succeeded", "promoted"), run
+    assert [path.name for path in decided.parent.glob("attempts/train-*")] == ["train-1"]
+    machine.run("systemctl", "stop", "dropforge-worker")
+    assert (machine.root / "run/dropforge").is_dir(), "the page's socket is the daemon's"
+    machine.run("systemctl", "stop", "dropforge")
+    assert ours(machine) == {}
 
 
 #: What a member of the group tries in the inbox, each a shell script; none may move what is the daemon's.
