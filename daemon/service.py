@@ -61,7 +61,7 @@ class Service:
         work = settings.work_folder
         OwnFolder(work, "run").close()
         on_nodes = settings.executor.steps_on_nodes
-        instance = installation_id(root, work) if on_nodes or settings.executor.shared else ""
+        instance = installation_id(settings) if on_nodes or settings.executor.shared else ""
         require_share(settings, renew=True)
         for folder in (work / "drops", work / "runs", work / "models", work / "tracks", work / TRASH_NAME):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -12,7 +12,6 @@ import structlog
 
 from daemon.settings.model import Settings
 from daemon.state.layout import FOLDERS, INSTANCE_NAME, LEASE_NAME, SHARE_GONE_NOTE
-from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.programs import name_of, user
 from pipeline import durable
 from pipeline.errors import DropforgeError
@@ -75,25 +74,23 @@ class OwnFolder:
         return StateFolderGone(message, "put it back, or set state in dropforge.toml; then start again: dropforge run")
 
 
-def installation_id(state_folder: StateFolder, work_folder: WorkFolder) -> str:
+def installation_id(settings: Settings) -> str:
     """
     Return the id that the two folders of an installation share, written into both at its first start.
 
-    Raises `DropforgeError` if only one has it, as when a shared folder is not mounted, or each its own.
+    Raises `DropforgeError` if the shared folder alone has one, and as `require_share`.
     """
-    paths = [folder / INSTANCE_NAME for folder in dict.fromkeys((work_folder, state_folder))]
-    known = {path.read_text(encoding="ascii") for path in paths if path.exists()}
-    if not known:
-        known = {uuid.uuid4().hex[:8]}
-        for path in paths:
-            durable.write_bytes(path, next(iter(known)).encode())
-    elif len(known) > 1 or not all(path.exists() for path in paths):
-        why = [f"{path} is missing" for path in paths if not path.exists()]
-        why = why or [f"{' and '.join(map(str, paths))} differ"]
-        message = f"the folder {work_folder} is not this installation's: {why[0]}"
-        hint = "mount the shared folder, or name the right one: executor.shared; if its host was lost, copy the file"
-        raise DropforgeError(message, hint)
-    return known.pop()
+    state, work = (folder / INSTANCE_NAME for folder in (settings.state_folder, settings.work_folder))
+    if not state.exists():
+        if work.exists():
+            message = f"the shared folder {work.parent} is another installation's: {state} is missing"
+            hint = f"name the right one: executor.shared; if the host of this one was lost, copy {work}"
+            raise DropforgeError(message, hint)
+        made = uuid.uuid4().hex[:8].encode()
+        for path in dict.fromkeys((work, state)):
+            durable.write_bytes(path, made)
+    require_share(settings)
+    return state.read_text(encoding="ascii")
 
 
 def require_share(settings: Settings, *, renew: bool = False) -> None:
@@ -107,7 +104,7 @@ def require_share(settings: Settings, *, renew: bool = False) -> None:
     if Path(work) == Path(state) or not (state / INSTANCE_NAME).exists():
         return
     lease, own = work / LEASE_NAME, {"host": socket.gethostname(), "state": str(state.resolve())}
-    hint = "mount it: the daemon then goes on by itself"
+    hint = "mount it, or name the right one, executor.shared: the daemon then goes on by itself"
     try:
         is_own = (work / INSTANCE_NAME).read_bytes() == (state / INSTANCE_NAME).read_bytes()
         holder = durable.read_object(lease)

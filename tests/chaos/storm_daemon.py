@@ -48,7 +48,7 @@ class _Scripted(SlurmExecutor):
 
 
 def _executor(settings: Settings) -> Executor:
-    instance = installation_id(settings.state_folder, settings.work_folder)
+    instance = installation_id(settings)
     slurms = _Scripted(instance, settings.work_folder, settings.executor, Troubles(), _PROGRAM)
     return ByStep(("train", "evaluate"), slurms, LocalExecutor(Spool(settings.state_folder, settings.work_folder)))
 

@@ -19,6 +19,7 @@ from daemon.settings.load import load
 from daemon.settings.model import ExecutorSettings, Settings
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import LEASE_NAME, WORKER_LOCK
+from daemon.state.ownership import ShareGone
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import attention
@@ -71,10 +72,29 @@ def test_a_shared_folder_that_is_not_mounted_is_refused_and_not_begun_anew(tmp_p
     settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
     for _ in range(2):
         Service(settings)._lock.release()
-    shutil.rmtree(tmp_path / "share")
-    with pytest.raises(DropforgeError, match="is not this installation's"):
+    (tmp_path / "share").rename(tmp_path / "aside")
+    with pytest.raises(ShareGone, match=r"the shared folder is not mounted: .*/share/instance: No such file"):
         Service(settings)
     assert list((tmp_path / "share").iterdir()) == []
+    (tmp_path / "share" / "instance").write_text("another")
+    with pytest.raises(ShareGone, match=r"the shared folder is not mounted: .*/share is another installation's"):
+        Service(settings)
+    assert [path.name for path in (tmp_path / "share").iterdir()] == ["instance"]
+
+
+def test_a_new_host_is_told_to_copy_the_id_of_the_shared_folder(tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    executor = ExecutorSettings(shared=str(tmp_path / "share"))
+    for name in ("lost", "state"):
+        settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / name), executor=executor)
+        if name == "lost":
+            Service(settings)._lock.release()
+    os.utime(tmp_path / "share" / LEASE_NAME, (0, 0))  # its lease is over
+    with pytest.raises(DropforgeError, match=f"{tmp_path}/state/instance is missing") as refused:
+        Service(settings)
+    assert f"copy {tmp_path}/share/instance" in refused.value.hint
+    shutil.copy(tmp_path / "share" / "instance", tmp_path / "state" / "instance")
+    Service(settings)._lock.release()
 
 
 def test_what_a_killed_daemon_was_writing_goes_at_the_next_start_from_both_folders(tmp_path: Path) -> None:

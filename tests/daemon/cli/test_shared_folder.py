@@ -48,7 +48,7 @@ def unmounted(lived_in: Any) -> Any:
     with (folder / "dropforge.toml").open("a") as file:
         file.write(f'[executor]\nshared = "{share}"\n')
     lived_in.settings = load(folder / "dropforge.toml", {})
-    installation_id(lived_in.settings.state_folder, lived_in.settings.work_folder)
+    installation_id(lived_in.settings)
     shutil.move(share, folder / "aside")
     share.mkdir()
     return lived_in

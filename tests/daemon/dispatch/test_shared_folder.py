@@ -51,7 +51,7 @@ def share(engine: Engine, settings: Settings, executor: ScriptedExecutor, tmp_pa
     """Give a box whose runs lie in a shared folder."""
     told = settings.executor.model_copy(update={"shared": str(tmp_path / "share")})
     made = Share(Box(engine, settings.model_copy(update={"executor": told}), executor), tmp_path / "share")
-    installation_id(made.box.settings.state_folder, made.box.settings.work_folder)
+    installation_id(made.box.settings)
     return made
 
 
