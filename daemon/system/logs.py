@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import Processor
@@ -35,7 +36,7 @@ def configure() -> None:
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", stderr)),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stderr)

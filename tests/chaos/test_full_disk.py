@@ -18,7 +18,7 @@ from sqlmodel import select
 
 from daemon import service
 from daemon.champions import promotion
-from daemon.dispatch import dispatcher, node
+from daemon.dispatch import claimer, node
 from daemon.dispatch.spool import JobState, LocalExecutor, read_order
 from daemon.dispatch.step_process import StepProcess
 from daemon.dispatch.worker import Worker
@@ -163,7 +163,7 @@ def arm(house: House, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {
         "copy": (intake, "copy"),
         "enqueue": (intake, "validate"),
-        "claim": (dispatcher, "needed_bytes"),
+        "claim": (claimer, "needed_bytes"),
         "publish": (run_files, "publish"),
         "promote": (promotion, "promote"),
         "finish": (run_queue, "finish"),
