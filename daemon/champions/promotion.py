@@ -185,7 +185,7 @@ def change_champion(session: Session, work_folder: WorkFolder, change: Promotion
     change.previous_model_id, change.previous_path = track.champion_model_id, track.champion_path
     if change.run_id is not None:
         # On the row, since a run that did not end well may be retried with fewer drops.
-        change.drops = [int(str(drop["id"])) for drop in session.get_one(Run, change.run_id).snapshot or ()]
+        change.drops = session.get_one(Run, change.run_id).snapshot
     change.hook_state = HookState.PENDING
     # A former champion is known to work, and a way back from a way back would have no end.
     change.health_state = None if change.kind == PromotionKind.ROLLBACK else HookState.PENDING

@@ -4,7 +4,6 @@ import contextlib
 
 import structlog
 from sqlalchemy import Engine
-from sqlalchemy.orm import defer
 from sqlmodel import Session
 
 from daemon.champions.hooks.training import TrainingHooks
@@ -121,7 +120,7 @@ class Claimer:
     def _add_needs(self, session: Session, claims: dict[int, states.Claim], needs: dict[str, int]) -> None:
         for run_id in claims:
             if f"run {run_id}" not in needs:
-                run = session.get_one(Run, run_id, options=[defer(Run.snapshot)])  # type: ignore[arg-type]
+                run = session.get_one(Run, run_id)
                 with contextlib.suppress(DropforgeError, OSError, ValueError):  # its next step says so
                     needs[f"run {run_id}"] = sum(still_needed(self._settings.work_folder, run).values())
 

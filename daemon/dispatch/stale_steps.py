@@ -103,7 +103,7 @@ class _Past:
     def __init__(self, engine: Engine, work_folder: WorkFolder, run: Run) -> None:
         self._folder, self._run = work_folder, run.id or 0
         self._config = RunConfig.model_validate(run.config)
-        self._drops = [drop["id"] for drop in run.snapshot or ()]
+        self._drops = run.snapshot or []
         #: By step: the number of its last published attempt.
         self._made = {one.step: one.number for one in published_attempts(engine, self._run)}
         with transaction(engine) as session:
@@ -153,7 +153,7 @@ class _Past:
         return self._config.evaluate.batch_size not in {0, made.evaluate.batch_size, taken}
 
 
-def _key(step: str, config: RunConfig, drops: list[object], data: Dataset | None) -> tuple[object, ...]:
+def _key(step: str, config: RunConfig, drops: list[int], data: Dataset | None) -> tuple[object, ...]:
     """
     Return the key of a step: the settings that it reads and earlier steps do not, and the drops for `prepare`.
 

@@ -4,7 +4,7 @@ import os
 from typing import cast
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlmodel import Session, select
 
 from daemon.champions import history, promotion
@@ -13,10 +13,9 @@ from daemon.queue.snapshots import judged_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
+from daemon.state.questions import SNAPSHOT
 from daemon.state.states import DropState
-from daemon.state.tables import Attempt, Event, Run, Suspect, Track
-from daemon.state.tables import Drop as DropRow
-from pipeline.artifacts import Drop
+from daemon.state.tables import Attempt, Drop, Event, Run, Suspect, Track
 from pipeline.config import RunConfig, Unit
 from pipeline.contract import StepSpec
 from pipeline.steps import BY_NAME
@@ -73,14 +72,18 @@ def warn_of_fixed(settings: Settings, track: Track) -> None:
 
 
 def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inputs: dict[str, str]) -> StepSpec:
-    """Return the spec of an attempt; `inputs` are the artifact paths of the run's published steps, by step name."""
+    """
+    Return the spec of an attempt; `inputs` are the artifact paths of the run's published steps, by step name.
+
+    Raises pydantic's `ValidationError` if the database lacks a drop of the run.
+    """
     steps = list(BY_NAME)
     earlier = steps[: steps.index(attempt.step)]
     root = settings.work_folder
     folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
-    drops = (run.snapshot or ()) if attempt.step in _WITH_DROPS else ()
     with transaction(engine) as session:
         of_track = _of_track(session, settings, run)
+        drops = session.connection().execute(text(SNAPSHOT), {"run": attempt.run_id}).mappings().all()
     return StepSpec.model_validate(
         {
             "run": attempt.run_id,
@@ -93,7 +96,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "predictions": "predictions",
             "inputs": {name: path for name, path in inputs.items() if name in earlier},
             "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
-            "drops": tuple(map(Drop.model_validate, drops)),
+            "drops": tuple(map(dict, drops)) if attempt.step in _WITH_DROPS else (),
             "config": RunConfig.model_validate(run.config),
             "network": BY_NAME[attempt.step].network,
             **of_track,
@@ -106,7 +109,7 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
     serving, past = promotion.champion(session, run.track), promotion.champions_of(session, run.track)
     uses, versions = judged_before(session, run.track, run.id or 0)
     tried = suspects.trial_of(session, run)
-    proposed = select(DropRow.rows).where(DropRow.track == run.track, DropRow.state == DropState.PROPOSED)
+    proposed = select(Drop.rows).where(Drop.track == run.track, Drop.state == DropState.PROPOSED)
     return {
         "champion": serving.model_copy(
             update={"drops": history.drops_of(past, serving.model_id)},

@@ -122,7 +122,7 @@ def _cancel_made_from(session: Session, drop: Drop, now: int) -> list[int]:
     """
     going = col(Run.state).in_([RunState.QUEUED, RunState.WAITING, RunState.RUNNING])
     asked = select(Run).where(Run.track == drop.track, or_(going, waits())).order_by(col(Run.id))
-    made = [run for run in session.exec(asked).all() if any(one["id"] == drop.id for one in run.snapshot or ())]
+    made = [run for run in session.exec(asked).all() if drop.id in (run.snapshot or ())]
     runs = [run for run in made if promotion_of(session, run.id or 0) is None]
     for run in runs:
         run_queue.call_off(session, run, now, f"drop {drop.id} ({drop.name}) was withdrawn")

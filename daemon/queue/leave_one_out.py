@@ -132,7 +132,7 @@ def _queue(session: Session, settings: Settings, track: Track, now: int) -> None
         return
     snapshot = suspects.champion_snapshot(session, track.name)
     run = Run(track=track.name, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
-    run.snapshot = [one for one in snapshot if one["id"] != untried[0]]
+    run.snapshot = [drop for drop in snapshot if drop != untried[0]]
     session.add(run)
     session.flush()
     champion, drop = track.champion_model_id, untried[0]

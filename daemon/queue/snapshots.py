@@ -8,46 +8,33 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.state.states import TRIAL, DropState
 from daemon.state.tables import Drop, Event, Run, on_trial_beside
-from pipeline import artifacts
 
 #: Outcomes of runs whose candidate was compared with the champion.
 JUDGED = ("promoted", "not_shown_better", "worse", "guard_failed", "contaminated", "awaiting_approval", "overtaken")
 
 
-def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
+def take_snapshot(session: Session, run: Run) -> list[int]:
     """
-    Return the run's snapshot: the accepted drops of its track as JSON of `artifacts.Drop`, oldest first.
+    Return the run's snapshot: the ids of the accepted drops of its track, oldest first.
 
     For a run with a snapshot, as a retried run or a trial, only drops of that. Drops on trial are left out, but for the
     drop that this run tests. Drops without a `first_run` are marked with this run, unless it is a trial. Empty, and
     nothing is marked, if there is no training drop. `run` itself is not changed.
     """
     of_track = col(Drop.track) == run.track
-    drops = _free(session, run.id, of_track if run.snapshot is None else col(Drop.id).in_(snapshot_ids(run)))
+    drops = _free(session, run.id, of_track if run.snapshot is None else col(Drop.id).in_(run.snapshot))
     if all(drop.role != "train" for drop in drops):
         return []
     for drop in drops:
         if drop.first_run is None and run.trigger != TRIAL:
             drop.first_run = run.id
             session.add(drop)
-    return as_snapshot(drops)
+    return [drop.id or 0 for drop in drops]
 
 
 def give_back(session: Session, run_id: int) -> None:
     """Mark the drops that were new in this run as unused, so that they wait for a run again."""
     session.exec(update(Drop).where(col(Drop.first_run) == run_id).values(first_run=None))
-
-
-def as_snapshot(drops: Sequence[Drop]) -> list[dict[str, object]]:
-    """Return drops as in a run's snapshot: JSON of `artifacts.Drop`, with the path of the file in the state folder."""
-    names = set(artifacts.Drop.model_fields) - {"path"}
-    rows = [{**drop.model_dump(include=names), "path": f"drops/{drop.sha256}.jsonl"} for drop in drops]
-    return [artifacts.Drop.model_validate(row).model_dump(mode="json") for row in rows]
-
-
-def snapshot_ids(run: Run) -> frozenset[int]:
-    """Return the ids of the drops in a run's snapshot; empty if it has none yet."""
-    return frozenset(int(str(drop["id"])) for drop in run.snapshot or ())
 
 
 def next_drops(session: Session, track: str) -> Sequence[Drop]:

@@ -16,7 +16,7 @@ from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.queue import run_queue
-from daemon.queue.snapshots import JUDGED, as_snapshot, snapshot_ids
+from daemon.queue.snapshots import JUDGED
 from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
 from daemon.state import run_files
@@ -111,7 +111,7 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | N
 def try_again_without(session: Session, drop: Drop, now: int) -> None:
     """Have every other suspect tested by a new trial if its trial also used `drop`, which was withdrawn."""
     for suspect in session.exec(_open().where(Suspect.track == drop.track, col(Suspect.trial_run).is_not(None))).all():
-        if suspect.drop_id != drop.id and drop.id in snapshot_ids(session.get_one(Run, suspect.trial_run)):
+        if suspect.drop_id != drop.id and drop.id in _used(session, suspect.trial_run):
             _take_back(session, suspect, now)
 
 
@@ -121,9 +121,12 @@ def champion_drops(session: Session, track: str) -> set[int]:
     return known if known == _accepted(session, known) else set()
 
 
-def champion_snapshot(session: Session, track: str) -> list[dict[str, object]]:
-    """Return a snapshot of the champion's drops that are accepted, and all held-out drops."""
-    return _snapshot(session, track, set())
+def champion_snapshot(session: Session, track: str, tested: Iterable[int] = ()) -> list[int]:
+    """Return a snapshot of the champion's drops that are accepted, those to be tested, and all held-out drops."""
+    drops = select(Drop.id).where(Drop.track == track, Drop.state == DropState.ACCEPTED)
+    trained = _accepted(session, _known(session, track)) | {*tested}
+    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_(trained)
+    return [number for number in session.exec(drops.where(wanted).order_by(col(Drop.id))) if number]
 
 
 def restored(session: Session, track: str) -> set[int | None]:
@@ -158,7 +161,7 @@ def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None
     first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
-    new = _accepted(session, snapshot_ids(run) - _known(session, run.track) - restored(session, run.track))
+    new = _accepted(session, {*(run.snapshot or ())} - _known(session, run.track) - restored(session, run.track))
     pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop))
     for drop in pending[:MOST]:
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0))
@@ -179,9 +182,8 @@ def _came_when_lost(session: Session, run: Run, lost: Iterable[int]) -> set[int]
         while streak < len(before) and drop in lost_in.get(before[streak], ()):
             streak += 1
         if streak:
-            began = snapshot_ids(session.get_one(Run, before[streak - 1]))
-            well = snapshot_ids(session.get_one(Run, before[streak])) if streak < len(before) else frozenset()
-            came |= began - well
+            well = _used(session, before[streak]) if streak < len(before) else set()
+            came |= _used(session, before[streak - 1]) - well
     return came
 
 
@@ -211,7 +213,8 @@ def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) 
         run = _control(session, suspect) or _queue(session, suspect, set(), now)
     if trial.state not in FINAL and trial.config is None:
         # It has not begun, and another champion may have come since it was queued.
-        trial.snapshot = _snapshot(session, suspect.track, _tested(session, suspect, _known(session, suspect.track)))
+        tested = _tested(session, suspect, _known(session, suspect.track))
+        trial.snapshot = champion_snapshot(session, suspect.track, tested)
     if run.state not in FINAL:
         return True
     if trial.state == RunState.SUCCEEDED:
@@ -224,7 +227,7 @@ def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) 
 def _queue(session: Session, suspect: Suspect, tested: set[int], now: int) -> Run:
     """Queue the trial of a suspect or, if nothing is to be tested, its control."""
     run = Run(track=suspect.track, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
-    run.snapshot = _snapshot(session, suspect.track, tested)
+    run.snapshot = champion_snapshot(session, suspect.track, tested)
     session.add(run)
     session.flush()
     if tested:
@@ -234,17 +237,9 @@ def _queue(session: Session, suspect: Suspect, tested: set[int], now: int) -> Ru
     return run
 
 
-def _snapshot(session: Session, track: str, tested: set[int]) -> list[dict[str, object]]:
-    """Return a snapshot of the champion's drops that are accepted, those to be tested, and all held-out drops."""
-    drops = select(Drop).where(Drop.track == track, Drop.state == DropState.ACCEPTED)
-    trained = _accepted(session, _known(session, track)) | tested
-    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_(trained)
-    return as_snapshot(session.exec(drops.where(wanted).order_by(col(Drop.id))).all())
-
-
 def _is_valid(session: Session, suspect: Suspect) -> bool:
     """Return whether the suspect's trial has the drops that it would be made of now."""
-    own = _of_training(session, snapshot_ids(session.get_one(Run, suspect.trial_run)))
+    own = _of_training(session, _used(session, suspect.trial_run))
     known = _known(session, suspect.track)
     return own - known == _tested(session, suspect, known) and not _accepted(session, known - own)
 
@@ -341,7 +336,7 @@ def _control(session: Session, suspect: Suspect) -> Run | None:
 
 def _blames(session: Session, settings: Settings, run: Run, verdict: Verdict) -> bool:
     """Return whether a verdict puts new drops on trial, or leaves one there; `follow_verdict` has the exceptions."""
-    known, own = _known(session, run.track), _of_training(session, snapshot_ids(run))
+    known, own = _known(session, run.track), _of_training(session, run.snapshot or ())
     comparable = run.trigger == TRIAL or known <= own
     return verdict.blames_new_drops and bool(known) and comparable and _budget(settings, run.track) > 0
 
@@ -385,6 +380,11 @@ def trials(session: Session, track: str, now: int, *, left_out: bool = False) ->
         begun = begun.where(~select(Event.id).where(Event.run_id == Run.id, Event.kind == "left_out").exists())
     # A start in the future was recorded before the clock was set back.
     return session.exec(begun.where(col(Run.started_at) > now - _WEEK_MS, col(Run.started_at) <= now)).one()
+
+
+def _used(session: Session, run_id: int | None) -> set[int]:
+    """Return the ids of the drops in the snapshot of a run."""
+    return {*(session.get_one(Run, run_id).snapshot or ())}
 
 
 def _of_training(session: Session, drops: Iterable[int]) -> set[int]:

@@ -39,11 +39,18 @@ SELECT role, sum(rows) AS rows FROM "drop" WHERE track = :track AND state = 'acc
 #: The event that recorded a drop; its detail has the owner and the findings.
 TAKEN_IN = "SELECT * FROM event WHERE drop_id = :drop ORDER BY id LIMIT 1"
 
+#: The drops of a run's snapshot, in its order, with the columns of `artifacts.Drop`; NULL for what the database lacks.
+SNAPSHOT = """
+SELECT held.value AS id, sha256, name, 'drops/' || sha256 || '.jsonl' AS path, role, rows
+FROM run, json_each(run.snapshot) AS held LEFT JOIN "drop" ON "drop".id = held.value
+WHERE run.id = :run ORDER BY held.key
+"""
+
 #: The latest failed, crashed or cancelled run that used a drop since it last came in; none if a run is queued.
 GAVE_BACK = """
 SELECT run.id FROM run, json_each(run.snapshot) AS held
 WHERE run.track = :track AND run.state IN ('failed', 'crashed', 'cancelled')
-AND json_extract(held.value, '$.id') = :drop
+AND held.value = :drop
 AND run.ended_at >=
     (SELECT max(at) FROM event WHERE drop_id = :drop AND kind IN ('drop_accepted', 'drop_restored'))
 AND NOT EXISTS (SELECT 1 FROM run AS other WHERE other.track = run.track AND other.state = 'queued')

@@ -168,7 +168,8 @@ class Run(SQLModel, table=True):
     ended_at: int | None = None
     #: JSON of RunConfig, fixed at the first claim.
     config: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    snapshot: list[dict[str, object]] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: Ids of the drops that it uses, in order, as JSON; `None` before the first claim. Their rows keep hash and role.
+    snapshot: list[int] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Failures of its own, counted against the limit; interruptions and lost workers are counted apart.
     failures: int = 0
     deaths: int = 0

@@ -18,7 +18,7 @@ from daemon.inbox.answers.remarks import lacking
 from daemon.settings.model import HookSettings, Settings
 from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
-from daemon.state.questions import AWAITS_APPROVAL, HAS_VERDICT
+from daemon.state.questions import AWAITS_APPROVAL, HAS_VERDICT, SNAPSHOT
 from daemon.state.run_files import (
     attempt_folder,
     load_dataset,
@@ -128,7 +128,7 @@ class RunView(Frozen):
     """Time that the attempts of an ended run took; lists of all runs leave it out."""
 
 
-#: The columns that lists of runs need; settings and snapshots are large, and read only where they are shown.
+#: The columns that lists of runs need; settings are large, and read only where they are shown.
 _RUN_COLUMNS = tuple(name for name, field in RunView.model_fields.items() if field.is_required())
 
 
@@ -423,7 +423,7 @@ class Overview:
         if verdict is not None and row.outcome is not None:
             # The published sentence may say "promoted" though the run was not.
             verdict = verdict.model_copy(update={"sentence": told["sentence"]})
-        drops = trained_on(base, [int(str(drop["id"])) for drop in row.snapshot or ()])
+        drops = trained_on(base, row.snapshot or ())
         return RunDetail(
             **told,
             seconds=None if row.ended_at is None else seconds_of(base, run_id),
@@ -435,7 +435,7 @@ class Overview:
             failures=row.failures,
             deaths=row.deaths,
             config=row.config,
-            snapshot=tuple(row.snapshot or ()),
+            snapshot=tuple(map(vars, base.execute(SNAPSHOT, {"run": run_id}))),
             attempts=attempts_of(base, row),
             verdict=verdict,
         )

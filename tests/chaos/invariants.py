@@ -164,7 +164,7 @@ def _runs(rows: _Rows) -> Iterator[str]:
     for run in rows.runs:
         # A run that is retried takes its snapshot anew when it is claimed.
         going = run["state"] in {"running", "waiting"} and run["config"] is not None and not run["cancel_requested"]
-        made = {drop["id"] for drop in json.loads(run["snapshot"] or "[]")}
+        made = set(json.loads(run["snapshot"] or "[]"))
         if (going or run["outcome"] == "awaiting_approval") and run["id"] not in promoted and made & gone:
             yield f"run {run['id']} goes on with drops that are withdrawn: {sorted(made & gone)}"
     tried = Counter(one["track"] for one in rows.suspects if one["ended"] is None and one["trial_run"] is not None)

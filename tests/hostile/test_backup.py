@@ -120,9 +120,6 @@ def make_sparse(path: Path) -> None:
 
 
 DEEP = '{"files": ' + "[" * 50_000 + "]" * 50_000 + "}"
-SNAPSHOT = json.dumps(
-    [{"id": 1, "sha256": "a" * 64, "name": "x", "path": "../../etc/passwd", "role": "train", "rows": 1}]
-)
 TAMPERED: dict[str, tuple[Tamper, str]] = {
     "name ../outside": (names("../outside"), "../outside"),
     "absolute name": (names("/etc/passwd"), "/etc/passwd"),
@@ -148,7 +145,9 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "promotion.previous_path": (row("UPDATE promotion SET previous_path = '/a/../b'"), "promotion.previous_path"),
     "promotion.track": (row("UPDATE promotion SET track = '../x'"), "promotion.track"),
     "drop.sha256": (row("UPDATE \"drop\" SET sha256 = '../../dropforge.toml' WHERE id = 1"), "drop.sha256"),
-    "run.snapshot": (row("UPDATE run SET snapshot = ? WHERE id = 1", SNAPSHOT), "run.snapshot"),
+    "run.snapshot": (row("UPDATE run SET snapshot = '[\"../../etc/passwd\"]' WHERE id = 1"), "run.snapshot"),
+    "run.snapshot, no drop": (row("UPDATE run SET snapshot = '[1, 999]' WHERE id = 1"), "run.snapshot"),
+    "run.snapshot, drops of another track": (row("UPDATE run SET track = 'support' WHERE id = 1"), "run.snapshot"),
     "run.snapshot, deep": (row("UPDATE run SET snapshot = ? WHERE id = 1", "[" * 50_000), "snapshot_typed"),
     "attempt.step": (row("UPDATE attempt SET step = '../../x' WHERE id = 1"), "attempt.step"),
     "attempt.number": (row("UPDATE attempt SET number = '1/../../..' WHERE id = 1"), "number_typed"),

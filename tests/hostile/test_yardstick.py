@@ -56,9 +56,10 @@ class Yard:
         self.daemon.finish_runs(self.now)
         with transaction(self.daemon.engine) as session:
             run = session.exec(select(Run).order_by(col(Run.id).desc())).first()
-        assert run is not None
-        assert run.outcome == "not_shown_better"
-        return [str(drop["name"]) for drop in run.snapshot or () if drop["role"] == "heldout"]
+            assert run is not None
+            assert run.outcome == "not_shown_better"
+            used = select(Drop.name).where(col(Drop.id).in_(run.snapshot or ()), Drop.role == "heldout")
+            return list(session.exec(used.order_by(col(Drop.id))).all())
 
     def states(self) -> dict[str, str]:
         with transaction(self.daemon.engine) as session:

@@ -100,6 +100,11 @@ class Box:
         with transaction(self.daemon.engine) as session:
             return {drop.name: drop.state for drop in session.exec(select(Drop))}
 
+    def drops_of(self, run: Run) -> set[str]:
+        """Return the names of the files that a run used."""
+        with transaction(self.daemon.engine) as session:
+            return set(session.exec(select(Drop.name).where(col(Drop.id).in_(run.snapshot or ()))).all())
+
     @property
     def champion(self) -> Path:
         """The folder that the champion's link leads to."""

@@ -91,9 +91,9 @@ def test_nine_nights_with_a_correction(
     assert {name for name, state in states.items() if state == "suspended"} == wrong
     assert waited == ["correction.jsonl"], "it moves what the model is judged by"
     promoted = [run for run in box.runs() if run.outcome == "promoted"]
-    assert {drop["name"] for drop in promoted[-1].snapshot or ()} == states.keys() - wrong
+    assert box.drops_of(promoted[-1]) == states.keys() - wrong
     # An honest drop may be blamed by the luck of a training: then its trial or the control clears it.
     for run in box.runs():
-        if not wrong.isdisjoint(drop["name"] for drop in run.snapshot or ()):
+        if not wrong.isdisjoint(box.drops_of(run)):
             verdict = durable.read_json(box.daemon.root / f"runs/{run.id}/decide.json")
             assert Verdict.model_validate(verdict).blames_new_drops

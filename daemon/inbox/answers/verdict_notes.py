@@ -22,7 +22,7 @@ from daemon.inbox.answers.remarks import begins_when, use_of_pinned
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
 from daemon.settings.model import Settings
 from daemon.state.database import ChangeWatch, transaction
-from daemon.state.questions import CHAMPIONS, GAVE_BACK, TAKEN_IN
+from daemon.state.questions import CHAMPIONS, GAVE_BACK, SNAPSHOT, TAKEN_IN
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
@@ -40,9 +40,11 @@ _AGAIN = "It is trained on again, together with the next drops."
 #: The latest run that used a drop, of those since its first one.
 _LAST_RUN = """
 SELECT run.id FROM run, json_each(run.snapshot) AS held
-WHERE run.track = :track AND run.id >= :first AND json_extract(held.value, '$.id') = :drop
+WHERE run.track = :track AND run.id >= :first AND held.value = :drop
 ORDER BY run.id DESC LIMIT 1
 """
+#: Rows of the drops that a run used.
+_ROWS = text(f"SELECT sum(rows) FROM ({SNAPSHOT})")  # noqa: S608 - our own words
 log = structlog.get_logger()
 
 
@@ -204,7 +206,7 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
         elif drop.id in past.champion:
             yield "In use: the model that serves was trained on it."
             yield _how_it_came(past.first[drop.id])
-            yield from _left_out(settings, session.get(Run, past.first[drop.id].run_id or 0))
+            yield from _left_out(session, settings, session.get(Run, past.first[drop.id].run_id or 0))
             yield from _worth(session, drop)
         else:
             yield from _not_serving(session, settings, drop, past)
@@ -249,17 +251,17 @@ def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPa
         yield f"Accepted: it waits for the next run of track {drop.track}, which {begins_when(settings, drop.track)}."
     else:
         yield from _after_run(run)
-        yield from _left_out(settings, run)
+        yield from _left_out(session, settings, run)
 
 
-def _left_out(settings: Settings, run: Run | None) -> Iterator[str]:
+def _left_out(session: Session, settings: Settings, run: Run | None) -> Iterator[str]:
     """Yield what a run left out of its data, and the warnings about it; nothing before that is prepared."""
     data = None
     with suppress(ArtifactDamaged, OSError):
         data = load_dataset(settings.work_folder, run.id or 0) if run else None
     if run and data is not None:
         left = left_out_words(data)
-        rows = count(sum(int(str(drop["rows"])) for drop in run.snapshot or ()), "row")
+        rows = count(session.scalars(_ROWS, {"run": run.id}).one() or 0, "row")
         yield from [f"Run {run.id} left out, of {rows} in all: {left}."] if left else []
         yield from (f"{words[0].upper()}{words[1:]}." for words in data.warnings)
 

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from daemon.dispatch.stale_steps import invalidate
+from daemon.state.database import transaction
 from daemon.state.states import RunState
+from daemon.state.tables import Drop
 from daemon.system.folders import WorkFolder
 from pipeline import durable
 from tests import run_owner
@@ -53,6 +55,21 @@ def test_a_run_whose_artifact_is_damaged_fails_by_its_name_and_does_the_step_aga
     run_owner.retry(house.daemon.engine, run, house.now)
     house.daemon.finish_runs(house.now, "promoted")
     assert house.row(run).outcome == "promoted"
+
+
+def test_a_run_of_a_drop_that_the_database_lacks_fails_and_the_next_one_ends(
+    tmp_path: Path, dropforge: Callable[..., Any]
+) -> None:
+    house = House(tmp_path, "")
+    run = house.at("evaluate")
+    with transaction(house.daemon.engine) as session:
+        session.delete(session.get_one(Drop, 1))
+    house.daemon.finish_runs(house.now)
+    assert house.row(run).state == RunState.FAILED, "it would be judged as if it was not trained on that drop"
+    shown = dropforge("show", run, "--json").json["run"]
+    assert [(drop["id"], drop["name"]) for drop in shown["snapshot"]] == [(1, None)]
+    assert dropforge("show", run).code == 0
+    assert house.row(house.run()).outcome == "promoted"
 
 
 def test_damaged_data_of_a_card_is_named(

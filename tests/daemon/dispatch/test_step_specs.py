@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from daemon.dispatch.step_specs import spec_of
-from daemon.queue import leave_one_out, suspects
+from daemon.queue import drops, leave_one_out, suspects
 from daemon.queue.states import Claim
 from daemon.settings.model import SuspectSettings
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Drop, Run
 from daemon.state.troubles import Troubles
@@ -42,6 +43,25 @@ def test_only_steps_that_need_them_are_told_the_drops(new_workspace: Callable[[]
     told = {step.name: [drop.id for drop in spec(made, claim, step.name).drops] for step in STEPS}
     assert {step for step, drops in told.items() if drops == [1]} == {"prepare", "decide"}
     assert not any(drops for step, drops in told.items() if step not in {"prepare", "decide"})
+
+
+def test_a_step_is_told_the_files_of_its_runs_drops_in_order_as_they_were_accepted(
+    new_workspace: Callable[[], Any],
+) -> None:
+    made = new_workspace()
+    made.take("exam.jsonl", ROW.format("x"), "heldout")
+    made.take("a.jsonl", ROW.format("a") + ROW.format("b"))
+    claim = made.claim()
+    made.take("later.jsonl", ROW.format("c"))
+    before = spec(made, claim)
+    drops.withdraw(made.engine, 2, Word("wrong", made.tick()), made.settings)
+    drops.restore(made.engine, 2, Word("right", made.tick()), made.settings)
+    assert spec(made, claim).drops == before.drops
+    told = [(drop.id, drop.name, drop.role, drop.rows) for drop in before.drops]
+    assert told == [(1, "exam.jsonl", "heldout", 1), (2, "a.jsonl", "train", 2)]
+    for drop in before.drops:
+        path = made.settings.state_folder / drop.path
+        assert durable.sha256_file(path) == drop.sha256
 
 
 def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], Any]) -> None:

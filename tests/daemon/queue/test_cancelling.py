@@ -47,7 +47,8 @@ def runs(house: House) -> list[tuple[str, list[str]]]:
     """Return the outcome of each run, or its state, and the names of the drops that it was made from."""
     with transaction(house.daemon.engine) as session:
         rows = session.exec(select(Run).order_by(col(Run.id))).all()
-    return [(row.outcome or row.state, [str(drop["name"]) for drop in row.snapshot or ()]) for row in rows]
+        names = dict(session.exec(select(Drop.id, Drop.name)).all())
+    return [(row.outcome or row.state, [names[drop] for drop in row.snapshot or ()]) for row in rows]
 
 
 def unseen(house: House) -> int:
@@ -158,7 +159,9 @@ def test_a_win_is_not_approved_that_ends_while_its_files_are_checked(
 def test_a_run_by_a_withdrawn_held_out_drop_ends_too(house: House) -> None:
     (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
     run = house.at("decide", "worse")
-    (exam,) = (int(str(drop["id"])) for drop in house.row(run).snapshot or () if drop["role"] == "heldout")
+    with transaction(house.daemon.engine) as session:
+        exam = session.exec(select(Drop.id).where(Drop.role == "heldout")).one() or 0
+    assert exam in (house.row(run).snapshot or ())
     house.withdraw(exam)
     house.daemon.finish_runs(house.now, "promoted")
     assert runs(house) == [("cancelled", ["exam.jsonl", "1.jsonl"]), ("promoted", ["1.jsonl"])]

@@ -60,7 +60,7 @@ class House:
             for queued in session.exec(select(Run).where(Run.state == RunState.QUEUED)):
                 session.delete(queued)  # it is this one
             run = Run(track="default", trigger="drop", created_at=NOW, not_before=NOW)
-            run.snapshot = [{"id": number, "role": "train", "rows": 90} for number in drops]
+            run.snapshot = list(drops)
             run.state = RunState.SUCCEEDED
             for name, value in values.items():
                 setattr(run, name, value)
@@ -200,7 +200,7 @@ def test_what_a_run_came_to_is_told(house: House, values: dict[str, Any], words:
 def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> None:
     run = house.run(1, state=RunState.RUNNING)
     assert len(house.said()) == 3
-    data = dataset_of(9, duplicates=1, near_duplicates=40, warnings=("40 of 90 rows are near",))
+    data = dataset_of(9, duplicates=1, near_duplicates=2, warnings=("2 of 3 rows are near",))
     path = house.box.settings.state_folder / f"runs/{run}/prepare.json"
     path.parent.mkdir(parents=True)
     durable.write_json(path, data.model_dump(mode="json"))
@@ -208,11 +208,11 @@ def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> 
         assert len(house.said()) == 3, "the daemon looks at no file before it has an event"
         with database.transaction(house.box.engine) as session:
             record_event(session, "step_published", NOW, track="default", run_id=run, step=step, attempt=1)
-    left = f"Run {run} left out, of 90 rows in all: 1 repeated row and 40 near-duplicates of held-out records."
-    assert house.said()[3:] == [left, "40 of 90 rows are near."]
+    left = f"Run {run} left out, of 3 rows in all: 1 repeated row and 2 near-duplicates of held-out records."
+    assert house.said()[3:] == [left, "2 of 3 rows are near."]
     house.run(1, outcome="promoted", sentence="x")
     house.serve(run, 1)
-    assert house.said()[-2:] == [left, "40 of 90 rows are near."]
+    assert house.said()[-2:] == [left, "2 of 3 rows are near."]
 
 
 def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
