@@ -33,9 +33,10 @@ from rich.console import Console
 from rich.table import Table
 from sqlmodel import select
 
+from daemon.dispatch.attempt import folder_of
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.slurm import SlurmExecutor
-from daemon.dispatch.spool import ByStep, Executor, JobState, LocalExecutor, Spool, folder_of
+from daemon.dispatch.spool import ByStep, Executor, JobState, LocalExecutor, Spool
 from daemon.dispatch.worker import Worker
 from daemon.queue import run_queue
 from daemon.queue.states import FINAL
@@ -72,8 +73,8 @@ NODE = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from daemon.cli import main
-from daemon.dispatch import node
-node.serve_one.__defaults__ = (lambda spec, path: (sys.executable, "-c", {STEP!r}),)
+from daemon.dispatch import attempt
+attempt.serve_one.__defaults__ = (lambda spec, path: (sys.executable, "-c", {STEP!r}),)
 sys.argv[1:1] = ["worker"]
 main()
 """

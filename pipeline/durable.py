@@ -43,11 +43,12 @@ def fsync_tree(folder: Path) -> None:
         fsync_folder(Path(directory))
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, first: bool = False) -> None:
     """
     Create or replace the file `path` atomically and durably: a crash leaves the old file or the new one.
 
-    Its folder must exist. Its permissions become `mode` less the umask; a symbolic link is replaced, not followed.
+    With `first`, a file that is there stays. Its folder must exist. Its permissions become `mode` less the umask; a
+    symbolic link is replaced, not followed.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -56,16 +57,21 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        aside.rename(path)
+        if first:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+            aside.unlink()
+        else:
+            aside.rename(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, first: bool = False) -> None:
     """Write `json_bytes(value)` durably (see `write_bytes`). Raises `ValueError` if it has NaN or infinity."""
-    write_bytes(path, json_bytes(value))
+    write_bytes(path, json_bytes(value), first=first)
 
 
 def json_bytes(value: Any) -> bytes:

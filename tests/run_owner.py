@@ -88,5 +88,6 @@ def end(made: Any, held: Claim, said: Verdict = WORSE) -> None:
 
 
 def spool_of(folder: Path) -> Spool:
-    """Return the spool of a state folder that holds the runs, too."""
+    """Return the spool of a state folder that holds the runs, too; make the folder of the runs."""
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
     return Spool(StateFolder(folder), WorkFolder(folder))

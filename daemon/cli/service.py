@@ -56,7 +56,7 @@ def worker(  # noqa: PLR0913 - each is an option
     Until SIGTERM or Ctrl-C; another worker of the same state folder must have ended first. The daemon starts this by
     itself; with worker = "separate" a unit of its own does.
     """
-    from daemon.dispatch import node  # noqa: PLC0415
+    from daemon.dispatch import attempt  # noqa: PLC0415
     from daemon.dispatch import worker as room  # noqa: PLC0415
 
     processes.close_to_others()  # the judge's key is in its environment
@@ -67,7 +67,7 @@ def worker(  # noqa: PLR0913 - each is an option
     else:
         folder, runs, most = StateFolder(state or Path()), WorkFolder(work or state or Path()), 1
     if one is not None:
-        node.serve_one(runs, *one)
+        attempt.serve_one(runs, *one)
         return
     raise typer.Exit(room.serve(folder, runs, with_lifeline=lifeline, parallel=parallel or most))
 

@@ -16,11 +16,11 @@ from sqlmodel import col, select
 from daemon.champions import promotion
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude, fix_measures
+from daemon.dispatch.attempt import folder_of, listed
 from daemon.dispatch.attempt_ends import lacked_share, why_not_again
 from daemon.dispatch.claimer import Claimer, unusable
-from daemon.dispatch.node import listed
 from daemon.dispatch.publication import Publisher
-from daemon.dispatch.spool import Executor, JobState, Spool, folder_of
+from daemon.dispatch.spool import Executor, JobState, Spool
 from daemon.dispatch.stale_steps import invalidate, invalidate_stale, is_in_vain
 from daemon.dispatch.step_specs import key_of, spec_of
 from daemon.dispatch.upkeep import Upkeep
@@ -133,7 +133,7 @@ class Dispatcher:
         for run_id, spec in self._specs.items():
             if running.get(run_id) == [self._claims[run_id].token, False, spec.champion.model_id]:
                 with contextlib.suppress(OSError):  # `_go_on` meets it again
-                    if self._executor.poll(spec) in {JobState.QUEUED, JobState.RUNNING}:
+                    if self._executor.poll(spec) is not JobState.ENDED:
                         found.add(run_id)
         return found
 
@@ -185,7 +185,7 @@ class Dispatcher:
                 continue
             if attempt is not None:
                 # Otherwise the next worker would run a step that is not needed any more.
-                self._executor.cancel(key_of(attempt))
+                self._stop_step(claim)
                 # Its files stay: the step may be at its last checkpoint.
                 ending = states.Ending(AttemptState.LOST, "the daemon stopped before the step did")
                 states.end_attempt(self._engine, claim, attempt.id or 0, ending, now)
@@ -246,20 +246,9 @@ class Dispatcher:
             self._stop_step(claim)
             self._end(claim, attempt, AttemptState.LOST, now, "it has no spec.json")
             return True
-        state = self._executor.poll(spec)
-        if state is JobState.ENDED:
+        if self._executor.poll(spec) is JobState.ENDED:
             return self._collect(claim, attempt, spec, now)
-        stop = run.cancel_requested or is_in_vain(self._engine, run, spec)
-        if state is JobState.LOST and listed(self._root / spec.folder) == {SPEC_NAME}:
-            # It has left nothing but its spec: it was removed from the queue, or the daemon died before it was queued.
-            if stop:
-                self._end(claim, attempt, AttemptState.LOST, now, "it was called off before it began")
-                return True
-            self._executor.submit(spec)
-        elif state is JobState.LOST:
-            self._end(claim, attempt, AttemptState.LOST, now, "its process vanished")
-            self._after_death(claim, attempt, f"step {attempt.step}: its process vanished without a result", now)
-        elif stop:
+        if run.cancel_requested or is_in_vain(self._engine, run, spec):
             self._executor.cancel(spec.key)
         else:
             self._specs[claim.run_id] = spec.model_copy(update={"drops": ()})

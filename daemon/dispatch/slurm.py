@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from daemon.dispatch.node import claim, listed, write_first
-from daemon.dispatch.spool import JobState, folder_of
+from daemon.dispatch.attempt import claim, folder_of, listed, write_spec
+from daemon.dispatch.spool import JobState
 from daemon.dispatch.step_process import result_of_dead
 from daemon.settings.model import ExecutorSettings
-from daemon.state.run_files import make_attempt_folder
 from daemon.state.troubles import Troubles, in_words
 from daemon.system.folders import WorkFolder
 from daemon.system.slurm_commands import CannotAsk, ask, is_number, job_number
@@ -118,14 +117,8 @@ class SlurmExecutor:
 
     def submit(self, spec: StepSpec) -> None:
         """Write the attempt's spec.json and have its job submitted; do nothing if it has a result."""
-        folder = make_attempt_folder(spec)
-        names = listed(folder)
-        if RESULT_NAME in names:
-            return
-        if SPEC_NAME not in names:
-            durable.write_bytes(folder / SPEC_NAME, spec.model_dump_json().encode())
-            durable.fsync_folder(folder.parent)
-        self._watch(spec)
+        if write_spec(spec):
+            self._watch(spec)
 
     def poll(self, spec: StepSpec) -> JobState:
         """
@@ -154,10 +147,10 @@ class SlurmExecutor:
         try:
             if {REVOKED_NAME, RESULT_NAME} & listed(folder):
                 return
-            write_first(folder / REVOKED_NAME, {})
+            durable.write_json(folder / REVOKED_NAME, {}, first=True)
             spec = self._open.get(key) or StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
             if claim(folder):  # nobody can begin it any more
-                write_first(folder / RESULT_NAME, result_of_dead(spec, 0, stopped=True).model_dump())
+                durable.write_json(folder / RESULT_NAME, result_of_dead(spec, 0, stopped=True).model_dump(), first=True)
             self._watch(spec)
         except (OSError, ValueError):
             self._forget(key)  # its job is cancelled all the same
@@ -335,7 +328,7 @@ class SlurmExecutor:
             for job in own.values():
                 self._scancel(job)
             result = durable.read_object(folder / REVOKED_NAME) or result_of_dead(spec, 0, stopped=True).model_dump()
-            write_first(folder / RESULT_NAME, result)
+            durable.write_json(folder / RESULT_NAME, result, first=True)
         return True
 
     def _note_state(self, spec: StepSpec, job: Job) -> None:
@@ -388,4 +381,6 @@ class SlurmExecutor:
 def _revoke(spec: StepSpec, status: str, code: int, error: StepError) -> None:
     """Write that nobody is to work on the attempt any more, and its result should it leave none."""
     told = {"key": spec.key, "fence": spec.fence, "status": status, "exit_code": code, "error": error}
-    write_first(Path(spec.root) / spec.folder / REVOKED_NAME, StepResult.model_validate(told).model_dump())
+    durable.write_json(
+        Path(spec.root) / spec.folder / REVOKED_NAME, StepResult.model_validate(told).model_dump(), first=True
+    )

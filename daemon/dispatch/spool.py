@@ -1,23 +1,17 @@
 """
-The spool: folders through which the daemon gives step attempts to `dropforge worker`.
+The spool: a folder through which the daemon gives step attempts to `dropforge worker`.
 
-    spool/queue/KEY.json     ordered; written by the executor
-    spool/running/KEY.json   taken by the worker, with the identity of its process
-    spool/cancel/KEY         to be stopped
+    spool/queue/KEY.json     an attempt that is ordered here and has no result; written by the executor
     spool/worker.lock        held by the living worker
 
 KEY is the attempt's run, step and number, the content the fence of its spec: an entry names no path and no program.
-Only the state folder's owner can write one, as the folder is closed to others.
-
-The worker writes result.json before it takes the entry out of `running`, so an attempt that is in neither folder and
-has no result is lost.
+Only the state folder's owner can write one, as the folder is closed to others. All else about the attempt is in its own
+folder (`attempt`). An entry goes when the attempt has its result.
 """
 
 import contextlib
 import os
-import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -25,15 +19,16 @@ from typing import Protocol
 import structlog
 from pydantic import BaseModel
 
+from daemon.dispatch.attempt import claim, folder_of, listed, process_of, read_spec, write_spec
+from daemon.dispatch.step_process import result_of_dead, result_of_vanished
 from daemon.state import run_files
 from daemon.state.layout import WORKER_LOCK
 from daemon.system.folders import StateFolder, WorkFolder
-from daemon.system.processes import Identity, is_alive, lock_holder
+from daemon.system.processes import is_alive, lock_holder
 from pipeline import durable
-from pipeline.contract import RESULT_NAME, SPEC_NAME, StepSpec
+from pipeline.contract import CLAIM_NAME, RESULT_NAME, REVOKED_NAME, SPEC_NAME, StepSpec
 from pipeline.errors import DropforgeError
 
-_KEY = re.compile(r"([1-9][0-9]*)-([a-z]+)-([1-9][0-9]*)")
 log = structlog.get_logger()
 
 
@@ -42,110 +37,66 @@ class JobState(StrEnum):
 
     #: It is ordered and has not begun.
     QUEUED = "queued"
-    #: The worker took it: its process runs, or is about to begin or end.
+    #: It is claimed: its process runs, or is about to begin or end.
     RUNNING = "running"
     #: Its result.json is there.
     ENDED = "ended"
-    #: It has no result, and is not in the spool, or was taken and neither a worker nor its process is alive.
-    LOST = "lost"
 
 
 class _Entry(BaseModel):
-    """Content of a spool entry: the attempt's fence, and its process once the worker has started it."""
+    """Content of a spool entry: the attempt's fence."""
 
     fence: str
-    process: Identity | None = None
-
-
-@dataclass(frozen=True)
-class Order:
-    """A valid spool entry with its spec, and its process once the worker has recorded that."""
-
-    entry: Path
-    spec: StepSpec
-    process: Identity | None
-
-
-def read_order(root: Path, entry: Path) -> Order:
-    """
-    Resolve a spool entry to its attempt and spec without trusting the entry's content.
-
-    Raises `OSError` or `ValueError` if the entry or its spec cannot be read, is incomplete or belongs to another
-    attempt.
-    """
-    content = _Entry.model_validate_json(durable.read_regular(entry))
-    return Order(entry, read_spec(root, entry.name.removesuffix(".json"), content.fence), content.process)
-
-
-def folder_of(key: str) -> str:
-    """Return the folder of the attempt `key`, relative to the root. Raises `ValueError` if it is no attempt's key."""
-    if (name := _KEY.fullmatch(key)) is None:
-        raise ValueError(f"{key} is no attempt's key")
-    return run_files.attempt_folder(int(name[1]), name[2], int(name[3]))
-
-
-def read_spec(root: Path, key: str, fence: str) -> StepSpec:
-    """Return the spec of the attempt `key`. Raises `OSError` or `ValueError` if it cannot be read or is another's."""
-    path = root / folder_of(key) / SPEC_NAME
-    spec = StepSpec.model_validate_json(durable.read_regular(path))
-    if (spec.key, spec.fence) != (key, fence) or not Path(spec.root).samefile(root):
-        raise ValueError(f"{path} has another key, fence or root")
-    return spec
 
 
 class Spool:
-    """The spool's folders in a state folder, shared by executor and worker."""
+    """The spool's folder in a state folder, shared by executor and worker."""
 
     def __init__(self, state_folder: StateFolder, work_folder: WorkFolder) -> None:
-        """Create the folders that are missing; the attempts are below `work_folder`."""
+        """Create the folder if it is missing; the attempts are below `work_folder`."""
         self.root = work_folder
-        self.folder = state_folder / "spool"
-        self.queue = self.folder / "queue"
-        self.running = self.folder / "running"
-        self.cancelled = self.folder / "cancel"
+        self.queue = state_folder / "spool" / "queue"
         self.worker_lock = state_folder / WORKER_LOCK
-        for folder in (self.queue, self.running, self.cancelled, work_folder / "runs"):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.queue.mkdir(parents=True, exist_ok=True)
 
-    def entries(self, folder: Path) -> list[Path]:
-        """Return the files in `folder` (`queue` or `running`), oldest first, without those still being written."""
-        found = []
-        with os.scandir(folder) as listed:
-            for entry in listed:
-                # A queued one may be cancelled meanwhile.
-                with contextlib.suppress(FileNotFoundError):
-                    if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
-                        found.append((entry.stat().st_mtime_ns, folder / entry.name))
-        return [path for _, path in sorted(found)]
+    def entry(self, key: str) -> Path:
+        """Return the path of an attempt's entry."""
+        return self.queue / f"{key}.json"
 
-    def accept(self, folder: Path) -> Iterator[Order]:
-        """Yield the valid orders in `folder` (`queue` or `running`), oldest first; delete and log invalid files."""
-        for entry in self.entries(folder):
+    def orders(self) -> Iterator[StepSpec]:
+        """Yield the specs of the valid orders, oldest first; delete and log invalid files."""
+        for entry in self._entries():
             try:
-                order = read_order(self.root, entry)
+                fence = _Entry.model_validate_json(durable.read_regular(entry)).fence
+                yield read_spec(self.root, entry.name.removesuffix(".json"), fence)
             except (OSError, ValueError) as error:
                 # An order that was cancelled meanwhile is not there any more.
                 with contextlib.suppress(FileNotFoundError):
                     entry.unlink()
-                    log.warning("order_removed", entry=f"{folder.name}/{entry.name}", error=str(error))
-            else:
-                yield order
+                    log.warning("order_removed", entry=entry.name, error=str(error))
+
+    def _entries(self) -> list[Path]:
+        found = []
+        with os.scandir(self.queue) as names:
+            for entry in names:
+                # It may be taken away meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+                        found.append((entry.stat().st_mtime_ns, self.queue / entry.name))
+        return [path for _, path in sorted(found)]
 
     def has_living(self) -> bool:
         """Return whether the process of any step is alive, one that was told to stop included."""
-        found = (self.process_of(entry.stem) for entry in self.entries(self.running))
-        return any(process is not None and is_alive(process) for process in found)
+        processes = (process_of(self.root / spec.folder) for spec in self.orders())
+        return any(process is not None and is_alive(process) for process in processes)
 
-    def process_of(self, key: str) -> Identity | None:
-        """
-        Return the step's process, perhaps dead, as the worker recorded it.
-
-        `None` if the worker has not recorded it yet, or if the attempt's entry is gone or damaged.
-        """
-        try:
-            return _Entry.model_validate_json(durable.read_regular(self.running / f"{key}.json")).process
-        except (FileNotFoundError, ValueError):
-            return None
+    def end_dead(self, spec: StepSpec, *, stopped: bool = False) -> None:
+        """Write the result of a claimed attempt whose process is dead, unless it has one, and delete its entry."""
+        folder = self.root / spec.folder
+        stopped = stopped or REVOKED_NAME in listed(folder)
+        result = result_of_dead(spec, 0, stopped=True) if stopped else result_of_vanished(spec)
+        durable.write_json(folder / RESULT_NAME, result.model_dump(), first=True)
+        self.entry(spec.key).unlink(missing_ok=True)
 
 
 class Executor(Protocol):
@@ -166,12 +117,11 @@ class Executor(Protocol):
 
 def refuse_moved(spool: Spool, on_nodes: Collection[str]) -> None:
     """Raise `DropforgeError` if an attempt was begun here whose step is among `on_nodes` now, or the reverse."""
-    here: Iterable[Path] = (path for place in (spool.queue, spool.running) for path in place.glob("*-*-*.json"))
-    moved = [path for path in here if path.name.split("-")[1] in on_nodes]
+    moved: list[Path] = [path for path in spool.queue.glob("*-*-*.json") if path.name.split("-")[1] in on_nodes]
     moved += [path for path in run_files.open_jobs(spool.root) if path.parent.name.split("-")[0] not in on_nodes]
     if moved:
         message = f"the attempt of {moved[0]} has no result, and its step is to run elsewhere now"
-        attempt = moved[0].stem if moved[0].parent in (spool.queue, spool.running) else moved[0].parents[2].name
+        attempt = moved[0].stem if moved[0].parent == spool.queue else moved[0].parents[2].name
         hint = "set executor.kind and executor.slurm.local back until the run has ended: dropforge cancel "
         hint += f"{attempt.partition('-')[0]} ends it"
         raise DropforgeError(message, hint)
@@ -212,40 +162,45 @@ class LocalExecutor:
         self._spool = spool
 
     def submit(self, spec: StepSpec) -> None:
-        """Write the attempt's spec.json and its queue entry; do nothing if it is in the spool or has a result."""
-        folder = run_files.make_attempt_folder(spec)
-        if (folder / RESULT_NAME).exists():
-            return
-        if not (folder / SPEC_NAME).exists():
-            durable.write_bytes(folder / SPEC_NAME, spec.model_dump_json().encode())
-            durable.fsync_folder(folder.parent)
-        if not self._is_known(spec.key):
-            durable.write_json(self._spool.queue / f"{spec.key}.json", {"fence": spec.fence})
+        """Write the attempt's spec.json and its entry; do nothing if it has a result."""
+        if write_spec(spec):
+            self._order(spec)
 
     def poll(self, spec: StepSpec) -> JobState:
-        """Return an attempt's state from its files; `LOST` also if it was taken and worker and process are dead."""
-        # In the order of an attempt's life, so that one moving on meanwhile is not taken for lost.
-        if (self._spool.queue / f"{spec.key}.json").exists():
-            return JobState.QUEUED
-        running = (self._spool.running / f"{spec.key}.json").exists()
-        if (Path(spec.root) / spec.folder / RESULT_NAME).exists():
+        """Return an attempt's state; order it if no entry is there, and end it if worker and process are dead."""
+        folder = self._spool.root / spec.folder
+        names = listed(folder)
+        if RESULT_NAME in names:
             return JobState.ENDED
-        if not running:
-            return JobState.LOST
-        if lock_holder(self._spool.worker_lock) is not None:
-            return JobState.RUNNING
-        process = self._spool.process_of(spec.key)
-        return JobState.RUNNING if process and is_alive(process) else JobState.LOST
+        if CLAIM_NAME not in names:
+            self._order(spec)  # the daemon that submitted it may have died before
+            return JobState.QUEUED
+        if self._is_dead(folder):
+            self._spool.end_dead(spec)
+            return JobState.ENDED
+        return JobState.RUNNING
 
     def cancel(self, key: str) -> None:
-        """Remove an attempt from the queue; if it runs already, have the worker stop it, without waiting for that."""
-        (self._spool.queue / f"{key}.json").unlink(missing_ok=True)
-        if self._is_known(key):
-            (self._spool.cancelled / key).touch()
+        """
+        Revoke an attempt, without waiting for its step to stop; end it at once if it has not begun, or is dead.
+
+        Raises `OSError` or `ValueError` if its files cannot be read or written.
+        """
+        folder = self._spool.root / folder_of(key)
+        durable.write_json(folder / REVOKED_NAME, {}, first=True)
+        spec = StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
+        if claim(folder) or self._is_dead(folder):
+            self._spool.end_dead(spec)
 
     def outlives(self, _key: str) -> bool:
         """Return `False`: the worker ends with the daemon, or is not stopped by it at all."""
         return False
 
-    def _is_known(self, key: str) -> bool:
-        return any((folder / f"{key}.json").exists() for folder in (self._spool.queue, self._spool.running))
+    def _order(self, spec: StepSpec) -> None:
+        if not self._spool.entry(spec.key).exists():
+            durable.write_json(self._spool.entry(spec.key), {"fence": spec.fence})
+
+    def _is_dead(self, folder: Path) -> bool:
+        """Return whether neither a worker nor the process of a claimed attempt is alive."""
+        process = process_of(folder)
+        return lock_holder(self._spool.worker_lock) is None and not (process and is_alive(process))

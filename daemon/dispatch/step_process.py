@@ -159,3 +159,11 @@ def result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepRes
         hint, code = f"the whole story: dropforge logs {spec.run}", returncode or 1
     words = StepError(message=message, hint=hint)
     return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=code, error=words)
+
+
+def result_of_vanished(spec: StepSpec) -> StepResult:
+    """Return the result of a step that left none, as nobody saw it end: its worker, or the machine, was killed."""
+    words = StepError(
+        message=f"step {spec.step}: its process vanished without a result", hint="see the log of the system"
+    )
+    return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=128 + signal.SIGKILL, error=words)

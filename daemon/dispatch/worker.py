@@ -1,37 +1,32 @@
 """
-The worker: takes step specs from the spool and runs each in a process of its own, at most `parallel` at once.
+The worker: works on the attempts that the spool orders, each step in a process of its own, `parallel` at once.
 
 The worker touches no database, and takes neither a path nor a program from a spool entry (`spool`). When it dies in
 any way, its steps notice and stop (`step_process`); a new worker starts nothing before they have ended.
 """
 
 import contextlib
-import errno
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
-from pathlib import Path
 
 import structlog
 
-from daemon.dispatch.spool import Order, Spool
-from daemon.dispatch.step_process import StepCommand, StepProcess, result_of_dead, step_command
+from daemon.dispatch.attempt import listed, process_of, work_on
+from daemon.dispatch.spool import Spool
+from daemon.dispatch.step_process import StepCommand, result_of_dead, step_command
 from daemon.state.ownership import OwnFolder, StateFolderGone
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock, is_alive, kill_group, on_stop, wait_until_dead
 from pipeline import durable
-from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.errors import EXIT_FAILED, is_disk_full
+from pipeline.contract import CLAIM_NAME, RESULT_NAME, StepSpec
+from pipeline.errors import EXIT_FAILED
 
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10.0
-_FULL_SECONDS = 1.0
-#: No memory, process or descriptor is free just now.
-_PASSING = frozenset({errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE})
 log = structlog.get_logger()
 
 
@@ -95,98 +90,48 @@ class Worker:
             for ended in [step for step in running if step.done()]:
                 del running[ended]
                 ended.result()
-            order = self._take(running.values()) if len(running) < self._parallel else None
-            if order is None:
+            spec = self._next(running.values()) if len(running) < self._parallel else None
+            if spec is None:
                 wait(running, _POLL_SECONDS) if running else self.stop.wait(_POLL_SECONDS)
             else:
-                running[steps.submit(self._run_apart, order)] = order.spec.run
+                running[steps.submit(self._run, spec)] = spec.run
         for step in running:
             step.result()
 
+    def _next(self, busy: Collection[int]) -> StepSpec | None:
+        """Return the oldest order of a run not in `busy`; `None` if there is none."""
+        return next((spec for spec in self._spool.orders() if spec.run not in busy), None)
+
     def _clear_leftovers(self) -> None:
-        """Wait until the steps of a dead worker have stopped, kill those that have not, and delete their entries."""
-        for order in self._spool.accept(self._spool.running):
-            process = order.process
+        """Wait until the steps of a dead worker have stopped, kill those that have not, and end their attempts."""
+        for spec in self._spool.orders():
+            folder = self._spool.root / spec.folder
+            process = process_of(folder)
             if process is not None and is_alive(process):
-                log.warning("orphan_found", key=order.spec.key, pid=process.pid)
-                if not wait_until_dead(process, order.spec.grace_seconds + 5):
+                log.warning("orphan_found", key=spec.key, pid=process.pid)
+                if not wait_until_dead(process, spec.grace_seconds + 5):
                     kill_group(process.pid, signal.SIGKILL)
                 while not wait_until_dead(process, 60):
-                    log.error("orphan_will_not_die", key=order.spec.key, pid=process.pid)
-            order.entry.unlink()
+                    log.error("orphan_will_not_die", key=spec.key, pid=process.pid)
+            if CLAIM_NAME in listed(folder):
+                self._spool.end_dead(spec)
 
-    def _take(self, busy: Collection[int]) -> Order | None:
-        """Move the oldest order of a run not in `busy` to `running` and return it; `None` if there is none."""
-        for order in self._spool.accept(self._spool.queue):
-            if order.spec.run in busy:
-                continue
-            # It may be cancelled meanwhile.
-            with contextlib.suppress(FileNotFoundError):
-                order.entry.rename(self._spool.running / order.entry.name)
-                return order
-        return None
-
-    def _run_apart(self, order: Order) -> None:
-        """Call `_run`; an attempt whose files cannot be used loses its entry, and the steps of other runs go on."""
-        try:
-            self._run(order)
-        except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
-            log.warning("step_lost", key=order.spec.key, error=str(error))
-            (self._spool.running / order.entry.name).unlink(missing_ok=True)
-
-    def _run(self, order: Order) -> None:
-        """Run one attempt to its end, unless it has a result already; make sure it has one, and delete its entry."""
-        spec = order.spec
-        entry = self._spool.running / f"{spec.key}.json"
+    def _run(self, spec: StepSpec) -> None:
+        """Work on an attempt; one whose files cannot be used has failed, and the steps of other runs go on."""
         folder = self._spool.root / spec.folder
-        if not (folder / RESULT_NAME).exists():
-            process = self._begin_with_room(entry, spec, folder)
-            if process is None:
-                return
-            result = process.go(lambda: self.stop.is_set() or (self._spool.cancelled / spec.key).exists())
-            if not (folder / RESULT_NAME).exists():
-                self._word(folder, result)
-        (self._spool.cancelled / spec.key).unlink(missing_ok=True)
-        entry.unlink(missing_ok=True)
-
-    def _begin_with_room(self, entry: Path, spec: StepSpec, folder: Path) -> StepProcess | None:
-        """Call `_begin` until disk and memory suffice; once `stop` is set, put the order back and return `None`."""
-        while True:
-            try:
-                return self._begin(entry, spec, folder)
-            except OSError as error:
-                if not is_disk_full(error) and error.errno not in _PASSING:
-                    raise
-                log.warning("step_not_begun", key=spec.key, error=str(error))
-            # The order stays in `running` meanwhile: one that moves back could be taken for lost.
-            if self.stop.wait(_FULL_SECONDS):
-                entry.rename(self._spool.queue / entry.name)
-                return None
-
-    def _begin(self, entry: Path, spec: StepSpec, folder: Path) -> StepProcess:
-        """Start the step's process and record it in the entry; kill it, before it does anything, if that fails."""
-        process = StepProcess(spec, folder, self._command(spec, folder / SPEC_NAME))
         try:
-            identity = process.identity
-            durable.write_json(entry, {"fence": spec.fence, "process": asdict(identity) if identity else None})
-        except BaseException:
-            process.kill()
-            raise
-        return process
-
-    def _word(self, folder: Path, result: StepResult) -> None:
-        """Write the result of a step that left none, retrying while the disk is full; give up once `stop` is set."""
-        while True:
-            try:
-                durable.write_json(folder / RESULT_NAME, result.model_dump())
-            except OSError as error:
-                if not is_disk_full(error):
-                    raise
-                # Told to stop, it gives up: the daemon, which stops too, lets the run wait.
-                if self.stop.wait(_FULL_SECONDS):
-                    return
+            if CLAIM_NAME in listed(folder):  # whoever cancelled it died before it had a result
+                self._spool.end_dead(spec)
             else:
-                return
+                work_on(spec, self._command, self.stop)
+        except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+            log.warning("step_lost", key=spec.key, error=str(error))
+            failed = result_of_dead(spec, EXIT_FAILED, stopped=False)
+            with contextlib.suppress(OSError):
+                durable.write_json(folder / RESULT_NAME, failed.model_dump(), first=True)
+        with contextlib.suppress(NotADirectoryError):
+            if RESULT_NAME in listed(folder):
+                self._spool.entry(spec.key).unlink(missing_ok=True)
 
 
 def end_steps_now(spool: Spool) -> None:
@@ -195,14 +140,14 @@ def end_steps_now(spool: Spool) -> None:
 
     Their spool entries are deleted, and no failure is counted for the runs. The caller is the worker or has ended it.
     """
-    for order in spool.accept(spool.running):
-        if order.process is not None and is_alive(order.process):
-            kill_group(order.process.pid, signal.SIGKILL)
-            wait_until_dead(order.process, _KILL_SECONDS)
-        folder = spool.root / order.spec.folder
-        if not (folder / RESULT_NAME).exists():
-            durable.write_json(folder / RESULT_NAME, result_of_dead(order.spec, 0, stopped=True).model_dump())
-        order.entry.unlink(missing_ok=True)
+    for spec in spool.orders():
+        folder = spool.root / spec.folder
+        process = process_of(folder)
+        if process is not None and is_alive(process):
+            kill_group(process.pid, signal.SIGKILL)
+            wait_until_dead(process, _KILL_SECONDS)
+        if CLAIM_NAME in listed(folder):
+            spool.end_dead(spec, stopped=True)
 
 
 def serve(

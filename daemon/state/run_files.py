@@ -129,7 +129,7 @@ def stop_words(spec: StepSpec) -> str | None:
     """Return how Slurm ended an attempt's job, and from where its training goes on; `None` if a local worker ran it."""
     folder, checkpoints = Path(spec.root) / spec.folder, Path(spec.root) / spec.checkpoints
     claim, revoked = (durable.read_object(folder / name) for name in (CLAIM_NAME, REVOKED_NAME))
-    if not claim:
+    if not claim.get("job"):
         return None
     words = f"Slurm stopped job {claim.get('job')} of step {spec.step} on {claim.get('node')}"
     words = str(revoked["error"]["message"]) if revoked else words
@@ -170,7 +170,8 @@ def remove_leftovers(work_folder: WorkFolder, run_id: int) -> None:
     folder = run_folder(work_folder, run_id)
     durable.remove_leftovers(folder)
     for attempt in (folder / "attempts").glob("*"):
-        durable.remove_leftovers(attempt, SPEC_NAME)
+        for name in (SPEC_NAME, REVOKED_NAME):
+            durable.remove_leftovers(attempt, name)
 
 
 def read_result(spec: StepSpec) -> StepResult | None:

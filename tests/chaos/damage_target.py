@@ -275,8 +275,7 @@ def _live(folder: Path) -> None:
 
 
 def _orders(root: Path) -> Iterator[StepSpec]:
-    spool = spool_of(root)
-    yield from (order.spec for order in spool.accept(spool.queue))
+    yield from spool_of(root).orders()
 
 
 def _work(root: Path) -> None:

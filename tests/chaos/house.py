@@ -13,7 +13,7 @@ from typing import Any
 
 from daemon.dispatch import publication
 from daemon.dispatch.dispatcher import Dispatcher
-from daemon.dispatch.spool import Executor, LocalExecutor, Spool, read_order
+from daemon.dispatch.spool import Executor, LocalExecutor, Spool
 from daemon.inbox.intake import Intake, Outcome
 from daemon.inbox.watcher import Watcher, make_inbox
 from daemon.queue import states
@@ -23,9 +23,10 @@ from daemon.settings.model import Settings
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.database_file import verify
 from daemon.state.layout import DATABASE_NAME
+from daemon.system.folders import StateFolder, WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Artifact
-from pipeline.contract import RESULT_NAME, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, REVOKED_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.models.manifest import MANIFEST_NAME
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
@@ -124,17 +125,14 @@ class Daemon:
 
 def work(root: Path, outcome: str, state: Path | None = None) -> list[StepSpec]:
     """Do what the worker does with everything that is in the spool; verdicts say `outcome`."""
-    done, spool = [], (state or root) / "spool"
-    for entry in sorted((spool / "queue").glob("[!.]*.json")):
-        spec = read_order(root, entry).spec
+    done, spool = [], Spool(StateFolder(state or root), WorkFolder(root))
+    for spec in spool.orders():
         folder = root / spec.folder
         # Left by one that a full disk broke off.
         shutil.rmtree(folder / "model", ignore_errors=True)
-        mark = spool / "cancel" / spec.key
-        result = interrupted(spec) if mark.exists() else result_of(spec, outcome)
+        result = interrupted(spec) if (folder / REVOKED_NAME).exists() else result_of(spec, outcome)
         durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
-        mark.unlink(missing_ok=True)
-        entry.unlink()
+        spool.entry(spec.key).unlink()
         done.append(spec)
     return done
 

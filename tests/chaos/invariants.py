@@ -9,11 +9,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from daemon.dispatch.spool import read_order
 from daemon.inbox.answers.verdict_notes import VERDICT
 from daemon.queue.states import ALLOWED
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import RunState
+from pipeline.contract import REVOKED_NAME
 from pipeline.models.manifest import model_id, verify_manifest
 
 #: Where each event takes its run; one that is not named leaves it.
@@ -184,9 +184,9 @@ def _attempts(state: Path, rows: _Rows) -> Iterator[str]:
             if attempt["run_id"] not in running:
                 yield f"attempt {attempt['id']} is open and its run does not run"
     for entry in (state / "spool" / "queue").glob("[!.]*.json"):
-        spec = read_order(state, entry).spec
-        called_off = (state / "spool" / "cancel" / entry.stem).exists()
-        if entry.stem not in keys and not called_off and spec.run in running:
+        run, step, number = entry.stem.split("-")
+        called_off = (state / f"runs/{run}/attempts/{step}-{number}" / REVOKED_NAME).exists()
+        if entry.stem not in keys and not called_off and int(run) in running:
             yield f"the spool orders {entry.stem}, which is no open attempt"
     for path in (state / "runs").glob("*/[a-z]*.json"):
         json.loads(path.read_text())

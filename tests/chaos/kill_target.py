@@ -123,7 +123,9 @@ class Bench:
         """Start the daemon twice, which must come to the same; let it carry on; return what does not hold."""
         found = unnamed(self._work)
         Daemon(self._work, NOW)
-        found, first = [*found, *broken(self._work)], _picture(self._work)
+        # Whoever writes a result may be a step that lives.
+        found += [one for one in broken(self._work) if "/.result.json." not in one]
+        first = _picture(self._work)
         daemon = Daemon(self._work, NOW)
         if _picture(self._work) != first:
             found.append("a second recovery changed something")

@@ -18,7 +18,6 @@ from unittest import mock
 
 from sqlmodel import select
 
-from daemon.dispatch.spool import read_order
 from daemon.inbox import safe_copy
 from daemon.inbox.watcher import make_inbox
 from daemon.service import Service
@@ -57,8 +56,7 @@ class House:
     def turn(self) -> None:
         """One turn of dispatcher and worker."""
         self.service._dispatcher.tick(now_ms())
-        for entry in sorted((self.root / "spool/queue").glob("[!.]*.json")):
-            spec = read_order(self.root, entry).spec
+        for spec in self.service._spool.orders():
             folder = self.root / spec.folder
             artifact = ARTIFACTS[spec.step](Attempt(spec))
             durable.fsync_tree(folder)
@@ -66,7 +64,7 @@ class House:
                 key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
             )
             durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
-            entry.unlink()
+            self.service._spool.entry(spec.key).unlink()
 
 
 def drop(inbox: Path, name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from daemon.dispatch import node
+from daemon.dispatch import attempt
 from daemon.system import logs
 from pipeline.contract import StepSpec
 
@@ -47,4 +47,4 @@ def step(_spec: StepSpec, _path: Path) -> tuple[str, ...]:
 if __name__ == "__main__":
     _, key, fence, _, root = sys.argv[1:]
     logs.configure()
-    node.serve_one(Path(root), key, fence, step)
+    attempt.serve_one(Path(root), key, fence, step)

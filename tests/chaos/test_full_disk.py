@@ -18,8 +18,8 @@ from sqlmodel import select
 
 from daemon import service
 from daemon.champions import promotion
-from daemon.dispatch import claimer, node
-from daemon.dispatch.spool import JobState, LocalExecutor, read_order
+from daemon.dispatch import attempt, claimer
+from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.dispatch.step_process import StepProcess
 from daemon.dispatch.worker import Worker
 from daemon.inbox import intake
@@ -116,14 +116,13 @@ class House:
 
     def work(self) -> None:
         """What the worker does with the orders in the spool; a result that cannot be written waits for room."""
-        for entry in sorted((self.root / "spool/queue").glob("[!.]*.json")):
-            spec = read_order(self.root, entry).spec
+        for spec in self.service._spool.orders():
             folder = self.root / spec.folder
             if spec.key not in self.results:
                 self.results[spec.key] = step_process._run(spec.step, StepAttempt(spec))
             with contextlib.suppress(OSError):
                 durable.write_json(folder / RESULT_NAME, self.results[spec.key].model_dump(mode="json"))
-                entry.unlink()
+                self.service._spool.entry(spec.key).unlink()
 
     def do(self, attempt: StepAttempt) -> Artifact:
         """Do one step."""
@@ -273,13 +272,13 @@ def test_an_order_that_cannot_begin_for_want_of_room_begins_when_there_is(
 ) -> None:
     executor, spec = order(disk, "sys.exit(3)")
     tried: list[int] = []
-    real = Worker._begin
+    real = attempt._begin
 
     def begin(*arguments: Any) -> Any:
         tried.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(Worker, "_begin", begin)
+    monkeypatch.setattr(attempt, "_begin", begin)
     disk.fill()
     serving()
     wait_for(lambda: len(tried) > 1 or executor.poll(spec) is JobState.ENDED)
@@ -326,6 +325,6 @@ def test_a_job_whose_shared_folder_stays_full_ends_without_a_result_and_gives_it
         return stopped
 
     monkeypatch.setattr(StepProcess, "_wait", fill)
-    monkeypatch.setattr(node, "_LOOK_SECONDS", 0.01)
-    node.run_one(disk.place, spec.key, spec.fence, threading.Event(), scripted)
+    monkeypatch.setattr(attempt, "_LOOK_SECONDS", 0.01)
+    attempt.work_on(spec, scripted, threading.Event(), on_node=True)
     assert not (disk.place / spec.folder / RESULT_NAME).exists()

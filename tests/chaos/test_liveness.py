@@ -24,7 +24,7 @@ from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Drop, Run
 from daemon.system.processes import FileLock, identify, lock_holder
 from pipeline import durable
-from pipeline.contract import StepSpec
+from pipeline.contract import CLAIM_NAME, RESULT_NAME, StepSpec
 from tests.model_folder import write_model
 from tests.run_owner import spool_of
 
@@ -160,19 +160,17 @@ def test_how_a_step_ended_decides_what_becomes_of_its_run(house: House, case: st
 
 def test_a_step_written_down_before_the_machine_was_started_again_is_lost_though_its_number_lives(house: House) -> None:
     house.dispatcher.tick(house.now)
-    (path,) = (house.root / "spool/queue").glob("*.json")
     (spec_path,) = house.root.glob("runs/1/attempts/*/spec.json")
     spec = StepSpec.model_validate_json(spec_path.read_bytes())
     me = identify(os.getpid())
     assert me is not None
-    running = house.root / "spool/running" / path.name
-    path.rename(running)
     for process, state in (
         ({"pid": me.pid, "started": me.started, "boot": me.boot}, JobState.RUNNING),
-        ({"pid": me.pid, "started": me.started, "boot": "another"}, JobState.LOST),
-        ({"pid": me.pid, "started": me.started + 1, "boot": me.boot}, JobState.LOST),
+        ({"pid": me.pid, "started": me.started, "boot": "another"}, JobState.ENDED),
+        ({"pid": me.pid, "started": me.started + 1, "boot": me.boot}, JobState.ENDED),
     ):
-        durable.write_json(running, {"fence": spec.fence, "process": process})
+        (spec_path.parent / RESULT_NAME).unlink(missing_ok=True)
+        durable.write_json(spec_path.parent / CLAIM_NAME, {"process": process})
         assert house.executor.poll(spec) is state
 
 

@@ -49,7 +49,7 @@ def test_a_stop_asks_the_trainer_for_its_checkpoint_before_it_waits_for_a_file_t
     ("changed", "left"),
     [
         ({"kind": "local"}, "share/runs/1/attempts/train-1/job.json"),
-        ({"kind": "slurm"}, "state/spool/running/1-train-1.json"),
+        ({"kind": "slurm"}, "state/spool/queue/1-train-1.json"),
         ({"kind": "slurm", "slurm": {"local": ["merge"]}}, "share/runs/1/attempts/merge-1/job.json"),
     ],
 )

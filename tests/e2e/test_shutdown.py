@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from daemon.dispatch.attempt import process_of
 from daemon.state.tables import Attempt
 from pipeline import durable
-from tests.run_owner import spool_of
 
 
 @pytest.mark.timeout(120)
@@ -18,9 +18,9 @@ def test_a_second_signal_ends_the_daemon_now_and_the_run_goes_on_uncounted(works
     durable.write_bytes(
         workspace.inbox / "drop.jsonl", b"".join(b'{"instruction": "say %d", "output": "x"}\n' % n for n in range(20))
     )
-    spool = spool_of(workspace.state)
-    workspace.wait(lambda: spool.process_of("1-prepare-1"))
-    step = spool.process_of("1-prepare-1")
+    attempt = workspace.state / "runs/1/attempts/prepare-1"
+    workspace.wait(lambda: process_of(attempt))
+    step = process_of(attempt)
     assert step is not None
     # Stopped, it hears neither SIGTERM nor that its worker is gone.
     os.kill(step.pid, signal.SIGSTOP)

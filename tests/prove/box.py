@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from sqlmodel import col, select
 
 from daemon.champions import decisions
-from daemon.dispatch.spool import read_order
 from daemon.dispatch.step_process import step_command
 from daemon.inbox.watcher import make_inbox
 from daemon.state.database import transaction
@@ -28,6 +27,7 @@ from pipeline.artifacts import Dataset, Model, Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.records.heldout import dataset_hash
 from tests.chaos.house import DAY, START, Daemon
+from tests.run_owner import spool_of
 
 Rows = Sequence[Mapping[str, Any]]
 #: Changes what a step left, and returns its artifact.
@@ -112,8 +112,8 @@ class Box:
 
     def _work(self, tampers: Mapping[str, Tamper]) -> None:
         root = self.daemon.root
-        for entry in sorted((root / "spool/queue").glob("[!.]*.json")):
-            spec = read_order(root, entry).spec
+        spool = spool_of(root)
+        for spec in spool.orders():
             folder = root / spec.folder
             result = _process(spec, folder)
             if spec.step in tampers and result.artifact is not None:
@@ -123,7 +123,7 @@ class Box:
                 outputs = step_process._hash_outputs(folder)
                 result = result.model_copy(update={"artifact": artifact, "outputs": outputs})
             durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
-            entry.unlink()
+            spool.entry(spec.key).unlink()
 
 
 def _process(spec: StepSpec, folder: Path) -> StepResult:

@@ -16,6 +16,7 @@ from daemon.champions import decisions, history, promotion
 from daemon.dispatch import publication
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
+from daemon.dispatch.step_process import result_of_vanished
 from daemon.queue import run_queue, states
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
@@ -75,8 +76,7 @@ class ScriptedExecutor(LocalExecutor):
         special = self.script.get(spec.step, [])
         result = special.pop(0)(spec) if special else self.good(spec)
         if result is None:
-            (folder / "log.txt").touch()
-            return JobState.LOST
+            result = result_of_vanished(spec)
         durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
         return JobState.ENDED
 
@@ -1151,7 +1151,7 @@ def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(box: 
     spool = box.settings.state_folder / "spool"
     assert [path.name for path in (spool / "queue").iterdir()] == ["1-prepare-1.json"]
     dispatcher.abandon(NOW + 1)
-    assert list((spool / "queue").iterdir()) == list((spool / "cancel").iterdir()) == []
+    assert list((spool / "queue").iterdir()) == []
     assert box.run().state == RunState.WAITING
 
 

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.dispatch.attempt import process_of
 from daemon.dispatch.spool import JobState, LocalExecutor, refuse_moved
 from daemon.dispatch.step_process import StepProcess
 from daemon.dispatch.worker import Worker
 from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
 from pipeline.config import JudgeConfig
-from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.contract import CLAIM_NAME, LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.untrusted import ENDED_BY
 from tests.made_artifacts import made_spec
@@ -73,8 +74,8 @@ def result_of(spec: StepSpec) -> StepResult:
 
 
 def orders(root: Path) -> list[str]:
-    """Return what is in the spool's queue and in the worker's hands."""
-    return sorted(path.stem for place in ("queue", "running") for path in (root / "spool" / place).glob("*.json"))
+    """Return the keys of the attempts that the spool orders."""
+    return sorted(path.stem for path in (root / "spool/queue").glob("*.json"))
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -103,7 +104,6 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 
 def test_an_attempt_is_queued_run_and_ended(tmp_path: Path) -> None:
     executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
-    assert executor.poll(spec) is JobState.LOST
     executor.submit(spec)
     executor.submit(spec)
     assert executor.poll(spec) is JobState.QUEUED
@@ -141,14 +141,15 @@ def test_an_attempt_whose_files_cannot_be_used_stops_no_other(tmp_path: Path) ->
     (tmp_path / spoilt.folder / LOG_NAME).mkdir()
     with serving(tmp_path, 2):
         wait_for(lambda: executor.poll(after) is JobState.ENDED)
-        assert (executor.poll(held), executor.poll(spoilt)) == (JobState.RUNNING, JobState.LOST)
+        assert (executor.poll(held), executor.poll(spoilt)) == (JobState.RUNNING, JobState.ENDED)
+    assert result_of(spoilt).status == "failed"
 
 
 def no_order(root: Path, what: str) -> Path:
     """Order an attempt, spoil its entry and return that."""
     spec = spec_of(root, GOOD, run=2)
     LocalExecutor(spool_of(root)).submit(spec)
-    entry, place = spool_of(root).queue / f"{spec.key}.json", root / spec.folder / SPEC_NAME
+    entry, place = spool_of(root).entry(spec.key), root / spec.folder / SPEC_NAME
     match what:
         case "torn":
             entry.write_bytes(b'{"fence": "')
@@ -179,10 +180,9 @@ def test_an_entry_that_is_no_order_is_removed_with_a_line_and_the_next_one_runs(
     with capture_logs() as logged, serving(tmp_path):
         wait_for(lambda: executor.poll(spec) is JobState.ENDED)
     removed = [line["entry"] for line in logged if line["event"] == "order_removed"]
-    assert removed == [f"queue/{entry.name}"]
+    assert removed == [entry.name]
     assert orders(tmp_path) == []
     assert not (tmp_path / "runs/2/attempts/train-1/log.txt").exists(), "it was not run"
-    assert executor.poll(spec_of(tmp_path, GOOD, run=2)) is JobState.LOST, "so that it is ordered again"
 
 
 def test_a_step_with_network_sees_its_key_and_the_proxies_and_no_other_step_does(
@@ -293,7 +293,7 @@ def test_a_deaf_step_is_killed_after_its_grace(tmp_path: Path) -> None:
     executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, DEAF, grace=0.3)
     executor.submit(spec)
     wait_for((tmp_path / spec.folder / "said").exists)
-    process = spool_of(tmp_path).process_of(spec.key)
+    process = process_of(tmp_path / spec.folder)
     assert process is not None
     executor.cancel(spec.key)
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
@@ -312,7 +312,7 @@ def start_worker(root: Path) -> subprocess.Popen[bytes]:
 
 def running_step(root: Path, spec: StepSpec) -> Identity:
     wait_for((root / spec.folder / "said").exists)
-    process = spool_of(root).process_of(spec.key)
+    process = process_of(root / spec.folder)
     assert process is not None
     return process
 
@@ -341,7 +341,7 @@ def test_the_next_worker_ends_an_orphan_that_does_not_stop_by_itself(tmp_path: P
     with start_worker(tmp_path) as second:
         wait_for(lambda: executor.poll(other) is JobState.ENDED)
         assert not is_alive(step), "the second step began only when the orphan was gone"
-        assert executor.poll(spec) is JobState.LOST
+        assert result_of(spec).exit_code == 128 + signal.SIGKILL
         second.terminate()
         assert second.wait() == 0
 
@@ -386,14 +386,14 @@ def test_a_second_worker_waits_for_the_first(tmp_path: Path) -> None:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> threading.Event:
-    """Let no file be written at a place with `name` in it, for the reason `number`; tell when it was tried."""
+    """Let no file called `name` be written, for the reason `number`; tell when it was tried."""
     tried, real = threading.Event(), durable.write_json
 
-    def write(path: Path, value: Any) -> None:
-        if name in path.parts:
+    def write(path: Path, value: Any, **named: Any) -> None:
+        if name in path.name:
             tried.set()
             raise OSError(number, os.strerror(number))
-        real(path, value)
+        real(path, value, **named)
 
     monkeypatch.setattr(durable, "write_json", write)
     return tried
@@ -416,7 +416,7 @@ def test_a_worker_that_is_stopped_while_an_order_waits_for_room_puts_it_back(
     executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
     executor.submit(spec)
     with monkeypatch.context() as patch:
-        stop_when(refuse(patch, "running", number), tmp_path)
+        stop_when(refuse(patch, CLAIM_NAME, number), tmp_path)
     assert executor.poll(spec) is JobState.QUEUED
     assert not (tmp_path / spec.folder / "said").exists(), "a step that is not written down does nothing"
     with start_worker(tmp_path) as second:
@@ -430,18 +430,21 @@ def test_a_worker_that_is_stopped_while_a_result_waits_for_room_gives_it_up(
 ) -> None:
     executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, KILLED)
     executor.submit(spec)
-    stop_when(refuse(monkeypatch, RESULT_NAME, errno.ENOSPC), tmp_path)
-    assert (orders(tmp_path), executor.poll(spec)) == ([], JobState.LOST)
+    with monkeypatch.context() as patch:
+        stop_when(refuse(patch, RESULT_NAME, errno.ENOSPC), tmp_path)
+    assert executor.poll(spec) is JobState.ENDED
+    assert (result_of(spec).exit_code, orders(tmp_path)) == (128 + signal.SIGKILL, [])
 
 
-@pytest.mark.parametrize("name", ["running", RESULT_NAME])
+@pytest.mark.parametrize("name", [CLAIM_NAME, RESULT_NAME])
 def test_only_what_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, KILLED)
     executor.submit(spec)
-    refuse(monkeypatch, name, errno.EIO)
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        Worker(spool_of(tmp_path), as_scripted).serve()
-    assert executor.poll(spec) is JobState.LOST, "seen as what it is, and not as a step that goes on"
+    with monkeypatch.context() as patch:
+        refuse(patch, name, errno.EIO)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            Worker(spool_of(tmp_path), as_scripted).serve()
+    assert executor.poll(spec) is not JobState.RUNNING, "seen as what it is, and not as a step that goes on"
 
 
 def test_a_number_that_was_given_to_another_process_is_not_taken_for_the_old_one() -> None:

@@ -12,7 +12,6 @@ from sqlmodel import col, select
 
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.training import TrainingHooks, is_gpu_lent
-from daemon.dispatch.spool import read_order
 from daemon.queue import run_queue
 from daemon.settings.load import load
 from daemon.settings.model import SettingsError
@@ -21,7 +20,7 @@ from daemon.state.tables import Run
 from daemon.state.troubles import Troubles
 from daemon.system.processes import identify
 from pipeline import durable
-from pipeline.contract import RESULT_NAME, StepError, StepResult
+from pipeline.contract import CLAIM_NAME, RESULT_NAME, StepError, StepResult
 from tests.chaos.house import START, Daemon, build, records, result_of, work
 from tests.run_owner import spool_of
 
@@ -155,15 +154,14 @@ def test_runs_that_overlap_give_the_gpu_back_before_another_begins_where_a_new_c
     for track in ("b", "c"):
         (box.folder / "inbox" / track / "a.jsonl").write_bytes(records(track))
     box.daemon.take_in(box.now)
-    queue = box.daemon.root / "spool" / "queue"
+    spool = spool_of(box.daemon.root)
     for _ in range(30):
         box.tick()
-        for entry in queue.glob("1-*.json"):
-            spec = read_order(box.daemon.root, entry).spec
+        for spec in [spec for spec in spool.orders() if spec.run == 1]:
             durable.write_json(
                 box.daemon.root / spec.folder / RESULT_NAME, result_of(spec, "promoted").model_dump(mode="json")
             )
-            entry.unlink()
+            spool.entry(spec.key).unlink()
 
     def states() -> list[str]:
         with transaction(box.daemon.engine) as session:
@@ -195,13 +193,11 @@ def test_the_gpu_comes_back_however_the_training_ends(box: Box, how: str) -> Non
 
 def test_a_step_that_was_told_to_stop_keeps_the_gpu_until_it_has_ended(box: Box) -> None:
     box.start().until("train")
-    spool = spool_of(box.daemon.root)
     with subprocess.Popen(["sleep", "600"]) as process:
         identity = identify(process.pid)
         assert identity is not None
-        entry = spool.running / "1-train-1.json"
-        next(spool.queue.glob("*.json")).rename(entry)
-        durable.write_json(entry, {"fence": "f", "process": {**vars(identity)}})
+        claim = box.daemon.root / "runs/1/attempts/train-1" / CLAIM_NAME
+        durable.write_json(claim, {"process": {**vars(identity)}})
         box.dispatcher.draining = True
         box.dispatcher.abandon(box.now)
         box.tick()

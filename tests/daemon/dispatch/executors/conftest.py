@@ -25,10 +25,10 @@ NODE = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[4])!r})
 from pathlib import Path
-from daemon.dispatch import node
+from daemon.dispatch import attempt
 from tests.daemon.dispatch.test_worker import as_scripted
 _, key, fence, _, root = sys.argv[1:]
-node.serve_one(Path(root), key, fence, as_scripted)
+attempt.serve_one(Path(root), key, fence, as_scripted)
 """
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.dispatch.node import listed
+from daemon.dispatch.attempt import listed
 from daemon.dispatch.spool import JobState
 from tests.daemon.dispatch.executors.conftest import SlurmHouse
 from tests.daemon.dispatch.test_worker import GOOD, UNTIL_TERM, result_of, spec_of, wait_for
