@@ -29,7 +29,7 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import DatabaseError
 
-from daemon.dispatch import dispatcher
+from daemon.dispatch import publication
 from pipeline.errors import DropforgeError
 from tests.chaos.house import Daemon
 from tests.chaos.invariants import broken, unnamed
@@ -213,7 +213,8 @@ def _at_once(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
 
 def main(folder: Path) -> None:
     """Answer requests on standard input until it ends."""
-    vars(dispatcher)["in_background"] = _at_once
+    assert "in_background" in vars(publication)
+    vars(publication)["in_background"] = _at_once
     # Whatever the operation logs is no call of its own.
     # Without the library's own tracebacks, which show every local of SQLAlchemy's and take ten seconds each.
     processors = structlog.processors
