@@ -50,7 +50,9 @@ class Machine:
             check=False,
             stdin=subprocess.DEVNULL,
         )
-        assert not check or done.returncode == 0, f"{' '.join(argv)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        if check and done.returncode:
+            log = self.run("journalctl", "--no-pager", "--lines=40", check=False).stdout
+            raise AssertionError(f"{' '.join(argv)}: {done.returncode}\n{done.stdout}\n{done.stderr}\n{log}")
         return done
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
