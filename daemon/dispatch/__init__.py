@@ -2,7 +2,9 @@
 Take a run through its steps and apply the verdict.
 
 In: queued runs. Out: published steps, then the effects of the verdict. `dispatcher` chooses the next step and publishes
-results; `step_specs` builds a step's spec, `spool` hands it to `worker`, a process of its own that starts one process
-per step; `stale_steps` unpublishes steps whose inputs have changed; `apply_verdict` promotes, or puts drops on trial,
-and ends the run; `upkeep` does what concerns all runs. README.md says why. Open `dispatcher` first.
+results; `step_specs` builds a step's spec; `attempt` has what an attempt at a step is, on each machine; `spool` hands
+one to `worker`, a process of its own that starts one process per step, and `slurm` to a cluster; `stale_steps`
+unpublishes steps whose inputs have changed; `apply_verdict` promotes, or puts drops on trial, and ends the run;
+`claimer` claims due runs, `publication` publishes in threads, `attempt_ends` says what counts as a failure, and
+`upkeep` does what concerns all runs. README.md says why. Open `dispatcher` first.
 """

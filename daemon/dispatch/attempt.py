@@ -59,9 +59,18 @@ class _Claim(BaseModel):
 
 def folder_of(key: str) -> str:
     """Return the folder of the attempt `key`, relative to the root. Raises `ValueError` if it is no attempt's key."""
+    return run_files.attempt_folder(*_parts(key))
+
+
+def run_of(key: str) -> int:
+    """Return the run of the attempt `key`. Raises `ValueError` if it is no attempt's key."""
+    return _parts(key)[0]
+
+
+def _parts(key: str) -> tuple[int, str, int]:
     if (name := _KEY.fullmatch(key)) is None:
         raise ValueError(f"{key} is no attempt's key")
-    return run_files.attempt_folder(int(name[1]), name[2], int(name[3]))
+    return int(name[1]), name[2], int(name[3])
 
 
 def write_spec(spec: StepSpec) -> bool:

@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 from pydantic import BaseModel
 
-from daemon.dispatch.attempt import claim, folder_of, listed, process_of, read_spec, write_spec
+from daemon.dispatch.attempt import claim, folder_of, listed, process_of, read_spec, run_of, write_spec
 from daemon.dispatch.step_process import result_of_dead, result_of_vanished
 from daemon.state import run_files
 from daemon.state.layout import WORKER_LOCK
@@ -63,12 +63,13 @@ class Spool:
         """Return the path of an attempt's entry."""
         return self.queue / f"{key}.json"
 
-    def orders(self) -> Iterator[StepSpec]:
-        """Yield the specs of the valid orders, oldest first; delete and log invalid files."""
+    def orders(self, busy: Collection[int] = ()) -> Iterator[StepSpec]:
+        """Yield the specs of the valid orders of runs not in `busy`, oldest first; delete and log invalid files."""
         for entry in self._entries():
+            key = entry.name.removesuffix(".json")
             try:
-                fence = _Entry.model_validate_json(durable.read_regular(entry)).fence
-                yield read_spec(self.root, entry.name.removesuffix(".json"), fence)
+                if run_of(key) not in busy:
+                    yield read_spec(self.root, key, _Entry.model_validate_json(durable.read_regular(entry)).fence)
             except (OSError, ValueError) as error:
                 # An order that was cancelled meanwhile is not there any more.
                 with contextlib.suppress(FileNotFoundError):
@@ -87,8 +88,12 @@ class Spool:
 
     def has_living(self) -> bool:
         """Return whether the process of any step is alive, one that was told to stop included."""
-        processes = (process_of(self.root / spec.folder) for spec in self.orders())
-        return any(process is not None and is_alive(process) for process in processes)
+        for entry in self._entries():
+            with contextlib.suppress(ValueError):  # no order; the worker deletes it
+                process = process_of(self.root / folder_of(entry.stem))
+                if process is not None and is_alive(process):
+                    return True
+        return False
 
     def end_dead(self, spec: StepSpec, *, stopped: bool = False) -> None:
         """Write the result of a claimed attempt whose process is dead, unless it has one, and delete its entry."""

@@ -100,7 +100,7 @@ class Worker:
 
     def _next(self, busy: Collection[int]) -> StepSpec | None:
         """Return the oldest order of a run not in `busy`; `None` if there is none."""
-        return next((spec for spec in self._spool.orders() if spec.run not in busy), None)
+        return next(self._spool.orders(busy), None)
 
     def _clear_leftovers(self) -> None:
         """Wait until the steps of a dead worker have stopped, kill those that have not, and end their attempts."""
