@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,18 +18,17 @@ from daemon.state.states import RunState
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 USING = (ROOT / "docs" / "using.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 #: Of this environment, or of the one that tests/test_installation.py made.
 DROPFORGE = Path(os.environ.get("TESTED_BIN", Path(sys.executable).parent)) / "dropforge"
 DOCUMENTS = sorted(
-    path
-    for path in (
+    [
         *ROOT.glob("*.md"),
         *(ROOT / "docs").glob("*.md"),
         *(ROOT / "daemon").rglob("*.md"),
         *(ROOT / "pipeline").rglob("*.md"),
-    )
-    if path.name != "CHANGELOG.md"  # it tells of what was
+    ]
 )
 FOLDERS = sorted(path.parent for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("__init__.py"))
 
@@ -71,14 +71,26 @@ def is_in_module(name: str) -> bool:
     return path is not None and re.search(rf"\b{word}\b", path.read_text(encoding="utf-8")) is not None
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_it_is_short(name: str) -> None:
-    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 150
-
-
-def test_the_commands_that_documents_name_exist() -> None:
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """Return the names of all commands."""
     done = subprocess.run([DROPFORGE, "--help"], capture_output=True, text=True, check=True)
-    known = set(re.findall(r"^  ([a-z-]+)  ", done.stdout, re.MULTILINE))
+    return set(re.findall(r"^  ([a-z-]+)  ", done.stdout, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("name", "most"), [("README.md", 150), ("CONTRIBUTING.md", 150), ("CHANGELOG.md", 100)])
+def test_it_is_short(name: str, most: int) -> None:
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_the_changelog_names_the_version_and_every_command(known: set[str]) -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)", changelog, re.MULTILINE)[0] == PROJECT["version"]
+    words = {word for name in in_backticks(changelog) for word in name.split()}
+    assert {name for name in known if not name.startswith("-")} - words == set()
+
+
+def test_the_commands_that_documents_name_exist(known: set[str]) -> None:
     documents = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
     named = set(re.findall(r"(?:`|^)dropforge ([a-z-]+)", documents, re.MULTILINE))
     assert {"init", "run", "check", "submit", "logs", "retry", "cancel", "status", "show", "report"} <= named
