@@ -13,6 +13,7 @@ import pytest
 from daemon.inbox.answers.remarks import rows_for_verdict
 from daemon.queue.states import ALLOWED
 from daemon.settings.model import TrackSettings
+from daemon.state import layout
 from daemon.state.states import RunState
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +58,8 @@ def lost_paths(document: Path) -> list[str]:
 def lost_modules(text: str) -> list[str]:
     """Return the dotted names of ours that a text names and that lead to no module, nor to a name in one."""
     found = re.findall(r"\b(?:daemon|pipeline)(?:\.\w+)+", " ".join(in_backticks(text)))
-    return sorted(name for name in found if source(name) is None and not is_in_module(name))
+    files = {layout.LEASE_NAME, layout.LOCK_NAME}  # their names look like those of modules
+    return sorted(name for name in found if name not in files and source(name) is None and not is_in_module(name))
 
 
 def source(module: str) -> Path | None:

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from daemon.state import layout
+from daemon.web.security import TOKEN_NAME
 from pipeline import durable
+from pipeline.contract import RESULT_NAME, STORY_NAMES
 from tests.daemon.conftest import MODEL_ID, SCRIPT
+from tests.state_listing import LISTED, unlisted
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -18,7 +22,7 @@ STAND_INS = ("systemctl", "journalctl", "pip")
 #: Written by hand.
 CHAPTERS = ("using.md", "operations.md", "gate.md", "gpu.md")
 #: The commands of the last one are run in tests/e2e/test_slurm.py and tests/systemd, on a real cluster.
-TEXTS = (*CHAPTERS, "cluster.md")
+TEXTS = (*CHAPTERS, "cluster.md", "state.md")
 
 
 def text(name: str) -> str:
@@ -72,3 +76,13 @@ def test_links_lead_somewhere_and_the_readme_leads_here(name: str) -> None:
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", text(name)) if "://" not in target]
     assert [target for target in targets if not (DOCS / target).exists()] == []
     assert f"](docs/{name})" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_state_folder_is_as_it_is_described(lived_in: Any) -> None:
+    named = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}
+    files = named - {layout.TRASH_NAME} | STORY_NAMES | {RESULT_NAME, TOKEN_NAME}
+    folders = {path.partition("/")[0] for path in LISTED if "/" in path}
+    assert (files - set(LISTED), folders) == (set(), set(layout.FOLDERS))
+    assert unlisted(lived_in.settings.state_folder) == []
+    (lived_in.settings.state_folder / "runs" / "1" / "other.txt").touch()
+    assert unlisted(lived_in.settings.state_folder) == ["runs/1/other.txt"]

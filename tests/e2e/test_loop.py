@@ -11,6 +11,7 @@ import pytest
 from daemon.state.states import DropState
 from daemon.system.processes import lock_holder
 from pipeline import durable
+from tests.state_listing import unlisted
 
 TRAINER = ("pipeline", "train")
 
@@ -48,6 +49,7 @@ def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     assert workspace.stop() == 0
     assert len(workspace.runs()) == 1
     assert workspace.processes() == []
+    assert unlisted(workspace.state) == []
 
 
 @pytest.mark.long

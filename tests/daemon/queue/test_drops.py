@@ -1,6 +1,9 @@
 """A person takes a drop out of later runs and puts it back; its file and its history stay."""
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -14,6 +17,7 @@ from daemon.state.states import DropState
 from daemon.state.tables import Drop, Event, Run
 from pipeline.errors import DropforgeError
 from tests.run_owner import add_drop
+from tests.state_listing import STATE
 
 NOW = 1_800_000_000_000
 SETTINGS = Settings(run_after_quiet_seconds=10)
@@ -143,3 +147,21 @@ def test_a_run_that_pinned_records_started_stays(engine: Engine) -> None:
     add(engine, DropState.ACCEPTED, "heldout")
     queue(engine)
     assert drops.withdraw(engine, old, Word("x", NOW), settings).cancelled == []
+
+
+def test_the_chart_of_a_drops_states_is_what_intake_and_people_do(engine: Engine, lived_in: Any) -> None:
+    drawn = set(re.findall(r"^  (\S+) --> (\w+): ", STATE, re.MULTILINE))
+    (lived_in.settings.inbox_folder / "heldout" / "theirs.jsonl").touch()
+    (lived_in.settings.inbox_folder / "heldout" / "theirs.jsonl").chmod(0o666)
+    lived_in.take("theirs.jsonl", '{"instruction": "say x", "output": "x"}\n', "heldout")
+    with database.transaction(lived_in.engine) as session:
+        done = {("[*]", str(drop.state)) for drop in session.exec(select(Drop))}
+    for place, state in enumerate(DropState):
+        for act in (drops.accept, drops.withdraw, drops.restore):
+            number = add(engine, state, sha256=f"{place}{len(done)}" * 32)
+            with suppress(DropforgeError):
+                act(engine, number, Word("x", NOW), SETTINGS)
+            with database.transaction(engine) as session:
+                done.add((str(state), str(session.get_one(Drop, number).state)))
+    # Only a control suspends a drop: test_suspects.py.
+    assert drawn == {(was, now) for was, now in done if was != now} | {("accepted", "suspended")}
