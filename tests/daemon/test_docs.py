@@ -22,7 +22,7 @@ STAND_INS = ("systemctl", "journalctl", "pip")
 #: Written by hand.
 CHAPTERS = ("using.md", "operations.md", "gate.md", "gpu.md")
 #: The commands of the last one are run in tests/e2e/test_slurm.py and tests/systemd, on a real cluster.
-TEXTS = (*CHAPTERS, "cluster.md", "state.md")
+TEXTS = (*CHAPTERS, "cluster.md", "words.md", "state.md")
 
 
 def text(name: str) -> str:
