@@ -207,10 +207,9 @@ class GateConfig(Frozen):
     min_records: int = Field(default=100, ge=1, le=_MANY)
     """Fewest held-out records for a verdict, twice as many without exact match; paraphrases, or one text's, are one."""
 
-    @property
-    def min_records_continuous(self) -> int:
-        """Fewest held-out records for a verdict with any metric but exact match: twice `min_records`."""
-        return 2 * self.min_records
+    def least_groups(self, metric: str) -> int:
+        """Return the fewest groups of held-out records for a verdict by `metric`: `min_records`, or twice as many."""
+        return self.min_records if metric == "exact_match" else 2 * self.min_records
 
     @model_validator(mode="after")
     def _somebody_reviews(self) -> "GateConfig":

@@ -288,11 +288,12 @@ class TrackSettings(Frozen):
                 'judges on nothing else; pin records and set gate.on = "pinned", or, before the first run, raise it'
             )
             raise ValueError(msg)
-        twice = metric not in {"auto", "exact_match"}
-        if self.split.scored_records < (gate.min_records_continuous if twice else gate.min_records):
+        needed = gate.least_groups("exact_match" if metric == "auto" else metric)
+        if self.split.scored_records < needed:
             msg = (
                 f"no verdict would ever be possible: split.scored_records = {self.split.scored_records} and "
-                f"{'twice ' * twice}gate.min_records = {gate.min_records}; raise the former or lower the latter"
+                f"{'twice ' * (needed > gate.min_records)}gate.min_records = {gate.min_records}; raise the former or "
+                "lower the latter"
             )
             raise ValueError(msg)
         return self

@@ -13,7 +13,6 @@ from pipeline.decide.explain import GUARDS, HARM_P_VALUE, short_line
 from pipeline.decide.power import records_needed, smallest_gain
 from pipeline.decide.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.decide.statistics import Floats
-from pipeline.metrics.registry import METRICS
 
 #: As `HARM_P_VALUE`, for the failed guards (old drop, likelihood) of a candidate that did not win. At .001 a drop that
 #: ruined an old one was found in 88 of 100 months, at .005 in 98.
@@ -45,7 +44,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     means = pairs.mean(axis=0) * POINTS if len(pairs) else None
     wins, losses = statistics.count_signs(differences)
     low, high = statistics.interval(differences, seed)
-    least = least_groups(comparison.metric, rules.gate)
+    least = rules.gate.least_groups(comparison.metric)
     smallest = in_groups = missing = None
     if verdict.outcome == "not_shown_better":
         ask = partial(smallest_gain, part, partial(promotes, rules=rules), seed)
@@ -91,7 +90,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Verdict:
     checked = guards.check(part, slices, rules.known, rules.guards)
     wins = _wins(differences, gate)
     seen = rules.known.seen(part)
-    few = differences.size < least_groups(comparison.metric, gate)
+    few = differences.size < gate.least_groups(comparison.metric)
     failed = [row for row in checked if row.state == "failed"]
     # Good data raises the negative log-likelihood, too, where a winner is trained too much.
     guilty = {one.label for one in slices if one.kind != "tag"}
@@ -159,11 +158,6 @@ def _wins(differences: Floats, gate: GateConfig) -> bool:
 def on_part(comparison: Comparison, rules: Rules) -> Comparison:
     """Return the comparison restricted to the records that the gate judges on."""
     return comparison.part(judged_on(rules.gate.on, rules.known, comparison.drops, comparison.pinned))
-
-
-def least_groups(metric: str, gate: GateConfig) -> int:
-    """Return the fewest groups of held-out records that a verdict by this metric needs."""
-    return gate.min_records_continuous if METRICS[metric].continuous else gate.min_records
 
 
 def _outcome(

@@ -156,8 +156,7 @@ def _max_new_tokens(longest: int, window: Window) -> int:
 def _shortfall(attempt: Attempt, splits: Splits, groups: Sequence[str], metric: str) -> Shortfall | None:
     """Return how many rows a verdict lacks, `None` if none. Raises `CannotTrain` if the settings never allow one."""
     gate, split = attempt.config.gate, attempt.config.split
-    twice = metric != "exact_match"
-    needed = gate.min_records_continuous if twice else gate.min_records
+    needed = gate.least_groups(metric)
     if gate.on != "pinned" and not split.heldout:
         message = "no verdict is ever possible: split.heldout = 0, which the track's first run fixed, holds nothing out"
         raise CannotTrain(message, 'set gate.on = "pinned", then pin records: dropforge submit --heldout FILE')
@@ -170,7 +169,8 @@ def _shortfall(attempt: Attempt, splits: Splits, groups: Sequence[str], metric: 
     if most < needed or (len({one.prompt.unit for one in scored}) >= most and grouped < needed):
         raise CannotTrain(
             f"no verdict is ever possible: split.scored_records = {most} records count at most, {grouped} different "
-            f"ones by now, and {'twice ' * twice}gate.min_records = {gate.min_records} are needed",
+            f"ones by now, and {'twice ' * (needed > gate.min_records)}gate.min_records = {gate.min_records} are "
+            "needed",
             "raise the former or lower the latter in dropforge.toml",
         )
     # Further rows of the same kind repeat each other, or ask about one document, as often.

@@ -109,8 +109,8 @@ def rows_for_verdict(track: TrackSettings) -> str:
 def _needed(track: TrackSettings, metric: str | None) -> tuple[int, int]:
     """Return the fewest held-out records for a verdict: with short answers, with long answers."""
     metric = metric if track.evaluate.metric == "auto" else track.evaluate.metric
-    short, long = track.gate.min_records, track.gate.min_records_continuous
-    return {None: (short, long), "exact_match": (short, short)}.get(metric, (long, long))
+    short, long = ("exact_match", "rougeL") if metric is None else (metric, metric)
+    return track.gate.least_groups(short), track.gate.least_groups(long)
 
 
 def _either(least: int, most: int, noun: str, when: str = f" {_IF_LONG}") -> str:
