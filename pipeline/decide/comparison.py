@@ -6,7 +6,7 @@ are paraphrases of each other are one group, and one unit of every test.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,11 +47,6 @@ class Opinion:
     judgement: Judgement
     results: Mapping[str, str]
     """By the record's id: win, loss, tie, inconsistent or failed."""
-
-    def on(self, ids: Iterable[str]) -> Judgement:
-        """Return the judgement with counts over its records in `ids` only; ids that were not judged are ignored."""
-        found = [self.results[name] for name in ids if name in self.results]
-        return self.judgement.model_copy(update=count_results(found))
 
 
 def count_results(results: Collection[str]) -> dict[str, int]:

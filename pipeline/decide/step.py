@@ -4,7 +4,7 @@ from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide.comparison import read_comparison
 from pipeline.decide.slices import Known
-from pipeline.decide.verdict import Rules, decide_verdict, early_verdict, on_part
+from pipeline.decide.verdict import Rules, decide_verdict, early_verdict
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
 from pipeline.report.write import write_report
@@ -19,7 +19,6 @@ def decide(attempt: Attempt) -> Verdict:
     """
     dataset, spec, gate = attempt.load(Dataset), attempt.spec, attempt.config.gate
     version, champion = dataset.heldout_version, spec.champion
-    judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
     if dataset.shortfall is not None and Evaluation.step not in spec.inputs:
         made = attempt.load(Model).model_id if Model.step in spec.inputs else None
         verdict = early_verdict(dataset, dataset.shortfall, gate)
@@ -27,14 +26,12 @@ def decide(attempt: Attempt) -> Verdict:
         found = attempt.load(Evaluation)
         made = found.candidate.model_id
         _require_same(found, dataset, spec)
+        judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
         comparison = read_comparison(attempt.root, found, judgement)
         # Without those that are too long to prompt, or that today's champion was trained on.
         version = version_of(comparison.ids)
         known = Known(champion.drops, {drop.id: drop.name for drop in spec.drops})
-        rules = Rules(gate, attempt.config.guards, known, found.records_seen_by_candidate)
-        verdict = decide_verdict(comparison, rules)
-        if comparison.opinion is not None:
-            judgement = comparison.opinion.on(on_part(comparison, rules).ids)
+        verdict = decide_verdict(comparison, Rules(gate, attempt.config.guards, known, found.records_seen_by_candidate))
     replacing = {one.new for one in dataset.replacements if one.heldout_rows}
     verdict = verdict.model_copy(
         update={
@@ -48,7 +45,7 @@ def decide(attempt: Attempt) -> Verdict:
             "heldout_replaced": "" if replacing.issubset(champion.drops or ()) else dataset.heldout_replaced,
         }
     )
-    return verdict.model_copy(update={"report": write_report(attempt, verdict, judgement)})
+    return verdict.model_copy(update={"report": write_report(attempt, verdict)})
 
 
 def _require_same(found: Evaluation, dataset: Dataset, spec: StepSpec) -> None:

@@ -29,20 +29,20 @@ _MOST_EXAMPLES = 10
 A = TypeVar("A", bound=Artifact)
 
 
-def write_report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None = None) -> str:
+def write_report(attempt: Attempt, verdict: Verdict) -> str:
     """
     Write report.json and report.html into the attempt's new folder `report`; return it, relative to the work folder.
 
-    The card contains the artifacts that the run's earlier steps published. `judgement` replaces the judge step's
-    artifact: it is counted on the gate's records only. Raises `FileExistsError` if the folder exists.
+    The card contains the artifacts that the run's earlier steps published. Raises `FileExistsError` if the folder
+    exists.
     """
     folder = attempt.make_folder(_FOLDER_NAME)
     path = attempt.relative(folder)
-    write_files(folder, _report(attempt, verdict.model_copy(update={"report": path}), judgement))
+    write_files(folder, _report(attempt, verdict.model_copy(update={"report": path})))
     return path
 
 
-def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> Report:
+def _report(attempt: Attempt, verdict: Verdict) -> Report:
     dataset, config = attempt.load(Dataset), attempt.config
     adapter, evaluation = _published(attempt, Adapter), _published(attempt, Evaluation)
     regressions, gains = pick(_records(attempt, evaluation), verdict.metric)
@@ -57,7 +57,7 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
         adapter=adapter,
         model=_published(attempt, Model),
         evaluation=evaluation,
-        judgement=judgement or _published(attempt, Judgement),
+        judgement=_published(attempt, Judgement),
         regressions=regressions,
         gains=gains,
         lost_pairs=_lost_pairs(attempt, verdict, dataset, evaluation),

@@ -24,7 +24,6 @@ from pipeline.decide.comparison import count_results
 from pipeline.decide.step import decide
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
-from pipeline.report.facts import Report
 from tests.made_artifacts import dataset_of, made_spec
 from tests.records_made import evaluation_of, write_lines, yes_or_no
 
@@ -108,20 +107,6 @@ def with_judgement(attempt: Attempt, results: dict[str, str], records: int | Non
     durable.write_json(attempt.root / "judge.json", judgement.model_dump())
     inputs = {**attempt.spec.inputs, "judge": "judge.json"}
     return Attempt(attempt.spec.model_copy(update={"inputs": inputs}))
-
-
-def test_the_card_says_of_the_judge_what_the_gate_counted(make: Callable[..., Attempt]) -> None:
-    lines = yes_or_no(60, 2, 178)
-    for place, line in enumerate(lines):
-        line["pinned"] = place % 2 == 0
-    attempt = make(lines, GateConfig(on="pinned"))
-    results = {line["id"]: "win" if line["pinned"] else "loss" for line in lines[:160]}
-    verdict = decide(with_judgement(attempt, results))
-    card = Report.model_validate_json((attempt.root / (verdict.report or "") / "report.json").read_bytes())
-    (row,) = [row for row in verdict.guards if row.guard == "judge"]
-    assert (row.candidate, row.champion, row.state) == (80, 0, "passed")
-    assert card.judgement is not None
-    assert (card.judgement.records, card.judgement.wins, card.judgement.losses) == (80, 80, 0)
 
 
 def test_a_judgement_that_lacks_lines_is_asked_for_again(make: Callable[..., Attempt]) -> None:
