@@ -15,7 +15,7 @@ from scipy import special
 
 from pipeline.artifacts import Outcome
 from pipeline.decide.comparison import Comparison, Flags, Suite
-from pipeline.decide.explain import HARM_P_VALUE
+from pipeline.decide.policy import HARM_P_VALUE
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, weigh

@@ -1,69 +1,11 @@
-"""Explain a verdict's reason codes and guards to users, and format a verdict in one line."""
+"""Format a verdict in one line, its reason codes and the results of its guards (`pipeline.decide.policy.GUARDS`)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pipeline.artifacts import GuardResult, Verdict
+from pipeline.decide.policy import GUARDS, is_shown
+from pipeline.decide.policy import HARM_P_VALUE as HARM_P_VALUE  # noqa: PLC0414 - daemon.queue.suspects takes it here
 from pipeline.words import count, listed, plain, signed, span
-
-#: Largest p-value at which a loss counts as harm shown, whatever limit the gate has for a gain.
-HARM_P_VALUE = 0.01
-#: Rows of general text that are a start against forgetting, as a share of the task's.
-GENERAL_SHARE = 0.2
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The explanation of a failed guard: reason code, remedy and command."""
-
-    reason: str
-    remedy: str = ""
-    command: str = ""
-    """For the remedy; `{track}` is the option that names the track."""
-    found: str = "What it loses"
-    """What the guard found; other words where this model may have lost nothing itself."""
-
-
-GUARDS: Mapping[str, Failure] = {
-    "slice": Failure(
-        "slice_lost",
-        "Drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin.",
-    ),
-    "general": Failure("general_lost"),  # `pipeline.report.next_steps` has its remedy, with numbers
-    "general_base": Failure(
-        "general_below_base",
-        "Add general rows: they bring back what was lost; guards.general_base is the margin. Or let the champion "
-        "before today's serve again, if it lost less.",
-        "dropforge rollback{track} --reason TEXT",
-        "What was lost since the base model, earlier champions included",
-    ),
-    "collapse": Failure(
-        "collapsed", f"Mix general rows into the training (train.general_rows = {GENERAL_SHARE:g}, or more)."
-    ),
-    "anchor": Failure(
-        "anchor_lost",
-        "Drop more rows of that old kind to bring back what was lost; guards.anchor is the margin. Or let the champion "
-        "that was better on it serve again.",
-        "dropforge rollback{track} --to GENERATION --reason TEXT",
-        "What was lost since a former champion, by all since then",
-    ),
-    "nll": Failure("nll_rose", "Train less (train.epochs, train.learning_rate); guards.nll is the margin."),
-    "empty": Failure("empty_rose", "Look for empty answers in the new drops; guards.degenerate is the margin."),
-    "truncated": Failure("truncated_rose", "Look for long answers in the new drops, or raise evaluate.max_new_tokens."),
-    "looping": Failure(
-        "looping_rose", "Train less or set evaluate.repetition_penalty; guards.degenerate is the margin."
-    ),
-    "floor": Failure(
-        "below_floor",
-        "Drop more rows that the floor is scored on, lower it, or take it out (guards.floors).",
-        found="What is not reached",
-    ),
-    "judge": Failure(
-        "judge_prefers_champion",
-        "Read the answers that changed, in the report, and see whether the judge is right.",
-        found="What the judge says",
-    ),
-}
 
 #: Explanations of all other reason codes. A promoted verdict can have `gain_from_new_data` only.
 REASONS: Mapping[str, str] = {
@@ -120,10 +62,10 @@ def unguarded(verdict: Verdict) -> list[str]:
 
 
 def collapse_words(verdict: Verdict) -> list[str]:
-    """Return a text per suite of free questions whose `collapse` guard has p <= `HARM_P_VALUE`, even if only shown."""
+    """Return a text per suite of free questions whose `collapse` guard shows harm, even if it is only displayed."""
     said = []
     for guard in verdict.guards:
-        if guard.guard == "collapse" and guard.p_value is not None and guard.p_value <= HARM_P_VALUE:
+        if guard.guard == "collapse" and is_shown(guard):
             parts = {_INSTEAD[kind]: f"{number:g}" for kind, number in guard.parts.items() if number}
             instead = listed([f"{words} ({number})" if len(parts) > 1 else words for words, number in parts.items()])
             said.append(f"answers {guard.candidate:g} of {guard.records} general questions with {instead}")
@@ -146,18 +88,12 @@ def guard_words(guard: GuardResult) -> str:
     """
     Return a guard's label, change and limit, as `token F1 +0.3 points (the limit is 2.0 points)`.
 
-    For `floor` the score is in place of change and limit, for `judge` the counts of both models, for `collapse` those
-    of candidate and base model.
+    Guards that have words of their own get these in place of change and limit.
     """
-    words = guard.label
-    if guard.guard == "floor":
-        # The label has the limit, which is the floor; the change is the distance to it.
-        found = "scored on none of these records" if guard.candidate is None else f"{plain(guard.candidate)} points"
-        return f"{words}: {found}"
-    if guard.guard == "collapse":
-        return f"{words}: {guard.candidate:g} of {guard.records}, {guard.champion:g} of the base model's"
-    if guard.guard == "judge" and guard.candidate is not None and guard.champion is not None:
-        return f"{words}: {guard.candidate:g} of the new model's, {guard.champion:g} of the champion's"
+    words, pattern = guard.label, GUARDS[guard.guard].words
+    if pattern:
+        scores = "scored on none of these records" if guard.candidate is None else pattern.format_map(dict(guard))
+        return f"{words}: {scores}"
     if guard.change is not None:
         words += f" {change_words(guard)}"
     if guard.margin is not None:

@@ -1,39 +1,29 @@
 """
 Guards: checks for harm that block the promotion of a winning candidate. Each rule is one function.
 
-A guard fails if harm is shown, not if its absence is unproven. On fewer than `LEAST_TESTED` groups of records, with the
-exact test `LEAST_EXACT`, nothing is tested, only displayed. The setting `guards.stop` names the guards that block a
-promotion; the others are only shown. `bench/gate.py` measures each guard (true gain +10 points, 500 records). Its cost
-is by how many percentage points fewer good candidates are promoted with it. Its benefit is how often a truly bad winner
-is promoted with it, in per cent, compared with how often without it (in parentheses).
+A guard fails if harm is shown, not if its absence is unproven. `pipeline.decide.policy` has its level, label and words,
+and the fewest groups of records on which it is tested; on fewer it is only displayed. The setting `guards.stop` names
+the guards that block a promotion; the others are only shown. `bench/gate.py` measures each guard (true gain +10 points,
+500 records). Its cost is by how many percentage points fewer good candidates are promoted with it. Its benefit is how
+often a truly bad winner is promoted with it, in per cent, compared with how often without it (in parentheses).
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import special
 
 from pipeline.artifacts import GuardResult
 from pipeline.config import GuardConfig
-from pipeline.decide import statistics
+from pipeline.decide import policy, statistics
 from pipeline.decide.comparison import Comparison
-from pipeline.decide.explain import HARM_P_VALUE
-from pipeline.decide.slices import LEAST_EXACT, LEAST_TESTED, POINTS, Known, Slice
+from pipeline.decide.policy import exceeds, is_shown
+from pipeline.decide.slices import POINTS, Known, Slice
 from pipeline.decide.statistics import Floats
 from pipeline.metrics.degenerate import COLLAPSED, DEGENERATE
 from pipeline.metrics.registry import METRICS
-
-#: Familywise level of the tests of all slices of a kind (Holm); level of the tests of likelihood, anchor and judge.
-LEVEL = 0.05
-#: Level of the guards that fail only if the change is also beyond their margin.
-SURE = 0.01
-#: Fewest groups on which a slice's loss or a likelihood's rise beyond its margin fails without a test.
-LEAST_FOR_MARGIN = 100
-#: From so many slices of 100 groups on, a loss beyond the margin must also be significant by itself; from so many
-#: anchors on, their p-values are adjusted. Of many losses the largest is often large by chance.
-MANY = 6
-_NORMAL_95 = 1.6448536269514722
 
 
 def check(
@@ -72,19 +62,16 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], known: Known, margi
     tags that only they have: a gain may come from them, but the champion has no knowledge of them that could be lost.
     """
     seen = known.seen(comparison)
-    tested = (one for one in slices if one.kind in {"seen", "tag"} or one.drop is not None)
-    own = [one for one in tested if (one.mask & seen).any()]
-    pairs = [comparison.pairs(one.mask & seen) for one in own]
-    rows = [_row(("slice", one.label), pair, margin, drop=one.drop) for one, pair in zip(own, pairs, strict=True)]
-    many = sum(len(pair) >= LEAST_FOR_MARGIN for pair in pairs) >= MANY
-    large = [
-        _is_beyond(row) and len(pair) >= LEAST_FOR_MARGIN and (_is_shown(row, LEVEL) or not many)
-        for row, pair in zip(rows, pairs, strict=True)
-    ]
+    own = [one for one in slices if one.kind in {"seen", "tag"} or one.drop is not None]
+    tested = [(one, comparison.pairs(one.mask & seen)) for one in own if (one.mask & seen).any()]
+    many = sum(len(pair) >= policy.LEAST_FOR_MARGIN for _, pair in tested) >= policy.MANY
     for kind in ("seen", "drop", "tag"):
-        places = [place for place, one in enumerate(own) if one.kind == kind]
-        for place, row in zip(places, _adjusted([rows[place] for place in places]), strict=True):
-            yield _fail_if(row, large[place] or _is_shown(row, LEVEL))
+        of_kind = [(one, pair) for one, pair in tested if one.kind == kind]
+        rows = [_row("slice", (one.label,), pair, margin) for one, pair in of_kind]
+        for (one, pair), row, adjusted in zip(of_kind, rows, _adjusted(rows), strict=True):
+            enough = len(pair) >= policy.LEAST_FOR_MARGIN
+            large = enough and _is_beyond(row) and (is_shown(row) or not many)
+            yield _fail_if(adjusted, large or is_shown(adjusted)).model_copy(update={"drop": one.drop})
 
 
 def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
@@ -99,21 +86,20 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
     for suite in comparison.suites:
         if suite.collapsed is not None:
             continue
-        yield _tested(("general", suite.name), suite.scores, config.general)
-        label = f"{suite.name} against the base model"
+        yield _tested(_row("general", (suite.name,), suite.scores, config.general))
         if suite.base is not None:
             pair = np.column_stack((suite.scores[:, 0], suite.base))
-            found = _tested(("general_base", label), pair, config.general_base)
+            found = _tested(_row("general_base", (suite.name,), pair, config.general_base))
             yield _no_further(found, suite.scores[:, 0] - suite.scores[:, 1])
         elif comparison.held_to_base:
-            yield GuardResult(
-                guard="general_base",
-                label=f"{label}, which was not measured",
-                unit="points",
+            yield _result(
+                "general_base",
+                (suite.name,),
+                ", which was not measured",
+                tested=False,
                 records=len(suite.scores),
                 candidate=float(suite.scores[:, 0].mean()) * POINTS,
                 margin=config.general_base,
-                state="shown",
             )
 
 
@@ -133,18 +119,18 @@ def _collapse(comparison: Comparison) -> Iterator[GuardResult]:
         changes = [bool(one) - bool(other) for one, other in zip(own, base, strict=True)]
         p_value = statistics.mcnemar_exact(changes.count(1), changes.count(-1))
         total, before, usual = (sum(map(bool, kinds)) for kinds in (own, champion, base))
-        yield GuardResult(
-            guard="collapse",
-            label=f"{suite.name} without a real answer",
-            unit="records",
+        row = _result(
+            "collapse",
+            (suite.name,),
+            tested=len(own) >= policy.LEAST_TESTED,
             records=len(own),
             candidate=total,
             champion=usual,
             change=total - usual,
             p_value=p_value,
-            state=_state(len(own), fails=p_value <= HARM_P_VALUE and total > before),
             parts={kind: own.count(kind) for kind in COLLAPSED},
         )
+        yield _fail_if(row, is_shown(row) and total > before)
 
 
 def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[GuardResult]:
@@ -161,19 +147,17 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
         for generation, former in comparison.former.items():
             pair = comparison.by_group(np.column_stack((scores, former)), mask)
             if len(pair):
-                name = f"{known.label(drop)} against the champion of generation {generation}"
-                rows.append(_row(("anchor", name), pair, margin))
+                rows.append(_row("anchor", (known.label(drop), generation), pair, margin))
         if rows:
             best.append(min(rows, key=lambda row: (row.p_value is None, row.change)))
             own.append(mask)
-    for row, mask in zip(_adjusted(best) if len(best) >= MANY else best, own, strict=True):
-        failed = _fail_if(row, _is_shown(row, LEVEL) and _is_beyond(row))
-        yield _no_further(failed, comparison.differences(mask))
+    for row, mask in zip(_adjusted(best) if len(best) >= policy.MANY else best, own, strict=True):
+        yield _no_further(_tested(row), comparison.differences(mask))
 
 
 def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
     """Return `row`, changed from failed to passed if the mean of `changes`, candidate minus champion, is no loss."""
-    if row.state != "failed" or _exceeds(0.0, float(changes.mean())):
+    if row.state != "failed" or exceeds(0.0, float(changes.mean())):
         return row
     return row.model_copy(update={"state": "passed", "label": f"{row.label}, no further below it than the champion"})
 
@@ -192,21 +176,20 @@ def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     candidate, champion = (sums.sum(axis=0) / tokens.sum(axis=0)).tolist()
     change, error = statistics.ratio_change(sums, tokens)
     p_value = float(special.ndtr(-change / error)) if error > 0 else None
-    shown = len(sums) >= LEAST_TESTED and p_value is not None and p_value <= LEVEL
+    shown = len(sums) >= policy.LEAST_TESTED and p_value is not None and p_value <= policy.GUARDS["nll"].level
     broken = not math.isfinite(candidate)
-    fails = broken or (_exceeds(change, margin) and (len(sums) >= LEAST_FOR_MARGIN or shown))
-    yield GuardResult(
-        guard="nll",
-        label="negative log-likelihood of the references",
-        unit="nats",
+    fails = broken or (exceeds(change, margin) and (len(sums) >= policy.LEAST_FOR_MARGIN or shown))
+    yield _result(
+        "nll",
+        tested=fails or math.isfinite(change),
+        fails=fails,
         records=len(sums),
         candidate=_number(candidate),
         champion=_number(champion),
         change=_number(change),
-        bound=_number(change - _NORMAL_95 * error),
+        bound=_number(change - float(special.ndtri(1 - policy.LEVEL)) * error),
         p_value=p_value,
         margin=margin,
-        state="failed" if fails else "passed" if math.isfinite(change) else "shown",
     )
 
 
@@ -218,9 +201,8 @@ def _degenerate(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     in 68 (93).
     """
     for kind in DEGENERATE if comparison.ids else ():
-        found = _tested((kind, f"{kind} answers"), comparison.by_group(comparison.degenerate[kind]), margin, sign=-1)
-        turned = {"unit": "per cent", "change": -(found.change or 0.0), "bound": -(found.bound or 0.0)}
-        yield found.model_copy(update=turned)
+        found = _tested(_row(kind, (), comparison.by_group(comparison.degenerate[kind]), margin, sign=-1))
+        yield found.model_copy(update={"change": -(found.change or 0.0), "bound": -(found.bound or 0.0)})
 
 
 def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
@@ -234,18 +216,18 @@ def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
     for name, floor in sorted(config.floors.items()):
         pair = comparison.pairs(metric=name)
         score = float(pair[:, 0].mean()) * POINTS if len(pair) else None
-        below = score is None or _exceeds(floor, score)
-        few = 0 < len(pair) < min(LEAST_TESTED, len(comparison.pairs()))
-        label = f"{METRICS[name].title}, at least {floor:g}"
-        yield GuardResult(
-            guard="floor",
-            label=f"{label}, on too few records to decide" if few else label,
-            unit="points",
+        below = score is None or exceeds(floor, score)
+        few = 0 < len(pair) < min(policy.LEAST_TESTED, len(comparison.pairs()))
+        yield _result(
+            "floor",
+            (METRICS[name].title, floor),
+            ", on too few records to decide" if few else "",
+            tested=bool(comparison.ids) and not few,
+            fails=below,
             records=len(pair),
             candidate=score,
             change=None if score is None else score - floor,
             margin=0.0,
-            state="shown" if few or not comparison.ids else "failed" if below else "passed",
         )
 
 
@@ -262,26 +244,22 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
     signs = [{"win": 1, "loss": -1}.get(results.get(name, ""), 0) for name in comparison.ids]
     net = np.bincount(comparison.groups, signs)
     wins, losses = int((net > 0).sum()), int((net < 0).sum())
-    p_value = statistics.mcnemar_exact(losses, wins)
-    decided = wins + losses
-    fails = p_value <= LEVEL
-    yield GuardResult(
-        guard="judge",
-        label=f"answers that {judged.model} prefers",
-        unit="records",
-        records=decided,
+    row = _result(
+        "judge",
+        (judged.model,),
+        tested=wins + losses >= policy.LEAST_TESTED,
+        records=wins + losses,
         candidate=wins,
         champion=losses,
         change=wins - losses,
-        p_value=p_value,
-        state=_state(decided, fails=fails),
+        p_value=statistics.mcnemar_exact(losses, wins),
     )
+    yield _fail_if(row, is_shown(row))
 
 
-def _tested(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1) -> GuardResult:
-    """Return a result that fails on a loss beyond `margin` with p <= `SURE`; `sign` is -1 where less is better."""
-    row = _row(name, pair, margin, sign=sign)
-    return _fail_if(row, _is_shown(row, SURE) and _is_beyond(row))
+def _tested(row: GuardResult) -> GuardResult:
+    """Return `row`, changed to failed if it shows a loss, and one beyond its margin."""
+    return _fail_if(row, is_shown(row) and _is_beyond(row))
 
 
 def _adjusted(rows: Sequence[GuardResult]) -> list[GuardResult]:
@@ -290,36 +268,28 @@ def _adjusted(rows: Sequence[GuardResult]) -> list[GuardResult]:
     return [row if row.p_value is None else row.model_copy(update={"p_value": next(adjusted)}) for row in rows]
 
 
-def _is_shown(row: GuardResult, level: float) -> bool:
-    return row.p_value is not None and row.p_value <= level
-
-
 def _is_beyond(row: GuardResult) -> bool:
-    return _exceeds(-(row.change or 0.0), row.margin or 0.0)
+    return exceeds(-(row.change or 0.0), row.margin or 0.0)
 
 
 def _fail_if(row: GuardResult, fails: bool) -> GuardResult:  # noqa: FBT001
-    return row.model_copy(update={"state": "failed"}) if fails else row
+    """Return `row`, changed to failed if `fails`; a result that is only displayed stays so."""
+    return row.model_copy(update={"state": "failed"}) if fails and row.state == "passed" else row
 
 
-def _exceeds(value: float, limit: float) -> bool:
-    # A mean of hundredths may miss its value in the last bits.
-    return value > limit + 1e-9
+def _row(guard: str, about: tuple[object, ...], pair: Floats, margin: float, *, sign: int = 1) -> GuardResult:
+    """
+    Return a passed result with its p-value for a loss, or a shown one without if the groups are too few to test.
 
-
-def _state(groups: int, *, fails: bool) -> str:
-    return "shown" if groups < LEAST_TESTED else "failed" if fails else "passed"
-
-
-def _row(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1, drop: int | None = None) -> GuardResult:
-    """Return a passed result with its p-value for a loss, or a shown one without if the groups are too few to test."""
+    `sign` is -1 where less is better; `about` is that of `_result`.
+    """
     changes = (pair[:, 0] - pair[:, 1]) * sign
-    tested = changes.size >= (LEAST_EXACT if statistics.is_yes_or_no(changes) else LEAST_TESTED)
+    tested = changes.size >= (policy.LEAST_EXACT if statistics.is_yes_or_no(changes) else policy.LEAST_TESTED)
     candidate, champion = pair.mean(axis=0) * POINTS
-    return GuardResult(
-        guard=name[0],
-        label=name[1],
-        unit="points",
+    return _result(
+        guard,
+        about,
+        tested=tested,
         records=changes.size,
         candidate=float(candidate),
         champion=float(champion),
@@ -327,9 +297,20 @@ def _row(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1, d
         bound=statistics.upper_bound(changes) * POINTS,
         p_value=statistics.one_sided_p(-changes) if tested else None,
         margin=margin,
-        state="passed" if tested else "shown",
-        drop=drop,
     )
+
+
+def _result(
+    guard: str, about: tuple[object, ...] = (), note: str = "", *, tested: bool, fails: bool = False, **numbers: Any
+) -> GuardResult:
+    """
+    Return a guard's result with these numbers: failed or passed, or shown if it was not `tested`.
+
+    `about` fills in the fields of the guard's label; `note` follows the label.
+    """
+    row = policy.GUARDS[guard]
+    state = "shown" if not tested else "failed" if fails else "passed"
+    return GuardResult(guard=guard, label=row.tests.format(*about) + note, unit=row.unit, state=state, **numbers)
 
 
 def _number(value: float) -> float | None:

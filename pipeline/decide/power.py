@@ -13,16 +13,12 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.decide.comparison import Comparison
+from pipeline.decide.policy import DRAWS, MOST_RECORDS, POWER
 from pipeline.decide.statistics import Floats
 
-#: Share of the draws in which the smallest gain must be promoted.
-POWER = 0.8
-DRAWS = 200
 _FAIR = 0.5
 #: Steps of a search between no gain and the largest one: a hundredth of the way.
 _STEPS = 7
-#: No advice asks for more held-out records than this.
-MOST_RECORDS = 1_000_000
 
 
 def smallest_gain(

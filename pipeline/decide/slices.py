@@ -9,14 +9,10 @@ import numpy as np
 from pipeline.artifacts import SliceResult
 from pipeline.decide import statistics
 from pipeline.decide.comparison import Comparison, Flags, Places
+from pipeline.decide.policy import LEAST_EXACT, MOST_SMALL
 
 Name = TypeVar("Name", int, str)
 POINTS = 100
-#: On fewer groups nothing is tested, only displayed; the exact test of a binary metric needs only `LEAST_EXACT`.
-LEAST_TESTED = 30
-LEAST_EXACT = 8
-#: Drops and tags with fewer than `LEAST_EXACT` records are listed up to this many: the newest drops, the largest tags.
-MOST_SMALL = 50
 
 
 @dataclass(frozen=True)

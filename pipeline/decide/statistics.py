@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+from pipeline.decide.policy import CONFIDENCE, LEVEL, WITH_ONE_LOSS_MORE
+
 Floats = npt.NDArray[np.float64]
 
-CONFIDENCE = 0.98
 RESAMPLES = 9999
 #: Differences that are equal but for this are equal: scores are sums of quotients and miss them in the last bits.
 _EQUAL = 1e-12
@@ -83,11 +84,11 @@ def gain_p(values: Floats) -> float:
     """
     Return the p-value on which a verdict rests: `one_sided_p`, or a fifth of that with one value of -1 added if larger.
 
-    A sample may hold none of the losses if they are rare and large. At a limit of .01 the gain must thus also have
-    p <= .05 with one such loss more. The exact test needs no such addition.
+    At a limit of .01 the gain must thus also have p <= .05 with one such loss more (`WITH_ONE_LOSS_MORE`). The exact
+    test needs no such addition.
     """
     p_value = one_sided_p(values)
-    return p_value if is_yes_or_no(values) else max(p_value, one_sided_p(np.append(values, -1.0)) / 5)
+    return p_value if is_yes_or_no(values) else max(p_value, one_sided_p(np.append(values, -1.0)) / WITH_ONE_LOSS_MORE)
 
 
 def count_signs(values: Floats) -> tuple[int, int]:
@@ -114,7 +115,7 @@ def is_yes_or_no(values: Floats) -> bool:
     return not bool(np.any(values * (values * values - 1)))
 
 
-def upper_bound(values: Floats, confidence: float = 0.95) -> float:
+def upper_bound(values: Floats, confidence: float = 1 - LEVEL) -> float:
     """
     Return the one-sided upper confidence bound of the mean difference; at most 1.
 

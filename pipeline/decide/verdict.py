@@ -9,14 +9,12 @@ from pipeline.artifacts import Dataset, GuardResult, Outcome, Shortfall, Verdict
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.decide import guards, statistics
 from pipeline.decide.comparison import Comparison
-from pipeline.decide.explain import GUARDS, HARM_P_VALUE, short_line
+from pipeline.decide.explain import short_line
+from pipeline.decide.policy import GUARD_HARM_P_VALUE, GUARDS, HARM_P_VALUE, exceeds
 from pipeline.decide.power import records_needed, smallest_gain
 from pipeline.decide.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.decide.statistics import Floats
 
-#: As `HARM_P_VALUE`, for the failed guards (old drop, likelihood) of a candidate that did not win. At .001 a drop that
-#: ruined an old one was found in 88 of 100 months, at .005 in 98.
-GUARD_HARM_P_VALUE = 0.005
 _T_TESTS = "paired t and skewness-adjusted t, also with one more record lost completely"
 
 
@@ -51,7 +49,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
         smallest, in_groups = ask(spread=True), ask() if differences.size < len(part.ids) else None
         # More records do not enlarge a gain that is below the minimum.
         gain = _gain(differences)
-        likely = gain / POINTS if _is_large(gain, rules.gate) else 0.0
+        likely = 0.0 if exceeds(rules.gate.min_gain, gain) else gain / POINTS
         needed = records_needed(likely, smallest, differences.size)
         missing = None if needed is None else max(0, max(needed, least) - differences.size)
     elif verdict.outcome == "insufficient_evidence":
@@ -92,10 +90,10 @@ def weigh(comparison: Comparison, rules: Rules) -> Verdict:
     seen = rules.known.seen(part)
     few = differences.size < gate.least_groups(comparison.metric)
     failed = [row for row in checked if row.state == "failed"]
-    # Good data raises the negative log-likelihood, too, where a winner is trained too much.
-    guilty = {one.label for one in slices if one.kind != "tag"}
-    # These put new drops under suspicion; the others say that the model was trained too much.
-    blaming = [row for row in failed if row.label in guilty or (row.guard == "nll" and not wins)]
+    blame = {"always"} if wins else {"always", "without a win"}
+    # A lost tag blames no drop.
+    tags = {one.label for one in slices if one.kind == "tag"}
+    blaming = [row for row in failed if GUARDS[row.guard].blames in blame and row.label not in tags]
     against = {
         "trained_on_heldout": rules.seen_by_candidate > 0,
         "no_pinned_heldout": gate.on == "pinned" and not comparison.pinned.any(),
@@ -105,7 +103,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Verdict:
         "nll_not_finite": any(row.guard == "nll" and row.candidate is None for row in failed),
         **{GUARDS[row.guard].reason: True for row in failed},
         "p_above_limit": p_value > gate.p_value,
-        "gain_below_minimum": not _is_large(gain, gate),
+        "gain_below_minimum": exceeds(gate.min_gain, gain),
         # Not shown on the seen records alone.
         "gain_from_new_data": wins and not seen.all() and not _wins(part.differences(seen), gate),
     }
@@ -146,13 +144,8 @@ def _gain(differences: Floats) -> float:
     return float(differences.mean()) * POINTS if differences.size else 0.0
 
 
-def _is_large(gain: float, gate: GateConfig) -> bool:
-    # A mean of hundredths may miss its value in the last bits.
-    return gain >= gate.min_gain - 1e-9
-
-
 def _wins(differences: Floats, gate: GateConfig) -> bool:
-    return _is_large(_gain(differences), gate) and statistics.gain_p(differences) <= gate.p_value
+    return not exceeds(gate.min_gain, _gain(differences)) and statistics.gain_p(differences) <= gate.p_value
 
 
 def on_part(comparison: Comparison, rules: Rules) -> Comparison:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from pipeline.artifacts import AnswerPair, Replacement
+from pipeline.decide.policy import MOST_REPLACED
 from pipeline.prepare.split import Scored, Splits
 from pipeline.words import first_of
 
-#: If new drops replace more than this share of the scored answers of older drops, a person has to approve a win.
-_MOST_REPLACED = 0.1
 _MOST_EXAMPLES = 10
 
 
@@ -35,7 +34,7 @@ def replaced_heldout(scored: Sequence[Scored], known: AbstractSet[int]) -> tuple
         if old is not None and one.drop not in known:
             moved.append((old, one))
     older = len(moved) + sum(one.drop in known for one in scored)
-    if len(moved) <= _MOST_REPLACED * older:
+    if len(moved) <= MOST_REPLACED * older:
         return "", ()
     new = [str(drop) for drop, _ in Counter(one.drop for _, one in moved).most_common()]
     drops = f"drop {new[0]} replaces" if len(new) == 1 else f"drops {first_of(new)} replace"

@@ -3,12 +3,8 @@
 import hashlib
 from collections import Counter
 
+from pipeline.decide.policy import CORE_OF_DROP, CORE_SHARE
 from pipeline.prepare.decontaminate import HeldOut
-
-#: Records of each drop in the core. The anchor guard tests a drop on 30; some of these are left out or change drops.
-CORE_OF_DROP = 40
-#: Largest share of the scored records in the core.
-CORE_SHARE = 1 / 3
 
 
 def scoring_order(heldout: HeldOut, generation: int, most: int) -> list[int]:

@@ -6,15 +6,11 @@ from collections.abc import Callable, Sequence
 from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
-from pipeline.decide.explain import GENERAL_SHARE, GUARDS
+from pipeline.decide.policy import GENERAL_SHARE, GUARDS, MOST_TIMES
 from pipeline.report.facts import NextStep
 from pipeline.words import count, listed, plain, worth_words
 
 _KEPT = "No drop is suspended for this: all are trained on again, together with the next ones."
-#: More held-out records than this multiple of today's are never advised: nobody could follow that.
-_MANY_TIMES = 10
-#: Guards that fail if a model forgets.
-_FORGETTING = {"slice", "general", "general_base", "anchor", "nll"}
 
 
 def next_steps(
@@ -77,14 +73,11 @@ def _after_a_win(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
 
 def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None) -> list[NextStep]:
     """Return the remedies of the guards that failed, and how to find a bad drop if one of them blames drops."""
-    config = spec.config
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
-    forgot = any(guard.guard in _FORGETTING for guard in failed)
-    steps = _after_forgetting(dataset, config.train, adapter) if forgot else []
-    steps += _against_forgetting([guard for guard in failed if guard.guard == "general"], dataset, adapter)
-    for told in dict.fromkeys(GUARDS[guard.guard] for guard in failed):
-        if told.remedy:
-            steps.append(NextStep(words=told.remedy, command=told.command.format(track=config.track_option) or None))
+    forgot = any(GUARDS[guard.guard].forgets for guard in failed)
+    steps = _after_forgetting(dataset, spec.config.train, adapter) if forgot else []
+    for name in dict.fromkeys(guard.guard for guard in failed):
+        steps += _remedies([guard for guard in failed if guard.guard == name], dataset, spec.config, adapter)
     return [*steps, *(_after_harm(verdict, spec) if verdict.blames_new_drops else [NextStep(words=_KEPT)])]
 
 
@@ -100,28 +93,23 @@ def _after_forgetting(dataset: Dataset, train: TrainConfig, adapter: Adapter | N
     return [NextStep(words=words)]
 
 
-def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, adapter: Adapter | None) -> list[NextStep]:
-    """
-    Return the steps against a loss of general abilities: train less, or add general rows; none if nothing failed.
-
-    One general row per five rows is the share that `train.replay` has of old rows by default.
-    """
-    if not failed:
-        return []
-    fell = listed([f"{guard.label} by {plain(-(guard.change or 0.0))} points" for guard in failed])
-    margin = f"the limit is {plain(failed[0].margin or 0.0)}, guards.general"
+def _remedies(
+    failed: Sequence[GuardResult], dataset: Dataset, config: RunConfig, adapter: Adapter | None
+) -> list[NextStep]:
+    """Return the remedies of one guard with the numbers of its `failed` results and of this run."""
+    guard = GUARDS[failed[0].guard]
     epochs, rate = (f" (it was {used:g})" for used in (adapter.epochs, adapter.learning_rate)) if adapter else ("", "")
-    rows = count(math.ceil(dataset.train_rows * GENERAL_SHARE), "row")
-    return [
-        NextStep(
-            words=f"General abilities fell: {fell} ({margin}). Train less: lower train.epochs{epochs} "
-            f"or train.learning_rate{rate}."
-        ),
-        NextStep(
-            words=f"Or drop general questions with their answers beside your rows, one to each five (about {rows}): "
-            "more rows of the task do not help."
-        ),
-    ]
+    facts = {
+        "fell": listed([f"{row.label} by {plain(-(row.change or 0.0))} points" for row in failed]),
+        "margin": plain(failed[0].margin or 0.0),
+        "epochs": epochs,
+        "rate": rate,
+        "rows": count(math.ceil(dataset.train_rows * GENERAL_SHARE), "row"),
+        "track": config.track_option,
+    }
+    *first, last = (words.format_map(facts) for words in guard.remedy.splitlines())
+    command = guard.command.format_map(facts) or None
+    return [*(NextStep(words=words) for words in first), NextStep(words=last, command=command)]
 
 
 def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
@@ -172,7 +160,7 @@ def ways_out(drop: int, lost: Sequence[int], track: str) -> str:
 
 
 def _after_no_proof(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None) -> list[NextStep]:
-    if verdict.records_needed and verdict.records_needed > _MANY_TIMES * verdict.groups:
+    if verdict.records_needed and verdict.records_needed > MOST_TIMES * verdict.groups:
         words = "Wait for more drops, whose gains add up: held-out records alone will not show a gain as small as this."
     elif verdict.records_needed:
         missing = _records_for(verdict)

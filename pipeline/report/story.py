@@ -2,15 +2,8 @@
 
 from pipeline.artifacts import Adapter, Dataset, Evaluation, Outcome, Verdict
 from pipeline.contract import StepSpec
-from pipeline.decide.explain import (
-    GENERAL_SHARE,
-    GUARDS,
-    HARM_P_VALUE,
-    REASONS,
-    collapse_words,
-    guard_words,
-    unguarded,
-)
+from pipeline.decide.explain import REASONS, collapse_words, guard_words, unguarded
+from pipeline.decide.policy import GENERAL_SHARE, GUARDS, HARM_P_VALUE, LEVEL
 from pipeline.report.facts import BlindReview, Story
 from pipeline.report.next_steps import next_steps
 from pipeline.words import beside, count, listed, luck, p_words, plain, signed
@@ -24,8 +17,6 @@ _HEADLINES: dict[Outcome, str] = {
     "contaminated": "This result cannot be trusted. The champion stays.",
 }
 _IN_NF4 = "Both models were evaluated in NF4: their unquantised weights do not fit on the GPU."
-#: The limit from which a blind review's p-value is distinguished when it is formatted.
-_SURE_OF_REVIEW = 0.05
 #: Drops and tags that a sentence names.
 _MOST_UNGUARDED = 5
 
@@ -78,7 +69,6 @@ def _numbers(verdict: Verdict) -> list[str]:
 def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) -> list[str]:
     """Return sentences with the reasons of the decision, the decisive reason first."""
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
-    told = {**REASONS, **{GUARDS[guard.guard].reason: guard_words(guard) for guard in failed}}
     if verdict.outcome == "promoted" and verdict.p_value is not None:
         guarded = ", and no guard failed" if verdict.guards else ""
         won = f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."
@@ -87,12 +77,10 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
     if verdict.outcome == "contaminated" and evaluation is not None and evaluation.records_seen_by_candidate:
         seen = count(evaluation.records_seen_by_candidate, "record")
         return [f"{seen} of those that it was judged on were among its training rows."]
-    lost = [f"{GUARDS[guard.guard].found}: {guard_words(guard)}." for guard in failed]
+    lost = [f"{GUARDS[guard.guard].heading}: {guard_words(guard)}." for guard in failed]
     if verdict.outcome == "guard_failed" and lost:
-        return [*([told["nll_not_finite"]] if "nll_not_finite" in verdict.reasons else []), *lost]
-    unsaid = {GUARDS[guard.guard].reason for guard in failed}
-    if verdict.gain is None:
-        unsaid.add("too_few_records")
+        return [*([REASONS["nll_not_finite"]] if "nll_not_finite" in verdict.reasons else []), *lost]
+    told, unsaid = dict(REASONS), {"too_few_records"} if verdict.gain is None else set()
     if verdict.outcome == "worse":
         unsaid |= {"p_above_limit", "gain_below_minimum"}
         if verdict.harm_p_value is not None:
@@ -103,7 +91,7 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
         rarely = f"A model that is no better would look like this {luck(verdict.p_value or 0.0)}: that is no proof."
         small = f"The gain is smaller than the settings ask for: {beside(verdict.gain, least)} is below {least:g}."
         told |= {"p_above_limit": rarely, "gain_below_minimum": small}
-    return [*(told[code] for code in verdict.reasons if code not in unsaid), *lost]
+    return [*(told[code] for code in verdict.reasons if code in told.keys() - unsaid), *lost]
 
 
 def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
@@ -177,4 +165,4 @@ def review_words(review: BlindReview) -> str:
     )
     if not decided:
         return f"{words}."
-    return f"{words}; {p_words(review.p_value, _SURE_OF_REVIEW)} (two-sided exact sign test)."
+    return f"{words}; {p_words(review.p_value, LEVEL)} (two-sided exact sign test)."

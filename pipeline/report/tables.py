@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.artifacts import Adapter, AnswerPair, Evaluation, GuardResult, Overlap, SliceResult, Verdict
 from pipeline.decide.explain import change_words, digits, margin_words
+from pipeline.decide.policy import GUARDS
 from pipeline.report.facts import Report
 from pipeline.search_settings import settings_words
 from pipeline.words import duration, plain, signed, span
@@ -84,8 +85,7 @@ def guards_table(verdict: Verdict) -> Table:
 def _guard_row(guard: GuardResult) -> Row:
     places = digits(guard)
     bound = f"at best {signed(guard.bound, places)}" if guard.bound is not None and guard.state == "failed" else ""
-    # Most guards compare the candidate with the champion, these two with the base model.
-    beside = "the base model" if guard.guard in {"general_base", "collapse"} and guard.champion is not None else ""
+    beside = GUARDS[guard.guard].beside if guard.champion is not None else ""
     return (
         guard.label,
         Cell(_plain(guard.champion, places) or "", small=beside),

@@ -10,8 +10,9 @@ from scipy import stats
 from pipeline.artifacts import GuardResult, Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig, GuardName, MetricName
 from pipeline.decide.comparison import Comparison, Opinion, Suite, compare
-from pipeline.decide.explain import GUARDS, guard_words
-from pipeline.decide.slices import LEAST_TESTED, Known
+from pipeline.decide.explain import guard_words
+from pipeline.decide.policy import GUARDS, LEAST_TESTED
+from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, decide_verdict
 from pipeline.metrics.registry import METRICS

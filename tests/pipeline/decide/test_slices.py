@@ -7,7 +7,8 @@ from scipy import stats
 
 from pipeline.decide import slices as slices_module
 from pipeline.decide.comparison import Comparison, compare
-from pipeline.decide.slices import LEAST_EXACT, MOST_SMALL, Known, count_unlisted, find_slices, measure_slices
+from pipeline.decide.policy import LEAST_EXACT, MOST_SMALL
+from pipeline.decide.slices import Known, count_unlisted, find_slices, measure_slices
 from pipeline.decide.verdict import Rules, decide_verdict
 from tests.records_made import lines_of, yes_or_no
 

@@ -17,7 +17,7 @@ from pipeline import durable
 from pipeline.artifacts import AnswerPair, Dataset, FormerScores, GuardResult, Trial
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
-from pipeline.decide.explain import GUARDS
+from pipeline.decide.policy import GUARDS
 from pipeline.report.facts import NextStep, Report, Story, schema_text
 from pipeline.report.lost import pair_lost
 from pipeline.report.page import MOST_CHARACTERS, render_page
@@ -209,8 +209,8 @@ def test_a_guard_is_told_as_what_it_found_and_what_helps_and_only_some_send_for_
     story, to_do = told(made_reports, tmp_path, made_reports.guard(name, "builtin", -13.3, "failed", **numbers))
     meant = GUARDS[name]
     assert story.headline == "A guard blocks the new model. The champion stays."
-    assert story.why[-1].startswith(f"{meant.found}: builtin")
-    assert meant.remedy in to_do
+    assert story.why[-1].startswith(f"{meant.heading}: builtin")
+    assert all(part in to_do for part in re.split(r"\{\w+\}|\n", meant.remedy))
     assert meant.command.format(track=" --track maths") in to_do
     assert ("tried in turn" in to_do) == ("drops withdraw" in to_do) == (name == "slice")
     assert ("No drop is suspended" in to_do) != (name == "slice")
@@ -230,7 +230,9 @@ def test_of_several_guards_each_has_a_say_and_no_remedy_is_said_twice(made_repor
         for name in ("general_base", "anchor", "judge", "slice")
     )
     story, to_do = told(made_reports, tmp_path / "a", base, base, anchor, judge)
-    assert [words.partition(":")[0] for words in story.why[-2:]] == [GUARDS[name].found for name in ("anchor", "judge")]
+    assert [words.partition(":")[0] for words in story.why[-2:]] == [
+        GUARDS[name].heading for name in ("anchor", "judge")
+    ]
     assert to_do.count("Add general rows") == 1
     assert "--to GENERATION" in to_do
     assert "whether the judge is right" in to_do

@@ -1,0 +1,191 @@
+"""
+The gate's policy: every threshold with its reason, and every guard as one row.
+
+Settings that a user may change have their defaults in `pipeline.config` (`GateConfig`, `GuardConfig`); here is what
+nobody sets. Where a row of `bench/gate.py` shows what a number does, it is quoted. Numbers and texts only: the daemon
+imports this module, so it loads neither numpy nor scipy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.artifacts import GuardResult
+
+# --- the gate
+
+#: Largest p-value at which a loss counts as harm shown, whatever limit the gate has for a gain. The drop of a trial is
+#: suspended at the same level, compared with its control. Row "drops that teach nothing, seeds differ by".
+HARM_P_VALUE = 0.01
+#: As `HARM_P_VALUE`, for the failed guards that blame new drops, of a candidate that did not win. At .001 a drop that
+#: ruined an old one was found in 88 of 100 months, at .005 in 98. Row "-25 on one old drop".
+GUARD_HARM_P_VALUE = 0.005
+#: With one record of -1 added, a gain may have a p-value larger by this factor: .05 at a limit of .01. A sample may
+#: hold none of the losses if they are rare and large. Row "200 records, 1.2 % lose all and the others gain as much".
+WITH_ONE_LOSS_MORE = 5
+#: If new drops replace more than this share of the scored answers of older drops, a person has to approve a win.
+MOST_REPLACED = 0.1
+
+# --- the guards
+
+#: Level of the guards whose harm may be shown without a loss beyond the margin, and of the one-sided bounds.
+LEVEL = 0.05
+#: Level of the guards that fail only if the change is also beyond their margin. Without a test of its own such a guard
+#: blocked 7 to 9 of 100 good candidates by noise.
+SURE = 0.01
+#: On fewer groups nothing is tested, only displayed; the exact test of a binary metric needs only `LEAST_EXACT`, with
+#: which the smallest p-value is 1 / 256. Row "+5 on 39 drops of 25 records, -50 on one".
+LEAST_TESTED = 30
+LEAST_EXACT = 8
+#: Fewest groups on which a slice's loss or a likelihood's rise beyond its margin fails without a test.
+#: Row "five drops, a winner (+10) truly lost 10 on one".
+LEAST_FOR_MARGIN = 100
+#: From so many slices of 100 groups on, a loss beyond the margin must also be significant by itself; from so many
+#: anchors on, their p-values are adjusted. Of many losses the largest is often large by chance.
+#: Rows "+5 everywhere, 20 drops of 100 records" and "ten new kinds, each truly -3 on the first drop".
+MANY = 6
+#: Drops and tags with fewer than `LEAST_EXACT` records are listed up to this many: the newest drops, the largest tags.
+MOST_SMALL = 50
+#: Records of each drop in the core, which all champions answer: the anchor is tested on `LEAST_TESTED` of them, and
+#: some are left out or change drops.
+CORE_OF_DROP = 40
+#: Largest share of the scored records in the core; the others change with each champion, which won on them by luck.
+CORE_SHARE = 1 / 3
+
+# --- what the card states and advises
+
+#: Share of the draws in which the smallest gain must be promoted. Row "true power at a card's smallest gain".
+POWER = 0.8
+#: Draws of the simulation of the smallest gain; the standard error of `POWER` is then 3 percentage points.
+DRAWS = 200
+#: Of the gain's interval: each side errs as often as the gate does at its default limit.
+CONFIDENCE = 0.98
+#: No advice asks for more held-out records than this, nor for more than this multiple of today's.
+MOST_RECORDS = 1_000_000
+MOST_TIMES = 10
+#: Rows of general text that are a start against forgetting, as a share of the task's: what `train.replay` has of old
+#: rows by default.
+GENERAL_SHARE = 0.2
+
+
+def exceeds(value: float, limit: float) -> bool:
+    """Return whether a mean is above a limit; a mean of hundredths may miss its value in the last bits."""
+    return value > limit + 1e-9
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What one guard tests, whether its failure blames the new drops, its words and its remedy."""
+
+    reason: str
+    """Its code among a verdict's reasons."""
+    tests: str
+    """What was measured, the label of a result; `pipeline.decide.guards` fills the fields in."""
+    remedy: str
+    """Next steps, one a line; the report fills the fields in (`pipeline.report.next_steps`)."""
+    command: str = ""
+    """For the last step; `{track}` is the option that names the track."""
+    level: float = SURE
+    """Largest p-value at which harm counts as shown."""
+    unit: Literal["points", "nats", "per cent", "records"] = "points"
+    blames: Literal["never", "always", "without a win"] = "never"
+    """When a failure puts new drops under suspicion; otherwise the model was trained too much."""
+    forgets: bool = False
+    """Whether it fails if a model forgets, as one may that is trained from the champion."""
+    beside: str = ""
+    """The model that is compared in the champion's place."""
+    words: str = ""
+    """What was found, of a result's fields; by default the change and the limit."""
+    heading: str = "What it loses"
+    """Before these words; others where this model may have lost nothing itself."""
+
+
+#: Each has a row of its name in `bench/gate.py`: what it costs good candidates, and how many bad ones it stops; only
+#: `collapse`, which blocks nothing by default, has `bench/collapse.py`. docs/gate.md has the results.
+GUARDS: Mapping[str, Guard] = {
+    "slice": Guard(
+        "slice_lost",
+        "{}",
+        "Drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin.",
+        level=LEVEL,
+        blames="always",
+        forgets=True,
+    ),
+    "general": Guard(
+        "general_lost",
+        "{}",
+        "General abilities fell: {fell} (the limit is {margin}, guards.general). Train less: lower "
+        "train.epochs{epochs} or train.learning_rate{rate}.\n"
+        "Or drop general questions with their answers beside your rows, one to each five (about {rows}): more rows of "
+        "the task do not help.",
+        forgets=True,
+    ),
+    "general_base": Guard(
+        "general_below_base",
+        "{} against the base model",
+        "Add general rows: they bring back what was lost; guards.general_base is the margin. Or let the champion "
+        "before today's serve again, if it lost less.",
+        "dropforge rollback{track} --reason TEXT",
+        forgets=True,
+        beside="the base model",
+        heading="What was lost since the base model, earlier champions included",
+    ),
+    "collapse": Guard(
+        "collapsed",
+        "{} without a real answer",
+        f"Mix general rows into the training (train.general_rows = {GENERAL_SHARE:g}, or more).",
+        unit="records",
+        beside="the base model",
+        words="{candidate:g} of {records}, {champion:g} of the base model's",
+    ),
+    "anchor": Guard(
+        "anchor_lost",
+        "{} against the champion of generation {}",
+        "Drop more rows of that old kind to bring back what was lost; guards.anchor is the margin. Or let the champion "
+        "that was better on it serve again.",
+        "dropforge rollback{track} --to GENERATION --reason TEXT",
+        level=LEVEL,
+        forgets=True,
+        heading="What was lost since a former champion, by all since then",
+    ),
+    "nll": Guard(
+        "nll_rose",
+        "negative log-likelihood of the references",
+        "Train less (train.epochs, train.learning_rate); guards.nll is the margin.",
+        level=LEVEL,
+        unit="nats",
+        # Good data raises it, too, where a winner is trained too much.
+        blames="without a win",
+        forgets=True,
+    ),
+    **{
+        kind: Guard(f"{kind}_rose", f"{kind} answers", remedy, unit="per cent")
+        for kind, remedy in {
+            "empty": "Look for empty answers in the new drops; guards.degenerate is the margin.",
+            "truncated": "Look for long answers in the new drops, or raise evaluate.max_new_tokens.",
+            "looping": "Train less or set evaluate.repetition_penalty; guards.degenerate is the margin.",
+        }.items()
+    },
+    "floor": Guard(
+        "below_floor",
+        # It has the limit, which is the floor; the change is the distance to it.
+        "{}, at least {:g}",
+        "Drop more rows that the floor is scored on, lower it, or take it out (guards.floors).",
+        words="{candidate:.1f} points",
+        heading="What is not reached",
+    ),
+    "judge": Guard(
+        "judge_prefers_champion",
+        "answers that {} prefers",
+        "Read the answers that changed, in the report, and see whether the judge is right.",
+        level=LEVEL,
+        unit="records",
+        words="{candidate:g} of the new model's, {champion:g} of the champion's",
+        heading="What the judge says",
+    ),
+}
+
+
+def is_shown(result: GuardResult) -> bool:
+    """Return whether a guard's result shows harm: its p-value is at most the guard's level."""
+    return result.p_value is not None and result.p_value <= GUARDS[result.guard].level
