@@ -617,9 +617,10 @@ class History:
             base.execute("UPDATE run SET state = 'cancelled', token = NULL, ended_at = 1 WHERE ended_at IS NULL")
             base.execute('UPDATE "drop" SET first_run = 1 WHERE first_run IS NULL')
             base.execute(
-                "INSERT INTO event (at, kind, track, drop_id, detail) SELECT 1, 'left_out', track, \"drop\".id, "
-                "json_object('champion', champion_model_id) FROM \"drop\" JOIN track ON track.name = track "
-                "WHERE state = 'accepted'"
+                'INSERT INTO run (track, state, "trigger", purpose, about_drop, about_champion, created_at, '
+                "not_before, ended_at, failures, deaths, cancel_requested) SELECT track, 'succeeded', 'idle', 'left_out', "
+                'one.id, champion_model_id, 1, 1, 1, 0, 0, 0 FROM "drop" AS one JOIN track ON track.name = track '
+                "WHERE one.state = 'accepted'"
             )
 
 

@@ -19,7 +19,6 @@ from daemon.cli.workspace import (
 from daemon.dispatch import stale_steps
 from daemon.queue import order, run_queue
 from daemon.settings.model import SettingsError
-from daemon.state.states import SEARCH
 from daemon.system.clock import now_ms
 from daemon.system.programs import who
 from daemon.views import confirmations
@@ -131,6 +130,6 @@ def search(context: typer.Context, *, track: TrackArgument = "default") -> None:
     wanted = load_settings(context).track(track).train.search
     if not wanted.space:
         raise SettingsError(f"track {track} has nothing to search: [train.search.space] is empty", _EXAMPLE)
-    run, drops = run_queue.enqueue_by_hand(open_writer(context), track, now_ms(), SEARCH)
+    run, drops = run_queue.enqueue_by_hand(open_writer(context), track, now_ms(), search=True)
     rows, trials = sum(drop.rows for drop in drops if drop.role == "train"), count(most_trials(wanted), "trial")
     print_line(f"run {run} searches on {count(rows, 'row')} in {trials}; it begins next{_when_it_acts(context)}")

@@ -174,7 +174,7 @@ def _print_head(run: RunDetail) -> None:
         print_line(f"error: {run.error}")
     if run.hint:
         print_line(f"hint: {run.hint}")
-    print_line(f"trigger: {run.trigger}, created {local(run.created_at)}")
+    print_line(f"trigger: {run.trigger}, purpose: {run.purpose}, created {local(run.created_at)}")
     if run.started_at is not None:
         took = duration((run.ended_at - run.started_at).total_seconds()) if run.ended_at else ""
         ended = f", ended {local(run.ended_at)} after {took}" if run.ended_at else ""

@@ -113,7 +113,8 @@ class Claimer:
         problem = self._upkeep.bases.problem(track.name)
         if problem is not None:
             raise problem
-        config = suspects.trial_config(session, run) or compose(self._settings, track)
+        trial = None if run.control_of is None else session.get_one(Run, run.control_of)
+        config = compose(self._settings, track) if trial is None else RunConfig.model_validate(trial.config)
         warn_of_fixed(self._settings, track)
         return config
 

@@ -8,14 +8,13 @@ from sqlalchemy import Engine, text
 from sqlmodel import Session, select
 
 from daemon.champions import history, promotion
-from daemon.queue import suspects
 from daemon.queue.snapshots import judged_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.questions import SNAPSHOT
-from daemon.state.states import DropState
-from daemon.state.tables import Attempt, Drop, Event, Run, Suspect, Track
+from daemon.state.states import DropState, Purpose
+from daemon.state.tables import Attempt, Drop, Run, Track
 from pipeline.config import RunConfig, Unit
 from pipeline.contract import StepSpec
 from pipeline.steps import BY_NAME
@@ -108,7 +107,6 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
     """Return the fields of a spec that come from the history of the run's track."""
     serving, past = promotion.champion(session, run.track), promotion.champions_of(session, run.track)
     uses, versions = judged_before(session, run.track, run.id or 0)
-    tried = suspects.trial_of(session, run)
     proposed = select(Drop.rows).where(Drop.track == run.track, Drop.state == DropState.PROPOSED)
     return {
         "champion": serving.model_copy(
@@ -117,9 +115,9 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         "former": history.former(past, session.get_one(Track, run.track), settings.work_folder, _FORMER),
         "uses": uses,
         "judged_versions": versions,
-        "trial": {} if tried is None else run_files.published(settings.work_folder, tried),
-        "suspect": session.exec(select(Suspect.drop_id).where(Suspect.trial_run == run.id)).first(),
-        "left_out": session.exec(select(Event.drop_id).where(Event.run_id == run.id, Event.kind == "left_out")).first(),
+        "trial": {} if run.control_of is None else run_files.published(settings.work_folder, run.control_of),
+        "suspect": run.about_drop if run.purpose == Purpose.TRIAL else None,
+        "left_out": run.about_drop if run.purpose == Purpose.LEFT_OUT else None,
         "proposed_rows": sum(session.exec(proposed).all()),
     }
 

@@ -77,9 +77,8 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
             raise DropforgeError(message, "see the drops and their states: dropforge drops")
         _set(session, drop, DropState.WITHDRAWN, word.reason)
         _record(session, "drop_withdrawn", drop, word)
-        suspects.leave(session, settings, drop, word.at)
-        suspects.try_again_without(session, drop, word.at)
         cancelled = _cancel_made_from(session, drop, word.at)
+        suspects.leave(session, settings, drop, word.at)
         begun = None
         if waiting_drops(session, drop.track):
             begun = run_queue.enqueue_when_quiet(session, settings, drop.track, word.at) if cancelled else None
@@ -102,10 +101,8 @@ def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Dro
             raise DropforgeError(message, "see the drops and their states: dropforge drops")
         _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)
-        drop.first_run = None
-        trial = suspects.leave(session, settings, drop, word.at)
-        if trial is not None:
-            run_queue.call_off(session, trial, word.at, f"drop {drop.id} ({drop.name}) was restored")
+        drop.first_run, drop.restored = None, True
+        suspects.leave(session, settings, drop, word.at)
         _record(session, "drop_restored", drop, word)
         session.flush()
         run_queue.enqueue_for_drop(session, settings, drop, word.at)
@@ -127,8 +124,8 @@ def _cancel_made_from(session: Session, drop: Drop, now: int) -> list[int]:
     for run in runs:
         run_queue.call_off(session, run, now, f"drop {drop.id} ({drop.name}) was withdrawn")
         give_back(session, run.id or 0)
-        tried = select(Suspect.drop_id).where(Suspect.trial_run == run.id, Suspect.drop_id != drop.id)
-        session.exec(update(Drop).where(col(Drop.id).in_(tried)).values(first_run=None))
+        over = Suspect.trial_run == run.id, Suspect.drop_id != drop.id, col(Suspect.ended).is_not(None)
+        session.exec(update(Drop).where(col(Drop.id).in_(select(Suspect.drop_id).where(*over))).values(first_run=None))
     return [run.id or 0 for run in runs]
 
 

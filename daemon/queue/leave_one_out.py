@@ -3,14 +3,14 @@ Leave one out: while a track has nothing else to do, train on its champion's dro
 
 Off by default (`suspects.leave_one_out`). Such a run is an ordinary candidate that blames no drop: its verdict says
 what the drop is worth, on the held-out records of the others. If the candidate wins, the new champion does not know the
-drop, which counts as new again: a run is queued for it, and if it does harm, a search finds it. The events `left_out`,
-each with the drop and the champion, are the whole state.
+drop, which counts as new again: a run is queued for it, and if it does harm, a search finds it. The rows
+of these runs, each with the drop and the champion, are the whole state.
 """
 
 from collections.abc import Collection
 from contextlib import suppress
 
-from sqlalchemy import Engine, func, or_, text
+from sqlalchemy import Engine, func, or_
 from sqlmodel import Session, col, select
 
 from daemon.queue import run_queue, suspects
@@ -19,8 +19,7 @@ from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.questions import RARE
-from daemon.state.states import OPEN_STATES, TRIAL, DropState, RunState
+from daemon.state.states import OPEN_STATES, DropState, Purpose, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, waits
 from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
@@ -35,12 +34,12 @@ def follow_verdict(session: Session, run: Run, verdict: Verdict, now: int) -> No
     Called in the transaction that ends the run. Nothing is recorded if there was no valid comparison, or if another
     champion came after the run was queued.
     """
-    left = session.exec(select(Event).where(Event.run_id == run.id, Event.kind == "left_out")).first()
-    if left is None or verdict.worth is None or left.detail["champion"] != verdict.champion_model_id:
+    left_out = run.purpose == Purpose.LEFT_OUT and run.about_champion == verdict.champion_model_id
+    if not left_out or verdict.worth is None:
         return
-    points, half_width = verdict.worth
-    worth = {"points": points, "half_width": half_width}
-    record_event(session, "drop_worth", now, track=run.track, run_id=run.id, drop_id=left.drop_id, **worth)
+    drop = session.get_one(Drop, run.about_drop)
+    (drop.worth_points, drop.worth_half_width), drop.worth_run = verdict.worth, run.id
+    record_event(session, "drop_worth", now, track=run.track, run_id=run.id, drop_id=drop.id)
 
 
 def tracks_of(settings: Settings) -> tuple[str, ...]:
@@ -87,18 +86,16 @@ def go_on(  # noqa: PLR0913, PLR0917 - each is another thing
 
 def _call_off(session: Session, track: Track, now: int) -> None:
     """Cancel a run that was queued for a former champion and has not begun."""
-    queued = select(Run).join(Event, col(Event.run_id) == Run.id).where(Event.kind == "left_out")
-    queued = queued.where(Run.track == track.name, Run.state == RunState.WAITING, col(Run.started_at).is_(None))
-    for run in session.exec(queued.where(col(Event.detail)["champion"].as_string() != track.champion_model_id)).all():
+    queued = select(Run).where(Run.track == track.name, Run.state == RunState.WAITING, col(Run.started_at).is_(None))
+    for run in session.exec(queued.where(col(Run.about_champion) != track.champion_model_id)).all():
         run_queue.call_off(session, run, now, "another champion came before it began")
 
 
 def _was_left_out(session: Session, track: Track) -> bool:
     """Return whether the champion was trained without an accepted drop that no run since has used."""
-    left = select(Drop.id).join(Event, col(Event.drop_id) == Drop.id).where(Event.kind == "left_out")
-    left = left.join(Promotion, col(Promotion.run_id) == Event.run_id).where(Drop.state == DropState.ACCEPTED)
+    left = select(Drop.id).join(Run, col(Run.about_drop) == Drop.id).where(Run.purpose == Purpose.LEFT_OUT)
+    left = left.join(Promotion, col(Promotion.run_id) == Run.id).where(Drop.state == DropState.ACCEPTED)
     left = left.where(Promotion.track == track.name, Promotion.model_id == track.champion_model_id)
-    left = left.where(Event.track == track.name, text(RARE))
     return session.exec(left.where(col(Drop.first_run) < Promotion.run_id)).first() is not None
 
 
@@ -123,17 +120,11 @@ def _queue(session: Session, settings: Settings, track: Track, now: int) -> None
 
     A drop is not left out if a person restored it, or if it replaces held-out answers: without it the old ones judge.
     """
+    tried = select(Run.about_drop).where(Run.track == track.name, Run.about_champion == track.champion_model_id)
     drops = suspects.champion_drops(session, track.name)
-    tried = select(Event.drop_id).where(Event.kind == "left_out", Event.track == track.name, text(RARE))
-    tried = tried.where(col(Event.detail)["champion"].as_string() == track.champion_model_id)
-    left = set(session.exec(tried).all()) | suspects.restored(session, track.name)
-    untried = sorted(drops - left - _corrections(session, settings, track))
+    untried = suspects.accepted(session, drops - set(session.exec(tried).all()), ~col(Drop.restored))
+    untried -= _corrections(session, settings, track)
     if len(drops) < 2 or not untried:  # noqa: PLR2004 - nothing would be left of one
         return
-    snapshot = suspects.champion_snapshot(session, track.name)
-    run = Run(track=track.name, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
-    run.snapshot = [drop for drop in snapshot if drop != untried[0]]
-    session.add(run)
-    session.flush()
-    champion, drop = track.champion_model_id, untried[0]
-    record_event(session, "left_out", now, track=track.name, run_id=run.id, drop_id=drop, champion=champion)
+    champion = track.champion_model_id
+    suspects.queue(session, Purpose.LEFT_OUT, track.name, min(untried), now, about_champion=champion)

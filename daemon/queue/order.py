@@ -62,7 +62,7 @@ def move_first(engine: Engine, run_id: int, now: int, by: str) -> list[int]:
 
 
 def _in_order(runs: Sequence[Run]) -> list[Run]:
-    return sorted(runs, key=lambda run: queue_order(run.state, run.trigger, run.place, run.id or 0))
+    return sorted(runs, key=lambda run: queue_order(run.state, run.about_drop, run.place, run.id or 0))
 
 
 def pause(engine: Engine, track: str, word: Word) -> None:

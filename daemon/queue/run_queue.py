@@ -29,7 +29,7 @@ from daemon.queue.states import (
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import AWAITING, SEARCH, TRIAL, RunState, state_words
+from daemon.state.states import AWAITING, Purpose, RunState, state_words
 from daemon.state.tables import Drop, Run, promotion_of
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
@@ -122,11 +122,11 @@ def enqueue_when_quiet(session: Session, settings: Settings, name: str, now: int
     return enqueue(session, name, "drop", now, not_before)
 
 
-def enqueue_by_hand(engine: Engine, track: str, now: int, trigger: str = "hand") -> tuple[int, Sequence[Drop]]:
+def enqueue_by_hand(engine: Engine, track: str, now: int, *, search: bool = False) -> tuple[int, Sequence[Drop]]:
     """
     Queue a run of the track to begin at once; return its id and the drops that it would use now.
 
-    A run of the track that is queued already is made due instead; it gets the trigger `SEARCH` if that is given. Raises
+    A run of the track that is queued already is made due instead; it becomes a search with `search`. Raises
     `DropforgeError` if the track has no accepted training drop, or all of them are on trial.
     """
     with transaction(engine) as session:
@@ -134,8 +134,9 @@ def enqueue_by_hand(engine: Engine, track: str, now: int, trigger: str = "hand")
         if all(drop.role != "train" for drop in drops):
             message = f"track {track} has no drop to train on"
             raise DropforgeError(message, "drop a file of records into its inbox; what is there: dropforge drops")
-        run = enqueue(session, track, trigger, now, now)
-        run.trigger = SEARCH if trigger == SEARCH else run.trigger
+        run = enqueue(session, track, "hand", now, now)
+        if search:
+            run.trigger, run.purpose = "hand", Purpose.SEARCH
         run.not_before = min(run.not_before, now)
         session.add(run)
         return run.id or 0, drops
@@ -146,7 +147,7 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
     Set configuration and snapshot of a run that is due; return whether it can be claimed.
 
     The snapshot is the result of `take_snapshot`. A run without any training drop is cancelled: `False`. A trial gets
-    another seed than `config` and starts from the base; only a run with the trigger `SEARCH` keeps a search that is not
+    another seed than `config` and starts from the base; only a run with the purpose `SEARCH` keeps a search that is not
     for every run.
     """
     snapshot = take_snapshot(session, run)
@@ -155,12 +156,12 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
         values = {"error": reason, "hint": f"drop a file into the inbox of track {run.track}"}
         change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, {"reason": reason}), now)
         return False
-    if run.trigger == TRIAL:
+    if run.about_drop is not None:
         # Another draw: what the seed did to the run that was worse must not be held against a drop once more.
         seed = (config.train.seed + (run.id or 0)) % (_MOST_SEED + 1)
         # A control has no new row to continue the champion's training with, and a trial is trained as its control is.
         config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed, "start": "base"})})
-    if config.train.search.when == "asked" and run.trigger != SEARCH:
+    if config.train.search.when == "asked" and run.purpose != Purpose.SEARCH:
         config = config.model_copy(update={"train": config.train.model_copy(update={"search": SearchConfig()})})
     run.snapshot, run.config = snapshot, config.model_dump(mode="json")
     run.error = run.hint = None

@@ -6,7 +6,7 @@ from sqlalchemy import ColumnElement, bindparam, func, update
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from daemon.state.states import TRIAL, DropState
+from daemon.state.states import DropState
 from daemon.state.tables import Drop, Event, Run, on_trial_beside
 
 #: Outcomes of runs whose candidate was compared with the champion.
@@ -18,15 +18,15 @@ def take_snapshot(session: Session, run: Run) -> list[int]:
     Return the run's snapshot: the ids of the accepted drops of its track, oldest first.
 
     For a run with a snapshot, as a retried run or a trial, only drops of that. Drops on trial are left out, but for the
-    drop that this run tests. Drops without a `first_run` are marked with this run, unless it is a trial. Empty, and
-    nothing is marked, if there is no training drop. `run` itself is not changed.
+    drop that this run tests. Drops without a `first_run` are marked with this run, unless it is about one drop. Empty,
+    and nothing is marked, if there is no training drop. `run` itself is not changed.
     """
     of_track = col(Drop.track) == run.track
     drops = _free(session, run.id, of_track if run.snapshot is None else col(Drop.id).in_(run.snapshot))
     if all(drop.role != "train" for drop in drops):
         return []
     for drop in drops:
-        if drop.first_run is None and run.trigger != TRIAL:
+        if drop.first_run is None and run.about_drop is None:
             drop.first_run = run.id
             session.add(drop)
     return [drop.id or 0 for drop in drops]

@@ -10,8 +10,9 @@ states of their runs are the whole state: after a crash a search continues from 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
-from sqlalchemy import Engine, func, text, update
+from sqlalchemy import ColumnElement, Engine, func, update
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -22,12 +23,10 @@ from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.questions import RARE
-from daemon.state.states import TRIAL, DropState, RunState, SuspectEnd
-from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
+from daemon.state.states import OPEN_STATES, DropState, Purpose, RunState, SuspectEnd
+from daemon.state.tables import Drop, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
-from pipeline.config import RunConfig
 from pipeline.decide.explain import HARM_P_VALUE
 from pipeline.report.next_steps import ways_out
 from pipeline.words import count, listed
@@ -37,8 +36,6 @@ MOST = 7
 #: Outcomes of runs whose verdict has results by drop.
 _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 _WEEK_MS = 7 * 86_400_000
-#: The event of a verdict that names old drops on which the candidate lost, whether or not it blames new drops.
-_LOST = "drops_lost"
 
 
 def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> None:
@@ -52,18 +49,17 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     not win is repeated if it would be made of other drops now. A drop that was suspended or cleared may queue a run.
     Raises `ArtifactDamaged`.
     """
-    if run.trigger != TRIAL:
-        if verdict.lost_drops:
-            record_event(session, _LOST, now, track=run.track, run_id=run.id, lost=list(verdict.lost_drops))
+    if run.about_drop is None:
+        run.lost_drops = list(verdict.lost_drops) or None
         if _blames(session, settings, run, verdict):
             _open_search(session, run, verdict, now)
         return
-    tried, trial = _tried(session, run.track), trial_of(session, run) or run.id
-    if tried is None or tried.trial_run != trial:
+    tried = _tried(session, run.track)
+    if tried is None or tried.trial_run != (run.control_of or run.id):
         return
-    if not _is_valid(session, tried) and (trial != run.id or verdict.outcome != "promoted"):
+    if not _is_valid(session, tried) and (run.control_of or verdict.outcome != "promoted"):
         _take_back(session, tried, now)
-    elif trial != run.id:
+    elif run.control_of:
         _judge(session, settings, tried, run, now)
     elif not _blames(session, settings, run, verdict):
         _end(session, settings, tried, f"run {run.id} tried it and was not worse", now)
@@ -92,60 +88,51 @@ def is_on_trial(session: Session, drop: Drop) -> bool:
     return session.exec(_open().where(Suspect.drop_id == drop.id)).first() is not None
 
 
-def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | None:
+def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
     """
-    End the suspicion of a drop that a person accepted or withdrew; return its trial, `None` if none is open.
+    End the suspicion of a drop that a person restored or withdrew, with its trial and control.
 
-    Its control is cancelled, its trial is not. If the drop was the last of its search, a run may be queued.
+    If the drop was the last of its search, a run may be queued. Another suspect whose trial used a drop that was
+    withdrawn is tested by a new trial.
     """
-    found = session.exec(_open().where(Suspect.drop_id == drop.id)).first()
-    if found is None:
-        return None
-    trial = session.get(Run, found.trial_run) if found.trial_run is not None else None
-    _take_back(session, found, now)
-    found.ended = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
-    _end(session, settings, found, f"a person decided: the drop is {drop.state}", now)
-    return None if trial is None or trial.state in FINAL else trial
-
-
-def try_again_without(session: Session, drop: Drop, now: int) -> None:
-    """Have every other suspect tested by a new trial if its trial also used `drop`, which was withdrawn."""
-    for suspect in session.exec(_open().where(Suspect.track == drop.track, col(Suspect.trial_run).is_not(None))).all():
-        if suspect.drop_id != drop.id and drop.id in _used(session, suspect.trial_run):
+    for suspect in session.exec(_open().where(Suspect.track == drop.track)).all():
+        if suspect.drop_id == drop.id:
+            _take_back(session, suspect, now)
+            suspect.ended = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
+            _end(session, settings, suspect, f"a person decided: the drop is {drop.state}", now)
+        elif drop.state == DropState.WITHDRAWN and suspect.trial_run and drop.id in _used(session, suspect.trial_run):
             _take_back(session, suspect, now)
 
 
 def champion_drops(session: Session, track: str) -> set[int]:
     """Return the ids of the training drops behind the champion; empty if one of them is not accepted."""
     known = _known(session, track)
-    return known if known == _accepted(session, known) else set()
+    return known if known == accepted(session, known) else set()
 
 
-def champion_snapshot(session: Session, track: str, tested: Iterable[int] = ()) -> list[int]:
-    """Return a snapshot of the champion's drops that are accepted, those to be tested, and all held-out drops."""
-    drops = select(Drop.id).where(Drop.track == track, Drop.state == DropState.ACCEPTED)
-    trained = _accepted(session, _known(session, track)) | {*tested}
+def queue(  # noqa: PLR0913 - the last two go by name
+    session: Session, purpose: Purpose, track: str, drop: int, now: int, *, tested: Iterable[int] = (), **about: Any
+) -> Run:
+    """
+    Queue and return a run about a drop, on the champion's drops without it and those to be tested.
+
+    It begins when nothing else is due. `about` are further columns of `Run`.
+    """
+    facts = {"purpose": purpose, "about_drop": drop, "created_at": now, "not_before": now, **about}
+    run = Run(track=track, trigger="idle", state=RunState.WAITING, **facts)
+    run.snapshot = _snapshot(session, run, tested)
+    session.add(run)
+    session.flush()
+    record_event(session, f"{purpose}_queued", now, track=track, run_id=run.id, drop_id=drop)
+    return run
+
+
+def _snapshot(session: Session, run: Run, tested: Iterable[int]) -> list[int]:
+    """Return the champion's accepted drops without the one that `run` is about, `tested`, and all held-out drops."""
+    drops = select(Drop.id).where(Drop.track == run.track, Drop.state == DropState.ACCEPTED)
+    trained = accepted(session, _known(session, run.track)) - {run.about_drop} | {*tested}
     wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_(trained)
     return [number for number in session.exec(drops.where(wanted).order_by(col(Drop.id))) if number]
-
-
-def restored(session: Session, track: str) -> set[int | None]:
-    """Return the ids of the track's drops that a person restored, which are never tried again."""
-    restored = select(Event.drop_id).where(Event.kind == "drop_restored", Event.track == track, text(RARE))
-    return set(session.exec(restored).all())
-
-
-def trial_of(session: Session, run: Run) -> int | None:
-    """Return the id of the trial whose control the run is, as long as the drop is on trial; `None` for other runs."""
-    tried = _tried(session, run.track)
-    control = None if tried is None else _control(session, tried)
-    return tried.trial_run if tried is not None and control is not None and control.id == run.id else None
-
-
-def trial_config(session: Session, run: Run) -> RunConfig | None:
-    """Return the configuration of the trial whose control the run is, which begins with it; `None` for other runs."""
-    trial = trial_of(session, run)
-    return None if trial is None else RunConfig.model_validate(session.get_one(Run, trial).config)
 
 
 # --- a search for the drop that made a run worse: open, continue, end
@@ -161,7 +148,7 @@ def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None
     first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
-    new = _accepted(session, {*(run.snapshot or ())} - _known(session, run.track) - restored(session, run.track))
+    new = accepted(session, {*(run.snapshot or ())} - _known(session, run.track), ~col(Drop.restored))
     pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop))
     for drop in pending[:MOST]:
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0))
@@ -171,19 +158,17 @@ def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None
 
 def _came_when_lost(session: Session, run: Run, lost: Iterable[int]) -> set[int]:
     """Return the drops that were new in the run with which a drop of `lost` began its current series of losses."""
-    found = select(Event.run_id, Event.detail).where(Event.kind == _LOST, Event.track == run.track)
-    lost_in = {run_id: detail["lost"] for run_id, detail in session.exec(found).all()}
-    ended = select(Run.id).join(Event, col(Event.run_id) == Run.id).where(Event.kind == "run_succeeded")
-    ended = ended.where(Run.track == run.track, Run.trigger != TRIAL, Run.id != run.id, col(Run.outcome).in_(_COMPARED))
-    before = session.exec(ended.order_by(col(Event.id).desc())).all()
+    judged = select(Run.id, Run.lost_drops).where(Run.track == run.track, col(Run.about_drop).is_(None))
+    judged = judged.where(Run.id != run.id, col(Run.outcome).in_(_COMPARED))
+    before = session.exec(judged.order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all()
     came: set[int] = set()
     for drop in lost:
         streak = 0
-        while streak < len(before) and drop in lost_in.get(before[streak], ()):
+        while streak < len(before) and drop in (before[streak][1] or ()):
             streak += 1
         if streak:
-            well = _used(session, before[streak]) if streak < len(before) else set()
-            came |= _used(session, before[streak - 1]) - well
+            well = _used(session, before[streak][0]) if streak < len(before) else set()
+            came |= _used(session, before[streak - 1][0]) - well
     return came
 
 
@@ -196,12 +181,13 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
         why = ""
         if suspect.drop_id in known:
             why = "the champion was trained on it"
-        elif not _accepted(session, known):
+        elif not accepted(session, known):
             why = "nothing is left that the champion was trained on"
         elif trials(session, track, now) >= budget:
             why = f"no trial is left: gate.trials_per_week is {budget}"
         if not why:
-            _queue(session, suspect, _tested(session, suspect, known), now)
+            tested = _tested(session, suspect, known)
+            suspect.trial_run = queue(session, Purpose.TRIAL, track, suspect.drop_id, now, tested=tested).id
             return
         _end(session, settings, suspect, why, now)
 
@@ -209,46 +195,39 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
 def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) -> bool:
     """Return whether the trial of a suspect, or its control, goes on; queue the control, or end or repeat the trial."""
     trial = run = session.get_one(Run, suspect.trial_run)
-    if trial.state == RunState.SUCCEEDED and _is_valid(session, suspect):
-        run = _control(session, suspect) or _queue(session, suspect, set(), now)
-    if trial.state not in FINAL and trial.config is None:
+    if trial.state == RunState.SUCCEEDED:
+        # It blames its drop: else that would have been cleared with its verdict.
+        if not _is_valid(session, suspect):
+            _take_back(session, suspect, now)
+            return False
+        control, about = select(Run).where(Run.control_of == trial.id), (suspect.track, suspect.drop_id, now)
+        run = session.exec(control).first() or queue(session, Purpose.CONTROL, *about, control_of=trial.id)
+    elif trial.config is None and trial.state not in FINAL:
         # It has not begun, and another champion may have come since it was queued.
         tested = _tested(session, suspect, _known(session, suspect.track))
-        trial.snapshot = champion_snapshot(session, suspect.track, tested)
+        trial.snapshot = _snapshot(session, trial, tested)
     if run.state not in FINAL:
         return True
-    if trial.state == RunState.SUCCEEDED:
-        _take_back(session, suspect, now)
-    if run.state != RunState.SUCCEEDED:
-        _end(session, settings, suspect, f"run {run.id} ended without a verdict", now)
+    if run is not trial:
+        suspect.trial_run = None
+    _end(session, settings, suspect, f"run {run.id} ended without a verdict", now)
     return False
-
-
-def _queue(session: Session, suspect: Suspect, tested: set[int], now: int) -> Run:
-    """Queue the trial of a suspect or, if nothing is to be tested, its control."""
-    run = Run(track=suspect.track, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
-    run.snapshot = champion_snapshot(session, suspect.track, tested)
-    session.add(run)
-    session.flush()
-    if tested:
-        suspect.trial_run = run.id
-    about = {"drop_id": suspect.drop_id, "blamed_run": suspect.blamed_run}
-    record_event(session, f"{'trial' if tested else 'control'}_queued", now, track=run.track, run_id=run.id, **about)
-    return run
 
 
 def _is_valid(session: Session, suspect: Suspect) -> bool:
     """Return whether the suspect's trial has the drops that it would be made of now."""
     own = _of_training(session, _used(session, suspect.trial_run))
     known = _known(session, suspect.track)
-    return own - known == _tested(session, suspect, known) and not _accepted(session, known - own)
+    return own - known == _tested(session, suspect, known) and not accepted(session, known - own)
 
 
 def _take_back(session: Session, suspect: Suspect, now: int) -> None:
-    """Let the trial of a suspect count no more, and cancel its control."""
-    control = _control(session, suspect)
-    if control is not None and control.state not in FINAL:
-        run_queue.call_off(session, control, now, f"the trial of drop {suspect.drop_id} counts no more")
+    """Let the trial of a suspect count no more; cancel it and its control."""
+    trial = suspect.trial_run or 0
+    made = select(Run).where((col(Run.id) == trial) | (col(Run.control_of) == trial), col(Run.state).in_(OPEN_STATES))
+    for run in session.exec(made.where(~col(Run.cancel_requested))).all():
+        if promotion_of(session, run.id or 0) is None:
+            run_queue.call_off(session, run, now, f"the trial of drop {suspect.drop_id} counts no more")
     suspect.trial_run = None
 
 
@@ -292,7 +271,7 @@ def _end(session: Session, settings: Settings, suspect: Suspect, why: str, now: 
     A run is queued if a drop was suspended or withdrawn, or a trial won: otherwise it would only repeat the same data
     against the same champion.
     """
-    suspect.ended, suspect.ended_at = suspect.ended or SuspectEnd.CLEARED, now
+    suspect.ended = suspect.ended or SuspectEnd.CLEARED
     session.add(suspect)
     session.flush()
     run, detail = suspect.trial_run or suspect.blamed_run, {"end": str(suspect.ended), "reason": why}
@@ -307,7 +286,7 @@ def _end(session: Session, settings: Settings, suspect: Suspect, why: str, now: 
 def run_again(session: Session, settings: Settings, track: str, now: int) -> None:
     """Mark the drops that the champion was not trained on as unused, and queue a run for them as for a new drop."""
     all_drops = session.exec(select(Drop.id).where(Drop.track == track)).all()
-    ids = _accepted(session, {drop for drop in all_drops if drop} - _known(session, track))
+    ids = accepted(session, {drop for drop in all_drops if drop} - _known(session, track))
     session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))
     if ids:
         run_queue.enqueue_when_quiet(session, settings, track, now)
@@ -326,18 +305,10 @@ def _tried(session: Session, track: str) -> Suspect | None:
     return session.exec(_open().where(Suspect.track == track, col(Suspect.trial_run).is_not(None))).first()
 
 
-def _control(session: Session, suspect: Suspect) -> Run | None:
-    """Return the control of a suspect's trial: the next run with that trigger; `None` before it is queued."""
-    if suspect.trial_run is None:
-        return None
-    later = select(Run).where(Run.track == suspect.track, Run.trigger == TRIAL, col(Run.id) > suspect.trial_run)
-    return session.exec(later.order_by(col(Run.id))).first()
-
-
 def _blames(session: Session, settings: Settings, run: Run, verdict: Verdict) -> bool:
     """Return whether a verdict puts new drops on trial, or leaves one there; `follow_verdict` has the exceptions."""
     known, own = _known(session, run.track), _of_training(session, run.snapshot or ())
-    comparable = run.trigger == TRIAL or known <= own
+    comparable = run.about_drop is not None or known <= own
     return verdict.blames_new_drops and bool(known) and comparable and _budget(settings, run.track) > 0
 
 
@@ -354,9 +325,10 @@ def _known(session: Session, track: str) -> set[int]:
     return _of_training(session, session.exec(made.order_by(col(Promotion.generation).desc())).first() or ())
 
 
-def _accepted(session: Session, drops: Iterable[int]) -> set[int]:
-    """Return the ids among `drops` that are accepted training drops and not on trial."""
+def accepted(session: Session, drops: Iterable[int], *which: ColumnElement[bool]) -> set[int]:
+    """Return the ids among `drops` that are accepted training drops, not on trial, and as the conditions `which`."""
     free = select(Drop.id).where(col(Drop.id).in_(drops), Drop.state == DropState.ACCEPTED, Drop.role == "train")
+    free = free.where(*which)
     return {number for number in session.exec(free.where(col(Drop.id).not_in(on_trial_beside(None)))) if number}
 
 
@@ -364,7 +336,7 @@ def _tested(session: Session, suspect: Suspect, known: set[int]) -> set[int]:
     """Return the drops that a trial adds to the champion's: the suspect, and those that its search has cleared."""
     cleared = select(Suspect.drop_id).join(Run, col(Run.id) == Suspect.trial_run).where(Run.state == RunState.SUCCEEDED)
     cleared = cleared.where(Suspect.blamed_run == suspect.blamed_run, Suspect.ended == SuspectEnd.CLEARED)
-    return {suspect.drop_id, *(_accepted(session, session.exec(cleared).all()) - known)}
+    return {suspect.drop_id, *(accepted(session, session.exec(cleared).all()) - known)}
 
 
 def _budget(settings: Settings, track: str) -> int:
@@ -375,9 +347,9 @@ def _budget(settings: Settings, track: str) -> int:
 
 def trials(session: Session, track: str, now: int, *, left_out: bool = False) -> int:
     """Return how many trials of a track have begun in the last seven days; with `left_out` also of `leave_one_out`."""
-    begun = select(func.count()).select_from(Run).where(Run.track == track, Run.trigger == TRIAL)
+    begun = select(func.count()).select_from(Run).where(Run.track == track, col(Run.about_drop).is_not(None))
     if not left_out:
-        begun = begun.where(~select(Event.id).where(Event.run_id == Run.id, Event.kind == "left_out").exists())
+        begun = begun.where(Run.purpose != Purpose.LEFT_OUT)
     # A start in the future was recorded before the clock was set back.
     return session.exec(begun.where(col(Run.started_at) > now - _WEEK_MS, col(Run.started_at) <= now)).one()
 

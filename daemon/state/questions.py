@@ -10,8 +10,8 @@ CHAMPIONS = "SELECT * FROM promotion WHERE track = :track ORDER BY generation"
 #: The run that made a model of a track; NULL for a base model.
 MAKER = "SELECT max(run_id) AS run FROM promotion WHERE track = :track AND model_id = :model"
 
-#: Condition for events that are rare and asked for by their kind: a literal, so that SQLite uses their small index.
-RARE = "event.kind IN ('left_out', 'drop_restored', 'attention_dismissed')"
+#: Condition for dismissals. A literal, so that SQLite uses the small index of these events.
+IS_DISMISSAL = "kind = 'attention_dismissed'"
 
 #: Condition for wins that wait for approval. A literal, so that SQLite uses the small index of these runs.
 AWAITS_APPROVAL = "outcome = 'awaiting_approval'"

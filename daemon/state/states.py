@@ -28,11 +28,19 @@ class DropState(StrEnum):
     SUSPENDED = "suspended"
 
 
-#: `Run.trigger` of a run that tries a drop, since that may have made another run worse, of its control, and of a run
-#: that leaves out one of the champion's drops.
-TRIAL = "trial"
-#: `Run.trigger` of a run that a person started to search settings (`dropforge search`).
-SEARCH = "search"
+class Purpose(StrEnum):
+    """What a run is for; the last three are about one drop (`Run.about_drop`), and begin when nothing else is due."""
+
+    #: It trains on all accepted drops.
+    CANDIDATE = "candidate"
+    #: The same, and a person wants settings searched (`dropforge search`).
+    SEARCH = "search"
+    #: It trains on the champion's drops and one that may have made another run worse.
+    TRIAL = "trial"
+    #: It trains on the champion's drops alone, to compare a trial (`Run.control_of`) with.
+    CONTROL = "control"
+    #: It trains on the champion's drops without one of them.
+    LEFT_OUT = "left_out"
 
 
 class SuspectEnd(StrEnum):
@@ -70,13 +78,14 @@ class RunState(StrEnum):
 OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
-def queue_order(state: str, trigger: str, place: int, run_id: int) -> tuple[bool, int, bool, bool, int]:
+def queue_order(state: str, about_drop: int | None, place: int, run_id: int) -> tuple[bool, int, bool, bool, int]:
     """
     Return a key that sorts open runs: running first, then by `place`, lowest first.
 
-    At the same place trials go last, waiting runs before queued ones, the older first; `queue.order` has the reasons.
+    At the same place runs about one drop go last, waiting runs before queued ones, the older first; `queue.order` has
+    the reasons.
     """
-    return state != RunState.RUNNING, place, trigger == TRIAL, state == RunState.QUEUED, run_id
+    return state != RunState.RUNNING, place, about_drop is not None, state == RunState.QUEUED, run_id
 
 
 def state_words(state: str) -> str:

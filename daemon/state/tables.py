@@ -28,13 +28,14 @@ from sqlalchemy import (
 )
 from sqlmodel import JSON, Column, Field, Session, SQLModel, col, select
 
-from daemon.state.questions import AWAITS_APPROVAL, RARE
+from daemon.state.questions import AWAITS_APPROVAL, IS_DISMISSAL
 from daemon.state.states import (
     AttemptState,
     DropState,
     HookState,
     MessageState,
     PromotionKind,
+    Purpose,
     RunState,
     SuspectEnd,
 )
@@ -136,6 +137,12 @@ class Drop(SQLModel, table=True):
     received_at: int
     #: The first run whose snapshot includes it; `None` while it waits for a run.
     first_run: int | None = Field(default=None, foreign_key="run.id", index=True)
+    #: Whether a person ever restored it: then it is not put on trial or left out again.
+    restored: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+    #: What the champion loses without it, in points, by the last run that left it out; `None` if none did.
+    worth_points: float | None = None
+    worth_half_width: float | None = None
+    worth_run: int | None = Field(default=None, foreign_key="run.id")
 
 
 class Run(SQLModel, table=True):
@@ -143,6 +150,8 @@ class Run(SQLModel, table=True):
 
     __table_args__ = (
         _one_of("state", RunState),
+        _one_of("purpose", Purpose),
+        CheckConstraint("(purpose IN ('candidate', 'search')) = (about_drop IS NULL)", name="purpose_whole"),
         CheckConstraint("(state = 'running') = (token IS NOT NULL)", name="running_has_token"),
         CheckConstraint(
             "(state IN ('succeeded', 'failed', 'cancelled', 'crashed')) = (ended_at IS NOT NULL)",
@@ -156,7 +165,15 @@ class Run(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     track: str = Field(index=True)
     state: str = Field(default=RunState.QUEUED, index=True)
+    #: Why it was queued: `drop`, `nightly`, `hand`, or `idle` for a run about one drop.
     trigger: str
+    purpose: str = Field(default=Purpose.CANDIDATE, sa_column_kwargs={"server_default": "candidate"})
+    #: The drop that a trial tries, that its control is trained without, or that is left out.
+    about_drop: int | None = Field(default=None, foreign_key="drop.id", index=True)
+    #: The trial that a control is compared with.
+    control_of: int | None = Field(default=None, foreign_key="run.id", index=True)
+    #: The id of the champion whose drop is left out.
+    about_champion: str | None = None
     created_at: int
     #: Not claimed before: the end of the track's quiet time, or of a back-off.
     not_before: int
@@ -185,6 +202,8 @@ class Run(SQLModel, table=True):
     gain: float | None = None
     #: The held-out set that its candidate was judged on.
     heldout_version: str | None = None
+    #: Ids of the old drops that its candidate lost on, as JSON; `None` if it did on none.
+    lost_drops: list[int] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 
 
 class Suspect(SQLModel, table=True):
@@ -192,7 +211,6 @@ class Suspect(SQLModel, table=True):
 
     __table_args__ = (
         _one_of("ended", SuspectEnd),
-        CheckConstraint("(ended IS NULL) = (ended_at IS NULL)", name="ended_has_time"),
         Index("one_open_suspect", "drop_id", unique=True, sqlite_where=text("ended IS NULL")),
         Index("one_trial", "track", unique=True, sqlite_where=text("ended IS NULL AND trial_run IS NOT NULL")),
     )
@@ -203,11 +221,10 @@ class Suspect(SQLModel, table=True):
     drop_id: int = Field(foreign_key="drop.id")
     #: The run whose verdict put it under suspicion; the suspects of one run are one search.
     blamed_run: int = Field(foreign_key="run.id")
-    #: The run that tries it; `None` before its turn. Its control is the track's next run with that trigger.
+    #: The run that tries it; `None` before its turn.
     trial_run: int | None = Field(default=None, foreign_key="run.id", index=True)
     #: `None` while it is on trial.
     ended: str | None = None
-    ended_at: int | None = None
 
 
 class Attempt(SQLModel, table=True):
@@ -292,7 +309,7 @@ class Slot(SQLModel, table=True):
 class Event(SQLModel, table=True):
     """Something that happened, written in the same transaction as the change."""
 
-    __table_args__ = (Index("event_rare", "kind", "track", sqlite_where=text(RARE)),)
+    __table_args__ = (Index("event_dismissals", "at", sqlite_where=text(IS_DISMISSAL)),)
 
     id: int | None = Field(default=None, primary_key=True)
     at: int = Field(index=True)

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
-from daemon.state.questions import RARE
+from daemon.state.questions import IS_DISMISSAL
 from daemon.storage.disk import Disk
 from daemon.system.clock import now_ms
 from daemon.views.drop_detail import findings_of
@@ -37,7 +37,7 @@ _CUT: dict[str, tuple[str, str, str]] = {
 }
 #: `Event.kind` of a dismissal.
 DISMISSED = "attention_dismissed"
-_DISMISSALS = f"SELECT at, detail FROM event WHERE {RARE} AND kind = ? AND at > ? ORDER BY at"  # noqa: S608 - own words
+_DISMISSALS = f"SELECT at, detail FROM event WHERE {IS_DISMISSAL} AND at > ? ORDER BY at"  # noqa: S608 - our own words
 #: The newest rejected drops, but for those whose owner dropped a later file of that name. A drop's first event has its
 #: owner. States are literals, so that SQLite uses the small indexes of these drops.
 _REJECTED = """
@@ -85,7 +85,7 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     if the state folder cannot be read.
     """
     alive = overview.daemon().alive
-    rows = overview.rows(_DISMISSALS, DISMISSED, now_ms() - _DISMISSED_FOR)
+    rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR)
     dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
     told: list[Attention] = []
     runs_and_drops = (_failed(overview), _rejected(overview), _wins(overview), _proposed(overview))

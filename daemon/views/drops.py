@@ -1,13 +1,11 @@
 """Views of drops: state, trial, replaced rows, and the champions trained on a withdrawn drop."""
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from sqlite3 import Connection
 
 from daemon.champions import history
 from daemon.state.run_files import ArtifactDamaged, load_dataset
-from daemon.state.states import TRIAL
 from daemon.system.folders import WorkFolder
 from daemon.views.reader import Row, Time, champions_of
 from pipeline.artifacts import Dataset, Frozen
@@ -15,9 +13,9 @@ from pipeline.words import count, first_of, worth_words
 
 #: Most former champions that are searched for one without withdrawn drops.
 _MOST_FORMER = 1000
-#: The last run of a track that has prepared its data. A trial has not all of the track's drops.
+#: The last run of a track that has prepared its data. One about a drop has not all of the track's drops.
 _PREPARED = """
-SELECT id FROM run WHERE track = ? AND "trigger" <> ? AND EXISTS
+SELECT id FROM run WHERE track = ? AND about_drop IS NULL AND EXISTS
 (SELECT 1 FROM attempt WHERE run_id = run.id AND step = 'prepare' AND state = 'published') ORDER BY id DESC LIMIT 1
 """
 
@@ -46,7 +44,7 @@ class DropView(Frozen):
     """How many of its rows later drops replaced in the track's last run, and how many it replaced; `None` for none."""
 
 
-_COLUMNS = ", ".join(name for name, field in DropView.model_fields.items() if field.is_required())
+_COLUMNS = tuple(name for name, field in DropView.model_fields.items() if field.is_required())
 
 
 class DropUses(Frozen):
@@ -61,15 +59,14 @@ class DropUses(Frozen):
 def drop_views(base: Connection, work_folder: WorkFolder, which: str, values: Iterable[object]) -> list[DropView]:
     """Return the drops that an SQL clause, as "WHERE id = ?", selects with the parameters `values`."""
     tried = on_trial(base)
-    found = base.execute(f'SELECT {_COLUMNS} FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608
-    worth = _worth(base, [row.id for row in found])
+    found = base.execute(f'SELECT * FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608 - our own words
     told = {track: replaced(base, work_folder, track) for track in {row.track for row in found}}
     return [
         DropView.model_validate(
             {
-                **vars(row),
+                **{name: getattr(row, name) for name in _COLUMNS},
                 "on_trial": tried.get(row.id),
-                "worth": worth.get(row.id),
+                "worth": _worth(row),
                 "replaced": told[row.track].get(row.id),
             }
         )
@@ -77,14 +74,9 @@ def drop_views(base: Connection, work_folder: WorkFolder, which: str, values: It
     ]
 
 
-def _worth(base: Connection, drops: list[int]) -> dict[int, str]:
-    """Map each of the drops that a run left out to a text: what it is worth, and by which run."""
-    wanted = (
-        "SELECT drop_id, run_id, detail FROM event WHERE kind = 'drop_worth' "
-        "AND drop_id IN (SELECT value FROM json_each(?)) ORDER BY id"
-    )
-    found = base.execute(wanted, (json.dumps(drops),)).fetchall()
-    return {row.drop_id: f"worth {worth_words(**row.detail)} (run {row.run_id})" for row in found}
+def _worth(row: Row) -> str | None:
+    words = row.worth_run and worth_words(row.worth_points, row.worth_half_width)
+    return words and f"worth {words} (run {row.worth_run})"
 
 
 def replaced(base: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
@@ -103,7 +95,7 @@ def replaced(base: Connection, work_folder: WorkFolder, track: str) -> dict[int,
 
 def last_prepared(base: Connection, work_folder: WorkFolder, track: str) -> tuple[int, Dataset | None]:
     """Return the track's last run with prepared data, and that data; 0 and `None` if there is none or it is damaged."""
-    for run in base.execute(_PREPARED, (track, TRIAL)).fetchall():
+    for run in base.execute(_PREPARED, (track,)).fetchall():
         with suppress(ArtifactDamaged, OSError):
             return run.id, load_dataset(work_folder, run.id)
     return 0, None

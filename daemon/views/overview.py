@@ -26,7 +26,7 @@ from daemon.state.run_files import (
     load_verdict,
     run_folder,
 )
-from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState, queue_order
+from daemon.state.states import AWAITING, OPEN_STATES, Purpose, RunState, queue_order
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import lock_holder
 from daemon.views.champion_history import (
@@ -101,6 +101,11 @@ class RunView(Frozen):
     track: str
     state: str
     trigger: str
+    """Why it was queued: `drop`, `nightly`, `hand`, or `idle` for a run about one drop."""
+    purpose: str
+    """What it is for: `candidate`, `search`, `trial`, `control`, `left_out`."""
+    about_drop: int | None
+    """The drop that a trial tries, that its control is trained without, or that is left out."""
     step: str | None
     """The step that was begun last; `None` before the first."""
     progress: Progress | None = None
@@ -289,7 +294,7 @@ class Overview:
     def open_runs(self) -> list[RunView]:
         """Return the runs that have not ended in the order of the queue, which the running ones lead."""
         return sorted(
-            self.runs(states=OPEN_STATES), key=lambda run: queue_order(run.state, run.trigger, run.place, run.id)
+            self.runs(states=OPEN_STATES), key=lambda run: queue_order(run.state, run.about_drop, run.place, run.id)
         )
 
     def ended_runs(self, most: int) -> list[RunView]:
@@ -402,8 +407,8 @@ class Overview:
             values["sentence"] = true_sentence(run_id, row.outcome or "", row.sentence, against)
         if against is not None:
             values["blocker"], values["outcome"] = against, BLOCKED
-        if row.trigger == TRIAL:
-            values["trial"] = _trial_words(base, run_id, ended=row.ended_at is not None)
+        if row.about_drop is not None:
+            values["trial"] = _trial_words(base, row)
         if row.state in {RunState.QUEUED, RunState.WAITING}:
             values["paused"] = next((one.words for one in _pauses(base) if one.track == row.track), None)
         if row.state == RunState.RUNNING:
@@ -460,15 +465,12 @@ def _pauses(base: Connection) -> list[PauseView]:
     return [PauseView(track=row.name, **row.paused) for row in found]
 
 
-def _trial_words(base: Connection, run_id: int, *, ended: bool) -> str | None:
-    """Return in words which drop a run tries and why, whose control it is, or which drop it leaves out; or `None`."""
-    tried = base.execute("SELECT drop_id, blamed_run FROM suspect WHERE trial_run = ?", (run_id,)).fetchone()
-    if tried is None:
-        queued = "SELECT drop_id, kind FROM event WHERE run_id = ? AND kind IN ('control_queued', 'left_out')"
-        for row in base.execute(queued, (run_id,)).fetchall():
-            if row.kind == "left_out":
-                return f"{'tried' if ended else 'tries'} the champion's data without drop {row.drop_id}"
-            return f"control of the trial of drop {row.drop_id}, trained without it"
-        return None
-    verb, why = ("tried", "which might have") if ended else ("tries", "which may have")
-    return f"{verb} drop {tried.drop_id}, {why} made run {tried.blamed_run} worse"
+def _trial_words(base: Connection, run: Row) -> str:
+    """Return in words which drop a run tries and why, whose control it is, or which drop it leaves out."""
+    verb, why = ("tries", "which may have") if run.ended_at is None else ("tried", "which might have")
+    if run.purpose == Purpose.CONTROL:
+        return f"control of the trial of drop {run.about_drop}, trained without it"
+    if run.purpose == Purpose.LEFT_OUT:
+        return f"{verb} the champion's data without drop {run.about_drop}"
+    tried = base.execute("SELECT blamed_run FROM suspect WHERE trial_run = ?", (run.id,)).fetchone()
+    return f"{verb} drop {run.about_drop}" + (f", {why} made run {tried.blamed_run} worse" if tried else "")

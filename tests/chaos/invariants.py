@@ -149,7 +149,7 @@ def _store(state: Path, rows: _Rows) -> Iterator[str]:
 
 def _runs(rows: _Rows) -> Iterator[str]:
     for run in rows.runs:
-        state = "waiting" if run["trigger"] == "trial" else "queued"
+        state = "waiting" if run["about_drop"] else "queued"
         for event in (event for event in rows.events if event["run_id"] == run["id"]):
             after = _MOVES.get(event["kind"], state)
             if event["kind"] == "run_retried":

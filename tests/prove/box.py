@@ -19,7 +19,6 @@ from daemon.dispatch.step_process import step_command
 from daemon.inbox.watcher import make_inbox
 from daemon.state.database import transaction
 from daemon.state.events import Word
-from daemon.state.states import TRIAL
 from daemon.state.tables import Drop, Run
 from pipeline import __main__ as step_process
 from pipeline import durable
@@ -81,7 +80,7 @@ class Box:
                 break
             self._work(tampers)
         self._now += DAY
-        run = [one for one in self.runs() if one.trigger != TRIAL][-1]
+        run = [one for one in self.runs() if one.about_drop is None][-1]
         assert run.state == "succeeded", (before, run.state, run.error, run.hint)
         value = durable.read_json(self.daemon.root / f"runs/{run.id}/decide.json")
         return Night(run, Verdict.model_validate(value), len(self.runs()) - (run.id or 0))

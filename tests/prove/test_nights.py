@@ -82,7 +82,7 @@ def test_nine_nights_with_a_correction(
             box.drop(name, rows)
         box.night()
         for run in box.runs()[before:]:
-            record_property("table", f"{' and '.join(drops)}: run {run.id}, {run.trigger}: {run.sentence}")
+            record_property("table", f"{' and '.join(drops)}: run {run.id}, {run.purpose}: {run.sentence}")
             if run.outcome == AWAITING:
                 waited += drops
                 box.approve(run)

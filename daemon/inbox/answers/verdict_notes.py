@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 from sqlalchemy import Engine, func, or_, text
@@ -207,7 +207,9 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
             yield "In use: the model that serves was trained on it."
             yield _how_it_came(past.first[drop.id])
             yield from _left_out(session, settings, session.get(Run, past.first[drop.id].run_id or 0))
-            yield from _worth(session, drop)
+            if drop.worth_points is not None and drop.worth_half_width is not None:
+                words = worth_words(drop.worth_points, drop.worth_half_width)
+                yield f"It is worth {words}: run {drop.worth_run} was trained without it."
         else:
             yield from _not_serving(session, settings, drop, past)
     else:
@@ -229,15 +231,6 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
 def _how_it_came(first: Promotion) -> str:
     """Return which run first brought a drop into a champion, and why its model was promoted."""
     return f"Run {first.run_id} was trained on it, and its model was promoted: {first.reason.removeprefix(_WON)}."
-
-
-def _worth(session: Session, drop: Drop) -> Iterator[str]:
-    """Yield what a drop is worth, if it was left out of a run."""
-    measured = select(Event).where(Event.drop_id == drop.id, Event.kind == "drop_worth")
-    event = session.exec(measured.order_by(col(Event.id).desc())).first()
-    if event is not None:
-        worth: Any = event.detail
-        yield f"It is worth {worth_words(**worth)}: run {event.run_id} was trained without it."
 
 
 def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> Iterator[str]:

@@ -22,7 +22,7 @@ def test_a_search_is_queued_and_says_how_much_it_tries(lived_in: Any, dropforge:
     said = "run 4 searches on 4 rows in 4 trials; it begins next, once the daemon runs: dropforge run\n"
     assert (ended.code, ended.out) == (0, said), ended.err
     with transaction(lived_in.engine) as session:
-        assert session.get_one(Run, 4).trigger == "search"
+        assert session.get_one(Run, 4).purpose == "search"
 
 
 @pytest.mark.usefixtures("lived_in")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
-from sqlmodel import select
+from sqlmodel import col, select
 
 from daemon.champions import decisions, history, promotion
 from daemon.dispatch import publication
@@ -304,10 +304,10 @@ def test_a_drop_that_makes_a_run_worse_is_tried_and_suspended_if_it_is_worse_tha
     new = box.drop("b")
     box.ticks()
     box.ticks()
-    assert [(box.run(number).outcome, box.run(number).trigger) for number in (2, 3, 4)] == [
-        ("worse", "drop"),
+    assert [(box.run(number).outcome, box.run(number).purpose) for number in (2, 3, 4)] == [
+        ("worse", "candidate"),
         ("worse", "trial"),
-        ("worse", "trial"),
+        ("worse", "control"),
     ]
     assert (box.drop_state(old), box.drop_state(new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
     assert (box.settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
@@ -348,9 +348,9 @@ def test_an_idle_track_leaves_out_a_drop_a_week_and_tells_what_it_is_worth(box: 
     ]
     ticks(idle, now=NOW + 8 * 86_400_000)
     with transaction(box.engine) as session:
-        told = session.exec(select(Event).where(Event.kind == "drop_worth")).all()
-    worth = {"points": 1.8, "half_width": pytest.approx(1.2)}
-    assert [(one.drop_id, one.run_id, one.detail) for one in told] == [(1, 2, worth), (2, 3, worth)]
+        drops = session.exec(select(Drop).order_by(col(Drop.id))).all()
+    assert [(one.worth_run, one.worth_points) for one in drops] == [(2, 1.8), (3, 1.8)]
+    assert [one.worth_half_width for one in drops] == pytest.approx([1.2, 1.2])
     assert box.drop_state(1) == DropState.ACCEPTED
 
 

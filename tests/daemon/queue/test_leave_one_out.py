@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import event
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from daemon.queue import drops, leave_one_out, order, run_queue, suspects
 from daemon.queue.states import Claim
@@ -13,7 +13,7 @@ from daemon.settings.model import Settings, SuspectSettings
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import AWAITING
-from daemon.state.tables import Run, Track
+from daemon.state.tables import Drop, Run, Track
 from daemon.state.troubles import Troubles
 from pipeline import durable
 from pipeline.artifacts import Replacement, Verdict
@@ -64,11 +64,16 @@ class Idle(Box):
 
     def worth(self) -> list[tuple[int | None, int | None, object, object]]:
         """Return drop, run, points and half the interval's width of each value that was recorded."""
-        found = self.events("drop_worth")
-        return [(one.drop_id, one.run_id, one.detail["points"], one.detail["half_width"]) for one in found]
+        with transaction(self.engine) as session:
+            found = session.exec(
+                select(Drop).where(col(Drop.worth_run).is_not(None)).order_by(col(Drop.worth_run))
+            ).all()
+        return [(one.id, one.worth_run, one.worth_points, one.worth_half_width) for one in found]
 
     def left_out(self) -> list[int | None]:
-        return [one.drop_id for one in self.events("left_out")]
+        with transaction(self.engine) as session:
+            found = select(Run.about_drop).where(Run.purpose == "left_out").order_by(col(Run.id))
+            return list(session.exec(found).all())
 
 
 @pytest.fixture
@@ -115,6 +120,19 @@ def test_a_track_without_news_is_not_asked_again(box: Idle) -> None:
     box.drop()
     box.end(box.claim(), WINS)
     assert box.trial() is not None, "another champion"
+
+
+def test_what_was_left_out_stands_in_rows_and_not_in_events(box: Idle) -> None:
+    for used, left in (([2, 3], 1), ([1, 3], 2)):
+        run = box.next_trial()
+        assert (run.purpose, run.about_drop, run.about_champion, in_snapshot(run)) == ("left_out", left, "m1", used)
+        box.forget()
+        box.end(run, LOST)
+    assert [worth[:2] for worth in box.worth()] == [(1, 2), (2, 3)]
+    box.end(box.next_trial(), WON)
+    box.forget()
+    box.go_on()
+    assert in_snapshot(box.claim()) == [1, 2, 3]
 
 
 def test_a_correction_and_what_a_person_restored_are_not_left_out(box: Idle) -> None:

@@ -8,7 +8,7 @@ from daemon.queue import order, run_queue, states
 from daemon.queue.states import Claim
 from daemon.state.database import transaction
 from daemon.state.events import Word
-from daemon.state.states import TRIAL
+from daemon.state.states import Purpose
 from daemon.state.tables import Event, Run
 from pipeline.errors import DropforgeError
 from tests import run_owner
@@ -54,7 +54,7 @@ def test_trials_stay_last_where_nobody_moved_them(engine: Engine) -> None:
     queue_runs(engine, "a", "b")
     with transaction(engine) as session:
         run = session.get_one(Run, 1)
-        run.trigger = TRIAL
+        run.purpose, run.about_drop = Purpose.LEFT_OUT, add_drop(session)
         session.add(run)
     queue_runs(engine, "c")
     assert goes(engine) == [2, 3, 1]

@@ -395,14 +395,16 @@ def configure_search(when: str) -> Callable[[Session, Track], RunConfig]:
 
 
 @pytest.mark.parametrize(
-    ("when", "trigger", "searches"),
-    [("always", "hand", True), ("asked", "hand", False), ("asked", "search", True), ("always", "search", True)],
+    ("when", "search", "searches"),
+    [("always", False, True), ("asked", False, False), ("asked", True, True), ("always", True, True)],
 )
 def test_a_search_that_is_to_be_asked_for_is_left_out_of_other_runs(
-    engine: Engine, when: str, trigger: str, searches: bool
+    engine: Engine, when: str, search: bool, searches: bool
 ) -> None:
     queued = queue_run(engine, now=1_000, not_before=HOUR_MS)
-    assert run_queue.enqueue_by_hand(engine, "default", 2_000, trigger)[0] == queued, "the drop's run, which waited"
+    assert run_queue.enqueue_by_hand(engine, "default", 2_000, search=search)[0] == queued, (
+        "the drop's run, which waited"
+    )
     claim = run_owner.claim(engine, 3_000, configure_search(when))
     assert claim is not None
     config = RunConfig.model_validate(load(engine, claim.run_id).config)

@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, delete, event, func
 from sqlmodel import Session, col, select
 
 from daemon.queue import drops, run_queue, states, suspects
@@ -133,7 +133,7 @@ class Box:
         self.go_on()
         claim = run_owner.claim(self.engine, self.tick(), configure)
         run = None if claim is None else self.row(claim.run_id)
-        assert run is None or run.trigger == "trial", "an ordinary run goes first"
+        assert run is None or run.trigger == "idle", "an ordinary run goes first"
         return run
 
     def next_trial(self) -> Run:
@@ -167,6 +167,12 @@ class Box:
     def reason(self, drop: int) -> str | None:
         with transaction(self.engine) as session:
             return session.get_one(Drop, drop).reason
+
+    def forget(self) -> None:
+        """Delete the events, but for the last one."""
+        with transaction(self.engine) as session:
+            last = select(func.max(Event.id)).scalar_subquery()
+            session.exec(delete(Event).where(col(Event.id) < last))
 
     def events(self, kind: str) -> list[Event]:
         with transaction(self.engine) as session:
@@ -230,7 +236,7 @@ def test_a_search_waits_for_a_running_run_of_its_track_whose_drops_it_would_call
     running = box.claim()
     box.go_on()
     with transaction(box.engine) as session:
-        assert session.exec(select(Run).where(Run.trigger == "trial")).all() == []
+        assert session.exec(select(Run).where(Run.purpose == "trial")).all() == []
     box.end(running, QUIET)
     assert box.next_trial().state == "running"
 
@@ -331,7 +337,7 @@ def test_a_trial_is_the_champions_drops_and_one_suspect_under_another_seed(box: 
     pinned = box.drop("heldout")
     run = blamed(box, 2)
     trial = box.next_trial()
-    assert (trial.trigger, in_snapshot(trial)) == ("trial", [1, pinned, 4])
+    assert (trial.purpose, trial.about_drop, in_snapshot(trial)) == ("trial", 4, [1, pinned, 4])
     assert run.config is not None
     assert trial.config is not None
     seeds = [RunConfig.model_validate(one.config).train.seed for one in (run, trial)]
@@ -347,7 +353,7 @@ def test_there_is_one_trial_at_a_time_and_ordinary_runs_go_first(box: Box) -> No
     assert len(box.events("trial_queued")) == 1
     new = box.drop()
     ordinary = box.claim()
-    assert (ordinary.trigger, in_snapshot(ordinary)) == ("drop", [1, new])
+    assert (ordinary.purpose, in_snapshot(ordinary)) == ("candidate", [1, new])
     box.end(ordinary, QUIET)
     trial = box.next_trial()
     assert in_snapshot(trial) == [1, 3]
@@ -360,7 +366,7 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
     blamed(box, 3)
     trial = box.next_trial()
     control = box.control(trial)
-    assert (control.trigger, in_snapshot(control)) == ("trial", [1, pinned])
+    assert (control.purpose, control.control_of, in_snapshot(control)) == ("control", trial.id, [1, pinned])
     assert control.config is not None
     assert RunConfig.model_validate(control.config).train.seed == 42 + (control.id or 0)
     assert box.states() == {1: "accepted", pinned: "accepted", 3: "accepted", 4: "accepted", 5: "suspended"}
@@ -626,6 +632,29 @@ def test_a_drop_that_a_person_restored_is_not_tried_again(box: Box) -> None:
     blamed(box, 1)
     assert box.order() == [3], "only what nobody has looked at"
     assert in_snapshot(box.next_trial()) == [1, 3]
+
+
+def test_what_a_run_is_for_and_what_a_person_restored_stand_in_rows_and_not_in_events(box: Box) -> None:
+    blamed(box, 1)
+    trial = box.next_trial()
+    box.forget()
+    control = box.control(trial)
+    assert (control.purpose, control.about_drop, control.control_of) == ("control", 2, trial.id)
+    assert box.states() == {1: "accepted", 2: "suspended"}
+    drops.restore(box.engine, 2, Word("I looked at it", box.tick()), box.settings)
+    box.forget()
+    box.end(box.claim(), WORSE)
+    assert box.order() == []
+
+
+def test_drops_are_compared_with_those_of_earlier_runs_whatever_became_of_the_events(box: Box) -> None:
+    box.allow(0)
+    blamed(box, 1, QUIET)
+    blamed(box, 2, verdict("guard_failed", blames=True, lost=(1,)))
+    box.forget()
+    box.allow(7)
+    blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
+    assert box.order() == [4, 3, 5, 2]
 
 
 # --- a crash

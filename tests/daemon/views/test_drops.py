@@ -9,7 +9,7 @@ from sqlmodel import select
 from starlette.testclient import TestClient
 
 from daemon.state.database import transaction
-from daemon.state.states import TRIAL, HookState
+from daemon.state.states import HookState, Purpose
 from daemon.state.tables import Promotion, Run
 from daemon.web.app import make_app
 from pipeline import durable
@@ -77,7 +77,8 @@ def test_replaced_rows_are_told_with_both_drops_by_the_last_run_that_is_no_trial
     assert "40 rows replaced by drop 6 and 1 row replaced by drop 5" in page.get("/drops/2").text
     assert "3 rows replaced by drop 6; replaces 1 row of drop 2" in page.get("/drops").text
     with transaction(lived_in.engine) as session:
-        session.get_one(Run, 3).trigger = TRIAL
+        last = session.get_one(Run, 3)
+        last.purpose, last.about_drop = Purpose.TRIAL, 2
     assert dropforge("drops", "--json").json["drops"][-2]["replaced"] == "40 rows replaced by drop 6"
     (folder / "2" / "prepare.json").write_text('{"replacements": 1}')
     assert dropforge("drops", "--json").json["drops"][-2]["replaced"] is None

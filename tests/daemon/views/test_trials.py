@@ -101,6 +101,8 @@ def test_a_trial_is_told_as_what_it_is_from_its_place_in_the_queue_to_its_end(
     lines = words(dropforge("drops"))
     assert lines[1].endswith("it may have made run 2 worse; run 3 was worse, too; a control without it decides")
     assert "control of the trial of drop 3, trained without it; beginning" in words(dropforge("show", "4"))
+    shown = json.loads(dropforge("show", "4", "--json").out)["run"]
+    assert (shown["trigger"], shown["purpose"], shown["about_drop"]) == ("idle", "control", 3)
 
 
 def test_a_suspended_drop_says_by_which_runs_and_how_to_look(searched: Any, dropforge: Command) -> None:

@@ -13,7 +13,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from daemon.state.database import transaction
-from daemon.state.events import record_event
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 from daemon.views.overview import Overview
@@ -171,9 +170,9 @@ def test_no_page_reads_a_whole_table(
 
 def test_a_drop_that_was_left_out_says_what_it_is_worth(visitor: TestClient, lived_in: Any) -> None:
     with transaction(lived_in.engine) as session:
-        record_event(session, "drop_worth", 1, drop_id=2, run_id=8, points=1.8, half_width=1.2)
-        record_event(session, "drop_worth", 2, drop_id=2, run_id=9, points=-3.0, half_width=0.5)
-    worth = "worth −3.0 points ±0.5 (run 9)"
+        drop = session.get_one(Drop, 2)
+        drop.worth_points, drop.worth_half_width, drop.worth_run = -3.0, 0.5, 3
+    worth = "worth −3.0 points ±0.5 (run 3)"
     assert f"<small><bdi>{worth}</bdi></small>" in visitor.get("/drops").text
     assert f"It is {worth}: " in visitor.get("/drops/2").text
 

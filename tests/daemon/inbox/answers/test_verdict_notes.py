@@ -135,10 +135,11 @@ def test_a_promoted_drop_is_in_use_until_the_track_is_rolled_back(house: House) 
 def test_the_note_of_a_drop_that_was_left_out_says_what_it_is_worth(house: House) -> None:
     house.serve(house.run(1, outcome="promoted"), 1)
     assert len(house.said()[2:]) == 2
-    without = house.run(outcome="worse", trigger="trial")
+    without = house.run(outcome="worse")
     with database.transaction(house.box.engine) as session:
-        worth = {"points": 1.8, "half_width": 1.2}
-        record_event(session, "drop_worth", NOW, track="default", run_id=without, drop_id=1, **worth)
+        drop = session.get_one(Drop, 1)
+        drop.worth_points, drop.worth_half_width, drop.worth_run = 1.8, 1.2, without
+        record_event(session, "drop_worth", NOW, track="default", run_id=without, drop_id=1)
     assert house.said()[4:] == [f"It is worth +1.8 points ±1.2: run {without} was trained without it."]
 
 
