@@ -618,7 +618,8 @@ class History:
             base.execute('UPDATE "drop" SET first_run = 1 WHERE first_run IS NULL')
             base.execute(
                 'INSERT INTO run (track, state, "trigger", purpose, about_drop, about_champion, created_at, '
-                "not_before, ended_at, failures, deaths, cancel_requested) SELECT track, 'succeeded', 'idle', 'left_out', "
+                "not_before, ended_at, failures, deaths, cancel_requested) "
+                "SELECT track, 'succeeded', 'idle', 'left_out', "
                 'one.id, champion_model_id, 1, 1, 1, 0, 0, 0 FROM "drop" AS one JOIN track ON track.name = track '
                 "WHERE one.state = 'accepted'"
             )

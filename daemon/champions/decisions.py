@@ -121,6 +121,8 @@ def rollback(
     target = _target(past, serving, to.generation, work_folder)
     change = Promotion(
         track=track,
+        run_id=target.run_id,
+        drops=target.drops,
         kind=PromotionKind.ROLLBACK,
         generation=serving.generation + 1,
         model_id=target.model_id,

@@ -44,9 +44,8 @@ def former(past: "Sequence[Promotion]", track: "Track", work_folder: WorkFolder,
         left = one.generation in over or one.model_id in shut
         if left or one.model_id in found or not (work_folder / path).is_dir():
             continue
-        found[one.model_id] = ModelRef(
-            model_id=one.model_id, path=path, generation=one.generation, drops=drops_of(past, one.model_id)
-        )
+        drops = None if one.drops is None else tuple(one.drops)
+        found[one.model_id] = ModelRef(model_id=one.model_id, path=path, generation=one.generation, drops=drops)
         if len(found) == most:
             break
     return list(found.values())
@@ -61,12 +60,6 @@ def _skipped(past: "Sequence[Promotion]") -> set[int]:
             target = max(one.generation for one in past if one.model_id == row.model_id and one.generation in before)
             over.update(generation for generation in before if generation > target)
     return over
-
-
-def drops_of(past: "Sequence[Promotion]", model: str) -> tuple[int, ...] | None:
-    """Return the ids of the drops in the snapshot of the run that made `model`; `None` for a base, or if unknown."""
-    made = [row.drops for row in past if row.model_id == model and row.run_id is not None]
-    return None if not made or made[-1] is None else tuple(made[-1])
 
 
 def blocked(past: "Sequence[Promotion]") -> set[str]:

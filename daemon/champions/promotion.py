@@ -183,7 +183,7 @@ def change_champion(session: Session, work_folder: WorkFolder, change: Promotion
     require_generation(session, change.track, change.generation - 1)
     track = session.get_one(Track, change.track)
     change.previous_model_id, change.previous_path = track.champion_model_id, track.champion_path
-    if change.run_id is not None:
+    if change.run_id is not None and change.kind != PromotionKind.ROLLBACK:
         # On the row, since a run that did not end well may be retried with fewer drops.
         change.drops = session.get_one(Run, change.run_id).snapshot
     change.hook_state = HookState.PENDING

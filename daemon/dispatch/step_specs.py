@@ -109,9 +109,7 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
     uses, versions = judged_before(session, run.track, run.id or 0)
     proposed = select(Drop.rows).where(Drop.track == run.track, Drop.state == DropState.PROPOSED)
     return {
-        "champion": serving.model_copy(
-            update={"drops": history.drops_of(past, serving.model_id)},
-        ),
+        "champion": {**serving.model_dump(), "drops": past[-1].drops},
         "former": history.former(past, session.get_one(Track, run.track), settings.work_folder, _FORMER),
         "uses": uses,
         "judged_versions": versions,

@@ -314,15 +314,9 @@ def _blames(session: Session, settings: Settings, run: Run, verdict: Verdict) ->
 
 def _known(session: Session, track: str) -> set[int]:
     """Return the ids of the training drops behind the champion; empty if it is a base model."""
-    serving = session.get(Track, track)
-    if serving is None or serving.champion_model_id is None:
-        return set()
-    made = select(Promotion.drops).where(
-        Promotion.track == track,
-        Promotion.model_id == serving.champion_model_id,
-        col(Promotion.run_id).is_not(None),
-    )
-    return _of_training(session, session.exec(made.order_by(col(Promotion.generation).desc())).first() or ())
+    serving = col(Track.champion_generation) == Promotion.generation
+    made = select(Promotion.drops).join(Track, (col(Track.name) == Promotion.track) & serving)
+    return _of_training(session, session.exec(made.where(Track.name == track)).first() or ())
 
 
 def accepted(session: Session, drops: Iterable[int], *which: ColumnElement[bool]) -> set[int]:

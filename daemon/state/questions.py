@@ -7,9 +7,6 @@ Plain SQL, since SQLAlchemy takes longer to load than `dropforge status` takes f
 #: A track's champions, the base model first and the current one last.
 CHAMPIONS = "SELECT * FROM promotion WHERE track = :track ORDER BY generation"
 
-#: The run that made a model of a track; NULL for a base model.
-MAKER = "SELECT max(run_id) AS run FROM promotion WHERE track = :track AND model_id = :model"
-
 #: Condition for dismissals. A literal, so that SQLite uses the small index of these events.
 IS_DISMISSAL = "kind = 'attention_dismissed'"
 

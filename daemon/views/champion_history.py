@@ -14,21 +14,16 @@ from pipeline.words import start_words
 
 #: More than any generation.
 _BEYOND = 1 << 62
-#: Champions with their tracks, and the runs that made their models: after a rollback the run of the former promotion.
+#: Champions with their tracks, and the runs that made their models.
 _CHAMPIONS = """
-SELECT found.*, run.id AS run, run.sentence AS verdict, run.gain,
-    (SELECT sum(ended_at - started_at) / 1000.0 FROM attempt WHERE run_id = made) AS seconds
+SELECT found.*, run.sentence AS verdict, run.gain,
+    (SELECT sum(ended_at - started_at) / 1000.0 FROM attempt WHERE run_id = found.run) AS seconds
 FROM (
     SELECT track, generation, model_id, kind, reason, approved_by, overrode, promotion.created_at AS since,
-        hook_state, hook_error, hook_output, health_state, health_error, health_output,
-        iif(base_path <> '' AND base_model_id = model_id, base_path, model_path) AS path,
-        coalesce(run_id, (SELECT max(run_id) FROM promotion AS other
-            WHERE other.track = promotion.track AND other.model_id = promotion.model_id)) AS made
+        hook_state, hook_error, hook_output, health_state, health_error, health_output, drops, run_id AS run,
+        iif(base_path <> '' AND base_model_id = model_id, base_path, model_path) AS path
     FROM promotion JOIN track ON track.name = promotion.track WHERE {}
-) AS found LEFT JOIN run ON run.id = made
-"""
-_DROPS = """
-SELECT drops FROM promotion WHERE track = ? AND model_id = ? AND run_id IS NOT NULL ORDER BY generation DESC LIMIT 1
+) AS found LEFT JOIN run ON run.id = found.run
 """
 
 
@@ -134,8 +129,7 @@ def champion_views(
 
 
 def _champion_view(base: Connection, work_folder: WorkFolder, row: Row, end: int | None) -> ChampionView:
-    made = base.execute(_DROPS, (row.track, row.model_id)).fetchone()
-    data = trained_on(base, made.drops or ()) if made and row.run else ()
+    data = trained_on(base, row.drops or ())
     more = {} if row.run is None else _training(work_folder, row.run)
     names = tuple(drop.name for drop in data if drop.role == "train")
     return ChampionView.model_validate({**_facts(work_folder, row, end), **more, "drops": names, "data": data})

@@ -121,7 +121,7 @@ def drop_uses(base: Connection, work_folder: WorkFolder, drop: Row) -> DropUses:
     """Return the serving champion, if it was trained on `drop`, and the one to roll back to; else `None` for both."""
     track = base.execute("SELECT * FROM track WHERE name = ?", (drop.track,)).fetchone()
     past = champions_of(base, drop.track)
-    if track is None or drop.role != "train" or drop.id not in (history.drops_of(past, track.champion_model_id) or ()):
+    if track is None or drop.role != "train" or not past or drop.id not in (past[-1].drops or ()):
         return DropUses()
     former = history.former(past, track, work_folder, _MOST_FORMER)
     without = base.execute("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", (drop.track,))

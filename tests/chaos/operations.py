@@ -264,7 +264,7 @@ def _going_back(folder: Path) -> Callable[[], object]:
 def _back(daemon: Daemon) -> None:
     if _serving(daemon)[0] == 2:
         decisions.rollback(daemon.engine, daemon.root, decisions.Target("default", 1), Word("it swears", NOW))
-    assert _serving(daemon) == (3, [None, 1, 2, None])
+    assert _serving(daemon) == (3, [None, 1, 2, 1])
     champion = daemon.root / "tracks/default/champion"
     assert b"weights of run 1" in (champion / "model.safetensors").read_bytes()
     assert b"weights of run 2" in (champion.with_name("previous") / "model.safetensors").read_bytes()
@@ -273,7 +273,7 @@ def _back(daemon: Daemon) -> None:
     with suppress(ChampionMoved, promotion.Blocked):
         again = promotion.Candidate("default", 2, left.model_id, left.model_path, 3, "again")
         promotion.promote(daemon.engine, daemon.root, again, NOW)
-    assert _serving(daemon) == (3, [None, 1, 2, None])
+    assert _serving(daemon) == (3, [None, 1, 2, 1])
 
 
 def _half_promoted(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import structlog
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from daemon.champions import decisions, promotion
 from daemon.champions.handover.smoke_prompts import adapter_of, write_smoke_prompts
@@ -25,7 +25,6 @@ from daemon.settings.model import HookSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.events import Word, record_event
-from daemon.state.questions import MAKER
 from daemon.state.states import HookState
 from daemon.state.tables import Promotion, Track
 from daemon.state.troubles import Troubles
@@ -227,9 +226,7 @@ class Hooks:
 
     def _environment(self, row: Promotion) -> dict[str, str]:
         """Return the environment of a command: the daemon's own and PROMOTION_*. Writes the smoke prompts."""
-        with transaction(self._engine) as session:
-            made = {"track": row.track, "model": row.model_id}
-            run = row.run_id or session.scalars(text(MAKER), made).first()
+        run = row.run_id
         # A damaged verdict must not keep the server from being told.
         decided = {} if run is None else read_object(run_files.run_folder(self._root, run) / "decide.json")
         place = decided.get("report")

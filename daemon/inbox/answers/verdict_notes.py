@@ -25,7 +25,7 @@ from daemon.state.database import ChangeWatch, transaction
 from daemon.state.questions import CHAMPIONS, GAVE_BACK, SNAPSHOT, TAKEN_IN
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
-from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
+from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, rows_of
 from pipeline import durable
 from pipeline.errors import is_disk_full
 from pipeline.words import count, left_out_words, printable, worth_words
@@ -58,15 +58,13 @@ class TrackPast(NamedTuple):
 
 
 def _past_of(session: Session, track: str) -> TrackPast:
-    serving = session.get(Track, track)
     first: dict[int, Promotion] = {}
-    champion: frozenset[int] = frozenset()
+    drops: list[int] | None = None
     for one in rows_of(session, Promotion, CHAMPIONS, track=track).all():
-        for drop in one.drops or ():
+        drops = one.drops
+        for drop in drops or ():
             first.setdefault(drop, one)
-        if one.drops is not None and serving is not None and one.model_id == serving.champion_model_id:
-            champion = frozenset(one.drops)
-    return TrackPast(first, champion)
+    return TrackPast(first, frozenset(drops or ()))
 
 
 class VerdictNotes:

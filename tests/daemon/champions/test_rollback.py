@@ -83,7 +83,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 def test_a_rollback_moves_link_baseline_and_generation_to_the_model_before(house: House) -> None:
     row = house.back()
     assert (row.generation, row.model_id, row.previous_model_id) == (4, house.ids[2], house.ids[3])
-    assert (row.run_id, row.kind) == (None, "rollback")
+    assert (row.run_id, row.kind) == (2, "rollback")
     assert house.serving == (2, 4)
     assert (house.linked(), house.linked("previous")) == (house.ids[2], house.ids[3])
     with transaction(house.engine) as session:

@@ -112,7 +112,11 @@ class Box:
         with transaction(self.engine) as session:
             track = session.get_one(Track, "default")
             generation = (track.champion_generation or 0) + 1
+            made = select(Promotion).where(Promotion.model_id == model).order_by(col(Promotion.generation))
+            former = session.exec(made).first()
             rolled = Promotion(
+                run_id=former.run_id if former else None,
+                drops=former.drops if former else None,
                 track="default",
                 kind="rollback",
                 generation=generation,
@@ -465,10 +469,7 @@ def test_a_drop_that_the_champion_knows_by_then_is_not_tried_any_more(box: Box) 
 def test_a_champion_that_knows_no_drop_ends_the_search(box: Box) -> None:
     blamed(box, 2)
     trial = box.next_trial()
-    with transaction(box.engine) as session:
-        track = session.get_one(Track, "default")
-        track.champion_model_id = "base"
-        session.add(track)
+    box.roll_back("base")
     box.end(trial, WORSE)
     assert (box.trial(), set(box.states().values())) == (None, {"accepted"})
 
