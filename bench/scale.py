@@ -511,6 +511,7 @@ class History:
             "warnings": 0,
             "duplicate_of": number - len(new) if state == "duplicate" else None,
             "reason": "every row is bad" if state == "rejected" else None,
+            "owner": "anna",
             "received_at": self._at(turn),
             "first_run": self._number(track, turn, new, self._runs) if used else None,
         }
@@ -555,7 +556,6 @@ class History:
             "reason": None,
             "source": f"{place}:{self._at(turn) * 1_000_000}:10000",
             "warnings": [],
-            "owner": "anna",
             "run": None,
             "kinds": [],
         }

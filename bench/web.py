@@ -88,11 +88,12 @@ def open_history(folder: Path, runs: int, drops: int) -> TestClient:
     settings = load(folder / "dropforge.toml", {})
     base = sqlite3.connect(settings.state_folder / "dropforge.db")
     kinds = [{"message": "output is missing", "remedy": "add it", "rows": 3, "line": 1, "field": "output"}]
-    detail = json.dumps({"owner": "ana", "kinds": kinds, "warnings": []})
+    detail = json.dumps({"kinds": kinds, "warnings": []})
     base.executemany(
         EVENT,
         ((STARTED + number, "drop_taken", None, number, detail) for number in range(1, drops + 1)),
     )
+    base.execute("UPDATE \"drop\" SET owner = 'ana'")
     base.execute("UPDATE promotion SET drops = json_array(id, id + 1, id + 2, id + 3, id + 4)")
     base.commit()
     base.close()

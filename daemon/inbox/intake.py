@@ -325,6 +325,7 @@ def _drop(source: _Source, state: DropState, sha256: str) -> Drop:
         name=_shown(settled),
         sha256=sha256,
         size_bytes=source.info.st_size,
+        owner=name_of(source.info.st_uid),
         received_at=source.now,
     )
 
@@ -346,7 +347,6 @@ def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice
         reason=drop.reason,
         source=identity(source.info),
         warnings=warnings,
-        owner=name_of(source.info.st_uid),
         **detail,
     )
 

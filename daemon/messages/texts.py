@@ -162,7 +162,7 @@ def _rejected(session: Session, _root: WorkFolder, event: Event) -> Text:
     rules = event.detail.get("rules")
     kinds = [f"{number} {inert(rule)}" for rule, number in rules.items()] if isinstance(rules, Mapping) else []
     found = f"{count(drop.findings, 'finding')} in {count(drop.rows, 'row')}"
-    owner = f", dropped by {inert(str(event.detail['owner']))}" if event.detail.get("owner") else ""
+    owner = f", dropped by {inert(drop.owner)}" if drop.owner else ""
     where, wrong, remedy = _first_finding(event)
     return _text(
         event,

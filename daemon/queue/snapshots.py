@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Event, Run, on_trial_beside
+from daemon.state.tables import Drop, Run, on_trial_beside
 
 #: Outcomes of runs whose candidate was compared with the champion.
 JUDGED = ("promoted", "not_shown_better", "worse", "guard_failed", "contaminated", "awaiting_approval", "overtaken")
@@ -73,9 +73,7 @@ _WAITING = _counted(
 
 def _count(session: Session, counted: SelectOfScalar[int], track: str, owner: str | None) -> int:
     if owner is not None:
-        # The event that recorded a drop names the file's owner.
-        named = col(Event.detail)["owner"].as_string() == owner
-        counted = counted.where(select(Event.id).where(Event.drop_id == Drop.id, named).exists())
+        counted = counted.where(Drop.owner == owner)
     return session.exec(counted, params={"of_track": track}).one()
 
 

@@ -33,7 +33,7 @@ ACCEPTED_ROWS = """
 SELECT role, sum(rows) AS rows FROM "drop" WHERE track = :track AND state = 'accepted' GROUP BY role
 """
 
-#: The event that recorded a drop; its detail has the owner and the findings.
+#: The event that recorded a drop; its detail has the findings.
 TAKEN_IN = "SELECT * FROM event WHERE drop_id = :drop ORDER BY id LIMIT 1"
 
 #: The drops of a run's snapshot, in its order, with the columns of `artifacts.Drop`; NULL for what the database lacks.

@@ -54,6 +54,7 @@ _MODEL = f"{{0}} GLOB 'models/[0-9a-f]*' AND ltrim(substr({{0}}, 8), '0123456789
 IN_PATHS = {
     **dict.fromkeys(("track.name", "drop.track", "run.track", "promotion.track"), _NAME),
     "drop.sha256": "{0} NOT GLOB '*[^0-9a-f]*'",
+    "drop.owner": "{0} NOT GLOB '*/*'",
     "attempt.step": "{0} <> '' AND {0} NOT GLOB '*[^a-z]*'",
     "track.base_path": _ABSOLUTE,
     **dict.fromkeys(("track.champion_path", "promotion.model_path", "promotion.previous_path"), _MODEL),
@@ -122,6 +123,8 @@ class Drop(SQLModel, table=True):
     #: The file's name as bytes: names need not be UTF-8.
     name_bytes: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     name: str
+    #: The name of the user who dropped the file.
+    owner: str | None = None
     #: Empty if the file was not read.
     sha256: str = Field(index=True)
     size_bytes: int

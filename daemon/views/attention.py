@@ -38,14 +38,13 @@ _CUT: dict[str, tuple[str, str, str]] = {
 #: `Event.kind` of a dismissal.
 DISMISSED = "attention_dismissed"
 _DISMISSALS = f"SELECT at, detail FROM event WHERE {IS_DISMISSAL} AND at > ? ORDER BY at"  # noqa: S608 - our own words
-#: The newest rejected drops, but for those whose owner dropped a later file of that name. A drop's first event has its
-#: owner. States are literals, so that SQLite uses the small indexes of these drops.
+#: The newest rejected drops, but for those whose owner dropped a later file of that name. States are
+#: literals, so that SQLite uses the small indexes of these drops.
 _REJECTED = """
 SELECT id, track, name, reason, received_at FROM "drop" AS one WHERE state = 'rejected' AND received_at > ?
 AND NOT EXISTS (
-    SELECT 1 FROM "drop" AS later JOIN event AS came ON came.drop_id = one.id JOIN event AS again
-    ON again.drop_id = later.id AND json_extract(came.detail, '$.owner') = json_extract(again.detail, '$.owner')
-    WHERE later.track = one.track AND later.role = one.role AND later.name_bytes = one.name_bytes AND later.id > one.id
+    SELECT 1 FROM "drop" AS later WHERE later.owner = one.owner
+    AND later.track = one.track AND later.role = one.role AND later.name_bytes = one.name_bytes AND later.id > one.id
 ) ORDER BY received_at DESC, id DESC LIMIT ?
 """
 _PROPOSED = """

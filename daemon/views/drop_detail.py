@@ -61,7 +61,7 @@ def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
     serving = overview.champion(drop.track)
     return DropDetail(
         drop=drop,
-        by=detail.get("owner"),
+        by=overview.rows('SELECT owner FROM "drop" WHERE id = ?', drop_id)[0].owner,
         findings=_findings(detail.get("kinds")),
         # Whether the track's rows are too few changes: pages say it as of now.
         warnings=_findings(one for one in detail.get("warnings") or () if one["kind"] != "too_few_rows"),

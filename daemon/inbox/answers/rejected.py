@@ -12,7 +12,7 @@ from sqlalchemy import BindParameter, Engine, bindparam, func
 from sqlmodel import Session, col, delete, select
 
 from daemon.inbox.answers.receipts import ERRORS, home_of
-from daemon.inbox.answers.verdict_notes import name_with, owner_of
+from daemon.inbox.answers.verdict_notes import name_with
 from daemon.inbox.folders import InboxFolders, InboxUnusable
 from daemon.inbox.safe_copy import look
 from daemon.settings.model import Settings
@@ -38,13 +38,13 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
     if not inbox.path.is_dir():  # a disk that is not mounted: without their rows the files would stay for ever
         return ()
     with transaction(engine) as session:
-        old = [(drop, owner_of(session, drop)) for drop in _old_drops(session, now - round(days * DAY_MS))]
+        old = _old_drops(session, now - round(days * DAY_MS))
     gone: dict[int, Item] = {}
     refused: list[OSError | InboxUnusable] = []
-    for drop, owner in old:
+    for drop in old:
         why = f"drop {drop.id} was rejected, beyond gc.rejected_days = {days:g}"
         try:
-            path, size = _remove(inbox, drop, owner, dry_run=dry_run)
+            path, size = _remove(inbox, drop, dry_run=dry_run)
             gone[drop.id or 0] = Item(path=path, why=why, bytes=size)
         except (OSError, InboxUnusable) as error:
             refused.append(error)
@@ -65,10 +65,10 @@ def _old_drops(session: Session, before: int) -> list[Drop]:
     return list(session.exec(old.where(~told.exists()).order_by(col(Drop.id))).all())
 
 
-def _remove(inbox: InboxFolders, drop: Drop, owner: str | None, *, dry_run: bool) -> tuple[str, int]:
+def _remove(inbox: InboxFolders, drop: Drop, *, dry_run: bool) -> tuple[str, int]:
     """Delete a drop's file, then its error list; return the file's path, from the inbox on, and the bytes of both."""
     home, size = home_of(drop.track, rejected=True), 0
-    folder = inbox.answers_there(*home, user=owner)
+    folder = inbox.answers_there(*home, user=drop.owner)
     name = folder and name_with(ERRORS, folder, drop)
     if folder and name:
         for one in (name, name + ERRORS):

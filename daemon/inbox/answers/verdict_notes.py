@@ -22,7 +22,7 @@ from daemon.inbox.answers.remarks import begins_when, use_of_pinned
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
 from daemon.settings.model import Settings
 from daemon.state.database import ChangeWatch, transaction
-from daemon.state.questions import CHAMPIONS, GAVE_BACK, SNAPSHOT, TAKEN_IN
+from daemon.state.questions import CHAMPIONS, GAVE_BACK, SNAPSHOT
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, rows_of
@@ -100,13 +100,13 @@ class VerdictNotes:
             batch = sorted(self._pending, reverse=True)[:_AT_ONCE]
             drops = session.exec(select(Drop).where(col(Drop.id).in_(batch))).all()
             texts = [
-                (drop, owner_of(session, drop), tell(session, self._settings, drop, self._past(session, drop.track)))
+                (drop, tell(session, self._settings, drop, self._past(session, drop.track)))
                 for drop in drops
                 if drop.state in _TOLD
             ]
         self._changed = False
-        for drop, owner, words in texts:
-            self._write(drop, owner, words)
+        for drop, words in texts:
+            self._write(drop, words)
         self._pending.difference_update(batch)
         return bool(self._pending)
 
@@ -139,10 +139,10 @@ class VerdictNotes:
             self._pasts[track] = _past_of(session, track)
         return self._pasts[track]
 
-    def _write(self, drop: Drop, owner: str | None, words: str) -> None:
+    def _write(self, drop: Drop, words: str) -> None:
         """Write a drop's note next to its receipt if it differs; write nothing if there is no receipt."""
         try:
-            folder = self._inbox.answers_there(*home_of(drop.track, rejected=False), user=owner)
+            folder = self._inbox.answers_there(*home_of(drop.track, rejected=False), user=drop.owner)
             name = None if folder is None else name_with(RECEIPT, folder, drop)
             if folder is not None and name is not None:
                 data, path = words.encode(), folder.path / f"{name}{VERDICT}"
@@ -152,13 +152,6 @@ class VerdictNotes:
             if isinstance(error, OSError) and is_disk_full(error):
                 raise
             log.warning("verdict_not_written", drop=drop.id, error=str(error))
-
-
-def owner_of(session: Session, drop: Drop) -> str | None:
-    """Return the name of the user who dropped a file, from the event that recorded it; `None` if unknown."""
-    first = rows_of(session, Event, TAKEN_IN, drop=drop.id).first()
-    owner = first.detail.get("owner") if first is not None else None
-    return owner if isinstance(owner, str) else None
 
 
 def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:

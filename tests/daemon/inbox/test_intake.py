@@ -240,7 +240,7 @@ def test_an_error_that_passes_keeps_a_rejected_drop_for_the_next_collection(
     box.drop("later.jsonl", GOOD)
     if name == "~nobody":
         with database.transaction(box.engine) as session:
-            session.connection().exec_driver_sql('UPDATE event SET detail = \'{"owner": "nobody"}\'')
+            session.connection().exec_driver_sql("UPDATE \"drop\" SET owner = 'nobody'")
     real = os.open
 
     def full(path: Any, *arguments: Any, **named: Any) -> int:
@@ -423,7 +423,7 @@ def test_a_held_out_file_counts_at_once_if_the_settings_name_its_owner_or_waits_
     (drop,) = box.rows(Drop)
     receipt = box.read("done/exam.jsonl.receipt.json")
     assert outcome.kind == drop.state == receipt["state"] == ("proposed" if why else "accepted")
-    assert box.rows(Event)[-1].detail["owner"] == name_of(os.getuid())
+    assert box.rows(Drop)[-1].owner == name_of(os.getuid())
     if why:
         said = f"it is {name_of(os.getuid())}'s, and {why}"
         assert drop.reason == said
