@@ -15,7 +15,7 @@ from scipy import special
 
 from pipeline.artifacts import Outcome
 from pipeline.decide.comparison import Comparison, Flags, Suite
-from pipeline.decide.policy import HARM_P_VALUE
+from pipeline.decide.policy import FORMER, MOST_SUSPECTS, suspends
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, weigh
@@ -31,8 +31,8 @@ SUITE_ABILITY = (0.2, 0.2)
 NEW_KIND, NOISE = 0.15, 0.145
 #: How much paraphrases share their luck: tests record by record then err 3.7 and 5.2 % at 1 %, as measured.
 SHARED = {EXACT: 0.4, ROUGE: 0.25}
-#: What the product keeps: `daemon.dispatch.step_specs`, `daemon.queue.suspects` and `gate.trials_per_week`.
-FORMER, MOST_SUSPECTS, TRIALS_A_WEEK = 3, 7, 7
+#: The default of `gate.trials_per_week`.
+TRIALS_A_WEEK = 7
 #: The first number of a drop that comes in the night; those of the records' own drops are smaller.
 FIRST = 100
 
@@ -292,7 +292,7 @@ class Loop:
         self.trials.append(self._night)
         _, control = self.train(known)
         comparison = self.world.side_by_side(tried, control, self._base).part(self._held_out(known))
-        return compare_with_control(comparison, lost).p_value <= HARM_P_VALUE
+        return suspends(compare_with_control(comparison, lost))
 
     def _suspend(self, *drops: int) -> None:
         self.suspended.update(drops)

@@ -17,10 +17,9 @@ from daemon.state.states import DropState, Purpose
 from daemon.state.tables import Attempt, Drop, Run, Track
 from pipeline.config import RunConfig, Unit
 from pipeline.contract import StepSpec
+from pipeline.decide import policy
 from pipeline.steps import BY_NAME
 
-#: Number of former champions that a candidate is compared with.
-_FORMER = 3
 #: Steps whose spec has the run's drops: there may be thousands.
 _WITH_DROPS = frozenset({"prepare", "decide"})
 #: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
@@ -110,7 +109,7 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
     proposed = select(Drop.rows).where(Drop.track == run.track, Drop.state == DropState.PROPOSED)
     return {
         "champion": {**serving.model_dump(), "drops": past[-1].drops},
-        "former": history.former(past, session.get_one(Track, run.track), settings.work_folder, _FORMER),
+        "former": history.former(past, session.get_one(Track, run.track), settings.work_folder, policy.FORMER),
         "uses": uses,
         "judged_versions": versions,
         "trial": {} if run.control_of is None else run_files.published(settings.work_folder, run.control_of),

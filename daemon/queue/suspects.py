@@ -27,12 +27,10 @@ from daemon.state.states import OPEN_STATES, DropState, Purpose, RunState, Suspe
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
-from pipeline.decide.explain import HARM_P_VALUE
+from pipeline.decide import policy
 from pipeline.report.next_steps import ways_out
 from pipeline.words import count, listed
 
-#: Drops that one verdict puts on trial at most: the newest and six more.
-MOST = 7
 #: Outcomes of runs whose verdict has results by drop.
 _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 _WEEK_MS = 7 * 86_400_000
@@ -140,7 +138,7 @@ def _snapshot(session: Session, run: Run, tested: Iterable[int]) -> list[int]:
 
 def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None:
     """
-    Put up to `MOST` new drops of a run on trial, in the order in which they are to be tested.
+    Put up to `policy.MOST_SUSPECTS` new drops of a run on trial, in the order in which they are to be tested.
 
     First the drops that came when an old drop began to lose, then those that were never tested, then the newest. A drop
     that a person restored is not put on trial again.
@@ -150,7 +148,7 @@ def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None
     tried = set(session.exec(cleared).all())
     new = accepted(session, {*(run.snapshot or ())} - _known(session, run.track), ~col(Drop.restored))
     pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop))
-    for drop in pending[:MOST]:
+    for drop in pending[: policy.MOST_SUSPECTS]:
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0))
         session.flush()
         record_event(session, "drop_suspected", now, track=run.track, run_id=run.id, drop_id=drop)
@@ -240,7 +238,7 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
     evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
     found, trial = None if evaluation is None else evaluation.trial, suspect.trial_run
     others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
-    if found is None or found.p_value > HARM_P_VALUE:
+    if found is None or not policy.suspends(found):
         how = "could not be compared with" if found is None else "was not worse than"
         why = f"run {trial}, which tried drop {suspect.drop_id}, {how} the control, run {control.id}"
         for cleared in (*session.exec(others).all(), suspect):

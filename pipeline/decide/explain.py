@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from pipeline.artifacts import GuardResult, Verdict
 from pipeline.decide.policy import GUARDS, is_shown
-from pipeline.decide.policy import HARM_P_VALUE as HARM_P_VALUE  # noqa: PLC0414 - daemon.queue.suspects takes it here
 from pipeline.words import count, listed, plain, signed, span
 
 #: Explanations of all other reason codes. A promoted verdict can have `gain_from_new_data` only.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.artifacts import GuardResult
+from pipeline.artifacts import GuardResult, TrialScores
 
 # --- the gate
 
@@ -51,6 +51,14 @@ MOST_SMALL = 50
 CORE_OF_DROP = 40
 #: Largest share of the scored records in the core; the others change with each champion, which won on them by luck.
 CORE_SHARE = 1 / 3
+
+#: Former champions whose best is the anchor on each old drop.
+FORMER = 3
+
+# --- trials of drops
+
+#: Drops that one verdict puts on trial at most: the newest and six more.
+MOST_SUSPECTS = 7
 
 # --- what the card states and advises
 
@@ -189,3 +197,12 @@ GUARDS: Mapping[str, Guard] = {
 def is_shown(result: GuardResult) -> bool:
     """Return whether a guard's result shows harm: its p-value is at most the guard's level."""
     return result.p_value is not None and result.p_value <= GUARDS[result.guard].level
+
+
+def suspends(scores: TrialScores) -> bool:
+    """
+    Return whether a drop is suspended: its trial was worse than the control, too.
+
+    If it was not, the champion may have been lucky on these records.
+    """
+    return scores.p_value <= HARM_P_VALUE
