@@ -18,8 +18,17 @@ from pathlib import Path
 
 LIFE_SECONDS = 570
 BOOT_SECONDS = 60
-_OVERLAY = """
+#: Where cgroups of version 2 and systemd's own hierarchy of version 1 are mounted, of those that there are.
+_CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
+#: nspawn makes its machine's cgroup below the one that it is in: in the same one two machines would share their units'.
+_OVERLAY = f"""
 set -e
+for place in {" ".join(_CGROUPS)}; do
+    if [ -w "$place/cgroup.procs" ]; then
+        mkdir "$place/${{1##*/}}"
+        echo $$ > "$place/${{1##*/}}/cgroup.procs"
+    fi
+done
 mount -t tmpfs tmpfs "$1"
 mkdir "$1"/upper "$1"/work "$1"/root
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
@@ -100,6 +109,10 @@ def boot(scratch: Path, binds: Mapping[Path, str]) -> Iterator[Machine]:
         process.send_signal(signal.SIGTERM)  # forwarded to systemd-nspawn, which powers its system off
         process.wait(LIFE_SECONDS)
         overlay.rmdir()
+        for place in _CGROUPS:
+            for folder, _, _ in os.walk(f"{place}/{name}", topdown=False):
+                with contextlib.suppress(OSError):  # a process in it is about to end
+                    Path(folder).rmdir()
         for folder in ("propagate", "unix-export"):
             shutil.rmtree(f"/run/systemd/nspawn/{folder}/{name}", ignore_errors=True)
 
