@@ -147,7 +147,7 @@ class Dispatcher:
         except states.LostClaim as error:
             log.warning("claim_lost", run=claim.run_id, error=error.message)
             self._drop(claim)
-        except run_files.ArtifactDamaged as error:
+        except DropforgeError as error:
             self._after_failure(claim, error.message, error.hint, now, retryable=False)
         except (OSError, DBAPIError) as error:
             self._set_apart(claim, error, now)

@@ -18,6 +18,7 @@ from daemon.state.tables import Attempt, Drop, Run, Track
 from pipeline.config import RunConfig, Unit
 from pipeline.contract import StepSpec
 from pipeline.decide import policy
+from pipeline.errors import DropforgeError
 from pipeline.steps import BY_NAME
 
 #: Steps whose spec has the run's drops: there may be thousands.
@@ -73,7 +74,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     """
     Return the spec of an attempt; `inputs` are the artifact paths of the run's published steps, by step name.
 
-    Raises pydantic's `ValidationError` if the database lacks a drop of the run.
+    Raises `DropforgeError` if the step needs a drop that the database lacks.
     """
     steps = list(BY_NAME)
     earlier = steps[: steps.index(attempt.step)]
@@ -81,7 +82,11 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
     with transaction(engine) as session:
         of_track = _of_track(session, settings, run)
-        drops = session.connection().execute(text(SNAPSHOT), {"run": attempt.run_id}).mappings().all()
+        asked = {"run": attempt.run_id if attempt.step in _WITH_DROPS else None}
+        drops = session.connection().execute(text(SNAPSHOT), asked).mappings().all()
+    if lost := [drop["id"] for drop in drops if drop["sha256"] is None]:
+        message = f"run {attempt.run_id} was made of drop {lost[0]}, which the database lacks"
+        raise DropforgeError(message, "start one without it: dropforge train; or restore a backup: dropforge restore")
     return StepSpec.model_validate(
         {
             "run": attempt.run_id,
@@ -94,7 +99,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "predictions": "predictions",
             "inputs": {name: path for name, path in inputs.items() if name in earlier},
             "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
-            "drops": tuple(map(dict, drops)) if attempt.step in _WITH_DROPS else (),
+            "drops": tuple(map(dict, drops)),
             "config": RunConfig.model_validate(run.config),
             "network": BY_NAME[attempt.step].network,
             **of_track,

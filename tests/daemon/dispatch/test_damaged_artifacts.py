@@ -66,6 +66,7 @@ def test_a_run_of_a_drop_that_the_database_lacks_fails_and_the_next_one_ends(
         session.delete(session.get_one(Drop, 1))
     house.daemon.finish_runs(house.now)
     assert house.row(run).state == RunState.FAILED, "it would be judged as if it was not trained on that drop"
+    assert house.row(run).error == f"run {run} was made of drop 1, which the database lacks"
     shown = dropforge("show", run, "--json").json["run"]
     assert [(drop["id"], drop["name"]) for drop in shown["snapshot"]] == [(1, None)]
     assert dropforge("show", run).code == 0
