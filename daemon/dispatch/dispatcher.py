@@ -258,6 +258,7 @@ class Dispatcher:
         """Publish an attempt's result or count its failure; return whether the run can be advanced again at once."""
         result = run_files.read_result(spec)
         if result is None:
+            self._stop_step(claim)  # Slurm may not have begun its job yet
             self._end(claim, attempt, AttemptState.LOST, now, "its result carries another attempt's fence")
             self._after_death(claim, attempt, f"step {spec.step}: its result is not its own", now)
             return False

@@ -96,6 +96,12 @@ def _with(name: str, content: str | None, *further: str) -> Callable[[House], No
     return arrange
 
 
+def _another_result(house: House) -> None:
+    """Let a daemon start whose first look at the submitted attempt finds another one's result."""
+    _with(RESULT_NAME, '{"key": "k", "fence": "f", "status": "ok", "exit_code": 0}')(house)
+    house.again()
+
+
 def _another_spec(house: House) -> None:
     spec = house.submit()
     durable.write_json(house.attempt / SPEC_NAME, spec.model_copy(update={"fence": "another"}).model_dump(mode="json"))
@@ -156,7 +162,7 @@ STATES: dict[str, Callable[[House], object]] = {
     "job is a folder": _with(JOB_NAME, None),
     "result is no JSON": _with(RESULT_NAME, "{"),
     "result is a folder": _with(RESULT_NAME, None),
-    "result of another attempt": _with(RESULT_NAME, '{"key": "k", "fence": "f", "status": "ok", "exit_code": 0}'),
+    "result of another attempt": _another_result,
     "artifact is no JSON": lambda house: (house.submit(), (house.root / "runs/1/prepare.json").write_text("{")),
 }
 
