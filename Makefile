@@ -9,11 +9,14 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo install test test-all chaos gpu prove fuzz lint bench clean
+.PHONY: demo walk install test test-all chaos gpu prove fuzz lint bench clean
 
 demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a poisoned one is refused
 	rm -rf demo
 	$(BIN)/dropforge demo
+
+walk: demo ## docs/walk.md, from the files that the demo leaves
+	$(BIN)/python -m tests.walk demo > docs/walk.md
 
 install: $(INSTALLED) ## the environment alone, which every other target makes too
 

@@ -11,8 +11,10 @@ import pytest
 from daemon.state.states import DropState
 from daemon.system.processes import lock_holder
 from pipeline import durable
+from tests import walk
 from tests.state_listing import unlisted
 
+WALK = Path(__file__).parents[2].joinpath("docs", "walk.md").read_text(encoding="utf-8")
 TRAINER = ("pipeline", "train")
 
 
@@ -50,6 +52,7 @@ def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     assert len(workspace.runs()) == 1
     assert workspace.processes() == []
     assert unlisted(workspace.state) == []
+    assert walk.shape(walk.render(workspace.folder)) == walk.shape(WALK), "docs/walk.md is old: make walk"
 
 
 @pytest.mark.long
