@@ -36,29 +36,29 @@ def ask(
     champion = overview.champion(track)
     if champion is None:
         raise no_champion(track)
-    own = settings.track(track) if track in settings.track_names else settings
+    track_settings = settings.track(track) if track in settings.track_names else settings
     request = {
         "folder": champion.path,
-        "format": own.train.format if champion.kind == "base" else "auto",
+        "format": track_settings.train.format if champion.kind == "base" else "auto",
         "instruction": prompt,
         "input": more,
-        "max_new_tokens": own.evaluate.max_new_tokens or overview.fixed(track).max_new_tokens or _TOKENS,
-        "repetition_penalty": own.evaluate.repetition_penalty,
+        "max_new_tokens": track_settings.evaluate.max_new_tokens or overview.fixed(track).max_new_tokens or _TOKENS,
+        "repetition_penalty": track_settings.evaluate.repetition_penalty,
     }
     answer: dict[str, Any] = {"text": ""}
-    for said in smoke_test.ask(request, settings.device):
-        answer |= {**said, "text": answer["text"] + said.get("text", "")}
+    for part in smoke_test.ask(request, settings.device):
+        answer |= {**part, "text": answer["text"] + part.get("text", "")}
         if not as_json:
-            _print_part(said)
+            _print_part(part)
     if as_json:
         print_json(generation=champion.generation, model_id=champion.model_id, **answer)
 
 
-def _print_part(said: dict[str, Any]) -> None:
+def _print_part(part: dict[str, Any]) -> None:
     """Print a part of an answer, unprintable characters but newlines escaped; after the last whether it was cut."""
-    sys.stdout.write("\n".join(map(printable, said.get("text", "").split("\n"))))
-    if "tokens" in said:
+    sys.stdout.write("\n".join(map(printable, part.get("text", "").split("\n"))))
+    if "tokens" in part:
         sys.stdout.write("\n")
-        if not said["ended"]:
-            print(f"cut after {count(said['tokens'], 'token')}, as in an evaluation", file=sys.stderr)
+        if not part["ended"]:
+            print(f"cut after {count(part['tokens'], 'token')}, as in an evaluation", file=sys.stderr)
     sys.stdout.flush()

@@ -50,7 +50,7 @@ def preview(file: Path, settings: Settings, track: str, options: Options) -> lis
 
 def _spec(file: Path, root: Path, settings: Settings, track: str, options: Options) -> StepSpec:
     """Copy the good rows into `root`, and return the spec that prepares them there."""
-    own, rows = settings.track(track), root / "rows.jsonl"
+    track_settings, rows = settings.track(track), root / "rows.jsonl"
     lines = [json.dumps(row.value) + "\n" for row in islice(good_rows(file, options), MOST_COMPARED)]
     rows.write_text("".join(lines), encoding="utf-8")
     digest = sha256(rows.read_bytes()).hexdigest()
@@ -58,13 +58,13 @@ def _spec(file: Path, root: Path, settings: Settings, track: str, options: Optio
     folder.mkdir()
     config = RunConfig(
         track=track,
-        base_model=own.base_model or str(root),
+        base_model=track_settings.base_model or str(root),
         base_model_id="",
         salt="check",
-        train=own.train.model_copy(update={"start": "base"}),
-        gate=GateConfig(on=own.gate.on),
-        split=own.split,
-        evaluate=own.evaluate.model_copy(update={"general": ()}),
+        train=track_settings.train.model_copy(update={"start": "base"}),
+        gate=GateConfig(on=track_settings.gate.on),
+        split=track_settings.split,
+        evaluate=track_settings.evaluate.model_copy(update={"general": ()}),
     )
     return StepSpec(
         run=0,

@@ -169,10 +169,10 @@ def _print_inbox(settings: Settings, overview: Overview, *, alive: bool) -> None
 
 def _next_night(settings: Settings, track: str) -> datetime | None:
     """Return the next time of a track's schedule; `None` if it has none or is no longer in the settings."""
-    own = settings.track(track) if track in settings.track_names else None
-    if own is None or own.trigger == "drop":
+    track_settings = settings.track(track) if track in settings.track_names else None
+    if track_settings is None or track_settings.trigger == "drop":
         return None
-    return next_fire(own.schedule, own.timezone, datetime.now(UTC))
+    return next_fire(track_settings.schedule, track_settings.timezone, datetime.now(UTC))
 
 
 def _print_tracks(settings: Settings, overview: Overview, champions: Champions) -> None:
@@ -234,8 +234,8 @@ def command_lines(champion: ServingView, *, alive: bool, every: bool = False) ->
             again = name == "hooks.after_promotion" and champion.until is None
             hint = f"; to run it again: dropforge hook --track {champion.track}" if again else ""
             lines.append(f"{name} failed: {one.error}{hint}")
-            said = last_line(one.output)
-            lines += [f"{name} said: {said}"] if said else []
+            last = last_line(one.output)
+            lines += [f"{name} said: {last}"] if last else []
         elif one.state in {"pending", "running"}:
             lines.append(f"{name} is {one.state}" if alive else f"{name} runs once the daemon does")
         elif every:

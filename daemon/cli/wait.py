@@ -110,7 +110,7 @@ def wait(
 def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settled:
     """Poll `ask` every second until a verdict, printing each new state to stderr. Raises `TimedOut` or `NoDaemon`."""
     end = math.inf if timeout is None else time.monotonic() + timeout
-    said: object = None
+    shown: object = None
     alive_at = -math.inf
     while not isinstance(found := ask(), Settled):
         key = found if isinstance(found, str) else (found.id, found.state, getattr(found, "step", None))
@@ -119,9 +119,9 @@ def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settl
         elif time.monotonic() - alive_at > _GONE_SECONDS:
             words = f"{_words(found)}; the daemon is not running, so no verdict will come"
             raise NoDaemon(words, "start it: dropforge run")
-        if key != said:
+        if key != shown:
             print(printable(_words(found)), file=sys.stderr, flush=True)
-            said = key
+            shown = key
         left = end - time.monotonic()
         if left <= 0:
             words = f"no verdict after {timeout:g} s: {_words(found)}"

@@ -27,20 +27,20 @@ def watch(context: typer.Context) -> None:
     latest runs, then a line whenever something changes.
     """
     settings = load_settings(context)
-    overview, console, said = Overview.of(settings), make_console(), dict[object, str]()
+    overview, console, shown = Overview.of(settings), make_console(), dict[object, str]()
     try:
         while True:
             if console.is_terminal and not console.is_dumb_terminal:
                 console.clear()
                 print_status(settings, overview)
             else:
-                print_changes(overview, said)
+                print_changes(overview, shown)
             time.sleep(_LOOK_SECONDS)
     except KeyboardInterrupt:
         return
 
 
-def print_changes(overview: Overview, said: dict[object, str]) -> None:
+def print_changes(overview: Overview, shown: dict[object, str]) -> None:
     """
     Print a line with the time for each state of daemon, tracks and runs that is not in `said`; then refill `said`.
 
@@ -48,10 +48,10 @@ def print_changes(overview: Overview, said: dict[object, str]) -> None:
     """
     things = dict(_things(overview))
     for key, words in things.items():
-        if key not in said:
+        if key not in shown:
             print_line(f"{datetime.now().astimezone():%H:%M:%S} {words}")
-    said.clear()
-    said.update(things)
+    shown.clear()
+    shown.update(things)
 
 
 def _things(overview: Overview) -> Iterator[tuple[object, str]]:

@@ -192,8 +192,8 @@ def read_own(folder: Folder, name: str | bytes) -> bytes | None:
         return None
     with os.fdopen(fd, "rb") as file:
         info = os.fstat(fd)
-        own = stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid()
-        return file.read(_MOST_OWN_BYTES) if own else None
+        is_ours = stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid()
+        return file.read(_MOST_OWN_BYTES) if is_ours else None
 
 
 def _open_own(name: str | bytes, flags: int, folder: Folder) -> int | None:

@@ -115,7 +115,7 @@ class IntakeLoop:
         except Exception as error:
             if is_full(error):
                 raise  # there was room for the file when it was checked: there is none for others now
-            self._watcher.put_off(settled, f"it could not be taken: {error}", time.monotonic())
+            self._watcher.postpone(settled, f"it could not be taken: {error}", time.monotonic())
             log.warning("file_trouble", track=settled.track, name=settled.name, error=str(error), exc_info=True)
             return False
         if outcome.is_taken:
@@ -123,7 +123,7 @@ class IntakeLoop:
             return True
         log.debug("file_left", **vars(outcome))
         if outcome.kind in {"unreadable", "no_room", "not_moved"} or settled.role == "heldout":
-            self._watcher.put_off(settled, outcome.message, time.monotonic())
+            self._watcher.postpone(settled, outcome.message, time.monotonic())
         return False
 
     def _write_texts(self) -> bool:

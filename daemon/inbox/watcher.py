@@ -151,7 +151,7 @@ class Watcher:
         self._handler.forget_all_but(seen)
         return [file for _shape, file in sorted(settled, key=lambda pair: (pair[0].ctime_ns, pair[1].name))]
 
-    def put_off(self, settled: Settled, why: str, now: float) -> None:
+    def postpone(self, settled: Settled, why: str, now: float) -> None:
         """
         Leave a failed file out of scans for 5 s, doubled at each failure up to 10 minutes, or until it changes.
 

@@ -72,8 +72,8 @@ def _check_command(value: tuple[str, ...]) -> tuple[str, ...]:
 def _check_extra(value: tuple[str, ...]) -> tuple[str, ...]:
     for word in value:
         if not word.startswith("--") or word[2:].partition("=")[0] in _OWN_OPTIONS:
-            own = ", ".join(sorted(_OWN_OPTIONS))
-            raise ValueError(f"{word!r} cannot be given: long options as --name=value, but none of {own}")
+            reserved = ", ".join(sorted(_OWN_OPTIONS))
+            raise ValueError(f"{word!r} cannot be given: long options as --name=value, but none of {reserved}")
     return value
 
 
@@ -148,9 +148,9 @@ class SlurmSettings(Frozen):
         job: JobSettings = getattr(self, step)
         named = {name: getattr(self, name) for name in ("partition", "account", "qos", "constraint")}
         named |= {"gres": f"gpu:{job.gpus}" if job.gpus else "", "mem": job.memory, "time": job.time}
-        told = (f"--{name}={value}" for name, value in named.items() if value)
+        options = (f"--{name}={value}" for name, value in named.items() if value)
         nodes = job.nodes if isinstance(job, TrainingJobSettings) else 1
-        return (*self.extra, *told, f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus}")
+        return (*self.extra, *options, f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus}")
 
 
 class ExecutorSettings(Frozen):
@@ -360,12 +360,12 @@ class Settings(TrackSettings):
             near = nearest(name, self.track_names)
             hint = f"did you mean {near!r}? " if near else ""
             raise SettingsError(f"there is no track {name!r}", f"{hint}declared tracks: {', '.join(self.track_names)}")
-        own = {field: getattr(self, field) for field in TrackSettings.model_fields}
+        values = {field: getattr(self, field) for field in TrackSettings.model_fields}
         if not self.tracks.get(name):
-            return TrackSettings.model_construct(**own)  # nothing but what was checked as a part of these settings
+            return TrackSettings.model_construct(**values)  # nothing but what was checked as a part of these settings
         # A value that was not set, such as the quantization that a method chose, is left to the track.
         merged = {
             key: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
-            for key, value in own.items()
+            for key, value in values.items()
         }
         return TrackSettings.model_validate(overlay(merged, self.tracks[name]))

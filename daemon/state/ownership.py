@@ -103,7 +103,7 @@ def require_share(settings: Settings, *, renew: bool = False) -> None:
     state, work = settings.state_folder, settings.work_folder
     if Path(work) == Path(state) or not (state / INSTANCE_NAME).exists():
         return
-    lease, own = work / LEASE_NAME, {"host": socket.gethostname(), "state": str(state.resolve())}
+    lease, ours = work / LEASE_NAME, {"host": socket.gethostname(), "state": str(state.resolve())}
     hint = "mount it, or name the right one, executor.shared: the daemon then goes on by itself"
     try:
         is_own = (work / INSTANCE_NAME).read_bytes() == (state / INSTANCE_NAME).read_bytes()
@@ -112,10 +112,10 @@ def require_share(settings: Settings, *, renew: bool = False) -> None:
     except OSError as error:
         words = f"the shared folder is not mounted: {error.filename}: {error.strerror}"
     else:
-        if is_own and (holder == own or age >= _LEASE_SECONDS):
-            if renew and (holder != own or age > _RENEW_SECONDS):
+        if is_own and (holder == ours or age >= _LEASE_SECONDS):
+            if renew and (holder != ours or age > _RENEW_SECONDS):
                 with contextlib.suppress(OSError):  # it may be full
-                    durable.write_hint(lease, own)
+                    durable.write_hint(lease, ours)
             return
         words = f"the shared folder is not mounted: {work} is another installation's"
         if is_own:

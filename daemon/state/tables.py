@@ -419,8 +419,8 @@ def waits() -> TextClause:
 
 def on_trial_beside(run_id: int | None) -> "SelectOfScalar[int]":
     """Return a query for the ids of all drops under suspicion, except the drop that the trial run `run_id` tries."""
-    own = col(Suspect.trial_run).is_(None) | (col(Suspect.trial_run) != (run_id or 0))
-    return select(Suspect.drop_id).where(col(Suspect.ended).is_(None), own)
+    other_run = col(Suspect.trial_run).is_(None) | (col(Suspect.trial_run) != (run_id or 0))
+    return select(Suspect.drop_id).where(col(Suspect.ended).is_(None), other_run)
 
 
 def promotion_of(session: Session, run_id: int) -> Promotion | None:

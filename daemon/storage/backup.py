@@ -111,8 +111,8 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
             aside.mkdir(mode=0o700)
         except PermissionError as error:
             message = f"user {user()} may not make {Path(error.filename).absolute()}"
-            own = "/srv/dropforge-backups"
-            hint = f"name a folder of its own: install -d -o {user()} -m 700 {own}; dropforge backup {own}"
+            example = "/srv/dropforge-backups"
+            hint = f"name a folder of its own: install -d -o {user()} -m 700 {example}; dropforge backup {example}"
             raise DropforgeError(message, hint) from error
         try:
             manifest = _fill(aside, root, settings.work_folder, with_models=with_models)

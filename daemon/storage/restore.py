@@ -160,8 +160,8 @@ def _rebuild(source: Path, target: Path, sha256: str) -> None:
             for table in EVERY:
                 name, columns = table.__tablename__, ", ".join(f'"{column}"' for column in table.model_fields)
                 # With the table's name: SQLite takes an unknown "column" for a text.
-                own = ", ".join(f'old."{column}"' for column in table.model_fields)
-                rows = f'SELECT {own} FROM backup."{name}" AS old'  # noqa: S608 - our own words
+                old_columns = ", ".join(f'old."{column}"' for column in table.model_fields)
+                rows = f'SELECT {old_columns} FROM backup."{name}" AS old'  # noqa: S608 - our own words
                 try:
                     connection.execute(f'INSERT INTO "{name}" ({columns}) {rows}')
                 except sqlite3.DatabaseError as error:

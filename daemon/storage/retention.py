@@ -138,8 +138,8 @@ def _list_ended(session: Session, root: Path, kept: Kept, now: int, cleared: set
         with kept.alone(folder):
             _require_readable(folder)
             # Also if a collection was cut off after it had renamed the artifact.
-            own = models & {*_named(folder), str(read_object(folder / "merge.removed.json").get("model_id"))}
-            run = Ended(key[0], track, state, own, tuple(working_files(folder)))
+            model_ids = models & {*_named(folder), str(read_object(folder / "merge.removed.json").get("model_id"))}
+            run = Ended(key[0], track, state, model_ids, tuple(working_files(folder)))
             if run.models or run.working:
                 kept.ended.append(run)
             elif key[1] < now - DAY_MS:

@@ -30,9 +30,9 @@ class Identity:
     boot: str
 
 
-def child_environment(told: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment without the variables for the daemon only, and with the variables in `told`."""
-    return {**{name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHILDREN)}, **told}
+def child_environment(added: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment without the variables for the daemon only, and with those `added`."""
+    return {**{name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHILDREN)}, **added}
 
 
 def close_to_others() -> None:

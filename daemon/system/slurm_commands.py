@@ -17,7 +17,7 @@ class CannotAsk(DropforgeError):
 def ask(*command: str, stdin: str = "") -> str:
     """Return what a command of Slurm prints. Raises `CannotAsk` if it fails or takes more than 30 s."""
     # A person's own defaults, as SQUEUE_PARTITION, would hide jobs.
-    told = {name: value for name, value in os.environ.items() if not name.startswith(_DEFAULTS)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_DEFAULTS)}
     try:
         done = subprocess.run(  # noqa: S603 - an argument list of our own, never a shell
             command,
@@ -26,15 +26,15 @@ def ask(*command: str, stdin: str = "") -> str:
             text=True,
             errors="replace",
             timeout=_SECONDS,
-            env=told,
+            env=environment,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotAsk(f"{command[0]}: {error}", "see whether Slurm runs: scontrol ping") from error
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        said = (line.removeprefix(f"{command[0]}: error: ") for line in lines if not line.startswith("*"))
-        raise CannotAsk(f"{command[0]}: {'; '.join(said)[:500]}")
+        messages = (line.removeprefix(f"{command[0]}: error: ") for line in lines if not line.startswith("*"))
+        raise CannotAsk(f"{command[0]}: {'; '.join(messages)[:500]}")
     return done.stdout
 
 
@@ -43,10 +43,10 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 19  # noqa: PLR2004
 
 
-def job_number(said: str) -> int:
+def job_number(output: str) -> int:
     """Return the job's number from what `sbatch --parsable` printed. Raises `CannotAsk` if there is none."""
     # "NUMBER" or "NUMBER;CLUSTER"; a site's wrapper may say more before it.
-    number = said.strip().rpartition("\n")[2].partition(";")[0]
+    number = output.strip().rpartition("\n")[2].partition(";")[0]
     if not is_number(number):
-        raise CannotAsk(f"sbatch said no job's number: {said.strip()[:200]}")
+        raise CannotAsk(f"sbatch said no job's number: {output.strip()[:200]}")
     return int(number)

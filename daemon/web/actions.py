@@ -225,12 +225,12 @@ async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: 
 
     Empty fields count as not given. Raises `NotThere` for an unknown action, `RequestValidationError` for wrong fields.
     """
-    act, told = _DEEDS.get((kind, deed), (None, None))
+    act, model = _DEEDS.get((kind, deed), (None, None))
     numbered = kind in {"runs", "drops"}
     if act is None or (numbered and not _NUMBER.fullmatch(target)):
         raise NotThere(f"there is no {kind}/{target}/{deed}", "go back to the page before")
     given = await request.form(max_files=0, max_fields=_MOST_FIELDS)
-    body = [] if told is None else [_read(told, {name: value for name, value in given.items() if value != ""})]
+    body = [] if model is None else [_read(model, {name: value for name, value in given.items() if value != ""})]
     done = await run_in_threadpool(act, site, int(target) if numbered else target, *body)
     if act is judge_blind:
         return RedirectResponse(f"/runs/{target}/review", status_code=303)

@@ -39,15 +39,15 @@ class Look:
             return []
         if self._watch is None:
             self._watch = ChangeWatch(open_reader(path))
-        told: list[ServerSentEvent] = []
+        events: list[ServerSentEvent] = []
         if self._watch.changed():
             latest = self._overview.rows("SELECT max(id) AS event FROM event")
-            told.append(ServerSentEvent(event="changed", data={"event": latest[0].event if latest else None}))
+            events.append(ServerSentEvent(event="changed", data={"event": latest[0].event if latest else None}))
         running = live_runs(self._overview)
         if running != self._running:
             self._running = running
-            told.append(ServerSentEvent(event="progress", data=[run.model_dump(mode="json") for run in running]))
-        return told
+            events.append(ServerSentEvent(event="progress", data=[run.model_dump(mode="json") for run in running]))
+        return events
 
 
 @router.get("/live", response_class=EventSourceResponse)
@@ -56,7 +56,7 @@ async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
     look = Look(site)
     with site.stream() as ended:
         while not ended.is_set():
-            for told in await run_in_threadpool(look.news):
-                yield told
+            for events in await run_in_threadpool(look.news):
+                yield events
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), _SECONDS)

@@ -137,9 +137,9 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     found = site.overview.drops(track, None, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
     seen = site.overview
-    told = [(one, rejected_words(seen, one.id, one.reason) if one.state == "rejected" else "") for one in found]
+    rows = [(one, rejected_words(seen, one.id, one.reason) if one.state == "rejected" else "") for one in found]
     waiting = seen.inbox_note()["waiting"]
-    context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": come_to(seen, found)}
+    context = {"drops": rows, "track": track, "older": older, "waiting": waiting, "used": come_to(seen, found)}
     context["lacks"] = (*seen.missing_rows(site.settings, track).values(), *seen.data_warnings(track))
     return draw(request, "inbox.html", context)
 

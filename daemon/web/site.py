@@ -35,14 +35,14 @@ class Site:
     @contextmanager
     def stream(self) -> Iterator[asyncio.Event]:
         """Register an event stream; yield an event that is set when it must end, at shutdown or for a newer stream."""
-        own = asyncio.Event()
-        self._streams.append(own)
+        ended = asyncio.Event()
+        self._streams.append(ended)
         for oldest in self._streams[:-_MOST_STREAMS]:
             oldest.set()
         try:
-            yield own
+            yield ended
         finally:
-            self._streams.remove(own)
+            self._streams.remove(ended)
 
     def end_streams(self) -> None:
         """Set the events of all registered streams, so that they end soon; do not wait for them."""

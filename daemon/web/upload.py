@@ -48,7 +48,7 @@ def put(
     files = [(_plain_name(one.filename or ""), one) for one in file]
     site.settings.track(track)
     settle = f"it is taken once it has not changed for {site.settings.intake.settle_seconds:g} s"
-    told: list[str] = []
+    results: list[str] = []
     refused: DropforgeError | None = None
     with ExitStack() as opened:
         copies = [(name, one, opened.enter_context(incoming(site.settings))) for name, one in files]
@@ -57,28 +57,28 @@ def put(
         for name, one, new in copies:
             try:
                 new.place(name, track, heldout=heldout is not None)
-                told.append(f"{name} ({size_words(one.size or 0)}) is in the inbox: {settle}")
+                results.append(f"{name} ({size_words(one.size or 0)}) is in the inbox: {settle}")
             except DropforgeError as error:
-                told.append(f"{name} is refused: {error.message}")
+                results.append(f"{name} is refused: {error.message}")
                 refused = error
     if refused is not None:
-        raise BadUpload("; ".join(told), refused.hint) from refused
-    return told
+        raise BadUpload("; ".join(results), refused.hint) from refused
+    return results
 
 
-Told = Annotated[list[str], Depends(put)]
+Results = Annotated[list[str], Depends(put)]
 
 
 @router.post("/upload")
-def upload(told: Told) -> Done:
+def upload(results: Results) -> Done:
     """Put files into the inbox of a track, or into its folder for held-out records."""
-    return Done(words=tuple(told))
+    return Done(words=tuple(results))
 
 
 @forms.post("/upload")
-def by_form(request: Request, told: Told) -> Response:
+def by_form(request: Request, results: Results) -> Response:
     """Put files into the inbox, and render `done.html`."""
-    return draw(request, "done.html", {"words": told, "back": "/inbox"})
+    return draw(request, "done.html", {"words": results, "back": "/inbox"})
 
 
 def _plain_name(name: str) -> str:

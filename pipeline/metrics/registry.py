@@ -113,11 +113,11 @@ def _chrf() -> Any:
 
 
 def _f1(prediction: str, reference: str) -> float:
-    said, wanted = Counter(tokens(prediction)), Counter(tokens(reference))
+    predicted, wanted = Counter(tokens(prediction)), Counter(tokens(reference))
     if not wanted:
         return exact_match(prediction, [reference])
-    shared = (said & wanted).total()
-    return 2 * shared / (said.total() + wanted.total())
+    shared = (predicted & wanted).total()
+    return 2 * shared / (predicted.total() + wanted.total())
 
 
 @cache

@@ -179,19 +179,19 @@ def _repeated(records: Iterable[Record], *, whole: bool) -> Iterator[Notice]:
     equal: list[int] = []
     different: list[int] = []
     for record in records:
-        own = answers.setdefault(hash(normalise(fold(record.instruction, record.input))), set())
+        earlier = answers.setdefault(hash(normalise(fold(record.instruction, record.input))), set())
         answer = hash(record.output)
-        if answer in own:
+        if answer in earlier:
             equal.append(record.line)
-        elif own:
+        elif earlier:
             different.append(record.line)
-        own.add(answer)
+        earlier.add(answer)
     among = "" if whole else f" (of the first {MOST_COMPARED:,} rows)"
     if equal:
         message = f"the same prompt and answer as in an earlier row{among}: each pair is used once"
         yield Notice(kind="repeated", key=None, rows=len(equal), line=equal[0], message=message)
     if different:
-        prompts = [own for own in answers.values() if len(own) > 1]
+        prompts = [earlier for earlier in answers.values() if len(earlier) > 1]
         message = f"{count(len(prompts), 'prompt has', 'prompts have')} different answers in this file{among}: "
         message += "all of them are trained on, and where the prompt is held out, each of them counts as right"
         rows = sum(map(len, prompts))
@@ -306,8 +306,8 @@ class _Tally:
         for key, found in self._unknown.items():
             self._refuse_lost_prompts(key, found)
         notices = tuple(
-            Notice(kind="unknown_key", key=key, rows=own.rows, line=own.line, message=f"the key {key!r} is not used")
-            for key, own in self._unknown.items()
+            Notice(kind="unknown_key", key=key, rows=use.rows, line=use.line, message=f"the key {key!r} is not used")
+            for key, use in self._unknown.items()
         )
         return Validation(
             rows=self._rows,

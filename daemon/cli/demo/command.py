@@ -68,7 +68,7 @@ class _Stage:
     folder: Path
     overview: Overview
     daemon: subprocess.Popen[bytes]
-    said: dict[object, str] = field(default_factory=dict)
+    shown: dict[object, str] = field(default_factory=dict)
     """What `print_changes` has printed."""
 
     @property
@@ -200,7 +200,7 @@ def _drop_and_watch(stage: _Stage, name: str, number: int) -> RunDetail:
     """Drop a file, print its run's progress, and return the ended run. Raises `DropforgeError` without a verdict."""
 
     def ended() -> RunDetail | None:
-        print_changes(stage.overview, stage.said)
+        print_changes(stage.overview, stage.shown)
         run = next((run for run in stage.overview.runs() if run.id == number), None)
         return stage.overview.run(number) if run is not None and run.ended_at else None
 

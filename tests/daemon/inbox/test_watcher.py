@@ -291,7 +291,7 @@ def test_a_file_that_could_not_be_taken_is_given_again_after_a_growing_pause(tmp
     now, pauses = 0.0, []
     for _ in range(10):
         (settled,) = watch.scan(now)
-        watch.put_off(settled, "no room", now)
+        watch.postpone(settled, "no room", now)
         assert watch.left() == [{"name": "a.jsonl", "why": "no room"}]
         pause = watch.next_due(now) or 0.0
         assert watch.scan(now + pause - 0.01) == []
