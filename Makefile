@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo walk install test test-all chaos gpu prove fuzz lint bench clean
+.PHONY: demo walk schemas install test test-all chaos gpu prove fuzz lint bench clean
 
 demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a poisoned one is refused
 	rm -rf demo
@@ -17,6 +17,9 @@ demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a po
 
 walk: demo ## docs/walk.md, from the files that the demo leaves
 	$(BIN)/python -m tests.walk demo > docs/walk.md
+
+schemas: $(INSTALLED) ## the two files in schemas/ that are made from the code
+	$(BIN)/python -m tests.schemas
 
 install: $(INSTALLED) ## the environment alone, which every other target makes too
 

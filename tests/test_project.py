@@ -6,6 +6,11 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import jsonschema
+import pytest
+
+from tests import schemas
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT_TEXT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads(PYPROJECT_TEXT)
@@ -36,6 +41,13 @@ def test_what_one_target_leaves_out_of_the_tests_another_runs() -> None:
     assert quick == ['.venv/bin/pytest --numprocesses 2 --dist worksteal -m "not long"']
     assert everything == [".venv/bin/pytest --numprocesses 3 --dist worksteal --ignore tests/prove"]
     assert recipe("prove")[0].endswith(" tests/prove")
+
+
+@pytest.mark.parametrize("name", schemas.MADE)
+def test_a_schema_in_the_tree_is_the_one_that_the_code_gives(name: str) -> None:
+    written = (ROOT / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
+    assert written == schemas.text(name), "make schemas"
+    jsonschema.Draft202012Validator.check_schema(schemas.MADE[name]())
 
 
 def test_the_control_plane_depends_on_no_training_stack() -> None:

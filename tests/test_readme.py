@@ -142,7 +142,7 @@ def test_a_path_that_is_not_there_would_be_seen(tmp_path: Path) -> None:
     document = tmp_path / "README.md"
     document.write_text("`daemon/watcher.py`, `verdict.py`, `daemon/service.py`, `inbox/done/`", encoding="utf-8")
     assert lost_paths(document) == ["daemon/watcher.py", "verdict.py"]
-    assert lost_modules("`python -m daemon.settings_schema`, `daemon.settings.schema`") == ["daemon.settings_schema"]
+    assert lost_modules("`python -m daemon.settings_schema`, `daemon.settings.load`") == ["daemon.settings_schema"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=relative)

@@ -3,5 +3,5 @@ Read `dropforge.toml` and environment variables into one checked, frozen `Settin
 
 In: text from people. Out: `Settings`, or an error that names the setting and what it takes. `model` has every setting
 with default and bounds (those of the steps are in `pipeline.config`, of page and messages in `web` and `messages`),
-`load` reads them, `schema` writes the JSON Schema for editors. Open `model` first.
+`load` reads them. Open `model` first.
 """

@@ -1,11 +1,9 @@
 """
 What the evidence card says, as data: `report.json`, which the page shows and nothing else.
 
-Its schema: `python -m pipeline.report.facts > schemas/report.schema.json`.
+`schemas/report.schema.json` is made from it (`make schemas`).
 """
 
-import json
-import sys
 from typing import Any, Literal
 
 from pipeline.artifacts import Adapter, AnswerPair, Dataset, Drop, Evaluation, Frozen, Judgement, Model, Stored, Verdict
@@ -99,23 +97,3 @@ class Report(Stored):
     """Of a trial that was worse, older records that it lost, with the most similar rows of the drop that it tried."""
     settings: dict[str, Any]
     """The run's configuration, as its steps received it."""
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of `report.json`, as this version writes it: every field is required."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "urn:dropforge:report",
-        **Report.model_json_schema(mode="serialization"),
-        "title": "Evidence card",
-        "description": "The evidence behind one verdict, as report.html shows it; paths are below the work folder.",
-    }
-
-
-def schema_text() -> str:
-    """Return `schema` as indented JSON text, the content of `schemas/report.schema.json`."""
-    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(schema_text())
