@@ -251,7 +251,7 @@ def _publish_model(root: WorkFolder, model: Model) -> Model:
 
 
 def _keep_predictions(root: WorkFolder, spec: StepSpec, report: Evaluation) -> None:
-    """Link the predictions into the cache, one file per attempt, so that a champion is not evaluated again."""
+    """Link new predictions into the cache, one file per attempt, so that a champion is not evaluated again."""
     for key in sorted(set(report.prediction_keys.values())):
         source = root / spec.folder / "predictions" / f"{key}.jsonl"
         folder = root / spec.predictions / key

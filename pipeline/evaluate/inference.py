@@ -26,8 +26,6 @@ from pipeline.models.loading import chosen_device
 from pipeline.models.prefill import Tokens
 from pipeline.records.heldout import HeldoutRecord
 
-_LOG = ".batches.jsonl"
-
 
 class Prediction(NamedTuple):
     """One answer, and the likelihood of one reference."""
@@ -80,8 +78,8 @@ class Inference:
         self._prompts = _Requests("answer", requests.prompts, self._values)
         self._references = [record.references for record in records]
         self._suites = [self._suite_requests(part) for part in requests.suites]
-        self._all = [self._pairs, self._prompts, *chain(*self._suites)]
-        self.left = self._total = sum(len(asked.missing) for asked in self._all)
+        every = [self._pairs, self._prompts, *chain(*self._suites)]
+        self.left = self._total = sum(len(asked.missing) for asked in every)
         """Number of requests that are neither cached nor computed."""
         setup = requests.key.setup
         self._decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size, requests.window)
@@ -99,20 +97,21 @@ class Inference:
 
     def run(self, folder: Path, models: Sequence["Inference"]) -> Result:
         """
-        Return all predictions: the cached ones, those that earlier attempts logged, and the rest, computed now.
+        Return all predictions: the cached ones, those of earlier attempts, and the rest, computed now.
 
-        The model is loaded only if a prediction is computed, and freed at the end. Values are written to `folder`, in
-        this attempt's folder: each batch to a log as it is computed, which the next attempt reads, and all of them at
-        the end. The reported ETA is that of all `models`. Raises `Interrupted` if stopped; `StepFailed` if memory does
-        not suffice or vLLM fails; `CannotTrain` if a likelihood is not finite, the model cannot be loaded or has no
-        key-value cache, or its folder is the user's and now holds another model (checked only if a prediction is not
-        cached, as it reads every file).
+        The model is loaded only if a prediction is computed, and freed at the end. Values that are not cached are
+        written to `<key>.jsonl` in `folder`, in this attempt's folder: those of earlier attempts at once, each batch as
+        it is computed. The reported ETA is that of all `models`. Raises `Interrupted` if stopped; `StepFailed` if
+        memory does not suffice or vLLM fails; `CannotTrain` if a likelihood is not finite, the model cannot be loaded
+        or has no key-value cache, or its folder is the user's and now holds another model (checked only if a prediction
+        is not cached, as it reads every file).
         """
         started = time.monotonic()
         requests, self._models = self._requests, models
-        digest = requests.key.digest
-        self._log = folder / f"{digest}{_LOG}"
-        self._logged = read_values(self._attempt.earlier(f"{folder.name}/{self._log.name}"))
+        self._store = folder / f"{requests.key.digest}.jsonl"
+        self._earlier = read_values(self._attempt.earlier(f"{folder.name}/{self._store.name}"))
+        if self._earlier:
+            append_values(self._store, self._earlier)
         self._report()
         try:
             if self.left:
@@ -127,7 +126,6 @@ class Inference:
         finally:
             if self._opened is not None:
                 self._opened.close()
-        append_values(folder / f"{digest}.jsonl", {key: self._values[key] for asked in self._all for key in asked.keys})
         return Result(
             [Prediction(Answer(*said), Likelihood(*nll)) for said, nll in zip(answers, likelihoods, strict=True)],
             len(self._prompts.missing),
@@ -189,16 +187,15 @@ class Inference:
         batches: Sequence[Sequence[int]],
         compute: Callable[[Sequence[int]], Sequence[Any]],
     ) -> list[Any]:
-        """Return the values of all requests; `batches` of the missing ones are read from the log or computed."""
+        """Return the values of all requests; `batches` of the missing ones are an earlier attempt's or computed."""
         for batch in batches:
             indices = [asked.missing[row] for row in batch]
             keys = [asked.keys[index] for index in indices]
-            values = {key: self._logged[key] for key in keys if key in self._logged}
+            values = {key: self._earlier[key] for key in keys if key in self._earlier}
             if len(values) < len(set(keys)):
                 values = dict(zip(keys, compute(indices), strict=True))
-                append_values(self._log, values)
-            # A request that is there twice keeps its first value, as in a log.
-            self._values = values | self._values
+                append_values(self._store, values)
+            self._values |= values
             self.left -= len(batch)
             self._report()
         return [self._values[key] for key in asked.keys]

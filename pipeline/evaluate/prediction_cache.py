@@ -1,12 +1,12 @@
 """
 Values that a model gave for requests, under a key of everything else that they depend on.
 
-Layout: `<spec.predictions>/<key>/*.jsonl`. A line maps hashes of requests to values: a likelihood, an answer, the
-likelihoods of a question's choices. Steps only read it; `evaluate` leaves the values it used in its attempt, and the
-dispatcher links them into the cache once it is published. An attempt also appends each batch to a log of its own as one
-line, so that after a kill or a power cut the batch is there with all of its rows or not at all. The next attempt forms
-the batches of an uninterrupted one, from the requests that are not cached, and computes those that no log holds whole:
-in bf16 the composition of a batch, which is not in the key, can change an answer.
+An attempt appends each batch that it computes to a file of its own as one line, so that after a kill or a power cut the
+batch is there with all of its rows or not at all. The next attempt copies what is there, and forms the batches of an
+uninterrupted one, from the requests that are not cached: in bf16 the composition of a batch, which is not in the key,
+can change an answer. Once the attempt is published, the dispatcher links the file into the cache, which is read
+only: `<spec.predictions>/<key>/*.jsonl`. A line maps hashes of requests to values: a likelihood, an answer, the
+likelihoods of a question's choices.
 """
 
 import json
@@ -72,14 +72,13 @@ def comparable(one: PredictionKey, other: PredictionKey) -> None:
 
 
 def read_values(paths: Iterable[Path]) -> dict[str, Any]:
-    """Return the values in `paths` by their keys, of each key the first; damaged lines and gone files are skipped."""
+    """Return the values in `paths` by their keys, of each key the last; damaged lines and gone files are skipped."""
     values: dict[str, Any] = {}
     for path in paths:
         with suppress(FileNotFoundError):  # a collection may have removed it since it was listed
             for line in path.read_bytes().split(b"\n"):
                 with suppress(ValueError, AttributeError):
-                    for key, value in json.loads(line).items():
-                        values.setdefault(key, value)
+                    values.update(json.loads(line).items())
     return values
 
 

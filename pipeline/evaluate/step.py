@@ -21,8 +21,8 @@ def evaluate(attempt: Attempt) -> Evaluation:
 
     Scores and answers of each record are written to the report's records.jsonl. A base model that is no longer the
     champion is evaluated on the general suites, once, if its folder still holds it and its setup is the same. Answers
-    in the prediction cache, or in the log of an interrupted attempt, are reused. The predictions used are written
-    to `predictions/<key>.jsonl`. Raises `Interrupted` if stopped, `StartAgain` if memory ran out and the next attempt
+    in the prediction cache, or of an interrupted attempt, are reused. Other predictions are written to
+    `predictions/<key>.jsonl`. Raises `Interrupted` if stopped, `StartAgain` if memory ran out and the next attempt
     uses smaller batches, `StepFailed` if memory does not suffice for one prompt, vLLM fails or there are no held-out
     records, `CannotTrain` if a likelihood is not finite, the two setups differ, no record is left, a suite is invalid,
     or the champion is a base model that was replaced.

@@ -44,14 +44,14 @@ def test_predictions_made_in_another_way_have_another_key_and_are_never_compared
     assert "train.format" in caught.value.hint
 
 
-def test_of_a_value_that_is_there_twice_the_first_stays(tmp_path: Path) -> None:
+def test_of_a_value_that_is_there_twice_the_last_counts(tmp_path: Path) -> None:
     first, second = tmp_path / "run-1.jsonl", tmp_path / "run-2.jsonl"
     append_values(first, {"likelihood": [1.5, 2], "answer": ["yes", 2, True]})
     append_values(second, {"answer": ["other", 3, True]})
     append_values(second, {"another likelihood": [9.0, 2]})
     assert read_values([first, second]) == {
         "likelihood": [1.5, 2],
-        "answer": ["yes", 2, True],
+        "answer": ["other", 3, True],
         "another likelihood": [9.0, 2],
     }
 

@@ -86,11 +86,11 @@ class Bench:
         return self.base
 
     def publish(self, attempt: Attempt, report: Evaluation) -> None:
-        """Copy an attempt's predictions into the cache, as the dispatcher does."""
+        """Move an attempt's predictions into the cache, where the dispatcher links them."""
         for key in report.prediction_keys.values():
             folder = self.root / attempt.spec.predictions / key
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy(attempt.folder / f"predictions/{key}.jsonl", folder / f"{attempt.spec.attempt}.jsonl")
+            shutil.move(attempt.folder / f"predictions/{key}.jsonl", folder / f"{attempt.spec.attempt}.jsonl")
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_only_what_is_missing_is_generated_and_without_weights_the_cache_suffice
         assert (scores.generated, scores.cached) == (0, RECORDS)
     assert second.prediction_keys == report.prediction_keys
     assert lines(again, second) == lines(attempt, report)
-    assert len(used(again, report.prediction_keys["cand"])) == 2 * RECORDS, "a likelihood and an answer each"
+    assert logged(again) == {}, "nothing was computed"
 
 
 def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench, tiny: Any) -> None:
@@ -250,8 +250,8 @@ def test_only_a_record_with_a_reference_that_loops_may_be_answered_by_a_loop(
 
 
 def logged(attempt: Attempt) -> dict[str, list[str]]:
-    """Return the lines of each model's log of batches."""
-    paths = attempt.folder.glob("predictions/*.batches.jsonl")
+    """Return the lines of each model's file of predictions: those of earlier attempts, then a batch per line."""
+    paths = attempt.folder.glob("predictions/*.jsonl")
     return {path.name: path.read_text(encoding="utf-8").splitlines() for path in paths}
 
 
@@ -277,16 +277,17 @@ def test_a_later_attempt_reads_whole_batches_and_computes_torn_ones_again(bench:
     weights.write_bytes(bytes(len(kept)))
     second = bench.attempt(rows)
     assert comparable(evaluate(second)) == comparable(report)
-    assert logged(second) == {}, "no model is needed"
+    assert [len(batches) for batches in logged(second).values()] == [1, 1], "no model is needed"
     weights.write_bytes(kept)
     # Of ten records in batches of four, each model has three batches of likelihoods and one of answers.
-    for path in (first.folder / "predictions").glob("*.batches.jsonl"):
+    shutil.rmtree(second.folder)
+    for path in (first.folder / "predictions").glob("*.jsonl"):
         batches = path.read_text(encoding="utf-8").splitlines(keepends=True)
         other = json.dumps({f"0{key}": value for key, value in json.loads(batches[1]).items()}) + "\n"
         path.write_text("".join([batches[0], other, batches[2], "[]\n", "\0\0\n", batches[3][:-20]]), encoding="utf-8")
     third = bench.attempt(rows)
     again = evaluate(third)
-    assert [len(batches) for batches in logged(third).values()] == [2, 2]
+    assert [len(batches) for batches in logged(third).values()] == [1 + 2, 1 + 2]
     assert (comparable(again), lines(third, again)) == (comparable(report), lines(first, report))
 
 
@@ -627,6 +628,7 @@ def test_the_base_model_that_no_longer_serves_is_asked_the_suites_once_and_the_c
     assert (first.base_model_id, first.suites[0].base) == (None, None)
     base_key = first.prediction_keys[bench.base_id]
     bench.champion = trained
+    shutil.rmtree(served.folder / "predictions")
     alone = bench.attempt(heldout_rows(tiny, 4), general=(name,))
     measured = evaluate(alone)
     assert {item["id"]: item["base"] for item in items_of(alone, measured)} == {
@@ -723,13 +725,10 @@ def test_a_question_of_a_suite_is_paid_once(bench: Bench, tiny: Any, tmp_path: P
     first = bench.attempt(rows, general=(name,))
     report = evaluate(first)
     bench.publish(first, report)
-    for path in first.folder.glob("predictions/*.batches.jsonl"):
-        path.unlink()
     second = bench.attempt(rows, general=(name,))
     again = evaluate(second)
     assert logged(second) == {}
     assert (again.suites, items_of(second, again)) == (report.suites, items_of(first, report))
-    bench.publish(second, again)
     with (tmp_path / "own.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"id": "new", "question": "Who?", "choices": ["yes", "no"], "answer": 0}) + "\n")
     third = bench.attempt(rows, general=(name,))

@@ -148,8 +148,9 @@ def test_a_vllm_killed_in_the_middle_costs_what_was_in_hand_and_the_next_attempt
     assert "vLLM exited" in failure(first).message
     second = attempt("fixed")
     assert evaluate(second).candidate.generated == RECORDS
-    batches = [path.read_bytes().count(b"\n") for path in second.folder.glob("predictions/*.batches.jsonl")]
-    assert sorted(batches) == [RECORDS - LIVES // 2, RECORDS], "batches of two, one per likelihood and answer"
+    lines = [path.read_bytes().count(b"\n") for path in second.folder.glob("predictions/*.jsonl")]
+    batches = [1 + RECORDS - LIVES // 2, RECORDS]
+    assert sorted(lines) == batches, "a line for what was there, then batches of two, of likelihoods or answers"
 
 
 def test_a_step_that_is_to_stop_stops_vllm(attempt: Make) -> None:
