@@ -5,7 +5,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
+from pipeline.evaluate.plan import ModelRequests
+from pipeline.evaluate.prediction_cache import PLAIN
 from pipeline.evaluate.vllm import Process
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Answer, AskedModel, Decoding, Likelihood, Question
@@ -93,3 +96,31 @@ class Vllm:
             message = f"vLLM gave an answer of {count(len(tokens), 'token')} that neither ended nor reached {room}"
             raise StepFailed(message, "retry the run; if it happens again, see its log")
         return Answer(self.template.read(tokens), len(tokens), ended=bool(ended))
+
+
+def open_engine(attempt: Attempt, requests: ModelRequests) -> InStep | Vllm:
+    """
+    Load the model of `requests` and return its engine, which the caller closes.
+
+    Raises `CannotTrain` if it cannot be loaded, `StepFailed` if memory does not suffice or vLLM fails, `Interrupted` if
+    stopped.
+    """
+    if requests.key.setup.engine == PLAIN:
+        model = generation.open_model(requests.folder, requests.template, chosen_device(), requests.quantization)
+        return InStep(model.model, model.template)
+    longest, sequences = requests.longest(), requests.key.setup.batch_size
+    arguments = {
+        "model": str(requests.folder),
+        "max_model_len": longest,
+        "max_num_seqs": sequences,
+        # By default vLLM takes nine tenths of all memory, and ends if anything else is there. With the bytes of its
+        # cache given, the share is only what must be free at the start.
+        "gpu_memory_utilization": 0.1,
+        "kv_cache_memory_bytes": cache_bytes(requests.folder, longest, sequences),
+        # The model's own sampling settings must not affect a greedy evaluation.
+        "generation_config": "vllm",
+        # Compiling the model at every start costs more than it saves on some hundred short answers.
+        "enforce_eager": True,
+    }
+    log = attempt.folder / f"vllm-{requests.role.replace(' ', '-')}.log"
+    return Vllm(Process(attempt.config.evaluate.vllm, arguments, log, attempt.check_stop), requests.template)

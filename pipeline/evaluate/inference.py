@@ -6,25 +6,20 @@ A resumed evaluation gives the same predictions as an uninterrupted one: its bat
 
 import math
 import time
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.evaluate.engines import InStep, Vllm, cache_bytes
-from pipeline.evaluate.plan import ModelRequests, SuiteRequests
-from pipeline.evaluate.prediction_cache import PLAIN, append_values, read_values, request_hash
-from pipeline.evaluate.vllm import Process
-from pipeline.metrics.degenerate import is_looping
-from pipeline.metrics.registry import token_f1
-from pipeline.models import generation, greedy_decoding
+from pipeline.evaluate.engines import InStep, Vllm, open_engine
+from pipeline.evaluate.plan import ModelRequests
+from pipeline.evaluate.prediction_cache import Request, append_values, read_values
+from pipeline.models import generation
 from pipeline.models.generation import Answer, Decoding, Likelihood
-from pipeline.models.loading import chosen_device
+from pipeline.models.greedy_decoding import answer_batches
 from pipeline.models.prefill import Tokens
-from pipeline.records.heldout import HeldoutRecord
 
 
 class Prediction(NamedTuple):
@@ -32,15 +27,6 @@ class Prediction(NamedTuple):
 
     answer: Answer
     likelihood: Likelihood
-
-
-class ItemScore(NamedTuple):
-    """A model's score on one item of a general suite."""
-
-    score: float
-    """0 to 1."""
-    text: str = ""
-    """The answer to a free question."""
 
 
 @dataclass(frozen=True)
@@ -51,49 +37,21 @@ class Result:
     generated: int
     """Answers that were not in the cache."""
     seconds: float
-    suites: list[dict[str, ItemScore]]
-    """Scores of each suite's items, by the item's id."""
-
-
-class _Requests:
-    """Requests of one kind, their keys, and the indices of those that are not cached."""
-
-    def __init__(self, kind: str, inputs: Sequence[Any], cached: Container[str], limit: int = 0) -> None:
-        self.kind, self.inputs, self.limit = kind, inputs, limit
-        self.keys = [request_hash(f"{kind}{limit or ''}", request) for request in inputs]
-        self.missing = [index for index, key in enumerate(self.keys) if key not in cached]
+    suites: list[list[Any]]
+    """Of each suite the value of each item's request."""
 
 
 class Inference:
     """One model's predictions: the cached ones, and the missing ones, which `run` computes."""
 
-    def __init__(
-        self, attempt: Attempt, requests: ModelRequests, records: Sequence[HeldoutRecord], cached: Path
-    ) -> None:
-        """Look up `requests`, for `records` and the suites, in the folder `cached`, which need not exist."""
+    def __init__(self, attempt: Attempt, requests: ModelRequests) -> None:
+        """Look up `requests` in the cache."""
         self._attempt, self._requests = attempt, requests
+        cached = attempt.root / attempt.spec.predictions / requests.key.digest
         self._values = read_values(sorted(cached.glob("*.jsonl")))
-        pairs = list(zip(requests.prompts, requests.completions, strict=True))
-        self._pairs = _Requests("likelihood", pairs, self._values)
-        self._prompts = _Requests("answer", requests.prompts, self._values)
-        self._references = [record.references for record in records]
-        self._suites = [self._suite_requests(part) for part in requests.suites]
-        every = [self._pairs, self._prompts, *chain(*self._suites)]
-        self.left = self._total = sum(len(asked.missing) for asked in every)
+        self._missing = {key: request for request in requests.all() if (key := request.key) not in self._values}
+        self.left = len(self._missing)
         """Number of requests that are neither cached nor computed."""
-        setup = requests.key.setup
-        self._decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size, requests.window)
-        self._opened: InStep | Vllm | None = None
-
-    def _suite_requests(self, part: SuiteRequests) -> tuple[_Requests, _Requests]:
-        """Return the requests of a suite's items with choices, and of its free questions."""
-        items = list(zip(part.suite.items, part.prompts, part.answers, strict=True))
-        choices = [(prompt, answers) for item, prompt, answers in items if item.choices]
-        free = [prompt for item, prompt, _ in items if not item.choices]
-        # The track's limit fits its own answers only.
-        longest = (part.new_tokens(index) for index, item in enumerate(part.suite.items) if not item.choices)
-        limit = max(longest, default=0)
-        return _Requests("choice", choices, self._values), _Requests("answer", free, self._values, limit)
 
     def run(self, folder: Path, models: Sequence["Inference"]) -> Result:
         """
@@ -108,138 +66,84 @@ class Inference:
         """
         started = time.monotonic()
         requests, self._models = self._requests, models
-        self._store = folder / f"{requests.key.digest}.jsonl"
-        self._earlier = read_values(self._attempt.earlier(f"{folder.name}/{self._store.name}"))
-        if self._earlier:
-            append_values(self._store, self._earlier)
+        store = folder / f"{requests.key.digest}.jsonl"
+        earlier = read_values(self._attempt.earlier(f"{folder.name}/{store.name}"))
+        if earlier:
+            append_values(store, earlier)
+        engine: InStep | Vllm | None = None
         self._report()
         try:
             if self.left:
                 # The predictions are cached under the model's id.
                 requests.check_folder()
-            # Likelihoods before the slower answers: they reveal a broken model.
-            likelihoods = self._score(self._pairs, generation.likelihood_batches)
-            answers = self._answer(self._prompts, self._references, self._decoding)
-            suites = [
-                self._score_suite(part, *asked) for part, asked in zip(requests.suites, self._suites, strict=True)
-            ]
+            for keys in self._batches():
+                values = {key: earlier[key] for key in keys if key in earlier}
+                if len(values) < len(keys):
+                    engine = engine or open_engine(self._attempt, requests)
+                    values = dict(zip(keys, self._compute(engine, [self._missing[key] for key in keys]), strict=True))
+                    append_values(store, values)
+                self._values |= values
+                self.left -= len(keys)
+                self._report()
         finally:
-            if self._opened is not None:
-                self._opened.close()
+            if engine:
+                engine.close()
         return Result(
-            [Prediction(Answer(*said), Likelihood(*nll)) for said, nll in zip(answers, likelihoods, strict=True)],
-            len(self._prompts.missing),
+            [
+                Prediction(Answer(*self._values[answer.key]), Likelihood(*self._values[likelihood.key]))
+                for likelihood, answer in requests.records
+            ],
+            sum(answer.key in self._missing for _, answer in requests.records),
             time.monotonic() - started,
-            suites,
+            [[self._values[request.key] for request in suite] for suite in requests.suites],
         )
 
-    def _score_suite(self, part: SuiteRequests, choices: _Requests, free: _Requests) -> dict[str, ItemScore]:
-        """Return the scores of a suite's items, by their ids."""
-        references = [item.answers for item in part.suite.items if not item.choices]
-        losses = iter(self._score(choices, generation.choice_batches))
-        answers = iter(self._answer(free, references, replace(self._decoding, max_new_tokens=free.limit)))
-        scores = {}
-        for item in part.suite.items:
-            if item.choices:
-                scores[item.id] = ItemScore(item.score_choice(next(losses)))
+    def _batches(self) -> Iterator[list[str]]:
+        """Yield the keys of the missing requests, batch by batch: each has one kind, and answers of one limit."""
+        alike: dict[tuple[str, int], list[str]] = {}
+        for key, request in self._missing.items():
+            alike.setdefault((request.kind, request.limit), []).append(key)
+        size = self._requests.key.setup.batch_size
+        for (kind, _), keys in alike.items():
+            pairs = [(self._missing[key].tokens, self._missing[key].target) for key in keys]
+            if kind == "answer":
+                batches = answer_batches([tokens for tokens, _ in pairs], size)
             else:
-                text = next(answers)[0]
-                score = item.score_text(text) if item.words else token_f1(text, item.answers)
-                scores[item.id] = ItemScore(score, text)
-        return scores
+                form = generation.likelihood_batches if kind == "likelihood" else generation.choice_batches
+                batches = form(pairs, size, generation.vocabulary(self._requests.folder))
+            for batch in batches:
+                yield [keys[index] for index in batch]
 
-    def _score(self, asked: _Requests, batches: Callable[[Sequence[Any], int, int], list[list[int]]]) -> list[Any]:
-        """Return the likelihoods of each request. Raises `CannotTrain` if one is not finite."""
-
-        def compute(indices: Sequence[int]) -> Sequence[Any]:
-            engine = self._engine()
-            chosen = [asked.inputs[index] for index in indices]
-            values: Sequence[Any] = (engine.likelihoods if asked is self._pairs else engine.choices)(chosen)
-            if not all(math.isfinite(number) for value in values for number in value):
-                raise CannotTrain(
-                    f"a {asked.kind} of the {self._requests.role} is not a finite number",
-                    "the model is broken: train again, with a lower train.learning_rate",
-                )
-            return values
-
-        inputs = [asked.inputs[index] for index in asked.missing]
-        vocabulary = generation.vocabulary(self._requests.folder) if inputs else 0
-        return self._compute(asked, batches(inputs, self._decoding.batch_size, vocabulary), compute)
-
-    def _answer(self, asked: _Requests, references: Sequence[Sequence[str]], decoding: Decoding) -> list[Any]:
-        """Return the fields of each request's answer, which may loop if one of its references does."""
-
-        def compute(indices: Sequence[int]) -> Sequence[Any]:
-            may_loop = {row for row, index in enumerate(indices) if any(map(is_looping, references[index]))}
-            engine, started = self._engine(), time.monotonic()
+    def _compute(self, engine: InStep | Vllm, batch: Sequence[Request]) -> Sequence[Any]:
+        """Return the values of a batch of one kind. Raises `CannotTrain` if a likelihood is not finite."""
+        started, kind = time.monotonic(), batch[0].kind
+        if kind == "answer":
+            setup = self._requests.key.setup
+            decoding = Decoding(batch[0].limit, setup.repetition_penalty, setup.batch_size, self._requests.window)
 
             def watch(complete: int, tokens: Sequence[Tokens]) -> None:
                 self._report(complete, sum(map(len, tokens)), time.monotonic() - started)
 
-            return engine.answers([asked.inputs[index] for index in indices], decoding, watch, may_loop)
-
-        inputs = [asked.inputs[index] for index in asked.missing]
-        return self._compute(asked, greedy_decoding.answer_batches(inputs, decoding.batch_size), compute)
-
-    def _compute(
-        self,
-        asked: _Requests,
-        batches: Sequence[Sequence[int]],
-        compute: Callable[[Sequence[int]], Sequence[Any]],
-    ) -> list[Any]:
-        """Return the values of all requests; `batches` of the missing ones are an earlier attempt's or computed."""
-        for batch in batches:
-            indices = [asked.missing[row] for row in batch]
-            keys = [asked.keys[index] for index in indices]
-            values = {key: self._earlier[key] for key in keys if key in self._earlier}
-            if len(values) < len(set(keys)):
-                values = dict(zip(keys, compute(indices), strict=True))
-                append_values(self._store, values)
-            self._values |= values
-            self.left -= len(batch)
-            self._report()
-        return [self._values[key] for key in asked.keys]
+            may_loop = {row for row, request in enumerate(batch) if request.may_loop}
+            return engine.answers([request.tokens for request in batch], decoding, watch, may_loop)
+        compute = engine.likelihoods if kind == "likelihood" else engine.choices
+        values: Sequence[Any] = compute([(request.tokens, request.target) for request in batch])
+        if not all(math.isfinite(number) for value in values for number in value):
+            raise CannotTrain(
+                f"a {kind} of the {self._requests.role} is not a finite number",
+                "the model is broken: train again, with a lower train.learning_rate",
+            )
+        return values
 
     def _report(self, answers: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
         """Report progress, with `answers` and `tokens` of the current batch after `seconds`. Raises `Interrupted`."""
         self._attempt.check_stop()
         left = sum(model.left for model in self._models) - answers
         self._attempt.progress(
-            self._total - self.left + answers,
-            self._total,
+            len(self._missing) - self.left + answers,
+            len(self._missing),
             phase=self._requests.role,
             tokens_per_second=tokens / seconds if tokens else None,
             # At the speed of the current batch; likelihoods take less time than answers.
             eta_seconds=seconds / answers * left if answers else None,
         )
-
-    def _engine(self) -> InStep | Vllm:
-        if self._opened is None:
-            requests = self._requests
-            if requests.key.setup.engine == PLAIN:
-                model = generation.open_model(
-                    requests.folder, requests.template, chosen_device(), requests.quantization
-                )
-                self._opened = InStep(model.model, model.template)
-            else:
-                self._opened = self._start_vllm()
-        return self._opened
-
-    def _start_vllm(self) -> Vllm:
-        requests, attempt = self._requests, self._attempt
-        arguments = {
-            "model": str(requests.folder),
-            "max_model_len": requests.longest(),
-            "max_num_seqs": requests.key.setup.batch_size,
-            # By default vLLM takes nine tenths of all memory, and ends if anything else is there. With the bytes of its
-            # cache given, the share is only what must be free at the start.
-            "gpu_memory_utilization": 0.1,
-            "kv_cache_memory_bytes": cache_bytes(requests.folder, requests.longest(), requests.key.setup.batch_size),
-            # The model's own sampling settings must not affect a greedy evaluation.
-            "generation_config": "vllm",
-            # Compiling the model at every start costs more than it saves on some hundred short answers.
-            "enforce_eager": True,
-        }
-        log = attempt.folder / f"vllm-{requests.role.replace(' ', '-')}.log"
-        process = Process(attempt.config.evaluate.vllm, arguments, log, attempt.check_stop)
-        return Vllm(process, requests.template)

@@ -3,16 +3,18 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from pipeline import durable
 from pipeline.artifacts import Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, StartAgain
-from pipeline.evaluate.prediction_cache import PLAIN, PredictionKey, Setup, request_hash
-from pipeline.evaluate.suites import Suite
+from pipeline.evaluate.prediction_cache import PLAIN, PredictionKey, Request, Setup, request_hash
+from pipeline.evaluate.suites import Item, Suite
 from pipeline.evaluate.vllm import read_version
+from pipeline.metrics.degenerate import is_looping
 from pipeline.models import generation
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, chosen_device
@@ -35,29 +37,6 @@ _QUESTION_TOKENS = 32
 Role = Literal["candidate", "champion", "base model"]
 
 
-@dataclass(frozen=True)
-class SuiteRequests:
-    """A suite, tokenised for one model."""
-
-    suite: Suite
-    prompts: list[list[int]]
-    """Tokens of each item's question."""
-    answers: list[list[list[int]]]
-    """Tokens of each item's choices, without an end token, or of its references, each with its end token."""
-
-    def new_tokens(self, index: int) -> int:
-        """
-        Return the largest number of tokens that an answer to item `index` may have.
-
-        That is the length of its longest choice or, for a free question, of its longest reference, rounded up to a
-        multiple of 16 as in `prepare`; at least 32 for a short free question.
-        """
-        item, longest = self.suite.items[index], max(map(len, self.answers[index]))
-        if item.choices:
-            return longest
-        return max(_QUESTION_TOKENS if item.words else 0, -(-longest // _ROUND) * _ROUND)
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
     """A model to evaluate, with its role, prompt format and quantization."""
@@ -73,26 +52,26 @@ class EvaluatedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequests(EvaluatedModel):
-    """The prompts for one model, and the key under which its answers are cached."""
+    """The requests to one model, and the key under which its values are cached."""
 
     template: Template
     key: PredictionKey
-    prompts: list[list[int]]
-    completions: list[list[int]]
-    """Tokens of each record's reference with its end token."""
+    records: list[tuple[Request, Request]]
+    """Of each record, for the likelihood of its reference with its end token, and for an answer."""
+    suites: list[list[Request]]
+    """Of each suite, one per item."""
     window: int
     """Most tokens of prompt and answer together: the model's context window, with vLLM one less."""
-    suites: tuple[SuiteRequests, ...] = ()
+
+    def all(self) -> list[Request]:
+        """Return all requests; likelihoods come before the slower answers, as they reveal a broken model."""
+        return [*chain(*zip(*self.records, strict=True)), *chain(*self.suites)]
 
     def longest(self) -> int:
         """Return an upper bound of any prompt's tokens with its answer, at most `window`, and one more."""
-        prompts = [*self.prompts, *(prompt for part in self.suites for prompt in part.prompts)]
-        answers = [
-            self.key.setup.max_new_tokens,
-            *map(len, self.completions),
-            *(part.new_tokens(index) for part in self.suites for index in range(len(part.prompts))),
-        ]
-        return min(max(map(len, prompts)) + max(answers), self.window) + 1
+        requests = self.all()
+        together = max(len(request.tokens) for request in requests) + max(request.longest for request in requests)
+        return min(together, self.window) + 1
 
     def check_folder(self) -> None:
         """Raise `CannotTrain` if `users_own` and the folder, hashed again, no longer holds the model in `key`."""
@@ -163,13 +142,13 @@ def make_plan(
     first = decoding.batch_size or prompts_at_once(chosen_device(), quantization, longest, folders)
     smaller = attempt.earlier(f"{folder.name}/{_SMALLER_NAME}")
     size = min([first, *(int(durable.read_json(note)) for note in smaller)])
-    candidate, other = (_with_setup(requests, batch_size=size) for requests in both)
+    candidate, other = (_with_batch_size(requests, size) for requests in both)
     trained = trained_ids(candidate_model.folder)
     return EvalPlan(
         kept,
         candidate,
         other,
-        _base_requests(attempt, candidate, champion_model, decoding),
+        _base_requests(attempt, candidate, champion_model, suites, decoding),
         too_long=too_long,
         seen_by_champion=len(records) - len(kept) - too_long,
         seen_by_candidate=sum(record.id in trained for record in kept),
@@ -177,15 +156,19 @@ def make_plan(
 
 
 def _base_requests(
-    attempt: Attempt, candidate: ModelRequests, champion: EvaluatedModel, decoding: Decoding
+    attempt: Attempt,
+    candidate: ModelRequests,
+    champion: EvaluatedModel,
+    suites: Sequence[Suite],
+    decoding: Decoding,
 ) -> ModelRequests | None:
     """
-    Return the base model's requests for the candidate's suite items.
+    Return the base model's requests for the items of `suites`.
 
     `None` if there are none, the base model is the champion, or it cannot be evaluated (written to standard error).
     """
     model, folder = attempt.load(Model), Path(attempt.config.base_model)
-    if champion.model_id == model.base_model_id or not candidate.suites:
+    if champion.model_id == model.base_model_id or not suites:
         return None
     if attempt.config.base_model_id != model.base_model_id or not (folder / "config.json").is_file():
         say_base_is_not_evaluated("it is not there")
@@ -195,11 +178,11 @@ def _base_requests(
     )
     setup = candidate.key.setup
     try:
-        requests = _requests(base_model, [], [part.suite for part in candidate.suites], decoding, setup.engine)
+        requests = _requests(base_model, [], suites, decoding, setup.engine)
     except Exception as error:  # noqa: BLE001 - libraries raise errors of every kind at a damaged folder
         say_base_is_not_evaluated(f"it is damaged: {error}")
         return None
-    base = _with_setup(requests, batch_size=setup.batch_size)
+    base = _with_batch_size(requests, setup.batch_size)
     if base.key.setup != setup:
         say_base_is_not_evaluated("its setup would differ from the candidate's")
         return None
@@ -238,49 +221,59 @@ def _requests(
     template = generation.load_template(model.folder, model.format)
     setup = Setup(
         template=request_hash("template", [*template.prompt(single_turn(_PROBE)), *template.opening]),
-        max_new_tokens=decoding.max_new_tokens + len(template.opening),
         repetition_penalty=decoding.repetition_penalty,
         batch_size=decoding.batch_size,
         engine=engine,
         **generation.arithmetic(model.folder, chosen_device(), model.quantization),
     )
-
     # vLLM generates one token even when only likelihoods are wanted.
     window = read_window(model.folder) - (engine != PLAIN)
-
-    def prompt(content: str) -> list[int]:
-        return template.prompt(single_turn(content))
-
-    def answer(content: str, output: str) -> list[int]:
-        return template.target(single_turn(content, output))
-
-    opening = len(template.opening)
-
-    def suite_requests(suite: Suite) -> SuiteRequests:
-        # Choices are compared without what is common to all: the opening, and the end token, whose likelihood says
-        # little about the model's knowledge.
-        prompts = [[*prompt(item.question), *(template.opening if item.choices else ())] for item in suite.items]
-        answers = [
-            [answer(item.question, choice)[opening:-1] for choice in item.choices]
-            or [answer(item.question, reference) for reference in item.answers]
-            for item in suite.items
-        ]
-        requests = SuiteRequests(suite, prompts, answers)
-        for index, item in enumerate(suite.items):
-            if len(prompts[index]) + requests.new_tokens(index) > window:
-                message = f"suite {suite.name}, item {item.id}: longer with its answer than the window, {window} tokens"
-                raise CannotTrain(message, "shorten it or take it out, then continue: dropforge retry RUN")
-        return requests
-
+    limit = decoding.max_new_tokens + len(template.opening)
     return ModelRequests(
         **vars(model),
         template=template,
         key=PredictionKey(model_id=model.model_id, setup=setup),
-        prompts=[prompt(record.content) for record in records],
-        completions=[answer(record.content, record.output) for record in records],
+        records=[_record_requests(record, template, limit) for record in records],
+        suites=[_suite_requests(suite, template, window) for suite in suites],
         window=window,
-        suites=tuple(map(suite_requests, suites)),
     )
+
+
+def _record_requests(record: HeldoutRecord, template: Template, limit: int) -> tuple[Request, Request]:
+    tokens = template.prompt(single_turn(record.content))
+    likelihood = Request("likelihood", tokens, template.target(single_turn(record.content, record.output)))
+    return likelihood, Request("answer", tokens, limit, any(map(is_looping, record.references)))
+
+
+def _suite_requests(suite: Suite, template: Template, window: int) -> list[Request]:
+    """
+    Return a request per item: for the likelihoods of its choices, or for an answer to a free question.
+
+    An answer may have as many tokens as the suite's longest reference, rounded up to a multiple of 16 as in `prepare`,
+    and 32 if the suite has a short question. Raises `CannotTrain` if an item exceeds `window` with its own choices or
+    references.
+    """
+    requests = [_item_request(item, template) for item in suite.items]
+    for item, request in zip(suite.items, requests, strict=True):
+        if len(request.tokens) + request.longest > window:
+            message = f"suite {suite.name}, item {item.id}: longer with its answer than the window, {window} tokens"
+            raise CannotTrain(message, "shorten it or take it out, then continue: dropforge retry RUN")
+    # The track's limit fits its own answers only.
+    limit = max(request.limit for request in requests)
+    return [request._replace(target=limit) if request.limit else request for request in requests]
+
+
+def _item_request(item: Item, template: Template) -> Request:
+    """Return the request for `item`; an answer may be as long as the longest reference, to a short question 32."""
+    tokens, opening = template.prompt(single_turn(item.question)), template.opening
+    targets = [template.target(single_turn(item.question, text)) for text in item.choices or item.answers]
+    if item.choices:
+        # Choices are compared without what is common to all: the opening, and the end token, whose likelihood says
+        # little about the model's knowledge.
+        return Request("choice", [*tokens, *opening], [target[len(opening) : -1] for target in targets])
+    longest = -(-max(map(len, targets)) // _ROUND) * _ROUND
+    least = _QUESTION_TOKENS if item.words else 0
+    return Request("answer", tokens, max(least, longest), any(map(is_looping, item.answers)))
 
 
 def _leave_out_too_long(
@@ -293,11 +286,8 @@ def _leave_out_too_long(
     every run of the track. Raises `CannotTrain` if no record is left.
     """
     window = min(requests.window for requests in both)
-
-    def fits(requests: ModelRequests, index: int) -> bool:
-        return len(requests.prompts[index]) + len(requests.completions[index]) <= window
-
-    kept = [index for index in range(len(records)) if all(fits(requests, index) for requests in both)]
+    references = zip(*([likelihood for likelihood, _ in requests.records] for requests in both), strict=True)
+    kept = [n for n, pair in enumerate(references) if all(len(it.tokens) + it.longest <= window for it in pair)]
     too_long = len(records) - len(kept)
     if not kept:
         message = f"no held-out record fits into the window of {window} tokens with its answer"
@@ -305,19 +295,12 @@ def _leave_out_too_long(
     if too_long:
         left_out = count(too_long, "held-out record")
         sys.stderr.write(f"left out: {left_out} longer than {window} tokens with the answer\n")
-    shorter = [
-        replace(
-            requests,
-            prompts=[requests.prompts[n] for n in kept],
-            completions=[requests.completions[n] for n in kept],
-        )
-        for requests in both
-    ]
+    shorter = [replace(requests, records=[requests.records[n] for n in kept]) for requests in both]
     return [records[n] for n in kept], shorter, too_long
 
 
-def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
-    setup = requests.key.setup.model_copy(update=changed)
+def _with_batch_size(requests: ModelRequests, size: int) -> ModelRequests:
+    setup = requests.key.setup.model_copy(update={"batch_size": size})
     return replace(requests, key=requests.key.model_copy(update={"setup": setup}))
 
 

@@ -14,16 +14,19 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
+from pipeline.models.prefill import Tokens
 
 #: The engine of the training stack, with a version to increase when its answers change.
 PLAIN = "transformers: 2"
 #: Part of every request's hash; increase it when a kind's values change.
 _LAYOUT = "an answer is text, tokens, ended: 3"
+
+Kind = Literal["likelihood", "choice", "answer"]
 
 
 class Setup(Frozen):
@@ -31,7 +34,6 @@ class Setup(Frozen):
 
     template: str
     """sha256 of the prompt tokens of a fixed request: equal for models that are prompted in the same format."""
-    max_new_tokens: int
     repetition_penalty: float
     batch_size: int
     engine: str = PLAIN
@@ -54,6 +56,33 @@ class PredictionKey(Frozen):
     def digest(self) -> str:
         """The sha256 that names the key's folder."""
         return durable.sha256_json(self.model_dump(mode="json"))
+
+
+class Request(NamedTuple):
+    """A request to a model: for the likelihood of a completion, for those of a question's choices, or for an answer."""
+
+    kind: Kind
+    tokens: Tokens
+    """Of the prompt."""
+    target: Any
+    """Tokens of the completion, tokens of each choice, or the most tokens of the answer."""
+    may_loop: bool = False
+    """Whether a looping answer is not cut; not in the key."""
+
+    @property
+    def key(self) -> str:
+        """The key of its value."""
+        return request_hash(self.kind, [self.tokens, self.target])
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of an answer, else 0."""
+        return self.target if self.kind == "answer" else 0
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that may follow the prompt: of the completion, a choice or an answer."""
+        return max(map(len, self.target)) if self.kind == "choice" else self.limit or len(self.target)
 
 
 def request_hash(kind: str, request: object) -> str:

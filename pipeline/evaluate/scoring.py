@@ -11,10 +11,10 @@ from pipeline.artifacts import FormerScores, Scores, SuiteScores
 from pipeline.contract import Attempt
 from pipeline.evaluate.inference import Prediction, Result
 from pipeline.evaluate.plan import ModelRequests
-from pipeline.evaluate.prediction_cache import PredictionKey, read_values, request_hash
-from pipeline.evaluate.suites import Suite
+from pipeline.evaluate.prediction_cache import PredictionKey, read_values
+from pipeline.evaluate.suites import Item, Suite
 from pipeline.metrics.degenerate import DEGENERATE, collapsed, degenerate
-from pipeline.metrics.registry import METRICS, Metric
+from pipeline.metrics.registry import METRICS, Metric, token_f1
 from pipeline.models.manifest import trained_ids
 from pipeline.records.heldout import HeldoutRecord
 
@@ -107,36 +107,42 @@ def score_suites(
     each answer's text and its kind of collapse, or "", by `collapsed` with the outputs in the file `train`, without
     general rows.
     """
+    results = {"candidate": both[0], "champion": both[1], **({"base": base} if base else {})}
     scores = []
     for number, suite in enumerate(suites):
-        results = {"candidate": both[0], "champion": both[1], **({"base": base} if base else {})}
-        by_role = {role: result.suites[number] for role, result in results.items()}
-        items = [item.id for item in suite.items]
+        values = {role: result.suites[number] for role, result in results.items()}
         lines: list[Line] = [
             {
                 "id": item.id,
                 "category": item.category,
-                **{role: items_of[item.id].score for role, items_of in by_role.items()},
+                **{role: _score_item(item, of_items[index]) for role, of_items in values.items()},
             }
-            for item in suite.items
+            for index, item in enumerate(suite.items)
         ]
         # A choice has no text: in a mixed suite it would count as an empty answer.
         if all(item.words and not item.choices for item in suite.items):
             answers = {
-                role: [(scored[item].text, scored[item].score > 0) for item in items]
-                for role, scored in by_role.items()
+                role: [(value[0], line[role] > 0) for value, line in zip(of_items, lines, strict=True)]
+                for role, of_items in values.items()
             }
             # Built-in general rows have no drop.
             outputs = (row["output"] for row in durable.read_jsonl(train) if "drop" in row)
             kinds = collapsed(answers, "base" if base else "champion", outputs)
             for index, line in enumerate(lines):
-                line["texts"] = {role: items_of[line["id"]].text for role, items_of in by_role.items()}
-                line["collapsed"] = {role: kinds[role][index] for role in by_role}
+                line["texts"] = {role: answers[role][index][0] for role in values}
+                line["collapsed"] = {role: kinds[role][index] for role in values}
         name = f"suite-{number}.jsonl"
         _write(folder / name, lines)
-        points = {role: _POINTS * fmean(line[role] for line in lines) for role in by_role}
-        scores.append(SuiteScores(name=suite.name, records=len(items), file=name, **points))
+        points = {role: _POINTS * fmean(line[role] for line in lines) for role in values}
+        scores.append(SuiteScores(name=suite.name, records=len(lines), file=name, **points))
     return tuple(scores)
+
+
+def _score_item(item: Item, value: Sequence[Any]) -> float:
+    """Return the score, 0 to 1, of the mean NLLs of an item's choices, or of an answer's fields, the text first."""
+    if item.choices:
+        return item.score_choice(value)
+    return item.score_text(value[0]) if item.words else token_f1(value[0], item.answers)
 
 
 def score_former(
@@ -148,7 +154,7 @@ def score_former(
     Only cached answers count: nothing is generated. Records that the former champion was trained on, or on
     near-duplicates, do not count. Each record's score is written to former-GENERATION.jsonl in `folder`.
     """
-    keys = [request_hash("answer", prompt) for prompt in requests.prompts]
+    keys = [answer.key for _, answer in requests.records]
     found = []
     for model in attempt.spec.former:
         key = PredictionKey(model_id=model.model_id, setup=requests.key.setup)

@@ -8,7 +8,7 @@ from pipeline.errors import CannotTrain
 from pipeline.evaluate import prediction_cache, scoring
 from pipeline.evaluate.control import score_trial
 from pipeline.evaluate.inference import Inference, Result
-from pipeline.evaluate.plan import ModelRequests, go_on_with_smaller_batches, make_plan, say_base_is_not_evaluated
+from pipeline.evaluate.plan import go_on_with_smaller_batches, make_plan, say_base_is_not_evaluated
 from pipeline.evaluate.suites import read_suites
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory
@@ -35,15 +35,9 @@ def evaluate(attempt: Attempt) -> Evaluation:
     plan = make_plan(attempt, heldout, suites, decoding, folder)
     records, candidate, champion = plan.records, plan.candidate, plan.champion
     prediction_cache.comparable(candidate.key, champion.key)
-    cached = attempt.root / attempt.spec.predictions
-
-    def inference(requests: ModelRequests) -> Inference:
-        return Inference(attempt, requests, records, cached / requests.key.digest)
-
-    both = [inference(candidate), inference(champion)]
-    models = [*both, *([inference(plan.base)] if plan.base else [])]
+    models = [Inference(attempt, requests) for requests in (candidate, champion, plan.base) if requests]
     try:
-        first, second = [one.run(folder, models) for one in both]
+        first, second = [one.run(folder, models) for one in models[:2]]
         base = _evaluate_base(models[-1], folder, models) if plan.base else None
     except OutOfMemory as error:
         go_on_with_smaller_batches(folder, candidate.key.setup.batch_size, error)

@@ -9,7 +9,6 @@ from pipeline.evaluate.prediction_cache import PredictionKey, Setup, append_valu
 
 SETUP = Setup(
     template="t" * 64,
-    max_new_tokens=16,
     repetition_penalty=1.0,
     batch_size=8,
     dtype="bfloat16",
@@ -20,7 +19,6 @@ SETUP = Setup(
 KEY = PredictionKey(model_id="m" * 64, setup=SETUP)
 OTHER_VALUES = {
     "template": "u" * 64,
-    "max_new_tokens": 32,
     "repetition_penalty": 1.1,
     "batch_size": 16,
     "engine": "vllm 1",

@@ -289,6 +289,8 @@ def test_a_later_attempt_reads_whole_batches_and_computes_torn_ones_again(bench:
     again = evaluate(third)
     assert [len(batches) for batches in logged(third).values()] == [1 + 2, 1 + 2]
     assert (comparable(again), lines(third, again)) == (comparable(report), lines(first, report))
+    bench.publish(third, again)
+    assert evaluate(bench.attempt(rows)).champion.cached == RECORDS, "what earlier attempts computed is cached, too"
 
 
 def test_a_batch_in_hand_is_given_up_at_the_next_token_when_the_step_is_to_stop(bench: Bench, tiny: Any) -> None:
