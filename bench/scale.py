@@ -285,10 +285,6 @@ class SimulatedExecutor:
     def cancel(self, key: str) -> None:
         """Do nothing: nothing runs."""
 
-    def outlives(self, _key: str) -> bool:
-        """Return `True`."""
-        return True
-
 
 ARTIFACTS: dict[str, Callable[[StepSpec], Any]] = {
     "prepare": made_dataset,

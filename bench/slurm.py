@@ -36,7 +36,7 @@ from sqlmodel import select
 from daemon.dispatch.attempt import folder_of
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.slurm import SlurmExecutor
-from daemon.dispatch.spool import ByStep, Executor, JobState, LocalExecutor, Spool
+from daemon.dispatch.spool import Executor, JobState, LocalExecutor, Spool
 from daemon.dispatch.worker import Worker
 from daemon.queue import run_queue
 from daemon.queue.states import FINAL
@@ -233,7 +233,7 @@ class Asking:
     def __init__(self, executor: Executor, seconds: Seconds) -> None:
         """Have `executor` run the steps."""
         self._executor, self._seconds = executor, seconds
-        self.poll, self.cancel, self.outlives = executor.poll, executor.cancel, executor.outlives
+        self.poll, self.cancel = executor.poll, executor.cancel
 
     def submit(self, spec: StepSpec) -> None:
         """Have the attempt run."""
@@ -306,8 +306,9 @@ class House:
             "bench", self._settings.work_folder, self._settings.executor, self.troubles, program_in(self._folder)
         )
         on_nodes = self._settings.executor.steps_on_nodes
-        executor = Asking(ByStep(on_nodes, self._slurm, LocalExecutor(self._spool)), self._seconds)
-        self.dispatcher = Dispatcher(self._engine, self._settings, executor, self.troubles)
+        nodes = dict.fromkeys(on_nodes, Asking(self._slurm, self._seconds))
+        local = Asking(LocalExecutor(self._spool), self._seconds)
+        self.dispatcher = Dispatcher(self._engine, self._settings, local, self.troubles, nodes)
         self.dispatcher.recover(now_ms())
 
     def end_dispatcher(self) -> None:

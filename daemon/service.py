@@ -19,7 +19,7 @@ import structlog
 from daemon.champions.hooks.changes import Hooks
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.slurm import SlurmExecutor
-from daemon.dispatch.spool import ByStep, Executor, LocalExecutor, Spool, refuse_moved
+from daemon.dispatch.spool import LocalExecutor, Spool, refuse_moved
 from daemon.dispatch.worker import end_steps_now
 from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
 from daemon.messages.messenger import Messenger
@@ -86,12 +86,12 @@ class Service:
         self._troubles = Troubles()
         self._spool = Spool(root, work)
         refuse_moved(self._spool, on_nodes)
-        executor: Executor = LocalExecutor(self._spool)
         self._slurm: SlurmExecutor | None = None
         if on_nodes:
             self._slurm = SlurmExecutor(instance, work, settings.executor, self._troubles)
-            executor = ByStep(on_nodes, self._slurm, executor)
-        self._dispatcher = Dispatcher(self._engine, settings, executor, self._troubles)
+        nodes = dict.fromkeys(on_nodes, self._slurm) if self._slurm else {}
+        local = LocalExecutor(self._spool)
+        self._dispatcher = Dispatcher(self._engine, settings, local, self._troubles, nodes)
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
         self._hooks = Hooks(self._engine, settings, troubles=self._troubles)
         self._messenger = Messenger(self._engine, settings, self._troubles)

@@ -9,7 +9,9 @@ from sqlmodel import Session, select
 
 from daemon.dispatch.spool import Spool
 from daemon.queue import order, run_queue, suspects
+from daemon.queue.attempt_ends import Leave, Then
 from daemon.queue.states import Claim, ensure_track
+from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
 from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Run, Track
@@ -47,6 +49,12 @@ def claim(engine: Engine, now: int, configure: Callable[[Session, Track], RunCon
             else:
                 return run_queue.claim(session, run, now)
     return None
+
+
+def leave(engine: Engine, held: Claim, now: int, then: Then, **why: Any) -> RunState:
+    """Release a claimed run, as the dispatcher does after `error`; it is given up at `limit`."""
+    error = DropforgeError(why["error"], why.get("hint", "")) if "error" in why else None
+    return run_queue.leave(engine, held, Leave(then, error), now, RetrySettings(limit=why.get("limit", 3)))
 
 
 def retry(engine: Engine, run_id: int, now: int) -> RunState:

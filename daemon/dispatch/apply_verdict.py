@@ -27,7 +27,7 @@ from pipeline.errors import StepFailed
 from pipeline.models.manifest import verify_manifest
 
 
-def fix_measures(engine: Engine, work_folder: WorkFolder, claim: states.Claim, config: RunConfig, now: int) -> None:
+def fix_measures(engine: Engine, work_folder: WorkFolder, claim: states.Claim, run: Run, now: int) -> None:
     """
     Store on the run's track metric, answer length, split, its unit and batch size of its evaluation, where it has none.
 
@@ -39,6 +39,7 @@ def fix_measures(engine: Engine, work_folder: WorkFolder, claim: states.Claim, c
     report = run_files.load_evaluation(work_folder, claim.run_id)
     if dataset is None or report is None:
         return
+    config = RunConfig.model_validate(run.config)
     facts: dict[str, Any] = {
         "metric": dataset.metric,
         "max_new_tokens": dataset.max_new_tokens,
@@ -49,8 +50,7 @@ def fix_measures(engine: Engine, work_folder: WorkFolder, claim: states.Claim, c
     # A batch smaller than the setting: more did not fit into memory, whatever did before.
     anew = {"eval_batch_size"} if report.batch_size < config.evaluate.batch_size else set()
     with transaction(engine) as session:
-        run = states.held_run(session, claim)
-        track = session.get_one(Track, run.track)
+        track = session.get_one(Track, states.held_run(session, claim).track)
         new = {name: value for name, value in facts.items() if value and (name in anew or getattr(track, name) is None)}
         for name, value in new.items():
             setattr(track, name, value)

@@ -8,8 +8,9 @@ from daemon.system.folders import StateFolder
 from daemon.system.sd_notify import in_background
 from pipeline.artifacts import Artifact
 from pipeline.contract import StepResult, StepSpec
+from pipeline.errors import StepFailed
 
-#: How long the first call waits for the end: most publications take less.
+#: How long the beginning waits for the end: most publications take less.
 _AT_ONCE_SECONDS = 1.0
 
 
@@ -22,20 +23,22 @@ class Publisher:
         self._going: dict[int, Future[Artifact]] = {}
 
     def __contains__(self, run: int) -> bool:
-        """Return whether a result of the run is being published."""
+        """Return whether a result of the run is being published, or was and its outcome was not taken."""
         return run in self._going
 
-    def publish(self, spec: StepSpec, result: StepResult) -> Artifact | None:
-        """Publish a good result, and return its artifact; `None` while that goes on. Raises `StepFailed`."""
-        future = self._going.get(spec.run)
-        if future is None:
-            lock = gc.collecting(self._state_folder)
-            future = self._going[spec.run] = in_background(run_files.publish, spec, result, lock)
-            wait([future], _AT_ONCE_SECONDS)
-        if not future.done():
+    def begin(self, spec: StepSpec, result: StepResult) -> None:
+        """Begin to publish a good result."""
+        lock = gc.collecting(self._state_folder)
+        self._going[spec.run] = in_background(run_files.publish, spec, result, lock)
+        wait([self._going[spec.run]], _AT_ONCE_SECONDS)
+
+    def take(self, run: int) -> Artifact | StepFailed | None:
+        """Return the artifact that was published, or why it cannot be; `None` while that goes on. Raises `OSError`."""
+        if not self._going[run].done():
             return None
-        del self._going[spec.run]
-        return future.result()
+        future = self._going.pop(run)
+        error = future.exception()
+        return error if isinstance(error, StepFailed) else future.result()
 
     def forget(self, run: int) -> None:
         """Ask no more for the result of a run; a thread that publishes it goes on."""

@@ -156,10 +156,6 @@ class SlurmExecutor:
             self._forget(key)  # its job is cancelled all the same
             raise
 
-    def outlives(self, _key: str) -> bool:
-        """Return `True`: the next daemon finds the job."""
-        return True
-
     def stop(self) -> None:
         """End the thread; the jobs go on, and the next process finds them."""
         self._over.set()

@@ -116,9 +116,6 @@ class Executor(Protocol):
     def cancel(self, key: str) -> None:
         """Have the attempt stopped if it runs, and not begun if it does not."""
 
-    def outlives(self, key: str) -> bool:
-        """Return whether the attempt goes on when the daemon ends."""
-
 
 def refuse_moved(spool: Spool, on_nodes: Collection[str]) -> None:
     """Raise `DropforgeError` if an attempt was begun here whose step is among `on_nodes` now, or the reverse."""
@@ -130,33 +127,6 @@ def refuse_moved(spool: Spool, on_nodes: Collection[str]) -> None:
         hint = "set executor.kind and executor.slurm.local back until the run has ended: dropforge cancel "
         hint += f"{attempt.partition('-')[0]} ends it"
         raise DropforgeError(message, hint)
-
-
-class ByStep:
-    """Runs the steps named `steps` by one executor and all others by another one."""
-
-    def __init__(self, steps: Collection[str], theirs: Executor, others: Executor) -> None:
-        """Run `steps` by `theirs`."""
-        self._steps, self._theirs, self._others = frozenset(steps), theirs, others
-
-    def submit(self, spec: StepSpec) -> None:
-        """Have the attempt run."""
-        self._of(spec.key).submit(spec)
-
-    def poll(self, spec: StepSpec) -> JobState:
-        """Return the attempt's state."""
-        return self._of(spec.key).poll(spec)
-
-    def cancel(self, key: str) -> None:
-        """Have the attempt stopped."""
-        self._of(key).cancel(key)
-
-    def outlives(self, key: str) -> bool:
-        """Return whether the attempt goes on when the daemon ends."""
-        return self._of(key).outlives(key)
-
-    def _of(self, key: str) -> Executor:
-        return self._theirs if key.split("-")[1] in self._steps else self._others
 
 
 class LocalExecutor:
@@ -196,10 +166,6 @@ class LocalExecutor:
         spec = StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
         if claim(folder) or self._is_dead(folder):
             self._spool.end_dead(spec)
-
-    def outlives(self, _key: str) -> bool:
-        """Return `False`: the worker ends with the daemon, or is not stopped by it at all."""
-        return False
 
     def _order(self, spec: StepSpec) -> None:
         if not self._spool.entry(spec.key).exists():

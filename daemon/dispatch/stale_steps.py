@@ -15,7 +15,6 @@ model that was rolled back would return through its descendant.
 from collections.abc import Collection
 from pathlib import Path
 
-import structlog
 from sqlalchemy import Engine
 
 from daemon.champions.promotion import champion
@@ -23,7 +22,6 @@ from daemon.queue import run_queue
 from daemon.queue.states import published_attempts
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.events import record_event
 from daemon.state.states import RunState
 from daemon.state.tables import Run, promotion_of
 from daemon.system.folders import WorkFolder
@@ -34,33 +32,22 @@ from pipeline.contract import SPEC_NAME, StepSpec
 from pipeline.errors import DropforgeError
 from pipeline.steps import BY_NAME, STEPS
 
-log = structlog.get_logger()
 
-
-def invalidate_stale(engine: Engine, work_folder: WorkFolder, run: Run, now: int) -> None:
+def first_stale(engine: Engine, work_folder: WorkFolder, run: Run) -> tuple[str, str] | None:
     """
-    Unpublish the first stale step of the claimed run and all later ones; do nothing if no step is stale.
+    Return the first published step of a run whose settings, drops or champion have changed; `None` if there is none.
 
-    A step is stale if its settings, drops or champion have changed; its artifact is renamed. Records an event if the
-    training started from a model that is not the champion any more. Raises `ArtifactDamaged`.
+    With it comes why the training has to begin again, if its champion was replaced, else "". Raises `ArtifactDamaged`.
     """
-    run_id = run.id or 0
-    done = list(run_files.published(work_folder, run_id))
+    done = list(run_files.published(work_folder, run.id or 0))
     if run.config is None or not done:
-        return
+        return None
     past, stands = _Past(engine, work_folder, run), done
     # The last one first: an evaluation is valid as long as the verdict on it is.
     for number, name in reversed(list(enumerate(done))):
         if past.is_stale(name, stands):
             stands = done[:number]
-    if stands == done:
-        return
-    first = done[len(stands)]
-    if past.left:
-        with transaction(engine) as session:
-            record_event(session, "run_began_again", now, track=run.track, run_id=run_id, reason=past.left)
-    log.info("steps_taken_back", run=run_id, first=first)
-    invalidate(work_folder, run_id, first)
+    return None if stands == done else (done[len(stands)], past.left)
 
 
 def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:

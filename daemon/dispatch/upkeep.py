@@ -57,10 +57,10 @@ class Upkeep:
             return
         self._maintained_at = now
         for track, error in promotion.sync_links(self._engine, self._root).items():
-            self._tell(f"track {track}", error)
+            self._troubles.note(f"track {track}", error)
         self.bases.refresh(now)
         for name in self._settings.track_names:
-            self._tell(f"base model of track {name}", self.bases.problem(name))
+            self._troubles.note(f"base model of track {name}", self.bases.problem(name))
 
     def collect_garbage(self, now: int) -> None:
         """Begin a collection in a thread if `may_collect` is set and none is going on."""
@@ -80,10 +80,4 @@ class Upkeep:
                 collect(self._engine, self._settings, now)
             except Exception as refused:  # noqa: BLE001 - it is a trouble in `status`, and runs go on
                 error = error or refused
-        self._tell("garbage collection", error)
-
-    def _tell(self, whose: str, error: Exception | None) -> None:
-        if error is None:
-            self._troubles.clear(whose)
-        else:
-            self._troubles.note(whose, error)
+        self._troubles.note("garbage collection", error)

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
+from daemon.queue.attempt_ends import Leave, Then
 from daemon.queue.evaluation_set import records_came
 from daemon.queue.snapshots import next_drops, take_snapshot
 from daemon.queue.states import (
@@ -44,23 +45,6 @@ _LONGEST_PUT_OFF_MS = 3_600_000
 _OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
 #: Largest seed that training takes.
 _MOST_SEED = 4_294_967_295
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Error message and hint of a failed step, and whether a retry may succeed."""
-
-    message: str
-    hint: str
-    retryable: bool
-
-
-@dataclass(frozen=True)
-class Death:
-    """Error message of a step's process that vanished, and whether that process had made progress (a checkpoint)."""
-
-    message: str
-    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,66 +192,49 @@ def finish(session: Session, claim: Claim, ending: Ending, now: int) -> Run:
     return run
 
 
-def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetrySettings) -> RunState:
+def leave(engine: Engine, claim: Claim, leave: Leave, now: int, retry: RetrySettings) -> RunState:
     """
-    Count a failure and postpone the run (`backoff_seconds`, doubled up to an hour) or end it; return its new state.
+    Release the claimed run as `leave` says, and return its new state.
 
-    The run ends as failed if `failure` is not retryable or the failures reach `retry.limit`. In either case it is
-    cancelled instead if that was requested, unless its model was promoted. Raises `LostClaim` if the claim is invalid.
+    After a failure it waits for `retry.backoff_seconds`, doubled each time up to an hour, or ends as failed at
+    `retry.limit`. A postponed run waits as long again as since its first claim: from half a minute to ten minutes.
+    Deaths are counted in a row, up to `retry.limit`; with progress the count restarts at 1: three reboots in a week
+    must not end a training that takes longer than a week.
+
+    In each case the run is cancelled instead if that was requested, unless its model was promoted. Raises `LostClaim`
+    if the claim is not valid any more.
     """
+    then, error, progress = leave
     with transaction(engine) as session:
         run = held_run(session, claim)
-        failures = run.failures + 1
-        values: dict[str, Any] = {"failures": failures, "error": failure.message, "hint": failure.hint}
-        if not failure.retryable or failures >= retry.limit:
-            return _leave(session, run, Move(RunState.FAILED, "run_failed", values, {"error": failure.message}), now)
-        wait = min(int(retry.backoff_seconds * 1000) << min(failures - 1, 32), _LONGEST_BACKOFF_MS)
-        detail = {"error": failure.message, "wait_ms": wait}
-        values["not_before"] = now + wait
-        return _leave(session, run, Move(RunState.WAITING, "run_waits", values, detail), now)
-
-
-def interrupt(engine: Engine, claim: Claim, now: int, error: str | None = None) -> RunState:
-    """
-    Set an interrupted run to waiting, with `error` if given and without counting a failure; return its new state.
-
-    It is cancelled instead if that was requested. Raises `LostClaim` if the claim is invalid.
-    """
-    with transaction(engine) as session:
-        # `not_before` stays as it was at the claim: to be later, by a clock that is ahead, would make it wait.
-        told = {"error": error} if error else {}
-        return _leave(session, held_run(session, claim), Move(RunState.WAITING, "run_interrupted", told, told), now)
-
-
-def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> RunState:
-    """
-    Set a run to waiting because of `error` (a full disk, say), not counted as a failure; return its new state.
-
-    It waits as long again as since its first claim: from half a minute to ten minutes. It is cancelled instead if that
-    was requested. Raises `LostClaim` if the claim is not valid any more.
-    """
-    with transaction(engine) as session:
-        run = held_run(session, claim)
-        wait = min(max(now - (run.started_at or now), CONFIGURE_AGAIN_MS), _LONGEST_POSTPONED_MS)
-        values = {"error": error.message, "hint": error.hint, "not_before": now + wait}
-        return _leave(session, run, Move(RunState.WAITING, "run_postponed", values, {"error": error.message}), now)
-
-
-def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySettings) -> RunState:
-    """
-    Count a process that vanished: the run waits, or ends as crashed at `retry.limit` in a row. Return its new state.
-
-    With `progress` the count restarts at 1: three reboots in a week must not end a training that takes longer than a
-    week. In either case the run is cancelled instead if that was requested. Raises `LostClaim` if the claim is invalid.
-    """
-    with transaction(engine) as session:
-        run = held_run(session, claim)
-        deaths, detail = 1 if death.progress else run.deaths + 1, {"error": death.message}
-        values = {"deaths": deaths, "error": death.message, "hint": None}
-        if deaths < retry.limit:
-            return _leave(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
-        values["hint"] = f"free memory or lower train.batch_tokens, then: dropforge retry {run.id}"
-        return _leave(session, run, Move(RunState.CRASHED, "run_crashed", values, detail), now)
+        to, kind = RunState.WAITING, str(then)
+        values: dict[str, Any] = {} if error is None else {"error": error.message, "hint": error.hint or None}
+        detail: dict[str, Any] = {} if error is None else {"error": error.message}
+        match then:
+            case Then.RETRY | Then.FAIL:
+                values["failures"] = failures = run.failures + 1
+                if then is Then.FAIL or failures >= retry.limit:
+                    to, kind = RunState.FAILED, "run_failed"
+                else:
+                    wait = min(int(retry.backoff_seconds * 1000) << min(failures - 1, 32), _LONGEST_BACKOFF_MS)
+                    values["not_before"], detail["wait_ms"] = now + wait, wait
+            case Then.DIE:
+                values["deaths"] = deaths = 1 if progress else run.deaths + 1
+                values["hint"] = None
+                if deaths >= retry.limit:
+                    to, kind = RunState.CRASHED, "run_crashed"
+                    values["hint"] = f"free memory or lower train.batch_tokens, then: dropforge retry {run.id}"
+            case Then.POSTPONE:
+                waited = now - (run.started_at or now)
+                values["not_before"] = now + min(max(waited, CONFIGURE_AGAIN_MS), _LONGEST_POSTPONED_MS)
+            case Then.CANCEL:
+                to = RunState.CANCELLED
+            # An interrupted run's `not_before` stays as it was at the claim: to be later, by a clock that is ahead,
+            # would make it wait.
+        if run.cancel_requested and promotion_of(session, claim.run_id) is None:
+            to, kind = RunState.CANCELLED, "run_cancelled"
+            values |= {"error": run.error, "hint": run.hint}
+        return change(session, run, Move(to, kind, values, detail), now)
 
 
 def rescue(engine: Engine, now: int) -> list[Claim]:
@@ -344,20 +311,6 @@ def call_off(session: Session, run: Run, now: int, why: str | None = None) -> Ru
     return RunState.RUNNING
 
 
-def cancelled(engine: Engine, claim: Claim, now: int) -> None:
-    """Set the claimed run to cancelled, as was requested. Raises `LostClaim` if the claim is not valid any more."""
-    with transaction(engine) as session:
-        change(session, held_run(session, claim), Move(RunState.CANCELLED, "run_cancelled"), now)
-
-
 def _opened(session: Session, track: str) -> Run | None:
     """Return the track's queued run, of which there is one at most; `None` if there is none."""
     return session.exec(_OPENED, params={"of_track": track}).first()
-
-
-def _leave(session: Session, run: Run, move: Move, now: int) -> RunState:
-    """Apply `move` to a running run, or cancel the run if that was requested; return its new state."""
-    if run.cancel_requested and promotion_of(session, run.id or 0) is None:
-        values = {**move.values, "error": run.error, "hint": run.hint}
-        move = Move(RunState.CANCELLED, "run_cancelled", values, move.detail)
-    return change(session, run, move, now)

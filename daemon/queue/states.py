@@ -76,6 +76,12 @@ def held_run(session: Session, claim: Claim) -> Run:
     return run
 
 
+def claimed_run(engine: Engine, claim: Claim) -> Run:
+    """Return the claimed run. Raises `LostClaim` unless it runs under this token."""
+    with transaction(engine) as session:
+        return held_run(session, claim)
+
+
 def require_not_cancelled(run: Run) -> None:
     """Raise `Cancelled` if the run is cancelled or is to be; call it in the transaction that applies its verdict."""
     if run.cancel_requested or run.state == RunState.CANCELLED:
@@ -107,7 +113,7 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
     if was == RunState.RUNNING and move.to != RunState.RUNNING:
         opened = _open(session, run.id or 0)
         if opened is not None:
-            _close(session, opened, run.track, now, Ending(AttemptState.LOST, "its run stopped without it"))
+            _close(session, opened, run.track, now, Ending(AttemptState.LOST, "its run stopped before the step did"))
     if move.to in RETRIABLE:
         give_back(session, run.id or 0)
     values: dict[str, Any] = {

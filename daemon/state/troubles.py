@@ -27,12 +27,15 @@ class Troubles:
         #: When the errors noted with `message` began, on the same clock.
         self._since: dict[str, float] = {}
 
-    def note(self, whose: str, error: Exception, *, message: bool = False) -> None:
+    def note(self, whose: str, error: Exception | None, *, message: bool = False) -> None:
         """
         Record the error of `whose` (as "track a"), log it if it is new, and begin or restart a pause of a minute.
 
-        With `message` it is in `lasting` once it has lasted for ten minutes.
+        With `message` it is in `lasting` once it has lasted for ten minutes. Without an error `whose` is cleared.
         """
+        if error is None:
+            self.clear(whose)
+            return
         words = in_words(error)
         known = self._words.get(whose)
         self._words[whose] = words

@@ -65,14 +65,14 @@ def records(*words: str) -> bytes:
     return "".join(json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in words).encode()
 
 
-def _local(settings: Settings) -> LocalExecutor:
-    return LocalExecutor(Spool(settings.state_folder, settings.work_folder))
+def _none(_settings: Settings) -> dict[str, Executor]:
+    return {}
 
 
 class Daemon:
     """What `dropforge run` does: its start in the constructor, the bodies of its loops as methods."""
 
-    def __init__(self, folder: Path, now: int, executor: Callable[[Settings], Executor] = _local) -> None:
+    def __init__(self, folder: Path, now: int, on_nodes: Callable[[Settings], dict[str, Executor]] = _none) -> None:
         """Start on the workspace `folder` and recover, as `Service` does."""
         self.folder = folder
         self.settings = load(folder / "dropforge.toml", {})
@@ -85,10 +85,10 @@ class Daemon:
         # Compiling statements is most of a start's work, and the same for all daemons of this process.
         self.engine.update_execution_options(compiled_cache=_COMPILED)
         verify(state / DATABASE_NAME, at_start=True)
-        self.dispatcher = Dispatcher(self.engine, self.settings, executor(self.settings))
+        local, nodes = LocalExecutor(Spool(state, root)), on_nodes(self.settings)
+        self.dispatcher = Dispatcher(self.engine, self.settings, local, on_nodes=nodes)
         self.intake = Intake(self.engine, self.settings)
         self.watcher = Watcher(self.settings, threading.Event())
-        Spool(state, root)
         with transaction(self.engine) as session:
             for name in self.settings.track_names:
                 states.ensure_track(session, name, now)

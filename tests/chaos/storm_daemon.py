@@ -19,7 +19,7 @@ from sqlmodel import select
 
 from daemon.dispatch import slurm
 from daemon.dispatch.slurm import SlurmExecutor
-from daemon.dispatch.spool import ByStep, Executor, LocalExecutor, Spool
+from daemon.dispatch.spool import Executor
 from daemon.inbox.drop_folders import folder_names
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
@@ -47,15 +47,15 @@ class _Scripted(SlurmExecutor):
         super().submit(spec.model_copy(update=told))
 
 
-def _executor(settings: Settings) -> Executor:
+def _on_nodes(settings: Settings) -> dict[str, Executor]:
     instance = installation_id(settings)
     slurms = _Scripted(instance, settings.work_folder, settings.executor, Troubles(), _PROGRAM)
-    return ByStep(("train", "evaluate"), slurms, LocalExecutor(Spool(settings.state_folder, settings.work_folder)))
+    return dict.fromkeys(("train", "evaluate"), slurms)
 
 
 def _serve(folder: Path) -> None:
     slurm.GIVE_UP_SECONDS, slurm._AGAIN_SECONDS = 4.0, 2.0
-    daemon, pause = Daemon(folder, now_ms(), _executor), threading.Event()
+    daemon, pause = Daemon(folder, now_ms(), _on_nodes), threading.Event()
     while True:
         try:
             require_share(daemon.settings)

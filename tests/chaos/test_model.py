@@ -30,6 +30,7 @@ from sqlmodel import Session, col, select
 from daemon.champions import decisions, promotion
 from daemon.champions.promotion import Blocked, Candidate, require_generation
 from daemon.queue import drops, run_queue, suspects
+from daemon.queue.attempt_ends import Leave, Then
 from daemon.queue.states import Claim
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
@@ -251,7 +252,7 @@ class House(RuleBasedStateMachine):
         """Let the daemon stop with a run in hand."""
         if not self._in_hand():
             return
-        self._end(lambda claim: run_queue.interrupt(self.daemon.engine, claim, self.now))
+        self._end(lambda claim: run_owner.leave(self.daemon.engine, claim, self.now, Then.INTERRUPT))
         self.world.runs[self.world.running - 1].state = "waiting"
 
     @precondition(lambda self: self.world.runs)
@@ -260,8 +261,8 @@ class House(RuleBasedStateMachine):
         """Let the run in hand fail."""
         if not self._in_hand():
             return
-        failure = run_queue.Failure("out of luck", "try again", retryable)
-        self._end(lambda claim: run_queue.fail(self.daemon.engine, claim, failure, self.now, RETRY))
+        leave = Leave(Then.RETRY if retryable else Then.FAIL, DropforgeError("out of luck", "try again"))
+        self._end(lambda claim: run_queue.leave(self.daemon.engine, claim, leave, self.now, RETRY))
         self.world.fail(self.world.running, self.now, retryable=retryable)
 
     @precondition(lambda self: self.world.runs)
@@ -426,7 +427,7 @@ class House(RuleBasedStateMachine):
             run_queue.cancel(self.daemon.engine, number, self.now)
             for claim in self.claims():
                 if claim.run_id == number:
-                    run_queue.cancelled(self.daemon.engine, claim, self.now)
+                    run_owner.leave(self.daemon.engine, claim, self.now, Then.CANCEL)
 
         may = run.state in {"queued", "waiting", "running"} or number in self.world.waits
         self.person(act, may=may, refusal=DropforgeError)
@@ -464,7 +465,7 @@ class House(RuleBasedStateMachine):
                 asked = session.exec(select(Run.id).where(col(Run.cancel_requested), Run.state == "running")).all()
             for claim in self.claims():
                 if claim.run_id in asked:
-                    run_queue.cancelled(self.daemon.engine, claim, self.now)
+                    run_owner.leave(self.daemon.engine, claim, self.now, Then.CANCEL)
 
         self.do(act)
 

@@ -19,8 +19,9 @@ from daemon.cli import main, workspace
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled, make_inbox
 from daemon.queue import run_queue, states
+from daemon.queue.attempt_ends import Then
 from daemon.settings.load import load
-from daemon.settings.model import RetrySettings, Settings
+from daemon.settings.model import Settings
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import AttemptState
 from daemon.state.tables import Attempt, Run
@@ -131,8 +132,8 @@ class LivedIn:
 
     def fail(self, claim: states.Claim) -> None:
         """Let the run end without a verdict."""
-        failure = run_queue.Failure("out of memory", "lower train.batch_size", retryable=False)
-        run_queue.fail(self.engine, claim, failure, self.tick(), RetrySettings())
+        why = {"error": "out of memory", "hint": "lower train.batch_size"}
+        run_owner.leave(self.engine, claim, self.tick(), Then.FAIL, **why)
 
 
 def lines(*words: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from daemon.cli import wait
 from daemon.queue import order, run_queue
-from daemon.settings.model import RetrySettings
+from daemon.queue.attempt_ends import Then
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 from tests import run_owner
@@ -47,7 +47,7 @@ def test_failed_and_cancelled_runs_have_codes_and_their_reason(alive: Any, dropf
     assert (ended.code, ended.out) == (13, "run 2 failed: out of memory\n")
     held = [drop.name for drop in Overview.of(alive.settings).drops() if drop.first_run == 3]
     run_queue.cancel(alive.engine, 3, alive.tick())
-    run_queue.cancelled(alive.engine, claimed(alive), alive.tick())
+    run_owner.leave(alive.engine, claimed(alive), alive.tick(), Then.CANCEL)
     ended = dropforge("wait", "3")
     assert (ended.code, ended.out) == (14, "run 3 was cancelled\n")
     assert held, "and so are those waited for by whom it has given back"
@@ -55,8 +55,7 @@ def test_failed_and_cancelled_runs_have_codes_and_their_reason(alive: Any, dropf
 
 
 def test_a_crashed_run_has_failed(alive: Any, dropforge: Command) -> None:
-    death = run_queue.Death("its process vanished")
-    run_queue.died(alive.engine, claimed(alive), death, alive.tick(), RetrySettings(limit=1))
+    run_owner.leave(alive.engine, claimed(alive), alive.tick(), Then.DIE, error="its process vanished", limit=1)
     ended = dropforge("wait", "3")
     assert (ended.code, ended.out) == (13, "run 3 crashed: its process vanished\n")
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from daemon.dispatch import slurm
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.slurm import SlurmExecutor
-from daemon.dispatch.spool import ByStep, Executor, LocalExecutor
+from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import states
 from daemon.settings.model import ExecutorSettings, Settings
 from daemon.state import run_files
@@ -65,10 +65,9 @@ class House:
     def begin(self) -> None:
         told = ExecutorSettings(kind="slurm", poll_seconds=0.1)
         self.slurm = SlurmExecutor("id", self.root, told, Troubles())
-        executor: Executor = LocalExecutor(spool_of(self.settings.state_folder))
-        if self.cluster is not None:
-            executor = ByStep(("train",), self.slurm, executor)
-        self.dispatcher = Dispatcher(self.engine, self.settings, executor, Troubles())
+        local, nodes = LocalExecutor(spool_of(self.settings.state_folder)), {"train": self.slurm}
+        nodes = {} if self.cluster is None else nodes
+        self.dispatcher = Dispatcher(self.engine, self.settings, local, Troubles(), nodes)
         self.dispatcher.recover(NOW)
 
     def stop(self) -> None:

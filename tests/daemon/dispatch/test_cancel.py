@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from daemon.queue import run_queue, states
+from daemon.queue.attempt_ends import Then
 from daemon.settings.model import Settings
 from daemon.state.run_files import open_jobs
 from daemon.state.states import AWAITING, RunState
@@ -32,8 +33,7 @@ def _queued(_house: House) -> None:
 
 
 def _waits(house: House) -> None:
-    failure = run_queue.Failure("it failed", "", retryable=True)
-    run_queue.fail(house.engine, _in_no_hands(house), failure, NOW, house.settings.retry)
+    run_owner.leave(house.engine, _in_no_hands(house), NOW, Then.RETRY, error="it failed")
 
 
 def _claimed(house: House) -> None:

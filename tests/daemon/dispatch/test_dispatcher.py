@@ -511,7 +511,7 @@ def test_a_job_goes_on_while_its_files_cannot_be_read(box: Box, monkeypatch: pyt
     def away(_spec: StepSpec) -> JobState:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/shared/runs/1")
 
-    monkeypatch.setattr(box.executor, "outlives", lambda _key: True)
+    monkeypatch.setattr(box.dispatcher, "_on_nodes", {"prepare": box.executor})
     box.drop("a")
     with monkeypatch.context() as patch:
         patch.setattr(box.executor, "poll", away)
@@ -527,7 +527,7 @@ def test_a_run_whose_claim_is_lost_is_no_trouble_any_more(box: Box, monkeypatch:
     def away(_spec: StepSpec) -> JobState:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/shared/runs/1")
 
-    monkeypatch.setattr(box.executor, "outlives", lambda _key: True)
+    monkeypatch.setattr(box.dispatcher, "_on_nodes", {"prepare": box.executor})
     monkeypatch.setattr(box.executor, "poll", away)
     box.drop("a")
     box.ticks()

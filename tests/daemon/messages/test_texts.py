@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from daemon.messages.inert import inert
 from daemon.messages.texts import Text, text_of
 from daemon.queue import run_queue
-from daemon.settings.model import RetrySettings
+from daemon.queue.attempt_ends import Then
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import AWAITING, DropState
@@ -81,8 +81,8 @@ def test_of_an_error_that_nobody_foresaw_its_kind_alone_is_told(new_workspace: C
     made = new_workspace()
     made.take("a.jsonl", '{"instruction": "a", "output": "b"}\n')
     claim = made.claim()
-    failure = run_queue.Failure("torch.OutOfMemoryError: row 'SECRET' is too long", "", retryable=False)
-    run_queue.fail(made.engine, claim, failure, made.tick(), RetrySettings())
+    error = "torch.OutOfMemoryError: row 'SECRET' is too long"
+    run_owner.leave(made.engine, claim, made.tick(), Then.FAIL, error=error)
     (failed,) = told(made)
     assert "the last error: torch(.)OutOfMemoryError\n" in failed.body
     assert "SECRET" not in failed.body
@@ -93,7 +93,7 @@ def test_a_run_whose_processes_vanish_is_told_once_it_is_given_up(new_workspace:
     made.take("a.jsonl", '{"instruction": "a", "output": "b"}\n')
     claim = made.claim()
     made.attempt(claim, "train", None)
-    run_queue.died(made.engine, claim, run_queue.Death("its process vanished"), made.tick(), RetrySettings(limit=1))
+    run_owner.leave(made.engine, claim, made.tick(), Then.DIE, error="its process vanished", limit=1)
     (crashed,) = told(made)
     assert crashed.title == "[dropforge] CRASHED: default, run 1"
     assert crashed.body.startswith("at step train its processes vanished again and again\nthe last error: its process")

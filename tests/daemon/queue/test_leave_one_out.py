@@ -8,6 +8,7 @@ from sqlalchemy import event
 from sqlmodel import Session, col, select
 
 from daemon.queue import drops, leave_one_out, order, run_queue, suspects
+from daemon.queue.attempt_ends import Then
 from daemon.queue.states import Claim
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state.database import transaction
@@ -151,7 +152,7 @@ def test_a_correction_and_what_a_person_restored_are_not_left_out(box: Idle) -> 
 
 def test_a_drop_whose_run_was_cancelled_is_not_left_out_again(box: Idle) -> None:
     run = box.next_trial()
-    run_queue.cancelled(box.engine, Claim(run.id or 0, run.token or ""), box.tick())
+    run_owner.leave(box.engine, Claim(run.id or 0, run.token or ""), box.tick(), Then.CANCEL)
     assert in_snapshot(box.next_trial()) == [1, 3]
 
 
@@ -337,6 +338,6 @@ def test_after_a_rollback_no_drop_comes_back_and_none_is_left_out_twice(box: Idl
 def test_a_run_whose_model_serves_is_not_cancelled_when_the_daemon_dies_before_its_end(box: Idle) -> None:
     run = box.next_trial()
     box.serve(run)
-    run_queue.interrupt(box.engine, Claim(run.id or 0, run.token or ""), box.tick())
+    run_owner.leave(box.engine, Claim(run.id or 0, run.token or ""), box.tick(), Then.INTERRUPT)
     box.go_on()
     assert box.row(run.id or 0).state == "waiting"

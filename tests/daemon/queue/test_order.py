@@ -5,6 +5,7 @@ from sqlalchemy import Engine
 from sqlmodel import select
 
 from daemon.queue import order, run_queue, states
+from daemon.queue.attempt_ends import Then
 from daemon.queue.states import Claim
 from daemon.state.database import transaction
 from daemon.state.events import Word
@@ -68,7 +69,7 @@ def test_an_interrupted_run_goes_on_first_though_another_was_moved_to_the_front_
     queue_runs(engine, "a", "b", "c")
     running = claim(engine)
     assert order.move_first(engine, 3, 150, "ada") == [3, 2]
-    run_queue.interrupt(engine, running, 90)
+    run_owner.leave(engine, running, 90, Then.INTERRUPT)
     assert goes(engine) == [1, 3, 2]
 
 
@@ -122,7 +123,7 @@ def test_a_running_run_of_a_paused_track_ends_and_an_interrupted_one_waits(engin
     queue_runs(engine, "support")
     held = claim(engine)
     order.pause(engine, "support", WORD)
-    assert run_queue.interrupt(engine, held, 120) == "waiting"
+    assert run_owner.leave(engine, held, 120, Then.INTERRUPT) == "waiting"
     assert run_owner.claim(engine, 130, configure) is None
 
 

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from sqlalchemy import Engine
@@ -7,7 +6,7 @@ from sqlmodel import Session, select
 
 from daemon.queue import run_queue, snapshots, states
 from daemon.queue import states as run_states
-from daemon.queue.run_queue import Failure
+from daemon.queue.attempt_ends import Leave, Then
 from daemon.queue.states import Claim, LostClaim
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import transaction
@@ -19,7 +18,7 @@ from tests import run_owner
 from tests.run_owner import add_drop, configure
 
 RETRY = RetrySettings(limit=3, backoff_seconds=30.0)
-BROKEN = Failure("no memory left", "lower train.batch_size", retryable=True)
+BROKEN = Leave(Then.RETRY, DropforgeError("no memory left", "lower train.batch_size"))
 HOUR_MS = 3_600_000
 
 
@@ -149,7 +148,7 @@ def test_a_waiting_run_goes_before_an_older_queued_one_and_keeps_its_snapshot(en
     older, newer = queue_run(engine, "a", not_before=500), queue_run(engine, "b")
     claim = take(engine, 100)
     assert claim.run_id == newer
-    run_queue.interrupt(engine, claim, 600)
+    run_owner.leave(engine, claim, 600, Then.INTERRUPT)
     snapshot = load(engine, newer).snapshot
     queue_run(engine, "b")
     assert take(engine, 600).run_id == newer
@@ -196,10 +195,7 @@ def test_a_run_with_nothing_left_to_train_on_is_cancelled_with_its_reason(engine
 
 OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
     "finish": lambda engine, claim: run_owner.finish(engine, claim, run_queue.Ending("promoted", "better"), 300),
-    "fail": lambda engine, claim: run_queue.fail(engine, claim, BROKEN, 300, RETRY),
-    "interrupt": lambda engine, claim: run_queue.interrupt(engine, claim, 300),
-    "died": lambda engine, claim: run_queue.died(engine, claim, run_queue.Death("killed"), 300, RETRY),
-    "cancelled": lambda engine, claim: run_queue.cancelled(engine, claim, 300),
+    "leave": lambda engine, claim: run_queue.leave(engine, claim, BROKEN, 300, RETRY),
     "begin_attempt": lambda engine, claim: states.begin_attempt(engine, claim, "train", 300),
     "end_attempt": lambda engine, claim: states.end_attempt(
         engine, claim, 1, states.Ending(AttemptState.PUBLISHED), 300
@@ -226,14 +222,19 @@ def test_a_failed_run_waits_twice_as_long_each_time_and_then_is_given_up(engine:
     claim = start_run(engine)
     states, waits = [], []
     for now in (1_000_000, 2_000_000, 3_000_000):
-        states.append(run_queue.fail(engine, claim, BROKEN, now, RETRY))
+        states.append(run_queue.leave(engine, claim, BROKEN, now, RETRY))
         if states[-1] == RunState.WAITING:
             waits.append(load(engine, claim.run_id).not_before - now)
             claim = take(engine, now + waits[-1])
     run = load(engine, claim.run_id)
     assert states == [RunState.WAITING, RunState.WAITING, RunState.FAILED]
     assert waits == [30_000, 60_000]
-    assert (run.failures, run.error, run.hint, run.ended_at) == (3, BROKEN.message, BROKEN.hint, 3_000_000)
+    assert (run.failures, run.error, run.hint, run.ended_at) == (
+        3,
+        "no memory left",
+        "lower train.batch_size",
+        3_000_000,
+    )
 
 
 # --- cancel, retry, rescue
@@ -241,7 +242,7 @@ def test_a_failed_run_waits_twice_as_long_each_time_and_then_is_given_up(engine:
 
 def test_a_waiting_run_is_cancelled_at_once(engine: Engine) -> None:
     claim = start_run(engine)
-    run_queue.interrupt(engine, claim, 200)
+    run_owner.leave(engine, claim, 200, Then.INTERRUPT)
     with transaction(engine) as session:
         run = session.get_one(Run, claim.run_id)
         run.error, run.hint = "its process vanished", "wait"
@@ -255,22 +256,21 @@ def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) ->
     assert run_queue.cancel(engine, claim.run_id, 200) == RunState.RUNNING
     assert run_queue.cancel(engine, claim.run_id, 201) == RunState.RUNNING
     assert load(engine, claim.run_id).cancel_requested
-    run_queue.cancelled(engine, claim, 220)
+    run_owner.leave(engine, claim, 220, Then.CANCEL)
     run = load(engine, claim.run_id)
     assert (run.state, run.ended_at, run.token) == (RunState.CANCELLED, 220, None)
     assert events(engine, claim.run_id) == ["run_queued", "run_claimed", "run_cancel_requested", "run_cancelled"]
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-@pytest.mark.parametrize("name", ["interrupt", "fail", "died"])
+@pytest.mark.parametrize("then", [then for then in Then if then is not Then.GO_ON])
 def test_a_run_that_would_wait_or_end_is_cancelled_if_that_was_requested(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, name: str, limit: int
+    engine: Engine, then: Then, limit: int
 ) -> None:
-    monkeypatch.setitem(globals(), "RETRY", RETRY.model_copy(update={"limit": limit}))
     claim = start_run(engine)
     with transaction(engine) as session:
         run_queue.call_off(session, session.get_one(Run, claim.run_id), 200, "drop 1 was withdrawn")
-    assert OWNERS[name](engine, claim) == RunState.CANCELLED
+    assert run_owner.leave(engine, claim, 300, then, error="no memory left", limit=limit) == RunState.CANCELLED
     run = load(engine, claim.run_id)
     assert (run.ended_at, run.error) == (300, "drop 1 was withdrawn")
 
@@ -341,7 +341,7 @@ def test_an_attempt_that_has_ended_does_not_end_its_successor(engine: Engine) ->
 def test_a_run_that_stops_leaves_no_attempt_open_behind_it(engine: Engine) -> None:
     claim = start_run(engine)
     states.begin_attempt(engine, claim, "train", 200)
-    run_queue.interrupt(engine, claim, 300)
+    run_owner.leave(engine, claim, 300, Then.INTERRUPT)
     assert states.open_attempt(engine, claim.run_id) is None
     again = take(engine, 300)
     assert states.begin_attempt(engine, again, "train", 310).number == 2
@@ -354,7 +354,7 @@ def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
     claim = start_run(engine)
     with transaction(engine) as session:
         assert snapshots.waiting_drops(session, "default") == 0
-    run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 200, RETRY)
+    run_owner.leave(engine, claim, 200, Then.FAIL)
     with transaction(engine) as session:
         assert snapshots.waiting_drops(session, "default") == 1
     run_owner.retry(engine, claim.run_id, 300)
@@ -367,7 +367,7 @@ def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(eng
     with transaction(engine) as session:
         add_drop(session)
     claim = start_run(engine)
-    run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 200, RETRY)
+    run_owner.leave(engine, claim, 200, Then.FAIL)
     with transaction(engine) as session:
         session.get_one(Drop, 1).state = DropState.WITHDRAWN
     queue_run(engine)

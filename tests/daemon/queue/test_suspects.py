@@ -10,6 +10,7 @@ from sqlalchemy import Engine, delete, event, func
 from sqlmodel import Session, col, select
 
 from daemon.queue import drops, run_queue, states, suspects
+from daemon.queue.attempt_ends import Then
 from daemon.queue.states import Claim
 from daemon.settings.model import Settings
 from daemon.state.database import create, open_engine, transaction
@@ -433,7 +434,9 @@ def test_two_drops_that_only_do_harm_together_are_found_and_named(box: Box) -> N
 
 ENDINGS: dict[str, Callable[[Box, Run], object]] = {
     "not shown better": lambda box, run: box.end(run, QUIET),
-    "cancelled": lambda box, run: run_queue.cancelled(box.engine, Claim(run.id or 0, run.token or ""), box.tick()),
+    "cancelled": lambda box, run: run_owner.leave(
+        box.engine, Claim(run.id or 0, run.token or ""), box.tick(), Then.CANCEL
+    ),
 }
 
 
@@ -477,7 +480,7 @@ def test_a_champion_that_knows_no_drop_ends_the_search(box: Box) -> None:
 def test_a_verdict_of_a_search_that_is_over_suspends_nobody_and_a_trial_opens_none(box: Box) -> None:
     blamed(box, 1)
     trial = box.next_trial()
-    run_queue.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    run_owner.leave(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick(), Then.CANCEL)
     box.go_on()
     run_owner.retry(box.engine, trial.id or 0, box.tick())
     again = box.claim()
@@ -493,7 +496,7 @@ def test_a_control_that_ends_without_a_verdict_clears_the_drop_which_no_later_tr
     blamed(box, 2)
     box.end(box.next_trial(), WORSE)
     control = box.next_trial()
-    run_queue.cancelled(box.engine, Claim(control.id or 0, control.token or ""), box.tick())
+    run_owner.leave(box.engine, Claim(control.id or 0, control.token or ""), box.tick(), Then.CANCEL)
     assert in_snapshot(box.next_trial()) == [1, 2]
     assert [one.drop_id for one in box.events("suspicion_ended")] == [3]
 
@@ -505,7 +508,7 @@ def test_a_person_who_decides_on_the_drop_ends_its_control(box: Box, word: Calla
     control = box.next_trial()
     word(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
     assert box.row(control.id or 0).cancel_requested
-    run_queue.cancelled(box.engine, Claim(control.id or 0, control.token or ""), box.tick())
+    run_owner.leave(box.engine, Claim(control.id or 0, control.token or ""), box.tick(), Then.CANCEL)
     while box.queued():
         box.end(box.claim(), QUIET)
     assert in_snapshot(box.next_trial()) == [1, 2], "the drop that was blamed is not kept"
@@ -566,7 +569,7 @@ def test_a_suspect_that_is_withdrawn_during_its_trial_is_not_suspended_and_the_s
     trial = box.next_trial()
     drops.withdraw(box.engine, 3, Word("wrong customer", box.tick()), box.settings)
     assert box.row(trial.id or 0).cancel_requested
-    run_queue.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    run_owner.leave(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick(), Then.CANCEL)
     while box.queued():
         box.end(box.claim(), QUIET)
     following = box.next_trial()
@@ -580,7 +583,7 @@ def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_i
     trial = box.next_trial()
     assert in_snapshot(trial) == [1, 2, 3]
     drops.withdraw(box.engine, 1, Word("wrong customer", box.tick()), box.settings)
-    run_queue.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    run_owner.leave(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick(), Then.CANCEL)
     while box.queued():
         box.end(box.claim(), QUIET)
     again = box.next_trial()
@@ -619,7 +622,7 @@ def test_a_suspect_that_is_restored_is_cleared_and_its_trial_is_cancelled(box: B
     drops.restore(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
     if trial is not None:
         assert box.row(trial.id or 0).cancel_requested
-        run_queue.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+        run_owner.leave(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick(), Then.CANCEL)
     assert box.states() == {1: "accepted", 2: "on trial", 3: "accepted"}
     assert in_snapshot(box.claim()) == [1, 3]
 

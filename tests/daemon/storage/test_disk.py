@@ -18,6 +18,7 @@ from sqlmodel import select
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import run_queue, states
+from daemon.queue.attempt_ends import Then
 from daemon.settings.model import DiskSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import create, open_engine, transaction
@@ -30,6 +31,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import DropforgeError, StepFailed, is_disk_full
 from pipeline.train import checkpoints
+from tests import run_owner
 from tests.run_owner import spool_of
 
 NOW = 1_764_000_000_000
@@ -270,7 +272,7 @@ def test_a_run_that_cannot_go_on_is_tried_less_often_the_longer_it_waits(
 ) -> None:
     dispatcher.tick(NOW)
     claim = states.Claim(1, str(only_run(dispatcher).token))
-    run_queue.postpone(dispatcher._engine, claim, DropforgeError("full"), NOW + after)
+    run_owner.leave(dispatcher._engine, claim, NOW + after, Then.POSTPONE)
     assert only_run(dispatcher).not_before == NOW + after + wait
 
 
@@ -278,10 +280,10 @@ def test_postponing_is_for_the_holder_and_gives_way_to_a_person_who_cancelled(di
     dispatcher.tick(NOW)
     engine = dispatcher._engine
     with pytest.raises(DropforgeError):
-        run_queue.postpone(engine, states.Claim(1, "another"), DropforgeError("full"), NOW)
+        run_owner.leave(engine, states.Claim(1, "another"), NOW, Then.POSTPONE)
     run_queue.cancel(engine, 1, NOW)
     claim = states.Claim(1, str(only_run(dispatcher).token))
-    assert run_queue.postpone(engine, claim, DropforgeError("full"), NOW) == RunState.CANCELLED
+    assert run_owner.leave(engine, claim, NOW, Then.POSTPONE) == RunState.CANCELLED
 
 
 def test_a_result_is_published_while_no_collection_can_move_files(

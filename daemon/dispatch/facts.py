@@ -1,0 +1,117 @@
+"""Read the facts that the next action of a claimed run depends on: its row, its open attempt, its files."""
+
+from collections.abc import Mapping
+
+from sqlalchemy import Engine
+
+from daemon.champions.promotion import has_promoted
+from daemon.dispatch.attempt import folder_of, listed
+from daemon.dispatch.next_action import Facts
+from daemon.dispatch.publication import Publisher
+from daemon.dispatch.spool import Executor, JobState
+from daemon.dispatch.stale_steps import first_stale, is_in_vain
+from daemon.dispatch.step_specs import key_of
+from daemon.queue import states
+from daemon.settings.model import Settings
+from daemon.state import run_files
+from daemon.state.layout import SHARE_GONE_NOTE
+from daemon.state.states import AttemptState
+from daemon.state.tables import Attempt, Run
+from daemon.storage.disk import Disk
+from daemon.storage.disk_estimate import still_needed
+from pipeline import durable
+from pipeline.config import RunConfig
+from pipeline.contract import SPEC_NAME, StepSpec
+from pipeline.errors import DropforgeError
+from pipeline.steps import next_step
+
+#: Interrupted attempts in a row, without a checkpoint, after which a person has to look: every node may be preempted.
+_MOST_INTERRUPTED = 10
+
+
+class FactReader:
+    """Reads the facts of claimed runs, and changes nothing."""
+
+    def __init__(
+        self, engine: Engine, settings: Settings, executors: Mapping[str, Executor], publisher: Publisher, disk: Disk
+    ) -> None:
+        """Ask `executors`, by step, for attempts, `publisher` for publications and `disk` for room."""
+        self._engine, self._settings, self._root = engine, settings, settings.work_folder
+        self._executors, self._publisher, self._disk = executors, publisher, disk
+
+    def facts(self, claim: states.Claim, *, draining: bool) -> Facts:
+        """Return the facts of a claimed run. Raises `LostClaim`; `OSError` or `DropforgeError` for unusable files."""
+        run = states.claimed_run(self._engine, claim)
+        cancelled = run.cancel_requested and not has_promoted(self._engine, claim.run_id)
+        attempt = states.open_attempt(self._engine, claim.run_id)
+        if attempt is None:
+            return Facts(run, cancelled, draining) if cancelled else self._between_steps(run, draining=draining)
+        folder = self._root / folder_of(key_of(attempt))
+        if (folder / SPEC_NAME).exists():
+            spec = StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
+            return self._of_attempt(run, attempt, spec, cancelled=cancelled)
+        if cancelled or any(not name.startswith(".") for name in listed(folder)):
+            return Facts(run, cancelled, attempt=attempt)
+        return self._between_steps(run, attempt)
+
+    def share_gone(self, run: Run) -> bool:
+        """Return whether the shared folder was gone during the last attempt at the run's step."""
+        last = states.last_attempts(self._engine, run.id or 0, run.step or "", 1)
+        _, _, gone, _ = durable.signature(self._settings.state_folder / SHARE_GONE_NOTE)
+        return bool(last) and gone // 1_000_000 >= last[0].started_at
+
+    def _between_steps(self, run: Run, attempt: Attempt | None = None, *, draining: bool = False) -> Facts:
+        """Return the facts of a run without a running step: what is stale, or which step is next."""
+        if stale := first_stale(self._engine, self._root, run):
+            return Facts(run, attempt=attempt, stale=stale)
+        run_id = run.id or 0
+        done = run_files.published(self._root, run_id)
+        dataset = run_files.load_dataset(self._root, run_id)
+        step, shortage = next_step(done, dataset, RunConfig.model_validate(run.config)), None
+        if step is not None and attempt is None and not draining:
+            try:
+                self._disk.require(still_needed(self._root, run), margin=False)
+            except DropforgeError as error:
+                shortage = error
+        return Facts(run, draining=draining, attempt=attempt, done=done, step=step, shortage=shortage)
+
+    def _of_attempt(self, run: Run, attempt: Attempt, spec: StepSpec, *, cancelled: bool) -> Facts:
+        """Return the facts of a submitted attempt: whether it has ended, and if so how."""
+        if self._executors[spec.step].poll(spec) is not JobState.ENDED:
+            in_vain = not cancelled and is_in_vain(self._engine, run, spec)
+            return Facts(run, cancelled, attempt=attempt, spec=spec, in_vain=in_vain)
+        result = run_files.read_result(spec)
+        publishing = result is not None and result.status == "ok" and spec.run in self._publisher
+        is_interrupted = result is not None and result.status == "interrupted" and not cancelled
+        return Facts(
+            run,
+            cancelled,
+            attempt=attempt,
+            spec=spec,
+            ended=True,
+            result=result,
+            publishing=publishing,
+            published=self._publisher.take(spec.run) if publishing else None,
+            stopped=self._how_stopped(run, attempt, spec) if is_interrupted else None,
+            progress=run_files.made_checkpoint(self._root, spec.run, attempt.started_at),
+            share_gone=self.share_gone(run),
+        )
+
+    def _how_stopped(self, run: Run, attempt: Attempt, spec: StepSpec) -> DropforgeError | None:
+        """Return how Slurm ended the attempt's job; `None` if it did not, or the step was useless."""
+        words = None if is_in_vain(self._engine, run, spec) else run_files.stop_words(spec)
+        return None if words is None else DropforgeError(words, self._why_not_again(attempt, spec))
+
+    def _why_not_again(self, attempt: Attempt, spec: StepSpec) -> str:
+        """Return the hint if the end of an attempt by Slurm counts as a failure, else an empty string."""
+        root, run = self._root, attempt.run_id
+        last = states.last_attempts(self._engine, run, spec.step, _MOST_INTERRUPTED)
+        if run_files.made_checkpoint(root, run, attempt.started_at):
+            return ""
+        if run_files.was_out_of_time(spec):
+            return f"its time limit came before a checkpoint: raise executor.slurm.{spec.step}.time"
+        if len(last) < _MOST_INTERRUPTED or {one.state for one in last[1:]} != {AttemptState.INTERRUPTED}:
+            return ""
+        if run_files.made_checkpoint(root, run, last[-1].started_at):
+            return ""
+        return f"{_MOST_INTERRUPTED} attempts in a row left no checkpoint; see why: dropforge show {run}"

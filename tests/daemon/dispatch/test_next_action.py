@@ -1,0 +1,139 @@
+"""The table of actions: what is done next with a claimed run, from facts alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.dispatch.next_action import Action, Do, Facts, next_action
+from daemon.queue.attempt_ends import End, Then
+from daemon.state.states import AttemptState
+from daemon.state.tables import Attempt, Run
+from pipeline.contract import StepError, StepResult, StepSpec
+from pipeline.errors import DropforgeError, StepFailed
+from pipeline.steps import BY_NAME
+from tests.made_artifacts import made_adapter, made_spec
+
+RUN = Run(id=1, track="default", trigger="drop", created_at=0, not_before=0)
+ATTEMPT = Attempt(run_id=1, step="train", number=1, fence="f", started_at=0)
+SPEC: StepSpec = made_spec(Path("/root"), "train")
+STALE, FULL = ("merge", ""), DropforgeError("the disk is full", "free some room")
+STOPPED = DropforgeError("Slurm stopped job 7")
+TOO_OFTEN = DropforgeError("Slurm stopped job 7", "10 attempts in a row left no checkpoint")
+
+
+def result(status: str = "ok", code: int = 0, words: str | None = "it did not work") -> StepResult:
+    error = StepError(message=words, hint="try this") if words and status != "ok" else None
+    told: dict[str, Any] = {"key": SPEC.key, "fence": SPEC.fence, "status": status, "exit_code": code, "error": error}
+    return StepResult.model_validate(told)
+
+
+def ended(**facts: Any) -> dict[str, Any]:
+    return {"attempt": ATTEMPT, "spec": SPEC, "ended": True, **facts}
+
+
+def failed(code: int, **facts: Any) -> dict[str, Any]:
+    return ended(result=result("failed", code), **facts)
+
+
+def stopped(code: int = 75, **facts: Any) -> dict[str, Any]:
+    return ended(result=result("interrupted", code), **facts)
+
+
+TRAIN = BY_NAME["train"]
+OPEN: dict[str, Any] = {"attempt": ATTEMPT, "spec": SPEC}
+TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
+    "no step begun": ({"step": TRAIN}, Do.SUBMIT, None),
+    "a step is stale": ({"stale": STALE}, Do.REDO, None),
+    "a step is stale, daemon stops": ({"stale": STALE, "draining": True}, Do.REDO, None),
+    "all steps done": ({}, Do.CONCLUDE, None),
+    "all steps done, daemon stops": ({"draining": True}, Do.CONCLUDE, None),
+    "no step begun, daemon stops": ({"step": TRAIN, "draining": True}, Then.INTERRUPT, None),
+    "no room": ({"step": TRAIN, "shortage": FULL}, Then.POSTPONE, "the disk is full"),
+    "no room, daemon stops": ({"step": TRAIN, "shortage": FULL, "draining": True}, Then.INTERRUPT, None),
+    "cancelled": ({"cancelled": True}, Then.CANCEL, None),
+    "never submitted": ({"attempt": ATTEMPT, "step": TRAIN}, Do.SUBMIT, None),
+    "never submitted, a step is stale": ({"attempt": ATTEMPT, "stale": STALE}, Do.REDO, None),
+    "never submitted, another step is next": (
+        {"attempt": ATTEMPT, "step": BY_NAME["prepare"]},
+        End.SPEC_LOST,
+        "it has no spec.json",
+    ),
+    "begun without spec, or cancelled": ({"attempt": ATTEMPT}, End.SPEC_LOST, "it has no spec.json"),
+    "at work": (OPEN, Do.WAIT, None),
+    "at work, daemon stops": ({**OPEN, "draining": True}, Do.WAIT, None),
+    "at work, cancelled": ({**OPEN, "cancelled": True}, Do.CANCEL, None),
+    "at work in vain": ({**OPEN, "in_vain": True}, Do.CANCEL, None),
+    "another attempt's result": (ended(), End.FOREIGN_RESULT, "step train: its result is not its own"),
+    "good": (ended(result=result()), Do.PUBLISH, None),
+    "good, cancelled": (ended(result=result(), cancelled=True), Do.PUBLISH, None),
+    "being published": (ended(result=result(), publishing=True), Do.WAIT, None),
+    "being published, cancelled": (
+        ended(result=result(), publishing=True, cancelled=True),
+        End.CANCELLED,
+        "it was cancelled while it was published",
+    ),
+    "published": (ended(result=result(), publishing=True, published=made_adapter(SPEC)), End.PUBLISHED, None),
+    "published, cancelled": (
+        ended(result=result(), publishing=True, published=made_adapter(SPEC), cancelled=True),
+        End.PUBLISHED,
+        None,
+    ),
+    "cannot be published": (ended(result=result(), published=StepFailed("torn")), End.FAILED, "torn"),
+    "cannot be published, share gone": (
+        ended(result=result(), published=StepFailed("torn"), share_gone=True),
+        End.SHARE_GONE,
+        "the shared folder was not mounted: torn",
+    ),
+    "failed": (failed(1), End.FAILED, "it did not work"),
+    "failed without words": (ended(result=result("failed", 3, None)), End.FAILED, "exit code 3"),
+    "failed, share gone": (
+        failed(1, share_gone=True),
+        End.SHARE_GONE,
+        "the shared folder was not mounted: it did not work",
+    ),
+    "failed, cancelled": (failed(1, cancelled=True), End.FAILED, "it did not work"),
+    "bad data": (failed(65), End.BAD_DATA, "it did not work"),
+    "disk full": (failed(74), End.DISK_FULL, "it did not work"),
+    "disk full, share gone": (failed(74, share_gone=True), End.DISK_FULL, "it did not work"),
+    "killed": (failed(137), End.DIED, "it did not work"),
+    "killed, share gone": (
+        failed(137, share_gone=True),
+        End.SHARE_GONE,
+        "the shared folder was not mounted: it did not work",
+    ),
+    "stopped here": (stopped(), End.INTERRUPTED, None),
+    "stopped by Slurm": (stopped(stopped=STOPPED), End.INTERRUPTED, "Slurm stopped job 7"),
+    "stopped by Slurm, share gone": (stopped(stopped=STOPPED, share_gone=True), End.INTERRUPTED, "Slurm stopped job 7"),
+    "stopped by Slurm too often": (stopped(stopped=TOO_OFTEN), End.FAILED, "Slurm stopped job 7"),
+    "stopped, cancelled": (stopped(cancelled=True), End.CANCELLED, None),
+    "starts again": (stopped(76), End.START_AGAIN, "it did not work"),
+    "starts again, cancelled": (stopped(76, cancelled=True), End.CANCELLED, None),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_next_action(name: str) -> None:
+    facts, what, words = TABLE[name]
+    action: Action = next_action(Facts(RUN, **facts))
+    assert (action.what, action.error and action.error.message) == (what, words)
+
+
+def test_each_action_and_end_is_in_the_table() -> None:
+    known = {what for _, what, _ in TABLE.values()}
+    assert known >= {*Do, *End}
+
+
+#: Only these count: a reboot, a full disk and a lost folder are nobody's failure.
+COUNTED = {
+    End.FAILED: Then.RETRY,
+    End.BAD_DATA: Then.FAIL,
+    End.DIED: Then.DIE,
+    End.FOREIGN_RESULT: Then.DIE,
+}
+
+
+def test_what_follows_from_the_end_of_an_attempt() -> None:
+    assert {end: end.then for end in End if end.then in COUNTED.values()} == COUNTED
+    assert {end for end in End if end.state == AttemptState.PUBLISHED} == {End.PUBLISHED}
+    assert len({*End}) == len(End.__members__), "else two ends are one"
