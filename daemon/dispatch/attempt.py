@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import structlog
 from pydantic import BaseModel
 
-from daemon.dispatch.step_process import StepCommand, StepProcess, step_command
+from daemon.dispatch.step_process import StepCommand, StepProcess, result_of_dead, step_command
 from daemon.state import run_files
 from daemon.state.ownership import OwnFolder
 from daemon.system.processes import Identity, on_stop
@@ -92,6 +92,13 @@ def read_spec(root: Path, key: str, fence: str) -> StepSpec:
     if (spec.key, spec.fence) != (key, fence) or not Path(spec.root).samefile(root):
         raise ValueError(f"{path} has another key, fence or root")
     return spec
+
+
+def end_revoked(spec: StepSpec) -> None:
+    """Write the result of a revoked attempt that nobody works on, the one in its revocation; an earlier one stays."""
+    folder = Path(spec.root) / spec.folder
+    result = durable.read_object(folder / REVOKED_NAME) or result_of_dead(spec, 0, stopped=True).model_dump()
+    durable.write_json(folder / RESULT_NAME, result, first=True)
 
 
 def work_on(

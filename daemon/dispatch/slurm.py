@@ -16,14 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
 
-from daemon.dispatch.attempt import claim, folder_of, listed, write_spec
+from daemon.dispatch.attempt import claim, end_revoked, folder_of, listed, write_spec
 from daemon.dispatch.spool import JobState
-from daemon.dispatch.step_process import result_of_dead
 from daemon.settings.model import ExecutorSettings
 from daemon.state.troubles import Troubles, in_words
 from daemon.system.folders import WorkFolder
@@ -77,6 +77,21 @@ class Job(NamedTuple):
     nodes: str
 
 
+@dataclass
+class _Known:
+    """What is known of an attempt beside its files; times are on the monotonic clock, in seconds."""
+
+    spec: StepSpec
+    #: Since when the thread has known that it is revoked.
+    revoked_at: float | None = None
+    #: Since when Slurm does not know its job or says that it has ended, and its progress then.
+    missing_since: float | None = None
+    progress: bytes | None = None
+    #: When sbatch is tried again, and why it refused.
+    retry_at: float = 0.0
+    refusal: CannotAsk | None = None
+
+
 class SlurmExecutor:
     """Submits attempts to Slurm."""
 
@@ -96,22 +111,15 @@ class SlurmExecutor:
         self._root, self._settings, self._troubles, self._program = work_folder, settings, troubles, program
         self._name = f"dropforge-{instance}."
         #: The attempts that were submitted or polled and have no result yet, by key.
-        self._open: dict[str, StepSpec] = {}
+        self._known: dict[str, _Known] = {}
         #: The keys of cancelled attempts: a job of theirs is cancelled once nobody polls the attempt.
         self._given_up: set[str] = set()
-        #: Since when the thread has known that an attempt is revoked, by key.
-        self._revoked: dict[str, float] = {}
-        #: Since when Slurm does not know an attempt's job, or says that it has ended, by key.
-        self._missing: dict[str, float] = {}
-        #: When sbatch is tried again on the monotonic clock, and why it refused, by key.
-        self._again: dict[str, tuple[float, CannotAsk | None]] = {}
-        #: An attempt's progress when its job was last seen ended or missing, by key.
-        self._progress: dict[str, bytes | None] = {}
         #: The troubles that the thread has noted.
         self._told: set[str] = set()
         self._silent_since = ""
         self._wake, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve, name="slurm", daemon=True)
+        self._thread.start()
 
     # --- called by the main loop; they read and write files only
 
@@ -143,14 +151,15 @@ class SlurmExecutor:
         """
         folder = self._root / folder_of(key)
         self._given_up.add(key)
-        self._rouse()
+        self._wake.set()
         try:
             if {REVOKED_NAME, RESULT_NAME} & listed(folder):
                 return
             durable.write_json(folder / REVOKED_NAME, {}, first=True)
-            spec = self._open.get(key) or StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
+            known = self._known.get(key)
+            spec = known.spec if known else StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
             if claim(folder):  # nobody can begin it any more
-                durable.write_json(folder / RESULT_NAME, result_of_dead(spec, 0, stopped=True).model_dump(), first=True)
+                end_revoked(spec)
             self._watch(spec)
         except (OSError, ValueError):
             self._forget(key)  # its job is cancelled all the same
@@ -160,23 +169,15 @@ class SlurmExecutor:
         """End the thread; the jobs go on, and the next process finds them."""
         self._over.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
     def _watch(self, spec: StepSpec) -> None:
-        if spec.key not in self._open:
-            self._open[spec.key] = spec
-            self._rouse()
-
-    def _rouse(self) -> None:
-        """Let the thread look at once; start it if it has not begun."""
-        self._wake.set()
-        if not self._thread.is_alive() and not self._over.is_set():
-            self._thread.start()
+        if spec.key not in self._known:
+            self._known[spec.key] = _Known(spec)
+            self._wake.set()
 
     def _forget(self, key: str) -> None:
-        for known in (self._open, self._missing, self._revoked, self._again, self._progress):
-            known.pop(key, None)
+        self._known.pop(key, None)
 
     # --- the thread
 
@@ -197,20 +198,19 @@ class SlurmExecutor:
         try:
             jobs = self._look()
             self._silent_since = ""
-            specs = list(self._open.values())
-            for spec in specs:
+            watched = tuple(self._known.values())
+            for known in watched:
                 if self._over.is_set():
                     return
-                problem = self._problem_of(spec, jobs)
-                if problem is not None and spec.key in self._open:
-                    problems[f"run {spec.run}"] = problem
-            self._sweep(jobs, {self._name + spec.key for spec in specs})
+                problem = self._problem_of(known, jobs)
+                if problem is not None and known.spec.key in self._known:
+                    problems[f"run {known.spec.run}"] = problem
+            self._sweep(jobs, {self._name + known.spec.key for known in watched})
         except CannotAsk as error:
-            # What was missing may be there again when Slurm answers.
-            self._missing.clear()
-            for spec in list(self._open.values()):
+            for known in tuple(self._known.values()):
+                known.missing_since = None  # it may be there again when Slurm answers
                 with contextlib.suppress(OSError):
-                    self._end_revoked(spec, listed(Path(spec.root) / spec.folder), {})
+                    self._end_revoked(known, listed(Path(known.spec.root) / known.spec.folder), {})
             self._silent_since = self._silent_since or time.strftime("%H:%M")
             words = f"Slurm has not answered since {self._silent_since}, jobs go on: {error.message}"
             problems["Slurm"] = DropforgeError(f"{words}; see whether it runs: scontrol ping")
@@ -220,12 +220,13 @@ class SlurmExecutor:
         for whose, problem in problems.items():
             self._troubles.note(whose, problem, message=True)
 
-    def _problem_of(self, spec: StepSpec, jobs: Sequence[Job]) -> Exception | None:
+    def _problem_of(self, known: _Known, jobs: Sequence[Job]) -> Exception | None:
         """Advance an attempt's job and return what keeps it. Raises `CannotAsk` if Slurm does not answer any more."""
+        spec = known.spec
         own = {job.number: job for job in jobs if (job.name, job.fence) == (self._name + spec.key, spec.fence)}
         began = time.monotonic()
         try:
-            problem: Exception | None = self._advance(spec, own)
+            problem: Exception | None = self._advance(known, own)
         except Exception as error:  # an attempt's trouble must not stop the others
             if isinstance(error, CannotAsk) and time.monotonic() - began > _NO_ANSWER_SECONDS:
                 raise
@@ -242,11 +243,12 @@ class SlurmExecutor:
                     if key in self._given_up or {RESULT_NAME, REVOKED_NAME} & listed(self._root / folder_of(key)):
                         self._scancel(job)
 
-    def _advance(self, spec: StepSpec, own: Mapping[int, Job]) -> DropforgeError | None:
+    def _advance(self, known: _Known, own: Mapping[int, Job]) -> DropforgeError | None:
         """Submit, release, cancel or give up an attempt's job as is due; return why it will never begin, if so."""
+        spec = known.spec
         folder = Path(spec.root) / spec.folder
         names = listed(folder)
-        if SPEC_NAME not in names or self._end_revoked(spec, names, own):
+        if SPEC_NAME not in names or self._end_revoked(known, names, own):
             return None
         note = durable.read_json(folder / JOB_NAME) if JOB_NAME in names else None
         for job in own.values():
@@ -257,12 +259,11 @@ class SlurmExecutor:
                 self._forget(spec.key)  # perhaps nobody polls it any more
             return None
         if note is not None and note["released"]:
-            return self._look_after(spec, note, names, own.get(note["job"]))
+            return self._look_after(known, note, names, own.get(note["job"]))
         if note is None:
-            until, refused = self._again.get(spec.key, (0.0, None))
-            if not own and time.monotonic() < until:
-                return refused
-            note = {"job": min(own) if own else self._sbatch(spec), "released": False}
+            if not own and time.monotonic() < known.retry_at:
+                return known.refusal
+            note = {"job": min(own) if own else self._sbatch(known), "released": False}
             durable.write_json(folder / JOB_NAME, note)
         # Written first: from here on the job may run, and if it is gone it is lost, not to be submitted again.
         durable.write_json(folder / JOB_NAME, {**note, "released": True})
@@ -270,14 +271,14 @@ class SlurmExecutor:
         return None
 
     def _look_after(
-        self, spec: StepSpec, note: dict[str, Any], names: set[str], job: Job | None
+        self, known: _Known, note: dict[str, Any], names: set[str], job: Job | None
     ) -> DropforgeError | None:
         """Revoke a released attempt whose job has ended without a result, or is gone; return why it never begins."""
-        state = "GONE" if job is None else job.state
+        spec, state = known.spec, "GONE" if job is None else job.state
         if state in _WAITING and CLAIM_NAME in names:
             state = "PUT BACK"  # the attempt is claimed, so the job would end at once
         if job is not None and state in _WAITING | _RUNNING:
-            self._missing.pop(spec.key, None)
+            known.missing_since = None
             self._note_state(spec, job)
             if state in _WAITING and job.reason == "JobHeldUser":
                 ask("scontrol", "release", str(job.number))  # the first one was lost
@@ -292,11 +293,9 @@ class SlurmExecutor:
         progress = (
             None if PROGRESS_NAME not in names else durable.read_regular(Path(spec.root) / spec.folder / PROGRESS_NAME)
         )
-        if progress != self._progress.get(spec.key):
-            self._progress[spec.key] = progress
-            self._missing.pop(spec.key, None)
-        since = self._missing.setdefault(spec.key, time.monotonic())
-        if time.monotonic() - since >= GIVE_UP_SECONDS:
+        if known.missing_since is None or progress != known.progress:
+            known.missing_since, known.progress = time.monotonic(), progress
+        if time.monotonic() - known.missing_since >= GIVE_UP_SECONDS:
             where = f" on {job.nodes}" if job is not None and job.nodes else ""
             words = f"Slurm ended job {note['job']} of step {spec.step}{where}: {state}"
             hint = f"the whole story: dropforge logs {spec.run}"
@@ -308,7 +307,7 @@ class SlurmExecutor:
             _revoke(spec, status, code, StepError(message=words, hint=hint))
         return None
 
-    def _end_revoked(self, spec: StepSpec, names: set[str], own: Mapping[int, Job]) -> bool:
+    def _end_revoked(self, known: _Known, names: set[str], own: Mapping[int, Job]) -> bool:
         """
         Write a revoked attempt's result: at once if nobody has claimed it, else after the time for a checkpoint.
 
@@ -316,15 +315,15 @@ class SlurmExecutor:
         """
         if REVOKED_NAME not in names or RESULT_NAME in names:
             return False
+        spec = known.spec
         folder = Path(spec.root) / spec.folder
-        since = self._revoked.setdefault(spec.key, time.monotonic())
+        known.revoked_at = known.revoked_at or time.monotonic()
         # Claimed here, it can be begun by nobody any more.
         begun = CLAIM_NAME in names or not claim(folder)
-        if not begun or time.monotonic() - since >= spec.grace_seconds + _AGAIN_SECONDS:
+        if not begun or time.monotonic() - known.revoked_at >= spec.grace_seconds + _AGAIN_SECONDS:
             for job in own.values():
                 self._scancel(job)
-            result = durable.read_object(folder / REVOKED_NAME) or result_of_dead(spec, 0, stopped=True).model_dump()
-            durable.write_json(folder / RESULT_NAME, result, first=True)
+            end_revoked(spec)
         return True
 
     def _note_state(self, spec: StepSpec, job: Job) -> None:
@@ -346,8 +345,9 @@ class SlurmExecutor:
         found = [(int(part[0]), *part[1:]) for part in parts if len(part) == len(Job._fields) and is_number(part[0])]
         return [job for job in map(Job._make, found) if job.name.startswith(self._name)]
 
-    def _sbatch(self, spec: StepSpec) -> int:
+    def _sbatch(self, known: _Known) -> int:
         """Submit the attempt's job, held, and return its number. Raises `CannotAsk`."""
+        spec = known.spec
         folder = Path(spec.root) / spec.folder
         argv = (*self._program, "--one", spec.key, spec.fence, "--state", spec.root)
         setup = f". {shlex.quote(self._settings.setup)}\n" if self._settings.setup else ""
@@ -363,7 +363,7 @@ class SlurmExecutor:
         try:
             number = job_number(ask("sbatch", *options, stdin=script))
         except CannotAsk as error:
-            self._again[spec.key] = time.monotonic() + _AGAIN_SECONDS, error
+            known.retry_at, known.refusal = time.monotonic() + _AGAIN_SECONDS, error
             raise
         log.info("job_submitted", key=spec.key, job=number)
         return number

@@ -19,8 +19,8 @@ from typing import Protocol
 import structlog
 from pydantic import BaseModel
 
-from daemon.dispatch.attempt import claim, folder_of, listed, process_of, read_spec, run_of, write_spec
-from daemon.dispatch.step_process import result_of_dead, result_of_vanished
+from daemon.dispatch.attempt import claim, end_revoked, folder_of, listed, process_of, read_spec, run_of, write_spec
+from daemon.dispatch.step_process import result_of_vanished
 from daemon.state import run_files
 from daemon.state.layout import WORKER_LOCK
 from daemon.system.folders import StateFolder, WorkFolder
@@ -98,9 +98,10 @@ class Spool:
     def end_dead(self, spec: StepSpec, *, stopped: bool = False) -> None:
         """Write the result of a claimed attempt whose process is dead, unless it has one, and delete its entry."""
         folder = self.root / spec.folder
-        stopped = stopped or REVOKED_NAME in listed(folder)
-        result = result_of_dead(spec, 0, stopped=True) if stopped else result_of_vanished(spec)
-        durable.write_json(folder / RESULT_NAME, result.model_dump(), first=True)
+        if stopped or REVOKED_NAME in listed(folder):
+            end_revoked(spec)
+        else:
+            durable.write_json(folder / RESULT_NAME, result_of_vanished(spec).model_dump(), first=True)
         self.entry(spec.key).unlink(missing_ok=True)
 
 

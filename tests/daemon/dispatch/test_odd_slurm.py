@@ -26,8 +26,8 @@ class Watched(SlurmExecutor):
     """An executor whose turns can be waited for."""
 
     def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
         self._turned = threading.Event()
+        super().__init__(*arguments)
 
     def _turn(self) -> None:
         super()._turn()

@@ -38,3 +38,13 @@ def test_a_job_that_is_gone_is_not_shown_as_one_that_waits(house: House) -> None
     progress = load_progress(house.root, spec.run, spec.step, spec.attempt)
     assert progress is not None
     assert progress.words == "train job 1 has ended: gone"
+
+
+@pytest.mark.parametrize("house", ["slurm"], indirect=True)
+def test_a_new_daemon_cancels_the_job_of_an_attempt_whose_result_it_finds_at_its_first_look(house: House) -> None:
+    house.submit()
+    house.stop()
+    assert house.jobs() != []
+    house.do_step("train")
+    house.begin()
+    house.wait_until(lambda: house.jobs() == [])
