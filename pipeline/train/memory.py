@@ -106,7 +106,7 @@ def plan_memory(
     """
     import torch
 
-    # A search trains several times in this process; fused layers refer to themselves, so that the last base stays.
+    # A search trains several times in this process; patched models refer to themselves, so that the last base stays.
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ from pipeline.models.memory_estimate import has_8_bit_moments
 from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.train.base_weights import keeping_weights, optimizer, unfreeze
 from pipeline.train.data_parallel import ProcessRank, seed_step, summed
-from pipeline.train.lora import fuse, lora_config
+from pipeline.train.lora import lora_config
 from pipeline.train.packing import LengthGroups, collate, enable_packing, micro_batches
 from pipeline.train.watcher import dev_loss
 
@@ -106,7 +106,6 @@ def make_trainer(training: Training, tokenizer: Any) -> Any:
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
-    fuse(trainer.model)
     add_answer_loss(trainer.model if trains_base else trainer.model.get_base_model())
     if not plain_head or trainer.aux_loss_enabled:
         sys.stderr.write("TRL computes the loss: this architecture scales or caps its logits, or has experts\n")

@@ -15,7 +15,6 @@ from pipeline.artifacts import Adapter
 from pipeline.contract import SPEC_NAME
 from pipeline.errors import StartAgain
 from pipeline.train import trainer
-from pipeline.train.lora import fuse
 from pipeline.train.memory import Sizes
 from pipeline.train.step import train
 from tests.training_runs import TrainingRun
@@ -33,7 +32,6 @@ def losses(adapter: Adapter) -> list[float]:
 #: What is put in place of a faster way.
 PLAIN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "padded": lambda patch: patch.setattr(trainer, "enable_packing", lambda *_: False),
-    "PEFT's layers": lambda patch: patch.setattr(trainer, "fuse", lambda _: 0),
     "TRL's loss": lambda patch: patch.setattr(trainer, "has_plain_head", lambda *_: False),
     "recomputed": lambda patch: patch.setattr(Sizes, "fits", lambda _, plan: plan.activations == "recomputed"),
 }
@@ -49,18 +47,11 @@ def test_each_faster_way_has_the_losses_of_the_plain_way(
     plain: str,
     quantization: str,
 ) -> None:
-    fused: list[int] = []
-
-    def counted(model: Any) -> int:
-        fused.append(fuse(model))
-        return fused[-1]
-
-    monkeypatch.setattr(trainer, "fuse", counted)
     run = new_run(tiny_llama, quantization=quantization)
     fast, _ = run.finish()
     said = capfd.readouterr().err
     assert ("records are packed" in said, "TRL computes" in said) == (True, False), said
-    assert (fused[0] > 0, fast.activations) == (True, "kept")
+    assert fast.activations == "kept"
     run.forget()
     PLAIN[plain](monkeypatch)
     slow, _ = run.finish()
@@ -93,15 +84,17 @@ def test_an_attempt_without_memory_is_followed_by_one_that_recomputes_every_seco
     new_run: NewRun, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    def then_limit(model: Any) -> int:
+    add_answer_loss = trainer.add_answer_loss
+
+    def then_limit(model: Any) -> None:
         torch.cuda.empty_cache()
         whole = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / whole)
-        return fuse(model)
+        add_answer_loss(model)
 
     run = new_run(tiny_llama, batch_tokens=2048, batch_size=32)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "fuse", then_limit)
+        patch.setattr(trainer, "add_answer_loss", then_limit)
         try:
             with pytest.raises(StartAgain):
                 train(run.attempt())
