@@ -11,6 +11,7 @@ folder (`attempt`). An entry goes when the attempt has its result.
 
 import contextlib
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -64,7 +65,7 @@ class Spool:
         return self.queue / f"{key}.json"
 
     def orders(self, busy: Collection[int] = ()) -> Iterator[StepSpec]:
-        """Yield the specs of the valid orders of runs not in `busy`, oldest first; delete and log invalid files."""
+        """Yield the specs of the valid orders of runs not in `busy`, oldest first; delete and log what is no order."""
         for entry in self._entries():
             key = entry.name.removesuffix(".json")
             try:
@@ -73,7 +74,10 @@ class Spool:
             except (OSError, ValueError) as error:
                 # An order that was cancelled meanwhile is not there any more.
                 with contextlib.suppress(FileNotFoundError):
-                    entry.unlink()
+                    if entry.is_dir() and not entry.is_symlink():
+                        shutil.rmtree(entry)
+                    else:
+                        entry.unlink()
                     log.warning("order_removed", entry=entry.name, error=str(error))
 
     def _entries(self) -> list[Path]:
@@ -82,8 +86,8 @@ class Spool:
             for entry in names:
                 # It may be taken away meanwhile.
                 with contextlib.suppress(FileNotFoundError):
-                    if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
-                        found.append((entry.stat().st_mtime_ns, self.queue / entry.name))
+                    if not entry.name.startswith("."):
+                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, self.queue / entry.name))
         return [path for _, path in sorted(found)]
 
     def has_living(self) -> bool:

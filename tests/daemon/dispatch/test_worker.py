@@ -155,6 +155,12 @@ def no_order(root: Path, what: str) -> Path:
             entry.write_bytes(b'{"fence": "')
         case "another fence":
             durable.write_json(entry, {"fence": "guessed"})
+        case "a folder":
+            entry.unlink()
+            (entry / "within").mkdir(parents=True)
+        case "a FIFO":
+            entry.unlink()
+            os.mkfifo(entry)
         case "no spec":
             place.unlink()
         case "a file for a folder":
@@ -171,7 +177,17 @@ def no_order(root: Path, what: str) -> Path:
 
 @pytest.mark.parametrize(
     "what",
-    ["torn", "another fence", "no spec", "a file for a folder", "another attempt's spec", "another root", "2"],
+    [
+        "torn",
+        "a folder",
+        "a FIFO",
+        "another fence",
+        "no spec",
+        "a file for a folder",
+        "another attempt's spec",
+        "another root",
+        "2",
+    ],
 )
 def test_an_entry_that_is_no_order_is_removed_with_a_line_and_the_next_one_runs(tmp_path: Path, what: str) -> None:
     entry = no_order(tmp_path, what)
