@@ -8,11 +8,9 @@ or those of an Alpaca file: the base as it is and in 4 bits, passes of all token
 if an estimate is not within a fifth of the peak. The peak is resident memory: with the pages of libraries and of the
 base's file, which the kernel can take back.
 
-Measured on two cores with avx512_bf16, shared with other work (load 10 to 14): peaks of 3.0 and 1.6 GB with the base as
-it is, passes of 2,240 and 512 tokens, of which 1.16 and 1.08 times as much is estimated; 3.1 and 1.7 GB in 4 bits, 1.08
-and 0.92 times. Since then the code of fewer shapes is kept, and micro-batches have 1024 tokens: 1.31 GB
-for 25 steps of 4 rows of the demo, of which 1.11 times as much is estimated, 2.00 and, in 4 bits, 2.05 GB for 3 steps
-of 8 rows of Alpaca's length, 1.13 and 1.02 times (torch for the CPU). On a GPU it was not measured.
+Measured on two cores with avx512_bf16, shared with other work (load 13), with PEFT's LoRA layers: peaks of 3.1 and
+1.6 GB with the base as it is, passes of 2,240 and 512 tokens, of which 1.14 and 1.06 times as much is estimated; 3.1
+and 1.7 GB in 4 bits, 1.07 and 0.93 times. On a GPU it was not measured.
 """
 
 import argparse
