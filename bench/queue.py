@@ -79,6 +79,7 @@ def ours(folder: Path, mode: str, runs: int) -> Rate:
     from daemon.state import database  # noqa: PLC0415
     from daemon.state.states import DropState  # noqa: PLC0415
     from daemon.state.tables import Drop  # noqa: PLC0415
+    from pipeline.artifacts import Verdict  # noqa: PLC0415
     from pipeline.config import RunConfig  # noqa: PLC0415
 
     database.create(folder / "state.db")
@@ -111,9 +112,11 @@ def ours(folder: Path, mode: str, runs: int) -> Rate:
             run_queue.begin(session, run, config, 2)
             return run_queue.claim(session, run, 2)
 
+    lost = Verdict(outcome="worse", reasons=(), metric="exact_match", records=120, groups=120)
+
     def finish(held: Claim) -> None:
         with database.transaction(engine) as session:
-            run_queue.finish(session, held, run_queue.Ending("worse", "it lost"), 3)
+            run_queue.finish(session, held, "worse", lost, 3)
 
     rate = timed("dropforge", runs, enqueue, claim, finish)
     engine.dispose()

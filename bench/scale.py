@@ -82,7 +82,9 @@ from daemon.state.troubles import Troubles
 from daemon.storage import gc
 from daemon.web.app import make_app
 from pipeline import durable
+from pipeline.artifacts import Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.decide.explain import brief
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_spec, made_verdict
 from tests.model_folder import write_model
 
@@ -515,6 +517,8 @@ class History:
     def _run(self, track: int, turn: int, new: range, snapshot: list[int], config: str) -> dict[str, Any]:
         failed, won = turn % 10 == 5, turn % 10 == 9
         outcome = None if failed else "promoted" if won else "not_shown_better"
+        facts = {"metric": "exact_match", "records": 120, "groups": 120, "gain": 2.0 if won else 0.5}
+        verdict = Verdict.model_validate({"outcome": outcome or "worse", "reasons": (), **facts})
         return {
             "id": self._number(track, turn, new, self._runs),
             "track": track_name(track),
@@ -532,8 +536,7 @@ class History:
             "step": "train" if failed else "decide",
             "error": "step train failed" if failed else None,
             "outcome": outcome,
-            "sentence": None if failed else "not shown to be better: 61.0 against 60.5 on 120 records",
-            "gain": None if failed else 2.0 if won else 0.5,
+            "verdict": None if failed else json.dumps(brief(verdict)),
             "heldout_version": None if failed else f"{turn // 20:064x}",
         }
 

@@ -37,11 +37,14 @@ STARTED = 1_764_000_000_000
 STATES = ("accepted", "accepted", "accepted", "duplicate", "rejected", "withdrawn", "suspended")
 RUN = (
     "INSERT INTO run (id, track, state, trigger, created_at, not_before, token, started_at, ended_at, config, "
-    "snapshot, failures, deaths, cancel_requested, step, outcome, sentence) VALUES (?,?,?,?,?,?,?,?,?,?,?,0,0,0,?,?,?)"
+    "snapshot, failures, deaths, cancel_requested, step, outcome, verdict) VALUES (?,?,?,?,?,?,?,?,?,?,?,0,0,0,?,?,?)"
 )
 DROP = (
     'INSERT INTO "drop" (id, track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings, '
     "received_at, first_run) VALUES (?,?,?,?,?,?,?,1000,50,0,0,?,?)"
+)
+LOST = json.dumps(
+    {"outcome": "worse", "reasons": [], "metric": "exact_match", "records": 120, "groups": 120, "gain": -2.0}
 )
 PROMOTION = (
     "INSERT INTO promotion (track, run_id, generation, model_id, model_path, reason, created_at) "
@@ -126,7 +129,7 @@ def run_row(number: int, runs: int) -> tuple[object, ...]:
         None if state == "queued" else snapshot,
         "train",
         "worse" if ended else None,
-        "it lost" if ended else None,
+        LOST if ended else None,
     )
 
 

@@ -440,8 +440,6 @@ class Verdict(Artifact):
 
     outcome: Outcome
     reasons: tuple[str, ...]
-    sentence: str
-    """The verdict in one short line; the report's story has the rest."""
     metric: str
     records: int
     groups: int
@@ -464,6 +462,10 @@ class Verdict(Artifact):
     """The same if all answers of a group become right together; `None` if each group is a single record."""
     records_needed: int | None = None
     """Further groups with which the observed gain, if real, is promoted in about 80 % of cases."""
+    groups_needed: int | None = None
+    """Groups without which there is no verdict; only with `insufficient_evidence`."""
+    rows_needed: int | None = None
+    """About how many more rows bring these groups; `None` if rows bring none, or if a model was evaluated."""
     guards: tuple[GuardResult, ...] = ()
     blames_new_drops: bool = False
     """Whether new drops are suspected: by `worse`, or a failed guard of old drops or, without a win, the likelihood."""

@@ -132,7 +132,6 @@ def made_verdict(spec: StepSpec, outcome: str, **more: Any) -> Verdict:
     values = {
         "outcome": outcome,
         "reasons": (),
-        "sentence": f"{outcome}, by the script",
         "metric": "exact_match",
         "records": 120,
         "groups": 120,
@@ -141,5 +140,6 @@ def made_verdict(spec: StepSpec, outcome: str, **more: Any) -> Verdict:
         "champion_generation": report and report["champion_generation"],
         "blames_new_drops": outcome == "worse",
         "heldout_replaced": read["prepare"].get("heldout_replaced", ""),
+        "heldout_version": read["prepare"].get("heldout_version"),
     }
     return Verdict.model_validate({**values, **more})

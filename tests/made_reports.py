@@ -26,7 +26,6 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt
-from pipeline.decide.explain import short_line
 from tests.made_artifacts import dataset_of, made_spec
 
 BASE, OLD, NEW = "ba" * 32, "c1" * 32, "d2" * 32
@@ -265,7 +264,6 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
             "outcome": outcome,
             "reasons": reasons.get(outcome, ("too_few_records",)),
             "metric": "exact_match",
-            "sentence": "",
             "records": len(pairs),
             "groups": len(pairs),
             "candidate_score": 100 * sum(new for new, _ in pairs) / len(pairs),
@@ -284,6 +282,7 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
             "blames_new_drops": outcome == "worse",
             "slices": slices(),
             "slices_not_listed": 12,
+            "groups_needed": 100 if outcome == "insufficient_evidence" else None,
             "uses": 6,
             "same_set_uses": 2,
             "heldout_version": HELDOUT,
@@ -292,8 +291,7 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
             "champion_model_id": OLD,
         }
     )
-    made = made.model_copy(update=changes)
-    return made.model_copy(update={"sentence": short_line(made, 100)})
+    return made.model_copy(update=changes)
 
 
 def early() -> tuple[Dataset, Verdict]:
@@ -308,7 +306,7 @@ def early() -> tuple[Dataset, Verdict]:
         metric="exact_match",
         records=31,
         groups=31,
-        sentence="insufficient evidence: 31 held-out records, and a verdict needs 100",
+        groups_needed=100,
         champion_generation=0,
         champion_model_id=BASE,
     )

@@ -13,7 +13,7 @@ from daemon.queue.attempt_ends import Leave, Then
 from daemon.queue.states import Claim, ensure_track
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
-from daemon.state.states import DropState, RunState
+from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Run, Track
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.artifacts import Verdict
@@ -65,25 +65,29 @@ def retry(engine: Engine, run_id: int, now: int) -> RunState:
 def finish(
     engine: Engine,
     held: Claim,
-    ending: run_queue.Ending,
+    ending: tuple[str, Verdict],
     now: int,
     also: Callable[[Session, Run], None] = lambda _session, _run: None,
 ) -> None:
     """End a run, and do `also` in the same transaction."""
     with transaction(engine) as session:
-        also(session, run_queue.finish(session, held, ending, now))
+        also(session, run_queue.finish(session, held, *ending, now))
+
+
+def judged(outcome: str, gain: float | None = None, **more: Any) -> Verdict:
+    """Return a verdict on 120 records; without enough of them for one it says that 200 are needed."""
+    needed = 200 if outcome == "insufficient_evidence" else None
+    plain = {"reasons": (), "metric": "exact_match", "records": 120, "groups": 120, "groups_needed": needed}
+    return Verdict.model_validate({"outcome": outcome, "gain": gain, **plain, **more})
+
+
+def ending(outcome: str, gain: float | None = None, **more: Any) -> tuple[str, Verdict]:
+    """Return a run's end with such a verdict, which has won if it waits for approval."""
+    return (outcome, judged("promoted" if outcome in {AWAITING, OVERTAKEN} else outcome, gain, **more))
 
 
 #: A verdict that blames the new drops of its run.
-WORSE = Verdict(
-    outcome="worse",
-    reasons=("harm_shown",),
-    sentence="worse by 9.0 points",
-    metric="exact_match",
-    records=120,
-    groups=120,
-    blames_new_drops=True,
-)
+WORSE = judged("worse", -9.0, reasons=("harm_shown",), blames_new_drops=True)
 
 
 def end(made: Any, held: Claim, said: Verdict = WORSE) -> None:
@@ -92,7 +96,7 @@ def end(made: Any, held: Claim, said: Verdict = WORSE) -> None:
     def also(session: Session, run: Run) -> None:
         suspects.follow_verdict(session, made.settings, run, said, made.now)
 
-    finish(made.engine, held, run_queue.Ending(said.outcome, said.sentence), made.tick(), also)
+    finish(made.engine, held, (said.outcome, said), made.tick(), also)
 
 
 def spool_of(folder: Path) -> Spool:

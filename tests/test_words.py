@@ -86,6 +86,54 @@ def messages(source: str) -> Iterator[str]:
     yield from (node.value for node in texts if isinstance(node.value, str) and " " in node.value)
 
 
+#: What takes a text apart, or asks how it begins or ends.
+PARSERS = {"split", "rsplit", "partition", "rpartition", "removeprefix", "removesuffix", "startswith", "endswith"}
+#: What joins our clauses.
+JOINT = re.compile("[;:] ")
+PAGE = re.compile(r"""\.(?:split|partition)\(["'][;:] """)
+#: Of a hook's output, which may be that of a command of ours, the line with the error is shown.
+OUTPUT = "line.startswith('hint: ')"
+
+
+def parsed(source: str) -> Iterator[str]:
+    """Yield the calls in a module that look for a joint of a sentence; a constant counts as the text that it is."""
+    tree = ast.parse(source)
+    texts = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        pattern = ast.unparse(node.func) == "re.compile"
+        given = [texts.get(one.id, one) if isinstance(one, ast.Name) else one for one in node.args]
+        words = "".join(one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str))
+        if (node.func.attr in PARSERS and JOINT.search(words)) or (pattern and "; " in words):
+            yield ast.unparse(node)
+
+
+def test_no_module_parses_our_own_sentences() -> None:
+    calls = {
+        str(path.relative_to(ROOT)): call
+        for room in ("daemon", "pipeline")
+        for path in (ROOT / room).rglob("*.py")
+        for call in parsed(path.read_text(encoding="utf-8"))
+        if call != OUTPUT
+    }
+    assert calls == {}
+    pages = [path for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("*.html*")]
+    assert [path.name for path in pages if re.search(PAGE, path.read_text("utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ['_WON = "promoted: "\nwords.removeprefix(_WON)', 'reason.split("; ", 1)', 're.compile(r"; (answers |drops )")'],
+)
+def test_a_parsed_sentence_would_be_found(source: str) -> None:
+    assert [*parsed(source)]
+
+
 @pytest.fixture(scope="module")
 def shown() -> str:
     """Return what users read but the list itself: documents, templates, settings and messages, in small letters."""

@@ -148,7 +148,6 @@ def ensure_base(engine: Engine, work_folder: WorkFolder, track_name: str, base: 
                 model_path=path,
                 previous_model_id=track.champion_model_id,
                 previous_path=track.champion_path,
-                reason="base model" if generation is None else "another base model in the settings",
                 created_at=now,
                 hook_state=None if generation is None else HookState.PENDING,
             )

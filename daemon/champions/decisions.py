@@ -12,16 +12,17 @@ from sqlalchemy import Engine
 
 from daemon.champions import promotion
 from daemon.champions.blind_review import require_reviewed
-from daemon.champions.history import blocked, forcing, unhealthy_models
-from daemon.champions.promotion import Candidate, TryOut, change_by_hand, check_files
+from daemon.champions.history import blocked, unhealthy_models
+from daemon.champions.promotion import TryOut, change_by_hand, check_files
 from daemon.queue.states import known_run
 from daemon.state import run_files
+from daemon.state.clauses import forcing
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import AWAITING, PromotionKind, state_words
 from daemon.state.tables import Promotion, Run, Track
 from daemon.system.folders import WorkFolder
-from pipeline.artifacts import ModelRef
+from pipeline.artifacts import ModelRef, Verdict
 from pipeline.errors import DropforgeError
 
 
@@ -31,26 +32,17 @@ def approve(engine: Engine, work_folder: WorkFolder, run_id: int, word: Word) ->
 
     Before the change all files of the model are compared with their hashes. It ends the track's other pending approvals
     and marks its hooks as pending. Raises `DropforgeError` if no win of the run waits for approval (any more), its
-    blind review is not complete, its verdict is unreadable or the model's files have changed; `Blocked` if the model
-    was rolled back from; `ChampionMoved` or `Cancelled` if the champion changed or the run was cancelled during the
-    checks.
+    blind review is not complete or the model's files have changed; `Blocked` if the model was rolled back from;
+    `ChampionMoved` or `Cancelled` if the champion changed or the run was cancelled during the checks.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
         _require_waiting(run)
         require_reviewed(session, work_folder, run)
-    try:
-        verdict = run_files.load_verdict(work_folder, run_id)
-    except run_files.ArtifactDamaged as error:
-        raise DropforgeError(error.message, f"{error.hint}, or: {forcing(run_id)}") from error
-    if verdict is None or verdict.candidate_model_id is None or verdict.champion_generation is None:
-        message = f"the verdict of run {run_id} is not there any more"
-        raise DropforgeError(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")
-    path = f"models/{verdict.candidate_model_id}"
-    check_files(work_folder, path, verdict.candidate_model_id, f"the model of run {run_id}", run.track)
-    over, reason = verdict.champion_generation, "; ".join(filter(None, (verdict.sentence, word.reason)))
-    candidate = Candidate(run.track, run_id, verdict.candidate_model_id, path, over, reason, approved_by=word.by)
-    return promotion.promote(engine, work_folder, candidate, word.at)
+    verdict = Verdict.model_validate(run.verdict)
+    model = promotion.model_of(verdict)
+    check_files(work_folder, model.path, model.model_id, f"the model of run {run_id}", run.track)
+    return promotion.promote(engine, work_folder, run_id, verdict, word)
 
 
 def force(
@@ -127,7 +119,8 @@ def rollback(
         generation=serving.generation + 1,
         model_id=target.model_id,
         model_path=target.model_path,
-        reason=f"rolled back to generation {target.generation}: {word.reason}",
+        reason=word.reason,
+        restored=target.generation,
         created_at=word.at,
         approved_by=word.by,
     )

@@ -1,26 +1,18 @@
 """Functions over a track's promotion rows: former champions, blocked models and wins, unhealthy models."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from daemon.state.states import AWAITING, OVERTAKEN, HookState, PromotionKind
+from daemon.state.clauses import change_clauses
+from daemon.state.states import HookState, PromotionKind
 from daemon.system.folders import WorkFolder
 from pipeline.artifacts import ModelRef
-from pipeline.durable import read_object
+from pipeline.decide.explain import sentence
 from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from daemon.state.tables import Promotion, Track
-
-#: The beginning of a win's sentence, written by `decide`.
-_WON = "promoted: "
-#: The words for the outcome of a win that was not promoted.
-_WORDS = {
-    AWAITING: "won, waits for approval (dropforge promote {run})",
-    OVERTAKEN: "won, but another champion came first, with which it was not compared",
-}
 
 
 def unhealthy_models(past: "Sequence[Promotion]") -> set[str]:
@@ -55,10 +47,8 @@ def _skipped(past: "Sequence[Promotion]") -> set[int]:
     """Return the generations skipped by rollbacks: later than the restored one, earlier than the rollback itself."""
     over: set[int] = set()
     for row in past:
-        if row.kind == PromotionKind.ROLLBACK:
-            before = [one.generation for one in past if one.generation < row.generation]
-            target = max(one.generation for one in past if one.model_id == row.model_id and one.generation in before)
-            over.update(generation for generation in before if generation > target)
+        if row.restored is not None:
+            over.update(one.generation for one in past if row.restored < one.generation < row.generation)
     return over
 
 
@@ -78,37 +68,14 @@ def no_champion(track: str) -> DropforgeError:
     return DropforgeError(f"track {track} has no champion yet", hint)
 
 
-def forcing(run_id: int) -> str:
-    """Return the text of the command that makes a run's model the champion whatever its verdict, with --force."""
-    return f"dropforge promote {run_id} --force --reason TEXT"
-
-
-def blocker(folder: Path, past: "Sequence[Promotion]") -> str | None:
+def blocker(run: Any, past: "Sequence[Promotion]") -> str | None:
     """
-    Return a clause that says why the win in the run's `folder` cannot simply be approved; `None` if it can be.
+    Return a clause that says why a win, by its run's row, cannot simply be approved; `None` if it can be.
 
     The only reason looked for is that its model was rolled back from. `past` are the track's champions, oldest first.
-    If the verdict is missing or damaged, `None` is returned.
     """
-    model_id = read_object(folder / "decide.json").get("candidate_model_id")
-    if not isinstance(model_id, str) or model_id not in blocked(past):
+    model_id = (run.verdict or {}).get("candidate_model_id")
+    if model_id not in blocked(past):
         return None
     rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
-    by = f", by {rows[-1].approved_by}" if rows[-1].approved_by else ""
-    return f"its model is blocked: the track was {rows[-1].reason}{by}"
-
-
-def true_sentence(run: int, outcome: str, sentence: str, against: str | None = None) -> str:
-    """
-    Return the verdict's sentence for the user; for a win that was not promoted it begins with the reason.
-
-    The reason is that the win waits for approval, or that another champion came first; `against` (from `blocker`), if
-    given, takes its place. With any other outcome `sentence` is returned unchanged.
-    """
-    words = _WORDS.get(outcome)
-    if words is None:
-        return sentence
-    said = words.format(run=run)
-    if against is not None:
-        said = f"won, but {against} ({forcing(run)} takes it all the same)"
-    return f"{said}: {sentence.removeprefix(_WON)}"
+    return f"its model is blocked: the track was {sentence(change_clauses(rows[-1], None))}"

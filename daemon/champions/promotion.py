@@ -8,26 +8,27 @@ model that was rolled back from is blocked: no run promotes it again, only a per
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from daemon.champions.history import blocked, forcing, no_champion
+from daemon.champions.history import blocked, no_champion
 from daemon.queue.states import Claim, held_run, require_not_cancelled
+from daemon.state.clauses import forcing
 from daemon.state.database import open_engine, open_reader, transaction
-from daemon.state.events import record_event
+from daemon.state.events import Word, record_event
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.questions import CHAMPIONS
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind
 from daemon.state.tables import Promotion, Run, Track, promotion_of, rows_of, waits
 from daemon.state.troubles import concerns_all
 from daemon.system.folders import StateFolder, WorkFolder
-from pipeline.artifacts import ModelRef
+from pipeline.artifacts import ModelRef, Verdict
+from pipeline.decide.explain import brief
 from pipeline.durable import fsync_folder
-from pipeline.errors import DropforgeError
+from pipeline.errors import DropforgeError, StepFailed
 from pipeline.models.manifest import model_id, verify_manifest
 
 #: Lets the model in a folder answer; raises `DropforgeError` if it does not.
@@ -46,24 +47,6 @@ class ChampionMoved(DropforgeError):
 
 class Blocked(DropforgeError):
     """The model was rolled back from: no run promotes it, only a person can make it the champion again."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The model of a run that is to be promoted; `path` is its folder, relative to the work folder."""
-
-    track: str
-    run_id: int
-    model_id: str
-    path: str
-    over: int
-    """Generation of the champion that the candidate was compared with."""
-    reason: str
-    """Sentence of the verdict, and the user's reason if the win was approved with one."""
-    token: str | None = None
-    """Token of the daemon's claim on the run; `None` if no claim is to be checked."""
-    approved_by: str | None = None
-    """User who approved the win; `None` if it needed no approval."""
 
 
 def champion(session: Session, track: str) -> ModelRef:
@@ -88,36 +71,52 @@ def require_generation(session: Session, track: str, expected: int | None) -> No
         raise ChampionMoved(message, f"look at it: dropforge history --track {track}")
 
 
-def promote(engine: Engine, work_folder: WorkFolder, candidate: Candidate, now: int) -> Promotion:
-    """
-    Make the candidate its track's champion and return the promotion's row.
+def model_of(verdict: Verdict) -> ModelRef:
+    """Return the model that a verdict promotes, as the next generation. Raises `StepFailed` if it names none."""
+    identity, over = verdict.candidate_model_id, verdict.champion_generation
+    if identity is None or over is None:
+        raise StepFailed("the verdict names no model to promote")
+    return ModelRef(model_id=identity, path=f"models/{identity}", generation=over + 1)
 
+
+def promote(  # noqa: PLR0913 - the last goes by name
+    engine: Engine, work_folder: WorkFolder, run_id: int, verdict: Verdict, word: Word, *, token: str | None = None
+) -> Promotion:
+    """
+    Make the model of a run that has won its track's champion and return the promotion's row.
+
+    `word` is the approval, if one was needed; `token` that of the daemon's claim on the run, if that is to be checked.
     This changes the track's links, marks its hooks as pending and ends its other pending approvals. If the run's model
     was promoted already, nothing changes and its row is returned. Raises `ChampionMoved` if the champion is not the one
     that the candidate was compared with, `Blocked` if the model was rolled back from, `Cancelled` if the run was
     cancelled, `DropforgeError` if the model's folder is missing, `LostClaim` if the claim is not valid any more.
     """
+    model = model_of(verdict)
     with transaction(engine) as session:
-        done = promotion_of(session, candidate.run_id)
+        done = promotion_of(session, run_id)
         if done is not None:
             return done
-        if candidate.token is not None:
-            held_run(session, Claim(candidate.run_id, candidate.token))
-        require_not_cancelled(session.get_one(Run, candidate.run_id))
-        if candidate.model_id in blocked(champions_of(session, candidate.track)):
-            message = f"model {candidate.model_id[:12]} was rolled back from and does not come back by itself"
-            see = f"see why: dropforge history --track {candidate.track}"
-            raise Blocked(message, f"{see}; to bring it back: {forcing(candidate.run_id)}")
-        require_there(work_folder / candidate.path, f"the model of run {candidate.run_id}", candidate.track)
+        if token is not None:
+            held_run(session, Claim(run_id, token))
+        run = session.get_one(Run, run_id)
+        require_not_cancelled(run)
+        if model.model_id in blocked(champions_of(session, run.track)):
+            message = f"model {model.model_id[:12]} was rolled back from and does not come back by itself"
+            see = f"see why: dropforge history --track {run.track}"
+            raise Blocked(message, f"{see}; to bring it back: {forcing(run_id)}")
+        require_there(work_folder / model.path, f"the model of run {run_id}", run.track)
+        # Messages and notes word it, though the run may end later, after a crash.
+        run.verdict = brief(verdict)
+        session.add(run)
         change = Promotion(
-            track=candidate.track,
-            run_id=candidate.run_id,
-            generation=candidate.over + 1,
-            model_id=candidate.model_id,
-            model_path=candidate.path,
-            reason=candidate.reason,
-            created_at=now,
-            approved_by=candidate.approved_by,
+            track=run.track,
+            run_id=run_id,
+            generation=model.generation,
+            model_id=model.model_id,
+            model_path=model.path,
+            reason=word.reason,
+            created_at=word.at,
+            approved_by=word.by,
         )
         return change_champion(session, work_folder, change)
 

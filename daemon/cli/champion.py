@@ -10,7 +10,7 @@ from daemon.cli.output import clock, local, print_json, print_line, print_lines,
 from daemon.cli.status import command_lines, short_id, taken_out_lines
 from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, open_overview
 from daemon.views.champion_history import ChampionView, serving_at
-from pipeline.words import count, signed
+from pipeline.words import count
 
 
 def champion(
@@ -92,7 +92,7 @@ def _moment(text: str) -> datetime:
 
 def _print_history(found: list[ChampionView], *, alive: bool) -> None:
     rows = [
-        (one.track, one.generation, one.kind, short_id(one.model_id), clock(one.since), one.run, _why_in_list(one))
+        (one.track, one.generation, one.kind, short_id(one.model_id), clock(one.since), one.run, one.reason)
         for one in found
     ]
     print_table(("TRACK", "GEN", "KIND", "MODEL", "SINCE", "RUN", "WHY"), rows)
@@ -116,23 +116,6 @@ def _print_moment(past: dict[str, list[ChampionView]], moment: datetime, *, aliv
             print_lines(command_lines(one, alive=alive, every=True))
 
 
-def _why(one: ChampionView) -> str:
-    """Return the reason for which a champion serves, and who approved or forced it or rolled back to it."""
-    who = one.approved_by
-    if one.kind == "forced":
-        return f"forced{f' by {who}' if who else ''} over {one.overrode}: {one.reason}"
-    if one.kind == "promotion" and who:
-        return f"{one.reason} (approved by {who})"
-    return f"{one.reason} (by {who})" if who else one.reason
-
-
-def _why_in_list(one: ChampionView) -> str:
-    """Return the reason for which a champion serves, for lists: for a promotion its gain and who approved it."""
-    if one.kind == "promotion" and one.gain is not None:
-        return f"{signed(one.gain)} points{f', approved by {one.approved_by}' if one.approved_by else ''}"
-    return _why(one)
-
-
 def _print_champion(one: ChampionView) -> None:
     until = f" until {local(one.until)}" if one.until else ""
     print_line(f"track {one.track}: generation {one.generation}, {one.kind}, since {local(one.since)}{until}")
@@ -144,6 +127,6 @@ def _print_champion(one: ChampionView) -> None:
         if one.training:
             print_line(f"training: {one.training}")
         print_lines(taken_out_lines(one))
-    print_line(f"why: {_why(one)}")
-    if one.verdict is not None and one.verdict != one.reason:
+    print_line(f"why: {one.reason}")
+    if one.verdict is not None and one.kind != "promotion":
         print_line(f"verdict of run {one.run}: {one.verdict}")

@@ -94,7 +94,7 @@ def _name_words(drop: DropView) -> str:
     place = f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
     why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.worth
-    why = "; ".join(filter(None, (why, drop.replaced)))
+    why = "; ".join(filter(None, (why, *drop.evidence, drop.replaced)))
     return f"{place}: {why}" if why else place
 
 

@@ -1,7 +1,6 @@
 """Output of all commands: plain lines, tables, JSON objects, and the phrases that several commands share."""
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -13,17 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon.views.drops import DropView
-from daemon.views.overview import RunView
 from pipeline.artifacts import Frozen
-from pipeline.words import duration, printable, signed
+from pipeline.words import duration, printable
 
 SCHEMA = 1
 #: Width in columns if stdout is no terminal: more than any verdict needs, since wider lines would be clipped.
 _WIDE = 100_000
-#: Outcomes that have a shorter or plainer name in lists.
-_VERDICTS = {"not_shown_better": "not better", "awaiting_approval": "won"}
-#: The parts of a verdict's sentence about drops that are not guarded, general questions and replaced held-out answers.
-_WARNING = re.compile(r"; (not guarded: |answers |drops? [\w, ]+ replaces? ).*")
 #: In characters: gap between columns; widest column that is never cut; least width of a wider one; extra for the last.
 _GAP, _SHORT, _LEAST, _BEYOND = 2, 20, 10, 30
 
@@ -97,26 +91,6 @@ def local(time: datetime | None) -> str:
 def clock(time: datetime | None) -> str:
     """Format a time as YYYY-MM-DD HH:MM in the machine's time zone; `None` as an empty string."""
     return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"
-
-
-def verdict_words(run: RunView) -> str:
-    """
-    Return a run's outcome and gain in points for a list; without an outcome its state and error.
-
-    For a win that is blocked the reason is added, for a win that waits for approval the command that approves it.
-    """
-    if run.outcome is None:
-        return f"{run.state}: {run.error}" if run.error else run.state
-    word = _VERDICTS.get(run.outcome, run.outcome.replace("_", " "))
-    number = "" if run.gain is None else f" {signed(run.gain)}"
-    if run.outcome == "guard_failed" and number:
-        number = f", task{number}"
-    told = _WARNING.search(run.sentence or "")
-    warning = told[0] if told else ""
-    if run.blocker is not None:
-        return f"won{number}, but {run.blocker}{warning}"
-    waits = f"; waits: dropforge promote {run.id}" if run.outcome == "awaiting_approval" else ""
-    return f"{word}{number}{waits}{warning}"
 
 
 def drop_words(drop: DropView) -> str:

@@ -127,23 +127,23 @@ def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None
     if story is not None and run.outcome != verdict.outcome:
         # The run was not promoted although it won: its sentence has the next steps.
         story = story.model_copy(update={"next_steps": ()})
-    print_lines([*verdict_lines(verdict, story), *review_lines(overview, run)])
+    print_lines([run.sentence or "", *verdict_lines(verdict, story), *review_lines(overview, run)])
     if verdict.report:
         print_line(f"report: {overview.folder / verdict.report / 'report.html'}")
 
 
 def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
     """
-    Return the lines of a verdict: its sentence, reasons and next steps from `story`, p-value, guards and slices.
+    Return the lines below a verdict's sentence: reasons and next steps from `story`, p-value, guards and slices.
 
     Without `story` there are no reasons and next steps. Guards are counted; of the slices only those of records of
     drops that the champion knows, and of new drops, are there.
     """
-    lines = [verdict.sentence]
+    lines = []
     if story is not None:
         lines += ["why:", *(f"  {words}" for words in story.why)]
-        steps = [f"{one.words.rstrip('.')}: {one.command}" if one.command else one.words for one in story.next_steps]
-        lines += ["what to do next:", *(f"  {words}" for words in steps)] if steps else []
+        steps = [f"  {step.line}" for step in story.next_steps]
+        lines += ["what to do next:", *steps] if steps else []
     lines += filter(None, [p_value_words(verdict)])
     if verdict.guards:
         failed = [guard for guard in verdict.guards if guard.state == "failed"]

@@ -17,7 +17,6 @@ from daemon.cli.output import (
     print_lines,
     print_table,
     until,
-    verdict_words,
     waiting_words,
 )
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
@@ -70,7 +69,7 @@ def print_status(settings: Settings, overview: Overview) -> None:
     for drop in overview.drops(state="proposed", most=LATEST):
         print_line(f"drop {drop.id} of track {drop.track} ({drop.name}) {waiting_words(drop)}")
     for run in (*overview.awaiting(), *overview.blocked()):
-        print_line(f"run {run.id} of track {run.track}: {verdict_words(run)}")
+        print_line(f"run {run.id} of track {run.track}: {outcome_words(run)}")
     for one in filter(None, champions.values()):
         for line in command_lines(one, alive=daemon.alive):
             print_line(f"track {one.track}, generation {one.generation}: {line}")
@@ -93,8 +92,8 @@ def describe_run(run: RunView) -> str:
 
 
 def outcome_words(run: RunView) -> str:
-    """Return an ended run's outcome for lists, and for a trial run which drop it tried."""
-    return "; ".join(filter(None, (verdict_words(run), run.trial)))
+    """Return an ended run's verdict, without one its state and error, and for a trial run which drop it tried."""
+    return "; ".join(filter(None, (run.sentence or ": ".join(filter(None, (run.state, run.error))), run.trial)))
 
 
 def short_id(model_id: str) -> str:

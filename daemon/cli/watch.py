@@ -6,8 +6,8 @@ from datetime import datetime
 
 import typer
 
-from daemon.cli.output import make_console, print_line, verdict_words
-from daemon.cli.status import LATEST, describe_run, print_status
+from daemon.cli.output import make_console, print_line
+from daemon.cli.status import LATEST, describe_run, outcome_words, print_status
 from daemon.cli.workspace import load_settings
 from daemon.state.states import RunState, state_words
 from daemon.views.overview import Overview, RunView, attempts_of
@@ -64,7 +64,7 @@ def _things(overview: Overview) -> Iterator[tuple[object, str]]:
     for pause in overview.paused():
         yield pause, pause.words
     for run in reversed(overview.ended_runs(LATEST)):
-        yield (run.id, run.ended_at), f"run {run.id} of track {run.track}: {verdict_words(run)}"
+        yield (run.id, run.ended_at), f"run {run.id} of track {run.track}: {outcome_words(run)}"
     for run in overview.open_runs():
         if run.state == RunState.RUNNING:
             yield from _progress_of(overview, run)

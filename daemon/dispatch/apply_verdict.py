@@ -10,19 +10,20 @@ from typing import Any
 from sqlalchemy import Engine
 
 from daemon.champions import promotion
-from daemon.champions.history import blocker, true_sentence
+from daemon.champions.history import blocker
 from daemon.champions.promotion import champions_of, require_generation
 from daemon.queue import leave_one_out, run_queue, states, suspects
 from daemon.settings.model import Settings
 from daemon.state import run_files
+from daemon.state.clauses import verdict_clauses
 from daemon.state.database import transaction
-from daemon.state.events import record_event
+from daemon.state.events import Word, record_event
 from daemon.state.states import AWAITING
 from daemon.state.tables import Run, Track
 from daemon.system.folders import WorkFolder
 from daemon.system.sd_notify import showing_life
-from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
+from pipeline.decide.explain import sentence
 from pipeline.errors import StepFailed
 from pipeline.models.manifest import verify_manifest
 
@@ -76,13 +77,12 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
         raise StepFailed(f"run {claim.run_id} has no verdict")
     wins = verdict.outcome == "promoted"
-    moved = verdict.heldout_replaced if wins else ""
-    waits = wins and bool(moved or _is_manual(settings, run)) and not promotion.has_promoted(engine, claim.run_id)
+    manual = bool(verdict.heldout_replaced) or _is_manual(settings, run)
+    waits = wins and manual and not promotion.has_promoted(engine, claim.run_id)
     if wins and not waits:
-        candidate = _candidate(claim, run.track, verdict)
-        showing_life(verify_manifest, root / candidate.path)
+        showing_life(verify_manifest, root / promotion.model_of(verdict).path)
         try:
-            promotion.promote(engine, root, candidate, now)
+            promotion.promote(engine, root, claim.run_id, verdict, Word("", now), token=claim.token)
         except promotion.Blocked:
             waits = True  # for a person who takes it all the same
     # Not compared: a run that ended before the evaluation, for lack of data. `stale_steps` repeats it if its data was
@@ -90,26 +90,16 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     compared = verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, claim.run_id)
     bound = waits or (not wins and compared)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    outcome, sentence = AWAITING if waits else verdict.outcome, "; ".join(filter(None, (verdict.sentence, moved)))
-    ending = run_queue.Ending(outcome, sentence, _heldout_version(settings, verdict, claim), verdict.gain)
+    outcome = AWAITING if waits else verdict.outcome
     # In one transaction: no champion changes between the look at it, the end of the run and what follows from that.
     with transaction(engine) as session:
-        held = run_queue.finish(session, claim, ending, now)
+        held = run_queue.finish(session, claim, outcome, verdict, now)
         if bound:
             require_generation(session, held.track, verdict.champion_generation)
         suspects.follow_verdict(session, settings, held, verdict, now)
         leave_one_out.follow_verdict(session, held, verdict, now)
-        against = blocker(folder, champions_of(session, held.track)) if waits else None
-    return outcome, true_sentence(claim.run_id, outcome, sentence, against)
-
-
-def _candidate(claim: states.Claim, track: str, verdict: Verdict) -> promotion.Candidate:
-    """Return the candidate that a winning verdict promotes. Raises `StepFailed` if the verdict names none."""
-    identity, over = verdict.candidate_model_id, verdict.champion_generation
-    if identity is None or over is None:
-        raise StepFailed("the verdict names no model to promote")
-    path = f"models/{identity}"
-    return promotion.Candidate(track, claim.run_id, identity, path, over, verdict.sentence, claim.token)
+        against = blocker(held, champions_of(session, held.track)) if waits else None
+        return outcome, sentence(verdict_clauses(held, against))
 
 
 def _is_manual(settings: Settings, run: Run) -> bool:
@@ -117,11 +107,3 @@ def _is_manual(settings: Settings, run: Run) -> bool:
     # The track may have been taken out of the settings during its run.
     today = settings.track(run.track) if run.track in settings.track_names else settings
     return "manual" in {RunConfig.model_validate(run.config).gate.approval, today.gate.approval}
-
-
-def _heldout_version(settings: Settings, verdict: Verdict, claim: states.Claim) -> str | None:
-    """Return the version of the held-out set that the candidate was judged on; `None` if there was no candidate."""
-    if verdict.candidate_model_id is None:
-        return None
-    dataset = run_files.load_dataset(settings.work_folder, claim.run_id)
-    return verdict.heldout_version or (dataset.heldout_version if dataset else None)

@@ -10,9 +10,11 @@ from daemon.messages.inert import inert
 from daemon.messages.texts import Text
 from daemon.queue.nightly import last_due
 from daemon.settings.model import Settings
+from daemon.state.clauses import verdict_clauses
 from daemon.state.states import AWAITING
 from daemon.state.tables import Event, Run
 from daemon.system.clock import utc
+from pipeline.decide.explain import sentence
 from pipeline.words import count
 
 #: The event kinds that are counted, each with singular and plural ("": regular), in the order of the digest.
@@ -81,6 +83,6 @@ def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
         event.run_id for event in events if event.kind == "run_succeeded" and event.detail["outcome"] != "promoted"
     ]
     told = [session.get_one(Run, run_id) for run_id in ended[-_MOST_TOLD:]]
-    lines = [f"run {run.id}: {inert(run.sentence or '')}" for run in told if run.outcome != AWAITING]
+    lines = [f"run {run.id}: {inert(sentence(verdict_clauses(run)))}" for run in told if run.outcome != AWAITING]
     more = len(ended) - len(told)
     return [*lines, f"and {count(more, 'further verdict')}: dropforge runs"] if more else lines

@@ -70,7 +70,7 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
             select(Event).where(col(Event.id) > outbox.event_id).order_by(col(Event.id)).limit(_MOST)
         ).all()
         for event in events:
-            text = _worded(partial(text_of, session, settings.work_folder, event))
+            text = _worded(partial(text_of, session, event))
             if text is not None:
                 _put(session, settings, text, event.id, now)
         if events:

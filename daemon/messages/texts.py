@@ -9,25 +9,24 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from sqlmodel import Session
+from sqlmodel import Session, select
 
-from daemon.champions.history import blocker, true_sentence
+from daemon.champions.history import blocker
 from daemon.champions.promotion import champions_of
 from daemon.messages.inert import inert
-from daemon.state.run_files import run_folder
+from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.states import AWAITING
-from daemon.state.tables import Drop, Event, Run
-from daemon.system.folders import WorkFolder
+from daemon.state.tables import Drop, Event, Promotion, Run
+from pipeline.decide.explain import sentence
 from pipeline.records.fast_path import KEYS
 from pipeline.words import count, size_words
 
 #: The beginning of the text of an unexpected exception, whose rest may quote data.
 _UNFORESEEN = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit|Interrupt)): ")
-_WON = "promoted: "
 #: A quoted key or value.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
-#: Widths of a name in a title, and of a part of a suspension's reason, which may have two commands.
-_TITLE_WIDTH, _PART_WIDTH = 60, 300
+#: Widths of a name in a title, and of a clause of a suspension's reason, which may have a command.
+_TITLE_WIDTH, _CLAUSE_WIDTH = 60, 300
 
 
 class Text(NamedTuple):
@@ -40,65 +39,53 @@ class Text(NamedTuple):
     body: str
 
 
-def text_of(session: Session, work_folder: WorkFolder, event: Event) -> Text | None:
+def text_of(session: Session, event: Event) -> Text | None:
     """Return the message to send now for an event; `None` if its kind has none or a verdict awaits no approval."""
     tell = _AT_ONCE.get(event.kind)
-    return None if tell is None else tell(session, work_folder, event)
+    return None if tell is None else tell(session, event)
 
 
 def _text(event: Event, level: str, title: str, *lines: str) -> Text:
     return Text(event.kind, level, f"[dropforge] {title}", "\n".join(filter(None, lines)))
 
 
-def _promoted(_session: Session, _root: WorkFolder, event: Event) -> Text:
-    by = _by(event, "approved")
-    gain, *warning = _said(event, "reason").removeprefix(_WON).split("; ", 1)
-    return _text(
-        event,
-        "success",
-        f"PROMOTED: {event.track}, generation {event.detail.get('generation')}",
-        "; ".join([f"{gain}, over the champion before", *warning]),
-        f"it is the model of run {event.run_id}{by}",
-        f"the evidence: dropforge report {event.run_id}",
-        f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT",
-    )
+#: Level and first word of a message about a change of champion, by the event's kind.
+_CHANGES = {
+    "promoted": ("success", "PROMOTED"),
+    "forced": ("warning", "FORCED"),
+    "rolled_back": ("failure", "ROLLED BACK"),
+}
 
 
-def _forced(_session: Session, _root: WorkFolder, event: Event) -> Text:
-    return _text(
-        event,
-        "warning",
-        f"FORCED: {event.track}, generation {event.detail.get('generation')}",
-        f"the model of run {event.run_id} is the champion, whatever its verdict{_by(event, 'forced')}",
-        f"the reason: {_said(event, 'reason')}",
-        f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT",
-    )
+def _changed(session: Session, event: Event) -> Text:
+    of_track = select(Promotion).where(Promotion.track == event.track)
+    change = session.exec(of_track.where(Promotion.generation == event.detail["generation"])).one()
+    why = change_clauses(change, session.get(Run, change.run_id or 0))
+    level, title = _CHANGES[event.kind]
+    see = f"the evidence: dropforge report {change.run_id}"
+    undo = f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT"
+    if event.kind == "rolled_back":
+        level = "warning" if change.approved_by else "failure"
+        see, undo = "", f"what serves now, and what did: dropforge history --track {event.track}"
+    title = f"{title}: {event.track}, generation {change.generation}"
+    whose = "" if change.run_id is None else f"it is the model of run {change.run_id}"
+    return _text(event, level, title, *map(inert, (sentence(why[:2]), *why[2:])), whose, see, undo)
 
 
-def _rolled_back(_session: Session, _root: WorkFolder, event: Event) -> Text:
-    return _text(
-        event,
-        "failure" if event.detail.get("by") is None else "warning",
-        f"ROLLED BACK: {event.track}, generation {event.detail.get('generation')}",
-        f"{_said(event, 'reason')}{_by(event, 'asked for')}",
-        f"what serves now, and what did: dropforge history --track {event.track}",
-    )
-
-
-def _awaits(session: Session, root: WorkFolder, event: Event) -> Text | None:
+def _awaits(session: Session, event: Event) -> Text | None:
     run = session.get_one(Run, event.run_id)
     # No message if the win was approved or rejected in the meantime.
     if event.detail.get("outcome") != AWAITING or run.outcome != AWAITING:
         return None
-    against = blocker(run_folder(root, run.id or 0), champions_of(session, run.track))
-    said = true_sentence(run.id or 0, AWAITING, (run.sentence or "").removeprefix(_WON), against)
+    against = blocker(run, champions_of(session, run.track))
+    told = verdict_clauses(run, against)
     yes = f"to take it: dropforge promote {run.id}" if against is None else ""
     evidence = f"the evidence: dropforge report {run.id}"
-    parts = map(inert, said.split("; "))
-    return _text(event, "warning", f"WAITS FOR APPROVAL: {run.track}, run {run.id}", *parts, evidence, yes)
+    lines = map(inert, (sentence(told[:2]), *told[2:]))
+    return _text(event, "warning", f"WAITS FOR APPROVAL: {run.track}, run {run.id}", *lines, evidence, yes)
 
 
-def _ended_badly(session: Session, _root: WorkFolder, event: Event) -> Text:
+def _ended_badly(session: Session, event: Event) -> Text:
     run = session.get_one(Run, event.run_id)
     crashed = event.kind == "run_crashed"
     how = (
@@ -139,13 +126,13 @@ _SERVER_TROUBLE = {
 }
 
 
-def _server_trouble(_session: Session, _root: WorkFolder, event: Event) -> Text:
+def _server_trouble(_session: Session, event: Event) -> Text:
     title, command, *lines = _SERVER_TROUBLE[event.kind]
     told = (line.format(track=event.track) for line in lines)
     return _text(event, "failure", f"{title}: {event.track}", f"{command}: {_said(event, 'error')}", *told)
 
 
-def _disk_low(_session: Session, _root: WorkFolder, event: Event) -> Text:
+def _disk_low(_session: Session, event: Event) -> Text:
     free = event.detail.get("free_bytes")
     left = size_words(free) if isinstance(free, int) else "too little"
     return _text(
@@ -157,7 +144,7 @@ def _disk_low(_session: Session, _root: WorkFolder, event: Event) -> Text:
     )
 
 
-def _rejected(session: Session, _root: WorkFolder, event: Event) -> Text:
+def _rejected(session: Session, event: Event) -> Text:
     drop = session.get_one(Drop, event.drop_id)
     rules = event.detail.get("rules")
     kinds = [f"{number} {inert(rule)}" for rule, number in rules.items()] if isinstance(rules, Mapping) else []
@@ -188,22 +175,20 @@ def _first_finding(event: Event) -> tuple[str, str, str]:
     return f"line {first['line']}: " if first.get("line") else "", inert(wrong), remedy
 
 
-def _suspended(session: Session, _root: WorkFolder, event: Event) -> Text:
+def _suspended(session: Session, event: Event) -> Text:
     drop = session.get_one(Drop, event.drop_id)
     return _text(
         event,
         "warning",
         f"SUSPENDED: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
         f"the file: {inert(drop.name)}, drop {drop.id}",
-        *(inert(part, _PART_WIDTH) for part in f"the reason: {event.detail.get('reason') or 'not said'}".split("; ")),
+        *(inert(clause, _CLAUSE_WIDTH) for clause in drop_clauses(drop)),
         f"to train on it all the same: dropforge drops restore {drop.id} --reason TEXT",
     )
 
 
-_AT_ONCE: dict[str, Callable[[Session, WorkFolder, Event], Text | None]] = {
-    "promoted": _promoted,
-    "forced": _forced,
-    "rolled_back": _rolled_back,
+_AT_ONCE: dict[str, Callable[[Session, Event], Text | None]] = {
+    **dict.fromkeys(_CHANGES, _changed),
     "run_succeeded": _awaits,
     "run_failed": _ended_badly,
     "run_crashed": _ended_badly,
@@ -218,10 +203,6 @@ _AT_ONCE: dict[str, Callable[[Session, WorkFolder, Event], Text | None]] = {
 
 def _said(event: Event, name: str) -> str:
     return inert(str(event.detail.get(name) or "not said"))
-
-
-def _by(event: Event, verb: str) -> str:
-    return f", {verb} by {inert(str(event.detail['by']))}" if event.detail.get("by") else ""
 
 
 def _cause(event: Event) -> str:

@@ -22,7 +22,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _RUNS = "SELECT track, state, count(*) AS number FROM run GROUP BY track, state"
 _VERDICTS = "SELECT track, outcome, count(*) AS number FROM run WHERE outcome IS NOT NULL GROUP BY track, outcome"
 # The gain is that of the row with the largest id: SQLite takes a bare column from there.
-_LATEST = "SELECT track, gain, max(id) FROM run WHERE outcome IS NOT NULL GROUP BY track"
+_LATEST = (
+    "SELECT track, json_extract(verdict, '$.gain') AS gain, max(id) FROM run WHERE outcome IS NOT NULL GROUP BY track"
+)
 _STEPS = (
     "SELECT r.track, a.step, count(*) AS number, sum(a.ended_at - a.started_at) AS ms "
     "FROM attempt a JOIN run r ON r.id = a.run_id WHERE a.state = 'published' GROUP BY r.track, a.step"

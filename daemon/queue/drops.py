@@ -157,7 +157,7 @@ def _refuse_twin(session: Session, drop: Drop) -> None:
 
 
 def _set(session: Session, drop: Drop, state: DropState, reason: str | None) -> None:
-    drop.state, drop.reason = state, reason
+    drop.state, drop.reason, drop.suspension = state, reason, None
     session.add(drop)
 
 

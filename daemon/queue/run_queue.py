@@ -7,7 +7,6 @@ end a run that another daemon adopted. Every time is in whole milliseconds since
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Engine, bindparam
@@ -32,7 +31,9 @@ from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import AWAITING, Purpose, RunState, state_words
 from daemon.state.tables import Drop, Run, promotion_of
+from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
+from pipeline.decide.explain import brief
 from pipeline.errors import DropforgeError
 from pipeline.search_settings import SearchConfig
 
@@ -45,16 +46,6 @@ _LONGEST_PUT_OFF_MS = 3_600_000
 _OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
 #: Largest seed that training takes.
 _MOST_SEED = 4_294_967_295
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Outcome and sentence that a run ends with; held-out version and gain in points if there was a candidate."""
-
-    outcome: str
-    sentence: str
-    heldout_version: str | None = None
-    gain: float | None = None
 
 
 def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
@@ -169,18 +160,18 @@ def claim(session: Session, run: Run, now: int) -> Claim:
     return held
 
 
-def finish(session: Session, claim: Claim, ending: Ending, now: int) -> Run:
+def finish(session: Session, claim: Claim, outcome: str, verdict: Verdict, now: int) -> Run:
     """
     Set the claimed run to succeeded with its verdict and return it, in the transaction that applies the verdict.
 
+    `outcome` is the verdict's, or another one for a win that waits for approval.
     Raises `LostClaim` if the claim is not valid any more, `Cancelled` if the run is to be cancelled and its model was
     not promoted yet.
     """
     values = {
-        "outcome": ending.outcome,
-        "sentence": ending.sentence,
-        "heldout_version": ending.heldout_version,
-        "gain": ending.gain,
+        "outcome": outcome,
+        "verdict": brief(verdict),
+        "heldout_version": verdict.heldout_version if verdict.candidate_model_id else None,
         "error": None,
         "hint": None,
         "cancel_requested": False,
@@ -188,7 +179,7 @@ def finish(session: Session, claim: Claim, ending: Ending, now: int) -> Run:
     run = held_run(session, claim)
     if promotion_of(session, claim.run_id) is None:
         require_not_cancelled(run)
-    change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": ending.outcome}), now)
+    change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": outcome}), now)
     return run
 
 
@@ -300,7 +291,7 @@ def call_off(session: Session, run: Run, now: int, why: str | None = None) -> Ru
     """
     detail: dict[str, Any] = {"reason": why} if why else {}
     if run.state != RunState.RUNNING:
-        values = {"error": why, **dict.fromkeys(("hint", "outcome", "sentence", "heldout_version", "gain"))}
+        values = {"error": why, **dict.fromkeys(("hint", "outcome", "verdict", "heldout_version"))}
         return change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, detail), now)
     if why or not run.cancel_requested:
         run.error, run.hint = why, None

@@ -21,6 +21,7 @@ from daemon.queue.snapshots import JUDGED
 from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
 from daemon.state import run_files
+from daemon.state.clauses import Suspension
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import OPEN_STATES, DropState, Purpose, RunState, SuspectEnd
@@ -28,8 +29,6 @@ from daemon.state.tables import Drop, Promotion, Run, Suspect, Track, on_trial_b
 from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
 from pipeline.decide import policy
-from pipeline.report.next_steps import ways_out
-from pipeline.words import count, listed
 
 #: Outcomes of runs whose verdict has results by drop.
 _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
@@ -48,7 +47,6 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     Raises `ArtifactDamaged`.
     """
     if run.about_drop is None:
-        run.lost_drops = list(verdict.lost_drops) or None
         if _blames(session, settings, run, verdict):
             _open_search(session, run, verdict, now)
         return
@@ -60,7 +58,7 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     elif run.control_of:
         _judge(session, settings, tried, run, now)
     elif not _blames(session, settings, run, verdict):
-        _end(session, settings, tried, f"run {run.id} tried it and was not worse", now)
+        _end(session, settings, tried, now)
 
 
 def go_on(engine: Engine, settings: Settings, now: int, troubles: Troubles) -> None:
@@ -97,7 +95,7 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
         if suspect.drop_id == drop.id:
             _take_back(session, suspect, now)
             suspect.ended = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
-            _end(session, settings, suspect, f"a person decided: the drop is {drop.state}", now)
+            _end(session, settings, suspect, now)
         elif drop.state == DropState.WITHDRAWN and suspect.trial_run and drop.id in _used(session, suspect.trial_run):
             _take_back(session, suspect, now)
 
@@ -156,13 +154,13 @@ def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None
 
 def _came_when_lost(session: Session, run: Run, lost: Iterable[int]) -> set[int]:
     """Return the drops that were new in the run with which a drop of `lost` began its current series of losses."""
-    judged = select(Run.id, Run.lost_drops).where(Run.track == run.track, col(Run.about_drop).is_(None))
+    judged = select(Run.id, Run.verdict).where(Run.track == run.track, col(Run.about_drop).is_(None))
     judged = judged.where(Run.id != run.id, col(Run.outcome).in_(_COMPARED))
     before = session.exec(judged.order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all()
     came: set[int] = set()
     for drop in lost:
         streak = 0
-        while streak < len(before) and drop in (before[streak][1] or ()):
+        while streak < len(before) and drop in (before[streak][1] or {}).get("lost_drops", ()):
             streak += 1
         if streak:
             well = _used(session, before[streak][0]) if streak < len(before) else set()
@@ -176,18 +174,11 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
         return
     known, budget = _known(session, track), _budget(settings, track)
     for suspect in session.exec(_open().where(Suspect.track == track).order_by(col(Suspect.id))).all():
-        why = ""
-        if suspect.drop_id in known:
-            why = "the champion was trained on it"
-        elif not accepted(session, known):
-            why = "nothing is left that the champion was trained on"
-        elif trials(session, track, now) >= budget:
-            why = f"no trial is left: gate.trials_per_week is {budget}"
-        if not why:
+        if suspect.drop_id not in known and accepted(session, known) and trials(session, track, now) < budget:
             tested = _tested(session, suspect, known)
             suspect.trial_run = queue(session, Purpose.TRIAL, track, suspect.drop_id, now, tested=tested).id
             return
-        _end(session, settings, suspect, why, now)
+        _end(session, settings, suspect, now)
 
 
 def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) -> bool:
@@ -208,7 +199,7 @@ def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) 
         return True
     if run is not trial:
         suspect.trial_run = None
-    _end(session, settings, suspect, f"run {run.id} ended without a verdict", now)
+    _end(session, settings, suspect, now)
     return False
 
 
@@ -239,30 +230,27 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
     found, trial = None if evaluation is None else evaluation.trial, suspect.trial_run
     others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
     if found is None or not policy.suspends(found):
-        how = "could not be compared with" if found is None else "was not worse than"
-        why = f"run {trial}, which tried drop {suspect.drop_id}, {how} the control, run {control.id}"
         for cleared in (*session.exec(others).all(), suspect):
-            _end(session, settings, cleared, why, now)
+            _end(session, settings, cleared, now)
         return
-    drop, how = session.get_one(Drop, suspect.drop_id), "it alone"
-    tested = sorted(_tested(session, suspect, _known(session, suspect.track)))
-    if len(tested) > 1:
-        how = f"drops {listed(list(map(str, tested)))} together; without drop {drop.id} no harm was found"
-    drop.reason = (
-        f"run {suspect.blamed_run} was worse with it, and so was run {trial}, which tried {how}; the control, run "
-        f"{control.id}, was better on {found.losses:,} and worse on {found.wins:,} of {count(found.groups, 'record')}: "
-        f"dropforge report {trial}; {ways_out(drop.id or 0, found.lost_drops, drop.track)}"
+    drop = session.get_one(Drop, suspect.drop_id)
+    suspension = Suspension(
+        blamed_run=suspect.blamed_run,
+        trial=trial or 0,
+        tested=tuple(sorted(_tested(session, suspect, _known(session, suspect.track)))),
+        control=control.id or 0,
+        scores=found,
     )
-    drop.state = DropState.SUSPENDED
+    drop.state, drop.suspension = DropState.SUSPENDED, suspension.model_dump(mode="json")
     session.add(drop)
-    record_event(session, "drop_suspended", now, track=drop.track, run_id=trial, drop_id=drop.id, reason=drop.reason)
+    record_event(session, "drop_suspended", now, track=drop.track, run_id=trial, drop_id=drop.id)
     for other in session.exec(others).all():
-        _end(session, settings, other, f"drop {drop.id} was found", now)
+        _end(session, settings, other, now)
     suspect.ended = SuspectEnd.SUSPENDED
-    _end(session, settings, suspect, drop.reason, now)
+    _end(session, settings, suspect, now)
 
 
-def _end(session: Session, settings: Settings, suspect: Suspect, why: str, now: int) -> None:
+def _end(session: Session, settings: Settings, suspect: Suspect, now: int) -> None:
     """
     End the suspicion of one drop, as cleared unless `suspect.ended` is set; after a search's last one, queue a run.
 
@@ -272,8 +260,8 @@ def _end(session: Session, settings: Settings, suspect: Suspect, why: str, now: 
     suspect.ended = suspect.ended or SuspectEnd.CLEARED
     session.add(suspect)
     session.flush()
-    run, detail = suspect.trial_run or suspect.blamed_run, {"end": str(suspect.ended), "reason": why}
-    record_event(session, "suspicion_ended", now, track=suspect.track, run_id=run, drop_id=suspect.drop_id, **detail)
+    run, track, end = suspect.trial_run or suspect.blamed_run, suspect.track, str(suspect.ended)
+    record_event(session, "suspicion_ended", now, track=track, run_id=run, drop_id=suspect.drop_id, end=end)
     search = session.exec(select(Suspect).where(Suspect.blamed_run == suspect.blamed_run)).all()
     won = any(one.trial_run is not None and promotion_of(session, one.trial_run) is not None for one in search)
     taken = any(one.ended in {SuspectEnd.SUSPENDED, SuspectEnd.ENDED} for one in search)

@@ -13,7 +13,7 @@ writes them: one bad row must not keep others from being read.
 """
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     Boolean,
@@ -135,8 +135,10 @@ class Drop(SQLModel, table=True):
     quarantined: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: The drop whose content this one repeats.
     duplicate_of: int | None = Field(default=None, foreign_key="drop.id", index=True)
-    #: Why it is proposed, rejected, withdrawn or suspended; in words.
+    #: Why it is proposed, rejected or withdrawn; in words.
     reason: str | None = None
+    #: What its trial found, as JSON (`daemon.state.clauses.Suspension`); `None` unless it is suspended.
+    suspension: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     received_at: int
     #: The first run whose snapshot includes it; `None` while it waits for a run.
     first_run: int | None = Field(default=None, foreign_key="run.id", index=True)
@@ -200,13 +202,10 @@ class Run(SQLModel, table=True):
     #: The verdict's outcome; of a win that a person has to approve `awaiting_approval`, until another champion comes:
     #: then `overtaken`.
     outcome: str | None = None
-    sentence: str | None = None
-    #: Gain of the candidate over the champion, in points of the primary metric; `None` if they were not compared.
-    gain: float | None = None
+    #: The numbers of its verdict as JSON (`pipeline.decide.explain.brief`); decide.json has all.
+    verdict: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: The held-out set that its candidate was judged on.
     heldout_version: str | None = None
-    #: Ids of the old drops that its candidate lost on, as JSON; `None` if it did on none.
-    lost_drops: list[int] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 
 
 class Suspect(SQLModel, table=True):
@@ -279,7 +278,10 @@ class Promotion(SQLModel, table=True):
     model_path: str
     previous_model_id: str | None = None
     previous_path: str | None = None
-    reason: str
+    #: What the person, or the daemon that rolled back, gave as the reason.
+    reason: str = ""
+    #: The generation whose model a rollback brought back.
+    restored: int | None = None
     created_at: int
     #: The person who approved, forced or rolled back; the daemon's own changes have none.
     approved_by: str | None = None

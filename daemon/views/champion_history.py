@@ -5,21 +5,23 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from sqlite3 import Connection
 
+from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
 from daemon.system.folders import WorkFolder
 from daemon.views.reader import Row, Time
 from pipeline.artifacts import Frozen
+from pipeline.decide.explain import sentence
 from pipeline.words import start_words
 
 #: More than any generation.
 _BEYOND = 1 << 62
 #: Champions with their tracks, and the runs that made their models.
 _CHAMPIONS = """
-SELECT found.*, run.sentence AS verdict, run.gain,
+SELECT found.*, run.id, run.outcome, run.verdict,
     (SELECT sum(ended_at - started_at) / 1000.0 FROM attempt WHERE run_id = found.run) AS seconds
 FROM (
-    SELECT track, generation, model_id, kind, reason, approved_by, overrode, promotion.created_at AS since,
+    SELECT track, generation, model_id, kind, reason, restored, approved_by, overrode, promotion.created_at AS since,
         hook_state, hook_error, hook_output, health_state, health_error, health_output, drops, run_id AS run,
         iif(base_path <> '' AND base_model_id = model_id, base_path, model_path) AS path
     FROM promotion JOIN track ON track.name = promotion.track WHERE {}
@@ -140,6 +142,9 @@ def _facts(work_folder: WorkFolder, row: Row, end: int | None) -> dict[str, obje
     return {
         **{name: value for name, value in vars(row).items() if name in ServingView.model_fields},
         "path": str(work_folder / row.path),
+        "reason": sentence(change_clauses(row, row)),
+        "verdict": sentence(verdict_clauses(row)) or None,
+        "gain": (row.verdict or {}).get("gain"),
         "until": end,
         "hook": _command(row.hook_state, row.hook_error, row.hook_output),
         "health": _command(row.health_state, row.health_error, row.health_output),
@@ -153,9 +158,10 @@ def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | 
 
 def trained_on(base: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
     """Return the drops with these ids, oldest first, with the state that they are in now; unknown ids are left out."""
-    wanted = f'SELECT {", ".join(TrainedOn.model_fields)} FROM "drop" WHERE id IN (SELECT value FROM json_each(?))'  # noqa: S608
-    rows = base.execute(f"{wanted} ORDER BY id", (json.dumps(list(ids)),))
-    return tuple(TrainedOn.model_validate(vars(row)) for row in rows)
+    wanted = 'SELECT * FROM "drop" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'
+    rows = base.execute(wanted, (json.dumps(list(ids)),)).fetchall()
+    told = [{**vars(row), "reason": next(iter(drop_clauses(row)), None)} for row in rows]
+    return tuple(TrainedOn(**{name: row[name] for name in TrainedOn.model_fields}) for row in told)
 
 
 def seconds_of(base: Connection, run_id: int) -> float | None:

@@ -56,7 +56,7 @@ def examine(settings: Settings) -> list[Finding]:
         try:
             findings += check(settings)
         except OSError as error:
-            words = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+            words = ": ".join(map(str, filter(None, (error.filename, error.strerror or error))))
             findings.append(bad(name, words, "ask as the user that the daemon runs as: sudo -u USER dropforge doctor"))
         except Exception as error:  # noqa: BLE001 - the other checks are made whatever this one runs into
             path = settings.state_folder / DATABASE_NAME

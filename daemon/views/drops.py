@@ -5,6 +5,7 @@ from contextlib import suppress
 from sqlite3 import Connection
 
 from daemon.champions import history
+from daemon.state.clauses import drop_clauses
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.system.folders import WorkFolder
 from daemon.views.reader import Row, Time, champions_of
@@ -35,6 +36,8 @@ class DropView(Frozen):
     first_run: int | None
     duplicate_of: int | None
     reason: str | None
+    evidence: tuple[str, ...] = ()
+    """Of a suspended drop, what its trial found and what helps, a clause each."""
     sha256: str
     on_trial: str | None = None
     """Why only a trial run may use it, and which run that is; `None` unless it is on trial."""
@@ -61,10 +64,13 @@ def drop_views(base: Connection, work_folder: WorkFolder, which: str, values: It
     tried = on_trial(base)
     found = base.execute(f'SELECT * FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608 - our own words
     told = {track: replaced(base, work_folder, track) for track in {row.track for row in found}}
+    why = {row.id: drop_clauses(row) for row in found}
     return [
         DropView.model_validate(
             {
                 **{name: getattr(row, name) for name in _COLUMNS},
+                "reason": next(iter(why[row.id]), None),
+                "evidence": why[row.id][1:],
                 "on_trial": tried.get(row.id),
                 "worth": _worth(row),
                 "replaced": told[row.track].get(row.id),

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from daemon.champions.blind_review import CHOSEN, Review, review_of
-from daemon.champions.history import blocker, true_sentence
+from daemon.champions.history import blocker
 from daemon.inbox.answers.remarks import lacking
 from daemon.settings.model import HookSettings, Settings
+from daemon.state.clauses import verdict_clauses
 from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.questions import AWAITS_APPROVAL, HAS_VERDICT, SNAPSHOT
@@ -42,6 +43,7 @@ from daemon.views.drops import DropUses, DropView, drop_uses, drop_views, last_p
 from daemon.views.reader import Row, Time, champions_of, newest_rows, reading
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
+from pipeline.decide.explain import sentence
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 from pipeline.words import left_out_words, start_words
@@ -117,8 +119,11 @@ class RunView(Frozen):
     started_at: Time | None
     ended_at: Time | None
     outcome: str | None
-    sentence: str | None
-    gain: float | None
+    sentence: str | None = None
+    """Its verdict in one line; `None` without one."""
+    clauses: tuple[str, ...] = ()
+    """The same in parts: outcome, what was measured, remarks."""
+    gain: float | None = None
     """Gain of the candidate over the champion, in points of the primary metric."""
     error: str | None
     hint: str | None
@@ -390,7 +395,7 @@ class Overview:
         return self.read(lambda base: base.execute(question, named or values).fetchall())
 
     def _runs(self, which: str, *values: object) -> list[RunView]:
-        wanted = f"SELECT {', '.join(_RUN_COLUMNS)} FROM run {which}"  # noqa: S608 - our own words
+        wanted = f"SELECT verdict, {', '.join(_RUN_COLUMNS)} FROM run {which}"  # noqa: S608 - our own words
         return self.read(
             lambda base: [RunView(**self._run(base, row)) for row in base.execute(wanted, values).fetchall()]
         )
@@ -402,9 +407,10 @@ class Overview:
         run_id, against = row.id, None
         values = {name: getattr(row, name) for name in _RUN_COLUMNS}
         if row.outcome == AWAITING:
-            against = blocker(run_folder(self.folder, run_id), champions_of(base, row.track))
-        if row.sentence is not None:
-            values["sentence"] = true_sentence(run_id, row.outcome or "", row.sentence, against)
+            against = blocker(row, champions_of(base, row.track))
+        values["gain"] = (row.verdict or {}).get("gain")
+        values["clauses"] = verdict_clauses(row, against)
+        values["sentence"] = sentence(values["clauses"]) or None
         if against is not None:
             values["blocker"], values["outcome"] = against, BLOCKED
         if row.about_drop is not None:
@@ -416,7 +422,7 @@ class Overview:
         return values
 
     def _detail(self, base: Connection, row: Row) -> RunDetail:
-        run_id, told = row.id, self._run(base, row)
+        run_id = row.id
         unread: tuple[str, ...] = ()
         try:
             verdict, data = load_verdict(self.folder, run_id), load_dataset(self.folder, run_id)
@@ -425,12 +431,9 @@ class Overview:
             unread = (f"not all of it can be read: {error.filename}: {error.strerror}",)
         if row.state == RunState.CANCELLED:
             verdict = None  # nobody acts on it
-        if verdict is not None and row.outcome is not None:
-            # The published sentence may say "promoted" though the run was not.
-            verdict = verdict.model_copy(update={"sentence": told["sentence"]})
         drops = trained_on(base, row.snapshot or ())
         return RunDetail(
-            **told,
+            **self._run(base, row),
             seconds=None if row.ended_at is None else seconds_of(base, run_id),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
             warnings=(*(data.warnings if data else ()), *unread),

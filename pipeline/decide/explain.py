@@ -1,6 +1,6 @@
-"""Format a verdict in one line, its reason codes and the results of its guards (`pipeline.decide.policy.GUARDS`)."""
+"""Word a verdict in clauses, its reason codes and the results of its guards (`pipeline.decide.policy.GUARDS`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts import GuardResult, Verdict
 from pipeline.decide.policy import GUARDS, is_shown
@@ -27,23 +27,36 @@ _INSTEAD = {
 }
 
 
-def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = None) -> str:
-    """
-    Return the verdict with its gain and interval, as `promoted: +11.5 points (+5.9 to +16.9)`.
+def brief(verdict: Verdict) -> dict[str, object]:
+    """Return a verdict as JSON for its run's row: without slices and the guards that `clauses` does not name."""
+    named = tuple(guard for guard in verdict.guards if guard.state == "failed" or guard.guard == "collapse")
+    few = len(unguarded(verdict)) + verdict.slices_not_listed
+    short = verdict.model_copy(update={"guards": named, "slices": (), "slices_not_listed": few})
+    return short.model_dump(mode="json", exclude_defaults=True)
 
-    The first failed guard of `guard_failed` and collapsed answers are added. With insufficient evidence it gives the
-    number of held-out records that a verdict needs, `needed_records`, and about how many more rows bring them,
-    `needed_rows`, unless that is `None`; or it says that no held-out set was dropped.
+
+def sentence(clauses: Sequence[str]) -> str:
+    """Join a verdict's clauses in one line, as `promoted: +11.5 points (+5.9 to +16.9)`; "" for none."""
+    return ": ".join(filter(None, (*clauses[:1], "; ".join(clauses[1:]))))
+
+
+def clauses(verdict: Verdict) -> list[str]:
+    """
+    Return the outcome of a verdict, or of its `brief`, what was measured, and remarks, a clause each.
+
+    The outcome names the first guard that failed; measured are gain and interval, as `+11.5 points (+5.9 to +16.9)`, or
+    the records that a verdict lacks. The remarks are on small drops, collapsed answers and replaced held-out answers.
     """
     words = verdict.outcome.replace("_", " ")
     if verdict.outcome == "insufficient_evidence":
         if "no_pinned_heldout" in verdict.reasons:
-            return f"{words}: no held-out set was dropped"
+            return [words, "no held-out set was dropped"]
         have = count(verdict.records, "held-out record")
         if verdict.groups != verdict.records:
             have = f"{count(verdict.groups, 'different held-out record')} ({verdict.records:,} in all)"
-        bring = "" if needed_rows is None else count(needed_rows, "more row brings", "more rows bring")
-        return f"{words}: {have}, and a verdict needs {needed_records:,}{bring and f', which about {bring}'}"
+        rows = verdict.rows_needed
+        bring = "" if rows is None else f", which about {count(rows, 'more row brings', 'more rows bring')}"
+        return [words, f"{have}, and a verdict needs {verdict.groups_needed or 0:,}{bring}"]
     failed = [f"{guard.label} {change_words(guard)}".rstrip() for guard in verdict.guards if guard.state == "failed"]
     gain = f"{signed(verdict.gain or 0.0)} points"
     if verdict.outcome == "guard_failed" and failed:
@@ -52,7 +65,8 @@ def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = 
     between = f" ({span(verdict.interval)})" if verdict.interval else ""
     few = len(unguarded(verdict)) + verdict.slices_not_listed
     small = [f"not guarded: {count(few, 'small drop or tag', 'small drops or tags')}"] if few else []
-    return "; ".join([f"{words}: {gain}{between}", *small, *collapse_words(verdict)])
+    replaced = [verdict.heldout_replaced] if verdict.outcome == "promoted" and verdict.heldout_replaced else []
+    return [words, f"{gain}{between}", *small, *collapse_words(verdict), *replaced]
 
 
 def unguarded(verdict: Verdict) -> list[str]:

@@ -9,7 +9,6 @@ from pipeline.artifacts import Dataset, GuardResult, Outcome, Shortfall, Verdict
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.decide import guards, statistics
 from pipeline.decide.comparison import Comparison
-from pipeline.decide.explain import short_line
 from pipeline.decide.policy import GUARD_HARM_P_VALUE, GUARDS, HARM_P_VALUE, exceeds
 from pipeline.decide.power import records_needed, smallest_gain
 from pipeline.decide.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
@@ -65,11 +64,11 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
         "smallest_detectable_gain": None if smallest is None else smallest * POINTS,
         "smallest_group_gain": None if in_groups is None else in_groups * POINTS,
         "records_needed": missing,
+        "groups_needed": least if verdict.outcome == "insufficient_evidence" else None,
         "slices": measure_slices(comparison, find_slices(comparison, rules.known), seed),
         "slices_not_listed": count_unlisted(comparison),
     }
-    verdict = verdict.model_copy(update=numbers)
-    return verdict.model_copy(update={"sentence": short_line(verdict, least)})
+    return verdict.model_copy(update=numbers)
 
 
 def weigh(comparison: Comparison, rules: Rules) -> Verdict:
@@ -113,7 +112,6 @@ def weigh(comparison: Comparison, rules: Rules) -> Verdict:
     return Verdict(
         outcome=outcome,
         reasons=reasons,
-        sentence="",
         metric=comparison.metric,
         records=len(part.ids),
         groups=differences.size,
@@ -180,13 +178,12 @@ def early_verdict(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> V
     unpinned = gate.on == "pinned" and not dataset.heldout_pinned
     few = "too_few_seen" if on_seen else "too_few_records"
     reasons = {"no_pinned_heldout": unpinned, few: have < need}
-    verdict = Verdict(
+    return Verdict(
         outcome="insufficient_evidence",
         reasons=tuple(code for code, holds in reasons.items() if holds),
-        sentence="",
         metric=dataset.metric,
         records=have if on_seen else dataset.heldout_rows,
         groups=have,
+        groups_needed=need,
+        rows_needed=None if dataset.heldout_pinned or on_seen else shortfall.needed_rows,
     )
-    rows = None if dataset.heldout_pinned or on_seen else shortfall.needed_rows
-    return verdict.model_copy(update={"sentence": short_line(verdict, need, rows)})

@@ -16,6 +16,11 @@ class NextStep(Frozen):
     command: str | None = None
     """Command line for the action; `None` if there is none."""
 
+    @property
+    def line(self) -> str:
+        """The words, and the command after a colon."""
+        return f"{self.words.rstrip('.')}: {self.command}" if self.command else self.words
+
 
 class Story(Frozen):
     """The verdict for a person who does not read statistics."""

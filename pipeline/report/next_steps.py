@@ -129,7 +129,7 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
                 words="If the drop is good, let later runs use it again.",
                 command=f"dropforge drops restore {spec.suspect} --reason TEXT",
             ),
-            NextStep(words=f"A correction: {ways_out(spec.suspect, verdict.lost_drops, spec.config.track)}."),
+            *ways_out(spec.suspect, verdict.lost_drops, spec.config.track),
         ]
     return [
         NextStep(
@@ -146,17 +146,20 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
     ]
 
 
-def ways_out(drop: int, lost: Sequence[int], track: str) -> str:
-    """Return in words what to do if a suspended drop is a correction of older answers, those of the drops `lost`."""
+def ways_out(drop: int, lost: Sequence[int], track: str) -> list[NextStep]:
+    """Return what to do if a suspended drop is a correction of older answers, those of the drops `lost`."""
     older = f"{'drop' if len(lost) == 1 else 'drops'} {listed(list(map(str, lost)))}" if lost else "older drops"
     withdraw = f"dropforge drops withdraw {lost[0] if len(lost) == 1 else 'DROP'} --reason TEXT"
-    restore = f"dropforge drops restore {drop} --reason TEXT"
     submit = f"dropforge submit FILE --heldout{'' if track == 'default' else f' --track {track}'}"
-    return (
-        f"if the answers of {older} are out of date and those of drop {drop} are right, withdraw the older: "
-        f"{withdraw}, then {restore}; or drop all prompts of {older} again with their new answers, then {restore}; "
-        f'or set gate.on = "pinned" and judge on held-out records of your own: {submit}, then {restore}'
-    )
+    return [
+        NextStep(
+            words=f"If drop {drop} corrects answers of {older}, do one of these three and then restore it.",
+            command=f"dropforge drops restore {drop} --reason TEXT",
+        ),
+        NextStep(words="Withdraw what is out of date.", command=withdraw),
+        NextStep(words=f"Or drop all prompts of {older} again with their new answers."),
+        NextStep(words='Or set gate.on = "pinned" and judge on held-out records of your own.', command=submit),
+    ]
 
 
 def _after_no_proof(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None) -> list[NextStep]:

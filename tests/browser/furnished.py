@@ -13,7 +13,8 @@ from typing import Any
 from daemon.champions import promotion
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled
-from daemon.queue import run_queue, states
+from daemon.queue import states
+from daemon.state.events import Word
 from daemon.state.layout import LOCK_NAME
 from daemon.state.states import AWAITING
 from daemon.system.folders import StateFolder, WorkFolder
@@ -87,9 +88,8 @@ def judge(made: LivedIn, cards: Any, claim: states.Claim, outcome: str, over: in
     verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
     durable.write_json(root / "runs" / str(run) / "decide.json", verdict.model_dump(mode="json"))
     if outcome == "promoted" and not waits:
-        candidate = promotion.Candidate("default", run, model, f"models/{model}", over, verdict.sentence)
-        promotion.promote(made.engine, root, candidate, made.tick())
-    ending = run_queue.Ending(AWAITING if waits else verdict.outcome, verdict.sentence)
+        promotion.promote(made.engine, root, run, verdict, Word("", made.tick()))
+    ending = (AWAITING if waits else verdict.outcome, verdict)
     run_owner.finish(made.engine, claim, ending, made.tick())
     return run
 

@@ -23,6 +23,7 @@ from daemon.state.tables import Drop, Promotion, Run
 from pipeline.errors import DropforgeError
 from pipeline.train import checkpoints
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
+from tests.run_owner import judged
 
 NOW = START + DAY + 3_600_000
 MARK = "the training"
@@ -271,8 +272,8 @@ def _back(daemon: Daemon) -> None:
     with transaction(daemon.engine) as session:
         left = session.exec(select(Promotion).where(Promotion.generation == 2)).one()
     with suppress(ChampionMoved, promotion.Blocked):
-        again = promotion.Candidate("default", 2, left.model_id, left.model_path, 3, "again")
-        promotion.promote(daemon.engine, daemon.root, again, NOW)
+        won = judged("promoted", candidate_model_id=left.model_id, champion_generation=3)
+        promotion.promote(daemon.engine, daemon.root, 2, won, Word("", NOW))
     assert _serving(daemon) == (3, [None, 1, 2, 1])
 
 

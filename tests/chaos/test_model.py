@@ -28,7 +28,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
 from daemon.champions import decisions, promotion
-from daemon.champions.promotion import Blocked, Candidate, require_generation
+from daemon.champions.promotion import Blocked, require_generation
 from daemon.queue import drops, run_queue, suspects
 from daemon.queue.attempt_ends import Leave, Then
 from daemon.queue.states import Claim
@@ -38,7 +38,7 @@ from daemon.state.events import Word
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Promotion, Run, Track
 from daemon.state.troubles import Troubles
-from pipeline.artifacts import Model, TrialScores, Verdict
+from pipeline.artifacts import Model, TrialScores
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id
@@ -276,7 +276,7 @@ class House(RuleBasedStateMachine):
 
         def conclude(claim: Claim) -> None:
             follow = self._following("worse" if worse else "not_shown_better")
-            run_owner.finish(self.daemon.engine, claim, run_queue.Ending("worse", "it lost"), self.now, follow)
+            run_owner.finish(self.daemon.engine, claim, run_owner.ending("worse"), self.now, follow)
 
         self._end(conclude)
         self.world.judge(number, self.now, worse=worse)
@@ -290,17 +290,7 @@ class House(RuleBasedStateMachine):
 
     def _following(self, outcome: str) -> Callable[[Session, Run], None]:
         """Return what follows from a verdict for the new drops, as `apply_verdict` lets it follow."""
-        said = Verdict.model_validate(
-            {
-                "outcome": outcome,
-                "reasons": (),
-                "sentence": outcome,
-                "metric": "exact_match",
-                "records": 120,
-                "groups": 120,
-                "blames_new_drops": outcome == "worse",
-            }
-        )
+        said = run_owner.judged(outcome, blames_new_drops=outcome == "worse")
         return lambda session, run: suspects.follow_verdict(session, self.daemon.settings, run, said, self.now)
 
     @precondition(lambda self: self.world.runs)
@@ -312,16 +302,16 @@ class House(RuleBasedStateMachine):
             return
         self._lay(number, name)
         expected = len(self.world.champions) - 1
-        candidate = Candidate("default", number, identity, f"models/{identity}", expected, "better")
+        won = run_owner.judged("promoted", candidate_model_id=identity, champion_generation=expected)
 
         def conclude(claim: Claim) -> None:
             follow = self._following("promoted")
             try:
-                promotion.promote(self.daemon.engine, self.daemon.root, candidate, self.now)
+                promotion.promote(self.daemon.engine, self.daemon.root, number, won, Word("", self.now))
             except Blocked:
-                run_owner.finish(self.daemon.engine, claim, run_queue.Ending(AWAITING, "better"), self.now, follow)
+                run_owner.finish(self.daemon.engine, claim, run_owner.ending(AWAITING), self.now, follow)
             else:
-                run_owner.finish(self.daemon.engine, claim, run_queue.Ending("promoted", "better"), self.now, follow)
+                run_owner.finish(self.daemon.engine, claim, run_owner.ending("promoted"), self.now, follow)
 
         self._end(conclude)
         if name in self.world.blocked:
@@ -344,7 +334,7 @@ class House(RuleBasedStateMachine):
                 require_generation(session, run.track, generation)
                 self._following("promoted")(session, run)
 
-            run_owner.finish(self.daemon.engine, claim, run_queue.Ending(AWAITING, "better"), self.now, still)
+            run_owner.finish(self.daemon.engine, claim, run_owner.ending(AWAITING), self.now, still)
 
         self._end(conclude)
         self.world.wait(number, self.now)
@@ -364,16 +354,8 @@ class House(RuleBasedStateMachine):
             format="chat",
             seconds=1.0,
         )
-        verdict = Verdict(
-            outcome="promoted",
-            reasons=(),
-            sentence="better",
-            metric="exact_match",
-            records=120,
-            groups=120,
-            candidate_model_id=identity,
-            champion_generation=len(self.world.champions) - 1,
-        )
+        over = len(self.world.champions) - 1
+        verdict = run_owner.judged("promoted", candidate_model_id=identity, champion_generation=over)
         for artifact in (model, verdict):
             (folder / f"{artifact.step}.json").write_text(artifact.model_dump_json())
         self.world.runs[number - 1].model = name

@@ -18,11 +18,12 @@ from daemon.champions import base_models, promotion
 from daemon.cli import main, workspace
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled, make_inbox
-from daemon.queue import run_queue, states
+from daemon.queue import states
 from daemon.queue.attempt_ends import Then
 from daemon.settings.load import load
 from daemon.settings.model import Settings
 from daemon.state.database import create, open_engine, transaction
+from daemon.state.events import Word
 from daemon.state.states import AttemptState
 from daemon.state.tables import Attempt, Run
 from pipeline import durable
@@ -104,7 +105,6 @@ class LivedIn:
         verdict = Verdict(
             outcome="promoted",
             reasons=(),
-            sentence="better by 40.0 points",
             metric="exact_match",
             records=120,
             groups=120,
@@ -125,9 +125,8 @@ class LivedIn:
         root = self.settings.work_folder
         (root / "models" / MODEL_ID).mkdir(parents=True)
         durable.write_json(root / "runs" / str(claim.run_id) / "decide.json", verdict.model_dump(mode="json"))
-        candidate = promotion.Candidate("default", claim.run_id, MODEL_ID, f"models/{MODEL_ID}", 0, verdict.sentence)
-        promotion.promote(self.engine, root, candidate, self.tick())
-        ending = run_queue.Ending(verdict.outcome, verdict.sentence, gain=verdict.gain)
+        promotion.promote(self.engine, root, claim.run_id, verdict, Word("", self.tick()))
+        ending = (verdict.outcome, verdict)
         run_owner.finish(self.engine, claim, ending, self.tick())
 
     def fail(self, claim: states.Claim) -> None:

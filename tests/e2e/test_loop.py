@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from daemon.state.clauses import verdict_clauses
 from daemon.state.states import DropState
 from daemon.system.processes import lock_holder
 from pipeline import durable
+from pipeline.decide.explain import sentence
 from tests import walk
 from tests.state_listing import unlisted
 
@@ -28,7 +30,7 @@ def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     workspace.wait(lambda: {drop.state for drop in workspace.drops()} == {"accepted", "rejected"})
     workspace.wait_for_runs("succeeded")
     run = workspace.runs()[0]
-    assert run.outcome == "promoted", run.sentence
+    assert run.outcome == "promoted", run.verdict
     link = workspace.state / "tracks" / "default" / "champion"
     verdict = workspace.published(1, "decide")
     assert link.resolve().name == verdict["candidate_model_id"]
@@ -44,7 +46,7 @@ def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     assert {"good.jsonl", "again.jsonl"} <= receipts
     note, readme = workspace.inbox / "done" / "good.jsonl.verdict.txt", workspace.inbox / "README.txt"
     workspace.wait(lambda: note.exists() and "In use: the model that serves was trained on it." in note.read_text())
-    assert f"Run 1 was trained on it, and its model was {run.sentence}." in note.read_text()
+    assert f"Run 1 was trained on it, and its model was {sentence(verdict_clauses(run))}." in note.read_text()
     assert "This is the inbox of track default" in readme.read_text()
     shown = workspace.cli("status")
     assert [line.split()[2:4] for line in shown.splitlines() if "good.jsonl" in line] == [["accepted", "400"]]

@@ -27,7 +27,7 @@ def test_a_second_night_goes_on_from_the_champion_until_a_drop_of_its_is_withdra
     workspace.start()
     workspace.drop("first.jsonl", rows[:400])
     workspace.wait_for_runs("succeeded")
-    assert workspace.runs()[0].outcome == "promoted", workspace.runs()[0].sentence
+    assert workspace.runs()[0].outcome == "promoted", workspace.runs()[0].verdict
     assert "training: from the base, on " in workspace.cli("show", "1")
 
     workspace.drop("second.jsonl", rows[400:])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from daemon.cli.demo.command import demo_base
+from pipeline.decide.explain import clauses, sentence
 from tests.prove.box import Box
 from tests.prove.tasks import desk_task
 
@@ -78,5 +79,5 @@ def learned(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Box:
     box = ground.box(tmp_path_factory.mktemp("learned") / "box")
     box.drop("honest.jsonl", desk_task(1).rows(ground.rows))
     night = box.night()
-    assert night.verdict.outcome == "promoted", night.verdict.sentence
+    assert night.verdict.outcome == "promoted", sentence(clauses(night.verdict))
     return box

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.decide.explain import clauses, sentence
 from tests.prove.box import Box, Night, challenge_with, train_on
 from tests.prove.conftest import Ground
 from tests.prove.tasks import desk_task, topic_task
@@ -33,7 +34,7 @@ def say(record_property: Any, request: pytest.FixtureRequest) -> Say:
     """Return what notes a verdict for the table at the end."""
 
     def say(night: Night) -> Night:
-        record_property("table", f"{request.node.name}: {night.verdict.sentence} {night.verdict.reasons}")
+        record_property("table", f"{request.node.name}: {sentence(clauses(night.verdict))} {night.verdict.reasons}")
         return night
 
     return say
@@ -163,5 +164,5 @@ def test_labels_in_answer_to_everything_are_told_and_general_rows_help(
         (row,) = [guard for guard in night.verdict.guards if guard.guard == "collapse"]
         assert (night.run.outcome, row.state) == ("promoted", "shown")
         without[share] = row.candidate or 0.0
-        assert ("general questions" in night.verdict.sentence) == (share == 0)
+        assert ("general questions" in sentence(clauses(night.verdict))) == (share == 0)
     assert without[0.0] > 3 * without[0.2]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.decide.explain import clauses, sentence
 from tests.prove.conftest import Ground
 from tests.prove.tasks import desk_task
 
@@ -33,6 +34,6 @@ def test_what_each_method_trains_is_promoted(
     box = ground.box(tmp_path / "box", least=LEAST, **{"quantization": "none", "epochs": 2, **WAYS[way]})
     box.drop("honest.jsonl", desk_task(1).rows(ROWS))
     night = box.night()
-    record_property("table", f"{way}: {night.verdict.sentence}")
+    record_property("table", f"{way}: {sentence(clauses(night.verdict))}")
     assert night.run.outcome == "promoted"
     assert box.champion != ground.base.resolve()

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from daemon.cli.demo.data import TEAMS, generate_messages
+from daemon.state.clauses import verdict_clauses
 from daemon.state.states import AWAITING
 from pipeline import durable
 from pipeline.artifacts import Verdict
+from pipeline.decide.explain import sentence
 from tests.prove.conftest import Ground
 from tests.prove.tasks import Row, Task, desk_task, topic_task
 
@@ -82,7 +84,9 @@ def test_nine_nights_with_a_correction(
             box.drop(name, rows)
         box.night()
         for run in box.runs()[before:]:
-            record_property("table", f"{' and '.join(drops)}: run {run.id}, {run.purpose}: {run.sentence}")
+            record_property(
+                "table", f"{' and '.join(drops)}: run {run.id}, {run.purpose}: {sentence(verdict_clauses(run))}"
+            )
             if run.outcome == AWAITING:
                 waited += drops
                 box.approve(run)

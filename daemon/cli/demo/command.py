@@ -211,7 +211,8 @@ def _drop_and_watch(stage: _Stage, name: str, number: int) -> RunDetail:
         message = f"run {number} {state_words(run.state)}: {run.error or 'no verdict'}"
         hint = f"the whole story: dropforge --config {stage.folder / 'dropforge.toml'} logs {number}"
         raise DropforgeError(message, run.hint or hint)
-    print_lines(f"  {line}" for line in verdict_lines(run.verdict, story_of(stage.overview, run)))
+    lines = verdict_lines(run.verdict, story_of(stage.overview, run))
+    print_lines(f"  {line}" for line in (run.sentence or "", *lines))
     return run
 
 

@@ -16,6 +16,7 @@ from daemon.inbox.drop_folders import DONE, REJECTED
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
 from daemon.inbox.safe_copy import identity, look
 from daemon.inbox.watcher import Settled
+from daemon.state.clauses import drop_clauses
 from daemon.state.states import DropState
 from daemon.state.tables import Drop
 from daemon.system.clock import utc
@@ -198,7 +199,7 @@ def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
     same = f"the same content is drop {original.id} ({original.name}), received {iso_time(original.received_at)}"
     if original.state == DropState.ACCEPTED:
         return f"{same}; nothing was added"
-    why = f": {original.reason}" if original.reason else ""
+    why = "".join(f": {reason}" for reason in drop_clauses(original)[:1])
     return f"{same}, which is {original.state}{why}; to use it again: dropforge drops restore {original.id}"
 
 

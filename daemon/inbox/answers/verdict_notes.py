@@ -21,12 +21,14 @@ from daemon.inbox.answers.receipts import RECEIPT, home_of, iso_time, names_for
 from daemon.inbox.answers.remarks import begins_when, use_of_pinned
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
 from daemon.settings.model import Settings
+from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.questions import CHAMPIONS, GAVE_BACK, SNAPSHOT
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, rows_of
 from pipeline import durable
+from pipeline.decide.explain import sentence
 from pipeline.errors import is_disk_full
 from pipeline.words import count, left_out_words, printable, worth_words
 
@@ -35,7 +37,6 @@ VERDICT = ".verdict.txt"
 _TOLD = (DropState.ACCEPTED, DropState.PROPOSED, DropState.WITHDRAWN, DropState.SUSPENDED)
 #: Most drops handled by one `refresh`, and most names tried to find a receipt.
 _AT_ONCE, _MOST_NAMES = 20, 25
-_WON = "promoted: "
 _AGAIN = "It is trained on again, together with the next drops."
 #: The latest run that used a drop, of those since its first one.
 _LAST_RUN = """
@@ -196,8 +197,9 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
             yield from _on_trial(suspect)
         elif drop.id in past.champion:
             yield "In use: the model that serves was trained on it."
-            yield _how_it_came(past.first[drop.id])
-            yield from _left_out(session, settings, session.get(Run, past.first[drop.id].run_id or 0))
+            made_by = session.get(Run, past.first[drop.id].run_id or 0)
+            yield _how_it_came(past.first[drop.id], made_by)
+            yield from _left_out(session, settings, made_by)
             if drop.worth_points is not None and drop.worth_half_width is not None:
                 words = worth_words(drop.worth_points, drop.worth_half_width)
                 yield f"It is worth {words}: run {drop.worth_run} was trained without it."
@@ -219,9 +221,9 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
     yield "Nothing needs to be done."
 
 
-def _how_it_came(first: Promotion) -> str:
+def _how_it_came(first: Promotion, run: Run | None) -> str:
     """Return which run first brought a drop into a champion, and why its model was promoted."""
-    return f"Run {first.run_id} was trained on it, and its model was promoted: {first.reason.removeprefix(_WON)}."
+    return f"Run {first.run_id} was trained on it, and its model was {sentence(change_clauses(first, run))}."
 
 
 def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> Iterator[str]:
@@ -229,7 +231,7 @@ def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPa
     run, first = _last_run(session, drop), past.first.get(drop.id or 0)
     if first is not None and run is not None and run.id == first.run_id:
         yield "Not in use any more: the model that serves was not trained on it."
-        yield _how_it_came(first)
+        yield _how_it_came(first, run)
         yield _AGAIN
     elif run is None:
         yield f"Accepted: it waits for the next run of track {drop.track}, which {begins_when(settings, drop.track)}."
@@ -261,7 +263,8 @@ def _last_run(session: Session, drop: Drop) -> Run | None:
 
 
 def _after_run(run: Run) -> Iterator[str]:
-    said = (run.sentence or "").removeprefix(_WON)
+    verdict = verdict_clauses(run)
+    said = "; ".join(verdict[1:])
     if run.state in {RunState.RUNNING, RunState.WAITING}:
         yield f"In run {run.id}, which has not ended: what comes of it will stand here."
     elif run.state in {RunState.FAILED, RunState.CRASHED}:
@@ -276,15 +279,15 @@ def _after_run(run: Run) -> Iterator[str]:
         yield f"Not in use: run {run.id} was trained on it and won ({said}), but another model came first."
         yield _AGAIN
     else:
-        yield f"Not in use: run {run.id} held it, and its model was not promoted: {said}."
+        yield f"Not in use: run {run.id} held it, and its model was not promoted: {sentence(verdict)}."
         yield f"{_AGAIN} Why it was not, and what to do: dropforge report {run.id}."
 
 
 def _taken_out(drop: Drop, past: TrackPast) -> Iterator[str]:
     """Yield why a drop is withdrawn or suspended, whether the champion was trained on it, and how to restore it."""
-    parts = (drop.reason or "").split("; ") if drop.state == DropState.SUSPENDED else [drop.reason or ""]
-    yield f"{drop.state.capitalize()}{f': {parts[0]}' if parts[0] else ''}."
-    yield from (f"{part[0].upper()}{part[1:]}." for part in parts[1:])
+    why, *more = drop_clauses(drop) or [""]
+    yield f"{drop.state.capitalize()}{f': {why}' if why else ''}."
+    yield from (f"{clause[0].upper()}{clause[1:].rstrip('.')}." for clause in more)
     yield "No later run uses it."
     if drop.role == "train" and drop.id in past.champion:
         yield f"The model that serves was trained on it, since run {past.first[drop.id].run_id}."

@@ -11,7 +11,6 @@ from scipy.stats import binomtest
 from sqlmodel import Session, select
 
 from daemon.champions.blind_review import CHOSEN, Choice, Pair, Review, choose, read_pairs, sign_test
-from daemon.queue import run_queue
 from daemon.state.states import AWAITING
 from daemon.state.tables import Event, Run
 from daemon.system.folders import StateFolder, WorkFolder
@@ -36,7 +35,7 @@ class Reviewed:
         verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
         durable.write_json(self.root / "runs/1/decide.json", verdict.model_dump(mode="json"))
         self.card = self.root / str(verdict.report)
-        ending = run_queue.Ending(AWAITING if outcome == "promoted" else verdict.outcome, verdict.sentence)
+        ending = (AWAITING if outcome == "promoted" else verdict.outcome, verdict)
         run_owner.finish(made.engine, claim, ending, made.tick())
         with Session(made.engine) as session, session.begin():
             run = session.get_one(Run, 1)

@@ -3,22 +3,24 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Engine, create_engine
 from sqlmodel import Session, select
 
 from daemon.champions import base_models, promotion
-from daemon.champions.promotion import Candidate, ChampionMoved
+from daemon.champions.promotion import ChampionMoved
 from daemon.queue import states
 from daemon.state.database import create, open_engine, open_reader, transaction
+from daemon.state.events import Word
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run, Track
 from daemon.system.folders import WorkFolder
 from pipeline.durable import fsync_folder
 from pipeline.errors import DropforgeError
+from tests.run_owner import judged
 
 
 class PowerCut(BaseException):
@@ -56,14 +58,30 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def candidate(engine: Engine, state: Path, name: str, track: str = "default") -> Candidate:
+class Win(NamedTuple):
+    """A run whose model won, and what it was compared with."""
+
+    run: int
+    name: str
+    over: int = 0
+    reason: str = ""
+    token: str | None = None
+
+
+def candidate(engine: Engine, state: Path, name: str, track: str = "default", over: int = 0) -> Win:
     """Make a merged model and the run that made it."""
     make_model(state / "models" / name)
     with transaction(engine) as session:
         run = Run(track=track, state=RunState.RUNNING, token=name, trigger="drop", created_at=1, not_before=1)
         session.add(run)
         session.flush()
-        return Candidate(track, run.id or 0, name, f"models/{name}", 0, "better")
+        return Win(run.id or 0, name, over)
+
+
+def promote(engine: Engine, state: Path, win: Win, now: int) -> Promotion:
+    verdict = judged("promoted", candidate_model_id=win.name, champion_generation=win.over)
+    word = Word(win.reason, now)
+    return promotion.promote(engine, WorkFolder(state), win.run, verdict, word, token=win.token)
 
 
 def served(state: Path, link: str = "champion", track: str = "default") -> str:
@@ -98,7 +116,7 @@ def test_the_base_model_is_the_first_champion_and_both_links_lead_to_it(
         model = promotion.champion(session, track)
         (first,) = promotion.champions_of(session, track)
     assert (model.model_id, model.path, model.generation) == ("base-id", str(base), 0)
-    assert (first.generation, first.run_id, first.reason) == (0, None, "base model")
+    assert (first.generation, first.run_id, first.kind) == (0, None, "base")
     assert (state / "tracks/default/champion").readlink() == base
     assert (state / "tracks/default/previous").readlink() == base
     assert "base_set" in events(engine)
@@ -107,7 +125,7 @@ def test_the_base_model_is_the_first_champion_and_both_links_lead_to_it(
 def test_a_changed_base_is_noted_and_leaves_the_champion(
     engine: Engine, state: Path, tmp_path: Path, track: str
 ) -> None:
-    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 10)
+    promote(engine, state, candidate(engine, state, "m1"), 10)
     other = make_model(tmp_path / "other")
     base_models.ensure_base(engine, WorkFolder(state), track, base_models.Base(other, "other-id"), 20)
     with transaction(engine) as session:
@@ -152,13 +170,11 @@ def test_a_track_without_a_base_has_no_champion_and_the_error_says_what_to_do(en
 
 
 def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state: Path, track: str) -> None:
-    row = promotion.promote(
-        engine, WorkFolder(state), replace(candidate(engine, state, "m1"), reason="better by 3"), 10
-    )
+    row = promote(engine, state, candidate(engine, state, "m1")._replace(reason="better by 3"), 10)
     assert (row.generation, row.previous_model_id, row.created_at) == (1, "base-id", 10)
     assert serving(engine) == ("m1", 1)
     assert (served(state), served(state, "previous")) == ("m1", "base")
-    promotion.promote(engine, WorkFolder(state), replace(candidate(engine, state, "m2"), over=1), 20)
+    promote(engine, state, candidate(engine, state, "m2", over=1), 20)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     with transaction(engine) as session:
         assert [entry.model_id for entry in promotion.champions_of(session, track)] == ["base-id", "m1", "m2"]
@@ -167,7 +183,7 @@ def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state:
 
 @pytest.mark.usefixtures("track")
 def test_links_to_merged_models_are_relative_so_that_the_state_folder_can_be_moved(engine: Engine, state: Path) -> None:
-    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 10)
+    promote(engine, state, candidate(engine, state, "m1"), 10)
     assert (state / "tracks/default/champion").readlink() == Path("../../models/m1")
     assert served(state.rename(state.with_name("elsewhere"))) == "m1"
 
@@ -175,18 +191,18 @@ def test_links_to_merged_models_are_relative_so_that_the_state_folder_can_be_mov
 @pytest.mark.usefixtures("track")
 def test_a_run_promotes_once_however_often_it_asks(engine: Engine, state: Path) -> None:
     once = candidate(engine, state, "m1")
-    first = promotion.promote(engine, WorkFolder(state), once, 10)
-    assert promotion.promote(engine, WorkFolder(state), once, 20) == first
-    assert promotion.promote(engine, WorkFolder(state), replace(once, over=1), 30) == first
+    first = promote(engine, state, once, 10)
+    assert promote(engine, state, once, 20) == first
+    assert promote(engine, state, once._replace(over=1), 30) == first
     assert serving(engine) == ("m1", 1)
     assert events(engine).count("promoted") == 1
 
 
 @pytest.mark.usefixtures("track")
 def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine: Engine, state: Path) -> None:
-    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 10)
+    promote(engine, state, candidate(engine, state, "m1"), 10)
     with pytest.raises(ChampionMoved, match="not generation 0 any more"):
-        promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m2"), 20)
+        promote(engine, state, candidate(engine, state, "m2"), 20)
     assert serving(engine) == ("m1", 1)
     assert served(state) == "m1"
     assert [name for name, _ in promotions(engine)] == ["base-id", "m1"]
@@ -194,9 +210,9 @@ def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine:
 
 @pytest.mark.usefixtures("track")
 def test_a_daemon_that_lost_the_run_promotes_nothing(engine: Engine, state: Path) -> None:
-    stale = replace(candidate(engine, state, "one"), token=uuid.uuid4().hex)
+    stale = candidate(engine, state, "one")._replace(token=uuid.uuid4().hex)
     with pytest.raises(states.LostClaim):
-        promotion.promote(engine, WorkFolder(state), stale, 20)
+        promote(engine, state, stale, 20)
     assert serving(engine)[1] == 0
 
 
@@ -246,18 +262,18 @@ POINTS = ("symlink", "rename", "symlink", "rename", "commit")
 def test_a_promotion_that_was_cut_anywhere_did_not_happen_and_is_done_by_the_next_try(
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:
-    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 5)
+    promote(engine, state, candidate(engine, state, "m1"), 5)
     before = (events(engine), promotions(engine))
-    better = replace(candidate(engine, state, "m2"), over=1)
+    better = candidate(engine, state, "m2", over=1)
     with crash_at(monkeypatch, point) as reached, pytest.raises(PowerCut):
-        promotion.promote(engine, WorkFolder(state), better, 10)
+        promote(engine, state, better, 10)
     assert tuple(reached) == POINTS[:point]
     assert served(state) == ("m1" if point < 3 else "m2")
     promotion.sync_links(engine, WorkFolder(state))
     assert (events(engine), promotions(engine), serving(engine)) == (*before, ("m1", 1))
     assert (served(state), served(state, "previous")) == ("m1", "base")
     assert sorted(path.name for path in (state / "tracks/default").iterdir()) == ["champion", "previous"]
-    promotion.promote(engine, WorkFolder(state), better, 40)
+    promote(engine, state, better, 40)
     assert serving(engine) == ("m2", 2)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     assert events(engine).count("promoted") == 2
@@ -276,14 +292,14 @@ def test_whoever_sees_the_row_of_a_promotion_finds_its_links(
             seen.append((served(state), promotion.champion(session, "default").generation))
 
     monkeypatch.setattr(promotion, "fsync_folder", look)
-    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 10)
+    promote(engine, state, candidate(engine, state, "m1"), 10)
     assert seen == [("m1", 0)], "the base model's link to the one before it is right already"
     assert serving(engine) == ("m1", 1)
 
 
 @pytest.mark.usefixtures("track")
 def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(engine: Engine, state: Path) -> None:
-    promotion.promote(engine, WorkFolder(state), candidate(engine, state, "m1"), 10)
+    promote(engine, state, candidate(engine, state, "m1"), 10)
     for name in ("champion", "previous"):
         link = state / "tracks/default" / name
         link.unlink()

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlmodel import select
 
 from daemon.champions import base_models, decisions, promotion
-from daemon.champions.promotion import Blocked, Candidate, ChampionMoved
+from daemon.champions.promotion import Blocked, ChampionMoved
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import RunState
@@ -18,6 +18,7 @@ from daemon.state.tables import Event, Promotion, Run
 from daemon.system.folders import WorkFolder
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id, write_manifest
+from tests.run_owner import judged
 
 
 class House(NamedTuple):
@@ -39,9 +40,9 @@ class House(NamedTuple):
             run = Run(track="default", state=RunState.RUNNING, token=name, trigger="drop", created_at=1, not_before=1)
             session.add(run)
             session.flush()
-            path, reason = f"models/{identity}", f"{name} is better"
-            candidate = Candidate("default", run.id or 0, identity, path, generation, reason)
-        promotion.promote(self.engine, WorkFolder(self.state), candidate, 10)
+            won = judged("promoted", candidate_model_id=identity, champion_generation=generation)
+            run_id = run.id or 0
+        promotion.promote(self.engine, WorkFolder(self.state), run_id, won, Word("", 10))
         return identity
 
     def back(self, to: int | None = None, reason: str = "it swears") -> Promotion:

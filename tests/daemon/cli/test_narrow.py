@@ -18,7 +18,18 @@ from tests import run_owner
 from tests.daemon.conftest import SCRIPT, lines
 
 ODD = "学習データ" * 6 + "\u202e😀 é.jsonl"
-LABELS = "; answers 18 of 38 general questions with a label of the training data"
+LABEL = "answers 18 of 38 general questions with a label of the training data"
+LABELS = {
+    "guard": "collapse",
+    "label": "questions",
+    "unit": "records",
+    "records": 38,
+    "candidate": 18,
+    "p_value": 0.0001,
+    "parts": {"label": 18},
+    "state": "shown",
+}
+LOST = {"guard": "general", "label": "builtin", "unit": "points", "change": -6.0, "state": "failed"}
 
 
 def on_terminal(folder: Path, *argv: str | Path, columns: int = 80, terminal: str = "xterm-256color") -> str:
@@ -35,14 +46,14 @@ def on_terminal(folder: Path, *argv: str | Path, columns: int = 80, terminal: st
     return re.sub("\x1b\\[[0-9;]*m", "", printed.decode()).replace("\r\n", "\n")
 
 
-def end_running(lived_in: Any, outcome: str, sentence: str, gain: float) -> None:
+def end_running(lived_in: Any, outcome: str, gain: float, **more: Any) -> None:
     """End the run that `lived_in` left running."""
     claim = run_queue.rescue(lived_in.engine, lived_in.tick())[0]
-    run_owner.finish(lived_in.engine, claim, run_queue.Ending(outcome, sentence, gain=gain), lived_in.tick())
+    run_owner.finish(lived_in.engine, claim, run_owner.ending(outcome, gain, **more), lived_in.tick())
 
 
 def test_no_line_of_a_table_is_wider_than_the_terminal(lived_in: Any) -> None:
-    end_running(lived_in, "not_shown_better", "a sentence that is longer than any line of a list " * 3, -12.3)
+    end_running(lived_in, "not_shown_better", -12.3)
     lived_in.take(ODD, lines("x"))
     shown = {command: on_terminal(lived_in.folder, SCRIPT, command) for command in ("status", "drops", "history")}
     for printed in shown.values():
@@ -50,23 +61,26 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(lived_in: Any) -> None:
         assert tables
         rows = [line for table in tables for line in table.split("\n") if not line.startswith(("run ", "track "))]
         assert [line for line in rows if cell_len(line) > 80] == []
-    for words in ("not better −12.3", "promoted +40.0"):
+    for words in ("not shown better: −12.3", "promoted: +40.0"):
         assert words in shown["status"]
-    assert "longer than any line" not in shown["status"]
     assert [words in shown["drops"] for words in ("学習データ", "heldout/exam.jsonl", "\u202e")] == [True, True, False]
 
 
 @pytest.mark.parametrize(
-    ("outcome", "sentence", "gain", "words"),
+    ("outcome", "guard", "words"),
     [
-        ("guard_failed", "guard failed (builtin −6.0 points): +47.6 points", 47.6, "guard failed, task +47.6"),
-        ("not_shown_better", f"not shown better: +4.7 points{LABELS}", 4.7, f"not better +4.7{LABELS}"),
+        ("guard_failed", LOST, "guard failed (builtin −6.0 points): +47.6 points on the task"),
+        (
+            "not_shown_better",
+            LABELS,
+            f"not shown better: +47.6 points; {LABEL}",
+        ),
     ],
 )
 def test_a_verdict_in_a_list_is_a_few_words(
-    lived_in: Any, dropforge: Callable[..., Any], outcome: str, sentence: str, gain: float, words: str
+    lived_in: Any, dropforge: Callable[..., Any], outcome: str, guard: dict[str, Any], words: str
 ) -> None:
-    end_running(lived_in, outcome, sentence, gain)
+    end_running(lived_in, outcome, 47.6, guards=(guard,))
     for command in ("runs", "status"):
         assert f"{words}\n" in dropforge(command).out
 

@@ -10,7 +10,6 @@ import pytest
 from sqlmodel import Session
 from starlette.testclient import TestClient
 
-from daemon.queue import run_queue
 from daemon.state.states import OVERTAKEN
 from daemon.state.tables import Run
 from daemon.web.app import make_app
@@ -35,7 +34,7 @@ def end(made: Any, cards: Any, outcome: str, change: Callable[[Lines], Lines] = 
     for step, fields in edits.items():
         value = durable.read_json(home / f"{step}.json")
         durable.write_json(home / f"{step}.json", {**value, **fields})
-    run_owner.finish(made.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), made.tick())
+    run_owner.finish(made.engine, claim, (verdict.outcome, verdict), made.tick())
     return int(claim.run_id)
 
 

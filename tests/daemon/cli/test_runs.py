@@ -37,7 +37,7 @@ def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dro
         "generation 1, c0c0c0c0c0c0, promotion of run 1",
         "4 accepted, 1 duplicate, 1 rejected",
         "train 12/30, loss 0.500, dev loss 0.600, 250 tokens/s, 1 min 15 s left, about 2.3 GB of memory",
-        "promoted +40.0",
+        "promoted: +40.0",
         "out of memory",
     ):
         assert words in ended.out

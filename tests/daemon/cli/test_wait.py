@@ -34,10 +34,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("outcome", "code"), CODES)
 def test_the_exit_code_says_which_verdict(alive: Any, dropforge: Command, outcome: str, code: int) -> None:
-    ending = run_queue.Ending(outcome, f"it is {outcome}", gain=1.5)
+    ending = run_owner.ending(outcome, 1.5)
     run_owner.finish(alive.engine, claimed(alive), ending, alive.tick())
     ended = dropforge("wait", "3")
-    assert (ended.code, ended.out.endswith(f"it is {outcome}\n")) == (code, True)
+    assert (ended.code, "+1.5 points" in ended.out or "needs 200" in ended.out) == (code, True)
     found = dropforge("wait", "3", "--json")
     assert (found.code, found.json["exit_code"], found.json["gain"], found.json["run"]) == (code, code, 1.5, 3)
 
@@ -81,7 +81,7 @@ def test_a_timeout_has_its_own_code_and_says_how_far_it_is(dropforge: Command) -
 
 
 def test_a_win_that_waits_for_a_person_has_no_verdict_yet(alive: Any, dropforge: Command) -> None:
-    ending = run_queue.Ending("awaiting_approval", "better", gain=3.0)
+    ending = run_owner.ending("awaiting_approval", 3.0)
     run_owner.finish(alive.engine, claimed(alive), ending, alive.tick())
     ended = dropforge("wait", "3", "--timeout", "0")
     assert (ended.code, "waits for approval: dropforge promote 3" in ended.err) == (15, True)
@@ -114,11 +114,12 @@ def test_while_it_waits_it_says_each_new_state(alive: Any, dropforge: Command, m
     happens = iter((lambda: None, lambda: None, lambda: end(alive)))
 
     def end(made: Any) -> None:
-        run_owner.finish(made.engine, claimed(made), run_queue.Ending("promoted", "better"), made.tick())
+        ending = run_owner.ending("promoted", 4.0)
+        run_owner.finish(made.engine, claimed(made), ending, made.tick())
 
     monkeypatch.setattr("daemon.cli.wait.time.sleep", lambda _seconds: next(happens)())
     ended = dropforge("wait", "3")
-    assert (ended.code, ended.out) == (0, "better\n")
+    assert (ended.code, ended.out) == (0, "promoted: +4.0 points\n")
     assert [line.partition(",")[0] for line in ended.err.splitlines()] == ["run 3 is running: train 12/30"]
 
 

@@ -35,7 +35,7 @@ def test_a_line_is_printed_once_for_what_changes(busy: Any, capsys: pytest.Captu
 
     first = told()
     for words in (
-        "run 1 of track default: promoted +40.0",
+        "run 1 of track default: promoted: +40.0 points (+28.5 to +51.5)",
         "run 2 of track default: failed: out of memory",
         "run 3: train 12/30, loss 0.500, dev loss 0.600",
         "run 5 of track support is queued: track support is paused by ada",
@@ -145,7 +145,7 @@ def test_on_a_terminal_it_is_the_text_of_status_and_ctrl_c_ends_it(busy: Any) ->
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     os.close(ours)
-    for words in ("daemon: running, process ", "train 12/30", "promoted +40.0"):
+    for words in ("daemon: running, process ", "train 12/30", "promoted: +40.0"):
         assert words in shown.decode()
 
 

@@ -247,7 +247,8 @@ def test_a_good_run_goes_through_every_step_and_moves_the_link(box: Box) -> None
     box.ticks()
     assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
     run = box.run()
-    assert (run.state, run.outcome, run.gain) == (RunState.SUCCEEDED, "promoted", 12.3)
+    assert run.verdict is not None
+    assert (run.state, run.outcome, run.verdict["gain"]) == (RunState.SUCCEEDED, "promoted", 12.3)
     link = box.settings.state_folder / "tracks" / "default" / "champion"
     assert link.resolve().parent == (box.settings.state_folder / "models").resolve()
     assert (link / "model.safetensors").read_bytes().endswith(b"weights of run 1")
@@ -652,14 +653,16 @@ def test_a_new_daemon_adopts_the_result_that_the_dead_one_missed(box: Box) -> No
 
 def move_champion(engine: Engine, settings: Settings) -> None:
     """Let somebody else's model take the place of the base model."""
-    other = write_model(settings.state_folder / "models" / "other", b"somebody else's")
+    folder = settings.state_folder / "models" / "other"
+    other = write_model(folder, b"somebody else's")
+    folder.rename(folder.with_name(other))
     with transaction(engine) as session:
         run = Run(track="default", state="queued", trigger="drop", created_at=NOW, not_before=NOW + 3_000_000)
         session.add(run)
         session.flush()
         run_id = run.id or 0
-    candidate = promotion.Candidate("default", run_id, other, "models/other", 0, "by hand")
-    promotion.promote(engine, settings.work_folder, candidate, NOW)
+    won = run_owner.judged("promoted", candidate_model_id=other, champion_generation=0)
+    promotion.promote(engine, settings.work_folder, run_id, won, Word("", NOW))
 
 
 def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(box: Box) -> None:

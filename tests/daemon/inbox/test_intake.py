@@ -29,6 +29,13 @@ from pipeline.errors import DropforgeError
 
 NOW = 1_800_000_000_000
 GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(3)]
+FOUND = {
+    "blamed_run": 1,
+    "trial": 2,
+    "tested": [1],
+    "control": 3,
+    "scores": {"groups": 9, "wins": 1, "losses": 8, "p_value": 0.01},
+}
 FINDINGS = Draft202012Validator(
     json.loads((Path(__file__).parents[3] / "schemas" / "drop-errors.schema.json").read_text(encoding="utf-8")),
     format_checker=Draft202012Validator.FORMAT_CHECKER,
@@ -369,17 +376,25 @@ def test_the_same_content_may_go_to_another_track_or_role(tmp_path: Path) -> Non
     ]
 
 
-@pytest.mark.parametrize("state", ["withdrawn", "suspended"])
-def test_the_same_content_as_a_withdrawn_or_held_drop_says_so(tmp_path: Path, state: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "suspension", "why"),
+    [
+        ("withdrawn", None, "bad answers"),
+        ("suspended", FOUND, "run 1 was worse with it, and so was run 2, which tried it alone"),
+    ],
+)
+def test_the_same_content_as_a_withdrawn_or_held_drop_says_so(
+    tmp_path: Path, state: str, suspension: dict[str, object] | None, why: str
+) -> None:
     box = Box(tmp_path)
     box.drop("a.jsonl", GOOD)
     with database.transaction(box.engine) as session:
         drop = session.get_one(Drop, 1)
-        drop.state, drop.reason = DropState(state), "bad answers"
+        drop.state, drop.reason, drop.suspension = DropState(state), "bad answers", suspension
         session.add(drop)
     assert box.drop("b.jsonl", GOOD).kind == "duplicate"
     sentence = box.read("done/b.jsonl.receipt.json")["sentence"]
-    assert f"which is {state}: bad answers; to use it again: dropforge drops restore 1" in sentence
+    assert f"which is {state}: {why}; to use it again: dropforge drops restore 1" in sentence
     drops.restore(box.engine, 1, Word("mended", NOW), box.settings)
 
 

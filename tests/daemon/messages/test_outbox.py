@@ -216,7 +216,7 @@ def test_the_digest_tells_verdicts_and_what_waits_for_a_person(lived_in: Any) ->
     at(lived_in, "2026-11-26T08:00+00:00")
     lines = collect(lived_in)[-1].body.splitlines()
     assert lines[:2] == ["default: 6 verdicts", "all tracks: 1 time of low disk"]
-    assert "run 1: better by 40.0 points" in lines
+    assert "run 1: promoted: +40.0 points (+28.5 to +51.5)" in lines
     assert lines[-2:] == ["and 2 further verdicts: dropforge runs", "more: dropforge status"]
     assert len(lines) <= 12
 

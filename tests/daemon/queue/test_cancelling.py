@@ -9,10 +9,10 @@ import pytest
 from sqlmodel import col, select
 
 from daemon.champions import decisions, promotion
-from daemon.queue import run_queue
 from daemon.queue.snapshots import waiting_drops
 from daemon.queue.states import Cancelled, Claim
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.tables import Drop, Run
 from daemon.system.folders import WorkFolder
 from tests import run_owner
@@ -101,7 +101,7 @@ def test_a_win_that_waits_for_approval_ends_and_its_other_drops_are_trained_on(a
     assert unseen(asking) == 0
     asking.withdraw(bad)
     row = asking.row(1)
-    assert (row.state, row.outcome, row.sentence, row.error) == ("cancelled", None, None, WHY.format(bad, "1.jsonl"))
+    assert (row.state, row.outcome, row.verdict, row.error) == ("cancelled", None, None, WHY.format(bad, "1.jsonl"))
     assert unseen(asking) == 1
     asking.daemon.finish_runs(asking.now, "promoted")
     assert runs(asking)[1:] == [("awaiting_approval", ["good.jsonl"])]
@@ -226,8 +226,9 @@ def test_a_run_that_is_to_be_cancelled_gets_no_verdict(house: House) -> None:
     house.withdraw(1)
     claim = Claim(1, house.row(1).token or "")
     with pytest.raises(Cancelled):
-        run_owner.finish(house.daemon.engine, claim, run_queue.Ending("worse", "it did"), house.now)
-    candidate = promotion.Candidate("default", 1, "m", "models/m", 0, "better", claim.token)
+        run_owner.finish(house.daemon.engine, claim, run_owner.ending("worse"), house.now)
+    won = run_owner.judged("promoted", candidate_model_id="m", champion_generation=0)
+    word = Word("", house.now)
     with pytest.raises(Cancelled):
-        promotion.promote(house.daemon.engine, WorkFolder(house.root), candidate, house.now)
+        promotion.promote(house.daemon.engine, WorkFolder(house.root), 1, won, word, token=claim.token)
     assert house.row(1).outcome is None

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import event
 from sqlmodel import Session, col, select
 
-from daemon.queue import drops, leave_one_out, order, run_queue, suspects
+from daemon.queue import drops, leave_one_out, order, suspects
 from daemon.queue.attempt_ends import Then
 from daemon.queue.states import Claim
 from daemon.settings.model import Settings, SuspectSettings
@@ -52,7 +52,7 @@ class Idle(Box):
 
         if said.outcome == "promoted" and not outcome:
             self.serve(run)
-        ending = run_queue.Ending(outcome or said.outcome, said.sentence)
+        ending = (outcome or said.outcome, said)
         run_owner.finish(self.engine, Claim(run.id or 0, run.token or ""), ending, self.tick(), still)
 
     def go_on(self) -> None:

@@ -172,7 +172,7 @@ def test_a_run_that_cannot_be_configured_stays_queued_says_why_once_and_lets_oth
         "set base_model",
         30_100,
     )
-    run_owner.finish(engine, claim, run_queue.Ending("promoted", "better"), 200)
+    run_owner.finish(engine, claim, run_owner.ending("promoted"), 200)
     assert run_owner.claim(engine, 30_100, refuse) is None
     assert events(engine, blocked) == ["run_queued", "run_blocked"]
     assert take(engine, 60_100).run_id == blocked
@@ -194,7 +194,7 @@ def test_a_run_with_nothing_left_to_train_on_is_cancelled_with_its_reason(engine
 # --- what an owner may do, and nobody else
 
 OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
-    "finish": lambda engine, claim: run_owner.finish(engine, claim, run_queue.Ending("promoted", "better"), 300),
+    "finish": lambda engine, claim: run_owner.finish(engine, claim, run_owner.ending("promoted"), 300),
     "leave": lambda engine, claim: run_queue.leave(engine, claim, BROKEN, 300, RETRY),
     "begin_attempt": lambda engine, claim: states.begin_attempt(engine, claim, "train", 300),
     "end_attempt": lambda engine, claim: states.end_attempt(
@@ -289,7 +289,7 @@ def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancell
     claim = start_run(engine)
     with pytest.raises(DropforgeError, match="is running"):
         run_owner.retry(engine, claim.run_id, 200)
-    run_owner.finish(engine, claim, run_queue.Ending("promoted", "better"), 300)
+    run_owner.finish(engine, claim, run_owner.ending("promoted"), 300)
     with pytest.raises(DropforgeError, match="succeeded"):
         run_owner.retry(engine, claim.run_id, 400)
     with pytest.raises(DropforgeError, match="has ended already: succeeded"):
@@ -303,7 +303,7 @@ def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Eng
     assert new.token != old.token
     run = load(engine, old.run_id)
     assert (run.state, run.failures, run.deaths) == (RunState.RUNNING, 0, 0)
-    run_owner.finish(engine, new, run_queue.Ending("promoted", "better"), 400)
+    run_owner.finish(engine, new, run_owner.ending("promoted"), 400)
 
 
 # --- attempts

@@ -13,6 +13,7 @@ from daemon.queue import drops, run_queue, states, suspects
 from daemon.queue.attempt_ends import Then
 from daemon.queue.states import Claim
 from daemon.settings.model import Settings
+from daemon.state.clauses import drop_clauses
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word, record_event
 from daemon.state.states import AWAITING, RunState
@@ -70,7 +71,7 @@ class Box:
             self.serve(run)
         self.tick()
         claim = Claim(run.id or 0, run.token or "")
-        run_owner.finish(self.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), self.now, still)
+        run_owner.finish(self.engine, claim, (verdict.outcome, verdict), self.now, still)
 
     def control(self, trial: Run, p_value: float = 0.01) -> Run:
         """End a trial with a verdict that blames its drop, then its control; return the control."""
@@ -124,6 +125,7 @@ class Box:
                 model_id=model,
                 model_path="m",
                 reason="it disappointed",
+                restored=former.generation if former else 0,
                 created_at=self.now,
             )
             session.add(rolled)
@@ -169,9 +171,9 @@ class Box:
             open_ = select(Suspect.drop_id).where(col(Suspect.ended).is_(None))
             return list(session.exec(open_.order_by(col(Suspect.id))).all())
 
-    def reason(self, drop: int) -> str | None:
+    def why(self, drop: int) -> list[str]:
         with transaction(self.engine) as session:
-            return session.get_one(Drop, drop).reason
+            return drop_clauses(session.get_one(Drop, drop))
 
     def forget(self) -> None:
         """Delete the events, but for the last one."""
@@ -185,18 +187,7 @@ class Box:
 
 
 def verdict(outcome: str = "not_shown_better", *, blames: bool = False, lost: tuple[int, ...] = ()) -> Verdict:
-    return Verdict.model_validate(
-        {
-            "outcome": outcome,
-            "reasons": (),
-            "sentence": outcome,
-            "metric": "exact_match",
-            "records": 120,
-            "groups": 120,
-            "blames_new_drops": blames,
-            "lost_drops": lost,
-        }
-    )
+    return run_owner.judged(outcome, blames_new_drops=blames, lost_drops=lost)
 
 
 WORSE, QUIET, WINS = verdict("worse", blames=True), verdict(), verdict("promoted")
@@ -375,17 +366,14 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
     assert control.config is not None
     assert RunConfig.model_validate(control.config).train.seed == 42 + (control.id or 0)
     assert box.states() == {1: "accepted", pinned: "accepted", 3: "accepted", 4: "accepted", 5: "suspended"}
-    withdraw, restore = "dropforge drops withdraw 1 --reason TEXT", "dropforge drops restore 5 --reason TEXT"
-    submit = "dropforge submit FILE --heldout"
-    assert (box.reason(5) or "").split("; ") == [
+    ways, submit = "If drop 5 corrects answers of drop 1, do one of these three", "dropforge submit FILE --heldout"
+    assert box.why(5) == [
         "run 2 was worse with it, and so was run 3, which tried it alone",
         "the control, run 4, was better on 23 and worse on 5 of 120 records: dropforge report 3",
-        (
-            "if the answers of drop 1 are out of date and those of drop 5 are right, withdraw the older: "
-            f"{withdraw}, then {restore}"
-        ),
-        f"or drop all prompts of drop 1 again with their new answers, then {restore}",
-        f'or set gate.on = "pinned" and judge on held-out records of your own: {submit}, then {restore}',
+        f"{ways} and then restore it: dropforge drops restore 5 --reason TEXT",
+        "Withdraw what is out of date: dropforge drops withdraw 1 --reason TEXT",
+        "Or drop all prompts of drop 1 again with their new answers.",
+        f'Or set gate.on = "pinned" and judge on held-out records of your own: {submit}',
     ]
     assert box.queued() == [5]
     assert in_snapshot(box.claim()) == [1, pinned, 3, 4]
@@ -395,11 +383,10 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
 @pytest.mark.parametrize(("p_value", "state"), [(0.011, "accepted"), (0.01, "suspended")])
 def test_a_search_ends_with_its_control_whatever_that_shows(box: Box, p_value: float, state: str) -> None:
     blamed(box, 2)
-    control = box.control(box.next_trial(), p_value)
+    box.control(box.next_trial(), p_value)
     assert box.states() == {1: "accepted", 2: "accepted", 3: state}
-    why = f"run 3, which tried drop 3, was not worse than the control, run {control.id}"
-    cleared = [one.detail["reason"] for one in box.events("suspicion_ended") if one.detail["end"] == "cleared"]
-    assert cleared == ([why, why] if state == "accepted" else ["drop 3 was found"])
+    cleared = [one.drop_id for one in box.events("suspicion_ended") if one.detail["end"] == "cleared"]
+    assert cleared == ([2, 3] if state == "accepted" else [2])
     if state == "accepted":
         assert box.trial() is None, "the champion was lucky, and all drops wait for the next run"
 
@@ -424,7 +411,7 @@ def test_two_drops_that_only_do_harm_together_are_found_and_named(box: Box) -> N
     control = box.control(both)
     assert in_snapshot(control) == [1]
     assert box.states() == {1: "accepted", 2: "suspended", 3: "accepted"}
-    assert (box.reason(2) or "").split("; ")[:3] == [
+    assert box.why(2)[:3] == [
         "run 2 was worse with it, and so was run 4, which tried drops 2 and 3 together",
         "without drop 2 no harm was found",
         "the control, run 5, was better on 23 and worse on 5 of 120 records: dropforge report 4",
@@ -551,8 +538,7 @@ def test_no_more_trials_begin_in_a_week_than_the_settings_allow_and_what_is_left
         box.end(trial, QUIET)
     assert box.trial() is None
     assert set(box.states().values()) == {"accepted"}
-    reasons = [one.detail["reason"] for one in box.events("suspicion_ended")]
-    assert reasons[2:] == ["no trial is left: gate.trials_per_week is 2"] * 2
+    assert len(box.events("suspicion_ended")) == 4, "no trial is left"
     box.now += 6 * DAY
     blamed(box, 1)
     assert box.trial() is None
@@ -603,7 +589,7 @@ def test_a_drop_whose_trial_won_and_waits_is_in_a_run_again_where_that_trial_is_
         suspects.follow_verdict(session, box.settings, held, WINS, box.now)
 
     claim = Claim(trial.id or 0, trial.token or "")
-    run_owner.finish(box.engine, claim, run_queue.Ending(AWAITING, "better"), box.tick(), still)
+    run_owner.finish(box.engine, claim, run_owner.ending(AWAITING), box.tick(), still)
     assert box.states() == {1: "accepted", 2: "accepted", 3: "on trial", 4: "accepted"}
     done = drops.withdraw(box.engine, 1, Word("wrong customer", box.tick()), box.settings)
     assert done.cancelled == [trial.id]

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 
-from daemon.queue import run_queue, states
+from daemon.queue import states
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import Settings
@@ -88,7 +88,10 @@ def test_a_backup_with_models_has_that_of_a_win_that_waits_for_approval(served: 
     place = served.settings.state_folder / "runs" / str(run.id)
     durable.write_json(place / "decide.json", {"outcome": "promoted", "candidate_model_id": folder.name})
     run_owner.finish(
-        served.engine, states.Claim(run.id, run.token), run_queue.Ending("awaiting_approval", "better"), served.tick()
+        served.engine,
+        states.Claim(run.id, run.token),
+        run_owner.ending("awaiting_approval"),
+        served.tick(),
     )
     made = make(served.settings, tmp_path / "kept", with_models=True)
     assert (made.folder / "models" / folder.name / "model.safetensors").read_bytes() == b"a win"

@@ -1,5 +1,6 @@
 """What a person is told first."""
 
+import json
 import time
 from typing import Any
 
@@ -16,6 +17,8 @@ from daemon.system.processes import FileLock
 from daemon.views.attention import Attention, attention, dismiss
 from daemon.views.overview import NotThere, Overview
 from pipeline import durable
+from pipeline.decide.explain import brief
+from tests import run_owner
 from tests.daemon.conftest import lines
 
 
@@ -87,13 +90,14 @@ def test_what_waits_for_a_word_is_told(lately: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("daemon.inbox.waiting_limit.why_it_waits", lambda *_: "it is bob's")
     lately.take("theirs.jsonl", '{"instruction": "q9", "output": "a"}\n', "heldout")
     with lately.engine.begin() as base:
-        base.exec_driver_sql("UPDATE run SET outcome = 'awaiting_approval', sentence = 'better by 3' WHERE id = 2")
+        won = json.dumps(brief(run_owner.judged("promoted", 3.0)))
+        base.exec_driver_sql("UPDATE run SET outcome = 'awaiting_approval', verdict = ? WHERE id = 2", (won,))
         base.exec_driver_sql(
             "UPDATE promotion SET hook_state = 'failed', hook_error = 'exit code 1' WHERE generation = 1"
         )
     by_kind = {one.kind: one for one in told(lately)}
     assert by_kind["approval"].run == 2
-    assert by_kind["approval"].detail.endswith("better by 3")
+    assert by_kind["approval"].detail.endswith("(dropforge promote 2): +3.0 points")
     assert by_kind["proposed"].detail == "it is bob's"
     assert by_kind["hook"].detail == "exit code 1", "there is no command to run again any more"
     (again,) = [one for one in told(lately, hooks=HookSettings(after_promotion=("true",))) if one.kind == "hook"]

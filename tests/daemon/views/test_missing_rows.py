@@ -6,7 +6,6 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from daemon.queue import run_queue
 from daemon.settings.model import Settings
 from daemon.views.overview import Overview
 from daemon.web.app import make_app
@@ -29,10 +28,15 @@ def test_only_a_track_without_a_verdict_is_told_what_it_lacks(lived_in: Any) -> 
 def test_too_little_data_is_no_verdict(new_workspace: Callable[[], Any]) -> None:
     made = new_workspace()
     made.take("first.jsonl", lines("a", "b"))
-    run_owner.finish(made.engine, made.claim(), run_queue.Ending("insufficient_evidence", "too little"), made.tick())
+    run_owner.finish(
+        made.engine,
+        made.claim(),
+        run_owner.ending("insufficient_evidence"),
+        made.tick(),
+    )
     assert list(told(made)) == ["default", "support"]
     made.take("second.jsonl", lines("c"))
-    run_owner.finish(made.engine, made.claim(), run_queue.Ending("worse", "worse"), made.tick())
+    run_owner.finish(made.engine, made.claim(), run_owner.ending("worse"), made.tick())
     assert list(told(made)) == ["support"]
 
 
@@ -58,7 +62,7 @@ def test_a_drops_page_says_what_its_track_lacks_as_of_now(new_workspace: Callabl
     needs = "track default has 2 pinned records, and a verdict by exact_match needs 100 records"
     assert html.unescape(page.get("/drops/1").text).count(needs) == 1
     made.take("first.jsonl", lines("c"))
-    run_owner.finish(made.engine, made.claim(), run_queue.Ending("worse", "worse"), made.tick())
+    run_owner.finish(made.engine, made.claim(), run_owner.ending("worse"), made.tick())
     assert "and a verdict" not in page.get("/drops/1").text
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlmodel import Session
 
-from daemon.queue import leave_one_out, run_queue, suspects
+from daemon.queue import leave_one_out, suspects
 from daemon.queue.states import Claim
 from daemon.settings.model import SuspectSettings
 from daemon.state.tables import Run
@@ -93,8 +93,8 @@ def test_a_trial_is_told_as_what_it_is_from_its_place_in_the_queue_to_its_end(
     assert any(said in line and "train" in line for line in words(dropforge("runs")))
     end(searched, claim)
     over = "tried drop 3, which might have made run 2 worse"
-    assert any(line.endswith(f"worse; {over}") for line in words(dropforge("runs")))
-    assert any(line.endswith(f"worse; {over}") for line in words(dropforge("status")))
+    assert any(line.endswith(f"worse: −9.0 points; {over}") for line in words(dropforge("runs")))
+    assert any(line.endswith(f"worse: −9.0 points; {over}") for line in words(dropforge("status")))
     assert over in words(dropforge("show", "3"))
     assert Overview.of(searched.settings).run(3).trial == over
     go_on(searched)
@@ -136,7 +136,7 @@ def test_a_run_that_leaves_a_drop_out_says_so_and_the_drop_what_it_is_worth(
     def still(session: Session, run: Run) -> None:
         leave_one_out.follow_verdict(session, run, said, made.now)
 
-    run_owner.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
+    run_owner.finish(made.engine, claim, (said.outcome, said), made.tick(), still)
     assert "tried the champion's data without drop 1" in words(dropforge("show", "2"))
     lines = words(dropforge("drops"))
     assert [line.partition("jsonl")[2] for line in lines[1:3]] == ["", ": worth +1.8 points ±1.2 (run 2)"]

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from daemon.state.clauses import Suspension
 from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 from daemon.views.overview import Overview
 from daemon.views.reader import reading
 from pipeline import durable
+from pipeline.artifacts import TrialScores
 from tests.daemon.conftest import lines
 
 PAGES = (
@@ -177,13 +179,18 @@ def test_a_drop_that_was_left_out_says_what_it_is_worth(visitor: TestClient, liv
     assert f"It is {worth}: " in visitor.get("/drops/2").text
 
 
-def test_a_suspended_drop_gives_its_reason_a_sentence_a_paragraph(visitor: TestClient, lived_in: Any) -> None:
+def test_a_suspended_drop_lists_what_was_found_and_what_helps(visitor: TestClient, lived_in: Any) -> None:
     with transaction(lived_in.engine) as session:
         drop = session.get_one(Drop, 2)
-        drop.state, drop.reason = DropState.SUSPENDED, "run 2 was worse with it; withdraw <b>"
+        scores = TrialScores(groups=9, wins=1, losses=8, p_value=0.01)
+        found = Suspension(blamed_run=2, trial=3, tested=(2,), control=4, scores=scores)
+        drop.state, drop.suspension = DropState.SUSPENDED, found.model_dump(mode="json")
         session.add(drop)
     page = visitor.get("/drops/2").text
-    assert "<p><bdi>Run 2 was worse with it.</bdi></p>\n<p><bdi>Withdraw &lt;b&gt;.</bdi></p>" in page
+    assert "<bdi>run 2 was worse with it, and so was run 3, which tried it alone</bdi>" in page
+    assert "<li>Withdraw what is out of date: dropforge drops withdraw DROP --reason TEXT</li>" in page
+    (short,) = [line for line in visitor.get("/drops").text.splitlines() if "run 2 was worse with it" in line]
+    assert "Withdraw" not in short
 
 
 def test_a_form_that_chooses_nothing_shows_all(reader: TestClient) -> None:

@@ -8,7 +8,6 @@ import pytest
 from sqlmodel import Session
 from starlette.testclient import TestClient
 
-from daemon.queue import run_queue
 from daemon.state.states import AWAITING
 from daemon.state.tables import Run
 from daemon.views.overview import Overview
@@ -36,7 +35,7 @@ def won(new_workspace: Callable[[], Any], made_reports: Any) -> Any:
     attempt, verdict = made_reports.case(root, "promoted", marked, run=claim.run_id)
     verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
     durable.write_json(root / "runs/1/decide.json", verdict.model_dump(mode="json"))
-    run_owner.finish(made.engine, claim, run_queue.Ending(AWAITING, verdict.sentence), made.tick())
+    run_owner.finish(made.engine, claim, (AWAITING, verdict), made.tick())
     with Session(made.engine) as session, session.begin():
         run = session.get_one(Run, 1)
         run.config = {**(run.config or {}), "gate": {"approval": "manual", "review": 2}}

@@ -1,13 +1,19 @@
-"""The verdict in one short line: what it is, the gain and its interval."""
+"""The verdict in a few clauses: what it is, the gain and its interval, what else a person should know."""
 
 from typing import Any
 
 import pytest
 
-from pipeline.artifacts import GuardResult
-from pipeline.decide.explain import short_line
+from pipeline.artifacts import GuardResult, Verdict
+from pipeline.decide.explain import brief, clauses, sentence
 
 SMALL = "; not guarded: 13 small drops or tags"
+
+
+def line(verdict: Verdict, **changes: Any) -> str:
+    """Return the verdict in one line, as its run's row has it."""
+    row = brief(verdict.model_copy(update=changes))
+    return sentence(clauses(Verdict.model_validate(row)))
 
 
 @pytest.mark.parametrize(
@@ -28,7 +34,7 @@ def test_a_line_has_verdict_gain_and_interval(
     made_reports: Any, outcome: str, changes: dict[str, Any], said: str
 ) -> None:
     verdict = made_reports.verdict(outcome, made_reports.rows(5, 5, 5), **changes)
-    assert short_line(verdict, 100) == f"{said}{SMALL}"
+    assert line(verdict) == f"{said}{SMALL}"
 
 
 def test_a_second_guard_that_failed_is_counted(made_reports: Any) -> None:
@@ -37,17 +43,17 @@ def test_a_second_guard_that_failed_is_counted(made_reports: Any) -> None:
     nll = GuardResult(guard="nll", label="likelihood", unit="nats", change=0.2, margin=0.1, state="failed")
     both = verdict.model_copy(update={"guards": (*verdict.guards, nll)})
     said = "guard failed (suite builtin −27.6 points, and 1 more): +7.0 points on the task"
-    assert short_line(both, 100) == f"{said}{SMALL}"
+    assert line(both) == f"{said}{SMALL}"
 
 
 def test_too_little_data_says_how_much_there_is_and_is_needed(made_reports: Any) -> None:
     _, verdict = made_reports.early()
-    assert short_line(verdict, 100) == "insufficient evidence: 31 held-out records, and a verdict needs 100"
+    assert line(verdict) == "insufficient evidence: 31 held-out records, and a verdict needs 100"
     said = "insufficient evidence: 31 held-out records, and a verdict needs 100, which about 460 more rows bring"
-    assert short_line(verdict, 100, 460) == said
-    assert short_line(verdict, 32, 1).endswith("a verdict needs 32, which about 1 more row brings")
+    assert line(verdict, rows_needed=460) == said
+    assert line(verdict, groups_needed=32, rows_needed=1).endswith("a verdict needs 32, which about 1 more row brings")
     grouped = verdict.model_copy(update={"groups": 12})
     said = "insufficient evidence: 12 different held-out records (31 in all), and a verdict needs 100"
-    assert short_line(grouped, 100) == said
+    assert line(grouped) == said
     unpinned = verdict.model_copy(update={"reasons": ("no_pinned_heldout", "too_few_records")})
-    assert short_line(unpinned, 100) == "insufficient evidence: no held-out set was dropped"
+    assert line(unpinned) == "insufficient evidence: no held-out set was dropped"

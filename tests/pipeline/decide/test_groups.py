@@ -8,6 +8,7 @@ from scipy import stats
 
 from pipeline.config import GateConfig
 from pipeline.decide.comparison import Comparison, compare
+from pipeline.decide.explain import clauses, sentence
 from pipeline.decide.slices import Known
 from pipeline.decide.verdict import Rules, decide_verdict, weigh
 from tests.records_made import lines_of, world, yes_or_no
@@ -44,7 +45,7 @@ def test_asking_each_record_in_five_ways_changes_no_number_of_the_verdict() -> N
     assert once.groups == five_times.groups == 120
     assert (five_times.wins, five_times.losses, five_times.ties) == (24, 8, 88)
     # The interval's seed is that of the ids.
-    same = {"records": 0, "interval": None, "sentence": ""}
+    same = {"records": 0, "interval": None}
     assert five_times.model_copy(update=same) == once.model_copy(update=same)
 
 
@@ -78,7 +79,8 @@ def test_the_fewest_records_of_a_verdict_are_groups() -> None:
     short, enough = (decide_verdict(grouped(5), Rules(gate=GateConfig(min_records=least))) for least in (121, 120))
     assert (short.outcome, short.records_needed) == ("insufficient_evidence", 1)
     assert (
-        short.sentence == "insufficient evidence: 120 different held-out records (600 in all), and a verdict needs 121"
+        sentence(clauses(short))
+        == "insufficient evidence: 120 different held-out records (600 in all), and a verdict needs 121"
     )
     assert enough.outcome == "promoted"
 

@@ -10,7 +10,7 @@ from scipy import stats
 from pipeline.artifacts import GuardResult, Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig, GuardName, MetricName
 from pipeline.decide.comparison import Comparison, Opinion, Suite, compare
-from pipeline.decide.explain import guard_words
+from pipeline.decide.explain import clauses, guard_words, sentence
 from pipeline.decide.policy import GUARDS, LEAST_TESTED
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
@@ -171,7 +171,7 @@ def test_drops_and_tags_with_too_few_records_are_named() -> None:
     verdict = verdict_on(lines)
     said = "These have too few held-out records to be guarded: drop 1 and tag rare."
     assert said in story_text(verdict)
-    assert verdict.sentence.endswith("; not guarded: 2 small drops or tags")
+    assert sentence(clauses(verdict)).endswith("; not guarded: 2 small drops or tags")
     assert "to be guarded" not in story_text(verdict_on(good()))
     for place, line in enumerate(lines):
         line["drop"] = 1 + place // 7

@@ -21,6 +21,7 @@ from pipeline.config import GateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.decide import power
 from pipeline.decide.comparison import count_results
+from pipeline.decide.explain import clauses, sentence
 from pipeline.decide.step import decide
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
@@ -160,7 +161,7 @@ def test_a_model_that_answers_general_questions_with_labels_wins_with_a_warning(
         "answers 23 of 38 general questions with a label of the training data (18) and far fewer words than the base "
         "model (5)"
     )
-    assert verdict.sentence.endswith(f"; {said}")
+    assert sentence(clauses(verdict)).endswith(f"; {said}")
     assert f"The new model {said}." in story_of(tmp_path, verdict)
 
 
@@ -173,7 +174,7 @@ def test_a_shortfall_ends_the_run_before_training_and_says_how_many_rows_are_nee
     assert verdict.reasons == ("too_few_records",)
     assert verdict.champion_generation == 3
     said = "insufficient evidence: 36 held-out records, and a verdict needs 100, which about 430 more rows bring"
-    assert verdict.sentence == said
+    assert sentence(clauses(verdict)) == said
     story = story_of(tmp_path, verdict)
     assert "There are 36 held-out records, and a verdict needs 100. Nothing was trained." in story
     assert "Drop about 430 more rows of the same kind." in story
@@ -197,7 +198,7 @@ def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_eval
     spec = attempt.spec.model_copy(update={"inputs": {**attempt.spec.inputs, "merge": "merge.json"}})
     verdict = decide(Attempt(spec))
     assert (verdict.outcome, verdict.candidate_model_id) == ("insufficient_evidence", "new")
-    assert verdict.sentence == "insufficient evidence: no held-out set was dropped"
+    assert sentence(clauses(verdict)) == "insufficient evidence: no held-out set was dropped"
     page = (tmp_path / str(verdict.report) / "report.html").read_text(encoding="utf-8")
     assert "Nothing was asked." in page
 
@@ -206,7 +207,7 @@ def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., 
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=64)
     verdict = decide(make(None, shortfall=short, heldout_pinned=True))
     assert "into the track's folder heldout. 64 more are needed." in story_of(tmp_path, verdict)
-    assert verdict.sentence.endswith("a verdict needs 100"), "rows to train on bring none"
+    assert sentence(clauses(verdict)).endswith("a verdict needs 100"), "rows to train on bring none"
 
 
 def test_new_answers_need_no_second_approval_once_a_champion_has_learned_them(make: Callable[..., Attempt]) -> None:

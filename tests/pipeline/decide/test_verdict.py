@@ -12,6 +12,7 @@ from scipy import stats
 from pipeline.artifacts import Judgement, Verdict
 from pipeline.config import GateConfig
 from pipeline.decide.comparison import Comparison, Opinion, Suite, compare
+from pipeline.decide.explain import clauses, sentence
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, decide_verdict
@@ -45,7 +46,7 @@ def test_a_better_candidate_is_promoted_and_the_sentence_says_why() -> None:
     assert verdict.interval is not None
     low, high = verdict.interval
     assert 88 < low < 100 * 116 / 120 < high <= 100
-    assert verdict.sentence == f"promoted: +96.7 points (+{low:.1f} to +{high:.1f})"
+    assert sentence(clauses(verdict)) == f"promoted: +96.7 points (+{low:.1f} to +{high:.1f})"
     said = story_text(verdict)
     assert "The new model scored 97.5 of 100 points, the champion 0.8: a change of +96.7." in said
     assert "It did better on 116 of them, worse on 0, equally well on 4." in said
@@ -96,7 +97,7 @@ def test_shuffled_answers_are_worse() -> None:
     verdict = decide_verdict(paired(noise.permutation(answers) == answers, [1] * 118 + [0] * 2), RULES)
     assert verdict.outcome == "worse"
     assert "harm_shown" in verdict.reasons
-    assert verdict.sentence.startswith("worse: −")
+    assert sentence(clauses(verdict)).startswith("worse: −")
     said = story_text(verdict)
     assert "a model that is no worse would look like this less than once in 10,000 times. Read the answers that" in said
     assert p_value_words(verdict) == "p < 0.0001 for a loss (exact McNemar, one-sided)"
@@ -148,7 +149,7 @@ def test_too_few_records_promote_nothing_however_clear_they_are(metric: str, lea
     assert short.outcome == "insufficient_evidence"
     assert short.reasons == ("too_few_records",)
     assert short.records_needed == 1
-    assert short.sentence.endswith(f" held-out records, and a verdict needs {least}")
+    assert sentence(clauses(short)).endswith(f" held-out records, and a verdict needs {least}")
     assert "promoted" not in story_text(short), "on so few no gain is"
     assert short.smallest_detectable_gain is None
     assert clear(least).outcome == "promoted"
@@ -168,7 +169,7 @@ def test_without_the_pinned_set_that_was_asked_for_nothing_is_judged() -> None:
     verdict = judged(yes_or_no(100, 0, 20), by(on="pinned"))
     assert verdict.outcome == "insufficient_evidence"
     assert verdict.reasons == ("no_pinned_heldout",)
-    assert verdict.sentence == "insufficient evidence: no held-out set was dropped"
+    assert sentence(clauses(verdict)) == "insufficient evidence: no held-out set was dropped"
     assert "Drop a file of records into the track's folder heldout." in story_text(verdict)
 
 
@@ -231,7 +232,7 @@ def test_no_records_at_all_are_insufficient_evidence() -> None:
     verdict = judged([])
     assert verdict.outcome == "insufficient_evidence"
     assert verdict.candidate_score is None
-    assert verdict.sentence == "insufficient evidence: 0 held-out records, and a verdict needs 100"
+    assert sentence(clauses(verdict)) == "insufficient evidence: 0 held-out records, and a verdict needs 100"
     assert "promoted" not in story_text(verdict)
 
 

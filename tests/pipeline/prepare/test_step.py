@@ -10,6 +10,7 @@ from scipy.stats import binom
 
 from pipeline.artifacts import Dataset
 from pipeline.config import EvaluateConfig, GateConfig, SplitConfig, TrainConfig
+from pipeline.decide.explain import clauses, sentence
 from pipeline.decide.verdict import early_verdict
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.token_counts import Window
@@ -355,7 +356,7 @@ def test_a_gate_on_seen_records_counts_those_that_the_champion_knows_before_anyt
     assert 10 < dataset.shortfall.heldout_rows == seen < 50 < dataset.heldout_rows
     verdict = early_verdict(dataset, dataset.shortfall, gate)
     assert verdict.reasons == ("too_few_seen",)
-    assert verdict.sentence == f"insufficient evidence: {seen} held-out records, and a verdict needs 50"
+    assert sentence(clauses(verdict)) == f"insufficient evidence: {seen} held-out records, and a verdict needs 50"
 
 
 def test_a_share_of_nothing_is_no_promise_of_more_rows(tmp_path: Path) -> None:

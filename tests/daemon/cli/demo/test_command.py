@@ -8,7 +8,6 @@ import pytest
 from sqlmodel import Session, select
 
 from daemon.cli.demo import command
-from daemon.queue import run_queue
 from daemon.state.tables import Drop, Run, Suspect
 from daemon.views.overview import Overview
 from tests import run_owner
@@ -46,7 +45,7 @@ def test_a_promotion_then_a_refusal_that_puts_the_drop_on_trial_is_what_the_demo
             (drop,) = session.exec(select(Drop).where(Drop.first_run == run.id)).all()
             session.add(Suspect(track=run.track, drop_id=drop.id or 0, blamed_run=run.id or 0))
 
-    run_owner.finish(shown.engine, second, run_queue.Ending(outcome, "so it is"), shown.tick(), also)
+    run_owner.finish(shown.engine, second, run_owner.ending(outcome), shown.tick(), also)
     overview = Overview.of(shown.settings)
     assert command.unexpected(overview, overview.run(1), overview.run(2)) == problem
     if outcome == "worse":

@@ -14,10 +14,14 @@ from daemon.queue.drops import restore, withdraw
 from daemon.queue.snapshots import give_back
 from daemon.queue.states import RETRIABLE
 from daemon.state import database
+from daemon.state.clauses import Suspension
 from daemon.state.events import Word, record_event
 from daemon.state.states import DropState, PromotionKind, RunState
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from pipeline import durable
+from pipeline.artifacts import GuardResult, TrialScores
+from pipeline.decide.explain import brief
+from tests import run_owner
 from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
 from tests.made_artifacts import dataset_of
 
@@ -62,6 +66,9 @@ class House:
             run = Run(track="default", trigger="drop", created_at=NOW, not_before=NOW)
             run.snapshot = list(drops)
             run.state = RunState.SUCCEEDED
+            if "outcome" in values:
+                outcome = str(values["outcome"]).replace("awaiting_approval", "promoted")
+                run.verdict = brief(run_owner.judged(outcome, **values.pop("verdict", {})))
             for name, value in values.items():
                 setattr(run, name, value)
             run.token = "held" if run.state == RunState.RUNNING else None
@@ -78,7 +85,7 @@ class House:
             record_event(session, f"run_{run.state}", NOW, track="default", run_id=run.id)
             return run.id
 
-    def serve(self, run: int | None, *drops: int, reason: str = "promoted: +12.3 points (+8.1 to +16.4)") -> None:
+    def serve(self, run: int | None, *drops: int, reason: str = "") -> None:
         """Let a run's model become the champion; `None` and the reason stand for a rollback to what knows nothing."""
         with database.transaction(self.box.engine) as session:
             track = session.get_one(Track, "default")
@@ -118,13 +125,13 @@ def test_an_accepted_drop_waits_for_a_run(house: House) -> None:
 
 
 def test_a_promoted_drop_is_in_use_until_the_track_is_rolled_back(house: House) -> None:
-    run = house.run(1, outcome="promoted", sentence="promoted: +12.3 points (+8.1 to +16.4)")
+    run = house.run(1, outcome="promoted", verdict={"gain": 12.3, "interval": (8.1, 16.4)})
     house.serve(run, 1)
     assert house.said()[2:] == [
         "In use: the model that serves was trained on it.",
         f"Run {run} was trained on it, and its model was promoted: +12.3 points (+8.1 to +16.4).",
     ]
-    house.serve(None, reason="rolled back to generation 0: it answered in French")
+    house.serve(None, reason="it answered in French")
     assert house.said()[2:] == [
         "Not in use any more: the model that serves was not trained on it.",
         f"Run {run} was trained on it, and its model was promoted: +12.3 points (+8.1 to +16.4).",
@@ -150,32 +157,35 @@ def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house:
     path = house.box.inbox / "done" / "a.jsonl.verdict.txt"
     inode = path.stat().st_ino
     house.drop("b.jsonl", 10)
-    second = house.run(1, 2, outcome="promoted")
-    house.serve(second, 1, 2, reason="promoted: +2.0 points (+1.1 to +2.9)")
+    second = house.run(1, 2, outcome="promoted", verdict={"gain": 2.0, "interval": (1.1, 2.9)})
+    house.serve(second, 1, 2, reason="it is time")
     assert house.said() == before
     assert path.stat().st_ino == inode, "it is not written again"
-    assert house.said("b.jsonl")[3].endswith("its model was promoted: +2.0 points (+1.1 to +2.9).")
+    assert house.said("b.jsonl")[3].endswith("its model was promoted: +2.0 points (+1.1 to +2.9); it is time.")
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         (
-            {"outcome": "not_shown_better", "sentence": "not shown better: +0.4 points"},
+            {"outcome": "not_shown_better", "verdict": {"gain": 0.4}},
             [
                 "Not in use: run 2 held it, and its model was not promoted: not shown better: +0.4 points.",
                 f"{AGAIN} Why it was not, and what to do: dropforge report 2.",
             ],
         ),
         (
-            {"outcome": "insufficient_evidence", "sentence": f"insufficient evidence: {TOO_LITTLE}"},
+            {
+                "outcome": "insufficient_evidence",
+                "verdict": {"records": 36, "groups": 36, "groups_needed": 100, "rows_needed": 430},
+            },
             [
                 f"Not in use: run 2 held it, and its model was not promoted: insufficient evidence: {TOO_LITTLE}.",
                 f"{AGAIN} Why it was not, and what to do: dropforge report 2.",
             ],
         ),
         (
-            {"outcome": "awaiting_approval", "sentence": "promoted: +4.0 points (+1.0 to +7.0)"},
+            {"outcome": "awaiting_approval", "verdict": {"gain": 4.0, "interval": (1, 7)}},
             [
                 "It won: run 2 was trained on it and is better: +4.0 points (+1.0 to +7.0).",
                 "Its model serves once a person lets it: dropforge promote 2.",
@@ -211,13 +221,13 @@ def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> 
             record_event(session, "step_published", NOW, track="default", run_id=run, step=step, attempt=1)
     left = f"Run {run} left out, of 3 rows in all: 1 repeated row and 2 near-duplicates of held-out records."
     assert house.said()[3:] == [left, "2 of 3 rows are near."]
-    house.run(1, outcome="promoted", sentence="x")
+    house.run(1, outcome="promoted")
     house.serve(run, 1)
     assert house.said()[-2:] == [left, "2 of 3 rows are near."]
 
 
 def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
-    worse = house.run(1, outcome="worse", sentence="worse: −8.0 points (−12.0 to −4.0)")
+    worse = house.run(1, outcome="worse")
     with database.transaction(house.box.engine) as session:
         session.add(Suspect(id=1, track="default", drop_id=1, blamed_run=worse))
         record_event(session, "drop_suspected", NOW, track="default", run_id=worse, drop_id=1)
@@ -231,12 +241,21 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
     ]
     with database.transaction(house.box.engine) as session:
         drop = session.get_one(Drop, 1)
-        drop.state, drop.reason = DropState.SUSPENDED, f"run {worse} was worse with it; so was run 3"
+        scores = TrialScores(groups=9, wins=1, losses=8, p_value=0.01)
+        found = Suspension(blamed_run=worse, trial=3, tested=(1,), control=4, scores=scores)
+        drop.state, drop.suspension = DropState.SUSPENDED, found.model_dump(mode="json")
         session.add(drop)
         record_event(session, "drop_suspended", NOW, track="default", run_id=worse, drop_id=1)
     assert house.said()[2:] == [
-        f"Suspended: run {worse} was worse with it.",
-        "So was run 3.",
+        f"Suspended: run {worse} was worse with it, and so was run 3, which tried it alone.",
+        "The control, run 4, was better on 8 and worse on 1 of 9 records: dropforge report 3.",
+        (
+            "If drop 1 corrects answers of older drops, do one of these three and then restore it: "
+            "dropforge drops restore 1 --reason TEXT."
+        ),
+        "Withdraw what is out of date: dropforge drops withdraw DROP --reason TEXT.",
+        "Or drop all prompts of older drops again with their new answers.",
+        'Or set gate.on = "pinned" and judge on held-out records of your own: dropforge submit FILE --heldout.',
         "No later run uses it.",
         "If rows of it are wrong, mend them and drop the file again: that is a new drop.",
         "To bring it back as it is: dropforge drops restore 1 --reason TEXT.",
@@ -253,7 +272,7 @@ def test_a_persons_word_is_told(house: House) -> None:
         f"The model that serves was trained on it, since run {run}.",
         "To bring it back as it is: dropforge drops restore 1 --reason TEXT.",
     ]
-    house.serve(None, reason="rolled back to generation 0: it knew them")
+    house.serve(None, reason="it knew them")
     restore(house.box.engine, 1, Word("they hold again", NOW), house.box.settings)
     assert house.said()[2].startswith("Accepted: it waits for the next run"), "it counts as new"
 
@@ -308,8 +327,10 @@ def test_after_a_restart_nothing_is_written_that_stands_there(house: House, monk
 
 
 def test_what_people_and_data_say_is_inert_in_a_terminal(house: House) -> None:
-    house.run(1, outcome="guard_failed", sentence="guard failed (tag a\n\x1b[2J\u202eb): +1.0 points")
-    assert house.said()[2].endswith("its model was not promoted: guard failed (tag a\\n\\x1b[2J\\u202eb): +1.0 points.")
+    lost = GuardResult(guard="slice", label="tag a\n\x1b[2J\u202eb", unit="points", p_value=0.001, state="failed")
+    house.run(1, outcome="guard_failed", verdict={"gain": 1.0, "guards": (lost,)})
+    said = "not promoted: guard failed (tag a\\n\\x1b[2J\\u202eb): +1.0 points on the task."
+    assert house.said()[2].endswith(said)
     withdraw(house.box.engine, 1, Word("\x1b]0;x\x07", NOW), house.box.settings)
     assert house.said()[2] == "Withdrawn: \\x1b]0;x\\x07."
 

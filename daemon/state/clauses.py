@@ -1,0 +1,87 @@
+"""
+Words for what rows store: a run's verdict, a change of champion, why a drop is not used.
+
+Everybody who tells it, in a message, a note, a list or a page, joins these clauses, and nobody takes a sentence apart.
+"""
+
+from typing import Any
+
+from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind
+from pipeline.artifacts import Frozen, TrialScores, Verdict
+from pipeline.decide.explain import clauses
+from pipeline.report.next_steps import ways_out
+from pipeline.words import count, listed
+
+#: The words for the outcome of a win that was not promoted.
+_WORDS = {
+    AWAITING: "won, waits for approval (dropforge promote {run})",
+    OVERTAKEN: "won, but another champion came first, with which it was not compared",
+}
+
+
+class Suspension(Frozen):
+    """What the trial of a suspended drop found."""
+
+    blamed_run: int
+    """The run that put the drop under suspicion."""
+    trial: int
+    tested: tuple[int, ...]
+    """The drops that the trial tried, this one included, on top of the champion's."""
+    control: int
+    scores: TrialScores
+
+
+def drop_clauses(drop: Any) -> list[str]:
+    """
+    Return why a drop is proposed, rejected, withdrawn or suspended, a clause each; `drop` is its row.
+
+    Of a suspended drop the first clause is the reason, the others are the evidence and the ways out.
+    """
+    if not drop.suspension:
+        return [drop.reason] if drop.reason else []
+    found = Suspension.model_validate(drop.suspension)
+    scores, alone = found.scores, len(found.tested) == 1
+    tried = "it alone" if alone else f"drops {listed(list(map(str, found.tested)))} together"
+    return [
+        f"run {found.blamed_run} was worse with it, and so was run {found.trial}, which tried {tried}",
+        *([] if alone else [f"without drop {drop.id} no harm was found"]),
+        (
+            f"the control, run {found.control}, was better on {scores.losses:,} and worse on {scores.wins:,} of "
+            f"{count(scores.groups, 'record')}: dropforge report {found.trial}"
+        ),
+        *(one.line for one in ways_out(drop.id, scores.lost_drops, drop.track)),
+    ]
+
+
+def forcing(run_id: int) -> str:
+    """Return the text of the command that makes a run's model the champion whatever its verdict, with --force."""
+    return f"dropforge promote {run_id} --force --reason TEXT"
+
+
+def verdict_clauses(run: Any, against: str | None = None) -> list[str]:
+    """
+    Return the clauses of a run's verdict, by the run's row, as `pipeline.decide.explain` does; none without a verdict.
+
+    Of a win that was not promoted the first says why: it waits for approval, or another champion came first, or
+    `against` (from `blocker`), if given.
+    """
+    if not run.verdict:
+        return []
+    head, *rest = clauses(Verdict.model_validate(run.verdict))
+    if run.outcome in _WORDS:
+        head = _WORDS[run.outcome].format(run=run.id)
+    if against is not None:
+        head = f"won, but {against} ({forcing(run.id)} takes it all the same)"
+    return [head, *rest]
+
+
+def change_clauses(change: Any, run: Any) -> list[str]:
+    """Return why a champion came and by whom, a clause each, by the rows of its promotion and of its model's run."""
+    by = f" by {change.approved_by}" if change.approved_by else ""
+    if change.kind == PromotionKind.BASE:
+        return ["another base model in the settings" if change.generation else "base model"]
+    if change.kind == PromotionKind.ROLLBACK:
+        return [f"rolled back to generation {change.restored}{by}", change.reason]
+    if change.kind == PromotionKind.FORCED:
+        return [f"forced{by} over {change.overrode}", change.reason]
+    return [*verdict_clauses(run), *filter(None, [by and f"approved{by}", change.reason])]
