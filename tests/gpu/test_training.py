@@ -15,6 +15,7 @@ from pipeline.artifacts import Adapter
 from pipeline.contract import SPEC_NAME
 from pipeline.errors import StartAgain
 from pipeline.train import trainer
+from pipeline.train.answer_loss import add_answer_loss
 from pipeline.train.memory import Sizes
 from pipeline.train.step import train
 from tests.training_runs import TrainingRun
@@ -83,9 +84,6 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 def test_an_attempt_without_memory_is_followed_by_one_that_recomputes_every_second_layer(
     new_run: NewRun, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-    add_answer_loss = trainer.add_answer_loss
-
     def then_limit(model: Any) -> None:
         torch.cuda.empty_cache()
         whole = torch.cuda.get_device_properties(0).total_memory
