@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.artifacts import Dataset
 from pipeline.records.heldout import dataset_hash
+from tests.made_artifacts import dataset_of
 
 Row = Mapping[str, Any]
 
@@ -18,18 +19,5 @@ def write_rows(root: Path, train: Sequence[Row], dev: Sequence[Row] = (), *, lon
     for name, rows in (("train", train), ("dev", dev)):
         lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(rows))
         (folder / f"{name}.jsonl").write_text("".join(lines))
-    return Dataset(
-        folder="data",
-        train_rows=len(train),
-        dev_rows=len(dev),
-        heldout_rows=0,
-        heldout_groups=0,
-        heldout_pinned=False,
-        heldout_version="v",
-        dataset_sha256=dataset_hash(folder),
-        duplicates=0,
-        replaced=0,
-        removed_heldout=0,
-        metric="exact_match",
-        max_new_tokens=longest,
-    )
+    found = {"folder": "data", "train_rows": len(train), "dev_rows": len(dev), "dataset_sha256": dataset_hash(folder)}
+    return dataset_of(0, **found, max_new_tokens=longest)

@@ -1,5 +1,6 @@
 """A run's owner in few lines, for tests that need no dispatcher: it claims the next run, and finishes it; and drops."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from daemon.state.database import transaction
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Run, Track
 from daemon.system.folders import StateFolder, WorkFolder
+from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
+from pipeline.report.write import write_report
+
+Lines = list[dict[str, Any]]
 
 
 def configure(_session: Session, track: Track) -> RunConfig:
@@ -97,6 +102,30 @@ def end(made: Any, held: Claim, said: Verdict = WORSE) -> None:
         suspects.follow_verdict(session, made.settings, run, said, made.now)
 
     finish(made.engine, held, (said.outcome, said), made.tick(), also)
+
+
+def end_with_card(
+    made: Any, cards: Any, outcome: str, change: Callable[[Lines], Lines] = list, *, review: int = 0
+) -> int:
+    """
+    Take a drop in and let its run end in a verdict of `cards` (tests/made_reports.py) with its card.
+
+    `change` is made to the evaluation's records. With `review` a win waits for the blind review of so many pairs.
+    """
+    row = {"instruction": f"say {made.now}", "output": "a"}
+    made.take(f"drop-{made.now}.jsonl", json.dumps(row) + "\n")
+    claimed = made.claim()
+    root = made.settings.state_folder
+    attempt, verdict = cards.case(root, outcome, change, run=claimed.run_id)
+    verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
+    durable.write_json(root / f"runs/{claimed.run_id}/decide.json", verdict.model_dump(mode="json"))
+
+    def also(_session: Session, run: Run) -> None:
+        if review:
+            run.config = {**(run.config or {}), "gate": {"approval": "manual", "review": review}}
+
+    finish(made.engine, claimed, (AWAITING if review else verdict.outcome, verdict), made.tick(), also)
+    return int(claimed.run_id)
 
 
 def spool_of(folder: Path) -> Spool:

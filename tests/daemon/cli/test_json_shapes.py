@@ -21,9 +21,9 @@ from daemon.queue import order
 from daemon.settings.load import load
 from daemon.state.events import Word
 from daemon.state.states import AttemptState
-from tests.daemon.cli.test_report import end
 from tests.daemon.conftest import lines
 from tests.model_folder import write_model
+from tests.run_owner import end_with_card
 
 SHAPES = Path(__file__).with_name("json_shapes.json")
 Command = Callable[..., Any]
@@ -86,8 +86,8 @@ def full(new_workspace: Callable[[], Any], made_reports: Any, monkeypatch: pytes
     path.write_text(f'base_model = "trainable"\n{path.read_text()}{more}')
     outbox.open_outbox(made.engine, load(path, {}), made.now)
     made.take("exam.jsonl", lines("q"), "heldout")
-    end(made, made_reports, "promoted")
-    end(made, made_reports, "guard_failed")
+    end_with_card(made, made_reports, "promoted")
+    end_with_card(made, made_reports, "guard_failed")
     made.take("second.jsonl", lines("b"))
     third = made.claim()
     made.attempt(third, "train")

@@ -14,28 +14,9 @@ from daemon.state.states import OVERTAKEN
 from daemon.state.tables import Run
 from daemon.web.app import make_app
 from pipeline import durable
-from pipeline.report.write import write_report
-from tests import run_owner
+from tests.run_owner import end_with_card
 
 Command = Callable[..., Any]
-Lines = list[dict[str, Any]]
-BASE_ID = "ba" * 32
-
-
-def end(made: Any, cards: Any, outcome: str, change: Callable[[Lines], Lines] = list, **edits: Any) -> int:
-    """Let the next run end in a verdict with its card; `edits` change what the steps published."""
-    made.take(f"drop-{made.now}.jsonl", json.dumps({"instruction": f"say {made.now}", "output": "a"}) + "\n")
-    claim = made.claim()
-    root = made.settings.state_folder
-    attempt, verdict = cards.case(root, outcome, change, run=claim.run_id)
-    verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
-    home = root / "runs" / str(claim.run_id)
-    durable.write_json(home / "decide.json", verdict.model_dump(mode="json"))
-    for step, fields in edits.items():
-        value = durable.read_json(home / f"{step}.json")
-        durable.write_json(home / f"{step}.json", {**value, **fields})
-    run_owner.finish(made.engine, claim, (verdict.outcome, verdict), made.tick())
-    return int(claim.run_id)
 
 
 @pytest.fixture
@@ -46,7 +27,7 @@ def workspace(new_workspace: Callable[[], Any], monkeypatch: pytest.MonkeyPatch)
 
 
 def test_report_prints_the_page_or_the_data(workspace: Any, made_reports: Any, dropforge: Command) -> None:
-    run = end(workspace, made_reports, "guard_failed")
+    run = end_with_card(workspace, made_reports, "guard_failed")
     page = workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.html"
     for arguments in (("report", run), ("report", run, "--path")):
         ended = dropforge(*arguments)
@@ -57,17 +38,17 @@ def test_report_prints_the_page_or_the_data(workspace: Any, made_reports: Any, d
 
 
 def test_what_is_not_trained_has_no_training(workspace: Any, made_reports: Any, dropforge: Command) -> None:
-    run = end(workspace, made_reports, "early")
+    run = end_with_card(workspace, made_reports, "early")
     said = dropforge("show", run).out
     assert "Nothing was trained." in said
     assert "from the base" not in said
     page = workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.html"
     assert "<dt>Training</dt><dd>none</dd>" in page.read_text(encoding="utf-8")
-    assert "from the base, on " in dropforge("show", end(workspace, made_reports, "worse")).out
+    assert "from the base, on " in dropforge("show", end_with_card(workspace, made_reports, "worse")).out
 
 
 def test_records_and_groups_of_them_are_told_apart(workspace: Any, made_reports: Any) -> None:
-    run = end(workspace, made_reports, "worse")
+    run = end_with_card(workspace, made_reports, "worse")
     path = workspace.settings.state_folder / f"runs/{run}/decide.json"
     client = TestClient(make_app(workspace.settings, "t" * 43), base_url="http://127.0.0.1:8765")
     verdict = durable.read_json(path)
@@ -80,7 +61,7 @@ def test_records_and_groups_of_them_are_told_apart(workspace: Any, made_reports:
 def test_a_backup_keeps_the_card_and_a_restore_brings_it_back(
     workspace: Any, made_reports: Any, dropforge: Command
 ) -> None:
-    run = end(workspace, made_reports, "worse")
+    run = end_with_card(workspace, made_reports, "worse")
     page = workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.html"
     whole = {path.name: path.read_bytes() for path in page.parent.iterdir()}
     assert set(whole) == {"report.html", "report.json"}
@@ -103,7 +84,7 @@ def test_a_backup_keeps_the_card_and_a_restore_brings_it_back(
 def test_report_opens_a_browser_where_there_is_a_display(
     workspace: Any, made_reports: Any, script: Command, tmp_path: Path
 ) -> None:
-    run = end(workspace, made_reports, "promoted")
+    run = end_with_card(workspace, made_reports, "promoted")
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/opened\n')
     browser.chmod(0o755)
@@ -132,7 +113,7 @@ def test_what_is_not_there_is_said_with_a_remedy(lived_in: Any, dropforge: Comma
 
 
 def test_show_tells_the_core_of_the_evidence(workspace: Any, made_reports: Any, dropforge: Command) -> None:
-    run = end(workspace, made_reports, "guard_failed")
+    run = end_with_card(workspace, made_reports, "guard_failed")
     out = dropforge("show", run).out
     for words in (
         "\nwhy:\n  Both models answered the same 400 records; neither was trained on them. The new model scored 94.0",
@@ -153,7 +134,7 @@ def test_show_tells_the_core_of_the_evidence(workspace: Any, made_reports: Any, 
 def test_show_says_nothing_of_what_to_do_about_a_win_that_came_too_late(
     workspace: Any, made_reports: Any, dropforge: Command
 ) -> None:
-    run = end(workspace, made_reports, "promoted")
+    run = end_with_card(workspace, made_reports, "promoted")
     assert "what to do next:\n  The new model serves by itself" in dropforge("show", run).out
     with Session(workspace.engine) as session, session.begin():
         session.get_one(Run, run).outcome = OVERTAKEN

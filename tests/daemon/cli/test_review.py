@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlmodel import Session
 
-from daemon.state.states import AWAITING
-from daemon.state.tables import Run
-from pipeline import durable
-from pipeline.report.write import write_report
-from tests import run_owner
+from tests.run_owner import end_with_card
 
 Command = Callable[..., Any]
 SCRIPT = Path(sys.executable).parent / "dropforge"
@@ -41,16 +36,7 @@ def hostile(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def workspace(new_workspace: Callable[[], Any], made_reports: Any) -> Any:
     """Return a workspace whose run 1 won and waits for a review of three pairs."""
     made = new_workspace()
-    root = made.settings.state_folder
-    made.take("drop.jsonl", '{"instruction": "say", "output": "a"}\n')
-    claim = made.claim()
-    attempt, verdict = made_reports.case(root, "promoted", hostile, run=claim.run_id)
-    verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
-    durable.write_json(root / "runs/1/decide.json", verdict.model_dump(mode="json"))
-    run_owner.finish(made.engine, claim, (AWAITING, verdict), made.tick())
-    with Session(made.engine) as session, session.begin():
-        run = session.get_one(Run, 1)
-        run.config = {**(run.config or {}), "gate": {"approval": "manual", "review": 3}}
+    end_with_card(made, made_reports, "promoted", hostile, review=3)
     return made
 
 

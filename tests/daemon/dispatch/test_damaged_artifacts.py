@@ -14,7 +14,7 @@ from daemon.system.folders import WorkFolder
 from pipeline import durable
 from tests import run_owner
 from tests.daemon.champions.test_approval import MANUAL, House
-from tests.daemon.cli.test_report import end
+from tests.run_owner import end_with_card
 
 DAMAGED = (b"", b"[1]")
 
@@ -77,7 +77,7 @@ def test_damaged_data_of_a_card_is_named(
     new_workspace: Callable[[], Any], made_reports: Any, dropforge: Callable[..., Any]
 ) -> None:
     made = new_workspace()
-    run = end(made, made_reports, "guard_failed")
+    run = end_with_card(made, made_reports, "guard_failed")
     card = made.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.json"
     for damage in DAMAGED:
         card.write_bytes(damage)

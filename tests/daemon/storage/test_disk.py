@@ -32,7 +32,8 @@ from pipeline.contract import Attempt
 from pipeline.errors import DropforgeError, StepFailed, is_disk_full
 from pipeline.train import checkpoints
 from tests import run_owner
-from tests.run_owner import spool_of
+from tests.prepared_rows import write_rows
+from tests.run_owner import add_drop, spool_of
 
 NOW = 1_764_000_000_000
 GB = 10**9
@@ -93,10 +94,8 @@ def test_a_full_disk_is_known_in_every_form_in_which_it_is_told(tmp_path: Path) 
 def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_from_it(
     tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt]
 ) -> None:
-    from pipeline.artifacts import Dataset  # noqa: PLC0415 - with the steps below, which load torch
-    from pipeline.merge.step import merge  # noqa: PLC0415
+    from pipeline.merge.step import merge  # noqa: PLC0415 - the steps load torch
     from pipeline.models.manifest import model_id  # noqa: PLC0415
-    from pipeline.records.heldout import dataset_hash  # noqa: PLC0415
     from pipeline.train.step import train  # noqa: PLC0415
 
     config = RunConfig(
@@ -108,25 +107,8 @@ def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_fro
             **{**tiny.settings(), "quantization": "auto", "method": "galore", "epochs": 1.0, "checkpoint_minutes": 1e-6}
         ),
     )
-    (tmp_path / "data").mkdir()
-    rows = [{**row, "id": "x", "drop": 1} for row in tiny.rows(64, seed=1)]
-    for name, part in (("train", rows[:40]), ("dev", rows[40:])):
-        (tmp_path / f"data/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    dataset = Dataset(
-        folder="data",
-        train_rows=40,
-        dev_rows=24,
-        heldout_rows=0,
-        heldout_groups=0,
-        heldout_pinned=False,
-        heldout_version="v",
-        dataset_sha256=dataset_hash(tmp_path / "data"),
-        duplicates=0,
-        replaced=0,
-        removed_heldout=0,
-        metric="exact_match",
-        max_new_tokens=8,
-    )
+    rows = tiny.rows(64, seed=1)
+    dataset = write_rows(tmp_path, rows[:40], rows[40:])
     trained = make_attempt("train", config=config, inputs={"prepare": dataset})
     adapter = train(trained)
     merged = make_attempt("merge", config=config, inputs={"prepare": dataset, "train": adapter})
@@ -178,10 +160,7 @@ def dispatcher(tmp_path: Path, tiny_llama: Path, free: Callable[[int], None]) ->
     made = Dispatcher(engine, settings, LocalExecutor(spool_of(settings.state_folder)))
     with transaction(engine) as session:
         run_queue.enqueue(session, "default", "drop", NOW, NOW)
-        session.connection().exec_driver_sql(
-            "INSERT INTO 'drop' (track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings,"
-            " received_at) VALUES ('default', 'train', 'accepted', x'64', 'd', 'd', 10, 1, 0, 0, 0)"
-        )
+        add_drop(session)
     made.recover(NOW)
     return made
 

@@ -5,18 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlmodel import Session
 from starlette.testclient import TestClient
 
-from daemon.state.states import AWAITING
-from daemon.state.tables import Run
 from daemon.views.overview import Overview
 from daemon.web.app import make_app
 from daemon.web.security import cookie_name
-from pipeline import durable
-from pipeline.report.write import write_report
-from tests import run_owner
 from tests.daemon.web.conftest import HERE, TOKEN
+from tests.run_owner import end_with_card
 
 MARKUP = "<script>alert(1)</script>\x1b[31m\u202e"
 
@@ -29,16 +24,7 @@ def won(new_workspace: Callable[[], Any], made_reports: Any) -> Any:
         return [{**line, "instruction": MARKUP, "champion": {**line["champion"], "text": "old"}} for line in lines]
 
     made = new_workspace()
-    root = made.settings.state_folder
-    made.take("drop.jsonl", '{"instruction": "say", "output": "a"}\n')
-    claim = made.claim()
-    attempt, verdict = made_reports.case(root, "promoted", marked, run=claim.run_id)
-    verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
-    durable.write_json(root / "runs/1/decide.json", verdict.model_dump(mode="json"))
-    run_owner.finish(made.engine, claim, (AWAITING, verdict), made.tick())
-    with Session(made.engine) as session, session.begin():
-        run = session.get_one(Run, 1)
-        run.config = {**(run.config or {}), "gate": {"approval": "manual", "review": 2}}
+    end_with_card(made, made_reports, "promoted", marked, review=2)
     return made
 
 

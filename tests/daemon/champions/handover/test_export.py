@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,38 +12,50 @@ from daemon.champions.handover.export import export
 from pipeline import durable
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id, verify_manifest
-from tests.chaos.house import START, Daemon, build, records
+from tests.chaos.house import Daemon, build
 
-
-class Box:
-    """A workspace whose first run was promoted, and its champion."""
-
-    def __init__(self, folder: Path) -> None:
-        build(folder)
-        (folder / "inbox" / "a.jsonl").write_bytes(records("a"))
-        self.daemon = Daemon(folder, START)
-        self.daemon.take_in(START)
-        self.daemon.finish_runs(START, "promoted")
-        self.root = self.daemon.root
-        self.champion = (self.root / "tracks" / "default" / "champion").resolve()
-        self.identity = self.champion.name
+Command = Callable[..., Any]
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Box:
-    return Box(tmp_path)
+def champion(promoted: Daemon) -> Path:
+    """The folder of the champion, which has the name of its model."""
+    return (promoted.root / "tracks" / "default" / "champion").resolve()
 
 
 def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_copy_is_the_champion_with_its_manifest(box: Box, tmp_path: Path) -> None:
+def test_the_copy_is_the_champion_with_its_manifest_and_written_over_nothing(
+    champion: Path, dropforge: Command, tmp_path: Path
+) -> None:
+    done = dropforge("export", "--to", "out/copy")
+    assert (done.code, done.err) == (0, "")
     target = tmp_path / "out" / "copy"
-    words = export(box.champion, box.identity, target)
-    assert verify_manifest(target) == box.identity
-    assert words.startswith(f"{target}: model {box.identity[:12]}, ")
+    assert verify_manifest(target) == champion.name
+    assert done.out.startswith(f"{target}: model {champion.name[:12]}, ")
     assert leftovers(target.parent) == ["copy"]
+    (target / "model.safetensors").unlink()
+    again = dropforge("export", "--to", "out/copy")
+    assert (again.code, f"{target} is there already" in again.err) == (1, True)
+    assert not (target / "model.safetensors").exists()
+
+
+@pytest.mark.usefixtures("promoted")
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--gguf",), 1, "export.gguf is not set"),
+        (("nowhere",), 2, "there is no track 'nowhere'"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_with_its_remedy(
+    dropforge: Command, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    done = dropforge("export", *arguments, "--to", "out")
+    assert (done.code, words in done.err, "hint: " in done.err) == (code, True, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_model_is_copied_without_what_else_lies_in_its_folder(tmp_path: Path) -> None:
@@ -55,24 +69,16 @@ def test_a_base_model_is_copied_without_what_else_lies_in_its_folder(tmp_path: P
     assert "private.txt" not in leftovers(tmp_path / "copy")
 
 
-def test_what_is_there_is_not_written_over(box: Box, tmp_path: Path) -> None:
-    target = tmp_path / "copy"
-    target.mkdir()
-    with pytest.raises(DropforgeError, match="is there already"):
-        export(box.champion, box.identity, target)
-    assert leftovers(target) == []
-
-
-def test_a_champion_that_is_not_what_it_was_is_not_handed_over(box: Box, tmp_path: Path) -> None:
-    (weights,) = box.champion.glob("*.safetensors")
+def test_a_champion_that_is_not_what_it_was_is_not_handed_over(champion: Path, tmp_path: Path) -> None:
+    (weights,) = champion.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes() + b"x")
     before = leftovers(tmp_path)
     with pytest.raises(DropforgeError, match="is not what it was"):
-        export(box.champion, box.identity, tmp_path / "copy")
+        export(champion, champion.name, tmp_path / "copy")
     assert leftovers(tmp_path) == before
 
 
-def test_a_copy_that_fails_leaves_nothing(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_fails_leaves_nothing(champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = leftovers(tmp_path)
 
     def full(_source: Path, _target: Path) -> None:
@@ -80,7 +86,7 @@ def test_a_copy_that_fails_leaves_nothing(box: Box, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(durable, "publish_folder", full)
     with pytest.raises(OSError, match="No space left"):
-        export(box.champion, box.identity, tmp_path / "copy")
+        export(champion, champion.name, tmp_path / "copy")
     assert leftovers(tmp_path) == before
 
 
@@ -93,28 +99,26 @@ def test_a_copy_that_fails_leaves_nothing(box: Box, tmp_path: Path, monkeypatch:
     ],
 )
 def test_a_command_that_makes_no_gguf_file_leaves_nothing_but_what_it_said(
-    box: Box, tmp_path: Path, code: str, words: str, capfd: pytest.CaptureFixture[str]
+    champion: Path, tmp_path: Path, code: str, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = leftovers(tmp_path)
     command = (sys.executable, "-c", f"import sys\nprint('on layer 1')\n{code}")
     with pytest.raises(DropforgeError, match=words):
-        export(box.champion, box.identity, tmp_path / "copy", command)
+        export(champion, champion.name, tmp_path / "copy", command)
     assert ("on layer 1" in capfd.readouterr().err) == ("no GGUF" not in words)
     with pytest.raises(DropforgeError, match="no-such-program: No such file"):
-        export(box.champion, box.identity, tmp_path / "copy", ("no-such-program",))
+        export(champion, champion.name, tmp_path / "copy", ("no-such-program",))
     assert leftovers(tmp_path) == before
 
 
-def test_a_file_that_is_another_model_or_cannot_be_compared_is_not_handed_over(
-    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_is_another_model_is_not_handed_over(
+    champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = (sys.executable, "-c", "import sys; open(sys.argv[3], 'wb').write(b'GGUF')")
     before = leftovers(tmp_path)
-    with pytest.raises(DropforgeError, match="could not be compared with the champion"):
-        export(box.champion, box.identity, tmp_path / "copy", command)
     far = [sys.executable, "-c", """print('{"distance": 0.2, "top1": 0.99}')"""]
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda argv, **how: run(far if "--check" in argv else argv, **how))
     with pytest.raises(DropforgeError, match=r"copy\.gguf is not the champion: its logits 0\.2"):
-        export(box.champion, box.identity, tmp_path / "copy", command)
+        export(champion, champion.name, tmp_path / "copy", command)
     assert leftovers(tmp_path) == before

@@ -13,6 +13,7 @@ from daemon.state.database import transaction
 from daemon.state.tables import Promotion
 from tests.chaos.house import START, Daemon, build, records
 from tests.recorded import record
+from tests.settled_hooks import settle
 from tests.stand_in_server import StandIn, write_answers
 
 ROOT = Path(__file__).parents[4]
@@ -40,15 +41,9 @@ def promote(folder: Path, after: list[str], health: list[str]) -> Daemon:
     return daemon
 
 
-def settle(daemon: Daemon) -> list[tuple[str, str | None, str | None]]:
+def settled(daemon: Daemon) -> list[tuple[str, str | None, str | None]]:
     """Let the commands come to their end; return each change with what became of them."""
-    hooks = Hooks(daemon.engine, daemon.settings, try_out=lambda *_, **__: None)
-    for _ in range(20):
-        hooks.tick(START)
-        for _, _, running in hooks._running.values():
-            running.wait()
-        for thread in hooks._rollbacks.values():
-            thread.join()
+    settle(Hooks(daemon.engine, daemon.settings, try_out=lambda *_, **__: None), START)
     with transaction(daemon.engine) as session:
         rows = session.exec(select(Promotion).order_by(col(Promotion.generation))).all()
         print([(row.hook_output, row.health_output) for row in rows])
@@ -59,7 +54,7 @@ def test_a_promoted_models_adapter_is_loaded_asked_and_named(tmp_path: Path) -> 
     name_file = tmp_path / "name"
     with StandIn(write_answers(tmp_path / "served", dict.fromkeys(PROMPTS, OTHER))) as stand:
         daemon = promote(tmp_path, serve_hook(stand.url, "--adapter-name", str(name_file)), [])
-        assert settle(daemon)[-1] == ("promotion", "ok", None)
+        assert settled(daemon)[-1] == ("promotion", "ok", None)
         assert stand.names_loaded == [name_file.read_text().strip()]
 
 
@@ -68,7 +63,7 @@ def test_a_server_that_does_not_answer_as_the_champion_did_brings_the_former_one
     with StandIn(write_answers(tmp_path / "served", dict.fromkeys(PROMPTS, OTHER))) as stand:
         # It was restarted, and serves what it served before.
         daemon = promote(tmp_path, serve_hook(stand.url, "--restart", again), serve_hook(stand.url))
-        changes = settle(daemon)
+        changes = settled(daemon)
     assert changes[1:] == [("promotion", "failed", "failed"), ("rollback", "ok", None)]
 
 

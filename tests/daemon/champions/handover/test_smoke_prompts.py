@@ -1,6 +1,5 @@
 """What a server is asked: prompts that two models told apart, from the records of their evaluation."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,21 +7,10 @@ import pytest
 from daemon.champions.handover.smoke_prompts import FILE_NAME, SmokePrompt, adapter_of, write_smoke_prompts
 from pipeline import durable
 from pipeline.artifacts import ModelRef
-from tests.chaos.house import START, Daemon, build, records
+from tests.chaos.house import Daemon
 from tests.recorded import record
 
 OWN, OTHER = "by the candidate", "of the champion"
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Daemon:
-    """A workspace whose first run was promoted."""
-    build(tmp_path)
-    (tmp_path / "inbox" / "a.jsonl").write_bytes(records("a"))
-    made = Daemon(tmp_path, START)
-    made.take_in(START)
-    made.finish_runs(START, "promoted")
-    return made
 
 
 def read(daemon: Daemon, path: str | None) -> dict[str, Any]:
@@ -30,33 +18,33 @@ def read(daemon: Daemon, path: str | None) -> dict[str, Any]:
     return durable.read_object(daemon.root / path)
 
 
-def test_the_champion_is_asked_what_tells_it_from_the_model_that_it_beat(daemon: Daemon) -> None:
-    made, _ = record(daemon, [OWN, "same", "", *[OWN] * 9], [OTHER, "same", OTHER, *[OTHER] * 9])
-    found = read(daemon, write_smoke_prompts(daemon.root, "default", made, 1))
+def test_the_champion_is_asked_what_tells_it_from_the_model_that_it_beat(promoted: Daemon) -> None:
+    made, _ = record(promoted, [OWN, "same", "", *[OWN] * 9], [OTHER, "same", OTHER, *[OTHER] * 9])
+    found = read(promoted, write_smoke_prompts(promoted.root, "default", made, 1))
     assert found["model_id"] == made
     assert len(found["prompts"]) == 8
     assert found["prompts"][0] == {"content": "say\n### Input:\nword 0", "answer": OWN, "other": OTHER}
     assert not {"say\n### Input:\nword 1", "say\n### Input:\nword 2"} & {one["content"] for one in found["prompts"]}
-    assert write_smoke_prompts(daemon.root, "default", "b" * 64, None) is None, "a base model has none"
+    assert write_smoke_prompts(promoted.root, "default", "b" * 64, None) is None, "a base model has none"
 
 
 @pytest.mark.parametrize("how", ["no records", "damaged records", "another model", "answers in NF4"])
 def test_where_no_evaluation_knows_the_model_there_are_none_and_none_of_a_former_champion(
-    daemon: Daemon, how: str
+    promoted: Daemon, how: str
 ) -> None:
-    made, _ = record(daemon, [OWN], [OTHER])
-    write_smoke_prompts(daemon.root, "default", made, 1)
-    (file,) = (daemon.root / "runs" / "1" / "attempts").glob("evaluate-1/report/records.jsonl")
+    made, _ = record(promoted, [OWN], [OTHER])
+    write_smoke_prompts(promoted.root, "default", made, 1)
+    (file,) = (promoted.root / "runs" / "1" / "attempts").glob("evaluate-1/report/records.jsonl")
     if how == "no records":
         file.unlink()
     elif how == "damaged records":
         file.write_text('{"instruction": 3}\n')
     elif how == "answers in NF4":
-        path = daemon.root / "runs" / "1" / "evaluate.json"
+        path = promoted.root / "runs" / "1" / "evaluate.json"
         durable.write_json(path, {**durable.read_object(path), "quantization": "nf4"})
     asked = "0" * 64 if how == "another model" else made
-    assert write_smoke_prompts(daemon.root, "default", asked, 1) is None
-    assert not (daemon.root / "tracks" / "default" / FILE_NAME).exists()
+    assert write_smoke_prompts(promoted.root, "default", asked, 1) is None
+    assert not (promoted.root / "tracks" / "default" / FILE_NAME).exists()
 
 
 @pytest.mark.parametrize(
@@ -79,20 +67,20 @@ def test_a_short_answer_that_begins_the_other_models_is_still_the_champions() ->
     assert SmokePrompt(content="c", answer="yes", other="yes, sir").is_champions("yes")
 
 
-def test_answers_that_part_late_are_not_asked_for(daemon: Daemon) -> None:
+def test_answers_that_part_late_are_not_asked_for(promoted: Daemon) -> None:
     late = "the first words are the same, then "
-    made, _ = record(daemon, [OWN, f"{late}own"], [OTHER, f"{late}other"])
-    assert len(read(daemon, write_smoke_prompts(daemon.root, "default", made, 1))["prompts"]) == 1
+    made, _ = record(promoted, [OWN, f"{late}own"], [OTHER, f"{late}other"])
+    assert len(read(promoted, write_smoke_prompts(promoted.root, "default", made, 1))["prompts"]) == 1
 
 
-def test_the_adapter_of_a_champion_is_the_one_that_it_was_merged_from(daemon: Daemon) -> None:
-    made = durable.read_object(daemon.root / "runs" / "1" / "merge.json")["model_id"]
-    assert adapter_of(daemon.root, 1, made) == "runs/1/attempts/train-1"
-    assert adapter_of(daemon.root, 1, "0" * 64) is None
-    assert adapter_of(daemon.root, 2, made) is None
-    path = daemon.root / "runs" / "1" / "train.json"
+def test_the_adapter_of_a_champion_is_the_one_that_it_was_merged_from(promoted: Daemon) -> None:
+    made = durable.read_object(promoted.root / "runs" / "1" / "merge.json")["model_id"]
+    assert adapter_of(promoted.root, 1, made) == "runs/1/attempts/train-1"
+    assert adapter_of(promoted.root, 1, "0" * 64) is None
+    assert adapter_of(promoted.root, 2, made) is None
+    path = promoted.root / "runs" / "1" / "train.json"
     adapter = durable.read_object(path)
     start = ModelRef(model_id="0" * 64, path="models/former", generation=1)
     for other in ({"start": start.model_dump(mode="json")}, {"kind": "weights"}):
         durable.write_json(path, {**adapter, **other})
-        assert adapter_of(daemon.root, 1, made) is None
+        assert adapter_of(promoted.root, 1, made) is None

@@ -22,6 +22,7 @@ from daemon.system.programs import who
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
 from tests.model_folder import write_model
+from tests.settled_hooks import end_running, settle
 
 WRITE = "import json, os, sys; open(sys.argv[1], 'a').write(json.dumps(dict(os.environ)) + '\\n')"
 
@@ -66,17 +67,7 @@ class House:
 
     def settle(self) -> None:
         """Let the commands run until there is none to run any more."""
-        for _ in range(20):
-            self.hooks.tick(self.now)
-            if self.hooks.idle:
-                return
-            for _, _, running in self.hooks._running.values():
-                assert isinstance(running, Command)
-                running.wait()
-            for thread in self.hooks._rollbacks.values():
-                thread.join()
-        message = "the commands come to no end"
-        raise AssertionError(message)
+        settle(self.hooks, self.now)
 
     def rows(self) -> list[Promotion]:
         with transaction(self.daemon.engine) as session:
@@ -250,8 +241,7 @@ def test_a_hook_of_a_daemon_that_died_is_run_again(house: House) -> None:
     house.start(tell(house))
     house.promote()
     house.hooks.tick(house.now)
-    (_, _, running), *_ = house.hooks._running.values()
-    running.wait()
+    end_running(house.hooks)
     assert states(house)[-1][0] == "running", "it ended, and nobody was there to note it"
     house.hooks = house.new_hooks()
     house.settle()
@@ -318,9 +308,7 @@ def test_without_a_hook_there_is_none_to_run_again(house: House, dropforge: Call
 
 def _note_next(house: House) -> None:
     """Let the command that runs end, and the daemon look once."""
-    (_, _, running), *_ = house.hooks._running.values()
-    assert isinstance(running, Command)
-    running.wait()
+    end_running(house.hooks)
     house.hooks.tick(house.now)
 
 
@@ -403,11 +391,8 @@ def test_a_champion_that_comes_as_the_way_back_begins_is_left(house: House, monk
 
     monkeypatch.setattr(Hooks, "_serves", serves)
     house.hooks.tick(house.now)
-    for _, _, running in house.hooks._running.values():
-        running.wait()
-    house.hooks.tick(house.now)
-    for thread in house.hooks._rollbacks.values():
-        thread.join()
+    _note_next(house)
+    end_running(house.hooks)
     assert [(row.kind, row.health_state) for row in house.rows()] == [
         ("base", None),
         ("promotion", "failed"),

@@ -23,6 +23,7 @@ from pipeline import durable
 from pipeline.contract import CLAIM_NAME, RESULT_NAME, StepError, StepResult
 from tests.chaos.house import START, Daemon, build, records, result_of, work
 from tests.run_owner import spool_of
+from tests.settled_hooks import settle
 
 TELL = """
 import os, sys
@@ -290,13 +291,6 @@ def test_a_tracks_own_commands_around_a_training_are_refused(tmp_path: Path) -> 
     path.write_text('[tracks.support.hooks]\nbefore_training = ["true"]\n')
     with pytest.raises(SettingsError, match=r"tracks\.support\.hooks\.before_training cannot be a track's own"):
         load(path, {})
-
-
-def settle(hooks: Hooks, now: int) -> None:
-    for _ in range(5):
-        hooks.tick(now)
-        for _, _, running in hooks._running.values():
-            running.wait()
 
 
 def fail_training(box: Box) -> None:
