@@ -157,15 +157,6 @@ def test_a_receipt_says_what_becomes_of_repeated_prompts(tmp_path: Path) -> None
     assert told["several_answers"]["message"].startswith("1 prompt has different answers in this file: all of them are")
 
 
-def test_a_file_whose_questions_are_not_read_is_given_back_whatever_the_settings_say(tmp_path: Path) -> None:
-    box = Box(tmp_path, intake={"on_bad_rows": "quarantine", "max_bad_percent": 100, "max_bad_rows": 100})
-    rows = [{"instruction": "Classify", "text": f"case {number}", "output": "yes"} for number in range(60)]
-    assert box.drop("a.jsonl", rows).kind == "rejected"
-    error = box.read("rejected/a.jsonl.errors.json")
-    FINDINGS.validate(error)
-    assert error["reason"] == 'line 1: 60 rows have only 1 prompt without the key "text", which is not read'
-
-
 def test_a_bad_file_is_given_back_with_its_errors_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
     box = Box(tmp_path)
     outcome = box.drop(

@@ -78,17 +78,28 @@ def test_a_drop_over_a_ceiling_is_given_back_whole_and_the_reason_names_it(
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
+    ("name", "data", "reason"),
     [
-        ("all bad.jsonl", jsonl([BAD])),
-        ("packed.jsonl", b"\x1f\x8b\x08"),
-        ("unread.json", b"[" + b",".join(jsonl([row]) for row in GOOD) + b', {"a": x}, {}]'),
+        ("all bad.jsonl", jsonl([BAD]), "1 of 1 row is bad, no row is left; line 1: "),
+        ("packed.jsonl", b"\x1f\x8b\x08", "the file is gzip-compressed"),
+        (
+            "unread.json",
+            b"[" + b",".join(jsonl([row]) for row in GOOD) + b', {"a": x}, {}]',
+            "the file is one JSON array",
+        ),
+        (
+            "lost.jsonl",
+            jsonl([{**row, "instruction": "Classify", "text": row["instruction"]} for row in GOOD]),
+            "line 1: 98",
+        ),
     ],
 )
-def test_what_setting_rows_aside_cannot_mend_is_given_back(tmp_path: Path, name: str, data: bytes) -> None:
+def test_what_setting_rows_aside_cannot_mend_is_given_back(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     made = box(tmp_path, max_bad_percent=100)
     assert made.drop(name, data).kind == "rejected"
-    FINDINGS.validate(made.read(f"rejected/{name}.errors.json"))
+    errors = made.read(f"rejected/{name}.errors.json")
+    FINDINGS.validate(errors)
+    assert errors["reason"].startswith(reason)
     assert made.store() == []
 
 
@@ -149,12 +160,3 @@ def test_a_drop_that_was_taken_without_rows_stays_taken_whatever_the_settings_sa
     assert strict.take(path).kind == "accepted"
     assert len(strict.rows(Drop)) == 1
     assert strict.files("rejected") == []
-
-
-def test_a_record_with_a_special_token_of_the_base_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    rows = [{"instruction": "a", "output": "b</s>"}]
-    strict = Box(tmp_path, base_model=str(tmp_path / "base"))
-    assert strict.drop("a.jsonl", rows).kind == "rejected"
-    assert strict.read("rejected/a.jsonl.errors.json")["findings"][0]["rule"] == "special_token"

@@ -33,12 +33,6 @@ def names(settled: list[Settled]) -> list[str]:
     return [os.fsdecode(file.name) for file in settled]
 
 
-def test_the_inbox_gets_a_folder_for_each_track_and_role(tmp_path: Path) -> None:
-    watcher(tmp_path)
-    found = sorted(str(path.relative_to(tmp_path / "inbox")) for path in (tmp_path / "inbox").rglob("*"))
-    assert found == ["done", "heldout", "rejected", "support", "support/heldout"]
-
-
 def test_a_file_is_settled_once_it_has_been_quiet_for_the_settle_time(tmp_path: Path) -> None:
     watch = watcher(tmp_path)
     (tmp_path / "inbox" / "a.jsonl").write_text("x")
