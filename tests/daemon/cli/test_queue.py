@@ -42,11 +42,3 @@ def test_a_track_is_paused_and_resumed(dropforge: Command) -> None:
     assert dropforge("status", "--json").json["paused"] == []
     ended = dropforge("resume")
     assert (ended.code, "track default is not paused" in ended.err) == (1, True)
-
-
-@pytest.mark.usefixtures("lived_in")
-def test_a_pause_needs_a_reason_and_a_track_that_there_is(dropforge: Command) -> None:
-    assert dropforge("pause").code == 2
-    assert dropforge("pause", "--reason", " ").code == 2
-    ended = dropforge("pause", "suport", "--reason", "why")
-    assert (ended.code, "did you mean 'support'?" in ended.err) == (2, True)

@@ -3,7 +3,6 @@
 import os
 import select
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable
@@ -12,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.daemon.conftest import SCRIPT
 from tests.run_owner import end_with_card
 
 Command = Callable[..., Any]
-SCRIPT = Path(sys.executable).parent / "dropforge"
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b[31mred\u202eevil\r\nanswer 2:\n  forged\u2028more\x00"
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from daemon.state.database import transaction
 from daemon.state.tables import Run
 
@@ -23,14 +21,6 @@ def test_a_search_is_queued_and_says_how_much_it_tries(lived_in: Any, dropforge:
     assert (ended.code, ended.out) == (0, said), ended.err
     with transaction(lived_in.engine) as session:
         assert session.get_one(Run, 4).purpose == "search"
-
-
-@pytest.mark.usefixtures("lived_in")
-def test_without_anything_to_try_it_is_refused_with_an_example(dropforge: Command) -> None:
-    ended = dropforge("search")
-    assert ended.code == 2
-    assert "track default has nothing to search: [train.search.space] is empty" in ended.err
-    assert "as space = { learning_rate = [2e-4, 5e-4, 1e-3], rank = [8, 32] }" in ended.err
 
 
 def test_a_space_that_is_wrong_is_refused_by_each_command(lived_in: Any, dropforge: Command) -> None:

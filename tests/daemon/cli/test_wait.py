@@ -131,18 +131,6 @@ def test_a_file_in_the_inbox_is_waited_for_though_an_older_one_had_its_name(aliv
     assert (ended.code, "lies in the inbox" in ended.err) == (15, True)
 
 
-@pytest.mark.usefixtures("alive")
-def test_what_is_not_there_is_said(dropforge: Command) -> None:
-    for arguments, words in (
-        (("99",), "there is no run 99"),
-        (("9" * 5000,), "no number here is that large"),
-        (("none.jsonl",), "there is no drop of a file none.jsonl"),
-    ):
-        ended = dropforge("wait", *arguments)
-        assert (ended.code, words in ended.err) == (1, True)
-    assert dropforge("wait").code == 2
-
-
 def test_a_queued_run_says_what_it_waits_for(busy: Any, dropforge: Command) -> None:
     order.move_first(busy.engine, 5, busy.tick(), "ada")
     ended = dropforge("wait", "case.jsonl", "--track", "support", "--timeout", "0")
