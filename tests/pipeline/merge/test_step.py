@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model, ModelRef
-from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
+from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.merge.step import copy_texts, merge
@@ -23,14 +24,9 @@ from pipeline.models.generation import load_template
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import MANIFEST_NAME, model_id, verify_manifest
 from pipeline.models.template import ALPACA_TEMPLATE, fold, single_turn
-from pipeline.train.step import train
 from tests.made_adapters import save_adapter
+from tests.made_artifacts import made_adapter, made_spec
 from tests.prepared_rows import write_rows
-
-
-@pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
 
 
 @dataclass(frozen=True)
@@ -46,20 +42,6 @@ class Line:
         adapter = self.adapter.model_copy(update=changes)
         return self.make_attempt("merge", config=self.config, inputs={"prepare": self.dataset, "train": adapter})
 
-    def with_adapter(self, folder: Path, base: Path, **options: Any) -> Attempt:
-        """Save an adapter of random numbers on `base` into a folder beside the data, and merge it instead."""
-        save_adapter(base, folder, target_modules="all-linear", **options)
-        config = self.config.model_copy(update={"base_model": str(base), "base_model_id": model_id(base)})
-        sha256 = durable.sha256_file(folder / "adapter_model.safetensors")
-        attempt = replace(self, config=config).attempt(
-            folder=folder.name, adapter_sha256=sha256, base_model_id=config.base_model_id
-        )
-        # The next attempt must not be given this one's adapter.
-        published = attempt.root / attempt.spec.inputs["train"]
-        own = published.rename(published.with_name(f"train-{folder.name}.json"))
-        inputs = {**attempt.spec.inputs, "train": attempt.relative(own)}
-        return Attempt(attempt.spec.model_copy(update={"inputs": inputs}))
-
     def merge(self) -> tuple[Model, Path]:
         attempt = self.attempt()
         model = merge(attempt)
@@ -68,20 +50,26 @@ class Line:
 
 @pytest.fixture
 def line(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Callable[..., Line]:
-    """Train an adapter on rows: line(base, rows, **train settings)."""
+    """Make an adapter of random numbers, as if it was trained on rows: line(base, rows, fmt)."""
+    numbers = count(1)
 
-    def make(base: Path, rows: Sequence[dict[str, str]], **settings: Any) -> Line:
-        dataset = write_rows(tmp_path, rows, longest=12)
+    def make(base: Path, rows: Sequence[dict[str, str]], fmt: str = "chat") -> Line:
+        folder = save_adapter(base, tmp_path / f"adapter-{next(numbers)}", target_modules="all-linear")
         config = RunConfig(
             track="default",
             base_model=str(base),
             base_model_id=model_id(base),
             salt="s",
-            train=TrainConfig(**{"rank": 4, "learning_rate": 3e-3, "epochs": 1, "quantization": "none", **settings}),
             evaluate=EvaluateConfig(repetition_penalty=1.1),
         )
-        adapter = train(make_attempt("train", config=config, inputs={"prepare": dataset}))
-        return Line(make_attempt, config, dataset, adapter)
+        adapter = made_adapter(
+            made_spec(tmp_path, "train", config),
+            folder=folder.name,
+            adapter_sha256=durable.sha256_file(folder / "adapter_model.safetensors"),
+            base_model_id=config.base_model_id,
+            format=fmt,
+        )
+        return Line(make_attempt, config, write_rows(tmp_path, rows, longest=12), adapter)
 
     return make
 
@@ -106,7 +94,7 @@ def test_from_outside_the_folder_is_a_plain_model_whose_template_gives_the_train
 ) -> None:
     rows = tiny.rows(9, seed=5)
     trained: Any = [(tiny_llama, "chat"), (tiny_llama, "alpaca"), (tiny_llama_alpaca, "alpaca")]
-    merged = [line(base, rows, format=fmt).merge() for base, fmt in trained]
+    merged = [line(base, rows, fmt).merge() for base, fmt in trained]
     contents = [fold(row["instruction"], row["input"]) for row in rows] + ["no input", "two\nlines ", "{{ x }}"]
     given = json.dumps([contents, *(str(folder) for _, folder in merged)])
     argv = [sys.executable, "-P", "-c", _OUTSIDE, given]
@@ -196,7 +184,7 @@ def test_config_and_tokenizer_are_the_bases_files_to_the_byte(
     as_transformers_4_saves_it(base)
     for name in ("tokenizer_code.py", "tokenizer.bin", "README.md"):
         (base / name).write_text("not for the champion")
-    _, folder = line(base, tiny.rows(9, seed=5), format=fmt).merge()
+    _, folder = line(base, tiny.rows(9, seed=5), fmt).merge()
     names = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
     made = {MANIFEST_NAME, "generation_config.json", "model.safetensors", "trained-ids.txt"}
     config: Any = load_model(folder, "cpu").config
@@ -233,7 +221,7 @@ def test_a_template_replaces_all_of_the_bases(tiny_llama: Path, tmp_path: Path, 
 def test_a_training_from_a_champion_in_another_format_has_the_bases_template(
     line: Any, tiny: Any, tiny_llama: Path
 ) -> None:
-    ready = line(tiny_llama, tiny.rows(9, seed=5), format="alpaca")
+    ready = line(tiny_llama, tiny.rows(9, seed=5), "alpaca")
     champion, folder = ready.merge()
     assert (folder / "chat_template.jinja").read_text() == ALPACA_TEMPLATE
     start = ModelRef(generation=1, model_id=champion.model_id, path=champion.folder, drops=())
@@ -268,10 +256,12 @@ def test_a_model_is_merged_in_a_third_of_its_size(line: Any, tiny: Any, tiny_lla
     tokenizer.save_pretrained(base)
     size = (base / "model.safetensors").stat().st_size
     assert size > 190_000_000
-    ready = line(tiny_llama, tiny.rows(9, seed=5))
-    warm_up = ready.with_adapter(tmp_path / "small", tiny_llama)
-    attempt = ready.with_adapter(tmp_path / "large", base)
-    specs = [one.spec.model_dump_json() for one in (warm_up, attempt)]
+    specs = []
+    for model in (tiny_llama, base):
+        spec = line(model, tiny.rows(9, seed=5)).attempt().spec
+        # The next attempt must not be given this one's adapter.
+        own = (tmp_path / spec.inputs["train"]).rename(tmp_path / f"train-of-{model.name}.json")
+        specs.append(spec.model_copy(update={"inputs": {**spec.inputs, "train": own.name}}).model_dump_json())
     argv = [sys.executable, "-P", "-c", _IN_LITTLE_MEMORY, *specs, str(size // 3)]
     done = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert done.stdout.startswith("limited"), done.stderr
