@@ -14,10 +14,8 @@ from pipeline.records.records import (
     Row,
     read_records,
     read_rows,
-    record_of,
     scan_rows,
 )
-from pipeline.words import printable
 
 GOOD = b'{"instruction": "a", "output": "b"}'
 
@@ -104,19 +102,3 @@ def test_records_carry_their_texts_and_the_names_of_other_keys(tmp_path: Path) -
     assert found[1] == Record(2, "a", "i", "b", ("id",))
     assert isinstance(found[2], Finding)
     assert (found[2].line, found[2].rule) == (3, "schema")
-
-
-def test_tags_are_no_unknown_key() -> None:
-    value = {"instruction": "a", "output": "b", "tags": ["x", "y"], "id": 1}
-    assert record_of(Row(1, value)) == Record(1, "a", "", "b", ("id",), ("x", "y"))
-    assert record_of(Row(1, {**value, "tags": "x"})) is None
-
-
-def test_a_group_is_a_text_and_no_unknown_key() -> None:
-    value = {"instruction": "a", "output": "b", "group": "page 7"}
-    assert record_of(Row(1, value)) == Record(1, "a", "", "b", group="page 7")
-    assert record_of(Row(1, {**value, "group": 7})) is None
-
-
-def test_unprintable_characters_are_escaped() -> None:
-    assert printable("a\x1b[31m\n\udce9\u202eé b") == "a\\x1b[31m\\n\\udce9\\u202eé b"

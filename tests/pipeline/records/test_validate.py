@@ -232,19 +232,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert peak < path.stat().st_size / 2
 
 
-def test_special_tokens_are_findings(tmp_path: Path) -> None:
-    rows = [GOOD, {**GOOD, "output": "x</s>"}, {**GOOD, "input": "</s>", "instruction": "<s></s>"}]
-    tokens = ("<s>", "</s>")
-    refused = check(tmp_path, *rows, options=Options(special_tokens=tokens))
-    assert [(finding.line, finding.field, finding.rule) for finding in refused.findings] == [
-        (2, "output", "special_token"),
-        (3, "instruction", "special_token"),
-        (3, "input", "special_token"),
-    ]
-    assert "output holds </s>, a special token" in refused.findings[0].message
-    assert check(tmp_path, *rows).ok
-
-
 @pytest.mark.parametrize(
     ("data", "complete"),
     [
