@@ -69,16 +69,6 @@ def test_links_are_followed_as_a_download_cache_lays_them_out(folder: Path, tmp_
     check_base(linked)
 
 
-def test_an_untouched_folder_fits_its_manifest_and_the_card_is_no_part_of_its_id(folder: Path) -> None:
-    before = model_id(folder)
-    (folder / "README.md").write_text("a card")
-    assert write_manifest(folder) == before
-    manifest = json.loads((folder / MANIFEST_NAME).read_text())
-    assert manifest["model_id"] == model_id(folder) == before
-    assert manifest["files"]["README.md"]["size"] == 6
-    assert verify_manifest(folder) == before
-
-
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

@@ -67,17 +67,6 @@ def test_the_input_stands_below_the_instruction_and_an_empty_one_leaves_no_trace
 
 
 @pytest.mark.parametrize("content", CONTENTS)
-def test_a_chat_prompt_is_what_the_tokenizers_own_template_gives(chat: Any, content: str) -> None:
-    text = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
-    assert prompt(chat, "chat", content) == chat(text)["input_ids"]
-
-
-@pytest.mark.parametrize("content", CONTENTS)
-def test_an_alpaca_prompt_is_the_plain_text_as_the_tokenizer_reads_it(alpaca: Any, content: str) -> None:
-    assert prompt(alpaca, "alpaca", content) == alpaca(alpaca_prompt(content))["input_ids"]
-
-
-@pytest.mark.parametrize("content", CONTENTS)
 def test_bos_comes_once_where_the_tokenizer_adds_one(alpaca_with_bos: Any, content: str) -> None:
     ids = prompt(alpaca_with_bos, "alpaca", content)
     assert ids == alpaca_with_bos(alpaca_prompt(content))["input_ids"]
@@ -98,16 +87,6 @@ def test_an_answer_ends_with_eos_and_nothing_after_it(chat: Any, fmt: Any, pad: 
     assert ids == [*chat("billing")["input_ids"], chat.eos_token_id]
 
 
-def test_prompt_and_answer_together_are_the_conversation_that_the_template_renders(chat: Any) -> None:
-    content = fold("Do it.", "now")
-    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "billing it is"}]
-    whole = chat.apply_chat_template(turns, return_dict=False)
-    answer = target(chat, "chat", content, "billing it is")
-    trained = prompt(chat, "chat", content) + answer
-    assert whole[: len(trained)] == trained
-    assert chat.decode(whole[len(trained) :]) == "\n"
-
-
 @pytest.mark.parametrize("answer", ["yes", "yes\n", " yes", "  yes \n\n", "YES yes"])
 @pytest.mark.parametrize("turn", ["message['content'].strip()", "message['content'] | lower", "message['content']"])
 def test_an_answer_is_what_the_template_writes_with_the_templates_own_end(chat: Any, turn: str, answer: str) -> None:
@@ -120,11 +99,6 @@ def test_an_answer_is_what_the_template_writes_with_the_templates_own_end(chat: 
     ids = target(chat, "chat", "Do it. \uf8ff", answer, [chat.convert_tokens_to_ids("<|im_end|>")])
     written = chat.apply_chat_template([{"role": "assistant", "content": answer}], tokenize=False)
     assert f"<|im_start|>{chat.decode(ids)}\n" == written
-
-
-def test_a_template_that_ends_no_turn_gets_the_tokenizers_eos(chat: Any) -> None:
-    chat.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    assert target(chat, "chat", "Do it.", "billing")[-1] == chat.eos_token_id
 
 
 FORGED = [
