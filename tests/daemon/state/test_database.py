@@ -57,12 +57,6 @@ def add_run_with_attempt(engine: Engine) -> None:
         session.add(Attempt(run_id=1, step="train", number=1, fence="f", started_at=1))
 
 
-def test_creating_twice_changes_nothing(path: Path) -> None:
-    before = schema(path)
-    create(path)
-    assert schema(path) == before
-
-
 def test_killed_anywhere_a_creation_has_done_nothing_or_all_and_is_done_at_the_next_start(
     tmp_path: Path,
 ) -> None:

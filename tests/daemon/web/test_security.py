@@ -70,11 +70,6 @@ def test_a_browser_that_says_no_origin_changes_nothing(app: FastAPI, lived_in: A
     assert not is_asked_to_stop(lived_in)
 
 
-def test_a_program_has_the_token_in_a_header(program: TestClient, lived_in: Any) -> None:
-    assert program.post(f"/api/v1{CANCEL}").json() == {"words": ["run 3 is asked to stop"]}
-    assert is_asked_to_stop(lived_in)
-
-
 def _changing(app: FastAPI) -> list[str]:
     schema = app.openapi()["paths"]
     found = [path for path, methods in schema.items() if "post" in methods]
