@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from daemon.web.app import make_app
 from daemon.web.security import cookie_name
-from tests.daemon.conftest import LivedIn, live_in, make_workspace
+from tests.daemon.conftest import LivedIn
 
 TOKEN = "t" * 43
 HERE = "http://127.0.0.1:8765"
@@ -26,22 +26,16 @@ def visitor(app: FastAPI) -> TestClient:
     return TestClient(app, base_url=HERE, follow_redirects=False)
 
 
-@pytest.fixture(scope="module")
-def looked_at(tmp_path_factory: pytest.TempPathFactory) -> LivedIn:
-    """A workspace like `lived_in` that no test changes."""
-    return live_in(make_workspace(tmp_path_factory.mktemp("looked-at")))
-
-
-@pytest.fixture(scope="module")
-def reader(looked_at: LivedIn) -> TestClient:
+@pytest.fixture(scope="session")
+def reader(lived_in_once: LivedIn) -> TestClient:
     """A browser without the token, for tests that change nothing."""
-    return TestClient(make_app(looked_at.settings, TOKEN), base_url=HERE, follow_redirects=False)
+    return TestClient(make_app(lived_in_once.settings, TOKEN), base_url=HERE, follow_redirects=False)
 
 
-@pytest.fixture(scope="module")
-def owner(looked_at: LivedIn) -> TestClient:
+@pytest.fixture(scope="session")
+def owner(lived_in_once: LivedIn) -> TestClient:
     """A browser with the token, for tests that change nothing."""
-    return TestClient(make_app(looked_at.settings, TOKEN), base_url=HERE, cookies={cookie_name(TOKEN): TOKEN})
+    return TestClient(make_app(lived_in_once.settings, TOKEN), base_url=HERE, cookies={cookie_name(TOKEN): TOKEN})
 
 
 @pytest.fixture

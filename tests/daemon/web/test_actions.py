@@ -130,8 +130,13 @@ def test_what_needs_attention_is_dismissed(
     assert dropforge("attention", "--dismiss", key).out == "dismissed for a day: The daemon is not running\n"
 
 
+NUMBERS = ("99", "x", "0", str(1 << 70), "9" * 19, "9" * 30, "9" * 5000)
+
+
 @pytest.mark.parametrize(
-    "path", ["/runs/99/cancel", "/runs/x/cancel", "/runs/0/cancel", "/drops/2/cancel", "/runs/2/explode", "/x/y/z"]
+    "path",
+    [*(f"/runs/{one}/cancel" for one in NUMBERS), "/drops/2/cancel", "/runs/2/explode", "/x/y/z"],
+    ids=lambda path: path[:20],
 )
 def test_what_there_is_not_cannot_be_done(person: TestClient, path: str) -> None:
     answer = person.post(path)
@@ -150,10 +155,7 @@ def test_a_body_of_more_than_a_megabyte_is_not_read(program: TestClient, person:
 
 def test_a_number_beyond_the_databases_is_no_error_of_ours(program: TestClient, person: TestClient) -> None:
     assert program.post(f"/api/v1/runs/{1 << 70}/cancel").status_code == 422
-    assert person.post(f"/runs/{1 << 70}/cancel").status_code == 404
     assert person.get(f"/runs/{1 << 70}").status_code == 422
-    for digits in ("9" * 19, "9" * 30, "9" * 5000):
-        assert person.post(f"/runs/{digits}/cancel").status_code == 404
 
 
 def test_the_page_and_the_command_leave_the_same_event(

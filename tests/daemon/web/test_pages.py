@@ -153,7 +153,7 @@ def _traced(path: Path, said: list[str]) -> Iterator[sqlite3.Connection]:
 
 @pytest.mark.parametrize("path", [*PAGES, "/api/v1/status"])
 def test_no_page_reads_a_whole_table(
-    owner: TestClient, looked_at: Any, path: str, monkeypatch: pytest.MonkeyPatch
+    owner: TestClient, lived_in_once: Any, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A list of the newest may go through a table from its end; nothing else may without an index."""
     said: list[str] = []
@@ -162,7 +162,7 @@ def test_no_page_reads_a_whole_table(
     asked = {one for one in said if one.startswith("SELECT")}
     assert asked
     assert len(said) < 150
-    with sqlite3.connect(looked_at.settings.state_folder / "dropforge.db") as base:
+    with sqlite3.connect(lived_in_once.settings.state_folder / "dropforge.db") as base:
         for question in asked:
             plan = [row[3] for row in base.execute(f"EXPLAIN QUERY PLAN {question}")]
             scans = [line for line in plan if re.match(r"SCAN (run|drop|event|promotion|attempt)\b(?!.*INDEX)", line)]

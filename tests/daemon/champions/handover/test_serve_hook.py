@@ -1,11 +1,12 @@
 """The whole way: a run is promoted, the daemon runs `serve-hook`, and the server has it or the former comes back."""
 
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from sqlmodel import col, select
 
 from daemon.champions.hooks.changes import Hooks
@@ -16,7 +17,6 @@ from tests.recorded import record
 from tests.settled_hooks import settle
 from tests.stand_in_server import StandIn, write_answers
 
-ROOT = Path(__file__).parents[4]
 OWN, OTHER = "by the candidate", "of the champion"
 PROMPTS = [f"say\n### Input:\nword {number}" for number in range(8)]
 
@@ -67,20 +67,16 @@ def test_a_server_that_does_not_answer_as_the_champion_did_brings_the_former_one
     assert changes[1:] == [("promotion", "failed", "failed"), ("rollback", "ok", None)]
 
 
-def test_at_the_command_line_it_says_who_runs_it(tmp_path: Path) -> None:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PROMOTION_")}
-    for arguments, words in (
-        (["http://127.0.0.1:8000"], "serve-hook is run by the daemon"),
-        (["here"], "is no address of a server"),
-        (["unix:/none", "--restart", "a", "--adapter-name", "b"], "choose one"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "daemon", "serve-hook", *arguments],
-            cwd=tmp_path,
-            env={**own, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode != 0
-        assert words in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("http://127.0.0.1:8000",), "serve-hook is run by the daemon"),
+        (("here",), "is no address of a server"),
+        (("unix:/none", "--restart", "a", "--adapter-name", "b"), "choose one"),
+    ],
+)
+def test_at_the_command_line_it_says_who_runs_it(
+    dropforge: Callable[..., Any], arguments: tuple[str, ...], words: str
+) -> None:
+    done = dropforge("serve-hook", *arguments)
+    assert (done.code != 0, words in done.err) == (True, True)
