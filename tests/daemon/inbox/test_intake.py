@@ -149,14 +149,6 @@ def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path:
     assert box.no_litter()
 
 
-def test_a_receipt_says_what_becomes_of_repeated_prompts(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.drop("a.jsonl", [*GOOD, GOOD[0], {**GOOD[1], "output": "no"}])
-    told = {one["kind"]: one for one in box.read("done/a.jsonl.receipt.json")["warnings"]}
-    assert (told["repeated"]["line"], told["repeated"]["rows"]) == (4, 1)
-    assert told["several_answers"]["message"].startswith("1 prompt has different answers in this file: all of them are")
-
-
 def test_a_bad_file_is_given_back_with_its_errors_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
     box = Box(tmp_path)
     outcome = box.drop(

@@ -81,6 +81,7 @@ def test_a_drop_over_a_ceiling_is_given_back_whole_and_the_reason_names_it(
     ("name", "data", "reason"),
     [
         ("all bad.jsonl", jsonl([BAD]), "1 of 1 row is bad, no row is left; line 1: "),
+        ("empty.jsonl", b"", "the file has no records"),
         ("packed.jsonl", b"\x1f\x8b\x08", "the file is gzip-compressed"),
         (
             "unread.json",

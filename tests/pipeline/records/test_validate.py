@@ -94,16 +94,6 @@ def test_a_bad_row_is_told_by_field_rule_and_remedy(
     assert found.reason.startswith("line 2: ")
 
 
-def test_every_fault_of_a_row_is_told(tmp_path: Path) -> None:
-    found = check(tmp_path, {"instruction": "", "input": 3})
-    assert sorted((str(finding.field), finding.rule) for finding in found.findings) == [
-        ("input", "type"),
-        ("instruction", "blank"),
-        ("output", "missing"),
-    ]
-    assert found.reason.startswith("3 findings; the first: line 1: ")
-
-
 def test_other_keys_are_counted(tmp_path: Path) -> None:
     rows = [{**GOOD, "id": 1, "note\n": 2}, {**GOOD, "id": 2}, GOOD]
     found = check(tmp_path, *rows)
@@ -230,18 +220,3 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < path.stat().st_size / 2
-
-
-@pytest.mark.parametrize(
-    ("data", "complete"),
-    [
-        (b"", False),
-        (b"PK\x03\x04", False),
-        (b"x", True),
-        (b"[{}]", False),
-    ],
-)
-def test_a_file_that_is_not_read_to_its_end_is_known_as_such(tmp_path: Path, data: bytes, complete: bool) -> None:
-    path = tmp_path / "drop.jsonl"
-    path.write_bytes(data)
-    assert validate(path, Options()).complete == complete
