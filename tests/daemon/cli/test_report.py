@@ -75,10 +75,6 @@ def test_a_backup_keeps_the_card_and_a_restore_brings_it_back(
     assert dropforge("restore", backup, "--json").json["missing"] == []
     assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == whole
     assert dropforge("report", run, "--json").json["report"] == json.loads(whole["report.json"])
-    # A card that has changed in the backup is a damaged backup.
-    kept.write_text("another verdict")
-    refused = dropforge("restore", backup)
-    assert (refused.code, "report.html is missing or has changed" in refused.err) == (1, True)
 
 
 def test_report_opens_a_browser_where_there_is_a_display(

@@ -19,12 +19,6 @@ def settings(tmp_path: Path) -> Callable[[str], Any]:
     return read
 
 
-def test_it_is_off_and_near_by_default(settings: Callable[[str], Any]) -> None:
-    web = settings("")
-    assert (web.enabled, web.token) == (False, "auto")
-    assert web.address == (None, "127.0.0.1", 8765)
-
-
 @pytest.mark.parametrize("listen", ["127.0.0.1:1", "[::1]:8765", "127.1.2.3:80", "unix:/run/x.sock"])
 def test_near_addresses_need_nothing_else(settings: Callable[[str], Any], listen: str) -> None:
     assert settings(f'listen = "{listen}"').address.is_near

@@ -214,24 +214,17 @@ def test_a_backup_that_changed_is_refused_file_by_file(served: LivedIn, tmp_path
 # --- putting it back
 
 
-def test_a_restore_brings_back_rows_and_files(served: LivedIn, tmp_path: Path) -> None:
-    made = make(served.settings, tmp_path / "kept", with_models=True)
+def test_a_restore_brings_back_rows_files_and_the_links_to_the_champions(served: LivedIn, dropforge: Any) -> None:
+    made = make(served.settings, served.folder / "kept", with_models=True)
     before = [row.model_dump() for table in (Drop, Run, Event) for row in rows(served.settings, table)]
     begun = {"state": "waiting", "token": None, "config": None}
     root = served.settings.state_folder
     shutil.rmtree(root)
-    restore(served.settings, made.folder)
+    assert dropforge("restore", made.folder).code == 0
     after = [row.model_dump() for table in (Drop, Run, Event) for row in rows(served.settings, table)]
     assert after.pop()["kind"] == "run_interrupted"
     assert after == [{**row, **begun} if row.get("state") == "running" else row for row in before]
     assert (root / MODEL / "model.safetensors").read_bytes() == b"weights"
-
-
-def test_the_command_that_restores_leaves_links_to_the_champions(served: LivedIn, dropforge: Any) -> None:
-    made = make(served.settings, served.folder / "kept", with_models=True)
-    root = served.settings.state_folder
-    shutil.rmtree(root)
-    assert dropforge("restore", made.folder).code == 0
     links = root / "tracks" / "default"
     assert (links / "champion").resolve() == root / MODEL
     assert (links / "previous").resolve() == (served.folder / "base").resolve()
