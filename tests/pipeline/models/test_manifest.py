@@ -121,8 +121,8 @@ def missing_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
 
 
-def setting(name: str, key: str, value: object) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / name, lambda config: {**config, key: value})
+def set_in(name: str, **values: object) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / name, lambda config: {**config, **values})
 
 
 def pipe(name: str) -> Callable[[Path], None]:
@@ -186,11 +186,11 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights are a git-lfs pointer": (pointer, "truncated or not a safetensors"),
     "a shard is missing": (missing_shard, "model-00002-of-00002.safetensors"),
     "its tokenizer is code": (
-        setting("tokenizer_config.json", "auto_map", {"AutoTokenizer": ["x.Y", None]}),
+        set_in("tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]}),
         "auto_map",
     ),
-    "it is quantised": (setting("config.json", "quantization_config", {"load_in_4bit": True}), "already quantised"),
-    "it is an encoder-decoder": (setting("config.json", "is_encoder_decoder", True), "encoder-decoder"),  # noqa: FBT003
+    "it is quantised": (set_in("config.json", quantization_config={"load_in_4bit": True}), "already quantised"),
+    "it is an encoder-decoder": (set_in("config.json", is_encoder_decoder=True), "encoder-decoder"),
     "it is an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter"),
     "config.json is broken": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
     "some other file is a pipe": (pipe("merges.txt"), "holds merges.txt, which is not a regular file"),
@@ -204,8 +204,8 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "the index is nested": (nested("model.safetensors.index.json"), "no readable model.safetensors.index.json"),
     "the index names no names": (index({"a": ["b"]}), "no readable model.safetensors.index.json"),
     "the index leads to the root": (index({"a": "/x.safetensors"}), "lacks the shard /x.safetensors"),
-    "it names its weights by itself": (setting("config.json", "transformers_weights", "x"), "transformers_weights"),
-    "its text model is code": (setting("config.json", "text_config", {"auto_map": {}}), "auto_map"),
+    "it names its weights by itself": (set_in("config.json", transformers_weights="x"), "transformers_weights"),
+    "its text model is code": (set_in("config.json", text_config={"auto_map": {}}), "auto_map"),
     "its headers are longer than any model's": (long_headers, "and the limit is"),
     "its header is no JSON": (
         lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 200_000) + b"[" * 200_000),
@@ -215,7 +215,7 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shape has a thousand sides": (tensors(b"a", a=("U8", [1] * 1000, [0, 1])), "shape of a: .* at most 64"),
     "weights are mostly a hole": (mostly_a_hole, "bytes are on disk"),
     "it has more layers than weights": (
-        setting("config.json", "num_hidden_layers", 4096),
+        set_in("config.json", num_hidden_layers=4096),
         "num_hidden_layers is 4,096",
     ),
     "there is no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
@@ -234,15 +234,15 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     ],
 )
 def test_a_size_that_no_model_has_is_named(folder: Path, name: str, value: object) -> None:
-    setting("config.json", name, value)(folder)
+    set_in("config.json", **{name: value})(folder)
     with pytest.raises(CannotTrain, match=f"{name}|num_attention_heads is") as raised:
         check_base(folder)
     assert raised.value.hint
 
 
 def test_sizes_of_each_layer_and_defaults_are_sizes(folder: Path) -> None:
-    setting("config.json", "intermediate_size", [192, 96])(folder)
-    setting("config.json", "head_dim", None)(folder)
+    set_in("config.json", intermediate_size=[192, 96])(folder)
+    set_in("config.json", head_dim=None)(folder)
     check_base(folder)
 
 
