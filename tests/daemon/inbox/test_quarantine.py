@@ -28,7 +28,7 @@ def stored(made: Box) -> list[Record]:
     return [row for row in found if isinstance(row, Record)]
 
 
-def test_a_drop_within_the_ceilings_is_taken_without_its_bad_rows(tmp_path: Path) -> None:
+def test_a_drop_within_the_ceilings_is_taken_without_its_bad_rows_which_receipt_and_errors_name(tmp_path: Path) -> None:
     made = box(tmp_path)
     outcome = made.drop("a.jsonl", MIXED)
     assert (outcome.kind, outcome.drop, outcome.run) == ("accepted", 1, 1)
@@ -40,14 +40,9 @@ def test_a_drop_within_the_ceilings_is_taken_without_its_bad_rows(tmp_path: Path
     assert made.files("done") == ["a.jsonl", "a.jsonl.errors.json", "a.jsonl.receipt.json"]
     assert (made.inbox / "done" / "a.jsonl").read_bytes() == MIXED
     assert made.no_litter()
-
-
-def test_receipt_and_errors_name_what_was_set_aside(tmp_path: Path) -> None:
-    made = box(tmp_path)
-    made.drop("a.jsonl", MIXED)
     receipt, errors = (made.read(f"done/a.jsonl.{name}.json") for name in ("receipt", "errors"))
     FINDINGS.validate(errors)
-    own, drop = hashlib.sha256(MIXED).hexdigest(), made.rows(Drop)[0]
+    own = hashlib.sha256(MIXED).hexdigest()
     assert (receipt["rows"], receipt["quarantined"], receipt["sha256"]) == (98, 2, own)
     assert receipt["content_sha256"] == drop.sha256 != own
     assert receipt["sentence"].endswith("; 2 bad rows were set aside")
