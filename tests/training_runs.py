@@ -16,7 +16,6 @@ from pipeline.errors import Interrupted
 from pipeline.models.manifest import model_id
 from pipeline.train.step import train
 from tests.prepared_rows import write_rows
-from tests.stopped_attempt import StoppedAfter
 
 Weights = dict[str, torch.Tensor]
 #: Seven optimizer steps in each of three epochs, of two micro-batches or more; a checkpoint at each step.
@@ -29,6 +28,18 @@ SETTINGS = {
     "batch_tokens": 200,
     "checkpoint_minutes": 1e-6,
 }
+
+
+class StoppedAfter(Attempt):
+    """An attempt that its worker asks to stop when it reports a step: its checkpoint is that of the next one."""
+
+    step = 0
+
+    def progress(self, done: int, total: int, **fields: Any) -> None:
+        """Report, and ask."""
+        super().progress(done, total, **fields)
+        if fields.get("loss") is not None and done >= self.step:
+            self.stop.set()
 
 
 class TrainingRun:

@@ -14,24 +14,16 @@ from pipeline.models.generation import Decoding, load_template, open_model
 from pipeline.models.greedy_decoding import answers
 from pipeline.models.template import fold, single_turn
 from tests.daemon.conftest import MODEL_ID
-from tests.tiny_llama import make_model
 
 Command = Callable[..., Any]
 DECODING = Decoding(max_new_tokens=12, repetition_penalty=1.1, batch_size=1)
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    make_model(folder)
-    return folder
-
-
 @pytest.fixture
-def serving(lived_in: Any, llama: Path) -> Any:
+def serving(lived_in: Any, tiny_llama: Path) -> Any:
     """The workspace `lived_in` with real models: base and champion are the same tiny one."""
-    shutil.copytree(llama, lived_in.folder / "base", dirs_exist_ok=True)
-    shutil.copytree(llama, lived_in.settings.state_folder / "models" / MODEL_ID, dirs_exist_ok=True)
+    shutil.copytree(tiny_llama, lived_in.folder / "base", dirs_exist_ok=True)
+    shutil.copytree(tiny_llama, lived_in.settings.state_folder / "models" / MODEL_ID, dirs_exist_ok=True)
     (lived_in.folder / "dropforge.toml").write_text(
         'device = "cpu"\n[evaluate]\nmax_new_tokens = 12\nrepetition_penalty = 1.1\n[tracks.support]\n'
     )
@@ -44,8 +36,8 @@ def evaluated(folder: Path, prompt: str, more: str = "") -> str:
     return answers(asked, [asked.template.prompt(single_turn(fold(prompt, more)))], DECODING)[0].text
 
 
-def test_what_is_told_while_it_is_made_is_the_evaluations_answer(llama: Path) -> None:
-    asked = open_model(llama, load_template(llama, "auto"), "cpu")
+def test_what_is_told_while_it_is_made_is_the_evaluations_answer(tiny_llama: Path) -> None:
+    asked = open_model(tiny_llama, load_template(tiny_llama, "auto"), "cpu")
     prompt = asked.template.prompt(single_turn("say it"))
     told: list[str] = []
     (found,) = answers(asked, [prompt], DECODING, lambda _, tokens: told.append(asked.template.read(tokens[0])))
@@ -54,9 +46,9 @@ def test_what_is_told_while_it_is_made_is_the_evaluations_answer(llama: Path) ->
 
 
 @pytest.mark.usefixtures("serving")
-def test_the_champion_answers_as_evaluated(llama: Path, dropforge: Command) -> None:
+def test_the_champion_answers_as_evaluated(tiny_llama: Path, dropforge: Command) -> None:
     ended = dropforge("ask", "say it", "--input", "to me")
-    assert (ended.code, ended.out) == (0, f"{evaluated(llama, 'say it', 'to me')}\n"), ended.err
+    assert (ended.code, ended.out) == (0, f"{evaluated(tiny_llama, 'say it', 'to me')}\n"), ended.err
 
 
 def test_a_model_that_cannot_be_loaded_is_said(new_workspace: Any, dropforge: Command) -> None:
