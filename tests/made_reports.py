@@ -26,7 +26,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt
-from tests.made_artifacts import dataset_of, made_spec
+from tests.made_artifacts import dataset_of, made_adapter, made_spec
 
 BASE, OLD, NEW = "ba" * 32, "c1" * 32, "d2" * 32
 HELDOUT, DATA = "4e" * 32, "da" * 32
@@ -133,21 +133,17 @@ def adapter() -> Adapter:
     noise = random.Random(2)
     curve = [CurvePoint(step=step, loss=0.35 + 2 * 0.97**step + noise.uniform(0, 0.12)) for step in range(1, 242, 2)]
     dev = [CurvePoint(step=step, loss=0.45 + 2 * 0.965**step + step / 2400) for step in range(20, 242, 20)]
-    return Adapter(
+    return made_adapter(
+        made_spec(Path(), "train"),
         folder="runs/1/attempts/train-1/adapter",
         adapter_sha256="ad" * 32,
         base_model_id=BASE,
-        format="chat",
         quantization="nf4",
         batch_tokens=4096,
-        activations="kept",
-        device="cpu",
         peak_memory_bytes=2_271_000_000,
         estimated_memory={"weights": 111_000_000, "activations": 1_251_000_000, "libraries": 629_000_000},
-        learning_rate=1e-3,
         epochs=2.5,
         optimizer_steps=241,
-        resumed_from_step=0,
         trained_tokens=402_133,
         loss_curve=tuple(curve),
         dev_curve=tuple(dev),

@@ -8,17 +8,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from daemon.views.overview import Overview
-from daemon.web.app import make_app
-from daemon.web.security import cookie_name
-from tests.daemon.web.conftest import HERE, TOKEN
 from tests.run_owner import end_with_card
 
 MARKUP = "<script>alert(1)</script>\x1b[31m\u202e"
 
 
 @pytest.fixture
-def won(new_workspace: Callable[[], Any], made_reports: Any) -> Any:
-    """Return a workspace whose run 1 won and waits for a review of two pairs."""
+def lived_in(new_workspace: Callable[[], Any], made_reports: Any) -> Any:
+    """Return the workspace of the page: its run 1 won and waits for a review of two pairs."""
 
     def marked(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{**line, "instruction": MARKUP, "champion": {**line["champion"], "text": "old"}} for line in lines]
@@ -28,9 +25,7 @@ def won(new_workspace: Callable[[], Any], made_reports: Any) -> Any:
     return made
 
 
-def test_each_pair_is_judged_by_a_form_and_the_result_comes_at_the_end(won: Any) -> None:
-    app = make_app(won.settings, TOKEN)
-    person = TestClient(app, base_url=HERE, cookies={cookie_name(TOKEN): TOKEN}, headers={"origin": HERE})
+def test_each_pair_is_judged_by_a_form_and_the_result_comes_at_the_end(person: TestClient, lived_in: Any) -> None:
     assert 'href="/runs/1/review"' in person.get("/runs/1").text
     for place in (1, 2):
         page = person.get("/runs/1/review").text
@@ -41,25 +36,23 @@ def test_each_pair_is_judged_by_a_form_and_the_result_comes_at_the_end(won: Any)
         assert found is not None
         assert person.post("/runs/1/review", data={"pair": found[1], "key": "7"}).status_code == 422
         for key in ("1", "u", "0") if place == 1 else ("0",):  # the second takes the first back
-            answer = person.post("/runs/1/review", data={"pair": found[1], "key": key}, follow_redirects=False)
+            answer = person.post("/runs/1/review", data={"pair": found[1], "key": key})
             assert (answer.status_code, answer.headers["location"]) == (303, "/runs/1/review")
     assert "neither in 2." in person.get("/runs/1/review").text
     assert "Judged blind" in person.get("/runs/1/report").text
-    events = Overview.of(won.settings).rows("SELECT detail FROM event WHERE kind = 'answer_chosen'")
+    events = Overview.of(lived_in.settings).rows("SELECT detail FROM event WHERE kind = 'answer_chosen'")
     assert all(one.detail["by"].endswith(", on the page") for one in events)
     assert events[0].detail["pair"] != events[-1].detail["pair"]
 
 
-def test_who_may_only_look_judges_nothing(won: Any) -> None:
-    visitor = TestClient(make_app(won.settings, TOKEN), base_url=HERE, follow_redirects=False)
+def test_who_may_only_look_judges_nothing(visitor: TestClient) -> None:
     page = visitor.get("/runs/1/review").text
     assert "Answer 1" in page
     assert '<form method="post"' not in page
     assert visitor.post("/runs/1/review", data={"pair": "x", "key": "1"}).status_code in {401, 403}
 
 
-def test_the_api_gives_the_pairs_and_takes_a_choice(won: Any) -> None:
-    program = TestClient(make_app(won.settings, TOKEN), base_url=HERE, headers={"authorization": f"Bearer {TOKEN}"})
+def test_the_api_gives_the_pairs_and_takes_a_choice(program: TestClient) -> None:
     found = program.get("/api/v1/runs/1/review").json()
     assert [sorted(pair) for pair in found["left"]] == [["first", "id", "input", "instruction", "second"]] * 2
     answer = program.post("/api/v1/runs/1/review", json={"pair": found["left"][0]["id"], "key": "1"})
