@@ -18,14 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlmodel import col, select
 
+from daemon.champions import base_models, promotion
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import states
 from daemon.settings.model import GcSettings, Settings
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import AttemptState, RunState
-from daemon.state.tables import Attempt, Drop, Promotion, Run, Track
+from daemon.state.tables import Attempt, Drop, Run
 from daemon.storage import garbage, gc
+from daemon.system.folders import WorkFolder
 from daemon.system.processes import lock_holder
 from pipeline import durable
 from pipeline.errors import DropforgeError
@@ -66,23 +67,8 @@ class History:
         empty = template(folder.parent)
         self.root.mkdir()
         shutil.copy(empty, self.root / "dropforge.db")
-        with transaction(self.engine) as session:
-            track = states.ensure_track(session, "default", NOW - 100 * DAY)
-            track.base_path = track.champion_path = str(self.base)
-            track.base_model_id = track.champion_model_id = "base"
-            track.champion_generation = 0
-            session.add(track)
-            session.add(
-                Promotion(
-                    track="default",
-                    generation=0,
-                    model_id="base",
-                    model_path=str(self.base),
-                    reason="base model",
-                    created_at=NOW - 100 * DAY,
-                )
-            )
-        self.point("champion", self.base)
+        base = base_models.Base(self.base, "base")
+        base_models.ensure_base(self.engine, WorkFolder(self.root), "default", base, NOW - 100 * DAY)
 
     def run(
         self,
@@ -152,29 +138,10 @@ class History:
     def promote(self, run: int) -> str:
         """Make a run's model the champion."""
         name = durable.read_object(self.root / "runs" / str(run) / "merge.json")["model_id"]
-        path = f"models/{name}"
         with transaction(self.engine) as session:
-            track = session.get_one(Track, "default")
-            generation = (track.champion_generation or 0) + 1
-            session.add(
-                Promotion(
-                    track="default",
-                    run_id=run,
-                    generation=generation,
-                    model_id=name,
-                    model_path=path,
-                    previous_model_id=track.champion_model_id,
-                    previous_path=track.champion_path,
-                    reason="better",
-                    created_at=NOW,
-                )
-            )
-            previous = track.champion_path or ""
-            track.champion_generation, track.champion_model_id, track.champion_path = generation, name, path
-            session.add(track)
-        self.point("champion", self.root / path)
-        self.point("previous", self.root / previous)
-        return path
+            over = promotion.champion(session, "default").generation
+        candidate = promotion.Candidate("default", run, name, f"models/{name}", over, "better")
+        return promotion.promote(self.engine, WorkFolder(self.root), candidate, NOW).model_path
 
     def point(self, name: str, target: Path) -> None:
         link = self.root / "tracks/default" / name
@@ -608,7 +575,7 @@ def test_no_history_and_no_settings_let_a_collection_touch_what_is_protected(
     champions: list[str] = ["base"]
     for state, days, model, promoted in runs:
         number = made.run(state, days=days, model=model)
-        if promoted and state in ENDED:
+        if promoted and state in ENDED and state != RunState.CANCELLED:
             champions.append(made.promote(number))
     with transaction(made.engine) as session:
         rows = session.exec(select(Run)).all()
