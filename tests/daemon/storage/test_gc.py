@@ -23,6 +23,7 @@ from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
 from daemon.settings.model import GcSettings, Settings
 from daemon.state.database import create, open_engine, transaction
+from daemon.state.events import Word
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Drop, Run
 from daemon.storage import garbage, gc
@@ -31,7 +32,7 @@ from daemon.system.processes import lock_holder
 from pipeline import durable
 from pipeline.errors import DropforgeError
 from tests import run_owner
-from tests.run_owner import spool_of
+from tests.run_owner import judged, spool_of
 
 NOW = 1_950_000_000_000  # far enough that every file of a test is older than a day
 DAY = 86_400_000
@@ -140,8 +141,8 @@ class History:
         name = durable.read_object(self.root / "runs" / str(run) / "merge.json")["model_id"]
         with transaction(self.engine) as session:
             over = promotion.champion(session, "default").generation
-        candidate = promotion.Candidate("default", run, name, f"models/{name}", over, "better")
-        return promotion.promote(self.engine, WorkFolder(self.root), candidate, NOW).model_path
+        won = judged("promoted", candidate_model_id=name, champion_generation=over)
+        return promotion.promote(self.engine, WorkFolder(self.root), run, won, Word("", NOW)).model_path
 
     def point(self, name: str, target: Path) -> None:
         link = self.root / "tracks/default" / name
