@@ -32,7 +32,7 @@ from rich.table import Table
 from pipeline.config import SplitConfig
 from pipeline.prepare.decontaminate import HeldOut
 from pipeline.prepare.drop_rows import DropRow
-from pipeline.prepare.split import prompts
+from pipeline.prepare.split import group_prompts
 
 #: Seconds on two cores.
 BUDGET = 5.0
@@ -86,11 +86,11 @@ def one_night(data: Data) -> dict[str, float]:
     rows = [row(number, text, pinned=True) for number, text in enumerate(data.heldout)]
     rows += [row(number, text, pinned=False) for number, text in enumerate(data.train)]
     rows.sort(key=lambda row: row.hash)
-    content = list(prompts(rows, SplitConfig(), "prompt", pinned=True))
+    content = list(group_prompts(rows, SplitConfig(), "prompt", pinned=True))
     started = clocks()
     heldout = HeldOut(content, SIMILARITY)
     train = [prompt for prompt in content if prompt.split != "heldout"]
-    found = sum(len(prompt.rows) - len(heldout.keep(prompt)) for prompt in train)
+    found = sum(len(one.rows) for prompt in train for one in heldout.compare(prompt))
     return {**seconds(started), "found": found, "rows": len(data.train)}
 
 

@@ -68,7 +68,7 @@ def write_data(root: Path, rows: Sequence[dict[str, str]], general: float = 0.0)
     `general` is the share of the training rows that are general ones.
     """
     (root / "data").mkdir()
-    added = general_rows(len(rows) - DEV_ROWS, general, set(), (), 0.5)
+    added = general_rows(len(rows) - DEV_ROWS, general, (), (), 0.5)
     for name, part, more in (("train", rows[:-DEV_ROWS], added), ("dev", rows[-DEV_ROWS:], [])):
         own = [{"id": str(number), **row} for number, row in enumerate(part)]
         write_rows(root / "data" / f"{name}.jsonl", [*own, *more])

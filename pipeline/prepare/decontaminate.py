@@ -1,5 +1,5 @@
 """
-Find the training rows that are near-duplicates of a held-out record, and the held-out records that repeat another one.
+Assign rows to training and dev, without near-duplicates of held-out records; find held-out records that repeat another.
 
 Common text is not compared: an instruction, a run of words or a long answer in more than 1 % of the prompts. (More
 copies than that of a text cannot be distinguished from the form of a task.) These shares are counted in at most 10,000
@@ -13,21 +13,24 @@ count as one, and what is a near-duplicate of one is noted with each.
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, compress
+from itertools import chain, compress, islice
 from sys import intern
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import Overlap
+from pipeline.config import RunConfig, Unit
 from pipeline.metrics.tokens import shingles, tokens
 from pipeline.prepare.drop_rows import DropRow
 from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs
-from pipeline.prepare.split import SAMPLE, Prompt
+from pipeline.prepare.split import SAMPLE, Prompt, SplitName, choose_unit, group_prompts
 
+#: Yields the prompts, and reports progress as a phase.
+Watch = Callable[[Sequence[Prompt], str], Iterable[Prompt]]
 Rule = Literal["unit", "answer", "ngram", "minhash"]
 #: Text that more than this share and more than this number of the prompts have in common is not compared.
 COMMON_SHARE = 0.01
@@ -43,6 +46,8 @@ SAME_FORM = 0.6
 FORM_WORD = 0.95
 #: Answers with fewer words are not compared.
 LONG_ANSWER_WORDS = 8
+#: Fewer dev rows are too few for a dev loss and go to training.
+LEAST_DEV_ROWS = 20
 MOST_EXAMPLES = 10
 _SHOWN = 200
 
@@ -113,34 +118,44 @@ def find_common(prompts: Sequence[Prompt]) -> Common:
     return replace(common, runs=_frequent(runs, most), having=having)
 
 
+class LeftOut(NamedTuple):
+    """Rows of one prompt that are near-duplicates of a held-out prompt."""
+
+    rule: Rule
+    rows: Sequence[DropRow]
+    heldout: DropRow
+    """The first row of the held-out prompt."""
+
+    @property
+    def example(self) -> Overlap:
+        """The beginnings of both texts."""
+        texts = [
+            row.output if self.rule == "answer" else row.input or row.instruction
+            for row in (*self.rows[:1], self.heldout)
+        ]
+        shown = {"train_text": texts[0][:_SHOWN], "heldout_text": texts[1][:_SHOWN]}
+        return Overlap(rule=self.rule, train_id=self.rows[0].id, heldout_id=self.heldout.id, **shown)
+
+
 class HeldOut:
     """The held-out prompts, and their near-duplicates."""
 
-    def __init__(self, prompts: Iterable[Prompt], similarity: float) -> None:
-        """Select the held-out `prompts` that repeat none selected before; all must come in the order of their hash."""
-        self.prompts: list[Prompt] = []
-        sample: list[Prompt] = []
-        for prompt in prompts:
-            if prompt.split == "heldout":
-                self.prompts.append(prompt)
-            if prompt.rows and len(sample) < SAMPLE:
-                sample.append(prompt)
+    def __init__(self, prompts: Sequence[Prompt], similarity: float, watch: Watch = lambda prompts, _: prompts) -> None:
+        """Select the held-out `prompts` that repeat none selected before; all must be in the order of their hash."""
+        self.prompts = [prompt for prompt in prompts if prompt.split == "heldout"]
+        sample = list(islice((prompt for prompt in prompts if prompt.rows), SAMPLE))
         self.common = find_common(sample)
         self.sampled = len(sample)
         self.largest_unit = max(Counter(prompt.unit for prompt in sample).values(), default=0)
         """Most prompts of one unit among the `sampled` ones, 10,000 at most."""
         self.near: dict[int, set[str]] = {}
         """Index of a selected prompt -> ids of its near-duplicates; one set for all of a unit, their own ids in it."""
-        self.examples: list[Overlap] = []
-        """The first training rows that were left out."""
-        self.long_runs = 0
-        """Training rows that were left out for 13 words in a row."""
         self._similar = SimilarityIndex(similarity)
         self._runs = RunIndex(self.common.runs)
         self._answers: dict[int, int] = {}
         self._units: dict[str, int] = {}
         """Unit -> index of its first selected prompt; of any, if none is selected."""
-        for number, prompt in enumerate(self.prompts):
+        for number, prompt in enumerate(watch(self.prompts, "comparing")):
             text, answers = self.common.text(prompt), _long_answers(prompt.rows) - self.common.answers
             near = set[int]().union(*self._near(text), map(self._answers.__getitem__, self._answers.keys() & answers))
             if all(self.prompts[other].unit == prompt.unit for other in near):
@@ -152,52 +167,85 @@ class HeldOut:
         for number, prompt in enumerate(self.prompts):
             self._units.setdefault(prompt.unit, number)
         for prompt in self.prompts:
-            by_run, similar = self._near(self.common.text(prompt))
-            answers = self._answers.keys() & _long_answers([*prompt.rows, *prompt.removed])
-            self._note(prompt, {*by_run, *similar, *(self._answers[answer] for answer in answers)})
+            self.compare(prompt._replace(rows=[*prompt.rows, *prompt.removed]))
 
-    def keep(self, prompt: Prompt) -> list[DropRow]:
+    def compare(self, prompt: Prompt) -> list[LeftOut]:
         """
-        Return the rows of a train or dev prompt that are no near-duplicates of the selected held-out prompts.
+        Return which rows of a prompt are near-duplicates of the selected held-out prompts.
 
-        The list is empty if the prompt itself is a near-duplicate, or of the unit of a held-out one; else rows are left
-        out whose answer, of at least eight words and not common, a selected prompt has. If rows are left out, notes the
-        prompt's id in `near`, and rows in `examples`, up to ten in all.
+        All are if the prompt itself is a near-duplicate, or of the unit of a held-out one; else those whose answer, of
+        at least eight words and not common, a selected prompt has. If there are any, the prompt's id is noted in
+        `near`, with each selected prompt that it is a near-duplicate of or whose unit it has.
         """
-        if not prompt.rows:
-            return []
         by_run, similar = self._near(self.common.text(prompt))
         by_answer = [self._answers.get(_long_answer(row)) for row in prompt.rows]
-        self._note(prompt, {*by_run, *similar, *(number for number in by_answer if number is not None)})
+        near = {*by_run, *similar, *by_answer, self._units.get(prompt.unit)}
+        for number in self.near.keys() & near:
+            if prompt.rows[0].id != self.prompts[number].rows[0].id:
+                self.near[number].add(prompt.rows[0].id)
         by_unit = {self._units[prompt.unit]} if prompt.unit in self._units else set[int]()
         rules: dict[Rule, set[int]] = {"unit": by_unit, "ngram": by_run, "minhash": similar}
-        if (rule := next((rule for rule, found in rules.items() if found), None)) is not None:
-            self.long_runs += len(prompt.rows) * (rule == "ngram")
-            self._show(rule, prompt.rows[0], min(rules[rule]))
-            return []
-        for row, number in zip(prompt.rows, by_answer, strict=True):
-            if number is not None:
-                self._show("answer", row, number)
-        return [row for row, number in zip(prompt.rows, by_answer, strict=True) if number is None]
+        for rule, found in rules.items():
+            if found:
+                return [LeftOut(rule, prompt.rows, self.prompts[min(found)].rows[0])]
+        rows = zip(prompt.rows, by_answer, strict=True)
+        return [LeftOut("answer", [row], self.prompts[other].rows[0]) for row, other in rows if other is not None]
 
     def _near(self, text: Text) -> tuple[set[int], set[int]]:
         """Return the indices of the selected prompts that share a 13-word run with `text`, and of similar ones."""
         return self._runs.find(text), self._similar.find(text)
 
-    def _note(self, prompt: Prompt, near: set[int]) -> None:
-        """Record `prompt` as a near-duplicate of each selected prompt whose index is in `near` or that has its unit."""
-        for number in {*near, self._units.get(prompt.unit, -1)} & self.near.keys():
-            if prompt.rows[0].id != self.prompts[number].rows[0].id:
-                self.near[number].add(prompt.rows[0].id)
 
-    def _show(self, rule: Rule, row: DropRow, number: int) -> None:
-        """Keep a left-out row as an example if there are few; `number` is the index of the held-out prompt."""
-        if len(self.examples) == MOST_EXAMPLES:
-            return
-        heldout = self.prompts[number].rows[0]
-        texts = [one.output if rule == "answer" else one.input or one.instruction for one in (row, heldout)]
-        shown = {"train_text": texts[0][:_SHOWN], "heldout_text": texts[1][:_SHOWN]}
-        self.examples.append(Overlap(rule=rule, train_id=row.id, heldout_id=heldout.id, **shown))
+@dataclass(frozen=True)
+class Splits:
+    """All prompts, the held-out ones and their near-duplicates, and the rows of training and dev."""
+
+    prompts: Sequence[Prompt]
+    heldout: HeldOut
+    train: list[DropRow]
+    """In the order of the prompts' hash; a row's drop is the first since the prompt's answers changed."""
+    dev: list[DropRow]
+    left_out: Sequence[LeftOut]
+    unit: Unit
+
+    @property
+    def near_duplicates(self) -> int:
+        """Rows of training and dev prompts that are near-duplicates of a held-out record."""
+        return sum(len(one.rows) for one in self.left_out)
+
+    @property
+    def heldout_duplicates(self) -> int:
+        """Held-out prompts that are near-duplicates of another one."""
+        return len(self.heldout.prompts) - len(self.heldout.near)
+
+    @property
+    def removed(self) -> Counter[int]:
+        """Training rows whose prompt is pinned, by drop."""
+        return Counter(row.drop for prompt in self.prompts for row in prompt.removed)
+
+
+def assign(drop_rows: Sequence[DropRow], config: RunConfig, watch: Watch) -> Splits:
+    """
+    Assign all rows to held-out records, training and dev, and leave out near-duplicates of held-out records.
+
+    `drop_rows` must be sorted as by `read_drops`. Raises what `watch` raises.
+    """
+    unit = config.unit or choose_unit(drop_rows)
+    # The settings alone say what is judged on, never what was dropped.
+    prompts = list(group_prompts(drop_rows, config.split, unit, pinned=config.gate.on == "pinned"))
+    heldout = HeldOut(prompts, config.split.similarity, watch)
+    rows: dict[SplitName, list[DropRow]] = {"train": [], "dev": []}
+    left_out: list[LeftOut] = []
+    for prompt in watch(prompts, "splitting"):
+        if prompt.split != "heldout" and prompt.rows:
+            found = heldout.compare(prompt)
+            left_out += found
+            near = {row for one in found for row in one.rows}
+            rows[prompt.split] += [row._replace(drop=prompt.drops[0]) for row in prompt.rows if row not in near]
+    train, dev = rows.values()
+    if len(dev) < LEAST_DEV_ROWS:
+        train, dev = [*train, *dev], []
+    return Splits(prompts, heldout, train, dev, left_out, unit)
 
 
 def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> list[str]:

@@ -48,23 +48,24 @@ class DropRow(NamedTuple):
     """Hash of salt and input, if that has at least 13 words; else empty."""
 
 
-class LeftOut(NamedTuple):
-    """Numbers of rows that are in no split, by reason."""
+class DropRows(NamedTuple):
+    """The rows of all drops, and the numbers of those that are in no split, by reason."""
 
+    rows: list[DropRow]
+    """Sorted by their hash; per prompt pinned rows are first, then those of later drops."""
     too_long: int
-    """They certainly exceed the window."""
+    """Rows that certainly exceed the window."""
     special_tokens: int
-    """They hold special tokens of the base model's tokenizer."""
+    """Rows with special tokens of the base model's tokenizer."""
+    lengths: list[int]
+    """Tokens of up to 1,000 rows, left out or not; empty without a tokenizer.json."""
 
 
-def read_drops(attempt: Attempt, window: Window) -> tuple[list[DropRow], LeftOut, list[int]]:
+def read_drops(attempt: Attempt, window: Window) -> DropRows:
     """
-    Return the rows of the attempt's drops, how many are left out by reason, and the tokens of up to 1,000 rows.
+    Read the rows of the attempt's drops.
 
-    The rows are sorted by their hash; per prompt pinned rows are first, then those of later drops. Left out are rows
-    that certainly exceed `window`, and rows with special tokens of the base model's tokenizer. The counted rows are any
-    ones, left out or not; none without a tokenizer.json. Raises `CannotTrain` if a drop's file is missing or changed or
-    a line of it is no record, `Interrupted` if stopped.
+    Raises `CannotTrain` if a drop's file is missing or changed or a line of it is no record, `Interrupted` if stopped.
     """
     special = special_tokens(Path(attempt.config.base_model))
     holds_token = re.compile("|".join(map(re.escape, special))).search if special else None
@@ -93,7 +94,7 @@ def read_drops(attempt: Attempt, window: Window) -> tuple[list[DropRow], LeftOut
                 attempt.check_stop()
                 attempt.progress(done, total)
     rows.sort(key=lambda row: (row.hash, not row.pinned, -row.order, row.number))
-    return rows, LeftOut(too_long, spelled), lengths
+    return DropRows(rows, too_long, spelled, lengths)
 
 
 def _length(text: str, window: Window) -> int:

@@ -1,20 +1,22 @@
 """Count the rows that later drops replace, and say whether new drops change what the model is judged by."""
 
 from collections import Counter
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterable, Sequence
 
 from pipeline.artifacts import AnswerPair, Replacement
 from pipeline.decide.policy import MOST_REPLACED
-from pipeline.prepare.split import Scored, Splits
+from pipeline.prepare.sample import Scored
+from pipeline.prepare.split import Prompt
 from pipeline.words import first_of
 
 _MOST_EXAMPLES = 10
 
 
-def replacements(splits: Splits) -> tuple[Replacement, ...]:
+def replacements(prompts: Iterable[Prompt]) -> tuple[Replacement, ...]:
     """Return the numbers of replaced rows by their drop and the drop that replaces them."""
-    found = splits.replaced
+    found = Counter(
+        (row.drop, prompt.drops[0], prompt.split == "heldout") for prompt in prompts for row in prompt.replaced
+    )
     return tuple(
         Replacement(old=old, new=new, rows=found[old, new, False] + held_out, heldout_rows=held_out)
         for old, new in sorted({(old, new) for old, new, _ in found})
@@ -22,7 +24,7 @@ def replacements(splits: Splits) -> tuple[Replacement, ...]:
     )
 
 
-def replaced_heldout(scored: Sequence[Scored], known: AbstractSet[int]) -> tuple[str, tuple[AnswerPair, ...]]:
+def replaced_heldout(scored: Sequence[Scored], known: Collection[int]) -> tuple[str, tuple[AnswerPair, ...]]:
     """
     Return which new drops replace more than a tenth of the scored answers of the drops in `known`, and examples.
 

@@ -1,13 +1,89 @@
-"""Order the held-out records for scoring: a core that is the same for all champions, then others for each champion."""
+"""Select the held-out records that are scored: a core that is the same for all champions, then others for each."""
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from pipeline.contract import Attempt
 from pipeline.decide.policy import CORE_OF_DROP, CORE_SHARE
-from pipeline.prepare.decontaminate import HeldOut
+from pipeline.models.manifest import trained_ids
+from pipeline.models.template import fold
+from pipeline.models.token_counts import Window
+from pipeline.prepare.decontaminate import HeldOut, Splits, find_groups
+from pipeline.prepare.drop_rows import DropRow
+from pipeline.prepare.split import Prompt, row_line
 
 
-def scoring_order(heldout: HeldOut, generation: int, most: int) -> list[int]:
+class Scored(NamedTuple):
+    """A held-out prompt that is scored."""
+
+    prompt: Prompt
+    near: list[str]
+    """Ids of its near-duplicates in any split."""
+    drop: int
+
+
+class Selection(NamedTuple):
+    """The held-out prompts that are scored, and why some others are not."""
+
+    scored: Sequence[Scored]
+    """In the order of their hash."""
+    groups: Sequence[str]
+    """The name of each one's group."""
+    seen: int
+    """Prompts that are not scored only because the champion was trained on them or on near-duplicates."""
+    too_long: int
+    """Rows of prompts that are not scored only because they exceed the window with their answers."""
+    longest_answer: int
+    """Tokens of the longest answer, with its end token; 0 without any."""
+
+    @property
+    def rows(self) -> list[DropRow]:
+        """The first row of each scored prompt."""
+        return [one.prompt.rows[0] for one in self.scored]
+
+
+def select(attempt: Attempt, splits: Splits, window: Window) -> Selection:
+    """
+    Select the held-out prompts that are scored, `split.scored_records` at most, and find their groups.
+
+    They repeat no other held-out prompt, the champion was trained neither on them nor on a near-duplicate of them, and
+    they fit into the window with their longest answer.
+    """
+    heldout, champion, split = splits.heldout, attempt.spec.champion, attempt.config.split
+    among = {prompt.rows[0].id for prompt in heldout.prompts}.union(*heldout.near.values())
+    trained = trained_ids(attempt.path(champion.path), among)
+    scored: list[Scored] = []
+    seen = too_long = longest = 0
+    for number in _scoring_order(heldout, champion.generation, split.scored_records):
+        if number not in heldout.near or len(scored) >= split.scored_records:
+            continue
+        prompt = heldout.prompts[number]
+        own = prompt.rows[0].id
+        if not trained.isdisjoint([own, *heldout.near[number]]):
+            seen += 1
+        elif not (answer := _answer_tokens(prompt, window)):
+            too_long += len(prompt.rows)
+        else:
+            # A restored drop may precede drops with the same answers that the champion was trained on.
+            drop = next((drop for drop in prompt.drops if drop in (champion.drops or ())), prompt.drops[0])
+            scored.append(Scored(prompt, sorted(heldout.near[number] - {own}), drop))
+            longest = max(longest, answer)
+    scored.sort(key=lambda one: one.prompt.rows[0].hash)
+    groups = find_groups([one.prompt for one in scored], heldout.common, split.similarity)
+    return Selection(scored, groups, seen, too_long, longest)
+
+
+def _answer_tokens(prompt: Prompt, window: Window) -> int:
+    """Return the tokens of a prompt's longest answer, with its end token; 0 if it does not fit into the window."""
+    first = prompt.rows[0]
+    answer = max(window.count(row.output) for row in prompt.rows) + 1
+    fits = not window.counts or window.count(fold(first.instruction, first.input)) + answer <= window.tokens
+    return answer if fits else 0
+
+
+def _scoring_order(heldout: HeldOut, generation: int, most: int) -> list[int]:
     """
     Return the indices of the held-out prompts in the order in which they are scored, until there are `most`.
 
@@ -43,3 +119,11 @@ def _core(heldout: HeldOut, most: int) -> set[int]:
         if taken[prompt.drops[0]] < of_drop and core.setdefault(prompt.unit, number) == number:
             taken[prompt.drops[0]] += 1
     return set(core.values())
+
+
+def heldout_line(scored: Scored, group: str) -> dict[str, Any]:
+    """Return a scored prompt's line of heldout.jsonl, with its references and the name of its group."""
+    first, rows = scored.prompt.rows[0], scored.prompt.rows
+    tags = sorted({tag for row in rows for tag in row.tags})
+    more = {"pinned": first.pinned, "tags": tags, "near": scored.near, "group": group}
+    return row_line(first, references=[row.output for row in rows], drop=scored.drop, **more)

@@ -7,7 +7,7 @@ trainings since the base. With either start, built-in general rows are added as 
 
 import hashlib
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
 from pipeline.metrics.tokens import shingles, tokens
 from pipeline.models.manifest import read_lineage, trained_ids
+from pipeline.models.template import fold
 from pipeline.prepare.drop_rows import DropRow
 from pipeline.records.heldout import prompt_id
 from pipeline.words import count, listed
@@ -103,20 +104,21 @@ def _new_rows(rows: list[DropRow], champion: ModelRef, folder: Path, replay: flo
 
 
 def general_rows(
-    rows: int, share: float, taken: Collection[str], scored: Sequence[str], similarity: float
+    rows: int, share: float, used: Iterable[DropRow], scored: Sequence[DropRow], similarity: float
 ) -> list[dict[str, Any]]:
     """
     Return the lines of built-in general rows that make up `share` of the training rows, with `rows` others.
 
-    If that takes more general rows than there are, they repeat. Left out are prompts whose ids are in `taken`, and
-    those with a Jaccard index of at least `similarity` with one of the prompts `scored`.
+    If that takes more general rows than there are, they repeat. Left out are the prompts of rows in `used` or `scored`,
+    and those with a Jaccard index of at least `similarity` with one of the prompts `scored`.
     """
     if not share:
         return []
     general = {prompt_id(row["instruction"], ""): row for row in durable.read_jsonl(GENERAL_ROWS)}
+    taken = {row.id for row in (*used, *scored)}
     runs = {name: shingles(tokens(row["instruction"])) for name, row in general.items() if name not in taken}
     for prompt in scored:
-        own = shingles(tokens(prompt))
+        own = shingles(tokens(fold(prompt.instruction, prompt.input)))
         runs = {name: other for name, other in runs.items() if len(own & other) < similarity * len(own | other)}
     mixed = islice(cycle(runs), round(rows * share / (1 - share)))
     return [{"id": name, "input": "", **general[name]} for name in mixed]

@@ -7,8 +7,9 @@ from pipeline.artifacts import Drop
 from pipeline.contract import StepSpec
 from pipeline.metrics import json_fields
 from pipeline.models.token_counts import Window
-from pipeline.prepare.decontaminate import HeldOut
-from pipeline.prepare.split import MOST_OF_ONE, Splits
+from pipeline.prepare.decontaminate import HeldOut, Splits
+from pipeline.prepare.sample import Selection
+from pipeline.prepare.split import MOST_OF_ONE
 from pipeline.words import count
 
 #: A warning is given if more than this share of a split is left out.
@@ -24,16 +25,16 @@ _FITTED = 0.98
 _STEP = 256
 
 
-def data_warnings(spec: StepSpec, splits: Splits, heldout: HeldOut, groups: int, metric: str) -> tuple[str, ...]:
-    """Return all warnings about a data set; `groups` counts the scored records' groups, `metric` is the primary."""
+def data_warnings(spec: StepSpec, splits: Splits, selection: Selection, metric: str) -> tuple[str, ...]:
+    """Return all warnings about a data set with the primary `metric`."""
     return (
         *_pinned(spec.drops, spec.config.gate.on),
-        *_large_unit(heldout),
-        *_near_duplicates(splits, heldout.long_runs, spec.config.split.similarity),
-        *_groups(len({one.prompt.unit for one in splits.scored}), groups),
+        *_large_unit(splits.heldout),
+        *_near_duplicates(splits, spec.config.split.similarity),
+        *_groups(len({one.prompt.unit for one in selection.scored}), len(set(selection.groups))),
         *contamination_warnings(splits, spec.drops),
-        *_seen(splits.seen_by_champion),
-        *_references(splits, metric),
+        *_seen(selection.seen),
+        *_references(selection, metric),
     )
 
 
@@ -72,24 +73,26 @@ def _large_unit(heldout: HeldOut) -> Iterator[str]:
         )
 
 
-def _near_duplicates(splits: Splits, long_runs: int, similarity: float) -> Iterator[str]:
-    train = len(splits.train) + len(splits.dev) + splits.near_duplicates
+def _near_duplicates(splits: Splits, similarity: float) -> Iterator[str]:
+    long_runs = sum(len(one.rows) for one in splits.left_out if one.rule == "ngram")
+    others = splits.near_duplicates - long_runs
+    train = len(splits.train) + len(splits.dev) + long_runs + others
     if long_runs > LARGE_SHARE_OF_RUNS * train:
         yield (
             f"{long_runs:,} of {train:,} training rows ({long_runs / train:.0%}) are left out because they have 13 "
             'words in a row in common with a held-out record: withdraw the drop, and drop it again with one "group" '
             "for all rows of a document or conversation"
         )
-    if splits.near_duplicates - long_runs > LARGE_SHARE * train:
-        others = splits.near_duplicates - long_runs
+    if others > LARGE_SHARE * train:
         yield (
             f"{others:,} of {train:,} training rows ({others / train:.0%}) are left out as near-duplicates of a "
             "held-out record: drop rows that say new things, or, if the task's rows are similar by nature, raise "
             f"split.similarity ({similarity:g})"
         )
-    if splits.heldout_duplicates > LARGE_SHARE * splits.heldout_prompts:
+    heldout = len(splits.heldout.prompts)
+    if splits.heldout_duplicates > LARGE_SHARE * heldout:
         yield (
-            f"{splits.heldout_duplicates:,} of {splits.heldout_prompts:,} held-out records are not scored because each "
+            f"{splits.heldout_duplicates:,} of {heldout:,} held-out records are not scored because each "
             "is a near-duplicate of another one, and would count one case several times: hold out other cases"
         )
 
@@ -105,11 +108,12 @@ def _groups(units: int, groups: int) -> Iterator[str]:
 
 def contamination_warnings(splits: Splits, drops: Sequence[Drop]) -> list[str]:
     """Return a warning for each drop of which more than 20 % of the rows are left out as their prompt is pinned."""
+    removed = splits.removed
     return [
-        f"{drop.name}: {splits.removed_heldout[drop.id]:,} of {drop.rows:,} rows are held-out questions and not "
+        f"{drop.name}: {removed[drop.id]:,} of {drop.rows:,} rows are held-out questions and not "
         f"trained on: if the file should not be there, dropforge drops withdraw {drop.id} --reason TEXT"
         for drop in drops
-        if splits.removed_heldout[drop.id] > LARGE_SHARE * drop.rows
+        if removed[drop.id] > LARGE_SHARE * drop.rows
     ]
 
 
@@ -122,9 +126,9 @@ def _seen(records: int) -> Iterator[str]:
         )
 
 
-def _references(splits: Splits, metric: str) -> Iterator[str]:
+def _references(selection: Selection, metric: str) -> Iterator[str]:
     """Yield a warning about references that field F1 cannot parse."""
-    references = [row for one in splits.scored for row in one.prompt.rows] if metric == "json_f1" else []
+    references = [row for one in selection.scored for row in one.prompt.rows] if metric == "json_f1" else []
     if bad := [(row.drop, row.number) for row in references if json_fields.parse(row.output) is None]:
         drop, number = min(bad)
         yield (
