@@ -171,15 +171,16 @@ def ours(base: Path, scratch: Path, tokenizer: Any, rows: Any, settings: dict[st
     from pipeline.artifacts import MemoryPlan  # noqa: PLC0415
     from pipeline.config import TrainConfig  # noqa: PLC0415
     from pipeline.models.loading import chosen_device  # noqa: PLC0415
+    from pipeline.train.job import Job  # noqa: PLC0415
     from pipeline.train.memory import batch_tokens  # noqa: PLC0415
-    from pipeline.train.trainer import Training, make_trainer  # noqa: PLC0415
+    from pipeline.train.trainer import Trainer  # noqa: PLC0415
 
     config = TrainConfig.model_validate({**settings, "learning_rate": LEARNING_RATE, "epochs": 1})
     device = chosen_device()
     quantization = "none" if config.quantization == "auto" else config.quantization
     tokens = batch_tokens(config, device)
     plan = MemoryPlan(device=device, quantization=quantization, batch_tokens=tokens, activations="kept")
-    return make_trainer(Training(base, device, rows, [], config, plan, scratch / "adapter", scratch), tokenizer)
+    return Trainer(Job(base, device, rows, [], config, plan, scratch / "adapter", scratch), tokenizer)
 
 
 def peers(base: Path, scratch: Path, tokenizer: Any, rows: Any, batch_size: int) -> Any:
@@ -252,7 +253,7 @@ def answer_loss(model: Any, row: Any) -> tuple[float, int]:
 def tokenise(template: Any, record: dict[str, str]) -> Any:
     """Return a record as the train step tokenises it."""
     from pipeline.models.template import fold, single_turn  # noqa: PLC0415
-    from pipeline.train.trainer import TokenRow  # noqa: PLC0415
+    from pipeline.train.job import TokenRow  # noqa: PLC0415
 
     turns = single_turn(fold(record["instruction"], record.get("input", "")), record["output"])
     prompt, answer = template.prompt(turns[:-1]), template.target(turns)

@@ -14,7 +14,8 @@ from pipeline.artifacts import MemoryPlan
 from pipeline.config import TrainConfig
 from pipeline.models.loading import load_tokenizer, quiet
 from pipeline.train.automatic import with_numbers
-from pipeline.train.trainer import TokenRow, Training, make_trainer
+from pipeline.train.job import Job, TokenRow
+from pipeline.train.trainer import Trainer
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -55,19 +56,19 @@ def token_rows(count: int, seed: int) -> list[TokenRow]:
     ]
 
 
-def made_training(base: Path, folder: Path, rows: Sequence[TokenRow], config: TrainConfig, **plan: Any) -> Training:
+def made_training(base: Path, folder: Path, rows: Sequence[TokenRow], config: TrainConfig, **plan: Any) -> Job:
     """Return a training in `folder` as the step plans it, over the base as it is unless `plan` says otherwise."""
     tokens = 1024 if config.batch_tokens == "auto" else config.batch_tokens
     quantization = "none" if config.quantization == "auto" else config.quantization
     usual = {"device": "cpu", "quantization": quantization, "batch_tokens": tokens, "activations": "kept"}
     memory, numbers = MemoryPlan.model_validate({**usual, **plan}), with_numbers(config, len(rows), 0)
-    return Training(base, "cpu", rows, [], numbers, memory, folder / "adapter", folder / "scratch")
+    return Job(base, "cpu", rows, [], numbers, memory, folder / "adapter", folder / "scratch")
 
 
 def trainer_of(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> Any:
     """Return the trainer that the step builds, with such an adapter."""
     config = TrainConfig.model_validate({"quantization": "none", "rank": 4, **settings})
-    trainer = make_trainer(made_training(base, folder, rows, config), load_tokenizer(base))
+    trainer = Trainer(made_training(base, folder, rows, config), load_tokenizer(base))
     dice = torch.Generator().manual_seed(1)
     for weight in trainer.model.parameters():
         if weight.requires_grad:

@@ -10,6 +10,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch.utils.checkpoint import checkpoint
+
 from pipeline.models.memory_estimate import LOGITS_BYTES
 
 _PROBED_TOKENS = 8
@@ -25,8 +28,6 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
     It is tested on the first few of `tokens`, as each architecture has its own setting for it: with logits so large
     that a cap shows, and to a hundredth, as kernels may round differently. `False` without a head.
     """
-    import torch
-
     head = model.get_output_embeddings()
     if head is None or model.base_model is model:
         return False
@@ -72,7 +73,7 @@ def summed_loss(head: Any, hidden: Any, labels: Any, answers: Any) -> Any:
     states, targets = hidden.flatten(0, 1)[answers], labels.flatten()[answers + 1]
     chunks = zip(states.split(size), targets.split(size), strict=True)
     is_trained = any(weight.requires_grad for weight in head.parameters())
-    chunk_loss = _loss_by_a_trained_head if is_trained else _chunk_loss()
+    chunk_loss = _loss_by_a_trained_head if is_trained else _ChunkLoss.apply
     return sum(chunk_loss(chunk, targets, head) for chunk, targets in chunks)
 
 
@@ -89,8 +90,6 @@ def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
     step has several micro-batches, pass that of the whole step. Gradients must then be summed over processes: if they
     are averaged, multiply the loss by the number of processes.
     """
-    import torch
-
     total = model(**inputs, use_cache=False, answer_loss=True)
     return total / torch.as_tensor(answer_tokens(inputs["labels"]) if answers is None else answers).clamp(min=1)
 
@@ -101,8 +100,6 @@ def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any) -> Any:
 
     The head's gradient is as large as the head: computed in the forward pass, a copy would be kept for each chunk.
     """
-    import torch
-    from torch.utils.checkpoint import checkpoint
 
     def loss(hidden: Any) -> Any:
         return torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
@@ -110,36 +107,30 @@ def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any) -> Any:
     return checkpoint(loss, hidden, use_reentrant=False)
 
 
-@functools.cache
-def _chunk_loss() -> Any:
+class _ChunkLoss(torch.autograd.Function):
     """
-    Return the function for a chunk's summed loss, which computes the gradient in the forward pass.
+    The summed cross-entropy of one chunk by an output head, with the gradient computed in the forward pass.
 
-    Neither logits nor probabilities are kept for the backward pass, or recomputed in it.
+    Neither logits nor probabilities are kept for the backward pass, or recomputed in it: the gradient at the logits is
+    the probabilities minus the targets.
     """
-    import torch
 
-    class ChunkLoss(torch.autograd.Function):
-        """Cross-entropy of an output head; its gradient at the logits is the probabilities minus the targets."""
+    @staticmethod
+    def forward(ctx: Any, hidden: Any, targets: Any, head: Any) -> Any:
+        with torch.enable_grad():
+            states = hidden.detach().requires_grad_()
+            logits = head(states)
+        scores = torch.log_softmax(logits.detach().float(), dim=-1)
+        rows = torch.arange(len(targets), device=targets.device)
+        loss = -scores[rows, targets].sum()
+        if ctx.needs_input_grad[0]:
+            slope = scores.exp_()
+            slope[rows, targets] -= 1
+            (gradient,) = torch.autograd.grad(logits, states, slope.to(logits.dtype))
+            ctx.save_for_backward(gradient)
+        return loss
 
-        @staticmethod
-        def forward(ctx: Any, hidden: Any, targets: Any, head: Any) -> Any:
-            with torch.enable_grad():
-                states = hidden.detach().requires_grad_()
-                logits = head(states)
-            scores = torch.log_softmax(logits.detach().float(), dim=-1)
-            rows = torch.arange(len(targets), device=targets.device)
-            loss = -scores[rows, targets].sum()
-            if ctx.needs_input_grad[0]:
-                slope = scores.exp_()
-                slope[rows, targets] -= 1
-                (gradient,) = torch.autograd.grad(logits, states, slope.to(logits.dtype))
-                ctx.save_for_backward(gradient)
-            return loss
-
-        @staticmethod
-        def backward(ctx: Any, grown: Any) -> Any:  # type: ignore[override, unused-ignore]
-            (gradient,) = ctx.saved_tensors
-            return (gradient * grown).to(gradient.dtype), None, None
-
-    return ChunkLoss.apply
+    @staticmethod
+    def backward(ctx: Any, grown: Any) -> Any:  # type: ignore[override, unused-ignore]
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grown).to(gradient.dtype), None, None

@@ -15,18 +15,20 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import distributed
 
 from pipeline.artifacts import TRAINED_FILES
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.models.safetensors_files import NotSafetensorsError, read_header, weight_files
 from pipeline.train.data_parallel import ProcessRank
-from pipeline.train.galore import galore
+from pipeline.train.galore import GaLore
 from pipeline.train.lora import target_layers
-
-if TYPE_CHECKING:
-    import torch
 
 _FILE = TRAINED_FILES["weights"]
 #: A tensor's file and shape by its name.
@@ -60,7 +62,7 @@ def optimizer(model: Any, config: TrainConfig) -> "torch.optim.Optimizer | None"
     """Return GaLore's optimizer if the method is `galore`, else `None` for the trainer's default optimizer."""
     if config.method != "galore":
         return None
-    return galore(_trained(model).values(), float(config.learning_rate), config.rank, config.alpha / config.rank)
+    return GaLore(_trained(model).values(), float(config.learning_rate), config.rank, config.alpha / config.rank)
 
 
 def save_trained(model: Any, folder: Path) -> None:
@@ -69,33 +71,15 @@ def save_trained(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
     else:
-        _save_weights(model, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.detach().contiguous() for name, weight in _trained(model).items()}, folder / _FILE)
 
 
-def keeping_weights(trainer_class: Any) -> Any:
-    """Return a subclass of `trainer_class` whose checkpoints hold the trained weights only, and load them."""
-
-    class Trainer(trainer_class):  # type: ignore[misc, unused-ignore]
-        """The trainer, saving and loading only the trained weights."""
-
-        def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
-            _save_weights(self.model, Path(output_dir))
-
-        def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
-            from safetensors.torch import load_file
-
-            saved = load_file(Path(resume_from_checkpoint) / _FILE)
-            for name, weight in _trained(self.model).items():
-                weight.data.copy_(saved[name])
-
-    return Trainer
-
-
-def _save_weights(model: Any, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.detach().contiguous() for name, weight in _trained(model).items()}, folder / _FILE)
+def load_trained(model: Any, folder: Path) -> None:
+    """Load the trainable weights that `save_trained` saved in `folder` into `model`, which has no adapter."""
+    saved = load_file(folder / _FILE)
+    for name, weight in _trained(model).items():
+        weight.data.copy_(saved[name])
 
 
 def _trained(model: Any) -> "dict[str, torch.nn.Parameter]":
@@ -124,8 +108,6 @@ def _from_first(layers: list[str], process: ProcessRank) -> list[str]:
     """Return rank 0's `layers` in all processes (broadcast), as rankings could differ by rounding."""
     if process.count == 1:
         return layers
-    from torch import distributed
-
     box = [layers]
     distributed.broadcast_object_list(box)
     return box[0]
@@ -146,8 +128,6 @@ def _read(files: Files, name: str, weight: "torch.nn.Parameter") -> "torch.Tenso
 
     Raises `CannotTrain` if the files have no tensor of this name and the shape of `weight`.
     """
-    from safetensors import safe_open  # noqa: PLC0415
-
     if name not in files or files[name][1] != list(weight.shape):
         raise CannotTrain(
             f"{name} in the base model's files has another name or shape than in the model: transformers converts it",
@@ -166,8 +146,6 @@ def signal_to_noise(weight: "torch.Tensor") -> float:
     edge for noise of standard deviation s, which is estimated from the singular values' interquartile range. The ratio
     of both sums is divided by the largest singular value; it is infinite without noise.
     """
-    import torch
-
     wide = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().T
     # A fifth of the time of a decomposition; in float64 squaring loses no relevant digits.
     values = torch.linalg.eigvalsh(wide @ wide.T).clamp(min=0).sqrt()

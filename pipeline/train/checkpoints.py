@@ -9,13 +9,9 @@ resumes from those of all attempts, but removes none of a later one: on a cluste
 import re
 import shutil
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 from pipeline import durable
-from pipeline.contract import Attempt
-from pipeline.train.data_parallel import ProcessRank, any_process
 
 COMPLETE = "COMPLETE"
 LISTING = "files.json"
@@ -81,39 +77,6 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints (folders step-<N>-<attempt>) in `folder`, complete or not; it need not exist."""
     for path in _by_step(folder):
         _remove(path)
-
-
-def keeper(attempt: Attempt, scratch: Path, mark: str, process: ProcessRank) -> Any:
-    """
-    Return the trainer callback that saves a checkpoint every `checkpoint_minutes`, and when the attempt is stopped.
-
-    The training ends at the next optimizer step once `attempt.stop` is set in any of its processes. Rank 0 moves each
-    checkpoint from `scratch` to the run's checkpoint folder by `publish`. None is saved after the last step.
-    """
-    from transformers import TrainerCallback
-
-    folder = attempt.path(attempt.spec.checkpoints)
-    seconds = attempt.config.train.checkpoint_minutes * 60
-
-    class Keeper(TrainerCallback):
-        """Decides when to save, and publishes what the trainer saved."""
-
-        def __init__(self) -> None:
-            self.saved_at = time.monotonic()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step >= state.max_steps:
-                return
-            stopping = any_process(process, attempt.stop.is_set(), args.device)
-            control.should_training_stop = control.should_training_stop or stopping
-            control.should_save = process.rank == 0 and (stopping or time.monotonic() - self.saved_at >= seconds)
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            source = scratch / f"checkpoint-{state.global_step}"
-            publish(source, folder, state.global_step, mark, attempt.spec.attempt)
-            self.saved_at = time.monotonic()
-
-    return Keeper()
 
 
 def _by_step(folder: Path) -> list[Path]:

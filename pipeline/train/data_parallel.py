@@ -8,10 +8,9 @@ up to those of one process, but for rounding, and all of them take the same step
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,6 @@ def summed(process: ProcessRank, loss: "torch.Tensor", weights: Iterable["torch.
     Every process waits for the others and gets bitwise the same numbers; a missing gradient counts as 0. With a single
     process `loss` itself is returned.
     """
-    import torch
-    from torch.nn.utils import parameters_to_vector, vector_to_parameters
-
     if process.count == 1:
         return loss
     trained = list(weights)
@@ -63,8 +59,6 @@ def summed(process: ProcessRank, loss: "torch.Tensor", weights: Iterable["torch.
 
 def any_process(process: ProcessRank, flag: bool, device: "torch.device") -> bool:  # noqa: FBT001 - a value, no option
     """Return whether `flag` is true in any process; waits until all processes have called it."""
-    import torch
-
     return bool(summed(process, torch.tensor(float(flag), device=device)))
 
 
@@ -74,7 +68,5 @@ def seed_step(process: ProcessRank, seed: int, step: int) -> None:
 
     Nothing is seeded if there is one process. So checkpoints need the generator state of the first process only.
     """
-    import torch
-
     if process.count > 1:
         torch.manual_seed(random.Random(f"{seed}/{step}/{process.rank}").getrandbits(63))  # noqa: S311 - no secret

@@ -6,12 +6,10 @@ It is written here because neither package survives a resume: galore-torch (1.0,
 release since.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    import torch
+import torch
 
 #: Optimizer steps between two projections: the paper finds 50 to 1000 best, and trainings here are short.
 STEPS_BETWEEN = 50
@@ -19,35 +17,31 @@ _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 
 
-def galore(
-    weights: "Iterable[torch.nn.Parameter]", learning_rate: float, rank: int, scale: float
-) -> "torch.optim.Optimizer":
+class GaLore(torch.optim.Optimizer):
     """
-    Return the GaLore optimizer for matrices: AdamW without weight decay on gradients projected to `rank`.
+    AdamW without weight decay on gradients of matrices, projected to `rank`.
 
     P, (m, rank), holds the first left singular vectors of a gradient G, (m, n) with m <= n, or of its transpose,
     recomputed every `STEPS_BETWEEN` steps. M and V are Adam's moments of P^T G, (rank, n), corrected for their bias;
     each step subtracts `learning_rate * scale * P (M / (sqrt(V) + 1e-8))` from the weight. The state holds only
     tensors.
     """
-    import torch
 
-    class GaLore(torch.optim.Optimizer):
-        """AdamW without weight decay on gradients projected onto their first singular vectors."""
+    def __init__(self, weights: Iterable[torch.nn.Parameter], learning_rate: float, rank: int, scale: float) -> None:
+        """Train the matrices `weights`."""
+        super().__init__(weights, {"lr": learning_rate})
+        self.rank, self.scale = rank, scale
 
-        @torch.no_grad()
-        def step(self, closure: Any = None) -> None:  # type: ignore[override, unused-ignore]
-            for group in self.param_groups:
-                for weight in group["params"]:
-                    if weight.grad is not None:
-                        _update(weight, self.state[weight], group["lr"], rank, scale)
-
-    return GaLore(weights, {"lr": learning_rate})
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override, unused-ignore]
+        """Change each weight by its gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    _update(weight, self.state[weight], group["lr"], self.rank, self.scale)
 
 
 def _update(weight: Any, state: dict[str, Any], learning_rate: float, rank: int, scale: float) -> None:
-    import torch
-
     is_tall = weight.shape[0] > weight.shape[1]
     gradient = weight.grad.T if is_tall else weight.grad
     done = int(state.get("step", 0))
@@ -73,8 +67,6 @@ def first_singular_vectors(gradient: "torch.Tensor", rank: int) -> "torch.Tensor
     They are computed as eigenvectors of the matrix times its transpose, in a fraction of the time of a singular value
     decomposition. For a matrix that is not finite they are NaN: the watcher then stops the training.
     """
-    import torch
-
     product = gradient @ gradient.T
     if not bool(product.isfinite().all()):
         return product[:, :rank] * torch.nan

@@ -3,20 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import set_seed
+from transformers.pytorch_utils import Conv1D
+
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 
 
-def lora_config(model: Any, config: TrainConfig) -> Any:
+def add_adapter(model: Any, config: TrainConfig) -> Any:
     """
-    Return PEFT's configuration of the adapter.
+    Return `model` with a new adapter, whose random numbers follow from `config.seed`.
 
     An update is `alpha / rank * B A`, with rsLoRA `alpha / sqrt(rank) * B A` (arXiv:2312.03732); DoRA also trains the
     norm of each output's weights (arXiv:2402.09353). Raises `CannotTrain` if a target layer is not in `model`.
     """
-    from peft import LoraConfig
-
-    return LoraConfig(
+    adapter = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -25,6 +28,8 @@ def lora_config(model: Any, config: TrainConfig) -> Any:
         target_modules=target_layers(model, config.targets),
         task_type="CAUSAL_LM",
     )
+    set_seed(config.seed)
+    return get_peft_model(model, adapter)
 
 
 def target_layers(model: Any, targets: Sequence[str]) -> list[str]:
@@ -34,10 +39,7 @@ def target_layers(model: Any, targets: Sequence[str]) -> list[str]:
     "all-linear" selects all but the output head, "mlp" those within a module of that name; any other target is a
     layer's name, or the end of it. Raises `CannotTrain` for a target without a layer, and for the output head.
     """
-    from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D
-
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (Linear, Conv1D))}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     head = next((name for name, module in layers.items() if module is model.get_output_embeddings()), None)
     selected: set[str] = set()
     for target in targets:

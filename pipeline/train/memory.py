@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch
+
 from pipeline import durable
 from pipeline.artifacts import MemoryPlan
 from pipeline.config import TrainConfig
@@ -54,8 +56,6 @@ class Sizes:
 
     def estimate(self, plan: MemoryPlan) -> dict[str, int]:
         """Return the estimated memory of a training under `plan`, in bytes by purpose."""
-        import torch
-
         plan = plan.model_copy(update={"batch_tokens": self.tokens(plan)})
         narrow = arithmetic_dtype(self.device) is None
         found = estimate(self.base, plan, self.train, self.device, arithmetic_in_16_bits=narrow)
@@ -104,8 +104,6 @@ def plan_memory(
     `train.quantization` allows, on a GPU each with activations kept, half and all recomputed; then as
     `Sizes.smaller` says. The plan is saved in the run's checkpoint folder for later attempts, and written to stderr.
     """
-    import torch
-
     # A search trains several times in this process; patched models refer to themselves, so that the last base stays.
     gc.collect()
     if device == "cuda":

@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch.multiprocessing.spawn import start_processes
+
 _WORK = "work.pickle"
 _FIRST_PORT, _PORTS = 20_000, 12_000
 
@@ -54,13 +56,11 @@ def end(others: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
 
 def main(path: Path) -> None:
     """Run this node's processes of the training in `path`; raise if one of them fails, which kills the others."""
-    from torch.multiprocessing.spawn import start_processes
-
-    run, training, *rest = pickle.loads(path.read_bytes())  # noqa: S301 - the first node's, in this user's own folder
-    process = training.process
+    run, job, *rest = pickle.loads(path.read_bytes())  # noqa: S301 - the first node's, in this user's own folder
+    process = job.process
     first = (int(os.environ["SLURM_PROCID"]) + 1) * process.per_node
     begin: Any = start_processes
-    begin(run, (replace(training, process=replace(process, rank=first)), *rest), process.per_node)
+    begin(run, (replace(job, process=replace(process, rank=first)), *rest), process.per_node)
 
 
 if __name__ == "__main__":

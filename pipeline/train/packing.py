@@ -1,5 +1,5 @@
 """
-The order of a training's rows, and how an optimizer step is divided into micro-batches, packed or padded.
+How an optimizer step is divided into micro-batches, packed or padded.
 
 The division affects memory and speed only: each micro-batch divides its loss by the answer tokens of the whole
 optimizer step, so that the gradients add up to the same. Records are packed if the model's attention can be confined to
@@ -7,14 +7,18 @@ each record: by torch's variable-length attention on CUDA, elsewhere by scaled d
 is built: a mask of all tokens by all tokens costs more than packing saves.
 """
 
-import math
-import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from inspect import signature
 from itertools import accumulate, pairwise
 from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel, varlen
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.train.answer_loss import NO_LABEL
 
@@ -32,54 +36,6 @@ _OPTIONS |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
-class LengthGroups:
-    """
-    A sampler of batches of similar length in random order, the longest row first so that OOM shows early.
-
-    The order is a function of seed and epoch alone. Transformers' own sampler draws from the global generator, so a
-    training resumed in its second epoch would read its rows in another order.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Take the rows' `lengths` in tokens; each `batch_size` consecutive rows are one batch."""
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration; the trainer calls it."""
-        self.epoch = epoch
-
-    def of_step(self, step: int) -> list[int]:
-        """Return the indices of the rows that optimizer step `step`, from 1, reads; sets the epoch."""
-        epoch, index = divmod(step - 1, math.ceil(len(self) / self.batch_size))
-        self.set_epoch(epoch)
-        return list(self)[index * self.batch_size : (index + 1) * self.batch_size]
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield each row's index once, in the order of the current epoch."""
-        dice = random.Random(f"{self.seed}/{self.epoch}")  # noqa: S311 - an order, not a secret
-        order = list(range(len(self.lengths)))
-        dice.shuffle(order)
-        span = self.batch_size * 50
-        batches: list[list[int]] = []
-        for start in range(0, len(order), span):
-            alike = sorted(order[start : start + span], key=lambda row: -self.lengths[row])
-            batches += [alike[at : at + self.batch_size] for at in range(0, len(alike), self.batch_size)]
-        tail = batches.pop() if len(batches[-1]) < self.batch_size else []
-        batches.sort(key=lambda batch: -self.lengths[batch[0]])
-        longest = batches[:1]
-        rest = batches[1:]
-        dice.shuffle(rest)
-        for batch in [*longest, *rest, tail]:
-            yield from batch
-
-
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     Return records concatenated: `input_ids` and `labels`, (1, tokens), and a list entry per record in the others.
@@ -87,8 +43,6 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     `lengths` has its number of tokens, `answers` the positions before its labels, 1-D: a search for labels on a GPU
     would wait for it. A record's first token has no label: the token before it is another record's.
     """
-    import torch
-
     ids = [token for row in rows for token in row["input_ids"]]
     labels = [label for row in rows for label in (NO_LABEL, *row["labels"][1:])]
     return {
@@ -109,8 +63,6 @@ def micro_batches(
     tokens, padding included, or is a single longer record. In its `answers`, 1-D, the positions of the records are
     those in the flattened rows.
     """
-    import torch
-
     lengths = step["lengths"][share]
     ids, labels = (step[name][0].split(step["lengths"])[share] for name in ("input_ids", "labels"))
     runs = list(divide(lengths, batch_tokens, packed=packed))
@@ -144,8 +96,6 @@ def pack(ids: Sequence[Any], labels: Sequence[Any] | None = None) -> dict[str, A
 
     `ids` and `labels` hold a 1-D tensor per record; without `labels` the inputs have none.
     """
-    import torch
-
     lengths = [len(row) for row in ids]
     device = ids[0].device
     ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
@@ -161,8 +111,6 @@ def pack(ids: Sequence[Any], labels: Sequence[Any] | None = None) -> dict[str, A
 
 
 def _pad(ids: Sequence[Any], labels: Sequence[Any]) -> dict[str, Any]:
-    from torch.nn.utils.rnn import pad_sequence
-
     return {
         "input_ids": pad_sequence(list(ids), batch_first=True),
         "attention_mask": pad_sequence([row.new_ones(len(row)) for row in ids], batch_first=True),
@@ -198,9 +146,6 @@ def _narrow(model: Any, longest: int) -> str:
 
 def _differs(model: Any, tokens: Sequence[int]) -> str:
     """Set packed attention; return why the model cannot use it, or "" if a record's hidden states stay the same."""
-    import torch
-    from transformers import AttentionInterface
-
     AttentionInterface.register(_NAME, _probed_attention)
     ids = torch.tensor((list(tokens) * sum(_PROBE))[: sum(_PROBE)], device=model.device)
     first, record = ids[: _PROBE[0]], ids[_PROBE[0] :]
@@ -235,8 +180,6 @@ def _distance(states: Any, expected: Any) -> float:
 
 def _probed_attention(module: Any, *states: Any, **options: Any) -> tuple[Any, None]:
     """Compute `packed_attention` and its gradient. Raises `ValueError` for an option that packed attention ignores."""
-    import torch
-
     ignored = sorted(name for name, value in options.items() if value is not None and name not in _OPTIONS)
     if ignored:
         raise ValueError(f"packed attention would ignore {', '.join(ignored)}")
@@ -254,24 +197,18 @@ def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any,
     Returns it with `None` for the attention weights. Masks are ignored: attention is causal. The option `cu_seq_lens_q`
     holds the offsets at which records begin, and the end. Raises `ValueError` without it.
     """
-    import torch
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     ends = options.pop("cu_seq_lens_q", None)
     if ends is None:
         raise ValueError("packed attention needs cu_seq_lens_q, the offsets of the records")
     # A norm of queries and keys whose weights are trained, in float32, returns float32 under mixed precision.
     states = (query.to(value.dtype), key.to(value.dtype), value)
     if _has_kernel(*states) and not options.get("dropout"):
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-        from torch.nn.attention.varlen import varlen_attn
-
         longest = options["max_length_q"]
         # Before this was an option, the kernel accepted fewer heads of keys as they are.
         shared: Any = {"enable_gqa": True} if query.shape[1] != key.shape[1] and _names_shared_heads() else {}
         # From 2.15 on torch prefers cuDNN on Hopper, which builds a graph per shape; here most micro-batches have one.
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            made: Any = varlen_attn(
+            made: Any = varlen.varlen_attn(
                 *(one[0].transpose(0, 1) for one in states),
                 ends,
                 ends,
@@ -293,15 +230,11 @@ def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any,
 
 @cache
 def _names_shared_heads() -> bool:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in signature(varlen_attn).parameters
+    return "enable_gqa" in signature(varlen.varlen_attn).parameters
 
 
 def _has_kernel(query: Any, key: Any, value: Any) -> bool:
     """Return whether torch has a kernel for these tensors: CUDA, 16 bits, and heads of 8 to 256 numbers."""
-    import torch
-
     same = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1]
     return bool(
         query.is_cuda

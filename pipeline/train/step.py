@@ -25,9 +25,9 @@ from pipeline.records.heldout import dataset_hash
 from pipeline.train import other_nodes
 from pipeline.train.automatic import with_numbers
 from pipeline.train.data_parallel import ProcessRank
+from pipeline.train.job import DEV_ROWS, Job, TokenRow
 from pipeline.train.memory import go_on_with_less, plan_memory
 from pipeline.train.search.run import search
-from pipeline.train.trainer import DEV_ROWS, TokenRow, Training
 from pipeline.train.training import process_count, train_in_processes, visible_gpus
 from pipeline.words import count
 
@@ -70,6 +70,7 @@ class Prepared:
     rows: Sequence[TokenRow]
     dev: Sequence[TokenRow]
     dataset: Dataset
+    rows_too_long: int
 
     @property
     def lengths(self) -> list[int]:
@@ -100,9 +101,34 @@ def train(attempt: Attempt) -> Adapter:
     """
     started = time.monotonic()
     config = attempt.config
-    dataset = attempt.load(Dataset)
-    base = Path(config.base_model)
     attempt.progress(0, 0, phase="load")
+    prepared = _prepare(attempt, attempt.load(Dataset))
+    adapter, trials = attempt.folder / "adapter", tuple[Trial, ...]()
+    if config.train.search.space:
+        once, chosen, trials = _search(attempt, prepared)
+        shutil.copytree(chosen, adapter)
+    else:
+        once = _train_once(prepared, attempt, attempt.make_folder("adapter"))
+    kind: Literal["adapter", "weights"] = "weights" if config.train.trains_full_weights else "adapter"
+    return Adapter(
+        folder=attempt.relative(adapter),
+        kind=kind,
+        adapter_sha256=durable.sha256_file(adapter / TRAINED_FILES[kind]),
+        base_model_id=config.base_model_id,
+        start=prepared.dataset.start,
+        format=prepared.format,
+        **once.model_dump(),
+        rows_too_long=prepared.rows_too_long,
+        versions={name: metadata.version(name) for name in _LIBRARIES},
+        candidates=trials,
+        seconds=sum(trial.seconds for trial in trials) if trials else time.monotonic() - started,
+    )
+
+
+def _prepare(attempt: Attempt, dataset: Dataset) -> Prepared:
+    """Check that base and data are those of the run and can be trained on here, and tokenise the rows."""
+    config = attempt.config
+    base = Path(config.base_model)
     check_base(base)
     if model_id(base) != config.base_model_id:
         raise CannotTrain(
@@ -133,27 +159,7 @@ def train(attempt: Attempt) -> Adapter:
             f"{min(lengths)} to {max(lengths)} tokens, and the window is {window}",
             f"set train.max_length = {max(lengths)}, if the base model's own window allows it",
         )
-    prepared = Prepared(start, device, template.tokenizer, template.format, rows, dev, dataset)
-    adapter, trials = attempt.folder / "adapter", tuple[Trial, ...]()
-    if config.train.search.space:
-        once, chosen, trials = _search(attempt, prepared)
-        shutil.copytree(chosen, adapter)
-    else:
-        once = _train_once(prepared, attempt, attempt.make_folder("adapter"))
-    kind: Literal["adapter", "weights"] = "weights" if config.train.trains_full_weights else "adapter"
-    return Adapter(
-        folder=attempt.relative(adapter),
-        kind=kind,
-        adapter_sha256=durable.sha256_file(adapter / TRAINED_FILES[kind]),
-        base_model_id=config.base_model_id,
-        start=dataset.start,
-        format=template.format,
-        **once.model_dump(),
-        rows_too_long=len(lengths) - len(rows),
-        versions={name: metadata.version(name) for name in _LIBRARIES},
-        candidates=trials,
-        seconds=sum(trial.seconds for trial in trials) if trials else time.monotonic() - started,
-    )
+    return Prepared(start, device, template.tokenizer, template.format, rows, dev, dataset, len(lengths) - len(rows))
 
 
 def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 0) -> Trained:
@@ -175,9 +181,9 @@ def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 
     settings = {**chosen.decisive(), "quantization": plan.quantization}
     mark = prepared.mark(settings, attempt.config.base_model_id)
     rows, dev = prepared.rows, prepared.dev
-    training = Training(base, device, rows, dev, chosen, plan, adapter, scratch, mark, estimated, process)
+    job = Job(base, device, rows, dev, chosen, plan, adapter, scratch, mark, estimated, process)
     try:
-        return train_in_processes(training, prepared.tokenizer, attempt)
+        return train_in_processes(job, prepared.tokenizer, attempt)
     except OutOfMemory as error:
         adapter.rmdir()
         go_on_with_less(attempt, plan, sizes, error)

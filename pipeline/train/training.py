@@ -22,6 +22,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.multiprocessing.spawn import start_processes
+
 from pipeline import durable
 from pipeline.artifacts import CurvePoint, Trained
 from pipeline.config import TrainConfig
@@ -30,11 +33,9 @@ from pipeline.errors import EXIT_FAILED, CannotTrain, DropforgeError, Interrupte
 from pipeline.models.loading import Device, OutOfMemory, is_out_of_memory, load_tokenizer
 from pipeline.models.memory_estimate import peak_resident
 from pipeline.train import other_nodes
-from pipeline.train.base_weights import save_trained
-from pipeline.train.checkpoints import keeper, newest_valid, step_of
+from pipeline.train.checkpoints import newest_valid, step_of
 from pipeline.train.data_parallel import ProcessRank
-from pipeline.train.trainer import Training, make_trainer
-from pipeline.train.watcher import watcher
+from pipeline.train.job import Job
 
 _ERROR_CHARACTERS = 200
 _PATIENCE = timedelta(hours=12)
@@ -44,23 +45,25 @@ _PROGRESS, _MEETING, _RESULT, _ERROR = "progress.json", "meeting", "result.json"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def train_model(training: Training, tokenizer: Any, attempt: Attempt) -> Trained:
+def train_model(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
     """
     Train an adapter, or the base's own weights, and save them; resume from the newest checkpoint of this training.
 
-    Only rank 0 saves, in `training.adapter`. Raises `Interrupted` if the attempt was stopped, after a checkpoint
-    if training had begun, `OutOfMemory` if a micro-batch did not fit into memory, `StepFailed` if the base does not,
+    Only rank 0 saves, in `job.adapter`. Raises `Interrupted` if the attempt was stopped, after a checkpoint if
+    training had begun, `OutOfMemory` if a micro-batch did not fit into memory, `StepFailed` if the base does not,
     and `CannotTrain` if the training diverged, no weight changed, or base, tokenizer, settings or GPU do not match.
     """
-    import torch
+    # They load bitsandbytes, which may get a context on a GPU: memory is planned, and the process's GPU chosen, before.
+    from pipeline.train.base_weights import save_trained  # noqa: PLC0415
+    from pipeline.train.trainer import Trainer  # noqa: PLC0415
+    from pipeline.train.watcher import Keeper, Watcher  # noqa: PLC0415
 
-    checkpoint = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
+    checkpoint = newest_valid(attempt.path(attempt.spec.checkpoints), job.fingerprint)
     try:
-        trainer = make_trainer(training, tokenizer)
+        trainer = Trainer(job, tokenizer)
         before = _norms(trainer.model)
-        watch = watcher(attempt, trainer._get_train_sampler(), [row.line for row in training.rows])  # noqa: SLF001 - ours
-        trainer.add_callback(watch)
-        trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint, training.process))
+        trainer.add_callback(Watcher(attempt, job))
+        trainer.add_callback(Keeper(attempt, job))
         attempt.check_stop()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         ran_out = ""
@@ -74,12 +77,35 @@ def train_model(training: Training, tokenizer: Any, attempt: Attempt) -> Trained
             f"a micro-batch does not fit into memory ({ran_out[:_ERROR_CHARACTERS]})",
             "free memory on the device, or lower train.max_length",
         )
-    state = trainer.state
-    if state.global_step < state.max_steps:
-        raise Interrupted(
-            f"training was stopped and left a checkpoint at step {state.global_step} of {state.max_steps}"
-        )
-    after = _norms(trainer.model)
+    step, steps = trainer.state.global_step, trainer.state.max_steps
+    if step < steps:
+        raise Interrupted(f"training was stopped and left a checkpoint at step {step} of {steps}")
+    _require_change(before, _norms(trainer.model))
+    if not job.process.rank:
+        save_trained(trainer.model, job.adapter)
+    return _outcome(job, trainer, step_of(checkpoint) if checkpoint else 0)
+
+
+def _outcome(job: Job, trainer: Any, resumed_from: int) -> Trained:
+    """Return what came of a finished training, which began at the optimizer step `resumed_from`."""
+    log = trainer.state.log_history
+    return Trained(
+        **job.plan.model_dump(),
+        learning_rate=trainer.args.learning_rate,
+        epochs=trainer.args.num_train_epochs,
+        optimizer_steps=trainer.state.global_step,
+        resumed_from_step=resumed_from,
+        trained_tokens=int(trainer.state.num_input_tokens_seen),
+        loss_curve=thinned([(entry["step"], entry["loss"]) for entry in log if "loss" in entry]),
+        dev_curve=tuple(CurvePoint(step=one["step"], loss=one["eval_loss"]) for one in log if "eval_loss" in one),
+        trainable_parameters=sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad),
+        estimated_memory=job.estimated_memory,
+        peak_memory_bytes=torch.cuda.max_memory_reserved() if job.device == "cuda" else peak_resident(),
+    )
+
+
+def _require_change(before: Sequence[float], after: Sequence[float]) -> None:
+    """Raise `CannotTrain` unless some trained weight's norm has changed, and all are finite."""
     if not all(map(math.isfinite, after)):
         raise CannotTrain("training diverged: trained weights are not finite", "lower train.learning_rate")
     if after == before:
@@ -87,22 +113,6 @@ def train_model(training: Training, tokenizer: Any, attempt: Attempt) -> Trained
             "training changed no weight: no gradient reached them",
             "raise train.learning_rate or train.epochs; if they are sensible, report this",
         )
-    if not training.process.rank:
-        save_trained(trainer.model, training.adapter)
-    losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
-    return Trained(
-        **training.plan.model_dump(),
-        learning_rate=trainer.args.learning_rate,
-        epochs=trainer.args.num_train_epochs,
-        optimizer_steps=state.global_step,
-        resumed_from_step=step_of(checkpoint) if checkpoint else 0,
-        trained_tokens=int(state.num_input_tokens_seen),
-        loss_curve=thinned(losses),
-        dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watch.dev),
-        trainable_parameters=sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad),
-        estimated_memory=training.estimated_memory,
-        peak_memory_bytes=torch.cuda.max_memory_reserved() if training.device == "cuda" else peak_resident(),
-    )
 
 
 def _norms(model: Any) -> list[float]:
@@ -127,23 +137,21 @@ def process_count(config: TrainConfig, device: Device, nodes: int = 1) -> int:
     return nodes * min(wanted, config.batch_size // nodes)
 
 
-def train_in_processes(training: Training, tokenizer: Any, attempt: Attempt) -> Trained:
+def train_in_processes(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
     """
-    Run `train_model` in `training.process.count` processes; return its result.
+    Run `train_model` in `job.process.count` processes; return its result.
 
     A single process is the calling one, except on a machine with several GPUs. Raises what `train_model` raises, and
     `StepFailed` if a process died. No process is left running.
     """
-    from torch.multiprocessing.spawn import start_processes
-
-    if training.process.count == 1 and visible_gpus(training.device) < 2:  # noqa: PLR2004 - several
-        return train_model(training, tokenizer, attempt)
-    if training.process.count > 1:
-        sys.stderr.write(f"{training.process.count} processes share the training\n")
+    if job.process.count == 1 and visible_gpus(job.device) < 2:  # noqa: PLR2004 - several
+        return train_model(job, tokenizer, attempt)
+    if job.process.count > 1:
+        sys.stderr.write(f"{job.process.count} processes share the training\n")
     start: Any = start_processes
-    work = (training, attempt.spec)
-    others = other_nodes.start((run_process, *work), training.process.nodes - 1, training.scratch)
-    processes = start(run_process, work, training.process.per_node, join=False).processes
+    work = (job, attempt.spec)
+    others = other_nodes.start((run_process, *work), job.process.nodes - 1, job.scratch)
+    processes = start(run_process, work, job.process.per_node, join=False).processes
     try:
         while None in (codes := [*(one.exitcode for one in processes), *(one.poll() for one in others)]):
             if any(codes):
@@ -152,7 +160,7 @@ def train_in_processes(training: Training, tokenizer: Any, attempt: Attempt) -> 
             if attempt.stop.is_set():
                 for process in processes:
                     process.terminate()
-            if progress := durable.read_object(training.scratch / _PROGRESS):
+            if progress := durable.read_object(job.scratch / _PROGRESS):
                 attempt.progress(**progress)
     finally:
         end = time.monotonic() + _GRACE_SECONDS
@@ -161,16 +169,14 @@ def train_in_processes(training: Training, tokenizer: Any, attempt: Attempt) -> 
             process.kill()
             process.join()
         other_nodes.end(others, max(0.0, end - time.monotonic()))
-    result = durable.read_json(training.scratch / _RESULT)
+    result = durable.read_json(job.scratch / _RESULT)
     if any(codes) or result is None:
-        raise _error(codes, training.scratch / _ERROR, attempt)
+        raise _error(codes, job.scratch / _ERROR, attempt)
     return Trained.model_validate(result)
 
 
 def visible_gpus(device: Device) -> int:
     """Return the number of GPUs that torch sees; 0 if `device` is the CPU."""
-    import torch
-
     return torch.cuda.device_count() if device == "cuda" else 0
 
 
@@ -213,38 +219,36 @@ class _ProcessAttempt(Attempt):
         """Do nothing: all processes must stop after the same step (see `keeper`), or the others wait forever."""
 
 
-def run_process(number: int, training: Training, spec: StepSpec) -> None:
+def run_process(number: int, job: Job, spec: StepSpec) -> None:
     """
     Run a node's process `number`, from 0, of a training; write the result, or the first error of all, to a file.
 
-    `training.process` is the node's first.
+    `job.process` is the node's first.
     """
     # Torch has the kernel send SIGINT when the step's process has died.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    rank = training.process.rank + number
-    training = replace(training, process=replace(training.process, rank=rank))
-    attempt = _ProcessAttempt(spec, training.process, training.scratch)
+    rank = job.process.rank + number
+    job = replace(job, process=replace(job.process, rank=rank))
+    attempt = _ProcessAttempt(spec, job.process, job.scratch)
     signal.signal(signal.SIGTERM, lambda *_: attempt.stop.set())
     if rank:  # only the first process writes to the log
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
     try:
-        _join_group(training)
-        trained = train_model(training, load_tokenizer(training.base), attempt)
+        _join_group(job)
+        trained = train_model(job, load_tokenizer(job.base), attempt)
     except Exception as error:  # noqa: BLE001 - the border of a process
         if not isinstance(error, DropforgeError):
             traceback.print_exc(file=sys.__stderr__)
             words = f"{type(error).__name__}: {error}"[:2000]
             error = OSError(errno.ENOSPC, words) if is_disk_full(error) else Exception(words)
-        with suppress(FileExistsError), (training.scratch / _ERROR).open("xb") as file:
+        with suppress(FileExistsError), (job.scratch / _ERROR).open("xb") as file:
             pickle.dump(error, file)
         # At once: a regular exit can wait for processes that wait for this one. One that was stopped is no failure, at
         # which the others would be killed: the first may still be writing the checkpoint.
         os._exit(0 if isinstance(error, Interrupted) else EXIT_FAILED)
     if not rank:
-        durable.write_json(training.scratch / _RESULT, trained.model_dump(mode="json"))
-    from torch import distributed
-
-    distributed.destroy_process_group()
+        durable.write_json(job.scratch / _RESULT, trained.model_dump(mode="json"))
+    torch.distributed.destroy_process_group()
 
 
 def visible_device(number: int, visible: str | None) -> str:
@@ -252,24 +256,22 @@ def visible_device(number: int, visible: str | None) -> str:
     return visible.split(",")[number].strip() if visible else str(number)
 
 
-def _join_group(training: Training) -> None:
+def _join_group(job: Job) -> None:
     """Select this process's GPU or share of CPU threads, and join the process group."""
-    process = training.process
-    if training.device == "cuda":
+    process = job.process
+    if job.device == "cuda":
         # Before anything initialises CUDA; the libraries then see one GPU.
         os.environ[_VISIBLE] = visible_device(process.gpu + process.rank % process.per_node, os.environ.get(_VISIBLE))
     if process.nodes == 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    import torch
-
-    if training.device == "cpu":
+    if job.device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // process.per_node))
     torch.distributed.init_process_group(
-        "nccl" if training.device == "cuda" else "gloo",
-        init_method=process.meeting or f"file://{training.scratch / _MEETING}",
+        "nccl" if job.device == "cuda" else "gloo",
+        init_method=process.meeting or f"file://{job.scratch / _MEETING}",
         rank=process.rank,
         world_size=process.count,
         # Rank 0 alone writes checkpoints and computes Spectrum's ratios: NCCL's own ten minutes can be too short.
         timeout=_PATIENCE,
-        device_id=torch.device("cuda", 0) if training.device == "cuda" else None,
+        device_id=torch.device("cuda", 0) if job.device == "cuda" else None,
     )

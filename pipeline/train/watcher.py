@@ -1,18 +1,22 @@
-"""The trainer callback that reports progress, records the dev loss, and stops a diverged training."""
+"""The trainer callbacks: report progress, record the dev loss, stop a diverged training, and save checkpoints."""
 
 import math
 import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
+
+import torch
+from transformers import TrainerCallback
 
 from pipeline.artifacts import Dataset
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.train.answer_loss import answer_tokens
-from pipeline.train.packing import LengthGroups
+from pipeline.train.checkpoints import publish
+from pipeline.train.data_parallel import any_process
+from pipeline.train.job import Job
 
 _WINDOW_STEPS = 20
 _LOG_LINES = 20
@@ -21,8 +25,6 @@ _MOST_LINES = 8
 
 def dev_loss(trainer: Any) -> float:
     """Return the dev rows' negative log-likelihood in nats per answer token; leaves the model in evaluation mode."""
-    import torch
-
     total = torch.zeros((), dtype=torch.float64, device=trainer.args.device)
     tokens = torch.zeros((), dtype=torch.int64, device=trainer.args.device)
     trainer.model.eval()
@@ -33,18 +35,16 @@ def dev_loss(trainer: Any) -> float:
     return float(total / tokens)
 
 
-class Watcher:
+class Watcher(TrainerCallback):
     """
-    The trainer callback's methods: report progress, record losses, and stop a training whose loss is not finite.
+    The trainer callback that reports progress, records losses, and stops a training whose loss is not finite.
 
     It reads only the trainer's log, so that a resumed training is treated like an uninterrupted one.
     """
 
-    def __init__(self, attempt: Attempt, order: LengthGroups, lines: Sequence[int]) -> None:
-        """Watch a training whose rows are sampled by `order`; `lines` are the rows' lines in train.jsonl, from 1."""
-        self.attempt = attempt
-        self.order = order
-        self.lines = lines
+    def __init__(self, attempt: Attempt, job: Job) -> None:
+        """Watch the training of `job`."""
+        self.attempt, self.job = attempt, job
         self.marks: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS + 1)
         self.losses: list[tuple[int, float]] = []
         self.dev: list[tuple[int, float]] = []
@@ -99,7 +99,7 @@ class Watcher:
     def _diverged(self, step: int, words: str) -> CannotTrain:
         """Return the error of a training that diverged at `step`, with the lines of up to 8 of its records."""
         path = self.attempt.path(self.attempt.load(Dataset).folder) / "train.jsonl"
-        lines = sorted(self.lines[row] for row in self.order.of_step(step))[:_MOST_LINES]
+        lines = sorted(self.job.rows[row].line for row in self.job.order.of_step(step))[:_MOST_LINES]
         message = f"training diverged: {words}; its records are lines {', '.join(map(str, lines))} of {path.name}"
         shown = "".join(f"{line}p;" for line in lines)
         hint = f"lower train.learning_rate; to look at the records: sed -n '{shown}' {shlex.quote(str(path))}"
@@ -107,11 +107,30 @@ class Watcher:
         return CannotTrain(message, hint)
 
 
-def watcher(attempt: Attempt, order: LengthGroups, lines: Sequence[int]) -> Watcher:
-    """Return the trainer callback that reports each step and raises `CannotTrain` if loss or gradient is not finite."""
-    from transformers import TrainerCallback
+class Keeper(TrainerCallback):
+    """
+    The trainer callback that saves a checkpoint every `checkpoint_minutes`, and when the attempt is stopped.
 
-    class Callback(Watcher, TrainerCallback):
-        """The watcher as a trainer callback."""
+    The training ends at the next optimizer step once `attempt.stop` is set in any of its processes. Rank 0 moves each
+    checkpoint from `job.scratch` to the run's checkpoint folder by `publish`. None is saved after the last step.
+    """
 
-    return Callback(attempt, order, lines)
+    def __init__(self, attempt: Attempt, job: Job) -> None:
+        """Save the checkpoints of `job`."""
+        self.attempt, self.job = attempt, job
+        self.saved_at = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decide whether to save, and whether the training ends."""
+        if state.global_step >= state.max_steps:
+            return
+        stopping = any_process(self.job.process, self.attempt.stop.is_set(), args.device)
+        is_due = time.monotonic() - self.saved_at >= self.attempt.config.train.checkpoint_minutes * 60
+        control.should_training_stop = control.should_training_stop or stopping
+        control.should_save = self.job.process.rank == 0 and (stopping or is_due)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Publish what the trainer saved."""
+        spec, source = self.attempt.spec, self.job.scratch / f"checkpoint-{state.global_step}"
+        publish(source, self.attempt.path(spec.checkpoints), state.global_step, self.job.fingerprint, spec.attempt)
+        self.saved_at = time.monotonic()

@@ -15,7 +15,6 @@ from pipeline.artifacts import Adapter
 from pipeline.contract import SPEC_NAME
 from pipeline.errors import StartAgain
 from pipeline.train import trainer
-from pipeline.train.answer_loss import add_answer_loss
 from pipeline.train.memory import Sizes
 from pipeline.train.step import train
 from tests.training_runs import TrainingRun
@@ -84,15 +83,18 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 def test_an_attempt_without_memory_is_followed_by_one_that_recomputes_every_second_layer(
     new_run: NewRun, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def then_limit(model: Any) -> None:
+    make = trainer.Trainer
+
+    def limited(*given: Any) -> Any:
+        made = make(*given)
         torch.cuda.empty_cache()
         whole = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / whole)
-        add_answer_loss(model)
+        return made
 
     run = new_run(tiny_llama, batch_tokens=2048, batch_size=32)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "add_answer_loss", then_limit)
+        patch.setattr(trainer, "Trainer", limited)
         try:
             with pytest.raises(StartAgain):
                 train(run.attempt())

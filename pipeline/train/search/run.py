@@ -64,6 +64,11 @@ def search(
 
     with ThreadPoolExecutor(len(gpus)) as threads:
         list(threads.map(run_trials, gpus))
+    return _best(files)
+
+
+def _best(files: TrialFiles) -> tuple[Trained, Path, tuple[Trial, ...]]:
+    """Return what `search` returns; if all trials failed, delete them and raise `CannotTrain`."""
     trials = files.load()
     losses = {trial.number: trial.dev_loss for trial in trials if trial.dev_loss is not None}
     if not losses:

@@ -14,8 +14,8 @@ from pipeline.models.loading import load_model
 from pipeline.models.memory_estimate import LOGITS_BYTES
 from pipeline.train import trainer as trainer_module
 from pipeline.train.answer_loss import has_plain_head, summed_loss
+from pipeline.train.job import TokenRow
 from pipeline.train.packing import collate, micro_batches
-from pipeline.train.trainer import TokenRow
 from tests.made_adapters import save_base, token_rows, trainer_of, trls_loss
 
 Gradients = dict[str, torch.Tensor]

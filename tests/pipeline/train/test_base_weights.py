@@ -18,7 +18,8 @@ from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import verify_manifest
 from pipeline.train.base_weights import chosen_layers, signal_to_noise
 from pipeline.train.galore import STEPS_BETWEEN
-from pipeline.train.trainer import TokenRow, make_trainer
+from pipeline.train.job import TokenRow
+from pipeline.train.trainer import Trainer
 from tests.made_adapters import made_training
 from tests.training_runs import TrainingRun, same
 
@@ -45,7 +46,7 @@ def trainer(tiny_llama: Path, tmp_path: Path) -> Make:
     def make(base: Path = tiny_llama, **settings: Any) -> Any:
         rows = [TokenRow([3 + number] * 8, [0] * 4 + [1] * 4) for number in range(16)]
         config = TrainConfig.model_validate({"rank": 4, "batch_size": 2, **settings})
-        return make_trainer(made_training(base, tmp_path, rows, config), load_tokenizer(tiny_llama))
+        return Trainer(made_training(base, tmp_path, rows, config), load_tokenizer(tiny_llama))
 
     return make
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.train import galore as module
-from pipeline.train.galore import first_singular_vectors, galore
+from pipeline.train.galore import GaLore, first_singular_vectors
 
 RATE, SCALE, RANK = 1e-2, 2.0, 3
 
@@ -47,7 +47,7 @@ def test_steps_are_the_papers(shape: tuple[int, int], monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "STEPS_BETWEEN", 3)
     first, *steps = gradients(shape, 8)
     weight = torch.nn.Parameter(first.clone())
-    found = after(weight, steps, galore([weight], RATE, RANK, SCALE))
+    found = after(weight, steps, GaLore([weight], RATE, RANK, SCALE))
     stands = shape[0] > shape[1]
     lying = [(one.T if stands else one).double().numpy() for one in (first, *steps)]
     expected = by_the_paper(lying[0], lying[1:], 3)
@@ -57,9 +57,9 @@ def test_steps_are_the_papers(shape: tuple[int, int], monkeypatch: pytest.Monkey
 def test_the_state_is_small_survives_a_safe_load_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     first, *steps = gradients((6, 40), 9)
     whole = torch.nn.Parameter(first.clone())
-    expected = after(whole, steps, galore([whole], RATE, RANK, SCALE))
+    expected = after(whole, steps, GaLore([whole], RATE, RANK, SCALE))
     cut = torch.nn.Parameter(first.clone())
-    optimizer = galore([cut], RATE, RANK, SCALE)
+    optimizer = GaLore([cut], RATE, RANK, SCALE)
     after(cut, steps[:4], optimizer)
     assert {name: tuple(value.shape) for name, value in optimizer.state[cut].items()} == {
         "projector": (6, 3),
@@ -70,7 +70,7 @@ def test_the_state_is_small_survives_a_safe_load_and_goes_on_to_the_same_bits(tm
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
 
     resumed = torch.nn.Parameter(cut.detach().clone())
-    fresh = galore([resumed], RATE, RANK, SCALE)
+    fresh = GaLore([resumed], RATE, RANK, SCALE)
     fresh.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
     assert torch.equal(after(resumed, steps[4:], fresh), expected)
     assert int(fresh.state[resumed]["step"]) == 8
@@ -78,5 +78,5 @@ def test_the_state_is_small_survives_a_safe_load_and_goes_on_to_the_same_bits(tm
 
 def test_a_gradient_that_is_not_finite_reaches_the_weights_where_it_is_seen() -> None:
     weight = torch.nn.Parameter(torch.ones(4, 6))
-    after(weight, [torch.full((4, 6), torch.nan)], galore([weight], RATE, 2, SCALE))
+    after(weight, [torch.full((4, 6), torch.nan)], GaLore([weight], RATE, 2, SCALE))
     assert not bool(weight.isfinite().any())

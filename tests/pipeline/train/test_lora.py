@@ -16,9 +16,10 @@ from pipeline.errors import CannotTrain
 from pipeline.merge.step import merge
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.train import trainer as trainer_module
+from pipeline.train.job import TokenRow
 from pipeline.train.lora import target_layers
 from pipeline.train.packing import pack
-from pipeline.train.trainer import TokenRow, make_trainer
+from pipeline.train.trainer import Trainer
 from tests.made_adapters import made_training, save_base
 from tests.training_runs import TrainingRun
 
@@ -33,7 +34,7 @@ def trainer(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
     def make(**settings: Any) -> Any:
         rows = [TokenRow([3 + number] * 8, [0] * 4 + [1] * 4) for number in range(16)]
         config = TrainConfig.model_validate({"quantization": "none", "rank": 4, "batch_size": 2, **settings})
-        return make_trainer(made_training(tiny_llama, tmp_path, rows, config), load_tokenizer(tiny_llama))
+        return Trainer(made_training(tiny_llama, tmp_path, rows, config), load_tokenizer(tiny_llama))
 
     return make
 
@@ -132,7 +133,7 @@ def test_a_float32_base_is_loaded_in_bfloat16_on_a_gpu(
     config = TrainConfig.model_validate({"quantization": quantization})
     job = made_training(base, tmp_path, [TokenRow([3, 4], [0, 1])], config)
     with pytest.raises(SystemExit, match=r"torch\.bfloat16"):
-        make_trainer(replace(job, device="cuda"), load_tokenizer(base))
+        Trainer(replace(job, device="cuda"), load_tokenizer(base))
 
 
 def test_an_evaluation_does_not_end_the_learning_of_the_layers_below_it(trainer: Callable[..., Any]) -> None:

@@ -26,10 +26,11 @@ from pipeline.models.manifest import model_id
 from pipeline.models.memory_estimate import MARGIN, OVERHEAD, BaseSizes, base_sizes, estimate
 from pipeline.train import memory, trainer
 from pipeline.train.data_parallel import ProcessRank
+from pipeline.train.job import TokenRow
 from pipeline.train.memory import Sizes, batch_tokens, go_on_with_less, plan_memory
 from pipeline.train.packing import collate
 from pipeline.train.step import train
-from pipeline.train.trainer import TokenRow, make_trainer
+from pipeline.train.trainer import Trainer
 from tests.made_adapters import made_training
 from tests.prepared_rows import write_rows
 
@@ -39,7 +40,7 @@ ROOM = 330 << 20
 LIMITED = f"""
 import resource, sys
 from pipeline.__main__ import main
-from pipeline.train import training
+from pipeline.train import trainer
 
 def limited(*arguments):
     trainer = make(*arguments)
@@ -47,7 +48,7 @@ def limited(*arguments):
     resource.setrlimit(resource.RLIMIT_DATA, (data + {ROOM}, resource.RLIM_INFINITY))
     return trainer
 
-make, training.make_trainer = training.make_trainer, limited
+make, trainer.Trainer = trainer.Trainer, limited
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -195,7 +196,7 @@ def test_every_second_layer_is_recomputed_or_all_of_them_and_the_same_is_learned
     losses = []
     for folder, kind in (("plain", "kept"), ("other", activations)):
         job = made_training(wide_llama, tmp_path / folder, rows, config, activations=kind)
-        trainer = make_trainer(job, load_tokenizer(wide_llama))
+        trainer = Trainer(job, load_tokenizer(wide_llama))
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
     layers = trainer.model.get_base_model().model.layers
@@ -354,7 +355,7 @@ def test_the_estimate_counts_what_the_optimizer_stores_on_a_gpu(
         trainer, "_arguments", lambda job, **named: arguments(replace(job, device="cuda"), **named) | here
     )
     job = made_training(tiny_llama, tmp_path, [TokenRow([5, 6, 7], [0, 0, 1])], config)
-    made = make_trainer(job, load_tokenizer(tiny_llama))
+    made = Trainer(job, load_tokenizer(tiny_llama))
     assert "paged" not in made.args.optim
     adam: Any = made.create_optimizer()
     for weight in made.model.parameters():
@@ -379,7 +380,7 @@ def test_the_estimate_counts_the_copy_of_an_nf4_matrix_that_a_product_is_compute
 
     monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", noted)
     config, rows = TrainConfig(quantization="nf4", rank=4), [TokenRow([5, 6, 7], [0, 0, 1])]
-    made = make_trainer(made_training(tiny_llama, tmp_path, rows, config), load_tokenizer(tiny_llama))
+    made = Trainer(made_training(tiny_llama, tmp_path, rows, config), load_tokenizer(tiny_llama))
     (inputs,) = made.divide_step(collate([dict(row) for row in made.train_dataset]))
     made.compute_loss(made.model.train(), inputs).backward()
     base = base_sizes(tiny_llama)
@@ -426,7 +427,7 @@ def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(
     plan = a_plan(batch_tokens=1000, activations=activations)
     rows = [TokenRow([5 + place % 200 for place in range(250)], [0] * 249 + [1]) for _ in range(4)]
     job = made_training(tiny_llama, tmp_path, rows, TrainConfig(rank=4), batch_tokens=1000, activations=activations)
-    trainer = make_trainer(job, load_tokenizer(tiny_llama))
+    trainer = Trainer(job, load_tokenizer(tiny_llama))
     model = trainer.model
     model.train()
     if activations == HALF:

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.train import packing
 from pipeline.train import trainer as trainer_module
+from pipeline.train.job import TokenRow
 from pipeline.train.packing import collate, enable_packing, micro_batches
-from pipeline.train.trainer import TokenRow
 from tests.made_adapters import SMALL, save_base, token_rows, trainer_of, trls_loss
 
 Gradients = dict[str, torch.Tensor]

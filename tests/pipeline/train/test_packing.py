@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.train import trainer as trainer_module
-from pipeline.train.packing import LengthGroups, collate, micro_batches
-from pipeline.train.trainer import TokenRow
+from pipeline.train.job import LengthGroups, TokenRow
+from pipeline.train.packing import collate, micro_batches
 from tests import made_adapters
 from tests.made_adapters import token_rows
 

@@ -17,7 +17,7 @@ from pipeline.models.generation import load_template
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.train.step import tokenise, train
-from pipeline.train.trainer import make_trainer
+from pipeline.train.trainer import Trainer
 from tests.made_adapters import made_training
 from tests.prepared_rows import write_rows
 from tests.training_runs import TrainingRun
@@ -65,7 +65,7 @@ def test_the_loss_is_on_the_answer_and_its_eos_alone(
     window = attempt.config.train.max_length
     kept_rows, _ = tokenise(attempt, template, attempt.path("data/train.jsonl"), window)
     job = made_training(tiny_llama, attempt.folder, kept_rows, attempt.config.train)
-    trainer = make_trainer(job, tokenizer)
+    trainer = Trainer(job, tokenizer)
     answers = set()
     for batch in trainer.get_train_dataloader():
         rows_of = [batch[name][0].split(batch["lengths"]) for name in ("input_ids", "labels")]

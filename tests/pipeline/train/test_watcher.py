@@ -17,10 +17,11 @@ from pipeline.errors import CannotTrain
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.records.heldout import dataset_hash
 from pipeline.train import trainer as trainer_module
-from pipeline.train.packing import LengthGroups, pack
+from pipeline.train.job import TokenRow
+from pipeline.train.packing import pack
 from pipeline.train.step import train
-from pipeline.train.trainer import TokenRow, make_trainer
-from pipeline.train.watcher import dev_loss, watcher
+from pipeline.train.trainer import Trainer
+from pipeline.train.watcher import Watcher, dev_loss
 from tests.made_adapters import made_training
 from tests.training_runs import TrainingRun, same
 
@@ -71,7 +72,7 @@ def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Pa
         rows.append(TokenRow(ids, [0] * 4 + [1] * length))
     config = TrainConfig(quantization="none", rank=4, batch_size=4, dropout=0.9)
     job = replace(made_training(tiny_llama, tmp_path, rows[:4], config), dev=rows)
-    trainer: Any = make_trainer(job, load_tokenizer(tiny_llama))
+    trainer: Any = Trainer(job, load_tokenizer(tiny_llama))
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data.normal_(0, 0.05, generator=dice)
@@ -125,7 +126,8 @@ def test_a_loss_that_is_no_number_names_its_step_and_its_records(run: TrainingRu
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training_though_the_loss_is(run: TrainingRun) -> None:
-    watch: Any = watcher(run.attempt(), LengthGroups([1] * 50, 12, 0), range(1, 51))
+    rows = [TokenRow([3], [1], line) for line in range(1, 51)]
+    watch: Any = Watcher(run.attempt(), made_training(run.base, run.root, rows, TrainConfig(batch_size=12)))
     state = SimpleNamespace(log_history=[], num_input_tokens_seen=0, max_steps=90, global_step=2)
     watch.on_train_begin(None, state, None)
     with pytest.raises(CannotTrain, match=r"the gradient's norm at step 2 is inf; its records are lines"):
