@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Literal
 
 from pipeline import durable
+from pipeline.artifacts import Verdict
 from pipeline.contract import (
     LIFELINE,
     PROGRESS_SECONDS,
@@ -74,6 +75,10 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
     spec = attempt.spec
     try:
         artifact = BY_NAME[step_name].load()(attempt)
+        if isinstance(artifact, Verdict):
+            from pipeline.report.write import write_report  # noqa: PLC0415 - the other steps start without it
+
+            artifact = artifact.model_copy(update={"report": write_report(attempt, artifact)})
         durable.fsync_tree(attempt.folder)
     except Interrupted as error:
         return _ended(spec, "interrupted", error.exit_code, error.message)

@@ -73,6 +73,8 @@ UPWARD = (
     ("pipeline/models/template.py", "pipeline.decide.explain"),
     ("pipeline/records/records.py", "pipeline.prepare.split"),
     ("pipeline/words.py", "pipeline.models.template"),
+    ("pipeline/decide/step.py", "pipeline.report.write"),
+    ("pipeline/models/manifest.py", "pipeline.records.records"),
 )
 
 

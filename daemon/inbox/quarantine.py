@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from daemon.settings.model import IntakeSettings, Settings
-from pipeline.records.special_tokens import special_tokens
+from pipeline.models.special_tokens import special_tokens
 from pipeline.records.validate import MOST_KINDS, Options, Validation, good_rows
 from pipeline.words import count
 

@@ -1,4 +1,4 @@
-"""The decide step: read both models' scores on the same records, decide, and write the verdict and its card."""
+"""The decide step: read both models' scores on the same records, and decide."""
 
 from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.contract import Attempt, StepSpec
@@ -7,12 +7,11 @@ from pipeline.decide.slices import Known
 from pipeline.decide.verdict import Rules, decide_verdict, early_verdict
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
-from pipeline.report.write import write_report
 
 
 def decide(attempt: Attempt) -> Verdict:
     """
-    Return the verdict on the run's candidate, and write its evidence card into the attempt's new folder `report`.
+    Return the verdict on the run's candidate; its evidence card is written by the caller.
 
     With too little data and no evaluation the verdict is `insufficient_evidence`. Raises `StepFailed` if an artifact is
     missing, if the evaluation is of another held-out set, metric or champion, or if its files are not complete.
@@ -33,7 +32,7 @@ def decide(attempt: Attempt) -> Verdict:
         known = Known(champion.drops, {drop.id: drop.name for drop in spec.drops})
         verdict = decide_verdict(comparison, Rules(gate, attempt.config.guards, known, found.records_seen_by_candidate))
     replacing = {one.new for one in dataset.replacements if one.heldout_rows}
-    verdict = verdict.model_copy(
+    return verdict.model_copy(
         update={
             "champion_generation": champion.generation,
             "champion_model_id": champion.model_id,
@@ -45,7 +44,6 @@ def decide(attempt: Attempt) -> Verdict:
             "heldout_replaced": "" if replacing.issubset(champion.drops or ()) else dataset.heldout_replaced,
         }
     )
-    return verdict.model_copy(update={"report": write_report(attempt, verdict)})
 
 
 def _require_same(found: Evaluation, dataset: Dataset, spec: StepSpec) -> None:

@@ -11,8 +11,8 @@ from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.models.safetensors_files import INDEX, NotSafetensorsError, read_all_shapes
+from pipeline.models.special_tokens import token_problem
 from pipeline.models.untrusted import size_problem, text_part, too_few_weights, try_read_object, unfit_file
-from pipeline.records.special_tokens import token_problem
 
 MANIFEST_NAME = "dropforge-manifest.json"
 #: Ids of the records that a model was trained on. Not part of the model id, but listed in the manifest.

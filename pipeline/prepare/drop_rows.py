@@ -11,12 +11,12 @@ from pipeline.artifacts import Drop
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
+from pipeline.models.special_tokens import special_tokens
 from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
 from pipeline.prepare.near_duplicates import LONG_RUN
 from pipeline.records.heldout import hash_id, normalise, split_hash
 from pipeline.records.records import ANY_LENGTH, Finding, Record, read_records
-from pipeline.records.special_tokens import special_tokens
 
 #: Rows between two checks whether the step is to stop.
 CHECK_EVERY = 1000

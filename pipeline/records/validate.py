@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.artifacts import Frozen
+from pipeline.models.special_tokens import token_pattern
 from pipeline.models.template import fold
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import name_file, other_format
@@ -36,7 +37,6 @@ from pipeline.records.records import (
     record_of,
     scan_rows,
 )
-from pipeline.records.special_tokens import token_pattern
 from pipeline.records.text_checks import text_faults
 from pipeline.words import count, printable, shown
 

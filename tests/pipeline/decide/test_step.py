@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline import durable
+from pipeline.__main__ import _run
 from pipeline.artifacts import (
     FormerScores,
     Judgement,
@@ -22,7 +23,6 @@ from pipeline.contract import Attempt
 from pipeline.decide import power
 from pipeline.decide.comparison import count_results
 from pipeline.decide.explain import clauses, sentence
-from pipeline.decide.step import decide
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
 from tests.made_artifacts import dataset_of, made_spec
@@ -35,6 +35,14 @@ Lines = list[dict[str, Any]]
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the smallest gain rest on few draws: tests/pipeline/decide looks at it."""
     monkeypatch.setattr(power, "DRAWS", 10)
+
+
+def decide(attempt: Attempt) -> Verdict:
+    """Run the step as its process does, which also writes the card."""
+    result = _run("decide", attempt)
+    if result.error is not None:
+        raise StepFailed(result.error.message, result.error.hint)
+    return Verdict.model_validate(result.artifact)
 
 
 @pytest.fixture
@@ -114,7 +122,7 @@ def test_a_judgement_that_lacks_lines_is_asked_for_again(make: Callable[..., Att
     attempt = with_judgement(make(yes_or_no(60, 2, 58)), {"r0": "win"}, records=2)
     with pytest.raises(StepFailed, match="speaks of 2 records and its file holds 1") as caught:
         decide(attempt)
-    assert caught.value.hint == "ask the judge again: dropforge retry RUN --from judge"
+    assert caught.value.hint == "ask the judge again: dropforge retry 7 --from judge"
 
 
 def test_the_step_reads_suites_former_champions_and_a_judgement(make: Callable[..., Attempt], tmp_path: Path) -> None:
