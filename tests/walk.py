@@ -116,7 +116,7 @@ class _Walk:
     """Reads one run's files, rows and log lines."""
 
     def __init__(self, folder: Path, run: int) -> None:
-        self.folder, self.state, self.run = folder, folder / ".dropforge", run
+        self.folder, self.state, self.run = folder.resolve(), folder.resolve() / ".dropforge", run
         lines = (folder / "daemon.log").read_text(encoding="utf-8").splitlines()
         self.log = [json.loads(line) for line in lines if line.startswith("{")]
         self.drop = next(one["drop"] for one in self.log if one["event"] == "file_taken" and one["run"] == run)
