@@ -39,7 +39,10 @@ def approve(engine: Engine, work_folder: WorkFolder, run_id: int, word: Word) ->
         run = known_run(session, run_id)
         _require_waiting(run)
         require_reviewed(session, work_folder, run)
-    verdict = Verdict.model_validate(run.verdict)
+    try:
+        verdict = Verdict.model_validate(run.verdict)
+    except ValueError as error:
+        raise DropforgeError(f"the verdict of run {run_id} cannot be read", forcing(run_id)) from error
     model = promotion.model_of(verdict)
     check_files(work_folder, model.path, model.model_id, f"the model of run {run_id}", run.track)
     return promotion.promote(engine, work_folder, run_id, verdict, word)

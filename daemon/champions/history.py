@@ -78,4 +78,4 @@ def blocker(run: Any, past: "Sequence[Promotion]") -> str | None:
     if model_id not in blocked(past):
         return None
     rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
-    return f"its model is blocked: the track was {sentence(change_clauses(rows[-1], None))}"
+    return f"its model is blocked: the track was {sentence(change_clauses(rows[-1]))}"

@@ -105,9 +105,6 @@ def promote(  # noqa: PLR0913 - the last goes by name
             see = f"see why: dropforge history --track {run.track}"
             raise Blocked(message, f"{see}; to bring it back: {forcing(run_id)}")
         require_there(work_folder / model.path, f"the model of run {run_id}", run.track)
-        # Messages and notes word it, though the run may end later, after a crash.
-        run.verdict = brief(verdict)
-        session.add(run)
         change = Promotion(
             track=run.track,
             run_id=run_id,
@@ -115,6 +112,7 @@ def promote(  # noqa: PLR0913 - the last goes by name
             model_id=model.model_id,
             model_path=model.path,
             reason=word.reason,
+            verdict=brief(verdict),
             created_at=word.at,
             approved_by=word.by,
         )

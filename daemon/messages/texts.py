@@ -60,7 +60,7 @@ _CHANGES = {
 def _changed(session: Session, event: Event) -> Text:
     of_track = select(Promotion).where(Promotion.track == event.track)
     change = session.exec(of_track.where(Promotion.generation == event.detail["generation"])).one()
-    why = change_clauses(change, session.get(Run, change.run_id or 0))
+    why = change_clauses(change)
     level, title = _CHANGES[event.kind]
     see = f"the evidence: dropforge report {change.run_id}"
     undo = f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT"

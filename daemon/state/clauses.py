@@ -4,7 +4,7 @@ Words for what rows store: a run's verdict, a change of champion, why a drop is 
 Everybody who tells it, in a message, a note, a list or a page, joins these clauses, and nobody takes a sentence apart.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind
 from pipeline.artifacts import Frozen, TrialScores, Verdict
@@ -12,6 +12,7 @@ from pipeline.decide.explain import clauses
 from pipeline.report.next_steps import ways_out
 from pipeline.words import count, listed
 
+_Fact = TypeVar("_Fact", bound=Frozen)
 #: The words for the outcome of a win that was not promoted.
 _WORDS = {
     AWAITING: "won, waits for approval (dropforge promote {run})",
@@ -37,9 +38,11 @@ def drop_clauses(drop: Any) -> list[str]:
 
     Of a suspended drop the first clause is the reason, the others are the evidence and the ways out.
     """
-    if not drop.suspension:
+    if drop.suspension is None:
         return [drop.reason] if drop.reason else []
-    found = Suspension.model_validate(drop.suspension)
+    found = _read(Suspension, drop.suspension)
+    if found is None:
+        return ["what its trial found cannot be read"]
     scores, alone = found.scores, len(found.tested) == 1
     tried = "it alone" if alone else f"drops {listed(list(map(str, found.tested)))} together"
     return [
@@ -65,9 +68,9 @@ def verdict_clauses(run: Any, against: str | None = None) -> list[str]:
     Of a win that was not promoted the first says why: it waits for approval, or another champion came first, or
     `against` (from `blocker`), if given.
     """
-    if not run.verdict:
+    if run.verdict is None:
         return []
-    head, *rest = clauses(Verdict.model_validate(run.verdict))
+    head, *rest = _words_of(run.verdict)
     if run.outcome in _WORDS:
         head = _WORDS[run.outcome].format(run=run.id)
     if against is not None:
@@ -75,8 +78,8 @@ def verdict_clauses(run: Any, against: str | None = None) -> list[str]:
     return [head, *rest]
 
 
-def change_clauses(change: Any, run: Any) -> list[str]:
-    """Return why a champion came and by whom, a clause each, by the rows of its promotion and of its model's run."""
+def change_clauses(change: Any) -> list[str]:
+    """Return why a champion came and by whom, a clause each, by its promotion's row."""
     by = f" by {change.approved_by}" if change.approved_by else ""
     if change.kind == PromotionKind.BASE:
         return ["another base model in the settings" if change.generation else "base model"]
@@ -84,4 +87,17 @@ def change_clauses(change: Any, run: Any) -> list[str]:
         return [f"rolled back to generation {change.restored}{by}", change.reason]
     if change.kind == PromotionKind.FORCED:
         return [f"forced{by} over {change.overrode}", change.reason]
-    return [*verdict_clauses(run), *filter(None, [by and f"approved{by}", change.reason])]
+    return [*_words_of(change.verdict), *filter(None, [by and f"approved{by}", change.reason])]
+
+
+def _words_of(verdict: object) -> list[str]:
+    found = _read(Verdict, verdict)
+    return ["its verdict cannot be read"] if found is None else clauses(found)
+
+
+def _read(kind: type[_Fact], value: object) -> _Fact | None:
+    """Return what a column stores; `None` if that is damaged: the other rows are shown all the same."""
+    try:
+        return kind.model_validate(value)
+    except ValueError:
+        return None

@@ -280,6 +280,8 @@ class Promotion(SQLModel, table=True):
     previous_path: str | None = None
     #: What the person, or the daemon that rolled back, gave as the reason.
     reason: str = ""
+    #: The numbers of the win as JSON, as in `Run`: on the row, since a run that did not end well may be retried.
+    verdict: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: The generation whose model a rollback brought back.
     restored: int | None = None
     created_at: int

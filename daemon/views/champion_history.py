@@ -18,11 +18,11 @@ from pipeline.words import start_words
 _BEYOND = 1 << 62
 #: Champions with their tracks, and the runs that made their models.
 _CHAMPIONS = """
-SELECT found.*, run.id, run.outcome, run.verdict,
+SELECT found.*, run.id, run.outcome, run.verdict AS judged,
     (SELECT sum(ended_at - started_at) / 1000.0 FROM attempt WHERE run_id = found.run) AS seconds
 FROM (
-    SELECT track, generation, model_id, kind, reason, restored, approved_by, overrode, promotion.created_at AS since,
-        hook_state, hook_error, hook_output, health_state, health_error, health_output, drops, run_id AS run,
+    SELECT track, generation, model_id, kind, reason, restored, verdict, approved_by, overrode, drops, run_id AS run,
+        promotion.created_at AS since, hook_state, hook_error, hook_output, health_state, health_error, health_output,
         iif(base_path <> '' AND base_model_id = model_id, base_path, model_path) AS path
     FROM promotion JOIN track ON track.name = promotion.track WHERE {}
 ) AS found LEFT JOIN run ON run.id = found.run
@@ -139,12 +139,13 @@ def _champion_view(base: Connection, work_folder: WorkFolder, row: Row, end: int
 
 def _facts(work_folder: WorkFolder, row: Row, end: int | None) -> dict[str, object]:
     """Return the fields of a champion that served until `end`, in ms since the epoch (`None`: serves now)."""
+    run = Row(id=row.run, outcome=row.outcome, verdict=row.judged)
     return {
         **{name: value for name, value in vars(row).items() if name in ServingView.model_fields},
         "path": str(work_folder / row.path),
-        "reason": sentence(change_clauses(row, row)),
-        "verdict": sentence(verdict_clauses(row)) or None,
-        "gain": (row.verdict or {}).get("gain"),
+        "reason": sentence(change_clauses(row)),
+        "verdict": sentence(verdict_clauses(run)) or None,
+        "gain": (row.judged or {}).get("gain"),
         "until": end,
         "hook": _command(row.hook_state, row.hook_error, row.hook_output),
         "health": _command(row.health_state, row.health_error, row.health_output),

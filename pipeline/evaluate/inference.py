@@ -49,7 +49,14 @@ class Inference:
         self._attempt, self._requests = attempt, requests
         cached = attempt.root / attempt.spec.predictions / requests.key.digest
         self._values = read_values(sorted(cached.glob("*.jsonl")))
-        self._missing = {key: request for request in requests.all() if (key := request.key) not in self._values}
+        self._missing: dict[str, Request] = {}
+        #: The keys that share batches: of one part, so that each model answers a suite in the same batches.
+        self._alike: dict[tuple[int, str, int], list[str]] = {}
+        for number, part in enumerate(requests.parts()):
+            for request in part:
+                if (key := request.key) not in self._values and key not in self._missing:
+                    self._missing[key] = request
+                    self._alike.setdefault((number, request.kind, request.limit), []).append(key)
         self.left = len(self._missing)
         """Number of requests that are neither cached nor computed."""
 
@@ -67,7 +74,9 @@ class Inference:
         started = time.monotonic()
         requests, self._models = self._requests, models
         store = folder / f"{requests.key.digest}.jsonl"
-        earlier = read_values(self._attempt.earlier(f"{folder.name}/{store.name}"))
+        found = read_values(self._attempt.earlier(f"{folder.name}/{store.name}"))
+        # Another run may have brought some into the cache since: those are used.
+        earlier = {key: value for key, value in found.items() if key in self._missing}
         if earlier:
             append_values(store, earlier)
         engine: InStep | Vllm | None = None
@@ -100,11 +109,8 @@ class Inference:
 
     def _batches(self) -> Iterator[list[str]]:
         """Yield the keys of the missing requests, batch by batch: each has one kind, and answers of one limit."""
-        alike: dict[tuple[str, int], list[str]] = {}
-        for key, request in self._missing.items():
-            alike.setdefault((request.kind, request.limit), []).append(key)
         size = self._requests.key.setup.batch_size
-        for (kind, _), keys in alike.items():
+        for (_, kind, _), keys in self._alike.items():
             pairs = [(self._missing[key].tokens, self._missing[key].target) for key in keys]
             if kind == "answer":
                 batches = answer_batches([tokens for tokens, _ in pairs], size)

@@ -63,13 +63,13 @@ class ModelRequests(EvaluatedModel):
     window: int
     """Most tokens of prompt and answer together: the model's context window, with vLLM one less."""
 
-    def all(self) -> list[Request]:
-        """Return all requests; likelihoods come before the slower answers, as they reveal a broken model."""
-        return [*chain(*zip(*self.records, strict=True)), *chain(*self.suites)]
+    def parts(self) -> list[Sequence[Request]]:
+        """Return likelihoods, answers and the suites; likelihoods come first, as they reveal a broken model soon."""
+        return [*zip(*self.records, strict=True), *self.suites]
 
     def longest(self) -> int:
         """Return an upper bound of any prompt's tokens with its answer, at most `window`, and one more."""
-        requests = self.all()
+        requests = [*chain(*self.parts())]
         together = max(len(request.tokens) for request in requests) + max(request.longest for request in requests)
         return min(together, self.window) + 1
 

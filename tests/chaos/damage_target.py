@@ -69,7 +69,7 @@ COLUMNS: dict[str, object] = {
     "nothing": None,
     "no JSON": "{half",
     "another type": '[{"a": [7]}]',
-    "an object": "{}",
+    "an object": '{"a": [7]}',
     "a number": 7,
     "bytes": b"\xff\xfe",
     "NUL": "a\0b",

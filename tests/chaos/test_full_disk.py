@@ -38,6 +38,7 @@ from pipeline.artifacts import Artifact
 from pipeline.contract import RESULT_NAME, Step, StepResult, StepSpec
 from pipeline.contract import Attempt as StepAttempt
 from pipeline.models.manifest import MANIFEST_NAME
+from pipeline.report import write
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.chaos.scripted_steps import ARTIFACTS
 from tests.made_artifacts import made_spec
@@ -149,6 +150,7 @@ def house(tmp_path: Path, disk: LoopDisk, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(service, "now_ms", CLOCK)
     made = House(tmp_path, disk)
     monkeypatch.setattr(Step, "load", lambda _step: made.do)
+    monkeypatch.setattr(write, "write_report", lambda _attempt, verdict: verdict.report)  # there are no records
     yield made
     made.close()
 

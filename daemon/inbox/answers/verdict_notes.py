@@ -197,9 +197,9 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
             yield from _on_trial(suspect)
         elif drop.id in past.champion:
             yield "In use: the model that serves was trained on it."
-            made_by = session.get(Run, past.first[drop.id].run_id or 0)
-            yield _how_it_came(past.first[drop.id], made_by)
-            yield from _left_out(session, settings, made_by)
+            first = past.first[drop.id]
+            yield _how_it_came(first)
+            yield from _left_out(session, settings, session.get(Run, first.run_id or 0))
             if drop.worth_points is not None and drop.worth_half_width is not None:
                 words = worth_words(drop.worth_points, drop.worth_half_width)
                 yield f"It is worth {words}: run {drop.worth_run} was trained without it."
@@ -221,17 +221,17 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
     yield "Nothing needs to be done."
 
 
-def _how_it_came(first: Promotion, run: Run | None) -> str:
+def _how_it_came(first: Promotion) -> str:
     """Return which run first brought a drop into a champion, and why its model was promoted."""
-    return f"Run {first.run_id} was trained on it, and its model was {sentence(change_clauses(first, run))}."
+    return f"Run {first.run_id} was trained on it, and its model was {sentence(change_clauses(first))}."
 
 
 def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> Iterator[str]:
     """Yield the outcome of the latest run that used an accepted drop which the champion was not trained on."""
     run, first = _last_run(session, drop), past.first.get(drop.id or 0)
-    if first is not None and run is not None and run.id == first.run_id:
+    if first is not None and run is not None and (run.id == first.run_id or run.outcome == "promoted"):
         yield "Not in use any more: the model that serves was not trained on it."
-        yield _how_it_came(first, run)
+        yield _how_it_came(first)
         yield _AGAIN
     elif run is None:
         yield f"Accepted: it waits for the next run of track {drop.track}, which {begins_when(settings, drop.track)}."

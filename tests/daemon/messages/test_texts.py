@@ -59,9 +59,9 @@ def test_a_promotion_says_what_was_gained_and_how_to_undo_it(lived_in: Any) -> N
     )
 
     with transaction(lived_in.engine) as session:
-        session.get_one(Run, 1).verdict = brief(run_owner.judged("promoted", 9.0, slices_not_listed=2))
         change = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
         change.approved_by, change.reason = "anna", "it is time"
+        change.verdict = brief(run_owner.judged("promoted", 9.0, slices_not_listed=2))
     said = ["promoted: +9.0 points", "not guarded: 2 small drops or tags", "approved by anna", "it is time"]
     assert told(lived_in)[0].body.splitlines()[:4] == said
 

@@ -102,6 +102,7 @@ class House:
                     generation=track.champion_generation,
                     model_id=f"model-{run}",
                     reason=reason,
+                    verdict=session.get_one(Run, run).verdict if run else None,
                     created_at=NOW,
                     drops=list(drops) if run is not None else None,
                 )
