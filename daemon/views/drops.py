@@ -81,8 +81,9 @@ def drop_views(base: Connection, work_folder: WorkFolder, which: str, values: It
 
 
 def _worth(row: Row) -> str | None:
-    words = row.worth_run and worth_words(row.worth_points, row.worth_half_width)
-    return words and f"worth {words} (run {row.worth_run})"
+    if None in (row.worth_run, row.worth_points, row.worth_half_width):
+        return None
+    return f"worth {worth_words(row.worth_points, row.worth_half_width)} (run {row.worth_run})"
 
 
 def replaced(base: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
