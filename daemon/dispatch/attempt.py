@@ -105,7 +105,7 @@ def work_on(
     spec: StepSpec,
     command: StepCommand,
     stop: threading.Event,
-    told: Mapping[str, str] = MappingProxyType({}),
+    variables: Mapping[str, str] = MappingProxyType({}),
     *,
     on_node: bool = False,
 ) -> None:
@@ -119,7 +119,7 @@ def work_on(
     """
     folder = Path(spec.root) / spec.folder
     tries: Iterable[int] = range(_TRIES) if on_node else itertools.count()
-    process = _with_room(partial(_begin, spec, folder, command, told), stop, tries)
+    process = _with_room(partial(_begin, spec, folder, command, variables), stop, tries)
     if process is None:
         log.warning("attempt_not_begun", key=spec.key)
         return
@@ -145,12 +145,12 @@ def _with_room(
     return None
 
 
-def _begin(spec: StepSpec, folder: Path, command: StepCommand, told: Mapping[str, str]) -> StepProcess | None:
+def _begin(spec: StepSpec, folder: Path, command: StepCommand, variables: Mapping[str, str]) -> StepProcess | None:
     """Claim an attempt, start its process and write that down; return `None` if it was claimed or has ended."""
     if _ENDED & listed(folder) or not claim(folder):
         return None
     try:
-        process = StepProcess(spec, folder, command(spec, folder / SPEC_NAME), told)
+        process = StepProcess(spec, folder, command(spec, folder / SPEC_NAME), variables)
         try:
             identity = process.identity
             noted = {**_claimant(), "process": asdict(identity) if identity else None}
@@ -196,8 +196,8 @@ def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_comm
         with tempfile.TemporaryDirectory(prefix="dropforge-", ignore_cleanup_errors=True) as scratch:
             # Slurm's own variables: a training on several nodes asks for the others by them.
             slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
-            told = {**slurm, "TMPDIR": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
-            work_on(spec, command, stop, told, on_node=True)
+            variables = {**slurm, "TMPDIR": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
+            work_on(spec, command, stop, variables, on_node=True)
     except OSError as error:
         if not is_disk_full(error):
             raise

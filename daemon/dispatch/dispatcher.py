@@ -96,7 +96,7 @@ class Dispatcher:
             try:
                 run_files.remove_leftovers(self._root, claim.run_id)
             except OSError as error:
-                self._set_apart(claim, error, now)
+                self._postpone(claim, error, now)
 
     @property
     def idle(self) -> bool:
@@ -155,11 +155,11 @@ class Dispatcher:
             raise
         except states.LostClaim as error:
             log.warning("claim_lost", run=claim.run_id, error=error.message)
-            self._drop(claim)
+            self._forget(claim)
         except DropforgeError as error:
             self._fail(claim, error, now)
         except (OSError, DBAPIError) as error:
-            self._set_apart(claim, error, now)
+            self._postpone(claim, error, now)
         except Exception as error:  # one run's trouble must not stop every other track
             log.exception("run_trouble", run=claim.run_id)
             hint = "the daemon's log has the whole story; this is a defect, please report it"
@@ -267,7 +267,7 @@ class Dispatcher:
             invalidate(self._root, claim.run_id, "evaluate")
             return
         log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
-        self._drop(claim)
+        self._forget(claim)
 
     # --- small parts
 
@@ -282,7 +282,7 @@ class Dispatcher:
         state = run_queue.leave(self._engine, claim, leave, now, self._settings.retry)
         why = {} if leave.error is None else {"error": leave.error.message, "hint": leave.error.hint}
         (log.warning if why else log.info)(str(leave.then), run=claim.run_id, state=str(state), **why)
-        self._drop(claim)
+        self._forget(claim)
 
     def _fail(self, claim: states.Claim, error: DropforgeError, now: int) -> None:
         """Stop the run's step, and fail the run; interrupt it if the shared folder was away meanwhile."""
@@ -291,7 +291,7 @@ class Dispatcher:
         gone = self._reader.share_gone(states.claimed_run(self._engine, claim))
         self._leave(claim, Leave(Then.INTERRUPT, without_share(error)) if gone else Leave(Then.FAIL, error), now)
 
-    def _set_apart(self, claim: states.Claim, error: OSError | DBAPIError, now: int) -> None:
+    def _postpone(self, claim: states.Claim, error: OSError | DBAPIError, now: int) -> None:
         """Postpone a run whose files cause `error`; raise `error` if it concerns every run: database or full disk."""
         if isinstance(error, DBAPIError):
             raise error
@@ -318,7 +318,7 @@ class Dispatcher:
             except (OSError, ValueError) as error:
                 log.warning("step_not_cancelled", run=claim.run_id, error=str(error))
 
-    def _drop(self, claim: states.Claim) -> None:
+    def _forget(self, claim: states.Claim) -> None:
         del self._claims[claim.run_id]
         self._at_work.pop(claim.run_id, None)
         self._publisher.forget(claim.run_id)

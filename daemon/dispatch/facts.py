@@ -9,7 +9,7 @@ from daemon.dispatch.attempt import folder_of, listed
 from daemon.dispatch.next_action import Facts
 from daemon.dispatch.publication import Publisher
 from daemon.dispatch.spool import Executor, JobState
-from daemon.dispatch.stale_steps import first_stale, is_in_vain
+from daemon.dispatch.stale_steps import first_stale, is_useless
 from daemon.dispatch.step_specs import key_of
 from daemon.queue import states
 from daemon.settings.model import Settings
@@ -78,8 +78,8 @@ class FactReader:
     def _of_attempt(self, run: Run, attempt: Attempt, spec: StepSpec, *, cancelled: bool) -> Facts:
         """Return the facts of a submitted attempt: whether it has ended, and if so how."""
         if self._executors[spec.step].poll(spec) is not JobState.ENDED:
-            in_vain = not cancelled and is_in_vain(self._engine, run, spec)
-            return Facts(run, cancelled, attempt=attempt, spec=spec, in_vain=in_vain)
+            useless = not cancelled and is_useless(self._engine, run, spec)
+            return Facts(run, cancelled, attempt=attempt, spec=spec, useless=useless)
         result = run_files.read_result(spec)
         publishing = result is not None and result.status == "ok" and spec.run in self._publisher
         is_interrupted = result is not None and result.status == "interrupted" and not cancelled
@@ -99,7 +99,7 @@ class FactReader:
 
     def _how_stopped(self, run: Run, attempt: Attempt, spec: StepSpec) -> DropforgeError | None:
         """Return how Slurm ended the attempt's job; `None` if it did not, or the step was useless."""
-        words = None if is_in_vain(self._engine, run, spec) else run_files.stop_words(spec)
+        words = None if is_useless(self._engine, run, spec) else run_files.stop_words(spec)
         return None if words is None else DropforgeError(words, self._why_not_again(attempt, spec))
 
     def _why_not_again(self, attempt: Attempt, spec: StepSpec) -> str:

@@ -32,7 +32,7 @@ class Facts:
     publishing: bool = False
     published: Artifact | StepFailed | None = None
     #: Whether the step is useless, as another champion serves than its training starts from.
-    in_vain: bool = False
+    useless: bool = False
     #: How Slurm ended the attempt's job; its hint says why that counts as a failure, or is empty.
     stopped: DropforgeError | None = None
     #: Whether a checkpoint was written since the attempt began, and whether the shared folder was away.
@@ -79,7 +79,7 @@ def next_action(facts: Facts) -> Action:
             return Action(Do.REDO if facts.stale else Do.SUBMIT)
         return Action(End.SPEC_LOST, DropforgeError("it has no spec.json"))
     if not facts.ended:
-        return Action(Do.CANCEL if facts.cancelled or facts.in_vain else Do.WAIT)
+        return Action(Do.CANCEL if facts.cancelled or facts.useless else Do.WAIT)
     action = _after_result(facts, facts.spec)
     if facts.share_gone and action.error and isinstance(action.what, End) and action.what.then in _FAILURES:
         return Action(End.SHARE_GONE, without_share(action.error))

@@ -115,7 +115,7 @@ class SlurmExecutor:
         #: The keys of cancelled attempts: a job of theirs is cancelled once nobody polls the attempt.
         self._given_up: set[str] = set()
         #: The troubles that the thread has noted.
-        self._told: set[str] = set()
+        self._noted: set[str] = set()
         self._silent_since = ""
         self._wake, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve, name="slurm", daemon=True)
@@ -188,7 +188,7 @@ class SlurmExecutor:
             try:
                 self._turn()
             except Exception as error:  # noqa: BLE001 - as when the log's disk is full: the thread must outlive it
-                self._told.add("Slurm")
+                self._noted.add("Slurm")
                 with contextlib.suppress(Exception):
                     self._troubles.note("Slurm", error)
 
@@ -214,7 +214,7 @@ class SlurmExecutor:
             self._silent_since = self._silent_since or time.strftime("%H:%M")
             words = f"Slurm has not answered since {self._silent_since}, jobs go on: {error.message}"
             problems["Slurm"] = DropforgeError(f"{words}; see whether it runs: scontrol ping")
-        over, self._told = self._told - problems.keys(), set(problems)
+        over, self._noted = self._noted - problems.keys(), set(problems)
         for whose in over:
             self._troubles.clear(whose)
         for whose, problem in problems.items():
@@ -223,10 +223,10 @@ class SlurmExecutor:
     def _problem_of(self, known: _Known, jobs: Sequence[Job]) -> Exception | None:
         """Advance an attempt's job and return what keeps it. Raises `CannotAsk` if Slurm does not answer any more."""
         spec = known.spec
-        own = {job.number: job for job in jobs if (job.name, job.fence) == (self._name + spec.key, spec.fence)}
+        own_jobs = {job.number: job for job in jobs if (job.name, job.fence) == (self._name + spec.key, spec.fence)}
         began = time.monotonic()
         try:
-            problem: Exception | None = self._advance(known, own)
+            problem: Exception | None = self._advance(known, own_jobs)
         except Exception as error:  # an attempt's trouble must not stop the others
             if isinstance(error, CannotAsk) and time.monotonic() - began > _NO_ANSWER_SECONDS:
                 raise
@@ -243,15 +243,15 @@ class SlurmExecutor:
                     if key in self._given_up or {RESULT_NAME, REVOKED_NAME} & listed(self._root / folder_of(key)):
                         self._scancel(job)
 
-    def _advance(self, known: _Known, own: Mapping[int, Job]) -> DropforgeError | None:
+    def _advance(self, known: _Known, own_jobs: Mapping[int, Job]) -> DropforgeError | None:
         """Submit, release, cancel or give up an attempt's job as is due; return why it will never begin, if so."""
         spec = known.spec
         folder = Path(spec.root) / spec.folder
         names = listed(folder)
-        if SPEC_NAME not in names or self._end_revoked(known, names, own):
+        if SPEC_NAME not in names or self._end_revoked(known, names, own_jobs):
             return None
         note = durable.read_json(folder / JOB_NAME) if JOB_NAME in names else None
-        for job in own.values():
+        for job in own_jobs.values():
             if note is not None and job.number != note["job"]:
                 self._scancel(job)  # a second one, of an answer that was lost
         if RESULT_NAME in names:
@@ -259,11 +259,11 @@ class SlurmExecutor:
                 self._forget(spec.key)  # perhaps nobody polls it any more
             return None
         if note is not None and note["released"]:
-            return self._look_after(known, note, names, own.get(note["job"]))
+            return self._look_after(known, note, names, own_jobs.get(note["job"]))
         if note is None:
-            if not own and time.monotonic() < known.retry_at:
+            if not own_jobs and time.monotonic() < known.retry_at:
                 return known.refusal
-            note = {"job": min(own) if own else self._sbatch(known), "released": False}
+            note = {"job": min(own_jobs) if own_jobs else self._sbatch(known), "released": False}
             durable.write_json(folder / JOB_NAME, note)
         # Written first: from here on the job may run, and if it is gone it is lost, not to be submitted again.
         durable.write_json(folder / JOB_NAME, {**note, "released": True})
@@ -307,7 +307,7 @@ class SlurmExecutor:
             _revoke(spec, status, code, StepError(message=words, hint=hint))
         return None
 
-    def _end_revoked(self, known: _Known, names: set[str], own: Mapping[int, Job]) -> bool:
+    def _end_revoked(self, known: _Known, names: set[str], own_jobs: Mapping[int, Job]) -> bool:
         """
         Write a revoked attempt's result: at once if nobody has claimed it, else after the time for a checkpoint.
 
@@ -321,7 +321,7 @@ class SlurmExecutor:
         # Claimed here, it can be begun by nobody any more.
         begun = CLAIM_NAME in names or not claim(folder)
         if not begun or time.monotonic() - known.revoked_at >= spec.grace_seconds + _AGAIN_SECONDS:
-            for job in own.values():
+            for job in own_jobs.values():
                 self._scancel(job)
             end_revoked(spec)
         return True
@@ -329,11 +329,11 @@ class SlurmExecutor:
     def _note_state(self, spec: StepSpec, job: Job) -> None:
         """Write the job's state, since when, reason and nodes to a hint for `dropforge status`, if they changed."""
         path = Path(spec.root) / spec.folder / JOB_STATE_NAME
-        told = {"job": job.number, "state": job.state, "reason": job.reason, "nodes": job.nodes}
+        fields = {"job": job.number, "state": job.state, "reason": job.reason, "nodes": job.nodes}
         known = durable.read_object(path)
-        if {name: known.get(name) for name in told} != told:
+        if {name: known.get(name) for name in fields} != fields:
             since = known["since"] if known.get("state") == job.state else round(time.time() * 1000)
-            durable.write_hint(path, {**told, "since": since})
+            durable.write_hint(path, {**fields, "since": since})
 
     # --- Slurm's commands
 
@@ -342,8 +342,8 @@ class SlurmExecutor:
         # Text, not JSON: its form has been the same for ten years, and it is a hundredth of the size.
         lines = ask("squeue", "--me", "--states=all", "--noheader", f"--format={_FORMAT}").splitlines()
         parts = [line.split("|") for line in lines]
-        found = [(int(part[0]), *part[1:]) for part in parts if len(part) == len(Job._fields) and is_number(part[0])]
-        return [job for job in map(Job._make, found) if job.name.startswith(self._name)]
+        rows = [(int(part[0]), *part[1:]) for part in parts if len(part) == len(Job._fields) and is_number(part[0])]
+        return [job for job in map(Job._make, rows) if job.name.startswith(self._name)]
 
     def _sbatch(self, known: _Known) -> int:
         """Submit the attempt's job, held, and return its number. Raises `CannotAsk`."""
@@ -376,7 +376,7 @@ class SlurmExecutor:
 
 def _revoke(spec: StepSpec, status: str, code: int, error: StepError) -> None:
     """Write that nobody is to work on the attempt any more, and its result should it leave none."""
-    told = {"key": spec.key, "fence": spec.fence, "status": status, "exit_code": code, "error": error}
+    fields = {"key": spec.key, "fence": spec.fence, "status": status, "exit_code": code, "error": error}
     durable.write_json(
-        Path(spec.root) / spec.folder / REVOKED_NAME, StepResult.model_validate(told).model_dump(), first=True
+        Path(spec.root) / spec.folder / REVOKED_NAME, StepResult.model_validate(fields).model_dump(), first=True
     )

@@ -81,14 +81,14 @@ class Spool:
                     log.warning("order_removed", entry=entry.name, error=str(error))
 
     def _entries(self) -> list[Path]:
-        found = []
+        dated = []
         with os.scandir(self.queue) as names:
             for entry in names:
                 # It may be taken away meanwhile.
                 with contextlib.suppress(FileNotFoundError):
                     if not entry.name.startswith("."):
-                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, self.queue / entry.name))
-        return [path for _, path in sorted(found)]
+                        dated.append((entry.stat(follow_symlinks=False).st_mtime_ns, self.queue / entry.name))
+        return [path for _, path in sorted(dated)]
 
     def has_living(self) -> bool:
         """Return whether the process of any step is alive, one that was told to stop included."""

@@ -50,7 +50,7 @@ def first_stale(engine: Engine, work_folder: WorkFolder, run: Run) -> tuple[str,
     return None if stands == done else (done[len(stands)], past.left)
 
 
-def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
+def is_useless(engine: Engine, run: Run, spec: StepSpec) -> bool:
     """Return whether the running step of `spec` is useless: the champion that its training starts from was replaced."""
     with transaction(engine) as session:
         serving = champion(session, run.track)

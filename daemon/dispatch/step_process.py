@@ -48,12 +48,12 @@ class StepProcess:
     """A step in a process of its own."""
 
     def __init__(
-        self, spec: StepSpec, folder: Path, argv: Sequence[str], told: Mapping[str, str] = MappingProxyType({})
+        self, spec: StepSpec, folder: Path, argv: Sequence[str], variables: Mapping[str, str] = MappingProxyType({})
     ) -> None:
         """
         Start `argv` in the attempt's `folder`, its output appended to the log; it does nothing before `go`.
 
-        `told` are variables in addition to those that a step may see. Raises `OSError` if it cannot be started.
+        `variables` are given in addition to those that a step may see. Raises `OSError` if it cannot be started.
         """
         self._spec = spec
         lifeline, self._keep = os.pipe()
@@ -62,7 +62,7 @@ class StepProcess:
                 self._process = subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
                     argv,
                     cwd=folder,
-                    env={**_environment(spec), **told, LIFELINE: str(lifeline)},
+                    env={**_environment(spec), **variables, LIFELINE: str(lifeline)},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

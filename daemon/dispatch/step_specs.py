@@ -41,24 +41,24 @@ def compose(settings: Settings, track: Track) -> RunConfig:
     The track's split shares replace the settings'; its metric, answer length and batch size apply where none is set.
     Raises `SettingsError` if the track is not in the settings.
     """
-    own = settings.track(track.name)
+    wanted = settings.track(track.name)
     fixed = {
-        "metric": own.evaluate.metric if own.evaluate.metric != "auto" else track.metric,
-        "max_new_tokens": own.evaluate.max_new_tokens or track.max_new_tokens,
-        "batch_size": own.evaluate.batch_size or track.eval_batch_size,
+        "metric": wanted.evaluate.metric if wanted.evaluate.metric != "auto" else track.metric,
+        "max_new_tokens": wanted.evaluate.max_new_tokens or track.max_new_tokens,
+        "batch_size": wanted.evaluate.batch_size or track.eval_batch_size,
     }
     return RunConfig(
         track=track.name,
-        base_model=own.base_model,
+        base_model=wanted.base_model,
         base_model_id=track.base_model_id or "",
         salt=track.salt,
         unit=cast("Unit | None", track.unit),
-        train=own.train,
-        gate=own.gate,
-        guards=own.guards,
-        judge=own.judge,
-        split=own.split.model_copy(update=_fixed_shares(track)),
-        evaluate=own.evaluate.model_copy(update={key: value for key, value in fixed.items() if value}),
+        train=wanted.train,
+        gate=wanted.gate,
+        guards=wanted.guards,
+        judge=wanted.judge,
+        split=wanted.split.model_copy(update=_fixed_shares(track)),
+        evaluate=wanted.evaluate.model_copy(update={key: value for key, value in fixed.items() if value}),
     )
 
 

@@ -63,7 +63,7 @@ TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
     "at work": (OPEN, Do.WAIT, None),
     "at work, daemon stops": ({**OPEN, "draining": True}, Do.WAIT, None),
     "at work, cancelled": ({**OPEN, "cancelled": True}, Do.CANCEL, None),
-    "at work in vain": ({**OPEN, "in_vain": True}, Do.CANCEL, None),
+    "at work, useless": ({**OPEN, "useless": True}, Do.CANCEL, None),
     "another attempt's result": (ended(), End.FOREIGN_RESULT, "step train: its result is not its own"),
     "good": (ended(result=result()), Do.PUBLISH, None),
     "good, cancelled": (ended(result=result(), cancelled=True), Do.PUBLISH, None),
