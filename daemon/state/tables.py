@@ -398,7 +398,8 @@ def _require_types() -> None:
                 rule = f"json_valid({name}) AND typeof({name}) = 'text' AND substr({name}, 1, 1) = '{begins}'"
             elif isinstance(column.type, (Boolean, Integer, Float)):
                 number = "real" if isinstance(column.type, Float) else "integer"
-                rule = f"typeof({name}) = '{number}' AND {name} BETWEEN {_FIRST_MS} AND {_LAST_MS}"
+                least, most = (0, 1) if isinstance(column.type, Boolean) else (_FIRST_MS, _LAST_MS)
+                rule = f"typeof({name}) = '{number}' AND {name} BETWEEN {least} AND {most}"
             elif isinstance(column.type, LargeBinary):
                 rule = f"typeof({name}) = 'blob'"
             else:

@@ -162,6 +162,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "run over by its date": (row("UPDATE run SET ended_at = 1 WHERE id = 3"), "final_has_end"),
     "promotion.kind": (row("UPDATE promotion SET kind = 'odd' WHERE id = 1"), "kind_known"),
     "attempt.started_at": (row(f"UPDATE attempt SET started_at = {-(2**63)} WHERE id = 1"), "started_at_typed"),
+    "run.cancel_requested": (row("UPDATE run SET cancel_requested = 7 WHERE id = 1"), "cancel_requested_typed"),
     "drop.rows": (row(f'UPDATE "drop" SET rows = {2**62} WHERE id = 1'), "rows_typed"),
     "no such column": (row("ALTER TABLE event RENAME COLUMN track TO other"), "no such column"),
     "journal beside the database": (
