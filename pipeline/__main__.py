@@ -37,7 +37,8 @@ from pipeline.errors import (
 from pipeline.models.manifest import MANIFEST_NAME
 from pipeline.steps import BY_NAME
 
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
+#: Signals that stop a step.
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 _SAME_SECONDS = 5.0
 
 
@@ -150,9 +151,9 @@ def _stop_on_signal(attempt: Attempt) -> None:
         first = first or time.monotonic()
         attempt.stop.set()
 
-    for number in _STOPPING:
+    for number in STOPPING:
         signal.signal(number, handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def _stop_without_worker(attempt: Attempt) -> None:

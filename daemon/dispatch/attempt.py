@@ -26,13 +26,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import structlog
 from pydantic import BaseModel
 
-from daemon.dispatch.step_process import StepCommand, StepProcess, result_of_dead, step_command
+from daemon.dispatch.preloaded import fork_nothing
+from daemon.dispatch.step_process import ForkStep, StepCommand, StepProcess, result_of_dead, step_command
 from daemon.state import run_files
 from daemon.state.ownership import OwnFolder
 from daemon.system.processes import Identity, on_stop
@@ -105,28 +105,28 @@ def work_on(
     spec: StepSpec,
     command: StepCommand,
     stop: threading.Event,
-    variables: Mapping[str, str] = MappingProxyType({}),
-    *,
-    on_node: bool = False,
+    fork: ForkStep = fork_nothing,
+    on_node: Mapping[str, str] | None = None,
 ) -> None:
     """
     Run an attempt once and leave a result, unless it is claimed, revoked or has one.
 
     `stop` and a revocation stop its step. While there is no room to begin it, or to write its result, it is tried again
-    until `stop` is set; `on_node` half a minute long. An attempt that could not begin is not claimed then.
+    until `stop` is set, but on a node, whose variables for the step are `on_node`, for half a minute. An attempt that
+    could not begin is not claimed then.
 
     Raises `OSError` if the attempt's files cannot be used.
     """
     folder = Path(spec.root) / spec.folder
-    tries: Iterable[int] = range(_TRIES) if on_node else itertools.count()
-    process = _with_room(partial(_begin, spec, folder, command, variables), stop, tries)
+    tries: Iterable[int] = itertools.count() if on_node is None else range(_TRIES)
+    process = _with_room(partial(_begin, spec, folder, command, on_node or {}, fork), stop, tries)
     if process is None:
         log.warning("attempt_not_begun", key=spec.key)
         return
     result = process.go(_revocation(folder, stop)).model_dump()
     # On a node any error may pass: the shared folder's server may be away.
     write = partial(durable.write_json, folder / RESULT_NAME, result, first=True)
-    _with_room(write, stop, tries, any_error=on_node)
+    _with_room(write, stop, tries, any_error=on_node is not None)
 
 
 def _with_room(
@@ -145,12 +145,14 @@ def _with_room(
     return None
 
 
-def _begin(spec: StepSpec, folder: Path, command: StepCommand, variables: Mapping[str, str]) -> StepProcess | None:
+def _begin(
+    spec: StepSpec, folder: Path, command: StepCommand, variables: Mapping[str, str], fork: ForkStep
+) -> StepProcess | None:
     """Claim an attempt, start its process and write that down; return `None` if it was claimed or has ended."""
     if _ENDED & listed(folder) or not claim(folder):
         return None
     try:
-        process = StepProcess(spec, folder, command(spec, folder / SPEC_NAME), variables)
+        process = StepProcess(spec, folder, command(spec, folder / SPEC_NAME), variables, fork)
         try:
             identity = process.identity
             noted = {**_claimant(), "process": asdict(identity) if identity else None}
@@ -197,7 +199,7 @@ def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_comm
             # Slurm's own variables: a training on several nodes asks for the others by them.
             slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
             variables = {**slurm, "TMPDIR": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
-            work_on(spec, command, stop, variables, on_node=True)
+            work_on(spec, command, stop, on_node=variables)
     except OSError as error:
         if not is_disk_full(error):
             raise

@@ -12,11 +12,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import structlog
 
+from daemon.dispatch.preloaded import CannotFork, Fork, Program, fork_nothing
 from daemon.system.processes import Identity, identify, kill_group, signal_name
 from pipeline.contract import LIFELINE, LOG_NAME, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_INTERRUPTED
@@ -35,6 +38,9 @@ STEP_VARIABLES = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY",
 _POLL_SECONDS = 0.2
 StepCommand = Callable[[StepSpec, Path], Sequence[str]]
 """The argument list that does a step, from its spec and where that lies."""
+ForkStep = Callable[[StepSpec, Program, int], Fork]
+"""Fork the step of a spec with the lifeline's descriptor, as `Preloaded.fork` does."""
+_T = TypeVar("_T")
 log = structlog.get_logger()
 
 
@@ -48,32 +54,27 @@ class StepProcess:
     """A step in a process of its own."""
 
     def __init__(
-        self, spec: StepSpec, folder: Path, argv: Sequence[str], variables: Mapping[str, str] = MappingProxyType({})
+        self,
+        spec: StepSpec,
+        folder: Path,
+        argv: Sequence[str],
+        variables: Mapping[str, str] = MappingProxyType({}),
+        fork: ForkStep = fork_nothing,
     ) -> None:
         """
         Start `argv` in the attempt's `folder`, its output appended to the log; it does nothing before `go`.
 
-        `variables` are given in addition to those that a step may see. Raises `OSError` if it cannot be started.
+        `variables` are given in addition to those that a step may see. The process comes from `fork` or, if that raises
+        `CannotFork`, is a program of its own. Raises `OSError` if it cannot be started.
         """
         self._spec = spec
-        lifeline, self._keep = os.pipe()
-        try:
-            with (folder / LOG_NAME).open("ab") as output:
-                self._process = subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
-                    argv,
-                    cwd=folder,
-                    env={**_environment(spec), **variables, LIFELINE: str(lifeline)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=(lifeline,),
-                )
-        except BaseException:
-            os.close(self._keep)
-            raise
-        finally:
-            os.close(lifeline)
+        self._process: subprocess.Popen[bytes] | Fork
+        with (folder / LOG_NAME).open("ab") as log:
+            program = Program(argv, folder, {**_environment(spec), **variables}, log)
+            try:
+                self._process, self._keep = _with_lifeline(partial(fork, spec, program))
+            except CannotFork:
+                self._process, self._keep = _with_lifeline(partial(_begin, program))
 
     @property
     def identity(self) -> Identity | None:
@@ -99,8 +100,9 @@ class StepProcess:
             stopped = self._wait(is_to_stop)
         finally:
             os.close(self._keep)
-        log.info("step_ended", key=self._spec.key, exit_code=self._process.returncode)
-        return result_of_dead(self._spec, self._process.returncode, stopped=stopped)
+        exit_code = self._process.wait()
+        log.info("step_ended", key=self._spec.key, exit_code=exit_code)
+        return result_of_dead(self._spec, exit_code, stopped=stopped)
 
     def _wait(self, is_to_stop: Callable[[], bool]) -> bool:
         """Wait for the end; return whether the step was stopped."""
@@ -115,6 +117,31 @@ class StepProcess:
         kill_group(process.pid, signal.SIGKILL)
         process.wait()
         return stopped
+
+
+def _with_lifeline(start: Callable[[int], _T]) -> tuple[_T, int]:
+    """Return what `start` returns for one end of a new pipe, which is closed here, and the other end."""
+    lifeline, keep = os.pipe()
+    try:
+        return start(lifeline), keep
+    except BaseException:
+        os.close(keep)
+        raise
+    finally:
+        os.close(lifeline)
+
+
+def _begin(program: Program, lifeline: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
+        program.argv,
+        cwd=program.folder,
+        env={**program.environment, LIFELINE: str(lifeline)},
+        stdin=subprocess.DEVNULL,
+        stdout=program.log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=(lifeline,),
+    )
 
 
 def _environment(spec: StepSpec) -> dict[str, str]:

@@ -16,6 +16,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 import structlog
 
 from daemon.dispatch.attempt import listed, process_of, work_on
+from daemon.dispatch.preloaded import Preloaded, fork_nothing
 from daemon.dispatch.spool import Spool
 from daemon.dispatch.step_process import StepCommand, result_of_dead, step_command
 from daemon.state.ownership import OwnFolder, StateFolderGone
@@ -49,6 +50,9 @@ class Worker:
         self._parallel = parallel
         self._spool = spool
         self._command = command
+        # A test's own programs are no steps of the pipeline.
+        self._preloaded = Preloaded()
+        self._fork = self._preloaded.fork if command is step_command else fork_nothing
         self._look = look
         self._lock = FileLock(self._spool.worker_lock)
         self.stop = threading.Event()
@@ -79,6 +83,7 @@ class Worker:
                 finally:
                     self.stop.set()
         finally:
+            self._preloaded.close()
             self._lock.release()
 
     def _work_off(self, steps: Executor) -> None:
@@ -123,7 +128,7 @@ class Worker:
             if CLAIM_NAME in listed(folder):  # whoever cancelled it died before it had a result
                 self._spool.end_dead(spec)
             else:
-                work_on(spec, self._command, self.stop)
+                work_on(spec, self._command, self.stop, self._fork)
         except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
             log.warning("step_lost", key=spec.key, error=str(error))
             failed = result_of_dead(spec, EXIT_FAILED, stopped=False)

@@ -1,0 +1,80 @@
+"""
+Import what a run's steps need, and fork each step of it: `python -m pipeline.preload`, whose stdin is a socket.
+
+A request is a JSON object, the step's `argv` and `folder`, with two open files: its lifeline and its log. The
+answers are the fork's process number and, once it has ended, its exit code. Python, torch and the libraries around it
+take seconds to start, three times a run; a fork of them takes none.
+"""
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+
+from pipeline.__main__ import STOPPING, main
+from pipeline.contract import LIFELINE
+from pipeline.models.gpu_driver import nvidia_driver
+from pipeline.models.loading import quiet
+
+#: A process that nobody has asked for so many seconds ends: the run has ended, or waits.
+IDLE_SECONDS = 60.0
+_LONGEST_REQUEST = 1 << 16
+_MODULES = (
+    *("transformers.modeling_utils", "transformers.masking_utils", "transformers.generation", "accelerate"),
+    *("pipeline.prepare.step", "pipeline.train.step", "pipeline.merge.step", "pipeline.evaluate.step"),
+    "pipeline.decide.step",
+)
+#: They import bitsandbytes, which asks CUDA for the GPU: a process that has done that cannot be forked.
+_WITH_CUDA = ("pipeline.train.trainer", "pipeline.train.lora")
+
+
+def serve(connection: socket.socket) -> None:
+    """Fork the steps that are asked for, one at a time, until the other end closes or has nothing to do."""
+    connection.settimeout(IDLE_SECONDS)
+    while True:
+        try:
+            request, files, _flags, _address = socket.recv_fds(connection, _LONGEST_REQUEST, 2)
+        except TimeoutError:
+            return
+        if not request:
+            return
+        pid = os.fork()
+        if not pid:
+            connection.close()
+            _begin(**json.loads(request), lifeline=files[0], log=files[1])
+        for file in files:
+            os.close(file)
+        connection.send(str(pid).encode())
+        _pid, status = os.waitpid(pid, 0)
+        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _begin(argv: list[str], folder: str, lifeline: int, log: int) -> None:
+    """Become the step `argv` in `folder`, in a session of its own, and end with its exit code."""
+    import torch
+
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for file, standard in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(file, standard)
+    os.close(nothing)
+    os.close(log)
+    os.chdir(folder)
+    os.environ[LIFELINE] = str(lifeline)
+    if torch.cuda._is_in_bad_fork():  # noqa: SLF001 - torch's own error about this comes too late
+        # A library has asked CUDA while it was imported, and CUDA works in a new process only.
+        os.execv(argv[0], argv)  # noqa: S606 - the worker's argument list
+    sys.exit(main(argv[-2:]))
+
+
+if __name__ == "__main__":
+    # A signal of a service manager is for the steps: they unblock it, this process ends with the worker's end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    quiet()
+    for _name in _MODULES if nvidia_driver() else (*_MODULES, *_WITH_CUDA):
+        importlib.import_module(_name)
+    gc.freeze()  # a collection in a fork would copy the pages of all that was imported
+    serve(socket.socket(fileno=os.dup(0)))
