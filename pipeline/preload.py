@@ -17,7 +17,7 @@ import sys
 from pipeline.__main__ import STOPPING, main
 from pipeline.contract import LIFELINE
 from pipeline.models.gpu_driver import nvidia_driver
-from pipeline.models.loading import quiet
+from pipeline.models.loading import is_cuda_lost, quiet
 
 #: A process that nobody has asked for so many seconds ends: the run has ended, or waits.
 IDLE_SECONDS = 60.0
@@ -54,8 +54,6 @@ def serve(connection: socket.socket) -> None:
 
 def _begin(argv: list[str], folder: str, lifeline: int, log: int) -> None:
     """Become the step `argv` in `folder`, in a session of its own, and end with its exit code."""
-    import torch
-
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     for file, standard in ((nothing, 0), (log, 1), (log, 2)):
@@ -64,8 +62,7 @@ def _begin(argv: list[str], folder: str, lifeline: int, log: int) -> None:
     os.close(log)
     os.chdir(folder)
     os.environ[LIFELINE] = str(lifeline)
-    if torch.cuda._is_in_bad_fork():  # noqa: SLF001 - torch's own error about this comes too late
-        # A library has asked CUDA while it was imported, and CUDA works in a new process only.
+    if is_cuda_lost():
         os.execv(argv[0], argv)  # noqa: S606 - the worker's argument list
     sys.exit(main(argv[-2:]))
 

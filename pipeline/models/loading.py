@@ -51,6 +51,13 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".?is_gradient_checkpointing.? is deprecated", FutureWarning)
 
 
+def is_cuda_lost() -> bool:
+    """Return whether this is a fork of a process that has asked CUDA: it works in a new process only."""
+    import torch
+
+    return bool(torch.cuda._is_in_bad_fork())  # noqa: SLF001 - torch's own error about this comes too late
+
+
 def chosen_device() -> Device:
     """
     Return the device in `$DROPFORGE_DEVICE`; `auto`, also if it is not set, is the CPU on a machine without a GPU.
