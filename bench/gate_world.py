@@ -19,7 +19,7 @@ from pipeline.decide.policy import FORMER, MOST_SUSPECTS, suspends
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, weigh
-from pipeline.evaluate.control import compare_with_control
+from pipeline.evaluate.scoring import compare_with_control
 from pipeline.metrics.degenerate import DEGENERATE
 
 EXACT, ROUGE = "exact_match", "rougeL"

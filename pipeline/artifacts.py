@@ -308,7 +308,7 @@ class SuiteScores(Frozen):
     candidate: float
     champion: float
     base: float | None = None
-    """The base model's points; `None` if it is the champion, or was not evaluated."""
+    """The base model's points; `None` if it is the champion."""
     file: str
 
 

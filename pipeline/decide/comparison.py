@@ -35,7 +35,7 @@ class Suite:
     name: str
     scores: Floats
     base: Floats | None = None
-    """The base model's on the same items; `None` if it is the champion, or was not measured."""
+    """The base model's on the same items; `None` if it is the champion."""
     collapsed: Mapping[str, tuple[str, ...]] | None = None
     """By model (candidate, champion, base), the kind of collapse per free answer, or ""; `None` for other suites."""
 
@@ -81,8 +81,6 @@ class Comparison:
     """A pair of columns of 0 or 1 by kind: empty, truncated, looping."""
     tags: Mapping[str, Flags] = field(default_factory=dict)
     suites: tuple[Suite, ...] = ()
-    held_to_base: bool = False
-    """Whether the suites are compared with the base model: not if it is the champion."""
     former: Mapping[int, Floats] = field(default_factory=dict)
     """Former champions' primary scores by generation, 0 to 1, NaN on records that they did not answer."""
     opinion: Opinion | None = None
@@ -166,7 +164,6 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
     return replace(
         own,
         suites=tuple(_suite(folder, one) for one in report.suites),
-        held_to_base=report.base_model_id is not None,
         former=former,
         opinion=None if judgement is None else _opinion(root, judgement),
     )

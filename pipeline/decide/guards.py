@@ -91,16 +91,6 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
             pair = np.column_stack((suite.scores[:, 0], suite.base))
             found = _tested(_row("general_base", (suite.name,), pair, config.general_base))
             yield _no_further(found, suite.scores[:, 0] - suite.scores[:, 1])
-        elif comparison.held_to_base:
-            yield _result(
-                "general_base",
-                (suite.name,),
-                ", which was not measured",
-                tested=False,
-                records=len(suite.scores),
-                candidate=float(suite.scores[:, 0].mean()) * POINTS,
-                margin=config.general_base,
-            )
 
 
 def _collapse(comparison: Comparison) -> Iterator[GuardResult]:

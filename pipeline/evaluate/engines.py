@@ -106,21 +106,23 @@ def open_engine(attempt: Attempt, requests: ModelRequests) -> InStep | Vllm:
     stopped.
     """
     if requests.key.setup.engine == PLAIN:
-        model = generation.open_model(requests.folder, requests.template, chosen_device(), requests.quantization)
+        model = generation.open_model(
+            requests.model.folder, requests.template, chosen_device(), requests.model.quantization
+        )
         return InStep(model.model, model.template)
     longest, sequences = requests.longest(), requests.key.setup.batch_size
     arguments = {
-        "model": str(requests.folder),
+        "model": str(requests.model.folder),
         "max_model_len": longest,
         "max_num_seqs": sequences,
         # By default vLLM takes nine tenths of all memory, and ends if anything else is there. With the bytes of its
         # cache given, the share is only what must be free at the start.
         "gpu_memory_utilization": 0.1,
-        "kv_cache_memory_bytes": cache_bytes(requests.folder, longest, sequences),
+        "kv_cache_memory_bytes": cache_bytes(requests.model.folder, longest, sequences),
         # The model's own sampling settings must not affect a greedy evaluation.
         "generation_config": "vllm",
         # Compiling the model at every start costs more than it saves on some hundred short answers.
         "enforce_eager": True,
     }
-    log = attempt.folder / f"vllm-{requests.role.replace(' ', '-')}.log"
+    log = attempt.folder / f"vllm-{requests.model.role.replace(' ', '-')}.log"
     return Vllm(Process(attempt.config.evaluate.vllm, arguments, log, attempt.check_stop), requests.template)

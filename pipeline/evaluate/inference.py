@@ -116,7 +116,7 @@ class Inference:
                 batches = answer_batches([tokens for tokens, _ in pairs], size)
             else:
                 form = generation.likelihood_batches if kind == "likelihood" else generation.choice_batches
-                batches = form(pairs, size, generation.vocabulary(self._requests.folder))
+                batches = form(pairs, size, generation.vocabulary(self._requests.model.folder))
             for batch in batches:
                 yield [keys[index] for index in batch]
 
@@ -136,7 +136,7 @@ class Inference:
         values: Sequence[Any] = compute([(request.tokens, request.target) for request in batch])
         if not all(math.isfinite(number) for value in values for number in value):
             raise CannotTrain(
-                f"a {kind} of the {self._requests.role} is not a finite number",
+                f"a {kind} of the {self._requests.model.role} is not a finite number",
                 "the model is broken: train again, with a lower train.learning_rate",
             )
         return values
@@ -148,7 +148,7 @@ class Inference:
         self._attempt.progress(
             len(self._missing) - self.left + answers,
             len(self._missing),
-            phase=self._requests.role,
+            phase=self._requests.model.role,
             tokens_per_second=tokens / seconds if tokens else None,
             # At the speed of the current batch; likelihoods take less time than answers.
             eta_seconds=seconds / answers * left if answers else None,

@@ -11,7 +11,14 @@ from pipeline import durable
 from pipeline.artifacts import Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, StartAgain
-from pipeline.evaluate.prediction_cache import PLAIN, PredictionKey, Request, Setup, request_hash
+from pipeline.evaluate.prediction_cache import (
+    PLAIN,
+    PredictionKey,
+    Request,
+    Setup,
+    comparable,
+    request_hash,
+)
 from pipeline.evaluate.suites import Item, Suite
 from pipeline.evaluate.vllm import read_version
 from pipeline.metrics.degenerate import is_looping
@@ -37,23 +44,24 @@ _QUESTION_TOKENS = 32
 Role = Literal["candidate", "champion", "base model"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EvaluatedModel:
-    """A model to evaluate, with its role, prompt format and quantization."""
+    """A model to evaluate, with its role, quantization and prompt format."""
 
     role: Role
     model_id: str
     folder: Path
-    format: Format
-    quantization: Quantization = "none"
+    quantization: Quantization
+    format: Format = "chat"
     users_own: bool = False
     """Whether the folder is the user's, without a manifest: it may have changed since it was hashed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelRequests(EvaluatedModel):
+@dataclass(frozen=True)
+class ModelRequests:
     """The requests to one model, and the key under which its values are cached."""
 
+    model: EvaluatedModel
     template: Template
     key: PredictionKey
     records: list[tuple[Request, Request]]
@@ -74,27 +82,25 @@ class ModelRequests(EvaluatedModel):
         return min(together, self.window) + 1
 
     def check_folder(self) -> None:
-        """Raise `CannotTrain` if `users_own` and the folder, hashed again, no longer holds the model in `key`."""
-        if not self.users_own:
+        """Raise `CannotTrain` if the folder is the user's and, hashed again, no longer holds the model."""
+        if not self.model.users_own:
             return
         try:
-            current = model_id(self.folder)
+            current = model_id(self.model.folder)
         except DropforgeError as error:
             raise CannotTrain(error.message, error.hint) from error
-        if current != self.key.model_id:
-            message = f"the base model {self.folder} is not the one that the run trained from"
+        if current != self.model.model_id:
+            message = f"the base model {self.model.folder} is not the one that the run trained from"
             raise CannotTrain(message, "restore its files, then continue: dropforge retry RUN")
 
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """The requests for both models, the remaining held-out records, and the numbers of those left out."""
+    """The requests to each model, the remaining held-out records, and the numbers of those left out."""
 
     records: list[HeldoutRecord]
-    candidate: ModelRequests
-    champion: ModelRequests
-    base: ModelRequests | None
-    """Suite prompts for the base model; `None` if it is the champion, there is no suite, or it cannot be evaluated."""
+    models: list[ModelRequests]
+    """Candidate and champion; then the base model, of which only the suites are requested, if it is a third one."""
     too_long: int
     """Records left out because they do not fit into a window."""
     seen_by_champion: int
@@ -104,17 +110,17 @@ class EvalPlan:
 
 
 def make_plan(
-    attempt: Attempt, records: list[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, folder: Path
+    attempt: Attempt, records: list[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, predictions: Path
 ) -> EvalPlan:
     """
-    Return the evaluation plan: prompts tokenised for both models, and the batch size.
+    Return the evaluation plan: prompts tokenised for all models, and the batch size.
 
-    A batch size of 0 in `decoding` is that of `prompts_at_once`; it is smaller if earlier attempts noted in their own
-    `folder` that memory ran out. Records are left out for both if the champion was trained on them or on
+    A batch size of 0 in `decoding` is that of `prompts_at_once`; it is smaller if earlier attempts noted in their
+    `predictions` that memory ran out. Records are left out for both if the champion was trained on them or on
     near-duplicates, or if they exceed a window with their answer; standard error then says how many. If a model does
-    not fit on the GPUs, both are evaluated in NF4. Raises `CannotTrain` if no record is left, a suite's item exceeds a
-    window, a model's tokenizer cannot be loaded, or the settings name a vLLM that cannot be run; `StepFailed` if a
-    model does not even fit in NF4.
+    not fit on the GPUs, all are evaluated in NF4. Raises `CannotTrain` if no record is left, a suite's item exceeds a
+    window, a model's tokenizer cannot be loaded, the models' setups differ, or the settings name a vLLM that cannot be
+    run; `StepFailed` if a model does not even fit in NF4.
     """
     # A template may contain today's date: everything is tokenised before the long work.
     model, champion = attempt.load(Model), attempt.spec.champion
@@ -122,76 +128,36 @@ def make_plan(
     program, folders = attempt.config.evaluate.vllm, (attempt.path(model.folder), attempt.path(champion.path))
     # vLLM holds weights as saved.
     quantization = "none" if program else inference_quantization(chosen_device(), *folders)
-    candidate_model = EvaluatedModel(
-        role="candidate", model_id=model.model_id, folder=folders[0], format="chat", quantization=quantization
-    )
-    champion_model = replace(
-        candidate_model,
-        role="champion",
-        model_id=champion.model_id,
-        folder=folders[1],
-        # A merged model's template renders its training format; the base is prompted in the candidate's format.
-        format=model.format if is_base else "chat",
-        users_own=is_base,
-    )
-    kept = _unseen(records, trained_ids(champion_model.folder))
+    kept = _unseen(records, trained_ids(folders[1]))
     engine = f"vllm {read_version(program)}" if program else PLAIN
-    both = [_requests(model, kept, suites, decoding, engine) for model in (candidate_model, champion_model)]
-    kept, both, too_long = _leave_out_too_long(kept, both)
-    longest = max(requests.longest() for requests in both)
+    # A merged model's template renders its training format; the base is prompted in the candidate's format.
+    both = (
+        EvaluatedModel("candidate", model.model_id, folders[0], quantization),
+        EvaluatedModel(
+            "champion", champion.model_id, folders[1], quantization, model.format if is_base else "chat", is_base
+        ),
+    )
+    plans = [_requests(evaluated, kept, suites, decoding, engine) for evaluated in both]
+    kept, plans, too_long = _leave_out_too_long(kept, plans)
+    if suites and not is_base:
+        folder = Path(attempt.config.base_model)
+        base = EvaluatedModel("base model", model.base_model_id, folder, quantization, model.format, users_own=True)
+        plans.append(_requests(base, [], suites, decoding, engine))
+    longest = max(requests.longest() for requests in plans)
     first = decoding.batch_size or prompts_at_once(chosen_device(), quantization, longest, folders)
-    smaller = attempt.earlier(f"{folder.name}/{_SMALLER_NAME}")
+    smaller = attempt.earlier(f"{predictions.name}/{_SMALLER_NAME}")
     size = min([first, *(int(durable.read_json(note)) for note in smaller)])
-    candidate, other = (_with_batch_size(requests, size) for requests in both)
-    trained = trained_ids(candidate_model.folder)
+    plans = [_with_batch_size(requests, size) for requests in plans]
+    for other in plans[1:]:
+        comparable(plans[0].key, other.key, other.model.role)
+    trained = trained_ids(folders[0])
     return EvalPlan(
         kept,
-        candidate,
-        other,
-        _base_requests(attempt, candidate, champion_model, suites, decoding),
+        plans,
         too_long=too_long,
         seen_by_champion=len(records) - len(kept) - too_long,
         seen_by_candidate=sum(record.id in trained for record in kept),
     )
-
-
-def _base_requests(
-    attempt: Attempt,
-    candidate: ModelRequests,
-    champion: EvaluatedModel,
-    suites: Sequence[Suite],
-    decoding: Decoding,
-) -> ModelRequests | None:
-    """
-    Return the base model's requests for the items of `suites`.
-
-    `None` if there are none, the base model is the champion, or it cannot be evaluated (written to standard error).
-    """
-    model, folder = attempt.load(Model), Path(attempt.config.base_model)
-    if champion.model_id == model.base_model_id or not suites:
-        return None
-    if attempt.config.base_model_id != model.base_model_id or not (folder / "config.json").is_file():
-        say_base_is_not_evaluated("it is not there")
-        return None
-    base_model = replace(
-        champion, role="base model", model_id=model.base_model_id, folder=folder, format=model.format, users_own=True
-    )
-    setup = candidate.key.setup
-    try:
-        requests = _requests(base_model, [], suites, decoding, setup.engine)
-    except Exception as error:  # noqa: BLE001 - libraries raise errors of every kind at a damaged folder
-        say_base_is_not_evaluated(f"it is damaged: {error}")
-        return None
-    base = _with_batch_size(requests, setup.batch_size)
-    if base.key.setup != setup:
-        say_base_is_not_evaluated("its setup would differ from the candidate's")
-        return None
-    return base
-
-
-def say_base_is_not_evaluated(why: str) -> None:
-    """Write to standard error, in one line, why the base model has no scores; the run continues without them."""
-    sys.stderr.write(f"the base model is not evaluated on the general suites: {' '.join(why.split())}\n")
 
 
 def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[HeldoutRecord]:
@@ -212,11 +178,7 @@ def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[Heldo
 
 
 def _requests(
-    model: EvaluatedModel,
-    records: Sequence[HeldoutRecord],
-    suites: Sequence[Suite],
-    decoding: Decoding,
-    engine: str,
+    model: EvaluatedModel, records: Sequence[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, engine: str
 ) -> ModelRequests:
     template = generation.load_template(model.folder, model.format)
     setup = Setup(
@@ -230,9 +192,9 @@ def _requests(
     window = read_window(model.folder) - (engine != PLAIN)
     limit = decoding.max_new_tokens + len(template.opening)
     return ModelRequests(
-        **vars(model),
-        template=template,
-        key=PredictionKey(model_id=model.model_id, setup=setup),
+        model,
+        template,
+        PredictionKey(model_id=model.model_id, setup=setup),
         records=[_record_requests(record, template, limit) for record in records],
         suites=[_suite_requests(suite, template, window) for suite in suites],
         window=window,

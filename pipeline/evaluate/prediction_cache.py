@@ -90,12 +90,12 @@ def request_hash(kind: str, request: object) -> str:
     return durable.sha256_json([_LAYOUT, kind, request])
 
 
-def comparable(one: PredictionKey, other: PredictionKey) -> None:
-    """Raise `CannotTrain`, naming the differences, if two models' predictions were made with different setups."""
-    mine, theirs = one.setup.model_dump(), other.setup.model_dump()
+def comparable(candidate: PredictionKey, other: PredictionKey, role: str) -> None:
+    """Raise `CannotTrain`, naming the differences, if the model `role` was prompted in another setup."""
+    mine, theirs = candidate.setup.model_dump(), other.setup.model_dump()
     if differing := [name for name in mine if mine[name] != theirs[name]]:
         raise CannotTrain(
-            f"candidate and champion have different setups and cannot be compared: {', '.join(differing)}",
+            f"candidate and {role} have different setups and cannot be compared: {', '.join(differing)}",
             "set train.format and the base model back to the champion's, or use a new track for the new ones",
         )
 

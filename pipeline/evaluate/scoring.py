@@ -1,4 +1,4 @@
-"""Score answers: per record, both models' means, former champions and suites."""
+"""Score answers: per record, both models' means, suites, former champions, and a trial compared with its control."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,9 +6,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from pipeline import durable
-from pipeline.artifacts import FormerScores, Scores, SuiteScores
+from pipeline.artifacts import Evaluation, FormerScores, Scores, SuiteScores, TrialScores, Verdict
 from pipeline.contract import Attempt
+from pipeline.decide import statistics
+from pipeline.decide.comparison import Comparison, compare
+from pipeline.decide.slices import Known, judged_on
 from pipeline.evaluate.inference import Prediction, Result
 from pipeline.evaluate.plan import ModelRequests
 from pipeline.evaluate.prediction_cache import PredictionKey, read_values
@@ -98,19 +103,18 @@ def summarise(requests: ModelRequests, result: Result, lines: Sequence[Line]) ->
 
 
 def score_suites(
-    folder: Path, suites: Sequence[Suite], both: tuple[Result, Result], base: Result | None, train: Path
+    folder: Path, suites: Sequence[Suite], results: Sequence[Result], train: Path
 ) -> tuple[SuiteScores, ...]:
     """
-    Return the points of candidate and champion on each suite; write each item's scores to suite-N.jsonl in `folder`.
+    Return the models' points on each suite; write each item's scores to suite-N.jsonl in `folder`.
 
-    The base model's are included if it was evaluated. If all items of a suite are free questions, the file also has
-    each answer's text and its kind of collapse, or "", by `collapsed` with the outputs in the file `train`, without
-    general rows.
+    `results` are those of candidate, champion and, if that is another model, base. If all items of a suite are free
+    questions, the file also has each answer's text and its kind of collapse, or "", by `collapsed` with the outputs in
+    the file `train`, without general rows.
     """
-    results = {"candidate": both[0], "champion": both[1], **({"base": base} if base else {})}
-    scores = []
+    roles, scores = ("candidate", "champion", "base")[: len(results)], []
     for number, suite in enumerate(suites):
-        values = {role: result.suites[number] for role, result in results.items()}
+        values = {role: result.suites[number] for role, result in zip(roles, results, strict=True)}
         lines: list[Line] = [
             {
                 "id": item.id,
@@ -127,7 +131,7 @@ def score_suites(
             }
             # Built-in general rows have no drop.
             outputs = (row["output"] for row in durable.read_jsonl(train) if "drop" in row)
-            kinds = collapsed(answers, "base" if base else "champion", outputs)
+            kinds = collapsed(answers, roles[-1], outputs)
             for index, line in enumerate(lines):
                 line["texts"] = {role: answers[role][index][0] for role in values}
                 line["collapsed"] = {role: kinds[role][index] for role in values}
@@ -183,6 +187,56 @@ def score_former(
             )
         )
     return tuple(found)
+
+
+def score_trial(attempt: Attempt, records: Path, metric: str) -> TrialScores | None:
+    """
+    Return the scores of the trial that the run of `attempt` is the control of; `None` if no record is in both.
+
+    The control has the champion's drops without the suspect. `records` is its records.jsonl. A record counts if it is
+    of the same drop in both runs, as the suspect may have brought another reference for its prompt, and if the gate
+    judges on it. Raises `StepFailed` if the answers were scored by different metrics.
+    """
+    published = attempt.spec.trial
+    trial = Evaluation.model_validate(durable.read_json(attempt.root / published[Evaluation.step]))
+    verdict = Verdict.model_validate(durable.read_json(attempt.root / published[Verdict.step]))
+    control = {(line["id"], line["drop"]): line["candidate"] for line in durable.read_jsonl(records)}
+    both = [
+        {**line, "champion": control[line["id"], line["drop"]]}
+        for line in durable.read_jsonl(attempt.root / trial.folder / records.name)
+        if (line["id"], line["drop"]) in control
+    ]
+    if not both:
+        return None
+    # A model that is worse on all records together is compared on all: the drops that lost most are chosen by chance.
+    lost = () if verdict.outcome == "worse" else verdict.lost_drops
+    failed = {row.guard for row in verdict.guards if row.state == "failed"}
+    by_nll = verdict.outcome != "worse" and "nll" in failed and "slice" not in failed
+    scores = compare_with_control(compare(metric, both), lost, attempt.config.gate.on, by_nll=by_nll)
+    return scores.model_copy(update={"lost_drops": verdict.lost_drops})
+
+
+def compare_with_control(
+    comparison: Comparison, lost: Sequence[int], on: str = "all", *, by_nll: bool = False
+) -> TrialScores:
+    """
+    Test whether a trial's candidate is worse than its control's: the champion of `comparison` is the control's.
+
+    Only records of the drops `lost` are compared, on which the trial's candidate lost against the champion; without
+    any, all on which the gate judges by its setting `on`. The test is exact or corrected for skew, for a loss of the
+    primary metric, or with `by_nll` for a rise of the references' negative log-likelihood per token.
+    """
+    judged = judged_on(on, Known(), comparison.drops, comparison.pinned)
+    of_lost = judged & np.isin(comparison.drops, list(lost))
+    part = comparison.part(of_lost if of_lost.any() else judged)
+    differences = part.differences()
+    if by_nll:
+        sums, tokens = (part.sums(pair) for pair in part.nll)
+        rises = sums[:, 0] / tokens[:, 0] - sums[:, 1] / tokens[:, 1]
+        differences = -np.nan_to_num(rises, nan=1.0, posinf=1.0)
+    wins, losses = statistics.count_signs(differences)
+    p_value = statistics.one_sided_p(-differences)
+    return TrialScores(groups=differences.size, wins=wins, losses=losses, p_value=p_value)
 
 
 def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

@@ -1,14 +1,10 @@
 """The evaluate step: candidate and champion answer the same held-out records; every answer is scored and stored."""
 
-from pathlib import Path
-
 from pipeline.artifacts import RECORDS_NAME, Dataset, Evaluation
 from pipeline.contract import Attempt
-from pipeline.errors import CannotTrain
 from pipeline.evaluate import prediction_cache, scoring
-from pipeline.evaluate.control import score_trial
-from pipeline.evaluate.inference import Inference, Result
-from pipeline.evaluate.plan import go_on_with_smaller_batches, make_plan, say_base_is_not_evaluated
+from pipeline.evaluate.inference import Inference
+from pipeline.evaluate.plan import go_on_with_smaller_batches, make_plan
 from pipeline.evaluate.suites import read_suites
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory
@@ -20,12 +16,11 @@ def evaluate(attempt: Attempt) -> Evaluation:
     Evaluate candidate and champion on the held-out records; return their scores.
 
     Scores and answers of each record are written to the report's records.jsonl. A base model that is no longer the
-    champion is evaluated on the general suites, once, if its folder still holds it and its setup is the same. Answers
-    in the prediction cache, or of an interrupted attempt, are reused. Other predictions are written to
-    `predictions/<key>.jsonl`. Raises `Interrupted` if stopped, `StartAgain` if memory ran out and the next attempt
-    uses smaller batches, `StepFailed` if memory does not suffice for one prompt, vLLM fails or there are no held-out
-    records, `CannotTrain` if a likelihood is not finite, the two setups differ, no record is left, a suite is invalid,
-    or the champion is a base model that was replaced.
+    champion is evaluated on the general suites, once. Answers in the prediction cache, or of an interrupted attempt,
+    are reused. Other predictions are written to `predictions/<key>.jsonl`. Raises `Interrupted` if stopped,
+    `StartAgain` if memory ran out and the next attempt uses smaller batches, `StepFailed` if memory does not suffice
+    for one prompt, vLLM fails or there are no held-out records, `CannotTrain` if a likelihood is not finite, the
+    models' setups differ, no record is left, a suite is invalid, or the base model was replaced.
     """
     dataset, settings = attempt.load(Dataset), attempt.config.evaluate
     suites = read_suites(settings.general, attempt.spec.run)
@@ -33,15 +28,13 @@ def evaluate(attempt: Attempt) -> Evaluation:
     decoding = Decoding(dataset.max_new_tokens, settings.repetition_penalty, settings.batch_size)
     heldout = read_heldout(attempt.path(dataset.folder) / "heldout.jsonl")
     plan = make_plan(attempt, heldout, suites, decoding, folder)
-    records, candidate, champion = plan.records, plan.candidate, plan.champion
-    prediction_cache.comparable(candidate.key, champion.key)
-    models = [Inference(attempt, requests) for requests in (candidate, champion, plan.base) if requests]
+    records, (candidate, champion, *_) = plan.records, plan.models
+    models = [Inference(attempt, requests) for requests in plan.models]
     try:
-        first, second = [one.run(folder, models) for one in models[:2]]
-        base = _evaluate_base(models[-1], folder, models) if plan.base else None
+        results = [model.run(folder, models) for model in models]
     except OutOfMemory as error:
         go_on_with_smaller_batches(folder, candidate.key.setup.batch_size, error)
-    lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in (first, second)]
+    lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in results[:2]]
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)
     setup = candidate.key.setup
@@ -55,13 +48,11 @@ def evaluate(attempt: Attempt) -> Evaluation:
         records_seen_by_champion=plan.seen_by_champion,
         records_seen_by_candidate=plan.seen_by_candidate,
         batch_size=setup.batch_size,
-        quantization=candidate.quantization,
-        suites=scoring.score_suites(
-            report, suites, (first, second), base, attempt.path(dataset.folder) / "train.jsonl"
-        ),
+        quantization=candidate.model.quantization,
+        suites=scoring.score_suites(report, suites, results, attempt.path(dataset.folder) / "train.jsonl"),
         base_model_id=None if champion.key.model_id == base_id else base_id,
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
-        trial=score_trial(attempt, report / RECORDS_NAME, dataset.metric) if attempt.spec.trial else None,
+        trial=scoring.score_trial(attempt, report / RECORDS_NAME, dataset.metric) if attempt.spec.trial else None,
         versions={
             **setup.versions,
             **({} if setup.engine == prediction_cache.PLAIN else {"engine": setup.engine}),
@@ -69,21 +60,8 @@ def evaluate(attempt: Attempt) -> Evaluation:
             "dtype": setup.dtype,
             "attention": setup.attention,
         },
-        candidate=scoring.summarise(candidate, first, lines[0]),
-        champion=scoring.summarise(champion, second, lines[1]),
+        candidate=scoring.summarise(candidate, results[0], lines[0]),
+        champion=scoring.summarise(champion, results[1], lines[1]),
         champion_generation=attempt.spec.champion.generation,
-        prediction_keys={
-            requests.key.model_id: requests.key.digest
-            for requests in (candidate, champion, plan.base if base else None)
-            if requests
-        },
+        prediction_keys={requests.key.model_id: requests.key.digest for requests in plan.models},
     )
-
-
-def _evaluate_base(base: Inference, folder: Path, models: list[Inference]) -> Result | None:
-    """Return the base model's suite scores; `None`, noted on standard error, if that raises `CannotTrain`."""
-    try:
-        return base.run(folder, models)
-    except CannotTrain as error:
-        say_base_is_not_evaluated(error.message)
-        return None

@@ -38,7 +38,7 @@ def test_predictions_made_in_another_way_have_another_key_and_are_never_compared
     other = PredictionKey(model_id="n" * 64, setup=SETUP.model_copy(update={field: OTHER_VALUES[field]}))
     assert other.digest != PredictionKey(model_id="n" * 64, setup=SETUP).digest
     with pytest.raises(CannotTrain, match=field) as caught:
-        comparable(KEY, other)
+        comparable(KEY, other, "champion")
     assert "train.format" in caught.value.hint
 
 
