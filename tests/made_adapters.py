@@ -13,8 +13,7 @@ from trl import SFTTrainer
 from pipeline.artifacts import MemoryPlan
 from pipeline.config import TrainConfig
 from pipeline.models.loading import load_tokenizer, quiet
-from pipeline.train.automatic import with_numbers
-from pipeline.train.job import Job, TokenRow
+from pipeline.train.job import Job, TokenRow, with_numbers
 from pipeline.train.trainer import Trainer
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -36,8 +36,8 @@ from pipeline.records.records import (
     read_rows,
     record_of,
     scan_rows,
+    text_faults,
 )
-from pipeline.records.text_checks import text_faults
 from pipeline.words import count, printable, shown
 
 if TYPE_CHECKING:

@@ -1,7 +1,9 @@
 """Build the evidence card from the published artifacts: report.json and report.html, for every verdict."""
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from pipeline import durable
@@ -18,14 +20,19 @@ from pipeline.artifacts import (
 )
 from pipeline.contract import Attempt
 from pipeline.metrics.registry import METRICS
+from pipeline.metrics.tokens import shingles, tokens
+from pipeline.models.template import fold
 from pipeline.report.facts import Answer, Example, Report
-from pipeline.report.lost import pair_lost
 from pipeline.report.page import MOST_CHARACTERS, write_files
 from pipeline.report.story import tell
 
 _FOLDER_NAME = "report"
 #: Records of a card that became worse, and as many that became better.
 _MOST_EXAMPLES = 10
+_MOST_PAIRS = 8
+#: Word runs in more than this share of the records are the form of the task and are not compared.
+_FORM = 0.05
+Rows = Iterable[Mapping[str, Any]]
 A = TypeVar("A", bound=Artifact)
 
 
@@ -83,6 +90,57 @@ def _lost_pairs(
         return ()
     lines, trained = _records(attempt, evaluation), durable.read_jsonl(rows)
     return pair_lost(lines, verdict.metric, verdict.lost_drops, trained, suspect)
+
+
+def pair_lost(lines: Rows, metric: str, lost: Collection[int], rows: Rows, suspect: int) -> tuple[AnswerPair, ...]:
+    """
+    Return lost records with their most similar row of the drop `suspect`, the most similar first, at most eight.
+
+    `lines` are those of records.jsonl, `rows` those of train.jsonl. A record is lost if the candidate scored less than
+    the champion by `metric` and it is of a drop in `lost` (if empty, of any but the suspect). Similarity is the Jaccard
+    index of the prompts' 3-word runs; records without a common run are left out, and each row is shown once.
+    """
+    texts = [(line, _runs(line)) for line in lines]
+    seen = Counter(chain.from_iterable(runs for _, runs in texts))
+    form = {run for run, number in seen.items() if number > _FORM * len(texts)}
+    found = [
+        (line, runs - form)
+        for line, runs in texts
+        if (line["drop"] in lost if lost else line["drop"] != suspect)
+        and line["candidate"]["scores"][metric] < line["champion"]["scores"][metric]
+    ]
+    index: dict[int, list[int]] = {}
+    for number, (_, runs) in enumerate(found):
+        for run in runs:
+            index.setdefault(run, []).append(number)
+    best: dict[int, tuple[float, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("drop") != suspect:
+            continue
+        own = _runs(row) - form
+        for number, common in Counter(chain.from_iterable(index[run] for run in own & index.keys())).items():
+            similarity = common / (len(own) + len(found[number][1]) - common)
+            if number not in best or similarity > best[number][0]:
+                best[number] = similarity, row
+    pairs: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    for number in sorted(best, key=lambda number: (-best[number][0], found[number][0]["id"])):
+        row = best[number][1]
+        pairs.setdefault(id(row), (found[number][0], row))
+    return tuple(
+        AnswerPair(
+            old_drop=line["drop"],
+            old_prompt=line["input"] or line["instruction"],
+            old_answer=line["references"][0],
+            new_drop=row["drop"],
+            new_prompt=row["input"] or row["instruction"],
+            new_answer=row["output"],
+        )
+        for line, row in islice(pairs.values(), _MOST_PAIRS)
+    )
+
+
+def _runs(row: Mapping[str, Any]) -> set[int]:
+    return shingles(tokens(fold(row["instruction"], row["input"])))
 
 
 def pick(lines: Iterable[Mapping[str, Any]], metric: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:

@@ -23,11 +23,10 @@ from pipeline.models.template import Format, Template, fold, single_turn
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
 from pipeline.train import other_nodes
-from pipeline.train.automatic import with_numbers
 from pipeline.train.data_parallel import ProcessRank
-from pipeline.train.job import DEV_ROWS, Job, TokenRow
+from pipeline.train.job import DEV_ROWS, Job, TokenRow, with_numbers
 from pipeline.train.memory import go_on_with_less, plan_memory
-from pipeline.train.search.run import search
+from pipeline.train.search import search
 from pipeline.train.training import process_count, train_in_processes, visible_gpus
 from pipeline.words import count
 

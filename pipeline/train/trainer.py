@@ -15,11 +15,10 @@ from pipeline.errors import CannotTrain
 from pipeline.models.loading import arithmetic_dtype, check_gpu, load_model
 from pipeline.models.memory_estimate import has_8_bit_moments
 from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
-from pipeline.train.base_weights import load_trained, optimizer, save_trained, unfreeze
 from pipeline.train.data_parallel import seed_step, summed
 from pipeline.train.job import DEV_ROWS, Job, LengthGroups, TokenRow
-from pipeline.train.lora import add_adapter
 from pipeline.train.packing import collate, enable_packing, micro_batches
+from pipeline.train.trained_weights import add_adapter, load_trained, optimizer, save_trained, unfreeze
 from pipeline.train.watcher import dev_loss
 
 _DEV_SHARE = 0.25

@@ -54,7 +54,7 @@ def train_model(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
     and `CannotTrain` if the training diverged, no weight changed, or base, tokenizer, settings or GPU do not match.
     """
     # They load bitsandbytes, which may get a context on a GPU: memory is planned, and the process's GPU chosen, before.
-    from pipeline.train.base_weights import save_trained  # noqa: PLC0415
+    from pipeline.train.trained_weights import save_trained  # noqa: PLC0415
     from pipeline.train.trainer import Trainer  # noqa: PLC0415
     from pipeline.train.watcher import Keeper, Watcher  # noqa: PLC0415
 

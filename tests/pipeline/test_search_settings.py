@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pipeline.artifacts import Trial
 from pipeline.config import TrainConfig
 from pipeline.search_settings import grid, most_trials, trial_words, with_settings
-from pipeline.train.search.suggest import suggest
+from pipeline.train.search import suggest
 
 
 def train(**search: Any) -> TrainConfig:

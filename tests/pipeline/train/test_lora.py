@@ -17,8 +17,8 @@ from pipeline.merge.step import merge
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.train import trainer as trainer_module
 from pipeline.train.job import TokenRow
-from pipeline.train.lora import target_layers
 from pipeline.train.packing import pack
+from pipeline.train.trained_weights import target_layers
 from pipeline.train.trainer import Trainer
 from tests.made_adapters import made_training, save_base
 from tests.training_runs import TrainingRun

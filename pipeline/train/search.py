@@ -1,5 +1,14 @@
-"""Run the trials of a search until its budget is spent, then choose the one with the lowest dev loss."""
+"""
+Hyperparameter search: several trainings (trials) in one run; the one with the lowest dev loss is chosen.
 
+The state of the trials is in files below the run's checkpoint folder, from which a killed search resumes: `search.json`
+holds the search's fingerprint; `trial-<N>` the trainer's checkpoints of trial N, its `adapter`, and its state:
+`trial.json` while it runs, `ended.json` once it has ended. Each write replaces a whole file. Optuna stores nothing: its
+study is rebuilt from the states of earlier trials, with a seed that follows from the run's seed and the trial's number.
+So a killed search draws the same settings again, if its trials run one at a time.
+"""
+
+import json
 import shutil
 import sys
 import threading
@@ -7,24 +16,94 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import durable
-from pipeline.artifacts import Trained, Trial
+from pipeline.artifacts import Frozen, Trained, Trial
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted
-from pipeline.search_settings import most_trials, settings_words, with_settings
+from pipeline.search_settings import Range, grid, most_trials, settings_words, with_settings
 from pipeline.train.checkpoints import remove_checkpoints
-from pipeline.train.search.suggest import suggest
-from pipeline.train.search.trials import TrialFiles, TrialState
 
 _HOUR = 3600.0
-
-
+_SEARCH, _TRIAL, _ENDED = "search.json", "trial.json", "ended.json"
+#: Share of the trials that are drawn at random before the sampler uses their results.
+_RANDOM = 1 / 3
+#: Draws before giving up when Optuna repeats settings that were tried already.
+_DRAWS = 10
+_SEEDS = 2**32
 #: Trains once with an attempt's settings, on the GPUs from number `gpu` on if there are any, and saves in a folder.
 Train = Callable[..., Trained]
+
+
+class TrialState(Frozen):
+    """The saved state of a trial."""
+
+    number: int
+    """From 1."""
+    settings: dict[str, Any]
+    """The tried settings."""
+    outcome: Literal["finished", "failed"] | None = None
+    """`None` until it has ended."""
+    seconds: float = 0.0
+    """Spent by earlier processes, as far as they could record it."""
+    once: Trained | None = None
+    """The training, once it has finished."""
+    why: str = ""
+    """Why it failed."""
+    hint: str = ""
+
+    @property
+    def dev_loss(self) -> float | None:
+        """The last dev loss in nats per token, which is that of the saved adapter; `None` unless the trial finished."""
+        return self.once.dev_curve[-1].loss if self.once else None
+
+
+class TrialFiles:
+    """Reads and writes the files of a search; trials are numbered from 1 without gaps."""
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        """Use the run's checkpoint folder; delete its trials if they have another fingerprint than `mark`."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if durable.read_object(folder / _SEARCH).get("mark") != mark:
+            self.clear()
+            durable.write_json(folder / _SEARCH, {"mark": mark})
+
+    def clear(self) -> None:
+        """Delete all trials, with checkpoints and adapters, and the search's fingerprint."""
+        (self.folder / _SEARCH).unlink(missing_ok=True)
+        durable.fsync_folder(self.folder)
+        for trial in self.folder.glob("trial-*"):
+            shutil.rmtree(trial)
+
+    def trial(self, number: int) -> Path:
+        """Return the path of a trial's folder, which need not exist."""
+        return self.folder / f"trial-{number}"
+
+    def adapter(self, number: int) -> Path:
+        """Return the path of a trial's adapter folder, which need not exist."""
+        return self.trial(number) / "adapter"
+
+    def load(self) -> list[TrialState]:
+        """Return the saved states up to the first unreadable file; a trial that has not ended has no outcome."""
+        trials: list[TrialState] = []
+        while True:
+            folder = self.trial(len(trials) + 1)
+            value = durable.read_object(folder / _ENDED) or durable.read_object(folder / _TRIAL)
+            if not value:
+                return trials
+            trials.append(TrialState.model_validate(value))
+
+    def save(self, trial: TrialState) -> None:
+        """Write a trial's state durably, to ended.json if it has an outcome, else to trial.json."""
+        folder = self.trial(trial.number)
+        folder.mkdir(exist_ok=True)
+        durable.write_json(folder / (_ENDED if trial.outcome else _TRIAL), trial.model_dump(mode="json"))
+        durable.fsync_folder(self.folder)
 
 
 def search(
@@ -143,3 +222,55 @@ def _run(whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialSta
     shutil.rmtree(attempt.folder)
     files.save(trial.model_copy(update={**ended, "seconds": trial.seconds + time.monotonic() - began}))
     remove_checkpoints(files.trial(trial.number))
+
+
+def suggest(train: TrainConfig, past: Sequence[TrialState]) -> dict[str, Any] | None:
+    """
+    Return the settings of the trial after `past`; `None` after the last, or if ten draws give tried ones only.
+
+    A trial without an outcome counts as running: Optuna draws away from it.
+    """
+    search = train.search
+    if search.method == "grid":
+        return next(islice(grid(search), len(past), None), None)
+    if len(past) >= search.trials:
+        return None
+    for draw in range(_DRAWS):
+        settings = _draw(train, past, (train.seed + len(past) + draw * search.trials) % _SEEDS)
+        if all(settings != trial.settings for trial in past):
+            return settings
+    return None
+
+
+def _draw(train: TrainConfig, past: Sequence[TrialState], seed: int) -> dict[str, Any]:
+    """Draw settings by Optuna, given the results of `past`; listed values are JSON texts in its study."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    search = train.search
+    kinds = {name: _distribution(train, name) for name in search.space}
+    listed = {name for name, values in search.space.items() if not isinstance(values, Range)}
+    startup = max(1, round(search.trials * _RANDOM))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup))
+    states = optuna.trial.TrialState
+    for trial in past:
+        study.add_trial(
+            optuna.create_trial(
+                state=states.COMPLETE if trial.once else states.FAIL if trial.outcome else states.RUNNING,
+                value=trial.dev_loss,
+                params={name: json.dumps(x) if name in listed else x for name, x in trial.settings.items()},
+                distributions=kinds,
+            )
+        )
+    return {name: json.loads(x) if name in listed else x for name, x in study.ask(kinds).params.items()}
+
+
+def _distribution(train: TrainConfig, name: str) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    values = train.search.space[name]
+    if not isinstance(values, Range):
+        return CategoricalDistribution([json.dumps(value) for value in values])
+    if isinstance(getattr(train, name), int):
+        return IntDistribution(int(values.low), int(values.high), log=values.log)
+    return FloatDistribution(values.low, values.high, log=values.log)

@@ -1,10 +1,11 @@
 """
-Full fine-tuning: select the base's weights that are trained, hold them in float32, and save them.
+Select what is trained, an adapter or weights of the base itself, and save it.
 
-`full` trains all weights, `galore` the linear layers on projected gradients, `spectrum` the linear layers whose weights
-have the highest signal-to-noise ratio (arXiv:2406.06623).
+LoRA and DoRA train an adapter by PEFT. Of full fine-tuning `full` trains all weights, `galore` the linear layers on
+projected gradients, `spectrum` the linear layers whose weights have the highest signal-to-noise ratio
+(arXiv:2406.06623).
 
-Trained weights, their gradients and moments are float32 whatever the base's dtype is: a bfloat16 weight of 0.1 has
+Such weights, their gradients and moments are float32 whatever the base's dtype is: a bfloat16 weight of 0.1 has
 neighbours 0.0005 away, and a step of 2e-5 would be rounded away. The forward pass rounds them to 16 bits, as it does an
 adapter's.
 """
@@ -13,14 +14,17 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import distributed
+from torch import distributed, nn
+from transformers import set_seed
+from transformers.pytorch_utils import Conv1D
 
 from pipeline.artifacts import TRAINED_FILES
 from pipeline.config import TrainConfig
@@ -28,7 +32,6 @@ from pipeline.errors import CannotTrain
 from pipeline.models.safetensors_files import NotSafetensorsError, read_header, weight_files
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.galore import GaLore
-from pipeline.train.lora import target_layers
 
 _FILE = TRAINED_FILES["weights"]
 #: A tensor's file and shape by its name.
@@ -36,6 +39,26 @@ Files = Mapping[str, tuple[Path, list[int]]]
 #: Interquartile range of a normal distribution, in standard deviations.
 _QUARTILES = 1.349
 _INSTEAD = 'set train.method = "lora", which trains an adapter on any model'
+
+
+def add_adapter(model: Any, config: TrainConfig) -> Any:
+    """
+    Return `model` with a new adapter, whose random numbers follow from `config.seed`.
+
+    An update is `alpha / rank * B A`, with rsLoRA `alpha / sqrt(rank) * B A` (arXiv:2312.03732); DoRA also trains the
+    norm of each output's weights (arXiv:2402.09353). Raises `CannotTrain` if a target layer is not in `model`.
+    """
+    adapter = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.method == "dora",
+        target_modules=target_layers(model, config.targets),
+        task_type="CAUSAL_LM",
+    )
+    set_seed(config.seed)
+    return get_peft_model(model, adapter)
 
 
 def unfreeze(model: Any, base: Path, config: TrainConfig, process: ProcessRank) -> None:
@@ -111,6 +134,41 @@ def _from_first(layers: list[str], process: ProcessRank) -> list[str]:
     box = [layers]
     distributed.broadcast_object_list(box)
     return box[0]
+
+
+def target_layers(model: Any, targets: Sequence[str]) -> list[str]:
+    """
+    Return the sorted full names of the linear layers that `targets` select.
+
+    "all-linear" selects all but the output head, "mlp" those within a module of that name; any other target is a
+    layer's name, or the end of it. Raises `CannotTrain` for a target without a layer, and for the output head.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    head = next((name for name, module in layers.items() if module is model.get_output_embeddings()), None)
+    selected: set[str] = set()
+    for target in targets:
+        if target == "all-linear":
+            named = layers.keys() - {head}
+        elif target == "mlp":
+            named = {name for name in layers if "mlp" in name.split(".")[:-1]}
+        else:
+            named = {name for name in layers if f".{name}".endswith(f".{target}")}
+        if head in named:
+            raise CannotTrain(
+                f"train.targets has {target!r}, the output head, whose weight is often shared with the input",
+                f"take it out of train.targets; {_known(layers, head)}",
+            )
+        if not named:
+            raise CannotTrain(
+                f"train.targets has {target!r}, and the base model has no such linear layer", _known(layers, head)
+            )
+        selected |= named
+    return sorted(selected)
+
+
+def _known(layers: Any, head: str | None) -> str:
+    names = sorted({name.rsplit(".", 1)[-1] for name in layers if name != head})
+    return f'allowed are "all-linear", "mlp" and the layers {", ".join(names)}'
 
 
 def _files(base: Path) -> Files:

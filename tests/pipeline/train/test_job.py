@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import TrainConfig
-from pipeline.train.automatic import with_numbers
+from pipeline.train.job import with_numbers
 
 SMALL, LARGE = 135_000_000, 8_000_000_000
 

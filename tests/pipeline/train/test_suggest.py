@@ -5,8 +5,7 @@ from typing import Any
 
 from pipeline.artifacts import CurvePoint, Trained
 from pipeline.config import TrainConfig
-from pipeline.train.search.suggest import suggest
-from pipeline.train.search.trials import TrialState
+from pipeline.train.search import TrialState, suggest
 
 SPACE = {
     "learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},

@@ -23,9 +23,8 @@ from pipeline.models import placement
 from pipeline.models.memory_estimate import base_sizes, nf4_bytes
 from pipeline.search_settings import with_settings
 from pipeline.train import memory, step, training
-from pipeline.train.search import run as search_run
-from pipeline.train.search.run import search
-from pipeline.train.search.trials import TrialState
+from pipeline.train import search as search_module
+from pipeline.train.search import TrialState, search
 from pipeline.train.step import train
 from tests.training_runs import TrainingRun, same
 
@@ -33,7 +32,7 @@ from tests.training_runs import TrainingRun, same
 KILLED = """
 import os, signal, sys
 from pipeline.__main__ import main
-from pipeline.train.search.run import _TrialAttempt
+from pipeline.train.search import _TrialAttempt
 
 progress = _TrialAttempt.progress
 
@@ -204,7 +203,7 @@ def test_a_trial_that_diverges_is_one_trial_lost(run: TrainingRun, monkeypatch: 
         # Beyond what settings may say, so that it diverges on every processor.
         return made.model_copy(update={"learning_rate": 1e30}) if settings["learning_rate"] > 1 else made
 
-    monkeypatch.setattr(search_run, "with_settings", far)
+    monkeypatch.setattr(search_module, "with_settings", far)
     adapter, _ = run.finish(search={"space": {"learning_rate": [9.0, 3e-3]}})
     lost, kept = adapter.candidates
     assert (lost.outcome, lost.chosen, kept.outcome, kept.chosen) == ("failed", False, "finished", True)
@@ -225,7 +224,7 @@ def test_too_few_dev_rows_are_refused(run: TrainingRun, monkeypatch: pytest.Monk
 def test_no_trial_begins_that_does_not_fit_into_the_hours(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(search_run, "time", SimpleNamespace(monotonic=count(0, 1200.0).__next__))
+    monkeypatch.setattr(search_module, "time", SimpleNamespace(monotonic=count(0, 1200.0).__next__))
     adapter, _ = run.finish(search={"space": {"rank": [2, 3, 4, 5]}, "hours": 0.7})
     assert [one.seconds for one in adapter.candidates] == [1200.0, 1200.0], "a third would end after an hour"
     assert "no further trial fits" in capsys.readouterr().err

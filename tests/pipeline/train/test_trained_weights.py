@@ -16,9 +16,9 @@ from pipeline.errors import CannotTrain
 from pipeline.merge.step import merge
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import verify_manifest
-from pipeline.train.base_weights import chosen_layers, signal_to_noise
 from pipeline.train.galore import STEPS_BETWEEN
 from pipeline.train.job import TokenRow
+from pipeline.train.trained_weights import chosen_layers, signal_to_noise
 from pipeline.train.trainer import Trainer
 from tests.made_adapters import made_training
 from tests.training_runs import TrainingRun, same
