@@ -6,15 +6,12 @@ window are recognised first, by characters and words: no token has more of them 
 vocabulary.
 """
 
-import json
-import re
 import sys
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.durable import signature
-from pipeline.models.untrusted import foreign_code, read_bytes, read_window
+from pipeline.models.untrusted import foreign_code, read_window
 
 _NAME = "tokenizer.json"
 #: Most characters that a Unicode normal form composes into one.
@@ -40,10 +37,10 @@ class Window:
 
     def is_exceeded(self, *texts: str) -> bool:
         """Return whether the texts together certainly exceed the window; if false, they may still exceed it."""
-        if sum(map(len, texts)) <= self.tokens:
+        if sum(map(len, texts)) <= self.tokens or not self.counts:
             return False
         words = [word for text in texts for word in text.split()]
-        characters_a_token, words_a_token = _longest(signature(self._path))
+        characters_a_token, words_a_token = self._longest
         return max(sum(map(len, words)) / characters_a_token, len(words) / words_a_token) > self.tokens
 
     def count(self, text: str) -> int:
@@ -65,22 +62,13 @@ class Window:
         made.no_padding()
         return made
 
-
-@lru_cache(maxsize=4)
-def _longest(file: tuple[str, int, int, int]) -> tuple[int, int]:
-    """Return the most characters and words per token in a tokenizer.json; `sys.maxsize` if there is no bound."""
-    try:
-        # The merges behind the vocabulary would take many times its size.
-        text = read_bytes(Path(file[0])).decode()
-        begins = re.compile(r'"vocab"\s*:\s*').search(text, text.find('"model"'))
-        if begins is None or not re.search(r'"ByteLevel"|"byte_fallback"\s*:\s*true', text[: begins.start()]):
+    @cached_property
+    def _longest(self) -> tuple[int, int]:
+        """Return the most characters and words per token; `sys.maxsize` if there is no bound."""
+        text = self._tokenizer.to_str()
+        settings = text[: text.index('"vocab":', text.index('"model":'))]
+        if '"ByteLevel"' not in settings and '"byte_fallback":true' not in settings:
             return sys.maxsize, sys.maxsize
-        vocabulary = json.JSONDecoder().raw_decode(text, begins.end())[0]
-        added = re.findall(r'"content"\s*:\s*("(?:[^"\\]|\\.)*+")', text[: begins.start()])
-    except (OSError, ValueError, RecursionError):
-        return sys.maxsize, sys.maxsize
-    named = vocabulary if isinstance(vocabulary, dict) else [pair[0] for pair in vocabulary]
-    tokens = [str(token).translate(_BLANKS) for token in [*named, *map(json.loads, added)]]
-    plain = re.search(r'"normalizer"\s*:\s*null', text[: begins.start()])
-    characters = max(map(len, tokens), default=0) * (1 if plain else _COMPOSED)
-    return max(1, characters), max([1, *(len(token.split()) for token in tokens)])
+        tokens = [token.translate(_BLANKS) for token in self._tokenizer.get_vocab()]
+        characters = max(map(len, tokens), default=0) * (1 if '"normalizer":null' in settings else _COMPOSED)
+        return max(1, characters), max([1, *(len(token.split()) for token in tokens)])
