@@ -20,7 +20,6 @@ from pipeline.artifacts import JUDGEMENTS_NAME, Evaluation, Judgement, SuiteScor
 from pipeline.decide.statistics import Floats
 from pipeline.errors import StepFailed
 from pipeline.metrics.degenerate import DEGENERATE
-from pipeline.metrics.registry import METRICS
 
 Flags = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
@@ -147,8 +146,8 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
     """
     Read the comparison from an evaluation's files below `root`, and the judge's results if there is a `judgement`.
 
-    Raises `StepFailed` if the number of records is not that of the report or judgement, the records were scored by
-    different or unknown metrics, or a score is not a finite number. A record without a score has NaN.
+    Raises `StepFailed` if the number of records is not that of the report or judgement. A record without a score has
+    NaN.
     """
     folder = root / report.folder
     lines = list(durable.read_jsonl(folder / "records.jsonl"))
@@ -159,7 +158,7 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
     own = compare(report.metric, lines)
     former = {}
     for one in report.former:
-        scores = {line["id"]: _finite(line["score"]) for line in durable.read_jsonl(folder / one.file)}
+        scores = {line["id"]: line["score"] for line in durable.read_jsonl(folder / one.file)}
         former[one.generation] = np.array([scores.get(name, np.nan) for name in own.ids])
     return replace(
         own,
@@ -171,9 +170,9 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
 
 def _suite(folder: Path, found: SuiteScores) -> Suite:
     items = sorted(durable.read_jsonl(folder / found.file), key=lambda line: str(line["id"]))
-    base = None if found.base is None else np.array([_finite(item["base"]) for item in items], dtype=np.float64)
+    base = None if found.base is None else np.array([item["base"] for item in items], dtype=np.float64)
     collapsed = {role: tuple(item["collapsed"][role] for item in items) for role in items[0].get("collapsed", {})}
-    return Suite(found.name, _pair(items, _finite), base, collapsed or None)
+    return Suite(found.name, _pair(items, float), base, collapsed or None)
 
 
 def _opinion(root: Path, judgement: Judgement) -> Opinion:
@@ -188,58 +187,25 @@ def _opinion(root: Path, judgement: Judgement) -> Opinion:
 
 
 def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
-    """
-    Return the comparison of lines of records.jsonl, which may be in any order.
-
-    `metric` is the primary metric. Raises `StepFailed` if it is missing on a line, if the lines were scored by
-    different or unknown metrics, or if a score is not a finite number.
-    """
+    """Return the comparison of lines of records.jsonl, in any order; `metric` is the primary metric."""
     lines = sorted(lines, key=lambda line: str(line["id"]))
-    names = _metrics(metric, lines)
+    names = sorted({metric, *(name for line in lines for role in _ROLES for name in line[role]["scores"])})
     kinds = {tag for line in lines for tag in line["tags"]}
     numbers = {name: number for number, name in enumerate(dict.fromkeys(line["group"] for line in lines))}
     return Comparison(
         metric=metric,
         ids=tuple(str(line["id"]) for line in lines),
-        scores={name: _pair(lines, lambda side, name=name: _finite(side["scores"].get(name))) for name in names},
+        scores={name: _pair(lines, lambda side, name=name: side["scores"].get(name)) for name in names},
         drops=np.array([line["drop"] for line in lines], dtype=np.int64),
         pinned=np.array([line["pinned"] for line in lines], dtype=np.bool_),
         groups=np.array([numbers[line["group"]] for line in lines], dtype=np.int64),
         tags={tag: np.array([tag in line["tags"] for line in lines]) for tag in sorted(kinds)},
-        # Numbers that are not finite are null in the file, as JSON has none.
-        nll=(
-            _pair(lines, lambda side: np.nan if side["nll_sum"] is None else side["nll_sum"]),
-            _pair(lines, lambda side: side["nll_tokens"]),
-        ),
+        nll=(_pair(lines, lambda side: side["nll_sum"]), _pair(lines, lambda side: side["nll_tokens"])),
         degenerate={kind: _pair(lines, lambda side, kind=kind: kind in side["degenerate"]) for kind in DEGENERATE},
     )
 
 
-def _metrics(metric: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """
-    Return the names of all metrics, sorted.
-
-    Raises `StepFailed` if the metrics of both models differ on a record, a metric is unknown, or one that applies to
-    every record is missing on some.
-    """
-    named = [[frozenset(line[role]["scores"]) for role in _ROLES] for line in lines]
-    every = frozenset().union({metric}, *(names for both in named for names in both))
-    some = {name for name in every if not all(name in names for both in named for names in both)}
-    alike = all(own == other for own, other in named)
-    if not alike or metric in some or every - METRICS.keys() or any(METRICS[name].applies is None for name in some):
-        raise StepFailed(f"the answers were not all scored by the same metrics, {metric} among them", _EVALUATE_AGAIN)
-    return sorted(every)
-
-
 def _pair(lines: Sequence[Mapping[str, Any]], of: Any) -> Floats:
+    """Return a pair of columns of the numbers `of` both sides of each line; `None`, which was not measured, is NaN."""
     rows = [[of(line[role]) for role in _ROLES] for line in lines]
     return np.array(rows, dtype=np.float64).reshape(-1, 2)
-
-
-def _finite(score: float | None) -> float:
-    """Return a score, NaN for `None`. Raises `StepFailed` if it is not finite."""
-    if score is None:
-        return np.nan
-    if not np.isfinite(score):
-        raise StepFailed("a record's score is not a finite number", _EVALUATE_AGAIN)
-    return score

@@ -195,7 +195,7 @@ def score_trial(attempt: Attempt, records: Path, metric: str) -> TrialScores | N
 
     The control has the champion's drops without the suspect. `records` is its records.jsonl. A record counts if it is
     of the same drop in both runs, as the suspect may have brought another reference for its prompt, and if the gate
-    judges on it. Raises `StepFailed` if the answers were scored by different metrics.
+    judges on it.
     """
     published = attempt.spec.trial
     trial = Evaluation.model_validate(durable.read_json(attempt.root / published[Evaluation.step]))

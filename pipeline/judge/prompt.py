@@ -7,9 +7,7 @@ So an answer can neither end its own quotation nor refer to its position. A judg
 prefer length or a tone: this is why it can block a promotion but never cause one.
 """
 
-import json
 import re
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from pipeline import durable
@@ -37,6 +35,7 @@ _MARK_DIGITS = 16
 _CHOICES: dict[str, Choice] = {"a": "A", "b": "B", "tie": "tie"}
 #: Flat objects alone: a verdict has one key.
 _OBJECT = re.compile(r"\{[^{}]*\}")
+_WINNER = re.compile(r'"winner"\s*:\s*"\s*(a|b|tie)\s*"')
 
 
 def prompt_sha256(model: str) -> str:
@@ -64,24 +63,9 @@ def read_choice(reply: str) -> Choice | None:
     up to `</think>` is ignored; an object without a valid winner makes the reply invalid.
     """
     answer = reply.rpartition("</think>")[2].strip()
-    winners = {_winner(text) for text in _OBJECT.findall(answer)}
-    if not winners:
+    objects = _OBJECT.findall(answer)
+    if not objects:
         return _CHOICES.get(answer.strip(" \t\r\n.\"'`*").lower())
-    return winners.pop() if len(winners) == 1 else None
-
-
-def _winner(text: str) -> Choice | None:
-    try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError):
-        return None
-    winner = value.get("winner")
-    return _CHOICES.get(winner.strip().lower()) if isinstance(winner, str) else None
-
-
-def _without_duplicates(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
-    listed = list(pairs)
-    value = dict(listed)
-    if len(value) != len(listed):
-        raise ValueError("duplicate key")
-    return value
+    named = {tuple(_WINNER.findall(text.lower())) for text in objects}
+    winners = named.pop() if len(named) == 1 else ()
+    return _CHOICES[winners[0]] if len(winners) == 1 else None
