@@ -10,12 +10,12 @@ not load the training stack.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.artifacts import Frozen
-from pipeline.errors import EXIT_FAILED, DropforgeError, StepFailed
+from pipeline.errors import EXIT_FAILED, EXIT_OK, DropforgeError, StepFailed
 from pipeline.models.generation import Decoding, load_template, open_model
 from pipeline.models.greedy_decoding import answers
 from pipeline.models.loading import chosen_device, load_model, load_tokenizer
@@ -55,13 +55,13 @@ def answer(request: Ask) -> None:
         nonlocal printed
         complete = template.read(tokens[0]).rstrip(_UNFINISHED)
         if len(complete) > len(printed) and complete.startswith(printed):
-            _say(text=complete[len(printed) :])
+            say(text=complete[len(printed) :])
             printed = complete
 
     (reply,) = answers(loaded, [prompt], Decoding(request.max_new_tokens, request.repetition_penalty, 1), tell)
     if reply.text != printed:
-        _say(text=reply.text.removeprefix(printed))
-    _say(tokens=reply.tokens, ended=reply.ended)
+        say(text=reply.text.removeprefix(printed))
+    say(tokens=reply.tokens, ended=reply.ended)
 
 
 def check(folder: Path) -> None:
@@ -89,21 +89,31 @@ def main(arguments: Sequence[str]) -> int:
 
     Return the exit code. An error is not raised, but printed as a line of JSON with `error` and `hint`.
     """
-    try:
+
+    def work() -> None:
         if arguments:
             check(Path(arguments[-1]))
-            return 0
-        answer(Ask.model_validate_json(sys.stdin.buffer.read()))
+        else:
+            answer(Ask.model_validate_json(sys.stdin.buffer.read()))
+
+    return run(work, "see whether a server loads the folder")
+
+
+def run(work: Callable[[], None], hint: str) -> int:
+    """Call `work`, print an error as a line of JSON with `hint` unless it has its own; return the exit code."""
+    try:
+        work()
     except DropforgeError as error:
-        _say(error=error.message, hint=error.hint)
+        say(error=error.message, hint=error.hint)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - a library's message is better than none
-        _say(error=f"{type(error).__name__}: {error}"[:500], hint="see whether a server loads the folder")
+        say(error=f"{type(error).__name__}: {error}"[:500], hint=hint)
         return EXIT_FAILED
-    return 0
+    return EXIT_OK
 
 
-def _say(**fields: Any) -> None:
+def say(**fields: Any) -> None:
+    """Print a line of JSON."""
     print(json.dumps(fields), flush=True)
 
 

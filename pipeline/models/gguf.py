@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import durable
 from pipeline.errors import EXIT_OK, CannotTrain, DropforgeError
@@ -33,15 +33,6 @@ _PROMPTS = (
     "def add(a, b):\n    return a + b",
     "Wie heißt die Hauptstadt von Österreich? 东京在哪里",
 )
-
-
-class Drift(NamedTuple):
-    """Differences between a converted model's logits and those of its source."""
-
-    distance: float
-    """Largest relative L2 distance |converted - model| / |model| over the prompts' next-token logits."""
-    top1: float
-    """Share of the positions at the prompts' ends with the same likeliest next token."""
 
 
 def convert(source: Path, target: Path) -> None:
@@ -99,13 +90,15 @@ def _read(source: Path, what: Literal["model", "tokenizer"]) -> Any:
         raise CannotTrain(message, "use a .gguf file of an architecture that transformers knows") from error
 
 
-def check(source: Path, model: Path) -> Drift:
+def check(source: Path, model: Path) -> dict[str, float]:
     """
     Return the differences between the logits of the GGUF file `source` and of `model`, from which it was made.
 
-    Four short prompts are compared. The file is read by transformers, and both models run on the CPU in float32. A copy
-    in bfloat16 is written next to `source`, and deleted at the end. Raises `CannotTrain` if the file cannot be read,
-    its tokenizer or chat template produces other tokens for a prompt, or logits are not finite or `model`'s all zero.
+    `distance` is the largest relative L2 distance |converted - model| / |model| over the prompts' next-token logits,
+    `top1` the share of the positions at the prompts' ends with the same likeliest next token.
+    There are four short prompts. The file is read by transformers, and both models run on the CPU in float32. A copy in
+    bfloat16 is written next to `source`, and deleted at the end. Raises `CannotTrain` if the file cannot be read, its
+    tokenizer or chat template produces other tokens for a prompt, or logits are not finite or `model`'s all zero.
     """
     prompts = _tokenised(load_tokenizer(model))
     if _tokenised(_read(source, "tokenizer")) != prompts:
@@ -119,7 +112,7 @@ def check(source: Path, model: Path) -> Drift:
     if not all(map(math.isfinite, distances)):
         raise CannotTrain(f"the logits of {source} or of {model} are not finite, or all zero", "export another model")
     same = [equal for ours, theirs in pairs for equal in (ours.argmax(dim=-1) == theirs.argmax(dim=-1)).tolist()]
-    return Drift(max(distances), sum(same) / len(same))
+    return {"distance": max(distances), "top1": sum(same) / len(same)}
 
 
 def _logits(folder: Path, prompts: Sequence[Sequence[int]]) -> "list[torch.Tensor]":
@@ -150,7 +143,7 @@ def main(argv: list[str]) -> int:
         return _USAGE
     try:
         if wants_check:
-            print(json.dumps(check(*paths)._asdict()))
+            print(json.dumps(check(*paths)))
         else:
             convert(*paths)
     except DropforgeError as error:

@@ -6,12 +6,11 @@ line is {"error": MESSAGE, "hint": REMEDY}, and the exit code is the error's. It
 that must not load the training stack.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.errors import EXIT_FAILED, DropforgeError
+from pipeline.models.ask import run, say
 from pipeline.models.gpu_driver import nvidia_driver
 from pipeline.models.loading import Device, check_gpu, chosen_device
 
@@ -73,18 +72,5 @@ def _error_of(operation: Callable[[Any], Any], device: Device) -> str:
     return "" if bool(gradient.isfinite().all()) else "its gradient is not finite"
 
 
-def main() -> int:
-    """Print what `check` returns, or the error, as a line of JSON; return the exit code."""
-    try:
-        print(json.dumps(check(chosen_device())))
-    except DropforgeError as error:
-        print(json.dumps({"error": error.message, "hint": error.hint}))
-        return error.exit_code
-    except Exception as error:  # noqa: BLE001 - a library's message is better than none
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"[:500], "hint": "see nvidia-smi"}))
-        return EXIT_FAILED
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(lambda: say(**check(chosen_device())), "see nvidia-smi"))
