@@ -1,5 +1,6 @@
 """The evaluate step: candidate and champion answer the same held-out records; every answer is scored and stored."""
 
+from pipeline import durable
 from pipeline.artifacts import RECORDS_NAME, Dataset, Evaluation
 from pipeline.contract import Attempt
 from pipeline.evaluate import prediction_cache, scoring
@@ -8,7 +9,7 @@ from pipeline.evaluate.plan import go_on_with_smaller_batches, make_plan
 from pipeline.evaluate.suites import read_suites
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory
-from pipeline.records.heldout import read_heldout
+from pipeline.records.heldout import HeldoutRecord
 
 
 def evaluate(attempt: Attempt) -> Evaluation:
@@ -19,14 +20,15 @@ def evaluate(attempt: Attempt) -> Evaluation:
     champion is evaluated on the general suites, once. Answers in the prediction cache, or of an interrupted attempt,
     are reused. Other predictions are written to `predictions/<key>.jsonl`. Raises `Interrupted` if stopped,
     `StartAgain` if memory ran out and the next attempt uses smaller batches, `StepFailed` if memory does not suffice
-    for one prompt, vLLM fails or there are no held-out records, `CannotTrain` if a likelihood is not finite, the
+    for one prompt or vLLM fails, `CannotTrain` if a likelihood is not finite, the
     models' setups differ, no record is left, a suite is invalid, or the base model was replaced.
     """
     dataset, settings = attempt.load(Dataset), attempt.config.evaluate
     suites = read_suites(settings.general, attempt.spec.run)
     folder = attempt.make_folder("predictions")
     decoding = Decoding(dataset.max_new_tokens, settings.repetition_penalty, settings.batch_size)
-    heldout = read_heldout(attempt.path(dataset.folder) / "heldout.jsonl")
+    rows = durable.read_jsonl(attempt.path(dataset.folder) / "heldout.jsonl")
+    heldout = [HeldoutRecord.model_validate(row) for row in rows]
     plan = make_plan(attempt, heldout, suites, decoding, folder)
     records, (candidate, champion, *_) = plan.records, plan.models
     models = [Inference(attempt, requests) for requests in plan.models]

@@ -28,8 +28,6 @@ class Metric:
     """Name in sentences."""
     scores: Scores
     """Scores each prediction against the references at the same index, 0 to 1, higher is better."""
-    continuous: bool = True
-    """Whether scores between 0 and 1 occur: it determines the paired test."""
     applies: Callable[[Sequence[str]], bool] | None = None
     """Whether it applies to a record with these references; `None`: to every record."""
 
@@ -155,13 +153,13 @@ def _each(score: Callable[[str, Sequence[str]], float]) -> Scores:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("exact_match", "exact match", _each(exact_match), continuous=False),
+        Metric("exact_match", "exact match", _each(exact_match)),
         Metric("token_f1", "token F1", _each(token_f1)),
         Metric("rouge1", "ROUGE-1", partial(rouge, "rouge1")),
         Metric("rouge2", "ROUGE-2", partial(rouge, "rouge2")),
         Metric("rougeL", "ROUGE-L", partial(rouge, "rougeL")),
         Metric("chrf", "chrF", _each(chrf)),
-        Metric("json_valid", "valid JSON", _each(json_valid), continuous=False, applies=_all_json),
+        Metric("json_valid", "valid JSON", _each(json_valid), applies=_all_json),
         Metric("json_f1", "field F1", _each(json_f1), applies=_all_json),
     )
 }

@@ -1,4 +1,4 @@
-"""Identify prompts by hashes, read the held-out records that `prepare` wrote, and hash its files."""
+"""Identify prompts by hashes, describe the held-out records that `prepare` writes, and hash its files."""
 
 import hashlib
 import math
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pipeline import durable
 from pipeline.artifacts import Frozen
-from pipeline.errors import StepFailed
 from pipeline.models.template import fold
 
 #: The files that `prepare` writes and `dataset_hash` covers.
@@ -47,17 +46,6 @@ class HeldoutRecord(Frozen):
 def version_of(ids: Iterable[str]) -> str:
     """Return the sha256 of a set of record ids, in hexadecimal, independent of their order."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
-
-
-def read_heldout(path: Path) -> list[HeldoutRecord]:
-    """Return the held-out records in a file. Raises `StepFailed` if it has none, `OSError` if it cannot be read."""
-    records = [HeldoutRecord.model_validate(row) for row in durable.read_jsonl(path)]
-    if not records:
-        raise StepFailed(
-            "there are no held-out records to evaluate on",
-            "drop more rows, or a held-out set of your own into the track's heldout folder",
-        )
-    return records
 
 
 def dataset_hash(folder: Path) -> str:

@@ -32,7 +32,7 @@ def score_of(name: str, said: str, references: list[str]) -> float:
 def test_an_identical_answer_scores_one_and_half_of_it_less_in_every_script(name: str) -> None:
     for script, text in SCRIPTS.items():
         assert score_of(name, text, [text]) == 1.0
-        if METRICS[name].continuous and script in {"Thai", "Russian", "Chinese", "Hindi"}:
+        if name != "exact_match" and script in {"Thai", "Russian", "Chinese", "Hindi"}:
             assert 0.0 < score_of(name, text[: len(text) // 2], [text]) < 1.0, script
 
 
