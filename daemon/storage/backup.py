@@ -15,6 +15,7 @@ A backup lies on disks that others write to. So before anything in it is copied 
 relative and stay below the root, and no file may be a link or a device; `restore` lets the tables judge its rows.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -22,10 +23,10 @@ import socket
 import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from daemon.settings.model import Settings
 from daemon.state.database_file import BACKUPS, copy_database, schema_of, verify
@@ -48,8 +49,11 @@ _MOST_BYTES = durable.MOST_BYTES
 _LOCK = "backup.lock"
 _ANOTHER = "use another backup, each is a folder that `dropforge backup` made"
 _KEPT_FILES = "SELECT DISTINCT sha256, quarantined FROM \"drop\" WHERE state NOT IN ('rejected', 'duplicate')"
-_SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
-_WAITING = "SELECT id FROM run WHERE outcome = 'awaiting_approval'"
+#: Folders of the models of wins that wait for approval.
+_AWAITED = """
+SELECT 'models/' || json_extract(verdict, '$.candidate_model_id') AS path FROM run
+WHERE outcome = 'awaiting_approval' AND length(path) = 71 AND path NOT GLOB 'models/*[^0-9a-f]*'
+"""
 #: Of each track: the current champion, and the champion that a rollback would restore.
 _CHAMPIONS = """
 SELECT champion_path FROM track WHERE champion_path LIKE 'models/%'
@@ -144,7 +148,10 @@ def check(folder: Path) -> Manifest:
         if not _is_below(name):
             raise refusal(f"{folder} names a file that no backup holds: {name!r}")
     for name, seen in manifest.files.items():
-        if _seen_if_there(folder / name) != seen:
+        whole = False
+        with contextlib.suppress(OSError):  # it is missing or cannot be read
+            whole = _seen(folder / name) == seen
+        if not whole:
             raise DropforgeError(f"the backup is damaged: {folder / name} is missing or has changed", _ANOTHER)
     database = folder / DATABASE_NAME
     if DATABASE_NAME not in manifest.files or verify(database) != manifest.counts:
@@ -157,19 +164,6 @@ def refuse_unnamed(folder: Path, files: Iterable[str], database: Path) -> None:
     named = {DATABASE_NAME, *(name for name, _ in named_files(folder, database, with_models=True))}
     for name in set(files) - named:
         raise DropforgeError(f"{folder} holds a file that its database does not name: {name}", _ANOTHER)
-
-
-def open_regular(path: Path) -> int:
-    """
-    Open a file for reading, without waiting for a FIFO, and return its descriptor, which the caller must close.
-
-    Raises `DropforgeError` if it is not a regular file, and `OSError` if it cannot be opened or is a link.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise refusal(f"{path} is not a regular file")
-    return fd
 
 
 def _refuse_other_kinds(folder: Path) -> None:
@@ -263,15 +257,14 @@ def named_files(root: Path, database: Path, *, with_models: bool = False) -> Ite
     """
     with closing(sqlite3.connect(database)) as connection:
         drops = connection.execute(_KEPT_FILES).fetchall()
-        succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
-        waiting = [row[0] for row in connection.execute(_WAITING)]
     for sha256, quarantined in sorted(drops):
         # Bad rows that were set aside are not in the file, so its bytes are not those that were dropped.
         yield f"drops/{sha256}.jsonl", None if quarantined else sha256
-    for run in succeeded:
-        for path in (*sorted((root / "runs" / str(run)).glob("[!.]*.json")), *_report(root, run)):
-            yield path.relative_to(root).as_posix(), None
-    models = {*champions(database), *_awaited(root, waiting)} if with_models else set()
+    for run in succeeded(database):
+        for pattern in ("[!.]*.json", *(f"attempts/decide-*/report/{name}" for name in (JSON_NAME, PAGE_NAME))):
+            for path in sorted((root / "runs" / str(run)).glob(pattern)):
+                yield path.relative_to(root).as_posix(), None
+    models = {*champions(database), *_first_column(database, _AWAITED)} if with_models else set()
     for model in sorted(models):
         paths = [path for path in sorted((root / model).rglob("*")) if path.is_file()]
         yield from ((path.relative_to(root).as_posix(), None) for path in paths)
@@ -279,56 +272,36 @@ def named_files(root: Path, database: Path, *, with_models: bool = False) -> Ite
             yield f"{model}/", None
 
 
-def unreadable_verdicts(root: Path, database: Path) -> list[str]:
-    """Return the paths, relative to `root`, of a database's succeeded runs' verdicts that exist but are damaged."""
-    with closing(sqlite3.connect(database)) as connection:
-        succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
-    paths = [_verdict(root, run) for run in succeeded]
-    return [path.relative_to(root).as_posix() for path in paths if path.exists() and not _is_sound(read_object(path))]
+def unreadable_verdicts(root: Path, database: Path) -> Iterator[str]:
+    """Yield the paths, relative to `root`, of a database's succeeded runs' verdicts that exist but are damaged."""
+    for run in succeeded(database):
+        name = f"runs/{run}/decide.json"
+        if (root / name).exists() and not _is_sound(read_object(root / name)):
+            yield name
 
 
 def _is_sound(verdict: Mapping[str, object]) -> bool:
     """Return whether a verdict is not empty and names its report and candidate by relative paths, if at all."""
     named = [verdict.get(name) for name in ("report", "candidate_model_id")]
-    return bool(verdict) and all(one is None or _place_in(one) is not None for one in named)
+    return bool(verdict) and all(name is None or (isinstance(name, str) and _is_below(name)) for name in named)
 
 
-def _report(root: Path, run: int) -> list[Path]:
-    """Return the files of the evidence card that a run's verdict names; empty if there is no card any more."""
-    named = _place_in(read_object(_verdict(root, run)).get("report"))
-    return [path for name in (JSON_NAME, PAGE_NAME) if named and (path := root / named / name).is_file()]
-
-
-def _awaited(root: Path, runs: Sequence[int]) -> Iterator[str]:
-    """Yield the folders of the candidate models that the verdicts of `runs` name."""
-    for run in runs:
-        if named := _place_in(read_object(_verdict(root, run)).get("candidate_model_id")):
-            yield f"models/{named}"
-
-
-def _verdict(root: Path, run: int) -> Path:
-    return root / "runs" / str(run) / "decide.json"
-
-
-def _place_in(named: object) -> str | None:
-    """Return `named` if it is a relative path without `..`, or `None`: a damaged file may have any value."""
-    return named if isinstance(named, str) and _is_below(named) else None
+def succeeded(database: Path) -> list[int]:
+    """Return the ids of a database's runs that have succeeded."""
+    return _first_column(database, "SELECT id FROM run WHERE state = 'succeeded'")
 
 
 def champions(database: Path) -> tuple[str, ...]:
     """Return the folders, `models/<id>`, of merged models that are a track's current or previous champion, sorted."""
+    return tuple(sorted(_first_column(database, _CHAMPIONS)))
+
+
+def _first_column(database: Path, query: str) -> list[Any]:
     with closing(sqlite3.connect(database)) as connection:
-        return tuple(sorted(str(row[0]) for row in connection.execute(_CHAMPIONS)))
+        return [row[0] for row in connection.execute(query)]
 
 
 def _seen(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, durable.sha256_file(path)
-
-
-def _seen_if_there(path: Path) -> tuple[int, str] | None:
-    """Return size and sha256 of a file of a backup; `None` if it is missing or cannot be read."""
-    try:
-        with open(open_regular(path), "rb") as file:
-            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
+    """Return size and sha256 of a file."""
+    with durable.open_regular(path) as file:
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()

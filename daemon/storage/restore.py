@@ -31,10 +31,10 @@ from daemon.storage.backup import (
     Manifest,
     check,
     named_files,
-    open_regular,
     refusal,
     refuse_unnamed,
     stamp,
+    succeeded,
     unreadable_verdicts,
 )
 from daemon.storage.disk import is_full
@@ -44,7 +44,6 @@ from daemon.system.programs import user
 from pipeline import durable
 from pipeline.errors import DropforgeError
 
-_SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
 _ACCEPTED = "SELECT track, role, sha256, name FROM \"drop\" WHERE state = 'accepted'"
 #: Values that the tables take and a restore does not, by column.
 _BAD = {
@@ -255,8 +254,7 @@ def _put_runs_aside(root: StateFolder, work: WorkFolder, database: Path, replace
 
     The folders of runs go to the folder of that name in `work`: a rename stays on one disk.
     """
-    with closing(sqlite3.connect(database)) as connection:
-        over = {str(row[0]) for row in connection.execute(_SUCCEEDED)}
+    over = {str(run) for run in succeeded(database)}
     runs = work / replaced.relative_to(root) / "runs"
     runs.mkdir(parents=True, mode=0o700)
     later = [folder for folder in (work / "runs").glob("*") if folder.name not in over]
@@ -296,7 +294,7 @@ def _copy_aside(source: Path, target: Path, sha256: str) -> Path:
     """Copy a file durably to a temporary name next to `target`. Raises `DropforgeError` if its hash differs."""
     aside = target.with_name(f".{target.name}.restore.tmp")
     try:
-        with open(open_regular(source.resolve()), "rb") as old, aside.open("wb") as new:  # noqa: PTH123 - a descriptor
+        with durable.open_regular(source) as old, aside.open("wb") as new:
             shutil.copyfileobj(old, new)
         aside.chmod(0o600)
         durable.fsync_file(aside)

@@ -85,14 +85,8 @@ def test_a_backup_with_models_has_that_of_a_win_that_waits_for_approval(served: 
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"a win")
     (run,) = [row for row in rows(served.settings, Run) if row.state == "running"]
-    place = served.settings.state_folder / "runs" / str(run.id)
-    durable.write_json(place / "decide.json", {"outcome": "promoted", "candidate_model_id": folder.name})
-    run_owner.finish(
-        served.engine,
-        states.Claim(run.id, run.token),
-        run_owner.ending("awaiting_approval"),
-        served.tick(),
-    )
+    ending = run_owner.ending("awaiting_approval", candidate_model_id=folder.name)
+    run_owner.finish(served.engine, states.Claim(run.id, run.token), ending, served.tick())
     made = make(served.settings, tmp_path / "kept", with_models=True)
     assert (made.folder / "models" / folder.name / "model.safetensors").read_bytes() == b"a win"
     assert made.manifest.champions == (MODEL,), "nobody needs it to serve"
@@ -134,7 +128,8 @@ def test_a_verdict_that_names_places_elsewhere_leads_a_backup_nowhere(
 ) -> None:
     (served.folder / "report.json").write_text("{}")
     with transaction(served.engine) as session:
-        session.get_one(Run, 1).outcome = "awaiting_approval"
+        run = session.get_one(Run, 1)
+        run.outcome, run.verdict = "awaiting_approval", {"candidate_model_id": place}
     verdict = {"outcome": "promoted", "report": place, "candidate_model_id": place}
     durable.write_json(served.settings.state_folder / "runs/1/decide.json", verdict)
     manifest = make(served.settings, tmp_path / "kept", with_models=True).manifest
