@@ -373,18 +373,7 @@ class Outbox(SQLModel, table=True):
     digest_at: int
 
 
-EVERY: tuple[type[SQLModel], ...] = (
-    Track,
-    Drop,
-    Run,
-    Suspect,
-    Attempt,
-    Promotion,
-    Slot,
-    Event,
-    Message,
-    Outbox,
-)
+EVERY = tuple(SQLModel.__subclasses__())
 
 
 def _require_types() -> None:

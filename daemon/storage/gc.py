@@ -25,7 +25,6 @@ from daemon.state.events import record_event
 from daemon.state.layout import GC_LOCK_NAME, TRASH_NAME
 from daemon.state.run_files import attempt_folder
 from daemon.state.tables import Attempt
-from daemon.storage.disk import is_full
 from daemon.storage.garbage import Item, find_garbage
 from daemon.storage.retention import leftovers, what_is_in_use, what_is_kept
 from daemon.system.folders import StateFolder, WorkFolder
@@ -60,18 +59,21 @@ def collect(
         items = list(find_garbage(session, settings, kept, now))
     refused += kept.damaged
     if items and not dry_run:
+        refused += _empty_trash(root)  # on a full disk it may have no block for one more name
         with collecting(settings.state_folder), transaction(engine) as session:
             used = what_is_in_use(session, settings)
             items = [item for item in items if not used.holds(root / item.path)]
             refused += _throw_all_away(root, items)
-    found = Collected(dry_run=dry_run, items=tuple(items), bytes=sum(item.bytes for item in items))
+    collected = Collected(dry_run=dry_run, items=tuple(items), bytes=sum(item.bytes for item in items))
     if not dry_run:
         if items:
-            _record(engine, found, now)
-        empty_trash(root)
+            with transaction(engine) as session:
+                reasons, number = Counter(item.why for item in items), len(items)
+                record_event(session, "garbage_collected", now, bytes=collected.bytes, items=number, reasons=reasons)
+        refused += _empty_trash(root)
         if refused:
             raise refused[0]
-    return found
+    return collected
 
 
 def clear_attempt(work_folder: WorkFolder, attempt: Attempt) -> None:
@@ -105,17 +107,15 @@ def collecting(state_folder: StateFolder) -> Iterator[None]:
         os.close(fd)
 
 
-def empty_trash(work_folder: Path) -> None:
-    """Delete all in the trash, if it exists. Raises `OSError` if an entry cannot be deleted, after all others were."""
-    trash = work_folder / TRASH_NAME
-    refused = []
+def _empty_trash(work_folder: Path) -> list[OSError]:
+    """Delete all in the trash, if it exists; return the errors of the entries that cannot be deleted."""
+    trash, refused = work_folder / TRASH_NAME, []
     for path in list(trash.iterdir()) if trash.is_dir() else ():
         try:
             _delete(path)
         except OSError as error:
             refused.append(error)
-    if refused:
-        raise refused[0]
+    return refused
 
 
 def _delete(path: Path) -> None:
@@ -152,19 +152,5 @@ def _throw_away(root: Path, item: Item) -> None:
             path.rename(path.with_name(f"{path.stem}.removed.json"))
             durable.fsync_folder(path.parent)
     trash.mkdir(mode=0o700, exist_ok=True)
-    target = trash / uuid.uuid4().hex
-    try:
-        place.rename(target)
-    except OSError as error:
-        if not is_full(error):
-            raise
-        # The trash itself may need a block for one more name.
-        empty_trash(root)
-        place.rename(target)
+    place.rename(trash / uuid.uuid4().hex)
     durable.fsync_folder(place.parent)
-
-
-def _record(engine: Engine, found: Collected, now: int) -> None:
-    reasons = Counter(item.why for item in found.items)
-    with transaction(engine) as session:
-        record_event(session, "garbage_collected", now, bytes=found.bytes, items=len(found.items), reasons=reasons)

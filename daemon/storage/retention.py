@@ -100,8 +100,11 @@ def what_is_kept(session: Session, settings: Settings, now: int, cleared: set[tu
     _keep_newest(settings, kept)
     for run_id in kept.newest_runs:
         kept.keep(models_of(settings.work_folder, run_id))
-    for run_id in kept.runs:
-        kept.keep(_named_folders(settings.work_folder, run_id))
+    for folder in (settings.work_folder / "runs" / str(run_id) for run_id in kept.runs):
+        # Data set, adapter, report.
+        kept.keep(
+            _places(settings.work_folder, *(read_object(folder / f"{step.name}.json").get("folder") for step in STEPS))
+        )
     return kept
 
 
@@ -205,12 +208,6 @@ def _named(run_folder: Path) -> set[str]:
     return {str(name) for name in (merged.get("model_id"), verdict.get("candidate_model_id")) if name}
 
 
-def _named_folders(root: Path, run_id: int) -> set[Path]:
-    """Return the folders that a run's published artifacts name: data set, adapter, report."""
-    artifacts = [read_object(root / "runs" / str(run_id) / f"{step.name}.json") for step in STEPS]
-    return _places(root, *(artifact.get("folder") for artifact in artifacts))
-
-
 def working_files(run_folder: Path) -> Iterator[Path]:
     """Yield a run's `checkpoints`, temporary files, and the `leftovers` of its attempts."""
     yield from sorted(run_folder.glob(".*.tmp"))
@@ -228,17 +225,14 @@ def leftovers(attempt: Path) -> Iterator[Path]:
 
 def tree_bytes(path: Path) -> int:
     """Return the bytes that deleting a file or folder frees: 0 if missing; a file with other hard links frees none."""
-    if path.is_symlink() or not path.is_dir():
-        return _file_bytes(path)
-    return sum(_file_bytes(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)
-
-
-def _file_bytes(path: Path) -> int:
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return 0
-    return found.st_size if found.st_nlink == 1 else 0
+    files, size = [path], 0
+    if path.is_dir() and not path.is_symlink():
+        files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            info = file.lstat()
+            size += info.st_size if info.st_nlink == 1 else 0
+    return size
 
 
 def _places(root: Path, *paths: object) -> set[Path]:
