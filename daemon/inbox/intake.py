@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 from sqlmodel import Session, col, select
 
 from daemon.inbox.answers import receipts
-from daemon.inbox.answers.receipts import Document, Filing
+from daemon.inbox.answers.receipts import ERRORS, RECEIPT, Document
 from daemon.inbox.answers.remarks import lacking
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
@@ -94,7 +94,7 @@ class Intake:
         self._inbox = InboxFolders(settings.inbox_folder)
         receipts.remove_leftovers(self._inbox)
         self._disk = Disk(settings)
-        self._told: set[tuple[Settled, str]] = set()
+        self._left_before: set[tuple[Settled, str]] = set()
         self.limit = WaitingLimit(engine, settings, self._inbox)
 
     def take(self, settled: Settled, now_ms: int) -> Outcome:
@@ -123,13 +123,17 @@ class Intake:
             return self._left(settled, "unreadable", f"{error.message}; {error.hint}", now_ms)
 
     def _take(self, source: _Source) -> Outcome:
-        settled = source.settled
+        settled, full = source.settled, ""
         with transaction(self._engine) as session:
             source = source._replace(earlier=_earlier(session, source))
-            finished = self._finish_earlier(session, source)
-            full = "" if finished is not None else self.limit.why_full(session, settled, source.info)
-        if finished is not None:
-            return self._file_away(*finished, source.now)
+            drop, detail = source.earlier or (None, {})
+            if drop is None:
+                full = self.limit.why_full(session, settled, source.info)
+            original = session.get(Drop, drop.duplicate_of) if drop and drop.duplicate_of is not None else None
+        if (
+            drop is not None and drop.state != DropState.REJECTED and not drop.quarantined
+        ):  # else its findings are needed
+            return self._answer(source, drop, _receipt(drop, detail, original, drop.sha256))
         refused = None if full else self._refused_unread(source)
         if refused is not None:
             return self._reject(source, refused, refused.reason, sha256="")
@@ -149,7 +153,7 @@ class Intake:
             drop, detail = source.earlier
             again = validate(taken.path, replace(options, most_bad_rows=drop.quarantined))
             errors = receipts.errors(drop, again, taken.sha256)
-            return self._answer(source, drop, _receipt(drop, detail, None, taken.sha256), detail.get("run"), errors)
+            return self._answer(source, drop, _receipt(drop, detail, None, taken.sha256), errors)
         same = self._duplicate(source, taken, taken.sha256)
         if same is not None:
             return same
@@ -207,7 +211,7 @@ class Intake:
             _record(session, drop, source, notices, run=run, file_sha256=sha256, kinds=noted_kinds(validation))
         receipt = receipts.receipt(drop, run, None, notices, sha256)
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
-        return self._answer(source, drop, receipt, run, errors)
+        return self._answer(source, drop, receipt, errors)
 
     def _lacks(self, session: Session, drop: Drop) -> str | None:
         """Return why the drop's track has too few rows for a verdict, or `None`."""
@@ -227,34 +231,22 @@ class Intake:
             drop.warnings = sum(notice.rows for notice in validation.warnings)
             with transaction(self._engine) as session:
                 _record(session, drop, source, (), kinds=noted_kinds(validation), rules=validation.rules)
-        return self._answer(source, drop, None, None, receipts.errors(drop, validation, sha256))
+        return self._answer(source, drop, None, receipts.errors(drop, validation, sha256))
 
-    def _answer(
-        self, source: _Source, drop: Drop, receipt: Document | None, run: object = None, errors: Document | None = None
-    ) -> Outcome:
-        return self._file_away(*_filing(source, drop, run, receipt, errors), source.now)
-
-    def _file_away(self, filing: Filing, outcome: Outcome, now: int) -> Outcome:
+    def _answer(self, source: _Source, drop: Drop, receipt: Document | None, errors: Document | None = None) -> Outcome:
         """Move a recorded file out of the inbox; on failure return "not_moved", and the next scan tries again."""
-        settled = filing.settled
+        settled = source.settled
+        documents = {ERRORS: errors, RECEIPT: receipt}
         try:
-            receipts.file_away(self._inbox, filing)
+            receipts.file_away(self._inbox, settled, source.info, drop, documents)
         except (OSError, InboxUnusable) as error:
             why = str(error) if isinstance(error, InboxUnusable) else error.strerror or str(error)
-            words = f"recorded as drop {filing.drop}, but it cannot leave the inbox: {why}"
-            return self._left(settled, "not_moved", words, now)
-        self._told = {told for told in self._told if told[0] != settled}
-        return outcome
-
-    def _finish_earlier(self, session: Session, source: _Source) -> tuple[Filing, Outcome] | None:
-        """Return the filing of a file recorded before a crash; `None` if it is new, or its findings are needed."""
-        if source.earlier is None:
-            return None
-        drop, detail = source.earlier
-        if drop.state == DropState.REJECTED or drop.quarantined:
-            return None
-        original = session.get(Drop, drop.duplicate_of) if drop.duplicate_of is not None else None
-        return _filing(source, drop, detail.get("run"), _receipt(drop, detail, original, drop.sha256))
+            words = f"recorded as drop {drop.id}, but it cannot leave the inbox: {why}"
+            return self._left(settled, "not_moved", words, source.now)
+        self._left_before = {key for key in self._left_before if key[0] != settled}
+        kind: Kind = next((kind for kind in get_args(Taken) if kind == drop.state), "accepted")
+        message, run = (receipt["sentence"], receipt["run"]) if receipt else (str(drop.reason), None)
+        return Outcome(kind, drop.track, drop.name, drop.id, run, message)
 
     def _refused_unread(self, source: _Source) -> Validation | None:
         why = refusal(source.info)
@@ -281,8 +273,8 @@ class Intake:
     def _left(self, settled: Settled, kind: Kind, message: str, now: int) -> Outcome:
         """Return the outcome of a file that stays in the inbox; record an event the first time."""
         key = (settled, kind)
-        if key not in self._told:
-            self._told.add(key)
+        if key not in self._left_before:
+            self._left_before.add(key)
             with transaction(self._engine) as session:
                 name = _shown(settled)
                 record_event(session, f"drop_{kind}", now, track=settled.track, name=name, message=message)
@@ -302,17 +294,6 @@ def _receipt(drop: Drop, detail: Mapping[str, object], original: Drop | None, sh
     run, noted = detail.get("run"), detail.get("warnings")
     notices = [Notice.model_validate(value) for value in noted] if isinstance(noted, list) else []
     return receipts.receipt(drop, run if isinstance(run, int) else None, original, notices, sha256)
-
-
-def _filing(
-    source: _Source, drop: Drop, run: object, receipt: Document | None, errors: Document | None = None
-) -> tuple[Filing, Outcome]:
-    number = drop.id or 0
-    kinds: dict[str, Kind] = {"proposed": "proposed", "rejected": "rejected", "duplicate": "duplicate"}
-    kind = kinds.get(drop.state, "accepted")
-    message = str(receipt["sentence"] if receipt else drop.reason)
-    filing = Filing(source.settled, source.info, number, kind == "rejected", receipt, errors)
-    return filing, Outcome(kind, drop.track, drop.name, number, run if isinstance(run, int) else None, message)
 
 
 def _drop(source: _Source, state: DropState, sha256: str) -> Drop:

@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from daemon.inbox.drop_folders import DONE, REJECTED
@@ -34,25 +33,6 @@ _LONGEST_NAME = 190
 _MOST_FINDINGS = 100
 _LONGEST_ENDING = 20
 _FIRST_TRIES = 20
-
-
-@dataclass(frozen=True)
-class Filing:
-    """A recorded file that still has to leave the inbox, with the documents to write next to it."""
-
-    settled: Settled
-    info: os.stat_result
-    """The file that was recorded; another one under its name is left alone."""
-    drop: int
-    rejected: bool
-    receipt: Document | None
-    errors: Document | None
-
-    @property
-    def documents(self) -> dict[str, Document]:
-        """The documents to write next to the file, by the ending of their names."""
-        both = {ERRORS: self.errors, RECEIPT: self.receipt}
-        return {ending: document for ending, document in both.items() if document is not None}
 
 
 def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequence[Notice], sha256: str) -> Document:
@@ -111,27 +91,30 @@ def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
     }
 
 
-def file_away(inbox: InboxFolders, filing: Filing) -> None:
+def file_away(
+    inbox: InboxFolders, settled: Settled, info: os.stat_result, drop: Drop, made: Mapping[str, Document | None]
+) -> None:
     """
-    Write a filing's documents to `done/` or `rejected/`, then move the file next to them if it is unchanged.
+    Write a drop's documents to `done/` or `rejected/`, then move its file next to them if it is unchanged.
 
-    A file that changed or is gone meanwhile is left alone, without an error. Nothing is overwritten: a name that is
-    taken gets a number. Raises `OSError` or `InboxUnusable`, and may then be called again.
+    `info` is the file's when it was recorded; `made` has the documents by the ending of their names. A file that
+    changed or is gone meanwhile is left alone, without an error. Nothing is overwritten: a name that is taken gets a
+    number. Raises `OSError` or `InboxUnusable`, and may then be called again.
     """
-    settled = filing.settled
-    home = home_of(settled.track, rejected=filing.rejected)
-    source, target = inbox.shared(*settled.folders), inbox.answers(*home, owner=filing.info.st_uid)
-    names = map(os.fsdecode, names_for(settled.name, filing.drop))
-    name = os.fsencode(next(name for name in names if _is_free(target, name, filing.documents)))
-    for ending, document in filing.documents.items():
+    documents = {ending: document for ending, document in made.items() if document is not None}
+    home = home_of(settled.track, rejected=drop.state == DropState.REJECTED)
+    source, target = inbox.shared(*settled.folders), inbox.answers(*home, owner=info.st_uid)
+    names = map(os.fsdecode, names_for(settled.name, drop.id or 0))
+    name = os.fsencode(next(name for name in names if _is_free(target, name, documents)))
+    for ending, document in documents.items():
         durable.write_json(target.path / (os.fsdecode(name) + ending), document)
     try:
-        unchanged = identity(look(settled.name, source.fd)) == identity(filing.info)
+        unchanged = identity(look(settled.name, source.fd)) == identity(info)
     except FileNotFoundError:
         return
     if unchanged:
         os.rename(settled.name, name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
-        _give_back_another(source, settled.name, target, name, filing.info)
+        _give_back_another(source, settled.name, target, name, info)
         os.fsync(target.fd)
         os.fsync(source.fd)
 
